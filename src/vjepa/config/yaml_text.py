@@ -1,0 +1,137 @@
+"""Strict YAML text <-> plain Python values.
+
+PyYAML reads YAML 1.1, in which ``1e-3`` is a text, ``no`` is false and a key that stands twice
+silently keeps its last value. Each of these has cost somebody a training run, so the loader here
+reads scalars as YAML 1.2 does and refuses duplicate keys; the dumper uses the same rules, so that
+what it writes loads back equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+from yaml.constructor import ConstructorError
+
+from vjepa.errors import UserError
+
+_SCALARS: tuple[tuple[str, str, str], ...] = (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+(?:_[0-9]+)*", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:_[0-9]+)*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+)
+"""Tag, pattern and possible first characters of the plain scalars that are not texts."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars as YAML 1.2 does and refuses a key that stands twice."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own class attribute)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As PyYAML's, with every key a text that stands once."""
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or key_node.tag != "tag:yaml.org,2002:str":
+                raise ConstructorError(
+                    None, None, f"the key {key!r} is not a name", key_node.start_mark
+                )
+            if key in seen:
+                raise ConstructorError(
+                    None, None, f"the key {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def construct_decimal_int(self, node: yaml.ScalarNode) -> int:
+        """A decimal integer: ``010`` is ten here, not eight as in YAML 1.1."""
+        return int(node.value)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes with the loader's rules, so that a text such as ``1e-3`` gets its quotes."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own class attribute)
+
+    def ignore_aliases(self, data: object) -> bool:  # noqa: ARG002 (PyYAML's signature)
+        """Write repeated values out in full."""
+        return True
+
+
+for _tag, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+        if _tag.endswith("null"):
+            _class.add_implicit_resolver(_tag, re.compile(r"\Z"), [""])
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal_int)
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq",
+        items,
+        flow_style=not any(isinstance(item, (dict, list)) for item in items),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class OverrideText:
+    """A value given as text on the command line.
+
+    Which type it should have is known only once its field is: ``2024`` is a number for one field
+    and a name for another. So both readings are kept until then.
+    """
+
+    text: str
+    """As typed."""
+    parsed: object
+    """As YAML reads it; the text itself where it is no valid YAML."""
+
+    @classmethod
+    def parse(cls, text: str) -> OverrideText:
+        """Read `text` as YAML; text that is no YAML stays a text."""
+        try:
+            return cls(text, yaml.load(text, Loader=_Loader))
+        except yaml.YAMLError:
+            return cls(text, text)
+
+
+def parse_yaml(text: str, source: str) -> dict[str, object]:
+    """The mapping that a YAML text holds; an empty text is an empty mapping.
+
+    Args:
+        text: The file's content.
+        source: What to call it in an error, usually its path.
+
+    Raises:
+        UserError: It is no YAML, holds a key twice, or is not a mapping.
+    """
+    try:
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = " ".join(str(error.problem or error.context).split())
+        raise UserError(f"{place}: not valid YAML: {problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if data is None:
+        return {}
+    if not isinstance(data, Mapping):
+        kind = "a list" if isinstance(data, list) else f"the value {data!r}"
+        raise UserError(f"{source}: expected settings as 'name: value' lines, found {kind}")
+    return dict(data)
+
+
+def write_yaml(data: Mapping[str, object]) -> str:
+    """YAML text of plain values, in their order; short lists stand on one line."""
+    return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

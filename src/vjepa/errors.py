@@ -1,0 +1,13 @@
+"""The error that a user can mend.
+
+Everything below the command line raises :class:`UserError` for bad input: a missing file, a wrong
+field, a truncated checkpoint. Its message is one line that names the file or field and the remedy.
+The command line prints that line and exits with code 2; any other exception is a defect of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Bad input: the message names the file or field, what is wrong with it, and the remedy."""

@@ -1,0 +1,1 @@
+"""Tables, plots, pictures and self-contained HTML reports: plain results in, files out."""

@@ -1,0 +1,93 @@
+"""A report as one HTML file: no script, no reference to anything outside, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vjepa.reporting.pictures import Picture, png_data_uri
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An SVG drawing (trusted text, from :mod:`vjepa.reporting.charts`) with its caption."""
+
+    svg: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class PictureBlock:
+    """An image uint8 [H, W, 3] with its caption; small pictures are shown without smoothing."""
+
+    picture: Picture
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain text under a header; `strong_rows` are shown bold."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    strong_rows: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or preformatted text such as a config."""
+
+    text: str
+    preformatted: bool = False
+
+
+Block = Chart | PictureBlock | Table | Text
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the page; `folded` sections open on a click."""
+
+    title: str
+    lede: str = ""
+    blocks: Sequence[Block] = field(default_factory=tuple)
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A headline number with its meaning."""
+
+    value: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page: title, one-paragraph answer, headline figures, sections."""
+
+    title: str
+    answer: str
+    figures: Sequence[Figure]
+    sections: Sequence[Section]
+    footer: str
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Render the report and write it (aside first, then renamed) to `path`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("vjepa.reporting"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = png_data_uri
+    environment.filters["kind"] = lambda block: type(block).__name__
+    text = environment.get_template("report.html").render(report=report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,145 @@
+"""Pictures of clips, masks, features and predictions as uint8 images `[H, W, 3]`.
+
+Every function takes plain NumPy arrays and returns one image; nothing here knows a model or a job.
+Shapes: `T` frames, `H W` pixels, `t h w` token grid, `D` feature width.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Picture = NDArray[np.uint8]
+
+_HIDDEN_GREY = 128
+_GAP = 4
+
+
+def upscale(frames: Picture, size: int) -> Picture:
+    """Enlarge small frames by whole pixels, so that a 32-pixel clip can be seen.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        size: Wanted height in pixels; the factor is the nearest whole number >= 1.
+
+    Returns:
+        uint8 [T, H*f, W*f, 3].
+    """
+    factor = max(1, round(size / frames.shape[1]))
+    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def filmstrip(frames: Picture, gap: int = _GAP) -> Picture:
+    """Frames side by side, uint8 [T, H, W, 3] -> [H, T*W + gaps, 3], separated by white."""
+    height = frames.shape[1]
+    white = np.full((height, gap, 3), 255, np.uint8)
+    parts: list[Picture] = []
+    for frame in frames:
+        parts += [frame, white]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def stack_rows(rows: list[Picture], gap: int = _GAP) -> Picture:
+    """Images of any width below each other, left aligned on white: -> uint8 [H, W, 3]."""
+    width = max(row.shape[1] for row in rows)
+    parts: list[Picture] = []
+    for row in rows:
+        padded = np.full((row.shape[0] + gap, width, 3), 255, np.uint8)
+        padded[: row.shape[0], : row.shape[1]] = row
+        parts.append(padded)
+    return np.concatenate(parts, axis=0)[:-gap]
+
+
+def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) -> NDArray:
+    """Spread one value (or vector) per token over the pixels that the token covers.
+
+    Args:
+        grid: Any dtype, [t, h, w] or [t, h, w, c].
+        num_frames, height, width: Target size; need not be multiples of the grid.
+
+    Returns:
+        [T, H, W] or [T, H, W, c], nearest token for every pixel.
+    """
+    t, h, w = grid.shape[:3]
+    frame_of = np.arange(num_frames) * t // num_frames
+    row_of = np.arange(height) * h // height
+    column_of = np.arange(width) * w // width
+    return grid[frame_of][:, row_of][:, :, column_of]
+
+
+def hide_masked(frames: Picture, masked: NDArray[np.bool_]) -> Picture:
+    """The clip as the context encoder sees it: masked patches in grey (Figure 9 of the paper).
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        masked: bool [t, h, w], True where a token is hidden.
+
+    Returns:
+        uint8 [T, H, W, 3].
+    """
+    where = tokens_to_frames(masked, *frames.shape[:3])
+    return np.where(where[..., None], np.uint8(_HIDDEN_GREY), frames)
+
+
+def heat(
+    frames: Picture, values: NDArray[np.floating], where: NDArray[np.bool_], limit: float
+) -> Picture:
+    """Lay a heat map over a grey version of the clip.
+
+    Args:
+        frames: uint8 [T, H, W, 3].
+        values: float [t, h, w], for example the prediction error of each token.
+        where: bool [t, h, w]; only there the map is drawn.
+        limit: The value that is drawn as fully red; 0 is drawn as blue-green.
+
+    Returns:
+        uint8 [T, H, W, 3].
+    """
+    grey = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.6 + 60
+    share = np.clip(values / max(limit, 1e-12), 0.0, 1.0)[..., None]
+    low, high = np.array([20.0, 150.0, 160.0]), np.array([225.0, 45.0, 30.0])
+    colours = tokens_to_frames(low + share * (high - low), *frames.shape[:3])
+    drawn = tokens_to_frames(where, *frames.shape[:3])[..., None]
+    return np.where(drawn, 0.35 * grey + 0.65 * colours, grey).clip(0, 255).astype(np.uint8)
+
+
+def pca_colours(tokens: NDArray[np.floating]) -> Picture:
+    """The three main directions of a clip's features as red, green, blue.
+
+    Args:
+        tokens: float [t, h, w, D], the features of one clip (or clips stacked along t).
+
+    Returns:
+        uint8 [t, h, w, 3]; each channel is stretched between its 1st and 99th percentile. The sign
+        of a component is fixed (its largest loading is positive), so the same features give the same
+        colours.
+    """
+    flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
+    centred = flat - flat.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    directions = directions[:3]
+    largest = np.abs(directions).argmax(axis=1)
+    directions = directions * np.sign(directions[np.arange(len(directions)), largest])[:, None]
+    scores = np.zeros((len(flat), 3))
+    scores[:, : len(directions)] = centred @ directions.T
+    low, high = np.percentile(scores, 1, axis=0), np.percentile(scores, 99, axis=0)
+    share = ((scores - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return (share * 255).round().astype(np.uint8).reshape(*tokens.shape[:3], 3)
+
+
+def write_png(picture: Picture, path: Path) -> None:
+    """Write uint8 [H, W, 3] as a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, optimize=True)
+
+
+def png_data_uri(picture: Picture) -> str:
+    """A PNG as a data URI, so that a report is one file without references."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

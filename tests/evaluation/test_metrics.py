@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa.evaluation.metrics import ClassificationSums, probabilities_of
+
+CLASSES = tuple("abcdefg")
+
+
+def _data(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, len(CLASSES), generator=generator)
+    labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
+    return probabilities_of(logits), labels
+
+
+def _sums(probabilities: torch.Tensor, labels: torch.Tensor, batch: int) -> ClassificationSums:
+    sums = ClassificationSums(CLASSES)
+    for start in range(0, len(labels), batch):
+        sums.add(probabilities[start : start + batch], labels[start : start + batch])
+    return sums
+
+
+@pytest.mark.parametrize("batch", [1, 8, 10, 103, 500])
+def test_uneven_last_batches_change_nothing(batch: int) -> None:
+    probabilities, labels = _data(103)
+    got = _sums(probabilities, labels, batch).metrics()
+    predicted = probabilities.argmax(dim=1)
+    assert got.count == 103
+    assert got.correct == int((predicted == labels).sum())
+    assert got.top1 == got.correct / 103
+    order = probabilities.argsort(dim=1, descending=True)[:, :5]
+    assert got.top5 == pytest.approx(float((order == labels[:, None]).any(1).double().mean()))
+    nll = -probabilities[torch.arange(103), labels].log()
+    assert got.loss == pytest.approx(float(nll.mean()), rel=1e-12)
+    assert sum(sum(row) for row in got.confusion) == 103
+    # The mean of per-batch percentages, which the sums avoid, is another number here.
+    if batch == 10:
+        hits = (predicted == labels).double()
+        per_batch = torch.stack([chunk.mean() for chunk in hits.split(10)]).mean()
+        assert float(per_batch) != pytest.approx(got.top1, abs=1e-4)
+
+
+def test_padding_rows_do_not_count() -> None:
+    probabilities, labels = _data(20)
+    valid = torch.ones(20, dtype=torch.bool)
+    valid[17:] = False
+    padded = ClassificationSums(CLASSES)
+    padded.add(probabilities, labels, valid)
+    plain = ClassificationSums(CLASSES)
+    plain.add(probabilities[:17], labels[:17])
+    assert padded.metrics() == plain.metrics()
+    padded.add(probabilities, labels, torch.zeros(20, dtype=torch.bool))
+    assert padded.count == 17
+
+
+def test_merged_processes_give_the_whole() -> None:
+    probabilities, labels = _data(50)
+    first = _sums(probabilities[:31], labels[:31], 7)
+    first.merge(_sums(probabilities[31:], labels[31:], 7))
+    whole = _sums(probabilities, labels, 50).metrics()
+    merged = first.metrics()
+    assert merged.confusion == whole.confusion
+    assert merged.top5 == whole.top5
+    assert merged.loss == pytest.approx(whole.loss, rel=1e-12)
+    assert merged.calibration_error == pytest.approx(whole.calibration_error, rel=1e-12)
+    with pytest.raises(ValueError, match="classes"):
+        first.merge(ClassificationSums(("x", "y")))
+
+
+def test_confusion_and_classes_by_hand() -> None:
+    sums = ClassificationSums(("cat", "dog", "emu"))
+    probabilities = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    sums.add(probabilities, torch.tensor([0, 1, 1]))
+    got = sums.metrics()
+    assert got.confusion == ((1, 0, 0), (1, 1, 0), (0, 0, 0))
+    assert [entry.accuracy for entry in got.per_class] == [1.0, 0.5, None]
+    assert got.mean_class_accuracy == 0.75  # the class without a video is not in the mean
+    assert got.top5 is None  # three classes
+
+
+def test_ties_go_to_the_lowest_class() -> None:
+    sums = ClassificationSums(("a", "b"))
+    even = torch.full((2, 2), 0.5)
+    sums.add(even, torch.tensor([0, 1]))
+    assert sums.metrics().confusion == ((1, 0), (1, 0))
+
+
+def test_calibration_error_by_hand() -> None:
+    sums = ClassificationSums(("a", "b"))
+    # Four answers of confidence 0.9 of which three are right: |0.75 - 0.9| = 0.15.
+    probabilities = torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64)
+    sums.add(probabilities, torch.tensor([0, 0, 0, 1]))
+    assert sums.metrics().calibration_error == pytest.approx(0.15, abs=1e-12)
+    sure = ClassificationSums(("a", "b"))
+    sure.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    assert sure.metrics().calibration_error == 0.0
+    assert sure.metrics().loss == 0.0
+
+
+def test_bad_input_is_refused() -> None:
+    sums = ClassificationSums(CLASSES)
+    probabilities, labels = _data(4)
+    with pytest.raises(ValueError, match="shape"):
+        sums.add(probabilities[:, :3], labels)
+    with pytest.raises(ValueError, match="outside"):
+        sums.add(probabilities, labels + len(CLASSES))
+    with pytest.raises(ValueError, match="finite"):
+        sums.add(probabilities * float("nan"), labels)
+    with pytest.raises(ValueError, match="no video"):
+        sums.metrics()
+
+
+def test_metrics_are_plain_json_types() -> None:
+    import json
+
+    got = _sums(*_data(30), batch=7).metrics().to_dict()
+    again = json.loads(json.dumps(got))
+    assert again["count"] == 30
+    assert again["wilson"]["low"] < again["top1"] < again["wilson"]["high"]
+    assert np.array(again["confusion"]).sum() == 30
