@@ -9,6 +9,7 @@ samples costs a few NumPy calls instead of one generator object per sample.
 
 from __future__ import annotations
 
+import functools
 import zlib
 
 import numpy as np
@@ -21,19 +22,27 @@ _FEISTEL_ROUNDS = 6
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64 finaliser, element by element (wrapping arithmetic is intended)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
-        return x ^ (x >> np.uint64(31))
+    """SplitMix64 finaliser, element by element, of an array (which wraps silently, as intended)."""
+    x = x ^ (x >> np.uint64(30))
+    x *= _MIX_1
+    x ^= x >> np.uint64(27)
+    x *= _MIX_2
+    x ^= x >> np.uint64(31)
+    return x
 
 
+@functools.lru_cache(maxsize=1024)
 def _key(seed: int, stream: str) -> NDArray[np.uint64]:
-    """A 64-bit key, shape [1], of a seed and the name of what is drawn."""
-    with np.errstate(over="ignore"):
-        seed_bits = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
-        name_bits = np.uint64(zlib.crc32(stream.encode()))
-        return _mix(_mix(seed_bits + _GOLDEN) ^ (name_bits * _MIX_1))
+    """A 64-bit key, shape [1], of a seed and the name of what is drawn; not to be written to."""
+    seed_bits = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+    name_bits = np.array([zlib.crc32(stream.encode())], dtype=np.uint64)
+    return _mix(_mix(seed_bits + _GOLDEN) ^ (name_bits * _MIX_1))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(count: int) -> NDArray[np.uint64]:
+    """The counter's steps, uint64 [count]; not to be written to."""
+    return np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
 
 
 def random_bits(
@@ -50,11 +59,12 @@ def random_bits(
     Returns:
         uint64 [..., count].
     """
-    base = np.asarray(ordinals, dtype=np.int64).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        per_ordinal = _mix(_key(seed, stream) ^ _mix((base + np.uint64(1)) * _GOLDEN).reshape(-1))
-        steps = (np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)[None, :]
-        return _mix(per_ordinal[:, None] + steps).reshape(*base.shape, count)
+    given = np.asarray(ordinals, dtype=np.int64)
+    base = given.reshape(-1).astype(np.uint64)
+    base += np.uint64(1)
+    base *= _GOLDEN
+    per_ordinal = _mix(_key(seed, stream) ^ _mix(base))
+    return _mix(per_ordinal[:, None] + _steps(count)).reshape(*given.shape, count)
 
 
 def uniforms(
@@ -64,7 +74,9 @@ def uniforms(
 
     Arguments as in :func:`random_bits`.
     """
-    return (random_bits(seed, stream, ordinals, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (random_bits(seed, stream, ordinals, count) >> np.uint64(11)).astype(
+        np.float64
+    ) * 2.0**-53
 
 
 def derive_seed(seed: int, stream: str, ordinal: int = 0) -> int:

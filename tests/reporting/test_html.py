@@ -8,11 +8,23 @@ from html.parser import HTMLParser
 import numpy as np
 
 from vjepa.reporting import charts
-from vjepa.reporting.html import Chart, Figure, PictureBlock, Report, Section, Table, Text, write_report
+from vjepa.reporting.html import (
+    Chart,
+    Figure,
+    PictureBlock,
+    Report,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
 
 
 def _report() -> Report:
-    lines = [charts.Line("loss <train>", [0, 1, 2], [3.0, 2.0, 1.5]), charts.Line("b", [0, 1], [1, 2], 2)]
+    lines = [
+        charts.Line("loss <train>", [0, 1, 2], [3.0, 2.0, 1.5]),
+        charts.Line("b", [0, 1], [1, 2], 2),
+    ]
     estimates = [
         charts.Estimate("motion, 160 labels", "pretrained", 0.5, 0.45, 0.55, 1),
         charts.Estimate("motion, 160 labels", "random", 0.3, 0.25, 0.35, 3),
@@ -20,15 +32,22 @@ def _report() -> Report:
     ]
     blocks = (
         Chart(charts.line_chart(lines, x_label="step", y_label="loss", reference=1.0), "curves"),
-        Chart(charts.estimate_chart(estimates, x_label="%", chance={"appearance": 0.1}), "probes", True),
+        Chart(
+            charts.estimate_chart(estimates, x_label="%", chance={"appearance": 0.1}),
+            "probes",
+            True,
+        ),
         PictureBlock(np.zeros((4, 4, 3), np.uint8), "a picture"),
         Table(("a", "b"), (("1", "<script>"),), strong_rows=frozenset({0})),
         Text("plain"),
         Text("key: 1", preformatted=True),
     )
     return Report(
-        "Title", "Answer & more", (Figure("12 %", "gain"),),
-        (Section("Open", "why", blocks), Section("Closed", folded=True)), "end",
+        "Title",
+        "Answer & more",
+        (Figure("12 %", "gain"),),
+        (Section("Open", "why", blocks), Section("Closed", folded=True)),
+        "end",
     )
 
 

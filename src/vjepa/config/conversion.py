@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -233,17 +234,24 @@ class _Converter:
     def _refused(
         self, cls: type, path: str, values: Mapping[str, object], message: str
     ) -> UserError:
-        """The error of a ``__post_init__``: its message begins with the name of a field."""
+        """The error of a ``__post_init__``: its message begins with the name of a field.
+
+        The name may be dotted where a config refuses a combination of what it is made of.
+        """
         message = " ".join(message.split())
-        name = message.partition(" ")[0].rstrip(":,")
-        if name not in schema.field_types(cls):
+        name, _, rest = message.partition(" ")
+        colon = ":" if name.endswith(":") else ""
+        first, *inner = re.sub(r"\[(\d+)\]", r".\1", name.rstrip(":")).split(".")
+        if first not in schema.field_types(cls):
             where = f"{path}: " if path else ""
             return UserError(f"{self._source_of(path)}: {where}{message}")
-        full = f"{path}.{name}" if path else name
-        shown = show(values[name])
-        got = "" if shown in message else f" (value {shown})"
-        rest = message[len(name) :]
-        return UserError(f"{self._source_of(full)}: {full}{rest}{got}")
+        value = values[first]
+        for part in inner:
+            items = isinstance(value, tuple) and part.isdigit()
+            value = value[int(part)] if items else getattr(value, part, None)
+        full = ".".join(filter(None, [path, first, *inner]))
+        got = "" if show(value) in rest else f" (value {show(value)})"
+        return UserError(f"{self._source_of(full)}: {full}{colon} {rest}{got}")
 
 
 def _names(cls: type) -> str:

@@ -135,7 +135,7 @@ class _Sources:
         self._origin[path] = source
 
     def set(self, dotted: str, value: object, source: str) -> None:
-        """Set one field by its dotted name; a number steps into a list."""
+        """Set one field by its dotted name; a number steps into a list or adds its next item."""
         parts = dotted.replace("-", "_").split(".")
         if not all(parts):
             raise UserError(f"{source}: {dotted!r} is not the name of a setting")
@@ -166,11 +166,13 @@ class _Sources:
                 f" (value {show(value)})"
             )
         items, index = list(items), int(rest[0])
-        if index >= len(items):
+        if index > len(items):
             raise UserError(
                 f"{source}: {name}.{index}: there is no such item (value {show(value)}): the list"
-                f" has {len(items)}, counted from 0"
+                f" has {len(items)}, counted from 0, and {len(items)} would add one"
             )
+        if index == len(items):
+            items.append({})
         if len(rest) == 1:
             items[index] = value
             return items

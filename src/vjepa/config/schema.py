@@ -160,19 +160,28 @@ def _one_line(text: str) -> str:
     return " ".join(text.split()).replace("``", "")
 
 
-def settings(cls: type, prefix: str = "") -> Iterator[Setting]:
-    """All settings of a config dataclass, nested ones after their group, depth first."""
+def settings(cls: type) -> Iterator[Setting]:
+    """All settings of a config dataclass in their order, depth first."""
+    yield from _settings_below(cls, cls, ())
+
+
+def _settings_below(root: type, cls: type, path: tuple[str, ...]) -> Iterator[Setting]:
     for name, hint in field_types(cls).items():
-        path, default = f"{prefix}{name}", default_of(cls, name)
+        full = (*path, name)
         group = group_of(hint)
         items = next((_item_config(arm) for arm in arms(hint) if _item_config(arm)), None)
-        meaning = meanings(cls).get(name, "")
         if group is None or len(arms(hint)) > 1:
-            yield Setting(path, describe_type(hint), default, meaning)
+            default = default_at(root, full)
+            if default is group and group is not None:
+                default = default_of(cls, name)
+            meaning = meanings(cls).get(name, "")
+            yield Setting(".".join(full), describe_type(hint), default, meaning)
         if group is not None:
-            yield from settings(group, f"{path}.")
+            yield from _settings_below(root, group, full)
         if items is not None:
-            yield from settings(items, f"{path}.N.")
+            for setting in settings(items):
+                path_in_list = ".".join((*full, "N", setting.path))
+                yield dataclasses.replace(setting, path=path_in_list)
 
 
 def _item_config(hint: object) -> type | None:
@@ -182,7 +191,13 @@ def _item_config(hint: object) -> type | None:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` most probably meant, or None."""
+    """The candidate that `name` most probably meant, or None.
+
+    A slip of the fingers counts first, then a name that lacks a word: ``lr`` for ``peak_lr``.
+    """
     lowered = {candidate.lower(): candidate for candidate in candidates}
     close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    if not close:
+        words = set(name.lower().split("_"))
+        close = sorted((text for text in lowered if words <= set(text.split("_"))), key=len)
     return lowered[close[0]] if close else None

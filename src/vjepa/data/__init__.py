@@ -1,7 +1,7 @@
 """Data: manifests of videos, exact decoding, clip sampling, transforms, sampler and loader.
 
-The names below are imported on first use (PEP 562), so that ``import vjepa.data`` needs neither PyAV
-nor Arrow: models, masks and the optimiser step run where neither is installed.
+The names below are imported on first use (PEP 562), so that ``import vjepa.data`` needs neither
+PyAV nor Arrow: models, masks and the optimiser step run where neither is installed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _HOME = {
     "ClipLoader": "loader",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

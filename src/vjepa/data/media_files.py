@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -9,13 +10,14 @@ from pathlib import PurePath
 
 from vjepa.data.video_info import MediaKind
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2v .vob .ts .mts .m2ts .wmv .asf"
-    " .flv .f4v .ogv .ogg .3gp .3g2 .mxf .nut .y4m .ivf .gif .rm .rmvb".split()
-)
+_VIDEO = """.mp4 .m4v .mov .qt .mkv .webm .avi .divx .mpg .mpeg .mpe .m2v .vob .ts .mts .m2ts
+.wmv .asf .flv .f4v .ogv .ogg .3gp .3g2 .mxf .nut .y4m .ivf .gif .rm .rmvb"""
+_IMAGE = ".jpg .jpeg .png .bmp .webp .tif .tiff .ppm .pgm .pnm .jp2"
+
+VIDEO_SUFFIXES = frozenset(_VIDEO.split())
 """Suffixes (lower case) read through FFmpeg. A GIF is a video."""
 
-IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm .pgm .pnm .jp2".split())
+IMAGE_SUFFIXES = frozenset(_IMAGE.split())
 """Suffixes (lower case) read through Pillow as one still image."""
 
 _LAST_NUMBER = re.compile(r"^(.*?)(\d+)$")
@@ -55,8 +57,8 @@ def images_in(folder: str) -> list[str]:
 def is_numbered_sequence(names: Iterable[str]) -> bool:
     """Whether file names are one run of numbered frames: same prefix and suffix, even steps.
 
-    Gaps mean that the folder is a collection of stills (as ImageNet's class folders, whose names end
-    in numbers too) and not the frames of one clip.
+    Gaps mean that the folder is a collection of stills (as ImageNet's class folders, whose names
+    end in numbers too) and not the frames of one clip.
     """
     numbers: list[int] = []
     prefixes: set[tuple[str, str]] = set()
@@ -70,5 +72,5 @@ def is_numbered_sequence(names: Iterable[str]) -> bool:
     if len(numbers) < 2 or len(prefixes) != 1:
         return False
     numbers.sort()
-    steps = {after - before for before, after in zip(numbers, numbers[1:], strict=False)}
+    steps = {after - before for before, after in itertools.pairwise(numbers)}
     return len(steps) == 1 and 0 not in steps

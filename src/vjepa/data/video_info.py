@@ -5,9 +5,9 @@ Leaf of the data room: needs neither PyAV nor Arrow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,24 @@ class VideoInfo:
     def num_keyframes(self) -> int:
         """How many entry points the key-frame index has."""
         return len(self.keyframe_pts)
+
+
+def info_to_json(info: VideoInfo) -> dict[str, Any]:
+    """A VideoInfo as plain JSON values, for the pipe from a reader process."""
+    values: dict[str, Any] = {item.name: getattr(info, item.name) for item in fields(info)}
+    for name in ("keyframe_pts", "keyframe_index"):
+        values[name] = values[name].tolist()
+    values["time_base"] = [info.time_base.numerator, info.time_base.denominator]
+    return values
+
+
+def info_from_json(values: dict[str, Any]) -> VideoInfo:
+    """Inverse of :func:`info_to_json`."""
+    values = dict(values)
+    for name in ("keyframe_pts", "keyframe_index"):
+        values[name] = np.array(values[name], dtype=np.int64)
+    values["time_base"] = Fraction(*values["time_base"])
+    return VideoInfo(**values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,14 +6,17 @@ a probe whose class order is unknown is useless to whoever gets it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.errors import UserError
+
+if TYPE_CHECKING:
+    from vjepa.data import Manifest
 
 
 @dataclass(frozen=True)
@@ -43,83 +46,45 @@ class Labels:
         return Labels(self.name, self.classes, self.indices[rows])
 
 
-def check_label_name(name: str, available: Sequence[str], source: str) -> None:
-    """Refuse a label that a manifest does not have.
-
-    Args:
-        name: The label asked for.
-        available: The labels that there are.
-        source: The manifest, for the message.
-
-    Raises:
-        UserError: `name` is not among `available`; the message names the nearest one.
-    """
-    if name in available:
-        return
-    if not available:
-        raise UserError(
-            f"{source}: it has no labels, so there is no label {name!r}; index it again with a "
-            "label column (vjepa data index)"
-        )
-    near = difflib.get_close_matches(name, available, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{source}: no label {name!r}; it has {', '.join(available)}{hint}")
-
-
-def class_names(values: Sequence[str | None]) -> tuple[str, ...]:
-    """The distinct labels in a fixed order: as numbers when all are whole numbers, else as text.
-
-    Lists in the authors' format carry class numbers, where ``"10"`` must come after ``"9"``.
-    """
-    distinct = {value for value in values if value is not None}
-    if distinct and all(value.isdecimal() and value.isascii() for value in distinct):
-        return tuple(sorted(distinct, key=lambda value: (int(value), value)))
-    return tuple(sorted(distinct))
-
-
-def encode_labels(
-    values: Sequence[str | None],
-    name: str,
-    *,
-    classes: Sequence[str] | None = None,
-    source: str,
-    paths: Sequence[str] | None = None,
+def labels_of(
+    manifest: Manifest, name: str, *, classes: Sequence[str] | None = None, part: str = ""
 ) -> Labels:
-    """Class numbers of label texts.
+    """Class numbers of all rows of a manifest.
 
     Args:
-        values: One label a row; None where the manifest has none.
+        manifest: The selected rows.
         name: The label's name.
         classes: The classes to number by (those of the training data or of a probe file);
-            None takes the distinct values themselves.
-        source: Which manifest or split, for messages.
-        paths: One path a row, to name the offending video in messages.
+            None takes the values that occur, whole numbers by value, others by alphabet.
+        part: Which part of the manifest it is, for messages, for example ``split test``.
 
     Returns:
-        The encoded labels.
+        The labels, one a row.
 
     Raises:
-        UserError: There is no row, a row has no label, or a value is not among `classes`.
+        UserError: There is no row, no such label, a row without it, or a value that is not among
+            `classes`.
     """
-    if len(values) == 0:
-        raise UserError(f"{source}: no video in it; check the split name and that videos are ok")
-    missing = [row for row, value in enumerate(values) if value is None]
-    if missing:
-        example = f" (first: {paths[missing[0]]})" if paths is not None else ""
+    source = f"manifest {manifest.source}" + (f", {part}" if part else "")
+    if len(manifest) == 0:
+        raise UserError(f"{source}: no video in it; check the name of the split")
+    found = manifest.label_codes(name)
+    missing = np.flatnonzero(found.codes < 0)
+    if missing.size:
         raise UserError(
-            f"{source}: label {name!r} is missing in {len(missing)} of {len(values)} rows{example}; "
-            "label them or leave them out of the manifest"
+            f"{source}: label {name!r} is missing in {missing.size} of {len(manifest)} rows "
+            f"(first: {manifest.path(int(missing[0]))}); label them or leave them out"
         )
-    known = class_names(values) if classes is None else tuple(classes)
+    known = tuple(found.classes if classes is None else classes)
     number = {value: index for index, value in enumerate(known)}
-    foreign = sorted({value for value in values if value is not None and value not in number})
+    foreign = [value for value in found.classes if value not in number]
     if foreign:
         raise UserError(
             f"{source}: class {foreign[0]!r} of label {name!r} has no training sample "
             f"({len(foreign)} such); add training videos of it or leave those rows out"
         )
-    indices = np.array([number[value] for value in values if value is not None], dtype=np.int64)
-    return Labels(name=name, classes=known, indices=indices)
+    places = np.array([number[value] for value in found.classes], dtype=np.int64)
+    return Labels(name=name, classes=known, indices=places[found.codes])
 
 
 def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
@@ -130,11 +95,16 @@ def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
         source: Which manifest or split, for the message.
 
     Raises:
-        UserError: A class has no row; the message names it.
+        UserError: A class has no row, or there is only one class; the message names it.
     """
     empty = np.flatnonzero(labels.counts() == 0)
     if empty.size:
         raise UserError(
             f"{source}: class {labels.classes[int(empty[0])]!r} of label {labels.name!r} has no "
             f"training sample ({empty.size} such); add videos of it"
+        )
+    if len(labels.classes) < 2:
+        raise UserError(
+            f"{source}: label {labels.name!r} has only the class {labels.classes[0]!r}; "
+            "a probe needs at least two"
         )

@@ -12,7 +12,7 @@ from vjepa.data.transforms import TransformConfig
 from vjepa.evaluation.online import OnlineProbeConfig
 from vjepa.masking import MaskingConfig
 from vjepa.models import EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.training.loop import TrainingConfig
+from vjepa.training.config import TrainingConfig
 from vjepa.training.schedules import EmaConfig, OptimConfig
 
 
@@ -49,7 +49,9 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.weight is not None and self.weight <= 0:
-            raise ValueError(f"weight must be above 0, got {self.weight}: leave the source out instead")
+            raise ValueError(
+                f"weight must be above 0, got {self.weight}: leave the source out instead"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,15 @@ class ContinueConfig:
     """Checkpoint or run folder of ours, or a released `.pth.tar` file."""
     keep_optimizer: bool = True
     """Take over optimiser state and step, as if training had never stopped; false: weights only."""
-    steps_per_epoch: int = 300
-    """A released file counts epochs; the authors' epoch has 300 optimiser steps."""
+    step: int | None = None
+    """Number of updates behind the weights, which is where the schedules go on; null: as the
+    optimiser's own count in the file says. Only together with `keep_optimizer`."""
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not self.keep_optimizer:
+            raise ValueError("step: needs keep_optimizer true; weights alone start at update 0")
+        if self.step is not None and self.step < 0:
+            raise ValueError(f"step: must not be negative, got {self.step}")
 
 
 @dataclass(frozen=True, kw_only=True)

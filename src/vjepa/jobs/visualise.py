@@ -44,7 +44,12 @@ def _strip(frames: Picture) -> Picture:
 
 
 def masks_picture(
-    frames: Picture, masking: MaskingConfig, tubelet_size: int, patch_size: int, seed: int, ordinal: int
+    frames: Picture,
+    masking: MaskingConfig,
+    tubelet_size: int,
+    patch_size: int,
+    seed: int,
+    ordinal: int,
 ) -> Picture:
     """The clip and, below it, what each mask kind leaves visible (Figure 9 of the paper).
 

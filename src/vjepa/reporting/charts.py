@@ -51,7 +51,9 @@ def _svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1
+    )
     for colour, variable in _CSS.items():
         text = text.replace(colour, variable)
     return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
@@ -92,14 +94,24 @@ def line_chart(
     for line in lines:
         marker = "o" if len(line.x) <= 24 else None
         axes.plot(
-            line.x, line.y, color=_SERIES[line.colour - 1], linewidth=1.6, label=line.label,
-            marker=marker, markersize=3,
+            line.x,
+            line.y,
+            color=_SERIES[line.colour - 1],
+            linewidth=1.6,
+            label=line.label,
+            marker=marker,
+            markersize=3,
         )
     if reference is not None:
         axes.axhline(reference, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
-            reference_label, (0.995, reference), xycoords=("axes fraction", "data"), ha="right",
-            va="bottom", fontsize=7.5, color=_MUTED,
+            reference_label,
+            (0.995, reference),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=7.5,
+            color=_MUTED,
         )
     axes.set_xlabel(x_label, color=_MUTED, fontsize=8.5)
     axes.set_ylabel(y_label, color=_MUTED, fontsize=8.5)
@@ -138,8 +150,13 @@ def estimate_chart(
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
         axes.annotate(
-            f"{100 * row.value:.1f}", (100 * row.high, position), xytext=(6, 0),
-            textcoords="offset points", va="center", fontsize=8, color=_INK,
+            f"{100 * row.value:.1f}",
+            (100 * row.high, position),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+            color=_INK,
         )
         if chance and row.group in chance:
             level = 100 * chance[row.group]

@@ -5,8 +5,13 @@ The loop gets its objective, data and evaluators by protocol and knows nothing o
 
 from __future__ import annotations
 
+from vjepa.training.checkpoint import CheckpointStore, LoadedCheckpoint
+from vjepa.training.config import TrainingConfig
 from vjepa.training.ema import EmaPairs, update_ema
+from vjepa.training.guards import TrainingStopped
+from vjepa.training.loop import RunFolder, Trainer, TrainingResult, build_learner
 from vjepa.training.optim import (
+    GuardedAdamW,
     build_optimizer,
     clip_gradients,
     load_optimizer_state,
@@ -22,11 +27,24 @@ from vjepa.training.schedules import (
     learning_rate,
     weight_decay,
 )
+from vjepa.training.step import Learner, MicroBatch, StepValues, train_step
 
 __all__ = [
+    "CheckpointStore",
     "EmaConfig",
     "EmaPairs",
+    "GuardedAdamW",
+    "Learner",
+    "LoadedCheckpoint",
+    "MicroBatch",
     "OptimConfig",
+    "RunFolder",
+    "StepValues",
+    "Trainer",
+    "TrainingConfig",
+    "TrainingResult",
+    "TrainingStopped",
+    "build_learner",
     "build_optimizer",
     "clip_gradients",
     "ema_momentum",
@@ -36,6 +54,7 @@ __all__ = [
     "parameter_groups",
     "parameter_names",
     "set_schedules",
+    "train_step",
     "update_ema",
     "weight_decay",
 ]

@@ -18,6 +18,16 @@ from vjepa.errors import UserError
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
 
 
+class GuardedAdamW(torch.optim.AdamW):
+    """Fused AdamW that skips an update on the device when it is told to.
+
+    ``found_inf`` is the channel that torch's loss scaler uses: a 0-d float32 tensor; at 1 the fused
+    kernel leaves weights, moments and step count as they are, without a host synchronisation.
+    """
+
+    found_inf: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class NamedParameter:
     """A trained parameter with its full name, for example ``encoder.blocks.0.norm1.bias``."""
@@ -68,7 +78,7 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
     return [member.name for group in parameter_groups(modules) for member in group.members]
 
 
-def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> GuardedAdamW:
     """Build the fused AdamW of a run.
 
     Args:
@@ -85,7 +95,7 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> to
     groups = parameter_groups(modules)
     if not any(group.members for group in groups):
         raise UserError(f"nothing to train: no parameter of {', '.join(modules)} takes a gradient")
-    optimizer = torch.optim.AdamW(
+    optimizer = GuardedAdamW(
         [
             {
                 "params": [member.parameter for member in group.members],
@@ -98,8 +108,7 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> to
         betas=config.betas,
         eps=config.eps,
         weight_decay=0.0,
-        # One kernel for all parameters; it also skips an update on the device when told that a
-        # gradient is not finite (`found_inf`), so that no host synchronisation is needed for it.
+        # One kernel for all parameters, and the only one that knows `found_inf`.
         fused=True,
     )
     set_schedules(optimizer, 1, config)

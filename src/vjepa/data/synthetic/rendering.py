@@ -32,13 +32,11 @@ def draw_background(
         noise = rng.standard_normal((counts[0], counts[1], 1)) * 0.85
         noise = noise + rng.standard_normal((counts[0], counts[1], 3)) * 0.5
         frames += share * _sample_grid(noise.astype(np.float32), rows * cells, columns * cells)
-    level = rng.uniform(0.3, 0.5)
+    level = 0.35
     return np.clip(level + contrast * frames, 0.0, 1.0).astype(np.float32)
 
 
-def _sample_grid(
-    noise: Image, rows: NDArray[np.float64], columns: NDArray[np.float64]
-) -> Image:
+def _sample_grid(noise: Image, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Image:
     """Sample `noise` `[h, w, 3]` linearly at `rows` `[T, H]` times `columns` `[T, W]`."""
     return np.einsum(
         "tyh,thxc->tyxc",

@@ -32,9 +32,14 @@ _SETTINGS_FILE = "synthetic.json"
 _LABELS_FILE = "labels.csv"
 _COLUMNS = ("path", "split", "motion", "appearance")
 _FORMAT_VERSION = 1
-_CRF = "18"
-_PRESET = "veryfast"
-_KEY_FRAME_INTERVAL = 8
+_ENCODER_OPTIONS = {
+    "crf": "18",
+    "preset": "veryfast",
+    "g": "8",
+    # x264's macroblock tree reads uninitialised memory on tiny frames: without it the same frames
+    # always give the same bytes.
+    "x264-params": "no-mbtree=1",
+}
 _CLIPS_PER_TASK = 16
 
 _Task = tuple[SyntheticConfig, Path, str, range]
@@ -150,14 +155,15 @@ def _write_clips(task: _Task) -> int:
 def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
     """Encode RGB frames `[T, H, W, 3]` as an H.264 mp4 file, with one thread."""
     buffer = io.BytesIO()
-    options = {"crf": _CRF, "preset": _PRESET, "g": str(_KEY_FRAME_INTERVAL)}
     with av.open(buffer, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream = container.add_stream("libx264", rate=fps, options=_ENCODER_OPTIONS)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for pts, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = pts
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
 

@@ -1,0 +1,35 @@
+"""V-JEPA (arXiv 2404.08471): learning from video by predicting features.
+
+The names below are loaded on first use, so that ``import vjepa`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from vjepa.version import __version__
+
+if TYPE_CHECKING:
+    from vjepa.data.clips import load_clip
+    from vjepa.interop import load_encoder, load_model
+
+__all__ = ["__version__", "load_clip", "load_encoder", "load_model"]
+
+_HOMES = {
+    "load_clip": "vjepa.data.clips",
+    "load_encoder": "vjepa.interop",
+    "load_model": "vjepa.interop",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the room that it lives in, when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vjepa' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion in a shell."""
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The command line: one thin subcommand per job, pretty errors; the only room that prints."""

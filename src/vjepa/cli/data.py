@@ -1,0 +1,147 @@
+"""``vjepa data index | check | synth``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.errors import UserError
+
+NAME = "data"
+HELP = """\
+prepare videos: index them, check them, or make a synthetic set
+
+Everything else reads a manifest: one Parquet file that names each video, says what is in it
+(frames, rate, size, codec, key frames), its labels if any, and whether it can be read.
+"""
+
+_INDEX_HELP = """\
+look into every file once and write a manifest
+
+SRC is a folder (searched for videos and images), a CSV file with a header (a `path` column, and
+optionally split, weight and labels), a JSON lines file with the same names, or the authors' list
+of `path label` lines. Several sources make one mixture. Files that have not changed since the
+last index are not read again.
+
+examples:
+  vjepa data index videos/ --out videos.parquet
+  vjepa data index kinetics.csv ssv2.csv --source-weight 2 1 --out mix.parquet
+  vjepa data index classes/ --label_from_folder true --out labelled.parquet
+"""
+
+_CHECK_HELP = """\
+read frames of every video of a manifest and list those that fail
+
+Exit code 0 only if every video can be read.
+
+example:
+  vjepa data check videos.parquet
+"""
+
+_SYNTH_HELP = """\
+make a labelled set of synthetic videos, as real .mp4 files with a manifest
+
+Handwritten digits move over textured, panning backgrounds among distractors. The label `motion`
+(what the digit does) is independent of the label `appearance` (which digit it is). The same
+settings always give the same set; one that was cut short is continued.
+
+example:
+  vjepa data synth --out synthetic --num_clips_train 2000
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Options of these commands."""
+    add_action = parser.add_commands("ACTION")
+    index = add_action("index", _INDEX_HELP)
+    index.take_config(_index_config)
+    index.add_argument("sources", metavar="SRC", nargs="*", help="folder, CSV, JSONL or list")
+    index.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (.parquet)")
+    index.add_argument(
+        "--source-name", nargs="+", metavar="NAME", help="name of each source, else its file name"
+    )
+    index.add_argument(
+        "--source-weight",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="how often each source is drawn from, relative to the others; without it every"
+        " video is drawn equally often",
+    )
+    _add_workers(index)
+    index.set_defaults(run=_index)
+    check = add_action("check", _CHECK_HELP)
+    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by vjepa data index")
+    _add_workers(check)
+    check.set_defaults(run=_check)
+    synth = add_action("synth", _SYNTH_HELP)
+    synth.take_config(_synthetic_config)
+    synth.add_argument("--out", type=Path, metavar="DIR", help="folder of the set")
+    _add_workers(synth)
+    synth.set_defaults(run=_synth)
+
+
+def _add_workers(parser: Parser) -> None:
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes; default: one for each CPU core"
+    )
+
+
+def _index_config() -> type:
+    from vjepa.jobs.videos import IndexConfig
+
+    return IndexConfig
+
+
+def _synthetic_config() -> type:
+    from vjepa.jobs.videos import SyntheticConfig
+
+    return SyntheticConfig
+
+
+def _index(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if args.print_config:
+        print_config(config)
+        return 0
+    if not args.sources:
+        raise UserError("data index needs a source: a folder of videos or a list of files")
+    if args.out is None:
+        raise UserError("data index needs --out FILE, the manifest to write (.parquet)")
+    from vjepa.jobs import videos
+
+    summary = videos.index(
+        args.sources,
+        args.out,
+        config,
+        names=args.source_name,
+        weights=args.source_weight,
+        workers=args.workers,
+    )
+    print(f"{args.out}: {summary}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from vjepa.jobs import videos
+
+    report = videos.check(args.manifest, workers=args.workers)
+    for path, reason in report.bad:
+        print(f"{path}: {reason}")
+    print(f"{args.manifest}: {report.num_good} of {report.num_videos} videos can be read")
+    return 0 if not report.bad else 1
+
+
+def _synth(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if args.print_config:
+        print_config(config)
+        return 0
+    if args.out is None:
+        raise UserError("data synth needs --out DIR, the folder to write the set into")
+    from vjepa.jobs import videos
+
+    manifest, summary = videos.synthesise(config, args.out, workers=args.workers)
+    print(f"{manifest}: {summary}")
+    return 0

@@ -1,0 +1,54 @@
+"""``vjepa pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.errors import UserError
+
+NAME = "pretrain"
+HELP = """\
+train an encoder on videos without labels
+
+Hides large parts of each clip and learns to predict the features of what is hidden from what is
+left (or, with --objective.name pixel, the pixels). Needs one or more manifests made by
+`vjepa data index`. The run folder holds config.yaml, metrics.jsonl, TensorBoard events and
+checkpoints; the same command again resumes exactly where the run stopped.
+
+examples:
+  vjepa pretrain --config vits16_224 --data.sources.0.manifest videos.parquet --out runs/small
+  vjepa pretrain --config vitl16_224 --config mine.yaml --optim.peak_lr 3e-4 --out runs/large
+  vjepa pretrain --config vitl16_224 --print-config > mine.yaml
+  vjepa pretrain --out runs/small                        resume with the run's own config
+"""
+
+
+def _config_class() -> type:
+    from vjepa.jobs.pretrain_config import PretrainConfig
+
+    return PretrainConfig
+
+
+def add_arguments(parser: Parser) -> None:
+    """Options of this command."""
+    parser.take_config(_config_class, recipes="pretrain")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder, made if missing")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or resume the run in ``--out``."""
+    stored = args.out / "config.yaml" if args.out else None
+    files = [stored] if stored and stored.is_file() and not args.config else None
+    config = resolve_config(args, files)
+    if args.print_config:
+        print_config(config)
+        return 0
+    if args.out is None:
+        raise UserError("pretrain needs --out DIR, the folder that the run is written to")
+    from vjepa.jobs.pretrain import run as pretrain
+
+    pretrain(config, out=args.out)
+    return 0

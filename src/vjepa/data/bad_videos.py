@@ -1,0 +1,154 @@
+"""What becomes of videos that cannot be read: recorded once, replaced, and a limit to it.
+
+A bad video costs one sample, never a run. Each path is written once to ``bad_videos.jsonl`` with the
+reason and the step; when too many of the recent samples needed a replacement, the run stops with the
+commonest reason, because then the fault lies with the disk or the manifest and not with a video.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter, deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from vjepa.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
+
+WINDOW = 1000
+"""Videos over which the share of bad ones is taken."""
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """A video that could not be read.
+
+    Attributes:
+        path: Absolute path.
+        reason: What went wrong, in words.
+        step: Step of the batch that wanted it.
+        kind: ``decode``: the decoder refused it; ``hang``: it did not come to an end in time;
+            ``crash``: it took the worker process with it, twice.
+    """
+
+    path: str
+    reason: str
+    step: int
+    kind: Literal["decode", "hang", "crash"] = "decode"
+
+
+class BadVideoLog:
+    """The bad videos of a run folder, each once, over restarts too."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Read what earlier runs in the folder recorded.
+
+        Args:
+            file: ``bad_videos.jsonl``; None keeps the record in memory only.
+        """
+        self._file = file
+        self._read_to = 0
+        self._paths: set[str] = set()
+        self._dangerous: set[str] = set()
+        self._read_new_lines()
+
+    def __len__(self) -> int:
+        """Distinct bad videos so far."""
+        return len(self._paths)
+
+    def is_dangerous(self, path: str) -> bool:
+        """Whether a video made a worker hang or die before; it is not opened a second time.
+
+        That saves the wait at every pass, and a resumed run decides as the first one did.
+        """
+        return path in self._dangerous
+
+    def add(self, video: BadVideo) -> None:
+        """Record a video unless its path stands there already."""
+        self._read_new_lines()
+        self._note(video.path, video.kind)
+        if video.path in self._paths:
+            return
+        self._paths.add(video.path)
+        _LOGGER.warning("bad video at step %d: %s: %s", video.step, video.path, video.reason)
+        if self._file is not None:
+            self._append(self._file, json.dumps(asdict(video), ensure_ascii=False))
+
+    def _note(self, path: str, kind: str) -> None:
+        if kind in ("hang", "crash"):
+            self._dangerous.add(path)
+
+    def _append(self, file: Path, line: str) -> None:
+        """One write of one whole line, so that processes sharing the file never mix their lines."""
+        text = line + "\n"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("ab+") as out:
+                if out.tell():
+                    out.seek(-1, os.SEEK_END)
+                    if out.read(1) != b"\n":  # the last writer was killed in the middle of its line
+                        text = "\n" + text
+                out.write(text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise UserError(
+                f"{file}: cannot be written ({error.strerror or error}): free space or fix the folder"
+            ) from error
+
+    def _read_new_lines(self) -> None:
+        """Take in complete lines that were added since the last look, by whichever process."""
+        if self._file is None or not self._file.is_file():
+            return
+        with self._file.open("rb") as lines:
+            lines.seek(self._read_to)
+            text = lines.read()
+        complete = text[: text.rfind(b"\n") + 1]
+        self._read_to += len(complete)
+        for line in complete.decode("utf-8", "surrogateescape").splitlines():
+            try:
+                entry = json.loads(line)
+                path, kind = entry["path"], entry.get("kind", "decode")
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # a torn line: its video will be met and recorded again
+            self._paths.add(path)
+            self._note(path, kind)
+
+
+class BadVideoLimit:
+    """Stops a run when too large a share of its recent videos had to be replaced."""
+
+    def __init__(self, max_fraction: float, min_bad: int) -> None:
+        """Set the limit.
+
+        Args:
+            max_fraction: Largest share among the last `WINDOW` videos asked for.
+            min_bad: So many at least must be bad, whatever their share.
+        """
+        self._max_fraction = max_fraction
+        self._min_bad = min_bad
+        self._recent: deque[str | None] = deque(maxlen=WINDOW)
+
+    def count(self, good: int, bad_reasons: list[str]) -> None:
+        """Count one batch.
+
+        Args:
+            good: Videos that were read at the first attempt.
+            bad_reasons: For each that was not, why; each counts once, however often it was replaced.
+
+        Raises:
+            UserError: The limit is passed.
+        """
+        self._recent.extend([None] * good)
+        self._recent.extend(bad_reasons)
+        reasons = [reason for reason in self._recent if reason is not None]
+        if len(reasons) < self._min_bad or len(reasons) <= self._max_fraction * len(self._recent):
+            return
+        worst, times = Counter(reasons).most_common(1)[0]
+        raise UserError(
+            f"loader.max_bad_fraction {self._max_fraction:g} passed: {len(reasons)} of the last "
+            f"{len(self._recent)} videos could not be read, {times} of them because: {worst}; see "
+            "bad_videos.jsonl, mend the data (`vjepa data check`) or raise the limit"
+        )

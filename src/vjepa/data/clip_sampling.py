@@ -1,0 +1,275 @@
+"""Which frames of a video a clip takes: pure functions of its length, its rate and a uniform number.
+
+Frames are numbered from 0 in display order. T is the number of frames of a clip, L that of the video,
+S the number of segments of an evaluated video.
+
+Two ways of spacing stand side by side:
+
+* by frames (`stride`), as the paper trains: 16 frames over a window of 64, whatever the frame rate;
+* by time (`fps` or `clip_seconds`), which gives the same motion per step at any frame rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
+Placement = Literal["centre", "even", "reference"]
+
+_ROUNDING = 1e-6  # frames; 3 * (1 / 25) * 25 must be frame 3 although it comes out a hair below
+
+
+class ShortVideoError(ValueError):
+    """A video is shorter than its clip and the policy is ``error``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Which frames a clip takes. Exactly one of `stride`, `fps` and `clip_seconds` is set."""
+
+    num_frames: int = 16
+    """Frames of a clip."""
+    stride: int | None = 4
+    """Spacing in source frames; the paper takes 16 frames over a window of 64."""
+    fps: float | None = None
+    """Spacing by time instead: frames of the clip per second of video (set `stride: null`)."""
+    clip_seconds: float | None = None
+    """Spacing by time instead: seconds that the whole clip covers (set `stride: null`)."""
+    sampling: Literal["reference", "exact"] = "reference"
+    """How a stride is taken. `reference`: `num_frames` places spread over `num_frames * stride`
+    frames, as the released code does (steps of 4 and 5 for stride 4, mean 64/15); `exact`: every
+    stride-th frame."""
+    clips_per_video: int = 1
+    """Clips cut from one opened file, one after the other in the order of samples."""
+    short_video: ShortVideo = "repeat_last"
+    """For a video shorter than its clip. `repeat_last`: hold the last frame, as the released code does
+    in pretraining; `loop`: begin again; `stretch`: spread the frames there are (slower motion);
+    `error`: count it as a bad video."""
+
+    def __post_init__(self) -> None:
+        given = [
+            name for name in ("stride", "fps", "clip_seconds") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(
+                f"{given[-1] if given else 'stride'}: exactly one of stride, fps and clip_seconds must "
+                f"be set, found {found}: give the others as null"
+            )
+        for name in ("num_frames", given[0], "clips_per_video"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.sampling == "exact" and self.stride is None:
+            raise ValueError(
+                f"sampling: exact says how a stride is taken, but {given[0]} is set: leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class _Spacing:
+    """The frames of a clip that starts at frame 0 of a long enough video.
+
+    Attributes:
+        offsets: float64 [T], in source frames.
+        window: Frames that a video must have for a clip without a short-video policy.
+        latest_included: Whether a clip may start at the very last place where it fits.
+    """
+
+    offsets: NDArray[np.float64]
+    window: float
+    latest_included: bool
+
+
+@lru_cache(maxsize=256)
+def _spacing(config: ClipConfig, fps: float) -> _Spacing:
+    count = config.num_frames
+    if config.stride is not None and config.sampling == "reference":
+        window = count * config.stride
+        places = np.minimum(np.linspace(0, window, count), window - 1)
+        return _Spacing(np.floor(places), window, False)
+    if config.stride is not None:
+        return _Spacing(
+            np.arange(count, dtype=np.float64) * config.stride,
+            (count - 1) * config.stride + 1,
+            True,
+        )
+    period = 1 / config.fps if config.fps is not None else (config.clip_seconds or 0.0) / count
+    offsets = np.arange(count) * (period * fps)
+    return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
+
+
+def _checked_spacing(config: ClipConfig, num_frames_in_video: int, fps: float) -> _Spacing:
+    if num_frames_in_video < 1:
+        raise ValueError("the video has no frames")
+    if config.stride is not None:
+        return _spacing(config, 0.0)
+    if not fps > 0 and num_frames_in_video > 1:
+        raise ValueError("the frame rate is unknown: sample by stride instead of by time")
+    return _spacing(config, max(fps, 0.0))
+
+
+def _take(spacing: _Spacing, start: float, num_frames_in_video: int) -> NDArray[np.int64]:
+    places = np.floor(spacing.offsets + (start + _ROUNDING)).astype(np.int64)
+    return np.minimum(places, num_frames_in_video - 1)
+
+
+def _short_clip(config: ClipConfig, spacing: _Spacing, length: int) -> NDArray[np.int64]:
+    """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
+    if config.short_video == "error":
+        raise ShortVideoError(
+            f"the video has {length} frames, a clip takes {spacing.window:g} (short_video: error)"
+        )
+    if config.short_video == "stretch":
+        steps = np.arange(config.num_frames, dtype=np.int64) * length
+        return steps // config.num_frames
+    if config.short_video == "loop":
+        return np.floor(spacing.offsets + _ROUNDING).astype(np.int64) % length
+    if config.stride is not None and config.sampling == "reference":
+        return _reference_short(length, config.num_frames, config.stride)
+    return _take(spacing, 0.0, length)
+
+
+def _reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.int64]:
+    """The released code's short video: length // stride places, then the last frame again."""
+    taken = length // stride
+    places = np.concatenate([np.linspace(0, length, taken), np.full(num_frames - taken, length)])
+    return np.clip(places, 0, length - 1).astype(np.int64)
+
+
+def clip_indices(
+    config: ClipConfig, num_frames_in_video: int, fps: float, u: float
+) -> NDArray[np.int64]:
+    """Frames of one training clip at a random place.
+
+    With `sampling: reference` the start is uniform in 0 .. L - window - 1, so that the video's last
+    frame is never seen, as in the released code; otherwise every place where the clip fits is equally
+    likely. A clip by time rounds each of its times down to the frame shown then.
+
+    Args:
+        config: The spacing and the policy for short videos.
+        num_frames_in_video: L, at least 1.
+        fps: Frame rate of the video, in frames per second; read only when sampling by time. With a
+            variable rate it is the mean rate.
+        u: Uniform number in [0, 1) that chooses the start.
+
+    Returns:
+        int64 [T], each in [0, L).
+
+    Raises:
+        ShortVideoError: The video is shorter than the clip and the policy is ``error``.
+        ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
+    """
+    spacing = _checked_spacing(config, num_frames_in_video, fps)
+    if num_frames_in_video < spacing.window:
+        return _short_clip(config, spacing, num_frames_in_video)
+    if config.stride is None:
+        # Any moment may be the start, not only those of frames: with 30 fps sampled at 7 fps the
+        # phase between the two grids is part of the draw.
+        return _take(spacing, u * (num_frames_in_video - spacing.offsets[-1]), num_frames_in_video)
+    starts = num_frames_in_video - int(spacing.window) + int(spacing.latest_included)
+    return _take(spacing, np.floor(u * starts), num_frames_in_video)
+
+
+def segment_indices(
+    config: ClipConfig,
+    num_frames_in_video: int,
+    fps: float,
+    num_segments: int,
+    placement: Placement = "centre",
+    u: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Frames of the S clips that an evaluated video is seen through; nothing random unless `u` is given.
+
+    * ``centre``: the video is cut into S equal segments and each gives the clip around its middle,
+      moved inside the video where it would stick out.
+    * ``even``: the first clip starts with the video, the last ends with it, the others evenly between
+      (one clip: the middle).
+    * ``reference``: as the released evaluation. Segments longer than a clip each give a window, at
+      their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1) frames
+      from each other. Only for a `stride` with `sampling: reference`.
+
+    Args:
+        config: The spacing. A short video follows its policy and all S clips are the same.
+        num_frames_in_video: L, at least 1.
+        fps: Frame rate of the video, in frames per second; read only when sampling by time.
+        num_segments: S, at least 1.
+        placement: One of the three above.
+        u: float64 [S] in [0, 1), only with ``reference``: random places as in probe training.
+
+    Returns:
+        int64 [S, T], each in [0, L).
+
+    Raises:
+        ShortVideoError: The video is shorter than the clip and the policy is ``error``.
+        ValueError: A combination that has no meaning, or a video without frames.
+    """
+    if num_segments < 1:
+        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
+    if placement == "reference":
+        if config.stride is None or config.sampling != "reference":
+            raise ValueError("placement reference needs a stride with sampling: reference")
+        return reference_segments(
+            num_frames_in_video, config.num_frames, config.stride, num_segments, u=u
+        )
+    if u is not None:
+        raise ValueError(f"placement {placement} draws nothing: u belongs to placement reference")
+    spacing = _checked_spacing(config, num_frames_in_video, fps)
+    if num_frames_in_video < spacing.window:
+        clip = _short_clip(config, spacing, num_frames_in_video)
+        return np.tile(clip, (num_segments, 1))
+    latest = num_frames_in_video - spacing.window
+    if placement == "centre" or num_segments == 1:
+        middles = (np.arange(num_segments) + 0.5) * (num_frames_in_video / num_segments)
+        starts = np.clip(middles - spacing.window / 2, 0, latest)
+    else:
+        starts = np.linspace(0, latest, num_segments)
+    return np.stack([_take(spacing, start, num_frames_in_video) for start in np.floor(starts)])
+
+
+def reference_segments(
+    num_frames_in_video: int,
+    num_frames: int,
+    stride: int,
+    num_segments: int = 1,
+    *,
+    allow_overlap: bool = True,
+    u: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Frames of S clips as the released code takes them, its rounding and corner cases included.
+
+    The video is cut into S segments of L // S frames. A segment longer than num_frames * stride gives
+    a window of that length; else, with overlap, one shared pattern that stops one frame before its end
+    is moved over the video, and without overlap each segment is a short video of its own.
+
+    Args:
+        num_frames_in_video: L.
+        num_frames: T.
+        stride: Nominal spacing in frames.
+        num_segments: S.
+        allow_overlap: Evaluation allows it, pretraining does not.
+        u: float64 [S] in [0, 1): random places of the windows; None starts each with its segment.
+
+    Returns:
+        int64 [S, T].
+    """
+    window, segment = num_frames * stride, num_frames_in_video // num_segments
+    shift = segment
+    if segment > window:
+        base = np.minimum(np.linspace(0, window, num_frames), window - 1)
+    elif not allow_overlap:
+        base = _reference_short(segment, num_frames, stride)
+    else:
+        last = min(window, num_frames_in_video) - 1
+        taken = last // stride
+        base = np.concatenate([np.linspace(0, last, taken), np.full(num_frames - taken, last)])
+        base = np.clip(base, 0, max(last - 1, 0))
+        shift = max(0, num_frames_in_video - window) // max(1, num_segments - 1)
+    starts = np.arange(num_segments, dtype=np.int64) * shift
+    if u is not None and segment > window:
+        starts = starts + np.floor(np.asarray(u) * (segment - window)).astype(np.int64)
+    return starts[:, None] + base.astype(np.int64)[None, :]

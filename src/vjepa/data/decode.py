@@ -1,0 +1,314 @@
+"""Exactly the frames asked for, and as little decoding as that needs.
+
+How a frame is found. Each packet carries the presentation timestamp (pts) of its frame, so the
+packets alone, read without decoding, tell the display order: frame number = number of the key frame
++ rank of the pts among those at or after the key frame's. The manifest's key-frame index says where
+to start. So variable frame rates, B-frames, streams that do not start at 0 and frames lost by a
+damaged file are all met by one rule, with nothing taken from headers. A file whose timestamps are
+missing or repeat has an empty index and is decoded from its start, counting.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.images import decode_images
+from vjepa.data.pixels import RgbConverter
+from vjepa.data.probe_file import probe, scan_packets, stamp_of
+from vjepa.data.video_file import VideoFile, open_video, reason_of
+from vjepa.data.video_info import DecodeError, VideoInfo
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+
+__all__ = ["DecodeError", "DecodedClip", "decode_all", "decode_clip", "decode_frames"]
+
+# Decoders whose "non-reference" skipping leaves every other pixel untouched.
+_CAN_SKIP = frozenset(("h264", "hevc"))
+
+# A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
+# this many frames the last good one stands in; a longer gap is an error.
+_MAX_LOST_TAIL = 8
+
+# How many key frames further back a seek is tried before the file is read from its start.
+_SEEK_ATTEMPTS = 3
+
+_FOREVER = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedClip:
+    """Frames of one video.
+
+    frames: uint8 [T, H, W, 3], RGB, upright.
+    times: float64 [T], seconds since the video's first frame.
+    """
+
+    frames: NDArray[np.uint8]
+    times: NDArray[np.float64]
+
+
+def decode_frames(
+    source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The frames with the given numbers in display order.
+
+    Args:
+        source: A manifest row; or a path, which is then probed first (every packet is read once).
+        indices: int64 [T], from 0, in any order, repeats allowed. For a still image any number is
+            its one picture.
+
+    Returns:
+        uint8 [T, H, W, 3], RGB, rotated as the file asks, grey and alpha (over black) made RGB.
+
+    Raises:
+        DecodeError: The file cannot give these frames; it names the path and why.
+        ValueError: `indices` is empty or negative.
+    """
+    return decode_clip(source, indices).frames
+
+
+def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]) -> DecodedClip:
+    """As :func:`decode_frames`, with the frames' times (exact also at a variable frame rate)."""
+    wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+    if wanted.size == 0 or wanted.min() < 0:
+        raise ValueError("indices must be one or more frame numbers from 0 on")
+    info = _usable(source)
+    if info.kind == "image":
+        wanted = np.zeros_like(wanted)
+    if wanted.max() >= info.num_frames:
+        raise DecodeError(
+            info.path, f"frame {wanted.max()} asked for, but it has {info.num_frames} frames"
+        )
+    if info.kind != "video":
+        return DecodedClip(decode_images(info, wanted), wanted / info.fps)
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    collector = _Collector(info, unique)
+    if info.num_keyframes:
+        _decode_indexed(info, collector)
+    else:
+        _decode_counting(info, collector)
+    collector.close_tail()
+    if np.array_equal(unique, wanted):
+        return DecodedClip(collector.frames, collector.times)
+    return DecodedClip(collector.frames[inverse], collector.times[inverse])
+
+
+def decode_all(source: VideoInfo | str, max_frames: int) -> NDArray[np.uint8]:
+    """The first `max_frames` frames (all, if it has fewer): uint8 [T, H, W, 3] as decode_frames."""
+    info = _usable(source)
+    return decode_frames(info, np.arange(min(info.num_frames, max_frames)))
+
+
+def _usable(source: VideoInfo | str) -> VideoInfo:
+    """The row itself, or the probed file; refused with its reason when it is known to be bad."""
+    info = probe(source) if isinstance(source, str) else source
+    if not info.ok:
+        raise DecodeError(info.path, info.reason or "marked as unusable in the manifest")
+    if info.kind != "image_folder" and info.bytes and not isinstance(source, str):
+        try:
+            num_bytes = stamp_of(info.path, info.kind).bytes
+        except OSError as error:
+            raise DecodeError(info.path, reason_of(error)) from error
+        if num_bytes != info.bytes:
+            raise DecodeError(info.path, "has changed since it was indexed; index it again")
+    return info
+
+
+class _Collector:
+    """Puts decoded frames into their places in one preallocated array."""
+
+    def __init__(self, info: VideoInfo, numbers: NDArray[np.int64]) -> None:
+        self.numbers = numbers
+        self.frames = np.empty((len(numbers), info.height, info.width, 3), dtype=np.uint8)
+        self.times = np.zeros(len(numbers), dtype=np.float64)
+        self._have = np.zeros(len(numbers), dtype=bool)
+        self._info = info
+        self._converter = RgbConverter(info.width, info.height)
+
+    def put(self, number: int, frame: VideoFrame) -> None:
+        """Keep a frame if its number is wanted."""
+        place = int(np.searchsorted(self.numbers, number))
+        if place == len(self.numbers) or self.numbers[place] != number:
+            return
+        self.frames[place] = self._converter.convert(frame)
+        if self._info.num_keyframes and frame.pts is not None:
+            ticks = frame.pts - self._info.start_pts
+            self.times[place] = float(ticks * self._info.time_base)
+        else:
+            self.times[place] = number / self._info.fps
+        self._have[place] = True
+
+    def missing(self) -> NDArray[np.int64]:
+        """Numbers not delivered so far, int64 ascending."""
+        return self.numbers[~self._have]
+
+    def close_tail(self) -> None:
+        """Let the last good frame stand in for lost ones at the file's very end; else refuse."""
+        missing = self.missing()
+        if missing.size == 0:
+            return
+        in_tail = self._info.num_frames - missing[0] <= _MAX_LOST_TAIL
+        good = np.flatnonzero(self._have)
+        if not in_tail or good.size == 0 or self.numbers[good[-1]] > missing[0]:
+            raise DecodeError(
+                self._info.path,
+                f"frame {missing[0]} of {self._info.num_frames} cannot be decoded (damaged file)",
+            )
+        self.frames[good[-1] + 1 :] = self.frames[good[-1]]
+        self.times[good[-1] + 1 :] = self.times[good[-1]]
+
+
+def _decode_counting(info: VideoInfo, collector: _Collector) -> None:
+    """Decode from the start and count: the way for files without usable timestamps."""
+    last = int(collector.numbers[-1])
+    with open_video(info.path) as video:
+        for number, frame in enumerate(video.frames()):
+            collector.put(number, frame)
+            if number == last:
+                return
+
+
+def _decode_indexed(info: VideoInfo, collector: _Collector) -> None:
+    """Decode group of pictures by group, starting each at its key frame."""
+    groups = np.searchsorted(info.keyframe_index, collector.numbers, side="right") - 1
+    with open_video(info.path) as video:
+        reader = _GroupReader(video, info)
+        for group in np.unique(groups):
+            reader.decode(int(group), collector.numbers[groups == group], collector)
+    missing = collector.missing()
+    if missing.size:
+        # An entry point that was none (a stream with intra refresh, a broken seek table) or damage.
+        # Once more from the very start, without jumps; what is still missing is not in the file.
+        _decode_from_start(info, missing, collector)
+
+
+def _decode_from_start(info: VideoInfo, numbers: NDArray[np.int64], collector: _Collector) -> None:
+    """Decode everything up to the last of `numbers`, finding frames by their timestamps."""
+    with open_video(info.path) as video:
+        shown = np.sort(scan_packets(video).shown_pts)
+    wanted = {int(shown[number]): int(number) for number in numbers if number < len(shown)}
+    with open_video(info.path) as video:
+        for frame in video.frames():
+            if not wanted:
+                return
+            if frame.pts in wanted:
+                collector.put(wanted.pop(frame.pts), frame)
+
+
+class _GroupReader:
+    """Reads groups of pictures in ascending order, jumping where that saves reading."""
+
+    def __init__(self, video: VideoFile, info: VideoInfo) -> None:
+        self._video = video
+        self._info = info
+        self._packets = video.packets()
+        self._unread: deque[Packet] = deque()
+        self._next_group = 0
+        self._can_skip = video.decoder.name in _CAN_SKIP
+
+    def decode(self, group: int, numbers: NDArray[np.int64], collector: _Collector) -> None:
+        """Decode the wanted `numbers` (ascending, all of this group) into the collector."""
+        packets, shown = self._find_run(group, int(numbers[-1]))
+        first = int(self._info.keyframe_index[group])
+        wanted = {
+            shown[number - first]: number
+            for number in numbers.tolist()
+            if number - first < len(shown)
+        }
+        self._decode_run(packets, wanted, collector)
+        self._put_back(packets, group + 1)
+
+    def _find_run(self, group: int, last: int) -> tuple[list[Packet], list[int]]:
+        """Packets of a group in decoding order, and its sorted timestamps; empty if not found."""
+        if group == self._next_group:
+            return self._read_run(group, last)
+        # Some formats are sought by decoding time, which may land behind the key frame: then begin
+        # a little earlier. Packets read over cost next to nothing, they are not decoded.
+        for earlier in range(max(0, group - _SEEK_ATTEMPTS + 1), group + 1)[::-1]:
+            self._seek(int(self._info.keyframe_pts[earlier]))
+            packets, shown = self._read_run(group, last)
+            if packets:
+                return packets, shown
+        return [], []
+
+    def _seek(self, pts: int) -> None:
+        self._unread.clear()
+        self._video.container.seek(pts, stream=self._video.stream)
+        self._packets = self._video.packets()
+
+    def _take(self) -> Iterator[Packet]:
+        """Packets put back first, then those of the file."""
+        while self._unread:
+            yield self._unread.popleft()
+        yield from self._packets
+
+    def _read_run(self, group: int, last: int) -> tuple[list[Packet], list[int]]:
+        """Read from the group's key frame until frame `last`'s timestamp is certain.
+
+        A packet's pts is never below its decoding timestamp (dts), and dts ascend: a pts below the
+        newest dts has its final rank. Without dts, the group is read until its frames are there.
+        """
+        info = self._info
+        key_pts, first = int(info.keyframe_pts[group]), int(info.keyframe_index[group])
+        is_last_group = group + 1 == info.num_keyframes
+        num_in_group = (
+            info.num_frames if is_last_group else info.keyframe_index[group + 1]
+        ) - first
+        end_pts = _FOREVER if is_last_group else int(info.keyframe_pts[group + 1])
+        packets: list[Packet] = []
+        shown: list[int] = []
+        for packet in self._take():
+            pts = packet.pts
+            if not packets and packet.is_keyframe and pts is not None and pts > key_pts:
+                break
+            if not packets and not (packet.is_keyframe and pts == key_pts):
+                continue
+            packets.append(packet)
+            if pts is not None and pts >= key_pts and not packet.is_discard:
+                bisect.insort(shown, pts)
+            if len(shown) <= last - first:
+                continue
+            is_certain = packet.dts is not None and shown[last - first] < packet.dts
+            if is_certain or bisect.bisect_left(shown, end_pts) >= num_in_group:
+                break
+        return packets, shown
+
+    def _decode_run(
+        self, packets: list[Packet], wanted: dict[int, int], collector: _Collector
+    ) -> None:
+        """Feed packets up to the last wanted one; `wanted` maps timestamps to frame numbers."""
+        places = [place for place, packet in enumerate(packets) if packet.pts in wanted]
+        decoder = self._video.decoder
+        for packet in packets[: places[-1] + 1] if places else []:
+            if self._can_skip:
+                # Frames that nobody wants and no other frame refers to are not decoded at all.
+                decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            self._keep(self._video.feed(packet), wanted, collector)
+        self._keep(self._video.feed(None), wanted, collector)
+        decoder.flush_buffers()
+
+    @staticmethod
+    def _keep(frames: list[VideoFrame], wanted: dict[int, int], collector: _Collector) -> None:
+        for frame in frames:
+            if frame.pts in wanted:
+                collector.put(wanted[frame.pts], frame)
+
+    def _put_back(self, packets: list[Packet], next_group: int) -> None:
+        """Keep what was read of the next group: packets from its key frame on."""
+        self._next_group = next_group
+        if next_group >= self._info.num_keyframes:
+            return
+        key_pts = int(self._info.keyframe_pts[next_group])
+        for place, packet in enumerate(packets):
+            if packet.is_keyframe and packet.pts == key_pts:
+                self._unread.extendleft(reversed(packets[place:]))
+                return

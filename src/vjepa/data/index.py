@@ -1,0 +1,220 @@
+"""`vjepa data index`: sources -> a Parquet manifest of probed files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from vjepa.data.index_reuse import KnownFiles, partial_path
+from vjepa.data.index_sources import IndexConfig, SourceRow, default_names, read_source
+from vjepa.data.manifest import Manifest
+from vjepa.data.manifest_schema import LABEL_PREFIX, ManifestRow, label_type, rows_to_table
+from vjepa.data.probe_pool import ProbePool, ProbeRequest
+from vjepa.data.video_info import VideoInfo
+from vjepa.errors import UserError
+
+__all__ = ["IndexConfig", "index_sources"]
+
+Progress = Callable[[int, int, int], None]
+"""Called as progress(files done, files in all, bad files so far)."""
+
+# Rows turned into Arrow columns at a time, so that no index lives in Python lists.
+_BATCH = 1 << 13
+
+_LISTING = {
+    "path": pa.large_string(),
+    "kind": pa.dictionary(pa.int32(), pa.string()),
+    "dataset": pa.dictionary(pa.int32(), pa.string()),
+    "split": pa.dictionary(pa.int32(), pa.string()),
+    "weight": pa.float64(),
+}
+
+
+def index_sources(
+    sources: Sequence[str | Path],
+    out: Path | str,
+    *,
+    workers: int = 2,
+    config: IndexConfig | None = None,
+    names: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Probe every file of the sources and write the manifest.
+
+    Files that did not change (path, size, time) since an older manifest at `out`, or since an index
+    that was interrupted, are not probed again.
+
+    Args:
+        sources: Folders, lists (CSV with header, JSON lines, `path label` lines) or media files.
+        out: The Parquet file to write.
+        workers: Number of reader processes.
+        config: How to read sources and probe; None takes the defaults.
+        names: Data set name for each source; None takes their file names.
+        weights: How often each source is drawn from, relative to the others, whatever its number of
+            videos; None draws every video equally often.
+        progress: Called after each file.
+
+    Returns:
+        The manifest as written, with its bad rows (`ok` False).
+
+    Raises:
+        UserError: A source is missing, empty or malformed; no file can be used; `out` exists and is
+            no manifest, or cannot be written.
+    """
+    config = config or IndexConfig()
+    plan = _Plan.checked([str(source) for source in sources], names, weights)
+    target = Path(out).absolute()
+    known = KnownFiles(target, config)
+    listing = _list_all(plan, config)
+    label_names = [
+        name.removeprefix(LABEL_PREFIX)
+        for name in listing.column_names
+        if name.startswith(LABEL_PREFIX)
+    ]
+    probed: list[pa.Table] = []
+    is_complete = False
+    try:
+        found = _probe_listing(listing, label_names, known, config, workers, progress)
+        for rows in _in_batches(found):
+            probed.append(rows_to_table(rows, label_names))
+        is_complete = True
+    finally:
+        # After Ctrl-C or a failure, what was probed waits beside the target for the next attempt.
+        if probed and not is_complete:
+            done = Manifest(pa.concat_tables(probed), Path("/"))
+            done.write(partial_path(target), known.metadata)
+    manifest = Manifest(pa.concat_tables(probed), Path("/"), str(target))
+    _refuse_all_bad(manifest)
+    _weighted(manifest, plan).write(target, known.metadata)
+    partial_path(target).unlink(missing_ok=True)
+    return Manifest.open(target)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The sources, the data set name of each, and their weights (None: by number of videos)."""
+
+    sources: list[str]
+    names: list[str]
+    weights: list[float] | None
+
+    @classmethod
+    def checked(
+        cls, sources: list[str], names: Sequence[str] | None, weights: Sequence[float] | None
+    ) -> _Plan:
+        """Compare the three lists.
+
+        Raises:
+            UserError: Nothing to index, lists of several lengths, a name twice, a weight not above 0.
+        """
+        if not sources:
+            raise UserError("no source to index: name a folder, a list of videos or a video")
+        for what, given in (("names", names), ("weights", weights)):
+            if given is not None and len(given) != len(sources):
+                raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
+        chosen = list(names) if names is not None else default_names(sources)
+        if len(set(chosen)) != len(chosen):
+            raise UserError(f"names: the same name twice ({', '.join(chosen)})")
+        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+            raise UserError(f"weights: must be above 0, got {' '.join(map(str, weights))}")
+        return cls(sources, chosen, None if weights is None else list(weights))
+
+
+def _list_all(plan: _Plan, config: IndexConfig) -> pa.Table:
+    """All rows of all sources as one flat table: _LISTING's columns and `label.<name>` ones."""
+    parts: list[pa.Table] = []
+    for source, dataset in zip(plan.sources, plan.names, strict=True):
+        for rows in _in_batches(read_source(source, config)):
+            parts.append(_listing_part(rows, dataset))
+    return pa.concat_tables(parts, promote_options="default").combine_chunks()
+
+
+def _listing_part(rows: Sequence[SourceRow], dataset: str) -> pa.Table:
+    columns: dict[str, list[object]] = {
+        "path": [row.path for row in rows],
+        "kind": [row.kind for row in rows],
+        "dataset": [dataset] * len(rows),
+        "split": [row.split for row in rows],
+        "weight": [row.weight for row in rows],
+    }
+    arrays = {name: pa.array(values, type=_LISTING[name]) for name, values in columns.items()}
+    for name in sorted(rows[0].labels):
+        values = [row.labels.get(name) for row in rows]
+        arrays[LABEL_PREFIX + name] = pa.array(values, type=label_type())
+    return pa.table(arrays)
+
+
+def _probe_listing(
+    listing: pa.Table,
+    label_names: list[str],
+    known: KnownFiles,
+    config: IndexConfig,
+    workers: int,
+    progress: Progress | None,
+) -> Iterator[ManifestRow]:
+    """A manifest row for each listed file, in order; known files are not opened."""
+    total, num_bad = listing.num_rows, 0
+    reused = known.match(listing)
+    with ProbePool(workers, config.limits, config.timeout_seconds) as pool:
+        probes = pool.probe_all(
+            ProbeRequest(
+                path=listing.column("path")[row].as_py(),
+                kind=listing.column("kind")[row].as_py(),
+                image_folder_fps=config.image_folder_fps,
+            )
+            for row in range(total)
+            if reused[row] < 0
+        )
+        for row in range(total):
+            info = next(probes) if reused[row] < 0 else known.info(int(reused[row]))
+            num_bad += not info.ok
+            yield _to_manifest_row(listing, row, label_names, info)
+            if progress is not None:
+                progress(row + 1, total, num_bad)
+
+
+def _to_manifest_row(
+    listing: pa.Table, row: int, label_names: list[str], info: VideoInfo
+) -> ManifestRow:
+    values = {name: listing.column(name)[row].as_py() for name in ("split", "dataset", "weight")}
+    labels = {name: listing.column(LABEL_PREFIX + name)[row].as_py() for name in label_names}
+    return ManifestRow(info=info, labels=labels, **values)
+
+
+def _in_batches[Row](rows: Iterator[Row]) -> Iterator[Sequence[Row]]:
+    return batched(rows, _BATCH)
+
+
+def _refuse_all_bad(manifest: Manifest) -> None:
+    if manifest.ok.any():
+        return
+    first = [manifest.row(row) for row in range(min(3, len(manifest)))]
+    reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
+    raise UserError(f"none of the {len(manifest)} files can be used: {reasons}")
+
+
+def _weighted(manifest: Manifest, plan: _Plan) -> Manifest:
+    """Scale row weights so that each source is drawn as often as its weight says.
+
+    Within a source, rows keep their ratios; the mean over all usable rows becomes 1.
+    """
+    if plan.weights is None:
+        return manifest
+    scaled = manifest.weights.copy()
+    datasets = manifest.label_like("dataset")
+    for name, weight in zip(plan.names, plan.weights, strict=True):
+        of_source = datasets == name
+        total = scaled[of_source & manifest.ok].sum()
+        if total <= 0:
+            raise UserError(f"data set {name}: has a weight, but no file of it can be used")
+        scaled[of_source] *= weight / total
+    scaled *= manifest.ok.sum() / sum(plan.weights)
+    place = manifest.table.column_names.index("weight")
+    table = manifest.table.set_column(place, "weight", pa.array(scaled))
+    return Manifest(table, Path("/"), manifest.source)

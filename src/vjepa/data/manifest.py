@@ -1,0 +1,331 @@
+"""The manifest: one row per video, in a Parquet file, flat in memory.
+
+Columns live in Arrow buffers, so ten million rows are a handful of objects that forked loader
+workers share without copying; a row becomes Python objects only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vjepa.data.manifest_schema import (
+    COLUMNS,
+    LABEL_PREFIX,
+    ManifestRow,
+    row_to_info,
+    rows_to_table,
+    to_schema,
+)
+from vjepa.data.video_info import VideoInfo
+from vjepa.errors import UserError
+
+__all__ = ["LabelCodes", "Manifest", "ManifestRow"]
+
+# Rows turned into Python objects at a time where a column must be walked.
+_BATCH = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCodes:
+    """A label column as numbers.
+
+    codes: int32 [rows], place in `classes`, -1 where the row has no label.
+    classes: The distinct labels: by value if all are whole numbers, else by alphabet.
+    """
+
+    codes: NDArray[np.int32]
+    classes: list[str]
+
+
+class Manifest:
+    """Videos, what is known about them, their splits and labels.
+
+    Made by :meth:`open`, :meth:`from_rows` or :func:`vjepa.data.index_sources`. Never changes.
+    """
+
+    def __init__(self, table: pa.Table, root: Path, source: str = "manifest") -> None:
+        """Wrap a table.
+
+        Args:
+            table: Columns as in ``manifest_schema.COLUMNS``, labels as ``label.<name>``.
+            root: Absolute folder that relative paths start from.
+            source: What to call this manifest in error messages.
+        """
+        self._table = table.combine_chunks()
+        self._root = str(root)
+        self._source = source
+
+    @classmethod
+    def open(cls, path: Path | str) -> Manifest:
+        """Read a Parquet manifest.
+
+        Raises:
+            UserError: Missing, not Parquet, without rows, or lacking a column.
+        """
+        file = Path(path)
+        remedy = "make one with `vjepa data index SRC --out manifest.parquet`"
+        if not file.is_file():
+            raise UserError(f"manifest {file}: no such file; {remedy}")
+        try:
+            # No memory map: the file may be replaced while it is open.
+            table = to_schema(pq.read_table(file))
+        except KeyError as error:
+            raise UserError(f"manifest {file}: no column {error}; {remedy}") from error
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"manifest {file}: cannot be read ({reason}); {remedy}") from error
+        if table.num_rows == 0:
+            raise UserError(f"manifest {file}: has no rows; {remedy}")
+        return cls(table, file.absolute().parent, str(file))
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[ManifestRow], root: Path | str) -> Manifest:
+        """Build a manifest in memory from rows with absolute paths; `root` as above."""
+        listed = list(rows)
+        names = sorted({name for row in listed for name in row.labels})
+        made = cls(rows_to_table(listed, names), Path("/"))
+        folder = Path(root).absolute()
+        return cls(made._rooted_at(str(folder)), folder)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._table.num_rows
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns, for vectorised work."""
+        return self._table
+
+    @property
+    def source(self) -> str:
+        """The file it was read from, for messages."""
+        return self._source
+
+    def path(self, row: int) -> str:
+        """Absolute path of a row's file."""
+        return self._absolute(self._table.column("path")[self._checked(row)].as_py())
+
+    def row(self, row: int) -> VideoInfo:
+        """All that is known about a row's file, ready for decode_frames."""
+        return row_to_info(self._table, self._checked(row), self.path(row))
+
+    def _checked(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a manifest with {len(self)} rows")
+        return int(row)
+
+    def _absolute(self, stored: str) -> str:
+        return os.path.join(self._root, stored)  # noqa: PTH118 (an absolute path stays as it is)
+
+    def numeric(self, name: str) -> NDArray[np.generic]:
+        """A number or bool column as a NumPy array [rows], without a copy where Arrow allows."""
+        return self._table.column(name).to_numpy()
+
+    @property
+    def num_frames(self) -> NDArray[np.int64]:
+        """Frames of each row, int64 [rows]."""
+        return self.numeric("num_frames").astype(np.int64, copy=False)
+
+    @property
+    def fps(self) -> NDArray[np.float64]:
+        """Mean frame rate of each row in frames per second, float64 [rows]."""
+        return self.numeric("fps").astype(np.float64, copy=False)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Whether each row's file can be used, bool [rows]."""
+        return self.numeric("ok").astype(np.bool_, copy=False)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Relative probability of drawing each row, float64 [rows]; mean 1 over usable rows."""
+        return self.numeric("weight").astype(np.float64, copy=False)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the label columns."""
+        names = self._table.column_names
+        return [name.removeprefix(LABEL_PREFIX) for name in names if name.startswith(LABEL_PREFIX)]
+
+    def labels(self, name: str) -> NDArray[np.object_]:
+        """One label column: str or None for each row, object [rows]; equal labels share one str."""
+        coded = self.label_codes(name)
+        return np.array([*coded.classes, None], dtype=object)[coded.codes]
+
+    def label_codes(self, name: str) -> LabelCodes:
+        """One label column as numbers and class names.
+
+        Raises:
+            UserError: There is no such column; the message names those there are.
+        """
+        if name not in self.label_names:
+            found = ", ".join(self.label_names) or "none"
+            raise UserError(f"manifest {self._source}: no label {name!r} (labels: {found})")
+        column = self._dictionary(LABEL_PREFIX + name)
+        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        stored = column.dictionary.to_pylist()
+        used = np.unique(codes[codes >= 0])
+        classes = _sorted_classes([stored[code] for code in used])
+        new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
+        place = {label: number for number, label in enumerate(classes)}
+        for code in used:
+            new_code[code] = place[stored[code]]
+        return LabelCodes(new_code[codes], classes)
+
+    def _dictionary(self, name: str) -> pa.DictionaryArray:
+        """A dictionary column in one piece."""
+        column = self._table.column(name).unify_dictionaries().combine_chunks()
+        return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that occur, by alphabet."""
+        return self._values("split")
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the data sets that occur, by alphabet."""
+        return self._values("dataset")
+
+    def _values(self, column: str) -> list[str]:
+        found = self._table.column(column).unique().cast(pa.string()).to_pylist()
+        return sorted(value for value in found if value is not None)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of every row's path, split and labels, in order.
+
+        Paths count from the deepest folder that holds all files. So the same files under the same
+        labels give the same hash wherever they and the manifest are moved together or apart, and
+        whatever is probed anew.
+        """
+        names = ["path", "split", *(LABEL_PREFIX + name for name in sorted(self.label_names))]
+        digest = hashlib.sha256("\x1f".join(names).encode())
+        start = len(self._common_folder())
+        for at in range(0, len(self), _BATCH):
+            part = self._table.slice(at, _BATCH)
+            paths = [self._absolute(path)[start:] for path in part.column("path").to_pylist()]
+            rest = [part.column(name).to_pylist() for name in names[1:]]
+            for values in zip(paths, *rest, strict=True):
+                digest.update(repr(values).encode())
+        return digest.hexdigest()
+
+    def _common_folder(self) -> str:
+        """The deepest folder that holds all files, with its final slash."""
+        lowest = highest = self.path(0)
+        for at in range(0, len(self), _BATCH):
+            batch = self._table.column("path").slice(at, _BATCH).to_pylist()
+            paths = [self._absolute(path) for path in batch]
+            lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
+        # All strings between two share what those two share.
+        common = os.path.commonpath([os.path.dirname(lowest), os.path.dirname(highest)])  # noqa: PTH120
+        return common.rstrip("/") + "/"
+
+    def select(
+        self, split: str | None = None, *, dataset: str | None = None, ok_only: bool = True
+    ) -> Manifest:
+        """The rows of one split and data set (None: of all), without unusable ones.
+
+        Raises:
+            UserError: No row is left; the message says what there is instead.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for column, wanted, there in (
+            ("split", split, self.splits),
+            ("dataset", dataset, self.dataset_names),
+        ):
+            if wanted is None:
+                continue
+            if wanted not in there:
+                found = ", ".join(there) or "none"
+                raise UserError(
+                    f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
+                )
+            values = self._dictionary(column)
+            code = values.dictionary.to_pylist().index(wanted)
+            mask &= values.indices.fill_null(-1).to_numpy(zero_copy_only=False) == code
+        table = self._table.filter(pa.array(mask))
+        if ok_only:
+            table = self._usable(table)
+        return Manifest(table, Path(self._root), self._source)
+
+    def _usable(self, table: pa.Table) -> pa.Table:
+        good = table.filter(table.column("ok"))
+        if good.num_rows == 0:
+            reasons = "; ".join(
+                f"{path}: {reason}"
+                for path, reason in zip(
+                    table.column("path").slice(0, 3).to_pylist(),
+                    table.column("reason").slice(0, 3).to_pylist(),
+                    strict=True,
+                )
+            )
+            raise UserError(
+                f"manifest {self._source}: none of its {table.num_rows} videos can be used"
+                f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
+            )
+        return good
+
+    def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
+        """Write the manifest as Parquet: aside, synced, then renamed into place.
+
+        Paths beneath the file's folder are stored relative to it, so that folder and manifest can
+        be moved together.
+
+        Args:
+            path: Where; an older file is replaced only by a complete new one.
+            metadata: Notes kept in the Parquet schema.
+
+        Raises:
+            UserError: It cannot be written (no such folder, no right, disk full).
+        """
+        target = Path(path).absolute()
+        table = self._rooted_at(str(target.parent)).replace_schema_metadata(metadata)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("wb") as file:
+                    pq.write_table(table, file, compression="zstd")
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"manifest {target}: cannot be written ({error.strerror or error});"
+                " choose another place with --out"
+            ) from error
+
+    def _rooted_at(self, folder: str) -> pa.Table:
+        """The table with its paths relative to `folder` where they lie beneath it."""
+        if folder == self._root:
+            return self._table
+        stored = self._table.column("path")
+        prefix = folder.rstrip("/") + "/"
+        batches = [
+            pa.array(
+                [self._absolute(path).removeprefix(prefix) for path in batch.to_pylist()],
+                type=COLUMNS["path"],
+            )
+            for batch in (stored.slice(at, _BATCH) for at in range(0, len(stored), _BATCH))
+        ]
+        place = self._table.column_names.index("path")
+        return self._table.set_column(place, "path", pa.chunked_array(batches, COLUMNS["path"]))
+
+
+def _sorted_classes(labels: list[str]) -> list[str]:
+    if all(label.isdecimal() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)

@@ -1,0 +1,150 @@
+"""Opening a video file so that nothing leaks, nothing surprises, and every error names the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import av
+import av.error
+from av.codec.context import ThreadType
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+
+from vjepa.data.video_info import DecodeError, LimitsConfig
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+_DEMUXERS = (
+    "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,gif,3gp,mxf,nut,ivf,rm,"
+    "yuv4mpegpipe,h264,hevc,m4v,obu,mjpeg,dv"
+)
+# FFmpeg's play-list formats (hls, dash, concat) open further files and addresses named *inside* the
+# file: a downloaded "video" could then read anything. Only real containers on the local disk pass.
+_CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+
+# The errors that foreign bytes can cause below PyAV. UnicodeError: metadata that is not text.
+FOREIGN_ERRORS = (av.error.FFmpegError, OSError, UnicodeError, ValueError, EOFError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """An open video: its container, the stream that is read, and the decoder in use."""
+
+    path: str
+    container: InputContainer
+    stream: VideoStream
+    decoder: VideoCodecContext
+
+    def packets(self) -> Iterator[Packet]:
+        """The stream's packets from the present position on, without the empty ones at the end."""
+        for packet in self.container.demux(self.stream):
+            if packet.size > 0:
+                yield packet
+
+    def feed(self, packet: Packet | None) -> list[VideoFrame]:
+        """Decode one packet (None: hand out what the decoder still holds).
+
+        A damaged packet gives no frame; that a wanted frame is missing is found out by its
+        timestamp, with the rest of the file still readable.
+        """
+        try:
+            return self.decoder.decode(packet)
+        except (av.error.InvalidDataError, av.error.EOFError):
+            return []
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Every frame in the order in which the decoder hands them out."""
+        for packet in self.packets():
+            yield from self.feed(packet)
+        yield from self.feed(None)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error's message in a few words, without the path, which the caller names anyway."""
+    if isinstance(error, av.error.InvalidDataError):
+        return "not a video, or damaged beyond reading (invalid data)"
+    if isinstance(error, MemoryError):
+        return "out of memory while reading it"
+    if isinstance(error, OSError | av.error.FFmpegError) and getattr(error, "strerror", None):
+        return str(error.strerror)
+    return f"{type(error).__name__}: {error}".strip(": ")
+
+
+def _pick_stream(container: InputContainer, path: str) -> VideoStream:
+    """The first stream of moving pictures (cover art of an audio file is none)."""
+    if not container.streams.video:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise DecodeError(path, f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise DecodeError(path, "no video stream (only the cover picture of an audio file)")
+
+
+def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:
+    """FFmpeg's default decoder on one thread, or libvpx where the video carries an alpha plane.
+
+    One thread: loader workers are the parallelism, and more threads per file oversubscribe the
+    machine. FFmpeg's own VP8 and VP9 decoders drop the alpha plane that WebM keeps beside the
+    video.
+    """
+    decoder = stream.codec_context
+    if decoder is None:
+        raise DecodeError(path, "its codec is unknown to this FFmpeg")
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):
+        created = av.CodecContext.create("libvpx-vp9" if decoder.name == "vp9" else "libvpx", "r")
+        assert isinstance(created, VideoCodecContext)
+        created.width, created.height = decoder.width, decoder.height
+        decoder = created
+    decoder.thread_count = 1
+    decoder.thread_type = ThreadType.NONE
+    return decoder
+
+
+def _check_size(decoder: VideoCodecContext, path: str, limits: LimitsConfig) -> None:
+    """Refuse a frame size before a single frame of it is allocated."""
+    width, height = decoder.width, decoder.height
+    if width < 1 or height < 1:
+        raise DecodeError(path, "its frame size is unknown")
+    if width * height > limits.max_pixels:
+        raise DecodeError(
+            path, f"frames of {width} x {height} pixels are above max_pixels = {limits.max_pixels}"
+        )
+    # The header may lie: the decoder itself must refuse a stream that turns out larger.
+    decoder.options = {"max_pixels": str(limits.max_pixels)}
+
+
+@contextmanager
+def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[VideoFile]:
+    """Open a video for reading; always closes it.
+
+    Args:
+        path: The file.
+        limits: Largest frame to accept; None uses the defaults.
+
+    Yields:
+        The open video.
+
+    Raises:
+        DecodeError: It cannot be opened or has no video; or reading it in the body of the ``with``
+            failed. Names the file in every case.
+    """
+    absolute = os.path.abspath(path)  # noqa: PTH100 (a leading slash keeps "a:b.mp4" from being a protocol)
+    try:
+        with av.open(
+            absolute, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
+        ) as container:
+            stream = _pick_stream(container, path)
+            decoder = _pick_decoder(stream, path)
+            _check_size(decoder, path, limits or LimitsConfig())
+            yield VideoFile(path, container, stream, decoder)
+    except FOREIGN_ERRORS as error:
+        raise DecodeError(path, reason_of(error)) from error

@@ -1,0 +1,213 @@
+"""Features on disk: written once per (weights, data, clip, transform), then mapped, not computed.
+
+A cache folder holds one sub-folder per key. The key is the hash of everything that the numbers
+depend on, so features of other weights can never be taken for these. Inside are shards of a fixed
+number of manifest rows, each a safetensors file written aside and renamed: an extraction that was
+interrupted goes on with the first missing shard and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vjepa.errors import UserError
+from vjepa.evaluation.features import (
+    BadVideo,
+    ClipSource,
+    EncodedRows,
+    FeatureSet,
+    Precision,
+    Progress,
+    encode_rows,
+)
+from vjepa.evaluation.fingerprints import settings_hash
+
+if TYPE_CHECKING:
+    from vjepa.data import Manifest
+
+_SHARD_ROWS = 512
+_FORMAT = "vjepa-features-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureKey:
+    """Everything that features depend on.
+
+    Attributes:
+        weights_hash: Of the encoder (:func:`vjepa.evaluation.fingerprints.weights_hash`).
+        encoder: The encoder's config as plain values.
+        data_hash: Of the videos and of the rows taken (:func:`data_hash`).
+        clip: How the frames were chosen, as plain values.
+        transform: How they were cropped, as plain values.
+        precision, storage: Type of the computation and of what is kept.
+        batch_size: Clips per forward call: it can change the last bits of a matrix product.
+        device: ``cpu`` or ``cuda``, for the same reason.
+    """
+
+    weights_hash: str
+    encoder: dict[str, object]
+    data_hash: str
+    clip: dict[str, object]
+    transform: dict[str, object]
+    precision: Precision
+    storage: Precision
+    batch_size: int
+    device: str
+
+    @property
+    def digest(self) -> str:
+        """Hash of all fields, 64 hexadecimal digits."""
+        return settings_hash({"format": _FORMAT, **asdict(self)})
+
+
+def data_hash(manifest: Manifest, rows: NDArray[np.int64]) -> str:
+    """Hash of the rows that features are computed from.
+
+    Besides the manifest's content hash it holds sizes and frame counts, so that files which were
+    replaced by others of the same name are noticed once they have been indexed again.
+
+    Args:
+        manifest: The selected manifest.
+        rows: int64 [n], its rows that are used.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(manifest.content_hash.encode())
+    for column in (rows, manifest.numeric("bytes")[rows], manifest.numeric("num_frames")[rows]):
+        digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def extract_features(
+    encoder: nn.Module,
+    source: ClipSource,
+    key: FeatureKey,
+    *,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> FeatureSet:
+    """Features of all videos of a source, from the cache where they are there already.
+
+    Args:
+        encoder: Frozen encoder, float video [B, C, T, H, W] -> tokens [B, N, D].
+        source: Gives the clips.
+        key: What the features depend on; also says how to compute them.
+        cache_dir: Folder of the cache; None keeps everything in memory only.
+        progress: Told how many videos are done.
+
+    Returns:
+        The features in manifest order.
+
+    Raises:
+        UserError: Not one video could be read, or the cache is not readable.
+    """
+    device = torch.device(key.device)
+    folder = None if cache_dir is None else _open_folder(cache_dir, key)
+    # Whole batches per shard, so that a resumed extraction forms the very same batches.
+    shard_rows = key.batch_size * max(1, _SHARD_ROWS // key.batch_size)
+    done, parts = 0, []
+    for start in range(0, len(source), shard_rows):
+        stop = min(start + shard_rows, len(source))
+        path = None if folder is None else folder / f"shard_{start // shard_rows:05d}.safetensors"
+        if path is not None and path.exists():
+            part = _read_shard(path)
+            done += stop - start
+            if progress is not None:
+                progress(done, len(source))
+        else:
+            counter = _Counter(done, len(source), progress)
+            part = encode_rows(
+                encoder,
+                source.batches(start, stop, key.batch_size),
+                device=device,
+                precision=key.precision,
+                storage=key.storage,
+                on_batch=counter.add,
+            )
+            done = stop
+            if path is not None:
+                _write_shard(path, part)
+                part = _read_shard(path)
+        parts.append(part)
+    return _join(parts, source)
+
+
+class _Counter:
+    """Adds up finished rows and passes them on."""
+
+    def __init__(self, done: int, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = done, total, progress
+
+    def add(self, rows: int) -> None:
+        self._done += rows
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _join(parts: list[EncodedRows], source: ClipSource) -> FeatureSet:
+    full = [part for part in parts if len(part.rows)]
+    bad = tuple(video for part in parts for video in part.bad)
+    if not full:
+        reason = f" (first: {bad[0].path}: {bad[0].reason})" if bad else ""
+        raise UserError(f"not one video could be read{reason}")
+    rows = np.concatenate([part.rows for part in full])
+    return FeatureSet(
+        shards=tuple(part.tokens for part in full),
+        rows=rows,
+        paths=tuple(source.path(int(row)) for row in rows),
+        bad=bad,
+    )
+
+
+def _open_folder(cache_dir: Path, key: FeatureKey) -> Path:
+    """The folder of a key, made when new; a shortened digest is checked against the whole key."""
+    folder = cache_dir / key.digest[:20]
+    description = json.dumps({"format": _FORMAT, **asdict(key)}, indent=1, sort_keys=True)
+    described = folder / "features.json"
+    if described.exists():
+        if described.read_text(encoding="utf-8") != description:
+            raise UserError(
+                f"{described}: describes other features than its folder name says; "
+                "delete the folder"
+            )
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    described.write_text(description, encoding="utf-8")
+    return folder
+
+
+def _write_shard(path: Path, part: EncodedRows) -> None:
+    """Write aside and rename, so that a shard that exists is whole."""
+    aside = path.with_suffix(".partial")
+    tensors: dict[str, Tensor] = {
+        "tokens": part.tokens.contiguous(),
+        "rows": torch.from_numpy(part.rows),
+    }
+    save_file(tensors, aside, metadata={"bad": json.dumps([asdict(video) for video in part.bad])})
+    aside.replace(path)
+
+
+def _read_shard(path: Path) -> EncodedRows:
+    """Map a shard; its pages are read when they are used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            bad = json.loads((file.metadata() or {})["bad"])
+            return EncodedRows(
+                tokens=file.get_tensor("tokens"),
+                rows=file.get_tensor("rows").numpy(),
+                bad=tuple(BadVideo(**video) for video in bad),
+            )
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: not a readable feature shard ({error}); delete it") from error

@@ -1,0 +1,194 @@
+"""The online probe: during pretraining, how much do the features say about a label?
+
+The loss of self-prediction does not tell (its targets move), so a small fixed set of labelled
+videos is encoded now and then by the target encoder, and a closed-form linear classifier is fitted
+on the mean of each video's tokens. It is cheap and rough: for numbers that are compared between
+models, train a probe.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vjepa.data.clip_sampling import ClipConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.clips import EvaluationClips, ViewConfig
+from vjepa.evaluation.features import encode_clips
+from vjepa.evaluation.intervals import wilson_interval
+from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
+from vjepa.evaluation.ridge import fit_ridge
+from vjepa.evaluation.splits import stratified_subset
+from vjepa.runtime.device import DeviceSetup
+
+if TYPE_CHECKING:
+    from vjepa.data import Manifest
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineProbeConfig:
+    """A linear probe that is fitted now and then while pretraining."""
+
+    manifest: Path
+    """Parquet manifest with labels."""
+    label: str
+    """Name of the label."""
+    train_split: str = "train"
+    """Split that the classifier is fitted on."""
+    validation_split: str = "validation"
+    """Split that it is measured on; never the test split."""
+    max_clips: int = 512
+    """At most so many videos of each split, the same share of every class; all are kept in memory
+    as pixels."""
+    every_steps: int | None = None
+    """Updates between two measurements; null: as `training.evaluate_every_steps` says."""
+    batch_size: int = 32
+    """Clips per forward call."""
+
+    def __post_init__(self) -> None:
+        if self.max_clips < 2:
+            raise ValueError(f"max_clips: must be at least 2, got {self.max_clips}")
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps: must be at least 1 or null, got {self.every_steps}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: must be at least 1, got {self.batch_size}")
+        if self.train_split == self.validation_split:
+            raise ValueError(
+                f"validation_split: {self.validation_split!r} is the train split as well; "
+                "measure on other videos than those fitted on"
+            )
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Clips in memory with their labels.
+
+    Attributes:
+        clips: uint8 [n, C, T, S, S].
+        labels: int64 [n].
+    """
+
+    clips: Tensor
+    labels: Tensor
+
+
+class OnlineProbe:
+    """An evaluator of the training loop: ``every_steps`` and ``run(step)``.
+
+    Attributes:
+        every_steps: As configured.
+        classes: Class names.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: OnlineProbeConfig,
+        clip: ClipConfig,
+        view: ViewConfig,
+        setup: DeviceSetup,
+        seed: int,
+    ) -> None:
+        """Read the labelled videos once; unreadable ones are left out with a warning.
+
+        Args:
+            encoder: The target encoder that training keeps changing.
+            config: Which videos and how often.
+            clip, view: As the pretraining's clips, without the random part.
+            setup: Device and precision to encode in.
+            seed: Of the choice of videos, where there are more than `max_clips`.
+
+        Raises:
+            UserError: Manifest, split or label is missing, or labels are incomplete.
+        """
+        from vjepa.data.manifest import Manifest
+
+        self.every_steps = config.every_steps
+        self._encoder, self._config, self._setup = encoder, config, setup
+        manifest = Manifest.open(config.manifest)
+        train = manifest.select(split=config.train_split)
+        fit_labels = labels_of(train, config.label, part=f"split {config.train_split}")
+        self.classes = fit_labels.classes
+        check_every_class_has_a_sample(fit_labels, f"manifest {manifest.source}")
+        held = manifest.select(split=config.validation_split)
+        held_labels = labels_of(
+            held, config.label, classes=self.classes, part=f"split {config.validation_split}"
+        )
+        self._fit = _read(train, fit_labels, clip, view, config, seed)
+        self._validation = _read(held, held_labels, clip, view, config, seed)
+
+    @torch.no_grad()
+    def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
+        """Fit on the train part, measure on the validation part.
+
+        Args:
+            step: Updates done; the measurement depends on the weights alone.
+
+        Returns:
+            ``online_probe/top1`` (share in [0, 1]), the ends of its 95 % interval
+            ``online_probe/top1_low`` and ``_high``, ``online_probe/count`` (validation videos),
+            ``online_probe/train_top1``, and the chosen ridge ``online_probe/penalty``.
+        """
+        was_training = self._encoder.training
+        self._encoder.eval()
+        try:
+            fit, validation = self._pooled(self._fit.clips), self._pooled(self._validation.clips)
+        finally:
+            self._encoder.train(was_training)
+        classifier = fit_ridge(fit, self._fit.labels, len(self.classes))
+        right = classifier.scores(validation).argmax(dim=1) == self._validation.labels
+        fitted = classifier.scores(fit).argmax(dim=1) == self._fit.labels
+        count, correct = int(right.numel()), int(right.sum())
+        interval = wilson_interval(correct, count)
+        return {
+            "online_probe/top1": correct / count,
+            "online_probe/top1_low": interval.low,
+            "online_probe/top1_high": interval.high,
+            "online_probe/count": float(count),
+            "online_probe/train_top1": float(fitted.double().mean()),
+            "online_probe/penalty": classifier.penalty,
+        }
+
+    def _pooled(self, clips: Tensor) -> Tensor:
+        """Mean token of each clip: uint8 [n, C, T, S, S] -> float32 [n, D] on the CPU."""
+        parts = [
+            encode_clips(self._encoder, part, self._setup.device, self._setup.precision)
+            .mean(dim=1)
+            .cpu()
+            for part in clips.split(self._config.batch_size)
+        ]
+        return torch.cat(parts)
+
+
+def _read(
+    manifest: Manifest,
+    labels: Labels,
+    clip: ClipConfig,
+    view: ViewConfig,
+    config: OnlineProbeConfig,
+    seed: int,
+) -> LabelledClips:
+    """Decode the chosen videos of one split."""
+    rows = np.arange(len(manifest), dtype=np.int64)
+    if len(rows) > config.max_clips:
+        share = config.max_clips / len(rows)
+        rows = stratified_subset(labels, fraction=share, seed=seed)[: config.max_clips]
+    source = EvaluationClips(manifest, clip, view, rows=rows, on_bad_video="list")
+    batches = list(source.batches(0, len(source), config.batch_size))
+    for bad in (video for batch in batches for video in batch.bad):
+        _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
+    kept = np.concatenate([batch.rows for batch in batches])
+    if len(kept) < 2:
+        raise UserError(
+            f"manifest {manifest.source}: fewer than two videos of the online probe can be read"
+        )
+    truth = torch.from_numpy(labels.indices[kept])
+    return LabelledClips(torch.cat([batch.clips for batch in batches]), truth)

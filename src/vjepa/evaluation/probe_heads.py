@@ -1,0 +1,200 @@
+"""Many probe heads on one pass over the features.
+
+A probe's learning rate and weight decay are chosen among several heads that train side by side on
+the same batches. Every head is an ordinary :class:`AttentiveClassifier` or
+:class:`LinearClassifier`; only the computation is joined, in two ways.
+
+First, the heads' weights are stacked, so that each layer is one batched matrix product.
+
+Second, the keys and values of the cross-attention are never formed. With one query, which no clip
+changes, head h's logit of token n is ``q_h . (W_k x_n + b_k) = (W_k^T q_h) . x_n + constant``, and
+the softmax ignores the constant; the value projection, being linear, may follow the weighted sum.
+So reading N tokens costs one product with a [D, heads] matrix instead of one with [D, 2 D], and a
+whole grid of heads costs little more than one. The LayerNorm before it has its scale and shift
+moved into these matrices, so that the normalised tokens are shared by all heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vjepa.models import AttentiveClassifier, LinearClassifier, PoolerVariant
+
+_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The probe's form."""
+
+    kind: Literal["attentive", "linear"] = "attentive"
+    """`attentive`: a learnt query reads all tokens by cross-attention; `linear`: their mean."""
+    variant: PoolerVariant = "released"
+    """Attentive only. `released`: what the authors' code computes (no output projection, no last
+    LayerNorm); `paper`: as their text says, with both."""
+    depth: int = 1
+    """Attentive only. 1: the cross-attention block; each one more adds a block over the query."""
+    num_heads: int | None = None
+    """Attentive only. Attention heads; null takes the encoder's number."""
+    norm: bool = True
+    """Linear only. Whether the pooled vector passes a LayerNorm before the linear layer."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth: must be at least 1, got {self.depth}")
+        if self.num_heads is not None and self.num_heads < 1:
+            raise ValueError(f"num_heads: must be at least 1, got {self.num_heads}")
+        if self.kind == "linear" and self.depth != 1:
+            raise ValueError(f"depth: a linear probe has depth 1, got {self.depth}")
+
+
+ProbeHead = AttentiveClassifier | LinearClassifier
+
+
+def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: int) -> ProbeHead:
+    """One probe head with fresh weights, drawn from torch's generator.
+
+    Args:
+        config: Its form.
+        width: Token width D.
+        encoder_heads: The encoder's attention heads, for `config.num_heads` None.
+        num_classes: Classes.
+
+    Returns:
+        tokens float [B, N, D] -> logits [B, num_classes].
+
+    Raises:
+        ValueError: The heads do not divide the width.
+    """
+    if config.kind == "linear":
+        return LinearClassifier(width, num_classes, norm=config.norm)
+    heads = encoder_heads if config.num_heads is None else config.num_heads
+    return AttentiveClassifier(width, heads, num_classes, config.depth, config.variant)
+
+
+class ProbeHeads(nn.Module):
+    """Heads of one form, computed together.
+
+    Attributes:
+        heads: The heads, each usable alone.
+    """
+
+    def __init__(self, heads: Sequence[ProbeHead]) -> None:
+        """Take the heads over; they must have been built from one config.
+
+        Raises:
+            ValueError: There is none, or their parameters differ in name or shape.
+        """
+        super().__init__()
+        forms = [[(name, p.shape) for name, p in head.named_parameters()] for head in heads]
+        if not forms or any(form != forms[0] for form in forms):
+            raise ValueError("heads: at least one, all of one form")
+        self.heads = nn.ModuleList(heads)
+        first = heads[0]
+        self._attention_heads = (
+            first.pooler.heads if isinstance(first, AttentiveClassifier) else None
+        )
+
+    def __len__(self) -> int:
+        """Number of heads H."""
+        return len(self.heads)
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The heads by name: each gets its own parameter groups and its own gradient clipping."""
+        return {f"head_{index:02d}": head for index, head in enumerate(self.heads)}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of all heads.
+
+        Args:
+            tokens: float [B, N, D]; taken in the type of the weights (float32).
+
+        Returns:
+            [H, B, classes]; row i is what ``heads[i](tokens)`` gives, up to rounding.
+        """
+        tokens = tokens.to(next(self.parameters()).dtype)
+        if self._attention_heads is None:
+            pooled = tokens.mean(dim=1).expand(len(self), -1, -1)
+            if self._has("norm.weight"):
+                pooled = self._norm("norm", pooled)
+        else:
+            pooled = self._pool_attentively(tokens, self._attention_heads)
+        return self._linear("linear", pooled)
+
+    def _pool_attentively(self, tokens: Tensor, attention_heads: int) -> Tensor:
+        """The poolers of all heads: [B, N, D] -> [H, B, D]."""
+        query = self._stack("pooler.query_tokens")[:, 0, :]  # [H, 1, D]
+        attended = self._cross_attention(tokens, query, attention_heads)
+        pooled = query + attended
+        prefix = "pooler.cross_attention_block"
+        pooled = pooled + self._mlp(f"{prefix}.mlp", self._norm(f"{prefix}.norm2", pooled))
+        level = 0
+        while self._has(f"pooler.blocks.{level}.norm1.weight"):
+            pooled = self._block_over_one_query(f"pooler.blocks.{level}", pooled)
+            level += 1
+        if self._has("pooler.norm.weight"):
+            pooled = self._norm("pooler.norm", pooled)
+        return pooled
+
+    def _cross_attention(self, tokens: Tensor, query: Tensor, attention_heads: int) -> Tensor:
+        """What the query of each head reads: [H, B, D]. A: attention heads, E: their width."""
+        prefix = "pooler.cross_attention_block"
+        count, width = query.shape[0], query.shape[-1]
+        split = (count, attention_heads, width // attention_heads)
+        key_weight, value_weight = self._stack(f"{prefix}.xattn.kv.weight").chunk(2, dim=1)
+        value_bias = self._stack(f"{prefix}.xattn.kv.bias").chunk(2, dim=1)[1]
+        scale, shift = (self._stack(f"{prefix}.norm1.{name}") for name in ("weight", "bias"))
+        normal = F.layer_norm(tokens, (width,), eps=_NORM_EPS)
+
+        q = self._linear(f"{prefix}.xattn.q", query).view(split)
+        reader = torch.einsum("hae,haed->had", q, key_weight.unflatten(1, split[1:]))
+        reader = reader * (scale[:, None] * split[2] ** -0.5)
+        batch = tokens.shape[0]
+        logits = torch.matmul(reader.flatten(0, 1), normal.transpose(1, 2))  # [B, H A, N]
+        read = torch.bmm(logits.softmax(dim=-1), normal).view(batch, *split[:2], width)
+        read = read.permute(1, 2, 0, 3) * scale[:, None, None] + shift[:, None, None]
+        values = torch.matmul(read, value_weight.unflatten(1, split[1:]).transpose(2, 3))
+        values = values.transpose(1, 2).flatten(2) + value_bias[:, None]  # [H, B, D]
+        if self._has(f"{prefix}.xattn.proj.weight"):
+            values = self._linear(f"{prefix}.xattn.proj", values)
+        return values
+
+    def _block_over_one_query(self, prefix: str, pooled: Tensor) -> Tensor:
+        """An ordinary block over a single token, whose self-attention is its value alone."""
+        normal = self._norm(f"{prefix}.norm1", pooled)
+        weight = self._stack(f"{prefix}.attn.qkv.weight").chunk(3, dim=1)[2]
+        bias = self._stack(f"{prefix}.attn.qkv.bias").chunk(3, dim=1)[2]
+        value = torch.baddbmm(bias[:, None], normal, weight.transpose(1, 2))
+        pooled = pooled + self._linear(f"{prefix}.attn.proj", value)
+        return pooled + self._mlp(f"{prefix}.mlp", self._norm(f"{prefix}.norm2", pooled))
+
+    def _mlp(self, prefix: str, inputs: Tensor) -> Tensor:
+        return self._linear(f"{prefix}.fc2", F.gelu(self._linear(f"{prefix}.fc1", inputs)))
+
+    def _norm(self, prefix: str, inputs: Tensor) -> Tensor:
+        """LayerNorm of each head: [H, ..., D]."""
+        weight, bias = self._stack(f"{prefix}.weight"), self._stack(f"{prefix}.bias")
+        normal = F.layer_norm(inputs, inputs.shape[-1:], eps=_NORM_EPS)
+        return torch.addcmul(bias[:, None], normal, weight[:, None])
+
+    def _linear(self, prefix: str, inputs: Tensor) -> Tensor:
+        """Linear layer of each head: [H, B, in] -> [H, B, out]."""
+        weight, bias = self._stack(f"{prefix}.weight"), self._stack(f"{prefix}.bias")
+        return torch.baddbmm(bias[:, None], inputs, weight.transpose(1, 2))
+
+    def _stack(self, name: str) -> Tensor:
+        """A parameter of all heads: [H, *shape]."""
+        return torch.stack([head.get_parameter(name) for head in self.heads])
+
+    def _has(self, name: str) -> bool:
+        """Whether this form of head has a parameter."""
+        module: object = self.heads[0]
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        return module is not None

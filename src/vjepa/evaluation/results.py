@@ -1,0 +1,249 @@
+"""What is written down about a probe, and tables of several.
+
+A result names everything that its number depends on: weights, manifests, rows, settings, versions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vjepa.errors import UserError
+from vjepa.evaluation.features import BadVideo
+from vjepa.evaluation.intervals import Interval
+from vjepa.evaluation.metrics import ClassificationMetrics, ClassMetrics
+
+RESULT_FILE = "result.json"
+TABLE_FILE = "result.md"
+_FORMAT = "vjepa-probe-result-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadResult:
+    """One head of the grid on the rows that the choice was made on.
+
+    Attributes:
+        learning_rate, weight_decay: Peak learning rate and starting weight decay of the head.
+        count, correct: Rows, and those answered rightly.
+        top1: correct / count.
+        loss: Mean cross-entropy in nats.
+        chosen: Whether this head was taken.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    count: int
+    correct: int
+    top1: float
+    loss: float
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedSplit:
+    """Metrics on one set of videos.
+
+    Attributes:
+        manifest: Path of the manifest.
+        manifest_hash: Content hash of the rows evaluated.
+        split: Name of the split, or None for all rows.
+        metrics: The figures; their count plus the bad videos is the number of rows.
+        bad_videos: Videos that could not be read (``on_bad_video: list``).
+    """
+
+    manifest: str
+    manifest_hash: str
+    split: str | None
+    metrics: ClassificationMetrics
+    bad_videos: tuple[BadVideo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult:
+    """The outcome of training one probe.
+
+    Attributes:
+        label: Name of the label.
+        encoder: Path of the encoder, or what it is.
+        which: ``target``, ``context`` or ``random`` weights.
+        weights_hash: SHA-256 of the encoder's weights.
+        num_train: Labelled videos that were used in all, those of the choice included.
+        num_classes: Classes.
+        test: Metrics on the test rows, which nothing was chosen on; None without a test split.
+        selection: Every head of the grid; empty when there was only one.
+        train_manifest_hash: Content hash of the training rows.
+        config: The resolved config of the job.
+        versions: Of vjepa, torch and Python.
+        date: When, UTC, ISO 8601.
+        seconds: Wall-clock seconds by stage.
+        folder: Where probe and split file lie.
+    """
+
+    label: str
+    encoder: str
+    which: str
+    weights_hash: str
+    num_train: int
+    num_classes: int
+    test: EvaluatedSplit | None
+    selection: tuple[HeadResult, ...]
+    train_manifest_hash: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    date: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    folder: str = ""
+
+    def save(self, folder: Path) -> None:
+        """Write ``result.json`` and a Markdown table beside it."""
+        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
+        (folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / TABLE_FILE).write_text(self.markdown(), encoding="utf-8")
+
+    def markdown(self) -> str:
+        """The result as a short Markdown text: number, interval, heads, classes."""
+        lines = [f"# Probe of `{self.label}`", "", compare({self.which: self}), ""]
+        if self.selection:
+            lines += [
+                "Heads, by their accuracy on the rows held out for the choice:",
+                "",
+                "| learning rate | weight decay | top-1 % | loss | chosen |",
+                "|---|---|---|---|---|",
+            ]
+            lines += [
+                f"| {head.learning_rate:g} | {head.weight_decay:g} | {100 * head.top1:.1f} "
+                f"({head.correct}/{head.count}) | {head.loss:.3f} | "
+                f"{'yes' if head.chosen else ''} |"
+                for head in self.selection
+            ]
+            lines.append("")
+        if self.test is not None:
+            lines += ["| class | videos | accuracy % |", "|---|---|---|"]
+            lines += [
+                f"| {entry.name} | {entry.count} | "
+                f"{'-' if entry.accuracy is None else f'{100 * entry.accuracy:.1f}'} |"
+                for entry in self.test.metrics.per_class
+            ]
+            lines.append("")
+            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in self.test.bad_videos]
+        return "\n".join(lines)
+
+
+def load_result(folder: Path) -> ProbeResult:
+    """Read the result that a probe's training wrote into a folder.
+
+    Raises:
+        UserError: It is missing or of another format.
+    """
+    path = folder / RESULT_FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        found = fields.pop("format", None)
+        if found != _FORMAT:
+            raise UserError(f"{path}: format {found!r}, expected {_FORMAT!r}")
+        fields["selection"] = tuple(HeadResult(**head) for head in fields["selection"])
+        if fields["test"] is not None:
+            fields["test"] = evaluated_split(fields["test"])
+        return ProbeResult(**fields)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a probe result ({error})") from error
+
+
+def evaluated_split(fields: Mapping[str, Any]) -> EvaluatedSplit:
+    """Metrics on a set of videos from the plain values that ``dataclasses.asdict`` gives."""
+    rebuilt: dict[str, Any] = dict(fields)
+    rebuilt["metrics"] = _metrics(fields["metrics"])
+    rebuilt["bad_videos"] = tuple(BadVideo(**video) for video in fields["bad_videos"])
+    return EvaluatedSplit(**rebuilt)
+
+
+def _metrics(fields: Mapping[str, Any]) -> ClassificationMetrics:
+    rebuilt: dict[str, Any] = dict(fields)
+    rebuilt["wilson"] = Interval(**fields["wilson"])
+    rebuilt["bootstrap"] = Interval(**fields["bootstrap"])
+    rebuilt["per_class"] = tuple(ClassMetrics(**entry) for entry in fields["per_class"])
+    rebuilt["confusion"] = tuple(tuple(row) for row in fields["confusion"])
+    return ClassificationMetrics(**rebuilt)
+
+
+def compare(results: Mapping[str, ProbeResult]) -> str:
+    """A Markdown table of probes with their 95 % intervals.
+
+    Args:
+        results: The results by the name that each row shall have.
+
+    Returns:
+        One row a result: labels used, top-1 in percent with the Wilson interval, the number of
+        test videos, top-5, calibration error, loss.
+    """
+    lines = [
+        "| encoder | label | labels used | top-1 % | 95 % interval | videos | top-5 % | ECE "
+        "| loss |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        head = f"| {name} | {result.label} | {result.num_train} |"
+        if result.test is None:
+            lines.append(f"{head} - | - | - | - | - | - |")
+            continue
+        found = result.test.metrics
+        top5 = "-" if found.top5 is None else f"{100 * found.top5:.1f}"
+        lines.append(
+            f"{head} {100 * found.top1:.1f} | {100 * found.wilson.low:.1f} to "
+            f"{100 * found.wilson.high:.1f} | {found.count} | {top5} | "
+            f"{found.calibration_error:.3f} | {found.loss:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+# 97.5 % points of Student's t for 1 to 10 degrees of freedom; beyond, the normal's is near enough.
+_STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """The mean of a figure over seeds.
+
+    Attributes:
+        values: One a seed.
+        mean: Their mean.
+        deviation: Sample standard deviation; 0 for one seed.
+        interval: 95 % interval of the mean (Student's t over seeds); infinite for one seed.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    deviation: float
+    interval: Interval
+
+
+def over_seeds(values: Sequence[float]) -> SeedSummary:
+    """Summarise one figure of several seeds, or the differences of two systems seed by seed.
+
+    The interval of one test set says nothing about what another seed of the pretraining or
+    another draw of the labels would have given: this one does.
+
+    Args:
+        values: One value a seed, for example ``result.test.metrics.top1``.
+
+    Returns:
+        Mean, deviation and interval.
+
+    Raises:
+        ValueError: No value.
+    """
+    if not values:
+        raise ValueError("values: at least one is needed")
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return SeedSummary(tuple(values), mean, 0.0, Interval(-math.inf, math.inf))
+    deviation = statistics.stdev(values)
+    freedom = len(values) - 1
+    factor = _STUDENT_975[freedom - 1] if freedom <= len(_STUDENT_975) else 1.96
+    half = factor * deviation / math.sqrt(len(values))
+    return SeedSummary(tuple(values), mean, deviation, Interval(mean - half, mean + half))

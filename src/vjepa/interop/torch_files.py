@@ -1,0 +1,89 @@
+"""Reading files of ``torch.save`` that come from outside, without running what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vjepa.errors import UserError
+
+
+def read_torch_file(path: Path) -> dict[str, Any]:
+    """Read a dict saved by torch; only tensors and plain values are let through.
+
+    Tensors are mapped from the file, not read, so that the parts nobody asks for cost nothing: use
+    them before the file changes.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The dict.
+
+    Raises:
+        UserError: No such file; truncated; not of torch; holds other objects; holds no dict.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    is_zip = zipfile.is_zipfile(path)
+    if not is_zip and _starts_like_zip(path):
+        raise UserError(f"{path}: the file is truncated; copy or download it again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: not a checkpoint of tensors and plain values ({_first_line(error)}); "
+            "anything else is refused because loading it could run code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: truncated or not saved by torch ({_first_line(error)}); copy or download it "
+            "again"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, a checkpoint holds a dict")
+    return content
+
+
+def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Tensor]:
+    """The state dict under a key, names without the training wrappers' prefixes.
+
+    ``module.`` comes from the distributed wrapper, ``backbone.`` from the multi-mask wrapper; each
+    is removed once, at the front only.
+
+    Args:
+        content: The checkpoint.
+        key: Which entry.
+        path: The file, for messages.
+
+    Returns:
+        Name -> tensor, in the file's order.
+
+    Raises:
+        UserError: No such entry, or it is not a dict of tensors.
+    """
+    state = content.get(key)
+    if state is None:
+        raise UserError(f"{path}: has no entry '{key}'; it holds {', '.join(map(str, content))}")
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path}: the entry '{key}' is not a dict of tensors")
+    return {
+        str(name).removeprefix("module.").removeprefix("backbone."): tensor
+        for name, tensor in state.items()
+    }
+
+
+def _starts_like_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:120] if lines else type(error).__name__

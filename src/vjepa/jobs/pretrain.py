@@ -1,0 +1,275 @@
+"""Pretraining: the paper's section 3, from manifests to a run folder of checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vjepa.config import diff, dump_yaml, load_config, to_dict
+from vjepa.data.loader import ClipBatch, ClipLoader
+from vjepa.data.manifest import Manifest
+from vjepa.errors import UserError
+from vjepa.evaluation.clips import ViewConfig
+from vjepa.evaluation.online import OnlineProbe
+from vjepa.interop import find_checkpoint, read_model, released_training_state
+from vjepa.jobs.pretrain_config import ContinueConfig, PretrainConfig, SourceConfig
+from vjepa.masking import MaskSampler
+from vjepa.models import VJEPA, Encoder, normalise_clip
+from vjepa.objectives import FeaturePrediction, PixelPrediction
+from vjepa.runtime.device import set_up_device
+from vjepa.runtime.metric_sinks import run_folder_sinks
+from vjepa.runtime.seeds import seed_torch
+from vjepa.training.checkpoint import CheckpointStore
+from vjepa.training.loop import RunFolder, Trainer, TrainingResult
+from vjepa.training.optim import load_optimizer_state, parameter_names
+from vjepa.training.step import MicroBatch
+
+_LOGGER = logging.getLogger(__name__)
+
+_MAY_CHANGE = (
+    "data.loader.",
+    "training.device",
+    "training.num_threads",
+    "training.log_every_steps",
+    "training.checkpoint_every_steps",
+    "training.keep_",
+)
+"""Fields that do not change what is learnt, so a resumed run may have others."""
+
+
+@dataclass(frozen=True)
+class PretrainParts:
+    """An objective with the modules that its checkpoints hold."""
+
+    objective: FeaturePrediction | PixelPrediction
+    modules: Mapping[str, nn.Module]
+
+    @property
+    def evaluated(self) -> Encoder:
+        """The encoder that frozen evaluation uses."""
+        return self.objective.encoder_for_evaluation
+
+
+class BatchPreparer:
+    """Makes the objective's inputs of a batch: the :data:`vjepa.training.Prepare` of pretraining.
+
+    Masks are drawn for the whole batch before it is cut into micro-batches, so gradient
+    accumulation changes nothing about what is hidden.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        encoder = config.model.encoder
+        self._sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+
+    def __call__(
+        self, batch: ClipBatch, device: torch.device, micro: int, num_micro: int
+    ) -> MicroBatch:
+        """Part `micro` of `num_micro`: clips float32 [b, C, T, H, W] on `device`, and masks."""
+        size = len(batch.ordinals) // num_micro
+        start, stop = micro * size, (micro + 1) * size
+        masks = self._sampler.sample(batch.ordinals, batch.step)
+        clips = batch.clips[start:stop].to(device, non_blocking=True)
+        inputs = (
+            normalise_clip(clips),
+            tuple(kind.slice(start, stop).to(device) for kind in masks),
+        )
+        return MicroBatch(inputs, size / len(batch.ordinals))
+
+
+def build_objective(config: PretrainConfig) -> PretrainParts:
+    """Model and objective with fresh weights, drawn from the run's seed.
+
+    Args:
+        config: The run's config.
+
+    Returns:
+        The objective, and its modules under their names in a checkpoint: ``encoder``,
+        ``predictor`` and, for features, ``target_encoder``.
+    """
+    seed_torch(config.seed, "weights")
+    if config.objective.name == "pixel":
+        pixel = PixelPrediction(config.model)
+        return PretrainParts(pixel, {"encoder": pixel.encoder, "predictor": pixel.predictor})
+    model = VJEPA(config.model)
+    features = FeaturePrediction(
+        model,
+        loss_exponent=config.objective.loss_exponent,
+        variance_coefficient=config.objective.variance_coefficient,
+    )
+    modules = {
+        "encoder": model.encoder,
+        "target_encoder": model.target_encoder,
+        "predictor": model.predictor,
+    }
+    return PretrainParts(features, modules)
+
+
+def open_sources(sources: tuple[SourceConfig, ...]) -> list[Manifest]:
+    """The usable rows of every data set.
+
+    Raises:
+        UserError: No source, a manifest that is missing or unreadable, or one without usable video.
+    """
+    if not sources:
+        raise UserError(
+            "data.sources is empty: name a manifest, for example "
+            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
+        )
+    return [Manifest.open(source.manifest).select(split=source.split) for source in sources]
+
+
+def build_loader(config: PretrainConfig, out: Path) -> ClipLoader:
+    """The run's batches of clips."""
+    data = config.data
+    return ClipLoader(
+        open_sources(data.sources),
+        [source.weight for source in data.sources],
+        data.clip,
+        data.transform,
+        data.loader,
+        batch_size=data.batch_size,
+        seed=config.seed,
+        bad_videos_log=out / "bad_videos.jsonl",
+    )
+
+
+def prepare_run_folder(config: PretrainConfig, out: Path) -> None:
+    """Make the run folder, or check that it holds this very run.
+
+    Raises:
+        UserError: The folder holds something else, or the run of another config.
+    """
+    stored = out / "config.yaml"
+    if stored.is_file():
+        before = load_config(PretrainConfig, [stored])
+        changed = [
+            line for line in diff(before, config) if not line.lstrip().startswith(_MAY_CHANGE)
+        ]
+        if changed:
+            raise UserError(
+                f"{out}: holds a run with another config ({'; '.join(changed)}); "
+                "give another --out, or the config of that run to resume it"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is no run folder; give a new or empty --out")
+    out.mkdir(parents=True, exist_ok=True)
+    partial = stored.with_suffix(".partial")
+    partial.write_text(dump_yaml(config), encoding="utf-8")
+    partial.replace(stored)
+
+
+def run(config: PretrainConfig, out: Path) -> TrainingResult:
+    """Train, or resume the run in `out`, to the config's last step.
+
+    Args:
+        config: The whole config; it is stored in the run folder and in every checkpoint.
+        out: The run folder.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        UserError: Bad input of any kind, before work starts where it can be known.
+        TrainingStopped: The loss or a gradient became non-finite.
+    """
+    prepare_run_folder(config, out)
+    parts = build_objective(config)
+    store = CheckpointStore(
+        out / "checkpoints", config.training.keep_last, config.training.keep_every_steps
+    )
+    loader = build_loader(config, out)
+    try:
+        trainer = Trainer(
+            objective=parts.objective,
+            data=loader,
+            prepare=BatchPreparer(config),
+            optim=config.optim,
+            training=config.training,
+            seed=config.seed,
+            ema=config.ema if config.objective.name == "vjepa" else None,
+            modules=parts.modules,
+            folder=RunFolder(out, store, checkpoint_config(config)),
+            sinks=run_folder_sinks(out),
+            evaluators=list(_evaluators(config, parts)),
+            description="pretraining",
+        )
+        if config.continue_from is not None and store.latest() is None:
+            trainer.start_from(continue_from(config.continue_from, parts, trainer))
+        return trainer.train()
+    finally:
+        loader.close()
+
+
+def checkpoint_config(config: PretrainConfig) -> dict[str, Any]:
+    """What every checkpoint's `config.json` says of its model and its run."""
+    return {
+        "objective": config.objective.name,
+        "model": to_dict(config.model),
+        "run": to_dict(config),
+    }
+
+
+def _evaluators(config: PretrainConfig, parts: PretrainParts) -> Iterator[OnlineProbe]:
+    probe = config.online_probe
+    if probe is None:
+        return
+    transform = config.data.transform
+    view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
+    setup = set_up_device(config.training.device, config.training.precision)
+    yield OnlineProbe(parts.evaluated, probe, config.data.clip, view, setup, config.seed)
+
+
+def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer) -> int:
+    """Load another checkpoint's weights and, if wanted, its optimiser; the step to go on from.
+
+    Args:
+        config: What to load.
+        parts: Receives the weights.
+        trainer: Its optimiser receives the moments.
+
+    Returns:
+        Updates that the weights have behind them; 0 without the optimiser.
+
+    Raises:
+        UserError: The checkpoint is missing, damaged, of another shape or objective.
+    """
+    optimizer, trained = trainer.learner.optimizer, trainer.learner.modules
+    if config.path.is_dir():
+        folder = find_checkpoint(config.path)
+        store = CheckpointStore(folder.parent)
+        loaded = store.load(folder, parts.modules, optimizer if config.keep_optimizer else None)
+        step = loaded.step
+        _LOGGER.info("continuing from %s (step %d)", folder, step)
+    else:
+        _load_released(config.path, parts)
+        state = released_training_state(config.path) if config.keep_optimizer else None
+        step = state.step if state else 0
+        if state is not None:
+            names = parameter_names(trained)
+            by_name = {names[place]: entry for place, entry in state.optimizer["state"].items()}
+            load_optimizer_state(optimizer, trained, by_name, str(config.path))
+    if not config.keep_optimizer:
+        return 0
+    return step if config.step is None else config.step
+
+
+def _load_released(path: Path, parts: PretrainParts) -> None:
+    """Put the weights of an authors' file into the model, which must have its sizes."""
+    if "target_encoder" not in parts.modules:
+        raise UserError(f"{path}: holds feature prediction; set objective.name to vjepa")
+    encoder = parts.evaluated.config
+    loaded = read_model(path, num_heads=encoder.heads)
+    different = diff(loaded.model.config, parts.objective.config)
+    if different:
+        raise UserError(
+            f"{path}: is of another model than the config's `model` ({'; '.join(different)})"
+        )
+    _LOGGER.info("%s", loaded.report)
+    for name, module in parts.modules.items():
+        module.load_state_dict(loaded.model.get_submodule(name).state_dict())

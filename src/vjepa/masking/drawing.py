@@ -1,0 +1,216 @@
+"""What the masks of a batch hide: drawn for every clip from (seed, ordinal) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.counter_random import random_bits
+from vjepa.errors import UserError
+from vjepa.masking.blocks import BlockKinds, Grid
+from vjepa.masking.config import MaskConfig
+from vjepa.masking.random_subset import TokenKeys, random_subset
+
+_SIZE_WORDS = 3
+# Draws that are tried together where one has to be repeated: the price is in the calls, not the numbers.
+_DRAWS_AT_ONCE = 4
+# A clip that shares its block size with its batch gets a size of its own after so many draws: the
+# shared one may be a block that covers everything.
+_OWN_SIZE_AFTER = 50
+
+
+@dataclass(frozen=True)
+class DrawnMasks:
+    """What the masks of a batch hide, before any counting.
+
+    Attributes:
+        hidden: bool [kinds, B, t, h, w], True where a token is hidden.
+        num_hidden: int64 [kinds, B].
+        key_words: uint64 [kinds, B], random bits for choosing tokens.
+    """
+
+    hidden: NDArray[np.bool_]
+    num_hidden: NDArray[np.int64]
+    key_words: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """What a mask must leave, one number for each kind; a draw below it is repeated.
+
+    Attributes:
+        visible: int64 [kinds], at least 1.
+        hidden: int64 [kinds], at least 1.
+        max_draws: Give up after so many draws.
+        required: Whether giving up is an error.
+    """
+
+    visible: NDArray[np.int64]
+    hidden: NDArray[np.int64]
+    max_draws: int
+    required: bool
+
+    def missed(self, num_hidden: NDArray[np.int64], num_tokens: int) -> NDArray[np.bool_]:
+        """Which masks fall short: int64 [kinds, B] -> bool [kinds, B]."""
+        too_dark = num_hidden > num_tokens - self.visible[:, None]
+        return too_dark | (num_hidden < self.hidden[:, None])
+
+
+class MaskDrawer:
+    """Draws all mask kinds of a batch together.
+
+    Args:
+        masks: The kinds.
+        grid: Tokens in time, height and width (t, h, w).
+        tubelet_size: Frames in a time step of tokens.
+        seed: Of the run.
+
+    Raises:
+        UserError: if a kind is impossible on this grid.
+    """
+
+    def __init__(
+        self, masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int, seed: int
+    ) -> None:
+        self.grid, self.num_tokens = grid, grid[0] * grid[1] * grid[2]
+        self._seed = seed
+        self._num_kinds = len(masks)
+        self.seen_steps = np.array(
+            [_seen_steps(number, mask, grid, tubelet_size) for number, mask in enumerate(masks)]
+        )
+        """int64 [kinds], time steps that may be seen; all, but for causal masks."""
+        self._block_kinds = [n for n, mask in enumerate(masks) if mask.kind == "multiblock"]
+        self._blocks = None
+        if self._block_kinds:
+            self._blocks = BlockKinds([masks[n] for n in self._block_kinds], grid)
+        self._tubes = {
+            n: _kept_places(n, mask, grid) for n, mask in enumerate(masks) if mask.kind == "tube"
+        }
+        self._place_keys = TokenKeys(grid[1] * grid[2])
+        self._words = self._num_kinds + _SIZE_WORDS
+        self._words += self._blocks.words if self._blocks else 0
+
+    def draw(
+        self,
+        ordinals: NDArray[np.int64],
+        size_ordinals: NDArray[np.int64] | None,
+        minimum: Minimum,
+    ) -> DrawnMasks:
+        """Draw the masks of a batch.
+
+        Args:
+            ordinals: int64 [B], the samples' ordinals.
+            size_ordinals: What block sizes are drawn from: int64 [1], the number of the batch, for
+                a size shared by all; [B] likewise for several batches at once; None for a size of
+                each clip's own.
+            minimum: What a mask must leave.
+
+        Raises:
+            UserError: if a required minimum is missed in every draw.
+        """
+        words = random_bits(self._seed, "masks", ordinals, self._words)
+        shared = None
+        if size_ordinals is not None:
+            shared = _to_uniform(random_bits(self._seed, "mask size", size_ordinals, _SIZE_WORDS))
+        hidden, num_hidden = self._hidden(words, shared)
+        missed = minimum.missed(num_hidden, self.num_tokens)
+        for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
+            if not missed.any():
+                break
+            self._draw_again(ordinals, shared, first, minimum, (hidden, num_hidden), missed)
+        if minimum.required and missed.any():
+            self._refuse(int(np.flatnonzero(missed.any(axis=1))[0]), minimum)
+        return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
+
+    def _draw_again(
+        self,
+        ordinals: NDArray[np.int64],
+        shared_size: NDArray[np.float64] | None,
+        first: int,
+        minimum: Minimum,
+        drawn: tuple[NDArray[np.bool_], NDArray[np.int64]],
+        missed: NDArray[np.bool_],
+    ) -> None:
+        """Replace, in `drawn` and `missed`, masks that fall short by the best of some more draws."""
+        hidden, num_hidden = drawn
+        clips = missed.any(axis=0).nonzero()[0]
+        stream = f"masks/{first}"
+        words = random_bits(self._seed, stream, ordinals[clips], self._words * _DRAWS_AT_ONCE)
+        size = None
+        if shared_size is not None and first < _OWN_SIZE_AFTER:
+            size = shared_size if len(shared_size) == 1 else shared_size[clips]
+            size = size.repeat(_DRAWS_AT_ONCE, axis=0)
+        tries = self._hidden(words.reshape(-1, self._words), size)
+    def _refuse(self, kind: int, minimum: Minimum) -> None:
+        steps, height, width = self.grid
+        raise UserError(
+            f"masking.masks[{kind}]: none of {minimum.max_draws} draws on a grid of {steps} x "
+            f"{height} x {width} tokens left at least {minimum.visible[kind]} context and "
+            f"{minimum.hidden[kind]} target tokens: use fewer or smaller blocks"
+        )
+
+    def _hidden(
+        self, words: NDArray[np.uint64], shared_size: NDArray[np.float64] | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Hidden tokens bool [kinds, B, t, h, w] and their numbers int64 [kinds, B]."""
+        steps, height, width = self.grid
+        hidden = np.empty((self._num_kinds, len(words), *self.grid), dtype=np.bool_)
+        per_step = np.empty((self._num_kinds, len(words), steps), dtype=np.int64)
+        if self._blocks is not None:
+            uniform = _to_uniform(words[:, self._num_kinds :])
+            size = uniform[:, :_SIZE_WORDS] if shared_size is None else shared_size
+            sizes = self._blocks.sizes(size)
+            cover = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
+            counts = cover.reshape(*cover.shape[:3], -1).sum(axis=-1)
+            for place, kind in enumerate(self._block_kinds):
+                hidden[kind], per_step[kind] = cover[place], counts[place]
+        for kind, kept in self._tubes.items():
+            hidden[kind] = self._tube(words[:, kind], kept)
+            per_step[kind] = height * width - kept
+        for kind, seen in enumerate(self.seen_steps):
+            if seen < steps:
+                hidden[kind, :, seen:] = True
+                per_step[kind, :, seen:] = height * width
+        return hidden, per_step.sum(axis=-1)
+
+    def _tube(self, words: NDArray[np.uint64], kept: int) -> NDArray[np.bool_]:
+        """Random places, hidden over the whole clip: bool [B, 1, h, w]."""
+        # The same word also chooses among tokens in count mode fixed, so it is changed here.
+        keys = self._place_keys(~words)
+        batch, places = keys.shape
+        every, seen = np.full(batch, places), np.full(batch, kept)
+        hidden = ~random_subset(np.ones(keys.shape, dtype=np.bool_), keys, every, seen)
+        return hidden.reshape(batch, 1, *self.grid[1:])
+
+
+def _to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random words as numbers in [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _seen_steps(number: int, mask: MaskConfig, grid: Grid, tubelet_size: int) -> int:
+    """Time steps of tokens that may be seen: all, or the first frames of a causal mask."""
+    frames = grid[0] * tubelet_size
+    if mask.context_frames is None:
+        return grid[0]
+    if mask.context_frames > frames:
+        raise UserError(
+            f"masking.masks[{number}].context_frames is {mask.context_frames}, but a clip has "
+            f"{frames} frames: give at most that, or null for all"
+        )
+    return max(1, mask.context_frames // tubelet_size)
+
+
+def _kept_places(number: int, mask: MaskConfig, grid: Grid) -> int:
+    """Places of a frame that a tube mask leaves."""
+    places = grid[1] * grid[2]
+    kept = int(places * (1 - mask.tube_ratio))
+    if not 0 < kept < places:
+        raise UserError(
+            f"masking.masks[{number}].tube_ratio {mask.tube_ratio} leaves {kept} of the {places} "
+            "places of a frame: at least one must be seen and one hidden"
+        )
+    return kept

@@ -1,0 +1,57 @@
+"""Patch embedding, positions, attention, encoder, predictor, attentive pooler, size presets.
+
+Everything here needs torch alone. Shapes: B batch, C channels, T frames, H W pixels, t h w token
+grid, N = t*h*w tokens, K context tokens, M target tokens, D encoder width, P predictor width.
+"""
+
+from vjepa.models.attention import Packing, attend
+from vjepa.models.blocks import Block
+from vjepa.models.config import PRESETS, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models.encoder import Encoder
+from vjepa.models.inputs import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip
+from vjepa.models.patches import gather_patches, patchify, token_grid, unpatchify
+from vjepa.models.pooling import (
+    AttentiveClassifier,
+    AttentivePooler,
+    LinearClassifier,
+    PoolerVariant,
+)
+from vjepa.models.positions import (
+    position_code,
+    resample_position_code,
+    sincos_1d,
+    sincos_2d,
+    sincos_3d,
+)
+from vjepa.models.predictor import Predictor
+from vjepa.models.vjepa import VJEPA
+
+__all__ = [
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "PRESETS",
+    "VJEPA",
+    "AttentiveClassifier",
+    "AttentivePooler",
+    "Block",
+    "Encoder",
+    "EncoderConfig",
+    "LinearClassifier",
+    "ModelConfig",
+    "Packing",
+    "PoolerVariant",
+    "Predictor",
+    "PredictorConfig",
+    "attend",
+    "gather_patches",
+    "normalise_clip",
+    "patchify",
+    "position_code",
+    "resample_position_code",
+    "sincos_1d",
+    "sincos_2d",
+    "sincos_3d",
+    "still_clip",
+    "token_grid",
+    "unpatchify",
+]

@@ -1,0 +1,142 @@
+"""Attention over whole batches and over packed sequences, through one function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How clips of different lengths lie in one sequence of S tokens.
+
+    Attributes:
+        offsets: int64 [B+1]: clip b is tokens offsets[b] .. offsets[b+1]-1; the last entry is S.
+        clip_index: int64 [S]: the clip of each token.
+        max_length: An upper bound of the clips' lengths (a bound, so that no device has to be
+            asked).
+    """
+
+    offsets: Tensor
+    clip_index: Tensor
+    max_length: int
+
+    @staticmethod
+    def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
+        """Describe a packed sequence.
+
+        Args:
+            offsets: int64 [B+1], rising from 0 to `num_tokens`.
+            num_tokens: S.
+            max_length: No clip is longer than this.
+
+        Returns:
+            The description; nothing is read back from the device.
+        """
+        places = torch.arange(num_tokens, device=offsets.device)
+        clip_index = torch.searchsorted(offsets, places, right=True) - 1
+        return Packing(offsets, clip_index, max_length)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> Tensor:
+    """Scaled dot-product attention, fused; logits are scaled by head_dim^-1/2.
+
+    Args:
+        q: [B, n, heads, head_dim], or packed [S, heads, head_dim].
+        k: [B, m, heads, head_dim], or packed as `q`.
+        v: As `k`.
+        packing: For packed input: tokens attend only within their own clip.
+
+    Returns:
+        The shape and dtype of `q`.
+    """
+    if packing is None:
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        offsets = packing.offsets.to(torch.int32)
+        out = varlen_attn(q, k, v, offsets, offsets, packing.max_length, packing.max_length)
+        assert isinstance(out, Tensor)  # a pair only when log-sum-exps are asked for
+        return out
+    return _attend_padded(q, k, v, packing)
+
+
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """The packed case by padding every clip to the longest one and hiding the padding."""
+    lengths = packing.offsets.diff()
+    longest = int(lengths.max())  # a device read, on the slow path only
+    clip = packing.clip_index
+    places = torch.arange(clip.numel(), device=clip.device) - packing.offsets[clip]
+    rows = clip * longest + places
+    count = lengths.numel()
+    padded = [
+        x.new_zeros(count * longest, *x.shape[1:])
+        .index_copy_(0, rows, x)
+        .unflatten(0, (count, longest))
+        .transpose(1, 2)
+        for x in (q, k, v)
+    ]
+    # An empty clip has nothing to attend to: one zero key keeps its rows finite, nobody reads them.
+    visible = torch.arange(longest, device=clip.device) < lengths.clamp(min=1)[:, None]
+    out = F.scaled_dot_product_attention(*padded, attn_mask=visible[:, None, None, :])
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: one product for q, k and v (in that order), then a projection."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """Build; `heads` must divide `width`."""
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+        """Attend among the tokens of each clip.
+
+        Args:
+            tokens: [B, n, D], or packed [S, D] with `packing`.
+            packing: Where the clips lie in a packed sequence.
+
+        Returns:
+            The shape of `tokens`.
+        """
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(-3)
+        return self.proj(attend(q, k, v, packing).flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of queries over tokens, for pooling.
+
+    Attributes:
+        proj: Output projection, or none: the authors' released probes do not apply theirs.
+    """
+
+    def __init__(self, width: int, heads: int, *, output_projection: bool) -> None:
+        """Build; `heads` must divide `width`."""
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width) if output_projection else None
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Read the tokens.
+
+        Args:
+            queries: [B, Q, D].
+            tokens: [B, N, D].
+
+        Returns:
+            [B, Q, D].
+        """
+        q = self.q(queries).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        out = attend(q, k, v).flatten(-2)
+        return out if self.proj is None else self.proj(out)

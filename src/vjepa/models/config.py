@@ -1,0 +1,158 @@
+"""The sizes of a model: typed, checked, and everything that a checkpoint needs to be rebuilt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A vision transformer over tubelets (video) or patches (image model).
+
+    ``num_frames=1, tubelet_size=1`` makes an image model: 2-D convolution and 2-D position code.
+    The defaults are the paper's ViT-L/16 at 224 pixels (section 4).
+    """
+
+    width: int = 1024
+    """Token width D."""
+    depth: int = 24
+    """Number of transformer blocks."""
+    heads: int = 16
+    """Attention heads; must divide the width."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the token width."""
+    image_size: int = 224
+    """Side of the square input in pixels for which the position code is made."""
+    num_frames: int = 16
+    """Frames of the input clip for which the position code is made."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    tubelet_size: int = 2
+    """Frames that one token covers."""
+    position_split: Literal["uniform", "half"] = "uniform"
+    """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
+    channels: int = 3
+    """Channels of the input video."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "depth", "heads", "image_size", "num_frames")
+        _require_positive(self, "patch_size", "tubelet_size", "channels", "mlp_ratio")
+        _require_multiple("width", self.width, "heads", self.heads)
+        _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
+        _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
+        check_position_width("width", self.width, self)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """The token grid (t, h, w)."""
+        side = self.image_size // self.patch_size
+        return (self.num_frames // self.tubelet_size, side, side)
+
+    @property
+    def num_tokens(self) -> int:
+        """N = t*h*w."""
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def is_image_model(self) -> bool:
+        """Whether the model sees single frames: 2-D convolution and 2-D position code."""
+        return self.num_frames == 1
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one token's patch: channels * tubelet * patch * patch."""
+        return self.channels * self.tubelet_size * self.patch_size**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictorConfig:
+    """The narrow transformer that predicts target tokens from context tokens (paper, section 3)."""
+
+    width: int = 384
+    """Token width P inside the predictor."""
+    depth: int = 12
+    """Number of transformer blocks."""
+    heads: int | None = None
+    """Attention heads; none means as many as the encoder, which is what the authors train with."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over the predictor width."""
+    num_mask_tokens: int = 2
+    """Learnt mask tokens: one per kind of mask, or 1 that all kinds share."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "depth", "mlp_ratio", "num_mask_tokens")
+        if self.heads is not None:
+            _require_positive(self, "heads")
+            _require_multiple("width", self.width, "heads", self.heads)
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.width * self.mlp_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Encoder and predictor; the target encoder has the encoder's shape."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """The context encoder E, and so the target encoder."""
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    """The predictor P."""
+
+    def __post_init__(self) -> None:
+        if self.predictor.heads is None:
+            _require_multiple(
+                "predictor.width", self.predictor.width, "encoder.heads", self.encoder.heads
+            )
+        check_position_width("predictor.width", self.predictor.width, self.encoder)
+
+
+def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
+    """Check that a sin-cos code of this width exists for the encoder's kind of grid.
+
+    Args:
+        name: The field to name in the message.
+        width: Columns of the code.
+        encoder: Gives the number of axes and the split.
+
+    Raises:
+        ValueError: Some axis would get an odd number of columns (sines and cosines come in pairs).
+    """
+    if encoder.is_image_model and width % 4:
+        raise ValueError(f"{name}: {width} must be a multiple of 4 for a 2-D position code")
+    if not encoder.is_image_model and encoder.position_split == "half" and width % 8:
+        raise ValueError(f"{name}: {width} must be a multiple of 8 for position_split half")
+
+
+def _require_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value <= 0:
+            raise ValueError(f"{name}: {value} must be above 0")
+
+
+def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
+    if value % divisor:
+        raise ValueError(f"{name}: {value} must be a multiple of {divisor_name} {divisor}")
+
+
+PRESETS: dict[str, EncoderConfig] = {
+    "vit_tiny": EncoderConfig(width=192, depth=12, heads=3),
+    "vit_small": EncoderConfig(width=384, depth=12, heads=6),
+    "vit_base": EncoderConfig(width=768, depth=12, heads=12),
+    "vit_large": EncoderConfig(width=1024, depth=24, heads=16),
+    "vit_huge": EncoderConfig(width=1280, depth=32, heads=16),
+    "vit_giant": EncoderConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11),
+}
+"""Encoders by their customary names, at 224 pixels, 16 frames, patch 16, tubelet 2.
+
+Heads of L and H are the authors' 16 (the paper does not give them); g is the usual 1408 x 40.
+"""

@@ -1,0 +1,181 @@
+"""The encoder E: a plain vision transformer that looks only at the tokens it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import overload
+
+import torch
+from torch import Tensor, nn
+
+from vjepa.models.attention import Packing
+from vjepa.models.blocks import Block, init_layer
+from vjepa.models.config import EncoderConfig
+from vjepa.models.patches import PatchEmbed, token_grid
+from vjepa.models.positions import position_code, resample_position_code
+
+NORM_EPS = 1e-6
+
+
+class Encoder(nn.Module):
+    """Video to tokens; tokens are dropped at the input (paper, section 3).
+
+    Attributes:
+        config: The sizes.
+        pos_embed: Fixed position code, float32 [1, N, D]; a buffer that is not saved.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        """Build with fresh weights."""
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_width, NORM_EPS)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.register_buffer("pos_embed", position_code(config, config.width), persistent=False)
+        self.apply(init_layer)
+
+    def init_weights(self) -> None:
+        """Draw all weights anew and recompute the position code, on the weights' device.
+
+        For models built on the meta device and then given memory by ``to_empty``.
+        """
+        self.apply(init_layer)
+        self.reset_position_code()
+
+    def reset_position_code(self) -> None:
+        """Recompute the position code on the device and in the dtype of the weights."""
+        weight = self.norm.weight
+        code = position_code(self.config, self.config.width, weight.device)
+        self.pos_embed = code.to(weight.dtype)
+
+    def rebuilt_for(self, *, image_size: int, num_frames: int) -> Encoder:
+        """The same weights as a model made for another input size.
+
+        Its position code is computed for the new grid, not resampled from the old one: what the
+        authors do for another resolution and for still images as two frames. Weights are shared,
+        not copied.
+
+        Args:
+            image_size: Side in pixels.
+            num_frames: Frames of a clip.
+
+        Returns:
+            An encoder that shares this one's layers.
+        """
+        config = replace(self.config, image_size=image_size, num_frames=num_frames)
+        if config.is_image_model != self.config.is_image_model:
+            raise ValueError("num_frames: an image model stays one, a video model likewise")
+        with torch.device("meta"):
+            other = Encoder(config)
+        other.patch_embed, other.blocks, other.norm = self.patch_embed, self.blocks, self.norm
+        other.reset_position_code()
+        return other.train(self.training)
+
+    @overload
+    def forward(
+        self,
+        video: Tensor,
+        token_indices: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        layers: None = None,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        video: Tensor,
+        token_indices: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        layers: Sequence[int],
+    ) -> list[Tensor]: ...
+
+    def forward(
+        self,
+        video: Tensor,
+        token_indices: Tensor | None = None,
+        *,
+        offsets: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Encode clips.
+
+        Args:
+            video: float [B, C, T, H, W], normalised (:func:`vjepa.models.normalise_clip`). Any size
+                in whole patches: for a size other than the configured one the position code is
+                resampled. An image model takes T = 1.
+            token_indices: int64 [B, K]: only these tokens are seen, in this order; indices count
+                the input's own grid, time-major. Packed: [S] with `offsets`. None means all.
+            offsets: int64 [B+1] for packed indices: clip b owns offsets[b] .. offsets[b+1]-1.
+            layers: Blocks, counted from 0, whose outputs are wanted; each passes through the final
+                norm. Blocks after the last one asked for are not run.
+
+        Returns:
+            float [B, N, D] or [B, K, D] or packed [S, D], after the final norm; with `layers` a
+            list of such, in the order asked for.
+
+        Raises:
+            ValueError: The video is not whole patches, or an argument does not fit.
+        """
+        tokens, packing = self._embed(video, token_indices, offsets)
+        if layers is None:
+            for block in self.blocks:
+                tokens = block(tokens, packing)
+            return self.norm(tokens)
+        return self._run_layers(tokens, packing, layers)
+
+    def _embed(
+        self, video: Tensor, token_indices: Tensor | None, offsets: Tensor | None
+    ) -> tuple[Tensor, Packing | None]:
+        """Tokens with their position codes, and how they are packed."""
+        config = self.config
+        grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
+        if video.shape[1] != config.channels:
+            raise ValueError(f"video has {video.shape[1]} channels, the model {config.channels}")
+        if config.is_image_model and grid[0] != 1:
+            raise ValueError(f"an image model takes one frame, got {grid[0]}")
+        code = self._position_code(grid)
+        if token_indices is None:
+            if offsets is not None:
+                raise ValueError("offsets: given without token_indices")
+            return self.patch_embed(video) + code, None
+        if (token_indices.ndim == 1) != (offsets is not None):
+            raise ValueError("token_indices must be [B, K], or [S] together with offsets")
+        packing = None
+        if offsets is None:
+            clip_index = torch.arange(video.shape[0], device=token_indices.device)[:, None]
+        else:
+            longest = grid[0] * grid[1] * grid[2]
+            packing = Packing.of(offsets, token_indices.numel(), longest)
+            clip_index = packing.clip_index
+        tokens = self.patch_embed(video, clip_index, token_indices)
+        return tokens + code[0][token_indices], packing
+
+    def _position_code(self, grid: tuple[int, int, int]) -> Tensor:
+        """The code for an input's grid, [1, N, D]."""
+        if grid == self.config.grid:
+            return self.pos_embed
+        return resample_position_code(
+            self.pos_embed, self.config.grid, grid, is_image=self.config.is_image_model
+        )
+
+    def _run_layers(
+        self, tokens: Tensor, packing: Packing | None, layers: Sequence[int]
+    ) -> list[Tensor]:
+        """Outputs of chosen blocks through the final norm."""
+        if not layers or min(layers) < 0 or max(layers) >= len(self.blocks):
+            raise ValueError(f"layers: {list(layers)} must be among 0 .. {len(self.blocks) - 1}")
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: max(layers) + 1]):
+            tokens = block(tokens, packing)
+            if index in layers:
+                outputs[index] = self.norm(tokens)
+        return [outputs[index] for index in layers]

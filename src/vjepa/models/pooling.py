@@ -1,0 +1,168 @@
+"""Reading tokens out: attentive pooling and the classifiers of frozen evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vjepa.models.attention import CrossAttention
+from vjepa.models.blocks import INIT_STD, Block, Mlp, init_layer
+
+PoolerVariant = Literal["paper", "released"]
+"""The paper's text, or what the authors' released code computes."""
+
+PROBE_NORM_EPS = 1e-5
+
+
+class CrossAttentionBlock(nn.Module):
+    """q += attention(q, norm1(tokens)), then q += mlp(norm2(q)); the queries are not normalised."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, *, output_projection: bool) -> None:
+        """Build."""
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=PROBE_NORM_EPS)
+        self.xattn = CrossAttention(width, heads, output_projection=output_projection)
+        self.norm2 = nn.LayerNorm(width, eps=PROBE_NORM_EPS)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Read tokens [B, N, D] with queries [B, Q, D] to [B, Q, D]."""
+        queries = queries + self.xattn(queries, self.norm1(tokens))
+        return queries + self.mlp(self.norm2(queries))
+
+
+class AttentivePooler(nn.Module):
+    """Learnt queries that read all tokens by cross-attention (paper, section 4 and appendix).
+
+    "released" is what the authors' code computes: no projection after the cross-attention, no
+    LayerNorm at the end. "paper" is their text: both are there.
+
+    Attributes:
+        query_tokens: The learnt queries, [1, Q, D].
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        depth: int = 1,
+        mlp_ratio: float = 4.0,
+        variant: PoolerVariant = "released",
+        num_queries: int = 1,
+    ) -> None:
+        """Build with fresh weights.
+
+        Args:
+            width: Token width D.
+            heads: Attention heads; the authors take the encoder's number.
+            depth: 1 = the cross-attention block alone; each one more adds an ordinary block over
+                the queries.
+            mlp_ratio: Hidden width of the MLPs over D.
+            variant: As above.
+            num_queries: Q.
+
+        Raises:
+            ValueError: A number is below 1 or the heads do not divide the width.
+        """
+        super().__init__()
+        if min(width, heads, depth, num_queries) < 1 or width % heads:
+            raise ValueError(
+                f"heads: width {width}, heads {heads}, depth {depth}, queries {num_queries} must "
+                "be above 0 and the width a multiple of the heads"
+            )
+        self.width, self.heads, self.depth, self.variant = width, heads, depth, variant
+        hidden = round(width * mlp_ratio)
+        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, width))
+        self.cross_attention_block = CrossAttentionBlock(
+            width, heads, hidden, output_projection=variant == "paper"
+        )
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, PROBE_NORM_EPS) for _ in range(depth - 1)
+        )
+        self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if variant == "paper" else None
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew.
+
+        As in pretraining, and the layers that write into the residual stream are scaled by
+        1/sqrt(2 l) in the l-th block (in the authors' probes this rescale survives).
+        """
+        self.apply(init_layer)
+        nn.init.normal_(self.query_tokens, std=INIT_STD)
+        cross = self.cross_attention_block
+        _rescale(1, cross.mlp.fc2, cross.xattn.proj)
+        for level, block in enumerate(self.blocks, start=2):
+            assert isinstance(block, Block)
+            _rescale(level, block.mlp.fc2, block.attn.proj)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Pool tokens.
+
+        Args:
+            tokens: float [B, N, D].
+
+        Returns:
+            float [B, D] for one query, [B, Q, D] for several.
+        """
+        queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
+        queries = self.cross_attention_block(queries, tokens)
+        for block in self.blocks:
+            queries = block(queries)
+        if self.norm is not None:
+            queries = self.norm(queries)
+        return queries[:, 0] if queries.shape[1] == 1 else queries
+
+
+def _rescale(level: int, *layers: nn.Linear | None) -> None:
+    for layer in layers:
+        if layer is not None:
+            layer.weight.div_(math.sqrt(2.0 * level))
+
+
+class AttentiveClassifier(nn.Module):
+    """Attentive pooling, then a linear layer: the paper's probe."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        num_classes: int,
+        depth: int = 1,
+        variant: PoolerVariant = "released",
+    ) -> None:
+        """Build with fresh weights; arguments as in :class:`AttentivePooler`."""
+        super().__init__()
+        self.pooler = AttentivePooler(width, heads, depth, variant=variant)
+        self.linear = nn.Linear(width, num_classes)
+        init_layer(self.linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify clips: tokens float [B, N, D] to logits [B, num_classes]."""
+        return self.linear(self.pooler(tokens))
+
+
+class LinearClassifier(nn.Module):
+    """Mean over tokens, optionally LayerNorm, then a linear layer: the average-pool probe."""
+
+    def __init__(self, width: int, num_classes: int, *, norm: bool = False) -> None:
+        """Build with fresh weights.
+
+        Args:
+            width: Token width D.
+            num_classes: Classes.
+            norm: Whether the pooled vector passes a LayerNorm (eps 1e-5).
+        """
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if norm else None
+        self.linear = nn.Linear(width, num_classes)
+        init_layer(self.linear)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Classify clips: tokens float [B, N, D] to logits [B, num_classes]."""
+        pooled = tokens.mean(dim=1)
+        return self.linear(pooled if self.norm is None else self.norm(pooled))

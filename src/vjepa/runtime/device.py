@@ -1,0 +1,100 @@
+"""Which device a job runs on, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from os import environ
+from typing import Literal
+
+import torch
+from torch import nn
+
+from vjepa.errors import UserError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeviceSetup:
+    """A device and the precision of the computation on it; weights are always float32."""
+
+    device: torch.device
+    precision: Precision
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """A context in which matrix products run in `precision`.
+
+        bfloat16 has the exponent range of float32, so no loss scaling goes with it.
+        """
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -> DeviceSetup:
+    """Choose the device.
+
+    Args:
+        name: ``auto`` takes a GPU when there is one.
+        precision: Of matrix products and attention.
+
+    Returns:
+        The device and precision.
+
+    Raises:
+        UserError: A GPU is asked for and there is none, or it cannot compute in bfloat16.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
+        raise UserError(
+            "device: cuda was asked for, but torch finds no usable GPU; "
+            "use --training.device cpu or auto, or see `vjepa doctor`"
+        )
+    device = torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    if device.type == "cuda" and precision == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            f"precision: {torch.cuda.get_device_name()} does not compute in bfloat16; use float32"
+        )
+    return DeviceSetup(device, precision)
+
+
+def compile_blocks(modules: Sequence[nn.Module]) -> int:
+    """Compile the transformer blocks of modules in place; names and weights stay as they are.
+
+    Each member of a ``ModuleList`` directly below a module is compiled on its own: one compilation
+    serves all blocks of equal shape, and what surrounds them (gathering of tokens, masks) stays
+    plain Python.
+
+    Args:
+        modules: For example encoder, target encoder and predictor.
+
+    Returns:
+        The number of compiled blocks.
+
+    Raises:
+        UserError: No C++ compiler for the CPU.
+    """
+    on_cpu = any(p.device.type == "cpu" for module in modules for p in module.parameters())
+    if on_cpu and not any(map(shutil.which, (environ.get("CXX", "g++"), "clang++"))):
+        raise UserError(
+            "compile: no C++ compiler (g++ or clang++) found, which torch.compile needs on a CPU; "
+            "install one, or use --training.compile false"
+        )
+    blocks = [
+        block
+        for module in modules
+        for child in module.children()
+        if isinstance(child, nn.ModuleList)
+        for block in child
+    ]
+    for block in blocks:
+        block.compile()
+    _LOGGER.info("compiling %d blocks; the first steps are slow", len(blocks))
+    return len(blocks)

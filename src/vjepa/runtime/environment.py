@@ -1,0 +1,154 @@
+"""What this machine offers: versions, devices, decoders, and what is missing (`vjepa doctor`)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from types import ModuleType
+
+from vjepa.runtime.threads import usable_cpus
+from vjepa.version import __version__
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    found: str | None
+    """Version or description; None: not there."""
+    needed_for: str
+    """What does not work without it."""
+    remedy: str = ""
+    """How to get it."""
+
+
+@dataclass(frozen=True)
+class EnvironmentReport:
+    """Everything `vjepa doctor` prints."""
+
+    versions: dict[str, str]
+    """Of this package, Python and the platform."""
+    devices: list[str]
+    """One line for the CPU and for each GPU."""
+    packages: list[Finding]
+    """Python packages."""
+    decoders: list[Finding]
+    """What can read videos."""
+    tools: list[Finding]
+    """Programs outside Python."""
+
+    @property
+    def missing(self) -> list[Finding]:
+        """Everything that was not found."""
+        return [f for f in (*self.packages, *self.decoders, *self.tools) if f.found is None]
+
+
+_PACKAGES: Mapping[str, str] = {
+    "torch": "everything",
+    "numpy": "everything",
+    "safetensors": "checkpoints",
+    "pyarrow": "manifests",
+    "yaml": "recipes and configs",
+    "rich": "progress bars",
+    "tensorboard": "event files (metrics.jsonl is written without it)",
+    "matplotlib": "plots",
+    "PIL": "still images and pictures in reports",
+    "jinja2": "HTML reports",
+}
+_DISTRIBUTIONS: Mapping[str, str] = {"yaml": "pyyaml", "PIL": "pillow"}
+
+
+def inspect_environment() -> EnvironmentReport:
+    """Look at this machine; imports the packages whose versions only they know.
+
+    Returns:
+        The report; a package that is there but cannot be imported counts as missing, with the
+        reason as remedy.
+    """
+    versions = {
+        "open-vjepa": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+    packages = [_package(name, use) for name, use in _PACKAGES.items()]
+    return EnvironmentReport(versions, _devices(), packages, _decoders(), _tools())
+
+
+def _package(name: str, needed_for: str) -> Finding:
+    distribution = _DISTRIBUTIONS.get(name, name)
+    if find_spec(name) is None:
+        return Finding(distribution, None, needed_for, f"pip install {distribution}")
+    try:
+        version = metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        version = "unknown version"
+    return Finding(distribution, version, needed_for)
+
+
+def _imported(
+    name: str, needed_for: str, remedy: str, describe: Callable[[ModuleType], str]
+) -> Finding:
+    """A package that must really be imported: its shared libraries may be missing."""
+    if find_spec(name) is None:
+        return Finding(name, None, needed_for, remedy)
+    try:
+        return Finding(name, describe(import_module(name)), needed_for)
+    except (ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Finding(name, None, needed_for, f"installed, but its import fails: {reason}")
+
+
+def _decoders() -> list[Finding]:
+    return [_imported("av", "reading videos", "pip install av", _describe_av)]
+
+
+def _describe_av(module: ModuleType) -> str:
+    libraries = module.library_versions
+    codec = ".".join(str(part) for part in libraries["libavcodec"])
+    wanted = ("h264", "hevc", "vp9", "av1", "mpeg4", "gif")
+    readable = [name for name in wanted if name in module.codecs_available]
+    return f"{module.__version__} (libavcodec {codec}; reads {', '.join(readable)})"
+
+
+def _tools() -> list[Finding]:
+    compiler = next(
+        filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None
+    )
+    return [
+        Finding(
+            "C++ compiler",
+            compiler,
+            "--training.compile true on a CPU",
+            "install g++ or clang++ with the system's package manager",
+        ),
+    ]
+
+
+def _devices() -> list[str]:
+    lines = [f"cpu: {usable_cpus()} usable cores, {platform.machine()}, {_memory()} memory"]
+    if find_spec("torch") is None:
+        return lines
+    import torch
+
+    lines[0] += f", torch uses {torch.get_num_threads()} threads"
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        lines.append(
+            f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+            f"compute capability {properties.major}.{properties.minor}"
+        )
+    if len(lines) == 1:
+        lines.append("cuda: no usable GPU")
+    return lines
+
+
+def _memory() -> str:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return "unknown"
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"

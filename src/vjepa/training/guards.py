@@ -1,0 +1,205 @@
+"""What protects a long run: non-finite values, collapse, and signals that ask it to stop."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+from vjepa.errors import UserError
+from vjepa.training.interval import HostStep
+
+_LOGGER = logging.getLogger(__name__)
+_SKIP_WINDOW = 1000
+_SPREAD_NAMES = ("std", "rank")
+
+
+class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user asked for)
+    """Training cannot go on; the message says at which step, why, and what may help."""
+
+
+class NonFiniteGuard:
+    """Decides what happens after updates whose loss or gradient was not finite.
+
+    Such updates have never changed the weights: the optimiser skips them on the device.
+    """
+
+    def __init__(
+        self, policy: Literal["stop", "skip"], max_skipped: int, folder: Path | None
+    ) -> None:
+        """Set the policy.
+
+        Args:
+            policy: ``stop`` at the first one, or ``skip`` and count.
+            max_skipped: With ``skip``: how many in any 1000 updates are too many.
+            folder: Where the details of a stop are written; None: only in the message.
+        """
+        self._policy, self._max_skipped, self._folder = policy, max_skipped, folder
+        self._recent: deque[int] = deque()
+        self.skipped = 0
+
+    def check(self, steps: Sequence[HostStep]) -> None:
+        """Look at an interval of updates.
+
+        Args:
+            steps: The updates, in order.
+
+        Raises:
+            TrainingStopped: By the policy.
+        """
+        for step in steps:
+            if step.finite:
+                continue
+            if self._policy == "stop":
+                self._stop(step, "the loss or a gradient is not finite")
+            self.skipped += 1
+            self._recent.append(step.update)
+            while self._recent[0] <= step.update - _SKIP_WINDOW:
+                self._recent.popleft()
+            _LOGGER.warning(
+                "step %d: %s; this update was skipped", step.update, _describe(step.values)
+            )
+            if len(self._recent) > self._max_skipped:
+                count = len(self._recent)
+                self._stop(step, f"{count} of the last {_SKIP_WINDOW} updates were not finite")
+
+    def _stop(self, step: HostStep, reason: str) -> None:
+        message = (
+            f"step {step.update}: {reason} ({_describe(step.values)}); a lower optim.peak_lr, "
+            "a longer warm-up, optim.clip_norm, or training.precision float32 may help"
+        )
+        if self._folder is not None:
+            path = self._folder / f"nonfinite_step_{step.update:08d}.json"
+            details = {
+                "step": step.update,
+                "reason": reason,
+                "values": {name: str(value) for name, value in step.values.items()},
+                "sample_ordinals": step.ordinals.tolist(),
+            }
+            path.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+            message += f"; the batch is described in {path}"
+        raise TrainingStopped(message)
+
+
+class CollapseAlarm:
+    """Warns when features lose their spread while the loss falls.
+
+    A falling loss alone says nothing: constant features are perfectly predictable. The sign is that
+    a feature's standard deviation, or the effective rank of the features, has fallen to less than
+    half of its highest value so far while the loss fell as well. Watched are the health values
+    whose name contains ``std`` or ``rank``.
+    """
+
+    def __init__(self, fraction: float = 0.5) -> None:
+        """Set the limit: the fraction of the highest value so far, below which the alarm rings."""
+        self._fraction = fraction
+        self._highest: dict[str, dict[str, float]] = {}
+        self._ringing: set[str] = set()
+
+    def check(self, step: int, health: Mapping[str, float], loss: float) -> list[str]:
+        """Look at one health report.
+
+        Args:
+            step: Updates done.
+            health: The objective's values.
+            loss: Mean loss of the newest interval.
+
+        Returns:
+            New warnings in plain words; a value warns once until it has recovered.
+        """
+        warnings = []
+        for name, value in health.items():
+            if not math.isfinite(value) or not any(part in name for part in _SPREAD_NAMES):
+                continue
+            best = self._highest.get(name)
+            if best is None or value > best["value"]:
+                self._highest[name] = {"value": value, "step": step, "loss": loss}
+                self._ringing.discard(name)
+            elif value >= self._fraction * best["value"]:
+                self._ringing.discard(name)
+            elif loss < best["loss"] and name not in self._ringing:
+                self._ringing.add(name)
+                warnings.append(
+                    f"collapse suspected at step {step}: {name} has fallen to {value:.3g}, from "
+                    f"{best['value']:.3g} at step {best['step']:.0f}, while the loss fell too; "
+                    "judge by a probe, and if it is one: a higher EMA momentum or a lower "
+                    "learning rate helps"
+                )
+        return warnings
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen so far, for the checkpoint (plain JSON types)."""
+        return {"highest": self._highest, "ringing": sorted(self._ringing)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a stored :meth:`state`."""
+        self._highest = {name: dict(best) for name, best in state["highest"].items()}
+        self._ringing = set(state["ringing"])
+
+
+class StopSignals:
+    """Turns SIGINT (Ctrl-C) and SIGTERM into a request to stop after the running step.
+
+    A second signal aborts at once. Outside the main thread, where Python allows no handlers,
+    nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT, which a terminal
+    sends to them as well, so that the step can be finished; SIGTERM ends them as usual.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        """Install the handlers."""
+        if threading.current_thread() is threading.main_thread():
+            _reset_signals_in_forked_children()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        # A handler may interrupt any line, also one that holds a lock of logging or of the
+        # console, so this writes to the descriptor itself.
+        os.write(2, b"\nfinishing this step and saving; once more to abort at once\n")
+
+
+@functools.cache
+def _reset_signals_in_forked_children() -> None:
+    """A forked worker must not inherit a handler that swallows SIGTERM; registered once."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_reset_signals)
+
+
+def _reset_signals() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(getattr(handler, "__self__", None), StopSignals):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _describe(values: Mapping[str, float]) -> str:
+    shown = {n: v for n, v in values.items() if n == "loss" or n.startswith("grad_norm/")}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -1,0 +1,149 @@
+"""Every arrow between rooms points down, and is one that the design lists."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from tests.architecture.source_tree import PACKAGE, ROOT, Module, modules, nodes, place
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "config": set(),
+    "runtime": {"config"},
+    "masking": set(),
+    "models": set(),
+    "data": {"masking", "runtime", "config"},
+    "interop": {"models", "runtime", "config"},
+    "training": {"runtime", "config"},
+    "objectives": {"models", "masking", "runtime", "config"},
+    "evaluation": {"models", "data", "runtime", "config"},
+    "reporting": {"runtime", "config"},
+    "jobs": {
+        "reporting",
+        "evaluation",
+        "objectives",
+        "training",
+        "interop",
+        "models",
+        "masking",
+        "data",
+        "runtime",
+        "config",
+    },
+    "cli": {"jobs", "reporting", "runtime", "config"},
+}
+"""Rooms and the rooms that each may import (besides itself)."""
+
+LEAVES = {"errors", "counter_random", "version"}
+"""Small modules that every room may import; they import nothing of ours but each other."""
+
+ENTRANCES = {"__init__", "__main__"}
+"""The package's own front door: it may import any room, lazily."""
+
+TORCH_ONLY = ("models", "masking", "objectives", "training", "evaluation", "interop")
+"""Rooms that work where no decoder and no Parquet reader is installed."""
+
+
+def _imported_rooms(module: Module) -> list[tuple[str, ast.AST]]:
+    """Rooms that a module imports anywhere in it, with the import."""
+    found: list[tuple[str, ast.AST]] = []
+    for node in nodes(module.tree, (ast.Import, ast.ImportFrom)):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), (
+            f"{place(module, node)}: import by the full name"
+        )
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif node.module == "vjepa":
+            names = [f"vjepa.{alias.name}" for alias in node.names]
+        else:
+            names = [node.module or ""]
+        found += [(name.split(".")[1], node) for name in names if name.startswith("vjepa.")]
+    return found
+
+
+def test_every_room_is_listed() -> None:
+    rooms = {path.name for path in PACKAGE.iterdir() if any(path.rglob("*.py"))}
+    assert rooms <= set(MAY_IMPORT), "a new room: say in MAY_IMPORT what it may import"
+
+
+def test_arrows_point_down() -> None:
+    wrong = []
+    for module in modules():
+        if module.room in ENTRANCES:
+            continue
+        allowed = LEAVES | MAY_IMPORT.get(module.room, set()) | {module.room}
+        wrong += [
+            f"{place(module, node)}: {module.room} imports {room}"
+            for room, node in _imported_rooms(module)
+            if room not in allowed
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_has_no_circle() -> None:
+    order: list[str] = []
+    while len(order) < len(MAY_IMPORT):
+        ready = [
+            room for room, below in MAY_IMPORT.items() if room not in order and below <= set(order)
+        ]
+        assert ready, f"a circle among {set(MAY_IMPORT) - set(order)}"
+        order += ready
+
+
+def _python(code: str) -> str:
+    """Output of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("room", TORCH_ONLY)
+def test_rooms_import_without_decoder_and_parquet(room: str) -> None:
+    names = [f"vjepa.{module.name}" for module in modules() if module.room == room]
+    blocked = ["av", "pyarrow", "matplotlib", "tensorboard", "yaml", "rich"]
+    _python(
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
+        f"import importlib\nfor name in {names}: importlib.import_module(name)"
+    )
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    loaded = _python(
+        "import sys, vjepa, vjepa.cli.main\n"
+        "vjepa.cli.main.build_parser().format_help()\n"
+        "print(*(name for name in ('torch', 'numpy', 'av', 'pyarrow', 'rich')"
+        " if name in sys.modules))"
+    )
+    assert loaded.split() == []
+
+
+def test_importing_changes_nothing() -> None:
+    """No output, thread, file, environment variable, log handler or random draw."""
+    names = [f"vjepa.{module.name}" for module in modules() if module.name != "__main__"]
+    output = _python(f"""
+import importlib, logging, os, random, signal, sys, tempfile, threading
+import av, matplotlib, numpy as np, pyarrow, rich, torch, torch.distributed.checkpoint
+
+def state():
+    return {{
+        "environment": dict(os.environ), "files": os.listdir("."),
+        "threads": threading.active_count(), "torch threads": torch.get_num_threads(),
+        "handlers": list(logging.getLogger().handlers), "level": logging.getLogger().level,
+        "python draws": random.getstate(), "numpy draws": str(np.random.get_state()),
+        "torch draws": torch.get_rng_state().tolist(), "dtype": torch.get_default_dtype(),
+        "signals": [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)],
+        "backend": dict.__getitem__(matplotlib.rcParams, "backend"),
+    }}
+
+os.chdir(tempfile.mkdtemp())
+before = state()
+for name in {names}:
+    importlib.import_module(name)
+after = state()
+print(*(key for key in before if before[key] != after[key]))
+""")
+    assert output.strip() == ""

@@ -1,0 +1,70 @@
+"""A config with every kind of field that the mechanism knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Optimiser."""
+
+    steps: int
+    """Number of updates."""
+    peak_lr: float = 1e-3
+    """Largest learning rate,
+    reached after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        if self.peak_lr <= 0:
+            raise ValueError(f"peak_lr must be positive, got {self.peak_lr}")
+        if self.betas[0] > self.betas[1]:
+            raise ValueError("betas must ascend")
+        if self.steps == 13:
+            raise ValueError("an unlucky choice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask:
+    """One mask kind.
+
+    Attributes:
+        kind: shape of the mask,
+            in two lines.
+        num_blocks: how many blocks.
+    """
+
+    kind: Literal["multiblock", "tube"] = "multiblock"
+    num_blocks: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """Masks."""
+
+    masks: tuple[Mask, ...] = (Mask(), Mask(num_blocks=2))
+    count: Literal["prefix", "fixed"] = "prefix"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Root:
+    """The root."""
+
+    optim: Optim
+    masking: Masking = Masking(count="fixed")
+    probe: Mask | None = None
+    """The probe, if any."""
+    name: str | None = None
+    folder: Path = Path("out")
+    device: Literal["auto", "cpu"] | int = "auto"
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name == "bad" and self.optim.fused:
+            raise ValueError("optim.fused: cannot go with this name")
+        if self.name == "tubes" and self.masking.masks[1].kind != "tube":
+            raise ValueError("masking.masks[1].kind must be tube for this name")

@@ -1,0 +1,84 @@
+"""Scalars read as YAML 1.2 does, mistakes are refused with their place."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vjepa.config.yaml_text import OverrideText, parse_yaml, write_yaml
+from vjepa.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-3", 1e-3),
+        ("1E5", 1e5),
+        (".5", 0.5),
+        ("-2.5e+3", -2500.0),
+        ("010", 10),
+        ("-7", -7),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("12:30", "12:30"),
+        ("0x1f", "0x1f"),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("vitl16_224", "vitl16_224"),
+        ("[1, 2.5, a]", [1, 2.5, "a"]),
+    ],
+)
+def test_scalars(text: str, value: object) -> None:
+    read = parse_yaml(f"key: {text}", "f.yaml")["key"]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "f.yaml:2:1: not valid YAML: the key 'a' stands twice"),
+        ("a:\n  b: 1\n  b: 1", "f.yaml:3:3: not valid YAML: the key 'b' stands twice"),
+        ("1: a", "f.yaml:1:1: not valid YAML: the key '1' is not a name"),
+        ("a: [1", "f.yaml:1:"),
+        ("- a\n- b", "f.yaml: expected settings as 'name: value' lines, found a list"),
+        ("just text", "found the value 'just text'"),
+        ("a: !!python/object:os.system x", "f.yaml:1:4: not valid YAML"),
+    ],
+)
+def test_mistakes_name_their_place(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_yaml(text, "f.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_file_changes_nothing() -> None:
+    assert parse_yaml("# only a comment\n", "f.yaml") == {}
+
+
+_PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(alphabet=st.characters(blacklist_categories=["Cs", "Cc"]), max_size=12)
+    | st.sampled_from(["1e-3", "no", "010", "null", "~", "1_000", ".5", "true", "12:30", "-"]),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), _PLAIN, max_size=4))
+def test_what_is_written_loads_back_equal(data: dict) -> None:
+    data = {key: value for key, value in data.items() if key not in ("null", "true", "false")}
+    assert parse_yaml(write_yaml(data), "f.yaml") == data
+
+
+def test_override_text_keeps_both_readings() -> None:
+    assert OverrideText.parse("2024") == OverrideText("2024", 2024)
+    assert OverrideText.parse("[1, x]").parsed == [1, "x"]
+    assert OverrideText.parse("a: b: c").parsed == "a: b: c"

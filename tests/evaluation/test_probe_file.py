@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vjepa.data.clip_sampling import ClipConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.clips import ViewConfig
+from vjepa.evaluation.fingerprints import weights_hash
+from vjepa.evaluation.probe_file import (
+    EncoderIdentity,
+    FeatureSettings,
+    ProbeFile,
+    load_probe_file,
+)
+from vjepa.evaluation.probe_heads import HeadConfig, build_head
+from vjepa.models import Encoder, EncoderConfig
+
+TINY = EncoderConfig(
+    width=12, depth=1, heads=3, image_size=16, num_frames=4, patch_size=8, tubelet_size=2
+)
+
+
+def _encoder(seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(TINY)
+
+
+def _probe(form: HeadConfig) -> ProbeFile:
+    torch.manual_seed(1)
+    return ProbeFile(
+        label="motion",
+        classes=("left", "right"),
+        encoder=EncoderIdentity(
+            weights_hash=weights_hash(_encoder()), config=TINY, path="runs/x", which="target"
+        ),
+        clip=ClipConfig(num_frames=4, stride=2),
+        view=ViewConfig(crop_size=16, short_side=16),
+        features=FeatureSettings(batch_size=7, storage="bfloat16"),
+        form=form,
+        head=build_head(form, TINY.width, TINY.heads, 2),
+        training={"steps": 3},
+    )
+
+
+@pytest.mark.parametrize(
+    "form", [HeadConfig(), HeadConfig(depth=2, variant="paper"), HeadConfig(kind="linear")]
+)
+def test_a_probe_survives_the_disk(tmp_path: Path, form: HeadConfig) -> None:
+    probe = _probe(form)
+    probe.save(tmp_path)
+    got = load_probe_file(tmp_path)
+    tokens = torch.randn(3, 8, 12)
+    assert torch.equal(got.head(tokens), probe.head(tokens))
+    assert replace(got, head=probe.head) == probe
+    assert not got.head.training
+
+
+def test_another_encoder_is_refused() -> None:
+    probe = _probe(HeadConfig())
+    probe.check_encoder(_encoder(0), "runs/x")
+    with pytest.raises(UserError, match=r"runs/y: the probe was trained for another encoder"):
+        probe.check_encoder(_encoder(1), "runs/y")
+
+
+def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
+    _probe(HeadConfig()).save(tmp_path)
+    described = json.loads((tmp_path / "probe.json").read_text())
+    described["classes"].append("up")
+    (tmp_path / "probe.json").write_text(json.dumps(described))
+    with pytest.raises(UserError, match=r"weights for 2 classes, but probe\.json names 3"):
+        load_probe_file(tmp_path)
+
+
+def test_missing_and_superfluous_tensors_are_refused(tmp_path: Path) -> None:
+    _probe(HeadConfig()).save(tmp_path)
+    stored = load_file(tmp_path / "probe.safetensors")
+    query = stored.pop("pooler.query_tokens")
+    save_file(stored, tmp_path / "probe.safetensors")
+    with pytest.raises(UserError, match=r"'pooler\.query_tokens' does not fit"):
+        load_probe_file(tmp_path)
+    save_file({**stored, "pooler.query_tokens": query, "x": query.clone()}, tmp_path / "probe.safetensors")
+    with pytest.raises(UserError, match="'x' does not fit"):
+        load_probe_file(tmp_path)
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not a probe: probe\.json is missing"):
+        load_probe_file(tmp_path)
+    (tmp_path / "probe.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        load_probe_file(tmp_path)
+    (tmp_path / "probe.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="format 'other'"):
+        load_probe_file(tmp_path)
+    (tmp_path / "probe.json").write_text('{"format": "vjepa-probe-1"}')
+    with pytest.raises(UserError, match="not a complete probe description"):
+        load_probe_file(tmp_path)
+    _probe(HeadConfig()).save(tmp_path)
+    weights = tmp_path / "probe.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(UserError, match="truncated or missing"):
+        load_probe_file(tmp_path)

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vjepa.errors import UserError
+from vjepa.evaluation.features import BadVideo
+from vjepa.evaluation.metrics import ClassificationSums
+from vjepa.evaluation.results import (
+    EvaluatedSplit,
+    HeadResult,
+    ProbeResult,
+    compare,
+    load_result,
+    over_seeds,
+)
+
+
+def _result(*, tested: bool = True) -> ProbeResult:
+    sums = ClassificationSums(("left", "right"))
+    sums.add(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), torch.tensor([0, 1, 1]))
+    test = EvaluatedSplit(
+        manifest="m.parquet",
+        manifest_hash="abc",
+        split="test",
+        metrics=sums.metrics(),
+        bad_videos=(BadVideo(3, "v3.mp4", "truncated"),),
+    )
+    head = HeadResult(
+        learning_rate=1e-3, weight_decay=0.01, count=4, correct=3, top1=0.75, loss=0.5, chosen=True
+    )
+    return ProbeResult(
+        label="motion",
+        encoder="runs/x",
+        which="target",
+        weights_hash="0" * 64,
+        num_train=20,
+        num_classes=2,
+        test=test if tested else None,
+        selection=(head,),
+        train_manifest_hash="def",
+        config={"seed": 0},
+        versions={"vjepa": "0"},
+        date="2026-01-01T00:00:00+00:00",
+        seconds={"train": 1.5},
+        folder="out",
+    )
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_result_survives_the_disk(tmp_path: Path, tested: bool) -> None:
+    result = _result(tested=tested)
+    result.save(tmp_path)
+    assert load_result(tmp_path) == result
+
+
+def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
+    text = _result().markdown()
+    assert "| target | motion | 20 | 66.7 | 20.8 to 93.9 | 3 | - |" in text
+    assert "| 0.001 | 0.01 | 75.0 (3/4) | 0.500 | yes |" in text
+    assert "| right | 2 | 50.0 |" in text
+    assert "Not evaluated: v3.mp4: truncated" in text
+
+
+def test_comparison_has_a_row_for_each() -> None:
+    lines = compare({"pretrained": _result(), "random": _result(tested=False)}).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| pretrained | motion | 20 | 66.7 |")
+    assert lines[3].startswith("| random | motion | 20 | - |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_foreign_results_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a probe result"):
+        load_result(tmp_path)
+    (tmp_path / "result.json").write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="format 'other'"):
+        load_result(tmp_path)
+
+
+def test_over_seeds() -> None:
+    summary = over_seeds([0.4, 0.5, 0.6])
+    assert summary.mean == pytest.approx(0.5)
+    assert summary.deviation == pytest.approx(0.1)
+    assert summary.interval.low == pytest.approx(0.5 - 4.303 * 0.1 / math.sqrt(3))
+    assert over_seeds([0.4]).interval.high == math.inf
+    with pytest.raises(ValueError, match="values"):
+        over_seeds([])

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vjepa.models import (
+    PRESETS,
+    VJEPA,
+    AttentiveClassifier,
+    Encoder,
+    EncoderConfig,
+    ModelConfig,
+    Predictor,
+    PredictorConfig,
+)
+
+
+def _millions(module: torch.nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("vit_tiny", 5.63),
+        ("vit_small", 21.9),
+        ("vit_base", 86.2),
+        ("vit_large", 303.9),
+        ("vit_huge", 631.6),
+    ],
+)
+def test_sizes_are_those_of_the_released_models(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        encoder = Encoder(PRESETS[name])
+    assert all(p.is_meta for p in encoder.parameters())
+    assert encoder.pos_embed.is_meta
+    assert _millions(encoder) == pytest.approx(millions, abs=0.051 if millions > 10 else 0.0051)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("vit_tiny", 21.4), ("vit_large", 22.1), ("vit_huge", 22.3)]
+)
+def test_predictor_size(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        predictor = Predictor(PRESETS[name], PredictorConfig())
+    assert _millions(predictor) == pytest.approx(millions, abs=0.051)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("vit_large", 13.0), ("vit_huge", 20.2)])
+def test_probe_size(name: str, millions: float) -> None:
+    config = PRESETS[name]
+    with torch.device("meta"):
+        probe = AttentiveClassifier(config.width, config.heads, 400)
+    # The authors' count has an output projection that their code never applies; ours has not.
+    unused = (config.width + 1) * config.width / 1e6
+    assert _millions(probe) + unused == pytest.approx(millions, abs=0.051)
+
+
+def test_giant_has_its_mlp_width() -> None:
+    assert PRESETS["vit_giant"].mlp_width == 6144
+    with torch.device("meta"):
+        model = VJEPA(ModelConfig(encoder=PRESETS["vit_giant"]))
+    assert _millions(model.encoder) == pytest.approx(1012, rel=0.01)
+
+
+def test_grid_and_token_count() -> None:
+    config = EncoderConfig(width=48, depth=1, heads=3, image_size=384, num_frames=8)
+    assert config.grid == (4, 24, 24)
+    assert config.num_tokens == 4 * 24 * 24
+    assert config.patch_values == 3 * 2 * 16 * 16
+    assert not config.is_image_model
+    assert replace(config, num_frames=1, tubelet_size=1).is_image_model
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("heads", 5, "width"),
+        ("width", 0, "width"),
+        ("image_size", 100, "image_size"),
+        ("num_frames", 15, "num_frames"),
+        ("mlp_ratio", -1.0, "mlp_ratio"),
+        ("channels", 0, "channels"),
+    ],
+)
+def test_impossible_encoders_name_their_field(field: str, value: float, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}: "):
+        EncoderConfig(**{field: value})
+
+
+def test_position_code_must_exist_for_the_width() -> None:
+    with pytest.raises(ValueError, match=r"^width: .*multiple of 8"):
+        EncoderConfig(width=36, heads=3, position_split="half")
+    with pytest.raises(ValueError, match=r"^width: .*multiple of 4"):
+        EncoderConfig(width=42, heads=3, num_frames=1, tubelet_size=1)
+    EncoderConfig(width=42, heads=3)
+    encoder = EncoderConfig(width=48, heads=3, position_split="half")
+    with pytest.raises(ValueError, match=r"^predictor\.width: "):
+        ModelConfig(encoder=encoder, predictor=PredictorConfig(width=36, heads=3))
+
+
+def test_impossible_predictors_name_their_field() -> None:
+    with pytest.raises(ValueError, match=r"^num_mask_tokens: "):
+        PredictorConfig(num_mask_tokens=0)
+    with pytest.raises(ValueError, match=r"^width: "):
+        PredictorConfig(width=25, heads=3)
+    with pytest.raises(ValueError, match=r"^predictor\.width: "):
+        ModelConfig(encoder=EncoderConfig(width=48, heads=3), predictor=PredictorConfig(width=32))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
+from torch.testing import assert_close
+
+from vjepa.models import Encoder, still_clip
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return shaken(Encoder(ENCODER))
+
+
+def test_all_tokens_in_any_order_give_the_same_features(encoder: Encoder) -> None:
+    video = clips(2)
+    everything = encoder(video)
+    assert everything.shape == (2, 32, 24)
+    order = torch.stack([torch.randperm(32), torch.randperm(32)])
+    shuffled = encoder(video, order)
+    assert_close(shuffled, everything[torch.arange(2)[:, None], order], atol=1e-5, rtol=0)
+
+
+def test_dropped_tokens_are_not_seen(encoder: Encoder) -> None:
+    video = clips(1)
+    kept = torch.tensor([[0, 1, 4, 5]])  # the upper left quarter of the first two frames
+    changed = video.clone()
+    changed[:, :, 2:] += 1
+    changed[:, :, :, 8:] -= 1
+    assert torch.equal(encoder(video, kept), encoder(changed, kept))
+    assert not torch.equal(encoder(video), encoder(changed))
+
+
+def test_packed_clips_equal_one_clip_at_a_time(encoder: Encoder) -> None:
+    video = clips(3)
+    lists = [torch.randperm(32)[:n].sort().values for n in (9, 1, 20)]
+    offsets = torch.tensor([0, 9, 10, 30])
+    packed = encoder(video, torch.cat(lists), offsets=offsets)
+    weights = torch.randn_like(packed)
+    (packed * weights).sum().backward()
+    ours = {name: p.grad.clone() for name, p in encoder.named_parameters()}
+    encoder.zero_grad()
+    single = torch.cat([encoder(video[b : b + 1], lists[b][None])[0] for b in range(3)])
+    assert_close(packed, single, atol=1e-5, rtol=0)
+    (single * weights).sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert_close(ours[name], parameter.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_intermediate_layers(encoder: Encoder) -> None:
+    video = clips(2)
+    last, first, again = encoder(video, layers=(1, 0, 1))
+    assert_close(last, encoder(video), atol=1e-6, rtol=0)
+    assert torch.equal(last, again)
+    tokens = encoder.patch_embed(video) + encoder.pos_embed
+    assert_close(first, encoder.norm(encoder.blocks[0](tokens)), atol=1e-6, rtol=0)
+
+
+def test_blocks_after_the_last_wanted_layer_are_not_run(encoder: Encoder) -> None:
+    encoder.blocks[1].register_forward_hook(lambda *_: pytest.fail("block 1 was run"))
+    (only,) = encoder(clips(1), layers=[0])
+    assert only.shape == (1, 32, 24)
+
+
+@pytest.mark.parametrize("layers", [[], [2], [-1]])
+def test_layers_that_do_not_exist_are_refused(encoder: Encoder, layers: list[int]) -> None:
+    with pytest.raises(ValueError, match="layers"):
+        encoder(clips(1), layers=layers)
+
+
+def test_other_sizes_resample_and_rebuilt_recomputes(encoder: Encoder) -> None:
+    big = clips(1, frames=2, size=24)
+    resampled = encoder(big)
+    rebuilt = encoder.rebuilt_for(image_size=24, num_frames=2)
+    assert resampled.shape == rebuilt(big).shape == (1, 36, 24)
+    assert not torch.allclose(resampled, rebuilt(big), atol=1e-3)
+    assert rebuilt.pos_embed.shape == (1, 36, 24)
+    assert encoder.pos_embed.shape == (1, 32, 24)
+    shared = {id(p) for p in encoder.parameters()}
+    assert {id(p) for p in rebuilt.parameters()} == shared
+    fresh = Encoder(rebuilt.config)
+    fresh.load_state_dict(encoder.state_dict())
+    assert torch.equal(fresh(big), rebuilt(big))
+
+
+def test_image_model_takes_single_frames_of_any_size() -> None:
+    encoder = shaken(Encoder(IMAGE_ENCODER))
+    assert encoder(clips(2, frames=1)).shape == (2, 16, 24)
+    assert encoder(clips(2, frames=1, size=24)).shape == (2, 36, 24)
+    with pytest.raises(ValueError, match="one frame"):
+        encoder(clips(2, frames=2))
+    with pytest.raises(ValueError, match="num_frames"):
+        encoder.rebuilt_for(image_size=16, num_frames=2)
+
+
+def test_still_clip_repeats_the_image() -> None:
+    images = torch.randn(2, 3, 16, 16)
+    clip = still_clip(images, 4)
+    assert clip.shape == (2, 3, 4, 16, 16)
+    assert all(torch.equal(clip[:, :, t], images) for t in range(4))
+    assert Encoder(ENCODER)(clip).shape == (2, 32, 24)
+
+
+def test_misuse_is_refused(encoder: Encoder) -> None:
+    video = clips(2)
+    with pytest.raises(ValueError, match="channels"):
+        encoder(video[:, :1])
+    with pytest.raises(ValueError, match="token_indices"):
+        encoder(video, torch.arange(4))
+    with pytest.raises(ValueError, match="token_indices"):
+        encoder(video, torch.zeros(2, 4, dtype=torch.int64), offsets=torch.tensor([0, 4, 8]))
+    with pytest.raises(ValueError, match="offsets"):
+        encoder(video, offsets=torch.tensor([0, 4, 8]))
+    with pytest.raises(IndexError):
+        encoder(video, torch.full((2, 1), 32))
+
+
+def test_position_code_is_neither_trained_nor_saved(encoder: Encoder) -> None:
+    assert "pos_embed" not in encoder.state_dict()
+    assert "pos_embed" not in dict(encoder.named_parameters())
+
+
+def test_fresh_weights_and_rebirth_from_the_meta_device() -> None:
+    with torch.device("meta"):
+        encoder = Encoder(ENCODER)
+    encoder.to_empty(device="cpu")
+    encoder.init_weights()
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.15), name
+            assert abs(parameter.mean().item()) < 0.003, name
+    assert torch.equal(encoder.pos_embed, Encoder(ENCODER).pos_embed)
+
+
+def test_bfloat16_autocast_keeps_the_residual_stream_in_float32(encoder: Encoder) -> None:
+    video = clips(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        seen: list[torch.dtype] = []
+        encoder.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+        out = encoder(video)
+    assert seen == [torch.float32]
+    assert_close(out.float(), encoder(video), atol=0.2, rtol=0)
+
+
+def test_half_precision_copy(encoder: Encoder) -> None:
+    video = clips(2)
+    exact = encoder(video)
+    small = encoder.to(torch.bfloat16)
+    assert small.pos_embed.dtype == torch.bfloat16
+    out = small(video.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert_close(out.float(), exact, atol=0.2, rtol=0)

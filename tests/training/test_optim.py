@@ -1,0 +1,216 @@
+"""Parameter groups, clipping, skipping of bad updates, optimiser state by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vjepa.errors import UserError
+from vjepa.training import (
+    OptimConfig,
+    build_optimizer,
+    clip_gradients,
+    load_optimizer_state,
+    optimizer_state,
+    parameter_groups,
+    parameter_names,
+    set_schedules,
+)
+
+CONFIG = OptimConfig(steps=20, warmup_steps=4)
+
+
+class Small(nn.Module):
+    """2-D, 1-D, a 3-D token, a bias with two axes, and a frozen parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.linear = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.bias_table = nn.Parameter(torch.randn(2, 4))
+        self.frozen = nn.Parameter(torch.randn(3, 3), requires_grad=False)
+
+
+def _modules() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"encoder": Small(), "predictor": Small()}
+
+
+def _fill_gradients(modules: dict[str, nn.Module], scale: float = 1.0) -> None:
+    torch.manual_seed(1)
+    for module in modules.values():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.randn_like(parameter) * scale
+
+
+def test_groups_of_two_modules() -> None:
+    groups = parameter_groups(_modules())
+    assert [(g.module, g.decayed) for g in groups] == [
+        ("encoder", True),
+        ("predictor", True),
+        ("encoder", False),
+        ("predictor", False),
+    ]
+    assert [m.name for m in groups[1].members] == ["predictor.token", "predictor.linear.weight"]
+    assert [m.name for m in groups[2].members] == [
+        "encoder.bias_table",
+        "encoder.linear.bias",
+        "encoder.norm.weight",
+        "encoder.norm.bias",
+    ]
+
+
+def test_one_module_makes_two_groups() -> None:
+    optimizer = build_optimizer({"classifier": Small()}, CONFIG)
+    assert [(g["module"], g["decayed"]) for g in optimizer.param_groups] == [
+        ("classifier", True),
+        ("classifier", False),
+    ]
+
+
+def test_order_is_that_of_the_released_checkpoints(golden_dir: Path) -> None:
+    """Apart from the position codes, which are no parameters here."""
+    layout = json.loads((golden_dir / "checkpoint_layout.json").read_text())
+    entries = [e for e in layout["opt_parameters"] if not e["name"].endswith("pos_embed")]
+    roots: dict[str, nn.Module] = {}
+    for index in range(4):
+        for entry in (e for e in entries if e["group"] == index):
+            module_name, path = entry["name"].split("/")
+            _add_parameter(roots.setdefault(module_name, nn.Module()), path, entry["shape"])
+    assert parameter_names(roots) == [e["name"].replace("/", ".") for e in entries]
+
+
+def _add_parameter(root: nn.Module, path: str, shape: list[int]) -> None:
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        if parent not in dict(root.named_children()):
+            root.add_module(parent, nn.Module())
+        root = root.get_submodule(parent)
+    root.register_parameter(leaf, nn.Parameter(torch.zeros(shape)))
+
+
+def test_schedules_are_set_on_the_right_groups() -> None:
+    optimizer = build_optimizer(_modules(), CONFIG)
+    assert {g["lr"] for g in optimizer.param_groups} == {3.0625e-4}
+    set_schedules(optimizer, 4, CONFIG)
+    assert {g["lr"] for g in optimizer.param_groups} == {6.25e-4}
+    decays = [g["weight_decay"] for g in optimizer.param_groups]
+    assert decays == [pytest.approx(0.06226479759210457)] * 2 + [0.0] * 2
+
+
+def test_update_equals_plain_adamw() -> None:
+    modules, twins = _modules(), _modules()
+    optimizer = build_optimizer(modules, CONFIG)
+    _fill_gradients(modules)
+    _fill_gradients(twins)
+    optimizer.step()
+    rate, decay = 3.0625e-4, optimizer.param_groups[0]["weight_decay"]
+    for group in parameter_groups(twins):
+        plain = torch.optim.AdamW(
+            [m.parameter for m in group.members],
+            lr=rate,
+            betas=CONFIG.betas,
+            eps=CONFIG.eps,
+            weight_decay=decay if group.decayed else 0.0,
+            foreach=False,
+        )
+        plain.step()
+    for name, module in modules.items():
+        for ours, theirs in zip(module.parameters(), twins[name].parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-7)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UserError, match="nothing to train"):
+        build_optimizer({"head": nn.Linear(2, 2).requires_grad_(False)}, CONFIG)
+
+
+def test_each_module_is_clipped_on_its_own() -> None:
+    modules = _modules()
+    _fill_gradients({"encoder": modules["encoder"]}, scale=100.0)
+    _fill_gradients({"predictor": modules["predictor"]}, scale=0.01)
+    before = [p.grad.clone() for p in modules["predictor"].parameters() if p.grad is not None]
+    expected = torch.cat(
+        [p.grad.flatten() for p in modules["encoder"].parameters() if p.grad is not None]
+    ).norm()
+    norms = clip_gradients(modules, 1, CONFIG)
+    torch.testing.assert_close(norms["encoder"], expected)
+    clipped = [p.grad.flatten() for p in modules["encoder"].parameters() if p.grad is not None]
+    assert torch.cat(clipped).norm().item() == pytest.approx(10.0, rel=1e-4)
+    after = [p.grad for p in modules["predictor"].parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("update", "clip_norm", "clipped"), [(9, 1.0, False), (10, 1.0, True), (10, None, False)]
+)
+def test_norms_are_measured_also_where_nothing_is_clipped(
+    update: int, clip_norm: float | None, clipped: bool
+) -> None:
+    modules = _modules()
+    _fill_gradients(modules, scale=100.0)
+    config = OptimConfig(clip_norm=clip_norm, clip_from_step=10)
+    measured = clip_gradients(modules, update, config)
+    again = clip_gradients(modules, 1, config)
+    assert measured["encoder"] > 100
+    assert bool(again["encoder"] < 1.001) == clipped
+
+
+def test_update_is_skipped_on_the_device_when_asked() -> None:
+    modules = _modules()
+    optimizer = build_optimizer(modules, CONFIG)
+    _fill_gradients(modules)
+    optimizer.step()
+    weights = copy.deepcopy(modules["encoder"].state_dict())
+    state = copy.deepcopy(optimizer_state(optimizer, modules))
+    _fill_gradients(modules, scale=float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(v, weights[k]) for k, v in modules["encoder"].state_dict().items())
+    for name, moments in optimizer_state(optimizer, modules).items():
+        assert all(torch.equal(value, state[name][key]) for key, value in moments.items())
+    optimizer.found_inf = torch.tensor(0.0)
+    _fill_gradients(modules)
+    optimizer.step()
+    assert not torch.equal(modules["encoder"].linear.weight, weights["linear.weight"])
+
+
+def test_state_by_name_continues_bit_for_bit() -> None:
+    modules = _modules()
+    optimizer = build_optimizer(modules, CONFIG)
+    for _ in range(3):
+        _fill_gradients(modules)
+        optimizer.step()
+    twins = copy.deepcopy(modules)
+    other = build_optimizer(twins, CONFIG)
+    state = optimizer_state(optimizer, modules)
+    assert "encoder.frozen" not in state
+    load_optimizer_state(other, twins, state, "test")
+    for both, opt in ((modules, optimizer), (twins, other)):
+        _fill_gradients(both)
+        opt.step()
+    for name, module in modules.items():
+        for ours, theirs in zip(module.parameters(), twins[name].parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_foreign_state_is_refused_and_nothing_loaded() -> None:
+    modules = _modules()
+    optimizer = build_optimizer(modules, CONFIG)
+    moments = {
+        "step": torch.tensor(1.0),
+        "exp_avg": torch.zeros(4, 4),
+        "exp_avg_sq": torch.zeros(4, 4),
+    }
+    with pytest.raises(UserError, match=r"a\.pth.*'encoder\.other'"):
+        load_optimizer_state(optimizer, modules, {"encoder.other": moments}, "a.pth")
+    with pytest.raises(UserError, match=r"encoder\.token.*\(4, 4\).*\(1, 1, 4\)"):
+        load_optimizer_state(optimizer, modules, {"encoder.token": moments}, "a.pth")
+    assert not optimizer_state(optimizer, modules)

@@ -1,0 +1,87 @@
+"""Schedules: shape of the curves, purity and bad values (golden parity is in tests/golden)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vjepa.training import EmaConfig, OptimConfig, ema_momentum, learning_rate, weight_decay
+
+
+@given(steps=st.integers(1, 5000), warmup=st.integers(0, 2000), stretch=st.floats(1.0, 2.0))
+def test_curves_stay_within_their_ends(steps: int, warmup: int, stretch: float) -> None:
+    config = OptimConfig(steps=steps, warmup_steps=min(warmup, steps), schedule_stretch=stretch)
+    rates = [learning_rate(k, config) for k in range(1, steps + 1)]
+    decays = [weight_decay(k, config) for k in range(1, steps + 1)]
+    momenta = [ema_momentum(k, EmaConfig(), config) for k in range(1, steps + 1)]
+    assert all(1e-6 - 1e-15 <= rate <= 6.25e-4 + 1e-15 for rate in rates)
+    assert decays == sorted(decays)
+    assert decays[-1] <= 0.4 + 1e-12
+    assert momenta == sorted(momenta)
+    assert momenta[0] == 0.998
+
+
+def test_learning_rate_peaks_at_the_end_of_the_warmup() -> None:
+    config = OptimConfig(steps=100, warmup_steps=10, schedule_stretch=1.0)
+    rates = [learning_rate(k, config) for k in range(1, 101)]
+    assert rates.index(max(rates)) == 9
+    assert rates[9] == pytest.approx(6.25e-4)
+    assert rates[99] == pytest.approx(1e-6)
+
+
+def test_constant_schedules() -> None:
+    config = OptimConfig(
+        steps=50,
+        warmup_steps=0,
+        peak_lr=1e-3,
+        final_lr=1e-3,
+        start_weight_decay=0.05,
+        final_weight_decay=0.05,
+    )
+    ema = EmaConfig(start_momentum=0.99, final_momentum=0.99)
+    for update in (1, 17, 50):
+        assert learning_rate(update, config) == pytest.approx(1e-3)
+        assert weight_decay(update, config) == pytest.approx(0.05)
+        assert ema_momentum(update, ema, config) == pytest.approx(0.99)
+
+
+def test_momentum_never_passes_its_final_value() -> None:
+    config = OptimConfig(steps=10, warmup_steps=0, schedule_stretch=1.0)
+    assert ema_momentum(1000, EmaConfig(final_momentum=0.999), config) == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize(
+    ("steps", "stretch", "length"), [(90_000, 1.25, 112_500), (10, 1.1, 11), (7, 1.25, 8)]
+)
+def test_stretched_length(steps: int, stretch: float, length: int) -> None:
+    assert OptimConfig(steps=steps, schedule_stretch=stretch).schedule_steps == length
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", 0),
+        ("warmup_steps", -1),
+        ("start_lr", -1e-3),
+        ("peak_lr", float("nan")),
+        ("final_lr", float("inf")),
+        ("schedule_stretch", 0.9),
+        ("start_weight_decay", -0.1),
+        ("final_weight_decay", float("nan")),
+        ("betas", (0.9, 1.0)),
+        ("eps", 0.0),
+        ("clip_norm", 0.0),
+        ("clip_from_step", -1),
+        ("accumulation_steps", 0),
+    ],
+)
+def test_bad_optimiser_field_is_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        OptimConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["start_momentum", "final_momentum"])
+def test_bad_momentum_is_named(field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        EmaConfig(**{field: 1.5})
