@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clips import ViewConfig
+from vjepa.evaluation.clip_reading import ViewConfig
 from vjepa.evaluation.fingerprints import weights_hash
 from vjepa.evaluation.probe_file import (
     EncoderIdentity,
@@ -84,7 +84,9 @@ def test_missing_and_superfluous_tensors_are_refused(tmp_path: Path) -> None:
     save_file(stored, tmp_path / "probe.safetensors")
     with pytest.raises(UserError, match=r"'pooler\.query_tokens' does not fit"):
         load_probe_file(tmp_path)
-    save_file({**stored, "pooler.query_tokens": query, "x": query.clone()}, tmp_path / "probe.safetensors")
+    save_file(
+        {**stored, "pooler.query_tokens": query, "x": query.clone()}, tmp_path / "probe.safetensors"
+    )
     with pytest.raises(UserError, match="'x' does not fit"):
         load_probe_file(tmp_path)
 

@@ -77,7 +77,8 @@ def test_training_boxes_have_the_reference_moments(golden_dir: Path) -> None:
     area = boxes[:, 2] * boxes[:, 3] / (height * width)
     log_aspect = np.log(boxes[:, 3] / boxes[:, 2])
     for values, name in ((area, "area"), (log_aspect, "log_aspect")):
-        # Two samples of 20 000: their means differ by less than 4 standard errors of the difference.
+        # Two samples of 20 000: their means differ by less than 4 standard errors of the
+        # difference.
         error = 4 * reference[f"{name}_std"] * np.sqrt(2 / count)
         assert abs(values.mean() - reference[f"{name}_mean"]) < error
         assert abs(values.std() / reference[f"{name}_std"] - 1) < 0.03

@@ -106,6 +106,8 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
     video = clips(2)
     with pytest.raises(ValueError, match="channels"):
         encoder(video[:, :1])
+    with pytest.raises(ValueError, match="normalise_clip"):
+        encoder(video.to(torch.uint8))
     with pytest.raises(ValueError, match="token_indices"):
         encoder(video, torch.arange(4))
     with pytest.raises(ValueError, match="token_indices"):
@@ -155,3 +157,10 @@ def test_half_precision_copy(encoder: Encoder) -> None:
     out = small(video.bfloat16())
     assert out.dtype == torch.bfloat16
     assert_close(out.float(), exact, atol=0.2, rtol=0)
+
+
+def test_compiles_without_graph_breaks(encoder: Encoder) -> None:
+    video, some = clips(2), torch.tensor([[3, 1, 30], [7, 2, 0]])
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    assert_close(compiled(video), encoder(video), atol=1e-6, rtol=0)
+    assert_close(compiled(video, some), encoder(video, some), atol=1e-6, rtol=0)

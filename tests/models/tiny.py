@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from vjepa.models import EncoderConfig, ModelConfig, PredictorConfig
+
+Net = TypeVar("Net", bound=nn.Module)
 
 ENCODER = EncoderConfig(width=24, depth=2, heads=3, image_size=16, num_frames=4, patch_size=4)
 """Grid 2 x 4 x 4 = 32 tokens."""
@@ -17,7 +21,7 @@ IMAGE_ENCODER = EncoderConfig(
 )
 
 
-def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
+def shaken(module: Net, seed: int = 0) -> Net:
     """The module with every parameter random, so that no term vanishes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -78,13 +78,13 @@ def test_one_module_makes_two_groups() -> None:
 def test_order_is_that_of_the_released_checkpoints(golden_dir: Path) -> None:
     """Apart from the position codes, which are no parameters here."""
     layout = json.loads((golden_dir / "checkpoint_layout.json").read_text())
-    entries = [e for e in layout["opt_parameters"] if not e["name"].endswith("pos_embed")]
-    roots: dict[str, nn.Module] = {}
-    for index in range(4):
-        for entry in (e for e in entries if e["group"] == index):
-            module_name, path = entry["name"].split("/")
-            _add_parameter(roots.setdefault(module_name, nn.Module()), path, entry["shape"])
-    assert parameter_names(roots) == [e["name"].replace("/", ".") for e in entries]
+    modules: dict[str, nn.Module] = {"encoder": nn.Module(), "predictor": nn.Module()}
+    for module_name, module in modules.items():
+        for path, shape in layout[module_name].items():
+            if not path.endswith("pos_embed"):
+                _add_parameter(module, path.removeprefix("module.backbone."), shape)
+    recorded = [e["name"] for e in layout["opt_parameters"] if e["has_state"]]
+    assert parameter_names(modules) == [name.replace("/", ".") for name in recorded]
 
 
 def _add_parameter(root: nn.Module, path: str, shape: list[int]) -> None:
@@ -179,7 +179,8 @@ def test_update_is_skipped_on_the_device_when_asked() -> None:
     optimizer.found_inf = torch.tensor(0.0)
     _fill_gradients(modules)
     optimizer.step()
-    assert not torch.equal(modules["encoder"].linear.weight, weights["linear.weight"])
+    weight = modules["encoder"].get_parameter("linear.weight")
+    assert not torch.equal(weight, weights["linear.weight"])
 
 
 def test_state_by_name_continues_bit_for_bit() -> None:
@@ -199,6 +200,23 @@ def test_state_by_name_continues_bit_for_bit() -> None:
     for name, module in modules.items():
         for ours, theirs in zip(module.parameters(), twins[name].parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_numbered_state_keeps_our_options() -> None:
+    """A state dict of a plain AdamW, whose groups know nothing of ours."""
+    modules = _modules()
+    optimizer = build_optimizer(modules, CONFIG)
+    groups = [{"params": [m.parameter for m in g.members]} for g in parameter_groups(modules)]
+    plain = torch.optim.AdamW(groups, lr=7.0, foreach=False)
+    _fill_gradients(modules)
+    plain.step()
+    optimizer.load_state_dict(plain.state_dict())
+    set_schedules(optimizer, 2, CONFIG)
+    assert [g["decayed"] for g in optimizer.param_groups] == [True, True, False, False]
+    assert all(g["fused"] and g["lr"] < 1.0 for g in optimizer.param_groups)
+    for name, moments in optimizer_state(optimizer, modules).items():
+        assert torch.equal(moments["step"], torch.tensor(1.0)), name
+        assert moments["exp_avg"].any()
 
 
 def test_foreign_state_is_refused_and_nothing_loaded() -> None:

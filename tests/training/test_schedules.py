@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,12 +79,12 @@ def test_stretched_length(steps: int, stretch: float, length: int) -> None:
         ("accumulation_steps", 0),
     ],
 )
-def test_bad_optimiser_field_is_named(field: str, value: object) -> None:
+def test_bad_optimiser_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        OptimConfig(**{field: value})
+        replace(OptimConfig(), **{field: value})
 
 
 @pytest.mark.parametrize("field", ["start_momentum", "final_momentum"])
 def test_bad_momentum_is_named(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}: "):
-        EmaConfig(**{field: 1.5})
+        replace(EmaConfig(), **{field: 1.5})

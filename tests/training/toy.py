@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vjepa.runtime.metric_sinks import JsonlSink, MetricSink
 from vjepa.training import (
-    CheckpointStore,
     EmaConfig,
     MicroBatch,
     OptimConfig,
@@ -121,11 +120,8 @@ def make_trainer(folder: Path | None, **changes: Any) -> Trainer:
     objective = changes.pop("objective", None) or ToyObjective()
     run_folder, sinks = None, list[MetricSink]()
     if folder is not None:
-        training = changes.get("training", TRAINING)
-        store = CheckpointStore(
-            folder / "checkpoints", training.keep_last, training.keep_every_steps
-        )
-        run_folder = RunFolder(folder, store, {"objective": "toy", "model": {}, "run": {"seed": 1}})
+        config = {"objective": "toy", "model": {}, "run": {"seed": 1}}
+        run_folder = RunFolder.open(folder, changes.get("training", TRAINING), config)
         sinks.append(JsonlSink(folder / "metrics.jsonl"))
     fields: dict[str, Any] = {
         "data": ToyData(),

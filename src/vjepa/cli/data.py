@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from vjepa.cli.parser import Parser, print_config, resolve_config
@@ -31,12 +32,14 @@ examples:
 """
 
 _CHECK_HELP = """\
-read frames of every video of a manifest and list those that fail
+see whether every video of a manifest is still there and readable
 
-Exit code 0 only if every video can be read.
+Files that have not changed since they were indexed keep their verdict, unless --deep decodes every
+frame of all of them. Exit code 0 only if every video can be used.
 
-example:
+examples:
   vjepa data check videos.parquet
+  vjepa data check videos.parquet --deep
 """
 
 _SYNTH_HELP = """\
@@ -73,6 +76,7 @@ def add_arguments(parser: Parser) -> None:
     index.set_defaults(run=_index)
     check = add_action("check", _CHECK_HELP)
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by vjepa data index")
+    check.add_argument("--deep", action="store_true", help="decode every frame of every video")
     _add_workers(check)
     check.set_defaults(run=_check)
     synth = add_action("synth", _SYNTH_HELP)
@@ -126,11 +130,23 @@ def _index(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from vjepa.jobs import videos
 
-    report = videos.check(args.manifest, workers=args.workers)
-    for path, reason in report.bad:
-        print(f"{path}: {reason}")
-    print(f"{args.manifest}: {report.num_good} of {report.num_videos} videos can be read")
-    return 0 if not report.bad else 1
+    report = videos.check(args.manifest, deep=args.deep, workers=args.workers)
+    for bad in report.bad:
+        print(f"bad: {bad.path}: {bad.reason}")
+    print(f"usable: {report.num_ok} of {report.num_rows} videos")
+    print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
+    print(f"size: {report.num_bytes / 2**30:.3f} GiB")
+    print(f"codecs: {_counts(report.by_codec)}")
+    print(f"splits: {_counts(report.by_split)}")
+    print(f"variable frame rate: {report.num_variable_rate}")
+    print(f"slow to read, without usable timestamps: {report.num_unindexed}")
+    if report.num_changed:
+        print(f"changed since they were indexed: {report.num_changed}; run vjepa data index again")
+    return 1 if report.bad else 0
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name or 'none'} {count}" for name, count in counts.items()) or "none"
 
 
 def _synth(args: argparse.Namespace) -> int:

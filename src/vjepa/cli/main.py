@@ -14,17 +14,15 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from vjepa.cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from vjepa.cli.parser import Parser
 from vjepa.errors import UserError
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.threads import prevent_openmp_spinning
 from vjepa.version import __version__
 
-COMMANDS = ("demo", "data", "pretrain", "probe", "convert", "show", "doctor")
+COMMANDS = ("data", "pretrain", "convert", "show", "doctor")
 """Names of the subcommands, each a module of this package, in the order of the help."""
-
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
 
 _DESCRIPTION = """\
 V-JEPA: learn from video by predicting features (arXiv 2404.08471).
@@ -102,7 +100,7 @@ def _run(argv: list[str]) -> int:
     if not hasattr(args, "run"):
         chosen.refuse_unknown(extras)
         chosen.print_help()
-        return EXIT_BAD_INPUT if argv else 0
+        return EXIT_BAD_INPUT
     args.overrides = chosen.overrides(extras)
     return args.run(args)
 

@@ -8,6 +8,7 @@ is imported only when it is needed, so that ``vjepa --help`` does not wait for t
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ class Parser(argparse.ArgumentParser):
     """The folder of packaged recipes whose bare names ``--config`` accepts."""
     _config_class: Callable[[], type] | None = None
     _known: tuple[str, ...] = ()
+    _commands: tuple[str, ...] = ()
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As argparse's; the names are remembered for suggestions."""
@@ -78,6 +80,7 @@ class Parser(argparse.ArgumentParser):
                 allow_abbrev=False,
             )
             parser.set_defaults(parser=parser)
+            self._commands = (*self._commands, name)
             return parser
 
         return add
@@ -86,13 +89,14 @@ class Parser(argparse.ArgumentParser):
         """The config class of this command, imported now; None if it takes no config."""
         return self._config_class() if self._config_class else None
 
-    def parse_known_args(  # ty: ignore[invalid-method-override]
+    def parse_known_args(  # ty: ignore[incompatible-method-override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """As argparse's; settings of the config are set aside first, each with its value.
 
         Otherwise argparse, which does not know them, would take their values for positionals.
         """
+        namespace = argparse.Namespace() if namespace is None else namespace
         if self._config_class is None or args is None:
             return super().parse_known_args(args, namespace)
         own: list[str] = []
@@ -112,6 +116,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line with one line instead of the whole usage."""
+        choice = re.search(r"invalid choice: '([^']*)'", message)
+        if choice and self._commands:
+            near = nearest(choice[1], self._commands)
+            suggestion = f"; did you mean {near}?" if near else ""
+            message = f"unknown command {choice[1]}{suggestion}"
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def refuse_unknown(self, extras: Sequence[str]) -> None:
@@ -195,8 +204,9 @@ def _settings_help(cls: type) -> str:
     lines = ["settings (in a --config file, or here as --NAME VALUE; N counts list items from 0):"]
     group = None
     for setting in settings(cls):
-        if setting.path.partition(".")[0] != group:
-            group = setting.path.partition(".")[0]
+        above = setting.path.rpartition(".")[0].partition(".")[0]
+        if above != group:
+            group = above
             lines.append("")
         lines.append(f"  --{setting.path}  {setting.kind}{_default(setting)}")
         lines.extend(textwrap.wrap(setting.meaning, _WIDTH - 8, initial_indent="        ",

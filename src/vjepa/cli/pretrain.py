@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vjepa.cli.exit_codes import EXIT_INTERRUPTED
 from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
@@ -50,5 +51,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("pretrain needs --out DIR, the folder that the run is written to")
     from vjepa.jobs.pretrain import run as pretrain
 
-    pretrain(config, out=args.out)
+    print_config(config)
+    result = pretrain(config, out=args.out)
+    state = "stopped at your request" if result.interrupted else "done"
+    print(f"{state} at step {result.step} of {config.optim.steps}: {args.out}")
+    if result.interrupted:
+        print(f"resume with: vjepa pretrain --out {args.out}")
+        return EXIT_INTERRUPTED
     return 0

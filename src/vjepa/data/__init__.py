@@ -25,6 +25,7 @@ _HOME = {
     "CheckReport": "check",
     "check_manifest": "check",
     "RealClips": "real_clips",
+    "find_real_clips": "real_clips",
     "fetch_real_clips": "real_clips",
     "ClipConfig": "clip_sampling",
     "clip_indices": "clip_sampling",

@@ -1,8 +1,9 @@
 """What becomes of videos that cannot be read: recorded once, replaced, and a limit to it.
 
-A bad video costs one sample, never a run. Each path is written once to ``bad_videos.jsonl`` with the
-reason and the step; when too many of the recent samples needed a replacement, the run stops with the
-commonest reason, because then the fault lies with the disk or the manifest and not with a video.
+A bad video costs one sample, never a run. Each path is written once to ``bad_videos.jsonl`` with
+the reason and the step; when too many of the recent samples needed a replacement, the run stops
+with the commonest reason, because then the fault lies with the disk or the manifest and not with a
+video.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class BadVideoLog:
                 out.write(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UserError(
-                f"{file}: cannot be written ({error.strerror or error}): free space or fix the folder"
+                f"{file}: cannot be written ({error.strerror or error}): free space or fix "
+                "the folder"
             ) from error
 
     def _read_new_lines(self) -> None:
@@ -136,7 +138,8 @@ class BadVideoLimit:
 
         Args:
             good: Videos that were read at the first attempt.
-            bad_reasons: For each that was not, why; each counts once, however often it was replaced.
+            bad_reasons: For each that was not, why; each counts once, however often it was
+                replaced.
 
         Raises:
             UserError: The limit is passed.

@@ -1,7 +1,7 @@
-"""Which frames of a video a clip takes: pure functions of its length, its rate and a uniform number.
+"""Which frames a clip takes: pure functions of the video's length and rate and a uniform number.
 
-Frames are numbered from 0 in display order. T is the number of frames of a clip, L that of the video,
-S the number of segments of an evaluated video.
+Frames are numbered from 0 in display order. T is the number of frames of a clip, L that of the
+video, S the number of segments of an evaluated video.
 
 Two ways of spacing stand side by side:
 
@@ -47,9 +47,9 @@ class ClipConfig:
     clips_per_video: int = 1
     """Clips cut from one opened file, one after the other in the order of samples."""
     short_video: ShortVideo = "repeat_last"
-    """For a video shorter than its clip. `repeat_last`: hold the last frame, as the released code does
-    in pretraining; `loop`: begin again; `stretch`: spread the frames there are (slower motion);
-    `error`: count it as a bad video."""
+    """For a video shorter than its clip. `repeat_last`: hold the last frame, as the released code
+    does in pretraining; `loop`: begin again; `stretch`: spread the frames there are (slower
+    motion); `error`: count it as a bad video."""
 
     def __post_init__(self) -> None:
         given = [
@@ -58,8 +58,8 @@ class ClipConfig:
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(
-                f"{given[-1] if given else 'stride'}: exactly one of stride, fps and clip_seconds must "
-                f"be set, found {found}: give the others as null"
+                f"{given[-1] if given else 'stride'}: exactly one of stride, fps and clip_seconds "
+                f"must be set, found {found}: give the others as null"
             )
         for name in ("num_frames", given[0], "clips_per_video"):
             if not getattr(self, name) > 0:
@@ -99,7 +99,7 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
             True,
         )
     period = 1 / config.fps if config.fps is not None else (config.clip_seconds or 0.0) / count
-    offsets = np.arange(count) * (period * fps)
+    offsets = np.arange(count, dtype=np.float64) * (period * fps)
     return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
 
 
@@ -147,8 +147,8 @@ def clip_indices(
     """Frames of one training clip at a random place.
 
     With `sampling: reference` the start is uniform in 0 .. L - window - 1, so that the video's last
-    frame is never seen, as in the released code; otherwise every place where the clip fits is equally
-    likely. A clip by time rounds each of its times down to the frame shown then.
+    frame is never seen, as in the released code; otherwise every place where the clip fits is
+    equally likely. A clip by time rounds each of its times down to the frame shown then.
 
     Args:
         config: The spacing and the policy for short videos.
@@ -183,15 +183,15 @@ def segment_indices(
     placement: Placement = "centre",
     u: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """Frames of the S clips that an evaluated video is seen through; nothing random unless `u` is given.
+    """Frames of the S clips that an evaluated video is seen through: random only where `u` says so.
 
     * ``centre``: the video is cut into S equal segments and each gives the clip around its middle,
       moved inside the video where it would stick out.
-    * ``even``: the first clip starts with the video, the last ends with it, the others evenly between
-      (one clip: the middle).
+    * ``even``: the first clip starts with the video, the last ends with it, the others evenly
+      between (one clip: the middle).
     * ``reference``: as the released evaluation. Segments longer than a clip each give a window, at
-      their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1) frames
-      from each other. Only for a `stride` with `sampling: reference`.
+      their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1)
+      frames from each other. Only for a `stride` with `sampling: reference`.
 
     Args:
         config: The spacing. A short video follows its policy and all S clips are the same.
@@ -242,9 +242,10 @@ def reference_segments(
 ) -> NDArray[np.int64]:
     """Frames of S clips as the released code takes them, its rounding and corner cases included.
 
-    The video is cut into S segments of L // S frames. A segment longer than num_frames * stride gives
-    a window of that length; else, with overlap, one shared pattern that stops one frame before its end
-    is moved over the video, and without overlap each segment is a short video of its own.
+    The video is cut into S segments of L // S frames. A segment longer than num_frames * stride
+    gives a window of that length; else, with overlap, one shared pattern that stops one frame
+    before its end is moved over the video, and without overlap each segment is a short video of its
+    own.
 
     Args:
         num_frames_in_video: L.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -245,11 +245,9 @@ class _GroupReader:
         self._video.container.seek(pts, stream=self._video.stream)
         self._packets = self._video.packets()
 
-    def _take(self) -> Iterator[Packet]:
-        """Packets put back first, then those of the file."""
-        while self._unread:
-            yield self._unread.popleft()
-        yield from self._packets
+    def _next_packet(self) -> Packet | None:
+        """Packets put back first, then those of the file; None at its end."""
+        return self._unread.popleft() if self._unread else next(self._packets, None)
 
     def _read_run(self, group: int, last: int) -> tuple[list[Packet], list[int]]:
         """Read from the group's key frame until frame `last`'s timestamp is certain.
@@ -266,7 +264,7 @@ class _GroupReader:
         end_pts = _FOREVER if is_last_group else int(info.keyframe_pts[group + 1])
         packets: list[Packet] = []
         shown: list[int] = []
-        for packet in self._take():
+        while (packet := self._next_packet()) is not None:
             pts = packet.pts
             if not packets and packet.is_keyframe and pts is not None and pts > key_pts:
                 break

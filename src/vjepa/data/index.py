@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import batched
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from vjepa.data.index_reuse import KnownFiles, partial_path
-from vjepa.data.index_sources import IndexConfig, SourceRow, default_names, read_source
 from vjepa.data.manifest import Manifest
 from vjepa.data.manifest_schema import LABEL_PREFIX, ManifestRow, label_type, rows_to_table
 from vjepa.data.probe_pool import ProbePool, ProbeRequest
+from vjepa.data.source_lists import IndexConfig, SourceRow, default_names, read_source
 from vjepa.data.video_info import VideoInfo
 from vjepa.errors import UserError
 
@@ -22,6 +22,8 @@ __all__ = ["IndexConfig", "index_sources"]
 
 Progress = Callable[[int, int, int], None]
 """Called as progress(files done, files in all, bad files so far)."""
+
+_Row = TypeVar("_Row")
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
 _BATCH = 1 << 13
@@ -111,7 +113,7 @@ class _Plan:
         """Compare the three lists.
 
         Raises:
-            UserError: Nothing to index, lists of several lengths, a name twice, a weight not above 0.
+            UserError: Nothing to index, lists of unequal length, a name twice, a bad weight.
         """
         if not sources:
             raise UserError("no source to index: name a folder, a list of videos or a video")
@@ -187,8 +189,9 @@ def _to_manifest_row(
     return ManifestRow(info=info, labels=labels, **values)
 
 
-def _in_batches[Row](rows: Iterator[Row]) -> Iterator[Sequence[Row]]:
-    return batched(rows, _BATCH)
+def _in_batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
 
 
 def _refuse_all_bad(manifest: Manifest) -> None:
@@ -207,9 +210,9 @@ def _weighted(manifest: Manifest, plan: _Plan) -> Manifest:
     if plan.weights is None:
         return manifest
     scaled = manifest.weights.copy()
-    datasets = manifest.label_like("dataset")
+    datasets = manifest.categories("dataset")
     for name, weight in zip(plan.names, plan.weights, strict=True):
-        of_source = datasets == name
+        of_source = datasets.codes == datasets.classes.index(name)
         total = scaled[of_source & manifest.ok].sum()
         if total <= 0:
             raise UserError(f"data set {name}: has a weight, but no file of it can be used")

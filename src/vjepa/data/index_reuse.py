@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.index_sources import IndexConfig
 from vjepa.data.manifest import Manifest
 from vjepa.data.probe_file import stamp_of
+from vjepa.data.source_lists import IndexConfig
 from vjepa.data.video_info import MediaKind, VideoInfo
 from vjepa.errors import UserError
 
@@ -58,7 +58,7 @@ class KnownFiles:
         return manifest if is_same_way else None
 
     def match(self, listing: pa.Table) -> NDArray[np.int64]:
-        """For each listed file the number of a known row that still holds, else -1: int64 [rows]."""
+        """For each listed file the number of a known row that still holds, or -1: int64 [rows]."""
         found = np.full(listing.num_rows, -1, dtype=np.int64)
         for start, manifest in zip(self._starts, self._manifests, strict=False):
             places = pc.call_function(
@@ -68,7 +68,10 @@ class KnownFiles:
             )
             known = np.asarray(places.fill_null(-1), dtype=np.int64)
             for row in np.flatnonzero((known >= 0) & (found < 0)):
-                path, kind = listing.column("path")[row].as_py(), listing.column("kind")[row].as_py()
+                path, kind = (
+                    listing.column("path")[row].as_py(),
+                    listing.column("kind")[row].as_py(),
+                )
                 if self._still_holds(manifest.row(int(known[row])), path, kind):
                     found[row] = start + known[row]
         return found

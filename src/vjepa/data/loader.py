@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -35,7 +35,10 @@ _CHANNELS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How clips get from files to batches. Nothing here changes what a batch holds."""
+    """How clips get from files to batches.
+
+    Of videos that can be read, only `frame_cache_short_side` changes what a batch holds.
+    """
 
     num_workers: int = 2
     """Processes that decode; 0 decodes in the training process, without a watchdog."""
@@ -52,11 +55,13 @@ class LoaderConfig:
     max_clip_gigabytes: float = 4.0
     """Largest memory for the decoded frames of one opened video, in GB; more counts as bad."""
     frame_cache_gigabytes: float = 0.0
-    """Decode every video once and keep its frames, if they take no more than this, in GB; 0: off."""
+    """Decode every video once and keep its frames, if they take no more than this, in GB; 0:
+    off."""
     frame_cache_folder: Path | None = None
     """Where such frames are kept; null: the user's cache folder."""
     frame_cache_short_side: int | None = None
-    """Shrink cached frames to this short side in pixels, which changes pixels; null keeps their size."""
+    """Shrink cached frames to this short side in pixels, which changes pixels; null keeps their
+    size."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "max_retries", "min_bad_videos", "frame_cache_gigabytes"):
@@ -100,8 +105,8 @@ class ClipBatch:
 class ClipLoader:
     """Batches of random training clips from manifests.
 
-    The batch of a step is bitwise the same whatever the number of workers or processes, and whether the
-    run was resumed or not. Use it as a context manager or call :meth:`close`.
+    The batch of a step is bitwise the same whatever the number of workers or processes, and whether
+    the run was resumed or not. Use it as a context manager or call :meth:`close`.
     """
 
     def __init__(
@@ -138,7 +143,8 @@ class ClipLoader:
         """
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch_size {batch_size} does not divide into equal parts for {world_size} processes"
+                f"batch_size {batch_size} does not divide into equal parts for "
+                f"{world_size} processes"
             )
         self._sources = VideoSources(manifests, weights, label)
         self._recipe = ClipRecipe(clip, transform, seed, loader.max_clip_gigabytes)
@@ -198,8 +204,8 @@ class ClipLoader:
     def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
         """The batches of the steps start_step .. stop_step - 1, in order.
 
-        Nothing beyond `stop_step` is prepared. Workers stay for the next call. A new call ends an older
-        iterator that is not finished.
+        Nothing beyond `stop_step` is prepared. Workers stay for the next call. A new call ends an
+        older iterator that is not finished.
 
         Args:
             start_step: First step, from 0; a resumed run gives the step that it stands at.

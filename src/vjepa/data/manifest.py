@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,7 +163,7 @@ class Manifest:
         return np.array([*coded.classes, None], dtype=object)[coded.codes]
 
     def label_codes(self, name: str) -> LabelCodes:
-        """One label column as numbers and class names.
+        """One label column as numbers and class names; -1 where a row has none.
 
         Raises:
             UserError: There is no such column; the message names those there are.
@@ -171,9 +171,15 @@ class Manifest:
         if name not in self.label_names:
             found = ", ".join(self.label_names) or "none"
             raise UserError(f"manifest {self._source}: no label {name!r} (labels: {found})")
-        column = self._dictionary(LABEL_PREFIX + name)
-        codes = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        stored = column.dictionary.to_pylist()
+        return self.categories(LABEL_PREFIX + name)
+
+    def categories(self, column: str) -> LabelCodes:
+        """A text column of few values (`split`, `dataset`, `kind`, `codec`) as numbers."""
+        values = self._table.column(column).unify_dictionaries().combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0)
+        codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        stored = values.dictionary.to_pylist()
         used = np.unique(codes[codes >= 0])
         classes = _sorted_classes([stored[code] for code in used])
         new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
@@ -182,24 +188,15 @@ class Manifest:
             new_code[code] = place[stored[code]]
         return LabelCodes(new_code[codes], classes)
 
-    def _dictionary(self, name: str) -> pa.DictionaryArray:
-        """A dictionary column in one piece."""
-        column = self._table.column(name).unify_dictionaries().combine_chunks()
-        return column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-
     @property
     def splits(self) -> list[str]:
         """Names of the splits that occur, by alphabet."""
-        return self._values("split")
+        return self.categories("split").classes
 
     @property
     def dataset_names(self) -> list[str]:
         """Names of the data sets that occur, by alphabet."""
-        return self._values("dataset")
-
-    def _values(self, column: str) -> list[str]:
-        found = self._table.column(column).unique().cast(pa.string()).to_pylist()
-        return sorted(value for value in found if value is not None)
+        return self.categories("dataset").classes
 
     @cached_property
     def content_hash(self) -> str:
@@ -212,20 +209,17 @@ class Manifest:
         names = ["path", "split", *(LABEL_PREFIX + name for name in sorted(self.label_names))]
         digest = hashlib.sha256("\x1f".join(names).encode())
         start = len(self._common_folder())
-        for at in range(0, len(self), _BATCH):
-            part = self._table.slice(at, _BATCH)
-            paths = [self._absolute(path)[start:] for path in part.column("path").to_pylist()]
+        for number, paths in enumerate(self._paths_in_batches()):
+            part = self._table.slice(number * _BATCH, _BATCH)
             rest = [part.column(name).to_pylist() for name in names[1:]]
-            for values in zip(paths, *rest, strict=True):
-                digest.update(repr(values).encode())
+            for path, *values in zip(paths, *rest, strict=True):
+                digest.update(repr((path[start:], values)).encode())
         return digest.hexdigest()
 
     def _common_folder(self) -> str:
         """The deepest folder that holds all files, with its final slash."""
         lowest = highest = self.path(0)
-        for at in range(0, len(self), _BATCH):
-            batch = self._table.column("path").slice(at, _BATCH).to_pylist()
-            paths = [self._absolute(path) for path in batch]
+        for paths in self._paths_in_batches():
             lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
         # All strings between two share what those two share.
         common = os.path.commonpath([os.path.dirname(lowest), os.path.dirname(highest)])  # noqa: PTH120
@@ -240,20 +234,16 @@ class Manifest:
             UserError: No row is left; the message says what there is instead.
         """
         mask = np.ones(len(self), dtype=bool)
-        for column, wanted, there in (
-            ("split", split, self.splits),
-            ("dataset", dataset, self.dataset_names),
-        ):
+        for column, wanted in (("split", split), ("dataset", dataset)):
             if wanted is None:
                 continue
-            if wanted not in there:
-                found = ", ".join(there) or "none"
+            values = self.categories(column)
+            if wanted not in values.classes:
+                found = ", ".join(values.classes) or "none"
                 raise UserError(
                     f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
                 )
-            values = self._dictionary(column)
-            code = values.dictionary.to_pylist().index(wanted)
-            mask &= values.indices.fill_null(-1).to_numpy(zero_copy_only=False) == code
+            mask &= values.codes == values.classes.index(wanted)
         table = self._table.filter(pa.array(mask))
         if ok_only:
             table = self._usable(table)
@@ -312,17 +302,24 @@ class Manifest:
         """The table with its paths relative to `folder` where they lie beneath it."""
         if folder == self._root:
             return self._table
-        stored = self._table.column("path")
         prefix = folder.rstrip("/") + "/"
         batches = [
-            pa.array(
-                [self._absolute(path).removeprefix(prefix) for path in batch.to_pylist()],
-                type=COLUMNS["path"],
-            )
-            for batch in (stored.slice(at, _BATCH) for at in range(0, len(stored), _BATCH))
+            pa.array([path.removeprefix(prefix) for path in paths], type=COLUMNS["path"])
+            for paths in self._paths_in_batches()
         ]
         place = self._table.column_names.index("path")
         return self._table.set_column(place, "path", pa.chunked_array(batches, COLUMNS["path"]))
+
+    def absolute_paths(self) -> pa.ChunkedArray:
+        """All paths, absolute, as large_string."""
+        batches = [pa.array(paths, type=COLUMNS["path"]) for paths in self._paths_in_batches()]
+        return pa.chunked_array(batches, COLUMNS["path"])
+
+    def _paths_in_batches(self) -> Iterator[list[str]]:
+        """Absolute paths, a bounded number of Python strings at a time."""
+        stored = self._table.column("path")
+        for at in range(0, len(stored), _BATCH):
+            yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_pylist()]
 
 
 def _sorted_classes(labels: list[str]) -> list[str]:

@@ -70,8 +70,8 @@ class _Waiting:
 class Prefetcher:
     """Keeps as many batches in the making as the ring has slots, and hands them over in order.
 
-    A thread plans batches, feeds the workers, replaces bad videos and copies complete batches out of the
-    ring, so that work goes on while the consumer computes. It ends with the last step.
+    A thread plans batches, feeds the workers, replaces bad videos and copies complete batches out
+    of the ring, so that work goes on while the consumer computes. It ends with the last step.
     """
 
     def __init__(

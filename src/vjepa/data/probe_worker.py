@@ -1,7 +1,7 @@
 """The reader process: probes one file after another for :mod:`vjepa.data.probe_pool`.
 
-Run as ``python -m vjepa.data.probe_worker LIMITS``; requests and replies are lines of JSON on standard
-input and output. It holds nothing worth keeping: it may be killed at any time.
+Run as ``python -m vjepa.data.probe_worker LIMITS``; requests and replies are lines of JSON on
+standard input and output. It holds nothing worth keeping: it may be killed at any time.
 """
 
 from __future__ import annotations

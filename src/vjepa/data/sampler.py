@@ -1,8 +1,9 @@
 """Which video every sample comes from: a pure function of (seed, ordinal), without state.
 
-The run's samples are numbered 0, 1, 2, ...: the batch of step k holds the ordinals [k B, (k + 1) B),
-whatever the number of ranks or workers. So a run that is resumed at any step, on other machines, sees
-exactly what it would have seen. There are no epochs; each source is shuffled anew after every pass.
+The run's samples are numbered 0, 1, 2, ...: the batch of step k holds the ordinals [k B, (k + 1)
+B), whatever the number of ranks or workers. So a run that is resumed at any step, on other
+machines, sees exactly what it would have seen. There are no epochs; each source is shuffled anew
+after every pass.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Samples:
 class SampleOrder:
     """Endless order of samples over one or several weighted sources.
 
-    `clips_per_video` consecutive ordinals make a slot, which is one opened video. Of the first n slots
-    a source with share w gets n w, to within one slot for each halving of the list of sources, at any
-    n that is a multiple of `BLOCK`; inside a block the sources stand in random order. Each source
-    deals its rows without replacement, in a new pseudo-random order at each pass. No table of rows is
-    ever made: ten million cost as much as ten.
+    `clips_per_video` consecutive ordinals make a slot, which is one opened video. Of the first n
+    slots a source with share w gets n w, to within one slot for each halving of the list of
+    sources, at any n that is a multiple of `BLOCK`; inside a block the sources stand in random
+    order. Each source deals its rows without replacement, in a new pseudo-random order at each
+    pass. No table of rows is ever made: ten million cost as much as ten.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class SampleOrder:
 
         Args:
             lengths: Number of rows of each source, at least 1 each.
-            weights: Relative share of samples of each source; None (or all None) means in proportion
-                to the lengths, so that every video is equally likely, as the paper mixes its sets.
+            weights: Relative share of samples of each source; None (or all None) means in
+                proportion to the lengths, so that every video is equally likely, as the paper mixes
+                its sets.
             seed: The run's seed.
             clips_per_video: Consecutive samples that share a video.
         """
@@ -104,7 +106,8 @@ class SampleOrder:
     def replacement(self, slot: int, source: int, attempt: int) -> int:
         """Row that stands in when the video of a slot cannot be read.
 
-        It comes from the same source, so that shares hold, and depends on nothing but its arguments.
+        It comes from the same source, so that shares hold, and depends on nothing but its
+        arguments.
 
         Args:
             slot: Number of the opening.

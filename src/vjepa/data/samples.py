@@ -1,7 +1,7 @@
 """From ordinals to clips: what every batch needs, what becomes of failures, and the pixels.
 
-B is the number of clips of this process's batch, n that of the clips cut from one opened video; T, C, S
-are frames, channels and crop size.
+B is the number of clips of this process's batch, n that of the clips cut from one opened video; T,
+C, S are frames, channels and crop size.
 """
 
 from __future__ import annotations
@@ -148,15 +148,13 @@ class SamplePlanner:
         attempt = job.attempt + 1
         if attempt > self._max_retries:
             raise UserError(
-                f"{attempt} videos in a row could not be read for sample {job.ordinals[0]}, the last: "
-                f"{failure.path}: {failure.reason}; check the disk and run `vjepa data check`"
+                f"{attempt} videos in a row could not be read for sample {job.ordinals[0]}, the "
+                f"last: {failure.path}: {failure.reason}; check the disk and run `vjepa data check`"
             )
         place = self.order.replacement(job.slot, job.group, attempt)
         row = self.sources.row_of(job.group, place)
         plan.places[job.first : job.first + len(job.ordinals), 1] = row
-        return VideoJob(
-            job.slot, job.group, job.source, row, attempt, job.first, job.ordinals
-        )
+        return VideoJob(job.slot, job.group, job.source, row, attempt, job.first, job.ordinals)
 
     def finish(self, plan: BatchPlan) -> None:
         """Count a complete batch against the limit; call in the order of steps.
@@ -227,15 +225,15 @@ class ClipRecipe:
         try:
             frames = decode_frames(video, unique)
         except MemoryError as error:
-            raise DecodeError(video.path, f"{gigabytes:.1f} GB of frames do not fit in memory") from error
+            raise DecodeError(
+                video.path, f"{gigabytes:.1f} GB of frames do not fit in memory"
+            ) from error
         crops = self.crop_uniforms(ordinals)
         for clip, u, target in zip(places.reshape(wanted.shape), crops, out, strict=True):
             chosen = frames if np.array_equal(clip, np.arange(len(unique))) else frames[clip]
             training_crop(chosen, self.transform, u, out=target)
 
-    def cut_many(
-        self, frames: NDArray[np.uint8], ordinals: NDArray[np.int64], out: Tensor
-    ) -> None:
+    def cut_many(self, frames: NDArray[np.uint8], ordinals: NDArray[np.int64], out: Tensor) -> None:
         """The clips of n equally large videos whose frames are at hand, bit for bit as :meth:`cut`.
 
         Args:

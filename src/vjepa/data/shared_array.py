@@ -18,8 +18,9 @@ from vjepa.errors import UserError
 class SharedArray:
     """uint8 array in anonymous shared memory.
 
-    The memory belongs to an open file without a name: when the last process that holds it ends, however
-    it ends, the memory is free. It can be handed to a process only while that one is being started.
+    The memory belongs to an open file without a name: when the last process that holds it ends,
+    however it ends, the memory is free. It can be handed to a process only while that one is being
+    started.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.sampler import Samples, SampleOrder
+from vjepa.data.sampler import SampleOrder, Samples
 from vjepa.data.video_info import VideoInfo
 from vjepa.errors import UserError
 
@@ -21,9 +21,9 @@ MAX_GROUPS = 64
 class VideoSources:
     """Rows of one or several manifests, drawn by weight.
 
-    A manifest can itself hold several data sets with weights of their own (its `weight` column). Rows
-    of equal weight make one group that is shuffled as a whole; rows that are marked unusable belong to
-    none and are never drawn.
+    A manifest can itself hold several data sets with weights of their own (its `weight` column).
+    Rows of equal weight make one group that is shuffled as a whole; rows that are marked unusable
+    belong to none and are never drawn.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class VideoSources:
             self._add(number, manifest, weight)
         if len(self._rows_of) > MAX_GROUPS:
             raise UserError(
-                f"the manifests hold {len(self._rows_of)} different row weights, at most {MAX_GROUPS} "
-                "are possible: give weights to data sets, not to single videos"
+                f"the manifests hold {len(self._rows_of)} different row weights, at most "
+                f"{MAX_GROUPS} are possible: give weights to data sets, not to single videos"
             )
         self.class_names: list[str] | None = None
         self._codes: list[NDArray[np.int64]] = []
@@ -90,8 +90,9 @@ class VideoSources:
             lacking = int(((codes.codes < 0) & manifest.ok).sum())
             if lacking:
                 raise UserError(
-                    f"manifest {manifest.source}: {lacking} of {int(manifest.ok.sum())} usable rows "
-                    f"have no label {label!r}: label them, drop them, or train without this label"
+                    f"manifest {manifest.source}: {lacking} of {int(manifest.ok.sum())} usable "
+                    f"rows have no label {label!r}: label them, drop them, or "
+                    "train without this label"
                 )
             table = np.array([places[name] for name in codes.classes] + [-1], dtype=np.int64)
             self._codes.append(table[codes.codes])

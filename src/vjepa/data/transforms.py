@@ -1,9 +1,9 @@
 """Crops of clips: one random box per training clip, fixed crops for evaluation. All on uint8.
 
 Frames come in as decoders give them, uint8 [T, H, W, C] (T frames, H x W pixels, C channels, RGB,
-0..255), and leave as the model wants them, uint8 [C, T, S, S] (S the crop size): no float video ever
-waits in a queue. Randomness comes in as uniform numbers, so that the same sample gets the same crop
-whoever draws it. In batches B is the number of clips and V the number of views.
+0..255), and leave as the model wants them, uint8 [C, T, S, S] (S the crop size): no float video
+ever waits in a queue. Randomness comes in as uniform numbers, so that the same sample gets the same
+crop whoever draws it. In batches B is the number of clips and V the number of views.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class TransformConfig:
     horizontal_flip: bool = True
     """Mirror every second clip; turn it off where left and right carry meaning."""
     resize: Resize = "antialias"
-    """`antialias`: bilinear on uint8 with antialias; `reference`: bilinear without it, as the released
-    code does (shrinking then keeps only the nearest pixels)."""
+    """`antialias`: bilinear on uint8 with antialias; `reference`: bilinear without it, as the
+    released code does (shrinking then keeps only the nearest pixels)."""
 
     def __post_init__(self) -> None:
         if self.crop_size < 1:
@@ -72,8 +72,8 @@ def draw_crops(
 ) -> CropDraws:
     """One box for each clip, shared by its frames.
 
-    The area is uniform in `crop_scale`, the aspect log-uniform in `crop_aspect`. A box that does not
-    fit is drawn again, ten times; then the largest centred box of an allowed aspect is taken.
+    The area is uniform in `crop_scale`, the aspect log-uniform in `crop_aspect`. A box that does
+    not fit is drawn again, ten times; then the largest centred box of an allowed aspect is taken.
 
     Args:
         heights: int64 [B], in pixels.
@@ -187,8 +187,9 @@ def training_crop_batch(
 ) -> Tensor:
     """The random resized crops and flips of B clips of one size, bit for bit as one at a time.
 
-    Boxes are drawn for all clips together, and clips whose box is the whole frame and already of the
-    right size are copied together, so that a cached set of small clips costs microseconds a clip.
+    Boxes are drawn for all clips together, and clips whose box is the whole frame and already of
+    the right size are copied together, so that a cached set of small clips costs microseconds a
+    clip.
 
     Args:
         frames: uint8 [B, T, H, W, C].

@@ -1,9 +1,9 @@
 """A pool of worker processes that survives workers which hang or die.
 
-Each worker has a pipe of its own (a killed process cannot leave a shared lock behind), is started from
-a clean server process ('forkserver': safe with CUDA and threads), uses one thread and ends with its
-parent, however that ends. The parent sees a job that takes too long, kills that worker and starts
-another; a job whose worker died is given to another worker once.
+Each worker has a pipe of its own (a killed process cannot leave a shared lock behind), is started
+from a clean server process ('forkserver': safe with CUDA and threads), uses one thread and ends
+with its parent, however that ends. The parent sees a job that takes too long, kills that worker and
+starts another; a job whose worker died is given to another worker once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _LOGGER = logging.getLogger(__name__)
 START_SECONDS = 300.0
 """A worker that is not ready after this long (importing from a slow disk) is given up."""
 
-_AHEAD_BYTES = 4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
+_AHEAD_BYTES = (
+    4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
+)
 _JOBS_PER_WORKER = 2
 _READY = -1
 _PRELOAD = ["torch", "av", "vjepa.data.samples", "vjepa.data.decode"]
@@ -159,8 +161,14 @@ class WorkerPool:
         """
         self._start_missing()
         self._feed()
-        deadline = min((worker.started + self._limit(worker) for worker in self._workers
-                        if worker.jobs or not worker.is_ready), default=float("inf"))
+        deadline = min(
+            (
+                worker.started + self._limit(worker)
+                for worker in self._workers
+                if worker.jobs or not worker.is_ready
+            ),
+            default=float("inf"),
+        )
         seconds = max(0.0, min(seconds, deadline - time.monotonic()))
         watched: list[Any] = [self._wake_receiver]
         for worker in self._workers:
@@ -184,7 +192,7 @@ class WorkerPool:
         self._wake_sender.send_bytes(b"!")
 
     def cancel(self) -> None:
-        """Forget all jobs; workers that are inside one are stopped, so that none writes any more."""
+        """Forget all jobs; workers that are at one are killed, so nothing is written any more."""
         for worker in [worker for worker in self._workers if worker.jobs]:
             self._stop(worker)
         self._backlog.clear()
@@ -260,7 +268,9 @@ class WorkerPool:
                 "`if __name__ == '__main__':`; or set loader.num_workers to 0"
             )
         if code is not None and code >= 0:
-            raise RuntimeError(f"a loader worker failed (exit code {code}); its traceback stands above")
+            raise RuntimeError(
+                f"a loader worker failed (exit code {code}); its traceback stands above"
+            )
         reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
         job = worker.jobs.popleft() if worker.jobs else None
         _LOGGER.warning(

@@ -11,24 +11,23 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vjepa.counter_random import permute
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clips import EvaluationClips, ViewConfig
+from vjepa.evaluation.clip_reading import ReadingConfig, ViewConfig
+from vjepa.evaluation.clips import EvaluationClips
 from vjepa.evaluation.features import encode_clips
 from vjepa.evaluation.intervals import wilson_interval
 from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
 from vjepa.evaluation.ridge import fit_ridge
 from vjepa.evaluation.splits import stratified_subset
 from vjepa.runtime.device import DeviceSetup
-
-if TYPE_CHECKING:
-    from vjepa.data import Manifest
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -96,6 +95,7 @@ class OnlineProbe:
         view: ViewConfig,
         setup: DeviceSetup,
         seed: int,
+        reading: ReadingConfig | None = None,
     ) -> None:
         """Read the labelled videos once; unreadable ones are left out with a warning.
 
@@ -105,6 +105,7 @@ class OnlineProbe:
             clip, view: As the pretraining's clips, without the random part.
             setup: Device and precision to encode in.
             seed: Of the choice of videos, where there are more than `max_clips`.
+            reading: Workers, for the time of this call; None takes the defaults.
 
         Raises:
             UserError: Manifest, split or label is missing, or labels are incomplete.
@@ -122,8 +123,16 @@ class OnlineProbe:
         held_labels = labels_of(
             held, config.label, classes=self.classes, part=f"split {config.validation_split}"
         )
-        self._fit = _read(train, fit_labels, clip, view, config, seed)
-        self._validation = _read(held, held_labels, clip, view, config, seed)
+        reading = reading or ReadingConfig()
+        choice = _Choice(config.max_clips, seed)
+        with EvaluationClips(
+            train, clip, view, reading, rows=choice.rows(fit_labels), on_bad_video="list"
+        ) as clips:
+            self._fit = _read(clips, fit_labels, config.batch_size)
+        with EvaluationClips(
+            held, clip, view, reading, rows=choice.rows(held_labels), on_bad_video="list"
+        ) as clips:
+            self._validation = _read(clips, held_labels, config.batch_size)
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
@@ -168,27 +177,32 @@ class OnlineProbe:
         return torch.cat(parts)
 
 
-def _read(
-    manifest: Manifest,
-    labels: Labels,
-    clip: ClipConfig,
-    view: ViewConfig,
-    config: OnlineProbeConfig,
-    seed: int,
-) -> LabelledClips:
+@dataclass(frozen=True)
+class _Choice:
+    """Which videos of a split are used."""
+
+    max_clips: int
+    seed: int
+
+    def rows(self, labels: Labels) -> NDArray[np.int64]:
+        """At most `max_clips` rows, the same share of every class: int64, ascending."""
+        count = len(labels)
+        if count <= self.max_clips:
+            return np.arange(count, dtype=np.int64)
+        share = self.max_clips / count
+        rows = stratified_subset(labels, fraction=share, seed=self.seed)
+        # Rounding each class may give a few too many.
+        kept = permute(np.arange(len(rows)), len(rows), self.seed, "online probe")
+        return np.sort(rows[kept[: self.max_clips]])
+
+
+def _read(source: EvaluationClips, labels: Labels, batch_size: int) -> LabelledClips:
     """Decode the chosen videos of one split."""
-    rows = np.arange(len(manifest), dtype=np.int64)
-    if len(rows) > config.max_clips:
-        share = config.max_clips / len(rows)
-        rows = stratified_subset(labels, fraction=share, seed=seed)[: config.max_clips]
-    source = EvaluationClips(manifest, clip, view, rows=rows, on_bad_video="list")
-    batches = list(source.batches(0, len(source), config.batch_size))
+    batches = list(source.batches(0, len(source), batch_size))
     for bad in (video for batch in batches for video in batch.bad):
         _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
     kept = np.concatenate([batch.rows for batch in batches])
     if len(kept) < 2:
-        raise UserError(
-            f"manifest {manifest.source}: fewer than two videos of the online probe can be read"
-        )
+        raise UserError(f"online probe: fewer than two videos of label {labels.name!r} can be read")
     truth = torch.from_numpy(labels.indices[kept])
     return LabelledClips(torch.cat([batch.clips for batch in batches]), truth)

@@ -20,7 +20,7 @@ from torch import nn
 from vjepa.config import from_dict, to_dict
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clips import ViewConfig
+from vjepa.evaluation.clip_reading import ViewConfig
 from vjepa.evaluation.features import Precision
 from vjepa.evaluation.fingerprints import weights_hash
 from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead, build_head

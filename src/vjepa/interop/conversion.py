@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vjepa.interop.folders import save_model, write_aside
+from vjepa.interop.folders import require_absent, save_model, write_aside
 from vjepa.interop.loading import read_model, updates_done
 from vjepa.interop.released import POSITION_NAMES
 from vjepa.interop.released_training import is_decayed, released_step
@@ -36,6 +36,7 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
         UserError: `src` cannot be read, or `dst` exists or cannot be written.
     """
     src, dst = Path(src), Path(dst)
+    require_absent(dst)
     loaded = read_model(src, num_heads)
     if dst.suffix in _RELEASED_SUFFIXES:
         write_aside(dst, lambda aside: torch.save(released_layout(loaded.model), aside))

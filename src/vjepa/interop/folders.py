@@ -217,6 +217,16 @@ def save_model(
     return folder
 
 
+def require_absent(destination: Path) -> None:
+    """Refuse to write where something is.
+
+    Raises:
+        UserError: The destination exists.
+    """
+    if destination.exists():
+        raise UserError(f"{destination}: exists already; give another name or remove it")
+
+
 def write_aside(destination: Path, write: Callable[[Path], None]) -> None:
     """Write a new file or folder so that it appears complete or not at all.
 
@@ -227,8 +237,7 @@ def write_aside(destination: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UserError: The destination exists, or the disk refuses.
     """
-    if destination.exists():
-        raise UserError(f"{destination}: exists already; give another name or remove it")
+    require_absent(destination)
     aside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -244,8 +253,8 @@ def write_aside(destination: Path, write: Callable[[Path], None]) -> None:
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        elif aside.exists():
+            aside.unlink()
 
 
 def _flush(path: Path) -> None:

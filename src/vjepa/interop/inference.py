@@ -244,10 +244,9 @@ def shape_of(
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """One more than the highest index i of the names ``<prefix>.i.*``; 0 if there is none."""
+    """How many indices i stand in names ``<prefix>.i.*``; a gap shows later, as missing blocks."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-    found = [int(hit.group(1)) for name in names if (hit := pattern.match(name))]
-    return max(found, default=-1) + 1
+    return len({int(hit.group(1)) for name in names if (hit := pattern.match(name))})
 
 
 def describe(config: EncoderConfig, match: GridMatch) -> str:

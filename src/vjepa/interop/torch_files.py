@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,21 @@ import torch
 from torch import Tensor
 
 from vjepa.errors import UserError
+
+_OLD_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""How files of torch before 1.6 begin: its magic number, pickled."""
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    struct.error,
+)
+"""What unpickling raises, by Python's documentation and by trial, when bytes were changed."""
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -32,8 +48,12 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     is_zip = zipfile.is_zipfile(path)
-    if not is_zip and _starts_like_zip(path):
+    with path.open("rb") as file:
+        start = file.read(len(_OLD_START))
+    if not is_zip and start.startswith(b"PK"):
         raise UserError(f"{path}: the file is truncated; copy or download it again")
+    if not is_zip and start != _OLD_START:
+        raise UserError(f"{path}: truncated or not saved by torch; a checkpoint is expected")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
@@ -41,7 +61,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of tensors and plain values ({_first_line(error)}); "
             "anything else is refused because loading it could run code"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise UserError(
             f"{path}: truncated or not saved by torch ({_first_line(error)}); copy or download it "
             "again"
@@ -77,11 +97,6 @@ def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Te
         str(name).removeprefix("module.").removeprefix("backbone."): tensor
         for name, tensor in state.items()
     }
-
-
-def _starts_like_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _first_line(error: Exception) -> str:

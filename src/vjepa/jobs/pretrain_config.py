@@ -21,7 +21,8 @@ class ObjectiveConfig:
     """What is predicted at the masked tokens."""
 
     name: Literal["vjepa", "pixel"] = "vjepa"
-    """`vjepa`: features of the EMA target encoder (section 3); `pixel`: normalised pixels (Table 1)."""
+    """`vjepa`: features of the EMA target encoder (section 3); `pixel`: normalised pixels
+    (Table 1)."""
     loss_exponent: float = 1.0
     """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
     variance_coefficient: float = 0.0

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
+from vjepa.data.check import CheckReport, check_manifest
 from vjepa.data.index import IndexConfig, index_sources
 from vjepa.data.manifest import Manifest
 from vjepa.data.synthetic import SyntheticConfig, write_synthetic_set
 from vjepa.errors import UserError
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress, open_progress
 from vjepa.runtime.threads import usable_cpus
 
-__all__ = ["IndexConfig", "SyntheticConfig", "check", "describe", "index", "synthesise"]
+__all__ = [
+    "CheckReport",
+    "IndexConfig",
+    "SyntheticConfig",
+    "check",
+    "describe",
+    "index",
+    "synthesise",
+]
 
 
 def index(
@@ -40,18 +51,106 @@ def index(
     Raises:
         UserError: A bad source, or `out` cannot be written.
     """
-    with open_progress("index", total=0) as progress:
-
-        def show(done: int, total: int, bad: int) -> None:
-            progress.update(done, f"{bad} bad" if bad else None)
-
+    with _LateProgress("index") as show:
         manifest = index_sources(
             sources,
             out,
-            workers=checked_workers(workers),
+            workers=_checked(workers),
             config=config,
             names=names,
             weights=weights,
             progress=show,
         )
     return describe(manifest)
+
+
+def check(manifest: Path, *, deep: bool = False, workers: int | None = None) -> CheckReport:
+    """Check every row of a manifest against its file.
+
+    Args:
+        manifest: The Parquet file.
+        deep: Decode every frame of every file, instead of looking only at what has changed.
+        workers: Processes; None takes one for each CPU core.
+
+    Returns:
+        Counts and the bad rows with reasons.
+
+    Raises:
+        UserError: The manifest cannot be read.
+    """
+    rows = Manifest.open(manifest)
+    with _LateProgress("check") as show:
+        return check_manifest(rows, deep=deep, workers=_checked(workers), progress=show)
+
+
+def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
+    """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
+
+    Args:
+        config: What to draw.
+        out: Folder of the set.
+        workers: Processes; None takes one for each CPU core.
+
+    Returns:
+        The manifest's path and a summary for the user.
+
+    Raises:
+        UserError: `out` holds something else, or cannot be written.
+    """
+    manifest_path = out / "manifest.parquet"
+    with _LateProgress("synth") as show:
+        labels = write_synthetic_set(config, out, workers=_checked(workers), progress=show)
+    with _LateProgress("index") as show:
+        manifest = index_sources(
+            [labels],
+            manifest_path,
+            workers=_checked(workers),
+            progress=show,
+        )
+    return manifest_path, describe(manifest)
+
+
+def describe(manifest: Manifest) -> str:
+    """A manifest in one line: how many videos, how long, which splits and labels."""
+    good = manifest.ok
+    hours = float(manifest.numeric("duration_seconds")[good].sum()) / 3600
+    parts = [f"{len(manifest)} videos", f"{hours:.2f} hours"]
+    if not good.all():
+        parts.insert(1, f"{int((~good).sum())} of them bad (see its column `reason`)")
+    if manifest.splits:
+        parts.append("splits " + ", ".join(manifest.splits))
+    if manifest.label_names:
+        parts.append("labels " + ", ".join(manifest.label_names))
+    return ", ".join(parts)
+
+
+def _checked(workers: int | None) -> int:
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers must be at least 1, got {workers}")
+    return workers or usable_cpus()
+
+
+class _LateProgress:
+    """A progress display that opens with the first report, which brings the total."""
+
+    def __init__(self, description: str) -> None:
+        self._description = description
+        self._display: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._display is not None:
+            self._display.__exit__(exc_type, exc, traceback)
+
+    def __call__(self, done: int, total: int, bad: int = 0) -> None:
+        """Show how many files are done, and how many of them are bad."""
+        if self._display is None:
+            self._display = open_progress(self._description, total).__enter__()
+        self._display.update(done, f"{bad} bad" if bad else None)

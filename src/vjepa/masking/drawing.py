@@ -44,7 +44,7 @@ class Minimum:
     Attributes:
         visible: int64 [kinds], at least 1.
         hidden: int64 [kinds], at least 1.
-        max_draws: Give up after so many draws.
+        max_draws: Give up after so many draws, 1 and a multiple of 4.
         required: Whether giving up is an error.
     """
 
@@ -120,30 +120,26 @@ class MaskDrawer:
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
             if not missed.any():
                 break
-            self._draw_again(ordinals, shared, first, minimum, (hidden, num_hidden), missed)
+            clips = missed.any(axis=0).nonzero()[0]
+            stream = f"masks/{first}"
+            again = random_bits(self._seed, stream, ordinals[clips], self._words * _DRAWS_AT_ONCE)
+            size = None
+            if shared is not None and first < _OWN_SIZE_AFTER:
+                size = np.broadcast_to(shared, (len(ordinals), _SIZE_WORDS))[clips]
+                size = size.repeat(_DRAWS_AT_ONCE, axis=0)
+            tries, counts = self._hidden(again.reshape(-1, self._words), size)
+            # The first of the new draws that will do, for each mask that fell short.
+            bad = minimum.missed(counts, self.num_tokens)
+            first_good = bad.reshape(self._num_kinds, -1, _DRAWS_AT_ONCE).argmin(axis=-1)
+            kind, place = missed[:, clips].nonzero()
+            source = place * _DRAWS_AT_ONCE + first_good[kind, place]
+            hidden[kind, clips[place]] = tries[kind, source]
+            num_hidden[kind, clips[place]] = counts[kind, source]
+            missed = minimum.missed(num_hidden, self.num_tokens)
         if minimum.required and missed.any():
             self._refuse(int(np.flatnonzero(missed.any(axis=1))[0]), minimum)
         return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
 
-    def _draw_again(
-        self,
-        ordinals: NDArray[np.int64],
-        shared_size: NDArray[np.float64] | None,
-        first: int,
-        minimum: Minimum,
-        drawn: tuple[NDArray[np.bool_], NDArray[np.int64]],
-        missed: NDArray[np.bool_],
-    ) -> None:
-        """Replace, in `drawn` and `missed`, masks that fall short by the best of some more draws."""
-        hidden, num_hidden = drawn
-        clips = missed.any(axis=0).nonzero()[0]
-        stream = f"masks/{first}"
-        words = random_bits(self._seed, stream, ordinals[clips], self._words * _DRAWS_AT_ONCE)
-        size = None
-        if shared_size is not None and first < _OWN_SIZE_AFTER:
-            size = shared_size if len(shared_size) == 1 else shared_size[clips]
-            size = size.repeat(_DRAWS_AT_ONCE, axis=0)
-        tries = self._hidden(words.reshape(-1, self._words), size)
     def _refuse(self, kind: int, minimum: Minimum) -> None:
         steps, height, width = self.grid
         raise UserError(

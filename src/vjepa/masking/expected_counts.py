@@ -77,7 +77,7 @@ def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDA
     """Mean smallest counts of a batch: float64 [kinds, 2], context and target."""
     drawer = MaskDrawer(masks, grid, tubelet_size, _SEED)
     ones = np.ones(len(masks), dtype=np.int64)
-    minimum = Minimum(visible=ones, hidden=ones, max_draws=100, required=True)
+    minimum = Minimum(visible=ones, hidden=ones, max_draws=101, required=True)
     smallest: list[NDArray[np.int64]] = []
     for first in range(0, _BATCHES, _BATCHES_AT_ONCE):
         batches = np.arange(first, first + _BATCHES_AT_ONCE)

@@ -94,11 +94,10 @@ def _key_of_rank(
     """The key of each row's eligible token of that rank, counted from 0: uint32 [R].
 
     Keys are uniform, so a limit can be computed below which nearly always lie that many tokens and
-    few more; only those are sorted, which costs a third of a partition of whole rows.
+    few more; only those are sorted, which costs half of a partition of whole rows.
     """
     num_rows, num_tokens = eligible.shape
-    spread = np.sqrt(rank * (1 - rank / num_eligible))
-    share = (rank + 4 * spread + 5) / num_eligible
+    share = (rank + 4 * np.sqrt(rank * (1 - rank / num_eligible)) + 5) / num_eligible
     while True:
         limit = (np.minimum(share, 1) * float(_LARGEST)).astype(np.uint32)
         below = keys <= limit[:, None]

@@ -14,9 +14,9 @@ from vjepa.masking.expected_counts import TokenCounts, mean_prefix_counts
 from vjepa.masking.random_subset import TokenKeys
 from vjepa.masking.token_masks import TokenMasks
 
-_MAX_DRAWS = 100
+_MAX_DRAWS = 101
 # Count mode fixed can fill up what is missing, so it stops redrawing early.
-_MAX_DRAWS_FIXED = 8
+_MAX_DRAWS_FIXED = 9
 _TRIAL_CLIPS = 24
 
 
@@ -98,7 +98,8 @@ class MaskSampler:
         return count_fixed(
             hidden,
             num_hidden,
-            self._token_keys(drawn.key_words[kind]),
+            self._token_keys,
+            drawn.key_words[kind],
             self.counts[kind],
             self._may_be_seen(kind),
         )

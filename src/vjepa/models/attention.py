@@ -57,7 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
     if packing is None:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.is_cuda and half and q.shape[-1] % 8 == 0:  # what the kernel takes
         offsets = packing.offsets.to(torch.int32)
         out = varlen_attn(q, k, v, offsets, offsets, packing.max_length, packing.max_length)
         assert isinstance(out, Tensor)  # a pair only when log-sum-exps are asked for

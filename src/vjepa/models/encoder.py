@@ -138,6 +138,8 @@ class Encoder(nn.Module):
         """Tokens with their position codes, and how they are packed."""
         config = self.config
         grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
+        if not video.is_floating_point():
+            raise ValueError(f"video is {video.dtype}, not float: see vjepa.models.normalise_clip")
         if video.shape[1] != config.channels:
             raise ValueError(f"video has {video.shape[1]} channels, the model {config.channels}")
         if config.is_image_model and grid[0] != 1:

@@ -1,7 +1,7 @@
 """Charts as inline SVG that follow the page's light or dark colours.
 
-Drawn by matplotlib with stand-in colours which are then replaced by the page's CSS variables, so one
-drawing serves both themes and no script is needed.
+Drawn by matplotlib with stand-in colours which are then replaced by the page's CSS variables, so
+one drawing serves both themes and no script is needed.
 """
 
 from __future__ import annotations

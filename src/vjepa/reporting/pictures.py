@@ -115,9 +115,9 @@ def pca_colours(tokens: NDArray[np.floating]) -> Picture:
         tokens: float [t, h, w, D], the features of one clip (or clips stacked along t).
 
     Returns:
-        uint8 [t, h, w, 3]; each channel is stretched between its 1st and 99th percentile. The sign
-        of a component is fixed (its largest loading is positive), so the same features give the same
-        colours.
+        uint8 [t, h, w, 3]; each channel is stretched between its 1st and 99th percentile. The
+        sign of a component is fixed (its largest loading is positive), so the same features give
+        the same colours.
     """
     flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     centred = flat - flat.mean(axis=0)

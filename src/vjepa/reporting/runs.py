@@ -60,7 +60,7 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
     ("train", "grad_norm/encoder", "norm", "Gradient norm of the context encoder."),
     ("train", "learning_rate", "rate", "Learning rate."),
 )
-"""(kind of record, name, axis label, caption) of the curves worth looking at, most telling first."""
+"""(kind of record, name, axis label, caption) of the curves to look at, most telling first."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def state_lines(state: RunState) -> list[str]:
 
 
 def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
-    """The telling curves of one or several runs, each chart holding every run that has the metric."""
+    """The telling curves of one or several runs; a chart holds every run that has the metric."""
     charts: list[Chart] = []
     for kind, name, label, caption in _CURVES:
         lines = []

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -82,9 +83,11 @@ class JsonlSink:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise UserError(
-                f"{self._path}: cannot be written: {error.strerror}; free some space and resume"
-            ) from error
+            # Closing tries to write the rest once more, which must not hide the first error.
+            with suppress(OSError):
+                self._file.close()
+            self._file = None
+            raise _unwritable(self._path, error) from error
 
     def close(self) -> None:
         """Close the file."""
@@ -123,11 +126,14 @@ class TensorBoardSink:
     def write(self, record: MetricRecord) -> None:
         """Add the numbers of a record; a warning becomes text."""
         writer = self._opened()
-        for name, value in record.values.items():
-            if isinstance(value, str):
-                writer.add_text(f"{record.kind}/{name}", value, record.step)
-            elif isinstance(value, int | float):
-                writer.add_scalar(f"{record.kind}/{name}", value, record.step)
+        try:
+            for name, value in record.values.items():
+                if isinstance(value, str):
+                    writer.add_text(f"{record.kind}/{name}", value, record.step)
+                elif isinstance(value, int | float):
+                    writer.add_scalar(f"{record.kind}/{name}", value, record.step)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
 
     def write_images(self, tag: str, images: NDArray[np.uint8], step: int) -> None:
         """Add pictures as one grid.
@@ -142,7 +148,10 @@ class TensorBoardSink:
     def close(self) -> None:
         """Write out the events."""
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except OSError as error:
+                _LOGGER.warning("%s", _unwritable(self._folder, error))
             self._writer = None
 
     def _opened(self) -> SummaryWriter:
@@ -210,6 +219,10 @@ def _truncate(path: Path, completed_steps: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written: {error.strerror}; free some space and resume")
 
 
 def _plain(value: Any) -> Any:

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from vjepa.errors import UserError
+from vjepa.training.config import TrainingConfig
 from vjepa.training.interval import HostStep
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,17 +34,15 @@ class NonFiniteGuard:
     Such updates have never changed the weights: the optimiser skips them on the device.
     """
 
-    def __init__(
-        self, policy: Literal["stop", "skip"], max_skipped: int, folder: Path | None
-    ) -> None:
+    def __init__(self, training: TrainingConfig, folder: Path | None) -> None:
         """Set the policy.
 
         Args:
-            policy: ``stop`` at the first one, or ``skip`` and count.
-            max_skipped: With ``skip``: how many in any 1000 updates are too many.
+            training: Gives ``nonfinite``: ``stop`` at the first one, or ``skip`` and count up to
+                ``max_skipped`` in any 1000 updates.
             folder: Where the details of a stop are written; None: only in the message.
         """
-        self._policy, self._max_skipped, self._folder = policy, max_skipped, folder
+        self._training, self._folder = training, folder
         self._recent: deque[int] = deque()
         self.skipped = 0
 
@@ -59,7 +58,7 @@ class NonFiniteGuard:
         for step in steps:
             if step.finite:
                 continue
-            if self._policy == "stop":
+            if self._training.nonfinite == "stop":
                 self._stop(step, "the loss or a gradient is not finite")
             self.skipped += 1
             self._recent.append(step.update)
@@ -68,7 +67,7 @@ class NonFiniteGuard:
             _LOGGER.warning(
                 "step %d: %s; this update was skipped", step.update, _describe(step.values)
             )
-            if len(self._recent) > self._max_skipped:
+            if len(self._recent) > self._training.max_skipped:
                 count = len(self._recent)
                 self._stop(step, f"{count} of the last {_SKIP_WINDOW} updates were not finite")
 

@@ -62,6 +62,13 @@ class RunFolder:
     config: Mapping[str, Any]
     """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
 
+    @classmethod
+    def open(cls, path: Path, training: TrainingConfig, config: Mapping[str, Any]) -> RunFolder:
+        """The run folder at `path`, which keeps as many checkpoints as the config says."""
+        path.mkdir(parents=True, exist_ok=True)
+        store = CheckpointStore(path / "checkpoints", training.keep_last, training.keep_every_steps)
+        return cls(path, store, config)
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -128,11 +135,7 @@ class Trainer:
         self._saved_modules = dict(self.modules or self.learner.modules)
         if self.training.compile:
             compile_blocks(list(self._saved_modules.values()))
-        self._guard = NonFiniteGuard(
-            self.training.nonfinite,
-            self.training.max_skipped,
-            self.folder.path if self.folder else None,
-        )
+        self._guard = NonFiniteGuard(self.training, self.folder.path if self.folder else None)
         self._alarm = CollapseAlarm()
         self._interval = Interval()
         self._completed = self._saved_step = self.start_step

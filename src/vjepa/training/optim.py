@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,20 @@ class GuardedAdamW(torch.optim.AdamW):
     """
 
     found_inf: Tensor | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take numbered moments, for example those of a released checkpoint.
+
+        Args:
+            state_dict: As ``torch.optim.AdamW.state_dict()`` gives it, for the same groups. Only
+                moments and step counts are taken over: the options stay this run's own.
+        """
+        options = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        groups = [
+            {**own, "params": group["params"]}
+            for own, group in zip(options, state_dict["param_groups"], strict=True)
+        ]
+        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,9 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> Gu
 def set_schedules(optimizer: torch.optim.Optimizer, update: int, config: OptimConfig) -> None:
     """Set the learning rate of all groups and the weight decay of the decayed ones.
 
+    A group may carry factors of its own, ``lr_scale`` and ``weight_decay_scale``: probe heads of
+    different settings are trained side by side that way.
+
     Args:
         optimizer: From :func:`build_optimizer`.
         update: Number of the update that follows, from 1.
@@ -125,8 +143,9 @@ def set_schedules(optimizer: torch.optim.Optimizer, update: int, config: OptimCo
     """
     rate, decay = learning_rate(update, config), weight_decay(update, config)
     for group in optimizer.param_groups:
-        group["lr"] = rate
-        group["weight_decay"] = decay if group["decayed"] else 0.0
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+        scale = group.get("weight_decay_scale", 1.0) if group["decayed"] else 0.0
+        group["weight_decay"] = decay * scale
 
 
 def clip_gradients(

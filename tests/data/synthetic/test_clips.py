@@ -155,6 +155,8 @@ def test_every_knob_changes_the_pixels():
         "zoom": 1.5,
         "background_contrast": 0.05,
         "background_speed": 0.1,
+        "flicker": 0.1,
+        "noise": 0.1,
     }.items():
         changed = dataclasses.replace(CONFIG, **{name: value})
         frames = [render_clip(changed, "train", index).frames for index in range(30)]

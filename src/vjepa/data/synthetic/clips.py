@@ -16,6 +16,7 @@ from vjepa.data.synthetic.config import (
 from vjepa.data.synthetic.digits import DigitSet, load_digits
 from vjepa.data.synthetic.motion import Track, draw_tracks
 from vjepa.data.synthetic.rendering import (
+    add_disturbance,
     digit_coverage,
     disc_coverage,
     draw_background,
@@ -61,6 +62,7 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     for row, track in ((row_b, track_b), (row_a, track_a)):
         coverage = digit_coverage(digits.images[row], track, config.size)
         paint(frames, coverage, _bright_colour(rng))
+    add_disturbance(frames, config.flicker, config.noise, rng)
     return SyntheticClip(
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
         motion=motion,

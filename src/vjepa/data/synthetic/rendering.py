@@ -12,6 +12,8 @@ from vjepa.data.synthetic.motion import Track
 
 Image = NDArray[np.float32]
 
+_FLICKER_CELLS = 5
+
 
 def draw_background(
     num_frames: int, size: int, contrast: float, pan: NDArray[np.float64], rng: np.random.Generator
@@ -34,6 +36,18 @@ def draw_background(
         frames += share * _sample_grid(noise.astype(np.float32), rows * cells, columns * cells)
     level = 0.35
     return np.clip(level + contrast * frames, 0.0, 1.0).astype(np.float32)
+
+
+def add_disturbance(frames: Image, flicker: float, noise: float, rng: np.random.Generator) -> None:
+    """Add what no one can predict to `frames` `[T, H, W, 3]` in place: flicker and grain."""
+    num_frames, size = frames.shape[:2]
+    if flicker > 0:
+        cells = _FLICKER_CELLS
+        grid = rng.standard_normal((num_frames, cells + 1, cells + 1, 3), dtype=np.float32)
+        weights = _linear_weights((np.arange(size) / size * cells)[None], cells + 1)[0]
+        frames += flicker * np.einsum("yh,thwc,xw->tyxc", weights, grid, weights, optimize=True)
+    if noise > 0:
+        frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
 
 
 def _sample_grid(noise: Image, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Image:

@@ -1,8 +1,8 @@
 """Reading the sources of an index: which files, with which split, weight and labels.
 
-A source is a folder tree, a list of files (CSV with a header, JSON lines, or lines ``path label``), or
-one media file. Sources are read before any file is probed, so that a mistake in row nine million costs
-seconds, not hours.
+A source is a folder tree, a list of files (CSV with a header, JSON lines, or lines ``path label``),
+or one media file. Sources are read before any file is probed, so that a mistake in row nine million
+costs seconds, not hours.
 """
 
 from __future__ import annotations

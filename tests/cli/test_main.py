@@ -1,0 +1,149 @@
+"""The front door: help, exit codes, errors in one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+
+from vjepa.cli import doctor
+from vjepa.cli.main import COMMANDS, build_parser, command_module, main
+from vjepa.version import __version__
+
+_JOBS = {
+    "demo": "vjepa.jobs.demo",
+    "data": "vjepa.jobs.videos",
+    "pretrain": "vjepa.jobs.pretrain",
+    "probe": "vjepa.jobs.probe",
+    "convert": "vjepa.jobs.convert",
+    "show": "vjepa.jobs.show",
+    "doctor": "vjepa.runtime.environment",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_job_and_explains_itself(name: str, vjepa: Callable) -> None:
+    assert find_spec(_JOBS[name]), "a command without its job must not be listed"
+    module = command_module(name)
+    assert name == module.NAME
+    summary = module.HELP.partition("\n")[0]
+    assert summary in " ".join(vjepa("--help").out.split())
+    helped = vjepa(name, "--help")
+    assert helped.code == 0
+    assert summary in helped.out
+
+
+def test_every_action_explains_itself_with_an_example(vjepa: Callable) -> None:
+    actions = {
+        "data": ["index", "check", "synth"],
+        "probe": ["train", "eval", "predict"],
+        "show": ["masks", "features", "predictions", "run"],
+    }
+    for name, found in actions.items():
+        assert vjepa(name).code == 2, "without an action nothing was done"
+        for action in found:
+            helped = vjepa(name, action, "--help")
+            assert helped.code == 0
+            assert f"vjepa {name} {action}" in helped.out.partition("example")[2], (name, action)
+
+
+def test_no_arguments_show_the_help(vjepa: Callable) -> None:
+    outcome = vjepa()
+    assert outcome.code == 2
+    assert "vjepa demo" in outcome.out
+
+
+def test_version(vjepa: Callable) -> None:
+    assert vjepa("--version").out == f"vjepa {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["pretrian"], "unknown command pretrian; did you mean pretrain? (see vjepa --help)"),
+        (["data", "idnex"], "unknown command idnex; did you mean index? (see vjepa data --help)"),
+        (["convert", "a"], "the following arguments are required: DST"),
+        (["convert", "a", "b", "--num-head", "3"], "unknown argument --num-head; did you mean"),
+        (["doctor", "now"], "unknown argument now (see vjepa doctor --help)"),
+        (["show", "features", "m", "v", "--which", "both"], "argument --which: invalid choice"),
+        (["data", "check", "m", "--workers", "two"], "argument --workers: invalid int value"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(argv: list, message: str, vjepa: Callable) -> None:
+    assert message in vjepa(*argv).error
+
+
+def _raising(error: BaseException) -> Callable:
+    def run(args: object) -> int:
+        raise error
+
+    return run
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
+    monkeypatch.setattr(doctor, "run", _raising(KeyboardInterrupt()))
+    outcome = vjepa("doctor")
+    assert outcome.code == 130
+    assert outcome.err.strip() == "interrupted: stopped at your request"
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "runs/x/model.safetensors")
+    monkeypatch.setattr(doctor, "run", _raising(full))
+    assert vjepa("doctor").error == (
+        "the disk is full while writing runs/x/model.safetensors: free some space and run the"
+        " same command again"
+    )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("a defect")])
+def test_our_own_defects_keep_their_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "run", _raising(error))
+    with pytest.raises(type(error)):
+        main(["doctor"])
+
+
+def _process(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *argv], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+
+
+def test_python_m_vjepa() -> None:
+    done = _process("-m", "vjepa", "--version")
+    assert (done.returncode, done.stdout) == (0, f"vjepa {__version__}\n")
+    assert _process("-m", "vjepa", "no-such").returncode == 2
+
+
+def test_output_into_a_closed_pipe_is_quiet() -> None:
+    """``vjepa ... | head`` must not end in a traceback."""
+    code = f"{sys.executable} -m vjepa pretrain --help | head -n 1"
+    done = subprocess.run(["sh", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("usage: vjepa pretrain")
+
+
+def test_public_names_are_loaded_on_first_use() -> None:
+    done = _process(
+        "-c",
+        "import sys, vjepa\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert {'load_model', 'load_encoder', 'load_clip'} <= set(dir(vjepa))\n"
+        "vjepa.load_model, vjepa.load_encoder, vjepa.load_clip\n"
+        "assert 'torch' in sys.modules\n"
+        "try: vjepa.load_everything\n"
+        "except AttributeError as error: print(error)\n",
+    )
+    assert done.stderr == ""
+    assert done.stdout == "module 'vjepa' has no attribute 'load_everything'\n"
+
+
+def test_parser_is_built_anew_each_time() -> None:
+    assert build_parser() is not build_parser()

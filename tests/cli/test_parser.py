@@ -1,0 +1,97 @@
+"""Options of argparse and settings of a config on one command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from tests.config.sample import Mask, Root
+
+from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.errors import UserError
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="job", allow_abbrev=False)
+    parser.take_config(lambda: Root)
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--out", type=Path)
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+def _parse(*argv: str) -> argparse.Namespace:
+    parser = _parser()
+    args, extras = parser.parse_known_args(argv)
+    args.overrides = parser.overrides(extras)
+    return args
+
+
+def test_settings_and_options_in_any_order() -> None:
+    args = _parse(
+        "--optim.steps", "3", "a", "--optim.peak-lr=-1e-3", "b", "--out", "x", "--name", "-7"
+    )
+    assert args.files == ["a", "b"]
+    assert args.out == Path("x")
+    assert args.overrides == ["optim.steps=3", "optim.peak-lr=-1e-3", "name=-7"]
+
+
+def test_the_resolved_config_prints_and_loads_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("optim: {steps: 3}\n")
+    config = resolve_config(_parse("--config", str(base), "--masking.masks.0.num_blocks", "4"))
+    assert config.masking.masks == (Mask(num_blocks=4), Mask(num_blocks=2))
+    print_config(config)
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert resolve_config(_parse("--config", str(again))) == config
+
+
+def test_config_files_merge_in_order_and_the_command_line_wins(tmp_path: Path) -> None:
+    one, two = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    one.write_text("optim: {steps: 1, peak_lr: 1}\n")
+    two.write_text("optim: {steps: 2}\n")
+    args = _parse("--optim.fused", "true", "--config", str(one), "--config", str(two))
+    optim = resolve_config(args).optim
+    assert (optim.steps, optim.peak_lr, optim.fused) == (2, 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--optim.steps"], "--optim.steps needs a value, as in --optim.steps VALUE"),
+        (["--optim.steps", "--out", "x"], "--optim.steps needs a value"),
+        (["--ouy", "x"], "unknown argument --ouy; did you mean --out? (see job --help)"),
+        (["--confg=x"], "unknown argument --confg; did you mean --config?"),
+        (["-x"], "unknown argument -x (see job --help)"),
+    ],
+)
+def test_mistakes(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _parse(*argv)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_misspelt_setting_is_named_by_the_config() -> None:
+    with pytest.raises(UserError, match=r"command line: optim.step: unknown .* optim.steps\?"):
+        resolve_config(_parse("--optim.step", "3"))
+
+
+def test_help_lists_every_setting() -> None:
+    text = _parser().format_help()
+    assert "--optim.steps  an integer (required)" in text
+    assert "--optim.peak_lr  a number (default: 0.001)" in text
+    assert "        Largest learning rate, reached after warm-up." in text
+    assert "--masking.masks.N.kind  one of multiblock, tube (default: multiblock)" in text
+    assert "--masking.masks  a list of groups (default: 2 of them)" in text
+    assert "--name  a text or null (default: null)" in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_a_command_without_config_refuses_settings() -> None:
+    parser = Parser(prog="job", allow_abbrev=False)
+    with pytest.raises(UserError, match=r"unknown argument --optim\.steps"):
+        parser.overrides(["--optim.steps", "3"])

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.evaluation.tiny_videos import with_bad_video
+
+from vjepa.data.clip_sampling import ClipConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.clip_reading import ReadingConfig, ViewConfig
+from vjepa.evaluation.labels import Labels
+from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, _Choice
+from vjepa.models import Encoder, EncoderConfig
+from vjepa.runtime.device import DeviceSetup
+
+TINY = EncoderConfig(
+    width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=8, tubelet_size=2
+)
+SETUP = DeviceSetup(torch.device("cpu"), "float32")
+
+
+def _encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(TINY)
+
+
+def _probe(encoder: Encoder, config: OnlineProbeConfig) -> OnlineProbe:
+    return OnlineProbe(
+        encoder,
+        config,
+        ClipConfig(num_frames=4, stride=2),
+        ViewConfig(crop_size=32, short_side=32),
+        SETUP,
+        seed=0,
+        reading=ReadingConfig(num_workers=0),
+    )
+
+
+def test_it_measures_the_label_on_the_validation_part(tiny_set: Path) -> None:
+    encoder = _encoder().train()
+    probe = _probe(encoder, OnlineProbeConfig(manifest=tiny_set, label="colour", every_steps=7))
+    assert probe.every_steps == 7
+    got = probe.run(7)
+    assert got["online_probe/count"] == 9  # every validation video, no more
+    assert got["online_probe/top1"] > 0.6  # colours are seen even by random features
+    assert got["online_probe/top1"] * 9 == pytest.approx(round(got["online_probe/top1"] * 9))
+    assert got["online_probe/top1_low"] < got["online_probe/top1"] <= got["online_probe/top1_high"]
+    assert got == probe.run(8)  # nothing but the weights matters
+    assert encoder.training
+    with torch.no_grad():  # features that know nothing: all the same
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    assert probe.run(9)["online_probe/top1"] <= 4 / 9
+
+
+def test_it_follows_the_live_encoder_and_leaves_no_gradient(tiny_set: Path) -> None:
+    encoder = _encoder()
+    probe = _probe(encoder, OnlineProbeConfig(manifest=tiny_set, label="colour", max_clips=9))
+    before = probe.run(1)
+    with torch.no_grad():
+        encoder.patch_embed.proj.weight.normal_()
+    assert probe.run(2)["online_probe/train_top1"] <= 1.0
+    assert before != probe.run(2)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_bad_videos_are_left_out_with_a_warning(
+    tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = with_bad_video(tiny_set, "validation", tmp_path / "m.parquet")
+    config = OnlineProbeConfig(manifest=tmp_path / "m.parquet", label="colour", batch_size=4)
+    assert _probe(_encoder(), config).run(0)["online_probe/count"] == 8
+    assert broken in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label": "shape"}, "no label 'shape'"),
+        ({"validation_split": "val"}, "no row of split 'val'"),
+        ({"train_split": "training"}, "no row of split 'training'"),
+    ],
+)
+def test_bad_input(tiny_set: Path, fields: dict, message: str) -> None:
+    config = OnlineProbeConfig(**{"manifest": tiny_set, "label": "colour", **fields})
+    with pytest.raises(UserError, match=message):
+        _probe(_encoder(), config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"max_clips": 1}, "max_clips"),
+        ({"every_steps": 0}, "every_steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"validation_split": "train"}, "validation_split"),
+    ],
+)
+def test_impossible_settings(fields: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}:"):
+        OnlineProbeConfig(**{"manifest": Path("m"), "label": "colour", **fields})
+
+
+def test_chosen_videos_are_few_balanced_and_always_the_same() -> None:
+    labels = Labels("x", ("a", "b", "c"), np.arange(300) % 3)
+    rows = _Choice(100, 0).rows(labels)
+    assert 97 <= len(rows) <= 100
+    assert labels.take(rows).counts().min() >= 32
+    assert np.array_equal(rows, _Choice(100, 0).rows(labels))
+    assert len(_Choice(2, 0).rows(labels)) == 2
+    assert len(_Choice(300, 0).rows(labels)) == 300

@@ -1,0 +1,76 @@
+"""Device, precision, compiling."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from vjepa.errors import UserError
+from vjepa.runtime.device import compile_blocks, set_up_device
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x).relu()
+        return self.norm(x)
+
+
+def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert set_up_device("auto").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert set_up_device("auto").device.type == "cuda"
+    assert set_up_device("cpu").device.type == "cpu"
+
+
+def test_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"device: cuda was asked for.*--training\.device cpu"):
+        set_up_device("cuda")
+
+
+def test_gpu_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Old GPU")
+    with pytest.raises(UserError, match=r"precision: Old GPU does not compute in bfloat16"):
+        set_up_device("cuda", "bfloat16")
+    assert set_up_device("cuda", "float32").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_precision_of_products(precision: str, dtype: torch.dtype) -> None:
+    setup = set_up_device("cpu", "bfloat16" if precision == "bfloat16" else "float32")
+    with setup.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_names_and_results() -> None:
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    torch.manual_seed(0)
+    model, x = Model(), torch.randn(3, 4)
+    names, expected = list(model.state_dict()), model(x)
+    assert compile_blocks([model]) == 2
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(x), expected)
+    assert model.blocks[0]._compiled_call_impl is not None
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"compile: no C\+\+ compiler"):
+        compile_blocks([Model()])

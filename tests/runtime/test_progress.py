@@ -1,0 +1,78 @@
+"""Progress displays on and off a terminal."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+from rich.console import Console
+
+from vjepa.runtime import progress as progress_module
+from vjepa.runtime.progress import (
+    PlainProgress,
+    RichProgress,
+    format_seconds,
+    open_progress,
+)
+
+
+def test_plain_lines_come_at_intervals() -> None:
+    stream, ticks = io.StringIO(), itertools.count(step=10.0)
+    with PlainProgress("pretrain", 100, 20, stream, 30.0, lambda: next(ticks)) as progress:
+        for step in range(21, 29):
+            progress.update(step, "loss 0.5" if step == 25 else None)
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "pretrain: 23/100 (23 %), 13 min left",
+        "pretrain: 26/100 (26 %), 12 min left, loss 0.5",
+        "pretrain: 28/100 (28 %), 14 min left, loss 0.5",
+    ]
+
+
+def test_finished_work_has_no_time_left() -> None:
+    stream = io.StringIO()
+    with open_progress("index", 3, stream=stream) as progress:
+        assert isinstance(progress, PlainProgress)
+        progress.update(3, "done")
+    assert stream.getvalue() == "index: 3/3 (100 %), done\n"
+
+
+def test_nothing_to_do_is_no_division_by_zero() -> None:
+    stream = io.StringIO()
+    with open_progress("index", 0, stream=stream):
+        pass
+    assert stream.getvalue() == "index: 0/0 (0 %)\n"
+
+
+def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    console = Console(file=terminal, force_terminal=True, width=160)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr(progress_module, "shared_console", lambda: console)
+    with open_progress("pretrain", 10, completed=4) as progress:
+        assert isinstance(progress, RichProgress)
+        progress.update(7, "loss 0.5")
+        progress.update(8)
+    shown = terminal.getvalue()
+    assert "pretrain" in shown
+    assert "8/10" in shown
+    assert "loss 0.5" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "0 s"),
+        (99, "99 s"),
+        (720, "12 min"),
+        (12_000, "3 h 20 min"),
+        (190_800, "2 d 5 h"),
+    ],
+)
+def test_durations_for_people(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text

@@ -1,0 +1,266 @@
+"""Checkpoints: exact, atomic, verified, pruned; a full disk and damaged files lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.toy import OPTIM, ToyObjective
+from torch import nn
+
+from vjepa.errors import UserError
+from vjepa.training import CheckpointStore, GuardedAdamW, build_optimizer, optimizer_state
+
+CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
+
+
+def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
+    objective = ToyObjective(seed)
+    optimizer = build_optimizer(objective.trainable(), OPTIM)
+    for _ in range(2):
+        optimizer.zero_grad()
+        objective(torch.randn(4, 6)).loss.backward()
+        optimizer.step()
+    return objective, optimizer
+
+
+def _save(store: CheckpointStore, step: int, seed: int = 0) -> Path:
+    objective, optimizer = _trained(seed)
+    return store.save(step, objective.all_modules(), optimizer, CONFIG, {"note": [1, 2.5]})
+
+
+def _load(store: CheckpointStore, folder: Path) -> None:
+    objective, optimizer = _trained(seed=9)
+    store.load(folder, objective.all_modules(), optimizer)
+
+
+def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    objective, optimizer = _trained(seed=0)
+    folder = store.save(7, objective.all_modules(), optimizer, CONFIG, {"note": [1, 2.5]})
+    other, other_optimizer = _trained(seed=1)
+    loaded = store.load(folder, other.all_modules(), other_optimizer)
+    assert (loaded.step, loaded.extra) == (7, {"note": [1, 2.5]})
+    for name, value in objective.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    ours = optimizer_state(optimizer, objective.all_modules())
+    theirs = optimizer_state(other_optimizer, other.all_modules())
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == len(list(nn.ModuleDict(objective.trainable()).parameters()))
+    for name, moments in ours.items():
+        assert moments.keys() == theirs[name].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(moments[key], theirs[name][key]) for key in moments)
+
+
+def test_layout_is_readable_by_anyone(tmp_path: Path) -> None:
+    folder = _save(CheckpointStore(tmp_path), 100)
+    assert folder.name == "step_00000100"
+    names = load_file(folder / "model.safetensors").keys()
+    assert {name.split(".")[0] for name in names} == {"encoder", "target_encoder", "predictor"}
+    config = json.loads((folder / "config.json").read_text())
+    assert config["format"] == "vjepa"
+    assert config["step"] == 100
+    assert {key: config[key] for key in CONFIG} == CONFIG
+    manifest = json.loads((folder / "manifest.json").read_text())
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert set(manifest["files"]) == found - {"manifest.json"}
+
+
+def test_parameters_without_state_start_afresh(tmp_path: Path) -> None:
+    """A fresh optimiser, as after loading weights only, has no moments to store."""
+    store = CheckpointStore(tmp_path)
+    objective = ToyObjective()
+    optimizer = build_optimizer(objective.trainable(), OPTIM)
+    folder = store.save(1, objective.all_modules(), optimizer, CONFIG, {})
+    other, other_optimizer = _trained()
+    store.load(folder, other.all_modules(), other_optimizer)
+    assert not optimizer_state(other_optimizer, other.trainable())
+
+
+def test_last_n_and_every_k_are_kept(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2, keep_every_steps=4)
+    for step in range(2, 15, 2):
+        _save(store, step)
+    assert store.steps() == [4, 8, 12, 14]
+    latest = store.latest()
+    assert latest is not None
+    assert latest.name == "step_00000014"
+
+
+def test_existing_step_is_never_overwritten(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3, seed=0)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"step_00000003: .*never overwritten"):
+        _save(store, 3, seed=1)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_leftovers_are_no_checkpoints_and_are_removed_by_the_next_save(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    first = _save(store, 3)
+    leftover = tmp_path / "step_00000005.partial"
+    shutil.copytree(first, leftover)
+    (tmp_path / "step_00000006").mkdir()
+    (tmp_path / "notes").mkdir()
+    assert store.latest() == first
+    assert leftover.exists(), "looking must not disturb a run that is writing"
+    _save(store, 4)
+    assert not leftover.exists()
+
+
+def _damage(path: Path, how: str) -> None:
+    if how == "missing":
+        path.unlink()
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    else:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("missing", "is missing"), ("truncated", "truncated"), ("altered", "SHA-256")],
+)
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "config.json", "state/trainer.json", "state/__0_0.distcp"]
+)
+def test_damaged_newest_is_an_error_that_names_the_remedy(
+    tmp_path: Path, file: str, how: str, message: str
+) -> None:
+    store = CheckpointStore(tmp_path)
+    _save(store, 3)
+    newest = _save(store, 6)
+    _damage(newest / file, how)
+    assert store.latest() == newest, "never a silent step back"
+    with pytest.raises(UserError) as caught:
+        _load(store, newest)
+    assert str(newest / file) in str(caught.value)
+    assert message in str(caught.value)
+    assert f"remove {newest} to resume from step 3" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"format": "other"}', '{"files": 1'])
+def test_damaged_integrity_file(tmp_path: Path, content: str) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3)
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json.*no older checkpoint"):
+        _load(store, folder)
+
+
+@pytest.mark.parametrize("entry", ['"x"', '{"bytes": 3}'])
+def test_damaged_entry_of_the_integrity_file(tmp_path: Path, entry: str) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["config.json"] = json.loads(entry)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        _load(store, folder)
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+        _load(CheckpointStore(tmp_path), tmp_path)
+
+
+def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3)
+    objective, optimizer = _trained(seed=5)
+    objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        store.load(folder, objective.all_modules(), optimizer)
+    message = str(caught.value)
+    assert "model.safetensors: does not fit the model" in message
+    assert "predictor.1.weight is [8, 8], the model wants [9, 8]" in message
+    assert "2 missing (first: predictor.2.bias)" in message
+    assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
+
+
+def test_module_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    folder = _save(store, 3)
+    objective, _ = _trained()
+    with pytest.raises(UserError, match="6 unexpected"):
+        store.load(folder, {"encoder": objective.encoder}, None)
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """The operating system refuses to write any file beyond 1 kB."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(UserError, match=r"could not be written: .*File too large"):
+        _save(store, 6)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state"])
+def test_full_disk_keeps_the_last_good_one(tmp_path: Path, file: str, small_disk: Path) -> None:
+    """A real full file system, filled up before the weights or before the optimiser's state."""
+    store = CheckpointStore(small_disk / "checkpoints")
+    first = _save(store, 3)
+    weights = (first / "model.safetensors").stat().st_size
+    free = shutil.disk_usage(small_disk).free
+    room = 0 if file == "model.safetensors" else weights + 8192
+    (small_disk / "filler").write_bytes(bytes(max(0, free - room)))
+    with pytest.raises(UserError, match=r"step_00000006: .*the disk is full.*untouched"):
+        _save(store, 6)
+    assert store.steps() == [3]
+    assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["step_00000003"]
+    _load(store, first)
+    (small_disk / "filler").unlink()
+    _save(store, 6)
+    assert store.steps() == [3, 6]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB; needs the right to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_where_nothing_can_be_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path)
+    first = _save(store, 3)
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="the disk is full"):
+        _save(store, 6)
+    monkeypatch.undo()
+    assert store.latest() == first
+    _load(store, first)

@@ -1,0 +1,125 @@
+"""Non-finite updates, collapse, signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vjepa.errors import UserError
+from vjepa.training import TrainingConfig, TrainingStopped
+from vjepa.training.guards import CollapseAlarm, NonFiniteGuard, StopSignals
+from vjepa.training.interval import HostStep
+
+SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
+
+
+def _step(update: int, finite: bool) -> HostStep:
+    values = {"loss": 1.0 if finite else math.nan, "grad_norm/encoder": 3.0, "other": 4.0}
+    return HostStep(update, np.array([update, update + 1]), values, finite)
+
+
+def test_stop_describes_the_batch(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(TrainingConfig(), tmp_path)
+    guard.check([_step(1, True)])
+    with pytest.raises(TrainingStopped) as caught:
+        guard.check([_step(2, True), _step(3, False), _step(4, True)])
+    file = tmp_path / "nonfinite_step_00000003.json"
+    assert str(file) in str(caught.value)
+    assert "step 3: the loss or a gradient is not finite (loss nan" in str(caught.value)
+    assert isinstance(caught.value, UserError)
+    details = json.loads(file.read_text())
+    assert details["sample_ordinals"] == [3, 4]
+    assert details["values"]["loss"] == "nan"
+
+
+def test_stop_without_a_folder() -> None:
+    with pytest.raises(TrainingStopped, match="step 7"):
+        NonFiniteGuard(TrainingConfig(), None).check([_step(7, False)])
+
+
+def test_skipped_updates_are_counted_and_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    guard = NonFiniteGuard(SKIP, None)
+    with caplog.at_level(logging.WARNING, logger="vjepa"):
+        guard.check([_step(1, False), _step(2, True), _step(3, False)])
+    assert guard.skipped == 2
+    assert "step 3: loss nan, grad_norm/encoder 3; this update was skipped" in caplog.text
+    with pytest.raises(TrainingStopped, match="3 of the last 1000 updates"):
+        guard.check([_step(4, False)])
+
+
+def test_rare_skips_never_add_up() -> None:
+    guard = NonFiniteGuard(SKIP, None)
+    guard.check([_step(update, False) for update in range(1, 20_000, 500)])
+    assert guard.skipped == 40
+    with pytest.raises(TrainingStopped):
+        NonFiniteGuard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
+
+
+def test_collapse_is_a_fall_of_spread_and_loss() -> None:
+    alarm = CollapseAlarm()
+    assert alarm.check(100, {"target_std": 0.8, "loss_ratio": 9.0}, loss=0.5) == []
+    assert alarm.check(200, {"target_std": 0.5, "loss_ratio": 0.1}, loss=0.4) == []
+    (warning,) = alarm.check(300, {"target_std": 0.3, "loss_ratio": 0.1}, loss=0.3)
+    assert "collapse suspected at step 300: target_std has fallen to 0.3, from 0.8" in warning
+    assert alarm.check(400, {"target_std": 0.2}, loss=0.2) == [], "it has been said already"
+    assert alarm.check(500, {"target_std": 0.6}, loss=0.3) == [], "recovered"
+    assert len(alarm.check(600, {"target_std": 0.3}, loss=0.2)) == 1
+
+
+def test_no_alarm_while_the_loss_rises_or_values_are_missing() -> None:
+    alarm = CollapseAlarm()
+    alarm.check(1, {"effective_rank": 30.0}, loss=0.1)
+    assert alarm.check(2, {"effective_rank": 3.0}, loss=0.2) == []
+    assert alarm.check(3, {"effective_rank": math.nan}, loss=0.05) == []
+    assert alarm.check(4, {}, loss=0.05) == []
+    assert len(alarm.check(5, {"effective_rank": 3.0}, loss=0.05)) == 1
+
+
+def test_alarm_goes_on_after_a_resume() -> None:
+    alarm = CollapseAlarm()
+    alarm.check(100, {"target_std": 0.8, "feature_rank": 10.0}, loss=0.5)
+    alarm.check(200, {"target_std": 0.1, "feature_rank": 9.0}, loss=0.4)
+    other = CollapseAlarm()
+    other.load_state(json.loads(json.dumps(alarm.state())))
+    warnings = other.check(300, {"target_std": 0.1, "feature_rank": 1.0}, loss=0.3)
+    assert len(warnings) == 1
+    assert "feature_rank" in warnings[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
+    previous = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert signals.received is None
+        signal.raise_signal(number)
+        assert signals.received is number
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is previous
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_forked_worker_ignores_ctrl_c_but_can_be_terminated() -> None:
+    """A loader ends its workers by SIGTERM; a handler that they inherit must not swallow it."""
+    read_end, write_end = os.pipe()
+    with StopSignals() as signals:
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(signal.SIGINT)
+            os.write(write_end, b"alive")
+            signal.pause()
+            os._exit(1)
+        assert os.read(read_end, 5) == b"alive"
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM
+        assert signals.received is None
+        assert signal.getsignal(signal.SIGTERM) == signals._handle

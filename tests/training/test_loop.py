@@ -1,0 +1,358 @@
+"""The loop: exact resume, logs, checkpoints, guards, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.training.toy import (
+    OPTIM,
+    TRAINING,
+    ToyBatch,
+    ToyData,
+    ToyEvaluator,
+    ToyObjective,
+    make_trainer,
+    short_optim,
+)
+from torch import Tensor
+
+from vjepa.errors import UserError
+from vjepa.training import (
+    Trainer,
+    TrainingConfig,
+    TrainingStopped,
+    learning_rate,
+    optimizer_state,
+)
+
+_TIMES = ("clips_per_second", "data_wait_share", "seconds", "elapsed_seconds")
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock has measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in _TIMES} for line in lines]
+
+
+def _assert_same_state(ours: Trainer, theirs: Trainer) -> None:
+    pairs = zip(ours.learner.pairs.target, theirs.learner.pairs.target, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    for name, module in ours.learner.modules.items():
+        other = theirs.learner.modules[name].state_dict()
+        assert all(torch.equal(v, other[k]) for k, v in module.state_dict().items())
+    states = [optimizer_state(t.learner.optimizer, t.learner.modules) for t in (ours, theirs)]
+    assert states[0].keys() == states[1].keys()
+    for name, moments in states[0].items():
+        assert all(torch.equal(v, states[1][name][k]) for k, v in moments.items())
+
+
+class InterruptedData(ToyData):
+    """Sends a signal to the process while a batch is being fetched."""
+
+    def __init__(self, at_step: int, number: signal.Signals = signal.SIGINT) -> None:
+        super().__init__()
+        self._at_step, self._number = at_step, number
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[ToyBatch]:
+        for batch in super().batches(start_step, stop_step):
+            if self.served[-1] == self._at_step:
+                signal.raise_signal(self._number)
+            yield batch
+
+
+def test_training_learns_and_reports(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, optim=short_optim(80, warmup_steps=5))
+    result = trainer.train()
+    assert (result.step, result.interrupted, result.skipped_steps) == (80, False, 0)
+    losses = [line["loss"] for line in _lines(tmp_path) if line["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert result.metrics["loss"] == losses[-1]
+    assert result.checkpoint == tmp_path / "checkpoints" / "step_00000080"
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 11])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
+    """Bit for bit: weights, moving average, moments; the log but for a cut interval."""
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    cut = tmp_path / "cut"
+    result = make_trainer(cut, data=InterruptedData(stop_after - 1)).train()
+    assert result.interrupted
+    assert result.step == stop_after
+    second = make_trainer(cut, objective=ToyObjective(seed=77))
+    assert second.train().step == 12
+    _assert_same_state(whole, second)
+    assert isinstance(second.data, ToyData)
+    assert second.data.served == list(range(stop_after, 12))
+    others = ("health", "evaluation")
+    for kind in others:
+        found, expected = (
+            [line for line in _lines(tmp_path / name) if line["kind"] == kind]
+            for name in ("cut", "whole")
+        )
+        assert found == expected
+    covered = [
+        step
+        for line in _lines(cut)
+        if line["kind"] == "train"
+        for step in range(line["first_step"], line["step"] + 1)
+    ]
+    assert covered == list(range(1, 13))
+
+
+_CRASHING = """
+import os, sys
+from pathlib import Path
+from tests.training.toy import ToyData, make_trainer
+
+class Crash(ToyData):
+    def batches(self, start_step, stop_step):
+        for batch in super().batches(start_step, stop_step):
+            if self.served[-1] == 8:
+                os.kill(os.getpid(), 9)
+            yield batch
+
+make_trainer(Path(sys.argv[1]), data=Crash()).train()
+"""
+
+
+def test_killed_process_resumes_exactly_and_the_log_is_complete(tmp_path: Path) -> None:
+    """SIGKILL after step 8, lines of steps 6 to 8 already written; the checkpoint is of step 5."""
+    cut = tmp_path / "cut"
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join((str(root / "src"), str(root)))
+    killed = subprocess.run(
+        [sys.executable, "-c", _CRASHING, str(cut)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert _lines(cut)[-1]["step"] == 8
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    resumed = make_trainer(cut, objective=ToyObjective(seed=77))
+    resumed.train()
+    _assert_same_state(whole, resumed)
+    assert _lines(cut) == _lines(tmp_path / "whole")
+
+
+def test_log_has_every_kind_at_its_steps(tmp_path: Path) -> None:
+    make_trainer(tmp_path).train()
+    lines = _lines(tmp_path)
+    assert [li["step"] for li in lines if li["kind"] == "train"] == [4, 5, 6, 7, 8, 10, 12]
+    assert [li["step"] for li in lines if li["kind"] == "health"] == [6, 12]
+    assert [li["step"] for li in lines if li["kind"] == "evaluation"] == [7, 12]
+    first = lines[0]
+    assert first["lr"] == learning_rate(4, OPTIM)
+    assert first["momentum"] == pytest.approx(0.9 + 3 * 0.1 / 15)
+    assert {"loss", "target_mean", "weight_decay", "grad_norm/encoder"} < first.keys()
+    assert {"grad_norm/predictor", "skipped", "first_step"} < first.keys()
+
+
+def test_intervals_may_be_switched_off(tmp_path: Path) -> None:
+    training = replace(TRAINING, health_every_steps=None, evaluate_every_steps=None)
+    evaluators = [ToyEvaluator(), ToyEvaluator(every_steps=5)]
+    make_trainer(tmp_path, training=training, evaluators=evaluators).train()
+    lines = _lines(tmp_path)
+    assert not [line for line in lines if line["kind"] == "health"]
+    assert [li["step"] for li in lines if li["kind"] == "evaluation"] == [5, 10, 12]
+
+
+def test_checkpoints_are_kept_as_configured(tmp_path: Path) -> None:
+    training = replace(TRAINING, checkpoint_every_steps=2, keep_last=1, keep_every_steps=6)
+    trainer = make_trainer(tmp_path, training=training)
+    trainer.train()
+    assert trainer.folder is not None
+    assert trainer.folder.store.steps() == [6, 12]
+
+
+def test_randomness_is_a_function_of_seed_and_step() -> None:
+    """Other draws in between change nothing; another seed changes the dropout."""
+    plain, noisy = make_trainer(None, evaluators=[]), make_trainer(None)
+    plain.train()
+    noisy.train()
+    _assert_same_state(plain, noisy)
+    other = make_trainer(None, seed=2)
+    other.train()
+    assert not torch.equal(other.learner.pairs.target[0], plain.learner.pairs.target[0])
+
+
+def test_finished_run_does_nothing(tmp_path: Path) -> None:
+    make_trainer(tmp_path).train()
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = make_trainer(tmp_path)
+    result = again.train()
+    assert (result.step, result.interrupted, result.metrics) == (12, False, {})
+    assert isinstance(again.data, ToyData)
+    assert again.data.served == []
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_continued_training_starts_at_its_step(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, start_step=9)
+    assert trainer.train().step == 12
+    assert isinstance(trainer.data, ToyData)
+    assert trainer.data.served == [9, 10, 11]
+    assert _lines(tmp_path)[0]["first_step"] == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_so(
+    tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = make_trainer(tmp_path, data=InterruptedData(7, number)).train()
+    assert result.interrupted
+    assert result.checkpoint == tmp_path / "checkpoints" / "step_00000008"
+    assert f"stopped by {number.name} after step 8 of 12" in caplog.text
+    assert "the same command resumes" in caplog.text
+
+
+def test_signal_in_an_evaluation_is_not_lost(tmp_path: Path) -> None:
+    class SignallingEvaluator(ToyEvaluator):
+        def run(self, step: int) -> dict[str, float]:
+            signal.raise_signal(signal.SIGINT)
+            return super().run(step)
+
+    result = make_trainer(tmp_path, evaluators=[SignallingEvaluator()]).train()
+    assert (result.step, result.interrupted) == (7, True)
+    assert result.checkpoint == tmp_path / "checkpoints" / "step_00000007"
+    assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"] == [7]
+
+
+def test_signal_without_a_folder_says_that_nothing_is_saved(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    result = make_trainer(None, data=InterruptedData(2)).train()
+    assert result.interrupted
+    assert result.checkpoint is None
+    assert "nothing was saved" in caplog.text
+
+
+def test_second_signal_aborts_and_a_resume_still_works(tmp_path: Path) -> None:
+    class Impatient(ToyData):
+        def batches(self, start_step: int, stop_step: int) -> Iterator[ToyBatch]:
+            for batch in super().batches(start_step, stop_step):
+                if self.served[-1] == 7:
+                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(signal.SIGINT)
+                yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, data=Impatient()).train()
+    resumed = make_trainer(tmp_path)
+    assert resumed.train().step == 12
+    assert isinstance(resumed.data, ToyData)
+    assert resumed.data.served[0] == 5
+
+
+def test_bad_value_stops_before_anything_is_lost(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped, match="step 7: the loss or a gradient is not finite"):
+        make_trainer(tmp_path, data=ToyData(bad_updates=[7])).train()
+    assert json.loads((tmp_path / "nonfinite_step_00000007.json").read_text())["step"] == 7
+    assert _lines(tmp_path)[-1]["skipped"] == 1
+    assert make_trainer(tmp_path).train().step == 12
+
+
+def test_bad_values_may_be_skipped(tmp_path: Path) -> None:
+    training = replace(TRAINING, nonfinite="skip", health_every_steps=None)
+    trainer = make_trainer(tmp_path, training=training, data=ToyData(bad_updates=[3, 7]))
+    result = trainer.train()
+    assert (result.step, result.skipped_steps) == (12, 2)
+    counts = {line["step"]: line["skipped"] for line in _lines(tmp_path) if "skipped" in line}
+    assert counts[3] == counts[7] == 1
+    assert sum(counts.values()) == 2
+    state = optimizer_state(trainer.learner.optimizer, trainer.learner.modules)
+    assert {int(moments["step"]) for moments in state.values()} == {10}
+
+
+def test_collapse_is_warned_of_and_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Collapsing(ToyObjective):
+        spread = 2.0
+
+        def health(self, inputs: Tensor) -> dict[str, Tensor]:
+            self.spread /= 3
+            return {"target_std": torch.tensor(self.spread)}
+
+    optim = short_optim(40, warmup_steps=5)
+    make_trainer(tmp_path, objective=Collapsing(), optim=optim).train()
+    warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
+    assert len(warnings) == 1
+    assert "collapse suspected" in warnings[0]["message"]
+    assert "collapse suspected" in caplog.text
+
+
+def test_damaged_newest_checkpoint_stops_the_resume(tmp_path: Path) -> None:
+    make_trainer(tmp_path, data=InterruptedData(6)).train()
+    model = tmp_path / "checkpoints" / "step_00000007" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"truncated.*resume from step 5"):
+        make_trainer(tmp_path).train()
+
+
+def test_data_that_end_early_are_a_defect(tmp_path: Path) -> None:
+    class Short(ToyData):
+        def batches(self, start_step: int, stop_step: int) -> Iterator[ToyBatch]:
+            return super().batches(start_step, stop_step - 2)
+
+    with pytest.raises(RuntimeError, match="ended after step 10 of 12"):
+        make_trainer(tmp_path, data=Short()).train()
+
+
+def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE=2"):
+        make_trainer(None)
+
+
+def test_modules_are_in_training_mode_after_an_evaluation() -> None:
+    class Evaluating(ToyEvaluator):
+        def run(self, step: int) -> dict[str, float]:
+            objective.eval()
+            return super().run(step)
+
+    objective = ToyObjective()
+    plain = make_trainer(None)
+    plain.train()
+    switched = make_trainer(None, objective=objective, evaluators=[Evaluating()])
+    switched.train()
+    _assert_same_state(plain, switched)
+
+
+def test_weights_in_the_checkpoint_are_those_of_the_run(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    result = trainer.train()
+    assert result.checkpoint is not None
+    saved = load_file(result.checkpoint / "model.safetensors")
+    objective = trainer.objective
+    assert isinstance(objective, ToyObjective)
+    assert saved.keys() == objective.state_dict().keys()
+    assert all(torch.equal(v, saved[k]) for k, v in objective.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["log_every_steps", "checkpoint_every_steps", "keep_last", "num_threads", "keep_every_steps"],
+)
+def test_bad_interval_is_named(field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: must be at least 1"):
+        replace(TrainingConfig(), **{field: 0})
+
+
+def test_bad_bound_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^max_skipped: "):
+        TrainingConfig(max_skipped=-1)
