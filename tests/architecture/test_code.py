@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 
 from tests.architecture.source_tree import PACKAGE, ROOT, functions, modules, nodes, place
 
@@ -110,3 +112,11 @@ def test_no_path_of_some_machine() -> None:
         and homes.search(path.read_text(errors="ignore"))
     ]
     assert not wrong, wrong
+
+
+def test_the_architecture_page_lists_every_room() -> None:
+    script = ROOT / "docs" / "make_architecture_table.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stderr}run python docs/make_architecture_table.py"

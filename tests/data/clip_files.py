@@ -84,11 +84,11 @@ def damaged(folder: Path, name: str = "damaged.mp4") -> VideoInfo:
 def hanging(folder: Path, name: str = "hanging.mp4") -> VideoInfo:
     """A row whose file never gives a byte: a pipe that nobody writes to.
 
-    Opening it blocks inside the system, as a decoder in an endless loop or a dead network disk does.
+    Opening it blocks inside the system, as a dead network disk does.
     """
     file = write_video(folder / f"good_{name}", seed=98)
     good = probe(str(file))
     pipe = folder / name
     os.mkfifo(pipe)
     fields = {field: getattr(good, field) for field in VideoInfo.__slots__}
-    return VideoInfo(**{**fields, "path": str(pipe), "bytes": os.stat(pipe).st_size})
+    return VideoInfo(**{**fields, "path": str(pipe), "bytes": pipe.stat().st_size})

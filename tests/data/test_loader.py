@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from tests.data.clip_files import damaged, hanging, make_manifest, with_rows
+
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.data.decode import decode_frames
 from vjepa.data.loader import ClipBatch, ClipLoader, LoaderConfig
@@ -211,7 +211,7 @@ def test_too_many_bad_videos_stop_the_run(
     mixed = with_rows(manifest, bad, tmp_path)
     with (
         _loader([mixed], num_workers=num_workers, min_bad_videos=5) as loader,
-        pytest.raises(UserError, match=r"max_bad_fraction 0\.05 passed: 5 of the last .* because"),
+        pytest.raises(UserError, match=r"max_bad_fraction 0\.05 passed: \d+ of .* because"),
     ):
         list(loader.batches(0, 50))
 
@@ -220,12 +220,11 @@ def test_too_many_bad_videos_stop_the_run(
 def test_when_no_replacement_can_be_read_the_run_stops(
     manifest: Manifest, tmp_path: Path, num_workers: int
 ) -> None:
-    only_bad = with_rows(manifest.select(), [], tmp_path)
     infos = [damaged(tmp_path, f"bad_{number}.mp4") for number in range(3)]
     only_bad = Manifest(with_rows(manifest, infos, tmp_path).table.slice(6), tmp_path)
     with (
         _loader([only_bad], num_workers=num_workers, max_retries=4) as loader,
-        pytest.raises(UserError, match=r"5 videos in a row .* bad_\d\.mp4"),
+        pytest.raises(UserError, match=r"5 videos in a row .*/bad_\d\.mp4"),
     ):
         next(iter(loader.batches(0, 1)))
 
@@ -233,7 +232,7 @@ def test_when_no_replacement_can_be_read_the_run_stops(
 def test_a_clip_that_needs_too_much_memory_is_bad(manifest: Manifest) -> None:
     with (
         _loader([manifest], max_clip_gigabytes=1e-6) as loader,
-        pytest.raises(UserError, match="frames of 48x32 take 0.0 GB, loader.max_clip_gigabytes"),
+        pytest.raises(UserError, match=r"frames of 48x32 take 0\.0 GB, loader\.max_clip"),
     ):
         next(iter(loader.batches(0, 1)))
 
@@ -311,7 +310,7 @@ def test_prefetching_is_bounded_and_announced(manifest: Manifest) -> None:
 
 
 def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="batch_size 6 does not divide .* 4 processes"):
+    with pytest.raises(UserError, match=r"batch_size 6 does not divide .* 4 processes"):
         _loader([manifest], world_size=4)
     with pytest.raises(UserError, match="no label 'colour'"):
         _loader([manifest], label="colour")

@@ -122,11 +122,10 @@ def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:
     assert victim not in pool.worker_ids
 
 
-def test_a_mistake_in_the_task_is_not_taken_for_bad_data(pool: WorkerPool, capfd) -> None:
+def test_a_mistake_in_the_task_is_not_taken_for_bad_data(pool: WorkerPool) -> None:
     pool.submit(("fail", None))
-    with pytest.raises(RuntimeError, match="traceback stands above"):
+    with pytest.raises(RuntimeError, match=r"(?s)test_workers.py.*KeyError: 'a mistake in the"):
         _finish(pool, 1)
-    assert "a mistake in the program" in capfd.readouterr().err
 
 
 def test_a_waiting_job_can_be_put_first() -> None:
@@ -165,7 +164,7 @@ def test_workers_that_cannot_start_are_a_clear_error(monkeypatch) -> None:
     pool = WorkerPool(_task, 1, timeout_seconds=60.0)
     try:
         pool.submit(("double", 1))
-        with pytest.raises(UserError, match="could not start .* `if __name__"):
+        with pytest.raises(UserError, match=r"could not start .* `if __name__"):
             _finish(pool, 1)
     finally:
         pool.close()

@@ -63,7 +63,7 @@ def _key(encoder: Encoder) -> FeatureKey:
         encoder={"width": 12},
         data_hash="m",
         clip={"num_frames": 2},
-        transform={"crop_size": 16},
+        view={"crop_size": 16},
         precision="float32",
         storage="float32",
         batch_size=3,
@@ -100,7 +100,7 @@ def test_other_weights_have_another_key(tmp_path: Path) -> None:
     [
         {"data_hash": "other"},
         {"clip": {"num_frames": 4}},
-        {"transform": {"crop_size": 8}},
+        {"view": {"crop_size": 8}},
         {"precision": "bfloat16"},
         {"storage": "bfloat16"},
         {"batch_size": 4},

@@ -42,6 +42,7 @@ def _result(*, tested: bool = True) -> ProbeResult:
         test=test if tested else None,
         selection=(head,),
         train_manifest_hash="def",
+        train_bad_videos=(BadVideo(1, "v1.mp4", "zero bytes"),),
         config={"seed": 0},
         versions={"vjepa": "0"},
         date="2026-01-01T00:00:00+00:00",

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ def _assert_same_state(ours: Trainer, theirs: Trainer) -> None:
     assert states[0].keys() == states[1].keys()
     for name, moments in states[0].items():
         assert all(torch.equal(v, states[1][name][k]) for k, v in moments.items())
+
+
+@dataclass(frozen=True)
+class CountingBatch(ToyBatch):
+    num_bad: int
 
 
 class InterruptedData(ToyData):
@@ -155,10 +160,21 @@ def test_log_has_every_kind_at_its_steps(tmp_path: Path) -> None:
     assert [li["step"] for li in lines if li["kind"] == "health"] == [6, 12]
     assert [li["step"] for li in lines if li["kind"] == "evaluation"] == [7, 12]
     first = lines[0]
-    assert first["lr"] == learning_rate(4, OPTIM)
+    assert first["learning_rate"] == learning_rate(4, OPTIM)
     assert first["momentum"] == pytest.approx(0.9 + 3 * 0.1 / 15)
     assert {"loss", "target_mean", "weight_decay", "grad_norm/encoder"} < first.keys()
     assert {"grad_norm/predictor", "skipped", "first_step"} < first.keys()
+
+
+def test_bad_videos_are_counted(tmp_path: Path) -> None:
+    class Counting(ToyData):
+        def batch(self, step: int) -> ToyBatch:
+            plain = super().batch(step)
+            return CountingBatch(plain.ordinals, plain.inputs, num_bad=2 if step in (1, 3) else 0)
+
+    make_trainer(tmp_path, data=Counting()).train()
+    counts = [line["bad_videos"] for line in _lines(tmp_path) if line["kind"] == "train"]
+    assert counts == [4, 0, 0, 0, 0, 0, 0]
 
 
 def test_intervals_may_be_switched_off(tmp_path: Path) -> None:
@@ -201,11 +217,19 @@ def test_finished_run_does_nothing(tmp_path: Path) -> None:
 
 
 def test_continued_training_starts_at_its_step(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, start_step=9)
-    assert trainer.train().step == 12
+    """In a folder of its own; its own checkpoint goes before the foreign step."""
+    trainer = make_trainer(tmp_path, data=InterruptedData(10))
+    trainer.start_from(9)
+    assert trainer.train().step == 11
     assert isinstance(trainer.data, ToyData)
-    assert trainer.data.served == [9, 10, 11]
+    assert trainer.data.served == [9, 10]
     assert _lines(tmp_path)[0]["first_step"] == 10
+    assert _lines(tmp_path)[0]["learning_rate"] == learning_rate(10, OPTIM)
+    again = make_trainer(tmp_path)
+    again.start_from(9)
+    assert again.train().step == 12
+    assert isinstance(again.data, ToyData)
+    assert again.data.served == [11]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

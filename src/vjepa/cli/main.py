@@ -21,7 +21,7 @@ from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.threads import prevent_openmp_spinning
 from vjepa.version import __version__
 
-COMMANDS = ("data", "pretrain", "convert", "show", "doctor")
+COMMANDS = ("demo", "data", "pretrain", "probe", "convert", "show", "doctor")
 """Names of the subcommands, each a module of this package, in the order of the help."""
 
 _DESCRIPTION = """\

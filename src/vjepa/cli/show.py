@@ -1,4 +1,4 @@
-"""``vjepa show``."""
+"""``vjepa show masks | features | predictions | run``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,45 @@ from vjepa.cli.parser import Parser, print_config, resolve_config
 
 NAME = "show"
 HELP = """\
-draw masks, features, predictions, or the state of a run
+pictures and reports: masks, features, predictions, a whole run
+"""
+
+_MASKS_HELP = """\
+draw masks over a video: what each kind of mask leaves visible
+
+The upper row is the clip, each row below one kind of mask with what it hides in grey (Figure 9 of
+the paper). Settings and recipes are those of `vjepa pretrain`.
 
 examples:
-  vjepa show masks clip.mp4 --config vitl16_224 --out masks.png
-  vjepa show features clip.mp4 --model runs/first --out features.png
-  vjepa show predictions clip.mp4 --model runs/first --out predictions.png
-  vjepa show run runs/first
+  vjepa show masks a.mp4 --config vitl16_224 --out masks.png
+  vjepa show masks a.mp4 --masking.masks.0.num_blocks 4
+"""
+
+_FEATURES_HELP = """\
+colour the features of videos by their three main directions
+
+The three main directions of all features of the shown clips become red, green and blue: what has
+one colour is one thing to the model, over time and over videos.
+
+example:
+  vjepa show features a.mp4 b.mp4 --model runs/first --out features.png
+"""
+
+_PREDICTIONS_HELP = """\
+map where the predictor errs over what was hidden from the model
+
+One picture for each kind of mask: the clip, what is visible, and the error over the hidden part.
+The number printed is relative: 0 is perfect, 1 no better than the clip's mean feature everywhere.
+
+example:
+  vjepa show predictions a.mp4 --model runs/first --out predictions.png
+"""
+
+_RUN_HELP = """\
+print the state of a running or finished run, and write its curves as one HTML file
+
+example:
+  vjepa show run runs/first --out report.html
 """
 
 
@@ -26,39 +58,67 @@ def _pretrain_config() -> type:
 
 
 def add_arguments(parser: Parser) -> None:
-    """The four things that can be shown."""
-    add_command = parser.add_commands("WHAT")
-    masks = add_command("masks", "what each mask kind leaves visible of a video")
+    """Options of these commands."""
+    add_command = parser.add_commands("ACTION")
+    masks = add_command("masks", _MASKS_HELP)
     masks.take_config(_pretrain_config, recipes="pretrain")
     masks.set_defaults(run=_masks)
-    features = add_command("features", "main directions of the features as colours over the frames")
+    features = add_command("features", _FEATURES_HELP)
+    features.add_argument(
+        "videos", metavar="VIDEO", type=Path, nargs="+", help="videos, images, folders of images"
+    )
     features.set_defaults(run=_features)
-    predictions = add_command("predictions", "where the predictor errs over what was hidden")
+    predictions = add_command("predictions", _PREDICTIONS_HELP)
     predictions.set_defaults(run=_predictions)
     for command in (masks, predictions):
-        command.add_argument("video", type=Path, help="video, image, or folder of images")
         command.add_argument(
-            "--sample", type=int, default=0, metavar="N", help="draw the masks of sample N (0)"
+            "video", metavar="VIDEO", type=Path, help="video, image, or folder of images"
         )
-    features.add_argument("videos", type=Path, nargs="+", help="videos or images")
+        command.add_argument(
+            "--sample",
+            type=int,
+            default=0,
+            metavar="N",
+            help="other numbers draw other masks (default: 0)",
+        )
     features.add_argument(
-        "--which", choices=("target", "context"), default="target", help="which encoder (target)"
+        "--which",
+        choices=("target", "context"),
+        default="target",
+        help="which encoder (default: target, the one that the paper evaluates)",
     )
     for command in (features, predictions):
-        command.add_argument(
-            "--model", type=Path, required=True, help="run folder, checkpoint or released file"
-        )
-        command.add_argument(
-            "--num-heads", type=int, help="attention heads, where a released file does not tell"
-        )
+        _add_model(command)
     for command, name in ((masks, "masks"), (features, "features"), (predictions, "predictions")):
         command.add_argument(
-            "--out", type=Path, default=Path(f"{name}.png"), help=f"PNG file ({name}.png)"
+            "--out",
+            type=Path,
+            default=Path(f"{name}.png"),
+            metavar="FILE",
+            help=f"picture to write (default: {name}.png)",
         )
-    state = add_command("run", "state and curves of a running or dead run")
-    state.add_argument("folder", type=Path, help="run folder")
-    state.add_argument("--out", type=Path, help="HTML file (report.html in the run folder)")
+    state = add_command("run", _RUN_HELP)
+    state.add_argument("folder", metavar="RUN", type=Path, help="run folder")
+    state.add_argument(
+        "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the run)"
+    )
     state.set_defaults(run=_run)
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="run folder, checkpoint, or the authors' file",
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        metavar="H",
+        help="attention heads, for an authors' file of a size that is no preset",
+    )
 
 
 def _masks(args: argparse.Namespace) -> int:

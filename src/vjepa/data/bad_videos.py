@@ -61,6 +61,11 @@ class BadVideoLog:
         """Distinct bad videos so far."""
         return len(self._paths)
 
+    @property
+    def num_dangerous(self) -> int:
+        """How many videos made a worker hang or die."""
+        return len(self._dangerous)
+
     def is_dangerous(self, path: str) -> bool:
         """Whether a video made a worker hang or die before; it is not opened a second time.
 
@@ -77,7 +82,7 @@ class BadVideoLog:
         self._paths.add(video.path)
         _LOGGER.warning("bad video at step %d: %s: %s", video.step, video.path, video.reason)
         if self._file is not None:
-            self._append(self._file, json.dumps(asdict(video), ensure_ascii=False))
+            self._append(self._file, json.dumps(asdict(video)))
 
     def _note(self, path: str, kind: str) -> None:
         if kind in ("hang", "crash"):
@@ -93,7 +98,7 @@ class BadVideoLog:
                     out.seek(-1, os.SEEK_END)
                     if out.read(1) != b"\n":  # the last writer was killed in the middle of its line
                         text = "\n" + text
-                out.write(text.encode("utf-8", "surrogateescape"))
+                out.write(text.encode("ascii"))
         except OSError as error:
             raise UserError(
                 f"{file}: cannot be written ({error.strerror or error}): free space or fix "
@@ -109,7 +114,7 @@ class BadVideoLog:
             text = lines.read()
         complete = text[: text.rfind(b"\n") + 1]
         self._read_to += len(complete)
-        for line in complete.decode("utf-8", "surrogateescape").splitlines():
+        for line in complete.decode("utf-8", "replace").splitlines():
             try:
                 entry = json.loads(line)
                 path, kind = entry["path"], entry.get("kind", "decode")

@@ -14,6 +14,8 @@ from vjepa.data.clip_sampling import ClipConfig, clip_indices, segment_indices
 from vjepa.data.video_info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 
+_ENDLESS = 1 << 40
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -82,4 +84,6 @@ def _indices(
             f"start_seconds {start_seconds:g}: {video.path} runs from 0 to "
             f"{video.duration_seconds:.3g} s"
         )
-    return first + clip_indices(config, video.num_frames - first, video.fps, 0.0)
+    # The spacing of an endless video, so that a clip cut off by the end keeps its pace.
+    endless = clip_indices(config, _ENDLESS, video.fps, 0.0)
+    return np.minimum(first + endless, video.num_frames - 1)

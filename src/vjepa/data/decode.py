@@ -11,6 +11,7 @@ missing or repeat has an empty index and is decoded from its start, counting.
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _CAN_SKIP = frozenset(("h264", "hevc"))
 # A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
 # this many frames the last good one stands in; a longer gap is an error.
 _MAX_LOST_TAIL = 8
+
+# Starting anew at a key frame costs the decoder about as much as this many frames.
+_WORTH_A_JUMP = 4
 
 # How many key frames further back a seek is tried before the file is read from its start.
 _SEEK_ATTEMPTS = 3
@@ -178,12 +182,11 @@ def _decode_counting(info: VideoInfo, collector: _Collector) -> None:
 
 
 def _decode_indexed(info: VideoInfo, collector: _Collector) -> None:
-    """Decode group of pictures by group, starting each at its key frame."""
-    groups = np.searchsorted(info.keyframe_index, collector.numbers, side="right") - 1
+    """Decode run by run, starting each at its key frame."""
     with open_video(info.path) as video:
-        reader = _GroupReader(video, info)
-        for group in np.unique(groups):
-            reader.decode(int(group), collector.numbers[groups == group], collector)
+        reader = _RunReader(video, info)
+        for run in _plan_runs(info, collector.numbers):
+            reader.decode(run, collector)
     missing = collector.missing()
     if missing.size:
         # An entry point that was none (a stream with intra refresh, a broken seek table) or damage.
@@ -204,8 +207,28 @@ def _decode_from_start(info: VideoInfo, numbers: NDArray[np.int64], collector: _
                 collector.put(wanted.pop(frame.pts), frame)
 
 
-class _GroupReader:
-    """Reads groups of pictures in ascending order, jumping where that saves reading."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Wanted frames (ascending) decoded in one go, and the groups of pictures that hold them."""
+
+    first_group: int
+    last_group: int
+    numbers: NDArray[np.int64]
+
+
+def _plan_runs(info: VideoInfo, numbers: NDArray[np.int64]) -> list[_Run]:
+    """Cut the wanted frames into runs: a new one wherever jumping to a key frame saves decoding."""
+    groups = np.searchsorted(info.keyframe_index, numbers, side="right") - 1
+    spared = info.keyframe_index[groups[1:]] - numbers[:-1]
+    starts = np.flatnonzero((np.diff(groups) > 0) & (spared > _WORTH_A_JUMP)) + 1
+    return [
+        _Run(int(groups[begin]), int(groups[end - 1]), numbers[begin:end])
+        for begin, end in itertools.pairwise([0, *starts.tolist(), len(numbers)])
+    ]
+
+
+class _RunReader:
+    """Reads runs of frames in ascending order, jumping where that saves reading."""
 
     def __init__(self, video: VideoFile, info: VideoInfo) -> None:
         self._video = video
@@ -215,27 +238,25 @@ class _GroupReader:
         self._next_group = 0
         self._can_skip = video.decoder.name in _CAN_SKIP
 
-    def decode(self, group: int, numbers: NDArray[np.int64], collector: _Collector) -> None:
-        """Decode the wanted `numbers` (ascending, all of this group) into the collector."""
-        packets, shown = self._find_run(group, int(numbers[-1]))
-        first = int(self._info.keyframe_index[group])
-        wanted = {
-            shown[number - first]: number
-            for number in numbers.tolist()
-            if number - first < len(shown)
-        }
-        self._decode_run(packets, wanted, collector)
-        self._put_back(packets, group + 1)
+    def decode(self, run: _Run, collector: _Collector) -> None:
+        """Decode the wanted frames of a run into the collector."""
+        packets, shown = self._find(run)
+        first = int(self._info.keyframe_index[run.first_group])
+        ranks = {number - first: number for number in run.numbers.tolist()}
+        wanted = {shown[rank]: number for rank, number in ranks.items() if rank < len(shown)}
+        self._feed(packets, wanted, collector)
+        self._put_back(packets, run.last_group + 1)
 
-    def _find_run(self, group: int, last: int) -> tuple[list[Packet], list[int]]:
-        """Packets of a group in decoding order, and its sorted timestamps; empty if not found."""
+    def _find(self, run: _Run) -> tuple[list[Packet], list[int]]:
+        """Packets of a run in decoding order, and its sorted timestamps; empty if not found."""
+        group = run.first_group
         if group == self._next_group:
-            return self._read_run(group, last)
+            return self._read(run)
         # Some formats are sought by decoding time, which may land behind the key frame: then begin
         # a little earlier. Packets read over cost next to nothing, they are not decoded.
         for earlier in range(max(0, group - _SEEK_ATTEMPTS + 1), group + 1)[::-1]:
             self._seek(int(self._info.keyframe_pts[earlier]))
-            packets, shown = self._read_run(group, last)
+            packets, shown = self._read(run)
             if packets:
                 return packets, shown
         return [], []
@@ -249,19 +270,19 @@ class _GroupReader:
         """Packets put back first, then those of the file; None at its end."""
         return self._unread.popleft() if self._unread else next(self._packets, None)
 
-    def _read_run(self, group: int, last: int) -> tuple[list[Packet], list[int]]:
-        """Read from the group's key frame until frame `last`'s timestamp is certain.
+    def _read(self, run: _Run) -> tuple[list[Packet], list[int]]:
+        """Read from the run's key frame until the last wanted frame's timestamp is certain.
 
         A packet's pts is never below its decoding timestamp (dts), and dts ascend: a pts below the
-        newest dts has its final rank. Without dts, the group is read until its frames are there.
+        newest dts has its final rank. Without dts, all frames of the run's groups are read.
         """
-        info = self._info
-        key_pts, first = int(info.keyframe_pts[group]), int(info.keyframe_index[group])
-        is_last_group = group + 1 == info.num_keyframes
-        num_in_group = (
-            info.num_frames if is_last_group else info.keyframe_index[group + 1]
-        ) - first
-        end_pts = _FOREVER if is_last_group else int(info.keyframe_pts[group + 1])
+        info, end = self._info, run.last_group + 1
+        key_pts = int(info.keyframe_pts[run.first_group])
+        first = int(info.keyframe_index[run.first_group])
+        is_open = end == info.num_keyframes
+        end_pts = _FOREVER if is_open else int(info.keyframe_pts[end])
+        num_shown = int(info.num_frames if is_open else info.keyframe_index[end]) - first
+        last_rank = int(run.numbers[-1]) - first
         packets: list[Packet] = []
         shown: list[int] = []
         while (packet := self._next_packet()) is not None:
@@ -273,16 +294,14 @@ class _GroupReader:
             packets.append(packet)
             if pts is not None and pts >= key_pts and not packet.is_discard:
                 bisect.insort(shown, pts)
-            if len(shown) <= last - first:
+            if len(shown) <= last_rank:
                 continue
-            is_certain = packet.dts is not None and shown[last - first] < packet.dts
-            if is_certain or bisect.bisect_left(shown, end_pts) >= num_in_group:
+            is_certain = packet.dts is not None and shown[last_rank] < packet.dts
+            if is_certain or bisect.bisect_left(shown, end_pts) >= num_shown:
                 break
         return packets, shown
 
-    def _decode_run(
-        self, packets: list[Packet], wanted: dict[int, int], collector: _Collector
-    ) -> None:
+    def _feed(self, packets: list[Packet], wanted: dict[int, int], collector: _Collector) -> None:
         """Feed packets up to the last wanted one; `wanted` maps timestamps to frame numbers."""
         places = [place for place, packet in enumerate(packets) if packet.pts in wanted]
         decoder = self._video.decoder
@@ -301,7 +320,7 @@ class _GroupReader:
                 collector.put(wanted[frame.pts], frame)
 
     def _put_back(self, packets: list[Packet], next_group: int) -> None:
-        """Keep what was read of the next group: packets from its key frame on."""
+        """Keep what was read beyond the run: packets from the next key frame on."""
         self._next_group = next_group
         if next_group >= self._info.num_keyframes:
             return

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from vjepa.data.bad_videos import BadVideo
@@ -183,7 +184,8 @@ class Prefetcher:
                 return
             building = self._building.popleft()
             self._planner.finish(building.plan)
-            clips = self._ring.tensor[building.slot].clone()
+            # NumPy copies in one thread; torch would start a second pool of threads for this one.
+            clips = torch.from_numpy(self._ring.tensor[building.slot].numpy().copy())
             self._free.append(building.slot)
             with self._changed:
                 self._ready.append((building.plan, clips))

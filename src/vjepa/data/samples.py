@@ -131,7 +131,9 @@ class SamplePlanner:
 
         Such a video fails without being tried, which changes nothing but the time it takes.
         """
-        while self.bad_videos.is_dangerous(path := self.sources.path(job.source, job.row)):
+        while self.bad_videos.num_dangerous and self.bad_videos.is_dangerous(
+            path := self.sources.path(job.source, job.row)
+        ):
             failure = BadVideo(path, "made a worker hang or die before", plan.step)
             job = self.replace(plan, job, failure)
         return job
@@ -181,19 +183,19 @@ class ClipRecipe:
     seed: int
     max_clip_gigabytes: float
 
+    def start_uniforms(self, ordinals: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Random numbers of the clips' places in their videos: float64 [n]."""
+        return uniforms(self.seed, "clip start", ordinals, 1)[:, 0]
+
     def indices(
-        self, path: str, num_frames: int, fps: float, ordinals: NDArray[np.int64]
+        self, num_frames: int, fps: float, starts: NDArray[np.float64]
     ) -> NDArray[np.int64]:
         """Frames of n clips of one video: int64 [n, T].
 
         Raises:
-            DecodeError: No clip can be cut from such a video.
+            ValueError: No clip can be cut from such a video.
         """
-        starts = uniforms(self.seed, "clip start", ordinals, 1)[:, 0]
-        try:
-            return np.stack([clip_indices(self.clip, num_frames, fps, u) for u in starts])
-        except ValueError as error:
-            raise DecodeError(path, str(error)) from error
+        return np.stack([clip_indices(self.clip, num_frames, fps, u) for u in starts])
 
     def crop_uniforms(self, ordinals: NDArray[np.int64]) -> NDArray[np.float64]:
         """Random numbers of the crops: float64 [n, `NUM_UNIFORMS`]."""
@@ -213,7 +215,11 @@ class ClipRecipe:
         # PyAV may be missing where only models are used; only here is it needed.
         from vjepa.data.decode import decode_frames
 
-        wanted = self.indices(video.path, video.num_frames, video.fps, ordinals)
+        try:
+            starts = self.start_uniforms(ordinals)
+            wanted = self.indices(video.num_frames, video.fps, starts)
+        except ValueError as error:
+            raise DecodeError(video.path, str(error)) from error
         unique, places = np.unique(wanted, return_inverse=True)
         gigabytes = len(unique) * video.height * video.width * 3 / _GIGABYTE
         if gigabytes > self.max_clip_gigabytes:

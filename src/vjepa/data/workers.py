@@ -14,6 +14,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ _AHEAD_BYTES = (
     4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
 )
 _JOBS_PER_WORKER = 2
-_READY = -1
+_READY, _FAILED = -1, -2  # in place of a ticket
 _PRELOAD = ["torch", "av", "vjepa.data.samples", "vjepa.data.decode"]
 
 
@@ -84,9 +85,17 @@ def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
         pipe.send((_READY, None))
         while True:
             ticket, payload = pipe.recv()
-            pipe.send((ticket, task(payload)))
+            pipe.send((ticket, _run(task, payload, pipe)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _run(task: Callable[[Any], Any], payload: object, pipe: Connection) -> Any:
+    try:
+        return task(payload)
+    except Exception as error:
+        pipe.send((_FAILED, "".join(traceback.format_exception(error))))
+        raise SystemExit(1) from error
 
 
 def _end_with(sentinel: int) -> None:
@@ -157,7 +166,7 @@ class WorkerPool:
 
         Raises:
             UserError: Workers cannot start.
-            RuntimeError: The task raised an exception; the worker printed its traceback.
+            RuntimeError: The task raised an exception; its traceback is in the message.
         """
         self._start_missing()
         self._feed()
@@ -250,6 +259,9 @@ class WorkerPool:
             while worker.pipe.poll():
                 ticket, value = worker.pipe.recv()
                 worker.started = time.monotonic()
+                if ticket == _FAILED:
+                    job = worker.jobs[0].payload
+                    raise RuntimeError(f"a loader worker failed at {job}:\n{value}")
                 if ticket == _READY:
                     worker.is_ready = True
                     continue
@@ -268,9 +280,7 @@ class WorkerPool:
                 "`if __name__ == '__main__':`; or set loader.num_workers to 0"
             )
         if code is not None and code >= 0:
-            raise RuntimeError(
-                f"a loader worker failed (exit code {code}); its traceback stands above"
-            )
+            raise RuntimeError(f"a loader worker left with exit code {code}")
         reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
         job = worker.jobs.popleft() if worker.jobs else None
         _LOGGER.warning(

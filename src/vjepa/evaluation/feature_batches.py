@@ -26,12 +26,14 @@ class FeatureBatch:
 
     Attributes:
         step: Number of the update that uses it, from 0.
+        ordinals: int64 [B], the samples' numbers in the endless stream.
         places: int64 [B], places in the feature set.
         tokens: [B, N, D], as stored.
         labels: int64 [B].
     """
 
     step: int
+    ordinals: NDArray[np.int64]
     places: NDArray[np.int64]
     tokens: Tensor
     labels: Tensor
@@ -93,6 +95,7 @@ class FeatureBatches:
             places = self._places[samples]
             yield FeatureBatch(
                 step=step,
+                ordinals=np.arange(step * self.batch_size, (step + 1) * self.batch_size),
                 places=places,
                 tokens=self._features.gather(places),
                 labels=torch.from_numpy(self._labels[samples]),

@@ -1,4 +1,4 @@
-"""Features on disk: written once per (weights, data, clip, transform), then mapped, not computed.
+"""Features on disk: written once per (weights, data, clip, view), then mapped, not computed.
 
 A cache folder holds one sub-folder per key. The key is the hash of everything that the numbers
 depend on, so features of other weights can never be taken for these. Inside are shards of a fixed
@@ -49,7 +49,7 @@ class FeatureKey:
         encoder: The encoder's config as plain values.
         data_hash: Of the videos and of the rows taken (:func:`data_hash`).
         clip: How the frames were chosen, as plain values.
-        transform: How they were cropped, as plain values.
+        view: How they were cropped, as plain values.
         precision, storage: Type of the computation and of what is kept.
         batch_size: Clips per forward call: it can change the last bits of a matrix product.
         device: ``cpu`` or ``cuda``, for the same reason.
@@ -59,7 +59,7 @@ class FeatureKey:
     encoder: dict[str, object]
     data_hash: str
     clip: dict[str, object]
-    transform: dict[str, object]
+    view: dict[str, object]
     precision: Precision
     storage: Precision
     batch_size: int

@@ -105,6 +105,12 @@ class ProbeHeads(nn.Module):
         """Number of heads H."""
         return len(self.heads)
 
+    def __getitem__(self, index: int) -> ProbeHead:
+        """One head, to be used alone."""
+        head = self.heads[index]
+        assert isinstance(head, ProbeHead)
+        return head
+
     def trainable(self) -> dict[str, nn.Module]:
         """The heads by name: each gets its own parameter groups and its own gradient clipping."""
         return {f"head_{index:02d}": head for index, head in enumerate(self.heads)}

@@ -77,6 +77,7 @@ class ProbeResult:
         test: Metrics on the test rows, which nothing was chosen on; None without a test split.
         selection: Every head of the grid; empty when there was only one.
         train_manifest_hash: Content hash of the training rows.
+        train_bad_videos: Training videos that could not be read (``on_bad_video: list``).
         config: The resolved config of the job.
         versions: Of vjepa, torch and Python.
         date: When, UTC, ISO 8601.
@@ -93,6 +94,7 @@ class ProbeResult:
     test: EvaluatedSplit | None
     selection: tuple[HeadResult, ...]
     train_manifest_hash: str
+    train_bad_videos: tuple[BadVideo, ...] = ()
     config: dict[str, Any]
     versions: dict[str, str]
     date: str
@@ -146,6 +148,9 @@ def load_result(folder: Path) -> ProbeResult:
         found = fields.pop("format", None)
         if found != _FORMAT:
             raise UserError(f"{path}: format {found!r}, expected {_FORMAT!r}")
+        fields["train_bad_videos"] = tuple(
+            BadVideo(**video) for video in fields["train_bad_videos"]
+        )
         fields["selection"] = tuple(HeadResult(**head) for head in fields["selection"])
         if fields["test"] is not None:
             fields["test"] = evaluated_split(fields["test"])

@@ -148,9 +148,7 @@ class LabelledFeatures:
     bad: tuple[BadVideo, ...]
 
 
-def choose_rows(
-    features: FeatureSet, labels: Labels, rows: NDArray[np.int64]
-) -> LabelledFeatures:
+def choose_rows(features: FeatureSet, labels: Labels, rows: NDArray[np.int64]) -> LabelledFeatures:
     """Take rows out of a feature set, with their labels.
 
     Args:
@@ -163,5 +161,6 @@ def choose_rows(
     """
     bad = tuple(video for video in features.bad if video.row in set(rows.tolist()))
     kept = np.setdiff1d(rows, np.array([video.row for video in bad], dtype=np.int64))
-    places = np.searchsorted(features.rows, kept)
-    return LabelledFeatures(features, places.astype(np.int64), labels.take(kept), bad)
+    places = np.searchsorted(features.rows, kept).astype(np.int64)
+    assert np.array_equal(features.rows[places], kept)
+    return LabelledFeatures(features, places, labels.take(kept), bad)

@@ -54,7 +54,6 @@ class BlockKinds:
         Returns:
             int64 [kinds, B, 3]: length, height and width in tokens.
         """
-
         # float64 [kinds, B, 3]: length as a share of the clip, area as a share, aspect ratio.
         drawn = self._low + uniform * self._range
         places = np.maximum(np.floor(self._grid[1] * self._grid[2] * drawn[..., 1]), 1)
@@ -64,9 +63,7 @@ class BlockKinds:
         sizes[..., 2] = np.rint(np.sqrt(places / drawn[..., 2]))
         return np.minimum(np.maximum(sizes, 1), self._grid_sizes).astype(np.int64)
 
-    def hidden(
-        self, sizes: NDArray[np.int64], uniform: NDArray[np.float64]
-    ) -> NDArray[np.bool_]:
+    def hidden(self, sizes: NDArray[np.int64], uniform: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The union of the blocks.
 
         Args:

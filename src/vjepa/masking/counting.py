@@ -1,7 +1,8 @@
 """From hidden tokens to index lists: the three ways of counting.
 
-All functions take one mask kind of a batch: ``hidden`` bool [B, N], True where the mask hides, and
-``num_hidden`` int64 [B], its sum over each row.
+All mask kinds of a batch, and both sides of each mask, pass through one set of array operations:
+first what may stand in a list, bool [2, kinds, B, N] (side 0 context, side 1 target), then how many
+of it, int64 [2, kinds, B].
 """
 
 from __future__ import annotations
@@ -12,152 +13,165 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.masking.expected_counts import TokenCounts
-from vjepa.masking.random_subset import TokenKeys, random_subset
+from vjepa.masking.drawing import DrawnMasks
+from vjepa.masking.random_subset import random_subset
 from vjepa.masking.token_masks import TokenMasks
 
-def count_prefix(
-    hidden: NDArray[np.bool_], num_hidden: NDArray[np.int64], max_context: int | None
-) -> TokenMasks:
+
+def count_prefix(drawn: DrawnMasks, max_context: NDArray[np.int64]) -> tuple[TokenMasks, ...]:
     """Cut every clip to the smallest count of the batch, keeping the first tokens in time.
 
     This is what the authors' released code does; the late frames lose most of their tokens.
 
     Args:
-        hidden: bool [B, N].
-        num_hidden: int64 [B].
-        max_context: Show at most so many tokens.
+        drawn: What the masks hide.
+        max_context: int64 [kinds], show at most so many tokens.
 
     Returns:
-        Masks with equal counts.
+        Masks with equal counts, one for each kind.
     """
-    num_visible = hidden.shape[1] - num_hidden
-    num_context = int(num_visible.min())
-    if max_context is not None:
-        num_context = min(num_context, max_context)
-    return TokenMasks(
-        context=_first_tokens(~hidden, num_visible, num_context),
-        target=_first_tokens(hidden, num_hidden, int(num_hidden.min())),
-    )
+    chosen, counts = _both_sides(drawn)
+    smallest = counts.min(axis=-1)
+    smallest[0] = np.minimum(smallest[0], max_context)
+    batch = counts.shape[-1]
+    tokens = _first_tokens(chosen, counts.ravel(), smallest.repeat(batch))
+    return _dense_masks(tokens, smallest, batch)
 
 
 def count_fixed(
-    hidden: NDArray[np.bool_],
-    num_hidden: NDArray[np.int64],
-    token_keys: TokenKeys,
-    key_words: NDArray[np.uint64],
-    counts: TokenCounts,
-    may_be_seen: int,
-) -> TokenMasks:
-    """The same counts for every clip: random subsets of what the blocks leave and of what they hide.
+    drawn: DrawnMasks,
+    keys: NDArray[np.uint32],
+    keep: NDArray[np.int64],
+    may_be_seen: NDArray[np.int64],
+) -> tuple[TokenMasks, ...]:
+    """The same counts for every clip: random subsets of what the blocks leave and what they hide.
 
     Where the blocks leave too few tokens on one side, the missing ones are drawn at random from the
     other side first, so that context and target never overlap.
 
     Args:
-        hidden: bool [B, N]; changed in place where a side is too small.
-        num_hidden: int64 [B]; changed likewise.
-        token_keys: Makes random keys.
-        key_words: uint64 [B], their seeds.
-        counts: K and M, together at most N.
-        may_be_seen: Only the first so many tokens may become context (causal masks); at least K.
+        drawn: What the masks hide; changed in place where a side is too small.
+        keys: uint32 [kinds * B, N], random keys.
+        keep: int64 [2, kinds], K and M of each kind, together at most N.
+        may_be_seen: int64 [kinds], only the first so many tokens may become context (causal masks);
+            at least K.
 
     Returns:
-        Masks of K and M tokens.
+        Masks of K and M tokens, one for each kind.
     """
-    batch, num_tokens = hidden.shape
-    keys = token_keys(key_words)
-    _fill_up(hidden, num_hidden, keys, counts, may_be_seen)
-    starts = (np.arange(batch) * num_tokens)[:, None]
-
-    def subset(
-        eligible: NDArray[np.bool_], num_eligible: NDArray[np.int64], count: int
-    ) -> torch.Tensor:
-        chosen = random_subset(eligible, keys, num_eligible, np.full(batch, count))
-        tokens = chosen.reshape(-1).nonzero()[0].reshape(batch, count)
-        tokens -= starts
-        return torch.from_numpy(tokens)
-
-    return TokenMasks(
-        context=subset(~hidden, num_tokens - num_hidden, counts.context),
-        target=subset(hidden, num_hidden, counts.target),
-    )
+    _fill_up(drawn, keys.reshape(drawn.hidden.shape), keep, may_be_seen)
+    chosen, counts = _both_sides(drawn)
+    batch, num_tokens = chosen.shape[-2:]
+    wanted = keep.repeat(batch)
+    rows = chosen.reshape(-1, num_tokens)
+    subset = random_subset(rows, np.concatenate([keys, keys]), counts.ravel(), wanted)
+    return _dense_masks(_first_tokens(subset, wanted, wanted), keep, batch)
 
 
 def count_packed(
-    hidden: NDArray[np.bool_],
-    num_hidden: NDArray[np.int64],
-    keys: NDArray[np.uint32] | None,
-    max_context: int | None,
-) -> TokenMasks:
+    drawn: DrawnMasks, keys: NDArray[np.uint32] | None, max_context: NDArray[np.int64]
+) -> tuple[TokenMasks, ...]:
     """Throw nothing away: lists of different lengths, one after the other, with offsets.
 
     Args:
-        hidden: bool [B, N].
-        num_hidden: int64 [B].
-        keys: uint32 [B, N], random keys; needed only with `max_context`.
-        max_context: Show at most so many tokens, a random subset of what the blocks leave.
+        drawn: What the masks hide.
+        keys: uint32 [kinds * B, N], random keys; None where no kind is limited.
+        max_context: int64 [kinds], show at most so many tokens, a random subset of what the blocks
+            leave.
 
     Returns:
-        Packed masks.
+        Packed masks, one for each kind.
     """
-    visible, num_visible = ~hidden, hidden.shape[1] - num_hidden
-    if max_context is not None and keys is not None:
-        kept = np.minimum(num_visible, max_context)
-        visible, num_visible = random_subset(visible, keys, num_visible, kept), kept
-    context_offsets, target_offsets = _offsets(num_visible), _offsets(num_hidden)
-    return TokenMasks(
-        context=_all_tokens(visible, context_offsets),
-        target=_all_tokens(hidden, target_offsets),
-        context_offsets=torch.from_numpy(context_offsets),
-        target_offsets=torch.from_numpy(target_offsets),
+    chosen, counts = _both_sides(drawn)
+    if keys is not None:
+        kept = np.minimum(counts[0], max_context[:, None])
+        visible = chosen[0].reshape(keys.shape)
+        subset = random_subset(visible, keys, counts[0].ravel(), kept.ravel())
+        chosen[0], counts[0] = subset.reshape(chosen[0].shape), kept
+    rows = counts.ravel()
+    tokens = torch.from_numpy(_first_tokens(chosen, rows, rows))
+    lists = tokens.split(counts.sum(axis=-1).ravel().tolist())
+    offsets = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1), dtype=np.int64)
+    np.cumsum(counts, axis=-1, out=offsets[..., 1:])
+    kinds = counts.shape[1]
+    return tuple(
+        TokenMasks(
+            context=lists[kind],
+            target=lists[kinds + kind],
+            context_offsets=torch.from_numpy(offsets[0, kind]),
+            target_offsets=torch.from_numpy(offsets[1, kind]),
+        )
+        for kind in range(kinds)
     )
 
 
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each clip's list begins and the last one ends: int64 [B + 1]."""
-    offsets = np.zeros(len(counts) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    return offsets
+def _both_sides(drawn: DrawnMasks) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Visible and hidden tokens, bool [2, kinds, B, N], and their numbers, int64 [2, kinds, B]."""
+    hidden, num_hidden = drawn.hidden, drawn.num_hidden
+    chosen = np.empty((2, *hidden.shape), dtype=np.bool_)
+    np.logical_not(hidden, out=chosen[0])
+    chosen[1] = hidden
+    counts = np.empty((2, *num_hidden.shape), dtype=np.int64)
+    np.subtract(hidden.shape[-1], num_hidden, out=counts[0])
+    counts[1] = num_hidden
+    return chosen, counts
 
 
 def _first_tokens(
-    chosen: NDArray[np.bool_], counts: NDArray[np.int64], keep: int
-) -> torch.Tensor:
-    """The first `keep` chosen tokens of each row: bool [B, N] -> int64 [B, keep]."""
-    batch, num_tokens = chosen.shape
-    flat = chosen.reshape(-1).nonzero()[0]
-    lists = np.empty((batch, keep), dtype=np.int64)
+    chosen: NDArray[np.bool_], counts: NDArray[np.int64], keep: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Numbers of the first `keep` of the `counts` chosen tokens of each row, row after row.
+
+    bool [..., N] of R rows, int64 [R], int64 [R] -> int64 [sum of keep].
+    """
+    num_tokens = chosen.shape[-1]
+    found = chosen.reshape(-1).nonzero()[0]
+    starts = [0, *counts.cumsum().tolist()]
+    bounds = [0, *keep.cumsum().tolist()]
+    tokens = np.empty(bounds[-1], dtype=np.int64)
     # Slices of one flat list: cheaper than a gather through an array of indices.
-    for row, start in enumerate(_offsets(counts)[:-1].tolist()):
-        np.subtract(flat[start : start + keep], row * num_tokens, out=lists[row])
-    return torch.from_numpy(lists)
+    for row, (first, last) in enumerate(pairwise(bounds)):
+        start = starts[row]
+        part = found[start : start + last - first]
+        np.subtract(part, row * num_tokens, out=tokens[first:last])
+    return tokens
 
 
-def _all_tokens(chosen: NDArray[np.bool_], offsets: NDArray[np.int64]) -> torch.Tensor:
-    """The chosen tokens of all rows: bool [B, N] -> int64 [sum of counts]."""
-    flat = chosen.reshape(-1).nonzero()[0]
-    for row, (start, stop) in enumerate(pairwise(offsets.tolist())):
-        flat[start:stop] -= row * chosen.shape[1]
-    return torch.from_numpy(flat)
+def _dense_masks(
+    tokens: NDArray[np.int64], keep: NDArray[np.int64], batch: int
+) -> tuple[TokenMasks, ...]:
+    """Cut the list of all tokens into masks of equal counts; `keep` int64 [2, kinds]."""
+    ends = (keep.ravel() * batch).cumsum().tolist()
+    lists = [
+        torch.from_numpy(tokens[start:end].reshape(batch, -1))
+        for start, end in pairwise([0, *ends])
+    ]
+    kinds = keep.shape[1]
+    return tuple(
+        TokenMasks(context=lists[kind], target=lists[kinds + kind]) for kind in range(kinds)
+    )
 
 
 def _fill_up(
-    hidden: NDArray[np.bool_],
-    num_hidden: NDArray[np.int64],
+    drawn: DrawnMasks,
     keys: NDArray[np.uint32],
-    counts: TokenCounts,
-    may_be_seen: int,
+    keep: NDArray[np.int64],
+    may_be_seen: NDArray[np.int64],
 ) -> None:
-    """Move tokens to the side that has too few of them, in place: arguments of `count_fixed`."""
-    num_tokens = hidden.shape[1]
-    for row in (num_tokens - num_hidden < counts.context).nonzero()[0]:
-        candidates = hidden[row, :may_be_seen].nonzero()[0]
-        missing = counts.context - (num_tokens - int(num_hidden[row]))
-        hidden[row, candidates[np.argsort(keys[row, candidates])[:missing]]] = False
-        num_hidden[row] -= missing
-    for row in (num_hidden < counts.target).nonzero()[0]:
-        candidates = (~hidden[row]).nonzero()[0]
-        missing = counts.target - int(num_hidden[row])
-        hidden[row, candidates[np.argsort(keys[row, candidates])[:missing]]] = True
-        num_hidden[row] += missing
+    """Move tokens to the side that has too few of them, in place; `keys` uint32 [kinds, B, N]."""
+    hidden, num_hidden = drawn.hidden, drawn.num_hidden
+    num_tokens = hidden.shape[-1]
+    dark = num_tokens - num_hidden < keep[0][:, None]
+    for kind, clip in zip(*dark.nonzero(), strict=True):
+        row = hidden[kind, clip]
+        candidates = row[: may_be_seen[kind]].nonzero()[0]
+        missing = keep[0, kind] - (num_tokens - num_hidden[kind, clip])
+        row[candidates[keys[kind, clip, candidates].argsort()[:missing]]] = False
+        num_hidden[kind, clip] -= missing
+    bright = num_hidden < keep[1][:, None]
+    for kind, clip in zip(*bright.nonzero(), strict=True):
+        row = hidden[kind, clip]
+        candidates = (~row).nonzero()[0]
+        missing = keep[1, kind] - num_hidden[kind, clip]
+        row[candidates[keys[kind, clip, candidates].argsort()[:missing]]] = True
+        num_hidden[kind, clip] += missing

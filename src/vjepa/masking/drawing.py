@@ -15,7 +15,7 @@ from vjepa.masking.config import MaskConfig
 from vjepa.masking.random_subset import TokenKeys, random_subset
 
 _SIZE_WORDS = 3
-# Draws that are tried together where one has to be repeated: the price is in the calls, not the numbers.
+# Draws tried together where one has to be repeated: the price is in the calls, not the numbers.
 _DRAWS_AT_ONCE = 4
 # A clip that shares its block size with its batch gets a size of its own after so many draws: the
 # shared one may be a block that covers everything.
@@ -27,7 +27,7 @@ class DrawnMasks:
     """What the masks of a batch hide, before any counting.
 
     Attributes:
-        hidden: bool [kinds, B, t, h, w], True where a token is hidden.
+        hidden: bool [kinds, B, N], True where a token is hidden.
         num_hidden: int64 [kinds, B].
         key_words: uint64 [kinds, B], random bits for choosing tokens.
     """
@@ -82,10 +82,13 @@ class MaskDrawer:
             [_seen_steps(number, mask, grid, tubelet_size) for number, mask in enumerate(masks)]
         )
         """int64 [kinds], time steps that may be seen; all, but for causal masks."""
-        self._block_kinds = [n for n, mask in enumerate(masks) if mask.kind == "multiblock"]
+        self._causal = [n for n, steps in enumerate(self.seen_steps) if steps < grid[0]]
+        block_kinds = [n for n, mask in enumerate(masks) if mask.kind == "multiblock"]
         self._blocks = None
-        if self._block_kinds:
-            self._blocks = BlockKinds([masks[n] for n in self._block_kinds], grid)
+        if block_kinds:
+            self._blocks = BlockKinds([masks[n] for n in block_kinds], grid)
+        # A slice where possible: it is assigned to several times faster.
+        self._block_kinds = slice(None) if len(block_kinds) == len(masks) else block_kinds
         self._tubes = {
             n: _kept_places(n, mask, grid) for n, mask in enumerate(masks) if mask.kind == "tube"
         }
@@ -120,7 +123,7 @@ class MaskDrawer:
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
             if not missed.any():
                 break
-            clips = missed.any(axis=0).nonzero()[0]
+            clips = np.flatnonzero(missed.any(axis=0))
             stream = f"masks/{first}"
             again = random_bits(self._seed, stream, ordinals[clips], self._words * _DRAWS_AT_ONCE)
             size = None
@@ -138,6 +141,7 @@ class MaskDrawer:
             missed = minimum.missed(num_hidden, self.num_tokens)
         if minimum.required and missed.any():
             self._refuse(int(np.flatnonzero(missed.any(axis=1))[0]), minimum)
+        hidden = hidden.reshape(self._num_kinds, len(ordinals), self.num_tokens)
         return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
 
     def _refuse(self, kind: int, minimum: Minimum) -> None:
@@ -161,15 +165,13 @@ class MaskDrawer:
             sizes = self._blocks.sizes(size)
             cover = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
             counts = cover.reshape(*cover.shape[:3], -1).sum(axis=-1)
-            for place, kind in enumerate(self._block_kinds):
-                hidden[kind], per_step[kind] = cover[place], counts[place]
+            hidden[self._block_kinds], per_step[self._block_kinds] = cover, counts
         for kind, kept in self._tubes.items():
             hidden[kind] = self._tube(words[:, kind], kept)
             per_step[kind] = height * width - kept
-        for kind, seen in enumerate(self.seen_steps):
-            if seen < steps:
-                hidden[kind, :, seen:] = True
-                per_step[kind, :, seen:] = height * width
+        for kind in self._causal:
+            hidden[kind, :, self.seen_steps[kind] :] = True
+            per_step[kind, :, self.seen_steps[kind] :] = height * width
         return hidden, per_step.sum(axis=-1)
 
     def _tube(self, words: NDArray[np.uint64], kept: int) -> NDArray[np.bool_]:

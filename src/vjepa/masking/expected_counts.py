@@ -1,7 +1,7 @@
 """How many tokens the authors' way of counting leaves on average.
 
-Count mode fixed keeps these numbers by default, so that its task has the same mean difficulty as the
-authors' at the batch size at which they trained.
+Count mode fixed keeps these numbers by default, so that its task has the same mean difficulty as
+the authors' at the batch size at which they trained.
 """
 
 from __future__ import annotations

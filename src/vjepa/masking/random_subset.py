@@ -1,8 +1,8 @@
 """Uniformly random subsets of many rows of tokens at once.
 
-Every token gets a key: a 32-bit hash, seeded for each row, that is a bijection of the token's number.
-Keys of a row are therefore distinct, and the tokens with the n smallest keys are a random subset of
-exactly n, whatever else is in the batch. No generator, no loop over rows.
+Every token gets a key: a 32-bit hash, seeded for each row, that is a bijection of the token's
+number. Keys of a row are therefore distinct, and the tokens with the n smallest keys are a random
+subset of exactly n, whatever else is in the batch.
 """
 
 from __future__ import annotations
@@ -75,43 +75,46 @@ def random_subset(
     """
     if (count < 1).any() or (count > num_eligible).any():
         raise ValueError("count must lie between 1 and the number of eligible tokens")
-    left_out = num_eligible - count
-    # The smallest keys are those to keep or those to leave out, whichever are fewer to look at.
-    if count.sum() <= left_out.sum():
-        chosen = keys <= _key_of_rank(eligible, keys, num_eligible, count - 1)[:, None]
-    else:
-        chosen = keys >= _key_of_rank(eligible, keys, num_eligible, left_out)[:, None]
+    chosen = keys <= _last_key(eligible, keys, num_eligible, count)[:, None]
     chosen &= eligible
     return chosen
 
 
-def _key_of_rank(
+def _last_key(
     eligible: NDArray[np.bool_],
     keys: NDArray[np.uint32],
     num_eligible: NDArray[np.int64],
-    rank: NDArray[np.int64],
+    count: NDArray[np.int64],
 ) -> NDArray[np.uint32]:
-    """The key of each row's eligible token of that rank, counted from 0: uint32 [R].
+    """The largest of each row's `count` smallest eligible keys: uint32 [R].
 
-    Keys are uniform, so a limit can be computed below which nearly always lie that many tokens and
-    few more; only those are sorted, which costs half of a partition of whole rows.
+    Keys are uniform, so a limit can be computed below which nearly always lie as many tokens and
+    few more, or, where fewer are left out than chosen, one above which lie the tokens left out.
+    Only those tokens are looked at, which costs half of a partition of whole rows.
     """
     num_rows, num_tokens = eligible.shape
+    left_out = num_eligible - count
+    from_top = left_out < count
+    rank = np.where(from_top, left_out + 1, count)
     share = (rank + 4 * np.sqrt(rank * (1 - rank / num_eligible)) + 5) / num_eligible
     while True:
-        limit = (np.minimum(share, 1) * float(_LARGEST)).astype(np.uint32)
-        below = keys <= limit[:, None]
-        below &= eligible
-        places = below.reshape(-1).nonzero()[0]
+        width = (np.minimum(share, 1) * float(_LARGEST)).astype(np.uint32)
+        start = np.where(from_top, _LARGEST - width, np.uint32(0))
+        # Unsigned, so keys before the start wrap to large numbers.
+        near = keys - start[:, None] <= width[:, None]
+        near &= eligible
+        places = near.reshape(-1).nonzero()[0]
         bounds = places.searchsorted(np.arange(num_rows + 1) * num_tokens)
         found = np.diff(bounds)
-        too_few = found <= rank
+        too_few = found < rank
         if not too_few.any():
             break
         share[too_few] = 1
     candidates = keys.reshape(-1)[places]
-    padded = np.full((num_rows, int(found.max())), _LARGEST)
-    for row, (start, stop) in enumerate(pairwise(bounds.tolist())):
-        padded[row, : stop - start] = candidates[start:stop]
-    padded.sort(axis=1)
-    return padded[np.arange(num_rows), rank]
+    position = np.where(from_top, found - rank, rank - 1)
+    last = np.empty(num_rows, dtype=np.uint32)
+    for row, (first, end) in enumerate(pairwise(bounds.tolist())):
+        part = candidates[first:end]
+        part.partition(position[row])
+        last[row] = part[position[row]]
+    return last

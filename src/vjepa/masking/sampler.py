@@ -26,8 +26,9 @@ class MaskSampler:
     Positions of the blocks follow from (seed, ordinal). Block sizes follow from (seed, batch index)
     in count mode prefix, where a batch shares one size as in the authors' code, and from (seed,
     ordinal) in the modes fixed and packed, whose masks therefore do not depend on what else is in
-    the batch. All mask kinds share the draws for the block size. A mask that leaves no context or no
-    target is drawn again.
+    the batch. All mask kinds share the draws for the block size. A mask that leaves no context or
+    no target is drawn again; in count mode fixed so is one that leaves fewer than K or M tokens, up
+    to 9 draws, after which the missing tokens are taken at random from the other side.
 
     Args:
         config: Mask kinds and count mode.
@@ -49,11 +50,16 @@ class MaskSampler:
         self._drawer = MaskDrawer(config.masks, grid, tubelet_size, seed)
         self._token_keys = TokenKeys(self._drawer.num_tokens)
         ones = np.ones(len(config.masks), dtype=np.int64)
-        self.counts = None
+        places = grid[1] * grid[2]
+        self._may_be_seen = self._drawer.seen_steps * places
+        most = [mask.max_context_tokens or self._drawer.num_tokens for mask in config.masks]
+        self._max_context = np.array(most)
+        self.counts, self._keep = None, None
         self._minimum = Minimum(visible=ones, hidden=ones, max_draws=_MAX_DRAWS, required=True)
         if config.count == "fixed":
             self.counts = self._fixed_counts(grid, tubelet_size)
-            self._minimum = self._minimum_of(self.counts)
+            self._keep = np.array([(c.context, c.target) for c in self.counts]).T
+            self._minimum = self._minimum_of(self._keep)
         # Masks that can never be drawn are refused here, not in the middle of a run.
         self._draw(np.arange(_TRIAL_CLIPS), 0)
 
@@ -68,7 +74,12 @@ class MaskSampler:
             One TokenMasks for each mask kind, on the CPU.
         """
         drawn = self._draw(ordinals, batch_index)
-        return tuple(self._count(drawn, kind) for kind in range(len(self._config.masks)))
+        if self._config.count == "prefix":
+            return count_prefix(drawn, self._max_context)
+        if self._keep is None:
+            limited = any(mask.max_context_tokens for mask in self._config.masks)
+            return count_packed(drawn, self._keys(drawn) if limited else None, self._max_context)
+        return count_fixed(drawn, self._keys(drawn), self._keep, self._may_be_seen)
 
     def full(self, ordinals: NDArray[np.int64], batch_index: int) -> NDArray[np.bool_]:
         """What the masks hide before counting, for pictures and statistics.
@@ -80,34 +91,16 @@ class MaskSampler:
         Returns:
             bool [kinds, B, t, h, w], True where a token is hidden.
         """
-        return self._draw(ordinals, batch_index).hidden
+        hidden = self._draw(ordinals, batch_index).hidden
+        return hidden.reshape(*hidden.shape[:2], *self._drawer.grid)
 
     def _draw(self, ordinals: NDArray[np.int64], batch_index: int) -> DrawnMasks:
         batch = np.array([batch_index]) if self._config.count == "prefix" else None
         return self._drawer.draw(ordinals, batch, self._minimum)
 
-    def _count(self, drawn: DrawnMasks, kind: int) -> TokenMasks:
-        mask = self._config.masks[kind]
-        num_hidden = drawn.num_hidden[kind]
-        hidden = drawn.hidden[kind].reshape(len(num_hidden), -1)
-        if self._config.count == "prefix":
-            return count_prefix(hidden, num_hidden, mask.max_context_tokens)
-        if self.counts is None:
-            keys = self._token_keys(drawn.key_words[kind]) if mask.max_context_tokens else None
-            return count_packed(hidden, num_hidden, keys, mask.max_context_tokens)
-        return count_fixed(
-            hidden,
-            num_hidden,
-            self._token_keys,
-            drawn.key_words[kind],
-            self.counts[kind],
-            self._may_be_seen(kind),
-        )
-
-    def _may_be_seen(self, kind: int) -> int:
-        """Tokens of the time steps that a mask kind may show."""
-        steps, height, width = self._drawer.grid
-        return min(int(self._drawer.seen_steps[kind]), steps) * height * width
+    def _keys(self, drawn: DrawnMasks) -> NDArray[np.uint32]:
+        """Random keys of all tokens: uint32 [kinds * B, N]."""
+        return self._token_keys(drawn.key_words.reshape(-1))
 
     def _fixed_counts(self, grid: Grid, tubelet_size: int) -> tuple[TokenCounts, ...]:
         masks = self._config.masks
@@ -121,7 +114,7 @@ class MaskSampler:
 
     def _counts_of(self, kind: int, mask: MaskConfig, mean: TokenCounts | None) -> TokenCounts:
         """K and M of one kind, checked against the grid."""
-        num_tokens, may_be_seen = self._drawer.num_tokens, self._may_be_seen(kind)
+        num_tokens, may_be_seen = self._drawer.num_tokens, int(self._may_be_seen[kind])
         context = _share(mask.context_fraction, num_tokens, mean.context if mean else 1)
         target = _share(mask.target_fraction, num_tokens, mean.target if mean else 1)
         context = min(context, mask.max_context_tokens or context)
@@ -138,12 +131,12 @@ class MaskSampler:
             )
         return TokenCounts(context, target)
 
-    def _minimum_of(self, counts: tuple[TokenCounts, ...]) -> Minimum:
+    def _minimum_of(self, keep: NDArray[np.int64]) -> Minimum:
         """What a draw should leave for K and M; nothing for tubes, whose counts never vary."""
         varies = np.array([mask.kind == "multiblock" for mask in self._config.masks])
         return Minimum(
-            visible=np.array([count.context for count in counts]) * varies,
-            hidden=np.array([count.target for count in counts]) * varies,
+            visible=keep[0] * varies,
+            hidden=keep[1] * varies,
             max_draws=_MAX_DRAWS_FIXED,
             required=False,
         )

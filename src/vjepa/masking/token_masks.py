@@ -57,9 +57,7 @@ class TokenMasks:
         if self.target_offsets is None:
             return rows[:, None]
         # output_size spares the device a synchronisation to learn the sum of the lengths.
-        return rows.repeat_interleave(
-            self.target_offsets.diff(), output_size=self.target.shape[0]
-        )
+        return rows.repeat_interleave(self.target_offsets.diff(), output_size=self.target.shape[0])
 
     def gather_target(self, tokens: Tensor) -> Tensor:
         """The target tokens out of all tokens.

@@ -38,6 +38,8 @@ class IntervalSummary:
     """Samples of this process per second."""
     data_wait_share: float
     """Share of the time in which the loop waited for the next batch."""
+    num_bad: int
+    """Videos that could not be read and were replaced."""
 
 
 class Interval:
@@ -50,23 +52,31 @@ class Interval:
     def restart(self) -> None:
         """Forget everything and start the clock."""
         self._steps: list[tuple[StepValues, NDArray[np.int64]]] = []
-        self._waited = 0.0
+        self._waited, self._num_bad = 0.0, 0
         self._started = self._clock()
 
     def __len__(self) -> int:
         """Number of updates since the last restart."""
         return len(self._steps)
 
-    def add(self, step: StepValues, ordinals: NDArray[np.int64], seconds_waited: float) -> None:
+    def add(
+        self,
+        step: StepValues,
+        ordinals: NDArray[np.int64],
+        seconds_waited: float,
+        num_bad: int = 0,
+    ) -> None:
         """Add an update.
 
         Args:
             step: Its values, which stay on the device.
             ordinals: int64 [B]: its samples.
             seconds_waited: How long the loop waited for its batch.
+            num_bad: Videos that could not be read while it was made.
         """
         self._steps.append((step, ordinals))
         self._waited += seconds_waited
+        self._num_bad += num_bad
 
     def last_is_finite(self) -> bool:
         """Whether the newest update was finite; waits for the device."""
@@ -97,4 +107,5 @@ class Interval:
             seconds=seconds,
             clips_per_second=sum(len(step.ordinals) for step in steps) / seconds,
             data_wait_share=self._waited / seconds,
+            num_bad=self._num_bad,
         )

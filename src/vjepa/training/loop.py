@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from vjepa.runtime.device import compile_blocks, set_up_device
 from vjepa.runtime.distributed import world
 from vjepa.runtime.metric_sinks import MetricRecord, MetricSink
 from vjepa.runtime.progress import Progress, open_progress
+from vjepa.runtime.run_lock import locked_folder
 from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.threads import set_num_threads
 from vjepa.training.checkpoint import CheckpointStore
@@ -39,6 +41,7 @@ from vjepa.training.schedules import (
     weight_decay,
 )
 from vjepa.training.step import (
+    BadVideoCounting,
     BatchSource,
     Evaluator,
     HealthReporting,
@@ -120,9 +123,6 @@ class Trainer:
     """What is measured now and then."""
     description: str = "training"
     """Name of the work in the progress display."""
-    start_step: int = 0
-    """Updates that the loaded weights have behind them, when training continues from elsewhere; a
-    checkpoint in `folder` overrides it."""
 
     def __post_init__(self) -> None:
         """Build the learner and the guards."""
@@ -138,10 +138,22 @@ class Trainer:
         self._guard = NonFiniteGuard(self.training, self.folder.path if self.folder else None)
         self._alarm = CollapseAlarm()
         self._interval = Interval()
-        self._completed = self._saved_step = self.start_step
+        self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
         self._checkpoint: Path | None = None
         self._last_means: dict[str, float] = {}
+
+    def start_from(self, completed_steps: int) -> None:
+        """Continue training that was begun elsewhere.
+
+        The caller has loaded its weights, and its moments into ``learner.optimizer``. A checkpoint
+        in this run's own folder goes before it.
+
+        Args:
+            completed_steps: Updates that those weights have behind them; schedules and data go on
+                from there.
+        """
+        self._completed = self._saved_step = completed_steps
 
     def train(self) -> TrainingResult:
         """Train to the last update, from the newest checkpoint if there is one.
@@ -151,8 +163,13 @@ class Trainer:
 
         Raises:
             TrainingStopped: The loss or a gradient is not finite.
-            UserError: The newest checkpoint is damaged or does not fit; the disk is full.
+            UserError: The newest checkpoint is damaged or does not fit; the disk is full; another
+                process trains in the folder.
         """
+        with locked_folder(self.folder.path) if self.folder else nullcontext():
+            return self._train()
+
+    def _train(self) -> TrainingResult:
         self._resume()
         total = self.optim.steps
         if self._completed >= total:
@@ -210,7 +227,8 @@ class Trainer:
             self.prepare(batch, learner.setup.device, part, parts) for part in range(parts)
         )
         values = train_step(learner, micro_batches, update)
-        self._interval.add(values, batch.ordinals, waited)
+        num_bad = batch.num_bad if isinstance(batch, BadVideoCounting) else 0
+        self._interval.add(values, batch.ordinals, waited, num_bad)
         self._completed = update
 
     def _after_update(self, batch: Any) -> bool:
@@ -243,7 +261,7 @@ class Trainer:
         values: dict[str, Any] = {
             "first_step": first,
             **summary.means,
-            "lr": learning_rate(self._completed, learner.optim),
+            "learning_rate": learning_rate(self._completed, learner.optim),
             "weight_decay": weight_decay(self._completed, learner.optim),
         }
         if learner.ema is not None:
@@ -253,6 +271,7 @@ class Trainer:
             "data_wait_share": summary.data_wait_share,
             "seconds": summary.seconds,
             "elapsed_seconds": self._elapsed + time.perf_counter() - self._started,
+            "bad_videos": summary.num_bad,
             "skipped": sum(not step.finite for step in summary.steps),
         }
         self._last_means = values

@@ -73,6 +73,16 @@ class Batch(Protocol):
         ...
 
 
+@runtime_checkable
+class BadVideoCounting(Protocol):
+    """A batch that knows how many videos failed while it was made."""
+
+    @property
+    def num_bad(self) -> int:
+        """Videos that could not be read and were replaced."""
+        ...
+
+
 class BatchSource(Protocol):
     """Data as a pure function of the step."""
 

@@ -1,0 +1,175 @@
+"""The demo's measurements: the same frozen probes on every encoder."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vjepa.config import load_config
+from vjepa.evaluation.intervals import Interval, wilson_interval
+from vjepa.evaluation.results import ProbeResult, load_result, over_seeds
+from vjepa.jobs import probe
+from vjepa.jobs.demo_config import DemoConfig
+from vjepa.jobs.demo_training import run_folder
+from vjepa.jobs.probe_config import ProbeConfig
+from vjepa.runtime.progress import open_progress
+
+EncoderName = Literal["vjepa", "pixel", "random"]
+ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
+LABELS = ("motion", "appearance")
+PROBE_RECIPE = "demo"
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe of the demo.
+
+    Attributes:
+        encoder: Whose features.
+        seed: Of the pretraining, or of the random weights.
+        label: What is to be told from them.
+        labels_per_class: Labelled training videos of each class.
+        draw: Which random choice of these; also the seed of the probe.
+        kind: Form of the head.
+    """
+
+    encoder: EncoderName
+    seed: int
+    label: str
+    labels_per_class: int
+    draw: int
+    kind: Literal["attentive", "linear"]
+
+    def folder(self, out: Path) -> Path:
+        """Where its result lies."""
+        name = f"{self.encoder}_seed{self.seed}_{self.kind}_{self.labels_per_class}_draw{self.draw}"
+        return out / "probes" / self.label / name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the demo's table.
+
+    Attributes:
+        label, kind, labels_per_class, encoder: What was measured.
+        top1: Mean share of right answers over pretraining seeds and draws of the labels.
+        interval: 95 %: over seeds (Student's t) with three seeds or more, otherwise over the test
+            videos (Wilson).
+        num_seeds: Pretraining seeds.
+        by_seed: Mean over draws for each seed.
+    """
+
+    label: str
+    kind: str
+    labels_per_class: int
+    encoder: EncoderName
+    top1: float
+    interval: Interval
+    num_seeds: int
+    by_seed: tuple[float, ...]
+
+
+def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
+    """Every probe of the demo: few labels drawn several times, many labels once."""
+    tasks = []
+    for label in LABELS:
+        for seed in config.seeds:
+            for encoder in ENCODERS:
+                few, many = config.few_labels_per_class, config.many_labels_per_class
+                tasks += [
+                    ProbeTask(encoder, seed, label, few, draw, "attentive")
+                    for draw in range(config.label_draws)
+                ]
+                tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
+                tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
+    return tasks
+
+
+def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
+    """Train and test every probe that an earlier call has not finished.
+
+    Args:
+        config: The demo's settings.
+        out: The demo's folder, with the pretraining runs in it.
+        manifest: The video set.
+    """
+    tasks = probe_tasks(config)
+    results: dict[ProbeTask, ProbeResult] = {}
+    with open_progress("probes", len(tasks)) as progress:
+        for number, task in enumerate(tasks, start=1):
+            folder = task.folder(out)
+            if not (folder / "result.json").is_file():
+                probe.train(_probe_config(task, out, manifest), folder)
+            results[task] = load_result(folder)
+            progress.update(number, f"{task.label}, {task.labels_per_class} per class")
+    return results
+
+
+def _probe_config(task: ProbeTask, out: Path, manifest: Path) -> ProbeConfig:
+    objective = "pixel" if task.encoder == "pixel" else "vjepa"
+    return load_config(
+        ProbeConfig,
+        [PROBE_RECIPE],
+        {
+            "seed": task.draw,
+            "encoder.path": str(run_folder(out, objective, task.seed)),
+            "encoder.which": "random" if task.encoder == "random" else "target",
+            "encoder.seed": task.seed,
+            "data.label": task.label,
+            "data.train.manifest": str(manifest),
+            "data.train.split": "train",
+            "data.test.manifest": str(manifest),
+            "data.test.split": "test",
+            "data.labels_per_class": task.labels_per_class,
+            "data.reading.frame_cache_folder": str(out / "cache" / "frames"),
+            "features.cache_dir": str(out / "cache" / "features"),
+            "probe.kind": task.kind,
+        },
+        recipes="probe",
+    )
+
+
+def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
+    """The rows of the table, in the order of labels, number of labels, head and encoder."""
+    groups: dict[tuple[str, str, int, EncoderName], list[ProbeTask]] = {}
+    for task in results:
+        key = (task.label, task.kind, task.labels_per_class, task.encoder)
+        groups.setdefault(key, []).append(task)
+    cells = []
+    for (label, kind, per_class, encoder), tasks in groups.items():
+        seeds = sorted({task.seed for task in tasks})
+        by_seed = tuple(
+            statistics.fmean(_top1(results[task]) for task in tasks if task.seed == seed)
+            for seed in seeds
+        )
+        top1 = statistics.fmean(by_seed)
+        interval = _interval(by_seed, top1, [results[task] for task in tasks])
+        cells.append(Cell(label, kind, per_class, encoder, top1, interval, len(seeds), by_seed))
+    order = {"attentive": 0, "linear": 1}
+    return sorted(
+        cells,
+        key=lambda cell: (
+            LABELS.index(cell.label),
+            order[cell.kind],
+            cell.labels_per_class,
+            ENCODERS.index(cell.encoder),
+        ),
+    )
+
+
+def _top1(result: ProbeResult) -> float:
+    if result.test is None:
+        raise ValueError(f"{result.folder}: the probe was not tested")
+    return result.test.metrics.top1
+
+
+def _interval(by_seed: Sequence[float], top1: float, results: Sequence[ProbeResult]) -> Interval:
+    """Over seeds where there are enough of them, otherwise over test videos (counted once)."""
+    if len(by_seed) >= 3:
+        return over_seeds(by_seed).interval
+    test = results[0].test
+    count = test.metrics.count if test else 0
+    return wilson_interval(round(top1 * count), count)

@@ -1,0 +1,155 @@
+"""What a probe's training starts from: encoder, videos, labels, and which rows do what.
+
+All of it is opened and checked before the encoder runs, so that a wrong label or split is found in
+a second and not after hours of features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.errors import UserError
+from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
+from vjepa.evaluation.probe_file import FeatureSettings
+from vjepa.evaluation.splits import SplitRecord, hold_out, stratified_subset
+from vjepa.jobs.probe_config import ProbeConfig
+from vjepa.jobs.probe_encoder import FrozenEncoder, centre_view, open_encoder, pretraining_clip
+from vjepa.jobs.probe_features import FeatureMaker, Videos, open_videos
+from vjepa.runtime.device import set_up_device
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """The training videos and which of their rows fit the heads and which choose among them.
+
+    Attributes:
+        videos: The training videos.
+        labels: Labels of all their rows.
+        fit: int64, ascending rows that heads are trained on.
+        choose: int64, ascending rows held out for the choice; empty where there is none to make or
+            where validation videos are given for it.
+    """
+
+    videos: Videos
+    labels: Labels
+    fit: NDArray[np.int64]
+    choose: NDArray[np.int64]
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """All rows whose labels are used, ascending."""
+        return np.sort(np.concatenate([self.fit, self.choose]))
+
+    def record(self, config: ProbeConfig) -> SplitRecord:
+        """What is saved beside the result."""
+        manifest = self.videos.manifest
+        return SplitRecord(
+            label=self.labels.name,
+            manifest_hash=manifest.content_hash,
+            seed=config.seed,
+            labels_per_class=config.data.labels_per_class,
+            label_fraction=config.data.label_fraction,
+            fit=tuple(self.fit.tolist()),
+            choose=tuple(self.choose.tolist()),
+            fit_paths=tuple(manifest.path(row) for row in self.fit.tolist()),
+            choose_paths=tuple(manifest.path(row) for row in self.choose.tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class LabelledVideos:
+    """Videos with labels numbered by the training classes."""
+
+    videos: Videos
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class ProbeInputs:
+    """Everything opened.
+
+    Attributes:
+        config: The job's config with every null resolved.
+        frozen: The encoder.
+        maker: Makes its features.
+        rows: The training rows.
+        validation: Videos for the choice, if given.
+        test: Videos for the result, if given.
+    """
+
+    config: ProbeConfig
+    frozen: FrozenEncoder
+    maker: FeatureMaker
+    rows: TrainingRows
+    validation: LabelledVideos | None
+    test: LabelledVideos | None
+
+
+def open_inputs(config: ProbeConfig) -> ProbeInputs:
+    """Open and check everything.
+
+    Raises:
+        UserError: Something is not set, missing, unlabelled, or does not fit together.
+    """
+    if config.data.label is None:
+        raise UserError("data.label: not set; name a label of the manifest")
+    rows = _training_rows(config, config.data.label)
+    frozen = open_encoder(config.encoder)
+    encoder = frozen.identity.config
+    clip = config.data.clip or pretraining_clip(config.encoder, encoder)
+    view = config.data.view or centre_view(encoder)
+    if clip.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
+        raise UserError(
+            f"data.clip.num_frames {clip.num_frames} and data.view.crop_size {view.crop_size} must "
+            f"be multiples of the encoder's tubelet ({encoder.tubelet_size} frames) and patch "
+            f"({encoder.patch_size} pixels)"
+        )
+    maker = FeatureMaker(
+        frozen=frozen,
+        clip=clip,
+        view=view,
+        settings=FeatureSettings(
+            precision=config.features.precision,
+            storage=config.features.storage,
+            batch_size=config.features.batch_size,
+        ),
+        setup=set_up_device(config.device, config.features.precision),
+        reading=config.data.reading,
+        on_bad_video=config.data.on_bad_video,
+        cache_dir=config.features.cache_dir,
+    )
+    return ProbeInputs(
+        config=replace(config, data=replace(config.data, clip=clip, view=view)),
+        frozen=frozen,
+        maker=maker,
+        rows=rows,
+        validation=_other(config, "validation", rows.labels),
+        test=_other(config, "test", rows.labels),
+    )
+
+
+def _training_rows(config: ProbeConfig, label: str) -> TrainingRows:
+    data = config.data
+    videos = open_videos(data.train, "data.train")
+    labels = labels_of(videos.manifest, label, part=videos.part)
+    check_every_class_has_a_sample(labels, f"manifest {videos.manifest.source}")
+    used = stratified_subset(
+        labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed
+    )
+    if len(config.optim.grid) == 1 or data.validation is not None:
+        return TrainingRows(videos, labels, used, np.empty(0, dtype=np.int64))
+    parts = hold_out(labels, used, data.held_out_fraction, config.seed)
+    return TrainingRows(videos, labels, parts.fit, parts.choose)
+
+
+def _other(config: ProbeConfig, name: str, labels: Labels) -> LabelledVideos | None:
+    """The validation or the test videos."""
+    wanted = config.data.validation if name == "validation" else config.data.test
+    if wanted is None:
+        return None
+    videos = open_videos(wanted, f"data.{name}", config.data.train.manifest)
+    own = labels_of(videos.manifest, labels.name, classes=labels.classes, part=videos.part)
+    return LabelledVideos(videos, own)

@@ -1,0 +1,194 @@
+"""Is self-supervised training going well? Numbers that a falling loss does not give.
+
+A predictable target can be a poor one: constant features are predicted perfectly. So the objectives
+report, on one batch now and then:
+
+* ``target_std``, ``context_std``, ``predictor_std``: standard deviation of a feature over the
+  batch's tokens, averaged over features; of the targets, of the context encoder's output (layer
+  normalised as the targets are, so at most about 1) and of the predictions. 0 is full collapse.
+* ``target_std_between_clips``: the same at one position, over the clips of the batch. It also falls
+  when features keep telling where a token is but no longer what it shows.
+* ``effective_rank``: exp of the entropy of the singular values of the clips' mean features (RankMe,
+  Garrido et al. 2023), from 1 to min(B, D).
+* ``pairwise_cosine``: mean cosine between the mean features of different clips. It is high in
+  untrained networks; what matters is where it goes.
+* ``explained_vs_mean_token``, ``explained_vs_position_mean``: 1 - squared error of the predictor /
+  squared error of a trivial one, that is, the share of the target's variance that it explains. The
+  trivial ones know the batch's targets: their mean over all tokens, or at each position the mean of
+  the *other* clips. 1 is perfect, 0 no better, negative worse. ``explained_absolute_...``: the same
+  with absolute errors, as in the loss.
+* ``teacher_student_distance``: distance between encoder and target encoder in weight space, divided
+  by the norm of the encoder's weights.
+* ``context_share/mask_i``, ``target_share/mask_i``, ``context_tokens/mask_i``,
+  ``target_tokens/mask_i``: how much of a clip each mask shows and asks for.
+
+Values that compare clips are left out for a batch of one clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vjepa.masking import TokenMasks
+
+_TINY = 1e-12
+_LARGEST_FALL = 0.5
+_HIGH_COSINE = 0.95
+_COSINE_RISE = 0.1
+
+
+def spread(features: Tensor) -> Tensor:
+    """Standard deviation of a feature over all tokens, averaged over features.
+
+    Args:
+        features: float [..., D].
+
+    Returns:
+        float32 scalar.
+    """
+    return features.float().flatten(0, -2).std(dim=0, correction=0).mean()
+
+
+def representation_health(features: Tensor) -> dict[str, Tensor]:
+    """What the features of different clips have in common; empty for a single clip.
+
+    Args:
+        features: float [B, N, D], all tokens of each clip.
+
+    Returns:
+        ``target_std_between_clips``, ``effective_rank``, ``pairwise_cosine``.
+    """
+    features = features.float()
+    batch = features.shape[0]
+    if batch < 2:
+        return {}
+    pooled = features.mean(dim=1)
+    directions = F.normalize(pooled, dim=-1)
+    # The sum of all pairs' cosines is the squared length of the sum; the diagonal adds B.
+    pairs = (directions.sum(dim=0).square().sum() - batch) / (batch * (batch - 1))
+    return {
+        "target_std_between_clips": features.std(dim=0).mean(),
+        "effective_rank": effective_rank(pooled),
+        "pairwise_cosine": pairs,
+    }
+
+
+def effective_rank(vectors: Tensor) -> Tensor:
+    """Exp of the entropy of the singular values' distribution: float32 [B, D] -> scalar >= 1."""
+    values = torch.linalg.svdvals(vectors)
+    shares = values / values.sum().clamp(min=_TINY)
+    return torch.exp(torch.special.entr(shares).sum())
+
+
+class PredictionHealth:
+    """Collects, mask by mask, how much better the predictor is than trivial predictors.
+
+    Masks count equally, as in the loss.
+
+    Args:
+        targets: float32 [B, N, D], the targets of all tokens.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        batch = targets.shape[0]
+        self._targets = targets
+        self._trivial = {"mean_token": targets - targets.mean(dim=(0, 1))}
+        if batch > 1:
+            # x - mean of the others = (x - mean of all) * B / (B - 1).
+            residual = (targets - targets.mean(dim=0)) * (batch / (batch - 1))
+            self._trivial["position_mean"] = residual
+        self._errors: dict[str, list[Tensor]] = {name: [] for name in ("", *self._trivial)}
+        self._spreads: list[Tensor] = []
+
+    def add(self, predicted: Tensor, mask: TokenMasks) -> None:
+        """Add the predictions of one mask: float32 [B, M, D], or packed [U, D]."""
+        self._spreads.append(spread(predicted))
+        self._errors[""].append(_errors(predicted - mask.gather_target(self._targets)))
+        for name, residual in self._trivial.items():
+            self._errors[name].append(_errors(mask.gather_target(residual)))
+
+    def summary(self) -> dict[str, Tensor]:
+        """``predictor_std`` and the ``explained_...`` values as float32 scalars."""
+        own = torch.stack(self._errors[""]).mean(dim=0)
+        values = {"predictor_std": torch.stack(self._spreads).mean()}
+        for name in self._trivial:
+            trivial = torch.stack(self._errors[name]).mean(dim=0)
+            squared, absolute = 1 - own / trivial.clamp(min=_TINY)
+            values[f"explained_vs_{name}"] = squared
+            values[f"explained_absolute_vs_{name}"] = absolute
+        return values
+
+
+def _errors(difference: Tensor) -> Tensor:
+    """Mean squared and mean absolute value: [..., D] -> [2]."""
+    return torch.stack([difference.square().mean(), difference.abs().mean()])
+
+
+def parameter_distance(student: nn.Module, teacher: nn.Module) -> Tensor:
+    """Distance of two modules' weights, divided by the norm of the first: float32 scalar."""
+    pairs = zip(student.parameters(), teacher.parameters(), strict=True)
+    squares = [
+        torch.stack([(a - b).float().square().sum(), a.float().square().sum()]) for a, b in pairs
+    ]
+    difference, norm = torch.stack(squares).sum(dim=0)
+    return torch.sqrt(difference / norm.clamp(min=_TINY))
+
+
+def mask_counts(masks: Sequence[TokenMasks], targets: Tensor) -> dict[str, Tensor]:
+    """Mean tokens a clip, and shares of the N tokens, of each mask; `targets` is [B, N, D]."""
+    num_tokens = targets.shape[1]
+    values = {}
+    for kind, mask in enumerate(masks):
+        for side, count in (("context", mask.num_context_mean), ("target", mask.num_target_mean)):
+            values[f"{side}_tokens/mask_{kind}"] = torch.tensor(count)
+            values[f"{side}_share/mask_{kind}"] = torch.tensor(count / num_tokens)
+    return values
+
+
+def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
+    """Does a run look as if its features were collapsing?
+
+    Two signs, both against the run's own past:
+
+    1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
+       highest value so far, while the loss is lower than it was then.
+    2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
+       a network that starts with similar features is not accused of having become so.
+
+    Values that are missing or not finite are passed over.
+
+    Args:
+        history: Health reports in order, each with the ``loss`` of its time.
+
+    Returns:
+        The newest report's worst sign in plain words, or None.
+    """
+    if not history:
+        return None
+    newest = history[-1]
+    for name in ("effective_rank", "target_std", "target_std_between_clips"):
+        known = [report for report in history if math.isfinite(report.get(name, math.nan))]
+        if not known or known[-1] is not newest:
+            continue
+        best = max(known, key=lambda report: report[name])
+        fallen = newest[name] < _LARGEST_FALL * best[name]
+        if fallen and newest.get("loss", math.nan) < best.get("loss", math.nan):
+            return (
+                f"the features may be collapsing: {name} fell from {best[name]:.3g} to "
+                f"{newest[name]:.3g} while the loss fell from {best['loss']:.4g} to "
+                f"{newest['loss']:.4g}; a higher EMA momentum or a lower learning rate may help"
+            )
+    cosine = newest.get("pairwise_cosine", math.nan)
+    lowest = min(report.get("pairwise_cosine", math.inf) for report in history)
+    if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE:
+        return (
+            f"the features may be collapsing: those of different clips are nearly the same, their "
+            f"mean cosine rose from {lowest:.3g} to {cosine:.3g}; a higher EMA momentum or a lower "
+            "learning rate may help"
+        )
+    return None

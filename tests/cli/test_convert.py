@@ -1,0 +1,59 @@
+"""``vjepa convert``: the authors' layout to ours and back, and files that are neither."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import vjepa as package
+from vjepa.interop import convert
+from vjepa.jobs import convert as job
+
+
+def test_there_and_back(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> None:
+    released = golden_dir / "pretrain_tiny.pth.tar"
+    there = vjepa("convert", released, tmp_path / "ours", "--num-heads", 3)
+    assert there.code == 0, there.err
+    assert "matched" in there.out
+    assert there.out.endswith(f"done: {tmp_path / 'ours'}\n")
+    back = vjepa("convert", tmp_path / "ours", tmp_path / "back.pth.tar")
+    assert back.code == 0, back.err
+    first = package.load_model(released, num_heads=3).state_dict()
+    last = package.load_model(tmp_path / "back.pth.tar", num_heads=3).state_dict()
+    assert first.keys() == last.keys()
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_nothing_is_overwritten(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "precious").write_text("x")
+    released = golden_dir / "pretrain_tiny.pth.tar"
+    assert "ours" in vjepa("convert", released, tmp_path / "ours", "--num-heads", 3).error
+    assert (tmp_path / "ours" / "precious").read_text() == "x"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path, vjepa: Callable) -> None:
+    source = tmp_path / "odd.pth.tar"
+    source.write_bytes(content)
+    assert str(source) in vjepa("convert", source, tmp_path / "ours").error
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_bad_write_is_noticed(
+    golden_dir: Path, tmp_path: Path, vjepa: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaging(src: Path, dst: Path, num_heads: int | None) -> object:
+        report = convert(src, dst, num_heads)
+        content = torch.load(dst, weights_only=True)
+        content["encoder"]["module.backbone.norm.bias"] += 1
+        torch.save(content, dst)
+        return report
+
+    monkeypatch.setattr(job, "convert", damaging)
+    released, written = golden_dir / "pretrain_tiny.pth.tar", tmp_path / "x.pth.tar"
+    error = vjepa("convert", released, written, "--num-heads", 3).error
+    assert error.startswith(f"{written}: encoder.norm.bias differs")

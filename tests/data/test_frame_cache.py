@@ -1,0 +1,174 @@
+"""Cached frames: the same clips as decoding, built once, bounded, never half there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.data.clip_files import damaged, hanging, make_manifest, with_rows, write_video
+
+from vjepa.data import frame_cache
+from vjepa.data.clip_sampling import ClipConfig
+from vjepa.data.decode import decode_frames
+from vjepa.data.frame_cache import FrameCache, open_frame_caches
+from vjepa.data.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.manifest import Manifest, ManifestRow
+from vjepa.data.probe_file import probe
+from vjepa.data.transforms import TransformConfig
+from vjepa.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder = tmp_path_factory.mktemp("videos")
+    return make_manifest(folder, 5, num_frames=[24, 20, 5, 16, 9], labels=list("abcab"))
+
+
+def _caches(manifests: list[Manifest], folder: Path, **fields) -> list[FrameCache]:
+    arguments = {
+        "max_gigabytes": 1.0,
+        "short_side": None,
+        "num_workers": 2,
+        "timeout_seconds": 60.0,
+    }
+    return open_frame_caches(manifests, folder, **{**arguments, **fields})
+
+
+def _take(
+    manifests: list[Manifest], stop: int, loader: LoaderConfig, clips_per_video: int = 1
+) -> list[ClipBatch]:
+    made = ClipLoader(
+        manifests,
+        None,
+        ClipConfig(num_frames=4, stride=2, clips_per_video=clips_per_video),
+        TransformConfig(crop_size=16),
+        loader,
+        batch_size=8,
+        seed=3,
+    )
+    with made:
+        assert made.uses_workers == (loader.num_workers > 0 and not loader.frame_cache_gigabytes)
+        return list(made.batches(0, stop))
+
+
+def _assert_equal(ours: list[ClipBatch], theirs: list[ClipBatch]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a.clips, b.clips)
+        np.testing.assert_array_equal(a.rows, b.rows)
+        assert a.num_bad == b.num_bad
+
+
+@pytest.mark.parametrize("clips_per_video", [1, 2])
+def test_cached_batches_equal_decoded_ones(
+    manifest: Manifest, tmp_path: Path, clips_per_video: int
+) -> None:
+    """Over videos of different sizes and lengths, with bad ones among them."""
+    wide = make_manifest(tmp_path / "wide", 3, width=64, height=48)
+    mixed = with_rows(manifest, [damaged(tmp_path)], tmp_path)
+    decode = LoaderConfig(num_workers=0, max_bad_fraction=1.0)
+    cached = replace(decode, frame_cache_gigabytes=1.0, frame_cache_folder=tmp_path / "cache")
+    expected = _take([mixed, wide], 6, decode, clips_per_video)
+    assert sum(batch.num_bad for batch in expected) > 0
+    _assert_equal(_take([mixed, wide], 6, cached, clips_per_video), expected)
+
+
+def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) -> None:
+    (first,) = _caches([manifest], tmp_path)
+    monkeypatch.setattr(frame_cache, "_build", None)  # calling it again would fail
+    (second,) = _caches([manifest], tmp_path)
+    assert first.folder == second.folder
+    for row in range(len(manifest)):
+        info = manifest.row(row)
+        video = second.video(row)
+        np.testing.assert_array_equal(video.frames, decode_frames(info, np.arange(info.num_frames)))
+        assert video.fps == info.fps
+        assert video.failure is None
+    assert sorted(path.name for path in first.folder.iterdir()) == ["frames.npy", "index.npz"]
+    expected = sum(manifest.num_frames) * 32 * 48 * 3
+    assert abs((first.folder / "frames.npy").stat().st_size - expected) < 4096
+
+
+def test_other_files_or_settings_give_another_cache(manifest: Manifest, tmp_path: Path) -> None:
+    folders = {cache.folder for cache in _caches([manifest], tmp_path)}
+    folders |= {cache.folder for cache in _caches([manifest], tmp_path, short_side=16)}
+    other = make_manifest(tmp_path / "other", 2)
+    folders |= {cache.folder for cache in _caches([other], tmp_path)}
+    write_video(Path(other.path(0)), seed=7)  # the same name, another file
+    changed = Manifest.from_rows(
+        [ManifestRow(info=probe(other.path(row))) for row in range(2)], tmp_path / "other"
+    )
+    assert changed.content_hash == other.content_hash
+    folders |= {cache.folder for cache in _caches([changed], tmp_path)}
+    assert len(folders) == 4
+
+
+def test_a_short_side_shrinks_only_larger_videos(manifest: Manifest, tmp_path: Path) -> None:
+    small = make_manifest(tmp_path / "small", 1, height=16, width=32)
+    large, kept = _caches([manifest, small], tmp_path, short_side=16)
+    assert large.video(0).frames.shape == (24, 16, 24, 3)
+    assert kept.video(0).frames.shape == (24, 16, 32, 3)
+    original = decode_frames(manifest.row(0), np.arange(24)).astype(float)
+    shrunk = large.video(0).frames.astype(float)
+    halves = original.reshape(24, 16, 2, 24, 2, 3).mean(axis=(2, 4))
+    assert np.abs(shrunk - halves).mean() < 8
+
+
+def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path: Path) -> None:
+    infos = [damaged(tmp_path), hanging(tmp_path), replace(damaged(tmp_path, "x.mp4"), ok=False)]
+    mixed = with_rows(manifest, infos, tmp_path)
+    (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=1.5)
+    failures = [cache.video(row).failure for row in range(len(mixed))]
+    assert failures[:5] == [None] * 5
+    assert [failure.kind for failure in failures[5:] if failure] == ["decode", "hang", "decode"]
+    assert failures[6] is not None
+    assert "did not end within" in failures[6].reason
+    assert cache.video(6).frames.size == 0
+
+
+def test_a_cache_that_would_be_too_large_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    gigabytes = sum(manifest.num_frames) * 32 * 48 * 3 / 1e9
+    _caches([manifest], tmp_path, max_gigabytes=gigabytes)
+    with pytest.raises(UserError, match=r"frame_cache_gigabytes is .* but the decoded frames take"):
+        _caches([manifest, manifest], tmp_path, max_gigabytes=1.9 * gigabytes)
+
+
+def test_a_build_that_breaks_off_leaves_no_cache(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frame_cache, "_decode_rows", broken)
+        with pytest.raises(KeyboardInterrupt):
+            _caches([manifest], tmp_path)
+    (cache,) = _caches([manifest], tmp_path)
+    assert cache.video(0).frames.any()
+    assert not list(tmp_path.glob("*.building"))
+
+
+def test_a_full_disk_or_a_wrong_folder_is_a_user_error(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match=r"No space left on device.*free space"):
+            _caches([manifest], tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        _caches([manifest], tmp_path / "file")
+
+
+def test_the_default_folder_is_the_users_cache(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caches = open_frame_caches([manifest], None, 1.0, None, 1, 60.0)
+    assert caches[0].folder.parent == tmp_path / "vjepa" / "frames"
