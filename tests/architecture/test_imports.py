@@ -104,7 +104,7 @@ def _python(code: str) -> str:
 @pytest.mark.parametrize("room", TORCH_ONLY)
 def test_rooms_import_without_decoder_and_parquet(room: str) -> None:
     names = [f"vjepa.{module.name}" for module in modules() if module.room == room]
-    blocked = ["av", "pyarrow", "matplotlib", "tensorboard", "yaml", "rich"]
+    blocked = ["av", "pyarrow", "matplotlib", "tensorboard", "rich"]
     _python(
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
         f"import importlib\nfor name in {names}: importlib.import_module(name)"
@@ -119,6 +119,16 @@ def test_the_command_line_starts_without_torch() -> None:
         " if name in sys.modules))"
     )
     assert loaded.split() == []
+
+
+def test_torchs_compiler_is_not_loaded_before_it_is_used() -> None:
+    """It takes seconds, in every worker process and at every start of the command line."""
+    names = [f"vjepa.{module.name}" for module in modules() if module.name != "__main__"]
+    loaded = _python(
+        f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert loaded == "False\n"
 
 
 def test_importing_changes_nothing() -> None:

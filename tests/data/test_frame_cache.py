@@ -120,7 +120,7 @@ def test_a_short_side_shrinks_only_larger_videos(manifest: Manifest, tmp_path: P
 def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path: Path) -> None:
     infos = [damaged(tmp_path), hanging(tmp_path), replace(damaged(tmp_path, "x.mp4"), ok=False)]
     mixed = with_rows(manifest, infos, tmp_path)
-    (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=1.5)
+    (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=2.0)
     failures = [cache.video(row).failure for row in range(len(mixed))]
     assert failures[:5] == [None] * 5
     assert [failure.kind for failure in failures[5:] if failure] == ["decode", "hang", "decode"]
@@ -143,9 +143,10 @@ def test_a_build_that_breaks_off_leaves_no_cache(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(frame_cache, "_decode_rows", broken)
+        patch.setattr(frame_cache.FrameCache, "__init__", None)  # no cache may be opened either
+        patch.setattr("vjepa.data.decode.decode_frames", broken)
         with pytest.raises(KeyboardInterrupt):
-            _caches([manifest], tmp_path)
+            _caches([manifest], tmp_path, num_workers=0)
     (cache,) = _caches([manifest], tmp_path)
     assert cache.video(0).frames.any()
     assert not list(tmp_path.glob("*.building"))

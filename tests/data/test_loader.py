@@ -180,11 +180,11 @@ def test_a_video_that_hangs_is_killed_and_replaced(
     mixed = with_rows(manifest, [hanging(tmp_path)], tmp_path)
     log = tmp_path / "bad_videos.jsonl"
     fields = {"max_bad_fraction": 1.0, "bad_videos_log": log}
-    fields |= {"num_workers": 2, "sample_timeout_seconds": 0.7}
+    fields |= {"num_workers": 2, "sample_timeout_seconds": 2.0}
     batches = _take([mixed], 0, 6, **fields)
     (line,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert (line["kind"], Path(line["path"]).name) == ("hang", "hanging.mp4")
-    assert caplog.text.count("reading it did not end within 0.7 s") >= 1
+    assert caplog.text.count("reading it did not end within 2 s") >= 1
     assert sum(batch.num_bad for batch in batches) >= 4
     # A resumed run, and one without a watchdog, know the file from the record and do not touch it.
     fields |= {"num_workers": 0}

@@ -120,7 +120,7 @@ def write_video(path: Path, spec: Spec = SPECS["h264_no_b.mp4"]) -> Path:
         stream.pix_fmt = spec.pix_fmt
         context = stream.codec_context
         context.gop_size = spec.gop
-        if spec.codec not in ("gif", "ffv1", "libvpx-vp9", "libvpx"):
+        if spec.codec not in ("gif", "rawvideo", "ffv1", "libvpx-vp9", "libvpx"):
             context.max_b_frames = spec.b_frames
         context.thread_count = 1
         context.options = spec.options
@@ -173,12 +173,12 @@ def write_truncated(path: Path, keep: float = 0.6, spec: Spec | None = None) -> 
     return path
 
 
-def write_huge_header(path: Path) -> Path:
-    """A small AVI whose header promises frames of 100 000 x 100 000 pixels."""
-    write_video(path, Spec(codec="mpeg4", b_frames=0, num_frames=4))
+def write_huge_header(path: Path, side: int) -> Path:
+    """A small AVI whose header promises frames of `side` x `side` pixels."""
+    write_video(path, Spec(codec="rawvideo", b_frames=0, num_frames=4))
     data = bytearray(path.read_bytes())
     at = data.index(b"strf") + 8
-    data[at + 4 : at + 12] = (100_000).to_bytes(4, "little") * 2
+    data[at + 4 : at + 12] = side.to_bytes(4, "little") * 2
     path.write_bytes(bytes(data))
     return path
 

@@ -71,14 +71,19 @@ def _key(encoder: Encoder) -> FeatureKey:
     )
 
 
-def test_same_key_is_read_back_and_not_computed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_same_key_is_read_back_and_not_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr(feature_cache, "_MOST_IN_MEMORY_BYTES", 100)
     encoder = _encoder()
     plain = extract_features(encoder, _Source(20), _key(encoder))
     first = extract_features(encoder, _Source(20), _key(encoder), cache_dir=tmp_path)
     again = _Source(20)
     second = extract_features(encoder, again, _key(encoder), cache_dir=tmp_path)
     assert again.read == []
-    assert len(plain.shards) == 4  # 6 rows each: whole batches of 3
+    assert len(plain.shards) == (1 if in_memory else 4)  # 6 rows each: whole batches of 3
     for got in (first, second):
         assert torch.equal(got.tokens, plain.tokens)
         assert got.paths == plain.paths

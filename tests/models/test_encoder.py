@@ -5,7 +5,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Encoder, still_clip
+from vjepa.models import Encoder, EncoderConfig, still_clip
 
 
 @pytest.fixture
@@ -164,3 +164,13 @@ def test_compiles_without_graph_breaks(encoder: Encoder) -> None:
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     assert_close(compiled(video), encoder(video), atol=1e-6, rtol=0)
     assert_close(compiled(video, some), encoder(video, some), atol=1e-6, rtol=0)
+
+
+def test_patch_embedding_starts_with_its_own_deviation() -> None:
+    torch.manual_seed(0)
+    config = EncoderConfig(
+        width=96, depth=1, heads=3, image_size=32, num_frames=4, patch_size=8, patch_init_std=0.2
+    )
+    encoder = Encoder(config)
+    assert abs(float(encoder.patch_embed.proj.weight.std()) - 0.2) < 0.01
+    assert abs(float(encoder.blocks[0].attn.qkv.weight.std()) - 0.02) < 0.002

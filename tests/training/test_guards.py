@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from vjepa.errors import UserError
 from vjepa.training import TrainingConfig, TrainingStopped
-from vjepa.training.guards import CollapseAlarm, NonFiniteGuard, StopSignals
+from vjepa.training.guards import HealthAlarm, NonFiniteGuard, StopSignals
 from vjepa.training.interval import HostStep
 
 SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
@@ -63,35 +64,38 @@ def test_rare_skips_never_add_up() -> None:
         NonFiniteGuard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
 
 
-def test_collapse_is_a_fall_of_spread_and_loss() -> None:
-    alarm = CollapseAlarm()
-    assert alarm.check(100, {"target_std": 0.8, "loss_ratio": 9.0}, loss=0.5) == []
-    assert alarm.check(200, {"target_std": 0.5, "loss_ratio": 0.1}, loss=0.4) == []
-    (warning,) = alarm.check(300, {"target_std": 0.3, "loss_ratio": 0.1}, loss=0.3)
-    assert "collapse suspected at step 300: target_std has fallen to 0.3, from 0.8" in warning
-    assert alarm.check(400, {"target_std": 0.2}, loss=0.2) == [], "it has been said already"
-    assert alarm.check(500, {"target_std": 0.6}, loss=0.3) == [], "recovered"
-    assert len(alarm.check(600, {"target_std": 0.3}, loss=0.2)) == 1
+def _below_half(history: Sequence[Mapping[str, float]]) -> str | None:
+    spreads = [report.get("std", math.inf) for report in history]
+    highest = max((s for s in spreads if math.isfinite(s)), default=0.0)
+    return f"fell after {len(history)}" if spreads[-1] < highest / 2 else None
 
 
-def test_no_alarm_while_the_loss_rises_or_values_are_missing() -> None:
-    alarm = CollapseAlarm()
-    alarm.check(1, {"effective_rank": 30.0}, loss=0.1)
-    assert alarm.check(2, {"effective_rank": 3.0}, loss=0.2) == []
-    assert alarm.check(3, {"effective_rank": math.nan}, loss=0.05) == []
-    assert alarm.check(4, {}, loss=0.05) == []
-    assert len(alarm.check(5, {"effective_rank": 3.0}, loss=0.05)) == 1
+def test_alarm_rings_once_until_all_is_well_again() -> None:
+    alarm = HealthAlarm(_below_half)
+    said = [alarm.check({"std": std}, loss=0.5) for std in (1.0, 0.4, 0.3, 0.9, 0.2)]
+    assert said == [None, "fell after 2", None, None, "fell after 5"]
+
+
+def test_rule_sees_the_loss_and_no_value_that_is_not_finite() -> None:
+    seen: list[dict[str, float]] = []
+    alarm = HealthAlarm(lambda history: seen.append(dict(history[-1])))
+    alarm.check({"std": 1.0, "rank": math.nan}, loss=0.5)
+    alarm.check({"std": 1.0, "rank": 2.0}, loss=math.inf)
+    assert seen == [{"std": 1.0, "loss": 0.5}, {"std": 1.0, "rank": 2.0}]
+
+
+def test_no_rule_no_alarm() -> None:
+    assert HealthAlarm(None).check({"std": 0.0}, loss=0.0) is None
 
 
 def test_alarm_goes_on_after_a_resume() -> None:
-    alarm = CollapseAlarm()
-    alarm.check(100, {"target_std": 0.8, "feature_rank": 10.0}, loss=0.5)
-    alarm.check(200, {"target_std": 0.1, "feature_rank": 9.0}, loss=0.4)
-    other = CollapseAlarm()
-    other.load_state(json.loads(json.dumps(alarm.state())))
-    warnings = other.check(300, {"target_std": 0.1, "feature_rank": 1.0}, loss=0.3)
-    assert len(warnings) == 1
-    assert "feature_rank" in warnings[0]
+    alarm = HealthAlarm(_below_half)
+    alarm.check({"std": 1.0}, loss=0.5)
+    quiet, ringing = HealthAlarm(_below_half), HealthAlarm(_below_half)
+    quiet.load_state(json.loads(json.dumps(alarm.state())))
+    assert quiet.check({"std": 0.4}, loss=0.5) == "fell after 2"
+    ringing.load_state(json.loads(json.dumps(quiet.state())))
+    assert ringing.check({"std": 0.4}, loss=0.5) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from tests.training.toy import (
 from torch import Tensor
 
 from vjepa.errors import UserError
+from vjepa.runtime.metric_sinks import read_metrics
 from vjepa.training import (
     Trainer,
     TrainingConfig,
@@ -55,6 +56,12 @@ def _assert_same_state(ours: Trainer, theirs: Trainer) -> None:
     assert states[0].keys() == states[1].keys()
     for name, moments in states[0].items():
         assert all(torch.equal(v, states[1][name][k]) for k, v in moments.items())
+
+
+def _alarm(history: Sequence[Mapping[str, float]]) -> str | None:
+    """Needs the reports from before, also over a resume."""
+    spread = [report["target_std"] for report in history]
+    return "it has collapsed" if spread[-1] < 0.5 * spread[0] else None
 
 
 @dataclass(frozen=True)
@@ -311,12 +318,29 @@ def test_collapse_is_warned_of_and_recorded(
             self.spread /= 3
             return {"target_std": torch.tensor(self.spread)}
 
-    optim = short_optim(40, warmup_steps=5)
-    make_trainer(tmp_path, objective=Collapsing(), optim=optim).train()
+    make_trainer(tmp_path, objective=Collapsing(), alarm=_alarm).train()
     warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
-    assert len(warnings) == 1
-    assert "collapse suspected" in warnings[0]["message"]
-    assert "collapse suspected" in caplog.text
+    assert warnings == [{"kind": "warning", "step": 12, "message": "it has collapsed"}]
+    assert "step 12: it has collapsed" in caplog.text
+
+
+def test_memory_of_alarm_and_clock_survives_a_resume(tmp_path: Path) -> None:
+    class Collapsing(ToyObjective):
+        spread = 1.0
+
+        def health(self, inputs: Tensor) -> dict[str, Tensor]:
+            return {"target_std": torch.tensor(self.spread)}
+
+    make_trainer(tmp_path, objective=Collapsing(), data=InterruptedData(6)).train()
+    collapsed = Collapsing()
+    collapsed.spread = 0.1
+    make_trainer(tmp_path, objective=collapsed, alarm=_alarm).train()
+    warnings = [line["step"] for line in _lines(tmp_path) if line["kind"] == "warning"]
+    assert warnings == [12]
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r.kind == "train"]
+    elapsed = [record.values["elapsed_seconds"] for record in records]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[0] > 0
 
 
 def test_damaged_newest_checkpoint_stops_the_resume(tmp_path: Path) -> None:

@@ -105,6 +105,18 @@ def test_schedules_are_set_on_the_right_groups() -> None:
     assert decays == [pytest.approx(0.06226479759210457)] * 2 + [0.0] * 2
 
 
+def test_groups_may_scale_the_schedules() -> None:
+    optimizer = build_optimizer(_modules(), CONFIG)
+    for group in optimizer.param_groups:
+        if group["module"] == "predictor":
+            group |= {"lr_scale": 0.5, "weight_decay_scale": 0.1}
+    set_schedules(optimizer, 4, CONFIG)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert rates == [6.25e-4, 3.125e-4, 6.25e-4, 3.125e-4]
+    assert decays == pytest.approx([0.06226479759, 0.006226479759, 0.0, 0.0])
+
+
 def test_update_equals_plain_adamw() -> None:
     modules, twins = _modules(), _modules()
     optimizer = build_optimizer(modules, CONFIG)

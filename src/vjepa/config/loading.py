@@ -27,14 +27,18 @@ def recipe_path(recipes: str, name: str) -> Path:
     Raises:
         UserError: There is none of that name; the nearest and all valid names are given.
     """
-    names = recipe_names(recipes)
-    if name in names:
+    if name in recipe_names(recipes):
         return _RECIPES / recipes / f"{name}.yaml"
-    near = schema.nearest(name, names)
+    raise _no_such_recipe(recipes, name)
+
+
+def _no_such_recipe(recipes: str, asked: str) -> UserError:
+    names = recipe_names(recipes)
+    near = schema.nearest(asked.removesuffix(".yaml"), names)
     suggestion = f"did you mean {near}? " if near else ""
     listed = ", ".join(names) or "none"
-    raise UserError(
-        f"{name}: no such config file or recipe; {suggestion}recipes of {recipes}: {listed}"
+    return UserError(
+        f"{asked}: no such config file or recipe; {suggestion}recipes of {recipes}: {listed}"
     )
 
 
@@ -84,8 +88,8 @@ def _find(file: str | Path, recipes: str | None) -> tuple[Path, str]:
         return path, str(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; --config takes a YAML file or the name of a recipe")
-    if recipes is not None and isinstance(file, str) and path.name == file:
-        recipe_path(recipes, path.stem if path.suffix in (".yaml", ".yml") else file)
+    if recipes is not None and path.name == str(file):
+        raise _no_such_recipe(recipes, path.name)
     raise UserError(f"{path}: no such config file")
 
 

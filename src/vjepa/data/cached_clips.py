@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.data.bad_videos import BadVideo
-from vjepa.data.frame_cache import CachedVideo, FrameCache
+from vjepa.data.frame_cache import CachedVideo, CacheFailure, FrameCache
 from vjepa.data.samples import BatchPlan, ClipRecipe, SamplePlanner, VideoJob
-from vjepa.data.video_info import DecodeError
 
 
 class CachedClips:
@@ -40,8 +39,10 @@ class CachedClips:
             clips: uint8 [B, C, T, S, S], overwritten.
         """
         chosen: dict[tuple[int, int], list[tuple[int, CachedVideo, NDArray[np.int64]]]] = {}
+        starts = self._recipe.start_uniforms(plan.ordinals)
         for job in plan.jobs:
-            video, wanted = self._readable(plan, job)
+            own_starts = starts[job.first : job.first + len(job.ordinals)]
+            video, wanted = self._readable(plan, job, own_starts)
             places = range(job.first, job.first + len(job.ordinals))
             for place, indices in zip(places, wanted, strict=True):
                 size = video.frames.shape[1], video.frames.shape[2]
@@ -60,18 +61,19 @@ class CachedClips:
             self._recipe.cut_many(frames, plan.ordinals[places], part)
             clips[torch.from_numpy(places)] = part
 
-    def _readable(self, plan: BatchPlan, job: VideoJob) -> tuple[CachedVideo, NDArray[np.int64]]:
+    def _readable(
+        self, plan: BatchPlan, job: VideoJob, starts: NDArray[np.float64]
+    ) -> tuple[CachedVideo, NDArray[np.int64]]:
         """The job's video, or the one that stands in for it, and the frames [n, T] wanted of it."""
         while True:
             job = self._planner.avoid_dangerous(plan, job)
             video = self._caches[job.source].video(job.row)
-            path = self._planner.sources.path(job.source, job.row)
-            if video.failure is not None:
-                failure = BadVideo(path, video.failure.reason, plan.step, video.failure.kind)
-            else:
+            failure = video.failure
+            if failure is None:
                 try:
-                    wanted = self._recipe.indices(path, len(video.frames), video.fps, job.ordinals)
-                    return video, wanted
-                except DecodeError as error:
-                    failure = BadVideo(path, error.reason, plan.step)
-            job = self._planner.replace(plan, job, failure)
+                    return video, self._recipe.indices(len(video.frames), video.fps, starts)
+                except ValueError as error:
+                    failure = CacheFailure(str(error), "decode")
+            path = self._planner.sources.path(job.source, job.row)
+            bad = BadVideo(path, failure.reason, plan.step, failure.kind)
+            job = self._planner.replace(plan, job, bad)

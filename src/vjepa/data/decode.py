@@ -13,8 +13,8 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from vjepa.data.images import decode_images
 from vjepa.data.pixels import RgbConverter
 from vjepa.data.probe_file import probe, scan_packets, stamp_of
 from vjepa.data.video_file import VideoFile, open_video, reason_of
-from vjepa.data.video_info import DecodeError, VideoInfo
+from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -100,7 +100,6 @@ def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int
         _decode_indexed(info, collector)
     else:
         _decode_counting(info, collector)
-    collector.close_tail()
     if np.array_equal(unique, wanted):
         return DecodedClip(collector.frames, collector.times)
     return DecodedClip(collector.frames[inverse], collector.times[inverse])
@@ -141,7 +140,7 @@ class _Collector:
     def put(self, number: int, frame: VideoFrame) -> None:
         """Keep a frame if its number is wanted."""
         place = int(np.searchsorted(self.numbers, number))
-        if place == len(self.numbers) or self.numbers[place] != number:
+        if place == len(self.numbers) or self.numbers[place] != number or self._have[place]:
             return
         self.frames[place] = self._converter.convert(frame)
         if self._info.num_keyframes and frame.pts is not None:
@@ -155,56 +154,63 @@ class _Collector:
         """Numbers not delivered so far, int64 ascending."""
         return self.numbers[~self._have]
 
-    def close_tail(self) -> None:
-        """Let the last good frame stand in for lost ones at the file's very end; else refuse."""
-        missing = self.missing()
-        if missing.size == 0:
-            return
-        in_tail = self._info.num_frames - missing[0] <= _MAX_LOST_TAIL
-        good = np.flatnonzero(self._have)
-        if not in_tail or good.size == 0 or self.numbers[good[-1]] > missing[0]:
-            raise DecodeError(
-                self._info.path,
-                f"frame {missing[0]} of {self._info.num_frames} cannot be decoded (damaged file)",
-            )
-        self.frames[good[-1] + 1 :] = self.frames[good[-1]]
-        self.times[good[-1] + 1 :] = self.times[good[-1]]
+    def read_forward(self, numbered: Iterable[tuple[int, VideoFrame]]) -> None:
+        """Keep what is wanted of frames in ascending order, to the end if something is missing.
+
+        Raises:
+            DecodeError: A wanted frame does not come, other than the few last ones of the file, for
+                which the last good one stands in.
+        """
+        latest: tuple[int, VideoFrame] | None = None
+        for number, frame in numbered:
+            self.put(number, frame)
+            latest = number, frame
+            if self._have.all():
+                return
+        num_frames = self._info.num_frames
+        is_tail_short = latest is not None and num_frames - 1 - latest[0] <= _MAX_LOST_TAIL
+        for number in self.missing():
+            if latest is None or not is_tail_short or number < latest[0]:
+                raise DecodeError(
+                    self._info.path,
+                    f"frame {number} of {num_frames} cannot be decoded (damaged file)",
+                )
+            self.put(int(number), latest[1])
 
 
 def _decode_counting(info: VideoInfo, collector: _Collector) -> None:
     """Decode from the start and count: the way for files without usable timestamps."""
-    last = int(collector.numbers[-1])
-    with open_video(info.path) as video:
-        for number, frame in enumerate(video.frames()):
-            collector.put(number, frame)
-            if number == last:
-                return
+    with open_video(info.path, _limits(info)) as video:
+        collector.read_forward(enumerate(video.frames()))
+
+
+def _limits(info: VideoInfo) -> LimitsConfig:
+    """The usual limits, raised to what was let pass when the file was indexed."""
+    usual = LimitsConfig()
+    return replace(usual, max_pixels=max(usual.max_pixels, info.width * info.height))
 
 
 def _decode_indexed(info: VideoInfo, collector: _Collector) -> None:
     """Decode run by run, starting each at its key frame."""
-    with open_video(info.path) as video:
+    with open_video(info.path, _limits(info)) as video:
         reader = _RunReader(video, info)
         for run in _plan_runs(info, collector.numbers):
             reader.decode(run, collector)
-    missing = collector.missing()
-    if missing.size:
+    if collector.missing().size:
         # An entry point that was none (a stream with intra refresh, a broken seek table) or damage.
         # Once more from the very start, without jumps; what is still missing is not in the file.
-        _decode_from_start(info, missing, collector)
+        _decode_from_start(info, collector)
 
 
-def _decode_from_start(info: VideoInfo, numbers: NDArray[np.int64], collector: _Collector) -> None:
-    """Decode everything up to the last of `numbers`, finding frames by their timestamps."""
-    with open_video(info.path) as video:
+def _decode_from_start(info: VideoInfo, collector: _Collector) -> None:
+    """Decode from the start to the last missing frame, finding frames by their timestamps."""
+    with open_video(info.path, _limits(info)) as video:
         shown = np.sort(scan_packets(video).shown_pts)
-    wanted = {int(shown[number]): int(number) for number in numbers if number < len(shown)}
-    with open_video(info.path) as video:
-        for frame in video.frames():
-            if not wanted:
-                return
-            if frame.pts in wanted:
-                collector.put(wanted.pop(frame.pts), frame)
+    number_of = {pts: number for number, pts in enumerate(shown.tolist())}
+    with open_video(info.path, _limits(info)) as video:
+        collector.read_forward(
+            (number_of[frame.pts], frame) for frame in video.frames() if frame.pts in number_of
+        )
 
 
 @dataclass(frozen=True, slots=True)

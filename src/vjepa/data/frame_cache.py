@@ -12,10 +12,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ def open_frame_caches(
         folder: Folder of all caches; None takes ``$XDG_CACHE_HOME/vjepa/frames``.
         max_gigabytes: Largest size of all these caches together, in GB.
         short_side: Shrink larger videos to this short side, in pixels.
-        num_workers: Processes that decode.
+        num_workers: Processes that decode; 0 decodes here, without a time limit.
         timeout_seconds: Longest time for one video.
 
     Returns:
@@ -233,15 +234,15 @@ def _build(
     with file.open("r+b") as frames:
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a SIGBUS later
             os.posix_fallocate(frames.fileno(), 0, os.fstat(frames.fileno()).st_size)
-    outcomes = _decode_rows(manifest, layout, file, num_workers, timeout_seconds)
     reasons, kinds = [""] * len(manifest), np.zeros(len(manifest), dtype=np.int8)
     for row in np.flatnonzero(~manifest.ok):
         reasons[row] = "marked as unusable in the manifest"
-    for row, outcome in outcomes:
-        if outcome.kind != "done":
-            reasons[row], kinds[row] = outcome.reason, _KINDS.index(outcome.kind)
-        elif outcome.value is not None:
-            reasons[row] = outcome.value
+    with closing(_decode_rows(manifest, layout, file, num_workers, timeout_seconds)) as outcomes:
+        for row, outcome in outcomes:
+            if outcome.kind != "done":
+                reasons[row], kinds[row] = outcome.reason, _KINDS.index(outcome.kind)
+            elif outcome.value is not None:
+                reasons[row] = outcome.value
     np.savez(
         aside / _INDEX,
         shapes=layout.shapes,
@@ -261,22 +262,41 @@ def _decode_rows(
     file: Path,
     num_workers: int,
     timeout_seconds: float,
+) -> Generator[tuple[int, Outcome]]:
+    """Decode all usable rows; gives each row with how it went."""
+    rows = np.flatnonzero(manifest.ok).tolist()
+    orders = (
+        _CacheOrder(
+            row,
+            int(layout.offsets[row]),
+            cast("tuple[int, int, int]", tuple(layout.shapes[row].tolist())),
+            manifest.row(row),
+        )
+        for row in rows
+    )
+    task = _CacheTask(file)
+    with open_progress("decode videos once", len(rows)) as progress:
+        if num_workers == 0:
+            outcomes = ((order.row, Outcome(0, "done", task(order))) for order in orders)
+        else:
+            outcomes = _run_in_workers(task, orders, num_workers, timeout_seconds)
+        for done, outcome in enumerate(outcomes, start=1):
+            yield outcome
+            progress.update(done)
+
+
+def _run_in_workers(
+    task: _CacheTask, orders: Iterator[_CacheOrder], num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Outcome]]:
-    """Decode all usable rows in worker processes; gives each row with how it went."""
-    pool = WorkerPool(_CacheTask(file), num_workers, timeout_seconds)
-    rows = iter(np.flatnonzero(manifest.ok).tolist())
-    tickets: dict[int, int] = {}
-    total, done = int(manifest.ok.sum()), 0
+    pool = WorkerPool(task, num_workers, timeout_seconds)
+    open_rows: dict[int, int] = {}
     try:
-        with open_progress("decode videos once", total) as progress:
-            while done < total:
-                while pool.num_open < 4 * num_workers and (row := next(rows, None)) is not None:
-                    shape = cast("Any", tuple(layout.shapes[row].tolist()))
-                    order = _CacheOrder(row, int(layout.offsets[row]), shape, manifest.row(row))
-                    tickets[pool.submit(order)] = row
-                for outcome in pool.wait(60.0):
-                    done += 1
-                    yield tickets.pop(outcome.ticket), outcome
-                progress.update(done)
+        while True:
+            for order in islice(orders, 4 * num_workers - pool.num_open):
+                open_rows[pool.submit(order)] = order.row
+            if not open_rows:
+                return
+            for outcome in pool.wait(60.0):
+                yield open_rows.pop(outcome.ticket), outcome
     finally:
         pool.close()

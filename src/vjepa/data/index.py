@@ -79,19 +79,15 @@ def index_sources(
         for name in listing.column_names
         if name.startswith(LABEL_PREFIX)
     ]
-    probed: list[pa.Table] = []
-    is_complete = False
+    rows = _RowStore(label_names)
     try:
-        found = _probe_listing(listing, label_names, known, config, workers, progress)
-        for rows in _in_batches(found):
-            probed.append(rows_to_table(rows, label_names))
-        is_complete = True
+        for row in _probe_listing(listing, label_names, known, config, workers, progress):
+            rows.add(row)
     finally:
         # After Ctrl-C or a failure, what was probed waits beside the target for the next attempt.
-        if probed and not is_complete:
-            done = Manifest(pa.concat_tables(probed), Path("/"))
-            done.write(partial_path(target), known.metadata)
-    manifest = Manifest(pa.concat_tables(probed), Path("/"), str(target))
+        if 0 < len(rows) < listing.num_rows:
+            Manifest(rows.table(), Path("/")).write(partial_path(target), known.metadata)
+    manifest = Manifest(rows.table(), Path("/"), str(target))
     _refuse_all_bad(manifest)
     _weighted(manifest, plan).write(target, known.metadata)
     partial_path(target).unlink(missing_ok=True)
@@ -179,6 +175,34 @@ def _probe_listing(
             yield _to_manifest_row(listing, row, label_names, info)
             if progress is not None:
                 progress(row + 1, total, num_bad)
+
+
+class _RowStore:
+    """Collects rows, as flat Arrow columns but for the newest few."""
+
+    def __init__(self, label_names: list[str]) -> None:
+        self._label_names = label_names
+        self._tables: list[pa.Table] = []
+        self._newest: list[ManifestRow] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, row: ManifestRow) -> None:
+        self._newest.append(row)
+        self._count += 1
+        if len(self._newest) == _BATCH:
+            self._flush()
+
+    def table(self) -> pa.Table:
+        self._flush()
+        return pa.concat_tables(self._tables)
+
+    def _flush(self) -> None:
+        if self._newest:
+            self._tables.append(rows_to_table(self._newest, self._label_names))
+            self._newest = []
 
 
 def _to_manifest_row(

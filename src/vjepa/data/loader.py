@@ -162,18 +162,8 @@ class ClipLoader:
         )
         size = transform.crop_size
         self._batch_shape = (batch_size // world_size, _CHANNELS, clip.num_frames, size, size)
-        self._cached = None
-        if loader.frame_cache_gigabytes > 0:
-            caches = open_frame_caches(
-                manifests,
-                loader.frame_cache_folder,
-                loader.frame_cache_gigabytes,
-                loader.frame_cache_short_side,
-                max(1, loader.num_workers),
-                loader.sample_timeout_seconds,
-            )
-            self._cached = CachedClips(self._recipe, self._planner, caches)
         self._config = loader
+        self._cached = self._open_cache() if loader.frame_cache_gigabytes > 0 else None
         self._ring: SharedArray | None = None
         self._pool: WorkerPool | None = None
         self._prefetcher: Prefetcher | None = None
@@ -258,6 +248,17 @@ class ClipLoader:
             num_bad=plan.num_bad,
             wait_seconds=time.perf_counter() - began,
         )
+
+    def _open_cache(self) -> CachedClips:
+        caches = open_frame_caches(
+            self._sources.manifests,
+            self._config.frame_cache_folder,
+            self._config.frame_cache_gigabytes,
+            self._config.frame_cache_short_side,
+            self._config.num_workers,
+            self._config.sample_timeout_seconds,
+        )
+        return CachedClips(self._recipe, self._planner, caches)
 
     def _decode_here(self, plan: BatchPlan, clips: Tensor) -> None:
         for planned in plan.jobs:

@@ -35,6 +35,8 @@ _TRUSTED_KEYFRAMES = frozenset(_TRUSTED.split())
 # (h264 in AVI) have made-up timestamps in decoding order. B-frames reach back at most 16 frames.
 _NUM_VERIFIED = 24
 
+_LONG_AGO = -(1 << 62)
+
 _FALLBACK_FPS = 25.0
 
 
@@ -122,6 +124,8 @@ def stamp_of(path: str, kind: MediaKind) -> Stamp:
 def _check_file(info: VideoInfo, limits: LimitsConfig) -> None:
     if os.path.isdir(info.path):  # noqa: PTH112
         raise DecodeError(info.path, "is a folder, not a file")
+    if not os.path.isfile(info.path):  # noqa: PTH113
+        raise DecodeError(info.path, "is no regular file")
     if info.bytes == 0:
         raise DecodeError(info.path, "empty file (0 bytes)")
     if info.bytes > limits.max_bytes:
@@ -182,17 +186,18 @@ def _probe_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     """Count and time the frames from the packets; decode the first few to see that it works."""
     with open_video(info.path, limits) as video:
         scan = scan_packets(video, limits.max_frames)
-        promised = video.stream.frames if "mov" in video.container.format.name else 0
-    if scan.num_packets == 0:
-        raise DecodeError(info.path, "no video data in it")
-    # Only MP4 and its kin hold a table of all frames; other headers promise what they like.
-    if scan.num_packets < promised or scan.is_cut_off:
-        of_all = f" of {promised}" if promised else ""
-        raise DecodeError(
-            info.path, f"truncated: {scan.num_packets}{of_all} frames are in the file"
-        )
+        if scan.num_packets == 0:
+            raise DecodeError(info.path, "no video data in it")
+        if scan.is_cut_off or _ends_early(video, scan):
+            complete = scan.num_packets - scan.is_cut_off
+            raise DecodeError(info.path, f"truncated: only {complete} frames are in the file")
     with open_video(info.path, limits) as video:
         first = _look_at_first_frames(video, np.sort(scan.shown_pts))
+        if first.width * first.height > limits.max_pixels:
+            size = f"{first.width} x {first.height}"
+            raise DecodeError(
+                info.path, f"frames of {size} pixels are above max_pixels = {limits.max_pixels}"
+            )
         codec = video.stream.codec_context.name
         is_trusted = video.decoder.name in _TRUSTED_KEYFRAMES
         stated = video.stream.average_rate or video.stream.guessed_rate
@@ -206,6 +211,21 @@ def _probe_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         return replace(info, num_frames=first.num_counted, fps=stated_fps, duration_seconds=seconds)
     keys = scan.keyframe_pts if is_trusted else scan.keyframe_pts[:1]
     return _timed(info, np.sort(scan.shown_pts), keys, time_base, stated_fps)
+
+
+def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
+    """Whether an MP4 (or its kin) holds fewer frames than its table lists.
+
+    Only these formats have a table to believe; other headers promise what they like. An edit list
+    takes frames out, too, but then the duration without them is reached.
+    """
+    stream = video.stream
+    is_listed = "mov" in video.container.format.name and scan.num_packets < stream.frames
+    if not is_listed or stream.duration is None or scan.shown_pts.size < 2:
+        return is_listed
+    end = (stream.start_time or 0) + stream.duration
+    step = np.ptp(scan.shown_pts) / (scan.shown_pts.size - 1)
+    return bool(scan.shown_pts.max() + 1.5 * step < end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,15 +242,18 @@ class _FirstFrames:
 def _look_at_first_frames(video: VideoFile, expected: NDArray[np.int64]) -> _FirstFrames:
     """Decode the first frames and compare their timestamps with the `expected` ones (ascending).
 
-    Where they disagree, the timestamps are worth nothing and the whole file is decoded to count its
-    frames: here and only here.
+    Where they come in another order, the timestamps are worth nothing and the whole file is decoded
+    to count its frames: here and only here. (Frames that do not come at all are damage.)
     """
     first: VideoFrame | None = None
-    number = 0
+    number, latest = 0, _LONG_AGO
+    known = set(expected[: 4 * _NUM_VERIFIED].tolist())
     is_timed = len(expected) > 0
     for frame in video.frames():
         first = first or frame
-        is_timed = is_timed and number < len(expected) and frame.pts == expected[number]
+        pts = frame.pts
+        is_timed = is_timed and pts is not None and pts in known and pts > latest
+        latest = latest if pts is None else pts
         number += 1
         if is_timed and number >= min(_NUM_VERIFIED, len(expected)):
             break

@@ -16,6 +16,7 @@ from queue import SimpleQueue
 
 from vjepa.data.probe_worker import READY
 from vjepa.data.video_info import LimitsConfig, MediaKind, VideoInfo, info_from_json
+from vjepa.errors import UserError
 
 _START_SECONDS = 120.0
 # Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
@@ -35,11 +36,12 @@ class ProbeRequest:
 class _Reader:
     """One reader process, started when needed and again after its death."""
 
-    def __init__(self, limits: LimitsConfig, timeout_seconds: float) -> None:
-        self._limits = json.dumps(asdict(limits))
+    def __init__(self, limits: LimitsConfig, timeout_seconds: float, worker_module: str) -> None:
+        self._command = [sys.executable, "-m", worker_module, json.dumps(asdict(limits))]
         self._timeout = timeout_seconds
         self._process: subprocess.Popen[str] | None = None
         self._has_expired = False
+        self._is_retired = False
 
     def ask(self, request: ProbeRequest) -> VideoInfo:
         """Look into one file; a hang or a crash of the process is a bad file with a reason."""
@@ -57,7 +59,7 @@ class _Reader:
     def _start(self) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         process = subprocess.Popen(
-            [sys.executable, "-m", "vjepa.data.probe_worker", self._limits],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -67,10 +69,12 @@ class _Reader:
             start_new_session=True,
         )
         self._process = process
+        if self._is_retired:  # the pool was left while this thread started the process
+            process.kill()
         if self._exchange(process, None, _START_SECONDS).strip() != READY:
             self.close()
             raise RuntimeError(
-                "a reader process does not start; `python -m vjepa.data.probe_worker {}` shows why"
+                f"a reader process does not start; `{' '.join(self._command[1:])}` shows why"
             )
         return process
 
@@ -97,6 +101,13 @@ class _Reader:
         self._has_expired = True
         process.kill()
 
+    def retire(self) -> None:
+        """Kill the process and any that would follow, from another thread than the reader's own."""
+        self._is_retired = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process, if there is one, and wait for it."""
         process, self._process = self._process, None
@@ -113,16 +124,28 @@ class _Reader:
 class ProbePool:
     """Several readers at work; a context manager that ends them all."""
 
-    def __init__(self, workers: int, limits: LimitsConfig, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        workers: int,
+        limits: LimitsConfig,
+        timeout_seconds: float,
+        worker_module: str = "vjepa.data.probe_worker",
+    ) -> None:
         """Prepare the pool; processes start with the first files.
 
         Args:
             workers: Number of reader processes, at least 1.
             limits: What a file may demand at most.
             timeout_seconds: Longest time for one file.
+            worker_module: What the processes run; it must answer as probe_worker does.
+
+        Raises:
+            UserError: `workers` is below 1.
         """
-        self._workers = max(1, workers)
-        self._readers = [_Reader(limits, timeout_seconds) for _ in range(self._workers)]
+        if workers < 1:
+            raise UserError(f"workers: must be at least 1, got {workers}")
+        self._workers = workers
+        self._readers = [_Reader(limits, timeout_seconds, worker_module) for _ in range(workers)]
         self._idle: SimpleQueue[_Reader] = SimpleQueue()
         for reader in self._readers:
             self._idle.put(reader)
@@ -136,9 +159,8 @@ class ProbePool:
         """End all readers, also those in the middle of a file."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for reader in self._readers:
-            reader.close()
+            reader.retire()
         self._threads.shutdown(wait=True)
-        # A reader that was just starting when the pool closed.
         for reader in self._readers:
             reader.close()
 

@@ -70,7 +70,7 @@ class VideoFile:
 def reason_of(error: BaseException) -> str:
     """An error's message in a few words, without the path, which the caller names anyway."""
     if isinstance(error, av.error.InvalidDataError):
-        return "not a video, or damaged beyond reading (invalid data)"
+        return "not a video, truncated, or damaged beyond reading"
     if isinstance(error, MemoryError):
         return "out of memory while reading it"
     if isinstance(error, OSError | av.error.FFmpegError) and getattr(error, "strerror", None):
@@ -82,7 +82,9 @@ def _pick_stream(container: InputContainer, path: str) -> VideoStream:
     """The first stream of moving pictures (cover art of an audio file is none)."""
     if not container.streams.video:
         kinds = sorted({stream.type for stream in container.streams})
-        raise DecodeError(path, f"no video stream (it has: {', '.join(kinds) or 'nothing'})")
+        if not kinds:
+            raise DecodeError(path, "no stream can be read from it (truncated?)")
+        raise DecodeError(path, f"no video stream (it has: {', '.join(kinds)})")
     for stream in container.streams.video:
         if not stream.disposition & Disposition.attached_pic:
             return stream
@@ -113,13 +115,23 @@ def _check_size(decoder: VideoCodecContext, path: str, limits: LimitsConfig) -> 
     """Refuse a frame size before a single frame of it is allocated."""
     width, height = decoder.width, decoder.height
     if width < 1 or height < 1:
-        raise DecodeError(path, "its frame size is unknown")
+        raise DecodeError(path, "its header gives no frame size, or an impossible one")
     if width * height > limits.max_pixels:
         raise DecodeError(
             path, f"frames of {width} x {height} pixels are above max_pixels = {limits.max_pixels}"
         )
-    # The header may lie: the decoder itself must refuse a stream that turns out larger.
-    decoder.options = {"max_pixels": str(limits.max_pixels)}
+    # The header may lie: the decoder itself must refuse a stream that turns out larger. It counts
+    # its padding, too, hence the factor.
+    decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
+
+
+def _open_container(absolute: str, path: str) -> InputContainer:
+    try:
+        return av.open(
+            absolute, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
+        )
+    except av.error.ArgumentError as error:  # the format is not on the list
+        raise DecodeError(path, "not a video (a picture, a play list or a rare format)") from error
 
 
 @contextmanager
@@ -139,9 +151,7 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
     """
     absolute = os.path.abspath(path)  # noqa: PTH100 (a leading slash keeps "a:b.mp4" from being a protocol)
     try:
-        with av.open(
-            absolute, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
-        ) as container:
+        with _open_container(absolute, path) as container:
             stream = _pick_stream(container, path)
             decoder = _pick_decoder(stream, path)
             _check_size(decoder, path, limits or LimitsConfig())

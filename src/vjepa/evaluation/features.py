@@ -77,8 +77,8 @@ class FeatureSet:
     """Token maps of n videos.
 
     Attributes:
-        shards: Tensors [n_i, N, D], float32 or bfloat16, together n rows in order. Those from a
-            cache are mapped from disk, so a set may be larger than the memory.
+        shards: Tensors [n_i, N, D], float32 or bfloat16, together n rows in order. Large ones from
+            a cache are mapped from disk, so that a set may be larger than the memory.
         rows: int64 [n], ascending rows of the manifest.
         paths: The n files.
         bad: Videos that are missing because they could not be read.
@@ -116,7 +116,7 @@ class FeatureSet:
             [b, N, D] in the given order, in the stored type.
         """
         if len(self.shards) == 1:
-            return self.shards[0][torch.from_numpy(indices)]
+            return self.shards[0].index_select(0, torch.from_numpy(indices))
         ends = np.cumsum([shard.shape[0] for shard in self.shards])
         which = np.searchsorted(ends, indices, side="right")
         first = self.shards[0]

@@ -21,7 +21,7 @@ from vjepa.interop import find_checkpoint, read_model, released_training_state
 from vjepa.jobs.pretrain_config import ContinueConfig, PretrainConfig, SourceConfig
 from vjepa.masking import MaskSampler
 from vjepa.models import VJEPA, Encoder, normalise_clip
-from vjepa.objectives import FeaturePrediction, PixelPrediction
+from vjepa.objectives import FeaturePrediction, PixelPrediction, collapse_alarm
 from vjepa.runtime.device import set_up_device
 from vjepa.runtime.metric_sinks import run_folder_sinks
 from vjepa.runtime.seeds import seed_torch
@@ -197,6 +197,7 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
             folder=RunFolder(out, store, checkpoint_config(config)),
             sinks=run_folder_sinks(out),
             evaluators=list(_evaluators(config, parts)),
+            alarm=collapse_alarm,
             description="pretraining",
         )
         if config.continue_from is not None and store.latest() is None:

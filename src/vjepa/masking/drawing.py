@@ -42,8 +42,8 @@ class Minimum:
     """What a mask must leave, one number for each kind; a draw below it is repeated.
 
     Attributes:
-        visible: int64 [kinds], at least 1.
-        hidden: int64 [kinds], at least 1.
+        visible: int64 [kinds]; 0 for a kind whose counts never vary.
+        hidden: int64 [kinds]; likewise.
         max_draws: Give up after so many draws, 1 and a multiple of 4.
         required: Whether giving up is an error.
     """
@@ -93,7 +93,10 @@ class MaskDrawer:
             n: _kept_places(n, mask, grid) for n, mask in enumerate(masks) if mask.kind == "tube"
         }
         self._place_keys = TokenKeys(grid[1] * grid[2])
-        self._words = self._num_kinds + _SIZE_WORDS
+        # Of each clip: bits to choose tokens and bits to choose tubes, for every kind; block sizes;
+        # block positions.
+        self._first_uniform = 2 * self._num_kinds
+        self._words = self._first_uniform + _SIZE_WORDS
         self._words += self._blocks.words if self._blocks else 0
 
     def draw(
@@ -160,14 +163,14 @@ class MaskDrawer:
         hidden = np.empty((self._num_kinds, len(words), *self.grid), dtype=np.bool_)
         per_step = np.empty((self._num_kinds, len(words), steps), dtype=np.int64)
         if self._blocks is not None:
-            uniform = _to_uniform(words[:, self._num_kinds :])
+            uniform = _to_uniform(words[:, self._first_uniform :])
             size = uniform[:, :_SIZE_WORDS] if shared_size is None else shared_size
             sizes = self._blocks.sizes(size)
             cover = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
             counts = cover.reshape(*cover.shape[:3], -1).sum(axis=-1)
             hidden[self._block_kinds], per_step[self._block_kinds] = cover, counts
         for kind, kept in self._tubes.items():
-            hidden[kind] = self._tube(words[:, kind], kept)
+            hidden[kind] = self._tube(words[:, self._num_kinds + kind], kept)
             per_step[kind] = height * width - kept
         for kind in self._causal:
             hidden[kind, :, self.seen_steps[kind] :] = True
@@ -176,8 +179,7 @@ class MaskDrawer:
 
     def _tube(self, words: NDArray[np.uint64], kept: int) -> NDArray[np.bool_]:
         """Random places, hidden over the whole clip: bool [B, 1, h, w]."""
-        # The same word also chooses among tokens in count mode fixed, so it is changed here.
-        keys = self._place_keys(~words)
+        keys = self._place_keys(words)
         batch, places = keys.shape
         every, seen = np.full(batch, places), np.full(batch, kept)
         hidden = ~random_subset(np.ones(keys.shape, dtype=np.bool_), keys, every, seen)

@@ -7,7 +7,7 @@ the authors' at the batch size at which they trained.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,8 @@ def mean_prefix_counts(
         UserError: if a kind is impossible on this grid.
     """
     num_tokens = grid[0] * grid[1] * grid[2]
-    measured = [_MEASURED.get((grid, mask)) for mask in masks]
+    blocks = [_without_limits(mask) for mask in masks]
+    measured = [_MEASURED.get((grid, mask)) for mask in blocks]
     shares = np.empty((len(masks), 2))
     if any(pair is None for pair in measured):
         shares[:] = _simulate(masks, grid, tubelet_size) / num_tokens
@@ -87,3 +88,8 @@ def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDA
         context = drawer.num_tokens - num_hidden.max(axis=-1)
         smallest.append(np.stack([context, num_hidden.min(axis=-1)], axis=-1))
     return np.concatenate(smallest, axis=1).mean(axis=1)
+
+
+def _without_limits(mask: MaskConfig) -> MaskConfig:
+    """The mask by its blocks alone, without what only counting reads."""
+    return replace(mask, max_context_tokens=None, context_fraction=None, target_fraction=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,19 +97,12 @@ class TokenMasks:
             target_offsets=target_offsets - target_offsets[0],
         )
 
-    def pin_memory(self) -> TokenMasks:
-        """A copy in page-locked memory, from which a GPU copies without making the CPU wait."""
-        return self._map(Tensor.pin_memory)
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TokenMasks:
+    def to(self, device: torch.device | str) -> TokenMasks:
         """The same masks on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> TokenMasks:
         context_offsets, target_offsets = self.context_offsets, self.target_offsets
         return TokenMasks(
-            context=function(self.context),
-            target=function(self.target),
-            context_offsets=None if context_offsets is None else function(context_offsets),
-            target_offsets=None if target_offsets is None else function(target_offsets),
+            context=self.context.to(device),
+            target=self.target.to(device),
+            context_offsets=None if context_offsets is None else context_offsets.to(device),
+            target_offsets=None if target_offsets is None else target_offsets.to(device),
         )

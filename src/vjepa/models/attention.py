@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.is_cuda and half and q.shape[-1] % 8 == 0:  # what the kernel takes
+        # Imported here: it takes torch's compiler along, which costs seconds at every start.
+        from torch.nn.attention.varlen import varlen_attn
+
         offsets = packing.offsets.to(torch.int32)
         out = varlen_attn(q, k, v, offsets, offsets, packing.max_length, packing.max_length)
         assert isinstance(out, Tensor)  # a pair only when log-sum-exps are asked for

@@ -34,10 +34,15 @@ class EncoderConfig:
     """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
     channels: int = 3
     """Channels of the input video."""
+    patch_init_std: float = 0.02
+    """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
+    encoder's features mostly position; larger lets pixels lead the first targets, which a small
+    model needs that trains for minutes."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "depth", "heads", "image_size", "num_frames")
         _require_positive(self, "patch_size", "tubelet_size", "channels", "mlp_ratio")
+        _require_positive(self, "patch_init_std")
         _require_multiple("width", self.width, "heads", self.heads)
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)

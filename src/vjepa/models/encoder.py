@@ -39,15 +39,19 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.register_buffer("pos_embed", position_code(config, config.width), persistent=False)
-        self.apply(init_layer)
+        self._draw_weights()
 
     def init_weights(self) -> None:
         """Draw all weights anew and recompute the position code, on the weights' device.
 
         For models built on the meta device and then given memory by ``to_empty``.
         """
-        self.apply(init_layer)
+        self._draw_weights()
         self.reset_position_code()
+
+    def _draw_weights(self) -> None:
+        self.apply(init_layer)
+        nn.init.normal_(self.patch_embed.proj.weight, std=self.config.patch_init_std)
 
     def reset_position_code(self) -> None:
         """Recompute the position code on the device and in the dtype of the weights."""

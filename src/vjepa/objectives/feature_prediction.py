@@ -1,7 +1,4 @@
-"""V-JEPA's objective: predict the target encoder's features of what is hidden (paper, section 3).
-
-    minimise  | P(E(x), mask) - stop_gradient(T(y)) |_1,   T = moving average of E
-"""
+"""Feature prediction: the objective of the paper, section 3."""
 
 from __future__ import annotations
 
@@ -9,35 +6,52 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import functional as F
 
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.objectives.health import (
+    PredictionHealth,
+    mask_counts,
+    parameter_distance,
+    representation_health,
+    spread,
+)
 from vjepa.objectives.step_output import StepOutput
 
-_TARGET_NORM_EPS = 1e-5
-_DEVIATION_EPS = 1e-4
+TARGET_NORM_EPS = 1e-5
+"""Epsilon of the normalisation of targets (the encoder's own norms use 1e-6)."""
+_VARIANCE_EPS = 1e-4
 
 
 class FeaturePrediction(nn.Module):
-    """The L1 regression of layer-normed target features at the masked tokens.
+    """Predict the target encoder's features of masked tokens from the visible ones.
+
+    For a clip y, a mask with context tokens x, and all masks of the clip::
+
+        loss = mean over masks, masked tokens and features of |P(E(x)) - stop_grad(LN(T(y)))|
+
+    T, the target encoder, sees the whole clip once for all masks; its features pass a LayerNorm
+    without scale and shift before the masked ones are taken (so the authors' released code does,
+    where the paper is silent). A loss exponent p other than 1 gives mean(|error|^p) / p.
+
+    In count mode packed the mean runs over all masked tokens of the batch, so a clip counts by its
+    number of masked tokens; with equal counts that is the mean of the clips' means.
+
+    Args:
+        model: Encoder, target encoder and predictor.
+        loss_exponent: p above 0; the paper's L1 is 1.
+        variance_coefficient: Weight of a penalty on predictions that hardly vary over a clip's
+            masked tokens: the mean over clips and features of relu(1 - standard deviation). The
+            authors' code has it with weight 0.
 
     Attributes:
-        model: Context encoder, target encoder, predictor.
-        config: The model's sizes.
+        model: As given.
     """
 
     def __init__(
         self, model: VJEPA, loss_exponent: float = 1.0, variance_coefficient: float = 0.0
     ) -> None:
-        """Take the model.
-
-        Args:
-            model: Trained in place.
-            loss_exponent: p of mean(|error|^p) / p; the paper's L1 is p = 1.
-            variance_coefficient: Weight of mean(relu(1 - deviation of the predictions over
-                tokens)); the paper uses none.
-        """
         super().__init__()
         self.model = model
         self._exponent = loss_exponent
@@ -50,82 +64,126 @@ class FeaturePrediction(nn.Module):
 
     @property
     def encoder_for_evaluation(self) -> Encoder:
-        """The target encoder, which the paper evaluates (section 4)."""
+        """The target encoder: what frozen evaluation uses (paper, section 4)."""
         return self.model.target_encoder
 
     def trainable(self) -> dict[str, nn.Module]:
-        """The trained modules in the optimiser's order."""
+        """The trained modules by name, in the optimiser's order."""
         return {"encoder": self.model.encoder, "predictor": self.model.predictor}
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The target encoder follows the context encoder."""
+        """(online, target) modules: the target follows as a moving average."""
         return [(self.model.encoder, self.model.target_encoder)]
 
-    @torch.no_grad()
-    def targets(self, clips: Tensor) -> Tensor:
-        """Contextualised targets: every token of the whole clip, layer-normed without weights.
-
-        Args:
-            clips: float [B, C, T, H, W].
-
-        Returns:
-            float [B, N, D], no gradient.
-        """
-        features = self.model.target_encoder(clips)
-        return functional.layer_norm(features, features.shape[-1:], eps=_TARGET_NORM_EPS)
-
-    def predict(self, clips: Tensor, masks: TokenMasks, kind: int) -> Tensor:
-        """The predictor's output at the target tokens under one mask kind.
-
-        Args:
-            clips: float [B, C, T, H, W].
-            masks: The tokens shown and the tokens asked for.
-            kind: Place of the mask kind, which chooses the mask token.
-
-        Returns:
-            float [B, M, D], or packed [U, D].
-        """
-        context = self.model.encoder(clips, masks.context, offsets=masks.context_offsets)
-        return self.model.predictor(
-            context,
-            masks.context,
-            masks.target,
-            kind,
-            context_offsets=masks.context_offsets,
-            target_offsets=masks.target_offsets,
-        )
-
     def forward(self, clips: Tensor, masks: Sequence[TokenMasks]) -> StepOutput:
-        """The loss, averaged over mask kinds with equal weight.
+        """The loss of a batch.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
-            masks: One for each mask kind. Packed masks average over all masked tokens of the
-                batch, so a clip counts as much as it has target tokens.
+            masks: One for each mask kind, over the clips' token grid, on the clips' device.
 
         Returns:
-            ``loss``; metrics ``loss/<kind>``, and counts of context and target tokens.
+            The loss, and as metrics the loss of each mask kind (``loss/mask_0``, ...) and, where it
+            has a weight, the variance penalty.
         """
         targets = self.targets(clips)
-        metrics: dict[str, Tensor] = {}
-        losses = []
+        losses, penalties = [], []
         for kind, mask in enumerate(masks):
             predicted = self.predict(clips, mask, kind)
-            loss = self._distance(predicted, mask.gather_target(targets))
-            metrics[f"loss/mask_{kind}"] = loss.detach()
-            metrics[f"tokens/context_{kind}"] = torch.tensor(mask.num_context_mean)
-            metrics[f"tokens/target_{kind}"] = torch.tensor(mask.num_target_mean)
-            losses.append(loss + self._variance_term(predicted))
-        return StepOutput(torch.stack(losses).mean(), metrics)
+            error = (predicted - mask.gather_target(targets)).abs()
+            if self._exponent != 1:
+                error = error**self._exponent / self._exponent
+            losses.append(error.mean())
+            if self._variance_coefficient:
+                penalties.append(variance_penalty(predicted, mask))
+        loss = torch.stack(losses).mean()
+        metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
+        if penalties:
+            penalty = torch.stack(penalties).mean()
+            loss = loss + self._variance_coefficient * penalty
+            metrics["variance_penalty"] = penalty.detach()
+        return StepOutput(loss=loss, metrics=metrics)
 
-    def _distance(self, predicted: Tensor, target: Tensor) -> Tensor:
-        error = (predicted - target).abs()
-        if self._exponent == 1.0:
-            return error.mean()
-        return error.pow(self._exponent).mean() / self._exponent
+    @torch.no_grad()
+    def targets(self, clips: Tensor) -> Tensor:
+        """Normalised target features of all tokens: float32 [B, N, D]."""
+        return normalise_features(self.model.target_encoder(clips))
 
-    def _variance_term(self, predicted: Tensor) -> Tensor | float:
-        if self._variance_coefficient == 0.0:
-            return 0.0
-        deviation = (predicted.var(dim=-2) + _DEVIATION_EPS).sqrt()
-        return self._variance_coefficient * functional.relu(1.0 - deviation).mean()
+    def predict(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
+        """Predicted features of the masked tokens: float32 [B, M, D], or packed [U, D].
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            mask: Context and target tokens.
+            kind: Place of the mask kind, which chooses the mask token.
+        """
+        return self._predict(self._encode(clips, mask), mask, kind)
+
+    def _encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
+        return self.model.encoder(clips, mask.context, offsets=mask.context_offsets)
+
+    def _predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
+        predicted = self.model.predictor(
+            context,
+            mask.context,
+            mask.target,
+            kind,
+            context_offsets=mask.context_offsets,
+            target_offsets=mask.target_offsets,
+        )
+        return predicted.float()
+
+    @torch.no_grad()
+    def health(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """Whether the features stay rich; costs about one forward pass.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            masks: As in :meth:`forward`.
+
+        Returns:
+            float32 scalars, explained in :mod:`vjepa.objectives.health`.
+        """
+        targets = self.targets(clips)
+        prediction = PredictionHealth(targets)
+        context_spread = []
+        for kind, mask in enumerate(masks):
+            context = self._encode(clips, mask)
+            context_spread.append(spread(normalise_features(context)))
+            prediction.add(self._predict(context, mask, kind), mask)
+        encoders = (self.model.encoder, self.model.target_encoder)
+        return {
+            "target_std": spread(targets),
+            "context_std": torch.stack(context_spread).mean(),
+            **representation_health(targets),
+            **prediction.summary(),
+            "teacher_student_distance": parameter_distance(*encoders),
+            **mask_counts(masks, targets),
+        }
+
+
+def normalise_features(features: Tensor) -> Tensor:
+    """LayerNorm over the features without scale and shift: [..., D] -> float32 [..., D]."""
+    return F.layer_norm(features.float(), features.shape[-1:], eps=TARGET_NORM_EPS)
+
+
+def variance_penalty(predicted: Tensor, mask: TokenMasks) -> Tensor:
+    """Mean over clips and features of relu(1 - standard deviation over a clip's masked tokens).
+
+    Args:
+        predicted: float [B, M, D], or packed [U, D].
+        mask: Which clip a packed token belongs to.
+
+    Returns:
+        Scalar in [0, 1]; a clip with a single masked token has no spread and counts nearly 1.
+    """
+    if mask.target_offsets is None:
+        variance = predicted.var(dim=1, correction=min(1, predicted.shape[1] - 1))
+    else:
+        rows = mask.target_rows()
+        lengths = mask.target_offsets.diff()[:, None]
+        zeros = predicted.new_zeros(mask.batch_size, predicted.shape[-1])
+        means = zeros.index_add(0, rows, predicted) / lengths
+        squares = zeros.index_add(0, rows, (predicted - means[rows]).square())
+        variance = squares / (lengths - 1).clamp(min=1)
+    return F.relu(1 - torch.sqrt(variance + _VARIANCE_EPS)).mean()

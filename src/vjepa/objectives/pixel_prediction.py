@@ -1,4 +1,4 @@
-"""The rival of Table 1: the same model predicts the pixels of what is hidden."""
+"""Pixel prediction: the comparison of the paper's Table 1 (section 4.1)."""
 
 from __future__ import annotations
 
@@ -6,84 +6,130 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vjepa.masking import TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, patchify
+from vjepa.objectives.feature_prediction import normalise_features
+from vjepa.objectives.health import PredictionHealth, mask_counts, representation_health, spread
 from vjepa.objectives.step_output import StepOutput
 
 _PATCH_EPS = 1e-6
 
 
 class PixelPrediction(nn.Module):
-    """Mean squared error on pixels that are normalised patch by patch (paper, Table 1).
+    """Predict the pixels of masked tokens from the visible ones.
+
+    The same masks, context encoder and predictor as feature prediction; but the predictor's output
+    is as wide as a token's pixels, and the target is those pixels, normalised to mean 0 and
+    variance 1 within each token's patch. The loss is the mean squared error. There is no target
+    encoder, so the encoder itself is evaluated.
+
+    Args:
+        config: Sizes of encoder and predictor.
 
     Attributes:
-        encoder: The context encoder; also what is evaluated, since there is no moving average.
-        predictor: As in feature prediction, but with as many outputs as a patch has numbers.
-        config: The model's sizes.
+        config: As given.
+        encoder: The context encoder, trained.
+        predictor: Trained; its output has one number for each pixel and channel of a patch.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build with fresh weights."""
         super().__init__()
-        sizes = config.encoder
         self.config = config
-        self.encoder = Encoder(sizes)
-        numbers = sizes.channels * sizes.tubelet_size * sizes.patch_size**2
-        self.predictor = Predictor(sizes, config.predictor, out_width=numbers)
+        self.encoder = Encoder(config.encoder)
+        self.predictor = Predictor(
+            config.encoder, config.predictor, out_width=config.encoder.patch_values
+        )
 
     @property
     def encoder_for_evaluation(self) -> Encoder:
-        """The trained encoder."""
+        """The encoder: what frozen evaluation uses."""
         return self.encoder
 
     def trainable(self) -> dict[str, nn.Module]:
-        """The trained modules in the optimiser's order."""
+        """The trained modules by name, in the optimiser's order."""
         return {"encoder": self.encoder, "predictor": self.predictor}
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """No module follows another."""
+        """None: nothing follows as a moving average."""
         return []
 
-    @torch.no_grad()
-    def targets(self, clips: Tensor) -> Tensor:
-        """Pixels of every token, each with mean 0 and variance 1 over its numbers.
-
-        Args:
-            clips: float [B, C, T, H, W].
-
-        Returns:
-            float [B, N, C*tubelet*patch*patch].
-        """
-        sizes = self.config.encoder
-        patches = patchify(clips, sizes.tubelet_size, sizes.patch_size)
-        return functional.layer_norm(patches, patches.shape[-1:], eps=_PATCH_EPS)
-
     def forward(self, clips: Tensor, masks: Sequence[TokenMasks]) -> StepOutput:
-        """The loss, averaged over mask kinds with equal weight.
+        """The loss of a batch.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
-            masks: One for each mask kind.
+            masks: One for each mask kind, over the clips' token grid, on the clips' device.
 
         Returns:
-            ``loss``, and metrics ``loss/<kind>``.
+            The loss (mean over masks of the mean over masked tokens and pixels; in count mode
+            packed the mean runs over all masked tokens of the batch), and as metrics the loss of
+            each mask kind (``loss/mask_0``, ...).
         """
         targets = self.targets(clips)
-        metrics: dict[str, Tensor] = {}
-        losses = []
+        losses = [
+            (self.predict(clips, mask, kind) - mask.gather_target(targets)).square().mean()
+            for kind, mask in enumerate(masks)
+        ]
+        metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
+        return StepOutput(loss=torch.stack(losses).mean(), metrics=metrics)
+
+    @torch.no_grad()
+    def targets(self, clips: Tensor) -> Tensor:
+        """Normalised pixels of all tokens: float32 [B, N, C*tubelet*patch*patch]."""
+        size = self.config.encoder
+        return normalise_patches(patchify(clips.float(), size.tubelet_size, size.patch_size))
+
+    def predict(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
+        """Predicted pixels of the masked tokens: float32 [B, M, pixels], or packed [U, pixels].
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            mask: Context and target tokens.
+            kind: Place of the mask kind, which chooses the mask token.
+        """
+        predicted = self.predictor(
+            self.encoder(clips, mask.context, offsets=mask.context_offsets),
+            mask.context,
+            mask.target,
+            kind,
+            context_offsets=mask.context_offsets,
+            target_offsets=mask.target_offsets,
+        )
+        return predicted.float()
+
+    @torch.no_grad()
+    def health(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """Whether the features stay rich; costs about one forward pass.
+
+        Rank and cosine are those of the encoder's features of whole clips, so that they compare
+        with feature prediction; what is explained is pixels.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            masks: As in :meth:`forward`.
+
+        Returns:
+            float32 scalars, explained in :mod:`vjepa.objectives.health`.
+        """
+        targets = self.targets(clips)
+        features = normalise_features(self.encoder(clips))
+        prediction = PredictionHealth(targets)
         for kind, mask in enumerate(masks):
-            context = self.encoder(clips, mask.context, offsets=mask.context_offsets)
-            predicted = self.predictor(
-                context,
-                mask.context,
-                mask.target,
-                kind,
-                context_offsets=mask.context_offsets,
-                target_offsets=mask.target_offsets,
-            )
-            loss = functional.mse_loss(predicted, mask.gather_target(targets))
-            metrics[f"loss/mask_{kind}"] = loss.detach()
-            losses.append(loss)
-        return StepOutput(torch.stack(losses).mean(), metrics)
+            prediction.add(self.predict(clips, mask, kind), mask)
+        return {
+            "target_std": spread(targets),
+            "context_std": spread(features),
+            **representation_health(features),
+            **prediction.summary(),
+            **mask_counts(masks, targets),
+        }
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """Mean 0 and variance 1 within each token: float [..., pixels] -> the same shape.
+
+    A patch of one colour becomes zeros.
+    """
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / torch.sqrt(variance + _PATCH_EPS)

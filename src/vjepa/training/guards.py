@@ -1,4 +1,4 @@
-"""What protects a long run: non-finite values, collapse, and signals that ask it to stop."""
+"""What protects a long run: values that are not finite, collapse, signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -21,7 +21,6 @@ from vjepa.training.interval import HostStep
 
 _LOGGER = logging.getLogger(__name__)
 _SKIP_WINDOW = 1000
-_SPREAD_NAMES = ("std", "rank")
 
 
 class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user asked for)
@@ -89,60 +88,48 @@ class NonFiniteGuard:
         raise TrainingStopped(message)
 
 
-class CollapseAlarm:
-    """Warns when features lose their spread while the loss falls.
+AlarmRule = Callable[[Sequence[Mapping[str, float]]], str | None]
+"""Looks at all health reports so far, each with the ``loss`` of its time; a warning or None."""
 
-    A falling loss alone says nothing: constant features are perfectly predictable. The sign is that
-    a feature's standard deviation, or the effective rank of the features, has fallen to less than
-    half of its highest value so far while the loss fell as well. Watched are the health values
-    whose name contains ``std`` or ``rank``.
+
+class HealthAlarm:
+    """Keeps the health reports of a run and passes on what a rule says of them, once.
+
+    What a value means is the objective's business: the rule belongs to it.
     """
 
-    def __init__(self, fraction: float = 0.5) -> None:
-        """Set the limit: the fraction of the highest value so far, below which the alarm rings."""
-        self._fraction = fraction
-        self._highest: dict[str, dict[str, float]] = {}
-        self._ringing: set[str] = set()
+    def __init__(self, rule: AlarmRule | None) -> None:
+        """Set the rule; None never warns."""
+        self._rule = rule
+        self._history: list[dict[str, float]] = []
+        self._ringing = False
 
-    def check(self, step: int, health: Mapping[str, float], loss: float) -> list[str]:
-        """Look at one health report.
+    def check(self, health: Mapping[str, float], loss: float) -> str | None:
+        """Add a report.
 
         Args:
-            step: Updates done.
-            health: The objective's values.
+            health: The objective's values; those that are not finite are left out.
             loss: Mean loss of the newest interval.
 
         Returns:
-            New warnings in plain words; a value warns once until it has recovered.
+            A warning when the rule begins to see something wrong; it is not repeated until all was
+            well in between.
         """
-        warnings = []
-        for name, value in health.items():
-            if not math.isfinite(value) or not any(part in name for part in _SPREAD_NAMES):
-                continue
-            best = self._highest.get(name)
-            if best is None or value > best["value"]:
-                self._highest[name] = {"value": value, "step": step, "loss": loss}
-                self._ringing.discard(name)
-            elif value >= self._fraction * best["value"]:
-                self._ringing.discard(name)
-            elif loss < best["loss"] and name not in self._ringing:
-                self._ringing.add(name)
-                warnings.append(
-                    f"collapse suspected at step {step}: {name} has fallen to {value:.3g}, from "
-                    f"{best['value']:.3g} at step {best['step']:.0f}, while the loss fell too; "
-                    "judge by a probe, and if it is one: a higher EMA momentum or a lower "
-                    "learning rate helps"
-                )
-        return warnings
+        report = {name: v for name, v in {**health, "loss": loss}.items() if math.isfinite(v)}
+        self._history.append(report)
+        warning = self._rule(self._history) if self._rule else None
+        is_new = warning is not None and not self._ringing
+        self._ringing = warning is not None
+        return warning if is_new else None
 
     def state(self) -> dict[str, Any]:
-        """What has been seen so far, for the checkpoint (plain JSON types)."""
-        return {"highest": self._highest, "ringing": sorted(self._ringing)}
+        """The reports so far, for the checkpoint (plain JSON types)."""
+        return {"history": self._history, "ringing": self._ringing}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a stored :meth:`state`."""
-        self._highest = {name: dict(best) for name, best in state["highest"].items()}
-        self._ringing = set(state["ringing"])
+        self._history = [dict(report) for report in state["history"]]
+        self._ringing = bool(state["ringing"])
 
 
 class StopSignals:

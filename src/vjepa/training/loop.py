@@ -30,7 +30,7 @@ from vjepa.runtime.threads import set_num_threads
 from vjepa.training.checkpoint import CheckpointStore
 from vjepa.training.config import TrainingConfig
 from vjepa.training.ema import EmaPairs
-from vjepa.training.guards import CollapseAlarm, NonFiniteGuard, StopSignals
+from vjepa.training.guards import AlarmRule, HealthAlarm, NonFiniteGuard, StopSignals
 from vjepa.training.interval import Interval
 from vjepa.training.optim import build_optimizer
 from vjepa.training.schedules import (
@@ -121,6 +121,8 @@ class Trainer:
     """Where metrics go."""
     evaluators: Sequence[Evaluator] = ()
     """What is measured now and then."""
+    alarm: AlarmRule | None = None
+    """Warns of what the objective's health reports show, for example of a collapse."""
     description: str = "training"
     """Name of the work in the progress display."""
 
@@ -136,7 +138,7 @@ class Trainer:
         if self.training.compile:
             compile_blocks(list(self._saved_modules.values()))
         self._guard = NonFiniteGuard(self.training, self.folder.path if self.folder else None)
-        self._alarm = CollapseAlarm()
+        self._alarm = HealthAlarm(self.alarm)
         self._interval = Interval()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
@@ -288,8 +290,9 @@ class Trainer:
             health = {name: float(v) for name, v in objective.health(*micro.inputs).items()}
         self._write("health", health)
         loss = self._last_means.get("loss", math.nan)
-        for warning in self._alarm.check(self._completed, health, loss):
-            _LOGGER.warning("%s", warning)
+        warning = self._alarm.check(health, loss)
+        if warning is not None:
+            _LOGGER.warning("step %d: %s", self._completed, warning)
             self._write("warning", {"message": warning})
 
     def _save(self) -> None:

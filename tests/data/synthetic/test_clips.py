@@ -155,6 +155,7 @@ def test_every_knob_changes_the_pixels():
         "zoom": 1.5,
         "background_contrast": 0.05,
         "background_speed": 0.1,
+        "background_grain": 16,
         "flicker": 0.1,
         "noise": 0.1,
     }.items():

@@ -103,7 +103,14 @@ def _draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
 def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float32]:
     """Background and distractors `[T, H, W, 3]`, float32 in 0 to 1."""
     pan = rng.uniform(-1.0, 1.0, size=2) * config.background_speed
-    frames = draw_background(config.num_frames, config.size, config.background_contrast, pan, rng)
+    frames = draw_background(
+        config.num_frames,
+        config.size,
+        config.background_contrast,
+        config.background_grain,
+        pan,
+        rng,
+    )
     for _ in range(config.num_distractors):
         coverage = disc_coverage(_drifting_track(config, rng), config.size)
         paint(frames, coverage, rng.uniform(0.1, 0.8, size=3))

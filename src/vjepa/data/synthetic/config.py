@@ -50,6 +50,7 @@ class SyntheticConfig:
         zoom: mean ratio of A's largest to its smallest size in a clip in which it approaches.
         background_contrast: standard deviation of the background's texture, of a range of 0 to 1.
         background_speed: largest distance by which the background pans in a clip.
+        background_grain: cells of the background's finer texture along the frame's side.
         flicker: standard deviation of smooth texture that is new in every frame, like light on
             water: it cannot be predicted, and it covers everything.
         noise: standard deviation of a camera's grain, new in every pixel of every frame.
@@ -69,6 +70,7 @@ class SyntheticConfig:
     zoom: float = 2.0
     background_contrast: float = 0.03
     background_speed: float = 0.3
+    background_grain: int = 10
     flicker: float = 0.0
     noise: float = 0.0
 
@@ -87,6 +89,7 @@ class SyntheticConfig:
         _check(self, "zoom", 1.1 <= self.zoom <= 4, "between 1.1 and 4")
         _check(self, "background_contrast", 0 <= self.background_contrast <= 0.5, "0 to 0.5")
         _check(self, "background_speed", 0 <= self.background_speed <= 2, "between 0 and 2")
+        _check(self, "background_grain", self.background_grain >= 2, "at least 2")
         _check(self, "flicker", 0 <= self.flicker <= 0.5, "between 0 and 0.5")
         _check(self, "noise", 0 <= self.noise <= 0.5, "between 0 and 0.5")
 

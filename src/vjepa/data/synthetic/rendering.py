@@ -16,7 +16,12 @@ _FLICKER_CELLS = 5
 
 
 def draw_background(
-    num_frames: int, size: int, contrast: float, pan: NDArray[np.float64], rng: np.random.Generator
+    num_frames: int,
+    size: int,
+    contrast: float,
+    grain: int,
+    pan: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> Image:
     """Draw smooth coloured noise that slides by `pan` (x, y; fractions of the side) over the clip.
 
@@ -29,7 +34,7 @@ def draw_background(
     axes = np.arange(size) / size
     columns, rows = axes + offset[:, :1], axes + offset[:, 1:]
     frames = np.zeros((num_frames, size, size, 3), dtype=np.float32)
-    for cells, share in ((4, 0.75), (10, 0.66)):
+    for cells, share in ((max(2, round(0.4 * grain)), 0.75), (grain, 0.66)):
         counts = np.ceil((1.0 + margin[::-1]) * cells).astype(int) + 2
         noise = rng.standard_normal((counts[0], counts[1], 1)) * 0.85
         noise = noise + rng.standard_normal((counts[0], counts[1], 3)) * 0.5

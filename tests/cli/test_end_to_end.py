@@ -1,0 +1,155 @@
+"""From nothing to an answer about a video, through the command line alone, at toy size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vjepa.cli.main import main
+
+_RECIPE = """
+model:
+  encoder: {width: 48, depth: 1, heads: 3, image_size: 32, num_frames: 4, patch_size: 16}
+  predictor: {width: 24, depth: 1}
+data:
+  batch_size: 4
+  clip: {num_frames: 4, stride: 1}
+  transform: {crop_size: 32, horizontal_flip: false}
+  loader: {num_workers: 0}
+optim: {steps: 4, warmup_steps: 1}
+training: {device: cpu, log_every_steps: 1, checkpoint_every_steps: 2, health_every_steps: 2}
+"""
+
+
+def _do(*argv: object) -> None:
+    assert main([str(arg) for arg in argv]) == 0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a synthetic set, a pretrained run and a probe."""
+    folder = tmp_path_factory.mktemp("all")
+    (folder / "tiny.yaml").write_text(_RECIPE)
+    manifest = folder / "set" / "manifest.parquet"
+    _do(
+        *("data", "synth", "--out", folder / "set", "--workers", 1, "--num_frames", 4),
+        *("--size", 32, "--num_clips_train", 22, "--num_clips_validation", 1),
+        *("--num_clips_test", 11),
+    )
+    _do(
+        *("pretrain", "--config", folder / "tiny.yaml", "--data.sources.0.manifest", manifest),
+        *("--data.sources.0.split", "train", "--out", folder / "run"),
+    )
+    _do(
+        *("probe", "train", "--encoder.path", folder / "run", "--data.label", "motion"),
+        *("--data.train.manifest", manifest, "--data.train.split", "train"),
+        *("--data.test.split", "test", "--data.reading.num_workers", 0, "--optim.steps", 2),
+        *("--device", "cpu", "--out", folder / "probe"),
+    )
+    return folder
+
+
+@pytest.fixture
+def video(folder: Path) -> Path:
+    return folder / "set" / "test" / "000000.mp4"
+
+
+def test_the_run_folder(folder: Path) -> None:
+    run = folder / "run"
+    assert (run / "config.yaml").is_file()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+    assert steps[-1] == 4
+    assert (run / "checkpoints" / "step_00000004" / "model.safetensors").is_file()
+
+
+def test_a_finished_run_has_nothing_left_to_do(folder: Path, vjepa: Callable) -> None:
+    outcome = vjepa("pretrain", "--out", folder / "run")
+    assert outcome.code == 0
+    assert "done at step 4 of 4" in outcome.out
+
+
+def test_a_run_folder_is_not_taken_for_another_run(folder: Path, vjepa: Callable) -> None:
+    error = vjepa("pretrain", "--out", folder / "run", "--optim.steps", 5).err
+    assert "error: " in error
+    assert "optim.steps: 4 -> 5" in error
+
+
+def test_probe_eval_repeats_the_number_of_its_training(folder: Path, vjepa: Callable) -> None:
+    result = json.loads((folder / "probe" / "result.json").read_text())
+    outcome = vjepa(
+        *("probe", "eval", folder / "probe", folder / "set" / "manifest.parquet"),
+        *("--split", "test", "--device", "cpu", "--json", folder / "again.json"),
+    )
+    assert outcome.code == 0, outcome.err
+    again = json.loads((folder / "again.json").read_text())
+    assert again["metrics"] == result["test"]["metrics"]
+    assert f"{again['metrics']['correct']} of 11 videos of split test" in outcome.out
+
+
+def test_probe_predict_names_classes(folder: Path, video: Path, vjepa: Callable) -> None:
+    outcome = vjepa("probe", "predict", folder / "probe", video, "--top", 2, "--device", "cpu")
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.splitlines()
+    assert lines[0] == str(video)
+    assert len(lines) == 3
+    assert all("%" in line for line in lines[1:])
+
+
+def test_probe_predict_says_what_it_cannot_read(
+    folder: Path, video: Path, tmp_path: Path, vjepa: Callable
+) -> None:
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    outcome = vjepa(
+        "probe", "predict", folder / "probe", video, tmp_path / "empty.mp4", "--device", "cpu"
+    )
+    assert outcome.code == 1
+    assert f"{tmp_path / 'empty.mp4'}\n  cannot be read: " in outcome.out
+
+
+def test_show_masks(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
+    out = tmp_path / "masks.png"
+    outcome = vjepa("show", "masks", video, "--config", folder / "tiny.yaml", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_features(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
+    out = tmp_path / "features.png"
+    outcome = vjepa("show", "features", video, "--model", folder / "run", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_predictions(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
+    out = tmp_path / "predictions.png"
+    outcome = vjepa("show", "predictions", video, "--model", folder / "run", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert len(list(tmp_path.glob("predictions*.png"))) == 2, "one for each kind of mask"
+
+
+def test_show_run(folder: Path, tmp_path: Path, vjepa: Callable) -> None:
+    out = tmp_path / "report.html"
+    outcome = vjepa("show", "run", folder / "run", "--out", out)
+    assert outcome.code == 0, outcome.err
+    assert "4 of 4" in outcome.out
+    assert "<svg" in out.read_text()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["probe", "train"], "probe train needs --out DIR"),
+        (["probe", "train", "--out", "x"], "data.label: not set"),
+        (["probe", "train", "--out", "x", "--data.lable", "a"], "did you mean data.label?"),
+        (["probe", "eval", "none", "m.parquet"], "none"),
+        (["probe", "predict", "none", "a.mp4"], "none"),
+        (["show", "run", "none"], "none"),
+        (["show", "features", "a.mp4", "--model", "none"], "none"),
+        (["show", "masks", "none.mp4"], "none.mp4"),
+    ],
+)
+def test_bad_input(argv: list[str], message: str, vjepa: Callable) -> None:
+    assert message in vjepa(*argv).error

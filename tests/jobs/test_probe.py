@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
+
+from vjepa.config import from_dict, load_config
+from vjepa.data import Manifest
+from vjepa.data.manifest import ManifestRow
+from vjepa.errors import UserError
+from vjepa.evaluation.clip_reading import ReadingConfig
+from vjepa.evaluation.probe_file import load_probe_file
+from vjepa.evaluation.results import EvaluatedSplit, load_result
+from vjepa.evaluation.splits import load_split
+from vjepa.interop import save_model
+from vjepa.jobs.probe import evaluate, train
+from vjepa.jobs.probe_config import ProbeConfig, VideosConfig
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+
+TINY = ModelConfig(
+    encoder=EncoderConfig(
+        width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=16, tubelet_size=2
+    ),
+    predictor=PredictorConfig(width=12, depth=1),
+)
+CLIP = {"num_frames": 4, "stride": 2}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("probe_videos")
+    return make_set(folder, {"train": 24, "validation": 9, "test": 11})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    run = {"data": {"clip": CLIP}}
+    return save_model(tmp_path_factory.mktemp("run") / "model", VJEPA(TINY), run=run)
+
+
+def _config(videos: Path, checkpoint: Path, **changes: object) -> ProbeConfig:
+    plain = {
+        "encoder.path": str(checkpoint),
+        "data.label": "colour",
+        "data.train.manifest": str(videos),
+        "data.train.split": "train",
+        "data.test.split": "test",
+        "data.view.crop_size": 32,
+        "data.view.short_side": 32,
+        "data.reading.num_workers": 0,
+        "features.batch_size": 5,
+        "optim.epochs": 25,
+        "optim.batch_size": 8,
+        "optim.learning_rates": [1e-3, 3e-3],
+        "optim.weight_decays": [0.01, 0.1],
+        "num_threads": 1,
+    }
+    return load_config(ProbeConfig, overrides={**plain, **changes})
+
+
+def _evaluate(probe: Path, videos: Path, encoder: Path | None = None) -> EvaluatedSplit:
+    return evaluate(
+        probe,
+        VideosConfig(manifest=videos, split="test"),
+        encoder=encoder,
+        reading=ReadingConfig(num_workers=0),
+        device="cpu",
+        num_threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a trained probe."""
+    out = tmp_path_factory.mktemp("probes") / "colour"
+    train(_config(videos, checkpoint), out)
+    return out
+
+
+def test_a_probe_learns_counts_every_video_and_writes_everything_down(
+    trained: Path, checkpoint: Path
+) -> None:
+    result = load_result(trained)
+    assert result.test is not None
+    assert result.test.metrics.count == 11  # uneven batches: 5 + 5 + 1
+    assert result.test.metrics.top1 > 0.7
+    assert result.num_train == 24
+    assert result.num_classes == 3
+    assert len(result.selection) == 4
+    assert sum(head.chosen for head in result.selection) == 1
+    assert {head.count for head in result.selection} == {6}  # two of each class held out
+    assert result.config["data"]["clip"]["num_frames"] == 4  # as in the pretraining
+    assert result.config["data"]["clip"]["stride"] == 2
+    assert result.versions["torch"] == torch.__version__
+    assert set(result.seconds) == {"set-up", "features", "training", "test"}
+    split = load_split(trained / "split.json")
+    assert len(split.fit) == 18
+    assert not set(split.fit_paths) & set(split.choose_paths)
+    assert "chosen" in (trained / "result.md").read_text()
+    assert (trained / "metrics.jsonl").read_text().count('"kind": "train"') >= 1
+    stored = from_dict(ProbeConfig, result.config)
+    assert load_config(ProbeConfig, [trained / "config.yaml"]) == stored
+    probe = load_probe_file(trained)
+    assert probe.classes == ("blue", "green", "red")
+    assert probe.encoder.path == str(checkpoint)
+
+
+def test_evaluating_the_saved_probe_gives_the_same_number_exactly(
+    trained: Path, videos: Path
+) -> None:
+    result = load_result(trained)
+    assert result.test is not None
+    again = _evaluate(trained, videos)
+    assert asdict(again) == asdict(result.test)
+    assert result.test.metrics.loss > 0.0
+
+
+def test_training_again_gives_the_same_probe(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)  # nothing depends on torch's generator
+    again = train(_config(videos, checkpoint), tmp_path / "again")
+    first = load_result(trained)
+    assert again.selection == first.selection
+    assert again.test == first.test
+    assert (tmp_path / "again/probe.safetensors").read_bytes() == (
+        trained / "probe.safetensors"
+    ).read_bytes()
+
+
+def test_a_random_encoder_of_the_same_architecture(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes = {"encoder.which": "random", "encoder.seed": 3, "optim.learning_rates": [1e-3]}
+    config = _config(videos, checkpoint, **changes)
+    result = train(config, tmp_path / "a")
+    other = train(_config(videos, checkpoint, **{**changes, "encoder.seed": 4}), tmp_path / "b")
+    assert result.which == "random"
+    assert result.weights_hash != other.weights_hash
+    # The probe file alone rebuilds the random weights.
+    again = _evaluate(tmp_path / "a", videos)
+    assert result.test is not None
+    assert again.metrics == result.test.metrics
+
+
+def test_context_encoder_is_another_one(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    model_file = checkpoint / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint, moved)
+    state = load_file(model_file)
+    state["encoder.norm.bias"] = state["encoder.norm.bias"] + 1.0
+    save_file(state, moved / "model.safetensors", metadata={"format": "pt"})
+    steps = {"optim.epochs": None, "optim.steps": 2, "optim.weight_decays": [0.01]}
+    target = train(_config(videos, moved, **steps), tmp_path / "t")
+    context = train(_config(videos, moved, **steps, **{"encoder.which": "context"}), tmp_path / "c")
+    assert target.weights_hash != context.weights_hash
+
+
+def test_pixel_checkpoints_are_read_too(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    pixel = tmp_path / "pixel"
+    shutil.copytree(checkpoint, pixel)
+    described = json.loads((pixel / "config.json").read_text())
+    described["objective"] = "pixel"
+    (pixel / "config.json").write_text(json.dumps(described))
+    state = load_file(checkpoint / "model.safetensors")
+    kept = {name: t for name, t in state.items() if name.startswith("encoder.")}
+    save_file(kept, pixel / "model.safetensors", metadata={"format": "pt"})
+    result = train(_config(videos, pixel, **{"optim.epochs": 1}), tmp_path / "p")
+    assert result.test is not None
+    assert result.test.metrics.count == 11
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"probe.kind": "linear"},
+        {"probe.variant": "paper", "probe.depth": 2},
+    ],
+    ids=["linear", "paper depth 2"],
+)
+def test_other_forms(videos: Path, checkpoint: Path, tmp_path: Path, form: dict) -> None:
+    result = train(_config(videos, checkpoint, **form), tmp_path / "x")
+    assert result.test is not None
+    assert result.test.metrics.top1 > 0.5
+    again = _evaluate(tmp_path / "x", videos)
+    assert again.metrics == result.test.metrics
+
+
+def test_low_shot_uses_k_rows_of_each_class(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    config = _config(videos, checkpoint, **{"data.labels_per_class": 3, "seed": 5})
+    result = train(config, tmp_path / "x")
+    split = load_split(tmp_path / "x/split.json")
+    assert result.num_train == 9
+    assert len(split.fit) == 6
+    assert len(split.choose) == 3
+    assert split.labels_per_class == 3
+    one_head = {"optim.learning_rates": [1e-3], "optim.weight_decays": [0.01]}
+    config = _config(videos, checkpoint, **one_head, **{"data.label_fraction": 0.5})
+    result = train(config, tmp_path / "y")
+    assert result.selection == ()  # nothing to choose, so nothing is held out
+    assert len(load_split(tmp_path / "y/split.json").fit) == 12
+    assert result.num_train == 12
+
+
+def test_validation_videos_choose_where_they_are_given(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = _config(videos, checkpoint, **{"data.validation.split": "validation"})
+    result = train(config, tmp_path / "x")
+    assert {head.count for head in result.selection} == {9}
+    assert load_split(tmp_path / "x/split.json").choose == ()
+    assert result.num_train == 24
+
+
+def test_refit_trains_the_chosen_head_on_all_rows(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = train(_config(videos, checkpoint, **{"optim.refit": False}), tmp_path / "plain")
+    refitted = load_result(trained)
+    assert plain.selection == refitted.selection
+    # Training the chosen setting alone on all rows is what the refit does.
+    chosen = next(head for head in plain.selection if head.chosen)
+    alone = _config(
+        videos,
+        checkpoint,
+        **{
+            "optim.learning_rates": [chosen.learning_rate],
+            "optim.weight_decays": [chosen.weight_decay],
+        },
+    )
+    train(alone, tmp_path / "alone")
+    weights = [
+        (folder / "probe.safetensors").read_bytes()
+        for folder in (tmp_path / "alone", trained, tmp_path / "plain")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[1] != weights[2]
+
+
+def test_features_come_from_the_cache(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    own = tmp_path / "videos"
+    shutil.copytree(videos.parent, own)
+    cache = {"features.cache_dir": str(tmp_path / "cache")}
+    config = _config(own / "manifest.parquet", checkpoint, **cache)
+    first = train(config, tmp_path / "first")
+    for video in own.glob("*.mp4"):
+        video.unlink()  # nothing is read any more
+    second = train(replace(config, seed=1), tmp_path / "second")
+    assert first.test is not None
+    assert second.test is not None
+    assert second.test.metrics.count == 11
+    other_label = {"data.label": "parity", "data.labels_per_class": 3}
+    third = train(
+        _config(own / "manifest.parquet", checkpoint, **cache, **other_label), tmp_path / "3"
+    )
+    assert third.label == "parity"
+    with pytest.raises(UserError, match="cannot be evaluated"):
+        train(replace(config, encoder=replace(config.encoder, which="random")), tmp_path / "4")
+
+
+def test_bad_videos_stop_the_job_or_are_named(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    bad_test = with_bad_video(videos, "test", tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated"):
+        train(_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+    listing = {"data.on_bad_video": "list", "optim.epochs": 1}
+    result = train(_config(tmp_path / "m.parquet", checkpoint, **listing), tmp_path / "y")
+    assert result.test is not None
+    assert result.test.metrics.count == 10
+    assert [bad.path for bad in result.test.bad_videos] == [bad_test]
+    assert bad_test in (tmp_path / "y/result.md").read_text()
+    bad_train = with_bad_video(videos, "train", tmp_path / "n.parquet")
+    result = train(_config(tmp_path / "n.parquet", checkpoint, **listing), tmp_path / "z")
+    assert [bad.path for bad in result.train_bad_videos] == [bad_train]
+    assert result.num_train == 23
+    assert result.test is not None
+    assert result.test.metrics.count == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder.path": None}, r"encoder\.path: not set"),
+        ({"encoder.path": "nowhere"}, "nowhere"),
+        ({"data.label": None}, r"data\.label: not set"),
+        ({"data.label": "color"}, r"no label 'color' \(labels: colour, parity\)"),
+        ({"data.train.manifest": None}, r"data\.train\.manifest: not set"),
+        ({"data.train.split": "trian"}, "no row of split 'trian'"),
+        ({"data.test.split": "tst"}, "no row of split 'tst'"),
+        ({"data.labels_per_class": 9}, "has 8 training rows"),
+        ({"data.clip": {"num_frames": 3, "stride": 2}}, "multiples of the encoder's tubelet"),
+    ],
+    ids=str,
+)
+def test_bad_input(
+    videos: Path, checkpoint: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(_config(videos, checkpoint, **changes), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def _relabelled(videos: Path, target: Path, split: str, value: str | None) -> Path:
+    """A copy of a manifest with another colour on the first row of a split."""
+    manifest = Manifest.open(videos)
+    splits = manifest.table.column("split").to_pylist()
+    first = splits.index(split)
+    rows = [
+        ManifestRow(
+            info=manifest.row(row),
+            split=splits[row],
+            labels={"colour": value if row == first else manifest.labels("colour")[row]},
+        )
+        for row in range(len(manifest))
+    ]
+    return write_manifest(rows, target)
+
+
+@pytest.mark.parametrize(
+    ("split", "value", "message"),
+    [
+        ("train", None, "label 'colour' is missing in 1 of 24 rows"),
+        ("test", None, "label 'colour' is missing in 1 of 11 rows"),
+        ("test", "mauve", "class 'mauve' of label 'colour' has no training sample"),
+    ],
+)
+def test_incomplete_labels(
+    videos: Path, checkpoint: Path, tmp_path: Path, split: str, value: str | None, message: str
+) -> None:
+    manifest = _relabelled(videos, tmp_path / "m.parquet", split, value)
+    with pytest.raises(UserError, match=message):
+        train(_config(manifest, checkpoint), tmp_path / "x")
+
+
+def test_an_empty_manifest(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    empty = Manifest.open(videos).table.slice(0, 0)
+    Manifest(empty, tmp_path).write(tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="has no rows"):
+        train(_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+
+
+def test_a_probe_is_never_overwritten(trained: Path, videos: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="holds a probe already"):
+        train(_config(videos, checkpoint), trained)
+
+
+def test_a_probe_for_another_encoder_is_refused(
+    trained: Path, videos: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = save_model(tmp_path / "other", VJEPA(TINY))
+    with pytest.raises(UserError, match="trained for another encoder"):
+        _evaluate(trained, videos, encoder=other)
+    row = ManifestRow(info=Manifest.open(videos).row(0))
+    unlabelled = write_manifest([row], tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="no label 'colour'"):
+        evaluate(trained, VideosConfig(manifest=unlabelled))
+
+
+def test_an_encoder_that_has_moved_is_asked_for(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "before"
+    shutil.copytree(checkpoint, moved)
+    train(_config(videos, moved, **{"optim.epochs": 1}), tmp_path / "x")
+    moved.rename(tmp_path / "after")
+    with pytest.raises(UserError, match="not there any more"):
+        _evaluate(tmp_path / "x", videos)
+    found = _evaluate(tmp_path / "x", videos, encoder=tmp_path / "after")
+    expected = load_result(tmp_path / "x").test
+    assert expected is not None
+    assert found.metrics == expected.metrics
