@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _do(
         *("probe", "train", "--encoder.path", folder / "run", "--data.label", "motion"),
         *("--data.train.manifest", manifest, "--data.train.split", "train"),
-        *("--data.test.split", "test", "--data.reading.num_workers", 0, "--optim.steps", 2),
+        *("--data.test.split", "test", "--data.reading.num_workers", 0, "--optim.epochs", 1),
         *("--device", "cpu", "--out", folder / "probe"),
     )
     return folder

@@ -404,3 +404,20 @@ def test_bad_interval_is_named(field: str) -> None:
 def test_bad_bound_is_named() -> None:
     with pytest.raises(ValueError, match=r"^max_skipped: "):
         TrainingConfig(max_skipped=-1)
+    with pytest.raises(ValueError, match=r"^max_minutes: "):
+        TrainingConfig(max_minutes=0)
+
+
+def test_time_limit_stops_with_a_checkpoint_and_counts_over_resumes(tmp_path: Path) -> None:
+    limited = replace(TRAINING, max_minutes=1e-6)
+    make_trainer(tmp_path, training=replace(TRAINING, max_minutes=60)).train()
+    assert _lines(tmp_path)[-1]["step"] == 12
+    other = tmp_path / "limited"
+    result = make_trainer(other, training=limited).train()
+    assert (result.step, result.interrupted) == (0, False)
+    steps = replace(OPTIM, steps=5)
+    make_trainer(other, optim=steps).train()
+    again = make_trainer(other, training=limited)
+    assert again.train().step == 5
+    assert isinstance(again.data, ToyData)
+    assert again.data.served == []

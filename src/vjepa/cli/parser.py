@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from vjepa.config import REQUIRED, Setting, dump_yaml, load_config, settings
 from vjepa.config.conversion import plain
-from vjepa.config.schema import nearest
+from vjepa.config.schema import field_types, nearest
 from vjepa.config.yaml_text import write_yaml
 from vjepa.errors import UserError
 
@@ -131,8 +131,8 @@ class Parser(argparse.ArgumentParser):
         """
         if extras:
             name = extras[0].partition("=")[0]
-            near = nearest(name, self._known)
-            suggestion = f"; did you mean {near}?" if near else ""
+            near = nearest(name.lstrip("-"), [option[2:] for option in self._known])
+            suggestion = f"; did you mean --{near}?" if near and name.startswith("-") else ""
             raise UserError(f"unknown argument {name}{suggestion} (see {self.prog} --help)")
 
     def overrides(self, extras: Sequence[str]) -> list[str]:
@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
             name, equals, value = token.partition("=")
             if not name.startswith("--") or name == "--":
                 self.refuse_unknown([token])
-            if "." not in name and nearest(name, self._known) and not self._is_setting(name):
+            if "." not in name and self._is_misspelt_option(name):
                 self.refuse_unknown([token])
             if not equals:
                 if not rest or rest[0].startswith("--"):
@@ -160,12 +160,13 @@ class Parser(argparse.ArgumentParser):
             found.append(f"{name[2:]}={value}")
         return found
 
-    def _is_setting(self, option: str) -> bool:
+    def _is_misspelt_option(self, name: str) -> bool:
+        """Whether a name without a dot is nearer to an option than to a setting."""
         cls = self.config_class()
-        name = option[2:].replace("-", "_")
-        return cls is not None and any(
-            setting.path.partition(".")[0] == name for setting in settings(cls)
-        )
+        bare = name[2:].replace("-", "_")
+        top = list(field_types(cls)) if cls else []
+        options = [option[2:].replace("-", "_") for option in self._known]
+        return bare not in top and nearest(bare, [*top, *options]) in options
 
     def format_help(self) -> str:
         """The usual help, then every setting of the config with type, default and meaning."""

@@ -36,6 +36,8 @@ _HOME = {
     "LoaderConfig": "loader",
     "ClipBatch": "loader",
     "ClipLoader": "loader",
+    "Clip": "clips",
+    "load_clip": "clips",
 }
 
 __all__ = sorted(_HOME)

@@ -83,8 +83,8 @@ class VideoInfo:
 
     @property
     def num_keyframes(self) -> int:
-        """How many entry points the key-frame index has."""
-        return len(self.keyframe_pts)
+        """How many entry points the key-frame index has; 0 if it is absent or incomplete."""
+        return min(len(self.keyframe_pts), len(self.keyframe_index))
 
 
 def info_to_json(info: VideoInfo) -> dict[str, Any]:

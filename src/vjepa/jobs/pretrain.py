@@ -32,8 +32,12 @@ from vjepa.training.step import MicroBatch
 
 _LOGGER = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.yaml"
 _MAY_CHANGE = (
-    "data.loader.",
+    "data.loader.num_workers",
+    "data.loader.prefetch_batches",
+    "data.loader.frame_cache_gigabytes",
+    "data.loader.frame_cache_folder",
     "training.device",
     "training.num_threads",
     "training.log_every_steps",
@@ -139,13 +143,13 @@ def build_loader(config: PretrainConfig, out: Path) -> ClipLoader:
     )
 
 
-def prepare_run_folder(config: PretrainConfig, out: Path) -> None:
-    """Make the run folder, or check that it holds this very run.
+def check_run_folder(config: PretrainConfig, out: Path) -> None:
+    """Make sure that `out` is new, empty, or holds this very run. Nothing is written.
 
     Raises:
         UserError: The folder holds something else, or the run of another config.
     """
-    stored = out / "config.yaml"
+    stored = out / CONFIG_FILE
     if stored.is_file():
         before = load_config(PretrainConfig, [stored])
         changed = [
@@ -158,7 +162,12 @@ def prepare_run_folder(config: PretrainConfig, out: Path) -> None:
             )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is no run folder; give a new or empty --out")
+
+
+def write_run_config(config: PretrainConfig, out: Path) -> None:
+    """Make the run folder with its `config.yaml`, written aside and renamed."""
     out.mkdir(parents=True, exist_ok=True)
+    stored = out / CONFIG_FILE
     partial = stored.with_suffix(".partial")
     partial.write_text(dump_yaml(config), encoding="utf-8")
     partial.replace(stored)
@@ -178,12 +187,15 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
     """
-    prepare_run_folder(config, out)
+    check_run_folder(config, out)
     parts = build_objective(config)
     store = CheckpointStore(
         out / "checkpoints", config.training.keep_last, config.training.keep_every_steps
     )
     loader = build_loader(config, out)
+    # Only now: a run that could not even begin must not claim the folder for its config.
+    write_run_config(config, out)
+    _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
     try:
         trainer = Trainer(
             objective=parts.objective,

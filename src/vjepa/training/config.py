@@ -20,6 +20,9 @@ class TrainingConfig:
     """Compile the transformer blocks: slow first steps, then faster ones."""
     num_threads: int | None = None
     """CPU threads of torch; null: torch's choice. Bit-exact resume needs the same number."""
+    max_minutes: float | None = None
+    """Stop, with a checkpoint, after so many minutes of training in all, resumes included; null: at
+    the last update. The schedules do not know of it, so let them be flat where it is used."""
     log_every_steps: int = 50
     """Updates between two lines of metrics (means over them)."""
     checkpoint_every_steps: int = 1000
@@ -51,5 +54,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: must be at least 1 or null, got {value}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes: must be above 0 or null, got {self.max_minutes}")
         if self.max_skipped < 0:
             raise ValueError(f"max_skipped: must not be negative, got {self.max_skipped}")

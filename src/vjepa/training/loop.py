@@ -174,10 +174,10 @@ class Trainer:
     def _train(self) -> TrainingResult:
         self._resume()
         total = self.optim.steps
-        if self._completed >= total:
-            _LOGGER.info("all %d updates are done already", total)
-            return self._result(interrupted=False)
         self._started = time.perf_counter()
+        if self._completed >= total or self._is_out_of_time():
+            _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
+            return self._result(interrupted=False)
         try:
             for sink in self.sinks:
                 sink.start(self._completed)
@@ -205,7 +205,7 @@ class Trainer:
         source = self.data.batches(self._completed, total)
         self._set_training_mode()
         self._interval.restart()
-        while self._completed < total and signals.received is None:
+        while self._completed < total and signals.received is None and not self._is_out_of_time():
             asked = time.perf_counter()
             batch = next(source, None)
             if batch is None:
@@ -257,6 +257,14 @@ class Trainer:
         self._interval.restart()
         return True
 
+    def _seconds_in_all(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self._elapsed + time.perf_counter() - self._started
+
+    def _is_out_of_time(self) -> bool:
+        limit = self.training.max_minutes
+        return limit is not None and self._seconds_in_all() >= 60 * limit
+
     def _log_interval(self) -> None:
         summary = self._interval.read()
         first, learner = summary.steps[0].update, self.learner
@@ -272,7 +280,7 @@ class Trainer:
             "clips_per_second": summary.clips_per_second,
             "data_wait_share": summary.data_wait_share,
             "seconds": summary.seconds,
-            "elapsed_seconds": self._elapsed + time.perf_counter() - self._started,
+            "elapsed_seconds": self._seconds_in_all(),
             "bad_videos": summary.num_bad,
             "skipped": sum(not step.finite for step in summary.steps),
         }
@@ -299,7 +307,7 @@ class Trainer:
         if self.folder is None:
             return
         extra = {
-            "elapsed_seconds": self._elapsed + time.perf_counter() - self._started,
+            "elapsed_seconds": self._seconds_in_all(),
             "alarm": self._alarm.state(),
         }
         self._checkpoint = self.folder.store.save(

@@ -40,7 +40,7 @@ def load_digits(split: str) -> DigitSet:
     """Load the digits of `split`; splits are disjoint and hold every class in equal shares."""
     if split not in _PARTS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(_PARTS)}")
-    with (resources.files(__package__) / "digits.npz").open("rb") as file:
+    with (resources.files("vjepa.data.synthetic") / "digits.npz").open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         images, labels = archive["images"], archive["labels"].astype(np.int64)
     first, last = _PARTS[split]

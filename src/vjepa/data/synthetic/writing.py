@@ -16,7 +16,7 @@ import csv
 import io
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def _claim_folder(config: SyntheticConfig, out: Path) -> None:
     _write_atomically(settings, (json.dumps(wanted, indent=2) + "\n").encode())
 
 
-def _difference(found: object, wanted: dict[str, object]) -> str:
+def _difference(found: object, wanted: Mapping[str, object]) -> str:
     """Name the fields that differ, as 'seed is 1 there, 0 here'."""
     there = found.get("config") if isinstance(found, dict) else None
     here = wanted["config"]
