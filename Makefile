@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 CHECKED := src tests docs
@@ -45,15 +45,14 @@ lint: $(INSTALLED_DEV)  ## Check style and formatting
 	@echo "lint: clean"
 
 types: $(INSTALLED_DEV)  ## Check types
-	@$(BIN)/ty check --quiet --python $(VENV) src
-	@echo "types: clean"
+	@$(BIN)/ty check --python $(VENV) src
 
 format: $(INSTALLED_DEV)  ## Format the code and mend what can be mended
 	@$(BIN)/ruff check --fix $(CHECKED)
 	@$(BIN)/ruff format $(CHECKED)
 
 build: $(INSTALLED)  ## Build a wheel into dist/
-	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+	@$(BIN)/python -m pip wheel -qq --disable-pip-version-check --no-build-isolation --no-deps -w dist .
 	@ls dist
 
 clean:  ## Remove .venv, builds and caches; what runs wrote stays

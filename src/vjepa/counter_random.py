@@ -1,10 +1,10 @@
 """Randomness as a pure function: (seed, stream, ordinal) -> uniform numbers.
 
-Exact resume with any number of workers and ranks needs random draws that depend on *which* sample is
-drawn and never on who draws it or what was drawn before (DESIGN section 2). A counter-based generator
-gives that: every number is a hash of its coordinates, so nothing has a state that could be lost.
-The hash is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), vectorised over ordinals: a batch of
-samples costs a few NumPy calls instead of one generator object per sample.
+Exact resume with any number of workers and ranks needs random draws that depend on *which* sample
+is drawn and never on who draws it or what was drawn before. A counter-based generator gives that:
+every number is a hash of its coordinates, so nothing has a state that could be lost. The hash is
+the finaliser of SplitMix64 (Steele, Lea, Flood 2014), vectorised over ordinals: a batch of samples
+costs a few NumPy calls instead of one generator object per sample.
 """
 
 from __future__ import annotations

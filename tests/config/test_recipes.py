@@ -16,7 +16,6 @@ from vjepa.config import (
     to_dict,
 )
 from vjepa.config.yaml_text import parse_yaml
-from vjepa.evaluation.probe_heads import build_head
 from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.jobs.probe_config import ProbeConfig
 from vjepa.masking import MaskSampler
@@ -138,15 +137,6 @@ def test_masks_keep_as_many_tokens_as_the_authors_code(name: str, shares: tuple)
     for kind, (context, target) in zip(sampler.sample(np.arange(2), 0), shares, strict=True):
         assert kind.context.shape[1] / encoder.num_tokens == pytest.approx(context, abs=0.001)
         assert kind.target.shape[1] / encoder.num_tokens == pytest.approx(target, abs=0.001)
-
-
-@pytest.mark.parametrize("name", recipe_names("probe"))
-def test_probe_recipes_load_and_build(name: str) -> None:
-    config = load_config(ProbeConfig, [name], recipes="probe")
-    assert from_dict(ProbeConfig, parse_yaml(dump_yaml(config), "dump")) == config
-    with torch.device("meta"):
-        build_head(config.probe, width=1024, encoder_heads=16, num_classes=400)
-    assert "# Command: vjepa " in recipe_path("probe", name).read_text() or name == "demo"
 
 
 def test_probe_recipe_of_table_9() -> None:

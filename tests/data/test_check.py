@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from tests.data.test_bad_files import damage
-from tests.data.video_files import SPECS, Spec, write_image_folder, write_video
+from tests.data.video_files import SPECS, Spec, damage, write_image_folder, write_video
 
 from vjepa.data.check import check_manifest
 from vjepa.data.index import index_sources
-from vjepa.data.probe_file import probe
 
 
 def test_check(tmp_path):
@@ -41,7 +39,7 @@ def test_check(tmp_path):
 
 def test_deep_check_finds_damage_that_a_look_at_the_packets_cannot(tmp_path):
     path = write_video(tmp_path / "set.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    damage(path, probe(str(path)), 3, 4)
+    damage(path, 3, 4)
     manifest = index_sources([path], tmp_path / "m.parquet")
     assert check_manifest(manifest).num_ok == 1
     report = check_manifest(manifest, deep=True)

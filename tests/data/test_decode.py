@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import os
 import resource
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -87,6 +87,21 @@ def test_healthy_files_are_never_read_from_the_start(library, monkeypatch):
         # An intra-refresh stream has entry points that are none; h264 in AVI has no timestamps.
         if name not in ("h264_intra_refresh.mkv", "h264.avi"):
             decode_frames(probe(library.path(name)), [3, 25, 26, 40, 58])
+
+
+@pytest.mark.parametrize("name", ["h264_gop12.mp4", "h264_open_gop.mkv", "h264.ts", "mpeg4.avi"])
+def test_neighbouring_groups_are_read_without_a_jump(library, name, monkeypatch):
+    def fail(self, pts):
+        raise AssertionError("jumped")
+
+    info = probe(library.path(name))
+    monkeypatch.setattr(decode_module._RunReader, "_seek", fail)
+    # Every group a run of its own: what was read of the next one must be kept.
+    monkeypatch.setattr(decode_module, "_WORTH_A_JUMP", 0)
+    for offset in (1, -1):
+        wanted = info.keyframe_index[:5] + offset
+        wanted = wanted[wanted >= 0]
+        assert numbers_of(decode_frames(info, wanted)) == wanted.tolist()
 
 
 def test_decodes_no_more_than_needed(library, monkeypatch):
@@ -183,7 +198,7 @@ def test_files_without_a_frame_count_are_counted(tmp_path, library):
 
 def test_one_frame(tmp_path):
     for name, spec in (("one.mp4", Spec(num_frames=1)), ("one.gif", SPECS["animation.gif"])):
-        write_video(tmp_path / name, Spec(**{**vars(spec), "num_frames": 1}))
+        write_video(tmp_path / name, replace(spec, num_frames=1))
         info = probe(str(tmp_path / name))
         assert (info.ok, info.num_frames) == (True, 1)
         assert info.fps > 0
@@ -239,7 +254,7 @@ def test_probe_of_a_good_file(library):
     assert info.duration_seconds == pytest.approx(4)
     assert info.constant_rate
     assert info.time_base == Fraction(1, 12800)
-    assert info.bytes == os.stat(info.path).st_size
+    assert info.bytes == Path(info.path).stat().st_size
     assert info.keyframe_index[0] == 0
     np.testing.assert_array_equal(info.keyframe_pts, info.keyframe_index * 512 + info.start_pts)
 
@@ -266,13 +281,17 @@ def test_memory_stays_flat_over_many_opens(library):
     assert resident_kilobytes() - before < 15_000
 
 
+def open_files() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def test_files_are_closed_also_after_errors(library, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("no video")
     info = probe(library.path("vp9.webm"))
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(5):
         decode_frames(info, [3])
         with pytest.raises(DecodeError):
             decode_frames(str(text), [0])
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before

@@ -141,8 +141,8 @@ def test_unchanged_files_are_not_probed_again(tmp_path, probed):
     (root / "c.mp4").unlink()
     second = index_sources([root], out)
     # Bad files are tried again: what was wrong may have been mended.
-    assert sorted(map(os.path.basename, probed)) == ["b.mp4", "bad.mp4", "frames", "new.mp4"]
-    frames = {os.path.basename(second.path(row)): second.num_frames[row] for row in range(5)}
+    assert sorted(Path(path).name for path in probed) == ["b.mp4", "bad.mp4", "frames", "new.mp4"]
+    frames = {Path(second.path(row)).name: second.num_frames[row] for row in range(5)}
     assert frames == {"a.mp4": 10, "b.mp4": 7, "bad.mp4": 0, "new.mp4": 10, "frames": 4}
     kept = second.row(0)
     assert kept.mtime_ns == first.row(0).mtime_ns
@@ -173,9 +173,9 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
     assert not out.exists()
     probed.clear()
     manifest = index_sources([root], out, workers=1)
-    assert sorted(map(os.path.basename, probed)) == ["4.mp4", "5.mp4"]
+    assert sorted(Path(path).name for path in probed) == ["4.mp4", "5.mp4"]
     assert manifest.ok.all()
-    assert sorted(os.listdir(tmp_path)) == ["m.parquet", "set"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.parquet", "set"]
 
 
 def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
@@ -183,11 +183,11 @@ def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
     pool = functools.partial(ProbePool, worker_module="tests.data.hanging_worker")
     monkeypatch.setattr(index_module, "ProbePool", pool)
     manifest = index_sources(
-        [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=1.0)
+        [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=2.0)
     )
     assert manifest.ok.tolist() == [True, False, False, True]
     assert "crashed" in (manifest.row(1).reason or "")
-    assert "longer than 1 s" in (manifest.row(2).reason or "")
+    assert "longer than 2 s" in (manifest.row(2).reason or "")
 
 
 def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
@@ -203,7 +203,7 @@ def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
         index_sources([bad], out)
     assert "3.mp4" not in str(error.value)
     assert out.read_bytes() == before
-    assert os.listdir(tmp_path / "set") == ["good.mp4"]
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["good.mp4"]
 
 
 def test_a_mistake_in_a_source_costs_no_probing(tmp_path, probed):
@@ -227,7 +227,6 @@ def test_what_is_asked_must_make_sense(tmp_path):
         index_sources([root], out, weights=[0])
     with pytest.raises(UserError, match="workers: must be at least 1"):
         index_sources([root], out, workers=0)
-    (root / "b.mp4").rename(root / "b") if (root / "b.mp4").exists() else None
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "x.mp4").write_text("no video")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import shutil
 from fractions import Fraction
@@ -105,7 +104,7 @@ def test_classes_of_a_selection_are_those_that_occur(manifest):
 
 def test_select(manifest):
     train = manifest.select("train")
-    assert [os.path.basename(train.path(row)) for row in range(len(train))] == ["b.mp4", "c.mp4"]
+    assert [Path(train.path(row)).name for row in range(len(train))] == ["b.mp4", "c.mp4"]
     assert len(manifest.select()) == 3
     assert len(manifest.select(ok_only=False)) == 4
     assert len(manifest.select("train", dataset="k400")) == 1
@@ -252,7 +251,7 @@ def test_writing_is_all_or_nothing(manifest, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"manifest\.parquet: cannot be written \(No space left"):
         manifest.write(path)
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == ["manifest.parquet"]
+    assert [file.name for file in path.parent.iterdir()] == ["manifest.parquet"]
 
 
 def test_a_place_that_cannot_be_written(manifest, tmp_path):

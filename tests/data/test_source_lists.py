@@ -41,7 +41,7 @@ def test_a_folder_tree(tmp_path):
     rows = read(root)
     assert names(rows, root) == ["c.gif", "a/1.MKV", "b/2.mp4"]
     assert all(row.kind == "video" and not row.labels and row.split is None for row in rows)
-    assert all(os.path.isabs(row.path) for row in rows)
+    assert all(Path(row.path).is_absolute() for row in rows)
 
 
 def test_folder_names_as_labels(tmp_path):
@@ -218,7 +218,7 @@ def test_names_of_data_sets(tmp_path):
 
 
 def test_config_is_checked():
-    with pytest.raises(ValueError, match="^timeout_seconds "):
+    with pytest.raises(ValueError, match=r"^timeout_seconds "):
         IndexConfig(timeout_seconds=0)
-    with pytest.raises(ValueError, match="^image_folder_fps "):
+    with pytest.raises(ValueError, match=r"^image_folder_fps "):
         IndexConfig(image_folder_fps=-1)

@@ -1,7 +1,7 @@
 """Writes tiny real media files of every kind for the tests of this folder.
 
-Every frame carries its number as a barcode (ten bars in the upper half, brightest bit first from the
-left; the lower half is black, so that turned and mirrored frames differ), which survives lossy codecs.
+Every frame carries its number as a barcode, which survives lossy codecs: ten bars in the upper
+half, the highest bit on the left. The lower half is black: turned and mirrored frames differ.
 """
 
 from __future__ import annotations
@@ -171,6 +171,19 @@ def write_truncated(path: Path, keep: float = 0.6, spec: Spec | None = None) -> 
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     return path
+
+
+def damage(path: Path, first: int, last: int) -> None:
+    """Overwrite a video's packets from its key frame number `first` to before number `last`."""
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    keys = [place for place, packet in enumerate(packets) if packet.is_keyframe]
+    end = keys[last] if last < len(keys) else len(packets)
+    data = bytearray(path.read_bytes())
+    for packet in packets[keys[first] : end]:
+        assert packet.pos is not None
+        data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(bytes(data))
 
 
 def write_huge_header(path: Path, side: int) -> Path:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.evaluation.tiny_videos import with_bad_video
+from tests.evaluation.tiny_videos import with_bad_video, write_manifest
 
 from vjepa.data import Manifest
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.data.decode import decode_frames
+from vjepa.data.manifest import ManifestRow
 from vjepa.data.video_info import DecodeError
 from vjepa.errors import UserError
 from vjepa.evaluation.clip_reading import CentreClip, ReadFailure, ReadingConfig, ViewConfig
@@ -89,9 +92,23 @@ def test_a_bad_video_is_an_error_or_listed_and_never_replaced(
     assert batches[0].bad[0].row == 0
 
 
-def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:
-    from dataclasses import replace
+@pytest.mark.slow
+def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> None:
+    manifest = Manifest.open(tiny_set)
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it waits for a writer that never comes
+    pipe = tmp_path / "pipe.mp4"
+    hanging = replace(manifest.row(1), path=str(pipe), bytes=0)
+    rows = [manifest.row(0), hanging]
+    write_manifest([ManifestRow(info=info) for info in rows], tmp_path / "m.parquet")
+    reading = ReadingConfig(num_workers=1, sample_timeout_seconds=0.7)
+    opened = Manifest.open(tmp_path / "m.parquet")
+    with EvaluationClips(opened, CLIP, VIEW, reading, on_bad_video="list") as clips:
+        (batch,) = clips.batches(0, 2, 2)
+    assert batch.rows.tolist() == [0]
+    assert "did not end within 0.7 s" in batch.bad[0].reason
 
+
+def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:
     info = Manifest.open(tiny_set).row(0)
     marked = CentreClip(CLIP, VIEW)(replace(info, ok=False, reason="no video stream"))
     assert marked == ReadFailure("no video stream")

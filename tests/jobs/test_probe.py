@@ -298,6 +298,12 @@ def test_bad_videos_stop_the_job_or_are_named(
         ({"data.train.manifest": None}, r"data\.train\.manifest: not set"),
         ({"data.train.split": "trian"}, "no row of split 'trian'"),
         ({"data.test.split": "tst"}, "no row of split 'tst'"),
+        ({"data.train.split": None}, r"data\.test: 11 of its 11 videos are in data\.train too"),
+        ({"data.test.split": "train"}, r"data\.test: 24 of its 24 videos are in data\.train too"),
+        (
+            {"data.validation.split": "test"},
+            r"data\.test: 11 of its 11 videos are in data\.validation too",
+        ),
         ({"data.labels_per_class": 9}, "has 8 training rows"),
         ({"data.clip": {"num_frames": 3, "stride": 2}}, "multiples of the encoder's tubelet"),
     ],

@@ -12,7 +12,7 @@ def _minimum(kinds: int, visible: int = 1, hidden: int = 1, *, required: bool = 
     return Minimum(
         visible=np.full(kinds, visible),
         hidden=np.full(kinds, hidden),
-        max_draws=101,
+        max_draws=1001,
         required=required,
     )
 
@@ -81,7 +81,7 @@ def test_an_empty_context_is_drawn_again() -> None:
 def test_a_block_that_leaves_nothing_is_an_error() -> None:
     mask = MaskConfig(spatial_scale=(1.0, 1.0), aspect_ratio=(1.0, 1.0))
     drawer = MaskDrawer((SHORT_RANGE, mask), (4, 4, 4), 2, 0)
-    with pytest.raises(UserError, match=r"masks\[1\]: none of 101 draws on a grid of 4 x 4 x 4"):
+    with pytest.raises(UserError, match=r"masks\[1\]: none of 1001 draws on a grid of 4 x 4 x 4"):
         _draw(drawer, 3, _minimum(2), batch=0)
     assert _draw(drawer, 3, _minimum(2, required=False)).num_hidden[1].tolist() == [64] * 3
 
@@ -93,7 +93,7 @@ def test_a_hopeless_shared_size_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     for batch in range(60):
         assert (_draw(drawer, 4, _minimum(1), batch).num_hidden < 72).all()
     monkeypatch.setattr(drawing, "_OWN_SIZE_AFTER", 1000)
-    with pytest.raises(UserError, match="none of 101 draws"):
+    with pytest.raises(UserError, match="none of 1001 draws"):
         drawer.draw(np.arange(60), np.arange(60), _minimum(1))
 
 

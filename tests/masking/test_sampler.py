@@ -26,7 +26,7 @@ def _range(low: float) -> st.SearchStrategy[tuple[float, float]]:
 MASKS = st.builds(
     MaskConfig,
     kind=st.sampled_from(["multiblock", "multiblock", "tube"]),
-    num_blocks=st.integers(1, 6),
+    num_blocks=st.integers(1, 4),
     spatial_scale=_range(0.05),
     temporal_scale=st.one_of(st.just((1.0, 1.0)), _range(0.2)),
     aspect_ratio=_range(0.3),

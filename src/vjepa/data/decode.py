@@ -257,7 +257,9 @@ class _RunReader:
         """Packets of a run in decoding order, and its sorted timestamps; empty if not found."""
         group = run.first_group
         if group == self._next_group:
-            return self._read(run)
+            packets, shown = self._read(run)
+            if packets:
+                return packets, shown
         # Some formats are sought by decoding time, which may land behind the key frame: then begin
         # a little earlier. Packets read over cost next to nothing, they are not decoded.
         for earlier in range(max(0, group - _SEEK_ATTEMPTS + 1), group + 1)[::-1]:
@@ -311,7 +313,8 @@ class _RunReader:
         """Feed packets up to the last wanted one; `wanted` maps timestamps to frame numbers."""
         places = [place for place, packet in enumerate(packets) if packet.pts in wanted]
         decoder = self._video.decoder
-        for packet in packets[: places[-1] + 1] if places else []:
+        end = places[-1] + 1 if places else 0
+        for packet in packets[:end]:
             if self._can_skip:
                 # Frames that nobody wants and no other frame refers to are not decoded at all.
                 decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"

@@ -7,6 +7,7 @@ workers share without copying; a row becomes Python objects only when it is aske
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -212,8 +213,7 @@ class Manifest:
         for number, paths in enumerate(self._paths_in_batches()):
             part = self._table.slice(number * _BATCH, _BATCH)
             rest = [part.column(name).to_pylist() for name in names[1:]]
-            for path, *values in zip(paths, *rest, strict=True):
-                digest.update(repr((path[start:], values)).encode())
+            digest.update(json.dumps([[path[start:] for path in paths], *rest]).encode())
         return digest.hexdigest()
 
     def _common_folder(self) -> str:
@@ -244,13 +244,15 @@ class Manifest:
                     f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
                 )
             mask &= values.codes == values.classes.index(wanted)
-        table = self._table.filter(pa.array(mask))
+        # Nothing is copied where nothing is left out.
+        table = self._table if mask.all() else self._table.filter(pa.array(mask))
         if ok_only:
             table = self._usable(table)
         return Manifest(table, Path(self._root), self._source)
 
     def _usable(self, table: pa.Table) -> pa.Table:
-        good = table.filter(table.column("ok"))
+        is_ok = table.column("ok").to_numpy()
+        good = table if is_ok.all() else table.filter(pa.array(is_ok))
         if good.num_rows == 0:
             reasons = "; ".join(
                 f"{path}: {reason}"

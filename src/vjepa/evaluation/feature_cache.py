@@ -27,11 +27,11 @@ from vjepa.evaluation.features import (
     ClipSource,
     EncodedRows,
     FeatureSet,
-    Precision,
     Progress,
     encode_rows,
 )
 from vjepa.evaluation.fingerprints import settings_hash
+from vjepa.runtime.device import Precision
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest

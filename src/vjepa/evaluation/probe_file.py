@@ -21,10 +21,10 @@ from vjepa.config import from_dict, to_dict
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.clip_reading import ViewConfig
-from vjepa.evaluation.features import Precision
 from vjepa.evaluation.fingerprints import weights_hash
 from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead, build_head
 from vjepa.models import EncoderConfig
+from vjepa.runtime.device import Precision
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "probe.safetensors"

@@ -76,7 +76,7 @@ def train(config: ProbeConfig, out: Path) -> ProbeResult:
     clock.done("features")
     fitted = _fit(inputs, parts, out)
     clock.done("training")
-    _probe_file(inputs, fitted).save(out)
+    _probe_file(inputs, fitted, len(parts.whole.places)).save(out)
     measured = None
     if inputs.test is not None:
         # The probe as it lies on the disk, as `evaluate` does it.
@@ -87,7 +87,7 @@ def train(config: ProbeConfig, out: Path) -> ProbeResult:
         encoder=inputs.frozen.source,
         which=config.encoder.which,
         weights_hash=inputs.frozen.identity.weights_hash,
-        num_train=len(inputs.rows.used) - len(parts.bad),
+        num_train=len(parts.whole.places),
         num_classes=len(inputs.rows.labels.classes),
         test=measured,
         selection=fitted.selection,
@@ -248,7 +248,7 @@ def _fit(inputs: ProbeInputs, parts: _Parts, out: Path) -> _Fitted:
     return _Fitted(train_heads(parts.whole, [setting], recipe)[0], selection)
 
 
-def _probe_file(inputs: ProbeInputs, fitted: _Fitted) -> ProbeFile:
+def _probe_file(inputs: ProbeInputs, fitted: _Fitted, num_train: int) -> ProbeFile:
     rows = inputs.rows
     return ProbeFile(
         label=rows.labels.name,
@@ -260,7 +260,7 @@ def _probe_file(inputs: ProbeInputs, fitted: _Fitted) -> ProbeFile:
         form=inputs.config.probe,
         head=fitted.head,
         training={
-            "num_train": len(rows.used),
+            "num_train": num_train,
             "train_manifest_hash": rows.videos.manifest.content_hash,
             "selection": [asdict(entry) for entry in fitted.selection],
             "optim": to_dict(inputs.config.optim),

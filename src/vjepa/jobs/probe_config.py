@@ -9,9 +9,8 @@ from typing import Literal
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.evaluation.clip_reading import ReadingConfig, ViewConfig
 from vjepa.evaluation.clips import OnBadVideo
-from vjepa.evaluation.features import Precision
 from vjepa.evaluation.probe_heads import HeadConfig
-from vjepa.runtime.device import DeviceName
+from vjepa.runtime.device import DeviceName, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,6 +97,9 @@ def open_inputs(config: ProbeConfig) -> ProbeInputs:
     if config.data.label is None:
         raise UserError("data.label: not set; name a label of the manifest")
     rows = _training_rows(config, config.data.label)
+    validation = _other(config, "validation", rows.labels)
+    test = _other(config, "test", rows.labels)
+    _refuse_overlap(rows, validation, test)
     frozen = open_encoder(config.encoder)
     encoder = frozen.identity.config
     clip = config.data.clip or pretraining_clip(config.encoder, encoder)
@@ -126,8 +129,8 @@ def open_inputs(config: ProbeConfig) -> ProbeInputs:
         frozen=frozen,
         maker=maker,
         rows=rows,
-        validation=_other(config, "validation", rows.labels),
-        test=_other(config, "test", rows.labels),
+        validation=validation,
+        test=test,
     )
 
 
@@ -153,3 +156,28 @@ def _other(config: ProbeConfig, name: str, labels: Labels) -> LabelledVideos | N
     videos = open_videos(wanted, f"data.{name}", config.data.train.manifest)
     own = labels_of(videos.manifest, labels.name, classes=labels.classes, part=videos.part)
     return LabelledVideos(videos, own)
+
+
+def _refuse_overlap(
+    rows: TrainingRows, validation: LabelledVideos | None, test: LabelledVideos | None
+) -> None:
+    """A video that is measured on must not have been trained or chosen on.
+
+    Raises:
+        UserError: The same file stands in two parts.
+    """
+    manifest = rows.videos.manifest
+    owner = {manifest.path(row): rows.videos.name for row in rows.used.tolist()}
+    for other in (validation, test):
+        if other is None:
+            continue
+        videos = other.videos
+        paths = [videos.manifest.path(row) for row in range(len(videos.manifest))]
+        shared = [path for path in paths if path in owner]
+        if shared:
+            raise UserError(
+                f"{videos.name}: {len(shared)} of its {len(paths)} videos are in "
+                f"{owner[shared[0]]} too (first: {shared[0]}); set the splits "
+                f"({owner[shared[0]]}.split, {videos.name}.split)"
+            )
+        owner |= dict.fromkeys(paths, videos.name)

@@ -89,15 +89,14 @@ def count_packed(
         subset = random_subset(visible, keys, counts[0].ravel(), kept.ravel())
         chosen[0], counts[0] = subset.reshape(chosen[0].shape), kept
     rows = counts.ravel()
-    tokens = torch.from_numpy(_first_tokens(chosen, rows, rows))
-    lists = tokens.split(counts.sum(axis=-1).ravel().tolist())
+    lists = _split(_first_tokens(chosen, rows, rows), counts.sum(axis=-1))
     offsets = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1), dtype=np.int64)
     np.cumsum(counts, axis=-1, out=offsets[..., 1:])
     kinds = counts.shape[1]
     return tuple(
         TokenMasks(
-            context=lists[kind],
-            target=lists[kinds + kind],
+            context=torch.from_numpy(lists[kind]),
+            target=torch.from_numpy(lists[kinds + kind]),
             context_offsets=torch.from_numpy(offsets[0, kind]),
             target_offsets=torch.from_numpy(offsets[1, kind]),
         )
@@ -137,15 +136,17 @@ def _first_tokens(
     return tokens
 
 
+def _split(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut a list into parts of the given lengths, in order."""
+    bounds = [0, *lengths.cumsum().tolist()]
+    return [tokens[start:end] for start, end in pairwise(bounds)]
+
+
 def _dense_masks(
     tokens: NDArray[np.int64], keep: NDArray[np.int64], batch: int
 ) -> tuple[TokenMasks, ...]:
     """Cut the list of all tokens into masks of equal counts; `keep` int64 [2, kinds]."""
-    ends = (keep.ravel() * batch).cumsum().tolist()
-    lists = [
-        torch.from_numpy(tokens[start:end].reshape(batch, -1))
-        for start, end in pairwise([0, *ends])
-    ]
+    lists = [torch.from_numpy(part.reshape(batch, -1)) for part in _split(tokens, keep * batch)]
     kinds = keep.shape[1]
     return tuple(
         TokenMasks(context=lists[kind], target=lists[kinds + kind]) for kind in range(kinds)

@@ -14,6 +14,8 @@ from vjepa.masking.blocks import BlockKinds, Grid
 from vjepa.masking.config import MaskConfig
 from vjepa.masking.random_subset import TokenKeys, random_subset
 
+MAX_DRAWS = 1001
+"""A mask that leaves no context or no target in so many draws is an error in its config."""
 _SIZE_WORDS = 3
 # Draws tried together where one has to be repeated: the price is in the calls, not the numbers.
 _DRAWS_AT_ONCE = 4
@@ -117,10 +119,7 @@ class MaskDrawer:
         Raises:
             UserError: if a required minimum is missed in every draw.
         """
-        words = random_bits(self._seed, "masks", ordinals, self._words)
-        shared = None
-        if size_ordinals is not None:
-            shared = _to_uniform(random_bits(self._seed, "mask size", size_ordinals, _SIZE_WORDS))
+        words, shared = self._words_of(ordinals, size_ordinals)
         hidden, num_hidden = self._hidden(words, shared)
         missed = minimum.missed(num_hidden, self.num_tokens)
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
@@ -146,6 +145,17 @@ class MaskDrawer:
             self._refuse(int(np.flatnonzero(missed.any(axis=1))[0]), minimum)
         hidden = hidden.reshape(self._num_kinds, len(ordinals), self.num_tokens)
         return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
+
+    def _words_of(
+        self, ordinals: NDArray[np.int64], size_ordinals: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.uint64], NDArray[np.float64] | None]:
+        """Random words of each clip, uint64 [B, words], and draws for shared sizes, [1 or B, 3]."""
+        if size_ordinals is None:
+            return random_bits(self._seed, "masks", ordinals, self._words), None
+        # Samples count from 0, so batches can have the negative numbers: one call for both.
+        both = np.concatenate([ordinals, -1 - size_ordinals])
+        words = random_bits(self._seed, "masks", both, self._words)
+        return words[: len(ordinals)], _to_uniform(words[len(ordinals) :, :_SIZE_WORDS])
 
     def _refuse(self, kind: int, minimum: Minimum) -> None:
         steps, height, width = self.grid

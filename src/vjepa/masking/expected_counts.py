@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vjepa.masking.blocks import Grid
 from vjepa.masking.config import LONG_RANGE, SHORT_RANGE, MaskConfig
-from vjepa.masking.drawing import MaskDrawer, Minimum
+from vjepa.masking.drawing import MAX_DRAWS, MaskDrawer, Minimum
 
 _BATCH = 24
 _BATCHES = 128
@@ -78,7 +78,7 @@ def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDA
     """Mean smallest counts of a batch: float64 [kinds, 2], context and target."""
     drawer = MaskDrawer(masks, grid, tubelet_size, _SEED)
     ones = np.ones(len(masks), dtype=np.int64)
-    minimum = Minimum(visible=ones, hidden=ones, max_draws=101, required=True)
+    minimum = Minimum(visible=ones, hidden=ones, max_draws=MAX_DRAWS, required=True)
     smallest: list[NDArray[np.int64]] = []
     for first in range(0, _BATCHES, _BATCHES_AT_ONCE):
         batches = np.arange(first, first + _BATCHES_AT_ONCE)

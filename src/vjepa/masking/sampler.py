@@ -9,12 +9,11 @@ from vjepa.errors import UserError
 from vjepa.masking.blocks import Grid
 from vjepa.masking.config import MaskConfig, MaskingConfig
 from vjepa.masking.counting import count_fixed, count_packed, count_prefix
-from vjepa.masking.drawing import DrawnMasks, MaskDrawer, Minimum
+from vjepa.masking.drawing import MAX_DRAWS, DrawnMasks, MaskDrawer, Minimum
 from vjepa.masking.expected_counts import TokenCounts, mean_prefix_counts
 from vjepa.masking.random_subset import TokenKeys
 from vjepa.masking.token_masks import TokenMasks
 
-_MAX_DRAWS = 101
 # Count mode fixed can fill up what is missing, so it stops redrawing early.
 _MAX_DRAWS_FIXED = 9
 _TRIAL_CLIPS = 24
@@ -55,7 +54,7 @@ class MaskSampler:
         most = [mask.max_context_tokens or self._drawer.num_tokens for mask in config.masks]
         self._max_context = np.array(most)
         self.counts, self._keep = None, None
-        self._minimum = Minimum(visible=ones, hidden=ones, max_draws=_MAX_DRAWS, required=True)
+        self._minimum = Minimum(visible=ones, hidden=ones, max_draws=MAX_DRAWS, required=True)
         if config.count == "fixed":
             self.counts = self._fixed_counts(grid, tubelet_size)
             self._keep = np.array([(c.context, c.target) for c in self.counts]).T
