@@ -79,3 +79,9 @@ def test_every_position_is_used_equally_often() -> None:
     assert numbers.sum() == clips
     chi_square = ((numbers - clips / 16) ** 2 / (clips / 16)).sum()
     assert chi_square < 37.7  # 15 degrees of freedom: exceeded once in 1 000 seeds
+
+
+def test_the_number_of_places_is_rounded_down() -> None:
+    mask = MaskConfig(num_blocks=1, spatial_scale=(0.207, 0.207), aspect_ratio=(1.0, 1.0))
+    # 20.7 places make blocks of 4 x 4; 21 would make 5 x 5.
+    assert BlockKinds([mask], (1, 10, 10)).sizes(np.zeros((1, 3))).tolist() == [[[1, 4, 4]]]

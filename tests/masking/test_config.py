@@ -25,7 +25,7 @@ def test_default_is_the_papers_pair() -> None:
         ("aspect_ratio", (-1.0, 1.0)),
         ("aspect_ratio", (2.0, 1.0)),
         ("tube_ratio", 1.0),
-        ("tube_ratio", 0.0),
+        ("tube_ratio", -0.1),
         ("context_frames", 0),
         ("max_context_tokens", 0),
         ("context_fraction", 1.0),

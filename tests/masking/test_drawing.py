@@ -59,12 +59,21 @@ def test_a_context_beyond_the_clip_is_refused() -> None:
         MaskDrawer((MaskConfig(context_frames=17),), (8, 14, 14), 2, 0)
 
 
-@pytest.mark.parametrize("ratio", [0.99, 0.01])
-def test_a_tube_ratio_that_leaves_one_side_empty_is_refused(ratio: float) -> None:
-    mask = MaskConfig(kind="tube", tube_ratio=ratio)
-    grid = (4, 4, 4) if ratio > 0.5 else (4, 1, 1)
-    with pytest.raises(UserError, match=rf"masks\[0\]\.tube_ratio {ratio} leaves 0 "):
-        MaskDrawer((mask,), grid, 2, 0)
+@pytest.mark.parametrize(("ratio", "kept"), [(0.99, 0), (0.0, 16)])
+def test_a_tube_ratio_that_leaves_one_side_empty_is_refused(ratio: float, kept: int) -> None:
+    for mask in (
+        MaskConfig(kind="tube", tube_ratio=ratio),
+        MaskConfig(kind="tube", tube_ratio=ratio, context_frames=8),
+    ):
+        with pytest.raises(UserError, match=rf"masks\[0\]\.tube_ratio {ratio} leaves {kept} of"):
+            MaskDrawer((mask,), (4, 4, 4), 2, 0)
+
+
+def test_no_tubes_and_a_limit_in_time_hide_the_future_alone() -> None:
+    mask = MaskConfig(kind="tube", tube_ratio=0.0, context_frames=4)
+    hidden = _draw(MaskDrawer((mask,), (4, 4, 4), 2, 0), 3, _minimum(1)).hidden
+    assert not hidden[0, :, :32].any()
+    assert hidden[0, :, 32:].all()
 
 
 def test_an_empty_context_is_drawn_again() -> None:

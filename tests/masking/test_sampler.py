@@ -30,7 +30,7 @@ MASKS = st.builds(
     spatial_scale=_range(0.05),
     temporal_scale=st.one_of(st.just((1.0, 1.0)), _range(0.2)),
     aspect_ratio=_range(0.3),
-    tube_ratio=st.floats(0.2, 0.8),
+    tube_ratio=st.one_of(st.just(0.0), st.floats(0.2, 0.8)),
     context_frames=st.one_of(st.none(), st.integers(1, 4)),
 )
 GRIDS = st.tuples(st.integers(2, 4), st.integers(2, 6), st.integers(2, 6))

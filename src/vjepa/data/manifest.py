@@ -64,6 +64,7 @@ class Manifest:
         """
         self._table = table.combine_chunks()
         self._root = str(root)
+        self._prefix = self._root.rstrip("/") + "/"
         self._source = source
 
     @classmethod
@@ -126,7 +127,7 @@ class Manifest:
         return int(row)
 
     def _absolute(self, stored: str) -> str:
-        return os.path.join(self._root, stored)  # noqa: PTH118 (an absolute path stays as it is)
+        return stored if stored.startswith("/") else self._prefix + stored
 
     def numeric(self, name: str) -> NDArray[np.generic]:
         """A number or bool column as a NumPy array [rows], without a copy where Arrow allows."""
@@ -207,13 +208,14 @@ class Manifest:
         labels give the same hash wherever they and the manifest are moved together or apart, and
         whatever is probed anew.
         """
-        names = ["path", "split", *(LABEL_PREFIX + name for name in sorted(self.label_names))]
-        digest = hashlib.sha256("\x1f".join(names).encode())
+        digest = hashlib.sha256()
+        for name in ["split", *(LABEL_PREFIX + name for name in sorted(self.label_names))]:
+            coded = self.categories(name)
+            digest.update(json.dumps([name, coded.classes]).encode())
+            digest.update(coded.codes.astype("<i4").tobytes())
         start = len(self._common_folder())
-        for number, paths in enumerate(self._paths_in_batches()):
-            part = self._table.slice(number * _BATCH, _BATCH)
-            rest = [part.column(name).to_pylist() for name in names[1:]]
-            digest.update(json.dumps([[path[start:] for path in paths], *rest]).encode())
+        for paths in self._paths_in_batches():
+            digest.update(json.dumps([path[start:] for path in paths]).encode())
         return digest.hexdigest()
 
     def _common_folder(self) -> str:
@@ -321,7 +323,7 @@ class Manifest:
         """Absolute paths, a bounded number of Python strings at a time."""
         stored = self._table.column("path")
         for at in range(0, len(stored), _BATCH):
-            yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_pylist()]
+            yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_numpy().tolist()]
 
 
 def _sorted_classes(labels: list[str]) -> list[str]:

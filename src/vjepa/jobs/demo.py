@@ -15,7 +15,13 @@ from vjepa.errors import UserError
 from vjepa.jobs.demo_config import DemoConfig
 from vjepa.jobs.demo_probes import run_probes
 from vjepa.jobs.demo_report import DemoFindings, write_demo_report
-from vjepa.jobs.demo_training import OBJECTIVES, TrainingTask, run_folder, train_side_by_side
+from vjepa.jobs.demo_training import (
+    OBJECTIVES,
+    TrainingTask,
+    measure_rates,
+    run_folder,
+    train_side_by_side,
+)
 from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.jobs.videos import synthesise
 from vjepa.runtime.threads import usable_cpus
@@ -56,16 +62,22 @@ def run(config: DemoConfig, out: Path) -> Path:
     with watch.stage("making labelled videos"):
         manifest, summary = synthesise(config.data, out / "data")
         _LOGGER.info("%s", summary)
-    settings = _shared_settings(config, out, manifest)
+    settings = _shared_settings(out, manifest)
     with watch.stage("decoding them once"):
         _fill_frame_cache(config, settings, manifest)
+    with watch.stage("measuring the speed of this machine"):
+        rates = measure_rates(out, settings, config.recipe)
+    by_objective = {
+        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+        for name, rate in rates.items()
+    }
     for seed in config.seeds:
         tasks = tuple(
             TrainingTask(objective, seed, run_folder(out, objective, seed))
             for objective in OBJECTIVES
         )
         with watch.stage("pretraining (features and pixels side by side)"):
-            train_side_by_side(tasks, settings, config.recipe, config.minutes)
+            train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
     with watch.stage("probing frozen features"):
         results = run_probes(config, out, manifest)
     report = out / "report.html"
@@ -90,13 +102,12 @@ def _claim(config: DemoConfig, out: Path) -> None:
     stored.write_text(dump_yaml(config), encoding="utf-8")
 
 
-def _shared_settings(config: DemoConfig, out: Path, manifest: Path) -> dict[str, str]:
+def _shared_settings(out: Path, manifest: Path) -> dict[str, str]:
     """Overrides of the recipe that both objectives share."""
     return {
         "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
         "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
         "online_probe.manifest": str(manifest.resolve()),
-        "training.max_minutes": f"{config.minutes:g}",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,13 @@ from vjepa.runtime.progress import open_progress
 OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
+_PLAN_FILE = "plan.json"
+_TRIAL_STEPS = 160
+_TRIAL = {
+    "online_probe": "null",
+    "training.log_every_steps": "20",
+    "training.health_every_steps": "null",
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,43 @@ def run_folder(out: Path, objective: str, seed: int) -> Path:
     return out / "runs" / f"{objective}_seed{seed}"
 
 
+def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[str, float]:
+    """How many updates a second each objective makes here, while both run.
+
+    The demo gives both objectives the same time. Their schedules need a number of updates, and
+    that depends on the machine, so a short trial of both comes first. Its result is kept in
+    ``plan.json``, so that a demo that is called again goes on with the same numbers.
+
+    Args:
+        out: The demo's folder.
+        settings: Overrides of the recipe that all runs share, by dotted name.
+        recipe: Name of the pretraining recipe, or a YAML file.
+
+    Returns:
+        Updates per second by objective, the slower half of the trial left out (warming up).
+    """
+    plan = out / _PLAN_FILE
+    if plan.is_file():
+        return json.loads(plan.read_text(encoding="utf-8"))["updates_per_second"]
+    trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}
+    tasks = tuple(TrainingTask(objective, 0, out / "trial" / objective) for objective in OBJECTIVES)
+    train_side_by_side(tasks, {task.objective: trial for task in tasks}, recipe, 0.25)
+    rates = {}
+    for task in tasks:
+        steps, seconds = read_run(task.folder).series("train", "seconds")
+        half = len(steps) // 2
+        rates[task.objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
+    partial = plan.with_suffix(".partial")
+    partial.write_text(json.dumps({"updates_per_second": rates}), encoding="utf-8")
+    partial.replace(plan)
+    return rates
+
+
 def train_side_by_side(
-    tasks: tuple[TrainingTask, ...], settings: Mapping[str, str], recipe: str, minutes: float
+    tasks: tuple[TrainingTask, ...],
+    settings: Mapping[str, Mapping[str, str]],
+    recipe: str,
+    minutes: float,
 ) -> None:
     """Run all tasks at the same time, one CPU thread each, and wait for them.
 
@@ -42,7 +85,7 @@ def train_side_by_side(
 
     Args:
         tasks: The runs.
-        settings: Overrides of the recipe that all runs share, by dotted name.
+        settings: Overrides of the recipe for each objective, by dotted name.
         recipe: Name of the pretraining recipe, or a YAML file.
         minutes: For the progress display.
 
@@ -50,8 +93,8 @@ def train_side_by_side(
         UserError: A run failed; the message ends with the last lines of its log.
         KeyboardInterrupt: After the runs have saved their checkpoints.
     """
-    processes = {task: _start(task, settings, recipe) for task in tasks}
-    title = f"pretraining seed {tasks[0].seed}"
+    processes = {task: _start(task, settings[task.objective], recipe) for task in tasks}
+    title = f"pretraining, seed {tasks[0].seed}"
     with open_progress(title, max(1, round(60 * minutes))) as progress:
         try:
             while any(process.poll() is None for process in processes.values()):

@@ -19,7 +19,7 @@ from vjepa.evaluation.clips import ViewConfig
 from vjepa.evaluation.online import OnlineProbe
 from vjepa.interop import find_checkpoint, read_model, released_training_state
 from vjepa.jobs.pretrain_config import ContinueConfig, PretrainConfig, SourceConfig
-from vjepa.masking import MaskSampler
+from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, normalise_clip
 from vjepa.objectives import FeaturePrediction, PixelPrediction, collapse_alarm
 from vjepa.runtime.device import set_up_device
@@ -70,6 +70,7 @@ class BatchPreparer:
     def __init__(self, config: PretrainConfig) -> None:
         encoder = config.model.encoder
         self._sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+        self._step, self._masks = -1, tuple[TokenMasks, ...]()
 
     def __call__(
         self, batch: ClipBatch, device: torch.device, micro: int, num_micro: int
@@ -77,11 +78,13 @@ class BatchPreparer:
         """Part `micro` of `num_micro`: clips float32 [b, C, T, H, W] on `device`, and masks."""
         size = len(batch.ordinals) // num_micro
         start, stop = micro * size, (micro + 1) * size
-        masks = self._sampler.sample(batch.ordinals, batch.step)
+        if batch.step != self._step:
+            self._step = batch.step
+            self._masks = self._sampler.sample(batch.ordinals, batch.step)
         clips = batch.clips[start:stop].to(device, non_blocking=True)
         inputs = (
             normalise_clip(clips),
-            tuple(kind.slice(start, stop).to(device) for kind in masks),
+            tuple(kind.slice(start, stop).to(device) for kind in self._masks),
         )
         return MicroBatch(inputs, size / len(batch.ordinals))
 

@@ -26,7 +26,7 @@ class ObjectiveConfig:
     loss_exponent: float = 1.0
     """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
     variance_coefficient: float = 0.0
-    """Weight of the penalty on predictions that vary too little over tokens; the paper uses none."""
+    """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
 
     def __post_init__(self) -> None:
         if self.loss_exponent <= 0:

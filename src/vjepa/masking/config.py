@@ -23,7 +23,8 @@ class MaskConfig:
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
     """Height / width of a block, drawn between these two. Kind multiblock only."""
     tube_ratio: float = 0.9
-    """Share of the places of a frame that is hidden. Kind tube only."""
+    """Share of the places of a frame that is hidden; 0, with `context_frames`, hides the future
+    alone. Kind tube only."""
     context_frames: int | None = None
     """Causal masks: only the first so many frames may be seen; all later tokens are targets."""
     max_context_tokens: int | None = None
@@ -43,7 +44,9 @@ class MaskConfig:
         low, high = self.aspect_ratio
         if not 0 < low <= high:
             raise ValueError(f"aspect_ratio must be two rising numbers above 0, got {low}, {high}")
-        for name in ("tube_ratio", "context_fraction", "target_fraction"):
+        if not 0 <= self.tube_ratio < 1:
+            raise ValueError(f"tube_ratio must be at least 0 and below 1, got {self.tube_ratio}")
+        for name in ("context_fraction", "target_fraction"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {value}")

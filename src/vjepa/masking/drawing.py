@@ -92,7 +92,9 @@ class MaskDrawer:
         # A slice where possible: it is assigned to several times faster.
         self._block_kinds = slice(None) if len(block_kinds) == len(masks) else block_kinds
         self._tubes = {
-            n: _kept_places(n, mask, grid) for n, mask in enumerate(masks) if mask.kind == "tube"
+            n: _kept_places(n, mask, grid, causal=n in self._causal)
+            for n, mask in enumerate(masks)
+            if mask.kind == "tube"
         }
         self._place_keys = TokenKeys(grid[1] * grid[2])
         # Of each clip: bits to choose tokens and bits to choose tubes, for every kind; block sizes;
@@ -214,11 +216,11 @@ def _seen_steps(number: int, mask: MaskConfig, grid: Grid, tubelet_size: int) ->
     return max(1, mask.context_frames // tubelet_size)
 
 
-def _kept_places(number: int, mask: MaskConfig, grid: Grid) -> int:
-    """Places of a frame that a tube mask leaves."""
+def _kept_places(number: int, mask: MaskConfig, grid: Grid, *, causal: bool) -> int:
+    """Places of a frame that a tube mask leaves; all of them only where later steps are hidden."""
     places = grid[1] * grid[2]
     kept = int(places * (1 - mask.tube_ratio))
-    if not 0 < kept < places:
+    if kept == 0 or (kept == places and not causal):
         raise UserError(
             f"masking.masks[{number}].tube_ratio {mask.tube_ratio} leaves {kept} of the {places} "
             "places of a frame: at least one must be seen and one hidden"

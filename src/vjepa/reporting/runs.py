@@ -34,7 +34,7 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         "health",
-        "target_std",
+        "target_std_between_clips",
         "std",
         "Spread of the target features over clips; falling towards 0 is collapse.",
     ),
