@@ -56,7 +56,7 @@ class SyntheticConfig:
         noise: standard deviation of a camera's grain, new in every pixel of every frame.
     """
 
-    num_clips_train: int = 6000
+    num_clips_train: int = 12000
     num_clips_validation: int = 500
     num_clips_test: int = 1500
     num_frames: int = 8
@@ -68,7 +68,7 @@ class SyntheticConfig:
     travel: float = 0.42
     rotation_degrees: float = 130.0
     zoom: float = 2.0
-    background_contrast: float = 0.03
+    background_contrast: float = 0.02
     background_speed: float = 0.3
     background_grain: int = 10
     flicker: float = 0.0
