@@ -20,11 +20,7 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of the reference implementation's recorded numbers."""
-    candidates = [
-        os.environ.get("VJEPA_GOLDEN"),
-        _ROOT / "tests/golden/data",
-        _ROOT / "../shared/golden",
-    ]
+    candidates = [os.environ.get("VJEPA_GOLDEN"), _ROOT.parent / "shared" / "golden"]
     for candidate in candidates:
         if candidate and (Path(candidate) / "pretrain_forward.safetensors").is_file():
             return Path(candidate).resolve()

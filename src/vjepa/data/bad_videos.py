@@ -80,7 +80,9 @@ class BadVideoLog:
         if video.path in self._paths:
             return
         self._paths.add(video.path)
-        _LOGGER.warning("bad video at step %d: %s: %s", video.step, video.path, video.reason)
+        # A file name need not be valid UTF-8, but what goes to a log has to be.
+        path = video.path.encode("utf-8", "backslashreplace").decode()
+        _LOGGER.warning("bad video at step %d: %s: %s", video.step, path, video.reason)
         if self._file is not None:
             self._append(self._file, json.dumps(asdict(video)))
 

@@ -196,8 +196,6 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
         out / "checkpoints", config.training.keep_last, config.training.keep_every_steps
     )
     loader = build_loader(config, out)
-    # Only now: a run that could not even begin must not claim the folder for its config.
-    write_run_config(config, out)
     _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
     try:
         trainer = Trainer(
@@ -217,6 +215,8 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
         )
         if config.continue_from is not None and store.latest() is None:
             trainer.start_from(continue_from(config.continue_from, parts, trainer))
+        # Only now: a run that could not even begin must not claim the folder for its config.
+        write_run_config(config, out)
         return trainer.train()
     finally:
         loader.close()

@@ -12,6 +12,7 @@ from vjepa.data.synthetic import (
     SPLITS,
     SyntheticConfig,
     clip_labels,
+    clips,
     render_clip,
 )
 from vjepa.data.synthetic.digits import load_digits
@@ -135,14 +136,17 @@ def test_relations_to_b(seed):
     assert min(stopping.min(), turning.min()) > 0.5 * CONFIG.object_size
 
 
-def test_a_is_drawn_over_b():
-    for index in range(CONFIG.num_clips_train):
-        clip = render_clip(CONFIG, "train", index)
-        if clip.motion == "pass_in_front":
-            break
-    middle = np.linalg.norm(clip.centre_a - clip.centre_b, axis=1).argmin()
-    x, y = (clip.centre_a[middle] * CONFIG.size).astype(int)
-    assert clip.frames[middle, y, x].max() > 0
+def test_a_is_painted_last_and_so_covers_b(monkeypatch):
+    coverages = []
+    monkeypatch.setattr(clips, "paint", lambda frames, coverage, colour: coverages.append(coverage))
+    index = next(i for i in range(99) if clip_labels(CONFIG, "train", i)[0] == "move_left")
+    clip = render_clip(CONFIG, "train", index)
+    assert len(coverages) == CONFIG.num_distractors + 2
+    grid = (np.arange(CONFIG.size) + 0.5) / CONFIG.size
+    for coverage, centre in ((coverages[-1], clip.centre_a), (coverages[-2], clip.centre_b)):
+        ink = coverage[0] / coverage[0].sum()
+        found = (ink.sum(0) @ grid, ink.sum(1) @ grid)
+        assert found == pytest.approx(tuple(centre[0]), abs=0.1)
 
 
 def test_every_knob_changes_the_pixels():

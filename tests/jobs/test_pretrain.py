@@ -1,0 +1,245 @@
+"""The pretraining job on real video files: it learns, resumes exactly, continues, refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.jobs.tiny_run import tiny_config, write_recipe, write_set
+
+from vjepa.errors import UserError
+from vjepa.interop import load_encoder, load_model, save_model
+from vjepa.jobs import pretrain
+from vjepa.models import VJEPA
+
+_TIMINGS = ("clips_per_second", "data_wait_share", "seconds", "elapsed_seconds")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("finished")
+    pretrain.run(tiny_config(folder, manifest), folder / "run")
+    return folder / "run"
+
+
+def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def _lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _untimed(lines: list[dict]) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in _TIMINGS} for line in lines]
+
+
+def test_the_loss_falls_and_the_target_follows(finished: Path) -> None:
+    losses = [line["loss"] for line in _lines(finished) if line["kind"] == "train"]
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    weights = _weights(finished, 40)
+    name = "blocks.0.attn.qkv.weight"
+    assert not torch.equal(weights[f"encoder.{name}"], weights[f"target_encoder.{name}"])
+    health = [line for line in _lines(finished) if line["kind"] == "health"]
+    assert [line["step"] for line in health] == [10, 20, 30, 40]
+    assert health[-1]["effective_rank"] > 1
+
+
+def test_killed_at_any_moment_it_resumes_bit_for_bit(
+    manifest: Path, finished: Path, tmp_path: Path
+) -> None:
+    """A real process, real SIGKILLs, also while workers decode and checkpoints are written."""
+    recipe = write_recipe(tmp_path, manifest)
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "vjepa", "pretrain", "--config", recipe, "--out", run]
+    delays = np.random.default_rng(0).uniform(0.0, 0.6, size=3)
+    for delay in delays:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 90
+        while not (run / "metrics.jsonl").is_file() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    resumed, whole = _weights(run, 40), _weights(finished, 40)
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    assert _untimed(_lines(run)) == _untimed(_lines(finished))
+
+
+def test_accumulation_gives_the_same_training(
+    manifest: Path, finished: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(
+        tmp_path, manifest, "optim.accumulation_steps=4", "data.loader.num_workers=0"
+    )
+    pretrain.run(config, tmp_path / "run")
+    whole, parts = _weights(finished, 5), _weights(tmp_path / "run", 5)
+    for name, value in whole.items():
+        if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
+            torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", ["fixed", "packed"])
+def test_other_ways_of_counting_train_too(count: str, manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, f"masking.count={count}", "optim.steps=6")
+    assert pretrain.run(config, tmp_path / "run").step == 6
+    losses = [line["loss"] for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    assert np.isfinite(losses).all()
+
+
+def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, "objective.name=pixel", "optim.peak_lr=2e-3")
+    pretrain.run(config, tmp_path / "run")
+    losses = [line["loss"] for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    weights = _weights(tmp_path / "run", 40)
+    assert {name.split(".")[0] for name in weights} == {"encoder", "predictor"}
+    assert load_encoder(tmp_path / "run").config.width == 48
+
+
+def test_bfloat16_trains(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, "training.precision=bfloat16", "optim.steps=6")
+    pretrain.run(config, tmp_path / "run")
+    weights = _weights(tmp_path / "run", 5)
+    assert all(value.dtype == torch.float32 for value in weights.values())
+
+
+def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        manifest,
+        f"online_probe.manifest={manifest}",
+        "online_probe.label=motion",
+        "online_probe.every_steps=10",
+        "optim.steps=20",
+    )
+    pretrain.run(config, tmp_path / "run")
+    probes = [line for line in _lines(tmp_path / "run") if line["kind"] == "evaluation"]
+    assert [line["step"] for line in probes] == [10, 20]
+    assert probes[0]["online_probe/count"] == 11
+
+
+def test_released_training_goes_on_as_if_it_had_never_stopped(
+    golden_dir: Path, manifest: Path, tmp_path: Path
+) -> None:
+    """Weights, moments and step of the authors' file: the next update uses all three."""
+    released = golden_dir / "pretrain_tiny.pth.tar"
+    config = tiny_config(
+        tmp_path,
+        manifest,
+        "model.encoder={depth: 3, image_size: 64, num_frames: 16, patch_size: 16}",
+        "model.predictor.depth=2",
+        "data.clip.num_frames=16",
+        "data.transform.crop_size=64",
+        f"continue_from.path={released}",
+        "training.checkpoint_every_steps=1",
+        "training.log_every_steps=1",
+        "optim.steps=5",
+    )
+    result = pretrain.run(config, tmp_path / "run")
+    assert result.step == 5
+    assert [line["step"] for line in _lines(tmp_path / "run") if line["kind"] == "train"] == [5]
+    before = load_model(released, num_heads=3).encoder.state_dict()
+    after = load_model(tmp_path / "run").encoder.state_dict()
+    moved = {k: float((after[k] - before[k]).abs().max()) for k in before}
+    assert max(moved.values()) < 0.01, "one update"
+    assert min(v for k, v in moved.items() if "weight" in k) > 0
+    state = torch.load(released, weights_only=True)["opt"]["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {4}
+
+
+def test_weights_alone_start_at_update_zero(finished: Path, manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path,
+        manifest,
+        f"continue_from={{path: {finished}, keep_optimizer: false}}",
+        "optim.steps=2",
+    )
+    assert pretrain.run(config, tmp_path / "run").step == 2
+
+
+def test_our_checkpoint_goes_on_at_its_step(finished: Path, manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, f"continue_from.path={finished}", "optim.steps=42")
+    pretrain.run(config, tmp_path / "run")
+    train = [line for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    assert train[0]["first_step"] == 41
+
+
+Change = Callable[[Path], tuple[str, ...]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("data.sources=[]",), "data.sources is empty"),
+        (("data.sources.0.manifest=nowhere.parquet",), "nowhere.parquet"),
+        (("data.sources.0.split=nosuch",), "nosuch"),
+        (("data.clip.num_frames=8",), "model.encoder.num_frames is 4"),
+        (("data.transform.crop_size=64",), "model.encoder.image_size is 32"),
+        (("optim.accumulation_steps=3",), "not a multiple of optim.accumulation_steps"),
+        (("masking.masks=[{}, {}, {}]",), "num_mask_tokens is 2 but masking.masks has 3 kinds"),
+        (("continue_from.path=nowhere",), "nowhere"),
+    ],
+)
+def test_bad_input_is_one_error_and_claims_nothing(
+    overrides: tuple[str, ...], message: str, manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pretrain.run(tiny_config(tmp_path, manifest, *overrides), tmp_path / "run")
+    pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=1"), tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="is no run folder"):
+        pretrain.run(tiny_config(tmp_path, manifest), tmp_path / "run")
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_checkpoint_of_another_shape_is_refused(manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, "model.encoder.width=24")
+    save_model(tmp_path / "other", VJEPA(config.model))
+    with pytest.raises(UserError, match="other"):
+        pretrain.run(
+            tiny_config(tmp_path, manifest, f"continue_from.path={tmp_path / 'other'}"),
+            tmp_path / "run",
+        )
+
+
+def test_a_truncated_checkpoint_stops_the_resume(manifest: Path, tmp_path: Path) -> None:
+    pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=5"), tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step_00000005" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=5"), tmp_path / "run")
+
+
+def test_a_manifest_of_bad_videos_only(tmp_path: Path, manifest: Path) -> None:
+    """The files were good when they were indexed and are gone now."""
+    other = write_set(tmp_path)
+    for video in (tmp_path / "set" / "train").glob("*.mp4"):
+        video.write_bytes(b"")
+    with pytest.raises(UserError, match=r"(?i)video"):
+        pretrain.run(tiny_config(tmp_path, other), tmp_path / "run")
