@@ -20,6 +20,16 @@ def test_filmstrip_and_rows_keep_every_pixel() -> None:
     np.testing.assert_array_equal(both[5:, :4], frames[0])
 
 
+def test_labels_stand_in_a_margin_and_change_no_pixel_of_the_row() -> None:
+    row = np.full((20, 30, 3), 7, np.uint8)
+    plain = pictures.stack_rows([row, row])
+    labelled = pictures.stack_rows([row, row], ["one", "two"])
+    margin = labelled.shape[1] - plain.shape[1]
+    np.testing.assert_array_equal(labelled[:, margin:], plain)
+    assert (labelled[:20, :margin] < 128).any()
+    assert not np.array_equal(labelled[:20, :margin], labelled[24:, :margin])
+
+
 def test_hide_masked_greys_only_the_masked_patches() -> None:
     frames = np.full((4, 8, 8, 3), 200, np.uint8)
     masked = np.zeros((2, 2, 2), bool)

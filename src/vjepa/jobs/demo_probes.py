@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from vjepa.config import load_config
 from vjepa.evaluation.intervals import Interval, wilson_interval
-from vjepa.evaluation.results import ProbeResult, load_result, over_seeds
+from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
 from vjepa.jobs import probe
 from vjepa.jobs.demo_config import DemoConfig
 from vjepa.jobs.demo_training import run_folder
 from vjepa.jobs.probe_config import ProbeConfig
+from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.progress import open_progress
+from vjepa.runtime.threads import usable_cpus
 
 EncoderName = Literal["vjepa", "pixel", "random"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
@@ -89,23 +94,49 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
 
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
-    """Train and test every probe that an earlier call has not finished.
+    """Train and test every probe that an earlier call has not finished, one on each CPU core.
 
     Args:
         config: The demo's settings.
         out: The demo's folder, with the pretraining runs in it.
         manifest: The video set.
+
+    Raises:
+        UserError: A probe cannot be trained.
     """
     tasks = probe_tasks(config)
-    results: dict[ProbeTask, ProbeResult] = {}
-    with open_progress("probes", len(tasks)) as progress:
-        for number, task in enumerate(tasks, start=1):
-            folder = task.folder(out)
-            if not (folder / "result.json").is_file():
-                probe.train(_probe_config(task, out, manifest), folder)
-            results[task] = load_result(folder)
-            progress.update(number, f"{task.label}, {task.labels_per_class} per class")
-    return results
+    # The first probe of an encoder computes its features; the others find them in the cache.
+    first = list({(task.encoder, task.seed): task for task in reversed(tasks)}.values())
+    rest = [task for task in tasks if task not in first]
+    log = out / "probes.log"
+    with (
+        open_progress("probes", len(tasks)) as progress,
+        ProcessPoolExecutor(
+            usable_cpus(), multiprocessing.get_context("spawn"), _write_log_to, (log,)
+        ) as pool,
+    ):
+        try:
+            for stage in (first, rest):
+                todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
+                futures = [pool.submit(_train_probe, task, out, manifest) for task in todo]
+                for future in as_completed(futures):
+                    future.result()
+                    done = sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks)
+                    progress.update(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {task: load_result(task.folder(out)) for task in tasks}
+
+
+def _write_log_to(log: Path) -> None:
+    """Send a worker's messages to a file: several at once would be no help on a terminal."""
+    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    configure_logging(stream=sys.stderr)
+
+
+def _train_probe(task: ProbeTask, out: Path, manifest: Path) -> None:
+    probe.train(_probe_config(task, out, manifest), task.folder(out))
 
 
 def _probe_config(task: ProbeTask, out: Path, manifest: Path) -> ProbeConfig:

@@ -232,18 +232,18 @@ def _curve_section(findings: DemoFindings) -> Section:
 def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
     trained = load_encoder(findings.run("vjepa"), which="target").eval()
     return {
-        "random": random_encoder(trained.config, findings.config.seeds[0]).encoder,
-        "pixel": load_encoder(findings.run("pixel")).eval(),
-        "vjepa": trained,
+        "random weights": random_encoder(trained.config, findings.config.seeds[0]).encoder,
+        "pixels": load_encoder(findings.run("pixel")).eval(),
+        "V-JEPA": trained,
     }
 
 
 def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
     picture = features_picture(clips, _encoders(findings))
     caption = (
-        f"For each of {len(clips)} {what}: the frames, then the three main directions of the "
-        "features as colours: random weights, pixel prediction, V-JEPA. Equal colour means similar "
-        "features; what moves should stand out from what does not."
+        f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
+        "encoder's features as colours. Equal colour means similar features; what moves should "
+        "stand out from what does not."
     )
     return Section("What the features look like", blocks=[PictureBlock(picture, caption)])
 

@@ -64,7 +64,7 @@ def masks_picture(
     sampler = MaskSampler(masking, grid, tubelet_size, seed)
     masked = sampler.full(np.array([ordinal], dtype=np.int64), 0)
     rows = [_strip(frames)] + [_strip(hide_masked(frames, kind[0])) for kind in masked]
-    return stack_rows(rows)
+    return stack_rows(rows, ["clip", *(f"mask {kind}" for kind in range(len(masked)))])
 
 
 @torch.no_grad()
@@ -92,11 +92,14 @@ def features_picture(clips: Sequence[Picture], encoders: Mapping[str, Encoder]) 
         flat = pca_colours(grids.reshape(-1, *grids.shape[2:]))
         colours[name] = flat.reshape(*grids.shape[:4], 3)
     rows: list[Picture] = []
+    labels: list[str] = []
     for number, clip in enumerate(clips):
         rows.append(_strip(clip))
-        for grids in colours.values():
+        labels.append("clip")
+        for name, grids in colours.items():
             rows.append(_strip(tokens_to_frames(grids[number], *clip.shape[:3])))
-    return stack_rows(rows)
+            labels.append(name)
+    return stack_rows(rows, labels)
 
 
 @dataclass(frozen=True)
@@ -154,5 +157,6 @@ def prediction_picture(frames: Picture, error: PredictionError) -> Picture:
     """Three rows: the clip, what the context encoder saw, the error over what was hidden."""
     seen = hide_masked(frames, error.predicted)
     return stack_rows(
-        [_strip(frames), _strip(seen), _strip(heat(frames, error.relative, error.predicted, 1.0))]
+        [_strip(frames), _strip(seen), _strip(heat(frames, error.relative, error.predicted, 1.0))],
+        ["clip", "shown", "error"],
     )

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Picture = NDArray[np.uint8]
 
 _HIDDEN_GREY = 128
 _GAP = 4
+_MARGIN = 110
+_FONT_PIXELS = 13
 
 
 def upscale(frames: Picture, size: int) -> Picture:
@@ -44,8 +47,21 @@ def filmstrip(frames: Picture, gap: int = _GAP) -> Picture:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def stack_rows(rows: list[Picture], gap: int = _GAP) -> Picture:
-    """Images of any width below each other, left aligned on white: -> uint8 [H, W, 3]."""
+def stack_rows(
+    rows: Sequence[Picture], labels: Sequence[str] | None = None, gap: int = _GAP
+) -> Picture:
+    """Images of any width below each other, left aligned on white.
+
+    Args:
+        rows: uint8 [H, W, 3] each.
+        labels: A word or two for each row, written in a margin on its left; None: no margin.
+        gap: White pixels between rows.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    if labels is not None:
+        rows = [_with_margin(row, label) for row, label in zip(rows, labels, strict=True)]
     width = max(row.shape[1] for row in rows)
     parts: list[Picture] = []
     for row in rows:
@@ -53,6 +69,15 @@ def stack_rows(rows: list[Picture], gap: int = _GAP) -> Picture:
         padded[: row.shape[0], : row.shape[1]] = row
         parts.append(padded)
     return np.concatenate(parts, axis=0)[:-gap]
+
+
+def _with_margin(row: Picture, label: str) -> Picture:
+    """The row with its label on a white margin at the left."""
+    margin = Image.new("RGB", (_MARGIN, row.shape[0]), "white")
+    position = (_MARGIN - 8, row.shape[0] // 2)
+    font = ImageFont.load_default(_FONT_PIXELS)
+    ImageDraw.Draw(margin).text(position, label, fill="black", font=font, anchor="rm")
+    return np.concatenate([np.asarray(margin), row], axis=1)
 
 
 def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) -> NDArray:
