@@ -11,13 +11,15 @@ from vjepa.data.synthetic import SyntheticConfig
 class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 
-    minutes: float = 6.0
+    minutes: float = 5.0
     """Pretraining time of each model, in minutes; the two models train side by side, on one CPU
     thread each."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the pretraining; each one trains both models, one seed after the other."""
     recipe: str = "demo"
-    """Pretraining recipe."""
+    """Pretraining recipe, or a YAML file."""
+    probe_recipe: str = "demo"
+    """Recipe of every probe, or a YAML file."""
     few_labels_per_class: int = 15
     """Labelled videos of each class in the few-label probes."""
     many_labels_per_class: int = 180

@@ -25,7 +25,6 @@ from vjepa.runtime.threads import usable_cpus
 EncoderName = Literal["vjepa", "pixel", "random"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 LABELS = ("motion", "appearance")
-PROBE_RECIPE = "demo"
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask,
         try:
             for stage in (first, rest):
                 todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
-                futures = [pool.submit(_train_probe, task, out, manifest) for task in todo]
+                futures = [pool.submit(_train_probe, task, config, out, manifest) for task in todo]
                 for future in as_completed(futures):
                     future.result()
                     done = sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks)
@@ -135,15 +134,15 @@ def _write_log_to(log: Path) -> None:
     configure_logging(stream=sys.stderr)
 
 
-def _train_probe(task: ProbeTask, out: Path, manifest: Path) -> None:
-    probe.train(_probe_config(task, out, manifest), task.folder(out))
+def _train_probe(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> None:
+    probe.train(_probe_config(task, demo, out, manifest), task.folder(out))
 
 
-def _probe_config(task: ProbeTask, out: Path, manifest: Path) -> ProbeConfig:
+def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> ProbeConfig:
     objective = "pixel" if task.encoder == "pixel" else "vjepa"
     return load_config(
         ProbeConfig,
-        [PROBE_RECIPE],
+        [demo.probe_recipe],
         {
             "seed": task.draw,
             "encoder.path": str(run_folder(out, objective, task.seed)),
