@@ -22,7 +22,7 @@ from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.progress import open_progress
 from vjepa.runtime.threads import usable_cpus
 
-EncoderName = Literal["vjepa", "pixel", "random"]
+EncoderName = Literal["vjepa", "pixel", "random", "frame differences", "middle frame"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 LABELS = ("motion", "appearance")
 
@@ -62,7 +62,7 @@ class Cell:
         top1: Mean share of right answers over pretraining seeds and draws of the labels.
         interval: 95 %: over seeds (Student's t) with three seeds or more, otherwise over the test
             videos (Wilson).
-        num_seeds: Pretraining seeds.
+        num_seeds: Pretraining seeds; 0 where nothing is pretrained.
         by_seed: Mean over draws for each seed.
     """
 
@@ -163,7 +163,7 @@ def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) 
 
 
 def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
-    """The rows of the table, in the order of labels, number of labels, head and encoder."""
+    """The rows of the table, one for each label, number of labels, head and encoder."""
     groups: dict[tuple[str, str, int, EncoderName], list[ProbeTask]] = {}
     for task in results:
         key = (task.label, task.kind, task.labels_per_class, task.encoder)
@@ -178,16 +178,7 @@ def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
         top1 = statistics.fmean(by_seed)
         interval = _interval(by_seed, top1, [results[task] for task in tasks])
         cells.append(Cell(label, kind, per_class, encoder, top1, interval, len(seeds), by_seed))
-    order = {"attentive": 0, "linear": 1}
-    return sorted(
-        cells,
-        key=lambda cell: (
-            LABELS.index(cell.label),
-            order[cell.kind],
-            cell.labels_per_class,
-            ENCODERS.index(cell.encoder),
-        ),
-    )
+    return cells
 
 
 def _top1(result: ProbeResult) -> float:

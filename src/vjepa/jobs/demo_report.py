@@ -15,8 +15,9 @@ from vjepa.data.manifest import Manifest
 from vjepa.data.real_clips import find_real_clips
 from vjepa.evaluation.results import ProbeResult
 from vjepa.interop import load_encoder, load_model
+from vjepa.jobs.demo_baselines import pixel_baselines
 from vjepa.jobs.demo_config import DemoConfig
-from vjepa.jobs.demo_probes import Cell, ProbeTask, summarise
+from vjepa.jobs.demo_probes import LABELS, Cell, ProbeTask, summarise
 from vjepa.jobs.demo_training import OBJECTIVES, run_folder
 from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.jobs.probe_encoder import random_encoder
@@ -49,8 +50,11 @@ NAMES = {
     "vjepa": "V-JEPA (predicts features)",
     "pixel": "same model, predicts pixels",
     "random": "random weights",
+    "frame differences": "no encoder: frame differences",
+    "middle frame": "no encoder: middle frame",
 }
-_COLOURS = {"vjepa": 1, "pixel": 2, "random": 3}
+_COLOURS = {"vjepa": 1, "pixel": 2, "random": 3, "frame differences": 4, "middle frame": 4}
+_HEADS = ("attentive", "linear", "ridge")
 _SHOWN_CLIPS = 3
 
 
@@ -84,7 +88,10 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         findings: All that was found.
         path: The HTML file.
     """
-    cells = summarise(findings.results)
+    cells = ordered(
+        summarise(findings.results)
+        + pixel_baselines(findings.config, findings.out, findings.manifest)
+    )
     pretrained = load_config(PretrainConfig, [findings.run("vjepa") / "config.yaml"])
     test = Manifest.open(findings.manifest).select(split="test")
     rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
@@ -107,6 +114,19 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         f"measured by the run that wrote it; nothing is shipped with the page but the code.",
     )
     write_report(report, path)
+
+
+def ordered(cells: Sequence[Cell]) -> list[Cell]:
+    """Rows by label, number of labels, head and encoder, as the table shows them."""
+    return sorted(
+        cells,
+        key=lambda cell: (
+            LABELS.index(cell.label),
+            cell.labels_per_class,
+            _HEADS.index(cell.kind),
+            list(NAMES).index(cell.encoder),
+        ),
+    )
 
 
 def _frames(video: Path, config: PretrainConfig) -> Picture:
@@ -155,12 +175,12 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     estimates, chance, rows, strong = [], {}, [], set()
     for cell in cells:
         labels = cell.labels_per_class * classes[cell.label]
-        group = f"{cell.label}, {labels} labels, {cell.kind} probe"
+        group = f"{cell.label}, {labels} labels"
         chance[group] = 1 / classes[cell.label]
         estimates.append(
             Estimate(
                 group,
-                NAMES[cell.encoder],
+                f"{NAMES[cell.encoder]}, {cell.kind}",
                 cell.top1,
                 cell.interval.low,
                 cell.interval.high,
@@ -203,7 +223,8 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     ]
     lede = (
         "The encoder is frozen; only the probe on top is trained. Motion says what moved and how, "
-        "appearance which digit it was. Test clips show digit images that no training clip has."
+        "appearance which digit it was. Test clips show digit images that no training clip has. "
+        "Green rows use no encoder at all: a linear classifier on the pixels."
     )
     return Section("What do the frozen features know?", lede, blocks)
 

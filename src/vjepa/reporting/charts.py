@@ -135,7 +135,7 @@ def estimate_chart(
         if not rows or (isinstance(rows[-1], Estimate) and rows[-1].group != estimate.group):
             rows.append(estimate.group)
         rows.append(estimate)
-    figure = Figure(figsize=(7.2, 0.25 * len(rows) + 0.7), layout="constrained")
+    figure = Figure(figsize=(8.2, 0.25 * len(rows) + 0.7), layout="constrained")
     axes = figure.add_subplot()
     _style(axes)
     axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.6)
@@ -165,7 +165,7 @@ def estimate_chart(
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(_INK)
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
-    axes.tick_params(axis="y", pad=190)
+    axes.tick_params(axis="y", pad=250)
     axes.invert_yaxis()
     axes.set_xlabel(x_label, color=_MUTED, fontsize=8.5)
     axes.margins(x=0.12)
