@@ -28,8 +28,8 @@ class DemoConfig:
     """Random choices of the few labelled videos; the report shows their mean."""
     real_clips: bool = True
     """Look at real camera footage too, where the package index can be reached."""
-    data: SyntheticConfig = field(default_factory=SyntheticConfig)
-    """The embedded video set."""
+    data: SyntheticConfig = field(default_factory=lambda: SyntheticConfig(seed=1))
+    """The embedded video set. Its seed is not the one that the recipe was chosen on (0)."""
 
     def __post_init__(self) -> None:
         if self.minutes <= 0:
