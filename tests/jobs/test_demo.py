@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.jobs.tiny_run import RECIPE
 
-from vjepa.config import load_config
+from vjepa.config import dump_yaml, load_config
 from vjepa.errors import UserError
 from vjepa.evaluation.results import load_result
 from vjepa.jobs import demo, demo_training
@@ -137,6 +142,28 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
             config.recipe,
             0.1,
         )
+
+
+def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    config = tmp_path / "demo.yaml"
+    config.write_text(dump_yaml(replace(_config(tmp_path), minutes=5.0)))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vjepa", "demo", "--config", str(config), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = out / "runs" / "vjepa_seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 150
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    for objective in ("vjepa", "pixel"):
+        log = (out / "runs" / f"{objective}_seed0.log").read_text()
+        assert "stopped by SIGTERM" in log
+        assert list((out / "runs" / f"{objective}_seed0" / "checkpoints").glob("step_*"))
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def train_side_by_side(
                 states = {task.objective: _state(task) for task in tasks}
                 progress.update(round(_elapsed(states)), _note(states))
         except BaseException:
-            # The children got the same Ctrl-C, or must not outlive us: let them save and end.
+            # They must not outlive us: let them save their checkpoints and end.
             for process in processes.values():
                 process.terminate()
                 process.wait()
@@ -131,7 +131,14 @@ def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subp
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with _log_file(task).open("ab") as log:
         return subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            # A Ctrl-C at the terminal must reach them once, through us: a second signal would make
+            # them stop without a checkpoint.
+            start_new_session=True,
         )
 
 
