@@ -149,7 +149,14 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
     config.write_text(dump_yaml(replace(_config(tmp_path), minutes=5.0)))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "vjepa", "demo", "--config", str(config), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     metrics = out / "runs" / "vjepa_seed0" / "metrics.jsonl"
     deadline = time.monotonic() + 150
     while not (metrics.is_file() and metrics.read_text().count("\n") > 1):

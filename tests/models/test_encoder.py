@@ -172,5 +172,5 @@ def test_patch_embedding_starts_with_its_own_deviation() -> None:
         width=96, depth=1, heads=3, image_size=32, num_frames=4, patch_size=8, patch_init_std=0.2
     )
     encoder = Encoder(config)
-    assert abs(float(encoder.patch_embed.proj.weight.std()) - 0.2) < 0.01
-    assert abs(float(encoder.blocks[0].attn.qkv.weight.std()) - 0.02) < 0.002
+    assert abs(float(encoder.patch_embed.proj.weight.detach().std()) - 0.2) < 0.01
+    assert abs(float(encoder.blocks[0].attn.qkv.weight.detach().std()) - 0.02) < 0.002
