@@ -16,10 +16,11 @@ from tests.jobs.tiny_run import RECIPE
 
 from vjepa.config import dump_yaml, load_config
 from vjepa.errors import UserError
+from vjepa.evaluation.intervals import Interval
 from vjepa.evaluation.results import load_result
 from vjepa.jobs import demo, demo_training
 from vjepa.jobs.demo_config import DemoConfig
-from vjepa.jobs.demo_probes import probe_tasks, summarise
+from vjepa.jobs.demo_probes import Cell, EncoderName, probe_tasks, summarise
 from vjepa.jobs.demo_report import headline
 
 _PROBE = """
@@ -110,6 +111,25 @@ def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
     )
     assert f"{100 * mine.top1:.1f} % of unseen test clips" in answer
     assert figures[0].value == f"{100 * mine.top1:.1f} %"
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (0.9, "above the untrained encoder and above pixel"),
+        (0.5, "above the untrained encoder and not told apart from pixel"),
+        (0.4, "above the untrained encoder and below pixel"),
+        (0.2, "not told apart from the untrained encoder and below pixel"),
+        (0.1, "below the untrained encoder and below pixel"),
+    ],
+)
+def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) -> None:
+    shares: dict[EncoderName, float] = {"vjepa": mine, "pixel": 0.5, "random": 0.2}
+    cells = [
+        Cell("motion", "attentive", 15, name, x, Interval(x - 0.02, x + 0.02), 1, (x,))
+        for name, x in shares.items()
+    ]
+    assert said in headline(DemoConfig(), cells)[0]
 
 
 def test_a_second_call_does_nothing_twice(
