@@ -161,5 +161,34 @@ def test_bad_calls_are_refused() -> None:
         segment_indices(by_time, 10, 30.0, 0)
     with pytest.raises(ValueError, match="needs a stride"):
         segment_indices(by_time, 10, 30.0, 1, "reference")
-    with pytest.raises(ValueError, match="draws nothing"):
+    with pytest.raises(ValueError, match="u belongs to random and reference"):
         segment_indices(by_time, 10, 30.0, 1, "centre", np.zeros(1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(spacings, policies, st.integers(1, 9), st.integers(1, 400), st.floats(1, 120), st.integers())
+def test_random_segments_lie_in_or_around_their_segment(
+    spacing, policy, segments, length, rate, seed
+):
+    config = ClipConfig(num_frames=8, short_video=policy, **spacing)
+    u = np.random.default_rng(abs(seed)).random(segments)
+    clips = segment_indices(config, length, rate, segments, "random", u)
+    assert clips.shape == (segments, 8)
+    assert clips.min() >= 0
+    assert clips.max() < length
+    edges = np.arange(segments + 1) * length / segments
+    for clip, low, high in zip(clips, edges[:-1], edges[1:], strict=True):
+        if (clip != clips[0]).any() and clip[-1] - clip[0] < high - low - 1:
+            assert clip[0] >= low - 1
+            assert clip[-1] <= high
+
+
+def test_random_windows_cover_their_segment() -> None:
+    config = ClipConfig(num_frames=4, stride=2, sampling="exact")  # seven frames
+    places = [
+        segment_indices(config, 40, 30.0, 2, "random", np.full(2, u))[:, 0]
+        for u in np.linspace(0, 0.999, 50)
+    ]
+    starts = np.stack(places)
+    assert sorted(set(starts[:, 0].tolist())) == list(range(14))
+    assert sorted(set(starts[:, 1].tolist())) == list(range(20, 34))

@@ -17,7 +17,7 @@ import torch
 from tests.data.clip_files import damaged, hanging, make_manifest, with_rows
 
 from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.decode import decode_frames
+from vjepa.data.decode import decode_crops
 from vjepa.data.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.manifest import Manifest
 from vjepa.data.samples import ClipRecipe
@@ -136,11 +136,11 @@ def test_seeds_differ(manifest: Manifest) -> None:
 def test_clips_of_one_video_are_decoded_in_one_opening(manifest: Manifest, monkeypatch) -> None:
     calls: list[str] = []
 
-    def counted(video, indices):
+    def counted(video, orders, clock):
         calls.append(video.path)
-        return decode_frames(video, indices)
+        return decode_crops(video, orders, clock)
 
-    monkeypatch.setattr("vjepa.data.decode.decode_frames", counted)
+    monkeypatch.setattr("vjepa.data.decode.decode_crops", counted)
     (batch,) = _take([manifest], 0, 1, clip=replace(CLIP, clips_per_video=3))
     assert len(calls) == 2
     assert batch.rows[:, 1].tolist() == [batch.rows[0, 1]] * 3 + [batch.rows[3, 1]] * 3

@@ -15,8 +15,8 @@ from vjepa.data.transforms import (
     TransformConfig,
     center_crop_clip,
     draw_crops,
+    long_side_crops,
     resize_short_side,
-    three_crop_clip,
     training_crop,
     training_crop_batch,
 )
@@ -115,12 +115,12 @@ def test_evaluation_views() -> None:
     resized = resize_short_side(video, 16)
     assert resized.shape == (2, 3, 16, 32)
     torch.testing.assert_close(centre, resized[:, :, 1:15, 9:23].transpose(0, 1))
-    views = three_crop_clip(video, 30)
+    views = long_side_crops(video, 30, 3)
     whole = torch.from_numpy(video).permute(3, 0, 1, 2)
     for number, view in enumerate(views):
         left = 15 * number
         torch.testing.assert_close(view, whole[..., left : left + 30], rtol=0, atol=0)
-    tall = three_crop_clip(video.transpose(0, 2, 1, 3), 30)
+    tall = long_side_crops(video.transpose(0, 2, 1, 3), 30, 3)
     torch.testing.assert_close(tall, views.transpose(-1, -2), rtol=0, atol=0)
     unresized = center_crop_clip(video, 30, short_side=30)
     torch.testing.assert_close(unresized, views[1], rtol=0, atol=0)
@@ -142,3 +142,15 @@ def test_evaluation_views() -> None:
 def test_impossible_configs_name_their_field(fields, message) -> None:
     with pytest.raises(ValueError, match=f"^{message} "):
         TransformConfig(**fields)
+
+
+def test_views_along_the_long_side() -> None:
+    video = _video(2, 40, 100, 3)
+    whole = torch.from_numpy(video).permute(3, 0, 1, 2)
+    two = long_side_crops(video, 30, 2, short_side=40)
+    assert two.shape == (2, 3, 2, 30, 30)
+    # The crops lie in the middle of a longer short side, the last one ends with the frame.
+    torch.testing.assert_close(two[0], whole[..., 5:35, :30], rtol=0, atol=0)
+    torch.testing.assert_close(two[1], whole[..., 5:35, 70:], rtol=0, atol=0)
+    square = long_side_crops(video[:, :, :40], 40, 3)
+    assert torch.equal(square[0], square[2])

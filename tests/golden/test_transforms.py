@@ -18,7 +18,7 @@ from vjepa.data.transforms import (
     center_crop_clip,
     crop_and_resize,
     draw_crops,
-    three_crop_clip,
+    long_side_crops,
 )
 
 MEAN = torch.tensor((0.485, 0.456, 0.406)).reshape(3, 1, 1, 1) * 255
@@ -54,7 +54,7 @@ def test_evaluation_crops_within_one_grey_level(golden: dict[str, Tensor], shape
     if shape == "tall":
         video = video.transpose(1, 2)
     tolerance = 1.1 / STD.min().item()
-    views = three_crop_clip(video, 64, "reference")
+    views = long_side_crops(video, 64, 3, "reference")
     assert views.shape == (3, 3, 4, 64, 64)
     for number in range(3):
         expected = golden[f"eval_3_views_{shape}/view{number}"]

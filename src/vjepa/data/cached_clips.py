@@ -71,7 +71,8 @@ class CachedClips:
             failure = video.failure
             if failure is None:
                 try:
-                    return video, self._recipe.indices(len(video.frames), video.fps, starts)
+                    num_frames = len(video.frames)
+                    return video, self._recipe.indices(num_frames, video.fps, starts, video.times)
                 except ValueError as error:
                     failure = CacheFailure(str(error), "decode")
             path = self._planner.sources.path(job.source, job.row)

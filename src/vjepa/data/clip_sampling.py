@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
-Placement = Literal["centre", "even", "reference"]
+Placement = Literal["centre", "even", "random", "reference"]
 
 _ROUNDING = 1e-6  # frames; 3 * (1 / 25) * 25 must be frame 3 although it comes out a hair below
 
@@ -69,6 +69,11 @@ class ClipConfig:
                 f"sampling: exact says how a stride is taken, but {given[0]} is set: leave it out"
             )
 
+    @property
+    def is_by_time(self) -> bool:
+        """Whether frames are taken by the times at which they are shown."""
+        return self.stride is None
+
 
 @dataclass(frozen=True)
 class _Spacing:
@@ -103,6 +108,18 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
     return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """When frames are shown: `places`, float64 [L], counts time in frames of the mean rate."""
+
+    places: NDArray[np.float64]
+
+
+def _shown(config: ClipConfig, fps: float, times: NDArray[np.float64] | None) -> _Shown | None:
+    """None where frames are counted, or follow each other evenly."""
+    return None if times is None or config.stride is not None else _Shown(times * fps)
+
+
 def _checked_spacing(config: ClipConfig, num_frames_in_video: int, fps: float) -> _Spacing:
     if num_frames_in_video < 1:
         raise ValueError("the video has no frames")
@@ -113,12 +130,26 @@ def _checked_spacing(config: ClipConfig, num_frames_in_video: int, fps: float) -
     return _spacing(config, max(fps, 0.0))
 
 
-def _take(spacing: _Spacing, start: float, num_frames_in_video: int) -> NDArray[np.int64]:
-    places = np.floor(spacing.offsets + (start + _ROUNDING)).astype(np.int64)
-    return np.minimum(places, num_frames_in_video - 1)
+def _take(
+    spacing: _Spacing, start: float, num_frames_in_video: int, shown: _Shown | None
+) -> NDArray[np.int64]:
+    return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
 
 
-def _short_clip(config: ClipConfig, spacing: _Spacing, length: int) -> NDArray[np.int64]:
+def _frames_at(
+    places: NDArray[np.float64], num_frames_in_video: int, shown: _Shown | None
+) -> NDArray[np.int64]:
+    """The frames shown at some places, which count in frames of the mean rate."""
+    if shown is None:
+        found = np.floor(places + _ROUNDING).astype(np.int64)
+    else:
+        found = np.searchsorted(shown.places, places + _ROUNDING, side="right") - 1
+    return np.clip(found, 0, num_frames_in_video - 1)
+
+
+def _short_clip(
+    config: ClipConfig, spacing: _Spacing, length: int, shown: _Shown | None
+) -> NDArray[np.int64]:
     """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
     if config.short_video == "error":
         raise ShortVideoError(
@@ -126,12 +157,12 @@ def _short_clip(config: ClipConfig, spacing: _Spacing, length: int) -> NDArray[n
         )
     if config.short_video == "stretch":
         steps = np.arange(config.num_frames, dtype=np.int64) * length
-        return steps // config.num_frames
+        return _frames_at(steps / config.num_frames, length, shown)
     if config.short_video == "loop":
-        return np.floor(spacing.offsets + _ROUNDING).astype(np.int64) % length
+        return _frames_at((spacing.offsets + _ROUNDING) % length, length, shown)
     if config.stride is not None and config.sampling == "reference":
         return _reference_short(length, config.num_frames, config.stride)
-    return _take(spacing, 0.0, length)
+    return _take(spacing, 0.0, length, shown)
 
 
 def _reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.int64]:
@@ -142,7 +173,11 @@ def _reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.in
 
 
 def clip_indices(
-    config: ClipConfig, num_frames_in_video: int, fps: float, u: float
+    config: ClipConfig,
+    num_frames_in_video: int,
+    fps: float,
+    u: float,
+    times: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Frames of one training clip at a random place.
 
@@ -156,6 +191,8 @@ def clip_indices(
         fps: Frame rate of the video, in frames per second; read only when sampling by time. With a
             variable rate it is the mean rate.
         u: Uniform number in [0, 1) that chooses the start.
+        times: When each frame is shown, float64 [L], seconds from 0, ascending; read only when
+            sampling by time. None: evenly, at `fps`.
 
     Returns:
         int64 [T], each in [0, L).
@@ -165,14 +202,41 @@ def clip_indices(
         ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
     """
     spacing = _checked_spacing(config, num_frames_in_video, fps)
+    shown = _shown(config, fps, times)
     if num_frames_in_video < spacing.window:
-        return _short_clip(config, spacing, num_frames_in_video)
+        return _short_clip(config, spacing, num_frames_in_video, shown)
     if config.stride is None:
         # Any moment may be the start, not only those of frames: with 30 fps sampled at 7 fps the
         # phase between the two grids is part of the draw.
-        return _take(spacing, u * (num_frames_in_video - spacing.offsets[-1]), num_frames_in_video)
+        start = u * (num_frames_in_video - spacing.offsets[-1])
+        return _take(spacing, start, num_frames_in_video, shown)
     starts = num_frames_in_video - int(spacing.window) + int(spacing.latest_included)
-    return _take(spacing, np.floor(u * starts), num_frames_in_video)
+    return _take(spacing, np.floor(u * starts), num_frames_in_video, shown)
+
+
+def indices_from(
+    config: ClipConfig,
+    num_frames_in_video: int,
+    fps: float,
+    start_seconds: float,
+    times: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Frames of the clip that begins at a given time; past the video's end its last frame repeats.
+
+    Args:
+        config: The spacing.
+        num_frames_in_video: L, at least 1.
+        fps: Frame rate of the video, in frames per second.
+        start_seconds: Where it begins; rounded to a frame unless `times` are given.
+        times: As for :func:`clip_indices`.
+
+    Returns:
+        int64 [T], each in [0, L).
+    """
+    spacing = _checked_spacing(config, num_frames_in_video, fps)
+    shown = _shown(config, fps, times)
+    first = start_seconds * fps if shown is not None else round(start_seconds * fps)
+    return _take(spacing, first, num_frames_in_video, shown)
 
 
 def segment_indices(
@@ -182,6 +246,7 @@ def segment_indices(
     num_segments: int,
     placement: Placement = "centre",
     u: NDArray[np.float64] | None = None,
+    times: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Frames of the S clips that an evaluated video is seen through: random only where `u` says so.
 
@@ -189,6 +254,8 @@ def segment_indices(
       moved inside the video where it would stick out.
     * ``even``: the first clip starts with the video, the last ends with it, the others evenly
       between (one clip: the middle).
+    * ``random``: each of the S segments gives a clip where its `u` says: anywhere inside the
+      segment, or, where the segment is shorter than a clip, anywhere around it.
     * ``reference``: as the released evaluation. Segments longer than a clip each give a window, at
       their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1)
       frames from each other. Only for a `stride` with `sampling: reference`.
@@ -198,8 +265,9 @@ def segment_indices(
         num_frames_in_video: L, at least 1.
         fps: Frame rate of the video, in frames per second; read only when sampling by time.
         num_segments: S, at least 1.
-        placement: One of the three above.
-        u: float64 [S] in [0, 1), only with ``reference``: random places as in probe training.
+        placement: One of the four above.
+        u: float64 [S] in [0, 1): with ``random`` and, as in probe training, with ``reference``.
+        times: As for :func:`clip_indices`.
 
     Returns:
         int64 [S, T], each in [0, L).
@@ -216,19 +284,46 @@ def segment_indices(
         return reference_segments(
             num_frames_in_video, config.num_frames, config.stride, num_segments, u=u
         )
-    if u is not None:
-        raise ValueError(f"placement {placement} draws nothing: u belongs to placement reference")
+    if (u is None) == (placement == "random"):
+        raise ValueError(
+            f"placement {placement}: u belongs to random and reference, and only there"
+        )
     spacing = _checked_spacing(config, num_frames_in_video, fps)
+    shown = _shown(config, fps, times)
     if num_frames_in_video < spacing.window:
-        clip = _short_clip(config, spacing, num_frames_in_video)
+        clip = _short_clip(config, spacing, num_frames_in_video, shown)
         return np.tile(clip, (num_segments, 1))
-    latest = num_frames_in_video - spacing.window
+    if u is not None:
+        starts = _random_starts(num_frames_in_video, spacing.window, num_segments, np.asarray(u))
+    else:
+        starts = _fixed_starts(num_frames_in_video, spacing.window, num_segments, placement)
+    places = np.floor(starts)[:, None] + spacing.offsets
+    return _frames_at(places, num_frames_in_video, shown)
+
+
+def _fixed_starts(
+    num_frames_in_video: int, window: float, num_segments: int, placement: Placement
+) -> NDArray[np.float64]:
+    """First frames [S] of clips in the middle of their segments, or evenly over the video."""
+    latest = num_frames_in_video - window
     if placement == "centre" or num_segments == 1:
         middles = (np.arange(num_segments) + 0.5) * (num_frames_in_video / num_segments)
-        starts = np.clip(middles - spacing.window / 2, 0, latest)
-    else:
-        starts = np.linspace(0, latest, num_segments)
-    return np.stack([_take(spacing, start, num_frames_in_video) for start in np.floor(starts)])
+        return np.clip(middles - window / 2, 0, latest)
+    return np.linspace(0, latest, num_segments)
+
+
+def _random_starts(
+    num_frames_in_video: int, window: float, num_segments: int, u: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """First frames [S] of clips that lie inside their segments, or around them if those are short.
+
+    L is at least `window`.
+    """
+    latest = num_frames_in_video - window
+    edges = np.arange(num_segments + 1) * (num_frames_in_video / num_segments)
+    first, last = np.clip(edges[:-1], 0, latest), np.clip(edges[1:] - window, 0, latest)
+    low, high = np.minimum(first, last), np.maximum(first, last)
+    return np.minimum(np.ceil(low) + np.floor(u * (np.floor(high) - np.ceil(low) + 1)), latest)
 
 
 def reference_segments(

@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.data.clip_sampling import ClipConfig, clip_indices, segment_indices
+from vjepa.data.clip_sampling import ClipConfig, indices_from, segment_indices
 from vjepa.data.video_info import DecodeError, VideoInfo
 from vjepa.errors import UserError
-
-_ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ def load_clip(
     """
     # PyAV and Arrow may be missing where only models are used.
     from vjepa.data.decode import decode_clip
+    from vjepa.data.frame_times import frame_times
     from vjepa.data.probe_file import probe
 
     try:
@@ -66,24 +65,25 @@ def load_clip(
         video = probe(os.fspath(path))
         if not video.ok:
             raise DecodeError(video.path, video.reason or "cannot be read")
-        decoded = decode_clip(video, _indices(config, video, start_seconds))
+        times = frame_times(video) if config.is_by_time else None
+        decoded = decode_clip(video, _indices(config, video, start_seconds, times))
     except DecodeError as error:
         raise UserError(f"{error.path}: {error.reason}; give another file") from error
     return Clip(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2), decoded.times)
 
 
 def _indices(
-    config: ClipConfig, video: VideoInfo, start_seconds: float | None
+    config: ClipConfig,
+    video: VideoInfo,
+    start_seconds: float | None,
+    times: NDArray[np.float64] | None,
 ) -> NDArray[np.int64]:
     """Frames [T] of the clip from `start_seconds` on, or around the middle."""
     if start_seconds is None:
-        return segment_indices(config, video.num_frames, video.fps, 1)[0]
-    first = round(start_seconds * video.fps)
-    if not 0 <= first < video.num_frames:
+        return segment_indices(config, video.num_frames, video.fps, 1, times=times)[0]
+    if not 0 <= round(start_seconds * video.fps) < video.num_frames:
         raise UserError(
             f"start_seconds {start_seconds:g}: {video.path} runs from 0 to "
             f"{video.duration_seconds:.3g} s"
         )
-    # The spacing of an endless video, so that a clip cut off by the end keeps its pace.
-    endless = clip_indices(config, _ENDLESS, video.fps, 0.0)
-    return np.minimum(first + endless, video.num_frames - 1)
+    return indices_from(config, video.num_frames, video.fps, start_seconds, times)

@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.data.frame_stores import CropOrder, CroppedClips, FrameStore, WholeFrames
 from vjepa.data.images import decode_images
+from vjepa.data.needed_packets import PacketSelector
 from vjepa.data.pixels import RgbConverter
 from vjepa.data.probe_file import probe, scan_packets, stamp_of
+from vjepa.data.stage_clock import NO_CLOCK, StageClock
 from vjepa.data.video_file import VideoFile, open_video, reason_of
 from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
 
@@ -32,12 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeError", "DecodedClip", "decode_all", "decode_clip", "decode_frames"]
 
-# Decoders whose "non-reference" skipping leaves every other pixel untouched.
-_CAN_SKIP = frozenset(("h264", "hevc"))
-
 # A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
 # this many frames the last good one stands in; a longer gap is an error.
-_MAX_LOST_TAIL = 8
+MAX_LOST_TAIL = 8
 
 # Starting anew at a key frame costs the decoder about as much as this many frames.
 _WORTH_A_JUMP = 4
@@ -46,6 +46,9 @@ _WORTH_A_JUMP = 4
 _SEEK_ATTEMPTS = 3
 
 _FOREVER = 1 << 62
+
+# Decoded frames of so many pixels together wait for their conversion (12 MB in yuv420p).
+_WAITING_PIXELS = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,35 +86,83 @@ def decode_frames(
 def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]) -> DecodedClip:
     """As :func:`decode_frames`, with the frames' times (exact also at a variable frame rate)."""
     wanted = np.asarray(indices, dtype=np.int64).reshape(-1)
+    info = usable_info(source)
+    wanted = _checked(info, wanted)
+    if info.kind != "video":
+        return DecodedClip(decode_images(info, wanted), wanted / info.fps)
+    unique, inverse = np.unique(wanted, return_inverse=True)
+    try:
+        store = WholeFrames(unique, info.height, info.width)
+    except MemoryError as error:
+        raise DecodeError(info.path, f"{len(unique)} frames of it do not fit in memory") from error
+    times = _decode_into(info, store, NO_CLOCK)
+    if np.array_equal(unique, wanted):
+        return DecodedClip(store.frames, times)
+    return DecodedClip(store.frames[inverse], times[inverse])
+
+
+def decode_crops(
+    info: VideoInfo, orders: Sequence[CropOrder], clock: StageClock = NO_CLOCK
+) -> list[NDArray[np.uint8]]:
+    """Parts of several clips of one video, decoded in one pass; equal to cutting whole frames.
+
+    Args:
+        info: A manifest row.
+        orders: At least one clip; boxes lie inside the frame.
+        clock: Told where the time goes.
+
+    Returns:
+        For each order uint8 [T, height, width, 3], RGB, upright.
+
+    Raises:
+        DecodeError: As :func:`decode_frames`.
+    """
+    usable_info(info)
+    orders = [CropOrder(_checked(info, order.indices), order.box) for order in orders]
+    try:
+        store = CroppedClips(orders)
+    except MemoryError as error:
+        raise DecodeError(info.path, "the clips cut from it do not fit in memory") from error
+    if info.kind == "video":
+        _decode_into(info, store, clock)
+        return store.clips
+    clock.enter("decode")
+    for place, image in enumerate(decode_images(info, store.numbers)):
+        store.put(place, image)
+    return store.clips
+
+
+def _checked(info: VideoInfo, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The frame numbers if the file has them; those of a still image are all 0."""
     if wanted.size == 0 or wanted.min() < 0:
         raise ValueError("indices must be one or more frame numbers from 0 on")
-    info = _usable(source)
     if info.kind == "image":
-        wanted = np.zeros_like(wanted)
+        return np.zeros_like(wanted)
     if wanted.max() >= info.num_frames:
         raise DecodeError(
             info.path, f"frame {wanted.max()} asked for, but it has {info.num_frames} frames"
         )
-    if info.kind != "video":
-        return DecodedClip(decode_images(info, wanted), wanted / info.fps)
-    unique, inverse = np.unique(wanted, return_inverse=True)
-    collector = _Collector(info, unique)
+    return wanted
+
+
+def _decode_into(info: VideoInfo, store: FrameStore, clock: StageClock) -> NDArray[np.float64]:
+    """Decode the store's frames of a video into it; their times, float64 [n]."""
+    collector = _Collector(info, store, clock)
     if info.num_keyframes:
-        _decode_indexed(info, collector)
+        _decode_indexed(info, collector, clock)
     else:
+        clock.enter("decode")
         _decode_counting(info, collector)
-    if np.array_equal(unique, wanted):
-        return DecodedClip(collector.frames, collector.times)
-    return DecodedClip(collector.frames[inverse], collector.times[inverse])
+    return collector.times
 
 
 def decode_all(source: VideoInfo | str, max_frames: int) -> NDArray[np.uint8]:
     """The first `max_frames` frames (all, if it has fewer): uint8 [T, H, W, 3] as decode_frames."""
-    info = _usable(source)
+    info = usable_info(source)
     return decode_frames(info, np.arange(min(info.num_frames, max_frames)))
 
 
-def _usable(source: VideoInfo | str) -> VideoInfo:
+def usable_info(source: VideoInfo | str) -> VideoInfo:
     """The row itself, or the probed file; refused with its reason when it is known to be bad."""
     info = probe(source) if isinstance(source, str) else source
     if not info.ok:
@@ -127,32 +178,34 @@ def _usable(source: VideoInfo | str) -> VideoInfo:
 
 
 class _Collector:
-    """Puts decoded frames into their places in one preallocated array."""
+    """Turns decoded frames into RGB, hands each wanted one to the store, and knows what lacks."""
 
-    def __init__(self, info: VideoInfo, numbers: NDArray[np.int64]) -> None:
-        self.numbers = numbers
-        self.frames = np.empty((len(numbers), info.height, info.width, 3), dtype=np.uint8)
-        self.times = np.zeros(len(numbers), dtype=np.float64)
-        self._have = np.zeros(len(numbers), dtype=bool)
+    def __init__(self, info: VideoInfo, store: FrameStore, clock: StageClock) -> None:
+        self.numbers = store.numbers
+        self.times = np.zeros(len(store.numbers), dtype=np.float64)
+        self._store = store
+        self._clock = clock
+        self._lacking = {number: place for place, number in enumerate(store.numbers.tolist())}
         self._info = info
         self._converter = RgbConverter(info.width, info.height)
 
     def put(self, number: int, frame: VideoFrame) -> None:
         """Keep a frame if its number is wanted."""
-        place = int(np.searchsorted(self.numbers, number))
-        if place == len(self.numbers) or self.numbers[place] != number or self._have[place]:
+        place = self._lacking.pop(number, None)
+        if place is None:
             return
-        self.frames[place] = self._converter.convert(frame)
+        self._clock.enter("convert")
+        self._store.put(place, self._converter.convert(frame))
         if self._info.num_keyframes and frame.pts is not None:
-            ticks = frame.pts - self._info.start_pts
-            self.times[place] = float(ticks * self._info.time_base)
+            ticks, base = frame.pts - self._info.start_pts, self._info.time_base
+            self.times[place] = ticks * base.numerator / base.denominator
         else:
             self.times[place] = number / self._info.fps
-        self._have[place] = True
+        self._clock.enter("decode")
 
     def missing(self) -> NDArray[np.int64]:
         """Numbers not delivered so far, int64 ascending."""
-        return self.numbers[~self._have]
+        return np.array(list(self._lacking), dtype=np.int64)
 
     def read_forward(self, numbered: Iterable[tuple[int, VideoFrame]]) -> None:
         """Keep what is wanted of frames in ascending order, to the end if something is missing.
@@ -165,10 +218,10 @@ class _Collector:
         for number, frame in numbered:
             self.put(number, frame)
             latest = number, frame
-            if self._have.all():
+            if not self._lacking:
                 return
         num_frames = self._info.num_frames
-        is_tail_short = latest is not None and num_frames - 1 - latest[0] <= _MAX_LOST_TAIL
+        is_tail_short = latest is not None and num_frames - 1 - latest[0] <= MAX_LOST_TAIL
         for number in self.missing():
             if latest is None or not is_tail_short or number < latest[0]:
                 raise DecodeError(
@@ -180,20 +233,21 @@ class _Collector:
 
 def _decode_counting(info: VideoInfo, collector: _Collector) -> None:
     """Decode from the start and count: the way for files without usable timestamps."""
-    with open_video(info.path, _limits(info)) as video:
+    with open_video(info.path, limits_of(info)) as video:
         collector.read_forward(enumerate(video.frames()))
 
 
-def _limits(info: VideoInfo) -> LimitsConfig:
+def limits_of(info: VideoInfo) -> LimitsConfig:
     """The usual limits, raised to what was let pass when the file was indexed."""
     usual = LimitsConfig()
     return replace(usual, max_pixels=max(usual.max_pixels, info.width * info.height))
 
 
-def _decode_indexed(info: VideoInfo, collector: _Collector) -> None:
+def _decode_indexed(info: VideoInfo, collector: _Collector, clock: StageClock) -> None:
     """Decode run by run, starting each at its key frame."""
-    with open_video(info.path, _limits(info)) as video:
-        reader = _RunReader(video, info)
+    clock.enter("open")
+    with open_video(info.path, limits_of(info)) as video:
+        reader = _RunReader(video, info, clock)
         for run in _plan_runs(info, collector.numbers):
             reader.decode(run, collector)
     if collector.missing().size:
@@ -204,10 +258,10 @@ def _decode_indexed(info: VideoInfo, collector: _Collector) -> None:
 
 def _decode_from_start(info: VideoInfo, collector: _Collector) -> None:
     """Decode from the start to the last missing frame, finding frames by their timestamps."""
-    with open_video(info.path, _limits(info)) as video:
+    with open_video(info.path, limits_of(info)) as video:
         shown = np.sort(scan_packets(video).shown_pts)
     number_of = {pts: number for number, pts in enumerate(shown.tolist())}
-    with open_video(info.path, _limits(info)) as video:
+    with open_video(info.path, limits_of(info)) as video:
         collector.read_forward(
             (number_of[frame.pts], frame) for frame in video.frames() if frame.pts in number_of
         )
@@ -236,21 +290,25 @@ def _plan_runs(info: VideoInfo, numbers: NDArray[np.int64]) -> list[_Run]:
 class _RunReader:
     """Reads runs of frames in ascending order, jumping where that saves reading."""
 
-    def __init__(self, video: VideoFile, info: VideoInfo) -> None:
+    def __init__(self, video: VideoFile, info: VideoInfo, clock: StageClock) -> None:
         self._video = video
         self._info = info
+        self._clock = clock
         self._packets = video.packets()
         self._unread: deque[Packet] = deque()
         self._next_group = 0
-        self._can_skip = video.decoder.name in _CAN_SKIP
+        self._selector = PacketSelector(video.decoder)
 
     def decode(self, run: _Run, collector: _Collector) -> None:
         """Decode the wanted frames of a run into the collector."""
+        self._clock.enter("seek")
         packets, shown = self._find(run)
         first = int(self._info.keyframe_index[run.first_group])
         ranks = {number - first: number for number in run.numbers.tolist()}
         wanted = {shown[rank]: number for rank, number in ranks.items() if rank < len(shown)}
-        self._feed(packets, wanted, collector)
+        needed = self._selector.needed(packets, wanted)
+        self._clock.enter("decode")
+        self._feed(needed, wanted, collector)
         self._put_back(packets, run.last_group + 1)
 
     def _find(self, run: _Run) -> tuple[list[Packet], list[int]]:
@@ -310,23 +368,20 @@ class _RunReader:
         return packets, shown
 
     def _feed(self, packets: list[Packet], wanted: dict[int, int], collector: _Collector) -> None:
-        """Feed packets up to the last wanted one; `wanted` maps timestamps to frame numbers."""
-        places = [place for place, packet in enumerate(packets) if packet.pts in wanted]
-        decoder = self._video.decoder
-        end = places[-1] + 1 if places else 0
-        for packet in packets[:end]:
-            if self._can_skip:
-                # Frames that nobody wants and no other frame refers to are not decoded at all.
-                decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-            self._keep(self._video.feed(packet), wanted, collector)
-        self._keep(self._video.feed(None), wanted, collector)
-        decoder.flush_buffers()
-
-    @staticmethod
-    def _keep(frames: list[VideoFrame], wanted: dict[int, int], collector: _Collector) -> None:
-        for frame in frames:
-            if frame.pts in wanted:
-                collector.put(wanted[frame.pts], frame)
+        """Decode packets; `wanted` maps timestamps to frame numbers."""
+        # Frames are converted several at a time: after a frame the decoder's code and tables are
+        # in the processor's cache, and conversion would drive them out again and again.
+        most = max(1, _WAITING_PIXELS // (self._info.width * self._info.height))
+        waiting: list[tuple[int, VideoFrame]] = []
+        for packet in [*packets, None]:
+            for frame in self._video.feed(packet):
+                if frame.pts in wanted:
+                    waiting.append((wanted[frame.pts], frame))
+            if len(waiting) >= most or packet is None:
+                for number, frame in waiting:
+                    collector.put(number, frame)
+                waiting.clear()
+        self._video.decoder.flush_buffers()
 
     def _put_back(self, packets: list[Packet], next_group: int) -> None:
         """Keep what was read beyond the run: packets from the next key frame on."""

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from vjepa.data.transforms import resize_short_side, short_side_size
 from vjepa.data.video_info import DecodeError, VideoInfo
-from vjepa.data.workers import Outcome, WorkerPool
+from vjepa.data.workers import WORKER_GIGABYTES, Outcome, WorkerPool
 from vjepa.errors import UserError
 from vjepa.runtime.progress import open_progress
 
 if TYPE_CHECKING:
     from vjepa.data.manifest import Manifest
 
-_FORMAT = "vjepa frame cache 1"
+_FORMAT = "vjepa frame cache 2"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
 _KINDS: tuple[Literal["decode", "hang", "crash"], ...] = ("decode", "hang", "crash")
 
@@ -51,11 +51,13 @@ class CachedVideo:
         frames: uint8 [L, H, W, 3], mapped from the file.
         fps: Frame rate in frames per second.
         failure: Why there are none, for a bad video.
+        times: When each frame is shown, float64 [L], in seconds; None: evenly.
     """
 
     frames: NDArray[np.uint8]
     fps: float
     failure: CacheFailure | None
+    times: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class FrameCache:
             self._layout = _Layout(index["shapes"], index["offsets"])
             self._reasons = index["reasons"]
             self._kinds = index["kinds"]
+            self._times = _ragged(index["times"], index["timed_rows"], self._layout.shapes)
 
     def video(self, row: int) -> CachedVideo:
         """One row's frames, not copied."""
@@ -106,7 +109,16 @@ class FrameCache:
             failure = CacheFailure(str(self._reasons[row]), _KINDS[self._kinds[row]])
             return CachedVideo(np.empty((0, 1, 1, 3), dtype=np.uint8), fps, failure)
         start, end = self._layout.offsets[row], self._layout.offsets[row + 1]
-        return CachedVideo(self._frames[start:end].reshape(*self._layout.shapes[row], 3), fps, None)
+        frames = self._frames[start:end].reshape(*self._layout.shapes[row], 3)
+        return CachedVideo(frames, fps, None, self._times.get(row))
+
+
+def _ragged(
+    joined: NDArray[np.float64], rows: NDArray[np.int64], shapes: NDArray[np.int64]
+) -> dict[int, NDArray[np.float64]]:
+    """The times of some rows, one after the other in `joined`, by row."""
+    ends = shapes[rows, 0].cumsum()
+    return dict(zip(rows.tolist(), np.split(joined, ends[:-1]), strict=True)) if len(rows) else {}
 
 
 def open_frame_caches(
@@ -200,22 +212,24 @@ class _CacheTask:
 
     frames: Path
 
-    def __call__(self, order: _CacheOrder) -> str | None:
-        """Decode; the answer is None or why the video is bad."""
+    def __call__(self, order: _CacheOrder) -> NDArray[np.float64] | str | None:
+        """Decode; the answer is the frames' times if uneven, else None, or why the video is bad."""
         from vjepa.data.decode import decode_frames
+        from vjepa.data.frame_times import frame_times
 
         mapped = np.load(self.frames, mmap_mode="r+")
         size = int(np.prod(order.shape)) * 3
         out = mapped[order.offset : order.offset + size].reshape(*order.shape, 3)
         try:
             decoded = decode_frames(order.video, np.arange(order.shape[0]))
+            times = frame_times(order.video)
         except DecodeError as error:
             return error.reason
         if decoded.shape != out.shape:
             short_side = min(order.shape[1:])
             decoded = resize_short_side(decoded, short_side).permute(0, 2, 3, 1).numpy()
         out[:] = decoded
-        return None
+        return times
 
 
 def _build(
@@ -235,20 +249,25 @@ def _build(
         if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a SIGBUS later
             os.posix_fallocate(frames.fileno(), 0, os.fstat(frames.fileno()).st_size)
     reasons, kinds = [""] * len(manifest), np.zeros(len(manifest), dtype=np.int8)
+    times: dict[int, NDArray[np.float64]] = {}
     for row in np.flatnonzero(~manifest.ok):
         reasons[row] = "marked as unusable in the manifest"
     with closing(_decode_rows(manifest, layout, file, num_workers, timeout_seconds)) as outcomes:
         for row, outcome in outcomes:
             if outcome.kind != "done":
                 reasons[row], kinds[row] = outcome.reason, _KINDS.index(outcome.kind)
-            elif outcome.value is not None:
+            elif isinstance(outcome.value, str):
                 reasons[row] = outcome.value
+            elif outcome.value is not None:
+                times[row] = outcome.value
     np.savez(
         aside / _INDEX,
         shapes=layout.shapes,
         offsets=layout.offsets,
         reasons=np.array(reasons, dtype=np.str_),
         kinds=kinds,
+        times=np.concatenate([np.zeros(0), *times.values()]),
+        timed_rows=np.array(list(times), dtype=np.int64),
     )
     for name in (_FRAMES, _INDEX):
         with (aside / name).open("rb") as written:
@@ -288,7 +307,9 @@ def _decode_rows(
 def _run_in_workers(
     task: _CacheTask, orders: Iterator[_CacheOrder], num_workers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, Outcome]]:
-    pool = WorkerPool(task, num_workers, timeout_seconds)
+    # All frames are mapped, and those of one video lie beside them, twice while they are shrunk.
+    memory = WORKER_GIGABYTES + 3 * task.frames.stat().st_size / 1e9
+    pool = WorkerPool(task, num_workers, timeout_seconds, memory)
     open_rows: dict[int, int] = {}
     try:
         while True:

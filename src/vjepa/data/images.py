@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (make them known)
 
 from vjepa.data.media_files import images_in
 from vjepa.data.pixels import over_black
+from vjepa.data.shards import opened
 from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
 
 IMAGE_FOLDER_FPS = 30.0
@@ -22,6 +23,18 @@ IMAGE_FOLDER_FPS = 30.0
 
 STILL_FPS = 1.0
 """Frame rate given to a still image: one frame that lasts one second."""
+
+# Whatever the suffix says, only these are tried: Pillow gives a PostScript file to another program,
+# and its rarer readers are little tested against hostile files.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "PPM",
+    "JPEG2000",
+    "TIFF",
+    "WEBP",
+)
 
 # EXIF orientations that swap width and height.
 _EXIF_ORIENTATION = 0x0112
@@ -95,27 +108,33 @@ def decode_images(info: VideoInfo, indices: NDArray[np.int64]) -> NDArray[np.uin
                 info.path,
                 f"has {len(names)} images, {info.num_frames} when indexed; index it again",
             )
-    frames = np.empty((len(indices), info.height, info.width, 3), dtype=np.uint8)
     unique, inverse = np.unique(indices, return_inverse=True)
+    try:
+        frames = np.empty((len(indices), info.height, info.width, 3), dtype=np.uint8)
+    except MemoryError as error:
+        raise DecodeError(info.path, f"{len(indices)} frames do not fit in memory") from error
     for place, number in enumerate(unique):
         name = names[number]
         path = os.path.join(info.path, name) if name else info.path  # noqa: PTH118
-        image = read_image(path)
-        if image.shape[:2] != (info.height, info.width):
-            raise DecodeError(
-                path, f"is {image.shape[1]} x {image.shape[0]} pixels, unlike the rest"
-            )
-        frames[inverse == place] = image
+        frames[inverse == place] = read_image(path, (info.width, info.height))
     return frames
 
 
-def read_image(path: str) -> NDArray[np.uint8]:
+def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """One image file, upright by its EXIF orientation, as uint8 [H, W, 3]; alpha over black.
 
+    Args:
+        path: The file.
+        size: Width and height in pixels that it must have; another file is refused by its header,
+            before a pixel of it is decoded.
+
     Raises:
-        DecodeError: It cannot be read.
+        DecodeError: It cannot be read, or is of another size.
     """
     with _open_image(path) as image:
+        if size is not None and _upright_size(image) != size:
+            width, height = _upright_size(image)
+            raise DecodeError(path, f"is {width} x {height} pixels, unlike the rest")
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             # Pillow would clip 16-bit grey at 255 instead of scaling it.
@@ -130,10 +149,11 @@ def read_image(path: str) -> NDArray[np.uint8]:
 def _open_image(path: str) -> Generator[Image.Image]:
     """Open an image; what Pillow throws at foreign bytes becomes a DecodeError with the path."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings():
             # Sizes are limited by LimitsConfig at indexing; Pillow's warning would say it again.
             warnings.simplefilter("ignore")
-            yield image
+            with opened(path) as source, Image.open(source, formats=_FORMATS) as image:
+                yield image
     except Image.UnidentifiedImageError as error:
         raise DecodeError(path, "not an image, or damaged beyond reading") from error
     except Image.DecompressionBombError as error:
@@ -150,9 +170,15 @@ def _image_header(path: str, limits: LimitsConfig) -> tuple[int, int, str]:
             raise DecodeError(
                 path, f"{width} x {height} pixels are above max_pixels = {limits.max_pixels}"
             )
-        if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-            width, height = height, width
-        return width, height, (image.format or "").lower()
+        return *_upright_size(image), (image.format or "").lower()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels after turning, from the header."""
+    width, height = image.size
+    if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
+        return height, width
+    return width, height
 
 
 def _list_folder(path: str) -> list[str]:

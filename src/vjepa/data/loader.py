@@ -22,6 +22,7 @@ from vjepa.data.prefetch import READY_BATCHES, ClipTask, Prefetcher
 from vjepa.data.samples import BatchPlan, ClipRecipe, SamplePlanner
 from vjepa.data.shared_array import SharedArray
 from vjepa.data.sources import VideoSources
+from vjepa.data.stage_clock import NO_CLOCK, StageClock
 from vjepa.data.transforms import TransformConfig
 from vjepa.data.video_info import DecodeError
 from vjepa.data.workers import WorkerPool
@@ -54,6 +55,9 @@ class LoaderConfig:
     """So many bad videos at least before `max_bad_fraction` is looked at."""
     max_clip_gigabytes: float = 4.0
     """Largest memory for the decoded frames of one opened video, in GB; more counts as bad."""
+    max_worker_gigabytes: float = 16.0
+    """Memory (address space, in GB) that a worker process may take for the video it reads; a video
+    that needs more counts as bad. Linux."""
     frame_cache_gigabytes: float = 0.0
     """Decode every video once and keep its frames, if they take no more than this, in GB; 0:
     off."""
@@ -70,6 +74,11 @@ class LoaderConfig:
         for name in ("prefetch_batches", "sample_timeout_seconds", "max_clip_gigabytes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.max_worker_gigabytes > self.max_clip_gigabytes:
+            raise ValueError(
+                f"max_worker_gigabytes must be above max_clip_gigabytes {self.max_clip_gigabytes}, "
+                f"got {self.max_worker_gigabytes}"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
         if self.frame_cache_short_side is not None and self.frame_cache_short_side < 1:
@@ -107,6 +116,10 @@ class ClipLoader:
 
     The batch of a step is bitwise the same whatever the number of workers or processes, and whether
     the run was resumed or not. Use it as a context manager or call :meth:`close`.
+
+    Attributes:
+        bad_videos: What could not be read so far.
+        clock: Told where the time goes while this process itself decodes; none unless set.
     """
 
     def __init__(
@@ -143,11 +156,11 @@ class ClipLoader:
         """
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch_size {batch_size} does not divide into equal parts for "
-                f"{world_size} processes"
+                f"batch_size {batch_size} does not divide equally among {world_size} processes"
             )
         self._sources = VideoSources(manifests, weights, label)
         self._recipe = ClipRecipe(clip, transform, seed, loader.max_clip_gigabytes)
+        self.clock: StageClock = NO_CLOCK
         self.bad_videos = BadVideoLog(bad_videos_log)
         self._planner = SamplePlanner(
             self._sources,
@@ -268,7 +281,7 @@ class ClipLoader:
                 video = self._sources.video(job.source, job.row)
                 try:
                     out = clips[job.first : job.first + len(job.ordinals)]
-                    self._recipe.cut(video, job.ordinals, out)
+                    self._recipe.cut(video, job.ordinals, out, self.clock)
                     break
                 except DecodeError as error:
                     failure = BadVideo(video.path, error.reason, plan.step)
@@ -284,6 +297,7 @@ class ClipLoader:
                 ClipTask(self._recipe, self._ring),
                 self._config.num_workers,
                 self._config.sample_timeout_seconds,
+                self._config.max_worker_gigabytes,
             )
         return Prefetcher(self._planner, self._pool, self._ring, steps)
 

@@ -15,8 +15,16 @@ from torch import Tensor
 from vjepa.counter_random import uniforms
 from vjepa.data.bad_videos import BadVideo, BadVideoLimit, BadVideoLog
 from vjepa.data.clip_sampling import ClipConfig, clip_indices
+from vjepa.data.frame_stores import CropOrder
 from vjepa.data.sources import VideoSources
-from vjepa.data.transforms import NUM_UNIFORMS, TransformConfig, training_crop, training_crop_batch
+from vjepa.data.stage_clock import NO_CLOCK, StageClock
+from vjepa.data.transforms import (
+    NUM_UNIFORMS,
+    TransformConfig,
+    draw_crops,
+    resize_cut,
+    training_crop_batch,
+)
 from vjepa.data.video_info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 
@@ -188,56 +196,67 @@ class ClipRecipe:
         return uniforms(self.seed, "clip start", ordinals, 1)[:, 0]
 
     def indices(
-        self, num_frames: int, fps: float, starts: NDArray[np.float64]
+        self,
+        num_frames: int,
+        fps: float,
+        starts: NDArray[np.float64],
+        times: NDArray[np.float64] | None,
     ) -> NDArray[np.int64]:
-        """Frames of n clips of one video: int64 [n, T].
+        """Frames of n clips of one video: int64 [n, T]; `times` as in :func:`clip_indices`.
 
         Raises:
             ValueError: No clip can be cut from such a video.
         """
-        return np.stack([clip_indices(self.clip, num_frames, fps, u) for u in starts])
+        return np.stack([clip_indices(self.clip, num_frames, fps, u, times) for u in starts])
 
     def crop_uniforms(self, ordinals: NDArray[np.int64]) -> NDArray[np.float64]:
         """Random numbers of the crops: float64 [n, `NUM_UNIFORMS`]."""
         return uniforms(self.seed, "crop", ordinals, NUM_UNIFORMS)
 
-    def cut(self, video: VideoInfo, ordinals: NDArray[np.int64], out: Tensor) -> None:
+    def cut(
+        self,
+        video: VideoInfo,
+        ordinals: NDArray[np.int64],
+        out: Tensor,
+        clock: StageClock = NO_CLOCK,
+    ) -> None:
         """Decode what n clips of one video need, once, and write the clips.
 
         Args:
             video: A manifest row.
             ordinals: int64 [n].
             out: uint8 [n, C, T, S, S], overwritten.
+            clock: Told where the time goes.
 
         Raises:
             DecodeError: The video cannot give its frames.
         """
         # PyAV may be missing where only models are used; only here is it needed.
-        from vjepa.data.decode import decode_frames
+        from vjepa.data.decode import decode_crops
+        from vjepa.data.frame_times import frame_times
 
+        clock.enter("seek")
+        times = frame_times(video) if self.clip.is_by_time else None
         try:
             starts = self.start_uniforms(ordinals)
-            wanted = self.indices(video.num_frames, video.fps, starts)
+            wanted = self.indices(video.num_frames, video.fps, starts, times)
         except ValueError as error:
             raise DecodeError(video.path, str(error)) from error
-        unique, places = np.unique(wanted, return_inverse=True)
-        gigabytes = len(unique) * video.height * video.width * 3 / _GIGABYTE
+        size = (np.full(len(ordinals), video.height), np.full(len(ordinals), video.width))
+        draws = draw_crops(*size, self.transform, self.crop_uniforms(ordinals))
+        orders = [CropOrder(*order) for order in zip(wanted, draws.boxes, strict=True)]
+        gigabytes = sum(order.num_bytes for order in orders) / _GIGABYTE
         if gigabytes > self.max_clip_gigabytes:
             raise DecodeError(
                 video.path,
-                f"{len(unique)} frames of {video.width}x{video.height} take {gigabytes:.1f} GB, "
+                f"{wanted.size} frames of {video.width}x{video.height} take {gigabytes:.1f} GB, "
                 f"loader.max_clip_gigabytes is {self.max_clip_gigabytes:g}",
             )
-        try:
-            frames = decode_frames(video, unique)
-        except MemoryError as error:
-            raise DecodeError(
-                video.path, f"{gigabytes:.1f} GB of frames do not fit in memory"
-            ) from error
-        crops = self.crop_uniforms(ordinals)
-        for clip, u, target in zip(places.reshape(wanted.shape), crops, out, strict=True):
-            chosen = frames if np.array_equal(clip, np.arange(len(unique))) else frames[clip]
-            training_crop(chosen, self.transform, u, out=target)
+        cuts = decode_crops(video, orders, clock)
+        clock.enter("crop")
+        for cut, flip, target in zip(cuts, draws.flips, out, strict=True):
+            resize_cut(cut, bool(flip), self.transform, target)
+        clock.enter("rest")
 
     def cut_many(self, frames: NDArray[np.uint8], ordinals: NDArray[np.int64], out: Tensor) -> None:
         """The clips of n equally large videos whose frames are at hand, bit for bit as :meth:`cut`.

@@ -216,8 +216,30 @@ def training_crop_batch(
         return out
     for clip, box, flip, target in zip(video, draws.boxes, draws.flips, out, strict=True):
         crop = _to_uint8(crop_and_resize(clip, box, size, config.resize))
-        target.copy_((crop.flip(-1) if flip else crop).transpose(0, 1))
+        _write_clip(crop, bool(flip), target)
     return out
+
+
+def resize_cut(cut: NDArray[np.uint8], flip: bool, config: TransformConfig, out: Tensor) -> None:
+    """The rest of :func:`training_crop` for a clip that is cut to its box already.
+
+    Args:
+        cut: uint8 [T, h, w, C], the box of every frame.
+        flip: Mirror it left to right.
+        config: Size and resizer.
+        out: uint8 [C, T, S, S], overwritten.
+    """
+    size = config.crop_size
+    crop = _to_uint8(resize_frames(_channels_first(cut), size, size, config.resize))
+    _write_clip(crop, flip, out)
+
+
+def _write_clip(crop: Tensor, flip: bool, out: Tensor) -> None:
+    """Write frames uint8 [T, C, S, S] as a clip uint8 [C, T, S, S], mirrored if `flip`."""
+    # NumPy takes channels apart about twice as fast as torch does.
+    pixels, target = crop.numpy(), out.numpy()
+    for channel in range(pixels.shape[1]):
+        target[channel] = pixels[:, channel, :, :: -1 if flip else 1]
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -279,23 +301,34 @@ def center_crop_clip(
     return view.transpose(0, 1).contiguous()
 
 
-def three_crop_clip(
-    frames: NDArray[np.uint8] | Tensor, crop_size: int, resize: Resize = "antialias"
+def long_side_crops(
+    frames: NDArray[np.uint8] | Tensor,
+    crop_size: int,
+    num_views: int,
+    resize: Resize = "antialias",
+    short_side: int | None = None,
 ) -> Tensor:
-    """The three evaluation views: short side to the crop size, crops along the long side.
+    """Evaluation views along the long side; the paper takes three (16 x 8 x 3).
 
-    They start at 0, s and 2s pixels, s = floor((long - S) / 2).
+    With the short side at the crop size they start at 0, s, 2s, ... pixels along the long side,
+    s = floor((long - S) / (V - 1)), as in the released code for V = 3.
 
     Args:
         frames: uint8 [T, H, W, C].
         crop_size: S, in pixels.
+        num_views: V, at least 2.
         resize: As in :class:`TransformConfig`.
+        short_side: Length of the short side in pixels, at least S; None: S. Where it is longer the
+            crops lie in its middle.
 
     Returns:
-        uint8 [3, C, T, S, S].
+        uint8 [V, C, T, S, S].
     """
-    video = resize_short_side(frames, crop_size, resize)
-    step = (max(video.shape[-2:]) - crop_size) // 2
-    axis = -2 if video.shape[-2] > video.shape[-1] else -1
-    views = [video.narrow(axis, view * step, crop_size) for view in range(3)]
+    video = resize_short_side(frames, crop_size if short_side is None else short_side, resize)
+    height, width = video.shape[-2:]
+    step = (max(height, width) - crop_size) // (num_views - 1)
+    middle = round((min(height, width) - crop_size) / 2)
+    long, short = (-2, -1) if height > width else (-1, -2)
+    band = video.narrow(short, middle, crop_size)
+    views = [band.narrow(long, view * step, crop_size) for view in range(num_views)]
     return torch.stack(views).transpose(1, 2).contiguous()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import av
 import av.error
@@ -14,7 +13,9 @@ from av.codec.context import ThreadType
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 
+from vjepa.data.shards import opened
 from vjepa.data.video_info import DecodeError, LimitsConfig
+from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -71,6 +72,8 @@ def reason_of(error: BaseException) -> str:
     """An error's message in a few words, without the path, which the caller names anyway."""
     if isinstance(error, av.error.InvalidDataError):
         return "not a video, truncated, or damaged beyond reading"
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, MemoryError):
         return "out of memory while reading it"
     if isinstance(error, OSError | av.error.FFmpegError) and getattr(error, "strerror", None):
@@ -125,10 +128,10 @@ def _check_size(decoder: VideoCodecContext, path: str, limits: LimitsConfig) -> 
     decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
 
 
-def _open_container(absolute: str, path: str) -> InputContainer:
+def _open_container(source: str | IO[bytes], path: str) -> InputContainer:
     try:
         return av.open(
-            absolute, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
+            source, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
         )
     except av.error.ArgumentError as error:  # the format is not on the list
         raise DecodeError(path, "not a video (a picture, a play list or a rare format)") from error
@@ -139,7 +142,7 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
     """Open a video for reading; always closes it.
 
     Args:
-        path: The file.
+        path: The file, its address, or that of a shard's member (:mod:`vjepa.data.shards`).
         limits: Largest frame to accept; None uses the defaults.
 
     Yields:
@@ -149,9 +152,8 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
         DecodeError: It cannot be opened or has no video; or reading it in the body of the ``with``
             failed. Names the file in every case.
     """
-    absolute = os.path.abspath(path)  # noqa: PTH100 (a leading slash keeps "a:b.mp4" from being a protocol)
     try:
-        with _open_container(absolute, path) as container:
+        with opened(path) as source, _open_container(source, path) as container:
             stream = _pick_stream(container, path)
             decoder = _pick_decoder(stream, path)
             _check_size(decoder, path, limits or LimitsConfig())

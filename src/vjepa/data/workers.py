@@ -25,11 +25,15 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
 
 from vjepa.errors import UserError
+from vjepa.runtime.memory import limit_memory
 
 _LOGGER = logging.getLogger(__name__)
 
 START_SECONDS = 300.0
 """A worker that is not ready after this long (importing from a slow disk) is given up."""
+
+WORKER_GIGABYTES = 16.0
+"""Address space that a worker may take beyond what it starts with, unless said otherwise."""
 
 _AHEAD_BYTES = (
     4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
@@ -72,15 +76,19 @@ class _Worker:
     jobs: deque[_Job] = field(default_factory=deque)
 
 
-def _serve(pipe: Connection, task: Callable[[Any], Any]) -> None:
+def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float) -> None:
     """A worker's life: read a job, run the task, answer; end with the pipe or the parent."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    # Ctrl-C, and a scheduler's warning to all processes of a job, are the parent's to handle.
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    limit_memory(memory_gigabytes)  # a file that wants more is a bad file, not the machine's end
     try:
         pipe.send((_READY, None))
         while True:
@@ -108,7 +116,11 @@ class WorkerPool:
     """Workers that run one task on many jobs. Used by one thread at a time, :meth:`wake` by any."""
 
     def __init__(
-        self, task: Callable[[Any], Any], num_workers: int, timeout_seconds: float
+        self,
+        task: Callable[[Any], Any],
+        num_workers: int,
+        timeout_seconds: float,
+        memory_gigabytes: float = WORKER_GIGABYTES,
     ) -> None:
         """Describe the pool; processes start with the first job.
 
@@ -117,7 +129,10 @@ class WorkerPool:
                 every failure that it expects into an answer: an exception ends the run.
             num_workers: At least 1.
             timeout_seconds: Longest time for one job.
+            memory_gigabytes: Address space that a worker may take beyond what it starts with, in
+                GB; what asks for more gets a MemoryError. Linux only.
         """
+        self._memory = memory_gigabytes
         self._task = task
         self._num_workers = num_workers
         self._timeout = timeout_seconds
@@ -229,7 +244,10 @@ class WorkerPool:
             self._context.set_forkserver_preload(_PRELOAD)
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
-                target=_serve, args=(theirs, self._task), daemon=True, name="vjepa-worker"
+                target=_serve,
+                args=(theirs, self._task, self._memory),
+                daemon=True,
+                name="vjepa-worker",
             )
             process.start()
             theirs.close()

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.data.clip_files import make_manifest
+
+from vjepa.cli.main import main
+from vjepa.data.clip_sampling import ClipConfig
+from vjepa.data.loader import LoaderConfig
+from vjepa.data.transforms import TransformConfig
+from vjepa.errors import UserError
+from vjepa.jobs.bench_loader import BenchConfig, run
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    made = make_manifest(folder, 5)
+    made.write(folder / "videos.parquet")
+    return folder / "videos.parquet"
+
+
+def small(manifest: Path, **fields) -> BenchConfig:
+    defaults = {
+        "manifest": manifest,
+        "batch_size": 4,
+        "batches": 2,
+        "warmup_batches": 1,
+        "clip": ClipConfig(num_frames=4, stride=2),
+        "transform": TransformConfig(crop_size=16),
+        "loader": LoaderConfig(num_workers=0),
+    }
+    return BenchConfig(**{**defaults, **fields})
+
+
+def test_reports_speed_and_where_the_time_goes(manifest: Path) -> None:
+    report = run(small(manifest))
+    values = report.values
+    assert values["one_process"]["clips"] == 8
+    assert values["one_process"]["clips_per_core_second"] > 0
+    assert values["workers"] is None
+    shares = values["share_of_cpu_time"]
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+    assert min(shares[stage] for stage in ("open", "seek", "decode", "convert", "crop")) > 0
+    assert values["queue_bytes_per_clip"]["pixels"] == 3 * 4 * 16 * 16
+    assert values["queue_bytes_per_clip"]["messages"] > 100
+    assert any("share of CPU time: open" in line for line in report.lines)
+
+
+def test_reads_through_workers_and_counts_bad_videos(manifest: Path) -> None:
+    videos = sorted(manifest.parent.glob("*.mp4"))
+    good = videos[0].read_bytes()
+    videos[0].write_bytes(bytes(len(good)))
+    try:
+        loader = LoaderConfig(num_workers=1, prefetch_batches=1, max_bad_fraction=1.0)
+        report = run(small(manifest, loader=loader))
+    finally:
+        videos[0].write_bytes(good)
+    assert report.values["workers"]["number"] == 1
+    assert report.values["workers"]["clips_per_second"] > 0
+    assert report.values["one_process"]["bad_videos"] > 0
+    assert "could not be read" in report.lines[-1]
+
+
+def test_the_command_ends_with_json(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--manifest", str(manifest), "--batch_size", "2", "--batches", "1"]
+    arguments += ["--clip.num_frames", "4", "--clip.stride", "2", "--transform.crop_size", "16"]
+    assert main(["bench", "loader", *arguments, "--loader.num_workers", "0"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(lines[-1])["benchmark"] == "loader"
+    assert lines[0].startswith("2 clips of 4 frames")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("batch_size", 0),
+        ("batches", 0),
+        ("warmup_batches", -1),
+        ("loader", LoaderConfig(frame_cache_gigabytes=1.0)),
+    ],
+)
+def test_impossible_settings_name_their_field(manifest: Path, field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field}: "):
+        small(manifest, **{field: value})
+
+
+def test_only_the_rows_of_the_split_are_read(manifest: Path) -> None:
+    with pytest.raises(UserError, match="split"):
+        run(small(manifest, split="absent"))
