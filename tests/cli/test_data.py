@@ -50,6 +50,21 @@ def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: 
     assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad")
 
 
+def test_prepare_says_what_it_left_out(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
+    names = tmp_path / "held_out.txt"
+    first = sorted((synthetic.parent / "train").glob("*.mp4"))[0]
+    names.write_text(f"{first.stem}_of_another_set\n{first.stem}\n")
+    out = tmp_path / "prepared"
+    arguments = ["data", "prepare", synthetic, "--exclude", names, "--out", out, "--workers", 1]
+    # The splits of the synthetic set number their files alike.
+    outcome = vjepa(*arguments, "--transcode.preset", "ultrafast", "--max_removed", 0.7)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.startswith("prepared: 2 videos of 5 in the input")
+    assert "left out, excluded by id: 3" in outcome.out
+    assert outcome.out.endswith(f"manifest: {out}/manifest.parquet\n")
+    assert vjepa("data", "check", out / "manifest.parquet", "--workers", 1).code == 0
+
+
 def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
     folder, out = synthetic.parent, tmp_path / "mix.parquet"
     sources = [folder / "train", folder / "test"]
@@ -67,6 +82,24 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
         (["index", "x", "--timeout_second", "3"], "did you mean timeout_seconds?"),
         (["check", "no-such.parquet"], "no-such.parquet: no such file"),
         (["synth"], "data synth needs --out DIR"),
+        (["prepare"], "data prepare needs a manifest"),
+        (["prepare", "m.parquet"], "data prepare needs --out DIR"),
+        (["prepare", "m.parquet", "--out", "x"], "m.parquet: no such file"),
+        (["prepare", "m.parquet", "--out", "x", "--transcode.gop", "0"], "gop must be 1 to 1000"),
+        (["prepare", "m.parquet", "--out", "x", "--config", "k71"], "k710"),
+        (
+            [
+                "prepare",
+                "m",
+                "--out",
+                "x",
+                "--transcode.mode",
+                "copy",
+                "--trim.window_seconds",
+                "2",
+            ],
+            "trim cannot be used with transcode.mode copy",
+        ),
         (["synth", "--out", "x", "--num_frames", "1"], "num_frames is 1, must be at least 2"),
         (["synth", "--out", "x", "--workers", "0"], "--workers must be at least 1, got 0"),
     ],
@@ -80,3 +113,9 @@ def test_print_config_does_no_work(vjepa: Callable, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert "\nseed: 5\n" in outcome.out
     assert not (tmp_path / "x").exists()
+
+
+def test_check_keeps_to_limits(synthetic: Path, vjepa: Callable) -> None:
+    outcome = vjepa("data", "check", synthetic, "--deep", "--workers", 1, "--limits.max_frames", 3)
+    assert outcome.code == 1
+    assert "more than max_frames = 3 frames" in outcome.out

@@ -1,9 +1,10 @@
-"""``vjepa data index | check | synth``."""
+"""``vjepa data index | check | prepare | synth``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vjepa.cli.parser import Parser, print_config, resolve_config
@@ -11,7 +12,7 @@ from vjepa.errors import UserError
 
 NAME = "data"
 HELP = """\
-prepare videos: index them, check them, or make a synthetic set
+prepare videos: index, check or transcode them, or make a synthetic set
 
 Everything else reads a manifest: one Parquet file that names each video, says what is in it
 (frames, rate, size, codec, key frames), its labels if any, and whether it can be read.
@@ -40,6 +41,24 @@ frame of all of them. Exit code 0 only if every video can be used.
 examples:
   vjepa data check videos.parquet
   vjepa data check videos.parquet --deep
+"""
+
+_PREPARE_HELP = """\
+make a training set out of indexed videos: copies out, transcoded, in shards
+
+Videos that also stand in validation lists (--exclude) are taken out: by id, by content, and by
+the look of their frames. So are copies among the videos themselves. The rest is cut if asked for,
+encoded with a short side and key frames that training reads fast, and written as WebDataset tar
+files with a manifest that pretrain, probe and features take like any other. Labels, splits and
+weights are carried over. OUT/removed.jsonl lists everything left out, with its reason.
+
+A run that was stopped goes on where it was when the same command is given again.
+
+examples:
+  vjepa data prepare videos.parquet --out prepared
+  vjepa data prepare train.parquet --exclude val.parquet --out prepared --workers 16
+  vjepa data prepare k400.parquet k700.parquet --config k710 --exclude k400_val.parquet --out k710
+  vjepa data prepare howto100m.parquet --config videomix2m --engine ray --out howto
 """
 
 _SYNTH_HELP = """\
@@ -75,15 +94,41 @@ def add_arguments(parser: Parser) -> None:
     _add_workers(index)
     index.set_defaults(run=_index)
     check = add_action("check", _CHECK_HELP)
+    check.take_config(_index_config)
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by vjepa data index")
     check.add_argument("--deep", action="store_true", help="decode every frame of every video")
     _add_workers(check)
     check.set_defaults(run=_check)
+    _add_prepare(add_action("prepare", _PREPARE_HELP))
     synth = add_action("synth", _SYNTH_HELP)
     synth.take_config(_synthetic_config)
     synth.add_argument("--out", type=Path, metavar="DIR", help="folder of the set")
     _add_workers(synth)
     synth.set_defaults(run=_synth)
+
+
+def _add_prepare(parser: Parser) -> None:
+    parser.take_config(_prepare_config, recipes="prepare")
+    parser.add_argument(
+        "manifests", type=Path, metavar="MANIFEST", nargs="*", help="made by vjepa data index"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        metavar="LIST",
+        nargs="+",
+        default=[],
+        help="validation lists beside those of the config: manifests, or text with one id a line",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="processes of this machine (default), or a Ray cluster that sees the same files",
+    )
+    _add_workers(parser)
+    parser.set_defaults(run=_prepare)
 
 
 def _add_workers(parser: Parser) -> None:
@@ -96,6 +141,12 @@ def _index_config() -> type:
     from vjepa.jobs.videos import IndexConfig
 
     return IndexConfig
+
+
+def _prepare_config() -> type:
+    from vjepa.jobs.prepare import PrepareConfig
+
+    return PrepareConfig
 
 
 def _synthetic_config() -> type:
@@ -128,9 +179,13 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if args.print_config:
+        print_config(config)
+        return 0
     from vjepa.jobs import videos
 
-    report = videos.check(args.manifest, deep=args.deep, workers=args.workers)
+    report = videos.check(args.manifest, config, deep=args.deep, workers=args.workers)
     for bad in report.bad:
         print(f"bad: {bad.path}: {bad.reason}")
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
@@ -147,6 +202,31 @@ def _check(args: argparse.Namespace) -> int:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name or 'none'} {count}" for name, count in counts.items()) or "none"
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if args.exclude:
+        from vjepa.jobs.prepare import ExcludeConfig
+
+        lists = tuple(ExcludeConfig(path=path) for path in args.exclude)
+        config = replace(config, exclude=(*config.exclude, *lists))
+    if args.print_config:
+        print_config(config)
+        return 0
+    if not args.manifests:
+        raise UserError("data prepare needs a manifest, made by vjepa data index")
+    if args.out is None:
+        raise UserError("data prepare needs --out DIR, the folder to write the set into")
+    from vjepa.jobs import prepare
+
+    report = prepare.prepare(
+        args.manifests, args.out, config, engine=args.engine, workers=args.workers
+    )
+    for line in report.lines():
+        print(line)
+    print(f"manifest: {report.manifest}")
+    return 0
 
 
 def _synth(args: argparse.Namespace) -> int:

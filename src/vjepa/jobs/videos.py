@@ -51,11 +51,11 @@ def index(
     Raises:
         UserError: A bad source, or `out` cannot be written.
     """
-    with _LateProgress("index") as show:
+    with LateProgress("index") as show:
         manifest = index_sources(
             sources,
             out,
-            workers=_checked(workers),
+            workers=checked_workers(workers),
             config=config,
             names=names,
             weights=weights,
@@ -64,11 +64,18 @@ def index(
     return describe(manifest)
 
 
-def check(manifest: Path, *, deep: bool = False, workers: int | None = None) -> CheckReport:
+def check(
+    manifest: Path,
+    config: IndexConfig | None = None,
+    *,
+    deep: bool = False,
+    workers: int | None = None,
+) -> CheckReport:
     """Check every row of a manifest against its file.
 
     Args:
         manifest: The Parquet file.
+        config: Its limits and its time for one file; None takes the defaults.
         deep: Decode every frame of every file, instead of looking only at what has changed.
         workers: Processes; None takes one for each CPU core.
 
@@ -79,8 +86,16 @@ def check(manifest: Path, *, deep: bool = False, workers: int | None = None) -> 
         UserError: The manifest cannot be read.
     """
     rows = Manifest.open(manifest)
-    with _LateProgress("check") as show:
-        return check_manifest(rows, deep=deep, workers=_checked(workers), progress=show)
+    config = config or IndexConfig()
+    with LateProgress("check") as show:
+        return check_manifest(
+            rows,
+            deep=deep,
+            workers=checked_workers(workers),
+            timeout_seconds=config.timeout_seconds,
+            limits=config.limits,
+            progress=show,
+        )
 
 
 def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
@@ -98,13 +113,13 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
         UserError: `out` holds something else, or cannot be written.
     """
     manifest_path = out / "manifest.parquet"
-    with _LateProgress("synth") as show:
-        labels = write_synthetic_set(config, out, workers=_checked(workers), progress=show)
-    with _LateProgress("index") as show:
+    with LateProgress("synth") as show:
+        labels = write_synthetic_set(config, out, workers=checked_workers(workers), progress=show)
+    with LateProgress("index") as show:
         manifest = index_sources(
             [labels],
             manifest_path,
-            workers=_checked(workers),
+            workers=checked_workers(workers),
             progress=show,
         )
     return manifest_path, describe(manifest)
@@ -124,13 +139,18 @@ def describe(manifest: Manifest) -> str:
     return ", ".join(parts)
 
 
-def _checked(workers: int | None) -> int:
+def checked_workers(workers: int | None) -> int:
+    """The number of worker processes; None takes one for each CPU core.
+
+    Raises:
+        UserError: It is below 1.
+    """
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
     return workers or usable_cpus()
 
 
-class _LateProgress:
+class LateProgress:
     """A progress display that opens with the first report, which brings the total."""
 
     def __init__(self, description: str) -> None:

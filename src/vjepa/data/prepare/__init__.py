@@ -1,0 +1,1 @@
+"""Preparing videos for training: fingerprints, removal of copies, transcoding, shards."""

@@ -1,0 +1,185 @@
+"""Settings of ``vjepa data prepare``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vjepa.data.video_info import LimitsConfig
+
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscodeConfig:
+    """How videos are encoded anew. Audio is dropped; still images are copied as they are."""
+
+    mode: Literal["h264", "copy"] = "h264"
+    """`h264`: encode with libx264; `copy`: take the files' bytes as they are."""
+    short_side: int | None = 320
+    """Shrink larger videos to this short side, in pixels; smaller ones and null keep their size."""
+    fps: float | None = None
+    """Lower a higher frame rate to this, in frames per second; null keeps all frames."""
+    gop: int = 12
+    """Frames from one key frame to the next at most: what decoding a clip begins with."""
+    crf: int = 21
+    """Quality of libx264: 0 is lossless, 18 hardly visible, 28 rough."""
+    preset: Preset = "veryfast"
+    """Effort of libx264: slower ones make smaller files."""
+    b_frames: int = 2
+    """Most B-frames in a row. Those that no clip takes need not be decoded."""
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < 16:
+            raise ValueError(f"short_side must be at least 16, got {self.short_side}")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
+        for name, low, high in (("gop", 1, 1000), ("crf", 0, 51), ("b_frames", 0, 16)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name} must be {low} to {high}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimConfig:
+    """Which part of each video is kept, and into which windows it is cut."""
+
+    start_label: str | None = None
+    """Label column that holds where the part begins, in seconds; null takes the beginning."""
+    end_label: str | None = None
+    """Label column that holds where the part ends, in seconds; null takes the end."""
+    window_seconds: float | None = None
+    """Cut the part into windows of this length; null leaves it whole."""
+    min_seconds: float = 1.0
+    """Windows shorter than this, at the end, are left out (unless it is the only one)."""
+    max_windows: int | None = None
+    """Keep so many windows, evenly spread over the part; null keeps all."""
+
+    def __post_init__(self) -> None:
+        if self.window_seconds is not None and not self.window_seconds > 0:
+            raise ValueError(f"window_seconds must be above 0, got {self.window_seconds}")
+        if not self.min_seconds >= 0:
+            raise ValueError(f"min_seconds must not be negative, got {self.min_seconds}")
+        if self.max_windows is not None and self.max_windows < 1:
+            raise ValueError(f"max_windows must be at least 1, got {self.max_windows}")
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything is cut."""
+        return (self.start_label, self.end_label, self.window_seconds) != (None, None, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExcludeConfig:
+    """Videos that must not be in the result: a validation list."""
+
+    path: Path
+    """A manifest (.parquet): compared by id, content and pictures. Any other file is text that
+    begins each line with an id, a name or a path: compared by id alone."""
+    split: str | None = None
+    """Only the rows of this split of a manifest; null takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchConfig:
+    """When two videos count as the same."""
+
+    by_id: bool = True
+    """Compare ids with those of the `exclude` lists."""
+    id_pattern: str = r"(?P<id>.+?)(_\d{6}_\d{6})?"
+    """What in a file's name (without suffix) is its id: the group `id` of this regular expression.
+    The default takes off the times that Kinetics files end with."""
+    by_content: bool = True
+    """Compare the encoded pictures, byte by byte, whatever the container around them."""
+    by_pictures: bool = True
+    """Compare perceptual hashes of frames, which survive another encoding, size or frame rate."""
+    duplicate_names: bool = False
+    """Two files of the same name (without suffix), in whichever data set, are the same video."""
+    hash_seconds: float = 1.0
+    """A frame of each so many seconds is hashed, of a short video at least eight."""
+    hash_frames: int = 128
+    """Most frames hashed of one video; of a longer one they are spread over its whole length."""
+    hash_bits: int = 6
+    """Two frames are alike if their 64-bit hashes differ in at most so many bits."""
+    hash_share: float = 0.5
+    """Two videos are the same if this share of one's hashed frames is alike one of the other's."""
+
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.id_pattern).groupindex
+        except re.error as error:
+            raise ValueError(f"id_pattern is no regular expression: {error}") from error
+        if "id" not in groups:
+            raise ValueError("id_pattern has no group named id, as in (?P<id>.+)")
+        if not self.hash_seconds > 0:
+            raise ValueError(f"hash_seconds must be above 0, got {self.hash_seconds}")
+        if not 8 <= self.hash_frames <= 10_000:
+            raise ValueError(f"hash_frames must be 8 to 10000, got {self.hash_frames}")
+        if not 0 <= self.hash_bits <= 16:
+            raise ValueError(f"hash_bits must be 0 to 16, got {self.hash_bits}")
+        if not 0 < self.hash_share <= 1:
+            raise ValueError(f"hash_share must be above 0 and at most 1, got {self.hash_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """Where the prepared videos are written."""
+
+    form: Literal["tar", "files"] = "tar"
+    """`tar`: WebDataset shards; `files`: one file for each video."""
+    megabytes: int = 1000
+    """A shard is closed when it holds so many megabytes (1e6 bytes)."""
+    shuffle_seed: int | None = 0
+    """Videos are mixed with this seed before they are put into shards, for readers that read
+    shards from end to end (ours does not); null keeps their order."""
+    url: str | None = None
+    """Where the folder will stand in object storage, as s3://bucket/folder: the manifest then
+    names the shards there. Copying them is up to you."""
+
+    def __post_init__(self) -> None:
+        if self.megabytes < 1:
+            raise ValueError(f"megabytes must be at least 1, got {self.megabytes}")
+        if self.url is not None and "://" not in self.url:
+            raise ValueError(f"url must be an address such as s3://bucket/folder, got {self.url}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How videos become a training set."""
+
+    exclude: tuple[ExcludeConfig, ...] = ()
+    """Validation lists whose videos are taken out."""
+    deduplicate: bool = True
+    """Keep only the first of several videos that are the same."""
+    match: MatchConfig = field(default_factory=MatchConfig)
+    """When two videos are the same."""
+    trim: TrimConfig = field(default_factory=TrimConfig)
+    """Which parts are kept."""
+    transcode: TranscodeConfig = field(default_factory=TranscodeConfig)
+    """How they are encoded."""
+    shards: ShardConfig = field(default_factory=ShardConfig)
+    """How they are stored."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What a file may demand at most."""
+    timeout_seconds: float = 600.0
+    """Longest time for reading or encoding one video; then its process is killed."""
+    max_removed: float = 0.5
+    """Stop before anything is encoded if a larger share of the videos would be removed: a sign of
+    names that are running numbers, or of a threshold that is too high."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_seconds < float("inf"):
+            raise ValueError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
+        if not 0 <= self.max_removed <= 1:
+            raise ValueError(f"max_removed must be 0 to 1, got {self.max_removed}")
+        if self.transcode.mode == "copy" and self.trim.is_used:
+            raise ValueError("trim cannot be used with transcode.mode copy: cutting means encoding")
+
+    @property
+    def needs_fingerprints(self) -> bool:
+        """Whether the videos' contents must be looked at to know what is removed."""
+        is_comparing = self.match.by_content or self.match.by_pictures
+        return is_comparing and (self.deduplicate or bool(self.exclude))

@@ -1,0 +1,127 @@
+"""What a video is known by: the hash of its encoded pictures, and hashes of some of its frames."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.frame_stream import stream_frames
+from vjepa.data.images import images_in
+from vjepa.data.prepare.config import MatchConfig
+from vjepa.data.prepare.frame_hash import grey_thumbnail, hash_thumbnail, is_informative
+from vjepa.data.prepare.inputs import Part
+from vjepa.data.shards import opened
+from vjepa.data.video_file import open_video, reason_of
+from vjepa.data.video_info import DecodeError, VideoInfo
+
+_LEAST_FRAMES = 8
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fingerprint:
+    """What a video, or the used part of one, is known by.
+
+    Attributes:
+        content: SHA-256 (hex) of its encoded pictures and of where the part begins and ends.
+        frames: uint64 [F], perceptual hashes of frames that show something, in order.
+    """
+
+    content: str
+    frames: NDArray[np.uint64]
+
+    def to_json(self) -> dict[str, str]:
+        """As plain values."""
+        data = base64.b64encode(self.frames.astype("<u8").tobytes()).decode()
+        return {"content": self.content, "frames": data}
+
+    @classmethod
+    def from_json(cls, values: dict[str, str]) -> Fingerprint:
+        """Inverse of :meth:`to_json`."""
+        data = np.frombuffer(base64.b64decode(values["frames"]), dtype="<u8")
+        return cls(values["content"], data.astype(np.uint64))
+
+
+@dataclass(frozen=True, slots=True)
+class FingerprintOrder:
+    """One video, or the used part of it, to be looked at."""
+
+    info: VideoInfo
+    part: Part
+
+    def __str__(self) -> str:
+        return self.info.path
+
+
+@dataclass(frozen=True, slots=True)
+class FingerprintTask:
+    """Takes fingerprints; runs in a worker process."""
+
+    match: MatchConfig
+
+    def __call__(self, order: FingerprintOrder) -> Fingerprint | str:
+        """Look at one video; the answer is its fingerprint or why it has none."""
+        try:
+            return take_fingerprint(order.info, order.part, self.match)
+        except DecodeError as error:
+            return error.reason
+        except (OSError, MemoryError) as error:
+            return reason_of(error)
+
+
+def take_fingerprint(info: VideoInfo, part: Part, match: MatchConfig) -> Fingerprint:
+    """Read a video's packets, and decode the frames that are hashed.
+
+    Args:
+        info: A usable manifest row.
+        part: What of it counts.
+        match: How many frames are hashed, and whether any.
+
+    Raises:
+        DecodeError: It cannot be read.
+    """
+    digest = hashlib.sha256(b"" if part.is_whole else repr((part.start, part.end)).encode())
+    for block in _encoded_pictures(info):
+        digest.update(block)
+    hashes: list[int] = []
+    if match.by_pictures:
+        for streamed in stream_frames(info, hashed_frames(info, part, match)):
+            thumbnail = grey_thumbnail(streamed.frame)
+            if is_informative(thumbnail):
+                hashes.append(hash_thumbnail(thumbnail))
+    return Fingerprint(digest.hexdigest(), np.array(hashes, dtype=np.uint64))
+
+
+def hashed_frames(info: VideoInfo, part: Part, match: MatchConfig) -> NDArray[np.int64]:
+    """Numbers of the frames that are hashed, ascending: int64 [F].
+
+    Their times depend on the part's length in seconds alone, so that a copy of another frame rate
+    is looked at in the same places.
+    """
+    first, end = part.frames(info)
+    seconds = (end - first) / info.fps
+    step = max(min(match.hash_seconds, seconds / _LEAST_FRAMES), seconds / match.hash_frames)
+    times = np.arange(0.5 * step, seconds, step)
+    numbers = first + np.floor(times * info.fps + 1e-6).astype(np.int64)
+    return np.unique(np.minimum(numbers, end - 1))
+
+
+def _encoded_pictures(info: VideoInfo) -> Iterator[bytes]:
+    """The video's packets without their container; or the bytes of images."""
+    if info.kind == "video":
+        with open_video(info.path) as video:
+            for packet in video.packets():
+                yield bytes(packet)
+        return
+    names = [info.path]
+    if info.kind == "image_folder":
+        names = [str(Path(info.path, name)) for name in images_in(info.path)]
+    for name in names:
+        with opened(name) as source:
+            yield Path(source).read_bytes() if isinstance(source, str) else source.read() or b""

@@ -1,0 +1,210 @@
+"""One video, or a window of it, encoded anew for training."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from numpy.typing import NDArray
+
+from vjepa.data.frame_stream import StreamedFrame, stream_frames
+from vjepa.data.prepare.config import TranscodeConfig
+from vjepa.data.prepare.inputs import Part
+from vjepa.data.probe_file import probe
+from vjepa.data.shards import opened
+from vjepa.data.video_file import FOREIGN_ERRORS, reason_of
+from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
+
+# Ticks per second of the written timestamps: exact for all usual frame rates.
+_CLOCK = 90_000
+_COPY_BLOCK = 1 << 20
+_LARGEST = (8 << 30) - 1  # what a ustar header can say
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOrder:
+    """Encode a part of a video into the file `target`, which appears only when complete."""
+
+    info: VideoInfo
+    part: Part
+    target: str
+
+    def __str__(self) -> str:
+        return self.info.path
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeAnswer:
+    """How encoding one video went.
+
+    Attributes:
+        info: What was made; None if nothing was.
+        reason: Why nothing was made.
+        stops_run: Whether the fault lies with the disk that is written to, not with the video.
+    """
+
+    info: VideoInfo | None = None
+    reason: str = ""
+    stops_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeTask:
+    """Encodes videos; runs in a worker process."""
+
+    config: TranscodeConfig
+    limits: LimitsConfig
+
+    def __call__(self, order: EncodeOrder) -> EncodeAnswer:
+        """Encode one video."""
+        target = Path(order.target)
+        try:
+            # A file that stands there is complete: its maker was killed before it could say so.
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                aside = target.with_name(f"{os.getpid()}-{target.name}")
+                try:
+                    self._make(order, aside)
+                    aside.replace(target)
+                finally:
+                    aside.unlink(missing_ok=True)
+            info = probe(order.target, self.limits)
+        except DecodeError as error:
+            return EncodeAnswer(reason=error.reason)
+        except FOREIGN_ERRORS as error:
+            is_ours = getattr(error, "errno", None) in _DISK_ERRORS
+            return EncodeAnswer(reason=reason_of(error), stops_run=is_ours)
+        if not info.ok:
+            return EncodeAnswer(reason=f"what was made of it cannot be read: {info.reason}")
+        if info.bytes > _LARGEST:
+            return EncodeAnswer(reason="encoded it is larger than 8 GiB; trim it")
+        return EncodeAnswer(info=info)
+
+    def _make(self, order: EncodeOrder, target: Path) -> None:
+        if self.config.mode == "copy" or order.info.kind == "image":
+            _copy(order.info, target)
+        else:
+            encode(order.info, order.part, target, self.config)
+
+
+def output_suffix(info: VideoInfo, config: TranscodeConfig) -> str:
+    """Suffix of the file that a video becomes.
+
+    Raises:
+        DecodeError: Its bytes cannot be copied: it is a folder.
+    """
+    if config.mode == "h264" and info.kind != "image":
+        return ".mp4"
+    if info.kind == "image_folder":
+        raise DecodeError(info.path, "a folder of images cannot be copied; use mode h264")
+    return Path(info.path).suffix.lower() or ".mp4"
+
+
+def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -> None:
+    """Encode a part of a video with libx264 into an MP4 file.
+
+    One thread: workers are the parallelism. The same video and settings give the same file.
+
+    Raises:
+        DecodeError: A frame of the part cannot be decoded.
+        OSError: The file cannot be written.
+    """
+    width, height = output_size(info, config)
+    numbers = taken_frames(info, part, config)
+    fps = min(info.fps, config.fps) if config.fps is not None else info.fps
+    with av.open(str(target), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=_rate(fps))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = Fraction(1, _CLOCK)
+        encoder = stream.codec_context
+        encoder.time_base = Fraction(1, _CLOCK)
+        _set_up(encoder, config)
+        frames = stream_frames(info, numbers)
+        is_even = info.constant_rate or config.fps is not None
+        for stamp, shown in _stamped(frames, fps if is_even else None):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.frame), "rgb24")
+            frame = picture.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
+            frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with target.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _set_up(encoder: VideoCodecContext, config: TranscodeConfig) -> None:
+    encoder.gop_size = config.gop
+    encoder.max_b_frames = config.b_frames
+    encoder.thread_count = 1
+    encoder.options = {
+        "preset": config.preset,
+        "crf": str(config.crf),
+        # Every key frame is an entry point; none is added at cuts, so groups are of equal length.
+        "x264-params": f"keyint={config.gop}:min-keyint={config.gop}:scenecut=0:open-gop=0",
+    }
+
+
+def _rate(fps: float) -> Fraction:
+    """A frame rate as the fraction of small numbers that it is: 29.97 is 30000 / 1001."""
+    for denominator in (1, 1001):
+        rate = Fraction(round(fps * denominator), denominator)
+        if abs(float(rate) - fps) < 1e-4 * fps:
+            return rate
+    return Fraction(fps).limit_denominator(10_000)
+
+
+def _stamped(
+    frames: Iterator[StreamedFrame], fps: float | None
+) -> Iterator[tuple[int, StreamedFrame]]:
+    """Timestamps of the written frames: even ones at a rate, else those the frames had."""
+    latest, start = -1, 0.0
+    for number, shown in enumerate(frames):
+        if number == 0:
+            start = shown.seconds
+        seconds = number / fps if fps is not None else shown.seconds - start
+        latest = max(latest + 1, round(seconds * _CLOCK))
+        yield latest, shown
+
+
+def taken_frames(info: VideoInfo, part: Part, config: TranscodeConfig) -> NDArray[np.int64]:
+    """Numbers of the frames that are kept: all of the part, or fewer for a lower rate.
+
+    At a lower rate, frame k is the one shown at k / fps seconds; with a variable frame rate, times
+    go by the mean rate.
+    """
+    first, end = part.frames(info)
+    if config.fps is None or info.fps <= config.fps:
+        return np.arange(first, end)
+    count = max(1, round((end - first) * config.fps / info.fps))
+    numbers = first + np.floor(np.arange(count) * info.fps / config.fps + 1e-6).astype(np.int64)
+    return np.minimum(numbers, end - 1)
+
+
+def output_size(info: VideoInfo, config: TranscodeConfig) -> tuple[int, int]:
+    """Width and height of the written frames in pixels: even, the aspect kept, never enlarged."""
+    short = min(info.width, info.height)
+    side = short if config.short_side is None else min(short, config.short_side)
+    width, height = (
+        max(2, 2 * round(size * side / short / 2)) for size in (info.width, info.height)
+    )
+    return width, height
+
+
+def _copy(info: VideoInfo, target: Path) -> None:
+    with opened(info.path) as source, target.open("wb") as out:
+        if isinstance(source, str):
+            with Path(source).open("rb") as file:
+                while block := file.read(_COPY_BLOCK):
+                    out.write(block)
+        else:
+            while block := source.read(_COPY_BLOCK):
+                out.write(block)
+        out.flush()
+        os.fsync(out.fileno())

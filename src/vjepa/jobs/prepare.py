@@ -1,0 +1,194 @@
+"""``vjepa data prepare``: videos of some manifests -> a set made for training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from vjepa.config import dump_yaml
+from vjepa.data.manifest import Manifest
+from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
+from vjepa.data.prepare.engines import EngineName, ray_workers
+from vjepa.data.prepare.exclusion import read_exclusion
+from vjepa.data.prepare.inputs import PreparedInputs
+from vjepa.data.prepare.removal import Removal, Removed
+from vjepa.data.prepare.report import PrepareReport, count_removed
+from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
+from vjepa.data.prepare.storing import PreparedVideo, Store, sync_folder
+from vjepa.errors import UserError
+from vjepa.jobs.videos import LateProgress, checked_workers
+from vjepa.runtime.run_lock import locked_folder
+
+__all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
+
+MANIFEST = "manifest.parquet"
+_MOST_FILES = 1000  # in one folder, where videos are stored as files
+_VERSION = 1  # raised whenever the same settings give another result
+
+
+def prepare(
+    manifests: Sequence[Path],
+    out: Path,
+    config: PrepareConfig,
+    *,
+    engine: EngineName = "local",
+    workers: int | None = None,
+) -> PrepareReport:
+    """Remove copies and validation videos, encode the rest, store them, and write their manifest.
+
+    A run that was stopped, however, goes on where it was when called again in the same way: no
+    video that was done is looked at or encoded again.
+
+    Args:
+        manifests: Made by `vjepa data index`.
+        out: Folder of the result.
+        config: What is done.
+        engine: Processes of this machine, or a Ray cluster that sees the same files.
+        workers: Processes; None takes one for each core.
+
+    Returns:
+        What went in, what came out, what was left out and why.
+
+    Raises:
+        UserError: A bad input, a folder that holds something else, a full disk, or more videos
+            removed than `max_removed`.
+    """
+    inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locked_folder(out):
+            if not _claim(out, _settings_of(inputs, config), config):
+                return PrepareReport.read(out)
+            num_workers = ray_workers() if engine == "ray" and workers is None else None
+            place = Workplace(
+                work=out / "work",
+                engine=engine,
+                num_workers=num_workers or checked_workers(workers),
+                timeout_seconds=config.timeout_seconds,
+            )
+            return _prepare(inputs, out, config, place)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror or error}); free space or choose another"
+            " --out, and run the same command again"
+        ) from error
+
+
+def _settings_of(inputs: PreparedInputs, config: PrepareConfig) -> str:
+    """Hash of the input and of every setting that the result depends on."""
+    settings = asdict(config)
+    for name in ("timeout_seconds", "max_removed"):
+        del settings[name]
+    lists = []
+    for entry in config.exclude:
+        if entry.path.is_file():
+            lists.append(hashlib.sha256(entry.path.read_bytes()).hexdigest())
+    text = json.dumps([_VERSION, inputs.digest, lists, settings], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _claim(out: Path, settings: str, config: PrepareConfig) -> bool:
+    """Make sure that the folder is this run's; False if the run is finished already.
+
+    Raises:
+        UserError: It holds another set, or something else.
+    """
+    note = out / "work" / "settings.json"
+    if note.exists():
+        if json.loads(note.read_text())["settings"] == settings:
+            return not (out / MANIFEST).exists()
+        if (out / "work" / "plan.json").exists():
+            raise UserError(
+                f"{out}: holds a set made from other videos or with other settings; choose another"
+                " --out, or delete it"
+            )
+    elif any(entry.name != ".lock" for entry in out.iterdir()):
+        raise UserError(f"{out}: is not empty and was not made by data prepare; choose another")
+    note.parent.mkdir(exist_ok=True)
+    (out / "config.yaml").write_text(dump_yaml(config))
+    note.write_text(json.dumps({"settings": settings}))
+    return True
+
+
+def _prepare(
+    inputs: PreparedInputs, out: Path, config: PrepareConfig, place: Workplace
+) -> PrepareReport:
+    removal = Removal(inputs, config.match)
+    exclusion = read_exclusion(config.exclude, config.match)
+    removal.by_name(exclusion, config.deduplicate)
+    with ExitStack() as stack:
+        if config.needs_fingerprints:
+            show = stack.enter_context(LateProgress("look at videos"))
+            prints = look_at_all(inputs, removal, exclusion, config, place, show)
+            removal.by_exclusion(prints.inputs, prints.excluded)
+            if config.deduplicate:
+                removal.by_likeness(prints.inputs)
+    _check_removed(inputs, removal, config.max_removed)
+    with LateProgress("encode videos") as show:
+        videos, failed = encode_all(inputs, removal, config, place, show)
+    if not videos:
+        raise UserError(f"nothing is left to store: {_first_reasons(removal, failed)}")
+    return _store(inputs, out, config, videos, [*removal.removed.values(), *failed])
+
+
+def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> None:
+    """Stop before hours of encoding if the comparison seems to be at fault."""
+    compared = [one for one in removal.removed.values() if one.reason.startswith(("ex", "dup"))]
+    share = len(compared) / len(inputs)
+    if share > largest:
+        counts, _ = count_removed(compared)
+        words = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
+        one = compared[0]
+        raise UserError(
+            f"{share:.0%} of the videos would be removed, max_removed is {largest:.0%} ({words};"
+            f" first: {one.path}, same as {one.same_as}): are the names running numbers"
+            " (match.by_id false), or is match.hash_bits too high?"
+        )
+
+
+def _first_reasons(removal: Removal, failed: Sequence[Removed]) -> str:
+    _, examples = count_removed([*removal.removed.values(), *failed])
+    return "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
+
+
+def _store(
+    inputs: PreparedInputs,
+    out: Path,
+    config: PrepareConfig,
+    videos: Sequence[PreparedVideo],
+    removed: Sequence[Removed],
+) -> PrepareReport:
+    store = Store(out, out / "work", config.shards, inputs.label_names)
+    plan = store.plan(videos, _MOST_FILES if config.shards.form == "files" else 1 << 62)
+    by_key = {video.key: video for video in videos}
+    with LateProgress("store videos") as show:
+        for number, (name, keys) in enumerate(plan.items(), start=1):
+            if not store.is_stored(name):
+                store.store(name, [by_key[key] for key in keys])
+            show(number, len(plan))
+    table = store.all_rows(list(plan))
+    counts, examples = count_removed(removed)
+    manifest = Manifest(table, out.absolute(), str(out / MANIFEST))
+    report = PrepareReport(
+        manifest=str(out / MANIFEST),
+        num_inputs=len(inputs),
+        num_videos=len(manifest),
+        num_shards=len(plan),
+        duration_hours=float(manifest.numeric("duration_seconds").sum()) / 3600,
+        input_gigabytes=inputs.usable_bytes / 1e9,
+        output_gigabytes=float(manifest.numeric("bytes").sum()) / 1e9,
+        removed=counts,
+        first_removed=examples,
+    )
+    report.write(out, sorted(removed, key=lambda one: one.number))
+    # The manifest comes last: where it stands, everything it names stands, too.
+    sync_folder(out)
+    manifest.write(out / MANIFEST)
+    shutil.rmtree(out / "work" / "parts", ignore_errors=True)
+    shutil.rmtree(out / "work" / "rows", ignore_errors=True)
+    return report

@@ -1,0 +1,97 @@
+"""Parts, windows and names."""
+
+from __future__ import annotations
+
+import math
+import string
+from pathlib import Path
+
+import pytest
+from tests.data.clip_files import make_manifest
+
+from vjepa.data.manifest import Manifest
+from vjepa.data.manifest_schema import ManifestRow
+from vjepa.data.prepare.config import TrimConfig
+from vjepa.data.prepare.inputs import Part, PreparedInputs, safe_name, stem_of, windows
+from vjepa.data.video_info import VideoInfo
+from vjepa.errors import UserError
+
+
+def _spans(part: Part, duration: float, **trim: object) -> list[tuple[float, float]]:
+    return [(cut.start, cut.end) for cut in windows(part, duration, TrimConfig(**trim))]
+
+
+def test_windows() -> None:
+    whole = Part()
+    assert windows(whole, 25.0, TrimConfig()) == [whole]
+    assert _spans(whole, 25.0, window_seconds=10.0) == [(0, 10), (10, 20), (20, 25)]
+    assert _spans(whole, 20.0, window_seconds=10.0) == [(0, 10), (10, 20)]
+    assert _spans(whole, 20.5, window_seconds=10.0) == [(0, 10), (10, 20)]
+    assert _spans(whole, 0.5, window_seconds=10.0) == [(0, 0.5)]
+    assert _spans(whole, 20.5, window_seconds=10.0, min_seconds=0.2)[-1] == (20, 20.5)
+    assert _spans(Part(5, 18), 25.0, window_seconds=10.0) == [(5, 15), (15, 18)]
+    assert _spans(Part(30, 40), 25.0, window_seconds=10.0) == []
+    assert windows(Part(30), 25.0, TrimConfig()) == []
+
+
+def test_few_windows_are_spread_over_the_video() -> None:
+    found = _spans(Part(), 100.0, window_seconds=10.0, max_windows=2)
+    assert found == [(20, 30), (70, 80)]
+    assert _spans(Part(), 100.0, window_seconds=10.0, max_windows=1) == [(50, 60)]
+
+
+def test_frames_of_a_part() -> None:
+    info = VideoInfo(path="/a.mp4", num_frames=100, fps=25.0, duration_seconds=4.0)
+    assert Part().frames(info) == (0, 100)
+    assert Part(1, 2).frames(info) == (25, 50)
+    assert Part(3.9, 9).frames(info) == (98, 100)
+    assert Part(2, 2.001).frames(info) == (50, 51)
+    assert Part(99).frames(info) == (99, 100)
+
+
+@pytest.mark.parametrize(
+    "path", ["/x/../../etc/passwd", "/a/.mp4", "/a/ü ö.mp4", "/a/" + "x" * 300, "/a/\n;rm -rf.mp4"]
+)
+def test_names_cannot_lead_anywhere(path: str) -> None:
+    row = ManifestRow(info=VideoInfo(path=path), dataset="../k 400")
+    name = safe_name(row, Part(1.5, 2), 7)
+    assert set(name) <= set(string.ascii_letters + string.digits + "-_")
+    assert 10 < len(name) <= 80
+    assert name[0] not in "-_." or path.endswith("passwd")
+    assert name.endswith("000000007")
+    assert safe_name(row, Part(1.5, 2), 8) != name
+
+
+def test_stems() -> None:
+    assert stem_of("/a/b.c.mp4") == "b.c"
+    assert stem_of("s3://b/abc.MKV") == "abc"
+    assert stem_of("/a/frames/") == "frames"
+    assert stem_of("-9dX.y1") == "-9dX.y1"
+
+
+def test_several_manifests_under_one_numbering(tmp_path: Path) -> None:
+    first = make_manifest(tmp_path / "a", 2, labels=["x", None])
+    second = make_manifest(tmp_path / "b", 1)
+    inputs = PreparedInputs([first, second], TrimConfig())
+    assert len(inputs) == 3
+    assert [inputs.path(n) for n in range(3)] == [first.path(0), first.path(1), second.path(0)]
+    assert [dict(inputs.row(n).labels) for n in range(3)] == [{"motion": "x"}, {"motion": None}, {}]
+    assert inputs.label_names == ["motion"]
+    assert inputs.usable_bytes == sum(inputs.info(n).bytes for n in range(3))
+    assert inputs.digest != PreparedInputs([second, first], TrimConfig()).digest
+
+
+def test_parts_from_labels(tmp_path: Path) -> None:
+    rows = [
+        ManifestRow(info=VideoInfo(path="/a.mp4"), labels={"from": "1.5", "to": "3"}),
+        ManifestRow(info=VideoInfo(path="/a.mp4"), labels={"from": None, "to": None}),
+    ]
+    manifest = Manifest.from_rows(rows, tmp_path)
+    inputs = PreparedInputs([manifest], TrimConfig(start_label="from", end_label="to"))
+    assert inputs.part(0) == Part(1.5, 3)
+    assert inputs.part(1) == Part(0.0, math.inf)
+    with pytest.raises(UserError, match="no label 'nothing'"):
+        PreparedInputs([manifest], TrimConfig(start_label="nothing"))
+    bad = Manifest.from_rows([ManifestRow(info=rows[0].info, labels={"from": "soon"})], tmp_path)
+    with pytest.raises(UserError, match="'soon', not a number of seconds"):
+        PreparedInputs([bad], TrimConfig(start_label="from"))

@@ -1,0 +1,171 @@
+"""Encoding anew: the right frames, times, sizes and key frames."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.video_files import (
+    SPECS,
+    Spec,
+    numbers_of,
+    write_image,
+    write_image_folder,
+    write_truncated,
+    write_video,
+)
+
+from vjepa.data.decode import decode_all, decode_clip
+from vjepa.data.prepare.config import TranscodeConfig
+from vjepa.data.prepare.inputs import Part
+from vjepa.data.prepare.transcode import (
+    EncodeOrder,
+    EncodeTask,
+    encode,
+    output_size,
+    output_suffix,
+    taken_frames,
+)
+from vjepa.data.probe_file import probe
+from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
+
+_WHOLE = Part()
+
+
+def _encode(source: Path, target: Path, part: Part = _WHOLE, **config: object) -> VideoInfo:
+    encode(probe(str(source)), part, target, TranscodeConfig(**config))
+    return probe(str(target))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["h264_gop12.mp4", "h264_vfr.mp4", "mpeg2.ts", "vp9_odd.webm", "h264.avi", "h264_audio.mp4"],
+)
+def test_every_frame_is_kept_at_its_time(name: str, tmp_path: Path) -> None:
+    source = write_video(tmp_path / name, SPECS[name])
+    before = probe(str(source))
+    after = _encode(source, tmp_path / "out.mp4")
+    assert after.num_frames == before.num_frames
+    assert numbers_of(decode_all(str(tmp_path / "out.mp4"), 30)) == list(range(30))
+    wanted = [0, 17, 31, before.num_frames - 1]
+    times = decode_clip(before, wanted).times
+    assert np.allclose(decode_clip(after, wanted).times, times, atol=2e-3)
+    assert after.codec == "h264"
+    assert after.start_pts == 0
+    assert np.diff(after.keyframe_index).max() <= 12
+
+
+@pytest.mark.parametrize(("name", "degrees"), [("rotated90.mp4", 90), ("mirrored.mp4", 0)])
+def test_turned_videos_are_written_upright(name: str, degrees: int, tmp_path: Path) -> None:
+    source = write_video(tmp_path / name, SPECS[name])
+    before, after = probe(str(source)), _encode(source, tmp_path / "out.mp4")
+    assert before.rotation == degrees
+    assert after.rotation == 0
+    assert (after.width, after.height) == (before.width, before.height)
+    apart = decode_all(before, 3).astype(int) - decode_all(after, 3)
+    assert np.abs(apart).mean() < 6
+
+
+def test_windows_hold_their_frames(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=100, gop=250))
+    after = _encode(source, tmp_path / "out.mp4", Part(1.0, 2.0))
+    assert numbers_of(decode_all(after, 99)) == list(range(25, 50))
+    assert after.fps == pytest.approx(25)
+
+
+def test_a_lower_rate_takes_the_frame_shown_at_each_moment(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=100))
+    after = _encode(source, tmp_path / "out.mp4", fps=10.0)
+    assert after.num_frames == 40
+    assert after.fps == pytest.approx(10)
+    assert numbers_of(decode_all(after, 8)) == [0, 2, 5, 7, 10, 12, 15, 17]
+    info = probe(str(source))
+    assert np.array_equal(taken_frames(info, Part(), TranscodeConfig(fps=60)), np.arange(100))
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side", "expected"),
+    [
+        ((1920, 1080), 320, (568, 320)),
+        ((1080, 1920), 320, (320, 568)),
+        ((320, 240), 320, (320, 240)),
+        ((81, 47), None, (80, 48)),
+        ((4000, 20), 16, (3200, 16)),
+        ((3000, 1), None, (3000, 2)),
+    ],
+)
+def test_sizes(size: tuple[int, int], short_side: int | None, expected: tuple[int, int]) -> None:
+    info = VideoInfo(path="/a", width=size[0], height=size[1])
+    assert output_size(info, TranscodeConfig(short_side=short_side)) == expected
+
+
+def test_a_folder_of_images_becomes_a_video(tmp_path: Path) -> None:
+    folder = write_image_folder(tmp_path / "clip", 30)
+    after = _encode(folder, tmp_path / "out.mp4")
+    assert numbers_of(decode_all(after, 99)) == list(range(30))
+
+
+def test_the_same_video_gives_the_same_file(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
+    for name in ("1.mp4", "2.mp4"):
+        _encode(source, tmp_path / name)
+    assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "2.mp4").read_bytes()
+
+
+def _order(source: Path, target: Path) -> EncodeOrder:
+    return EncodeOrder(probe(str(source)), Part(), str(target))
+
+
+def test_the_task_answers_failures_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    task = EncodeTask(TranscodeConfig(), LimitsConfig())
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
+    order = _order(source, tmp_path / "out" / "a.mp4")
+    write_truncated(source, 0.5)
+    answer = task(order)
+    assert answer.info is None
+    assert answer.reason
+    assert not answer.stops_run
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_finished_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    """Its maker was killed after the file was complete and before that was noted."""
+    task = EncodeTask(TranscodeConfig(), LimitsConfig())
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
+    order = _order(source, tmp_path / "out" / "a.mp4")
+    first = task(order).info
+    source.unlink()
+    again = task(order).info
+    assert first is not None
+    assert again is not None
+    assert again.mtime_ns == first.mtime_ns
+
+
+def test_a_full_disk_is_not_the_videos_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("vjepa.data.prepare.transcode.encode", full)
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=20))
+    answer = EncodeTask(TranscodeConfig(), LimitsConfig())(_order(source, tmp_path / "o.mp4"))
+    assert answer.stops_run
+    assert answer.reason == "No space left on device"
+
+
+def test_copies_and_images_keep_their_bytes(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "a.webm", SPECS["vp9.webm"])
+    image = write_image(tmp_path / "b.png")
+    for source, mode in ((video, "copy"), (image, "h264")):
+        config = TranscodeConfig(mode=mode)
+        info = probe(str(source))
+        target = tmp_path / f"out{output_suffix(info, config)}"
+        task = EncodeTask(config, LimitsConfig())
+        assert task(EncodeOrder(info, Part(), str(target))).info is not None
+        assert target.read_bytes() == source.read_bytes()
+    folder = probe(str(write_image_folder(tmp_path / "clip", 3)))
+    with pytest.raises(DecodeError, match="cannot be copied"):
+        output_suffix(folder, TranscodeConfig(mode="copy"))
