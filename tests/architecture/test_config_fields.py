@@ -61,7 +61,13 @@ def test_every_field_is_read_somewhere() -> None:
     assert not dead, "\n".join(dead)
 
 
-ROOTS = ("vjepa.jobs.pretrain_config:PretrainConfig", "vjepa.jobs.probe:ProbeConfig")
+ROOTS = (
+    "vjepa.jobs.pretrain_config:PretrainConfig",
+    "vjepa.jobs.probe:ProbeConfig",
+    "vjepa.jobs.features_config:FeaturesConfig",
+    "vjepa.jobs.bench_encode:BenchConfig",
+    "vjepa.data.prepare.config:PrepareConfig",
+)
 
 
 @pytest.mark.parametrize("root", ROOTS)

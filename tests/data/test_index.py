@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from tests.data.video_files import (
@@ -20,7 +21,9 @@ import vjepa.data.index as index_module
 from vjepa.data.decode import decode_frames
 from vjepa.data.index import IndexConfig, index_sources
 from vjepa.data.manifest import Manifest
+from vjepa.data.probe_file import probe
 from vjepa.data.probe_pool import ProbePool
+from vjepa.data.source_lists import read_source
 from vjepa.data.video_info import LimitsConfig
 from vjepa.errors import UserError
 
@@ -249,3 +252,25 @@ def test_the_manifest_says_where_things_are_relative_to_itself(tmp_path):
     shutil.move(root, tmp_path / "moved")
     manifest = Manifest.open(tmp_path / "moved" / "m.parquet")
     assert numbers_of(decode_frames(manifest.row(0), [3])) == [3]
+
+
+def test_object_storage(tmp_path: Path) -> None:
+    """A stored folder, a stored file and a list of addresses: the same rows."""
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=10, b_frames=0))
+    base = f"memory://{tmp_path.name}"
+    for name in ("train/run/a.mp4", "val/walk/b.mp4"):
+        with fsspec.open(f"{base}/{name}", "wb") as file:
+            file.write(source.read_bytes())
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label\n{base}/train/run/a.mp4,run\n{base}/val/walk/b.mp4,walk\n")
+    config = IndexConfig(label_from_folder=True)
+    rows = list(read_source(base, config))
+    assert [row.path for row in rows] == [f"{base}/train/run/a.mp4", f"{base}/val/walk/b.mp4"]
+    assert [row.split for row in rows] == ["train", "validation"]
+    assert [row.labels for row in rows] == [row.labels for row in read_source(str(listed), config)]
+    assert [row.path for row in read_source(f"{base}/val/walk/b.mp4", config)] == [rows[1].path]
+    # Reader processes do not share memory:// with this one, but file:// they see.
+    manifest = index_sources([f"file://{source}"], tmp_path / "m.parquet", workers=1)
+    assert manifest.path(0) == f"file://{source}"
+    assert manifest.row(0).num_frames == probe(str(source)).num_frames
+    assert len(manifest.content_hash) == 64

@@ -86,6 +86,21 @@ def test_folders_of_frames_are_clips_and_folders_of_stills_are_not(tmp_path):
     assert [row.kind for row in read(root, image_folders="images")] == ["image"] * 6
 
 
+def test_a_class_folder_of_numbered_images_is_no_clip(tmp_path):
+    """ImageNet's layout, however its files are numbered; folders of frames stand one deeper."""
+    write_image_folder(tmp_path / "train" / "cat", 3)
+    write_image_folder(tmp_path / "train" / "run" / "clip_7", 3)
+    found = list(read_source(str(tmp_path), IndexConfig(label_from_folder=True)))
+    assert [(row.kind, row.split, row.labels["label"]) for row in found] == [
+        ("image", "train", "cat"),
+        ("image", "train", "cat"),
+        ("image", "train", "cat"),
+        ("image_folder", "train", "run"),
+    ]
+    as_clips = IndexConfig(label_from_folder=False)
+    assert [row.kind for row in read_source(str(tmp_path), as_clips)] == ["image_folder"] * 2
+
+
 def test_a_loop_of_links_ends(tmp_path):
     root = make_tree(tmp_path / "set", "a/1.mp4")
     (root / "a" / "back").symlink_to(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 
@@ -70,3 +71,18 @@ def test_charts_use_theme_variables_only() -> None:
     assert "var(--muted)" in svg
     assert "#0" not in re.sub(r'(?:xlink:href|href|id|clip-path)="[^"]*"', "", svg)
     assert svg == charts.line_chart([charts.Line("x", [0, 1], [0, 1])], x_label="a", y_label="b")
+
+
+def test_names_of_files_and_runs_are_text_and_never_markup(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>&$\\frac$'
+    line = charts.Line(evil, [1, 2], [1, 2])
+    chart = Chart(charts.line_chart([line, line], x_label=evil, y_label=evil), evil)
+    report = Report(
+        title=evil,
+        answer=evil,
+        figures=[Figure(evil, evil)],
+        sections=[Section(evil, evil, [chart, Table([evil], [[evil]], evil), Text(evil)])],
+        footer=evil,
+    )
+    write_report(report, tmp_path / "r.html")
+    assert "<script" not in (tmp_path / "r.html").read_text()

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import yaml
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from vjepa.errors import UserError
@@ -31,10 +32,36 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
 """Tag, pattern and possible first characters of the plain scalars that are not texts."""
 
 
+_MAX_DEPTH = 50
+"""Configs nest a handful of levels; deeper ones would only exhaust the parser's stack."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does and refuses a key that stands twice."""
+    """Reads scalars as YAML 1.2 does and refuses a key that stands twice.
+
+    It also refuses what makes a small file a large one in memory: references to other places of the
+    file, which multiply what they stand for, and endless nesting.
+    """
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own class attribute)
+
+    def __init__(self, stream: str) -> None:
+        """Read from a text."""
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
+        """As PyYAML's, within the limits."""
+        if self.check_event(yaml.AliasEvent):
+            problem = "references (*name) are not read; write the value out"
+            raise ComposerError(None, None, problem, self.peek_event().start_mark)
+        if self._depth >= _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep"
+            raise ComposerError(None, None, problem, self.peek_event().start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """As PyYAML's, with every key a text that stands once."""
@@ -54,7 +81,11 @@ class _Loader(yaml.SafeLoader):
 
     def construct_decimal_int(self, node: yaml.ScalarNode) -> int:
         """A decimal integer: ``010`` is ten here, not eight as in YAML 1.1."""
-        return int(node.value)
+        try:
+            return int(node.value)
+        except ValueError as error:  # Python reads no more than 4300 digits
+            problem = f"a number of {len(node.value)} digits"
+            raise ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vjepa.data.manifest import Manifest
 from vjepa.data.probe_file import stamp_of
 from vjepa.data.probe_pool import ProbePool, ProbeRequest
-from vjepa.data.video_info import LimitsConfig, VideoInfo
+from vjepa.data.video_info import LimitsConfig, MediaKind, VideoInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,35 +84,46 @@ def check_manifest(
     """
     tally = _Tally(manifest)
     with ProbePool(workers, limits or LimitsConfig(), timeout_seconds) as pool:
-        unchanged = np.zeros(len(manifest), dtype=bool)
-        for row in [] if deep else range(len(manifest)):
-            unchanged[row] = _is_unchanged(manifest.row(row))
-        probes = pool.probe_all(_requests(manifest, unchanged, deep))
-        for row, is_unchanged in enumerate(unchanged):
-            recorded = manifest.row(row)
-            tally.add(row, recorded, recorded if is_unchanged else next(probes))
+        unchanged = np.zeros(len(manifest), dtype=bool) if deep else _unchanged(manifest)
+        tally.add_unchanged(unchanged)
+        done = int(unchanged.sum())
+        if progress is not None and done:
+            progress(done, len(manifest), len(tally.bad))
+        rows = np.flatnonzero(~unchanged).tolist()
+        for row, found in zip(
+            rows, pool.probe_all(_requests(manifest, unchanged, deep)), strict=True
+        ):
+            tally.add(row, manifest.row(row), found)
+            done += 1
             if progress is not None:
-                progress(row + 1, len(manifest), len(tally.bad))
+                progress(done, len(manifest), len(tally.bad))
     return tally.report()
 
 
-def _is_unchanged(info: VideoInfo) -> bool:
-    """Whether the file is as when indexed; for a manifest that never recorded that: no."""
-    try:
-        stamp = stamp_of(info.path, info.kind)
-    except OSError:
-        return False
-    return (stamp.bytes, stamp.mtime_ns) == (info.bytes, info.mtime_ns)
+def _unchanged(manifest: Manifest) -> NDArray[np.bool_]:
+    """Whether each file is as when indexed; no where the manifest never recorded that."""
+    kinds = manifest.categories("kind")
+    sizes, times = manifest.numeric("bytes"), manifest.numeric("mtime_ns")
+    unchanged = np.zeros(len(manifest), dtype=bool)
+    row = 0
+    for chunk in manifest.absolute_paths().chunks:
+        for path in chunk.to_pylist():
+            try:
+                stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
+                unchanged[row] = (stamp.bytes, stamp.mtime_ns) == (sizes[row], times[row])
+            except OSError:
+                pass  # it is gone: probing it says so
+            row += 1
+    return unchanged
 
 
 def _requests(
     manifest: Manifest, unchanged: NDArray[np.bool_], deep: bool
 ) -> Iterator[ProbeRequest]:
-    for row, is_unchanged in enumerate(unchanged):
-        if not is_unchanged:
-            info = manifest.row(row)
-            fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
-            yield ProbeRequest(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
+    for row in np.flatnonzero(~unchanged).tolist():
+        info = manifest.row(row)
+        fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
+        yield ProbeRequest(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
 
 
 class _Tally:
@@ -125,12 +138,39 @@ class _Tally:
         self._codecs: Counter[str] = Counter()
         self._split_counts: Counter[str] = Counter()
 
+    def add_unchanged(self, unchanged: NDArray[np.bool_]) -> None:
+        """Count all rows whose files are as when indexed, column by column."""
+        manifest = self._manifest
+        good = unchanged & manifest.ok
+        for row in np.flatnonzero(unchanged & ~manifest.ok).tolist():
+            reason = manifest.table.column("reason")[row].as_py()
+            self._add_bad(row, manifest.path(row), reason)
+        self._frames += int(manifest.num_frames[good].sum())
+        self._bytes += int(manifest.numeric("bytes")[good].sum())
+        self._seconds += float(manifest.numeric("duration_seconds")[good].sum())
+        self._variable += int((~manifest.numeric("constant_rate").astype(bool) & good).sum())
+        codecs, kinds = manifest.categories("codec"), manifest.categories("kind")
+        self._codecs.update(_counted(codecs.codes[good], codecs.classes))
+        self._split_counts.update(_counted(self._splits.codes[good], self._splits.classes))
+        is_video = kinds.codes == (
+            kinds.classes.index("video") if "video" in kinds.classes else len(kinds.classes)
+        )
+        lengths = (
+            pc.call_function("list_value_length", [manifest.table.column("keyframe_pts")])
+            .fill_null(0)
+            .to_numpy()
+        )
+        self._unindexed += int((is_video & (lengths == 0) & good).sum())
+
+    def _add_bad(self, row: int, path: str, reason: str | None) -> None:
+        self.bad.append(BadRow(row, path, reason or "marked as bad when indexed"))
+
     def add(self, row: int, recorded: VideoInfo, found: VideoInfo) -> None:
         """Count one row: as the manifest has it, and as the file is."""
         is_same = (recorded.bytes, recorded.mtime_ns) == (found.bytes, found.mtime_ns)
         self._changed += not is_same
         if not found.ok:
-            self.bad.append(BadRow(row, found.path, found.reason or "marked as bad when indexed"))
+            self._add_bad(row, found.path, found.reason)
             return
         code = self._splits.codes[row]
         self._split_counts["" if code < 0 else self._splits.classes[code]] += 1
@@ -145,7 +185,7 @@ class _Tally:
         """The sums."""
         return CheckReport(
             num_rows=len(self._manifest),
-            bad=tuple(self.bad),
+            bad=tuple(sorted(self.bad, key=lambda bad: bad.row)),
             num_changed=self._changed,
             num_frames=self._frames,
             duration_hours=self._seconds / 3600,
@@ -155,3 +195,10 @@ class _Tally:
             num_variable_rate=self._variable,
             num_unindexed=self._unindexed,
         )
+
+
+def _counted(codes: NDArray[np.int32], classes: list[str]) -> dict[str, int]:
+    """How often each class stands there; "" for rows without one (code -1)."""
+    counts = np.bincount(codes + 1, minlength=len(classes) + 1)
+    names = ["", *classes]
+    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from vjepa.data.index_reuse import KnownFiles, partial_path
 from vjepa.data.manifest import Manifest
-from vjepa.data.manifest_schema import LABEL_PREFIX, ManifestRow, label_type, rows_to_table
+from vjepa.data.manifest_schema import COLUMNS, LABEL_PREFIX, infos_to_table, label_type
 from vjepa.data.probe_pool import ProbePool, ProbeRequest
 from vjepa.data.source_lists import IndexConfig, SourceRow, default_names, read_source
 from vjepa.data.video_info import VideoInfo
@@ -73,16 +74,10 @@ def index_sources(
     plan = _Plan.checked([str(source) for source in sources], names, weights)
     target = Path(out).absolute()
     known = KnownFiles(target, config)
-    listing = _list_all(plan, config)
-    label_names = [
-        name.removeprefix(LABEL_PREFIX)
-        for name in listing.column_names
-        if name.startswith(LABEL_PREFIX)
-    ]
-    rows = _RowStore(label_names)
+    listing = list_sources(plan.sources, plan.names, config)
+    rows = _RowStore(listing, known)
     try:
-        for row in _probe_listing(listing, label_names, known, config, workers, progress):
-            rows.add(row)
+        _probe_listing(rows, config, workers, progress)
     finally:
         # After Ctrl-C or a failure, what was probed waits beside the target for the next attempt.
         if 0 < len(rows) < listing.num_rows:
@@ -124,10 +119,22 @@ class _Plan:
         return cls(sources, chosen, None if weights is None else list(weights))
 
 
-def _list_all(plan: _Plan, config: IndexConfig) -> pa.Table:
-    """All rows of all sources as one flat table: _LISTING's columns and `label.<name>` ones."""
+def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConfig) -> pa.Table:
+    """All rows of all sources as one flat table, read as a stream.
+
+    Args:
+        sources: Folders, lists or media files.
+        names: The data set name of each.
+        config: How to read them.
+
+    Returns:
+        Columns path, kind, dataset, split, weight and `label.<name>`.
+
+    Raises:
+        UserError: A source is missing, empty or malformed.
+    """
     parts: list[pa.Table] = []
-    for source, dataset in zip(plan.sources, plan.names, strict=True):
+    for source, dataset in zip(sources, names, strict=True):
         for rows in _in_batches(read_source(source, config)):
             parts.append(_listing_part(rows, dataset))
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
@@ -148,69 +155,82 @@ def _listing_part(rows: Sequence[SourceRow], dataset: str) -> pa.Table:
     return pa.table(arrays)
 
 
-def _probe_listing(
-    listing: pa.Table,
-    label_names: list[str],
-    known: KnownFiles,
-    config: IndexConfig,
-    workers: int,
-    progress: Progress | None,
-) -> Iterator[ManifestRow]:
-    """A manifest row for each listed file, in order; known files are not opened."""
-    total, num_bad = listing.num_rows, 0
-    reused = known.match(listing)
-    with ProbePool(workers, config.limits, config.timeout_seconds) as pool:
-        probes = pool.probe_all(
-            ProbeRequest(
-                path=listing.column("path")[row].as_py(),
-                kind=listing.column("kind")[row].as_py(),
-                image_folder_fps=config.image_folder_fps,
-            )
-            for row in range(total)
-            if reused[row] < 0
-        )
-        for row in range(total):
-            info = next(probes) if reused[row] < 0 else known.info(int(reused[row]))
-            num_bad += not info.ok
-            yield _to_manifest_row(listing, row, label_names, info)
-            if progress is not None:
-                progress(row + 1, total, num_bad)
-
-
 class _RowStore:
-    """Collects rows, as flat Arrow columns but for the newest few."""
+    """The rows done so far, in the listing's order, as flat Arrow columns but for the newest."""
 
-    def __init__(self, label_names: list[str]) -> None:
-        self._label_names = label_names
+    def __init__(self, listing: pa.Table, known: KnownFiles) -> None:
+        self.listing = listing
+        self.reused = known.match(listing)
+        self._known = known
         self._tables: list[pa.Table] = []
-        self._newest: list[ManifestRow] = []
-        self._count = 0
+        self._fresh: list[VideoInfo] = []
+        self._count = self._stored = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def add(self, row: ManifestRow) -> None:
-        self._newest.append(row)
+    def add(self, fresh: VideoInfo | None) -> None:
+        """The next row: what was found in its file, or None where an older row holds."""
+        if fresh is not None:
+            self._fresh.append(fresh)
         self._count += 1
-        if len(self._newest) == _BATCH:
-            self._flush()
+        if self._count - self._stored == _BATCH:
+            self._store()
 
     def table(self) -> pa.Table:
-        self._flush()
+        """All rows done, with the columns of a manifest."""
+        self._store()
         return pa.concat_tables(self._tables)
 
-    def _flush(self) -> None:
-        if self._newest:
-            self._tables.append(rows_to_table(self._newest, self._label_names))
-            self._newest = []
+    def _store(self) -> None:
+        length = self._count - self._stored
+        if not length:
+            return
+        said, reused = (
+            self.listing.slice(self._stored, length),
+            self.reused[self._stored :][:length],
+        )
+        # Fresh rows first, known ones behind them; `order` puts them back among each other.
+        is_fresh = reused < 0
+        found = pa.concat_tables(
+            [infos_to_table(self._fresh), self._known.infos(reused[~is_fresh])]
+            if not is_fresh.all()
+            else [infos_to_table(self._fresh)]
+        )
+        order = np.empty(length, dtype=np.int64)
+        order[is_fresh] = np.arange(is_fresh.sum())
+        order[~is_fresh] = np.arange(is_fresh.sum(), length)
+        found = found.unify_dictionaries().combine_chunks().take(pa.array(order))
+        labels = [name for name in said.column_names if name.startswith(LABEL_PREFIX)]
+        columns = {
+            name: said.column(name) if name in _LISTING else found.column(name) for name in COLUMNS
+        }
+        columns |= {name: said.column(name) for name in labels}
+        self._tables.append(pa.table(columns))
+        self._fresh, self._stored = [], self._count
 
 
-def _to_manifest_row(
-    listing: pa.Table, row: int, label_names: list[str], info: VideoInfo
-) -> ManifestRow:
-    values = {name: listing.column(name)[row].as_py() for name in ("split", "dataset", "weight")}
-    labels = {name: listing.column(LABEL_PREFIX + name)[row].as_py() for name in label_names}
-    return ManifestRow(info=info, labels=labels, **values)
+def _probe_listing(
+    rows: _RowStore, config: IndexConfig, workers: int, progress: Progress | None
+) -> None:
+    """Add a row for each listed file, in order; known files are not opened."""
+    listing, total, num_bad = rows.listing, rows.listing.num_rows, 0
+    is_new = rows.reused < 0
+    with ProbePool(workers, config.limits, config.timeout_seconds) as pool:
+        probes = pool.probe_all(
+            ProbeRequest(
+                path=listing.column("path")[int(row)].as_py(),
+                kind=listing.column("kind")[int(row)].as_py(),
+                image_folder_fps=config.image_folder_fps,
+            )
+            for row in np.flatnonzero(is_new)
+        )
+        for row in range(total):
+            info = next(probes) if is_new[row] else None
+            num_bad += info is not None and not info.ok
+            rows.add(info)
+            if progress is not None:
+                progress(row + 1, total, num_bad)
 
 
 def _in_batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:

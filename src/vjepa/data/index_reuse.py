@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vjepa.data.manifest import Manifest
+from vjepa.data.manifest_schema import INFO_COLUMNS
 from vjepa.data.probe_file import stamp_of
 from vjepa.data.source_lists import IndexConfig
-from vjepa.data.video_info import MediaKind, VideoInfo
 from vjepa.errors import UserError
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
 _PROBE_VERSION = 1
 _KEY = b"vjepa.probe"
+# Files looked at before their paths are let go.
+_BATCH = 1 << 16
 
 
 def partial_path(target: Path) -> Path:
@@ -60,6 +62,7 @@ class KnownFiles:
     def match(self, listing: pa.Table) -> NDArray[np.int64]:
         """For each listed file the number of a known row that still holds, or -1: int64 [rows]."""
         found = np.full(listing.num_rows, -1, dtype=np.int64)
+        kinds = np.asarray(listing.column("kind").cast(pa.string()).to_numpy())
         for start, manifest in zip(self._starts, self._manifests, strict=False):
             places = pc.call_function(
                 "index_in",
@@ -67,27 +70,39 @@ class KnownFiles:
                 pc.SetLookupOptions(value_set=manifest.absolute_paths()),
             )
             known = np.asarray(places.fill_null(-1), dtype=np.int64)
-            for row in np.flatnonzero((known >= 0) & (found < 0)):
-                path, kind = (
-                    listing.column("path")[row].as_py(),
-                    listing.column("kind")[row].as_py(),
-                )
-                if self._still_holds(manifest.row(int(known[row])), path, kind):
-                    found[row] = start + known[row]
+            rows = np.flatnonzero((known >= 0) & (found < 0))
+            # Bad files are always tried again: what was wrong may have been mended.
+            rows = rows[manifest.ok[known[rows]]]
+            stored = manifest.categories("kind")
+            classes = np.array(stored.classes, dtype=object)
+            rows = rows[classes[stored.codes[known[rows]]] == kinds[rows]]
+            holds = self._still_hold(listing, rows, kinds, manifest, known[rows])
+            found[rows[holds]] = start + known[rows[holds]]
         return found
 
     @staticmethod
-    def _still_holds(info: VideoInfo, path: str, kind: MediaKind) -> bool:
-        """Whether a row describes the file as it is now. Bad files are always tried again."""
-        if not info.ok or info.kind != kind:
-            return False
-        try:
-            stamp = stamp_of(path, kind)
-        except OSError:
-            return False
-        return (stamp.bytes, stamp.mtime_ns) == (info.bytes, info.mtime_ns)
+    def _still_hold(
+        listing: pa.Table,
+        rows: NDArray[np.int64],
+        kinds: NDArray[np.object_],
+        manifest: Manifest,
+        known: NDArray[np.int64],
+    ) -> NDArray[np.bool_]:
+        """Whether the files are as the known rows say, by size and time: bool [rows]."""
+        sizes, times = manifest.numeric("bytes")[known], manifest.numeric("mtime_ns")[known]
+        holds = np.zeros(len(rows), dtype=bool)
+        for begin in range(0, len(rows), _BATCH):
+            part = rows[begin : begin + _BATCH]
+            paths = listing.column("path").take(pa.array(part)).to_pylist()
+            for place, path in enumerate(paths, start=begin):
+                try:
+                    stamp = stamp_of(path, kinds[rows[place]])
+                except OSError:
+                    continue
+                holds[place] = (stamp.bytes, stamp.mtime_ns) == (sizes[place], times[place])
+        return holds
 
-    def info(self, number: int) -> VideoInfo:
-        """What is known under a number given by :meth:`match`."""
-        place = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._manifests[place].row(number - int(self._starts[place]))
+    def infos(self, numbers: NDArray[np.int64]) -> pa.Table:
+        """What is known under numbers given by :meth:`match`: `INFO_COLUMNS`, one row each."""
+        columns = [manifest.table.select(INFO_COLUMNS) for manifest in self._manifests]
+        return pa.concat_tables(columns).take(pa.array(numbers))

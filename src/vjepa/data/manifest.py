@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vjepa.data.manifest_checks import problem_of
 from vjepa.data.manifest_schema import (
     COLUMNS,
     LABEL_PREFIX,
@@ -27,6 +28,7 @@ from vjepa.data.manifest_schema import (
     rows_to_table,
     to_schema,
 )
+from vjepa.data.storage import is_address
 from vjepa.data.video_info import VideoInfo
 from vjepa.errors import UserError
 
@@ -79,15 +81,17 @@ class Manifest:
         if not file.is_file():
             raise UserError(f"manifest {file}: no such file; {remedy}")
         try:
-            # No memory map: the file may be replaced while it is open.
-            table = to_schema(pq.read_table(file))
+            table = to_schema(_read_columns(file))
+            table.validate(full=True)  # text that is none, offsets that point outside
         except KeyError as error:
             raise UserError(f"manifest {file}: no column {error}; {remedy}") from error
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"manifest {file}: cannot be read ({reason}); {remedy}") from error
         if table.num_rows == 0:
             raise UserError(f"manifest {file}: has no rows; {remedy}")
+        if (problem := problem_of(table)) is not None:
+            raise UserError(f"manifest {file}: {problem}; {remedy}")
         return cls(table, file.absolute().parent, str(file))
 
     @classmethod
@@ -127,7 +131,8 @@ class Manifest:
         return int(row)
 
     def _absolute(self, stored: str) -> str:
-        return stored if stored.startswith("/") else self._prefix + stored
+        is_whole = stored.startswith("/") or is_address(stored)
+        return stored if is_whole else self._prefix + stored
 
     def numeric(self, name: str) -> NDArray[np.generic]:
         """A number or bool column as a NumPy array [rows], without a copy where Arrow allows."""
@@ -224,8 +229,8 @@ class Manifest:
         for paths in self._paths_in_batches():
             lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
         # All strings between two share what those two share.
-        common = os.path.commonpath([os.path.dirname(lowest), os.path.dirname(highest)])  # noqa: PTH120
-        return common.rstrip("/") + "/"
+        common = os.path.commonprefix([lowest, highest])  # noqa: RUF071 (cut at a slash below)
+        return common[: common.rfind("/") + 1]
 
     def select(
         self, split: str | None = None, *, dataset: str | None = None, ok_only: bool = True
@@ -246,29 +251,34 @@ class Manifest:
                     f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
                 )
             mask &= values.codes == values.classes.index(wanted)
-        # Nothing is copied where nothing is left out.
-        table = self._table if mask.all() else self._table.filter(pa.array(mask))
-        if ok_only:
-            table = self._usable(table)
-        return Manifest(table, Path(self._root), self._source)
+        usable = mask & self.ok if ok_only else mask
+        if not usable.any():
+            raise UserError(self._why_none(mask))
+        # Nothing is copied where nothing is left out; otherwise one column after the other.
+        if usable.all():
+            return self
+        keep = pa.array(usable)
+        columns = {
+            name: self._table.column(name).filter(keep).combine_chunks()
+            for name in self._table.column_names
+        }
+        return Manifest(pa.table(columns), Path(self._root), self._source)
 
-    def _usable(self, table: pa.Table) -> pa.Table:
-        is_ok = table.column("ok").to_numpy()
-        good = table if is_ok.all() else table.filter(pa.array(is_ok))
-        if good.num_rows == 0:
-            reasons = "; ".join(
-                f"{path}: {reason}"
-                for path, reason in zip(
-                    table.column("path").slice(0, 3).to_pylist(),
-                    table.column("reason").slice(0, 3).to_pylist(),
-                    strict=True,
-                )
+    def _why_none(self, mask: NDArray[np.bool_]) -> str:
+        """Why no row of these can be used; mask: bool [rows]."""
+        first = pa.array(np.flatnonzero(mask)[:3])
+        reasons = "; ".join(
+            f"{path}: {reason}"
+            for path, reason in zip(
+                self._table.column("path").take(first).to_pylist(),
+                self._table.column("reason").take(first).to_pylist(),
+                strict=True,
             )
-            raise UserError(
-                f"manifest {self._source}: none of its {table.num_rows} videos can be used"
-                f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
-            )
-        return good
+        )
+        return (
+            f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
+            f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
+        )
 
     def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
         """Write the manifest as Parquet: aside, synced, then renamed into place.
@@ -324,6 +334,20 @@ class Manifest:
         stored = self._table.column("path")
         for at in range(0, len(stored), _BATCH):
             yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_numpy().tolist()]
+
+
+def _read_columns(file: Path) -> pa.Table:
+    """All columns that a manifest can have, read one after the other.
+
+    So only one of them stands in memory twice, while its pieces are joined. No memory map: the file
+    may be replaced while it is open.
+    """
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        wanted = [name for name in names if name in COLUMNS or name.startswith(LABEL_PREFIX)]
+        return pa.table(
+            {name: parquet.read(columns=[name]).column(name).combine_chunks() for name in wanted}
+        )
 
 
 def _sorted_classes(labels: list[str]) -> list[str]:

@@ -58,6 +58,10 @@ PLAIN_FIELDS = tuple(
 )
 
 
+INFO_COLUMNS = (*PLAIN_FIELDS, "time_base_num", "time_base_den")
+"""Columns that say what was found in a file."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManifestRow:
     """One row to be written: what was found in the file, and what the source says about it."""
@@ -69,25 +73,34 @@ class ManifestRow:
     labels: Mapping[str, str | None] = field(default_factory=dict)
 
 
+def infos_to_table(infos: Iterable[VideoInfo]) -> pa.Table:
+    """What was found in files -> an Arrow table with the columns `INFO_COLUMNS`."""
+    columns: dict[str, list[Any]] = {name: [] for name in INFO_COLUMNS}
+    for info in infos:
+        for name in PLAIN_FIELDS:
+            columns[name].append(getattr(info, name))
+        columns["time_base_num"].append(info.time_base.numerator)
+        columns["time_base_den"].append(info.time_base.denominator)
+    return pa.table(
+        {name: pa.array(values, type=COLUMNS[name]) for name, values in columns.items()}
+    )
+
+
 def rows_to_table(rows: Iterable[ManifestRow], label_names: Iterable[str]) -> pa.Table:
     """Rows -> an Arrow table with all columns of a manifest."""
-    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-    labels: dict[str, list[str | None]] = {name: [] for name in label_names}
-    for row in rows:
-        for name in PLAIN_FIELDS:
-            columns[name].append(getattr(row.info, name))
-        columns["time_base_num"].append(row.info.time_base.numerator)
-        columns["time_base_den"].append(row.info.time_base.denominator)
-        columns["split"].append(row.split)
-        columns["dataset"].append(row.dataset)
-        columns["weight"].append(row.weight)
-        for name, values in labels.items():
-            values.append(row.labels.get(name))
-    arrays = {
-        name: pa.array(values, type=kind)
-        for (name, kind), values in zip(COLUMNS.items(), columns.values(), strict=True)
+    listed = list(rows)
+    found = infos_to_table(row.info for row in listed)
+    said = {
+        "split": [row.split for row in listed],
+        "dataset": [row.dataset for row in listed],
+        "weight": [row.weight for row in listed],
     }
-    for name, values in labels.items():
+    arrays: dict[str, Any] = {
+        name: pa.array(said[name], type=kind) if name in said else found.column(name)
+        for name, kind in COLUMNS.items()
+    }
+    for name in label_names:
+        values = [row.labels.get(name) for row in listed]
         arrays[LABEL_PREFIX + name] = pa.array(values, type=label_type())
     return pa.table(arrays)
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from vjepa.data.images import IMAGE_FOLDER_FPS, decode_images, probe_image, probe_image_folder
 from vjepa.data.media_files import images_in, kind_of
 from vjepa.data.pixels import orientation_of
+from vjepa.data.shards import member_at, member_status
+from vjepa.data.storage import absolute, is_address, status_of
 from vjepa.data.video_file import VideoFile, open_video, reason_of
 from vjepa.data.video_info import DecodeError, LimitsConfig, MediaKind, VideoInfo
 
@@ -58,7 +60,7 @@ def probe(
         What was found; `ok` False with a `reason` for anything that cannot give frames.
     """
     limits = limits or LimitsConfig()
-    path = os.path.abspath(path)  # noqa: PTH100 (Path.absolute keeps "..")
+    path = absolute(path)
     info = VideoInfo(path=path, kind=kind or kind_of(path))
     try:
         stamp = stamp_of(path, info.kind)
@@ -113,9 +115,11 @@ def stamp_of(path: str, kind: MediaKind) -> Stamp:
     Raises:
         OSError: There is no such file, or it cannot be looked at.
     """
-    status = os.stat(path)  # noqa: PTH116 (called for every row of a large index)
     if kind != "image_folder":
-        return Stamp(status.st_size, status.st_mtime_ns)
+        member = member_at(path)
+        found = status_of(path) if member is None else member_status(member)
+        return Stamp(found.bytes, found.mtime_ns)
+    status = os.stat(path)  # noqa: PTH116
     each = [os.stat(os.path.join(path, name)) for name in images_in(path)]  # noqa: PTH116, PTH118
     newest = max([status.st_mtime_ns, *(one.st_mtime_ns for one in each)])
     return Stamp(sum(one.st_size for one in each), newest)
@@ -124,7 +128,8 @@ def stamp_of(path: str, kind: MediaKind) -> Stamp:
 def _check_file(info: VideoInfo, limits: LimitsConfig) -> None:
     if os.path.isdir(info.path):  # noqa: PTH112
         raise DecodeError(info.path, "is a folder, not a file")
-    if not os.path.isfile(info.path):  # noqa: PTH113
+    is_stored = is_address(info.path) or member_at(info.path) is not None
+    if not is_stored and not os.path.isfile(info.path):  # noqa: PTH113
         raise DecodeError(info.path, "is no regular file")
     if info.bytes == 0:
         raise DecodeError(info.path, "empty file (0 bytes)")

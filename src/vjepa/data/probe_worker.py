@@ -12,6 +12,7 @@ import sys
 
 from vjepa.data.probe_file import probe, probe_deeply
 from vjepa.data.video_info import LimitsConfig, info_to_json
+from vjepa.runtime.memory import limit_memory
 
 READY = "ready"
 
@@ -19,6 +20,7 @@ READY = "ready"
 def main() -> None:
     """Answer requests until standard input ends."""
     limits = LimitsConfig(**json.loads(sys.argv[1]))
+    limit_memory(limits.max_memory_gigabytes)
     # The replies get a private copy of standard output; what a codec library prints goes to stderr.
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(2, 1)

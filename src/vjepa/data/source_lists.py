@@ -24,6 +24,7 @@ from vjepa.data.media_files import (
     is_numbered_sequence,
     kind_of,
 )
+from vjepa.data.storage import absolute, files_beneath, is_address
 from vjepa.data.video_info import LimitsConfig, MediaKind
 from vjepa.errors import UserError
 
@@ -52,7 +53,8 @@ class IndexConfig:
     label."""
     image_folders: Literal["auto", "clips", "images"] = "auto"
     """Folders of images without subfolders: `clips` makes each one clip, `images` makes each image
-    one row; `auto` makes it a clip if the images are numbered without gaps."""
+    one row; `auto` makes it a clip if the images are numbered without gaps. With
+    `label_from_folder`, a folder directly below the source or its split is a class of images."""
     image_folder_fps: float = 30.0
     """Frame rate given to folders of images, in frames per second."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -83,10 +85,12 @@ def read_source(source: str, config: IndexConfig) -> Iterator[SourceRow]:
             rows; the message names the source and the row.
     """
     path = Path(source).absolute()
-    if not path.exists():
+    if is_address(source):
+        rows = _list_storage(source, config)
+    elif not path.exists():
         raise UserError(f"source {source}: no such file or folder")
-    if path.is_dir():
-        rows = _walk_folder(path, config)
+    elif path.is_dir():
+        rows = _folder_rows(str(path), _find_media(path, config), config)
     elif is_media(path.name):
         rows = iter([SourceRow(path=str(path), kind=kind_of(str(path)))])
     else:
@@ -137,23 +141,48 @@ class _LabelRule:
 # --- folder trees ---------------------------------------------------------------------------------
 
 
-def _walk_folder(root: Path, config: IndexConfig) -> Iterator[SourceRow]:
+def _list_storage(address: str, config: IndexConfig) -> Iterator[SourceRow]:
+    """Media files of a stored folder, or one stored file."""
+    if is_media(address):
+        return iter([SourceRow(path=address, kind=kind_of(address))])
+    try:
+        found = [(path, kind_of(path)) for path in files_beneath(address) if is_media(path)]
+    except OSError as error:
+        raise UserError(f"source {address}: cannot be listed ({error})") from error
+    return _folder_rows(address.rstrip("/"), iter(found), config)
+
+
+def _folder_rows(
+    root: str, found: Iterator[tuple[str, MediaKind]], config: IndexConfig
+) -> Iterator[SourceRow]:
     rule = _LabelRule(root)
-    for path, kind in _find_media(root, config.image_folders):
-        folders = Path(path).relative_to(root).parent.parts
-        split = _SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
-        classes = folders[1:] if split else folders
+    for path, kind in found:
+        inside = path.removeprefix(root).lstrip("/")
+        split, classes = _split_and_classes(inside)
         labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
         if config.label_from_folder:
-            rule.check(labels, f"file {Path(path).relative_to(root)}")
+            rule.check(labels, f"file {inside}")
         yield SourceRow(path=path, kind=kind, split=split, labels=labels)
 
 
-def _find_media(root: Path, image_folders: str) -> Iterator[tuple[str, MediaKind]]:
+def _split_and_classes(inside: str) -> tuple[str | None, list[str]]:
+    """The split that a path within a source is in, and the folders between it and the file."""
+    folders = inside.split("/")[:-1]
+    split = _SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
+    return split, folders[1:] if split else folders
+
+
+def _find_media(root: Path, config: IndexConfig) -> Iterator[tuple[str, MediaKind]]:
     """Media files and clip folders beneath `root`, folder by folder in alphabetical order."""
+    image_folders = config.image_folders
 
     def refuse(error: OSError) -> None:
         raise UserError(f"folder {error.filename}: cannot be read ({error.strerror})") from error
+
+    def is_class(folder: str) -> bool:
+        """Whether a clip in place of this folder would have no folder to be labelled by."""
+        inside = folder.removeprefix(str(root)).lstrip("/")
+        return config.label_from_folder and not _split_and_classes(inside)[1]
 
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
@@ -170,7 +199,10 @@ def _find_media(root: Path, image_folders: str) -> Iterator[tuple[str, MediaKind
             and bool(images)
             and not subfolders
             and len(images) == len(media)
-            and (image_folders == "clips" or is_numbered_sequence(images_in(folder)))
+            and (
+                image_folders == "clips"
+                or (not is_class(folder) and is_numbered_sequence(images_in(folder)))
+            )
         )
         if is_clip:
             yield folder, "image_folder"
@@ -253,8 +285,9 @@ def _parse_json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRo
             continue
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, {place}: not valid JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}, {place}: not valid JSON ({reason})") from error
         if not isinstance(values, dict):
             raise UserError(f"{path}, {place}: not a JSON object")
         yield place, _to_row(path, place, values)
@@ -292,7 +325,8 @@ def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
         if not isinstance(value, str | int | float):
             raise UserError(f"{path}, {place}: {column} is no text or number but {value!r}")
         labels[column] = str(value).strip()
-    full = os.path.abspath(path.parent / name.strip())  # noqa: PTH100 ("a/../b" is "b")
+    name = name.strip()
+    full = name if is_address(name) else absolute(str(path.parent / name))
     split = str(values.get("split") or "").strip() or None
     weight = _to_weight(path, place, values.get("weight"))
     return SourceRow(path=full, kind=kind_of(full), split=split, weight=weight, labels=labels)

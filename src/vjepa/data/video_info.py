@@ -115,8 +115,14 @@ class LimitsConfig:
     """Largest number of frames."""
     max_bytes: int = 1 << 40
     """Largest size on disk, in bytes."""
+    max_memory_gigabytes: float = 8.0
+    """Memory (address space, in GB) that a reader process may take for the file it reads; Linux."""
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_frames", "max_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.max_memory_gigabytes > 0:
+            raise ValueError(
+                f"max_memory_gigabytes must be above 0, got {self.max_memory_gigabytes}"
+            )

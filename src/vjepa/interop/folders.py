@@ -31,6 +31,20 @@ from vjepa.version import __version__
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 KIND = "a vjepa checkpoint"
+_MAX_CONFIG_BYTES = 1 << 24
+_MAX_SIZE = 1 << 20
+"""No width, depth or grid of a model comes near this."""
+_MAX_RATIO = 1000
+_SIZES = (
+    "width",
+    "depth",
+    "heads",
+    "image_size",
+    "num_frames",
+    "channels",
+    "num_mask_tokens",
+    "mlp_ratio",
+)
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 
 
@@ -91,8 +105,10 @@ def read_config(folder: Path) -> CheckpointConfig:
     """
     path = folder / CONFIG_FILE
     try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes; no config of ours is")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict) or content.get("format") != "vjepa":
         _refuse_foreign(path, content)
@@ -135,6 +151,7 @@ def load_folder_model(folder: Path, num_heads: int | None = None) -> tuple[VJEPA
         raise UserError(
             f"{folder}: a pixel-prediction checkpoint has no target encoder; use load_encoder"
         )
+    _require_plausible(config.model, folder / WEIGHTS_FILE)
     with torch.device("meta"):
         model = VJEPA(config.model)
     stored = _read_tensors(folder / WEIGHTS_FILE)
@@ -164,6 +181,7 @@ def load_folder_encoder(
     """
     config = _checked_config(folder, num_heads)
     key = "encoder" if config.objective == "pixel" else ENCODER_KEYS[which]
+    _require_plausible(config.model, folder / WEIGHTS_FILE)
     with torch.device("meta"):
         encoder = Encoder(config.model.encoder)
     stored = _read_tensors(folder / WEIGHTS_FILE, prefix=f"{key}.")
@@ -272,6 +290,32 @@ def _checked_config(folder: Path, num_heads: int | None) -> CheckpointConfig:
     if num_heads is not None and num_heads != heads:
         raise UserError(f"{folder}: has {heads} heads, not {num_heads}; leave num_heads out")
     return config
+
+
+def _require_plausible(model: ModelConfig, weights: Path) -> None:
+    """Refuse sizes that the weights cannot have, before a model of such sizes is built.
+
+    Raises:
+        UserError: A size beyond all models, or more blocks than the file has tensors.
+    """
+    for part in (model.encoder, model.predictor):
+        for name in _SIZES:
+            value = getattr(part, name, 0) or 0
+            if value > (_MAX_RATIO if name == "mlp_ratio" else _MAX_SIZE):
+                raise UserError(f"{weights.parent / CONFIG_FILE}: {name} {value} cannot be")
+    try:
+        with safe_open(weights, framework="pt") as file:
+            num_tensors = len(file.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{weights}: truncated or not a safetensors file ({error}); copy it again"
+        ) from error
+    depth = max(model.encoder.depth, model.predictor.depth)
+    if depth > num_tensors:
+        raise UserError(
+            f"{weights.parent / CONFIG_FILE}: depth {depth}, but {weights.name} holds "
+            f"{num_tensors} tensors"
+        )
 
 
 def _kind(config: CheckpointConfig) -> str:

@@ -26,7 +26,14 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.reporting.html import Figure, Report, Section, Text, write_report
 from vjepa.reporting.pictures import Picture, write_png
-from vjepa.reporting.runs import read_run, run_charts, state_lines
+from vjepa.reporting.run_status import (
+    RunStatus,
+    rank_charts,
+    rank_table,
+    status_lines,
+    status_of,
+)
+from vjepa.reporting.runs import RunState, read_run, run_charts, state_lines
 
 
 @dataclass(frozen=True)
@@ -141,15 +148,19 @@ def show_run(folder: Path, out: Path) -> list[str]:
         UserError: No run folder, or damaged.
     """
     state = read_run(folder)
-    lines = state_lines(state)
+    status = status_of(state)
+    first, *others = state_lines(state)
+    lines = [first, *status_lines(state, status), *others]
     total = state.steps_total
     figures = [
         Figure(f"{state.steps_done:,}", f"steps done of {total:,}" if total else "steps done"),
         Figure(str(len(state.checkpoints)), "checkpoints kept"),
         Figure(str(len(state.bad_videos)), "bad videos"),
+        Figure(str(status.skipped), "updates skipped"),
     ]
     sections = [
         Section("Curves", blocks=run_charts({folder.name: state})),
+        *_process_sections(state, status),
         Section("State", blocks=[Text("\n".join(lines), preformatted=True)]),
         Section(
             "Config",
@@ -159,10 +170,18 @@ def show_run(folder: Path, out: Path) -> list[str]:
     ]
     report = Report(
         title=f"Run {folder.name}",
-        answer="Loss, health and probe of this run, from its metrics.jsonl.",
+        answer=f"{status.state[0].upper()}{status.state[1:]}.",
         figures=figures,
         sections=sections,
         footer=str(folder.resolve()),
     )
     write_report(report, out)
     return lines
+
+
+def _process_sections(state: RunState, status: RunStatus) -> list[Section]:
+    """The table and curves of the processes of a run of several."""
+    if not status.ranks:
+        return []
+    slow = [Text(f"Process {text.removeprefix('process ')}.") for text in status.stragglers]
+    return [Section("Processes", blocks=[rank_table(status), *slow, *rank_charts(state)])]

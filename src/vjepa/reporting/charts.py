@@ -59,6 +59,11 @@ def _svg(figure: Figure) -> str:
     return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
 
 
+def _words(text: str) -> str:
+    """Text as it is: a "$" in the name of a run or a class begins no formula."""
+    return text.replace("$", r"\$")
+
+
 def _style(axes: Axes) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -98,14 +103,14 @@ def line_chart(
             line.y,
             color=_SERIES[line.colour - 1],
             linewidth=1.6,
-            label=line.label,
+            label=_words(line.label),
             marker=marker,
             markersize=3,
         )
     if reference is not None:
         axes.axhline(reference, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         axes.annotate(
-            reference_label,
+            _words(reference_label),
             (0.995, reference),
             xycoords=("axes fraction", "data"),
             ha="right",
@@ -113,8 +118,8 @@ def line_chart(
             fontsize=7.5,
             color=_MUTED,
         )
-    axes.set_xlabel(x_label, color=_MUTED, fontsize=8.5)
-    axes.set_ylabel(y_label, color=_MUTED, fontsize=8.5)
+    axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
+    axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=8.5)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
     return _svg(figure)
@@ -161,12 +166,12 @@ def estimate_chart(
         if chance and row.group in chance:
             level = 100 * chance[row.group]
             axes.plot([level] * 2, [position - 0.5, position + 0.5], ":", color=_MUTED, linewidth=1)
-    axes.set_yticks(range(len(rows)), names, ha="left", fontsize=8.5)
+    axes.set_yticks(range(len(rows)), [_words(name) for name in names], ha="left", fontsize=8.5)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(_INK)
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
     axes.tick_params(axis="y", pad=250)
     axes.invert_yaxis()
-    axes.set_xlabel(x_label, color=_MUTED, fontsize=8.5)
+    axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.margins(x=0.12)
     return _svg(figure)

@@ -59,6 +59,10 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
     ),
     ("train", "grad_norm/encoder", "norm", "Gradient norm of the context encoder."),
     ("train", "learning_rate", "rate", "Learning rate."),
+    ("train", "clips_per_second", "clips/s", "Clips per second, of all processes."),
+    ("train", "data_wait_share", "share", "Share of the time spent waiting for data."),
+    ("train", "resident_gigabytes", "GB", "Memory of the training process that holds most."),
+    ("train", "device_gigabytes", "GB", "Largest memory on a GPU."),
 )
 """(kind of record, name, axis label, caption) of the curves to look at, most telling first."""
 
@@ -96,18 +100,27 @@ class RunState:
 
     def series(self, kind: str, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of one metric, lines without a finite value left out."""
+        found = ((r.step, r.values.get(name)) for r in self.records if r.kind == kind)
         pairs = [
-            (float(record.step), float(record.values[name]))
-            for record in self.records
-            if record.kind == kind and math.isfinite(record.values.get(name, math.nan))
+            (float(step), float(value))
+            for step, value in found
+            if isinstance(value, int | float) and math.isfinite(value)
         ]
         return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _bad_videos(path: Path) -> list[Mapping[str, Any]]:
-    """Lines of `bad_videos.jsonl`; a last line that a crash has cut short is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """Entries of `bad_videos.jsonl`; lines that are none (cut short by a crash) are left out."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = []
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
+            found.append(entry)
+    return found
 
 
 def read_run(folder: Path) -> RunState:
@@ -140,15 +153,16 @@ def state_lines(state: RunState) -> list[str]:
     total = state.steps_total
     share = f" of {total} ({100 * state.steps_done / total:.0f} %)" if total else ""
     lines = [f"run          {state.folder}", f"steps        {state.steps_done}{share}"]
-    if state.seconds_since_write is not None:
-        lines.append(f"last written {state.seconds_since_write:.0f} s ago")
     kept = ", ".join(str(step) for step in state.checkpoints) or "none"
     lines.append(f"checkpoints  {kept}")
-    lines.append(f"bad videos   {len(state.bad_videos)}")
     for kind in ("train", "health", "evaluation"):
         newest = next((r for r in reversed(state.records) if r.kind == kind), None)
         if newest:
-            values = [f"{name} {value:.4g}" for name, value in newest.values.items()]
+            values = [
+                f"{name} {value:.4g}"
+                for name, value in newest.values.items()
+                if isinstance(value, int | float)
+            ]
             lines.append(f"{kind:<12} step {newest.step}: " + ", ".join(values))
     for record in state.records:
         if record.kind == "warning":
