@@ -11,3 +11,7 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Bad input: the message names the file or field, what is wrong with it, and the remedy."""
+
+
+class LostProcessError(UserError):
+    """Another process of the same job ended or does not answer; starting the job again resumes."""

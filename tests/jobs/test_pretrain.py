@@ -22,7 +22,13 @@ from vjepa.interop import load_encoder, load_model, save_model
 from vjepa.jobs import pretrain
 from vjepa.models import VJEPA
 
-_TIMINGS = ("clips_per_second", "data_wait_share", "seconds", "elapsed_seconds")
+_TIMINGS = (
+    "clips_per_second",
+    "data_wait_share",
+    "seconds",
+    "elapsed_seconds",
+    "resident_gigabytes",
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import compile_blocks, set_up_device
+from vjepa.runtime.device import checkpoint_blocks, compile_blocks, set_up_device
 
 
 class Model(nn.Module):
@@ -74,3 +74,37 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"compile: no C\+\+ compiler"):
         compile_blocks([Model()])
+
+
+class _Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_less() -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        module = _Blocks()
+        names = list(module.state_dict())
+        if recompute:
+            assert checkpoint_blocks([module]) == 3
+        assert list(module.state_dict()) == names
+        saved: list[int] = []
+        count = lambda tensor, saved=saved: saved.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = module(torch.ones(5, 4)).square().sum()
+        loss.backward()
+        gradients.append([p.grad for p in module.parameters()])
+        kept.append(sum(saved))
+        module.requires_grad_(requires_grad=False)
+        assert not module(torch.ones(1, 4)).requires_grad
+    for one, two in zip(*gradients, strict=True):
+        assert torch.equal(one, two)
+    assert kept[1] < kept[0]

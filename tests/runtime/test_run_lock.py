@@ -28,7 +28,7 @@ def test_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> No
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another process is training"), locked_folder(tmp_path):
+        with pytest.raises(UserError, match="another process is at work"), locked_folder(tmp_path):
             pass
         holder.kill()
     with locked_folder(tmp_path):

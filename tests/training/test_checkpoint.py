@@ -17,7 +17,14 @@ from tests.training.toy import OPTIM, ToyObjective
 from torch import nn
 
 from vjepa.errors import UserError
-from vjepa.training import CheckpointStore, GuardedAdamW, build_optimizer, optimizer_state
+from vjepa.runtime.distributed import Team
+from vjepa.training import (
+    CheckpointStore,
+    GuardedAdamW,
+    Snapshot,
+    build_optimizer,
+    optimizer_state,
+)
 
 CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
 
@@ -34,20 +41,26 @@ def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
 
 def _save(store: CheckpointStore, step: int, seed: int = 0) -> Path:
     objective, optimizer = _trained(seed)
-    return store.save(step, objective.all_modules(), optimizer, CONFIG, {"note": [1, 2.5]})
+    return store.save(_snapshot(step, objective, optimizer), Team())
+
+
+def _snapshot(step: int, objective: ToyObjective, optimizer: GuardedAdamW) -> Snapshot:
+    extra = {"note": [1, 2.5]}
+    modules = objective.all_modules()
+    return Snapshot.take(step, modules, optimizer, CONFIG, extra, team=Team())
 
 
 def _load(store: CheckpointStore, folder: Path) -> None:
     objective, optimizer = _trained(seed=9)
-    store.load(folder, objective.all_modules(), optimizer)
+    store.load(folder, objective.all_modules(), optimizer, Team())
 
 
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     objective, optimizer = _trained(seed=0)
-    folder = store.save(7, objective.all_modules(), optimizer, CONFIG, {"note": [1, 2.5]})
+    folder = store.save(_snapshot(7, objective, optimizer), Team())
     other, other_optimizer = _trained(seed=1)
-    loaded = store.load(folder, other.all_modules(), other_optimizer)
+    loaded = store.load(folder, other.all_modules(), other_optimizer, Team())
     assert (loaded.step, loaded.extra) == (7, {"note": [1, 2.5]})
     for name, value in objective.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
@@ -79,9 +92,9 @@ def test_parameters_without_state_start_afresh(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     objective = ToyObjective()
     optimizer = build_optimizer(objective.trainable(), OPTIM)
-    folder = store.save(1, objective.all_modules(), optimizer, CONFIG, {})
+    folder = store.save(_snapshot(1, objective, optimizer), Team())
     other, other_optimizer = _trained()
-    store.load(folder, other.all_modules(), other_optimizer)
+    store.load(folder, other.all_modules(), other_optimizer, Team())
     assert not optimizer_state(other_optimizer, other.trainable())
 
 
@@ -185,7 +198,7 @@ def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
     objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        store.load(folder, objective.all_modules(), optimizer)
+        store.load(folder, objective.all_modules(), optimizer, Team())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
     assert "predictor.1.weight is [8, 8], the model wants [9, 8]" in message
@@ -198,7 +211,7 @@ def test_module_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     folder = _save(store, 3)
     objective, _ = _trained()
     with pytest.raises(UserError, match="6 unexpected"):
-        store.load(folder, {"encoder": objective.encoder}, None)
+        store.load(folder, {"encoder": objective.encoder}, None, Team())
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from vjepa.errors import UserError
 from vjepa.training import TrainingConfig, TrainingStopped
-from vjepa.training.guards import HealthAlarm, NonFiniteGuard, StopSignals
+from vjepa.training.guards import BadUpdateGuard, HealthAlarm, StopSignals
 from vjepa.training.interval import HostStep
 
 SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
@@ -27,8 +28,16 @@ def _step(update: int, finite: bool) -> HostStep:
     return HostStep(update, np.array([update, update + 1]), values, finite)
 
 
+def _guard(training: TrainingConfig, folder: Path | None, rank: int = 0) -> BadUpdateGuard:
+    def keep(update: int, path: Path) -> bool:
+        path.write_text(f"the batch of update {update}")
+        return True
+
+    return BadUpdateGuard(training, folder, rank, keep)
+
+
 def test_stop_describes_the_batch(tmp_path: Path) -> None:
-    guard = NonFiniteGuard(TrainingConfig(), tmp_path)
+    guard = _guard(TrainingConfig(), tmp_path)
     guard.check([_step(1, True)])
     with pytest.raises(TrainingStopped) as caught:
         guard.check([_step(2, True), _step(3, False), _step(4, True)])
@@ -39,29 +48,50 @@ def test_stop_describes_the_batch(tmp_path: Path) -> None:
     details = json.loads(file.read_text())
     assert details["sample_ordinals"] == [3, 4]
     assert details["values"]["loss"] == "nan"
+    assert (tmp_path / details["batch"]).read_text() == "the batch of update 3"
+
+
+def test_every_process_keeps_its_part_of_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(TrainingStopped):
+        _guard(TrainingConfig(), tmp_path, rank=2).check([_step(3, False)])
+    assert [p.name for p in tmp_path.iterdir()] == ["nonfinite_step_00000003_rank_0002.safetensors"]
+
+
+@pytest.mark.parametrize(("nonfinite", "spike"), [("skip", "stop"), ("stop", "skip")])
+def test_spikes_have_a_policy_of_their_own(tmp_path: Path, nonfinite: Any, spike: Any) -> None:
+    guard = _guard(TrainingConfig(nonfinite=nonfinite, spike=spike), tmp_path)
+    high = replace(_step(5, True), spike=True)
+    if spike == "skip":
+        guard.check([high])
+        assert guard.skipped == 1
+        return
+    guard.check([_step(4, False)])
+    with pytest.raises(TrainingStopped, match="step 5: the loss is far above its running median"):
+        guard.check([high])
+    assert (tmp_path / "spike_step_00000005.json").is_file()
 
 
 def test_stop_without_a_folder() -> None:
     with pytest.raises(TrainingStopped, match="step 7"):
-        NonFiniteGuard(TrainingConfig(), None).check([_step(7, False)])
+        _guard(TrainingConfig(), None).check([_step(7, False)])
 
 
 def test_skipped_updates_are_counted_and_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    guard = NonFiniteGuard(SKIP, None)
+    guard = _guard(SKIP, None)
     with caplog.at_level(logging.WARNING, logger="vjepa"):
         guard.check([_step(1, False), _step(2, True), _step(3, False)])
     assert guard.skipped == 2
-    assert "step 3: loss nan, grad_norm/encoder 3; this update was skipped" in caplog.text
+    assert "finite (loss nan, grad_norm/encoder 3); this update was skipped" in caplog.text
     with pytest.raises(TrainingStopped, match="3 of the last 1000 updates"):
         guard.check([_step(4, False)])
 
 
 def test_rare_skips_never_add_up() -> None:
-    guard = NonFiniteGuard(SKIP, None)
+    guard = _guard(SKIP, None)
     guard.check([_step(update, False) for update in range(1, 20_000, 500)])
     assert guard.skipped == 40
     with pytest.raises(TrainingStopped):
-        NonFiniteGuard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
+        _guard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
 
 
 def _below_half(history: Sequence[Mapping[str, float]]) -> str | None:
@@ -98,16 +128,26 @@ def test_alarm_goes_on_after_a_resume() -> None:
     assert ringing.check({"std": 0.4}, loss=0.5) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
     previous = signal.getsignal(number)
     with StopSignals() as signals:
         assert signals.received is None
         signal.raise_signal(number)
         assert signals.received is number
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        else:
+            signal.raise_signal(number)  # schedulers repeat themselves
     assert signal.getsignal(number) is previous
+
+
+def test_a_ctrl_c_that_a_launcher_passes_on_is_not_a_second_one() -> None:
+    with StopSignals(has_launcher=True) as signals:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.received is signal.SIGINT
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

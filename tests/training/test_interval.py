@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vjepa.runtime.distributed import Team
 from vjepa.training.interval import Interval
 from vjepa.training.step import StepValues
 
@@ -27,7 +28,7 @@ def test_means_and_rates() -> None:
     for update, loss in enumerate((1.0, 2.0, 6.0), start=5):
         interval.add(_values(update, loss), np.arange(4), seconds_waited=0.5)
     assert len(interval) == 3
-    summary = interval.read()
+    summary = interval.read(Team())
     assert summary.means == {"loss": 3.0}
     assert summary.seconds == 4.0
     assert summary.clips_per_second == 3.0
@@ -41,8 +42,8 @@ def test_bad_updates_are_left_out_of_the_means() -> None:
     interval = Interval()
     interval.add(_values(1, 2.0), np.arange(4), 0.0)
     interval.add(_values(2, math.nan, finite=False), np.arange(4), 0.0)
-    assert not interval.last_is_finite()
-    summary = interval.read()
+    assert not interval.last_was_applied()
+    summary = interval.read(Team())
     assert summary.means == {"loss": 2.0}
     assert [step.finite for step in summary.steps] == [True, False]
 
@@ -50,4 +51,4 @@ def test_bad_updates_are_left_out_of_the_means() -> None:
 def test_all_bad_is_not_a_number() -> None:
     interval = Interval()
     interval.add(_values(1, math.inf, finite=False), np.arange(4), 0.0)
-    assert math.isnan(interval.read().means["loss"])
+    assert math.isnan(interval.read(Team()).means["loss"])

@@ -37,7 +37,13 @@ from vjepa.training import (
     optimizer_state,
 )
 
-_TIMES = ("clips_per_second", "data_wait_share", "seconds", "elapsed_seconds")
+_TIMES = (
+    "clips_per_second",
+    "data_wait_share",
+    "seconds",
+    "elapsed_seconds",
+    "resident_gigabytes",
+)
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vjepa.cli.exit_codes import EXIT_INTERRUPTED
+from vjepa.cli.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
 from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
@@ -16,13 +16,15 @@ train an encoder on videos without labels
 Hides large parts of each clip and learns to predict the features of what is hidden from what is
 left (or, with --objective.name pixel, the pixels). Needs one or more manifests made by
 `vjepa data index`. The run folder holds config.yaml, metrics.jsonl, TensorBoard events and
-checkpoints; the same command again resumes exactly where the run stopped.
+checkpoints; the same command again resumes exactly where the run stopped. Under torchrun all
+processes share each batch (see docs/distributed.md).
 
 examples:
   vjepa pretrain --config vits16_224 --data.sources.0.manifest videos.parquet --out runs/small
   vjepa pretrain --config vitl16_224 --config mine.yaml --optim.peak_lr 3e-4 --out runs/large
   vjepa pretrain --config vitl16_224 --print-config > mine.yaml
   vjepa pretrain --out runs/small                        resume with the run's own config
+  torchrun --nproc-per-node 8 -m vjepa pretrain --config vitl16_224 --config mine.yaml --out runs/l
 """
 
 
@@ -50,12 +52,19 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("pretrain needs --out DIR, the folder that the run is written to")
     from vjepa.jobs.pretrain import run as pretrain
+    from vjepa.runtime.distributed import world
 
-    print_config(config)
+    is_main = world().is_main
+    if is_main:
+        print_config(config)
     result = pretrain(config, out=args.out)
-    state = "stopped at your request" if result.interrupted else "done"
-    print(f"{state} at step {result.step} of {config.optim.steps}: {args.out}")
+    state, code = "done", 0
     if result.interrupted:
-        print(f"resume with: vjepa pretrain --out {args.out}")
-        return EXIT_INTERRUPTED
-    return 0
+        state, code = "stopped at your request", EXIT_INTERRUPTED
+    if result.requeue:
+        state, code = "stopped by the system", EXIT_REQUEUE
+    if is_main:
+        print(f"{state} at step {result.step} of {config.optim.steps}: {args.out}")
+        if code:
+            print(f"resume with: vjepa pretrain --out {args.out}")
+    return code

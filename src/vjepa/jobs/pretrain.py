@@ -8,32 +8,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from vjepa.config import diff, dump_yaml, load_config, to_dict
-from vjepa.data.loader import ClipBatch, ClipLoader
+from vjepa.data.loader import ClipLoader
 from vjepa.data.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.clips import ViewConfig
 from vjepa.evaluation.online import OnlineProbe
 from vjepa.interop import find_checkpoint, read_model, released_training_state
+from vjepa.jobs.pretrain_batches import BatchPreparer
 from vjepa.jobs.pretrain_config import ContinueConfig, PretrainConfig, SourceConfig
-from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, normalise_clip
+from vjepa.models import VJEPA, Encoder
 from vjepa.objectives import FeaturePrediction, PixelPrediction, collapse_alarm
 from vjepa.runtime.device import set_up_device
+from vjepa.runtime.distributed import Team, open_team
+from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_sinks import run_folder_sinks
 from vjepa.runtime.seeds import seed_torch
 from vjepa.training.checkpoint import CheckpointStore
-from vjepa.training.loop import RunFolder, Trainer, TrainingResult
+from vjepa.training.loop import Trainer
 from vjepa.training.optim import load_optimizer_state, parameter_names
-from vjepa.training.step import MicroBatch
+from vjepa.training.run_folder import RunFolder, TrainingResult
+from vjepa.training.sharding import load_whole
 
 _LOGGER = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+LOG_FOLDER = "logs"
 _MAY_CHANGE = (
+    "distributed.",
+    "optim.accumulation_steps",
     "data.loader.num_workers",
     "data.loader.prefetch_batches",
     "data.loader.frame_cache_gigabytes",
@@ -42,9 +47,10 @@ _MAY_CHANGE = (
     "training.num_threads",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
+    "training.async_checkpoint",
     "training.keep_",
 )
-"""Fields that do not change what is learnt, so a resumed run may have others."""
+"""Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +64,6 @@ class PretrainParts:
     def evaluated(self) -> Encoder:
         """The encoder that frozen evaluation uses."""
         return self.objective.encoder_for_evaluation
-
-
-class BatchPreparer:
-    """Makes the objective's inputs of a batch: the :data:`vjepa.training.Prepare` of pretraining.
-
-    Masks are drawn for the whole batch before it is cut into micro-batches, so gradient
-    accumulation changes nothing about what is hidden.
-    """
-
-    def __init__(self, config: PretrainConfig) -> None:
-        encoder = config.model.encoder
-        self._sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
-        self._step, self._masks = -1, tuple[TokenMasks, ...]()
-
-    def __call__(
-        self, batch: ClipBatch, device: torch.device, micro: int, num_micro: int
-    ) -> MicroBatch:
-        """Part `micro` of `num_micro`: clips float32 [b, C, T, H, W] on `device`, and masks."""
-        size = len(batch.ordinals) // num_micro
-        start, stop = micro * size, (micro + 1) * size
-        if batch.step != self._step:
-            self._step = batch.step
-            self._masks = self._sampler.sample(batch.ordinals, batch.step)
-        clips = batch.clips[start:stop].to(device, non_blocking=True)
-        inputs = (
-            normalise_clip(clips),
-            tuple(kind.slice(start, stop).to(device) for kind in self._masks),
-        )
-        return MicroBatch(inputs, size / len(batch.ordinals))
 
 
 def build_objective(config: PretrainConfig) -> PretrainParts:
@@ -131,9 +108,20 @@ def open_sources(sources: tuple[SourceConfig, ...]) -> list[Manifest]:
     return [Manifest.open(source.manifest).select(split=source.split) for source in sources]
 
 
-def build_loader(config: PretrainConfig, out: Path) -> ClipLoader:
-    """The run's batches of clips."""
-    data = config.data
+def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
+    """The run's batches of clips, of which each process gets its part.
+
+    Raises:
+        UserError: The batch cannot be divided over the processes, or the data cannot be used.
+    """
+    data, parts = config.data, team.size * config.optim.accumulation_steps
+    if data.batch_size % parts:
+        near = max(1, round(data.batch_size / parts)) * parts
+        raise UserError(
+            f"data.batch_size: {data.batch_size} clips cannot be divided over {team.size} "
+            f"processes with optim.accumulation_steps {config.optim.accumulation_steps}: use a "
+            f"multiple of {parts}, for example {near}, or another number of processes"
+        )
     return ClipLoader(
         open_sources(data.sources),
         [source.weight for source in data.sources],
@@ -142,6 +130,8 @@ def build_loader(config: PretrainConfig, out: Path) -> ClipLoader:
         data.loader,
         batch_size=data.batch_size,
         seed=config.seed,
+        rank=team.rank,
+        world_size=team.size,
         bad_videos_log=out / "bad_videos.jsonl",
     )
 
@@ -179,6 +169,9 @@ def write_run_config(config: PretrainConfig, out: Path) -> None:
 def run(config: PretrainConfig, out: Path) -> TrainingResult:
     """Train, or resume the run in `out`, to the config's last step.
 
+    Under torchrun, or another launcher that sets the same variables, all processes call this and
+    share each batch.
+
     Args:
         config: The whole config; it is stored in the run folder and in every checkpoint.
         out: The run folder.
@@ -189,35 +182,48 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
     Raises:
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
+        LostProcessError: Another process of the job ended or hung.
     """
-    check_run_folder(config, out)
+    device = set_up_device(config.training.device, config.training.precision).device
+    with open_team(device.type, config.distributed.timeout_minutes) as team:
+        return _run(config, out, team)
+
+
+def _run(config: PretrainConfig, out: Path, team: Team) -> TrainingResult:
+    team.on_main(lambda: check_run_folder(config, out))
     parts = build_objective(config)
     store = CheckpointStore(
         out / "checkpoints", config.training.keep_last, config.training.keep_every_steps
     )
-    loader = build_loader(config, out)
+    loader = build_loader(config, out, team)
     _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
+    preparer = BatchPreparer(config, team)
     try:
         trainer = Trainer(
             objective=parts.objective,
             data=loader,
-            prepare=BatchPreparer(config),
+            prepare=preparer,
+            look=preparer.look,
             optim=config.optim,
             training=config.training,
             seed=config.seed,
             ema=config.ema if config.objective.name == "vjepa" else None,
             modules=parts.modules,
             folder=RunFolder(out, store, checkpoint_config(config)),
-            sinks=run_folder_sinks(out),
-            evaluators=list(_evaluators(config, parts)),
+            sinks=run_folder_sinks(out) if team.is_main else [],
+            evaluators=list(_evaluators(config, parts, team)),
             alarm=collapse_alarm,
             description="pretraining",
+            team=team,
+            distributed=config.distributed,
+            has_unused=config.model.predictor.num_mask_tokens > len(config.masking.masks),
         )
-        if config.continue_from is not None and store.latest() is None:
+        if config.continue_from is not None and team.on_main(store.latest) is None:
             trainer.start_from(continue_from(config.continue_from, parts, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
-        write_run_config(config, out)
-        return trainer.train()
+        team.on_main(lambda: write_run_config(config, out))
+        with log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"):
+            return trainer.train()
     finally:
         loader.close()
 
@@ -231,14 +237,14 @@ def checkpoint_config(config: PretrainConfig) -> dict[str, Any]:
     }
 
 
-def _evaluators(config: PretrainConfig, parts: PretrainParts) -> Iterator[OnlineProbe]:
+def _evaluators(config: PretrainConfig, parts: PretrainParts, team: Team) -> Iterator[OnlineProbe]:
     probe = config.online_probe
     if probe is None:
         return
     transform = config.data.transform
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     setup = set_up_device(config.training.device, config.training.precision)
-    yield OnlineProbe(parts.evaluated, probe, config.data.clip, view, setup, config.seed)
+    yield OnlineProbe(parts.evaluated, probe, config.data.clip, view, setup, config.seed, team=team)
 
 
 def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer) -> int:
@@ -259,7 +265,8 @@ def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer
     if config.path.is_dir():
         folder = find_checkpoint(config.path)
         store = CheckpointStore(folder.parent)
-        loaded = store.load(folder, parts.modules, optimizer if config.keep_optimizer else None)
+        moments = optimizer if config.keep_optimizer else None
+        loaded = store.load(folder, parts.modules, moments, trainer.team)
         step = loaded.step
         _LOGGER.info("continuing from %s (step %d)", folder, step)
     else:
@@ -288,4 +295,4 @@ def _load_released(path: Path, parts: PretrainParts) -> None:
         )
     _LOGGER.info("%s", loaded.report)
     for name, module in parts.modules.items():
-        module.load_state_dict(loaded.model.get_submodule(name).state_dict())
+        load_whole(module, loaded.model.get_submodule(name).state_dict())

@@ -13,6 +13,7 @@ from vjepa.evaluation.online import OnlineProbeConfig
 from vjepa.masking import MaskingConfig
 from vjepa.models import EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.training.config import TrainingConfig
+from vjepa.training.parallel import DistributedConfig
 from vjepa.training.schedules import EmaConfig, OptimConfig
 
 
@@ -62,7 +63,7 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     """The data sets; at least one."""
     batch_size: int = 3072
-    """Clips per optimiser step over all processes."""
+    """Clips per optimiser step, over all processes and accumulation steps together."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Which frames a clip takes."""
     transform: TransformConfig = field(default_factory=TransformConfig)
@@ -116,6 +117,8 @@ class PretrainConfig:
     """Momentum of the target encoder."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Device, precision, intervals."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How several processes share the work, when a launcher such as torchrun starts them."""
     online_probe: OnlineProbeConfig | None = None
     """A probe that is fitted now and then while training, where labels are given."""
     continue_from: ContinueConfig | None = None

@@ -4,6 +4,7 @@ Feature prediction (the paper's section 3), pixel prediction (its Table 1), clas
 evaluation), and the health of self-supervised training.
 """
 
+from vjepa.objectives.batch_part import BatchPart
 from vjepa.objectives.classification import ClassificationObjective
 from vjepa.objectives.feature_prediction import FeaturePrediction
 from vjepa.objectives.health import collapse_alarm
@@ -11,6 +12,7 @@ from vjepa.objectives.pixel_prediction import PixelPrediction
 from vjepa.objectives.step_output import StepOutput
 
 __all__ = [
+    "BatchPart",
     "ClassificationObjective",
     "FeaturePrediction",
     "PixelPrediction",

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.objectives.batch_part import BatchPart, target_summand
 from vjepa.objectives.health import (
     PredictionHealth,
     mask_counts,
@@ -75,12 +76,16 @@ class FeaturePrediction(nn.Module):
         """(online, target) modules: the target follows as a moving average."""
         return [(self.model.encoder, self.model.target_encoder)]
 
-    def forward(self, clips: Tensor, masks: Sequence[TokenMasks]) -> StepOutput:
+    def forward(
+        self, clips: Tensor, masks: Sequence[TokenMasks], part: BatchPart | None = None
+    ) -> StepOutput:
         """The loss of a batch.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
             masks: One for each mask kind, over the clips' token grid, on the clips' device.
+            part: What part of a batch these are; loss and metrics then are summands of the batch's.
+                None: the whole.
 
         Returns:
             The loss, and as metrics the loss of each mask kind (``loss/mask_0``, ...) and, where it
@@ -93,9 +98,10 @@ class FeaturePrediction(nn.Module):
             error = (predicted - mask.gather_target(targets)).abs()
             if self._exponent != 1:
                 error = error**self._exponent / self._exponent
-            losses.append(error.mean())
+            losses.append(target_summand(error.mean(), part, kind))
             if self._variance_coefficient:
-                penalties.append(variance_penalty(predicted, mask))
+                penalty = variance_penalty(predicted, mask)
+                penalties.append(penalty if part is None else penalty * part.clips)
         loss = torch.stack(losses).mean()
         metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
         if penalties:

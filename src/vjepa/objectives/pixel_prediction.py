@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vjepa.masking import TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, patchify
+from vjepa.objectives.batch_part import BatchPart, target_summand
 from vjepa.objectives.feature_prediction import normalise_features
 from vjepa.objectives.health import PredictionHealth, mask_counts, representation_health, spread
 from vjepa.objectives.step_output import StepOutput
@@ -54,12 +55,16 @@ class PixelPrediction(nn.Module):
         """None: nothing follows as a moving average."""
         return []
 
-    def forward(self, clips: Tensor, masks: Sequence[TokenMasks]) -> StepOutput:
+    def forward(
+        self, clips: Tensor, masks: Sequence[TokenMasks], part: BatchPart | None = None
+    ) -> StepOutput:
         """The loss of a batch.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
             masks: One for each mask kind, over the clips' token grid, on the clips' device.
+            part: What part of a batch these are; loss and metrics then are summands of the batch's.
+                None: the whole.
 
         Returns:
             The loss (mean over masks of the mean over masked tokens and pixels; in count mode
@@ -67,10 +72,10 @@ class PixelPrediction(nn.Module):
             each mask kind (``loss/mask_0``, ...).
         """
         targets = self.targets(clips)
-        losses = [
-            (self.predict(clips, mask, kind) - mask.gather_target(targets)).square().mean()
-            for kind, mask in enumerate(masks)
-        ]
+        losses = []
+        for kind, mask in enumerate(masks):
+            error = self.predict(clips, mask, kind) - mask.gather_target(targets)
+            losses.append(target_summand(error.square().mean(), part, kind))
         metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
         return StepOutput(loss=torch.stack(losses).mean(), metrics=metrics)
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import platform
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
+
+from vjepa.runtime.distributed import world
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +41,12 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     logger = logging.getLogger("vjepa")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    logger.addHandler(_make_handler(stream or sys.stderr))
+    handler = _make_handler(stream or sys.stderr)
+    if rank := world().rank:
+        # Of several equal processes one tells what goes on; the others only what goes wrong.
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter(f"[process {rank}] {_PLAIN_FORMAT}", "%H:%M:%S"))
+    logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     # Otherwise a root handler of the embedding program would print each line a second time.
     logger.propagate = False
@@ -50,3 +62,52 @@ def _make_handler(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter(_PLAIN_FORMAT, datefmt="%H:%M:%S"))
     return handler
+
+
+@contextmanager
+def log_file(path: Path) -> Generator[None]:
+    """Write the package's log lines to a file too; it begins with this process's host and number.
+
+    A run started again goes on in the same file. A file that cannot be written, for example on a
+    full disk, costs its lines and nothing else.
+
+    Args:
+        path: The file; its folder is made.
+    """
+    logger = logging.getLogger("vjepa")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _QuietFile(path, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        logger.warning("%s: no log file: %s", path, error.strerror)
+        yield
+        return
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    start = logging.LogRecord(
+        logger.name,
+        logging.INFO,
+        __file__,
+        0,
+        "process %d on %s",
+        (os.getpid(), platform.node()),
+        None,
+    )
+    handler.handle(start)
+    try:
+        yield
+        handler.handle(logging.LogRecord(logger.name, logging.INFO, __file__, 0, "ends", (), None))
+    except BaseException as error:
+        text = f"ends with {type(error).__name__}: {error}"
+        handler.handle(logging.LogRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+class _QuietFile(logging.FileHandler):
+    """A log file whose own failure is nobody else's."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Leave the line out: the same words stand on stderr."""

@@ -184,7 +184,7 @@ def read_metrics(path: Path) -> list[MetricRecord]:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a run folder that has been trained in")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     records = []
     for number, line in enumerate(lines, start=1):
         record = _parse(line)
@@ -198,9 +198,11 @@ def read_metrics(path: Path) -> list[MetricRecord]:
 def _parse(line: str) -> MetricRecord | None:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or not {"kind", "step"} <= values.keys():
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        return None
+    if "kind" not in values:
         return None
     kind, step = str(values.pop("kind")), int(values.pop("step"))
     return MetricRecord(kind, step, {k: math.nan if v is None else v for k, v in values.items()})
@@ -209,7 +211,7 @@ def _parse(line: str) -> MetricRecord | None:
 def _truncate(path: Path, completed_steps: int) -> None:
     """Keep the lines up to `completed_steps`; the old file stays until the new one is complete."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         record = _parse(line)
         if record is not None and record.step <= completed_steps:
             kept.append(line + "\n")
@@ -227,4 +229,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 def _plain(value: Any) -> Any:
     """The value for JSON: null for what is not finite."""
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

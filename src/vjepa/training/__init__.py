@@ -5,11 +5,12 @@ The loop gets its objective, data and evaluators by protocol and knows nothing o
 
 from __future__ import annotations
 
-from vjepa.training.checkpoint import CheckpointStore, LoadedCheckpoint
+from vjepa.training.checkpoint import CheckpointStore, LoadedCheckpoint, Snapshot
 from vjepa.training.config import TrainingConfig
 from vjepa.training.ema import EmaPairs, update_ema
 from vjepa.training.guards import TrainingStopped
-from vjepa.training.loop import RunFolder, Trainer, TrainingResult, build_learner
+from vjepa.training.learner import build_learner
+from vjepa.training.loop import Trainer
 from vjepa.training.optim import (
     GuardedAdamW,
     build_optimizer,
@@ -20,6 +21,8 @@ from vjepa.training.optim import (
     parameter_names,
     set_schedules,
 )
+from vjepa.training.parallel import DistributedConfig
+from vjepa.training.run_folder import RunFolder, TrainingResult
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,
@@ -31,6 +34,7 @@ from vjepa.training.step import Learner, MicroBatch, StepValues, train_step
 
 __all__ = [
     "CheckpointStore",
+    "DistributedConfig",
     "EmaConfig",
     "EmaPairs",
     "GuardedAdamW",
@@ -39,6 +43,7 @@ __all__ = [
     "MicroBatch",
     "OptimConfig",
     "RunFolder",
+    "Snapshot",
     "StepValues",
     "Trainer",
     "TrainingConfig",

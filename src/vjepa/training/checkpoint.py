@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import Team
 from vjepa.training.checkpoint_files import (
     CONFIG_FILE,
     MANIFEST_FILE,
@@ -29,6 +30,9 @@ from vjepa.training.checkpoint_files import (
     PARTIAL_SUFFIX,
     STATE_FOLDER,
     TRAINER_FILE,
+    explained_failure,
+    partial_folder,
+    publish,
     read_json,
     read_model,
     read_state,
@@ -36,9 +40,9 @@ from vjepa.training.checkpoint_files import (
     write_json,
     write_model,
     write_state,
-    written_aside,
 )
-from vjepa.training.optim import load_optimizer_state, optimizer_state
+from vjepa.training.optim import load_optimizer_state, named_parameters, optimizer_state
+from vjepa.training.sharding import cpu_copies, whole
 from vjepa.version import __version__
 
 CONFIG_FORMAT = "vjepa"
@@ -56,6 +60,59 @@ class LoadedCheckpoint:
     """Content of `config.json`."""
     extra: dict[str, Any]
     """What the trainer stored for itself."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one checkpoint will hold."""
+
+    step: int
+    """Optimiser updates done."""
+    weights: dict[str, dict[str, Tensor]]
+    """Whole weights by module, in the main process; empty in the others."""
+    state: dict[str, dict[str, Tensor]]
+    """The optimiser's moments by parameter, sharded as the parameters are."""
+    config: Mapping[str, Any]
+    """``objective``, ``model`` and ``run`` for `config.json` (plain JSON types)."""
+    extra: Mapping[str, Any]
+    """What the trainer wants back at the resume (plain JSON types)."""
+
+    @classmethod
+    def take(
+        cls,
+        step: int,
+        modules: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        config: Mapping[str, Any],
+        extra: Mapping[str, Any],
+        *,
+        team: Team,
+        copy: bool = False,
+    ) -> Snapshot:
+        """Take it; sharded weights are gathered, one tensor at a time.
+
+        Args:
+            step: Optimiser updates done.
+            modules: All weights by name; the trained ones under the optimiser's names.
+            optimizer: From :func:`vjepa.training.build_optimizer`.
+            config, extra: As in the snapshot.
+            team: All processes, which must take it together.
+            copy: Training goes on while this is written, so that it must not share memory.
+
+        Returns:
+            The snapshot, on the CPU where it was copied.
+        """
+        weights: dict[str, dict[str, Tensor]] = {}
+        for module_name, module in modules.items():
+            for name, tensor in module.state_dict().items():
+                full = whole(tensor)
+                if team.is_main:
+                    kept = full.to("cpu", copy=copy or full is not tensor)
+                    weights.setdefault(module_name, {})[name] = kept
+        state = optimizer_state(optimizer, modules)
+        if copy:
+            state = {name: cpu_copies(moments) for name, moments in state.items()}
+        return cls(step, weights, state, config, extra)
 
 
 class CheckpointStore:
@@ -96,22 +153,14 @@ class CheckpointStore:
         steps = self.steps()
         return self.path(steps[-1]) if steps else None
 
-    def save(
-        self,
-        step: int,
-        modules: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        config: Mapping[str, Any],
-        extra: Mapping[str, Any],
-    ) -> Path:
+    def save(self, snapshot: Snapshot, team: Team) -> Path:
         """Write a checkpoint, then remove the ones that need not stay.
 
+        Every process writes its part of the optimiser's state, the main process all else.
+
         Args:
-            step: Optimiser updates done.
-            modules: All weights by name; the trained ones under the optimiser's names.
-            optimizer: From :func:`vjepa.training.build_optimizer`.
-            config: ``objective``, ``model`` and ``run`` for `config.json` (plain JSON types).
-            extra: What the trainer wants back at the resume (plain JSON types).
+            snapshot: What to write.
+            team: All processes; its host group must be free for this thread.
 
         Returns:
             The checkpoint's folder.
@@ -120,31 +169,53 @@ class CheckpointStore:
             UserError: The step has a checkpoint already (it is never overwritten), or the disk is
                 full; earlier checkpoints stay as they are.
         """
-        target = self.path(step)
+        target = self.path(snapshot.step)
+        try:
+            team.on_main(lambda: self._begin(target, snapshot))
+            with explained_failure(target):
+                write_state(partial_folder(target) / STATE_FOLDER, snapshot.state, team)
+            team.on_main(lambda: self._finish(target))
+        except UserError:
+            if team.is_main:
+                shutil.rmtree(partial_folder(target), ignore_errors=True)
+            raise
+        return target
+
+    def _begin(self, target: Path, snapshot: Snapshot) -> None:
+        """Write everything but the optimiser's state."""
         if target.exists():
             raise UserError(f"{target}: exists already and is never overwritten; remove it first")
         self.clean()
-        with written_aside(target) as partial:
-            write_model(partial / MODEL_FILE, modules)
+        partial = partial_folder(target)
+        with explained_failure(target):
+            (partial / STATE_FOLDER).mkdir(parents=True)
+            write_model(partial / MODEL_FILE, snapshot.weights)
+            step = snapshot.step
             header = {"format": CONFIG_FORMAT, "version": __version__, "step": step}
-            write_json(partial / CONFIG_FILE, header | dict(config))
-            write_state(partial / STATE_FOLDER, optimizer_state(optimizer, modules))
-            write_json(partial / TRAINER_FILE, {"step": step, "extra": dict(extra)})
+            write_json(partial / CONFIG_FILE, header | dict(snapshot.config))
+            write_json(partial / TRAINER_FILE, {"step": step, "extra": dict(snapshot.extra)})
+
+    def _finish(self, target: Path) -> None:
+        with explained_failure(target):
+            publish(target)
         self._prune()
-        return target
 
     def load(
         self,
         folder: Path,
         modules: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer | None,
+        team: Team,
     ) -> LoadedCheckpoint:
         """Verify a checkpoint and load it: completely, or not at all.
 
+        It may have been written by another number of processes, sharded or not.
+
         Args:
             folder: From :meth:`latest` or :meth:`path`.
-            modules: As they were given to :meth:`save`; every name and shape must fit.
+            modules: As they were given to :meth:`Snapshot.take`; every name and shape must fit.
             optimizer: Takes the stored moments; None: weights only.
+            team: All processes; the main one verifies.
 
         Returns:
             Step, config and extra.
@@ -153,19 +224,21 @@ class CheckpointStore:
             UserError: Truncated, altered, foreign, or of another shape; the message names the file
                 and, where an older checkpoint is there, how to go back to it.
         """
+        team.on_main(lambda: self._verify(folder))
+        trainer = read_json(folder / TRAINER_FILE)
+        read_model(folder / MODEL_FILE, modules)
+        if optimizer is not None:
+            source = folder / STATE_FOLDER
+            state = read_state(source, named_parameters(modules), team)
+            load_optimizer_state(optimizer, modules, state, str(source))
+        config = read_json(folder / CONFIG_FILE)
+        return LoadedCheckpoint(int(trainer["step"]), config, dict(trainer["extra"]))
+
+    def _verify(self, folder: Path) -> None:
         try:
             verify_checkpoint(folder)
         except UserError as error:
             raise UserError(f"{error}; {self._remedy(folder)}") from error
-        weights = read_model(folder / MODEL_FILE, modules)
-        trainer = read_json(folder / TRAINER_FILE)
-        if optimizer is not None:
-            state = read_state(folder / STATE_FOLDER)
-            load_optimizer_state(optimizer, modules, state, str(folder / STATE_FOLDER))
-        for name, module in modules.items():
-            module.load_state_dict(weights[name])
-        config = read_json(folder / CONFIG_FILE)
-        return LoadedCheckpoint(int(trainer["step"]), config, dict(trainer["extra"]))
 
     def clean(self) -> None:
         """Remove what an interrupted save or removal has left; only the writing run calls this."""
@@ -174,13 +247,18 @@ class CheckpointStore:
                 _LOGGER.warning("removing the incomplete checkpoint %s", leftover)
                 shutil.rmtree(leftover)
 
+    def clean_latest(self) -> Path | None:
+        """The newest complete checkpoint, after what was left incomplete has been removed."""
+        self.clean()
+        return self.latest()
+
     def _prune(self) -> None:
         every = self._keep_every_steps
         for step in self.steps()[: -self._keep_last]:
             if every is None or step % every:
                 # Under the name of an incomplete one first: a removal that is cut short must not
                 # leave something that looks like a checkpoint.
-                doomed = self.path(step).with_name(self.path(step).name + PARTIAL_SUFFIX)
+                doomed = partial_folder(self.path(step))
                 self.path(step).rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 

@@ -25,8 +25,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import Team
+from vjepa.training.sharding import part_like
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -40,31 +43,20 @@ NestedTensors = Mapping[str, Mapping[str, Tensor]]
 
 
 @contextmanager
-def written_aside(folder: Path) -> Generator[Path]:
-    """Write a folder so that it is there completely or not at all.
+def explained_failure(folder: Path) -> Generator[None]:
+    """Turn what goes wrong while a checkpoint is written into one line for people.
 
     Args:
-        folder: Where it shall stand; must not exist.
-
-    Yields:
-        The empty ``….partial`` folder to write into. After the block every file is listed in
-        `manifest.json`, synced, and the folder gets its name.
+        folder: Where it shall stand.
 
     Raises:
-        UserError: The disk is full or cannot be written; what was written is removed.
+        UserError: The disk is full or cannot be written.
     """
-    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        _write_manifest(partial)
-        _sync_tree(partial)
-        partial.rename(folder)
-        _sync(folder.parent)
+        yield
     # DCP's exception derives from BaseException and hides the OSError behind it.
     except (OSError, SafetensorError, CheckpointException) as error:
         full = _disk_is_full(folder.parent, error)
-        shutil.rmtree(partial, ignore_errors=True)
         reason = "the disk is full" if full else _first_line(error)
         raise UserError(
             f"{folder}: the checkpoint could not be written: {reason}; earlier checkpoints are "
@@ -72,84 +64,110 @@ def written_aside(folder: Path) -> Generator[Path]:
         ) from error
 
 
-def write_model(path: Path, modules: Mapping[str, nn.Module]) -> None:
+def partial_folder(folder: Path) -> Path:
+    """Where a folder is written before it gets its name."""
+    return folder.with_name(folder.name + PARTIAL_SUFFIX)
+
+
+def publish(folder: Path) -> None:
+    """Give a completely written partial folder its name: every file listed, synced, renamed.
+
+    Args:
+        folder: Where it shall stand; must not exist.
+    """
+    partial = partial_folder(folder)
+    _write_manifest(partial)
+    _sync_tree(partial)
+    partial.rename(folder)
+    _sync(folder.parent)
+
+
+def write_model(path: Path, weights: NestedTensors) -> None:
     """Write the weights of modules as safetensors.
 
     Args:
         path: The file.
-        modules: By name; a tensor ``x`` of module ``encoder`` is stored as ``encoder.x``.
+        weights: By module; a tensor ``x`` of module ``encoder`` is stored as ``encoder.x``.
     """
     save_file(
         {
-            f"{module_name}.{name}": tensor.detach().cpu().contiguous()
-            for module_name, module in modules.items()
-            for name, tensor in module.state_dict().items()
+            f"{module}.{name}": tensor.detach().cpu().contiguous()
+            for module, tensors in weights.items()
+            for name, tensor in tensors.items()
         },
         path,
     )
 
 
-def read_model(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-    """Read the weights of modules; every name and shape must fit.
+def read_model(path: Path, modules: Mapping[str, nn.Module]) -> None:
+    """Read weights into modules, sharded or not; every name and shape must fit.
 
     Args:
         path: As :func:`write_model` wrote it.
         modules: The modules that shall take them.
 
-    Returns:
-        A state dict for each module.
-
     Raises:
         UserError: A tensor is missing, unexpected or of another shape; nothing is loaded then.
     """
-    expected = {
-        f"{module_name}.{name}": tuple(tensor.shape)
+    targets = {
+        f"{module_name}.{name}": tensor
         for module_name, module in modules.items()
         for name, tensor in module.state_dict().items()
     }
-    with safe_open(path, framework="pt") as file:
+    expected = {name: tuple(tensor.shape) for name, tensor in targets.items()}
+    with safe_open(path, framework="pt") as file, torch.no_grad():
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         _require_equal_shapes(path, found, expected)
-        return {
-            module_name: {
-                name: file.get_tensor(f"{module_name}.{name}") for name in module.state_dict()
-            }
-            for module_name, module in modules.items()
-        }
+        for name, target in targets.items():
+            target.copy_(part_like(file.get_tensor(name), target))
 
 
-def write_state(folder: Path, state: NestedTensors) -> None:
-    """Write an optimiser's state through torch.distributed.checkpoint, without a process group.
+def write_state(folder: Path, state: NestedTensors, team: Team) -> None:
+    """Write an optimiser's state through torch.distributed.checkpoint; each process its part.
 
     Args:
         folder: Is made.
-        state: Moments by parameter name.
+        state: Moments by parameter name, sharded or the same in every process.
+        team: All processes.
     """
     flat = {f"{name}/{key}": value for name, keys in state.items() for key, value in keys.items()}
-    with _single_process():
-        dcp.save(flat, storage_writer=dcp.FileSystemWriter(folder), no_dist=True)
+    with _quiet():
+        dcp.save(
+            flat,
+            storage_writer=dcp.FileSystemWriter(folder),
+            process_group=team.host_group,
+            no_dist=team.size == 1,
+        )
 
 
-def read_state(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Read what :func:`write_state` wrote, on the CPU.
+def read_state(
+    folder: Path, parameters: Mapping[str, Tensor], team: Team
+) -> dict[str, dict[str, Tensor]]:
+    """Read what :func:`write_state` wrote, by however many processes.
 
     DCP's index file is a pickle: training state is only read from folders that the user trusts,
     after their integrity has been checked. Weights alone never need it.
 
     Args:
         folder: The state folder of a verified checkpoint.
+        parameters: The trained parameters by name; moments of sharded ones come sharded in the same
+            way, all others whole and on the CPU.
+        team: All processes.
 
     Returns:
         Moments by parameter name.
     """
     reader = dcp.FileSystemReader(folder)
-    flat = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    with _single_process():
-        dcp.load(flat, storage_reader=reader, no_dist=True)
+    flat: dict[str, Tensor] = {}
+    for name, entry in reader.read_metadata().state_dict_metadata.items():
+        if isinstance(entry, TensorStorageMetadata):
+            like = parameters.get(name.rpartition("/")[0])
+            if isinstance(like, DTensor) and like.shape == entry.size:
+                flat[name] = torch.empty_like(like, requires_grad=False)
+            else:
+                flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    with _quiet():
+        dcp.load(flat, storage_reader=reader, process_group=team.host_group, no_dist=team.size == 1)
     state: dict[str, dict[str, Tensor]] = {}
     for name, value in flat.items():
         parameter, key = name.rsplit("/", 1)
@@ -174,7 +192,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: no such file; this is not a complete checkpoint of ours"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object; this is not a checkpoint of ours")
@@ -243,8 +261,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _single_process() -> Generator[None]:
-    """Without the warning that no process group exists: that is meant so."""
+def _quiet() -> Generator[None]:
+    """Without the warning that no process group exists: alone, that is meant so."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         yield

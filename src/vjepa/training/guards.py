@@ -21,27 +21,43 @@ from vjepa.training.interval import HostStep
 
 _LOGGER = logging.getLogger(__name__)
 _SKIP_WINDOW = 1000
+_HANDLED = tuple(
+    # Windows has no SIGUSR1.
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
+    if hasattr(signal, name)
+)
+REQUEUE_SIGNALS = frozenset(_HANDLED) - {signal.SIGINT}
+"""Sent by systems, not by people: the job wants to be started again."""
 
 
 class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user asked for)
     """Training cannot go on; the message says at which step, why, and what may help."""
 
 
-class NonFiniteGuard:
-    """Decides what happens after updates whose loss or gradient was not finite.
+KeepBatch = Callable[[int, Path], bool]
+"""``keep(update, file)``: writes the batch of an update to a file, if it can; whether it did."""
+
+
+class BadUpdateGuard:
+    """Decides what happens after updates that were not finite or whose loss was a spike.
 
     Such updates have never changed the weights: the optimiser skips them on the device.
     """
 
-    def __init__(self, training: TrainingConfig, folder: Path | None) -> None:
+    def __init__(
+        self, training: TrainingConfig, folder: Path | None, rank: int, keep: KeepBatch
+    ) -> None:
         """Set the policy.
 
         Args:
-            training: Gives ``nonfinite``: ``stop`` at the first one, or ``skip`` and count up to
-                ``max_skipped`` in any 1000 updates.
+            training: Gives ``nonfinite`` and ``spike``: ``stop`` at the first one, or ``skip`` and
+                count up to ``max_skipped`` in any 1000 updates.
             folder: Where the details of a stop are written; None: only in the message.
+            rank: Of this process; each keeps its part of the batch, the first describes it.
+            keep: Keeps the batch at which training stops.
         """
-        self._training, self._folder = training, folder
+        self._training, self._folder, self._rank, self._keep = training, folder, rank, keep
         self._recent: deque[int] = deque()
         self.skipped = 0
 
@@ -55,36 +71,48 @@ class NonFiniteGuard:
             TrainingStopped: By the policy.
         """
         for step in steps:
-            if step.finite:
+            if step.applied:
                 continue
-            if self._training.nonfinite == "stop":
-                self._stop(step, "the loss or a gradient is not finite")
+            kind, policy = "nonfinite", self._training.nonfinite
+            reason = "the loss or a gradient is not finite"
+            if step.finite:
+                kind, policy = "spike", self._training.spike
+                reason = "the loss is far above its running median"
+            if policy == "stop":
+                self._stop(step, kind, reason)
             self.skipped += 1
             self._recent.append(step.update)
             while self._recent[0] <= step.update - _SKIP_WINDOW:
                 self._recent.popleft()
-            _LOGGER.warning(
-                "step %d: %s; this update was skipped", step.update, _describe(step.values)
-            )
+            if self._rank == 0:
+                _LOGGER.warning(
+                    "step %d: %s (%s); this update was skipped",
+                    *(step.update, reason, _describe(step.values)),
+                )
             if len(self._recent) > self._training.max_skipped:
                 count = len(self._recent)
-                self._stop(step, f"{count} of the last {_SKIP_WINDOW} updates were not finite")
+                self._stop(step, kind, f"{count} of the last {_SKIP_WINDOW} updates were skipped")
 
-    def _stop(self, step: HostStep, reason: str) -> None:
+    def _stop(self, step: HostStep, kind: str, reason: str) -> None:
         message = (
             f"step {step.update}: {reason} ({_describe(step.values)}); a lower optim.peak_lr, "
             "a longer warm-up, optim.clip_norm, or training.precision float32 may help"
         )
         if self._folder is not None:
-            path = self._folder / f"nonfinite_step_{step.update:08d}.json"
-            details = {
-                "step": step.update,
-                "reason": reason,
-                "values": {name: str(value) for name, value in step.values.items()},
-                "sample_ordinals": step.ordinals.tolist(),
-            }
-            path.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            message += f"; the batch is described in {path}"
+            name = f"{kind}_step_{step.update:08d}"
+            batch = self._folder / f"{name}_rank_{self._rank:04d}.safetensors"
+            kept = self._keep(step.update, batch)
+            if self._rank == 0:
+                details = {
+                    "step": step.update,
+                    "reason": reason,
+                    "values": {name: str(value) for name, value in step.values.items()},
+                    "sample_ordinals": step.ordinals.tolist(),
+                    "batch": batch.name if kept else None,
+                }
+                text = json.dumps(details, indent=2) + "\n"
+                (self._folder / f"{name}.json").write_text(text, encoding="utf-8")
+            message += f"; the batch is kept beside {self._folder / name}.json"
         raise TrainingStopped(message)
 
 
@@ -133,22 +161,30 @@ class HealthAlarm:
 
 
 class StopSignals:
-    """Turns SIGINT (Ctrl-C) and SIGTERM into a request to stop after the running step.
+    """Turns SIGINT (Ctrl-C), SIGTERM and SIGUSR1 into a request to stop after the running step.
 
-    A second signal aborts at once. Outside the main thread, where Python allows no handlers,
-    nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT, which a terminal
-    sends to them as well, so that the step can be finished; SIGTERM ends them as usual.
+    Schedulers announce the end of a job with SIGUSR1 or SIGTERM. A second Ctrl-C aborts at once; a
+    second signal from a scheduler or launcher, which often sends several, changes nothing. Outside
+    the main thread, where Python allows no handlers, nothing is changed. Processes forked meanwhile
+    (loader workers) ignore SIGINT, which a terminal sends to them as well, so that the step can be
+    finished; SIGTERM ends them as usual.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_launcher: bool = False) -> None:
+        """Nothing is installed yet.
+
+        Args:
+            has_launcher: Another process started this one and several like it.
+        """
         self.received: signal.Signals | None = None
+        self._has_launcher = has_launcher
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             _reset_signals_in_forked_children()
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _HANDLED:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -165,11 +201,15 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received is not None:
-            raise KeyboardInterrupt
+            # A launcher passes a Ctrl-C on to processes that have had it from the terminal.
+            if number == signal.SIGINT and not self._has_launcher:
+                raise KeyboardInterrupt
+            return
         self.received = signal.Signals(number)
         # A handler may interrupt any line, also one that holds a lock of logging or of the
         # console, so this writes to the descriptor itself.
-        os.write(2, b"\nfinishing this step and saving; once more to abort at once\n")
+        if not self._has_launcher:
+            os.write(2, b"\nfinishing this step and saving; Ctrl-C once more to abort at once\n")
 
 
 @functools.cache
@@ -184,6 +224,8 @@ def _reset_signals() -> None:
     if isinstance(getattr(handler, "__self__", None), StopSignals):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in REQUEUE_SIGNALS - {signal.SIGTERM}:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _describe(values: Mapping[str, float]) -> str:

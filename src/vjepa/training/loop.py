@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,73 +21,42 @@ import torch
 from torch import nn
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import compile_blocks, set_up_device
-from vjepa.runtime.distributed import world
+from vjepa.runtime.device import compile_blocks
+from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.metric_sinks import MetricRecord, MetricSink
 from vjepa.runtime.progress import Progress, open_progress
 from vjepa.runtime.run_lock import locked_folder
 from vjepa.runtime.seeds import seed_torch
-from vjepa.runtime.threads import set_num_threads
-from vjepa.training.checkpoint import CheckpointStore
+from vjepa.training.checkpoint import Snapshot
 from vjepa.training.config import TrainingConfig
-from vjepa.training.ema import EmaPairs
-from vjepa.training.guards import AlarmRule, HealthAlarm, NonFiniteGuard, StopSignals
-from vjepa.training.interval import Interval
-from vjepa.training.optim import build_optimizer
-from vjepa.training.schedules import (
-    EmaConfig,
-    OptimConfig,
-    ema_momentum,
-    learning_rate,
-    weight_decay,
+from vjepa.training.guards import (
+    REQUEUE_SIGNALS,
+    AlarmRule,
+    BadUpdateGuard,
+    HealthAlarm,
+    StopSignals,
+    TrainingStopped,
 )
+from vjepa.training.interval import Interval
+from vjepa.training.kept_batch import keep_batch
+from vjepa.training.learner import build_learner, scheduled
+from vjepa.training.parallel import DistributedConfig
+from vjepa.training.run_folder import RunFolder, TrainingResult
+from vjepa.training.schedules import EmaConfig, OptimConfig
+from vjepa.training.sharding import whole
 from vjepa.training.step import (
     BadVideoCounting,
     BatchSource,
     Evaluator,
     HealthReporting,
-    Learner,
+    Look,
     Objective,
     Prepare,
     train_step,
 )
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a job keeps what it makes; a job without one only trains."""
-
-    path: Path
-    """For diagnostics."""
-    store: CheckpointStore
-    """Its checkpoints."""
-    config: Mapping[str, Any]
-    """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
-
-    @classmethod
-    def open(cls, path: Path, training: TrainingConfig, config: Mapping[str, Any]) -> RunFolder:
-        """The run folder at `path`, which keeps as many checkpoints as the config says."""
-        path.mkdir(parents=True, exist_ok=True)
-        store = CheckpointStore(path / "checkpoints", training.keep_last, training.keep_every_steps)
-        return cls(path, store, config)
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a training run ended."""
-
-    step: int
-    """Updates done in total, those before a resume included."""
-    interrupted: bool
-    """Stopped by a signal before the last update."""
-    checkpoint: Path | None
-    """The newest checkpoint."""
-    skipped_steps: int
-    """Updates of this process that were skipped because they were not finite."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """The last interval's means; empty when nothing was left to do."""
+_OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -96,7 +66,8 @@ class Trainer:
     Building one moves the objective to its device and makes the optimiser.
 
     Raises:
-        UserError: Device or compiler missing, nothing to train, or several processes.
+        UserError: Device or compiler missing, nothing to train, or several processes where this
+            job takes one.
     """
 
     objective: Objective
@@ -105,6 +76,8 @@ class Trainer:
     """Gives the batches of any range of steps."""
     prepare: Prepare
     """Makes the objective's inputs of a part of a batch."""
+    look: Look | None = None
+    """Makes those for the objective's health; None: the first part that `prepare` makes."""
     optim: OptimConfig
     """Optimiser and schedules; `steps` is where training ends."""
     training: TrainingConfig
@@ -125,20 +98,36 @@ class Trainer:
     """Warns of what the objective's health reports show, for example of a collapse."""
     description: str = "training"
     """Name of the work in the progress display."""
+    team: Team = field(default_factory=Team)
+    """All processes that train together; the main one has the sinks."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How several processes train together."""
+    has_unused: bool = False
+    """Some trained parameters never take part in the loss."""
 
     def __post_init__(self) -> None:
         """Build the learner and the guards."""
-        if world().size > 1:
+        if world().size != self.team.size:
             raise UserError(
-                f"WORLD_SIZE={world().size}: this version trains in one process; start it without "
+                f"WORLD_SIZE={world().size}: this job trains in one process; start it without "
                 "a launcher such as torchrun"
             )
-        self.learner = build_learner(self.objective, self.optim, self.ema, self.training)
+        self.learner = build_learner(
+            self.objective,
+            self.optim,
+            self.ema,
+            self.training,
+            team=self.team,
+            distributed=self.distributed,
+            has_unused=self.has_unused,
+        )
         self._saved_modules = dict(self.modules or self.learner.modules)
         if self.training.compile:
             compile_blocks(list(self._saved_modules.values()))
-        self._guard = NonFiniteGuard(self.training, self.folder.path if self.folder else None)
+        folder = self.folder.path if self.folder else None
+        self._guard = BadUpdateGuard(self.training, folder, self.team.rank, self._keep_batch)
         self._alarm = HealthAlarm(self.alarm)
+        self._writer = self.folder.writer(self.training, self.team) if self.folder else None
         self._interval = Interval()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
@@ -161,14 +150,16 @@ class Trainer:
         """Train to the last update, from the newest checkpoint if there is one.
 
         Returns:
-            How it ended; after SIGINT or SIGTERM ``interrupted`` is True and the state is saved.
+            How it ended; after a signal ``interrupted`` is True and the state is saved.
 
         Raises:
-            TrainingStopped: The loss or a gradient is not finite.
+            TrainingStopped: The loss or a gradient is not finite, or the loss is a spike.
             UserError: The newest checkpoint is damaged or does not fit; the disk is full; another
                 process trains in the folder.
         """
-        with locked_folder(self.folder.path) if self.folder else nullcontext():
+        with ExitStack() as stack:
+            if (folder := self.folder) is not None:
+                self.team.on_main(lambda: stack.enter_context(locked_folder(folder.path)))
             return self._train()
 
     def _train(self) -> TrainingResult:
@@ -177,54 +168,71 @@ class Trainer:
         self._started = time.perf_counter()
         if self._completed >= total or self._is_out_of_time():
             _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
-            return self._result(interrupted=False)
+            return self._result(None)
         try:
             for sink in self.sinks:
                 sink.start(self._completed)
-            progress = open_progress(self.description, total, self._completed)
-            with StopSignals() as signals, progress:
-                self._run(signals, progress)
+            bar = open_progress(self.description, total, self._completed)
+            progress = bar if self.team.is_main else nullcontext()
+            with StopSignals(has_launcher=world().size > 1) as signals, progress as shown:
+                request = self._run(signals, shown)
+        except TrainingStopped:
+            self._finish_saving()
+            raise
         finally:
             for sink in self.sinks:
                 sink.close()
-        interrupted = signals.received is not None and self._completed < total
-        if interrupted and signals.received is not None:
+        stopped_by = signal.Signals(request) if request > _OUT_OF_TIME else None
+        if self._completed < total and stopped_by is not None and self.team.is_main:
+            saved = f"saved as {self._checkpoint}: the same command resumes"
             _LOGGER.warning(
                 "stopped by %s after step %d of %d; %s",
-                signals.received.name,
-                self._completed,
-                total,
-                f"saved as {self._checkpoint}: the same command resumes"
-                if self.folder
-                else "nothing was saved, because this job has no run folder",
+                *(stopped_by.name, self._completed, total),
+                saved if self.folder else "nothing was saved, because this job has no run folder",
             )
-        return self._result(interrupted)
+        return self._result(stopped_by)
 
-    def _run(self, signals: StopSignals, progress: Progress) -> None:
+    def _run(self, signals: StopSignals, progress: Progress | None) -> int:
+        """Train until the end or a request; the request that ended it, or 0."""
         total = self.optim.steps
         source = self.data.batches(self._completed, total)
+        agreement = Agreement(self.team)
         self._set_training_mode()
         self._interval.restart()
-        while self._completed < total and signals.received is None and not self._is_out_of_time():
+        request = 0
+        while self._completed < total:
+            request = agreement.exchange(self._request(signals))
+            if request:
+                break
             asked = time.perf_counter()
             batch = next(source, None)
             if batch is None:
                 raise RuntimeError(f"the data ended after step {self._completed} of {total}")
             waited = time.perf_counter() - asked
             self._update(batch, waited)
-            progress.update(self._completed)
-            if self._after_update(batch):
-                progress.update(self._completed, self._note())
+            logged = self._after_update(batch)
+            if progress is not None:
+                progress.update(self._completed, self._note() if logged else None)
+        agreement.finish()
         if len(self._interval):
             self._log_interval()
         if self._completed != self._saved_step:
             self._save()
+        self._finish_saving()
+        return request
+
+    def _request(self, signals: StopSignals) -> int:
+        """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
+        if signals.received is not None:
+            return signals.received.value
+        return _OUT_OF_TIME if self.team.is_main and self._is_out_of_time() else 0
 
     def _update(self, batch: Any, waited: float) -> None:
         """One optimiser update on one batch."""
         learner, update = self.learner, self._completed + 1
         parts = learner.optim.accumulation_steps
-        seed_torch(self.seed, "step", update)
+        rank = self.team.rank
+        seed_torch(self.seed, f"step of process {rank}" if rank else "step", update)
         micro_batches = (
             self.prepare(batch, learner.setup.device, part, parts) for part in range(parts)
         )
@@ -240,7 +248,7 @@ class Trainer:
         look = self._is_due(training.health_every_steps)
         evaluators = [e for e in self.evaluators if self._is_due(self._interval_of(e))]
         # On the CPU this look costs nothing, and the first bad update stops the run at once.
-        bad = self.learner.setup.device.type == "cpu" and not self._interval.last_is_finite()
+        bad = self.learner.setup.device.type == "cpu" and not self._interval.last_was_applied()
         # Whatever takes time or may be resumed from ends the interval too: then no line of the log
         # reaches over a resume, and no rate counts the time of an evaluation.
         if not (save or look or evaluators or bad or self._is_due(training.log_every_steps)):
@@ -266,66 +274,90 @@ class Trainer:
         return limit is not None and self._seconds_in_all() >= 60 * limit
 
     def _log_interval(self) -> None:
-        summary = self._interval.read()
-        first, learner = summary.steps[0].update, self.learner
+        summary = self._interval.read(self.team)
         values: dict[str, Any] = {
-            "first_step": first,
+            "first_step": summary.steps[0].update,
             **summary.means,
-            "learning_rate": learning_rate(self._completed, learner.optim),
-            "weight_decay": weight_decay(self._completed, learner.optim),
-        }
-        if learner.ema is not None:
-            values["momentum"] = ema_momentum(self._completed, learner.ema, learner.optim)
-        values |= {
+            **scheduled(self._completed, self.learner),
             "clips_per_second": summary.clips_per_second,
             "data_wait_share": summary.data_wait_share,
+            **summary.memory,
             "seconds": summary.seconds,
             "elapsed_seconds": self._seconds_in_all(),
             "bad_videos": summary.num_bad,
-            "skipped": sum(not step.finite for step in summary.steps),
+            "skipped": sum(not step.applied for step in summary.steps),
         }
         self._last_means = values
         self._write("train", values)
+        if summary.ranks:
+            self._write("ranks", summary.ranks)
         self._guard.check(summary.steps)
 
     def _log_health(self, batch: Any) -> None:
         objective, setup = self.learner.objective, self.learner.setup
         if not isinstance(objective, HealthReporting):
             return
-        parts = self.optim.accumulation_steps
-        micro = self.prepare(batch, setup.device, 0, parts)
+        if self.look is not None:
+            inputs = self.look(batch, setup.device, self.training.health_clips)
+        else:
+            parts = self.optim.accumulation_steps
+            inputs = self.prepare(batch, setup.device, 0, parts).inputs
         with torch.no_grad(), setup.autocast():
-            health = {name: float(v) for name, v in objective.health(*micro.inputs).items()}
+            health = {name: float(whole(v)) for name, v in objective.health(*inputs).items()}
         self._write("health", health)
         loss = self._last_means.get("loss", math.nan)
         warning = self._alarm.check(health, loss)
-        if warning is not None:
+        if warning is not None and self.team.is_main:
             _LOGGER.warning("step %d: %s", self._completed, warning)
             self._write("warning", {"message": warning})
 
     def _save(self) -> None:
-        if self.folder is None:
+        if self.folder is None or self._writer is None:
             return
+        spikes = self.learner.spikes
         extra = {
             "elapsed_seconds": self._seconds_in_all(),
             "alarm": self._alarm.state(),
+            "spikes": None if spikes is None else spikes.state(),
         }
-        self._checkpoint = self.folder.store.save(
-            self._completed, self._saved_modules, self.learner.optimizer, self.folder.config, extra
+        snapshot = Snapshot.take(
+            self._completed,
+            self._saved_modules,
+            self.learner.optimizer,
+            self.folder.config,
+            extra,
+            team=self.team,
+            copy=self._writer.background,
         )
+        self._checkpoint = self._writer.write(snapshot)
         self._saved_step = self._completed
 
+    def _finish_saving(self) -> None:
+        if self._writer is not None:
+            self._writer.finish()
+
     def _resume(self) -> None:
-        newest = self.folder.store.latest() if self.folder else None
-        if self.folder is None or newest is None:
+        if self.folder is None:
             return
-        self.folder.store.clean()
-        loaded = self.folder.store.load(newest, self._saved_modules, self.learner.optimizer)
+        store = self.folder.store
+        newest = self.team.on_main(store.clean_latest)
+        if newest is None:
+            return
+        modules, optimizer = self._saved_modules, self.learner.optimizer
+        loaded = store.load(newest, modules, optimizer, self.team)
         self._completed = self._saved_step = loaded.step
         self._checkpoint = newest
         self._elapsed = float(loaded.extra["elapsed_seconds"])
         self._alarm.load_state(loaded.extra["alarm"])
-        _LOGGER.info("resuming after step %d from %s", loaded.step, newest)
+        losses = loaded.extra.get("spikes")
+        if self.learner.spikes is not None and losses is not None:
+            self.learner.spikes.load_state(losses)
+        if self.team.is_main:
+            _LOGGER.info("resuming after step %d from %s", loaded.step, newest)
+
+    def _keep_batch(self, update: int, path: Path) -> bool:
+        """Make the batch of an update once more, which the step alone determines, and keep it."""
+        return keep_batch(next(iter(self.data.batches(update - 1, update))), path)
 
     def _is_due(self, every: int | None) -> bool:
         """At multiples of an interval, and at the end of training."""
@@ -351,41 +383,13 @@ class Trainer:
             f"data wait {means['data_wait_share']:.0%}"
         )
 
-    def _result(self, interrupted: bool) -> TrainingResult:
+    def _result(self, stopped_by: signal.Signals | None) -> TrainingResult:
+        interrupted = stopped_by is not None and self._completed < self.optim.steps
         return TrainingResult(
             step=self._completed,
             interrupted=interrupted,
+            requeue=interrupted and stopped_by in REQUEUE_SIGNALS,
             checkpoint=self._checkpoint,
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
-
-
-def build_learner(
-    objective: Objective, optim: OptimConfig, ema: EmaConfig | None, training: TrainingConfig
-) -> Learner:
-    """Put an objective on its device and build what an update needs.
-
-    Args:
-        objective: What is trained; moved in place.
-        optim: Optimiser and schedules.
-        ema: Momentum, exactly when the objective has moving averages.
-        training: Gives device, precision and threads.
-
-    Returns:
-        The learner, with a fresh optimiser.
-
-    Raises:
-        UserError: No such device, or nothing to train.
-        ValueError: `ema` does not go with the objective.
-    """
-    set_num_threads(training.num_threads)
-    setup = set_up_device(training.device, training.precision)
-    objective.to(setup.device)
-    trained = dict(objective.trainable())
-    # Pairs are made before compiling or any other wrapping.
-    pairs = EmaPairs.of(objective.ema_pairs())
-    if bool(pairs.target) != (ema is not None):
-        raise ValueError("ema: an objective with moving averages needs it, others must not have it")
-    optimizer = build_optimizer(trained, optim)
-    return Learner(objective, trained, optimizer, pairs, optim, ema, setup)

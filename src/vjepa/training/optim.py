@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vjepa.errors import UserError
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
+from vjepa.training.sharding import part_like, whole
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -93,6 +94,11 @@ def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
     return [member.name for group in parameter_groups(modules) for member in group.members]
 
 
+def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The trained parameters by full name."""
+    return {m.name: m.parameter for group in parameter_groups(modules) for m in group.members}
+
+
 def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> GuardedAdamW:
     """Build the fused AdamW of a run.
 
@@ -166,9 +172,10 @@ def clip_gradients(
     for name, module in modules.items():
         parameters = [p for p in module.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norms[name] = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if config.clip_norm is not None and update >= config.clip_from_step:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norms[name])
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
+        norms[name] = whole(norm)
     return norms
 
 
@@ -211,7 +218,7 @@ def load_optimizer_state(
     Raises:
         UserError: A name that is no trained parameter, or a moment of another shape.
     """
-    parameters = {m.name: m.parameter for group in parameter_groups(modules) for m in group.members}
+    parameters = named_parameters(modules)
     for name, moments in state.items():
         if name not in parameters:
             raise UserError(
@@ -231,8 +238,8 @@ def load_optimizer_state(
         optimizer.state[parameter] = {
             # The fused kernel wants the count beside the parameter and in float32.
             "step": _count(moments["step"]).to(parameter.device),
-            "exp_avg": moments["exp_avg"].to(parameter, copy=True),
-            "exp_avg_sq": moments["exp_avg_sq"].to(parameter, copy=True),
+            "exp_avg": part_like(moments["exp_avg"], parameter),
+            "exp_avg_sq": part_like(moments["exp_avg_sq"], parameter),
         }
 
 

@@ -1,0 +1,185 @@
+"""One objective on several processes: torch's own DDP or FSDP2, or neither.
+
+The batch is cut over the processes. Every process computes what its part contributes to the batch's
+loss, gradients are added up, and every process makes the same update. So the number of processes
+changes the speed and, up to rounding, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from vjepa.errors import UserError
+from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.distributed import Team
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+    from vjepa.training.step import Objective, StepResult
+
+_LOGGER = logging.getLogger(__name__)
+
+Strategy = Literal["auto", "ddp", "fsdp"]
+
+# Per trained parameter: weight, gradient and two moments in float32; per averaged one: the weight.
+_BYTES_TRAINED, _BYTES_AVERAGED = 16, 4
+_LARGEST_SHARE_OF_GPU = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """How several processes train together; without a launcher none of it is used."""
+
+    strategy: Strategy = "auto"
+    """`ddp`: every process holds all weights and moments; `fsdp`: each holds a part (FSDP2); auto:
+    fsdp where they would fill more than half of a GPU, else ddp."""
+    shard_size: int | None = None
+    """FSDP: so many processes share one copy of the weights, and copies are kept equal as in DDP
+    (HSDP), for example the GPUs of one machine; null: all share one."""
+    timeout_minutes: float = 15.0
+    """A process that leaves the others waiting longer has hung, and the run stops and names it; it
+    must be longer than a checkpoint or an evaluation takes."""
+
+    def __post_init__(self) -> None:
+        if self.shard_size is not None and self.shard_size < 1:
+            raise ValueError(f"shard_size: must be at least 1 or null, got {self.shard_size}")
+        if self.shard_size is not None and self.strategy != "fsdp":
+            raise ValueError(f"shard_size: is used by strategy fsdp only, not {self.strategy}")
+        if not self.timeout_minutes > 0:
+            raise ValueError(f"timeout_minutes: must be above 0, got {self.timeout_minutes}")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Calls an objective so that gradients become those of the whole batch in every process."""
+
+    objective: Objective
+    """As it was given; its modules are sharded in place under FSDP."""
+    team: Team
+    ddp: DistributedDataParallel | None = None
+    """The wrapper that adds up gradients; None alone and under FSDP."""
+
+    def __call__(self, *inputs: Any) -> StepResult:
+        """The objective's loss and metrics of a micro-batch."""
+        return self.objective(*inputs) if self.ddp is None else self.ddp(*inputs)
+
+    def accumulating(self, *, last: bool) -> AbstractContextManager[object]:
+        """Around forward and backward of a micro-batch: DDP talks at the last one only.
+
+        FSDP reduces every micro-batch: to wait would cost a whole gradient of memory.
+        """
+        return nullcontext() if self.ddp is None or last else self.ddp.no_sync()
+
+
+def parallelise(
+    objective: Objective,
+    team: Team,
+    config: DistributedConfig,
+    setup: DeviceSetup,
+    *,
+    has_unused: bool = False,
+) -> Parallel:
+    """Make an objective ready for the processes of a team.
+
+    Args:
+        objective: An ``nn.Module`` on its device, with equal weights in every process. Under FSDP
+            its trained and averaged modules are sharded in place, each block and the rest.
+        team: The processes; alone, the objective is called as it is.
+        config: The strategy.
+        setup: Device, and the precision in which FSDP gathers weights.
+        has_unused: Some trained parameters never take part in the loss.
+
+    Returns:
+        What to call in place of the objective.
+
+    Raises:
+        UserError: `shard_size` does not divide the number of processes.
+    """
+    if team.size == 1:
+        return Parallel(objective, team)
+    if choose_strategy(objective, config, setup.device) == "fsdp":
+        _shard(objective, team.size, config.shard_size or team.size, setup)
+        _LOGGER.info("%d processes: FSDP2, %s", team.size, _copies(team.size, config.shard_size))
+        return Parallel(objective, team)
+    from torch.nn.parallel import DistributedDataParallel
+
+    assert isinstance(objective, nn.Module)
+    _LOGGER.info("%d processes: DDP", team.size)
+    with warnings.catch_warnings():
+        # torch 2.14 calls the argument by another name, which older ones do not know.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+        wrapper = DistributedDataParallel(
+            objective,
+            device_ids=[setup.device] if setup.device.type == "cuda" else None,
+            broadcast_buffers=False,  # they are fixed
+            gradient_as_bucket_view=True,
+            find_unused_parameters=has_unused,
+        )
+    return Parallel(objective, team, wrapper)
+
+
+def choose_strategy(
+    objective: Objective, config: DistributedConfig, device: torch.device
+) -> Literal["ddp", "fsdp"]:
+    """What ``strategy: auto`` means for this objective on this device."""
+    if config.strategy != "auto":
+        return config.strategy
+    if device.type != "cuda":
+        return "ddp"
+    modules = list(_modules(objective))
+    numbers = [(p.numel(), p.requires_grad) for m in modules for p in m.parameters()]
+    needed = sum(n * (_BYTES_TRAINED if trained else _BYTES_AVERAGED) for n, trained in numbers)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return "fsdp" if needed > _LARGEST_SHARE_OF_GPU * memory else "ddp"
+
+
+def _modules(objective: Objective) -> Iterator[nn.Module]:
+    """The trained modules, then the averaged ones."""
+    yield from objective.trainable().values()
+    for _, target in objective.ema_pairs():
+        yield target
+
+
+def _shard(objective: Objective, size: int, shard_size: int, setup: DeviceSetup) -> None:
+    """FSDP2 over every block and over the rest of every module, moving averages included."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if size % shard_size:
+        raise UserError(
+            f"distributed.shard_size: {shard_size} does not divide the {size} processes; "
+            "use a divisor, for example the number of GPUs of one machine"
+        )
+    # Nobody changes what the modules return in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
+    kind = setup.device.type
+    if shard_size == size:
+        mesh = init_device_mesh(kind, (size,), mesh_dim_names=("shard",))
+    else:
+        shape = (size // shard_size, shard_size)
+        mesh = init_device_mesh(kind, shape, mesh_dim_names=("copy", "shard"))
+    policy = MixedPrecisionPolicy(
+        # Autocast decides in which type each operation runs; this halves what is sent.
+        param_dtype=torch.bfloat16 if setup.precision == "bfloat16" else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
+    )
+    for module in _modules(objective):
+        lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+        for part in (*(block for blocks in lists for block in blocks), module):
+            # Resharded after each forward: moving averages and checkpoints meet shards only.
+            fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def _copies(size: int, shard_size: int | None) -> str:
+    copies = size // (shard_size or size)
+    return "one copy of the weights" if copies == 1 else f"{copies} copies of the weights"

@@ -1,0 +1,192 @@
+"""Pretraining in several real processes: the number of processes changes nothing but rounding."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.jobs.tiny_run import write_recipe, write_set
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TIMINGS = ("per_second", "share", "seconds", "gigabytes")
+_COMMON = (
+    "optim.steps=4",
+    "data.loader.num_workers=0",
+    "training.log_every_steps=1",
+    "training.checkpoint_every_steps=2",
+    "training.keep_every_steps=1",
+    "training.health_every_steps=2",
+    "training.health_clips=6",
+)
+_PACKED = ("masking.count=packed", "objective.variance_coefficient=0.5")
+_CASES: dict[str, tuple[str, ...]] = {
+    "prefix": (),
+    # A mask token that no mask kind uses gets no gradient.
+    "fixed": ("masking.count=fixed", "model.predictor.num_mask_tokens=3"),
+    "packed": _PACKED,
+    "pixel": ("masking.count=packed", "objective.name=pixel"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job of the host."""
+
+    name: str
+    case: str
+    ranks: int
+    overrides: tuple[str, ...] = ()
+
+
+_DDP, _FSDP = "distributed.strategy=ddp", "distributed.strategy=fsdp"
+_RUNS = (
+    *(Run(case, case, 1) for case in _CASES),
+    Run("packed_accumulated", "packed", 1, ("optim.accumulation_steps=4",)),
+    Run("prefix_ddp_2", "prefix", 2, (_DDP,)),
+    Run("prefix_fsdp_4", "prefix", 4, (_FSDP, "training.async_checkpoint=true")),
+    Run("fixed_ddp_4", "fixed", 4, ()),
+    Run("fixed_fsdp_2", "fixed", 2, (_FSDP, "optim.accumulation_steps=2")),
+    Run("packed_ddp_2", "packed", 2, (_DDP, "optim.accumulation_steps=2")),
+    Run("packed_fsdp_4", "packed", 4, (_FSDP, "distributed.shard_size=2")),
+    Run("packed_fsdp_2", "packed", 2, (_FSDP,)),
+    Run("pixel_ddp_2", "pixel", 2, (_DDP,)),
+    Run("pixel_fsdp_2", "pixel", 2, (_FSDP,)),
+)
+_COMPARED = tuple(run for run in _RUNS if run.name != run.case)
+
+
+def _launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
+    """Run jobs in the host; exit codes of each one's processes, and all that they printed."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(_ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
+        env={**os.environ, "PYTHONPATH": str(_ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def _job(folder: Path, recipe: Path, run: Run) -> dict[str, Any]:
+    overrides = [*_COMMON, *_CASES[run.case], *run.overrides]
+    out = str(folder / run.name)
+    return {"ranks": run.ranks, "config": str(recipe), "out": out, "overrides": overrides}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return write_recipe(folder, write_set(folder))
+
+
+@pytest.fixture(scope="module")
+def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs, each in its folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    codes, said = _launch(folder, [_job(folder, recipe, run) for run in _RUNS])
+    assert codes == [[0] * run.ranks for run in _RUNS], said
+    assert "Warning" not in said, said
+    return folder
+
+
+def _weights(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    """The log without what a clock has measured."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not any(word in k for word in _TIMINGS)}
+        for line in lines
+        if line["kind"] != "ranks"
+    ]
+
+
+def _assert_same_weights(found: Path, expected: Path, atol: float = 2e-5) -> None:
+    ours, theirs = _weights(found), _weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
+            torch.testing.assert_close(ours[name], value, atol=atol, rtol=0, msg=name)
+
+
+def _assert_same_metrics(found: Path, expected: Path) -> None:
+    ours, theirs = _metrics(found), _metrics(expected)
+    assert [(line["kind"], line["step"]) for line in ours] == [
+        (line["kind"], line["step"]) for line in theirs
+    ]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, float):
+                assert mine[name] == pytest.approx(value, rel=2e-3, abs=2e-5), (name, other["step"])
+
+
+@pytest.mark.parametrize("run", _COMPARED, ids=lambda run: run.name)
+def test_any_number_of_processes_trains_the_same(runs: Path, run: Run) -> None:
+    _assert_same_weights(runs / run.name, runs / run.case)
+    _assert_same_metrics(runs / run.name, runs / run.case)
+
+
+def test_every_process_tells_its_numbers(runs: Path) -> None:
+    lines = (runs / "fixed_ddp_4" / "metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(line) for line in lines if '"ranks"' in line]
+    assert [line["step"] for line in shares] == [1, 2, 3, 4]
+    assert all(len(line["clips_per_second"]) == 4 for line in shares)
+    assert all(math.isfinite(share) for line in shares for share in line["data_wait_share"])
+
+
+def test_saved_by_two_processes_goes_on_in_one_and_in_four(
+    runs: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """Same samples, same schedules: as if the number of processes had never changed."""
+    resumed = (
+        Run("one", "packed", 1),
+        Run("four", "packed", 4, (_FSDP,)),
+        Run("four_copies", "packed", 4, (_DDP,)),
+    )
+    for run in resumed:
+        shutil.copytree(runs / "packed_fsdp_2", tmp_path / run.name)
+        shutil.rmtree(tmp_path / run.name / "checkpoints" / "step_00000004")
+    codes, said = _launch(tmp_path, [_job(tmp_path, recipe, run) for run in resumed])
+    assert codes == [[0], [0] * 4, [0] * 4], said
+    assert said.count("resuming after step 2") == 3
+    for run in resumed:
+        _assert_same_weights(tmp_path / run.name, runs / "packed")
+        _assert_same_metrics(tmp_path / run.name, runs / "packed")
+
+
+def test_bad_input_is_told_by_every_process_and_claims_nothing(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    jobs = [
+        _job(tmp_path, recipe, Run("odd", "prefix", 3)),
+        _job(tmp_path, recipe, Run("full", "prefix", 2)),
+        _job(tmp_path, recipe, Run("shards", "prefix", 2, (_FSDP, "distributed.shard_size=3"))),
+    ]
+    codes, said = _launch(tmp_path, jobs)
+    assert codes == [[2] * 3, [2] * 2, [2] * 2], said
+    assert "data.batch_size: 8 clips cannot be divided over 3 processes" in said
+    assert "use a multiple of 3, for example 9" in said
+    assert "is no run folder" in said
+    assert "distributed.shard_size: 3 does not divide the 2 processes" in said
+    assert not (tmp_path / "odd").exists()

@@ -1,0 +1,176 @@
+"""Pretraining when things break: kills, preemption, lost and hanging processes, restarts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.jobs.tiny_run import write_recipe, write_set
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_TIMINGS = ("per_second", "share", "seconds", "gigabytes")
+_ENVIRONMENT = {"PYTHONPATH": str(_ROOT / "src"), "OMP_NUM_THREADS": "1"}
+_COMMON = (
+    "data.loader.num_workers=0",
+    "training.log_every_steps=1",
+    "training.health_every_steps=null",
+)
+_STEPS, _INTERVAL = 60, 2
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    return write_recipe(folder, write_set(folder))
+
+
+def _launch(folder: Path, *jobs: dict[str, Any]) -> tuple[list[list[int]], str]:
+    """Run jobs in the host; exit codes of each one's processes, and all that they printed."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(_ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
+        env={**os.environ, **_ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def _job(recipe: Path, out: Path, *overrides: str, ranks: int = 2, **more: Any) -> dict[str, Any]:
+    fields = {"ranks": ranks, "config": str(recipe), "out": str(out)}
+    return {**fields, "overrides": [*_COMMON, *overrides], **more}
+
+
+def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def _newest(run: Path) -> int:
+    return max(int(p.name[5:]) for p in (run / "checkpoints").iterdir() if "." not in p.name)
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not any(word in k for word in _TIMINGS)} for line in lines
+    ]
+
+
+def test_twenty_kills_at_random_moments_change_nothing(recipe: Path, tmp_path: Path) -> None:
+    """Also while checkpoints are written, in both ways of writing; bit for bit."""
+    config = (f"optim.steps={_STEPS}", f"training.checkpoint_every_steps={_INTERVAL}")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    codes, said = _launch(
+        tmp_path,
+        _job(recipe, whole, *config, ranks=1),
+        _job(recipe, cut, *config, ranks=1, kills=20, cpu_seconds=0.5),
+    )
+    assert codes == [[0], [-signal.SIGKILL] * 20 + [0]], said
+    assert "left incomplete: 1" in said, "no kill met a checkpoint in the making"
+    found, expected = _weights(cut, _STEPS), _weights(whole, _STEPS)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert _metrics(cut) == _metrics(whole)
+
+
+def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path) -> None:
+    """One host for all, because starting processes is what takes the time."""
+    endless = ("optim.steps=100000", "training.checkpoint_every_steps=100000")
+    soon = {"after_lines": 4}
+    usr1, term, killed, hung = (tmp_path / name for name in ("usr1", "term", "killed", "hung"))
+    last = _job(recipe, usr1, *endless, signals=[[0, signal.SIGTERM]], after_lines=30)
+    codes, said = _launch(
+        tmp_path,
+        _job(recipe, usr1, *endless, signals=[[1, signal.SIGUSR1]], **soon),
+        _job(
+            recipe,
+            term,
+            *endless,
+            "distributed.strategy=fsdp",
+            # A launcher passes on what the scheduler has sent to all processes already.
+            signals=[[0, signal.SIGTERM], [1, signal.SIGTERM], [1, signal.SIGTERM]],
+            **soon,
+        ),
+        _job(recipe, killed, *endless, signals=[[1, signal.SIGKILL]], **soon),
+        _job(
+            recipe,
+            hung,
+            *endless,
+            "distributed.timeout_minutes=0.25",
+            signals=[[1, signal.SIGSTOP]],
+            **soon,
+        ),
+        last,
+    )
+    assert codes == [[75, 75], [75, 75], [1, -9], [1, -9], [75, 75]], said
+    assert "stopped by SIGUSR1 after step" in said
+    assert said.count("process 0: process 1 of 2 ended or did not answer") == 2
+    assert "Traceback" not in said, said
+    for run in (usr1, term):
+        step = _newest(run)
+        train = [line["step"] for line in _metrics(run) if line["kind"] == "train"]
+        assert train == list(range(1, step + 1)), "resumed at the step that both had saved"
+    assert not (killed / "checkpoints").exists()
+
+
+def test_torchrun_restarts_what_died_and_saves_what_is_stopped(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """The real launcher: one process killed, all started again, then the launcher is stopped."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1"]
+    command += ["-m", "vjepa", "pretrain", "--config", str(recipe), "--out", str(run)]
+    command += [f"--{override}" for override in _COMMON]
+    command += ["--optim.steps=100000", "--training.checkpoint_every_steps=1"]
+    log = tmp_path / "log"
+    with log.open("w") as out:
+        launcher = subprocess.Popen(
+            command, env={**os.environ, **_ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT
+        )
+    _wait_for(launcher, log, lambda: (run / "checkpoints").is_dir() and _newest_or_0(run) >= 2)
+    os.kill(_process_ids(run, 1)[-1], signal.SIGKILL)
+    _wait_for(launcher, log, lambda: "resuming after step" in log.read_text())
+    resumed = int(re.findall(r"resuming after step (\d+)", log.read_text())[-1])
+    _wait_for(launcher, log, lambda: _newest_or_0(run) > resumed + 1)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=300) != 0
+    assert "stopped by SIGTERM after step" in log.read_text()
+    train = [line["step"] for line in _metrics(run) if line["kind"] == "train"]
+    assert train == list(range(1, _newest(run) + 1))
+
+
+def _process_ids(run: Path, rank: int) -> list[int]:
+    text = (run / "logs" / f"rank_{rank:03d}.log").read_text()
+    return [int(number) for number in re.findall(r"process (\d+) on", text)]
+
+
+def _newest_or_0(run: Path) -> int:
+    return max(
+        (int(p.name[5:]) for p in (run / "checkpoints").glob("step_*") if "." not in p.name),
+        default=0,
+    )
+
+
+def _wait_for(process: subprocess.Popen[bytes], log: Path, condition: Any) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
