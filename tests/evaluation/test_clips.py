@@ -14,7 +14,13 @@ from vjepa.data.decode import decode_frames
 from vjepa.data.manifest import ManifestRow
 from vjepa.data.video_info import DecodeError
 from vjepa.errors import UserError
-from vjepa.evaluation.clip_reading import CentreClip, ReadFailure, ReadingConfig, ViewConfig
+from vjepa.evaluation.clip_reading import (
+    ClipViews,
+    ReadFailure,
+    ReadingConfig,
+    ViewConfig,
+    ViewRequest,
+)
 from vjepa.evaluation.clips import EvaluationClips, read_centre_clip
 
 CLIP = ClipConfig(num_frames=4, stride=2, sampling="exact")
@@ -24,9 +30,10 @@ HERE = ReadingConfig(num_workers=0)
 
 def test_the_clip_is_the_centre_in_time_and_space(tiny_set: Path) -> None:
     info = Manifest.open(tiny_set).row(0)
-    clip = CentreClip(CLIP, ViewConfig(crop_size=24, short_side=32))(info)
-    assert isinstance(clip, np.ndarray)
-    assert clip.shape == (3, 4, 24, 24)
+    clips = ClipViews(CLIP, ViewConfig(crop_size=24, short_side=32))(ViewRequest(info))
+    assert isinstance(clips, np.ndarray)
+    assert clips.shape == (1, 3, 4, 24, 24)
+    clip = clips[0]
     # Ten frames, a clip spans seven: it starts at frame 1.
     frames = decode_frames(info, [1, 3, 5, 7])[:, 4:28, 4:28]
     assert np.array_equal(clip, frames.transpose(3, 0, 1, 2))
@@ -38,8 +45,8 @@ def test_batches_are_in_row_order_and_cover_the_data(tiny_set: Path) -> None:
         batches = list(clips.batches(0, len(clips), 4))
     assert [len(batch.rows) for batch in batches] == [4, 4, 3]
     assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(11))
-    assert batches[2].clips.shape == (3, 3, 4, 24, 24)
-    single = CentreClip(CLIP, VIEW)(manifest.row(9))
+    assert batches[2].clips.shape == (3, 1, 3, 4, 24, 24)
+    single = ClipViews(CLIP, VIEW)(ViewRequest(manifest.row(9)))
     assert np.array_equal(batches[2].clips[1].numpy(), single)
 
 
@@ -110,13 +117,13 @@ def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> 
 
 def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:
     info = Manifest.open(tiny_set).row(0)
-    marked = CentreClip(CLIP, VIEW)(replace(info, ok=False, reason="no video stream"))
+    marked = ClipViews(CLIP, VIEW)(ViewRequest(replace(info, ok=False, reason="no video stream")))
     assert marked == ReadFailure("no video stream")
     long = ClipConfig(num_frames=16, stride=4, short_video="error")
     with pytest.raises(DecodeError, match="10 frames"):
         read_centre_clip(info, long, VIEW)
     assert read_centre_clip(info, CLIP, VIEW).shape == (3, 4, 24, 24)
-    short = CentreClip(long, VIEW)(info)
+    short = ClipViews(long, VIEW)(ViewRequest(info))
     assert isinstance(short, ReadFailure)
     assert "10 frames" in short.reason
 

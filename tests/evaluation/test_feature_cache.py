@@ -30,6 +30,8 @@ class _Source:
     def __len__(self) -> int:
         return self.count
 
+    clips_per_video = 1
+
     def path(self, row: int) -> str:
         return f"v{row}.mp4"
 
@@ -41,15 +43,10 @@ class _Source:
             self.read.extend(rows)
             good = [row for row in rows if row not in self.bad]
             clips = torch.stack(
-                [torch.full((3, 2, 16, 16), row, dtype=torch.uint8) for row in good]
+                [torch.full((1, 3, 2, 16, 16), row, dtype=torch.uint8) for row in good]
             )
             bad = tuple(BadVideo(row, self.path(row), "bad") for row in rows if row in self.bad)
             yield ClipRows(np.array(good, dtype=np.int64), clips, bad)
-
-
-@pytest.fixture(autouse=True)
-def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_cache, "_SHARD_ROWS", 8)
 
 
 def _encoder(seed: int = 0) -> Encoder:
@@ -67,6 +64,7 @@ def _key(encoder: Encoder) -> FeatureKey:
         precision="float32",
         storage="float32",
         batch_size=3,
+        shard_clips=8,
         device="cpu",
     )
 
@@ -109,6 +107,8 @@ def test_other_weights_have_another_key(tmp_path: Path) -> None:
         {"precision": "bfloat16"},
         {"storage": "bfloat16"},
         {"batch_size": 4},
+        {"shard_clips": 9},
+        {"augment": {"policy": "paper", "seed": 0, "pass": 0}},
         {"encoder": {"width": 13}},
         {"device": "cuda"},
     ],

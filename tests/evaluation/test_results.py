@@ -61,7 +61,7 @@ def test_result_survives_the_disk(tmp_path: Path, tested: bool) -> None:
 def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
     text = _result().markdown()
     assert "| target | motion | 20 | 66.7 | 20.8 to 93.9 | 3 | - |" in text
-    assert "| 0.001 | 0.01 | 75.0 (3/4) | 0.500 | yes |" in text
+    assert "| attentive | 0.001 | 0.01 | 75.0 % (3/4) | 0.500 | yes |" in text
     assert "| right | 2 | 50.0 |" in text
     assert "Not evaluated: v3.mp4: truncated" in text
 

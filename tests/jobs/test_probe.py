@@ -7,79 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
+from tests.evaluation.tiny_videos import with_bad_video, write_manifest
+from tests.jobs.tiny_probe import TINY, evaluate_here, probe_config
 
 from vjepa.config import from_dict, load_config
 from vjepa.data import Manifest
 from vjepa.data.manifest import ManifestRow
 from vjepa.errors import UserError
-from vjepa.evaluation.clip_reading import ReadingConfig
 from vjepa.evaluation.probe_file import load_probe_file
-from vjepa.evaluation.results import EvaluatedSplit, load_result
+from vjepa.evaluation.results import load_result
 from vjepa.evaluation.splits import load_split
 from vjepa.interop import save_model
 from vjepa.jobs.probe import evaluate, train
 from vjepa.jobs.probe_config import ProbeConfig, VideosConfig
-from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
-
-TINY = ModelConfig(
-    encoder=EncoderConfig(
-        width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=16, tubelet_size=2
-    ),
-    predictor=PredictorConfig(width=12, depth=1),
-)
-CLIP = {"num_frames": 4, "stride": 2}
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("probe_videos")
-    return make_set(folder, {"train": 24, "validation": 9, "test": 11})
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    run = {"data": {"clip": CLIP}}
-    return save_model(tmp_path_factory.mktemp("run") / "model", VJEPA(TINY), run=run)
-
-
-def _config(videos: Path, checkpoint: Path, **changes: object) -> ProbeConfig:
-    plain = {
-        "encoder.path": str(checkpoint),
-        "data.label": "colour",
-        "data.train.manifest": str(videos),
-        "data.train.split": "train",
-        "data.test.split": "test",
-        "data.view.crop_size": 32,
-        "data.view.short_side": 32,
-        "data.reading.num_workers": 0,
-        "features.batch_size": 5,
-        "optim.epochs": 25,
-        "optim.batch_size": 8,
-        "optim.learning_rates": [1e-3, 3e-3],
-        "optim.weight_decays": [0.01, 0.1],
-        "num_threads": 1,
-    }
-    return load_config(ProbeConfig, overrides={**plain, **changes})
-
-
-def _evaluate(probe: Path, videos: Path, encoder: Path | None = None) -> EvaluatedSplit:
-    return evaluate(
-        probe,
-        VideosConfig(manifest=videos, split="test"),
-        encoder=encoder,
-        reading=ReadingConfig(num_workers=0),
-        device="cpu",
-        num_threads=1,
-    )
+from vjepa.models import VJEPA
 
 
 @pytest.fixture(scope="module")
 def trained(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a trained probe."""
     out = tmp_path_factory.mktemp("probes") / "colour"
-    train(_config(videos, checkpoint), out)
+    train(probe_config(videos, checkpoint), out)
     return out
 
 
@@ -116,7 +64,7 @@ def test_evaluating_the_saved_probe_gives_the_same_number_exactly(
 ) -> None:
     result = load_result(trained)
     assert result.test is not None
-    again = _evaluate(trained, videos)
+    again = evaluate_here(trained, videos)
     assert asdict(again) == asdict(result.test)
     assert result.test.metrics.loss > 0.0
 
@@ -125,7 +73,7 @@ def test_training_again_gives_the_same_probe(
     trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     torch.manual_seed(99)  # nothing depends on torch's generator
-    again = train(_config(videos, checkpoint), tmp_path / "again")
+    again = train(probe_config(videos, checkpoint), tmp_path / "again")
     first = load_result(trained)
     assert again.selection == first.selection
     assert again.test == first.test
@@ -138,13 +86,15 @@ def test_a_random_encoder_of_the_same_architecture(
     videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     changes = {"encoder.which": "random", "encoder.seed": 3, "optim.learning_rates": [1e-3]}
-    config = _config(videos, checkpoint, **changes)
+    config = probe_config(videos, checkpoint, **changes)
     result = train(config, tmp_path / "a")
-    other = train(_config(videos, checkpoint, **{**changes, "encoder.seed": 4}), tmp_path / "b")
+    other = train(
+        probe_config(videos, checkpoint, **{**changes, "encoder.seed": 4}), tmp_path / "b"
+    )
     assert result.which == "random"
     assert result.weights_hash != other.weights_hash
     # The probe file alone rebuilds the random weights.
-    again = _evaluate(tmp_path / "a", videos)
+    again = evaluate_here(tmp_path / "a", videos)
     assert result.test is not None
     assert again.metrics == result.test.metrics
 
@@ -159,8 +109,10 @@ def test_context_encoder_is_another_one(videos: Path, checkpoint: Path, tmp_path
     state["encoder.norm.bias"] = state["encoder.norm.bias"] + 1.0
     save_file(state, moved / "model.safetensors", metadata={"format": "pt"})
     steps = {"optim.epochs": None, "optim.steps": 2, "optim.weight_decays": [0.01]}
-    target = train(_config(videos, moved, **steps), tmp_path / "t")
-    context = train(_config(videos, moved, **steps, **{"encoder.which": "context"}), tmp_path / "c")
+    target = train(probe_config(videos, moved, **steps), tmp_path / "t")
+    context = train(
+        probe_config(videos, moved, **steps, **{"encoder.which": "context"}), tmp_path / "c"
+    )
     assert target.weights_hash != context.weights_hash
 
 
@@ -175,7 +127,7 @@ def test_pixel_checkpoints_are_read_too(videos: Path, checkpoint: Path, tmp_path
     state = load_file(checkpoint / "model.safetensors")
     kept = {name: t for name, t in state.items() if name.startswith("encoder.")}
     save_file(kept, pixel / "model.safetensors", metadata={"format": "pt"})
-    result = train(_config(videos, pixel, **{"optim.epochs": 1}), tmp_path / "p")
+    result = train(probe_config(videos, pixel, **{"optim.epochs": 1}), tmp_path / "p")
     assert result.test is not None
     assert result.test.metrics.count == 11
 
@@ -189,15 +141,15 @@ def test_pixel_checkpoints_are_read_too(videos: Path, checkpoint: Path, tmp_path
     ids=["linear", "paper depth 2"],
 )
 def test_other_forms(videos: Path, checkpoint: Path, tmp_path: Path, form: dict) -> None:
-    result = train(_config(videos, checkpoint, **form), tmp_path / "x")
+    result = train(probe_config(videos, checkpoint, **form), tmp_path / "x")
     assert result.test is not None
     assert result.test.metrics.top1 > 0.5
-    again = _evaluate(tmp_path / "x", videos)
+    again = evaluate_here(tmp_path / "x", videos)
     assert again.metrics == result.test.metrics
 
 
 def test_low_shot_uses_k_rows_of_each_class(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    config = _config(videos, checkpoint, **{"data.labels_per_class": 3, "seed": 5})
+    config = probe_config(videos, checkpoint, **{"data.labels_per_class": 3, "seed": 5})
     result = train(config, tmp_path / "x")
     split = load_split(tmp_path / "x/split.json")
     assert result.num_train == 9
@@ -205,7 +157,7 @@ def test_low_shot_uses_k_rows_of_each_class(videos: Path, checkpoint: Path, tmp_
     assert len(split.choose) == 3
     assert split.labels_per_class == 3
     one_head = {"optim.learning_rates": [1e-3], "optim.weight_decays": [0.01]}
-    config = _config(videos, checkpoint, **one_head, **{"data.label_fraction": 0.5})
+    config = probe_config(videos, checkpoint, **one_head, **{"data.label_fraction": 0.5})
     result = train(config, tmp_path / "y")
     assert result.selection == ()  # nothing to choose, so nothing is held out
     assert len(load_split(tmp_path / "y/split.json").fit) == 12
@@ -215,7 +167,7 @@ def test_low_shot_uses_k_rows_of_each_class(videos: Path, checkpoint: Path, tmp_
 def test_validation_videos_choose_where_they_are_given(
     videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    config = _config(videos, checkpoint, **{"data.validation.split": "validation"})
+    config = probe_config(videos, checkpoint, **{"data.validation.split": "validation"})
     result = train(config, tmp_path / "x")
     assert {head.count for head in result.selection} == {9}
     assert load_split(tmp_path / "x/split.json").choose == ()
@@ -225,12 +177,12 @@ def test_validation_videos_choose_where_they_are_given(
 def test_refit_trains_the_chosen_head_on_all_rows(
     trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    plain = train(_config(videos, checkpoint, **{"optim.refit": False}), tmp_path / "plain")
+    plain = train(probe_config(videos, checkpoint, **{"optim.refit": False}), tmp_path / "plain")
     refitted = load_result(trained)
     assert plain.selection == refitted.selection
     # Training the chosen setting alone on all rows is what the refit does.
     chosen = next(head for head in plain.selection if head.chosen)
-    alone = _config(
+    alone = probe_config(
         videos,
         checkpoint,
         **{
@@ -251,7 +203,7 @@ def test_features_come_from_the_cache(videos: Path, checkpoint: Path, tmp_path: 
     own = tmp_path / "videos"
     shutil.copytree(videos.parent, own)
     cache = {"features.cache_dir": str(tmp_path / "cache")}
-    config = _config(own / "manifest.parquet", checkpoint, **cache)
+    config = probe_config(own / "manifest.parquet", checkpoint, **cache)
     first = train(config, tmp_path / "first")
     for video in own.glob("*.mp4"):
         video.unlink()  # nothing is read any more
@@ -261,7 +213,7 @@ def test_features_come_from_the_cache(videos: Path, checkpoint: Path, tmp_path: 
     assert second.test.metrics.count == 11
     other_label = {"data.label": "parity", "data.labels_per_class": 3}
     third = train(
-        _config(own / "manifest.parquet", checkpoint, **cache, **other_label), tmp_path / "3"
+        probe_config(own / "manifest.parquet", checkpoint, **cache, **other_label), tmp_path / "3"
     )
     assert third.label == "parity"
     with pytest.raises(UserError, match="cannot be evaluated"):
@@ -273,15 +225,15 @@ def test_bad_videos_stop_the_job_or_are_named(
 ) -> None:
     bad_test = with_bad_video(videos, "test", tmp_path / "m.parquet")
     with pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated"):
-        train(_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+        train(probe_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
     listing = {"data.on_bad_video": "list", "optim.epochs": 1}
-    result = train(_config(tmp_path / "m.parquet", checkpoint, **listing), tmp_path / "y")
+    result = train(probe_config(tmp_path / "m.parquet", checkpoint, **listing), tmp_path / "y")
     assert result.test is not None
     assert result.test.metrics.count == 10
     assert [bad.path for bad in result.test.bad_videos] == [bad_test]
     assert bad_test in (tmp_path / "y/result.md").read_text()
     bad_train = with_bad_video(videos, "train", tmp_path / "n.parquet")
-    result = train(_config(tmp_path / "n.parquet", checkpoint, **listing), tmp_path / "z")
+    result = train(probe_config(tmp_path / "n.parquet", checkpoint, **listing), tmp_path / "z")
     assert [bad.path for bad in result.train_bad_videos] == [bad_train]
     assert result.num_train == 23
     assert result.test is not None
@@ -313,7 +265,7 @@ def test_bad_input(
     videos: Path, checkpoint: Path, tmp_path: Path, changes: dict, message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        train(_config(videos, checkpoint, **changes), tmp_path / "x")
+        train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
@@ -346,19 +298,19 @@ def test_incomplete_labels(
 ) -> None:
     manifest = _relabelled(videos, tmp_path / "m.parquet", split, value)
     with pytest.raises(UserError, match=message):
-        train(_config(manifest, checkpoint), tmp_path / "x")
+        train(probe_config(manifest, checkpoint), tmp_path / "x")
 
 
 def test_an_empty_manifest(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
     empty = Manifest.open(videos).table.slice(0, 0)
     Manifest(empty, tmp_path).write(tmp_path / "m.parquet")
     with pytest.raises(UserError, match="has no rows"):
-        train(_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+        train(probe_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
 
 
 def test_a_probe_is_never_overwritten(trained: Path, videos: Path, checkpoint: Path) -> None:
     with pytest.raises(UserError, match="holds a probe already"):
-        train(_config(videos, checkpoint), trained)
+        train(probe_config(videos, checkpoint), trained)
 
 
 def test_a_probe_for_another_encoder_is_refused(
@@ -367,7 +319,7 @@ def test_a_probe_for_another_encoder_is_refused(
     torch.manual_seed(1)
     other = save_model(tmp_path / "other", VJEPA(TINY))
     with pytest.raises(UserError, match="trained for another encoder"):
-        _evaluate(trained, videos, encoder=other)
+        evaluate_here(trained, videos, encoder=other)
     row = ManifestRow(info=Manifest.open(videos).row(0))
     unlabelled = write_manifest([row], tmp_path / "m.parquet")
     with pytest.raises(UserError, match="no label 'colour'"):
@@ -379,11 +331,11 @@ def test_an_encoder_that_has_moved_is_asked_for(
 ) -> None:
     moved = tmp_path / "before"
     shutil.copytree(checkpoint, moved)
-    train(_config(videos, moved, **{"optim.epochs": 1}), tmp_path / "x")
+    train(probe_config(videos, moved, **{"optim.epochs": 1}), tmp_path / "x")
     moved.rename(tmp_path / "after")
     with pytest.raises(UserError, match="not there any more"):
-        _evaluate(tmp_path / "x", videos)
-    found = _evaluate(tmp_path / "x", videos, encoder=tmp_path / "after")
+        evaluate_here(tmp_path / "x", videos)
+    found = evaluate_here(tmp_path / "x", videos, encoder=tmp_path / "after")
     expected = load_result(tmp_path / "x").test
     assert expected is not None
     assert found.metrics == expected.metrics

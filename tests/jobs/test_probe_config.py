@@ -25,7 +25,7 @@ def test_the_papers_recipe() -> None:
     config = load_config(ProbeConfig, ["k400_16x1x1"], recipes="probe")
     assert config.optim.epochs == 20
     assert config.optim.batch_size == 256
-    assert config.optim.grid == (HeadSetting(1e-3, 0.01),)
+    assert config.grid == (HeadSetting(1e-3, 0.01),)
     assert config.data.clip is not None
     assert (config.data.clip.num_frames, config.data.clip.stride) == (16, 4)
     assert config.data.view is not None
@@ -45,12 +45,18 @@ def test_the_grid_has_every_pair() -> None:
         ProbeConfig,
         overrides={"optim.learning_rates": [1e-3, 1e-2], "optim.weight_decays": [0.0, 0.1]},
     )
-    assert config.optim.grid == (
+    assert config.grid == (
         HeadSetting(1e-3, 0.0),
         HeadSetting(1e-3, 0.1),
         HeadSetting(1e-2, 0.0),
         HeadSetting(1e-2, 0.1),
     )
+    both = load_config(ProbeConfig, overrides={"optim.poolings": ["attentive", "linear"]})
+    assert [setting.kind for setting in both.grid] == ["attentive", "linear"]
+    lookup = load_config(
+        ProbeConfig, overrides={"probe.kind": "knn", "optim.learning_rates": [1e-3, 1e-2]}
+    )
+    assert lookup.grid == (HeadSetting(0.0, 0.0, "knn"),)  # nothing to try
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,29 @@ def test_the_grid_has_every_pair() -> None:
         ({"data.label_fraction": 0.5, "data.labels_per_class": 3}, r"data\.label_fraction"),
         ({"data.held_out_fraction": 0}, r"data\.held_out_fraction"),
         ({"encoder.which": "teacher"}, r"encoder\.which"),
-        ({"probe.kind": "knn"}, r"probe\.kind"),
+        ({"probe.kind": "mean"}, r"probe\.kind"),
+        ({"probe.kind": "knn", "probe.neighbours": 0}, r"probe\.neighbours"),
+        ({"probe.kind": "knn", "probe.temperature": 0}, r"probe\.temperature"),
+        ({"probe.kind": "knn", "probe.depth": 2}, r"probe\.depth"),
+        ({"probe.kind": "knn", "features.online": True}, "features: a knn probe is not trained"),
+        ({"probe.kind": "knn", "optim.poolings": ["linear"]}, r"optim\.poolings"),
+        ({"probe.kind": "knn", "data.multi_label": True}, r"data\.multi_label"),
+        ({"optim.poolings": []}, r"optim\.poolings"),
+        ({"optim.poolings": ["linear", "linear"]}, r"optim\.poolings"),
+        ({"data.num_splits": 0}, r"data\.num_splits"),
+        ({"data.num_splits": 3}, r"data\.num_splits"),
+        ({"data.view.num_segments": 0}, r"data\.view\.num_segments"),
+        ({"data.view.num_views": 0}, r"data\.view\.num_views"),
+        ({"data.view.join": "sum"}, r"data\.view\.join"),
+        ({"data.view.placement": "anywhere"}, r"data\.view\.placement"),
+        ({"data.augment.policy": "strong"}, r"data\.augment\.policy"),
+        ({"data.augment.crop_scale": [0.5, 0.2]}, r"data\.augment\.crop_scale"),
+        ({"data.augment.crop_aspect": [0, 1]}, r"data\.augment\.crop_aspect"),
+        ({"features.passes": 2}, r"features\.passes"),
+        ({"features.passes": 0}, r"features\.passes"),
+        ({"features.shard_clips": 0}, r"features\.shard_clips"),
+        ({"features.online": True, "features.passes": 2}, r"features\.online"),
+        ({"features.online": True, "features.cache_dir": "x"}, r"features\.online"),
         ({"optim.learning_rate": 1e-3}, "learning_rates"),
     ],
     ids=str,

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.evaluation.tiny_videos import coloured_frames, make_set, write_video
 
+from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.evaluation.clip_reading import ReadingConfig
 from vjepa.interop import save_model
 from vjepa.jobs.probe import train
 from vjepa.jobs.probe_config import ProbeConfig
-from vjepa.jobs.probe_predict import predict
+from vjepa.jobs.probe_predict import check_predictions_file, predict
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
 TINY = ModelConfig(
@@ -106,3 +110,39 @@ def test_bad_input(folder: Path, tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", VJEPA(TINY))
     with pytest.raises(UserError, match="trained for another encoder"):
         predict(folder / "probe", [video], encoder=other)
+
+
+def test_predictions_are_written_in_three_forms(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    sources = [str(folder / "videos" / "test_000.mp4"), str(tmp_path / "broken.mp4")]
+    for name in ("p.jsonl", "p.csv", "p.parquet"):
+        command = ["probe", "predict", str(folder / "probe"), *sources, "--top", "2"]
+        assert main([*command, "--device", "cpu", "--out", str(tmp_path / name)]) == 1
+        said = capsys.readouterr().out
+        assert "not predicted: " in said
+        assert "predictions of 2 files" in said
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in lines] == sources
+    assert lines[1]["failure"]
+    assert lines[1]["classes"] == []
+    best = lines[0]["classes"]
+    assert len(best) == 2
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["class_1"] == best[0]["name"]
+    assert float(rows[0]["probability_2"]) == best[1]["probability"]
+    assert rows[1]["failure"] == lines[1]["failure"]
+    table = pq.read_table(tmp_path / "p.parquet").to_pylist()
+    assert table[0]["classes"] == [entry["name"] for entry in best]
+    assert table[0]["probabilities"] == [entry["probability"] for entry in best]
+    assert table[1]["failure"] == lines[1]["failure"]
+
+
+@pytest.mark.parametrize("name", ["p.txt", "none/p.csv"])
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(UserError, match="--out"):
+        check_predictions_file(tmp_path / name)

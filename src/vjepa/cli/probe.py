@@ -12,7 +12,7 @@ from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
-    from vjepa.jobs.probe import EvaluatedSplit
+    from vjepa.jobs.probe_measure import Measured
 
 NAME = "probe"
 HELP = """\
@@ -35,15 +35,20 @@ examples:
       --data.test.split test --out runs/probe
   vjepa probe train --encoder.path runs/first --data.label action --data.labels_per_class 15 \\
       --data.train.manifest labelled.parquet --probe.kind linear --out runs/linear
+  vjepa probe train --encoder.path runs/first --data.label action --data.label_fraction 0.1 \\
+      --data.num_splits 3 --data.train.manifest labelled.parquet --data.train.split train \\
+      --data.test.split test --out runs/ten_percent       mean and deviation of three draws
 """
 
 _EVAL_HELP = """\
 measure a saved probe on the videos of a manifest
 
-On the test videos of its training this gives the same number again, digit for digit.
+On the test videos of its training this gives the same number again, digit for digit. Segments,
+views and everything else are as the probe was trained with. Under torchrun the processes share the
+videos.
 
 example:
-  vjepa probe eval runs/probe labelled.parquet --split test
+  vjepa probe eval runs/probe labelled.parquet --split test --confusion confusion.png
 """
 
 _PREDICT_HELP = """\
@@ -52,8 +57,9 @@ print the most probable classes of any videos, by a saved probe
 SRC is a video, an image, a folder, a list of files, or a manifest. Exit code 1 if some of several
 cannot be read.
 
-example:
+examples:
   vjepa probe predict runs/probe a.mp4 b.mp4 --top 3
+  vjepa probe predict runs/probe videos/ --out predictions.jsonl
 """
 
 
@@ -80,6 +86,12 @@ def add_arguments(parser: Parser) -> None:
         default="error",
         help="stop at a video that cannot be read, or name it in the result (default: error)",
     )
+    evaluate.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="keep features here, or find them here"
+    )
+    evaluate.add_argument(
+        "--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)"
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here too")
     evaluate.set_defaults(run=_eval)
     predict = add_action("predict", _PREDICT_HELP)
@@ -87,6 +99,9 @@ def add_arguments(parser: Parser) -> None:
     predict.add_argument("sources", metavar="SRC", type=Path, nargs="+", help="what to look at")
     predict.add_argument("--split", metavar="NAME", help="only this split of the manifests")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="classes (default: 5)")
+    predict.add_argument(
+        "--out", type=Path, metavar="FILE", help="write them to a .jsonl, .csv or .parquet file"
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -107,55 +122,91 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     if args.out is None:
         raise UserError("probe train needs --out DIR, a new folder for the probe")
+    print_config(config)
+    if config.data.num_splits > 1:
+        from vjepa.jobs.probe_splits import train_splits
+
+        splits = train_splits(config, args.out)
+        print(splits.markdown(), end="")
+        print(f"probes: {args.out}/split_{splits.seeds[0]} ... split_{splits.seeds[-1]}")
+        return 0
     from vjepa.jobs.probe import train
 
-    print_config(config)
     result = train(config, args.out)
     for head in result.selection:
         mark = "  <- chosen" if head.chosen else ""
         print(
-            f"head with learning rate {head.learning_rate:g}, weight decay {head.weight_decay:g}:"
-            f" {head.correct} of {head.count} held-out videos{mark}"
+            f"{head.kind} head, learning rate {head.learning_rate:g}, weight decay "
+            f"{head.weight_decay:g}: {head.score} on held-out videos{mark}"
         )
-    if result.test is not None:
-        _print_metrics(result.test)
+    measured = result.test or result.test_multi_label
+    if measured is not None:
+        _print_metrics(measured)
     print(f"probe: {args.out}")
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe import VideosConfig, evaluate
+    from vjepa.jobs.probe import EvaluatedSplit, VideosConfig, evaluate_together
+    from vjepa.jobs.probe_measure import draw
+    from vjepa.runtime.distributed import world
 
-    measured = evaluate(
+    measured = evaluate_together(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
         encoder=args.encoder,
         on_bad_video=args.on_bad_video,
+        cache_dir=args.cache_dir,
         device=args.device,
     )
+    if not world().is_main:
+        return 0
     _print_metrics(measured)
     if args.json is not None:
         args.json.write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
+    if args.confusion is not None:
+        if not isinstance(measured, EvaluatedSplit):
+            raise UserError(
+                "--confusion: a video may have several classes; there is no such matrix"
+            )
+        draw(measured, args.confusion)
     return 0
 
 
-def _print_metrics(measured: EvaluatedSplit) -> None:
-    metrics = measured.metrics
-    for entry in metrics.per_class:
-        accuracy = "-" if entry.accuracy is None else f"{100 * entry.accuracy:5.1f} %"
-        print(f"{entry.name:<28} {accuracy}  of {entry.count}")
+def _print_metrics(measured: Measured) -> None:
+    from vjepa.jobs.probe_measure import EvaluatedSplit
+
     for bad in measured.bad_videos:
         print(f"not evaluated: {bad.path}: {bad.reason}")
-    low, high = 100 * metrics.wilson.low, 100 * metrics.wilson.high
+    where = f"videos of split {measured.split or 'all'}"
+    if isinstance(measured, EvaluatedSplit):
+        metrics = measured.metrics
+        for entry in metrics.per_class:
+            accuracy = "-" if entry.accuracy is None else f"{100 * entry.accuracy:5.1f} %"
+            print(f"{entry.name:<28} {accuracy}  of {entry.count}")
+        low, high = 100 * metrics.wilson.low, 100 * metrics.wilson.high
+        top5 = "" if metrics.top5 is None else f", top-5: {100 * metrics.top5:.2f} %"
+        print(
+            f"top-1: {100 * metrics.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
+            f" {metrics.correct} of {metrics.count} {where}{top5}"
+        )
+        return
+    several = measured.metrics
+    for entry in several.per_class:
+        shown = "-" if entry.average_precision is None else f"{entry.average_precision:.3f}"
+        print(f"{entry.name:<28} {shown}  of {entry.count}")
+    low, high = several.bootstrap.low, several.bootstrap.high
     print(
-        f"top-1: {100 * metrics.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
-        f" {metrics.correct} of {metrics.count} videos of split {measured.split or 'all'}"
+        f"mean average precision: {several.mean_average_precision:.4f} (95 % interval {low:.3f} to"
+        f" {high:.3f}), {several.count} {where}"
     )
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe_predict import predict
+    from vjepa.jobs.probe_predict import check_predictions_file, predict, write_predictions
 
+    if args.out is not None:
+        check_predictions_file(args.out)
     predictions = predict(
         args.probe,
         args.sources,
@@ -164,7 +215,13 @@ def _predict(args: argparse.Namespace) -> int:
         encoder=args.encoder,
         device=args.device,
     )
-    for prediction in predictions:
+    if args.out is not None:
+        write_predictions(args.out, predictions)
+        for prediction in predictions:
+            if prediction.failure:
+                print(f"not predicted: {prediction.path}: {prediction.failure}")
+        print(f"predictions of {len(predictions)} files: {args.out}")
+    for prediction in predictions if args.out is None else ():
         print(prediction.path)
         if prediction.failure:
             print(f"  cannot be read: {prediction.failure}")

@@ -6,18 +6,23 @@ given up after a time limit and the file counts as bad.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vjepa.data.clip_sampling import ClipConfig, segment_indices
-from vjepa.data.transforms import Resize, center_crop_clip
+from vjepa.counter_random import uniforms
+from vjepa.data.clip_sampling import ClipConfig, Placement, segment_indices
+from vjepa.data.transforms import Resize, center_crop_clip, long_side_crops
 from vjepa.data.video_info import DecodeError, VideoInfo
 from vjepa.data.workers import WorkerPool
+from vjepa.evaluation.augment import AugmentConfig, ClipDraws, augment_clip, draw_clips
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest
@@ -26,25 +31,49 @@ if TYPE_CHECKING:
 _LONGEST_WAIT_SECONDS = 60.0
 
 
+JoinSegments = Literal["tokens", "average"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """The centre view of an evaluated clip."""
+    """The views of a video: S segments in time, V crops in space (the paper's 16 x S x V)."""
 
     crop_size: int = 224
     """Height and width of the crop, in pixels."""
     short_side: int | None = None
-    """Length that the frame's short side is brought to first, in pixels; null: 256/224 of
-    `crop_size`, as in the paper's evaluation with one view."""
+    """Length that the frame's short side is brought to first, in pixels; null, as in the paper's
+    evaluation: 256/224 of `crop_size` with one view, `crop_size` itself with several."""
     resize: Resize = "antialias"
     """`antialias`: bilinear with antialias; `reference`: without it, as the released code."""
+    num_segments: int = 1
+    """S: the video is cut into so many equal segments, each gives a clip. Clips overlap where a
+    video is shorter than S clips; one shorter than a clip follows `data.clip.short_video`."""
+    num_views: int = 1
+    """V: crops of each clip. 1: the centre; more: evenly spaced along the long side. Training sees
+    one crop."""
+    join: JoinSegments = "tokens"
+    """`tokens`: the token maps of a view's segments are given to the probe together, as in the
+    paper; `average`: the probe sees each alone and its probabilities are averaged. Over crops
+    probabilities are always averaged."""
+    placement: Literal["centre", "even", "reference", "reference_random"] = "centre"
+    """Where the clips of an evaluation are. `centre`: in the middle of each segment; `even`: from
+    the video's first frame to its last; `reference`: at the start of each segment, as the released
+    code with its random numbers at 0; `reference_random`: at a random place of each segment, which
+    is what the released code does, here drawn once for each file name."""
 
     def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"crop_size: must be at least 1, got {self.crop_size}")
+        for name in ("crop_size", "num_segments", "num_views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(
                 f"short_side: {self.short_side} is smaller than crop_size {self.crop_size}"
             )
+
+    @property
+    def clips_per_video(self) -> int:
+        """Clips of an evaluated video: R = V * S; number r = v * S + s."""
+        return self.num_views * self.num_segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,99 +111,210 @@ class ReadFailure:
 
 
 @dataclass(frozen=True)
-class CentreClip:
-    """Reads the clip around the middle of a video, centre crop: nothing random.
+class ViewRequest:
+    """One video to be read.
+
+    Attributes:
+        info: Its row of the manifest.
+        row: The row's number, which random views depend on.
+        pass_index: Which pass over the data it is for; only random views differ between passes.
+    """
+
+    info: VideoInfo
+    row: int = 0
+    pass_index: int = 0
+
+
+@dataclass(frozen=True)
+class ClipViews:
+    """Reads all clips of a video, decoding it once.
 
     Called in worker processes, so that it must be picklable.
 
     Attributes:
         clip: Which frames.
-        view: Which part of them.
+        view: Which segments and which part of the frames.
+        augment: What is random about them; None or policy ``none``: nothing.
     """
 
     clip: ClipConfig
     view: ViewConfig
+    augment: AugmentConfig | None = None
 
-    def __call__(self, info: VideoInfo) -> NDArray[np.uint8] | ReadFailure:
-        """Read one video: uint8 [C, T, S, S], RGB, or why that cannot be."""
+    @property
+    def is_random(self) -> bool:
+        """Whether another pass gives other clips."""
+        return self.augment is not None and self.augment.policy != "none"
+
+    @property
+    def clips_per_video(self) -> int:
+        """R: for random views one crop of each segment."""
+        return self.view.num_segments if self.is_random else self.view.clips_per_video
+
+    def __call__(self, request: ViewRequest) -> NDArray[np.uint8] | ReadFailure:
+        """Read one video: uint8 [R, C, T, S, S], RGB, or why that cannot be."""
         from vjepa.data.decode import decode_frames
+        from vjepa.data.frame_times import frame_times
 
+        info = request.info
         if not info.ok:
             return ReadFailure(info.reason or "marked as bad in the manifest")
-        indices = self._indices(info.num_frames, info.fps)
-        if isinstance(indices, ReadFailure):
-            return indices
+        draws = self._draws(request)
         try:
-            return self._crop(decode_frames(info, indices))
+            times = frame_times(info) if self.clip.is_by_time else None
         except DecodeError as error:
             return ReadFailure(error.reason)
+        indices = self._indices(info.num_frames, info.fps, times, info.path, draws)
+        if isinstance(indices, ReadFailure):
+            return indices
+        # Frames that several clips share are decoded once.
+        wanted, places = np.unique(indices, return_inverse=True)
+        try:
+            frames = decode_frames(info, wanted)
+        except DecodeError as error:
+            return ReadFailure(error.reason)
+        return self._cut(frames, places.reshape(indices.shape), draws)
 
-    def from_cache(self, video: CachedVideo) -> NDArray[np.uint8] | ReadFailure:
+    def from_cache(
+        self, video: CachedVideo, request: ViewRequest
+    ) -> NDArray[np.uint8] | ReadFailure:
         """The same from frames that are decoded already."""
         if video.failure is not None:
             return ReadFailure(video.failure.reason)
-        indices = self._indices(len(video.frames), video.fps)
-        return indices if isinstance(indices, ReadFailure) else self._crop(video.frames[indices])
+        draws = self._draws(request)
+        num_frames, times = len(video.frames), video.times
+        indices = self._indices(num_frames, video.fps, times, request.info.path, draws)
+        return (
+            indices if isinstance(indices, ReadFailure) else self._cut(video.frames, indices, draws)
+        )
 
-    def _indices(self, num_frames: int, fps: float) -> NDArray[np.int64] | ReadFailure:
-        """Frames that the clip takes: int64 [T]."""
+    def _draws(self, request: ViewRequest) -> ClipDraws | None:
+        if self.augment is None or not self.is_random:
+            return None
+        return draw_clips(
+            self.augment.seed, request.row, request.pass_index, self.view.num_segments
+        )
+
+    def _indices(
+        self,
+        num_frames: int,
+        fps: float,
+        times: NDArray[np.float64] | None,
+        path: str,
+        draws: ClipDraws | None,
+    ) -> NDArray[np.int64] | ReadFailure:
+        """Frames of the segments' clips: int64 [S, T]."""
+        view = self.view
+        released = view.placement.startswith("reference")
+        placement: Placement = "reference" if released else "random"
+        if draws is not None:
+            u = draws.windows
+        elif view.placement == "reference_random":
+            u = uniforms(0, f"evaluation/{Path(path).name}", 0, view.num_segments)
+        else:
+            u, placement = None, "reference" if released else view.placement
         try:
-            return segment_indices(self.clip, num_frames, fps, 1, "centre")[0]
+            return segment_indices(
+                self.clip, num_frames, fps, view.num_segments, placement, u, times
+            )
         except ValueError as error:  # too short, without frames, or of an unknown rate
             return ReadFailure(str(error))
 
-    def _crop(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Cut decoded frames: uint8 [T, H, W, C] -> uint8 [C, T, S, S]."""
+    def _cut(
+        self, frames: NDArray[np.uint8], places: NDArray[np.int64], draws: ClipDraws | None
+    ) -> NDArray[np.uint8]:
+        """Cut decoded frames uint8 [F, H, W, C] at places int64 [S, T] to uint8 [R, C, T, S, S]."""
         view = self.view
-        return center_crop_clip(frames, view.crop_size, view.resize, view.short_side).numpy()
+        if draws is not None:
+            assert self.augment is not None
+            clips = [
+                self._augment(frames, own, u, noise)
+                for own, u, noise in zip(places, draws.pixels, draws.noise_seeds, strict=True)
+            ]
+        elif view.num_views == 1:
+            clips = [
+                center_crop_clip(
+                    frames[_once(own)], view.crop_size, view.resize, view.short_side
+                ).expand(-1, len(own), -1, -1)
+                for own in places
+            ]
+        else:
+            by_segment = [
+                long_side_crops(
+                    frames[own], view.crop_size, view.num_views, view.resize, view.short_side
+                )
+                for own in places
+            ]
+            clips = [segment[v] for v in range(view.num_views) for segment in by_segment]
+        return torch.stack(clips).numpy()
+
+    def _augment(
+        self,
+        frames: NDArray[np.uint8],
+        own: NDArray[np.int64],
+        u: NDArray[np.float64],
+        noise_seed: int,
+    ) -> torch.Tensor:
+        """One random clip; a still image is changed once and then repeated."""
+        assert self.augment is not None
+        view = self.view
+        clip = augment_clip(
+            frames[_once(own)], self.augment, view.crop_size, view.resize, u, noise_seed
+        )
+        return clip.expand(-1, len(own), -1, -1)
+
+
+def _once(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A still clip's one frame, or all frames [T] of any other clip."""
+    return numbers[:1] if np.all(numbers == numbers[0]) else numbers
 
 
 class ClipReader:
     """Reads the rows of a manifest in order, a little ahead of their use."""
 
-    def __init__(self, manifest: Manifest, task: CentreClip, reading: ReadingConfig) -> None:
+    def __init__(self, manifest: Manifest, task: ClipViews, reading: ReadingConfig) -> None:
         """Start nothing yet."""
         self._manifest, self._task, self._reading = manifest, task, reading
         self._pool: WorkerPool | None = None
         self._cache: FrameCache | None = None
 
     def read(
-        self, rows: Sequence[int] | NDArray[np.int64], ahead: int
+        self, rows: Iterable[tuple[int, int]], ahead: int
     ) -> Iterator[NDArray[np.uint8] | ReadFailure]:
-        """The clip of each row, or why there is none, in the order of `rows`.
+        """The clips of videos, or why there are none, in the order of `rows`.
 
         Args:
-            rows: Manifest rows.
-            ahead: How many clips may wait to be used.
+            rows: (manifest row, number of the pass over the data) of each, also an endless stream.
+            ahead: How many videos may wait to be used.
         """
+        requests = (ViewRequest(self._manifest.row(row), row, index) for row, index in rows)
         if self._reading.frame_cache_gigabytes > 0:
             cache = self._open_cache()
-            for row in rows:
-                yield self._task.from_cache(cache.video(int(row)))
+            for request in requests:
+                yield self._task.from_cache(cache.video(request.row), request)
         elif self._reading.num_workers == 0:
-            for row in rows:
-                yield self._task(self._manifest.row(int(row)))
+            yield from map(self._task, requests)
         else:
-            yield from self._from_workers(rows, ahead)
+            yield from self._from_workers(requests, max(1, ahead))
 
     def _from_workers(
-        self, rows: Sequence[int] | NDArray[np.int64], ahead: int
+        self, requests: Iterator[ViewRequest], ahead: int
     ) -> Iterator[NDArray[np.uint8] | ReadFailure]:
         if self._pool is None:
             self._pool = WorkerPool(
                 self._task, self._reading.num_workers, self._reading.sample_timeout_seconds
             )
-        tickets: list[int] = []
+        pool = self._pool
+        tickets = deque(pool.submit(request) for request in islice(requests, ahead))
         ready: dict[int, NDArray[np.uint8] | ReadFailure] = {}
-        for index in range(len(rows)):
-            while len(tickets) < min(len(rows), index + ahead):
-                row = int(rows[len(tickets)])
-                tickets.append(self._pool.submit(self._manifest.row(row)))
-            while tickets[index] not in ready:
-                for outcome in self._pool.wait(_LONGEST_WAIT_SECONDS):
+        while tickets:
+            ticket = tickets.popleft()
+            while ticket not in ready:
+                for outcome in pool.wait(_LONGEST_WAIT_SECONDS):
                     failed = outcome.kind != "done"
                     ready[outcome.ticket] = ReadFailure(outcome.reason) if failed else outcome.value
-            yield ready.pop(tickets[index])
+            tickets.extend(pool.submit(request) for request in islice(requests, 1))
+            yield ready.pop(ticket)
 
     def _open_cache(self) -> FrameCache:
         """The decoded frames of the whole manifest, decoded now if nobody has yet."""

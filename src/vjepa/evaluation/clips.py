@@ -1,8 +1,10 @@
-"""The clip that an evaluated video is seen through: one per video, the same every time."""
+"""The clips that a video is seen through: for evaluation the same every time, never random."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -14,12 +16,14 @@ from torch import Tensor
 from vjepa.data.clip_sampling import ClipConfig
 from vjepa.data.video_info import DecodeError, VideoInfo
 from vjepa.errors import UserError
+from vjepa.evaluation.augment import AugmentConfig
 from vjepa.evaluation.clip_reading import (
-    CentreClip,
     ClipReader,
+    ClipViews,
     ReadFailure,
     ReadingConfig,
     ViewConfig,
+    ViewRequest,
 )
 from vjepa.evaluation.features import BadVideo, ClipRows
 
@@ -43,10 +47,10 @@ def read_centre_clip(info: VideoInfo, clip: ClipConfig, view: ViewConfig) -> Ten
     Raises:
         DecodeError: The frames cannot be had.
     """
-    read = CentreClip(clip, view)(info)
+    read = ClipViews(clip, replace(view, num_segments=1, num_views=1))(ViewRequest(info))
     if isinstance(read, ReadFailure):
         raise DecodeError(info.path, read.reason)
-    return torch.from_numpy(read)
+    return torch.from_numpy(read[0])
 
 
 class EvaluationClips:
@@ -65,6 +69,8 @@ class EvaluationClips:
         *,
         rows: NDArray[np.int64] | None = None,
         on_bad_video: OnBadVideo = "error",
+        augment: AugmentConfig | None = None,
+        pass_index: int = 0,
     ) -> None:
         """Read nothing yet.
 
@@ -75,11 +81,13 @@ class EvaluationClips:
             rows: int64 [n], ascending; None reads all rows.
             on_bad_video: ``error`` stops at the first video that cannot be read; ``list`` leaves it
                 out and reports it. It is never replaced by another video.
+            augment: What is random about the clips, for training.
+            pass_index: Which pass over the data :meth:`batches` gives.
         """
         self.rows = np.arange(len(manifest), dtype=np.int64) if rows is None else rows
-        self._manifest, self._clip, self._view = manifest, clip, view
-        self._on_bad_video = on_bad_video
-        self._reader = ClipReader(manifest, CentreClip(clip, view), reading)
+        self._manifest, self._on_bad_video, self._pass_index = manifest, on_bad_video, pass_index
+        self._task = ClipViews(clip, view, augment)
+        self._reader = ClipReader(manifest, self._task, reading)
 
     def __len__(self) -> int:
         """Number of rows n."""
@@ -89,6 +97,11 @@ class EvaluationClips:
         """The file of a manifest row."""
         return self._manifest.path(row)
 
+    @property
+    def clips_per_video(self) -> int:
+        """R, clips of each video."""
+        return self._task.clips_per_video
+
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[ClipRows]:
         """Clips of ``rows[start:stop]``, `batch_size` rows at a time.
 
@@ -96,24 +109,41 @@ class EvaluationClips:
             UserError: A video cannot be read and bad ones are not to be listed.
         """
         rows = self.rows[start:stop]
-        clips = self._reader.read(rows, ahead=2 * batch_size)
+        read = self._reader.read(((row, self._pass_index) for row in rows.tolist()), 2 * batch_size)
         for first in range(0, len(rows), batch_size):
-            yield self._collect(rows[first : first + batch_size], clips)
+            yield self._collect(rows[first : first + batch_size], read)
+
+    def stream(
+        self, batches: Iterable[Sequence[tuple[int, int]]], ahead: int
+    ) -> Iterator[ClipRows]:
+        """The clips of any rows in any passes, a batch at a time, read ahead over their ends.
+
+        Args:
+            batches: For each batch the (manifest row, number of the pass) of its samples.
+            ahead: How many videos may wait to be used.
+
+        Raises:
+            UserError: As :meth:`batches`.
+        """
+        to_read, to_collect = itertools.tee(batches)
+        read = self._reader.read(itertools.chain.from_iterable(to_read), ahead)
+        for batch in to_collect:
+            yield self._collect(np.array([row for row, _ in batch], dtype=np.int64), read)
 
     def _collect(
-        self, rows: NDArray[np.int64], clips: Iterator[NDArray[np.uint8] | ReadFailure]
+        self, rows: NDArray[np.int64], read: Iterator[NDArray[np.uint8] | ReadFailure]
     ) -> ClipRows:
-        size = self._view.crop_size
-        out = torch.empty(len(rows), 3, self._clip.num_frames, size, size, dtype=torch.uint8)
         good: list[int] = []
+        clips: list[Tensor] = []
         bad: list[BadVideo] = []
-        for row, clip in zip(rows.tolist(), clips, strict=False):
-            if isinstance(clip, ReadFailure):
-                bad.append(self._refuse(row, clip.reason))
+        for row, found in zip(rows.tolist(), read, strict=False):
+            if isinstance(found, ReadFailure):
+                bad.append(self._refuse(row, found.reason))
             else:
-                out[len(good)] = torch.from_numpy(clip)
+                clips.append(torch.from_numpy(found))
                 good.append(row)
-        return ClipRows(np.array(good, dtype=np.int64), out[: len(good)], tuple(bad))
+        stacked = torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
+        return ClipRows(np.array(good, dtype=np.int64), stacked, tuple(bad))
 
     def _refuse(self, row: int, reason: str) -> BadVideo:
         path = self._manifest.path(row)

@@ -8,7 +8,7 @@ and a resumed run sees what the uninterrupted one would have seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.counter_random import permute
+from vjepa.evaluation.clip_reading import JoinSegments
 from vjepa.evaluation.features import FeatureSet
+from vjepa.evaluation.joining import join_clips, stacked_for_training
+
+
+@dataclass(frozen=True)
+class SampleOrder:
+    """Which samples every batch takes.
+
+    Attributes:
+        count: Samples n.
+        batch_size: Samples per update, at most n.
+        seed: Of the order.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def steps_for(self, epochs: float) -> int:
+        """Updates that make up so many passes over the data, rounded up, at least one."""
+        return max(1, math.ceil(epochs * self.count / self.batch_size))
+
+    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Samples of batch `step` (from 0) and the pass that each belongs to: int64 [B] twice."""
+        stream = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+        epochs, inside = np.divmod(stream, self.count)
+        samples = np.empty_like(stream)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            samples[now] = permute(inside[now], self.count, self.seed, "probe", int(epoch))
+        return samples, epochs
+
+
+def sample_order(count: int, batch_size: int, seed: int) -> SampleOrder:
+    """The order of n samples, in batches of at most n.
+
+    A batch larger than the data would hold one sample twice while another is not in it.
+    """
+    return SampleOrder(count, min(batch_size, count), seed)
 
 
 @dataclass(frozen=True)
@@ -27,9 +66,9 @@ class FeatureBatch:
     Attributes:
         step: Number of the update that uses it, from 0.
         ordinals: int64 [B], the samples' numbers in the endless stream.
-        places: int64 [B], places in the feature set.
-        tokens: [B, N, D], as stored.
-        labels: int64 [B].
+        places: int64 [B], numbers of the samples.
+        tokens: [B * P, N, D], as stored; P inputs of each video.
+        labels: [B * P] int64, or [B * P, classes] float32 where a video has several labels.
     """
 
     step: int
@@ -48,58 +87,65 @@ class FeatureBatches:
 
     def __init__(
         self,
-        features: FeatureSet,
+        passes: Sequence[FeatureSet],
         places: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        targets: NDArray[np.int64] | NDArray[np.float32],
         batch_size: int,
         seed: int,
+        *,
+        num_segments: int = 1,
+        join: JoinSegments = "tokens",
     ) -> None:
-        """Take the training part of a feature set.
+        """Take the training part of feature sets.
 
         Args:
-            features: Token maps.
-            places: int64 [n], places in `features` to train on.
-            labels: int64 [n], their class numbers.
-            batch_size: Samples per update; at most n are taken, so that no batch holds one twice
-                while another is not in it.
+            passes: K sets of token maps of the same videos, each seen through other random clips;
+                epoch e takes number e modulo K.
+            places: int64 [K, n], where each pass has the n training samples.
+            targets: int64 [n], their class numbers; or float32 [n, classes].
+            batch_size: Samples per update; at most n are taken.
             seed: Of the order.
+            num_segments, join: How segments become the probe's input (:func:`join_clips`).
 
         Raises:
             ValueError: There is nothing to train on, or lengths differ.
         """
-        if len(places) == 0 or len(places) != len(labels):
-            raise ValueError(f"places: {len(places)} of them with {len(labels)} labels")
-        self._features, self._places, self._labels = features, places, labels
-        self._seed = seed
-        self.batch_size = min(batch_size, len(places))
-
-    def steps_for(self, epochs: float) -> int:
-        """Updates that make up so many passes over the data, rounded up, at least one."""
-        return max(1, math.ceil(epochs * len(self._places) / self.batch_size))
-
-    def order(self, step: int) -> NDArray[np.int64]:
-        """Which of the n training samples batch `step` (from 0) takes: int64 [B]."""
-        count = len(self._places)
-        stream = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        epochs, inside = np.divmod(stream, count)
-        samples = np.empty_like(stream)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            samples[now] = permute(inside[now], count, self._seed, "probe", int(epoch))
-        return samples
+        if places.size == 0 or places.shape != (len(passes), len(targets)):
+            raise ValueError(
+                f"places: shape {places.shape} for {len(passes)} passes with {len(targets)} labels"
+            )
+        self._passes, self._places, self._targets = tuple(passes), places, targets
+        self._num_segments, self._join = num_segments, join
+        self.order = sample_order(len(targets), batch_size, seed)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[FeatureBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
+        size = self.order.batch_size
         for step in range(start_step, stop_step):
-            samples = self.order(step)
-            places = self._places[samples]
+            samples, epochs = self.order.batch(step)
+            tokens = join_clips(self._gather(samples, epochs), self._num_segments, self._join)
+            inputs, labels = stacked_for_training(tokens, torch.from_numpy(self._targets[samples]))
             yield FeatureBatch(
                 step=step,
-                ordinals=np.arange(step * self.batch_size, (step + 1) * self.batch_size),
-                places=places,
-                tokens=self._features.gather(places),
-                labels=torch.from_numpy(self._labels[samples]),
+                ordinals=np.arange(step * size, (step + 1) * size),
+                places=samples,
+                tokens=inputs,
+                labels=labels,
             )
+
+    def _gather(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> Tensor:
+        """Token maps [B, R, N, D] of samples, each out of the pass of its epoch."""
+        which = epochs % len(self._passes)
+        present = np.unique(which)
+        if len(present) == 1:
+            taken = int(present[0])
+            return self._passes[taken].gather(self._places[taken, samples])
+        parts = [
+            self._passes[taken].gather(self._places[taken, samples[which == taken]])
+            for taken in present
+        ]
+        back = np.argsort(np.concatenate([np.flatnonzero(which == taken) for taken in present]))
+        return torch.cat(parts)[torch.from_numpy(back)]
 
     def close(self) -> None:
         """Nothing is held open."""

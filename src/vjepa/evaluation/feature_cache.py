@@ -3,13 +3,16 @@
 A cache folder holds one sub-folder per key. The key is the hash of everything that the numbers
 depend on, so features of other weights can never be taken for these. Inside are shards of a fixed
 number of manifest rows, each a safetensors file written aside and renamed: an extraction that was
-interrupted goes on with the first missing shard and ends with the same bytes.
+interrupted goes on with the first missing shard and ends with the same bytes. Each pass of random
+views is a folder of its own, so that more passes are added to those that are there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +39,8 @@ from vjepa.runtime.device import Precision
 if TYPE_CHECKING:
     from vjepa.data import Manifest
 
-_SHARD_ROWS = 512
 _MOST_IN_MEMORY_BYTES = 1 << 30
-_FORMAT = "vjepa-features-1"
+_FORMAT = "vjepa-features-2"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,10 @@ class FeatureKey:
         view: How they were cropped, as plain values.
         precision, storage: Type of the computation and of what is kept.
         batch_size: Clips per forward call: it can change the last bits of a matrix product.
-        device: ``cpu`` or ``cuda``, for the same reason.
+        shard_clips: About how many clips a shard holds.
+        device: ``cpu`` or ``cuda``, for the same reason as `batch_size`.
+        augment: What is random about the clips, with the number of the pass; None: nothing.
+        compile: Whether the encoder was compiled.
     """
 
     weights_hash: str
@@ -64,7 +69,10 @@ class FeatureKey:
     precision: Precision
     storage: Precision
     batch_size: int
+    shard_clips: int
     device: str
+    augment: dict[str, object] | None = None
+    compile: bool = False
 
     @property
     def digest(self) -> str:
@@ -114,42 +122,62 @@ def extract_features(
     Raises:
         UserError: Not one video could be read, or the cache is not readable.
     """
+    return _join(list(feature_shards(encoder, source, key, cache_dir, progress)), source)
+
+
+def feature_shards(
+    encoder: nn.Module,
+    source: ClipSource,
+    key: FeatureKey,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[EncodedRows]:
+    """The same one shard at a time, so that nothing larger than a shard need be in memory.
+
+    Args:
+        encoder, source, key, cache_dir, progress: As in :func:`extract_features`.
+        share: (rank, world size): every world-size-th shard, starting with the rank-th. The shards
+            are the same at any world size, and so is every number in them.
+
+    Yields:
+        Features of a span of rows, in manifest order.
+    """
     device = torch.device(key.device)
     folder = None if cache_dir is None else _open_folder(cache_dir, key)
+    batch_rows = max(1, key.batch_size // source.clips_per_video)
     # Whole batches per shard, so that a resumed extraction forms the very same batches.
-    shard_rows = key.batch_size * max(1, _SHARD_ROWS // key.batch_size)
-    done, parts = 0, []
-    for start in range(0, len(source), shard_rows):
+    shard_rows = batch_rows * max(1, key.shard_clips // (batch_rows * source.clips_per_video))
+    starts = range(share[0] * shard_rows, len(source), share[1] * shard_rows)
+    total = sum(min(shard_rows, len(source) - start) for start in starts)
+    counter = _Counter(total, progress)
+    for start in starts:
         stop = min(start + shard_rows, len(source))
         path = None if folder is None else folder / f"shard_{start // shard_rows:05d}.safetensors"
         if path is not None and path.exists():
+            yield _read_shard(path)
+            counter.add(stop - start)
+            continue
+        part = encode_rows(
+            encoder,
+            source.batches(start, stop, batch_rows),
+            device=device,
+            precision=key.precision,
+            storage=key.storage,
+            clips_per_call=key.batch_size,
+            on_batch=counter.add,
+        )
+        if path is not None:
+            _write_shard(path, part)
             part = _read_shard(path)
-            done += stop - start
-            if progress is not None:
-                progress(done, len(source))
-        else:
-            counter = _Counter(done, len(source), progress)
-            part = encode_rows(
-                encoder,
-                source.batches(start, stop, key.batch_size),
-                device=device,
-                precision=key.precision,
-                storage=key.storage,
-                on_batch=counter.add,
-            )
-            done = stop
-            if path is not None:
-                _write_shard(path, part)
-                part = _read_shard(path)
-        parts.append(part)
-    return _join(parts, source)
+        yield part
 
 
 class _Counter:
     """Adds up finished rows and passes them on."""
 
-    def __init__(self, done: int, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = done, total, progress
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
 
     def add(self, rows: int) -> None:
         self._done += rows
@@ -189,13 +217,15 @@ def _open_folder(cache_dir: Path, key: FeatureKey) -> Path:
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    described.write_text(description, encoding="utf-8")
+    aside = folder / f"features.{os.getpid()}.partial"  # several processes may share a cache
+    aside.write_text(description, encoding="utf-8")
+    aside.replace(described)
     return folder
 
 
 def _write_shard(path: Path, part: EncodedRows) -> None:
     """Write aside and rename, so that a shard that exists is whole."""
-    aside = path.with_suffix(".partial")
+    aside = path.with_suffix(f".{os.getpid()}.partial")
     tensors: dict[str, Tensor] = {
         "tokens": part.tokens.contiguous(),
         "rows": torch.from_numpy(part.rows),

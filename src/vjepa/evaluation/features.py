@@ -1,8 +1,8 @@
 """Frozen features of many clips: the encoder runs once, probes then train in seconds.
 
-The encoder sees each video once, as one clip that is a pure function of the video (paper
-section 4: the frozen target encoder; the 16x1x1 view of its ablations). Features do not know of
-labels, so one set serves every label, every number of labels and every probe.
+The encoder sees each of a video's R clips (R = views x segments) on its own (paper, section 4).
+Features do not know of labels, so one set serves every label, every number of labels, every probe
+and either way of joining segments.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ClipRows:
 
     Attributes:
         rows: int64 [B], manifest rows in ascending order.
-        clips: uint8 [B, C, T, S, S], RGB.
+        clips: uint8 [B, R, C, T, S, S], RGB; empty when there is no row.
         bad: Videos of the same span of rows that could not be read; they are not in `rows`.
     """
 
@@ -60,6 +60,11 @@ class ClipSource(Protocol):
 
     def __len__(self) -> int:
         """Number of rows n that it gives."""
+        ...
+
+    @property
+    def clips_per_video(self) -> int:
+        """R, clips of each video."""
         ...
 
     def path(self, row: int) -> str:
@@ -76,8 +81,8 @@ class FeatureSet:
     """Token maps of n videos.
 
     Attributes:
-        shards: Tensors [n_i, N, D], float32 or bfloat16, together n rows in order. Large ones from
-            a cache are mapped from disk, so that a set may be larger than the memory.
+        shards: Tensors [n_i, R, N, D], float32 or bfloat16, together n rows in order. Large ones
+            from a cache are mapped from disk, so that a set may be larger than the memory.
         rows: int64 [n], ascending rows of the manifest.
         paths: The n files.
         bad: Videos that are missing because they could not be read.
@@ -102,7 +107,7 @@ class FeatureSet:
 
     @property
     def tokens(self) -> Tensor:
-        """All token maps as one tensor [n, N, D]; copies when there are several shards."""
+        """All token maps as one tensor [n, R, N, D]; copies when there are several shards."""
         return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
 
     def gather(self, indices: NDArray[np.int64]) -> Tensor:
@@ -112,7 +117,7 @@ class FeatureSet:
             indices: int64 [b], each in [0, n).
 
         Returns:
-            [b, N, D] in the given order, in the stored type.
+            [b, R, N, D] in the given order, in the stored type.
         """
         if len(self.shards) == 1:
             return self.shards[0].index_select(0, torch.from_numpy(indices))
@@ -127,8 +132,8 @@ class FeatureSet:
         return out
 
     def pooled(self) -> Tensor:
-        """Mean over the tokens of each video: float32 [n, D]."""
-        return torch.cat([shard.float().mean(dim=1) for shard in self.shards])
+        """Mean over all tokens of each video: float32 [n, D]."""
+        return torch.cat([shard.float().flatten(1, -2).mean(dim=1) for shard in self.shards])
 
 
 @torch.no_grad()
@@ -159,6 +164,7 @@ def encode_rows(
     device: torch.device,
     precision: Precision,
     storage: Precision,
+    clips_per_call: int = 32,
     on_batch: Callable[[int], None] | None = None,
 ) -> EncodedRows:
     """Run the encoder over batches of clips.
@@ -168,6 +174,7 @@ def encode_rows(
         batches: Clips in row order.
         device, precision: As for :func:`encode_clips`.
         storage: Type in which features are kept.
+        clips_per_call: Most clips in one forward call.
         on_batch: Called after each batch with the number of rows dealt with, bad ones included.
 
     Returns:
@@ -182,15 +189,17 @@ def encode_rows(
         for batch in batches:
             bad.extend(batch.bad)
             if len(batch.rows):
-                encoded = encode_clips(encoder, batch.clips, device, precision)
-                tokens.append(encoded.to("cpu", _DTYPES[storage]))
+                calls = batch.clips.flatten(0, 1).split(clips_per_call)
+                parts = [encode_clips(encoder, call, device, precision) for call in calls]
+                kept = torch.cat([part.to("cpu", _DTYPES[storage]) for part in parts])
+                tokens.append(kept.unflatten(0, batch.clips.shape[:2]))
                 rows.append(batch.rows)
             if on_batch is not None:
                 on_batch(len(batch.rows) + len(batch.bad))
     finally:
         encoder.train(was_training)
     return EncodedRows(
-        tokens=torch.cat(tokens) if tokens else torch.empty(0, 0, 0, dtype=_DTYPES[storage]),
+        tokens=torch.cat(tokens) if tokens else torch.empty(0, 0, 0, 0, dtype=_DTYPES[storage]),
         rows=np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
         bad=tuple(bad),
     )
@@ -201,7 +210,7 @@ class EncodedRows:
     """Features of a span of manifest rows.
 
     Attributes:
-        tokens: [n, N, D] on the CPU; [0, 0, 0] when no video of the span could be read.
+        tokens: [n, R, N, D] on the CPU; [0, 0, 0, 0] when no video of the span could be read.
         rows: int64 [n].
         bad: The videos of the span that could not be read.
     """

@@ -26,12 +26,15 @@ class Labels:
     Attributes:
         name: The label's name in the manifest, for example ``motion``.
         classes: Class names; class number i is ``classes[i]``.
-        indices: int64 [n], the class number of each row.
+        indices: int64 [n], the class number of each row; where a row may have several, that of its
+            rarest class, by which subsets are stratified.
+        members: bool [n, classes], which classes each row has; None where each has exactly one.
     """
 
     name: str
     classes: tuple[str, ...]
     indices: NDArray[np.int64]
+    members: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -39,15 +42,37 @@ class Labels:
 
     def counts(self) -> NDArray[np.int64]:
         """How many rows each class has: int64 [number of classes]."""
+        if self.members is not None:
+            return self.members.sum(axis=0).astype(np.int64)
         return np.bincount(self.indices, minlength=len(self.classes)).astype(np.int64)
 
     def take(self, rows: NDArray[np.int64]) -> Labels:
         """The same label of the given rows only, with the same classes."""
-        return Labels(self.name, self.classes, self.indices[rows])
+        members = None if self.members is None else self.members[rows]
+        return Labels(self.name, self.classes, self.indices[rows], members)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a row may have several classes."""
+        return self.members is not None
+
+    @property
+    def targets(self) -> NDArray[np.int64] | NDArray[np.float32]:
+        """What a probe learns: int64 [n] class numbers, or float32 [n, classes] of 0 and 1."""
+        return self.indices if self.members is None else self.members.astype(np.float32)
+
+
+SEPARATOR = "|"
+"""Between the classes of one row, where it may have several: ``run|jump``."""
 
 
 def labels_of(
-    manifest: Manifest, name: str, *, classes: Sequence[str] | None = None, part: str = ""
+    manifest: Manifest,
+    name: str,
+    *,
+    classes: Sequence[str] | None = None,
+    part: str = "",
+    multi_label: bool = False,
 ) -> Labels:
     """Class numbers of all rows of a manifest.
 
@@ -57,6 +82,7 @@ def labels_of(
         classes: The classes to number by (those of the training data or of a probe file);
             None takes the values that occur, whole numbers by value, others by alphabet.
         part: Which part of the manifest it is, for messages, for example ``split test``.
+        multi_label: Whether a row may name several classes, as ``run|jump``.
 
     Returns:
         The labels, one a row.
@@ -75,16 +101,33 @@ def labels_of(
             f"{source}: label {name!r} is missing in {missing.size} of {len(manifest)} rows "
             f"(first: {manifest.path(int(missing[0]))}); label them or leave them out"
         )
-    known = tuple(found.classes if classes is None else classes)
+    named = [_classes_in(value, multi_label) for value in found.classes]
+    every = list(dict.fromkeys(value for values in named for value in values))
+    own = sorted(every) if multi_label else found.classes
+    known = tuple(own if classes is None else classes)
     number = {value: index for index, value in enumerate(known)}
-    foreign = [value for value in found.classes if value not in number]
+    foreign = [value for value in every if value not in number]
     if foreign:
         raise UserError(
             f"{source}: class {foreign[0]!r} of label {name!r} has no training sample "
             f"({len(foreign)} such); add training videos of it or leave those rows out"
         )
-    places = np.array([number[value] for value in found.classes], dtype=np.int64)
-    return Labels(name=name, classes=known, indices=places[found.codes])
+    if not multi_label:
+        places = np.array([number[value] for value in found.classes], dtype=np.int64)
+        return Labels(name=name, classes=known, indices=places[found.codes])
+    members = np.zeros((len(named), len(known)), dtype=bool)
+    for row, values in enumerate(named):
+        members[row, [number[value] for value in values]] = True
+    members = members[found.codes]
+    rarity = np.where(members, members.sum(axis=0), len(members) + 1)
+    return Labels(name, known, rarity.argmin(axis=1).astype(np.int64), members)
+
+
+def _classes_in(value: str, multi_label: bool) -> list[str]:
+    """The classes that one entry of the label column names."""
+    if not multi_label:
+        return [value]
+    return [part.strip() for part in value.split(SEPARATOR) if part.strip()]
 
 
 def check_every_class_has_a_sample(labels: Labels, source: str) -> None:

@@ -28,6 +28,7 @@ from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labe
 from vjepa.evaluation.ridge import fit_ridge
 from vjepa.evaluation.splits import stratified_subset
 from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.distributed import Team
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -71,12 +72,16 @@ class LabelledClips:
     """Clips in memory with their labels.
 
     Attributes:
-        clips: uint8 [n, C, T, S, S].
+        clips: uint8 [n, C, T, S, S]; of several processes each holds a part.
         labels: int64 [n].
+        rows: int64 [n], their rows of the split.
+        num_calls: Forward calls that the largest part takes.
     """
 
     clips: Tensor
     labels: Tensor
+    rows: NDArray[np.int64]
+    num_calls: int
 
 
 class OnlineProbe:
@@ -96,6 +101,7 @@ class OnlineProbe:
         setup: DeviceSetup,
         seed: int,
         reading: ReadingConfig | None = None,
+        team: Team | None = None,
     ) -> None:
         """Read the labelled videos once; unreadable ones are left out with a warning.
 
@@ -106,6 +112,7 @@ class OnlineProbe:
             setup: Device and precision to encode in.
             seed: Of the choice of videos, where there are more than `max_clips`.
             reading: Workers, for the time of this call; None takes the defaults.
+            team: Processes that share the videos; all must measure together. None: this one alone.
 
         Raises:
             UserError: Manifest, split or label is missing, or labels are incomplete.
@@ -114,6 +121,10 @@ class OnlineProbe:
 
         self.every_steps = config.every_steps
         self._encoder, self._config, self._setup = encoder, config, setup
+        self._team = team or Team()
+        self._filler = torch.zeros(
+            1, 3, clip.num_frames, view.crop_size, view.crop_size, dtype=torch.uint8
+        )
         manifest = Manifest.open(config.manifest)
         train = manifest.select(split=config.train_split)
         fit_labels = labels_of(train, config.label, part=f"split {config.train_split}")
@@ -125,14 +136,13 @@ class OnlineProbe:
         )
         reading = reading or ReadingConfig()
         choice = _Choice(config.max_clips, seed)
-        with EvaluationClips(
-            train, clip, view, reading, rows=choice.rows(fit_labels), on_bad_video="list"
-        ) as clips:
-            self._fit = _read(clips, fit_labels, config.batch_size)
-        with EvaluationClips(
-            held, clip, view, reading, rows=choice.rows(held_labels), on_bad_video="list"
-        ) as clips:
-            self._validation = _read(clips, held_labels, config.batch_size)
+        mine = slice(self._team.rank, None, self._team.size)
+        rows = choice.rows(fit_labels)[mine]
+        with EvaluationClips(train, clip, view, reading, rows=rows, on_bad_video="list") as clips:
+            self._fit = _read(clips, fit_labels, config.batch_size, self._team)
+        rows = choice.rows(held_labels)[mine]
+        with EvaluationClips(held, clip, view, reading, rows=rows, on_bad_video="list") as clips:
+            self._validation = _read(clips, held_labels, config.batch_size, self._team)
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
@@ -149,12 +159,13 @@ class OnlineProbe:
         was_training = self._encoder.training
         self._encoder.eval()
         try:
-            fit, validation = self._pooled(self._fit.clips), self._pooled(self._validation.clips)
+            fit, fit_truth = self._pooled(self._fit)
+            validation, truth = self._pooled(self._validation)
         finally:
             self._encoder.train(was_training)
-        classifier = fit_ridge(fit, self._fit.labels, len(self.classes))
-        right = classifier.scores(validation).argmax(dim=1) == self._validation.labels
-        fitted = classifier.scores(fit).argmax(dim=1) == self._fit.labels
+        classifier = fit_ridge(fit, fit_truth, len(self.classes))
+        right = classifier.scores(validation).argmax(dim=1) == truth
+        fitted = classifier.scores(fit).argmax(dim=1) == fit_truth
         count, correct = int(right.numel()), int(right.sum())
         interval = wilson_interval(correct, count)
         return {
@@ -166,15 +177,20 @@ class OnlineProbe:
             "online_probe/penalty": classifier.penalty,
         }
 
-    def _pooled(self, clips: Tensor) -> Tensor:
-        """Mean token of each clip: uint8 [n, C, T, S, S] -> float32 [n, D] on the CPU."""
-        parts = [
-            encode_clips(self._encoder, part, self._setup.device, self._setup.precision)
-            .mean(dim=1)
-            .cpu()
-            for part in clips.split(self._config.batch_size)
-        ]
-        return torch.cat(parts)
+    def _pooled(self, own: LabelledClips) -> tuple[Tensor, Tensor]:
+        """Mean token of each clip, float32 [n, D], and labels, int64 [n], of all processes."""
+        size, means = self._config.batch_size, []
+        for call in range(own.num_calls):
+            clips = own.clips[call * size : (call + 1) * size]
+            # Sharded weights are gathered for each call, so every process must make as many.
+            given = clips if len(clips) else self._filler
+            device, precision = self._setup.device, self._setup.precision
+            tokens = encode_clips(self._encoder, given, device, precision)
+            means.append(tokens.mean(dim=1).cpu()[: len(clips)])
+        parts = self._team.gather((own.rows, torch.cat(means).numpy(), own.labels.numpy()))
+        rows, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = rows.argsort()
+        return torch.from_numpy(features[order]), torch.from_numpy(labels[order])
 
 
 @dataclass(frozen=True)
@@ -196,13 +212,18 @@ class _Choice:
         return np.sort(rows[kept[: self.max_clips]])
 
 
-def _read(source: EvaluationClips, labels: Labels, batch_size: int) -> LabelledClips:
-    """Decode the chosen videos of one split."""
+def _read(source: EvaluationClips, labels: Labels, batch_size: int, team: Team) -> LabelledClips:
+    """Decode this process's part of the chosen videos of one split."""
     batches = list(source.batches(0, len(source), batch_size))
     for bad in (video for batch in batches for video in batch.bad):
         _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
-    kept = np.concatenate([batch.rows for batch in batches])
-    if len(kept) < 2:
+    kept = np.concatenate([np.empty(0, dtype=np.int64), *(batch.rows for batch in batches)])
+    counts = team.gather(len(kept))
+    if sum(counts) < 2:
         raise UserError(f"online probe: fewer than two videos of label {labels.name!r} can be read")
     truth = torch.from_numpy(labels.indices[kept])
-    return LabelledClips(torch.cat([batch.clips for batch in batches]), truth)
+    clips = [batch.clips[:, 0] for batch in batches if len(batch.rows)]
+    num_calls = -(-max(counts) // batch_size)
+    return LabelledClips(
+        torch.cat(clips) if clips else torch.empty(0, dtype=torch.uint8), truth, kept, num_calls
+    )

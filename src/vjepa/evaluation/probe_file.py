@@ -22,7 +22,8 @@ from vjepa.data.clip_sampling import ClipConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.clip_reading import ViewConfig
 from vjepa.evaluation.fingerprints import weights_hash
-from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead, build_head
+from vjepa.evaluation.lookup_heads import NearestNeighbours
+from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead, build_head, build_lookup
 from vjepa.models import EncoderConfig
 from vjepa.runtime.device import Precision
 from vjepa.version import __version__
@@ -42,6 +43,8 @@ class EncoderIdentity:
         path: Where it was found, for the reader of the file; None for random weights.
         which: ``target``, ``context`` or ``random`` weights.
         seed: Of random weights; None otherwise.
+        timm: Name of the model in timm, for image models of that library; None for ours. `path` is
+            then the file of its weights.
     """
 
     weights_hash: str
@@ -49,6 +52,7 @@ class EncoderIdentity:
     path: str | None
     which: str
     seed: int | None = None
+    timm: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,15 @@ class FeatureSettings:
         precision: Of the encoder's computation.
         storage: In which features are kept.
         batch_size: Clips per forward call.
+        shard_clips: About how many clips are dealt with together.
+        compile: Whether the encoder is compiled, which may change the last bits.
     """
 
     precision: Precision = "float32"
     storage: Precision = "float32"
     batch_size: int = 32
+    shard_clips: int = 512
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +82,11 @@ class ProbeFile:
         label: Name of the label that it tells.
         classes: Class names in the order of the outputs.
         encoder: The encoder that it reads.
-        clip, view: Which frames and which part of them.
+        clip, view: Which frames, which segments and which part of them.
         features: How the encoder is run.
         form: The head's form.
         head: The weights: tokens [B, N, D] -> logits [B, classes].
+        multi_label: Whether a video may have several classes at once.
         training: How it was trained and chosen, and its metrics: plain values, for the reader.
     """
 
@@ -90,6 +99,7 @@ class ProbeFile:
     form: HeadConfig
     head: ProbeHead
     training: dict[str, Any]
+    multi_label: bool = False
 
     def save(self, folder: Path) -> None:
         """Write both files; the folder must exist."""
@@ -104,6 +114,7 @@ class ProbeFile:
             "view": to_dict(self.view),
             "features": asdict(self.features),
             "form": to_dict(self.form),
+            "multi_label": self.multi_label,
             "training": self.training,
         }
         save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -154,10 +165,10 @@ def load_probe_file(folder: Path) -> ProbeFile:
         features = from_dict(FeatureSettings, described["features"], source)
         classes = tuple(described["classes"])
         label, training = described["label"], described["training"]
+        multi_label = bool(described.get("multi_label", False))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: not a complete probe description ({error!r})") from error
-    head = build_head(form, encoder.config.width, encoder.config.heads, len(classes))
-    _load_strictly(head, folder / WEIGHTS_FILE, classes)
+    head = _load_head(form, encoder.config, folder / WEIGHTS_FILE, classes)
     return ProbeFile(
         label=label,
         classes=classes,
@@ -168,6 +179,7 @@ def load_probe_file(folder: Path) -> ProbeFile:
         form=form,
         head=head.eval(),
         training=training,
+        multi_label=multi_label,
     )
 
 
@@ -187,15 +199,24 @@ def _read_description(path: Path) -> dict[str, Any]:
     return described
 
 
-def _load_strictly(head: ProbeHead, path: Path, classes: tuple[str, ...]) -> None:
+def _load_head(
+    form: HeadConfig, encoder: EncoderConfig, path: Path, classes: tuple[str, ...]
+) -> ProbeHead:
+    """The head with its stored weights, every one of which must fit."""
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: truncated or missing ({error}); copy the probe again") from error
+    head: ProbeHead
+    if form.is_trained:
+        head = build_head(form, encoder.width, encoder.heads, len(classes))
+    else:
+        remembered = stored.get("bank", torch.empty(0)).shape[0]
+        head = build_lookup(form, encoder.width, len(classes), remembered)
     wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
     found = {name: tensor.shape for name, tensor in stored.items()}
     if found != wanted:
-        outputs = stored.get("linear.bias", torch.empty(0)).shape[0]
+        outputs = stored.get("linear.bias", stored.get("means", torch.empty(0))).shape[0]
         if outputs != len(classes):
             raise UserError(
                 f"{path}: weights for {outputs} classes, but {CONFIG_FILE} names {len(classes)}; "
@@ -204,3 +225,9 @@ def _load_strictly(head: ProbeHead, path: Path, classes: tuple[str, ...]) -> Non
         differing = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
         raise UserError(f"{path}: tensor {differing!r} does not fit the form in {CONFIG_FILE}")
     head.load_state_dict(stored)
+    if isinstance(head, NearestNeighbours) and bool((head.bank_labels >= len(classes)).any()):
+        raise UserError(
+            f"{path}: remembers more classes than the {len(classes)} that {CONFIG_FILE} names; "
+            "the two files do not belong together"
+        )
+    return head

@@ -16,6 +16,7 @@ moved into these matrices, so that the normalised tokens are shared by all heads
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,17 +25,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vjepa.evaluation.lookup_heads import NearestMean, NearestNeighbours
 from vjepa.models import AttentiveClassifier, LinearClassifier, PoolerVariant
 
 _NORM_EPS = 1e-5
+
+
+TrainedKind = Literal["attentive", "linear"]
+HeadKind = Literal["attentive", "linear", "knn", "nearest_mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """The probe's form."""
 
-    kind: Literal["attentive", "linear"] = "attentive"
-    """`attentive`: a learnt query reads all tokens by cross-attention; `linear`: their mean."""
+    kind: HeadKind = "attentive"
+    """`attentive`: a learnt query reads all tokens by cross-attention; `linear`: a linear layer on
+    their average; `knn`: a vote of the most similar training videos, and `nearest_mean`: the most
+    similar class mean, both by the cosine of average tokens and without any training."""
     variant: PoolerVariant = "released"
     """Attentive only. `released`: what the authors' code computes (no output projection, no last
     LayerNorm); `paper`: as their text says, with both."""
@@ -43,22 +51,56 @@ class HeadConfig:
     num_heads: int | None = None
     """Attentive only. Attention heads; null takes the encoder's number."""
     norm: bool = True
-    """Linear only. Whether the pooled vector passes a LayerNorm before the linear layer."""
+    """Linear only. Whether the average passes a LayerNorm before the linear layer."""
+    neighbours: int = 20
+    """k of `knn`."""
+    temperature: float = 0.07
+    """`knn` and `nearest_mean`: cosines are divided by it before exp. It moves the weight of the
+    votes, and the confidence."""
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ValueError(f"depth: must be at least 1, got {self.depth}")
         if self.num_heads is not None and self.num_heads < 1:
             raise ValueError(f"num_heads: must be at least 1, got {self.num_heads}")
-        if self.kind == "linear" and self.depth != 1:
-            raise ValueError(f"depth: a linear probe has depth 1, got {self.depth}")
+        if self.kind != "attentive" and self.depth != 1:
+            raise ValueError(f"depth: a {self.kind} probe has depth 1, got {self.depth}")
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours: must be at least 1, got {self.neighbours}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: must be above 0, got {self.temperature}")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the head has weights that are learnt step by step."""
+        return self.kind in ("attentive", "linear")
 
 
-ProbeHead = AttentiveClassifier | LinearClassifier
+TrainedHead = AttentiveClassifier | LinearClassifier
+LookupHead = NearestNeighbours | NearestMean
+ProbeHead = TrainedHead | LookupHead
 
 
-def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: int) -> ProbeHead:
-    """One probe head with fresh weights, drawn from torch's generator.
+def build_lookup(
+    config: HeadConfig, width: int, num_classes: int, num_stored: int = 0
+) -> LookupHead:
+    """A head that remembers training features instead of learning, still empty.
+
+    Args:
+        config: Its form.
+        width: Token width D.
+        num_classes: Classes.
+        num_stored: Training videos, for `knn`.
+    """
+    if config.kind == "knn":
+        return NearestNeighbours(
+            width, num_classes, config.neighbours, config.temperature, num_stored
+        )
+    return NearestMean(width, num_classes, config.temperature)
+
+
+def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: int) -> TrainedHead:
+    """One trained head with fresh weights, drawn from torch's generator.
 
     Args:
         config: Its form.
@@ -85,7 +127,7 @@ class ProbeHeads(nn.Module):
         heads: The heads, each usable alone.
     """
 
-    def __init__(self, heads: Sequence[ProbeHead]) -> None:
+    def __init__(self, heads: Sequence[TrainedHead]) -> None:
         """Take the heads over; they must have been built from one config.
 
         Raises:
@@ -105,10 +147,10 @@ class ProbeHeads(nn.Module):
         """Number of heads H."""
         return len(self.heads)
 
-    def __getitem__(self, index: int) -> ProbeHead:
+    def __getitem__(self, index: int) -> TrainedHead:
         """One head, to be used alone."""
         head = self.heads[index]
-        assert isinstance(head, ProbeHead)
+        assert isinstance(head, TrainedHead)
         return head
 
     def trainable(self) -> dict[str, nn.Module]:
@@ -204,3 +246,40 @@ class ProbeHeads(nn.Module):
         for part in name.split("."):
             module = getattr(module, part, None)
         return module is not None
+
+
+class HeadGrid(nn.Module):
+    """Heads of several forms, those of one form computed together.
+
+    Attributes:
+        groups: One :class:`ProbeHeads` for each form.
+    """
+
+    def __init__(self, heads: Sequence[TrainedHead]) -> None:
+        """Take the heads over.
+
+        Args:
+            heads: At least one; those of one form next to each other.
+        """
+        super().__init__()
+        same_form = itertools.groupby(
+            heads, key=lambda head: [(name, p.shape) for name, p in head.named_parameters()]
+        )
+        self.groups = nn.ModuleList(ProbeHeads(list(members)) for _, members in same_form)
+        self._members = list(heads)
+
+    def __len__(self) -> int:
+        """Number of heads H."""
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> TrainedHead:
+        """One head, to be used alone."""
+        return self._members[index]
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The heads by name: each gets its own parameter groups and its own gradient clipping."""
+        return {f"head_{index:02d}": head for index, head in enumerate(self._members)}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of all heads: tokens float [B, N, D] -> [H, B, classes]."""
+        return torch.cat([group(tokens) for group in self.groups])

@@ -17,6 +17,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.features import BadVideo
 from vjepa.evaluation.intervals import Interval
 from vjepa.evaluation.metrics import ClassificationMetrics, ClassMetrics
+from vjepa.evaluation.multi_label import ClassPrecision, MultiLabelMetrics
 
 RESULT_FILE = "result.json"
 TABLE_FILE = "result.md"
@@ -28,20 +29,31 @@ class HeadResult:
     """One head of the grid on the rows that the choice was made on.
 
     Attributes:
-        learning_rate, weight_decay: Peak learning rate and starting weight decay of the head.
-        count, correct: Rows, and those answered rightly.
-        top1: correct / count.
+        kind: Form of the head.
+        learning_rate, weight_decay: Its peak learning rate and starting weight decay.
+        count, correct: Rows, and those answered rightly (None with several classes a video).
+        top1: correct / count, or None.
+        mean_average_precision: With several classes a video; None otherwise.
         loss: Mean cross-entropy in nats.
         chosen: Whether this head was taken.
     """
 
+    kind: str = "attentive"
     learning_rate: float
     weight_decay: float
     count: int
-    correct: int
-    top1: float
+    correct: int | None
+    top1: float | None
+    mean_average_precision: float | None = None
     loss: float
     chosen: bool
+
+    @property
+    def score(self) -> str:
+        """What the choice is made by, in words: ``83.3 % (5/6)`` or ``mAP 0.412 (6 videos)``."""
+        if self.top1 is None:
+            return f"mAP {self.mean_average_precision:.3f} ({self.count} videos)"
+        return f"{100 * self.top1:.1f} % ({self.correct}/{self.count})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +76,17 @@ class EvaluatedSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MultiLabelSplit:
+    """The same where a video may have several classes; attributes as in :class:`EvaluatedSplit`."""
+
+    manifest: str
+    manifest_hash: str
+    split: str | None
+    metrics: MultiLabelMetrics
+    bad_videos: tuple[BadVideo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeResult:
     """The outcome of training one probe.
 
@@ -75,6 +98,7 @@ class ProbeResult:
         num_train: Labelled videos that were used in all, those of the choice included.
         num_classes: Classes.
         test: Metrics on the test rows, which nothing was chosen on; None without a test split.
+        test_multi_label: The same where a video may have several classes; `test` is then None.
         selection: Every head of the grid; empty when there was only one.
         train_manifest_hash: Content hash of the training rows.
         train_bad_videos: Training videos that could not be read (``on_bad_video: list``).
@@ -92,6 +116,7 @@ class ProbeResult:
     num_train: int
     num_classes: int
     test: EvaluatedSplit | None
+    test_multi_label: MultiLabelSplit | None = None
     selection: tuple[HeadResult, ...]
     train_manifest_hash: str
     train_bad_videos: tuple[BadVideo, ...] = ()
@@ -112,15 +137,14 @@ class ProbeResult:
         lines = [f"# Probe of `{self.label}`", "", compare({self.which: self}), ""]
         if self.selection:
             lines += [
-                "Heads, by their accuracy on the rows held out for the choice:",
+                "Heads, by their figures on the rows held out for the choice:",
                 "",
-                "| learning rate | weight decay | top-1 % | loss | chosen |",
-                "|---|---|---|---|---|",
+                "| head | learning rate | weight decay | held-out rows | loss | chosen |",
+                "|---|---|---|---|---|---|",
             ]
             lines += [
-                f"| {head.learning_rate:g} | {head.weight_decay:g} | {100 * head.top1:.1f} "
-                f"({head.correct}/{head.count}) | {head.loss:.3f} | "
-                f"{'yes' if head.chosen else ''} |"
+                f"| {head.kind} | {head.learning_rate:g} | {head.weight_decay:g} | {head.score} | "
+                f"{head.loss:.3f} | {'yes' if head.chosen else ''} |"
                 for head in self.selection
             ]
             lines.append("")
@@ -131,8 +155,17 @@ class ProbeResult:
                 f"{'-' if entry.accuracy is None else f'{100 * entry.accuracy:.1f}'} |"
                 for entry in self.test.metrics.per_class
             ]
+        elif self.test_multi_label is not None:
+            lines += ["| class | videos | average precision |", "|---|---|---|"]
+            lines += [
+                f"| {entry.name} | {entry.count} | "
+                f"{'-' if entry.average_precision is None else f'{entry.average_precision:.3f}'} |"
+                for entry in self.test_multi_label.metrics.per_class
+            ]
+        measured = self.test or self.test_multi_label
+        if measured is not None:
             lines.append("")
-            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in self.test.bad_videos]
+            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in measured.bad_videos]
         return "\n".join(lines)
 
 
@@ -154,6 +187,8 @@ def load_result(folder: Path) -> ProbeResult:
         fields["selection"] = tuple(HeadResult(**head) for head in fields["selection"])
         if fields["test"] is not None:
             fields["test"] = evaluated_split(fields["test"])
+        if fields.get("test_multi_label") is not None:
+            fields["test_multi_label"] = _multi_label_split(fields["test_multi_label"])
         return ProbeResult(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a probe result ({error})") from error
@@ -165,6 +200,16 @@ def evaluated_split(fields: Mapping[str, Any]) -> EvaluatedSplit:
     rebuilt["metrics"] = _metrics(fields["metrics"])
     rebuilt["bad_videos"] = tuple(BadVideo(**video) for video in fields["bad_videos"])
     return EvaluatedSplit(**rebuilt)
+
+
+def _multi_label_split(fields: Mapping[str, Any]) -> MultiLabelSplit:
+    rebuilt: dict[str, Any] = dict(fields)
+    metrics: dict[str, Any] = dict(fields["metrics"])
+    metrics["bootstrap"] = Interval(**metrics["bootstrap"])
+    metrics["per_class"] = tuple(ClassPrecision(**entry) for entry in metrics["per_class"])
+    rebuilt["metrics"] = MultiLabelMetrics(**metrics)
+    rebuilt["bad_videos"] = tuple(BadVideo(**video) for video in fields["bad_videos"])
+    return MultiLabelSplit(**rebuilt)
 
 
 def _metrics(fields: Mapping[str, Any]) -> ClassificationMetrics:
@@ -184,8 +229,11 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
 
     Returns:
         One row a result: labels used, top-1 in percent with the Wilson interval, the number of
-        test videos, top-5, calibration error, loss.
+        test videos, top-5, calibration error, loss. With several classes a video mean average
+        precision stands instead of top-1, with its bootstrap interval.
     """
+    if any(result.test_multi_label is not None for result in results.values()):
+        return _compare_multi_label(results)
     lines = [
         "| encoder | label | labels used | top-1 % | 95 % interval | videos | top-5 % | ECE "
         "| loss |",
@@ -202,6 +250,24 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
             f"{head} {100 * found.top1:.1f} | {100 * found.wilson.low:.1f} to "
             f"{100 * found.wilson.high:.1f} | {found.count} | {top5} | "
             f"{found.calibration_error:.3f} | {found.loss:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _compare_multi_label(results: Mapping[str, ProbeResult]) -> str:
+    lines = [
+        "| encoder | label | labels used | mAP | 95 % interval | videos | loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        head = f"| {name} | {result.label} | {result.num_train} |"
+        if result.test_multi_label is None:
+            lines.append(f"{head} - | - | - | - |")
+            continue
+        found = result.test_multi_label.metrics
+        lines.append(
+            f"{head} {found.mean_average_precision:.3f} | {found.bootstrap.low:.3f} to "
+            f"{found.bootstrap.high:.3f} | {found.count} | {found.loss:.3f} |"
         )
     return "\n".join(lines)
 

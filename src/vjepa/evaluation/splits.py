@@ -58,11 +58,17 @@ def stratified_subset(
         raise UserError(f"labels_per_class: {per_class} is below 1")
     if fraction is not None and not 0.0 < fraction <= 1.0:
         raise UserError(f"label_fraction: {fraction} is not in (0, 1]")
+    if per_class is not None and labels.multi_label:
+        raise UserError(
+            "labels_per_class: videos have several classes each; give label_fraction instead"
+        )
     if per_class is None and fraction is None:
         return np.arange(len(labels), dtype=np.int64)
     chosen: list[NDArray[np.int64]] = []
     for class_index, name in enumerate(labels.classes):
         rows = _shuffled_rows(labels, class_index, seed, "subset")
+        if rows.size == 0 and labels.multi_label:  # the rarest class of no video
+            continue
         if per_class is not None:
             wanted = per_class
         else:

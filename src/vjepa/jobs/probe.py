@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vjepa.config import dump_yaml, to_dict
 from vjepa.errors import UserError
@@ -21,22 +22,24 @@ from vjepa.evaluation.clip_reading import ReadingConfig
 from vjepa.evaluation.clips import OnBadVideo
 from vjepa.evaluation.features import BadVideo
 from vjepa.evaluation.labels import check_every_class_has_a_sample, labels_of
-from vjepa.evaluation.metrics import ClassificationSums
 from vjepa.evaluation.probe_file import CONFIG_FILE, ProbeFile, load_probe_file
-from vjepa.evaluation.probe_heads import ProbeHead
-from vjepa.evaluation.results import EvaluatedSplit, HeadResult, ProbeResult
-from vjepa.jobs.probe_config import HeadSetting, ProbeConfig, VideosConfig
-from vjepa.jobs.probe_encoder import reopen_encoder
-from vjepa.jobs.probe_features import FeatureMaker, LabelledFeatures, choose_rows, open_videos
-from vjepa.jobs.probe_inputs import LabelledVideos, ProbeInputs, open_inputs
-from vjepa.jobs.probe_training import (
-    CLASSIFY_BATCH,
-    HeadRecipe,
-    choose_head,
-    head_probabilities,
-    train_heads,
+from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead
+from vjepa.evaluation.results import EvaluatedSplit, HeadResult, MultiLabelSplit, ProbeResult
+from vjepa.jobs.probe_config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe_encoder import compile_encoder, reopen_encoder
+from vjepa.jobs.probe_features import (
+    FeatureMaker,
+    LabelledClipRows,
+    LabelledFeatures,
+    TrainingPart,
+    choose_rows,
+    open_videos,
 )
+from vjepa.jobs.probe_inputs import LabelledVideos, ProbeInputs, open_inputs
+from vjepa.jobs.probe_measure import Measured, choose_head, draw, measure
+from vjepa.jobs.probe_training import HeadRecipe, fit_lookup, train_heads
 from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.distributed import open_team
 from vjepa.runtime.metric_sinks import JsonlSink
 from vjepa.runtime.threads import set_num_threads
 from vjepa.training.loop import TrainingConfig
@@ -45,18 +48,24 @@ from vjepa.version import __version__
 SPLIT_FILE = "split.json"
 RESOLVED_CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
+CONFUSION_FILE = "confusion.png"
+_TEAM_MINUTES = 60.0  # one process may have much longer videos than another
 
 
-def train(config: ProbeConfig, out: Path) -> ProbeResult:
+def train(
+    config: ProbeConfig, out: Path, *, cached_rows: NDArray[np.int64] | None = None
+) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
     Args:
         config: The job.
         out: A new folder: receives the probe, ``result.json``, ``result.md``, ``split.json``,
-            ``config.yaml`` and ``metrics.jsonl``.
+            ``config.yaml``, ``metrics.jsonl`` and ``confusion.png``.
+        cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
 
     Returns:
-        The result; ``result.test`` is None when no test videos are named.
+        The result; ``result.test`` is None when no test videos are named. For several draws of the
+        labels see :func:`vjepa.jobs.probe_splits.train_splits`.
 
     Raises:
         UserError: Bad input: missing labels, a class without a training sample, an unknown label or
@@ -66,41 +75,54 @@ def train(config: ProbeConfig, out: Path) -> ProbeResult:
         raise UserError(f"{out}: holds a probe already; give another --out or remove it")
     clock = _Clock()
     set_num_threads(config.num_threads)
-    inputs = open_inputs(config)
+    inputs = open_inputs(config, cached_rows)
     config = inputs.config
     out.mkdir(parents=True, exist_ok=True)
     (out / RESOLVED_CONFIG_FILE).write_text(dump_yaml(config), encoding="utf-8")
     inputs.rows.record(config).save(out / SPLIT_FILE)
     clock.done("set-up")
-    parts = _make_features(inputs)
+    parts = _training_parts(inputs)
     clock.done("features")
     fitted = _fit(inputs, parts, out)
     clock.done("training")
-    _probe_file(inputs, fitted, len(parts.whole.places)).save(out)
+    _probe_file(inputs, fitted).save(out)
     measured = None
     if inputs.test is not None:
         # The probe as it lies on the disk, as `evaluate` does it.
-        measured = _measure(load_probe_file(out), inputs.maker, inputs.test)
+        measured = measure(load_probe_file(out), inputs.maker, inputs.test)
         clock.done("test")
-    result = ProbeResult(
+    result = _result(inputs, fitted, measured, clock.seconds, out)
+    result.save(out)
+    if result.test is not None:
+        draw(result.test, out / CONFUSION_FILE)
+    return result
+
+
+def _result(
+    inputs: ProbeInputs,
+    fitted: _Fitted,
+    measured: Measured | None,
+    seconds: dict[str, float],
+    out: Path,
+) -> ProbeResult:
+    return ProbeResult(
         label=inputs.rows.labels.name,
         encoder=inputs.frozen.source,
-        which=config.encoder.which,
+        which=inputs.config.encoder.which,
         weights_hash=inputs.frozen.identity.weights_hash,
-        num_train=len(parts.whole.places),
+        num_train=fitted.num_train(inputs),
         num_classes=len(inputs.rows.labels.classes),
-        test=measured,
+        test=measured if isinstance(measured, EvaluatedSplit) else None,
+        test_multi_label=measured if isinstance(measured, MultiLabelSplit) else None,
         selection=fitted.selection,
         train_manifest_hash=inputs.rows.videos.manifest.content_hash,
-        train_bad_videos=parts.bad,
-        config=to_dict(config),
+        train_bad_videos=fitted.bad,
+        config=to_dict(inputs.config),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=clock.seconds,
+        seconds=seconds,
         folder=str(out),
     )
-    result.save(out)
-    return result
 
 
 def evaluate(
@@ -113,8 +135,10 @@ def evaluate(
     cache_dir: Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
-) -> EvaluatedSplit:
+) -> Measured:
     """Measure a saved probe; on the test videos of its training this gives the same number again.
+
+    Where a process group is open, the processes share the videos and all get the whole figures.
 
     Args:
         probe_folder: What :func:`train` wrote.
@@ -136,7 +160,13 @@ def evaluate(
     set_num_threads(num_threads)
     probe = load_probe_file(probe_folder)
     opened = open_videos(videos, "videos")
-    labels = labels_of(opened.manifest, probe.label, classes=probe.classes, part=opened.part)
+    labels = labels_of(
+        opened.manifest,
+        probe.label,
+        classes=probe.classes,
+        part=opened.part,
+        multi_label=probe.multi_label,
+    )
     maker = feature_maker(
         probe,
         encoder=encoder,
@@ -145,7 +175,40 @@ def evaluate(
         reading=reading,
         cache_dir=cache_dir,
     )
-    return _measure(probe, maker, LabelledVideos(opened, labels))
+    return measure(probe, maker, LabelledVideos(opened, labels))
+
+
+def evaluate_together(
+    probe_folder: Path,
+    videos: VideosConfig,
+    *,
+    encoder: Path | None = None,
+    on_bad_video: OnBadVideo = "error",
+    cache_dir: Path | None = None,
+    device: DeviceName = "auto",
+) -> Measured:
+    """:func:`evaluate` by all processes that a launcher such as torchrun has started.
+
+    Args:
+        probe_folder, videos, encoder, on_bad_video, cache_dir, device: As there.
+
+    Returns:
+        The figures of all videos, on every process.
+
+    Raises:
+        UserError: As :func:`evaluate`.
+        LostProcessError: Another process ended or hung.
+    """
+    chosen = set_up_device(device).device
+    with open_team(chosen.type, _TEAM_MINUTES):
+        return evaluate(
+            probe_folder,
+            videos,
+            encoder=encoder,
+            on_bad_video=on_bad_video,
+            cache_dir=cache_dir,
+            device=device,
+        )
 
 
 def feature_maker(
@@ -164,12 +227,15 @@ def feature_maker(
     """
     frozen = reopen_encoder(probe.encoder, encoder)
     probe.check_encoder(frozen.encoder, frozen.source)
+    setup = set_up_device(device, probe.features.precision)
+    if probe.features.compile:
+        compile_encoder(frozen.encoder.to(setup.device))
     return FeatureMaker(
         frozen=frozen,
         clip=probe.clip,
         view=probe.view,
         settings=probe.features,
-        setup=set_up_device(device, probe.features.precision),
+        setup=setup,
         reading=reading or ReadingConfig(),
         on_bad_video=on_bad_video,
         cache_dir=cache_dir,
@@ -183,72 +249,108 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Parts:
-    """Features of the training rows by what they are for; `choose` is None without a choice."""
+    """The training rows by what they are for.
 
-    fit: LabelledFeatures
+    Attributes:
+        fit: Rows that all heads are trained on.
+        whole: These and the rows held out for the choice.
+        choose: Rows of the choice where they were encoded with the others; None where there is no
+            choice, or its views are other ones than those that are trained on.
+    """
+
+    fit: TrainingPart
+    whole: TrainingPart
     choose: LabelledFeatures | None
-    whole: LabelledFeatures
-
-    @property
-    def bad(self) -> tuple[BadVideo, ...]:
-        return self.whole.bad
 
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The chosen head, and how every head did in the choice."""
+    """The chosen head and its form, how every head did in the choice, and unreadable videos."""
 
     head: ProbeHead
+    form: HeadConfig
     selection: tuple[HeadResult, ...]
+    bad: tuple[BadVideo, ...]
+
+    def num_train(self, inputs: ProbeInputs) -> int:
+        """Labelled videos that were used in all."""
+        return len(inputs.rows.used) - len(self.bad)
 
 
-def _make_features(inputs: ProbeInputs) -> _Parts:
-    rows, maker = inputs.rows, inputs.maker
-    features = maker.features(rows.videos, rows.used)
-    fit = choose_rows(features, rows.labels, rows.fit)
-    check_every_class_has_a_sample(fit.labels, f"manifest {rows.videos.manifest.source}")
-    choose = choose_rows(features, rows.labels, rows.choose) if len(rows.choose) else None
-    if inputs.validation is not None and len(inputs.config.optim.grid) > 1:
-        choose = _all_rows(maker, inputs.validation)
-    if choose is not None and len(choose.places) == 0:
-        raise UserError("not one video for the choice among heads can be read")
-    return _Parts(fit, choose, choose_rows(features, rows.labels, rows.used))
-
-
-def _all_rows(maker: FeatureMaker, labelled: LabelledVideos) -> LabelledFeatures:
-    every = np.arange(len(labelled.labels), dtype=np.int64)
-    return choose_rows(maker.features(labelled.videos), labelled.labels, every)
+def _training_parts(inputs: ProbeInputs) -> _Parts:
+    rows, maker, config = inputs.rows, inputs.training_maker, inputs.config
+    source = f"manifest {rows.videos.manifest.source}"
+    if config.features.online:
+        check_every_class_has_a_sample(rows.labels.take(rows.fit), source)
+        fit, whole = (
+            LabelledClipRows(maker, rows.videos, part, rows.labels.take(part))
+            for part in (rows.fit, rows.used)
+        )
+        return _Parts(fit, whole, None)
+    passes = [
+        maker.features(rows.videos, rows.used, number) for number in range(config.features.passes)
+    ]
+    made = choose_rows(passes, rows.labels, rows.fit)
+    check_every_class_has_a_sample(made.labels, source)
+    as_tested = not maker.is_random and maker.view == inputs.maker.view
+    choose = choose_rows(passes, rows.labels, rows.choose) if as_tested else None
+    return _Parts(made, choose_rows(passes, rows.labels, rows.used), choose)
 
 
 def _fit(inputs: ProbeInputs, parts: _Parts, out: Path) -> _Fitted:
     """Train the grid, choose, and train the chosen head anew with the rows of the choice."""
     config, device = inputs.config, inputs.maker.setup.device
     recipe = HeadRecipe(
-        form=config.probe,
+        config=config,
         encoder=inputs.frozen.identity.config,
-        optim=config.optim,
+        view=inputs.training_maker.view,
         training=TrainingConfig(
             device="cuda" if device.type == "cuda" else "cpu",
             num_threads=config.num_threads,
             health_every_steps=None,
             evaluate_every_steps=None,
         ),
-        seed=config.seed,
     )
-    grid = config.optim.grid
-    sinks = [JsonlSink(out / METRICS_FILE)]
-    heads = train_heads(parts.fit, grid, recipe, sinks=sinks)
-    if parts.choose is None:
-        return _Fitted(heads[0], ())
-    selection = choose_head(heads, grid, parts.choose, device)
+    known_bad = parts.whole.bad if isinstance(parts.whole, LabelledFeatures) else ()
+    if not config.probe.is_trained:
+        assert isinstance(parts.whole, LabelledFeatures)
+        return _Fitted(fit_lookup(parts.whole, recipe), config.probe, (), known_bad)
+    grid = config.grid
+    trained = train_heads(parts.fit, grid, recipe, sinks=[JsonlSink(out / METRICS_FILE)])
+    if len(grid) == 1:
+        form = config.form(grid[0].kind)
+        return _Fitted(trained.heads[0], form, (), known_bad or trained.bad)
+    selection = _choose(inputs, parts, trained.heads)
     best = next(index for index, entry in enumerate(selection) if entry.chosen)
+    form = config.form(grid[best].kind)
     if inputs.validation is not None or not config.optim.refit:
-        return _Fitted(heads[best], selection)
-    setting = HeadSetting(selection[best].learning_rate, selection[best].weight_decay)
-    return _Fitted(train_heads(parts.whole, [setting], recipe)[0], selection)
+        return _Fitted(trained.heads[best], form, selection, known_bad or trained.bad)
+    again = train_heads(parts.whole, [grid[best]], recipe)
+    return _Fitted(again.heads[0], form, selection, known_bad or again.bad)
 
 
-def _probe_file(inputs: ProbeInputs, fitted: _Fitted, num_train: int) -> ProbeFile:
+def _choose(inputs: ProbeInputs, parts: _Parts, heads: torch.nn.Module) -> tuple[HeadResult, ...]:
+    """The choice among heads, on the views that are tested."""
+    maker, rows, chosen_rows = inputs.maker, inputs.rows, None
+    labels = rows.labels
+    if inputs.validation is not None:
+        labels, parts_of = inputs.validation.labels, maker.shards(inputs.validation.videos)
+    elif parts.choose is not None:
+        parts_of = parts.choose.parts()
+    else:
+        parts_of, chosen_rows = maker.shards(rows.videos, rows.choose), rows.choose
+    return choose_head(
+        heads,
+        inputs.config.grid,
+        parts_of,
+        labels,
+        maker.view,
+        maker.setup.device,
+        chosen_rows,
+    )
+
+
+def _probe_file(inputs: ProbeInputs, fitted: _Fitted) -> ProbeFile:
     rows = inputs.rows
     return ProbeFile(
         label=rows.labels.name,
@@ -257,35 +359,17 @@ def _probe_file(inputs: ProbeInputs, fitted: _Fitted, num_train: int) -> ProbeFi
         clip=inputs.maker.clip,
         view=inputs.maker.view,
         features=inputs.maker.settings,
-        form=inputs.config.probe,
+        form=fitted.form,
         head=fitted.head,
+        multi_label=rows.labels.multi_label,
         training={
-            "num_train": num_train,
+            "num_train": fitted.num_train(inputs),
             "train_manifest_hash": rows.videos.manifest.content_hash,
             "selection": [asdict(entry) for entry in fitted.selection],
             "optim": to_dict(inputs.config.optim),
             "seed": inputs.config.seed,
             "versions": versions(),
         },
-    )
-
-
-def _measure(probe: ProbeFile, maker: FeatureMaker, labelled: LabelledVideos) -> EvaluatedSplit:
-    """Metrics of a probe on labelled videos; the bootstrap has the seed of the training."""
-    data = _all_rows(maker, labelled)
-    device = maker.setup.device
-    head = probe.head.to(device)
-    sums = ClassificationSums(probe.classes)
-    for start in range(0, len(data.places), CLASSIFY_BATCH):
-        truth = torch.from_numpy(data.labels.indices[start : start + CLASSIFY_BATCH])
-        sums.add(head_probabilities(head, data, start, device), truth)
-    videos = labelled.videos
-    return EvaluatedSplit(
-        manifest=videos.manifest.source,
-        manifest_hash=videos.manifest.content_hash,
-        split=videos.split,
-        metrics=sums.metrics(seed=int(probe.training["seed"])),
-        bad_videos=data.bad,
     )
 
 

@@ -16,7 +16,14 @@ from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labe
 from vjepa.evaluation.probe_file import FeatureSettings
 from vjepa.evaluation.splits import SplitRecord, hold_out, stratified_subset
 from vjepa.jobs.probe_config import ProbeConfig
-from vjepa.jobs.probe_encoder import FrozenEncoder, centre_view, open_encoder, pretraining_clip
+from vjepa.jobs.probe_encoder import (
+    FrozenEncoder,
+    centre_view,
+    compile_encoder,
+    fit_to_clips,
+    open_encoder,
+    pretraining_clip,
+)
 from vjepa.jobs.probe_features import FeatureMaker, Videos, open_videos
 from vjepa.runtime.device import set_up_device
 
@@ -74,7 +81,9 @@ class ProbeInputs:
     Attributes:
         config: The job's config with every null resolved.
         frozen: The encoder.
-        maker: Makes its features.
+        maker: Makes its features of the views that are evaluated.
+        training_maker: Makes its features of the clips that are trained on: one crop, and random
+            where augmentation is on.
         rows: The training rows.
         validation: Videos for the choice, if given.
         test: Videos for the result, if given.
@@ -83,20 +92,23 @@ class ProbeInputs:
     config: ProbeConfig
     frozen: FrozenEncoder
     maker: FeatureMaker
+    training_maker: FeatureMaker
     rows: TrainingRows
     validation: LabelledVideos | None
     test: LabelledVideos | None
 
 
-def open_inputs(config: ProbeConfig) -> ProbeInputs:
+def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = None) -> ProbeInputs:
     """Open and check everything.
+
+    Args:
+        config: The job's config.
+        cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
 
     Raises:
         UserError: Something is not set, missing, unlabelled, or does not fit together.
     """
-    if config.data.label is None:
-        raise UserError("data.label: not set; name a label of the manifest")
-    rows = _training_rows(config, config.data.label)
+    rows = _training_rows(config, _label(config), cached_rows)
     validation = _other(config, "validation", rows.labels)
     test = _other(config, "test", rows.labels)
     _refuse_overlap(rows, validation, test)
@@ -110,6 +122,10 @@ def open_inputs(config: ProbeConfig) -> ProbeInputs:
             f"be multiples of the encoder's tubelet ({encoder.tubelet_size} frames) and patch "
             f"({encoder.patch_size} pixels)"
         )
+    frozen = fit_to_clips(frozen, config.encoder, clip.num_frames, view.crop_size)
+    setup = set_up_device(config.device, config.features.precision)
+    if config.features.compile:
+        compile_encoder(frozen.encoder.to(setup.device))
     maker = FeatureMaker(
         frozen=frozen,
         clip=clip,
@@ -118,8 +134,10 @@ def open_inputs(config: ProbeConfig) -> ProbeInputs:
             precision=config.features.precision,
             storage=config.features.storage,
             batch_size=config.features.batch_size,
+            shard_clips=config.features.shard_clips,
+            compile=config.features.compile,
         ),
-        setup=set_up_device(config.device, config.features.precision),
+        setup=setup,
         reading=config.data.reading,
         on_bad_video=config.data.on_bad_video,
         cache_dir=config.features.cache_dir,
@@ -128,21 +146,42 @@ def open_inputs(config: ProbeConfig) -> ProbeInputs:
         config=replace(config, data=replace(config.data, clip=clip, view=view)),
         frozen=frozen,
         maker=maker,
+        training_maker=replace(maker, view=replace(view, num_views=1), augment=config.data.augment),
         rows=rows,
         validation=validation,
         test=test,
     )
 
 
-def _training_rows(config: ProbeConfig, label: str) -> TrainingRows:
+def rows_of_all_splits(config: ProbeConfig) -> NDArray[np.int64]:
+    """The training rows that any of the low-shot splits of a config uses: int64, ascending.
+
+    Raises:
+        UserError: As :func:`open_inputs`.
+    """
+    seeds = range(config.seed, config.seed + config.data.num_splits)
+    label = _label(config)
+    drawn = [_training_rows(replace(config, seed=seed), label).used for seed in seeds]
+    return np.unique(np.concatenate(drawn))
+
+
+def _label(config: ProbeConfig) -> str:
+    if config.data.label is None:
+        raise UserError("data.label: not set; name a label of the manifest")
+    return config.data.label
+
+
+def _training_rows(
+    config: ProbeConfig, label: str, cached_rows: NDArray[np.int64] | None = None
+) -> TrainingRows:
     data = config.data
-    videos = open_videos(data.train, "data.train")
-    labels = labels_of(videos.manifest, label, part=videos.part)
+    videos = replace(open_videos(data.train, "data.train"), cached_rows=cached_rows)
+    labels = labels_of(videos.manifest, label, part=videos.part, multi_label=data.multi_label)
     check_every_class_has_a_sample(labels, f"manifest {videos.manifest.source}")
     used = stratified_subset(
         labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed
     )
-    if len(config.optim.grid) == 1 or data.validation is not None:
+    if len(config.grid) == 1 or data.validation is not None:
         return TrainingRows(videos, labels, used, np.empty(0, dtype=np.int64))
     parts = hold_out(labels, used, data.held_out_fraction, config.seed)
     return TrainingRows(videos, labels, parts.fit, parts.choose)
@@ -154,7 +193,13 @@ def _other(config: ProbeConfig, name: str, labels: Labels) -> LabelledVideos | N
     if wanted is None:
         return None
     videos = open_videos(wanted, f"data.{name}", config.data.train.manifest)
-    own = labels_of(videos.manifest, labels.name, classes=labels.classes, part=videos.part)
+    own = labels_of(
+        videos.manifest,
+        labels.name,
+        classes=labels.classes,
+        part=videos.part,
+        multi_label=labels.multi_label,
+    )
     return LabelledVideos(videos, own)
 
 

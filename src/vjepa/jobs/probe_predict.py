@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import tempfile
+import csv
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from vjepa.data.index import index_sources
 from vjepa.data.manifest import Manifest
 from vjepa.data.manifest_schema import ManifestRow
-from vjepa.data.media_files import is_media
-from vjepa.data.probe_file import probe as probe_media
-from vjepa.data.video_info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.clip_reading import ReadingConfig
-from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.probe_file import ProbeFile, load_probe_file
+from vjepa.jobs.media_sources import files_of
 from vjepa.jobs.probe import feature_maker
-from vjepa.jobs.probe_features import FeatureMaker, Videos, choose_rows
-from vjepa.jobs.probe_training import CLASSIFY_BATCH, head_probabilities
+from vjepa.jobs.probe_features import FeatureMaker, Videos
+from vjepa.jobs.probe_measure import probabilities
 from vjepa.runtime.device import DeviceName
 from vjepa.runtime.threads import set_num_threads
 
@@ -87,9 +83,7 @@ def predict(
         raise UserError(f"top: must be at least 1, got {top}")
     set_num_threads(num_threads)
     probe = load_probe_file(probe_folder)
-    rows = [ManifestRow(info=info) for source in sources for info in _videos_of(source, split)]
-    if not rows:
-        raise UserError("no video to look at: name a file, a folder, a list or a manifest")
+    rows = [ManifestRow(info=info) for info in files_of(sources, split)]
     manifest = Manifest.from_rows(rows, "/")
     few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
     maker = feature_maker(
@@ -103,39 +97,88 @@ def predict(
     return _predictions(probe, maker, Videos(manifest, None, "videos"), top)
 
 
-def _videos_of(source: Path, split: str | None) -> list[VideoInfo]:
-    """What a source holds, in its own order."""
-    if source.suffix == ".parquet":
-        manifest = Manifest.open(source).select(split=split, ok_only=False)
-        return [manifest.row(row) for row in range(len(manifest))]
-    if source.is_file() and is_media(str(source)):
-        return [probe_media(str(source))]
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
-        return [manifest.row(row) for row in range(len(manifest))]
-
-
 def _predictions(
     probe: ProbeFile, maker: FeatureMaker, videos: Videos, top: int
 ) -> list[Prediction]:
-    features = maker.features(videos)
-    every = np.arange(len(videos.manifest), dtype=np.int64)
-    unknown = Labels(probe.label, probe.classes, np.zeros(len(every), dtype=np.int64))
-    data = choose_rows(features, unknown, every)
-    device = maker.setup.device
-    head = probe.head.to(device)
-    found = {bad.row: Prediction(bad.path, (), bad.reason) for bad in data.bad}
-    for start in range(0, len(data.places), CLASSIFY_BATCH):
-        shares = head_probabilities(head, data, start, device)
+    head = probe.head.to(maker.setup.device)
+    found: dict[int, Prediction] = {}
+    for part in maker.shards(videos):
+        found |= {bad.row: Prediction(bad.path, (), bad.reason) for bad in part.bad}
+        if len(part.rows) == 0:
+            continue
+        shares = probabilities(
+            head, part.tokens, maker.view, maker.setup.device, multi_label=probe.multi_label
+        )
         best = torch.topk(shares, min(top, len(probe.classes)), dim=1)
-        places = data.places[start : start + CLASSIFY_BATCH].tolist()
-        for place, values, numbers in zip(
-            places, best.values.tolist(), best.indices.tolist(), strict=True
+        for row, values, numbers in zip(
+            part.rows.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
         ):
             classes = tuple(
                 ClassShare(probe.classes[number], value)
                 for number, value in zip(numbers, values, strict=True)
             )
-            row = int(features.rows[place])
-            found[row] = Prediction(features.paths[place], classes)
-    return [found[row] for row in every.tolist()]
+            found[row] = Prediction(videos.manifest.path(row), classes)
+    if all(prediction.failure for prediction in found.values()):
+        first = found[0]
+        raise UserError(f"not one video could be read (first: {first.path}: {first.failure})")
+    return [found[row] for row in range(len(videos.manifest))]
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions to a file whose suffix chooses the form.
+
+    ``.jsonl``: one object a video with `path`, `classes` (name, probability), `failure`.
+    ``.csv``: columns path, failure, class_1, probability_1, class_2, and so on. ``.parquet``:
+    columns path, failure, classes (list of text), probabilities (list of numbers).
+
+    Args:
+        path: The file; written aside and renamed.
+        predictions: What :func:`predict` gave.
+
+    Raises:
+        UserError: The suffix is none of these.
+    """
+    check_predictions_file(path)
+    aside = path.with_name(path.name + ".partial")
+    if path.suffix == ".jsonl":
+        lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
+        aside.write_text("".join(lines), encoding="utf-8")
+    elif path.suffix == ".csv":
+        _write_csv(aside, predictions)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {
+            "path": [entry.path for entry in predictions],
+            "failure": pa.array([entry.failure for entry in predictions], pa.string()),
+            "classes": [[share.name for share in entry.classes] for entry in predictions],
+            "probabilities": [
+                [share.probability for share in entry.classes] for entry in predictions
+            ],
+        }
+        pq.write_table(pa.table(columns), aside)
+    aside.replace(path)
+
+
+def check_predictions_file(path: Path) -> None:
+    """Refuse a file that predictions cannot be written to, before they are computed.
+
+    Raises:
+        UserError: An unknown suffix, or no such folder.
+    """
+    if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--out {path}: its folder does not exist; make it first")
+
+
+def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
+    width = max((len(entry.classes) for entry in predictions), default=0)
+    names = [f"{what}_{place + 1}" for place in range(width) for what in ("class", "probability")]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "failure", *names])
+        for entry in predictions:
+            cells = [cell for share in entry.classes for cell in (share.name, share.probability)]
+            writer.writerow([entry.path, entry.failure or "", *cells])

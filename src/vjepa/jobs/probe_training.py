@@ -1,4 +1,4 @@
-"""Training probe heads side by side on cached features, and choosing among them honestly."""
+"""Training probe heads side by side on the features of the frozen encoder."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vjepa.evaluation.clip_batches import ClipBatch, ClipBatches, ClipEncoder
+from vjepa.evaluation.clip_reading import ViewConfig
 from vjepa.evaluation.feature_batches import FeatureBatch, FeatureBatches
-from vjepa.evaluation.metrics import ClassificationSums, probabilities_of
-from vjepa.evaluation.probe_heads import HeadConfig, ProbeHead, ProbeHeads, build_head
-from vjepa.evaluation.results import HeadResult
-from vjepa.jobs.probe_config import HeadSetting, ProbeOptimConfig
-from vjepa.jobs.probe_features import LabelledFeatures
+from vjepa.evaluation.features import BadVideo
+from vjepa.evaluation.joining import join_clips
+from vjepa.evaluation.probe_heads import HeadGrid, LookupHead, TrainedHead, build_head, build_lookup
+from vjepa.jobs.probe_config import HeadSetting, ProbeConfig, ProbeOptimConfig
+from vjepa.jobs.probe_features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig
 from vjepa.objectives.classification import ClassificationObjective
 from vjepa.runtime.metric_sinks import MetricSink
 from vjepa.runtime.seeds import seed_torch
 from vjepa.training.loop import Trainer, TrainingConfig
 from vjepa.training.schedules import OptimConfig
-from vjepa.training.step import MicroBatch
-
-CLASSIFY_BATCH = 64
-"""Clips per forward call of a head when it is measured. Fixed, because the size of a batch may
-change the last bits of a logit and evaluation must give the training run's number again."""
+from vjepa.training.step import MicroBatch, Prepare
 
 
 @dataclass(frozen=True)
@@ -32,74 +30,142 @@ class HeadRecipe:
     """Everything about the training of heads but their data and grid.
 
     Attributes:
-        form: The heads' form.
+        config: Forms of heads, epochs or steps, batch size, schedules, seed.
         encoder: Gives width and attention heads.
-        optim: Epochs or steps, batch size, schedules.
+        view: How segments become the probe's input.
         training: Device, precision, threads.
-        seed: Of the weights and of the order of rows.
     """
 
-    form: HeadConfig
+    config: ProbeConfig
     encoder: EncoderConfig
-    optim: ProbeOptimConfig
+    view: ViewConfig
     training: TrainingConfig
-    seed: int
+
+
+@dataclass(frozen=True)
+class TrainedHeads:
+    """Heads after training, and the videos that could not be read while they trained.
+
+    Attributes:
+        heads: In the order of the grid, in evaluation mode on the CPU.
+        bad: Empty where features were computed before.
+    """
+
+    heads: HeadGrid
+    bad: tuple[BadVideo, ...]
 
 
 def train_heads(
-    data: LabelledFeatures,
+    data: TrainingPart,
     grid: Sequence[HeadSetting],
     recipe: HeadRecipe,
     *,
     sinks: Sequence[MetricSink] = (),
     description: str = "probe",
-) -> ProbeHeads:
+) -> TrainedHeads:
     """Train one head for each setting, all on the same batches, by the one training loop.
 
-    Every head starts from the same weights, has its own learning rate, weight decay and gradient
-    clipping, and comes out as if it had been trained alone.
+    Every head of a form starts from the same weights, has its own learning rate, weight decay and
+    gradient clipping, and comes out as if it had been trained alone.
 
     Args:
-        data: Training rows.
-        grid: Settings, at least one.
+        data: Training rows: features, or clips that are encoded on the way, once for all heads.
+        grid: Settings, at least one; those of one form next to each other.
         recipe: How.
         sinks: Where the loop's metrics go.
         description: For the progress display.
 
     Returns:
-        The trained heads in the order of the grid, in evaluation mode on the CPU.
+        The trained heads.
 
     Raises:
         KeyboardInterrupt: Training was stopped by a signal.
     """
-    heads = ProbeHeads([_fresh_head(recipe, len(data.labels.classes)) for _ in grid])
-    optim = recipe.optim
-    batches = FeatureBatches(
-        data.features, data.places, data.labels.indices, optim.batch_size, recipe.seed
-    )
-    steps = optim.steps if optim.epochs is None else batches.steps_for(optim.epochs)
-    assert steps is not None
-    trainer = Trainer(
-        objective=ClassificationObjective(heads, heads.trainable()),
-        data=batches,
-        prepare=prepare_features,
-        optim=schedules(optim, grid, steps),
-        training=recipe.training,
-        seed=recipe.seed,
-        sinks=sinks,
-        description=description,
-    )
-    scale_groups(trainer, list(heads.trainable()), grid)
-    if trainer.train().interrupted:
-        raise KeyboardInterrupt
-    return heads.eval().to("cpu")
+    optim, seed = recipe.config.optim, recipe.config.seed
+    classes = len(data.labels.classes)
+    heads = HeadGrid([_fresh_head(recipe, setting, classes) for setting in grid])
+    batches, prepare = _batches(data, recipe)
+    try:
+        order = batches.order
+        steps = optim.steps if optim.epochs is None else order.steps_for(optim.epochs)
+        assert steps is not None
+        trainer = Trainer(
+            objective=ClassificationObjective(heads, heads.trainable()),
+            data=batches,
+            prepare=prepare,
+            optim=schedules(optim, grid, steps),
+            training=recipe.training,
+            seed=seed,
+            sinks=sinks,
+            description=description,
+        )
+        scale_groups(trainer, list(heads.trainable()), grid)
+        if trainer.train().interrupted:
+            raise KeyboardInterrupt
+    finally:
+        batches.close()
+    bad = batches.bad if isinstance(batches, ClipBatches) else ()
+    return TrainedHeads(heads.eval().to("cpu"), bad)
 
 
-def _fresh_head(recipe: HeadRecipe, num_classes: int) -> ProbeHead:
+def fit_lookup(data: LabelledFeatures, recipe: HeadRecipe) -> LookupHead:
+    """A head without training: it remembers the mean tokens of the training videos.
+
+    Args:
+        data: Training rows; the first pass is taken.
+        recipe: Form of the head, how segments are joined.
+
+    Returns:
+        The head, on the CPU. With `join: average` it remembers every clip.
+    """
+    view = recipe.view
+    pooled = [
+        join_clips(part.tokens, view.num_segments, view.join).float().mean(dim=2)
+        for part in data.parts()
+    ]
+    stacked = torch.cat(pooled)
+    labels = torch.from_numpy(data.labels.indices).repeat_interleave(stacked.shape[1])
+    vectors = stacked.flatten(0, 1)
+    form = recipe.config.probe
+    head = build_lookup(form, recipe.encoder.width, len(data.labels.classes), len(vectors))
+    head.fit(vectors, labels)
+    return head.eval()
+
+
+def _batches(
+    data: TrainingPart, recipe: HeadRecipe
+) -> tuple[FeatureBatches | ClipBatches, Prepare]:
+    """Where batches come from, and how they get to the heads."""
+    size, seed, view = recipe.config.optim.batch_size, recipe.config.seed, recipe.view
+    if isinstance(data, LabelledFeatures):
+        batches = FeatureBatches(
+            data.passes,
+            data.places,
+            data.labels.targets,
+            size,
+            seed,
+            num_segments=view.num_segments,
+            join=view.join,
+        )
+        return batches, prepare_features
+    maker = data.maker
+    source = maker.open_clips(data.videos, data.rows)
+    encode = ClipEncoder(
+        maker.frozen.encoder.to(maker.setup.device),
+        view,
+        maker.settings.precision,
+        maker.settings.storage,
+        maker.settings.batch_size,
+    )
+    return ClipBatches(source, data.rows, data.labels.targets, size, seed), prepare_clips(encode)
+
+
+def _fresh_head(recipe: HeadRecipe, setting: HeadSetting, num_classes: int) -> TrainedHead:
     """A head with the weights of the seed; torch's own generator is left as it was."""
+    encoder, form = recipe.encoder, recipe.config.form(setting.kind)
     with torch.random.fork_rng(devices=[]):
-        seed_torch(recipe.seed, "probe head")
-        return build_head(recipe.form, recipe.encoder.width, recipe.encoder.heads, num_classes)
+        seed_torch(recipe.config.seed, "probe head")
+        return build_head(form, encoder.width, encoder.heads, num_classes)
 
 
 def schedules(optim: ProbeOptimConfig, grid: Sequence[HeadSetting], steps: int) -> OptimConfig:
@@ -133,69 +199,24 @@ def prepare_features(
     batch: FeatureBatch, device: torch.device, micro: int, num_micro: int
 ) -> MicroBatch:
     """The objective's inputs of one part of a batch of features."""
-    size = len(batch)
+    return _part(batch.tokens, batch.labels, device, micro, num_micro)
+
+
+def prepare_clips(encode: ClipEncoder) -> Prepare:
+    """The same for clips that are encoded only now."""
+
+    def prepare(batch: ClipBatch, device: torch.device, micro: int, num_micro: int) -> MicroBatch:
+        tokens, labels = encode(batch, device)
+        return _part(tokens, labels, device, micro, num_micro)
+
+    return prepare
+
+
+def _part(
+    tokens: Tensor, labels: Tensor, device: torch.device, micro: int, num_micro: int
+) -> MicroBatch:
+    size = len(labels)
     part = slice(micro * size // num_micro, (micro + 1) * size // num_micro)
-    tokens, labels = batch.tokens[part], batch.labels[part]
-    inputs = (tokens.to(device, non_blocking=True), labels.to(device, non_blocking=True))
-    return MicroBatch(inputs, len(labels) / size)
-
-
-@torch.no_grad()
-def head_probabilities(
-    head: ProbeHead | ProbeHeads, data: LabelledFeatures, start: int, device: torch.device
-) -> Tensor:
-    """Class probabilities of one batch of chosen rows.
-
-    Args:
-        head: One head, or several together.
-        data: The rows.
-        start: First row of the batch, which is :data:`CLASSIFY_BATCH` long at most.
-        device: Where the head is.
-
-    Returns:
-        float64 [b, classes], for several heads [H, b, classes], on the CPU.
-    """
-    places = data.places[start : start + CLASSIFY_BATCH]
-    tokens = data.features.gather(places).to(device, torch.float32)
-    return probabilities_of(head(tokens)).cpu()
-
-
-def choose_head(
-    heads: ProbeHeads,
-    grid: Sequence[HeadSetting],
-    data: LabelledFeatures,
-    device: torch.device,
-) -> tuple[HeadResult, ...]:
-    """Measure every head on rows that none was trained on, and choose.
-
-    Args:
-        heads: Trained heads.
-        grid: Their settings.
-        data: Rows for the choice; never the test rows.
-        device: Where to compute.
-
-    Returns:
-        One result a head, in the order of the grid; the one with the most right answers is chosen,
-        among equals the one with the lowest loss, then the first.
-    """
-    heads.to(device)
-    sums = [ClassificationSums(data.labels.classes) for _ in grid]
-    for start in range(0, len(data.places), CLASSIFY_BATCH):
-        labels = torch.from_numpy(data.labels.indices[start : start + CLASSIFY_BATCH])
-        for own, shares in zip(sums, head_probabilities(heads, data, start, device), strict=True):
-            own.add(shares, labels)
-    heads.to("cpu")
-    found = [own.metrics() for own in sums]
-    best = min(range(len(found)), key=lambda head: (-found[head].correct, found[head].loss, head))
-    return tuple(
-        HeadResult(
-            learning_rate=setting.learning_rate,
-            weight_decay=setting.weight_decay,
-            count=metrics.count,
-            correct=metrics.correct,
-            top1=metrics.top1,
-            loss=metrics.loss,
-            chosen=head == best,
-        )
-        for head, (setting, metrics) in enumerate(zip(grid, found, strict=True))
-    )
+    chosen = labels[part]
+    inputs = (tokens[part].to(device, non_blocking=True), chosen.to(device, non_blocking=True))
+    return MicroBatch(inputs, len(chosen) / size)

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy of one classifier, or of many heads that train side by side."""
+"""Classification: the loss of one classifier, or of many heads that train side by side."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vjepa.objectives.step_output import StepOutput
 class ClassificationObjective(nn.Module):
     """Cross-entropy between a classifier's logits and class numbers (frozen evaluation, section 4).
 
+    Where a sample may have several classes it is the binary cross-entropy, averaged over classes.
     The loss is the *sum* over heads of each head's mean cross-entropy: a head's gradient is then
     what it would be alone, whatever is trained beside it.
 
@@ -36,25 +37,33 @@ class ClassificationObjective(nn.Module):
 
         Args:
             inputs: What the classifier takes, for a probe tokens [B, N, D].
-            labels: int64 [B], class numbers.
+            labels: int64 [B], class numbers; or float [B, classes] of 0 and 1, several a sample.
 
         Returns:
-            The loss; metrics ``cross_entropy`` and ``top1``, means over samples and heads, and for
-            several heads ``cross_entropy_best`` and ``top1_best``, of the best head.
+            The loss; metrics ``cross_entropy`` and, for class numbers, ``top1``, means over samples
+            and heads, and for several heads ``cross_entropy_best`` and ``top1_best``, of the best.
         """
         logits = self.classifier(inputs)
         by_head = logits if logits.ndim == 3 else logits[None]
         heads, batch, classes = by_head.shape
-        truth = labels.expand(heads, batch)
-        entropy = F.cross_entropy(
-            by_head.float().reshape(-1, classes), truth.reshape(-1), reduction="none"
-        )
-        entropy = entropy.view(heads, batch).mean(dim=1)
+        truth = labels.expand(heads, *labels.shape)
+        if labels.is_floating_point():
+            every = F.binary_cross_entropy_with_logits(by_head.float(), truth, reduction="none")
+            entropy = every.mean(dim=(1, 2))
+        else:
+            every = F.cross_entropy(
+                by_head.float().reshape(-1, classes), truth.reshape(-1), reduction="none"
+            )
+            entropy = every.view(heads, batch).mean(dim=1)
         with torch.no_grad():
-            top1 = (by_head.argmax(dim=-1) == truth).float().mean(dim=1)
-            metrics = {"cross_entropy": entropy.mean(), "top1": top1.mean()}
+            metrics = {"cross_entropy": entropy.mean()}
             if heads > 1:
-                metrics |= {"cross_entropy_best": entropy.min(), "top1_best": top1.max()}
+                metrics["cross_entropy_best"] = entropy.min()
+            if not labels.is_floating_point():
+                top1 = (by_head.argmax(dim=-1) == truth).float().mean(dim=1)
+                metrics["top1"] = top1.mean()
+                if heads > 1:
+                    metrics["top1_best"] = top1.max()
         return StepOutput(
             loss=entropy.sum(), metrics={name: value.detach() for name, value in metrics.items()}
         )

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from vjepa.data.video_info import VideoInfo
+from vjepa.evaluation.feature_files import (
+    FeatureFileWriter,
+    FileOrigin,
+    is_written,
+    metadata,
+    tokens_shape,
+)
+from vjepa.evaluation.feature_tables import FeatureTable
+from vjepa.evaluation.framing import FramingConfig
+from vjepa.evaluation.window_reading import Look, look_at
+from vjepa.evaluation.windows import WindowConfig
+from vjepa.models import EncoderConfig
+
+ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=32, num_frames=8, patch_size=16)
+INFO = VideoInfo(
+    path="video.mp4", num_frames=60, fps=10, width=64, height=36, bytes=12345, mtime_ns=99
+)
+
+
+def _look(info: VideoInfo = INFO) -> Look:
+    return look_at(info, ENCODER, WindowConfig(), FramingConfig())
+
+
+def _write(target: Path, stored: str = "float32") -> tuple[FileOrigin, Tensor]:
+    look, origin = _look(), FileOrigin.of(INFO, "settings")
+    shape = tokens_shape(look, "none", 24)
+    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    writer = FeatureFileWriter(target, look, shape, stored, metadata(look, origin))
+    for part in tokens.split(3):
+        writer.write(part)
+    assert not target.exists()  # only whole files have their name
+    writer.finish(np.arange(8.0))
+    return origin, tokens
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_what_was_written_is_read_by_the_usual_readers(
+    tmp_path: Path, kind: str, stored: str
+) -> None:
+    target = tmp_path / "sub" / f"a.mp4.{kind}"
+    origin, tokens = _write(target, stored)
+    found = load_file(target) if kind == "safetensors" else np.load(target)
+    np.testing.assert_array_equal(found["tokens"], tokens.numpy().astype(stored))
+    assert found["times"].tolist() == list(range(8))
+    assert found["frame_numbers"].tolist() == _look().plan.frame_numbers.tolist()
+    if kind == "safetensors":
+        with safe_open(target, "pt") as file:
+            text = file.metadata()["vjepa"]
+            assert file.get_tensor("tokens").shape == tokens.shape
+    else:
+        text = str(found["vjepa"])
+    said = json.loads(text)
+    assert said["origin"] == asdict(origin)
+    assert said["grid"] == [8, 2, 4]
+    assert said["source_size"] == [36, 64]
+    assert sorted(path.name for path in target.parent.iterdir()) == [target.name]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_only_a_whole_file_of_the_same_origin_counts_as_written(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / f"a.{kind}"
+    origin, _ = _write(target)
+    assert is_written(target, origin)
+    for other in (
+        replace(origin, bytes=1),
+        replace(origin, mtime_ns=1),
+        replace(origin, settings="others"),
+        replace(origin, path="elsewhere.mp4"),
+    ):
+        assert not is_written(target, other)
+    whole = target.read_bytes()
+    for length in (len(whole) - 1, len(whole) // 2, 20, 5, 0):
+        target.write_bytes(whole[:length])
+        assert not is_written(target, origin)
+    target.write_bytes(bytes(len(whole)))
+    assert not is_written(target, origin)
+    assert not is_written(tmp_path / f"none.{kind}", origin)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_a_failure_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    look = _look()
+    shape = tokens_shape(look, "none", 24)
+    writer = FeatureFileWriter(tmp_path / f"a.{kind}", look, shape, "float32", "{}")
+    writer.write(torch.zeros(2, *shape[1:]))
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_by_pooling() -> None:
+    assert tokens_shape(_look(), "none", 24) == (8, 2, 4, 24)
+    assert tokens_shape(_look(), "space", 24) == (8, 24)
+    assert tokens_shape(_look(), "video", 24) == (24,)
+
+
+def _fill(table: FeatureTable, name: str, tokens: Tensor, times: np.ndarray) -> FileOrigin:
+    look = _look(replace(INFO, path=name))
+    origin = FileOrigin.of(look.info, "settings")
+    sink = table.sink(look, origin)
+    for part in tokens.split(3) if tokens.ndim == 2 else [tokens]:
+        sink.write(part)
+    sink.finish(times)
+    return origin
+
+
+def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
+    table = FeatureTable(tmp_path / "table", "float32")
+    rows = torch.randn(8, 24)
+    times = np.arange(8.0)
+    first = _fill(table, "a.mp4", rows, times)
+    assert not table.holds(first)  # not before it is on the disk
+    table.flush()
+    whole = torch.randn(24)
+    _fill(table, "b.mp4", whole, times)
+    table.sink(_look(), first).abandon()
+    table.flush()
+    table.flush()
+    parts = sorted(path.name for path in (tmp_path / "table").iterdir())
+    assert parts == ["part-00000.parquet", "part-00001.parquet"]
+    found = pq.read_table(tmp_path / "table")
+    assert found.column("path").to_pylist() == ["a.mp4"] * 8 + ["b.mp4"]
+    np.testing.assert_array_equal(found.column("features").to_pylist()[:8], rows.numpy())
+    np.testing.assert_array_equal(found.column("features").to_pylist()[8], whole.numpy())
+    assert found.column("seconds").to_pylist() == [*range(8), 3.5]
+    assert found.column("last_frame").to_pylist()[-1] == 56
+    again = FeatureTable(tmp_path / "table", "float32")
+    assert again.holds(first)
+    assert not again.holds(replace(first, settings="others"))

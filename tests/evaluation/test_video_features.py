@@ -1,0 +1,200 @@
+"""Features of whole files agree with encoding by hand, and a bad file costs only itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.evaluation.tiny_videos import write_video
+from torch import nn
+
+import vjepa
+from vjepa.data.decode import decode_frames
+from vjepa.data.probe_file import probe
+from vjepa.errors import UserError
+from vjepa.evaluation import window_reading
+from vjepa.evaluation.framing import FramingConfig, framing_for
+from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
+from vjepa.evaluation.windows import WindowConfig
+from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
+from vjepa.models.frame_encoder import FrameEncoder
+
+VIDEO = EncoderConfig(width=24, depth=2, heads=2, image_size=32, num_frames=8, patch_size=16)
+IMAGE = EncoderConfig(
+    width=24, depth=2, heads=2, image_size=32, num_frames=1, patch_size=16, tubelet_size=1
+)
+
+
+def _encoder(config: EncoderConfig = VIDEO) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(config).eval()
+
+
+def _video(path: Path, count: int, size: tuple[int, int] = (36, 64), fps: int = 10) -> Path:
+    generator = np.random.default_rng(count)
+    write_video(path, generator.integers(0, 256, (count, *size, 3)).astype(np.uint8), fps)
+    return path
+
+
+def _by_hand(encoder: nn.Module, path: Path, numbers: list[int]) -> torch.Tensor:
+    """Tokens [t, h, w, D] of one window of a file."""
+    info = probe(str(path))
+    framing = framing_for(FramingConfig(), info.height, info.width, image_size=32, patch_size=16)
+    frames = [framing.apply(frame) for frame in decode_frames(info, numbers)]
+    with torch.no_grad():
+        tokens = encoder(normalise_clip(torch.stack(frames, dim=1)[None]))[0]
+    return tokens.reshape(-1, framing.height // 16, framing.width // 16, tokens.shape[-1])
+
+
+def test_windows_are_the_encoders_own_tokens_and_overlaps_are_averaged(tmp_path: Path) -> None:
+    encoder, path = _encoder(), _video(tmp_path / "a.mp4", 24)
+    window = WindowConfig(stride=2, overlap=0.5)
+    found = vjepa.extract_features(encoder, path, window=window)
+    assert found.grid == tuple(found.tokens.shape[:3]) == (6, 2, 4)
+    first = _by_hand(encoder, path, list(range(0, 16, 2)))
+    second = _by_hand(encoder, path, list(range(8, 24, 2)))
+    torch.testing.assert_close(found.tokens[:2], first[:2])
+    torch.testing.assert_close(found.tokens[2:4], (first[2:] + second[:2]) / 2)
+    torch.testing.assert_close(found.tokens[4:], second[2:])
+    assert found.frame_numbers.tolist() == [[n, n + 2] for n in range(0, 24, 4)]
+    np.testing.assert_allclose(found.times, [0.1, 0.5, 0.9, 1.3, 1.7, 2.1])
+    assert found.box == (0, 0, 36, 64)
+
+
+@pytest.mark.parametrize("pool", ["space", "video"])
+def test_pooling_is_the_mean_of_the_dense_tokens(tmp_path: Path, pool: str) -> None:
+    encoder, path = _encoder(), _video(tmp_path / "a.mp4", 50)
+    dense = vjepa.extract_features(encoder, path)
+    pooled = vjepa.extract_features(encoder, path, pool=pool)
+    wanted = dense.tokens.mean(dim=(1, 2) if pool == "space" else (0, 1, 2))
+    torch.testing.assert_close(pooled.tokens, wanted)
+    assert np.array_equal(pooled.times, dense.times)
+
+
+def test_files_of_several_sizes_rates_and_lengths_together(tmp_path: Path) -> None:
+    """Sharing batches changes nothing but last bits."""
+    encoder = _encoder()
+    paths = [
+        _video(tmp_path / "a.mp4", 60),
+        _video(tmp_path / "b.mp4", 3),
+        _video(tmp_path / "c.mp4", 90, size=(64, 36), fps=25),
+        _video(tmp_path / "d.mp4", 61),
+    ]
+    window = WindowConfig(stride=None, fps=5, overlap=0.25)
+    together = vjepa.extract_features(encoder, paths, window=window, batch_size=3)
+    for path, found in zip(paths, together, strict=True):
+        alone = vjepa.extract_features(encoder, path, window=window, batch_size=1)
+        torch.testing.assert_close(found.tokens, alone.tokens)
+        assert found.grid == alone.grid
+    assert together[1].grid == (1, 2, 4)
+    assert together[2].grid[1:] == (4, 2)
+
+
+@pytest.mark.parametrize("frames", [None, 2])
+def test_a_still_image_is_a_clip_of_repeats(tmp_path: Path, frames: int | None) -> None:
+    encoder, path = _encoder(), tmp_path / "a.png"
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+    found = vjepa.extract_features(encoder, path, window=WindowConfig(still_frames=frames))
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        wanted = encoder(normalise_clip(still_clip(image, frames or 8)))
+    torch.testing.assert_close(found.tokens.flatten(0, 2), wanted[0])
+
+
+def test_an_image_encoder_sees_every_frame_alone(tmp_path: Path) -> None:
+    encoder, path = _encoder(IMAGE), _video(tmp_path / "a.mp4", 40)
+    found = vjepa.extract_features(encoder, path, window=WindowConfig(stride=4, overlap=0.5))
+    assert found.grid == (10, 2, 4)
+    torch.testing.assert_close(found.tokens[3:4], _by_hand(encoder, path, [12]))
+    wrapped = vjepa.extract_features(FrameEncoder(encoder, IMAGE), path)
+    torch.testing.assert_close(wrapped.tokens, found.tokens)
+
+
+def test_a_bad_file_is_an_error_in_python_and_an_outcome_in_a_job(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"none")
+    good = _video(tmp_path / "a.mp4", 20)
+    with pytest.raises(UserError, match=r"bad\.mp4"):
+        vjepa.extract_features(_encoder(), [good, tmp_path / "bad.mp4"])
+    infos = [probe(str(tmp_path / name)) for name in ("bad.mp4", "a.mp4", "none.mp4")]
+    sinks: dict[int, MemorySink] = {}
+    outcomes = list(
+        encode_files(
+            _encoder(),
+            infos,
+            FileEncoding(),
+            lambda index, look: sinks.setdefault(index, MemorySink(look)),
+        )
+    )
+    assert {outcome.index: bool(outcome.failure) for outcome in outcomes} == {
+        0: True,
+        1: False,
+        2: True,
+    }
+    assert list(sinks) == [1]
+
+
+def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [_video(tmp_path / f"{name}.mp4", 90 + place) for place, name in enumerate("abc")]
+    original = window_reading.read_windows
+
+    def breaking(look):
+        for window in original(look):
+            if look.info.path.endswith("b.mp4") and window.number == 2:
+                raise RuntimeError("a decoder's surprise")
+            yield window
+
+    monkeypatch.setattr(window_reading, "read_windows", breaking)
+    sinks: dict[int, MemorySink] = {}
+    outcomes = list(
+        encode_files(
+            _encoder(),
+            [probe(str(path)) for path in paths],
+            FileEncoding(batch_size=5),
+            lambda index, look: sinks.setdefault(index, MemorySink(look)),
+        )
+    )
+    assert {one.index: one.failure for one in outcomes} == {
+        0: None,
+        1: "RuntimeError: a decoder's surprise",
+        2: None,
+    }
+    assert sinks[1]._parts == []
+    for place in (0, 2):
+        alone = vjepa.extract_features(_encoder(), paths[place])
+        torch.testing.assert_close(sinks[place].result().tokens, alone.tokens)
+
+
+def test_a_decoder_that_hangs_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    import threading
+
+    release = threading.Event()
+    original = window_reading.read_windows
+
+    def hanging(look):
+        if look.info.path.endswith("a.mp4"):
+            release.wait(30)
+        yield from original(look)
+
+    monkeypatch.setattr(window_reading, "read_windows", hanging)
+    infos = [probe(str(_video(tmp_path / name, 20))) for name in ("a.mp4", "b.mp4")]
+    outcomes = list(
+        encode_files(
+            _encoder(), infos, FileEncoding(timeout_seconds=0.3), lambda _, look: MemorySink(look)
+        )
+    )
+    release.set()
+    assert {one.index: one.failure for one in outcomes} == {
+        0: "no frame within 0.3 s (decoder hangs)",
+        1: None,
+    }
+
+
+def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="config"):
+        vjepa.extract_features(nn.Linear(2, 2), _video(tmp_path / "a.mp4", 9))

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vjepa.evaluation.windows import Stitcher, WindowConfig, plan_windows, timeline
+
+
+def test_a_timeline_by_stride_and_by_time() -> None:
+    assert timeline(WindowConfig(stride=4), 10, 30.0).tolist() == [0, 4, 8]
+    by_time = WindowConfig(stride=None, fps=10)
+    assert timeline(by_time, 9, 30.0).tolist() == [0, 3, 6]
+    assert timeline(by_time, 9, 25.0).tolist() == [0, 2, 5, 7]
+    assert timeline(by_time, 3, 5.0).tolist() == [0, 0, 1, 1, 2, 2]  # slower than asked for
+    assert timeline(by_time, 1, 1.0).tolist() == [0] * 10
+
+
+@pytest.mark.parametrize(("frames", "fps", "message"), [(0, 30.0, "no frames"), (5, 0.0, "rate")])
+def test_what_has_no_timeline(frames: int, fps: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        timeline(WindowConfig(stride=None, fps=2), frames, fps)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"stride": 4, "fps": 3.0}, "stride"),
+        ({"stride": None}, "stride"),
+        ({"stride": 0}, "stride"),
+        ({"overlap": 1.0}, "overlap"),
+        ({"num_frames": 0}, "num_frames"),
+        ({"still_frames": -2}, "still_frames"),
+    ],
+)
+def test_bad_settings_are_named(fields: dict, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}"):
+        WindowConfig(**fields)
+
+
+def test_windows_of_a_long_video() -> None:
+    plan = plan_windows(np.arange(0, 83 * 4, 4), num_frames=16, tubelet_size=2, overlap=0.5)
+    assert plan.num_tubelets == 42
+    assert plan.starts == (0, 4, 8, 12, 16, 20, 24, 28, 32, 34)  # the last ends with the video
+    assert plan.frame_numbers.shape == (42, 2)
+    assert plan.frame_numbers[-1].tolist() == [82 * 4, 82 * 4]  # an odd count: the last is held
+
+
+def test_a_video_shorter_than_a_window_keeps_only_its_own_tubelets() -> None:
+    plan = plan_windows(np.arange(5), num_frames=16, tubelet_size=2, overlap=0.5)
+    assert plan.starts == (0,)
+    assert plan.num_tubelets == 3
+    assert plan.frames.tolist() == [0, 1, 2, 3, 4] + [4] * 11
+    whole = torch.arange(8.0)[:, None, None, None]
+    assert Stitcher(plan).add(whole).flatten().tolist() == [0, 1, 2]
+
+
+def test_a_window_in_half_tubelets_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_frames: 15"):
+        plan_windows(np.arange(40), num_frames=15, tubelet_size=2, overlap=0.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 90),
+    window=st.integers(1, 8),
+    tubelet=st.integers(1, 3),
+    overlap=st.floats(0, 0.99),
+)
+def test_stitching_is_the_mean_of_all_windows_over_a_tubelet(
+    length: int, window: int, tubelet: int, overlap: float
+) -> None:
+    plan = plan_windows(
+        np.arange(length), num_frames=window * tubelet, tubelet_size=tubelet, overlap=overlap
+    )
+    generator = torch.Generator().manual_seed(length)
+    maps = [torch.randn(window, 2, 1, 3, generator=generator) for _ in plan.starts]
+    stitcher = Stitcher(plan)
+    held = []
+    parts = []
+    for tokens in maps:
+        parts.append(stitcher.add(tokens))
+        held.append(len(stitcher._counts))
+    assert stitcher.is_done
+    found = torch.cat(parts)
+    assert len(found) == plan.num_tubelets == -(-length // tubelet)
+    for place in range(plan.num_tubelets):
+        seen = [
+            tokens[place - start]
+            for start, tokens in zip(plan.starts, maps, strict=True)
+            if start <= place < start + window
+        ]
+        assert seen
+        torch.testing.assert_close(found[place], torch.stack(seen).mean(dim=0))
+    assert max(held) <= window  # however long the video is
