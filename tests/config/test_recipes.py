@@ -16,6 +16,7 @@ from vjepa.config import (
     to_dict,
 )
 from vjepa.config.yaml_text import parse_yaml
+from vjepa.data.prepare.config import PrepareConfig
 from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.jobs.probe_config import ProbeConfig
 from vjepa.masking import MaskSampler
@@ -49,6 +50,14 @@ def test_loads_round_trips_and_builds_on_the_meta_device(name: str) -> None:
         assert f"{part} {millions:.1f} M" in said
 
 
+@pytest.mark.parametrize("name", recipe_names("prepare"))
+def test_recipes_of_data_prepare_load(name: str) -> None:
+    config = load_config(PrepareConfig, [name], recipes="prepare")
+    assert config.deduplicate
+    assert config.match.duplicate_names, "the Kinetics sets share clips"
+    assert config.transcode.fps is None, "the paper's stride counts the files' frames"
+
+
 @pytest.mark.parametrize("name", PAPER + OURS)
 def test_states_source_cost_and_command(name: str) -> None:
     head = recipe_path("pretrain", name).read_text().partition("\nseed:")[0]
@@ -60,7 +69,14 @@ def test_states_source_cost_and_command(name: str) -> None:
 def test_writes_out_everything_that_decides_what_is_learnt(name: str) -> None:
     """A later change of a default must not silently change a recipe."""
     written = set(_dotted(parse_yaml(recipe_path("pretrain", name).read_text(), name)))
-    silent = ("training.", "online_probe", "continue_from", "data.loader", "masking.masks.N")
+    silent = (
+        "training.",
+        "distributed.",
+        "online_probe",
+        "continue_from",
+        "data.loader",
+        "masking.masks.N",
+    )
     silent += ("data.clip.", "data.sources.N")
     expected = {s.path for s in settings(PretrainConfig) if not s.path.startswith(silent)}
     assert expected - written <= {"model.encoder.channels"}

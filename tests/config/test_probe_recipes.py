@@ -1,0 +1,71 @@
+"""The recipes of the paper's frozen evaluation: every row of Table 9 but AVA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vjepa.config import load_config, recipe_names, recipe_path
+from vjepa.evaluation.joining import join_clips
+from vjepa.evaluation.probe_heads import build_head
+from vjepa.jobs.probe_config import HeadSetting, ProbeConfig
+from vjepa.models import PRESETS
+
+SETS = {"k400_16x8x3": (8, 400), "ssv2_16x2x3": (2, 174)}
+IMAGES = {"in1k": 1000, "places205": 205, "inat21": 10_000}
+NAMES = [f"{name}{size}" for name in (*SETS, *IMAGES) for size in ("", "_384")]
+
+
+def _load(name: str) -> ProbeConfig:
+    return load_config(ProbeConfig, [name], recipes="probe")
+
+
+def test_every_row_ships() -> None:
+    assert set(NAMES) <= set(recipe_names("probe"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_values_of_table_9(name: str) -> None:
+    config = _load(name)
+    data, optim, augment = config.data, config.optim, config.data.augment
+    is_image = name.split("_")[0] in IMAGES
+    assert data.clip is not None
+    assert data.view is not None
+    assert (data.clip.num_frames, data.clip.stride) == (16, 4)
+    assert data.view.crop_size == (384 if name.endswith("_384") else 224)
+    assert optim.epochs == 20
+    assert optim.batch_size == (1024 if is_image else 256)
+    assert config.grid == (HeadSetting(1e-3, 0.01, "attentive"),)
+    assert augment.crop_scale == (0.08, 1.0)
+    assert augment.crop_aspect == pytest.approx((0.75, 4 / 3))
+    assert augment.policy == ("image_paper" if is_image else "paper")
+    assert augment.flips == (not name.startswith("ssv2"))
+    assert config.features.online
+    segments = 1 if is_image else SETS[name.removesuffix("_384")][0]
+    assert (data.view.num_segments, data.view.num_views) == (segments, 1 if is_image else 3)
+    assert data.view.join == "tokens"
+
+
+@pytest.mark.parametrize("preset", ["vit_large", "vit_huge"])
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_on_the_meta_device_for_l_and_h(name: str, preset: str) -> None:
+    """From the clips of two videos to their logits."""
+    config, encoder = _load(name), PRESETS[preset]
+    view = config.data.view
+    assert view is not None
+    bare = name.removesuffix("_384")
+    classes = IMAGES[bare] if bare in IMAGES else SETS[bare][1]
+    tokens = 8 * (view.crop_size // encoder.patch_size) ** 2
+    with torch.device("meta"):
+        head = build_head(config.probe, encoder.width, encoder.heads, classes)
+        maps = torch.empty(2, view.clips_per_video, tokens, encoder.width)
+        inputs = join_clips(maps, view.num_segments, view.join)
+        assert inputs.shape == (2, view.num_views, view.num_segments * tokens, encoder.width)
+        assert head(inputs.flatten(0, 1)).shape == (2 * view.num_views, classes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_its_source_and_command(name: str) -> None:
+    head = recipe_path("probe", name).read_text().partition("\ndata:")[0]
+    for word in ("Table 9", "Table 6", f"# Command: vjepa probe train --config {name} "):
+        assert word in head

@@ -1,0 +1,217 @@
+"""`vjepa features` as a job: what is written, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+from tests.evaluation.tiny_videos import coloured_frames, write_video
+
+import vjepa
+from vjepa.cli.main import main
+from vjepa.errors import UserError
+from vjepa.evaluation.windows import WindowConfig
+from vjepa.interop import save_model
+from vjepa.jobs.features import FileRecord, file_names, read_index, run
+from vjepa.jobs.features_config import FeaturesConfig
+from vjepa.jobs.probe_config import EncoderSourceConfig
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+
+TINY = ModelConfig(
+    encoder=EncoderConfig(
+        width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=16, tubelet_size=2
+    ),
+    predictor=PredictorConfig(width=12, depth=1),
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "model"
+    save_model(folder, VJEPA(TINY))
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    (folder / "sub").mkdir(parents=True)
+    write_video(folder / "a.mp4", coloured_frames("red", 1))
+    write_video(folder / "sub" / "a.mp4", coloured_frames("green", 2), fps=5)
+    Image.fromarray(coloured_frames("blue", 3)[0]).save(folder / "still.png")
+    (folder / "broken.mp4").write_bytes(b"nothing")
+    return folder
+
+
+def _config(model: Path, **changes) -> FeaturesConfig:
+    base = FeaturesConfig(
+        encoder=EncoderSourceConfig(path=model),
+        window=WindowConfig(stride=2),
+        device="cpu",
+        num_threads=1,
+    )
+    return replace(base, **changes)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_one_file_for_each_source_and_the_bad_one_named(
+    model: Path, videos: Path, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "out"
+    report = run(_config(model, format=kind), [videos], out)
+    assert (report.written, report.kept, len(report.failed)) == (3, 0, 1)
+    assert report.failed[0].path.endswith("broken.mp4")
+    assert report.failed[0].failure
+    assert report.source_seconds == pytest.approx(1.0 + 2.0)
+    written = {path.relative_to(out).as_posix() for path in out.rglob(f"*.{kind}")}
+    assert written == {f"a.mp4.{kind}", f"sub/a.mp4.{kind}", f"still.png.{kind}"}
+    lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    assert {line["file"] for line in lines} == written | {None}
+    found = np.load(out / "a.mp4.npz") if kind == "npz" else load_file(out / "a.mp4.safetensors")
+    wanted = vjepa.extract_features(
+        vjepa.load_encoder(model), videos / "a.mp4", window=WindowConfig(stride=2)
+    )
+    np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-5)
+    assert np.array_equal(found["times"], wanted.times)
+
+
+def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", _config(model)
+    (videos / "broken.mp4").unlink()
+    run(config, [videos], out)
+    assert run(config, [videos], out).kept == 3
+    assert run(config, [videos / "sub"], out).kept == 1  # found under the name it has
+    target = out / "a.mp4.safetensors"
+    whole = target.read_bytes()
+    target.write_bytes(whole[:-7])
+    (out / "still.png.safetensors").unlink()
+    report = run(config, [videos], out)
+    assert (report.written, report.kept) == (2, 1)
+    assert target.read_bytes() == whole
+    write_video(videos / "a.mp4", coloured_frames("blue", 9))
+    report = run(config, [videos], out)
+    assert (report.written, report.kept) == (1, 2)
+    assert target.read_bytes() != whole
+    records = read_index(out)
+    assert records[str(videos / "a.mp4")].grid == (3, 2, 2) or tuple(
+        records[str(videos / "a.mp4")].grid or ()
+    ) == (3, 2, 2)
+
+
+def test_another_source_later_takes_no_name_that_is_taken(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    out, config = tmp_path / "out", _config(model)
+    run(config, [videos / "a.mp4"], out)
+    run(config, [videos / "sub" / "a.mp4"], out)
+    names = {Path(record.path).parent.name: record.file for record in read_index(out).values()}
+    assert names == {"videos": "a.mp4.safetensors", "sub": "a.mp4.2.safetensors"}
+
+
+def test_a_folder_of_other_settings_is_refused(model: Path, videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(_config(model), [videos / "a.mp4"], out)
+    for other in (
+        _config(model, pool="space"),
+        _config(model, window=WindowConfig(stride=4)),
+        _config(model, encoder=EncoderSourceConfig(path=model, which="random")),
+    ):
+        with pytest.raises(UserError, match="other weights or settings"):
+            run(other, [videos / "a.mp4"], out)
+
+
+@pytest.mark.parametrize(("pool", "rows"), [("video", 1), ("space", 3)])
+def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int) -> None:
+    out, config = tmp_path / "out", _config(model, format="parquet", pool=pool)
+    report = run(config, [videos], out)
+    assert (report.written, len(report.failed)) == (3, 1)
+    table = pq.read_table(out / "table")
+    paths = table.column("path").to_pylist()
+    assert paths.count(str(videos / "a.mp4")) == rows
+    assert len(table.column("features")[0]) == 24
+    again = run(config, [videos], out)
+    assert (again.written, again.kept) == (0, 3)
+    assert pq.read_table(out / "table").num_rows == table.num_rows
+
+
+def test_a_manifest_and_its_split(model: Path, videos: Path, tmp_path: Path) -> None:
+    shutil.copytree(videos, tmp_path / "set" / "train")
+    shutil.copytree(videos / "sub", tmp_path / "set" / "test")
+    manifest = tmp_path / "m.parquet"
+    assert main(["data", "index", str(tmp_path / "set"), "--out", str(manifest)]) == 0
+    report = run(_config(model), [manifest], tmp_path / "out", split="test")
+    assert (report.written, len(report.failed)) == (1, 0)
+
+
+def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:
+    paths = ["/x/a/1.mp4", "/x/b/1.mp4", "s3://bucket/1.mp4"]
+    assert file_names(paths[:2], "npz", {}) == ["a/1.mp4.npz", "b/1.mp4.npz"]
+    assert file_names(paths[:1], "npz", {}) == ["1.mp4.npz"]
+    assert file_names(paths[2:], "npz", {}) == ["1.mp4.npz"]
+    assert file_names(paths, "parquet", {}) == [None, None, None]
+    known = {paths[0]: FileRecord(paths[0], "old.npz", (1, 1, 1), 1.0, None)}
+    assert file_names(paths[:2], "npz", known) == ["old.npz", "1.mp4.npz"]
+    names = file_names(paths, "npz", {})
+    assert len(set(names)) == 3
+    assert not any(name and (name.startswith("/") or ".." in name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "parquet"}, "format: a table holds pooled rows"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"timeout_seconds": 0}, "timeout_seconds"),
+    ],
+)
+def test_impossible_settings(model: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _config(model, **changes)
+
+
+def test_ray_does_the_same(model: Path, videos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    run(_config(model), [videos], tmp_path / "local")
+    report = run(_config(model, engine="ray", ray_workers=1), [videos], tmp_path / "ray")
+    assert (report.written, len(report.failed)) == (3, 1)
+    for path in (tmp_path / "local").rglob("*.safetensors"):
+        other = tmp_path / "ray" / path.relative_to(tmp_path / "local")
+        np.testing.assert_allclose(load_file(other)["tokens"], load_file(path)["tokens"], atol=1e-5)
+
+
+def test_without_ray_the_message_names_the_extra(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"open-vjepa\[ray\]"):
+        run(_config(model, engine="ray"), [videos], tmp_path / "out")
+
+
+def test_the_command(
+    model: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["features", str(videos), "--encoder.path", str(model), "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1  # one file is bad
+    said = capsys.readouterr().out
+    assert "no features: " in said
+    assert "broken.mp4" in said
+    assert "3 files encoded, 1 cannot be read" in said
+    assert "windows/s" in said
+    (videos / "broken.mp4").unlink()
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "0 files encoded, 3 there already" in capsys.readouterr().out
+    assert main([*command, "--print-config"]) == 0
+    assert "overlap: 0.5" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "--out" in capsys.readouterr().err
