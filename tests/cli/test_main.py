@@ -22,6 +22,8 @@ _JOBS = {
     "probe": "vjepa.jobs.probe",
     "convert": "vjepa.jobs.convert",
     "show": "vjepa.jobs.show",
+    "features": "vjepa.jobs.features",
+    "bench": "vjepa.jobs.bench_report",
     "doctor": "vjepa.runtime.environment",
 }
 
@@ -40,9 +42,10 @@ def test_every_command_has_its_job_and_explains_itself(name: str, vjepa: Callabl
 
 def test_every_action_explains_itself_with_an_example(vjepa: Callable) -> None:
     actions = {
-        "data": ["index", "check", "synth"],
+        "data": ["index", "check", "prepare", "synth"],
         "probe": ["train", "eval", "predict"],
         "show": ["masks", "features", "predictions", "run"],
+        "bench": ["step", "loader", "encode"],
     }
     for name, found in actions.items():
         assert vjepa(name).code == 2, "without an action nothing was done"

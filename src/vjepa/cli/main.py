@@ -1,7 +1,9 @@
 """The ``vjepa`` command: finds the subcommand, runs it, turns errors into one line.
 
-Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it.
-Any other error is a defect of ours: it keeps its traceback and ends with 1.
+Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it; 75
+that the system asked for an end and the same command, started again, goes on; 1 that another
+process of the job was lost. Any other error is a defect of ours: it keeps its traceback and ends
+with 1.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from vjepa.cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
+from vjepa.cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS
 from vjepa.cli.parser import Parser
-from vjepa.errors import UserError
+from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.threads import prevent_openmp_spinning
 from vjepa.version import __version__
 
-COMMANDS = ("demo", "data", "pretrain", "probe", "convert", "show", "doctor")
+COMMANDS = ("demo", "data", "pretrain", "probe", "features", "convert", "show", "bench", "doctor")
 """Names of the subcommands, each a module of this package, in the order of the help."""
 
 _DESCRIPTION = """\
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
+    except LostProcessError as error:
+        _fail(str(error))
+        return EXIT_LOST_PROCESS
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

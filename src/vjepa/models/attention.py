@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vjepa.models import cpu_attention
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -110,6 +112,8 @@ class Attention(nn.Module):
             The shape of `tokens`.
         """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
+        if packing is None and cpu_attention.suits(qkv):
+            return self.proj(cpu_attention.cpu_self_attention(qkv).flatten(-2))
         q, k, v = qkv.unbind(-3)
         return self.proj(attend(q, k, v, packing).flatten(-2))
 

@@ -1,0 +1,138 @@
+"""Our frozen encoder beside VideoMAE and V-JEPA 2 of `transformers`: equal size, clips and tokens.
+
+One process, calls taken in turn, so that what else the machine does hits all alike; medians of wall
+clock and of CPU time, and the ratios. Weights are random; nothing is downloaded. Needs
+`pip install transformers`.
+
+    OMP_WAIT_POLICY=passive python benchmarks/bench_encode_peers.py --model vits16 --batch 2 \
+        --threads 2 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+
+from vjepa.jobs.bench_encode import PRESET_OF, encoder_flops
+from vjepa.jobs.bench_report import machine_name
+from vjepa.models import PRESETS, Encoder, EncoderConfig, normalise_clip
+from vjepa.runtime.device import compile_blocks
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def ours(config: EncoderConfig, device: torch.device, compile_it: bool) -> Encode:
+    encoder = Encoder(config).eval().requires_grad_(False).to(device)
+    if compile_it:
+        compile_blocks([encoder])
+    return lambda clips: encoder(normalise_clip(clips))
+
+
+def video_mae(config: EncoderConfig, device: torch.device) -> Encode:
+    peer = VideoMAEConfig(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        num_frames=config.num_frames,
+        tubelet_size=config.tubelet_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        intermediate_size=config.mlp_width,
+        attn_implementation="sdpa",
+    )
+    model = VideoMAEModel(peer).eval().requires_grad_(False).to(device)
+    return lambda clips: model(normalise_clip(clips).transpose(1, 2)).last_hidden_state
+
+
+def vjepa2(config: EncoderConfig, device: torch.device) -> Encode:
+    peer = VJEPA2Config(
+        crop_size=config.image_size,
+        patch_size=config.patch_size,
+        frames_per_clip=config.num_frames,
+        tubelet_size=config.tubelet_size,
+        hidden_size=config.width,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        mlp_ratio=config.mlp_ratio,
+        attn_implementation="sdpa",
+    )
+    model = VJEPA2Model(peer).eval().requires_grad_(False).to(device)
+
+    def encode(clips: Tensor) -> Tensor:
+        video = normalise_clip(clips).transpose(1, 2)
+        return model(video, skip_predictor=True).last_hidden_state
+
+    return encode
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=PRESET_OF, default="vits16")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="also ours compiled")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device = torch.device(args.device)
+    preset = PRESETS[PRESET_OF[args.model]]
+    config = EncoderConfig(
+        width=preset.width, depth=preset.depth, heads=preset.heads, image_size=args.image_size
+    )
+    encoders: dict[str, Encode] = {
+        "ours": ours(config, device, False),
+        "VideoMAEModel": video_mae(config, device),
+        "VJEPA2Model": vjepa2(config, device),
+    }
+    if args.compile:
+        encoders["ours, compiled"] = ours(config, device, True)
+    shape = (args.batch, 3, config.num_frames, args.image_size, args.image_size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    wall: dict[str, list[float]] = {name: [] for name in encoders}
+    cpu: dict[str, list[float]] = {name: [] for name in encoders}
+    for turn in range(args.rounds + 1):
+        for name, encode in encoders.items():
+            start, start_cpu = time.perf_counter(), time.process_time()
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+                tokens = encode(clips)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            assert tokens.shape == (args.batch, config.num_tokens, config.width), name
+            if turn:  # the first round warms up
+                wall[name].append(time.perf_counter() - start)
+                cpu[name].append(time.process_time() - start_cpu)
+    report(args, config, wall, cpu)
+
+
+def report(
+    args: argparse.Namespace,
+    config: EncoderConfig,
+    wall: dict[str, list[float]],
+    cpu: dict[str, list[float]],
+) -> None:
+    clips_per_second = {name: args.batch / statistics.median(each) for name, each in wall.items()}
+    per_cpu = {name: args.batch / statistics.median(each) for name, each in cpu.items()}
+    print(f"{machine_name()}, {args}, {encoder_flops(config) / 1e9:.4g} GFLOP a clip")
+    for name in wall:
+        print(
+            f"{name:<16} {clips_per_second[name]:.3g} clips/s, {per_cpu[name]:.3g} by CPU time; "
+            f"ours is {clips_per_second['ours'] / clips_per_second[name]:.2f} x as fast, "
+            f"{per_cpu['ours'] / per_cpu[name]:.2f} x by CPU time"
+        )
+    print(json.dumps({"clips_per_second": clips_per_second, "clips_per_cpu_second": per_cpu}))
+
+
+if __name__ == "__main__":
+    main()

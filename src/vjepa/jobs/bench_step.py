@@ -1,0 +1,264 @@
+"""The speed of one training update, on synthetic clips in memory."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vjepa.jobs.bench_report import BenchReport, machine_name
+from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
+from vjepa.models import PRESETS, VJEPA, ModelConfig, PredictorConfig, normalise_clip
+from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
+from vjepa.objectives import FeaturePrediction
+from vjepa.runtime.device import DeviceSetup, compile_blocks
+from vjepa.training import (
+    EmaConfig,
+    Learner,
+    MicroBatch,
+    OptimConfig,
+    TrainingConfig,
+    build_learner,
+    train_step,
+)
+
+ModelName = Literal["vitti16", "vits16", "vitb16", "vitl16", "vith16"]
+
+_PRESETS = {
+    "vitti16": "vit_tiny",
+    "vits16": "vit_small",
+    "vitb16": "vit_base",
+    "vitl16": "vit_large",
+    "vith16": "vit_huge",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured."""
+
+    model: ModelName = "vitl16"
+    """Size of the encoder; the predictor is the paper's (12 blocks, 384 wide)."""
+    image_size: int = 224
+    """Side of the clips in pixels."""
+    num_frames: int = 16
+    """Frames of a clip."""
+    batch_size: int = 24
+    """Clips in an update; one micro-batch."""
+    masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(count="fixed"))
+    """Mask kinds and count mode; the paper's two masks, with the authors' mean token counts."""
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(precision="bfloat16"))
+    """Device, precision, threads, compilation, activation checkpointing; the intervals do not
+    matter here."""
+    steps: int = 10
+    """Timed updates; the median counts."""
+    warmup_steps: int = 3
+    """Updates before the clock starts (compilation, caches)."""
+    estimate: bool = False
+    """Count operations and memory only; nothing is run."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "warmup_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def sizes(self) -> ModelConfig:
+        """The model's sizes."""
+        preset = PRESETS[_PRESETS[self.model]]
+        encoder = replace(preset, image_size=self.image_size, num_frames=self.num_frames)
+        kinds = len(self.masking.masks)
+        return ModelConfig(encoder=encoder, predictor=PredictorConfig(num_mask_tokens=kinds))
+
+
+@dataclass(frozen=True)
+class SyntheticBatch:
+    """Random clips and their masks."""
+
+    clips: Tensor
+    """uint8 [B, 3, T, H, W], in the device's memory."""
+    masks: tuple[TokenMasks, ...]
+    """One for each mask kind, on the device."""
+
+
+def synthetic_batch(config: BenchConfig, device: torch.device) -> SyntheticBatch:
+    """One batch, the same for equal configs."""
+    shape = (config.batch_size, 3, config.num_frames, config.image_size, config.image_size)
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return SyntheticBatch(clips.to(device), tuple(mask.to(device) for mask in _masks(config)))
+
+
+def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
+    encoder = config.sizes.encoder
+    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, seed=0)
+    return sampler.sample(np.arange(config.batch_size), 0)
+
+
+def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
+    """Mean tokens a clip of each mask kind."""
+    return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+
+
+def build(config: BenchConfig) -> Learner:
+    """The learner that `vjepa pretrain` would train with, with fresh weights."""
+    torch.manual_seed(0)
+    objective = FeaturePrediction(VJEPA(config.sizes))
+    learner = build_learner(objective, OptimConfig(), EmaConfig(), config.training)
+    if config.training.compile:
+        model = objective.model
+        compile_blocks([model.encoder, model.target_encoder, model.predictor])
+    return learner
+
+
+def run(config: BenchConfig) -> BenchReport:
+    """Measure, or with `estimate` only count.
+
+    Raises:
+        UserError: No such device, or masks that do not fit the grid.
+    """
+    if config.estimate:
+        return _estimate(config)
+    learner = build(config)
+    setup = learner.setup
+    batch = synthetic_batch(config, setup.device)
+
+    def update(number: int) -> None:
+        micro = MicroBatch((normalise_clip(batch.clips), batch.masks), 1.0)
+        train_step(learner, [micro], number)
+
+    seconds = statistics.median(time_calls(update, setup.device, config.steps, config.warmup_steps))
+    masks = mask_tokens(batch.masks)
+    operations = update_operations(config.sizes, masks, config.batch_size)
+    values = _facts(config, masks, operations) | {
+        "machine": device_name(setup),
+        "threads": torch.get_num_threads(),
+        "ms": round(seconds * 1e3, 2),
+        "clips_per_second": round(config.batch_size / seconds, 3),
+        "tflops": round(operations.total / seconds / 1e12, 3),
+        "peak_memory_gb": round(peak_memory(setup.device) / 1e9, 3),
+    }
+    # Measured last: its matrices are none of the update's memory.
+    peak = matmul_rate(setup)
+    values["matmul_tflops"] = round(peak / 1e12, 3)
+    values["share_of_matmul"] = round(operations.total / seconds / peak, 3)
+    return BenchReport(lines=_lines(values), values=values)
+
+
+def _facts(
+    config: BenchConfig, masks: list[MaskTokens], operations: UpdateOperations
+) -> dict[str, Any]:
+    training = config.training
+    return {
+        "benchmark": "step",
+        "model": config.model,
+        "image_size": config.image_size,
+        "num_frames": config.num_frames,
+        "batch_size": config.batch_size,
+        "precision": training.precision,
+        "compile": training.compile,
+        "activation_checkpointing": training.activation_checkpointing,
+        "torch": torch.__version__,
+        "context_tokens": [round(mask.context, 1) for mask in masks],
+        "target_tokens": [round(mask.target, 1) for mask in masks],
+        "teraoperations": round(operations.total / 1e12, 4),
+    }
+
+
+def _estimate(config: BenchConfig) -> BenchReport:
+    masks, sizes = mask_tokens(_masks(config)), config.sizes
+    operations = update_operations(sizes, masks, config.batch_size)
+    memory = update_memory(
+        sizes,
+        masks,
+        config.batch_size,
+        activation_checkpointing=config.training.activation_checkpointing,
+    )
+    values = _facts(config, masks, operations) | {
+        "teraoperations_by_part": {
+            name: round(value / 1e12, 4) for name, value in asdict(operations).items()
+        },
+        "states_gb": round(memory.states / 1e9, 3),
+        "activations_gb": round(memory.activations / 1e9, 3),
+        "memory_gb": round(memory.total / 1e9, 3),
+    }
+    lines = (
+        f"{config.model}, {config.image_size} pixels, {config.batch_size} clips (counted, not run)",
+        f"operations    {values['teraoperations']} TFLOP an update",
+        f"memory        {values['memory_gb']} GB in bfloat16: weights, moments and gradients "
+        f"{values['states_gb']}, kept activations {values['activations_gb']}",
+    )
+    return BenchReport(lines=lines, values=values)
+
+
+def _lines(values: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"{values['model']}, {values['image_size']} pixels, {values['batch_size']} clips, "
+        f"{values['precision']}, on {values['machine']}, {values['threads']} CPU threads",
+        f"update        {values['ms']} ms, {values['clips_per_second']} clips/s",
+        f"operations    {values['teraoperations']} TFLOP an update, {values['tflops']} TFLOP/s, "
+        f"{values['share_of_matmul']:.0%} of this device's matrix products "
+        f"({values['matmul_tflops']} TFLOP/s)",
+        f"memory        {values['peak_memory_gb']} GB at the peak",
+    )
+
+
+def device_name(setup: DeviceSetup) -> str:
+    """The GPU's or the processor's name."""
+    is_gpu = setup.device.type == "cuda"
+    return torch.cuda.get_device_name(setup.device) if is_gpu else machine_name()
+
+
+def time_calls(
+    call: Callable[[int], object], device: torch.device, calls: int, warmup: int
+) -> list[float]:
+    """Seconds of each of several calls, waiting for the device after each.
+
+    Args:
+        call: Gets the number of the call, from 1.
+        device: Where it works.
+        calls: How many are timed.
+        warmup: How many come before.
+
+    Returns:
+        `calls` wall-clock times.
+    """
+    seconds = []
+    for number in range(1, warmup + calls + 1):
+        wait(device)
+        started = time.perf_counter()
+        call(number)
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds[warmup:]
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_rate(setup: DeviceSetup) -> float:
+    """Operations a second of a large square matrix product in the setup's precision."""
+    dtype = torch.bfloat16 if setup.precision == "bfloat16" else torch.float32
+    side = 8192 if setup.device.type == "cuda" else 1024
+    a = torch.randn(side, side, device=setup.device).to(dtype)
+    seconds = time_calls(lambda _: a @ a, setup.device, calls=9, warmup=3)
+    return 2 * side**3 / min(seconds)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

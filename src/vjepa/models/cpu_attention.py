@@ -1,0 +1,134 @@
+"""Self-attention in bfloat16 on a CPU, as matrix products.
+
+The fused attention that torch has for the CPU multiplies small tiles, which in bfloat16 without
+matrix instructions (AMX) reaches a third of the rate of a large matrix product, and in the backward
+pass of short sequences a twentieth. Here the products are whole matrices, some heads at a time, so
+that the scores of no more than those are in memory and in cache. The backward pass computes the
+scores again instead of keeping them.
+
+Scores and probabilities are bfloat16, so results differ from float32 by about 0.5 % (torch's fused
+kernel, which keeps the scores in float32: 0.25 %); sums are float32 inside the products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Scores held at a time: a few megabytes, which a CPU's cache holds.
+_MOST_SCORES = 1 << 21
+
+
+def suits(qkv: Tensor) -> bool:
+    """Whether this is the fastest attention for such an input here: bfloat16 on a CPU without AMX.
+
+    Args:
+        qkv: Queries, keys and values, of any shape.
+    """
+    on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
+    return on_cpu and not torch.cpu._is_amx_tile_supported()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some heads of some clips: q, k and v are [heads, n, head_dim] and contiguous."""
+
+    clips: slice
+    heads: slice
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """This part of [B, n, heads, head_dim], as q is laid out."""
+        return tokens[self.clips, :, self.heads].transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def _parts(qkv: Tensor) -> Iterator[_Part]:
+    """Cut [B, n, 3, heads, head_dim] into parts with few enough scores."""
+    batch, length, _, heads, width = qkv.shape
+    at_once = max(1, _MOST_SCORES // (length * length))
+    clips_at_once = max(1, at_once // heads)
+    heads_at_once = min(heads, at_once)
+    for clip in range(0, batch, clips_at_once):
+        for head in range(0, heads, heads_at_once):
+            clips = slice(clip, min(batch, clip + clips_at_once))
+            part = slice(head, min(heads, head + heads_at_once))
+            q, k, v = qkv[clips, :, :, part].permute(2, 0, 3, 1, 4).reshape(3, -1, length, width)
+            yield _Part(clips, part, q, k, v)
+
+
+def _probabilities(part: _Part, scores: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)); `scores` is working memory of the result's shape."""
+    scale = part.q.shape[-1] ** -0.5
+    torch.baddbmm(scores, part.q, part.k.mT, beta=0, alpha=scale, out=scores)
+    return torch.softmax(scores, dim=-1)
+
+
+@torch.library.custom_op("vjepa::cpu_self_attention", mutates_args=())
+def cpu_self_attention(qkv: Tensor) -> Tensor:
+    """Scaled dot-product self-attention; one operation also for a compiler.
+
+    Args:
+        qkv: bfloat16 (or float32) [B, n, 3, heads, head_dim].
+
+    Returns:
+        [B, n, heads, head_dim], contiguous.
+    """
+    batch, length, _, heads, width = qkv.shape
+    out = qkv.new_empty(batch, length, heads, width)
+    with torch.autocast("cpu", enabled=False):
+        for part in _parts(qkv):
+            scores = qkv.new_empty(part.q.shape[0], length, length)
+            result = torch.bmm(_probabilities(part, scores), part.v)
+            result = result.unflatten(0, (-1, part.heads.stop - part.heads.start))
+            out[part.clips, :, part.heads] = result.transpose(1, 2)
+    return out
+
+
+@torch.library.custom_op("vjepa::cpu_self_attention_backward", mutates_args=())
+def _backward(qkv: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of qkv, in its shape, from that of the result, [B, n, heads, head_dim]."""
+    length, width = qkv.shape[1], qkv.shape[4]
+    scale = width**-0.5
+    result = torch.empty_like(qkv)
+    with torch.autocast("cpu", enabled=False):
+        for part in _parts(qkv):
+            scores = qkv.new_empty(part.q.shape[0], length, length)
+            weights = _probabilities(part, scores)
+            upstream = part.of(gradient)
+            grads = qkv.new_empty(3, *part.q.shape)
+            torch.bmm(weights.mT, upstream, out=grads[2])
+            torch.bmm(upstream, part.v.mT, out=scores)
+            scores = torch._softmax_backward_data(scores, weights, -1, qkv.dtype)
+            torch.baddbmm(grads[0], scores, part.k, beta=0, alpha=scale, out=grads[0])
+            torch.baddbmm(grads[1], scores.mT, part.q, beta=0, alpha=scale, out=grads[1])
+            grads = grads.unflatten(1, (-1, part.heads.stop - part.heads.start))
+            result[part.clips, :, :, part.heads] = grads.permute(1, 3, 0, 2, 4)
+    return result
+
+
+@cpu_self_attention.register_fake
+def _(qkv: Tensor) -> Tensor:
+    batch, length, _, heads, width = qkv.shape
+    return qkv.new_empty(batch, length, heads, width)
+
+
+@_backward.register_fake
+def _(qkv: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001 (the operation's own signature)
+    return torch.empty_like(qkv)
+
+
+def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG001 (torch calls it so)
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor) -> Tensor:
+    (qkv,) = ctx.saved_tensors
+    return _backward(qkv, gradient)
+
+
+cpu_self_attention.register_autograd(_differentiate, setup_context=_keep)

@@ -1,0 +1,162 @@
+"""What a training update costs: arithmetic operations and memory, counted from the sizes.
+
+Operations are those of matrix products (2 for a multiplication and addition), as in the literature
+on "model FLOPs": normalisations, GELU, optimiser and whatever is computed a second time to save
+memory are left out. With n tokens of width D and an MLP of width H, a block's forward pass costs
+
+    2 n (4 D^2 + 2 D H)  for its linear layers  +  4 n^2 D  for attention,
+
+and the backward pass twice that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vjepa.models.config import EncoderConfig, ModelConfig
+
+# Bytes for each number of a token's width that a block keeps for the backward pass under bfloat16
+# autocast: two float32 residuals (8), two normalised inputs (4), q k v (6), the attended (2), and
+# for each number of the MLP's width its input and its GELU (4).
+_KEPT_PER_WIDTH, _KEPT_PER_MLP_WIDTH = 20, 4
+_FLOAT32 = 4
+# Weight, gradient and AdamW's two moments.
+_TRAINED_COPIES = 4
+
+
+@dataclass(frozen=True)
+class MaskTokens:
+    """Tokens of one clip under one mask kind; means are allowed."""
+
+    context: float
+    """What the encoder sees."""
+    target: float
+    """What the predictor fills in."""
+
+
+@dataclass(frozen=True)
+class UpdateOperations:
+    """Operations of one update, forward and backward."""
+
+    target_encoder: float
+    """Forward only, all tokens."""
+    encoder: float
+    """Context tokens of all masks."""
+    predictor: float
+    """Context and target tokens of all masks."""
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.target_encoder + self.encoder + self.predictor
+
+
+def update_operations(
+    config: ModelConfig, masks: Sequence[MaskTokens], batch_size: int
+) -> UpdateOperations:
+    """Count the operations of one update of feature prediction (paper, section 3).
+
+    Args:
+        config: Sizes of encoder and predictor.
+        masks: Tokens of each mask kind.
+        batch_size: Clips B.
+
+    Returns:
+        The counts.
+    """
+    encoder, tokens = config.encoder, config.encoder.num_tokens
+    embedding = 2 * encoder.patch_values * encoder.width
+    target = tokens * embedding + _encoder_blocks(encoder, tokens)
+    context = predicted = 0.0
+    width, depth = config.predictor.width, config.predictor.depth
+    for mask in masks:
+        # The clip takes no gradient, so the embedding's backward pass is one product, not two.
+        context += 2 * mask.context * embedding + 3 * _encoder_blocks(encoder, mask.context)
+        length = mask.context + mask.target
+        ends = 2 * encoder.width * width * length  # in for context, out for target tokens
+        blocks = depth * _block(length, width, config.predictor.mlp_width)
+        predicted += 3 * (ends + blocks)
+    return UpdateOperations(batch_size * target, batch_size * context, batch_size * predicted)
+
+
+def _encoder_blocks(config: EncoderConfig, tokens: float) -> float:
+    return config.depth * _block(tokens, config.width, config.mlp_width)
+
+
+def _block(tokens: float, width: int, mlp_width: int) -> float:
+    return 2 * tokens * (4 * width**2 + 2 * width * mlp_width) + 4 * tokens**2 * width
+
+
+def encoder_parameters(config: EncoderConfig) -> int:
+    """Number of trained parameters of an encoder."""
+    embedding = (config.patch_values + 1) * config.width
+    return (
+        embedding
+        + config.depth * _block_parameters(config.width, config.mlp_width)
+        + (2 * config.width)
+    )
+
+
+def predictor_parameters(config: ModelConfig) -> int:
+    """Number of trained parameters of the predictor."""
+    sizes, width = config.predictor, config.predictor.width
+    ends = (config.encoder.width + 1) * width + (width + 1) * config.encoder.width
+    blocks = sizes.depth * _block_parameters(width, sizes.mlp_width)
+    return ends + blocks + 2 * width + sizes.num_mask_tokens * width
+
+
+def _block_parameters(width: int, mlp_width: int) -> int:
+    return 4 * width**2 + 2 * width * mlp_width + 4 * width + mlp_width + width + 4 * width
+
+
+@dataclass(frozen=True)
+class UpdateMemory:
+    """Bytes on the device during an update under bfloat16 autocast."""
+
+    states: float
+    """Weights, gradients, moments, and the target encoder's weights; all float32."""
+    activations: float
+    """What the forward pass keeps for the backward pass."""
+
+    @property
+    def total(self) -> float:
+        """All of it; workspaces and the allocator's waste come on top."""
+        return self.states + self.activations
+
+
+def update_memory(
+    config: ModelConfig,
+    masks: Sequence[MaskTokens],
+    batch_size: int,
+    *,
+    activation_checkpointing: bool = False,
+) -> UpdateMemory:
+    """Estimate the memory of one update.
+
+    Args:
+        config: Sizes of encoder and predictor.
+        masks: Tokens of each mask kind.
+        batch_size: Clips B in one micro-batch.
+        activation_checkpointing: Keep each block's input only, and one block in full.
+
+    Returns:
+        The bytes.
+    """
+    encoder, predictor = config.encoder, config.predictor
+    in_encoder, in_predictor = encoder_parameters(encoder), predictor_parameters(config)
+    states = _FLOAT32 * (_TRAINED_COPIES * (in_encoder + in_predictor) + in_encoder)
+    context = sum(mask.context for mask in masks)
+    joint = sum(mask.context + mask.target for mask in masks)
+    kept, widest = 0.0, 0.0
+    for tokens, width, mlp, depth in (
+        (context, encoder.width, encoder.mlp_width, encoder.depth),
+        (joint, predictor.width, predictor.mlp_width, predictor.depth),
+    ):
+        block = tokens * (_KEPT_PER_WIDTH * width + _KEPT_PER_MLP_WIDTH * mlp)
+        widest = max(widest, block)
+        kept += depth * (_FLOAT32 * width * tokens if activation_checkpointing else block)
+    # Targets of all tokens, and predictions with their errors, are float32 of the encoder's width.
+    targets = encoder.num_tokens + 3 * sum(mask.target for mask in masks)
+    kept += targets * encoder.width * _FLOAT32 + (widest if activation_checkpointing else 0.0)
+    return UpdateMemory(float(states), batch_size * kept)

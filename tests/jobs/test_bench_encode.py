@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vjepa.cli.main import main
+from vjepa.jobs.bench_encode import BenchConfig, encoder_flops, run
+from vjepa.models import Encoder, EncoderConfig
+
+SMALL = BenchConfig(
+    model="vitti16", image_size=32, num_frames=4, batch_size=2, calls=2, device="cpu", num_threads=1
+)
+
+
+def test_reports_speed_and_work() -> None:
+    report = run(SMALL)
+    values = report.values
+    assert values["clips_per_second"] > 0
+    assert values["clips_per_cpu_second"] > 0
+    assert values["milliseconds_per_clip"] == pytest.approx(1000 / values["clips_per_second"])
+    assert (values["model"], values["batch_size"], values["threads"]) == ("vitti16", 2, 1)
+    assert any("clips/s" in line for line in report.lines)
+
+
+def test_work_is_that_of_torchs_own_counter() -> None:
+    config = EncoderConfig(width=48, depth=2, heads=3, image_size=32, num_frames=4, patch_size=8)
+    encoder = Encoder(config)
+    # The counter does not know the CPU's fused attention; products it knows.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(torch.zeros(1, 3, 4, 32, 32))
+    assert encoder_flops(config) == counter.get_total_flops()
+
+
+def test_the_command_ends_with_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "vitti16", "--image_size", "32", "--num_frames", "4"]
+    arguments += ["--batch_size", "1", "--calls", "1", "--warmup_calls", "0", "--device", "cpu"]
+    assert main(["bench", "encode", *arguments, "--num_threads", "1"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert json.loads(last)["benchmark"] == "encode"
+
+
+@pytest.mark.parametrize("name", ["image_size", "num_frames", "batch_size", "calls"])
+def test_bad_settings_are_named(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}"):
+        BenchConfig(**{name: 0})
+    with pytest.raises(ValueError, match=r"^warmup_calls"):
+        BenchConfig(warmup_calls=-1)

@@ -1,0 +1,90 @@
+"""Attention by matrix products on the CPU equals torch's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from vjepa.models import cpu_attention
+from vjepa.models.attention import Attention
+from vjepa.models.cpu_attention import cpu_self_attention
+
+SHAPES = [(3, 17, 2, 8), (1, 5, 3, 4), (2, 1, 1, 8)]
+"""Clips, tokens, heads, head width."""
+
+
+def _qkv(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    batch, length, heads, width = shape
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, length, 3, heads, width, generator=generator).to(dtype)
+
+
+def _plain(qkv: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def _with_gradient(function: object, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    qkv = qkv.clone().requires_grad_()
+    out = function(qkv)  # ty: ignore[call-non-callable]
+    weights = torch.linspace(-1, 1, out.numel()).reshape(out.shape).to(out.dtype)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), qkv)
+    return out.detach(), gradient
+
+
+@pytest.mark.parametrize("most_scores", [1, 400, 1 << 20])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_attention(
+    shape: tuple[int, ...], most_scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many heads and clips are computed at a time."""
+    monkeypatch.setattr(cpu_attention, "_MOST_SCORES", most_scores)
+    qkv = _qkv(shape, torch.float32)
+    for ours, theirs in zip(
+        _with_gradient(cpu_self_attention, qkv), _with_gradient(_plain, qkv), strict=True
+    ):
+        assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bfloat16_is_as_near_to_float32_as_rounding_allows(shape: tuple[int, ...]) -> None:
+    rough = _qkv(shape, torch.bfloat16)
+    exact = _with_gradient(_plain, rough.float())
+    for ours, wanted in zip(_with_gradient(cpu_self_attention, rough), exact, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - wanted).norm() <= 0.01 * wanted.norm() + 1e-3
+
+
+def test_gradcheck() -> None:
+    qkv = _qkv((2, 3, 2, 2), torch.float64).requires_grad_()
+    torch.autograd.gradcheck(cpu_self_attention, qkv)
+
+
+def test_it_is_a_well_behaved_operation() -> None:
+    """Its shapes are known without running it, as compilers need."""
+    qkv = _qkv((2, 3, 2, 4), torch.float32).requires_grad_()
+    torch.library.opcheck(cpu_self_attention, (qkv,))
+
+
+def test_only_bfloat16_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    calls = []
+    monkeypatch.setattr(
+        cpu_attention,
+        "cpu_self_attention",
+        lambda qkv: calls.append(1) or cpu_self_attention(qkv),
+    )
+    attention, tokens = Attention(8, 2), torch.randn(2, 5, 8)
+    exact = attention(tokens)
+    assert not calls
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = attention(tokens)
+    assert calls
+    assert_close(rough.float(), exact, atol=0.02, rtol=0.02)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention(tokens)
+    assert len(calls) == 1, "with AMX torch's own kernel is the fast one"
