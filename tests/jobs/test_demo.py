@@ -12,16 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.jobs.tiny_run import RECIPE
 
 from vjepa.config import dump_yaml, load_config
 from vjepa.errors import UserError
 from vjepa.evaluation.intervals import Interval
 from vjepa.evaluation.results import load_result
+from vjepa.interop import read_config, shipped_weights
 from vjepa.jobs import demo, demo_training
 from vjepa.jobs.demo_config import DemoConfig
 from vjepa.jobs.demo_probes import Cell, EncoderName, probe_tasks, summarise
-from vjepa.jobs.demo_report import headline
+from vjepa.jobs.demo_report import difference, headline
+from vjepa.training.schedules import OptimConfig
 
 _PROBE = """
 data:
@@ -50,6 +53,7 @@ def _config(folder: Path) -> DemoConfig:
             "many_labels_per_class": 2,
             "label_draws": 2,
             "real_clips": False,
+            "shipped_model": False,  # its clips are longer than these
             "data": data | {"size": 32, "num_frames": 4},
         },
     )
@@ -84,6 +88,17 @@ def test_both_objectives_got_the_updates_that_fit_into_the_time(
         steps = max(1, round(60 * config.minutes * rates[objective]))
         checkpoint = out / "runs" / f"{objective}_seed0" / "checkpoints" / f"step_{steps:08d}"
         assert checkpoint.is_dir()
+
+
+def test_each_objective_has_its_own_schedule(finished: tuple[DemoConfig, Path]) -> None:
+    config, out = finished
+    rates = {
+        objective: yaml.safe_load((out / "runs" / f"{objective}_seed0" / "config.yaml").read_text())
+        for objective in ("vjepa", "pixel")
+    }
+    assert rates["vjepa"]["optim"]["peak_lr"] == OptimConfig().peak_lr, "the recipe names none"
+    assert rates["pixel"]["optim"]["peak_lr"] == config.pixel_peak_lr != OptimConfig().peak_lr
+    assert rates["pixel"]["optim"]["schedule_stretch"] == config.pixel_schedule_stretch
 
 
 def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
@@ -129,7 +144,42 @@ def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) ->
         Cell("motion", "attentive", 15, name, x, Interval(x - 0.02, x + 0.02), 1, (x,))
         for name, x in shares.items()
     ]
-    assert said in headline(DemoConfig(), cells)[0]
+    assert said in headline(DemoConfig(shipped_model=False), cells)[0]
+
+
+def _seeds(name: EncoderName, *shares: float) -> Cell:
+    mean = sum(shares) / len(shares)
+    return Cell("motion", "attentive", 15, name, mean, Interval(0, 1), len(shares), shares)
+
+
+def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
+    config = DemoConfig(shipped_model=False, seeds=(0, 1, 2))
+    random = _seeds("random", 0.2, 0.2, 0.2)
+    # The seeds differ far more than the two encoders do, but alike.
+    cells = [_seeds("vjepa", 0.62, 0.71, 0.83), _seeds("pixel", 0.60, 0.70, 0.80), random]
+    gap = difference(cells[0], cells[1])
+    assert gap.mean == pytest.approx(0.02)
+    assert gap.interval.low == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+    assert "not told apart from pixel" in headline(config, cells)[0]
+    cells[0] = _seeds("vjepa", 0.62, 0.72, 0.83)
+    assert "above pixel" in headline(config, cells)[0]
+    cells[0] = _seeds("vjepa", 0.57, 0.68, 0.77)
+    assert "below pixel" in headline(config, cells)[0]
+
+
+def test_the_headline_names_the_shipped_model() -> None:
+    cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
+    shipped = Cell("motion", "attentive", 15, "shipped", 0.9, Interval(0.88, 0.92), 1, (0.9,))
+    answer = headline(DemoConfig(), [*cells, shipped])[0]
+    updates = read_config(shipped_weights()).step
+    assert f"has {updates:,} updates behind it gets 90.0 % (88.0 to 92.0)" in answer
+
+
+def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
+    tasks = [t for t in probe_tasks(DemoConfig(seeds=(3, 4))) if t.encoder == "shipped"]
+    assert len(tasks) == 2 * (3 + 1 + 1)
+    assert {task.seed for task in tasks} == {0}
+    assert len({task.folder(Path("out")) for task in tasks}) == len(tasks)
 
 
 def test_a_second_call_does_nothing_twice(
@@ -197,6 +247,8 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
     ("overrides", "field"),
     [
         ({"minutes": 0}, "minutes"),
+        ({"pixel_peak_lr": 0}, "pixel_peak_lr"),
+        ({"pixel_schedule_stretch": 0.5}, "pixel_schedule_stretch"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"label_draws": 0}, "label_draws"),
     ],

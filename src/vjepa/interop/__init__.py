@@ -17,6 +17,7 @@ from vjepa.interop.probes import LoadedProbe, load_probe, read_probe
 from vjepa.interop.released import Which
 from vjepa.interop.released_training import ReleasedTrainingState, released_training_state
 from vjepa.interop.report import LoadReport
+from vjepa.interop.shipped import shipped_weights
 
 __all__ = [
     "CheckpointConfig",
@@ -38,4 +39,5 @@ __all__ = [
     "released_layout",
     "released_training_state",
     "save_model",
+    "shipped_weights",
 ]

@@ -68,7 +68,9 @@ def run(config: DemoConfig, out: Path) -> Path:
     with watch.stage("measuring the speed of this machine"):
         rates = measure_rates(out, settings, config.recipe)
     by_objective = {
-        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+        name: settings
+        | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+        | _own_settings(config, name)
         for name, rate in rates.items()
     }
     for seed in config.seeds:
@@ -108,6 +110,16 @@ def _shared_settings(out: Path, manifest: Path) -> dict[str, str]:
         "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
         "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
         "online_probe.manifest": str(manifest.resolve()),
+    }
+
+
+def _own_settings(config: DemoConfig, objective: str) -> dict[str, str]:
+    """Where an objective departs from the recipe: each has the schedule that suits it best."""
+    if objective != "pixel":
+        return {}
+    return {
+        "optim.peak_lr": str(config.pixel_peak_lr),
+        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
     }
 
 

@@ -99,7 +99,9 @@ def _read(config: DemoConfig, out: Path, manifest: Path, split: str) -> _Part:
     view = probe.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
     rows = Manifest.open(manifest).select(split=split)
     with EvaluationClips(rows, pretrain.data.clip, view, probe.reading) as source:
-        parts = [_to_grey(batch.clips) for batch in source.batches(0, len(source), _READ_AT_ONCE)]
+        parts = [
+            _to_grey(batch.clips[:, 0]) for batch in source.batches(0, len(source), _READ_AT_ONCE)
+        ]
     return _Part(rows, torch.cat(parts))
 
 

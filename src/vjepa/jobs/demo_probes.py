@@ -14,6 +14,7 @@ from typing import Literal
 from vjepa.config import load_config
 from vjepa.evaluation.intervals import Interval, wilson_interval
 from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
+from vjepa.interop import shipped_weights
 from vjepa.jobs import probe
 from vjepa.jobs.demo_config import DemoConfig
 from vjepa.jobs.demo_training import run_folder
@@ -22,8 +23,11 @@ from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.progress import open_progress
 from vjepa.runtime.threads import usable_cpus
 
-EncoderName = Literal["vjepa", "pixel", "random", "frame differences", "middle frame"]
+EncoderName = Literal["vjepa", "shipped", "pixel", "random", "frame differences", "middle frame"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
+"""Those that every pretraining seed has one of."""
+SHIPPED_SEED = 0
+"""Seed of the shipped model, of which there is one."""
 LABELS = ("motion", "appearance")
 
 
@@ -78,17 +82,19 @@ class Cell:
 
 def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
     """Every probe of the demo: few labels drawn several times, many labels once."""
+    encoders = [(encoder, seed) for seed in config.seeds for encoder in ENCODERS]
+    if config.shipped_model:
+        encoders.append(("shipped", SHIPPED_SEED))
+    few, many = config.few_labels_per_class, config.many_labels_per_class
     tasks = []
     for label in LABELS:
-        for seed in config.seeds:
-            for encoder in ENCODERS:
-                few, many = config.few_labels_per_class, config.many_labels_per_class
-                tasks += [
-                    ProbeTask(encoder, seed, label, few, draw, "attentive")
-                    for draw in range(config.label_draws)
-                ]
-                tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
-                tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
+        for encoder, seed in encoders:
+            tasks += [
+                ProbeTask(encoder, seed, label, few, draw, "attentive")
+                for draw in range(config.label_draws)
+            ]
+            tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
+            tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
     return tasks
 
 
@@ -140,12 +146,13 @@ def _train_probe(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -
 
 def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> ProbeConfig:
     objective = "pixel" if task.encoder == "pixel" else "vjepa"
+    run = run_folder(out, objective, task.seed)
     return load_config(
         ProbeConfig,
         [demo.probe_recipe],
         {
             "seed": task.draw,
-            "encoder.path": str(run_folder(out, objective, task.seed)),
+            "encoder.path": str(shipped_weights() if task.encoder == "shipped" else run),
             "encoder.which": "random" if task.encoder == "random" else "target",
             "encoder.seed": task.seed,
             "data.label": task.label,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,15 @@ import torch
 from vjepa.config import dump_yaml, load_config
 from vjepa.data.manifest import Manifest
 from vjepa.data.real_clips import find_real_clips
-from vjepa.evaluation.results import ProbeResult
-from vjepa.interop import load_encoder, load_model
+from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
+from vjepa.interop import load_encoder, load_model, read_config, shipped_weights
 from vjepa.jobs.demo_baselines import pixel_baselines
 from vjepa.jobs.demo_config import DemoConfig
+from vjepa.jobs.demo_curves import training_charts
 from vjepa.jobs.demo_probes import LABELS, Cell, ProbeTask, summarise
 from vjepa.jobs.demo_training import OBJECTIVES, run_folder
 from vjepa.jobs.pretrain_config import PretrainConfig
-from vjepa.jobs.probe_encoder import random_encoder
+from vjepa.jobs.probe_encoder import untrained_encoder
 from vjepa.jobs.show import read_frames
 from vjepa.jobs.visualise import (
     features_picture,
@@ -43,17 +44,25 @@ from vjepa.reporting.html import (
     write_report,
 )
 from vjepa.reporting.pictures import Picture
-from vjepa.reporting.runs import read_run, run_charts
+from vjepa.reporting.runs import read_run
 from vjepa.version import __version__
 
 NAMES = {
     "vjepa": "V-JEPA (predicts features)",
+    "shipped": "V-JEPA trained longer (shipped)",
     "pixel": "same model, predicts pixels",
     "random": "random weights",
     "frame differences": "no encoder: frame differences",
     "middle frame": "no encoder: middle frame",
 }
-_COLOURS = {"vjepa": 1, "pixel": 2, "random": 3, "frame differences": 4, "middle frame": 4}
+_COLOURS = {
+    "vjepa": 1,
+    "shipped": 1,
+    "pixel": 2,
+    "random": 3,
+    "frame differences": 4,
+    "middle frame": 4,
+}
 _HEADS = ("attentive", "linear", "ridge")
 _SHOWN_CLIPS = 3
 
@@ -111,7 +120,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
             _record_section(findings, pretrained),
         ),
         footer=f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was "
-        f"measured by the run that wrote it; nothing is shipped with the page but the code.",
+        "measured by the run that wrote it.",
     )
     write_report(report, path)
 
@@ -143,11 +152,34 @@ def _few(cells: Sequence[Cell], config: DemoConfig, encoder: str) -> Cell:
     )
 
 
+def difference(one: Cell, other: Cell) -> SeedSummary:
+    """How far a row is above another, seed by seed: both share data, labels and probe."""
+    return over_seeds([a - b for a, b in zip(one.by_seed, other.by_seed, strict=True)])
+
+
 def _compared(one: Cell, other: Cell) -> str:
-    """How two rows stand to each other, as far as their intervals tell."""
-    if one.interval.overlaps(other.interval):
+    """How two rows stand to each other: by the paired difference where there are seeds enough."""
+    if one.num_seeds >= 3:
+        gap = difference(one, other).interval
+        told_apart = gap.low > 0 or gap.high < 0
+    else:
+        told_apart = not one.interval.overlaps(other.interval)
+    if not told_apart:
         return "not told apart from"
     return "above" if one.top1 > other.top1 else "below"
+
+
+def _shipped_sentence(config: DemoConfig, cells: Sequence[Cell]) -> str:
+    """What the model that ships with the package gets in the same test; empty without it."""
+    if not config.shipped_model:
+        return ""
+    shipped = _few(cells, config, "shipped")
+    updates = read_config(shipped_weights()).step
+    return (
+        f" A model that comes with the package and has {updates:,} updates behind it gets "
+        f"{100 * shipped.top1:.1f} % ({100 * shipped.interval.low:.1f} to "
+        f"{100 * shipped.interval.high:.1f})."
+    )
 
 
 def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
@@ -163,7 +195,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same time to "
         f"predict pixels {100 * pixel.top1:.1f} %. By the 95 % intervals, V-JEPA is "
         f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
-        "prediction."
+        f"prediction.{_shipped_sentence(config, cells)}"
     )
     figures = [
         Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
@@ -209,7 +241,8 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     count = test.metrics.count if test else 0
     seeds = len(config.seeds)
     basis = (
-        f"over {seeds} pretraining seeds (Student's t)"
+        f"over {seeds} pretraining seeds (Student's t), of rows without a seed and of the shipped "
+        f"model over test clips (Wilson, n = {count})"
         if seeds >= 3
         else f"of the test clips (Wilson, n = {count}), not of another training run"
     )
@@ -225,6 +258,7 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
             rows,
             strong_rows=frozenset(strong),
         ),
+        *_difference_table(cells, classes),
     ]
     lede = (
         "The encoder is frozen; only the probe on top is trained. Motion says what moved and how, "
@@ -232,6 +266,30 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         "Green rows use no encoder at all: a linear classifier on the pixels."
     )
     return Section("What do the frozen features know?", lede, blocks)
+
+
+def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list[Block]:
+    """V-JEPA minus the others with the same probe, paired by seed; nothing below three seeds."""
+    rows = []
+    for mine in (cell for cell in cells if cell.encoder == "vjepa" and cell.num_seeds >= 3):
+        for other in cells:
+            same = (other.label, other.kind, other.labels_per_class) == (
+                (mine.label, mine.kind, mine.labels_per_class)
+            )
+            if same and other.encoder in ("pixel", "random"):
+                gap = difference(mine, other)
+                rows.append(
+                    (
+                        mine.label,
+                        str(mine.labels_per_class * classes[mine.label]),
+                        mine.kind,
+                        f"V-JEPA minus {NAMES[other.encoder]}",
+                        f"{100 * gap.mean:+.1f}",
+                        f"{100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}",
+                    )
+                )
+    head = ("label", "labels", "probe", "difference, paired by seed", "points", "95 % interval")
+    return [Table(head, rows)] if rows else []
 
 
 def _mask_section(config: PretrainConfig, clips: Sequence[Picture]) -> Section:
@@ -252,13 +310,13 @@ def _curve_section(findings: DemoFindings) -> Section:
         for objective in OBJECTIVES
     }
     lede = "Losses of the two objectives are different quantities: compare probes, not losses."
-    return Section("Training", lede, run_charts(states))
+    return Section("Training", lede, training_charts(states))
 
 
 def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
     trained = load_encoder(findings.run("vjepa"), which="target").eval()
     return {
-        "random weights": random_encoder(trained.config, findings.config.seeds[0]).encoder,
+        "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
         "pixels": load_encoder(findings.run("pixel")).eval(),
         "V-JEPA": trained,
     }
