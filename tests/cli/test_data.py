@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 _SMALL = [
     *("--num_clips_train", 3, "--num_clips_validation", 1, "--num_clips_test", 1),
@@ -48,6 +50,18 @@ def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: 
     )
     assert outcome.code == 0
     assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad")
+
+
+def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 24)).save(tmp_path / "all" / name / "a.png")
+    out = tmp_path / "m.parquet"
+    arguments = ("data", "index", "--label_from_folder", "true", "--out", out, "--workers", 1)
+    assert vjepa(*arguments, tmp_path / "all").out == f"{out}: 2 images, labels label\n"
+    shutil.copy(synthetic.parent / "train" / "000000.mp4", tmp_path / "all" / "cat")
+    said = vjepa(*arguments, tmp_path / "all").out
+    assert said == f"{out}: 1 videos, 2 images, 0.00 hours, labels label\n"
 
 
 def test_prepare_says_what_it_left_out(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:

@@ -82,11 +82,30 @@ def test_probe_eval_repeats_the_number_of_its_training(folder: Path, vjepa: Call
     outcome = vjepa(
         *("probe", "eval", folder / "probe", folder / "set" / "manifest.parquet"),
         *("--split", "test", "--device", "cpu", "--json", folder / "again.json"),
+        *("--calibration", folder / "again.svg"),
     )
     assert outcome.code == 0, outcome.err
     again = json.loads((folder / "again.json").read_text())
     assert again["metrics"] == result["test"]["metrics"]
+    assert (folder / "again.svg").read_text().startswith("<?xml")
     assert f"{again['metrics']['correct']} of 11 videos of split test" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--confusion", "c.jpg", "must end in .png or .svg"),
+        ("--calibration", "c.txt", "must end in .png or .svg"),
+        ("--json", "none/m.json", "its folder does not exist"),
+    ],
+)
+def test_probe_eval_refuses_files_that_it_could_not_write(
+    folder: Path, tmp_path: Path, vjepa: Callable, option: str, name: str, message: str
+) -> None:
+    manifest = folder / "set" / "manifest.parquet"
+    outcome = vjepa("probe", "eval", folder / "probe", manifest, option, tmp_path / name)
+    assert f"{option} {tmp_path / name}: {message}" in outcome.error
+    assert "top-1" not in outcome.out  # before any work
 
 
 def test_probe_predict_names_classes(folder: Path, video: Path, vjepa: Callable) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,19 @@ def test_other_weights_have_another_key(tmp_path: Path) -> None:
     assert len(source.read) == 5
     assert not torch.equal(first.tokens, second.tokens)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_made_with_other_weights_is_refused(tmp_path: Path) -> None:
+    encoder = _encoder()
+    extract_features(encoder, _Source(5), _key(encoder), cache_dir=tmp_path)
+    (described,) = tmp_path.glob("*/features.json")
+    foreign = json.loads(described.read_text()) | {"weights_hash": "0" * 64}
+    described.write_text(json.dumps(foreign))
+    with pytest.raises(UserError, match="made with another weights_hash than this folder's name"):
+        extract_features(encoder, _Source(5), _key(encoder), cache_dir=tmp_path)
+    described.write_text("[")
+    with pytest.raises(UserError, match="made with other settings than"):
+        extract_features(encoder, _Source(5), _key(encoder), cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

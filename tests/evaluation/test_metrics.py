@@ -94,6 +94,9 @@ def test_calibration_error_by_hand() -> None:
     probabilities = torch.tensor([[0.9, 0.1]] * 4, dtype=torch.float64)
     sums.add(probabilities, torch.tensor([0, 0, 0, 1]))
     assert sums.metrics().calibration_error == pytest.approx(0.15, abs=1e-12)
+    (only,) = sums.metrics().calibration
+    assert (only.low, only.high, only.count, only.correct) == (13 / 15, 14 / 15, 4, 3)
+    assert only.confidence == pytest.approx(0.9)
     sure = ClassificationSums(("a", "b"))
     sure.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     assert sure.metrics().calibration_error == 0.0

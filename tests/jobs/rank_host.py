@@ -11,6 +11,7 @@ before it may end; the codes then tell how each attempt ended.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -102,13 +103,19 @@ def launch_and_kill(job: dict[str, Any]) -> list[int]:
         extra = [f"training.async_checkpoint={'true' if attempt % 2 else 'false'}"]
         child = start({**job, "overrides": job["overrides"] + extra}, 0, 0)
         limit = random.uniform(0.02, job["cpu_seconds"])
-        while cpu_seconds(child) < limit and os.waitpid(child, os.WNOHANG) == (0, 0):
+        # A process that has ended stays a zombie until wait() reads its code: it can be signalled.
+        while cpu_seconds(child) < limit and not has_ended(child):
             time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         codes.append(wait(child))
         partial = list((Path(job["out"]) / "checkpoints").glob("*.partial"))
         print("left incomplete:", len(partial), flush=True)
     return [*codes, wait(start(job, 0, 0))]
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child has ended; its exit code is left to be read."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def cpu_seconds(pid: int) -> float:
@@ -119,14 +126,23 @@ def cpu_seconds(pid: int) -> float:
 def import_everything() -> None:
     """So that no fork has to."""
     import torch
-    import torch._dynamo
-    import torch.distributed.checkpoint.staging
-    import torch.distributed.fsdp
-    import torch.nn.parallel
-    import torch.utils.tensorboard
 
-    import vjepa.jobs.pretrain  # noqa: F401
+    for name in (
+        "torch._dynamo",
+        "torch.distributed.checkpoint.staging",
+        "torch.distributed.fsdp",
+        "torch.nn.parallel",
+        "torch.utils._sympy.functions",
+        "torch.utils.serialization",
+        "torch.utils.tensorboard",
+        "numpy.ma",
+        "vjepa.data.decode",
+        "vjepa.jobs.pretrain",
+    ):
+        importlib.import_module(name)
+    from vjepa.cli.main import build_parser
 
+    build_parser()
     torch.set_num_threads(1)
 
 

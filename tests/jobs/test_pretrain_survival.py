@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.jobs.rank_host import free_port
 from tests.jobs.tiny_run import write_recipe, write_set
+
+from vjepa.training.checkpoint_files import verify_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -27,7 +31,7 @@ _COMMON = (
     "training.log_every_steps=1",
     "training.health_every_steps=null",
 )
-_STEPS, _INTERVAL = 60, 2
+_STEPS, _INTERVAL = 150, 2
 
 
 @pytest.fixture(scope="module")
@@ -129,28 +133,78 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
     assert not (killed / "checkpoints").exists()
 
 
-def test_torchrun_restarts_what_died_and_saves_what_is_stopped(
+@pytest.fixture
+def small_disks(tmp_path: Path) -> Iterator[list[Path]]:
+    """Two file systems that one checkpoint fills by more than half."""
+    folders = [tmp_path / "sync", tmp_path / "async"]
+    mounted = []
+    for folder in folders:
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", "size=1900k", "tmpfs", str(folder)]
+        if os.geteuid() == 0 and not subprocess.run(command, capture_output=True).returncode:
+            mounted.append(folder)
+    if len(mounted) == len(folders):
+        yield folders
+    for folder in mounted:
+        subprocess.run(["umount", str(folder)], check=True)
+    if len(mounted) < len(folders):
+        pytest.skip("mounting a small file system needs root")
+
+
+def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(
+    recipe: Path, tmp_path: Path, small_disks: list[Path]
+) -> None:
+    """It fills up while every process writes its part of the optimiser's state."""
+    config = ("distributed.strategy=fsdp", "optim.steps=6", "training.checkpoint_every_steps=2")
+    jobs = [
+        _job(recipe, disk / "run", *config, f"training.async_checkpoint={background}")
+        for disk, background in zip(small_disks, ("false", "true"), strict=True)
+    ]
+    codes, said = _launch(tmp_path, *jobs)
+    assert codes == [[2, 2], [2, 2]], said
+    assert said.count("step_00000004: the checkpoint could not be written: the disk is full") >= 4
+    assert "Traceback" not in said, said
+    for disk in small_disks:
+        checkpoints = disk / "run" / "checkpoints"
+        assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]
+        verify_checkpoint(checkpoints / "step_00000002")
+
+
+def test_torchrun_on_two_machines_restarts_what_died_and_saves_what_is_stopped(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """The real launcher: one process killed, all started again, then the launcher is stopped."""
+    """The real launcher, an agent a machine: one process dies, all start again, all are stopped.
+
+    The agent whose process died counts a restart, the other one does not: they must meet all the
+    same, though the store is full of the keys of those that are gone.
+    """
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--max-restarts", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"]
+    command += ["--nproc-per-node", "1", "--max-restarts", "1", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-id", "a", "--rdzv-endpoint", f"localhost:{free_port()}"]
     command += ["-m", "vjepa", "pretrain", "--config", str(recipe), "--out", str(run)]
     command += [f"--{override}" for override in _COMMON]
     command += ["--optim.steps=100000", "--training.checkpoint_every_steps=1"]
     log = tmp_path / "log"
     with log.open("w") as out:
-        launcher = subprocess.Popen(
-            command, env={**os.environ, **_ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT
-        )
-    _wait_for(launcher, log, lambda: (run / "checkpoints").is_dir() and _newest_or_0(run) >= 2)
-    os.kill(_process_ids(run, 1)[-1], signal.SIGKILL)
-    _wait_for(launcher, log, lambda: "resuming after step" in log.read_text())
-    resumed = int(re.findall(r"resuming after step (\d+)", log.read_text())[-1])
-    _wait_for(launcher, log, lambda: _newest_or_0(run) > resumed + 1)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=300) != 0
+        launchers = [
+            subprocess.Popen(
+                command, env={**os.environ, **_ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT
+            )
+            for _ in range(2)
+        ]
+    try:
+        _wait_for(launchers, log, lambda: _newest_or_0(run) >= 2)
+        os.kill(_process_ids(run, 1)[-1], signal.SIGKILL)
+        _wait_for(launchers, log, lambda: "resuming after step" in log.read_text())
+        resumed = int(re.findall(r"resuming after step (\d+)", log.read_text())[-1])
+        _wait_for(launchers, log, lambda: _newest_or_0(run) > resumed + 1)
+        for launcher in launchers:
+            launcher.send_signal(signal.SIGTERM)
+        assert all(launcher.wait(timeout=300) != 0 for launcher in launchers)
+    finally:
+        for launcher in launchers:
+            launcher.kill()
     assert "stopped by SIGTERM after step" in log.read_text()
     train = [line["step"] for line in _metrics(run) if line["kind"] == "train"]
     assert train == list(range(1, _newest(run) + 1))
@@ -168,9 +222,9 @@ def _newest_or_0(run: Path) -> int:
     )
 
 
-def _wait_for(process: subprocess.Popen[bytes], log: Path, condition: Any) -> None:
+def _wait_for(processes: list[subprocess.Popen[bytes]], log: Path, condition: Any) -> None:
     deadline = time.monotonic() + 600
     while not condition():
-        assert process.poll() is None, log.read_text()
+        assert all(process.poll() is None for process in processes), log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)

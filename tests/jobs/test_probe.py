@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tests.evaluation.tiny_videos import with_bad_video, write_manifest
 from tests.jobs.tiny_probe import TINY, evaluate_here, probe_config
 
 from vjepa.config import from_dict, load_config
 from vjepa.data import Manifest
 from vjepa.data.manifest import ManifestRow
+from vjepa.data.probe_file import probe
 from vjepa.errors import UserError
 from vjepa.evaluation.probe_file import load_probe_file
 from vjepa.evaluation.results import load_result
@@ -46,6 +48,8 @@ def test_a_probe_learns_counts_every_video_and_writes_everything_down(
     assert result.config["data"]["clip"]["num_frames"] == 4  # as in the pretraining
     assert result.config["data"]["clip"]["stride"] == 2
     assert result.versions["torch"] == torch.__version__
+    assert set(result.versions) == {"vjepa", "torch", "python", "av", "numpy", "torchvision"}
+    assert sum(entry.count for entry in result.test.metrics.calibration) == 11
     assert set(result.seconds) == {"set-up", "features", "training", "test"}
     split = load_split(trained / "split.json")
     assert len(split.fit) == 18
@@ -54,9 +58,9 @@ def test_a_probe_learns_counts_every_video_and_writes_everything_down(
     assert (trained / "metrics.jsonl").read_text().count('"kind": "train"') >= 1
     stored = from_dict(ProbeConfig, result.config)
     assert load_config(ProbeConfig, [trained / "config.yaml"]) == stored
-    probe = load_probe_file(trained)
-    assert probe.classes == ("blue", "green", "red")
-    assert probe.encoder.path == str(checkpoint)
+    saved = load_probe_file(trained)
+    assert saved.classes == ("blue", "green", "red")
+    assert saved.encoder.path == str(checkpoint)
 
 
 def test_evaluating_the_saved_probe_gives_the_same_number_exactly(
@@ -299,6 +303,38 @@ def test_incomplete_labels(
     manifest = _relabelled(videos, tmp_path / "m.parquet", split, value)
     with pytest.raises(UserError, match=message):
         train(probe_config(manifest, checkpoint), tmp_path / "x")
+
+
+def test_an_image_among_videos(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    still = tmp_path / "still.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(still)
+    manifest = Manifest.open(videos)
+    splits = manifest.table.column("split").to_pylist()
+    rows = [
+        ManifestRow(info=manifest.row(row), split=splits[row], labels={"colour": colour})
+        for row, colour in enumerate(manifest.labels("colour"))
+    ]
+    image = ManifestRow(info=probe(str(still)), split="test", labels={"colour": "red"})
+    mixed = write_manifest([*rows, image], tmp_path / "mixed.parquet")
+    message = r"split test: 1 of its 12 files are images among videos \(first image: .*still\.png\)"
+    with pytest.raises(UserError, match=message):
+        train(probe_config(mixed, checkpoint), tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        evaluate(trained, VideosConfig(manifest=mixed, split="test"))
+    images = write_manifest([image], tmp_path / "images.parquet")
+    changes = {"data.test.manifest": str(images)}
+    with pytest.raises(UserError, match=r"data\.test: its files are images, those of data\.train"):
+        train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_there_is_no_metric_to_name(videos: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.metric: unknown setting"):
+        probe_config(videos, checkpoint, **{"data.metric": "f1"})
+    with pytest.raises(UserError, match=r"probe\.kind: 'svm' is not valid here"):
+        probe_config(videos, checkpoint, **{"probe.kind": "svm"})
 
 
 def test_an_empty_manifest(videos: Path, checkpoint: Path, tmp_path: Path) -> None:

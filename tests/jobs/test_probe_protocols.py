@@ -170,10 +170,13 @@ def test_unreadable_videos_are_listed_online_too(
     assert result.num_train == 23
 
 
-def test_the_confusion_matrix_is_drawn(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_confusion_and_calibration_are_drawn(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     result = train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "p")
     assert isinstance(result.test, EvaluatedSplit)
-    assert (tmp_path / "p/confusion.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("confusion.png", "calibration.png"):
+        assert (tmp_path / "p" / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_is_drawn_from_torchs_generator(

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
-from vjepa.errors import UserError
-from vjepa.runtime.distributed import Agreement, Team, World, open_team, world
+from vjepa.errors import LostProcessError, UserError
+from vjepa.runtime.distributed import (
+    Agreement,
+    Team,
+    World,
+    is_connection_loss,
+    meet,
+    open_team,
+    world,
+)
 
 
 def test_one_process_without_a_launcher() -> None:
@@ -64,3 +75,48 @@ def test_an_incomplete_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         open_team("cpu", 1.0),
     ):
         pass
+
+
+def _meet_all(store: torch.distributed.Store, size: int, *, slow: int = -1) -> set[str]:
+    """What every process of a team of `size` takes for the team's name; one may come late."""
+
+    def come(rank: int) -> str:
+        if rank == slow:
+            time.sleep(0.3)
+        return meet(store, World(rank, size), 0.2)
+
+    with ThreadPoolExecutor(size) as processes:
+        return set(processes.map(come, range(size)))
+
+
+def test_teams_meet_whatever_earlier_ones_have_left_in_the_store() -> None:
+    """The store outlives a restart; its old keys name neither the team nor its members."""
+    store = torch.distributed.HashStore()
+    names = _meet_all(store, 3)
+    # A whole team was here: its answer and its words stand when a process comes before all others.
+    names |= _meet_all(store, 3, slow=0) | _meet_all(store, 3, slow=1)
+    # Of the next team only one process came before all were ended; then a smaller one.
+    for rank in (0, 2):
+        with pytest.raises(LostProcessError, match=r"did not come within 0.005 minutes"):
+            meet(store, World(rank, 3), 0.005)
+    assert len(names | _meet_all(store, 3, slow=2) | _meet_all(store, 2)) == 5
+
+
+def test_who_did_not_come_is_named() -> None:
+    store = torch.distributed.HashStore()
+    store.set("vjepa/word/1", "left by a process that is gone")
+    with pytest.raises(LostProcessError, match=r"^process 0: processes 1, 2 of 3 did not come"):
+        meet(store, World(0, 3), 0.005)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [
+        ("[/x/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer", True),
+        ("a loader worker failed at /store/gloomy/nccl.mp4:\nConnection reset by peer", False),
+        ("the thread that writes checkpoints died; its traceback is above; restore", False),
+    ],
+)
+def test_only_the_network_says_that_a_process_is_lost(message: str, *, is_lost: bool) -> None:
+    """A defect of this process keeps its traceback, whatever words its message quotes."""
+    assert is_connection_loss(RuntimeError(message)) == is_lost

@@ -223,6 +223,23 @@ def no_large_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+def test_what_cannot_be_removed_fails_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = CheckpointStore(tmp_path, keep_last=1)
+    first, rename = _save(store, 3), Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path == first:
+            raise OSError(39, "Directory not empty")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    _save(store, 6)
+    assert store.steps() == [3, 6]
+    assert "step_00000003 could not be removed: [Errno 39] Directory not empty" in caplog.text
+
+
 @pytest.mark.usefixtures("no_large_files")
 def test_failed_write_leaves_no_trace(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)

@@ -71,6 +71,12 @@ def test_spikes_have_a_policy_of_their_own(tmp_path: Path, nonfinite: Any, spike
     assert (tmp_path / "spike_step_00000005.json").is_file()
 
 
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(tmp_path: Path) -> None:
+    guard = _guard(TrainingConfig(), tmp_path / "a folder that was removed")
+    with pytest.raises(TrainingStopped, match=r"^step 3: the loss .* not be kept: .*No such file"):
+        guard.check([_step(3, False)])
+
+
 def test_stop_without_a_folder() -> None:
     with pytest.raises(TrainingStopped, match="step 7"):
         _guard(TrainingConfig(), None).check([_step(7, False)])

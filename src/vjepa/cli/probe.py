@@ -92,6 +92,12 @@ def add_arguments(parser: Parser) -> None:
     evaluate.add_argument(
         "--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)"
     )
+    evaluate.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="draw how far its confidence can be believed (.png or .svg)",
+    )
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here too")
     evaluate.set_defaults(run=_eval)
     predict = add_action("predict", _PREDICT_HELP)
@@ -147,8 +153,9 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
+    _check_outputs(args)
     from vjepa.jobs.probe import EvaluatedSplit, VideosConfig, evaluate_together
-    from vjepa.jobs.probe_measure import draw
+    from vjepa.jobs.probe_measure import draw, draw_reliability
     from vjepa.runtime.distributed import world
 
     measured = evaluate_together(
@@ -164,13 +171,30 @@ def _eval(args: argparse.Namespace) -> int:
     _print_metrics(measured)
     if args.json is not None:
         args.json.write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
-    if args.confusion is not None:
-        if not isinstance(measured, EvaluatedSplit):
-            raise UserError(
-                "--confusion: a video may have several classes; there is no such matrix"
-            )
-        draw(measured, args.confusion)
+    if isinstance(measured, EvaluatedSplit):
+        if args.confusion is not None:
+            draw(measured, args.confusion)
+        if args.calibration is not None:
+            draw_reliability(measured, args.calibration)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, before hours of evaluation and not after them."""
+    pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
+    for option, path in {**pictures, "--json": args.json}.items():
+        if path is None:
+            continue
+        if option in pictures and path.suffix not in (".png", ".svg"):
+            raise UserError(f"{option} {path}: must end in .png or .svg")
+        if not path.absolute().parent.is_dir():
+            raise UserError(f"{option} {path}: its folder does not exist; make it first")
+    wanted = [option for option, path in pictures.items() if path is not None]
+    if wanted:
+        from vjepa.jobs.probe import load_probe_file
+
+        if load_probe_file(args.probe).multi_label:
+            raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
 def _print_metrics(measured: Measured) -> None:

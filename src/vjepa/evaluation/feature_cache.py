@@ -212,8 +212,8 @@ def _open_folder(cache_dir: Path, key: FeatureKey) -> Path:
     if described.exists():
         if described.read_text(encoding="utf-8") != description:
             raise UserError(
-                f"{described}: describes other features than its folder name says; "
-                "delete the folder"
+                f"{described}: made with {_difference(described, key)} than this folder's name "
+                "says; delete the folder"
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -221,6 +221,17 @@ def _open_folder(cache_dir: Path, key: FeatureKey) -> Path:
     aside.write_text(description, encoding="utf-8")
     aside.replace(described)
     return folder
+
+
+def _difference(described: Path, key: FeatureKey) -> str:
+    """In which fields a stored description differs from a key, for a message."""
+    try:
+        stored = json.loads(described.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(asdict(key)))
+        names = [name for name, value in wanted.items() if stored.get(name) != value]
+    except (ValueError, AttributeError):
+        return "other settings"
+    return "another " + ", ".join(names) if names else "other settings"
 
 
 def _write_shard(path: Path, part: EncodedRows) -> None:

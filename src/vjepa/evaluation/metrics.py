@@ -42,6 +42,24 @@ class ClassMetrics:
         return self.correct / self.count if self.count else None
 
 
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The answers of one range of confidence; empty ranges are left out.
+
+    Attributes:
+        low, high: The range, (low, high].
+        count: Answers in it.
+        correct: Right ones among them.
+        confidence: Their mean confidence.
+    """
+
+    low: float
+    high: float
+    count: int
+    correct: int
+    confidence: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationMetrics:
     """All figures of one evaluation. Shares are fractions in [0, 1], not percent.
@@ -57,6 +75,8 @@ class ClassificationMetrics:
         wilson, bootstrap: 95 % intervals of `top1`.
         per_class: One entry a class, in class order.
         confusion: ``confusion[i][j]`` = videos of class i that were taken for class j.
+        calibration: The ranges of confidence that `calibration_error` is summed over, where any
+            answer is; empty in results of versions that did not keep them.
     """
 
     count: int
@@ -70,6 +90,7 @@ class ClassificationMetrics:
     bootstrap: Interval
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[CalibrationBin, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON types."""
@@ -195,6 +216,19 @@ class ClassificationSums:
             bootstrap=bootstrap_interval(correct, count, seed),
             per_class=per_class,
             confusion=tuple(tuple(int(value) for value in row) for row in self.confusion),
+            calibration=self._calibration(),
+        )
+
+    def _calibration(self) -> tuple[CalibrationBin, ...]:
+        return tuple(
+            CalibrationBin(
+                low=number / CALIBRATION_BINS,
+                high=(number + 1) / CALIBRATION_BINS,
+                count=int(self.bin_count[number]),
+                correct=int(self.bin_correct[number]),
+                confidence=float(self.bin_confidence[number] / self.bin_count[number]),
+            )
+            for number in np.flatnonzero(self.bin_count).tolist()
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from vjepa.errors import UserError
 from vjepa.evaluation.features import BadVideo
 from vjepa.evaluation.intervals import Interval
-from vjepa.evaluation.metrics import ClassificationMetrics, ClassMetrics
+from vjepa.evaluation.metrics import CalibrationBin, ClassificationMetrics, ClassMetrics
 from vjepa.evaluation.multi_label import ClassPrecision, MultiLabelMetrics
 
 RESULT_FILE = "result.json"
@@ -103,7 +103,7 @@ class ProbeResult:
         train_manifest_hash: Content hash of the training rows.
         train_bad_videos: Training videos that could not be read (``on_bad_video: list``).
         config: The resolved config of the job.
-        versions: Of vjepa, torch and Python.
+        versions: Of vjepa, Python and the libraries that a number may depend on.
         date: When, UTC, ISO 8601.
         seconds: Wall-clock seconds by stage.
         folder: Where probe and split file lie.
@@ -218,6 +218,7 @@ def _metrics(fields: Mapping[str, Any]) -> ClassificationMetrics:
     rebuilt["bootstrap"] = Interval(**fields["bootstrap"])
     rebuilt["per_class"] = tuple(ClassMetrics(**entry) for entry in fields["per_class"])
     rebuilt["confusion"] = tuple(tuple(row) for row in fields["confusion"])
+    rebuilt["calibration"] = tuple(CalibrationBin(**bin) for bin in fields.get("calibration", ()))
     return ClassificationMetrics(**rebuilt)
 
 

@@ -10,6 +10,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ from vjepa.jobs.probe_features import (
     open_videos,
 )
 from vjepa.jobs.probe_inputs import LabelledVideos, ProbeInputs, open_inputs
-from vjepa.jobs.probe_measure import Measured, choose_head, draw, measure
+from vjepa.jobs.probe_measure import Measured, choose_head, draw, draw_reliability, measure
 from vjepa.jobs.probe_training import HeadRecipe, fit_lookup, train_heads
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
@@ -49,6 +50,7 @@ SPLIT_FILE = "split.json"
 RESOLVED_CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
+CALIBRATION_FILE = "calibration.png"
 _TEAM_MINUTES = 60.0  # one process may have much longer videos than another
 
 
@@ -60,7 +62,7 @@ def train(
     Args:
         config: The job.
         out: A new folder: receives the probe, ``result.json``, ``result.md``, ``split.json``,
-            ``config.yaml``, ``metrics.jsonl`` and ``confusion.png``.
+            ``config.yaml``, ``metrics.jsonl``, ``confusion.png`` and ``calibration.png``.
         cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
 
     Returns:
@@ -95,6 +97,7 @@ def train(
     result.save(out)
     if result.test is not None:
         draw(result.test, out / CONFUSION_FILE)
+        draw_reliability(result.test, out / CALIBRATION_FILE)
     return result
 
 
@@ -244,7 +247,10 @@ def feature_maker(
 
 def versions() -> dict[str, str]:
     """Versions that a number may depend on."""
-    return {"vjepa": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    # Asked of the installed packages, so that none need be imported.
+    others = {name: metadata.version(name) for name in ("av", "numpy", "torchvision")}
+    own = {"vjepa": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    return own | others
 
 
 @dataclass(frozen=True)

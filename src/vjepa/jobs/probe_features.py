@@ -48,6 +48,15 @@ class Videos:
     cached_rows: NDArray[np.int64] | None = None
 
     @property
+    def kind(self) -> str:
+        """What the readable rows are: ``video`` or ``image``; all are of one kind."""
+        rows = np.flatnonzero(self.manifest.ok)
+        if len(rows) == 0:
+            return "video"
+        kinds = self.manifest.categories("kind")
+        return kinds.classes[int(kinds.codes[rows[0]])]
+
+    @property
     def part(self) -> str:
         """The split in words, for messages; empty for all rows."""
         return f"split {self.split}" if self.split else ""
@@ -62,13 +71,36 @@ def open_videos(config: VideosConfig, name: str, fallback: Path | None = None) -
         fallback: The manifest where the config names none.
 
     Raises:
-        UserError: No manifest is named, or it is missing, empty, or has no such split.
+        UserError: No manifest is named, or it is missing, empty, or has no such split, or images
+            stand among videos.
     """
     path = config.manifest or fallback
     if path is None:
         raise UserError(f"{name}.manifest: not set; make one with `vjepa data index`")
     manifest = Manifest.open(path).select(split=config.split, ok_only=False)
-    return Videos(manifest, config.split, name)
+    videos = Videos(manifest, config.split, name)
+    _refuse_images_among_videos(videos)
+    return videos
+
+
+def _refuse_images_among_videos(videos: Videos) -> None:
+    """A still clip's label would be told from its stillness; so a set is of one kind.
+
+    Raises:
+        UserError: Both kinds are there.
+    """
+    kinds = videos.manifest.categories("kind")
+    ok = videos.manifest.ok
+    codes = kinds.codes[ok]
+    images = codes == (kinds.classes.index("image") if "image" in kinds.classes else -1)
+    if not images.any() or images.all():
+        return
+    first = int(np.flatnonzero(ok)[np.flatnonzero(images)[0]])
+    where = f", {videos.part}" if videos.part else ""
+    raise UserError(
+        f"manifest {videos.manifest.source}{where}: {int(images.sum())} of its {len(codes)} files "
+        f"are images among videos (first image: {videos.manifest.path(first)}); index them apart"
+    )
 
 
 @dataclass(frozen=True)

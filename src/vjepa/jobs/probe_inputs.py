@@ -109,8 +109,8 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
         UserError: Something is not set, missing, unlabelled, or does not fit together.
     """
     rows = _training_rows(config, _label(config), cached_rows)
-    validation = _other(config, "validation", rows.labels)
-    test = _other(config, "test", rows.labels)
+    validation = _other(config, "validation", rows.labels, rows.videos.kind)
+    test = _other(config, "test", rows.labels, rows.videos.kind)
     _refuse_overlap(rows, validation, test)
     frozen = open_encoder(config.encoder)
     encoder = frozen.identity.config
@@ -187,12 +187,18 @@ def _training_rows(
     return TrainingRows(videos, labels, parts.fit, parts.choose)
 
 
-def _other(config: ProbeConfig, name: str, labels: Labels) -> LabelledVideos | None:
-    """The validation or the test videos."""
+def _other(
+    config: ProbeConfig, name: str, labels: Labels, trained_on: str
+) -> LabelledVideos | None:
+    """The validation or the test videos; they must be of the kind that is trained on."""
     wanted = config.data.validation if name == "validation" else config.data.test
     if wanted is None:
         return None
     videos = open_videos(wanted, f"data.{name}", config.data.train.manifest)
+    if videos.kind != trained_on:
+        raise UserError(
+            f"data.{name}: its files are {videos.kind}s, those of data.train are {trained_on}s"
+        )
     own = labels_of(
         videos.manifest,
         labels.name,

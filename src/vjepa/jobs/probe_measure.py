@@ -152,6 +152,27 @@ def draw(measured: EvaluatedSplit, path: Path) -> None:
     )
 
 
+def draw_reliability(measured: EvaluatedSplit, path: Path) -> None:
+    """Draw accuracy over confidence of a measurement as PNG or SVG."""
+    from vjepa.reporting.calibration import ConfidenceRange, draw_calibration
+
+    metrics = measured.metrics
+    draw_calibration(
+        [
+            ConfidenceRange(
+                low=entry.low,
+                high=entry.high,
+                count=entry.count,
+                accuracy=entry.correct / entry.count,
+                confidence=entry.confidence,
+            )
+            for entry in metrics.calibration
+        ],
+        path,
+        f"{metrics.count} answers, calibration error {metrics.calibration_error:.3f}",
+    )
+
+
 def _empty(labels: Labels) -> Sums:
     kind = MultiLabelScores if labels.multi_label else ClassificationSums
     return kind(labels.classes)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from vjepa.data.check import CheckReport, check_manifest
 from vjepa.data.index import IndexConfig, index_sources
 from vjepa.data.manifest import Manifest
@@ -126,12 +128,18 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
 
 
 def describe(manifest: Manifest) -> str:
-    """A manifest in one line: how many videos, how long, which splits and labels."""
+    """A manifest in one line: how many videos and images, how long, which splits and labels."""
     good = manifest.ok
     hours = float(manifest.numeric("duration_seconds")[good].sum()) / 3600
-    parts = [f"{len(manifest)} videos", f"{hours:.2f} hours"]
+    kinds = manifest.categories("kind")
+    is_image = np.array([kind == "image" for kind in kinds.classes] + [False])[kinds.codes]
+    images, videos = int(is_image.sum()), int((~is_image).sum())
+    parts = [f"{videos} videos"] if videos or not images else []
+    parts += [f"{images} images"] if images else []
     if not good.all():
-        parts.insert(1, f"{int((~good).sum())} of them bad (see its column `reason`)")
+        parts.append(f"{int((~good).sum())} of them bad (see its column `reason`)")
+    if videos or not images:
+        parts.append(f"{hours:.2f} hours")
     if manifest.splits:
         parts.append("splits " + ", ".join(manifest.splits))
     if manifest.label_names:

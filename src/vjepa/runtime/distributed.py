@@ -8,9 +8,9 @@ one process, no process group, and everything below does nothing.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECONDS_TO_ANSWER = 3.0
-_TEAMS = itertools.count()
+_SECONDS_BETWEEN_LOOKS = 0.1
+# What gloo says; only the first line is looked at, because errors of ours may quote anything below.
 _CONNECTION_LOST = re.compile(
-    r"gloo|nccl|connection (was )?(closed|reset|refused)|timed out waiting|store", re.IGNORECASE
+    r"gloo/transport|nccl (error|communicator)|connection (closed|reset) by|timed out waiting \d",
+    re.IGNORECASE,
 )
 
 
@@ -104,7 +106,7 @@ class Team:
         return self.place.is_main
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Do something in the main process only; all get its result, or its UserError.
+        """Do something in the main process only; all get its result, UserError or OSError.
 
         Args:
             work: Called without arguments; its result must be picklable.
@@ -113,11 +115,11 @@ class Team:
             return work()
         import torch.distributed as dist
 
-        outcome: list[tuple[T | None, UserError | None] | None] = [None]
+        outcome: list[tuple[T | None, UserError | OSError | None] | None] = [None]
         if self.is_main:
             try:
                 outcome = [(work(), None)]
-            except UserError as error:
+            except (UserError, OSError) as error:  # a disk that is full is full for all
                 outcome = [(None, error)]
         dist.broadcast_object_list(outcome, src=0, group=self.host_group)
         assert outcome[0] is not None
@@ -251,40 +253,115 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
             f"WORLD_SIZE={place.size}, but {' and '.join(missing)} is not set: start the processes "
             "with torchrun, or set it as torchrun does"
         )
-    timeout = timedelta(minutes=timeout_minutes)
-    found, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-    # Neither a second job of the same processes nor a restart by torchrun, whose store outlives the
-    # processes, may read what was left in the store.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}, team {next(_TEAMS)}", found)
-    dist.init_process_group(
-        "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl",
-        store=dist.PrefixStore("training", store),
-        rank=rank,
-        world_size=size,
-        # The host's own timeout comes first: its message names the process, NCCL's does not.
-        timeout=timeout if device_type == "cpu" else 1.5 * timeout,
-    )
-    host, saving = (
-        cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
-    )
-    team = Team(place, host, saving, dist.PrefixStore("roll call", store))
+    team = None
     try:
+        team = _join(place, device_type, timeout_minutes)
         yield team
     except RuntimeError as error:
         _record(error)
-        if not isinstance(error, dist.DistError) and not _CONNECTION_LOST.search(str(error)):
+        if not is_connection_loss(error):
             raise
+        lost = "another process" if team is None else team.blame()
         raise LostProcessError(
-            f"process {place.rank}: {team.blame()} of {size} ended or did not answer for "
+            f"process {place.rank}: {lost} of {place.size} ended or did not answer for "
             f"{timeout_minutes:g} minutes; its own message says why; the same command resumes "
-            f"({str(error).strip().splitlines()[0]})"
+            f"({_first_line(error)})"
         ) from error
     except Exception as error:
         _record(error)
         raise
     # Not in a `finally`: closing a group that another process has left may wait for ever.
     dist.destroy_process_group()
+
+
+def _join(place: World, device_type: str, timeout_minutes: float) -> Team:
+    """Meet the other processes and open the groups in which they talk."""
+    import torch.distributed as dist
+
+    timeout = timedelta(minutes=timeout_minutes)
+    found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    # torch may put a number of restarts before every key, which may differ between machines.
+    while isinstance(found, dist.PrefixStore):
+        found = found.underlying_store
+    store = dist.PrefixStore(meet(found, place, timeout_minutes), found)
+    dist.init_process_group(
+        "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl",
+        store=dist.PrefixStore("training", store),
+        rank=place.rank,
+        world_size=place.size,
+        # The host's own timeout comes first: its message names the process, NCCL's does not.
+        timeout=timeout if device_type == "cpu" else 1.5 * timeout,
+    )
+    host, saving = (
+        cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
+    )
+    return Team(place, host, saving, dist.PrefixStore("roll call", store))
+
+
+def meet(store: Store, place: World, timeout_minutes: float) -> str:
+    """Agree on a name that no earlier team of this store has had.
+
+    The store may outlive processes: torchrun's does, and each of its agents counts restarts for
+    itself, so that no number that a launcher gives tells one team from the next. Here every process
+    leaves a random word; process 0 answers with its own and the words that it has seen, as often as
+    they change; whoever finds its word in the answer has met the process 0 of its own team, and
+    says so. What dead processes have left is overwritten, or not believed.
+
+    Args:
+        store: The launcher's, without a prefix.
+        place: This process.
+        timeout_minutes: How long to wait for the others.
+
+    Returns:
+        The team's name, the same in all its processes.
+
+    Raises:
+        LostProcessError: Others did not come.
+    """
+    word = secrets.token_hex(8)
+    deadline = time.monotonic() + 60 * timeout_minutes
+    answer_key, others = "vjepa/answer", range(1, place.size)
+    if not place.is_main:
+        store.set(f"vjepa/word/{place.rank}", word)
+        while time.monotonic() < deadline:
+            if store.check([answer_key]):
+                name, *seen = store.get(answer_key).decode().split()
+                if word in seen:
+                    store.set(f"vjepa/{name}/met/{place.rank}", word)
+                    return name
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        raise LostProcessError(_absent(place, [0], timeout_minutes))
+    answered, missing = "", list(others)
+    while time.monotonic() < deadline:
+        here = [rank for rank in others if store.check([f"vjepa/word/{rank}"])]
+        answer = " ".join([word, *(store.get(f"vjepa/word/{rank}").decode() for rank in here)])
+        if answer != answered:
+            store.set(answer_key, answer)
+            answered = answer
+        missing = [rank for rank in missing if not store.check([f"vjepa/{word}/met/{rank}"])]
+        if not missing:
+            return word
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    raise LostProcessError(_absent(place, missing, timeout_minutes))
+
+
+def is_connection_loss(error: RuntimeError) -> bool:
+    """Whether torch's network gave up, rather than that this process has a defect."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or bool(_CONNECTION_LOST.search(_first_line(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def _absent(place: World, missing: list[int], timeout_minutes: float) -> str:
+    noun = "process" if len(missing) == 1 else "processes"
+    return (
+        f"process {place.rank}: {noun} {', '.join(map(str, missing))} of {place.size} did not come "
+        f"within {timeout_minutes:g} minutes; see the log of each machine, and start all again"
+    )
 
 
 def _record(error: Exception) -> None:

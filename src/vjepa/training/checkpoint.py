@@ -185,9 +185,9 @@ class CheckpointStore:
         """Write everything but the optimiser's state."""
         if target.exists():
             raise UserError(f"{target}: exists already and is never overwritten; remove it first")
-        self.clean()
         partial = partial_folder(target)
         with explained_failure(target):
+            self.clean()
             (partial / STATE_FOLDER).mkdir(parents=True)
             write_model(partial / MODEL_FILE, snapshot.weights)
             step = snapshot.step
@@ -259,7 +259,11 @@ class CheckpointStore:
                 # Under the name of an incomplete one first: a removal that is cut short must not
                 # leave something that looks like a checkpoint.
                 doomed = partial_folder(self.path(step))
-                self.path(step).rename(doomed)
+                try:
+                    self.path(step).rename(doomed)
+                except OSError as error:  # what should be saved is saved
+                    _LOGGER.warning("%s could not be removed: %s", self.path(step), error)
+                    continue
                 shutil.rmtree(doomed, ignore_errors=True)
 
     def _remedy(self, folder: Path) -> str:

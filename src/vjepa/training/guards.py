@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from safetensors import SafetensorError
+
 from vjepa.errors import UserError
 from vjepa.training.config import TrainingConfig
 from vjepa.training.interval import HostStep
@@ -100,20 +102,30 @@ class BadUpdateGuard:
         )
         if self._folder is not None:
             name = f"{kind}_step_{step.update:08d}"
+            details = self._folder / f"{name}.json"
             batch = self._folder / f"{name}_rank_{self._rank:04d}.safetensors"
-            kept = self._keep(step.update, batch)
-            if self._rank == 0:
-                details = {
-                    "step": step.update,
-                    "reason": reason,
-                    "values": {name: str(value) for name, value in step.values.items()},
-                    "sample_ordinals": step.ordinals.tolist(),
-                    "batch": batch.name if kept else None,
-                }
-                text = json.dumps(details, indent=2) + "\n"
-                (self._folder / f"{name}.json").write_text(text, encoding="utf-8")
-            message += f"; the batch is kept beside {self._folder / name}.json"
+            try:
+                kept = self._keep(step.update, batch)
+                if self._rank == 0:
+                    self._write_details(details, step, reason, batch.name if kept else None)
+            except (OSError, SafetensorError) as error:
+                # The reason of the stop must not be lost with the batch.
+                message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
+            else:
+                message += f"; the batch is kept beside {details}"
         raise TrainingStopped(message)
+
+    def _write_details(
+        self, file: Path, step: HostStep, reason: str, batch_name: str | None
+    ) -> None:
+        details = {
+            "step": step.update,
+            "reason": reason,
+            "values": {name: str(value) for name, value in step.values.items()},
+            "sample_ordinals": step.ordinals.tolist(),
+            "batch": batch_name,
+        }
+        file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
 
 
 AlarmRule = Callable[[Sequence[Mapping[str, float]]], str | None]

@@ -166,7 +166,9 @@ class Trainer:
         self._resume()
         total = self.optim.steps
         self._started = time.perf_counter()
-        if self._completed >= total or self._is_out_of_time():
+        limit = self.training.max_minutes
+        # By the time that is stored, which is the same in every process; no clock is.
+        if self._completed >= total or (limit is not None and self._elapsed >= 60 * limit):
             _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
             return self._result(None)
         try:

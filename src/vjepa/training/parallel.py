@@ -12,10 +12,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup
@@ -174,10 +176,28 @@ def _shard(objective: Objective, size: int, shard_size: int, setup: DeviceSetup)
         cast_forward_inputs=False,
     )
     for module in _modules(objective):
+        if setup.precision == "bfloat16":
+            _normalise_in_float32(module)
         lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
         for part in (*(block for blocks in lists for block in blocks), module):
             # Resharded after each forward: moving averages and checkpoints meet shards only.
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def _normalise_in_float32(module: nn.Module) -> None:
+    """Let layer norms take weights gathered in bfloat16, in place.
+
+    On a GPU autocast does the same; on a CPU it leaves norms alone, and they refuse such weights.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.forward = partial(_layer_norm, part)
+
+
+def _layer_norm(norm: nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:
+    """In float32: float [..., D] -> float32 [..., D]."""
+    weight, bias = (None if x is None else x.float() for x in (norm.weight, norm.bias))
+    return functional.layer_norm(input.float(), norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _copies(size: int, shard_size: int | None) -> str:

@@ -51,8 +51,7 @@ def cluster() -> Iterator[None]:
     """A local Ray of two cores."""
     ray = pytest.importorskip("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # A busy machine takes its time. (The name is Ray's own, small letters and all.)
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 (as the engine does)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

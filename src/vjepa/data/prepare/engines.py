@@ -20,6 +20,8 @@ Answers = Iterator[tuple[str, Outcome]]
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
 
+_RAY_START_SECONDS = 300
+
 
 def run_orders(
     engine: EngineName,
@@ -93,6 +95,8 @@ def ray_workers() -> int:
 def _connected_ray() -> Any:
     # Ray reports its use over the network unless told not to before it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A busy machine takes longer than Ray's own limits. (Ray spells the name in small letters.)
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(_RAY_START_SECONDS))
     try:
         import ray
     except ImportError as error:
