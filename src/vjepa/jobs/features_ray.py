@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ def encode_on_ray(
         UserError: Ray is not installed.
     """
     try:
+        # Ray reports its use over the network unless told not to before it is imported.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise UserError("engine: ray is not installed: pip install 'open-vjepa[ray]'") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -98,7 +99,7 @@ def _connected_ray() -> Any:
     # A busy machine takes longer than Ray's own limits. (Ray spells the name in small letters.)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(_RAY_START_SECONDS))
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise UserError(
             "engine ray needs Ray: pip install 'open-vjepa[ray]', or use --engine local"
