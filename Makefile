@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-CHECKED := src tests docs
+CHECKED := src tests docs benchmarks studies
 ARGS ?=
 
 .DEFAULT_GOAL := help
