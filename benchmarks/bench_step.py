@@ -6,8 +6,9 @@ Run from the repository, for example::
     python benchmarks/bench_step.py --gpu                            ViT-L and ViT-H, compiled
     python benchmarks/bench_step.py --case vits16:2:1 --rounds 9
 
-The steps take turns, so that whatever else the machine does meets both alike; medians over the
-rounds and their ratio are printed, and one line of JSON. The plain step is ``plain_step.py``.
+Each way is a process of its own, as it would be in use, and their steps take turns, so that
+whatever else the machine does meets both alike; medians over the rounds and their ratio are
+printed, and one line of JSON. The plain step is ``plain_step.py``.
 Tokens are those of count mode `prefix` at this batch, which cuts as the authors' code does.
 """
 
@@ -15,9 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 
 import torch
 from plain_step import PlainTrainer
@@ -25,12 +29,12 @@ from plain_step import PlainTrainer
 from vjepa.jobs import bench_step
 from vjepa.jobs.bench_step import BenchConfig
 from vjepa.masking import MaskingConfig
-from vjepa.models import VJEPA, normalise_clip
+from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
 from vjepa.objectives import FeaturePrediction
-from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.device import set_up_device
+from vjepa.runtime.threads import set_num_threads
 from vjepa.training import (
-    Learner,
     MicroBatch,
     TrainingConfig,
     ema_momentum,
@@ -38,87 +42,103 @@ from vjepa.training import (
     train_step,
     weight_decay,
 )
+from vjepa.training import (
+    learner as learner_module,
+)
 
 CPU_CASES = ("vitti16:2:1", "vits16:1:1", "vits16:4:1", "vits16:2:2", "vitb16:1:1", "vitb16:2:2")
 GPU_CASES = ("vitl16:24:224", "vitl16:48:224", "vith16:24:224", "vith16:10:384")
 
 
+WAYS = ("ours", "plain")
+
+
 @dataclass(frozen=True)
-class Pair:
-    """Both ways to take one step."""
+class Sample:
+    """One step of one way."""
 
-    config: BenchConfig
-    learner: Learner
-    plain: PlainTrainer
-    batch: bench_step.SyntheticBatch
+    wall: float
+    cpu: float
+    peak_bytes: int
+    """What the process held at most: on a GPU of its memory, on a CPU resident."""
 
-    def ours(self, number: int) -> None:
-        """Our step, which leaves its loss on the device."""
-        micro = MicroBatch((normalise_clip(self.batch.clips), self.batch.masks), 1.0)
-        train_step(self.learner, [micro], number)
 
-    def theirs(self, number: int) -> None:
-        """The plain step with the same schedules; it reads its loss."""
-        optim, ema = self.learner.optim, self.learner.ema
-        assert ema is not None
-        self.plain.step(
-            normalise_clip(self.batch.clips),
-            self.batch.masks,
+def steps(way: str, config: BenchConfig) -> Callable[[int], None]:
+    """The training step of one way, on weights, clips and masks that are equal for both."""
+    learner = bench_step.build(config)
+    setup = learner.setup
+    batch = bench_step.synthetic_batch(config, setup.device)
+    if way == "ours":
+
+        def ours(number: int) -> None:
+            train_step(
+                learner, [MicroBatch((normalise_clip(batch.clips), batch.masks), 1.0)], number
+            )
+
+        return ours
+    optim, ema = learner.optim, learner.ema
+    assert ema is not None
+    objective = learner.objective
+    assert isinstance(objective, FeaturePrediction)
+    plain = PlainTrainer(objective.model, setup.device, bfloat16=setup.precision == "bfloat16")
+
+    def theirs(number: int) -> None:
+        plain.step(
+            normalise_clip(batch.clips),
+            batch.masks,
             rate=learning_rate(number, optim),
             decay=weight_decay(number, optim),
             momentum=ema_momentum(number, ema, optim),
         )
 
-
-def build(config: BenchConfig) -> Pair:
-    """Ours and the plain step with equal weights."""
-    learner = bench_step.build(config)
-    objective = learner.objective
-    assert isinstance(objective, FeaturePrediction)
-    model: VJEPA = objective.model
-    setup = learner.setup
-    plain = PlainTrainer(model, setup.device, bfloat16=setup.precision == "bfloat16")
-    return Pair(config, learner, plain, bench_step.synthetic_batch(config, setup.device))
+    return theirs
 
 
-def measure(pair: Pair, rounds: int, warmup: int) -> dict[str, object]:
-    """Medians of interleaved steps."""
-    setup = pair.learner.setup
-    ways = {"ours": pair.ours, "plain": pair.theirs}
-    wall: dict[str, list[float]] = {name: [] for name in ways}
-    used: dict[str, list[float]] = {name: [] for name in ways}
-    memory, held = dict.fromkeys(ways, 0), 0
+def work(way: str, config: BenchConfig, pipe: Connection) -> None:
+    """A process that takes a step for each number it is sent, until it is sent None."""
+    if way == "plain":
+        # Only our training changes the allocator.
+        learner_module.keep_freed_memory = lambda: False  # ty: ignore[invalid-assignment]
+    step = steps(way, config)
+    device = torch.device("cuda" if config.training.device == "cuda" else "cpu")
+    while (number := pipe.recv()) is not None:
+        cpu, clock = time.process_time(), time.perf_counter()
+        step(number)
+        bench_step.wait(device)
+        used = time.process_time() - cpu
+        pipe.send(Sample(time.perf_counter() - clock, used, bench_step.peak_memory(device)))
+
+
+def measure(config: BenchConfig, rounds: int, warmup: int) -> dict[str, object]:
+    """Interleaved steps of two processes, one for each way; medians."""
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = {}, []
+    for way in WAYS:
+        pipes[way], far = context.Pipe()
+        workers.append(context.Process(target=work, args=(way, config, far), daemon=True))
+        workers[-1].start()
+        far.close()
+    samples: dict[str, list[Sample]] = {way: [] for way in WAYS}
     for number in range(1, warmup + rounds + 1):
-        for name, step in ways.items():
-            if setup.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                held = torch.cuda.memory_allocated()
-            cpu, clock = time.process_time(), time.perf_counter()
-            step(number)
-            bench_step.wait(setup.device)
+        for way in WAYS:
+            pipes[way].send(number)
+            sample = pipes[way].recv()
             if number > warmup:
-                wall[name].append(time.perf_counter() - clock)
-                used[name].append(time.process_time() - cpu)
-            if setup.device.type == "cuda":
-                # Both ways' weights and moments are held all the time: what a step adds counts.
-                added = torch.cuda.max_memory_allocated() - held
-                memory[name] = max(memory[name], added)
-    return _row(pair, wall, used, memory, setup)
+                samples[way].append(sample)
+    for way, worker in zip(WAYS, workers, strict=True):
+        pipes[way].send(None)
+        worker.join()
+    return _row(config, samples)
 
 
-def _row(
-    pair: Pair,
-    wall: dict[str, list[float]],
-    used: dict[str, list[float]],
-    memory: dict[str, int],
-    setup: DeviceSetup,
-) -> dict[str, object]:
-    config, batch = pair.config, pair.batch
-    operations = update_operations(
-        config.sizes, bench_step.mask_tokens(batch.masks), config.batch_size
-    ).total
-    ours, plain = (statistics.median(wall[name]) for name in ("ours", "plain"))
-    ratios = [b / a for a, b in zip(wall["ours"], wall["plain"], strict=True)]
+def _row(config: BenchConfig, samples: dict[str, list[Sample]]) -> dict[str, object]:
+    setup = set_up_device(config.training.device, config.training.precision)
+    set_num_threads(config.training.num_threads)
+    tokens = bench_step.mask_tokens(bench_step.synthetic_batch(config, torch.device("cpu")).masks)
+    operations = update_operations(config.sizes, tokens, config.batch_size).total
+    wall = {way: statistics.median(s.wall for s in samples[way]) for way in WAYS}
+    cpu = {way: statistics.median(s.cpu for s in samples[way]) for way in WAYS}
+    pairs = list(zip(samples["ours"], samples["plain"], strict=True))
     row: dict[str, object] = {
         "model": config.model,
         "image_size": config.image_size,
@@ -126,18 +146,15 @@ def _row(
         "threads": torch.get_num_threads(),
         "precision": setup.precision,
         "compile": config.training.compile,
-        "ours_ms": round(ours * 1e3, 1),
-        "plain_ms": round(plain * 1e3, 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "ours_tflops": round(operations / ours / 1e12, 4),
+        **{f"{way}_ms": round(wall[way] * 1e3, 1) for way in WAYS},
+        "ratio": round(statistics.median(b.wall / a.wall for a, b in pairs), 3),
+        "ours_tflops": round(operations / wall["ours"] / 1e12, 4),
         "matmul_tflops": round(bench_step.matmul_rate(setup) / 1e12, 4),
+        **{f"{way}_peak_gb": round(samples[way][-1].peak_bytes / 1e9, 2) for way in WAYS},
     }
-    if setup.device.type == "cuda":
-        row |= {f"{name}_added_gb": round(memory[name] / 1e9, 2) for name in memory}
-    else:
-        cpu = {name: statistics.median(times) for name, times in used.items()}
-        row |= {f"{name}_cpu_ms": round(value * 1e3, 1) for name, value in cpu.items()}
-        row["cpu_ratio"] = round(cpu["plain"] / cpu["ours"], 3)
+    if setup.device.type == "cpu":
+        row |= {f"{way}_cpu_ms": round(cpu[way] * 1e3, 1) for way in WAYS}
+        row["cpu_ratio"] = round(statistics.median(b.cpu / a.cpu for a, b in pairs), 3)
     return row
 
 
@@ -176,7 +193,7 @@ def main() -> None:
     rows = []
     for case in cases:
         config = config_of(case, args.precision, gpu=args.gpu, compiled=compiled)
-        row = measure(build(config), args.rounds, args.warmup)
+        row = measure(config, args.rounds, args.warmup)
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(json.dumps({"benchmark": "step against plain", "torch": torch.__version__, "rows": rows}))

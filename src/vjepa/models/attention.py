@@ -113,7 +113,7 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
         if packing is None and cpu_attention.suits(qkv):
-            return self.proj(cpu_attention.cpu_self_attention(qkv).flatten(-2))
+            return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
         q, k, v = qkv.unbind(-3)
         return self.proj(attend(q, k, v, packing).flatten(-2))
 

@@ -3,8 +3,9 @@
 The fused attention that torch has for the CPU multiplies small tiles, which in bfloat16 without
 matrix instructions (AMX) reaches a third of the rate of a large matrix product, and in the backward
 pass of short sequences a twentieth. Here the products are whole matrices, some heads at a time, so
-that the scores of no more than those are in memory and in cache. The backward pass computes the
-scores again instead of keeping them.
+that the scores of no more than those are in cache. The backward pass uses the probabilities of as
+many heads as fit into a fixed allowance, and computes those of the others again, which gives the
+same bits.
 
 Scores and probabilities are bfloat16, so results differ from float32 by about 0.5 % (torch's fused
 kernel, which keeps the scores in float32: 0.25 %); sums are float32 inside the products.
@@ -20,6 +21,9 @@ from torch import Tensor
 
 # Scores held at a time: a few megabytes, which a CPU's cache holds.
 _MOST_SCORES = 1 << 21
+# Probabilities that one attention keeps for its backward pass: 64 MiB in bfloat16. A predictor of
+# 12 blocks and two masks so keeps at most 1.5 GiB, as much as one clip of 1568 tokens has.
+_MOST_KEPT = 1 << 25
 
 
 def suits(qkv: Tensor) -> bool:
@@ -38,6 +42,8 @@ class _Part:
 
     clips: slice
     heads: slice
+    rows: slice
+    """Their places among all heads of all clips, clip by clip."""
     q: Tensor
     k: Tensor
     v: Tensor
@@ -50,27 +56,43 @@ class _Part:
 def _parts(qkv: Tensor) -> Iterator[_Part]:
     """Cut [B, n, 3, heads, head_dim] into parts with few enough scores."""
     batch, length, _, heads, width = qkv.shape
-    at_once = max(1, _MOST_SCORES // (length * length))
-    clips_at_once = max(1, at_once // heads)
-    heads_at_once = min(heads, at_once)
+    clips_at_once, heads_at_once = _at_once(length, heads)
     for clip in range(0, batch, clips_at_once):
         for head in range(0, heads, heads_at_once):
             clips = slice(clip, min(batch, clip + clips_at_once))
             part = slice(head, min(heads, head + heads_at_once))
             q, k, v = qkv[clips, :, :, part].permute(2, 0, 3, 1, 4).reshape(3, -1, length, width)
-            yield _Part(clips, part, q, k, v)
+            first = clip * heads + head
+            yield _Part(clips, part, slice(first, first + q.shape[0]), q, k, v)
 
 
-def _probabilities(part: _Part, scores: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)); `scores` is working memory of the result's shape."""
+def _at_once(length: int, heads: int) -> tuple[int, int]:
+    """Clips, and heads of each, that are computed together."""
+    at_once = max(1, _MOST_SCORES // (length * length))
+    return max(1, at_once // heads), min(heads, at_once)
+
+
+def _num_kept(qkv: Tensor) -> int:
+    """Heads, counted over all clips, whose probabilities are kept: whole parts, the first ones."""
+    batch, length, _, heads, _ = qkv.shape
+    clips, part = _at_once(length, heads)
+    most = _MOST_KEPT // (length * length)
+    if part == heads:
+        return min(batch, most // (clips * heads) * clips) * heads
+    # A clip's heads come in several parts, of which the last may be smaller.
+    whole, rest = divmod(min(most, batch * heads), heads)
+    return whole * heads + rest // part * part
+
+
+def _probabilities(part: _Part, scores: Tensor, result: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) into `result`; `scores` is working memory of its shape."""
     scale = part.q.shape[-1] ** -0.5
     torch.baddbmm(scores, part.q, part.k.mT, beta=0, alpha=scale, out=scores)
-    return torch.softmax(scores, dim=-1)
+    return torch.softmax(scores, dim=-1, out=result)
 
 
-@torch.library.custom_op("vjepa::cpu_self_attention", mutates_args=())
-def cpu_self_attention(qkv: Tensor) -> Tensor:
-    """Scaled dot-product self-attention; one operation also for a compiler.
+def self_attention(qkv: Tensor) -> Tensor:
+    """Scaled dot-product self-attention; see :func:`cpu_self_attention`.
 
     Args:
         qkv: bfloat16 (or float32) [B, n, 3, heads, head_dim].
@@ -78,19 +100,37 @@ def cpu_self_attention(qkv: Tensor) -> Tensor:
     Returns:
         [B, n, heads, head_dim], contiguous.
     """
+    return cpu_self_attention(qkv, torch.is_grad_enabled() and qkv.requires_grad)[0]
+
+
+@torch.library.custom_op("vjepa::cpu_self_attention", mutates_args=())
+def cpu_self_attention(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Scaled dot-product self-attention; one operation also for a compiler.
+
+    Args:
+        qkv: bfloat16 (or float32) [B, n, 3, heads, head_dim].
+        keep: Keep probabilities for a backward pass.
+
+    Returns:
+        [B, n, heads, head_dim], contiguous; and the kept probabilities of the first heads,
+        [K, n, n].
+    """
     batch, length, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, length, heads, width)
+    kept = qkv.new_empty(_num_kept(qkv) if keep else 0, length, length)
     with torch.autocast("cpu", enabled=False):
         for part in _parts(qkv):
             scores = qkv.new_empty(part.q.shape[0], length, length)
-            result = torch.bmm(_probabilities(part, scores), part.v)
+            mine = part.rows.stop <= kept.shape[0]
+            into = kept[part.rows] if mine else torch.empty_like(scores)
+            result = torch.bmm(_probabilities(part, scores, into), part.v)
             result = result.unflatten(0, (-1, part.heads.stop - part.heads.start))
             out[part.clips, :, part.heads] = result.transpose(1, 2)
-    return out
+    return out, kept
 
 
 @torch.library.custom_op("vjepa::cpu_self_attention_backward", mutates_args=())
-def _backward(qkv: Tensor, gradient: Tensor) -> Tensor:
+def _backward(qkv: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of qkv, in its shape, from that of the result, [B, n, heads, head_dim]."""
     length, width = qkv.shape[1], qkv.shape[4]
     scale = width**-0.5
@@ -98,7 +138,10 @@ def _backward(qkv: Tensor, gradient: Tensor) -> Tensor:
     with torch.autocast("cpu", enabled=False):
         for part in _parts(qkv):
             scores = qkv.new_empty(part.q.shape[0], length, length)
-            weights = _probabilities(part, scores)
+            if part.rows.stop <= kept.shape[0]:
+                weights = kept[part.rows]
+            else:
+                weights = _probabilities(part, scores, torch.empty_like(scores))
             upstream = part.of(gradient)
             grads = qkv.new_empty(3, *part.q.shape)
             torch.bmm(weights.mT, upstream, out=grads[2])
@@ -112,23 +155,31 @@ def _backward(qkv: Tensor, gradient: Tensor) -> Tensor:
 
 
 @cpu_self_attention.register_fake
-def _(qkv: Tensor) -> Tensor:
+def _(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     batch, length, _, heads, width = qkv.shape
-    return qkv.new_empty(batch, length, heads, width)
+    kept = qkv.new_empty(_num_kept(qkv) if keep else 0, length, length)
+    return qkv.new_empty(batch, length, heads, width), kept
 
 
 @_backward.register_fake
-def _(qkv: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001 (the operation's own signature)
+def _(qkv: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001 (the operation's own signature)
     return torch.empty_like(qkv)
 
 
-def _keep(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG001 (torch calls it so)
-    ctx.save_for_backward(*inputs)
+def _keep(
+    ctx: torch.autograd.function.FunctionCtx,
+    inputs: tuple[Tensor, bool],
+    output: tuple[Tensor, Tensor],
+) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[0], output[1])
 
 
-def _differentiate(ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor) -> Tensor:
-    (qkv,) = ctx.saved_tensors
-    return _backward(qkv, gradient)
+def _differentiate(
+    ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor, _: Tensor
+) -> tuple[Tensor, None]:
+    qkv, kept = ctx.saved_tensors
+    return _backward(qkv, kept, gradient), None
 
 
 cpu_self_attention.register_autograd(_differentiate, setup_context=_keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vjepa.runtime.allocator import keep_freed_memory
 from vjepa.runtime.device import checkpoint_blocks, set_up_device
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.threads import set_num_threads
@@ -32,6 +33,9 @@ def build_learner(
 ) -> Learner:
     """Put an objective on its device, or on all devices, and build what an update needs.
 
+    On a CPU the whole process then keeps the memory that it frees
+    (:mod:`vjepa.runtime.allocator`).
+
     Args:
         objective: What is trained; moved in place.
         optim: Optimiser and schedules.
@@ -50,6 +54,8 @@ def build_learner(
     """
     set_num_threads(training.num_threads)
     setup = set_up_device(training.device, training.precision)
+    if setup.device.type == "cpu":
+        keep_freed_memory()
     objective.to(setup.device)
     trained = dict(objective.trainable())
     if training.activation_checkpointing:
