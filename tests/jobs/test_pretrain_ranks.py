@@ -38,6 +38,10 @@ _CASES: dict[str, tuple[str, ...]] = {
     "packed": _PACKED,
     "pixel": ("masking.count=packed", "objective.name=pixel"),
     "bfloat16": ("training.precision=bfloat16",),
+    "probed": (
+        "optim.steps=2",
+        "online_probe={manifest: MANIFEST, label: motion, max_clips: 11, batch_size: 4}",
+    ),
 }
 _ROUNDING = {"bfloat16": 5e-4}
 """Largest difference of weights: 2e-5 in float32."""
@@ -67,6 +71,8 @@ _RUNS = (
     Run("pixel_ddp_2", "pixel", 2, (_DDP,)),
     Run("pixel_fsdp_2", "pixel", 2, (_FSDP,)),
     Run("bfloat16_fsdp_2", "bfloat16", 2, (_FSDP,)),
+    # 11 videos: the two processes make different numbers of calls of their own.
+    Run("probed_fsdp_2", "probed", 2, (_FSDP,)),
 )
 _COMPARED = tuple(run for run in _RUNS if run.name != run.case)
 
@@ -88,7 +94,9 @@ def _launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], 
 
 
 def _job(folder: Path, recipe: Path, run: Run) -> dict[str, Any]:
-    overrides = [*_COMMON, *_CASES[run.case], *run.overrides]
+    manifest = str(recipe.parent / "set" / "manifest.parquet")
+    case = (override.replace("MANIFEST", manifest) for override in _CASES[run.case])
+    overrides = [*_COMMON, *case, *run.overrides]
     out = str(folder / run.name)
     return {"ranks": run.ranks, "config": str(recipe), "out": out, "overrides": overrides}
 
@@ -109,7 +117,7 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _weights(run: Path, step: int = 4) -> dict[str, torch.Tensor]:
+def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
 
 
@@ -123,8 +131,8 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _assert_same_weights(found: Path, expected: Path, atol: float = 2e-5) -> None:
-    ours, theirs = _weights(found), _weights(expected)
+def _assert_same_weights(found: Path, expected: Path, atol: float = 2e-5, step: int = 4) -> None:
+    ours, theirs = _weights(found, step), _weights(expected, step)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
@@ -149,9 +157,15 @@ def _assert_same_metrics(found: Path, expected: Path, rel: float = 2e-3) -> None
 @pytest.mark.parametrize("run", _COMPARED, ids=lambda run: run.name)
 def test_any_number_of_processes_trains_the_same(runs: Path, run: Run) -> None:
     is_rounded = run.case in _ROUNDING
+    steps = 2 if run.case == "probed" else 4
     ours, theirs = runs / run.name, runs / run.case
-    _assert_same_weights(ours, theirs, _ROUNDING.get(run.case, 2e-5))
+    _assert_same_weights(ours, theirs, _ROUNDING.get(run.case, 2e-5), steps)
     _assert_same_metrics(ours, theirs, 2e-2 if is_rounded else 2e-3)
+
+
+def test_the_online_probe_measures_all_videos_once(runs: Path) -> None:
+    (line,) = [line for line in _metrics(runs / "probed_fsdp_2") if line["kind"] == "evaluation"]
+    assert line["online_probe/count"] == 11
 
 
 def test_every_process_tells_its_numbers(runs: Path) -> None:

@@ -16,9 +16,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.data.clip_files import hanging, with_rows
 from tests.jobs.rank_host import free_port
 from tests.jobs.tiny_run import write_recipe, write_set
 
+from vjepa.config import load_config
+from vjepa.data.manifest import Manifest
+from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.training.checkpoint_files import verify_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -168,6 +172,28 @@ def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(
         checkpoints = disk / "run" / "checkpoints"
         assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]
         verify_checkpoint(checkpoints / "step_00000002")
+
+
+def test_a_loader_worker_that_hangs_holds_up_no_process(recipe: Path, tmp_path: Path) -> None:
+    """Both processes end their own worker and replace the clips of a video that never answers."""
+    config = load_config(PretrainConfig, [recipe])
+    manifest = Manifest.open(config.data.sources[0].manifest).select(split="train")
+    mixed = with_rows(manifest, [hanging(tmp_path)] * 30, tmp_path)
+    mixed.write(tmp_path / "mixed.parquet")
+    out = tmp_path / "run"
+    loader = ("num_workers=1", "sample_timeout_seconds=6", "max_bad_fraction=1.0")
+    overrides = [
+        *(f"data.loader.{setting}" for setting in loader),
+        f"data.sources=[{{manifest: {tmp_path / 'mixed.parquet'}}}]",
+        "optim.steps=6",
+    ]
+    codes, said = _launch(tmp_path, _job(recipe, out, *overrides))
+    assert codes == [[0, 0]], said
+    bad = [json.loads(line) for line in (out / "bad_videos.jsonl").read_text().splitlines()]
+    assert {(line["kind"], Path(line["path"]).name) for line in bad} == {("hang", "hanging.mp4")}
+    assert _newest(run=out) == 6
+    counted = [line["bad_videos"] for line in _metrics(out) if line["kind"] == "train"]
+    assert sum(counted) > 0
 
 
 def test_torchrun_on_two_machines_restarts_what_died_and_saves_what_is_stopped(
