@@ -186,14 +186,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile our blocks (GPU: always)")
     parser.add_argument("--precision", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup", type=int, help="steps first (1; 3 if compiled)")
     args = parser.parse_args()
     compiled = args.compile or args.gpu
+    warmup = args.warmup or (3 if compiled else 1)
     cases = args.case or (GPU_CASES if args.gpu else CPU_CASES)
     rows = []
     for case in cases:
         config = config_of(case, args.precision, gpu=args.gpu, compiled=compiled)
-        row = measure(config, args.rounds, args.warmup)
+        row = measure(config, args.rounds, warmup)
         rows.append(row)
         print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     print(json.dumps({"benchmark": "step against plain", "torch": torch.__version__, "rows": rows}))

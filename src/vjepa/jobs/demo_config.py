@@ -20,7 +20,7 @@ class DemoConfig:
     """Pretraining recipe, or a YAML file."""
     pixel_peak_lr: float = 5e-3
     """Peak learning rate of the pixel-prediction model: the best one tried for it. The recipe's is
-    the best one tried for V-JEPA, which collapsed at this one."""
+    V-JEPA's, which comes near to a collapse at this one."""
     pixel_schedule_stretch: float = 1.0
     """Stretch of the pixel model's schedules. V-JEPA's moving average stands in for a falling
     learning rate, so the recipe lets its rate fall little; the pixel model has no average."""

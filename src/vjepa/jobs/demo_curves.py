@@ -38,8 +38,8 @@ def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
     if lines:
         caption = (
             "The same online probe against time, which both models had alike: a curve that still "
-            "rises has not had enough of it. The learning rate falls to its end by then, so a "
-            "longer run is not this curve drawn on."
+            "rises has not had enough of it. Schedules are laid out for this time, so a longer run "
+            "is not this curve drawn on."
         )
         first = [Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)]
     return first + run_charts(states)

@@ -68,7 +68,7 @@ class SyntheticConfig:
     travel: float = 0.42
     rotation_degrees: float = 130.0
     zoom: float = 2.0
-    background_contrast: float = 0.02
+    background_contrast: float = 0.15
     background_speed: float = 0.3
     background_grain: int = 10
     flicker: float = 0.0
