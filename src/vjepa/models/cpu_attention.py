@@ -178,7 +178,7 @@ def _keep(
 def _differentiate(
     ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor, _: Tensor
 ) -> tuple[Tensor, None]:
-    qkv, kept = ctx.saved_tensors
+    qkv, kept = ctx.saved_tensors  # ty: ignore[invalid-assignment]  (torch declares one tensor)
     return _backward(qkv, kept, gradient), None
 
 
