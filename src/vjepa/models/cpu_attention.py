@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Scores held at a time: a few megabytes, which a CPU's cache holds.
-_MOST_SCORES = 1 << 21
+# Scores held at a time for each thread: a few megabytes, which a CPU's cache holds.
+_MOST_SCORES = 1 << 22
 # Probabilities that one attention keeps for its backward pass: 64 MiB in bfloat16. A predictor of
 # 12 blocks and two masks so keeps at most 1.5 GiB, as much as one clip of 1568 tokens has.
 _MOST_KEPT = 1 << 25
@@ -68,7 +68,7 @@ def _parts(qkv: Tensor) -> Iterator[_Part]:
 
 def _at_once(length: int, heads: int) -> tuple[int, int]:
     """Clips, and heads of each, that are computed together."""
-    at_once = max(1, _MOST_SCORES // (length * length))
+    at_once = max(1, torch.get_num_threads() * _MOST_SCORES // (length * length))
     return max(1, at_once // heads), min(heads, at_once)
 
 
