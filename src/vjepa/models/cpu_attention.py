@@ -172,6 +172,8 @@ def _keep(
     output: tuple[Tensor, Tensor],
 ) -> None:
     ctx.mark_non_differentiable(output[1])
+    # Otherwise the backward pass is handed zeros of the size of all kept probabilities.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(inputs[0], output[1])
 
 
