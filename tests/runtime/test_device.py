@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import checkpoint_blocks, compile_blocks, set_up_device
+from vjepa.runtime.device import checkpoint_blocks, compile_blocks, set_up_device, to_device
 
 
 class Model(nn.Module):
@@ -55,6 +55,26 @@ def test_precision_of_products(precision: str, dtype: torch.dtype) -> None:
     with setup.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_what_is_there_is_not_copied() -> None:
+    numbers = torch.arange(6)
+    assert to_device(numbers, torch.device("cpu")) is numbers
+    assert to_device(numbers, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_may_be_used_again_after_a_copy_to_a_gpu() -> None:
+    numbers = torch.arange(1 << 20)
+    wanted = numbers.clone()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        there = to_device(numbers, torch.device("cuda"))
+        numbers.zero_()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(there.cpu(), wanted)
 
 
 @pytest.mark.slow

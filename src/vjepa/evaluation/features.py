@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.models import normalise_clip
-from vjepa.runtime.device import Precision
+from vjepa.runtime.device import Precision, to_device
 
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -151,7 +151,7 @@ def encode_clips(
     Returns:
         float32 [B, N, D] on `device`.
     """
-    video = normalise_clip(clips.to(device, non_blocking=True))
+    video = normalise_clip(to_device(clips, device))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         tokens = encoder(video)
     return tokens.float()

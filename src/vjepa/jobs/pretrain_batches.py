@@ -11,6 +11,7 @@ from vjepa.jobs.pretrain_config import PretrainConfig
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import normalise_clip
 from vjepa.objectives import BatchPart
+from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import Team
 from vjepa.training.step import MicroBatch
 
@@ -50,8 +51,8 @@ class BatchPreparer:
         if self._draws_own_part:
             share = size / self._batch_size
             part = BatchPart(share, (share,) * len(masks))
-        clips = batch.clips[start:stop].to(device, non_blocking=True)
-        on_device = tuple(kind.to(device) for kind in masks)
+        clips = to_device(batch.clips[start:stop], device)
+        on_device = _masks_to(masks, device)
         return MicroBatch((normalise_clip(clips), on_device, part), share=1.0)
 
     def look(
@@ -65,7 +66,7 @@ class BatchPreparer:
         else:
             masks = tuple(kind.slice(0, count) for kind in self._drawn(batch)[0])
         clips = self._first_clips(batch, device, count)
-        return normalise_clip(clips), tuple(kind.to(device) for kind in masks)
+        return normalise_clip(clips), _masks_to(masks, device)
 
     def _drawn(self, batch: ClipBatch) -> tuple[tuple[TokenMasks, ...], int]:
         """Masks of the batch, and the place among them of this process's first clip."""
@@ -84,3 +85,7 @@ class BatchPreparer:
             clips = batch.clips[:number].to(device, copy=True)
             parts.append(self._team.send_(clips, rank))
         return torch.cat(parts)
+
+
+def _masks_to(masks: tuple[TokenMasks, ...], device: torch.device) -> tuple[TokenMasks, ...]:
+    return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)

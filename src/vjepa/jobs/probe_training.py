@@ -18,6 +18,7 @@ from vjepa.jobs.probe_config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe_features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig
 from vjepa.objectives.classification import ClassificationObjective
+from vjepa.runtime.device import to_device
 from vjepa.runtime.metric_sinks import MetricSink
 from vjepa.runtime.seeds import seed_torch
 from vjepa.training.loop import Trainer, TrainingConfig
@@ -218,5 +219,5 @@ def _part(
     size = len(labels)
     part = slice(micro * size // num_micro, (micro + 1) * size // num_micro)
     chosen = labels[part]
-    inputs = (tokens[part].to(device, non_blocking=True), chosen.to(device, non_blocking=True))
+    inputs = (to_device(tokens[part], device), to_device(chosen, device))
     return MicroBatch(inputs, len(chosen) / size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -97,12 +98,16 @@ class TokenMasks:
             target_offsets=target_offsets - target_offsets[0],
         )
 
-    def to(self, device: torch.device | str) -> TokenMasks:
-        """The same masks on another device."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> TokenMasks:
+        """The masks that `function` makes of each tensor, such as one that moves it."""
         context_offsets, target_offsets = self.context_offsets, self.target_offsets
         return TokenMasks(
-            context=self.context.to(device),
-            target=self.target.to(device),
-            context_offsets=None if context_offsets is None else context_offsets.to(device),
-            target_offsets=None if target_offsets is None else target_offsets.to(device),
+            context=function(self.context),
+            target=function(self.target),
+            context_offsets=None if context_offsets is None else function(context_offsets),
+            target_offsets=None if target_offsets is None else function(target_offsets),
         )
+
+    def to(self, device: torch.device | str) -> TokenMasks:
+        """The same masks on another device."""
+        return self.map(lambda indices: indices.to(device))

@@ -146,7 +146,7 @@ def _backward(qkv: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
             grads = qkv.new_empty(3, *part.q.shape)
             torch.bmm(weights.mT, upstream, out=grads[2])
             torch.bmm(upstream, part.v.mT, out=scores)
-            scores = torch._softmax_backward_data(scores, weights, -1, qkv.dtype)
+            torch._softmax_backward_data(scores, weights, -1, qkv.dtype, grad_input=scores)
             torch.baddbmm(grads[0], scores, part.k, beta=0, alpha=scale, out=grads[0])
             torch.baddbmm(grads[1], scores.mT, part.q, beta=0, alpha=scale, out=grads[1])
             grads = grads.unflatten(1, (-1, part.heads.stop - part.heads.start))
@@ -178,8 +178,10 @@ def _keep(
 
 
 def _differentiate(
-    ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor, _: Tensor
-) -> tuple[Tensor, None]:
+    ctx: torch.autograd.function.BackwardCFunction, gradient: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, None]:
+    if gradient is None:
+        return None, None
     qkv, kept = ctx.saved_tensors  # ty: ignore[invalid-assignment]  (torch declares one tensor)
     return _backward(qkv, kept, gradient), None
 

@@ -78,6 +78,26 @@ def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -
     return DeviceSetup(device, precision)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`, without waiting for the work that a GPU still has to do.
+
+    A copy from ordinary memory makes the host wait until the GPU has come to it, so that the GPU
+    idles while the next kernels are launched. From page-locked memory it is queued like a kernel;
+    torch keeps that memory until the copy is done. `tensor` itself is read before this returns, so
+    a loader may use its memory again.
+
+    Args:
+        tensor: Of any shape and dtype.
+        device: Where to.
+
+    Returns:
+        The same numbers; `tensor` itself if it is there already.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def compile_blocks(modules: Sequence[nn.Module]) -> int:
     """Compile the transformer blocks of modules in place; names and weights stay as they are.
 

@@ -1,0 +1,74 @@
+"""From a batch of clips to what the objective takes, on the device that trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa.data import ClipConfig, TransformConfig
+from vjepa.data.loader import ClipBatch
+from vjepa.jobs.pretrain_batches import BatchPreparer
+from vjepa.jobs.pretrain_config import DataConfig, PretrainConfig
+from vjepa.masking import MaskingConfig, MaskSampler
+from vjepa.models import EncoderConfig, ModelConfig, normalise_clip
+
+CPU = torch.device("cpu")
+ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=64, num_frames=4)
+
+
+def _config(count: str) -> PretrainConfig:
+    return PretrainConfig(
+        model=ModelConfig(encoder=ENCODER),
+        masking=MaskingConfig(count=count),  # ty: ignore[invalid-argument-type]
+        data=DataConfig(
+            batch_size=4,
+            clip=ClipConfig(num_frames=4),
+            transform=TransformConfig(crop_size=64),
+        ),
+    )
+
+
+def _batch(step: int) -> ClipBatch:
+    numbers = torch.Generator().manual_seed(step)
+    clips = torch.randint(256, (4, 3, 4, 64, 64), dtype=torch.uint8, generator=numbers)
+    rows = np.zeros((4, 2), dtype=np.int64)
+    return ClipBatch(step, np.arange(4 * step, 4 * step + 4), clips, None, rows, 0, 0.0)
+
+
+@pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
+def test_a_part_holds_its_clips_and_their_masks(count: str) -> None:
+    config, batch = _config(count), _batch(3)
+    sampler = MaskSampler(config.masking, ENCODER.grid, ENCODER.tubelet_size, config.seed)
+    wanted = sampler.sample(batch.ordinals, batch.step)
+    clips, masks, part = BatchPreparer(config)(batch, CPU, 1, 2).inputs
+    torch.testing.assert_close(clips, normalise_clip(batch.clips[2:]), rtol=0.0, atol=0.0)
+    assert part.clips == 0.5
+    for mine, all_masks in zip(masks, wanted, strict=True):
+        theirs = all_masks.slice(2, 4)
+        assert torch.equal(mine.context, theirs.context)
+        assert torch.equal(mine.target, theirs.target)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
+def test_inputs_reach_a_gpu_without_waiting_for_it(count: str) -> None:
+    config, device = _config(count), torch.device("cuda")
+    BatchPreparer(config)(_batch(0), device, 0, 1)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = _batch(1)
+        clips, masks, _ = BatchPreparer(config)(batch, device, 0, 1).inputs
+        wanted = batch.clips.clone()
+        batch.clips.zero_()  # the loader writes the next batch there
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    there, there_masks, _ = BatchPreparer(config)(replace(batch, clips=wanted), CPU, 0, 1).inputs
+    torch.testing.assert_close(clips.cpu(), there)
+    for mine, theirs in zip(masks, there_masks, strict=True):
+        assert torch.equal(mine.context.cpu(), theirs.context)
+        assert torch.equal(mine.target.cpu(), theirs.target)
