@@ -278,6 +278,8 @@ def main() -> None:
         )
         for name, path in files.items():
             info = probe(str(path))
+            if not (info.ok and info.time_base and info.constant_rate):
+                parser.error(f"{path}: the peers need readable frames at a constant rate")
             for num_clips in args.clips:
                 case = Case(name, info, draw_clips(info, args.passes, num_clips))
                 found = compare_pixels(case, peers, 4)

@@ -109,6 +109,24 @@ def test_rooms_import_without_decoder_and_parquet() -> None:
     )
 
 
+def test_what_runs_on_a_gpu_needs_no_decoder() -> None:
+    """``benchmarks/on_gpu.sh`` is meant for machines that have torch and little else."""
+    files = [
+        str(path.relative_to(ROOT))
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "@pytest.mark." + "gpu" in path.read_text(encoding="utf-8")
+    ]
+    assert len(files) > 3
+    _python(
+        "import sys\nfor name in ('av', 'torchcodec', 'webdataset'): sys.modules[name] = None\n"
+        "sys.path.insert(0, 'benchmarks')\n"
+        "import bench_step, curve_precision, bench_encode_peers, vjepa.jobs.bench_encode\n"
+        "import pytest\n"
+        "options = ['--collect-only', '-q', '-m', 'gpu', '-p', 'no:cacheprovider']\n"
+        f"sys.exit(pytest.main([*options, *{files}]))"
+    )
+
+
 def test_the_command_line_starts_without_torch() -> None:
     loaded = _python(
         "import sys, vjepa, vjepa.cli.main\n"
