@@ -227,9 +227,9 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
         # A shell's background job ignores Ctrl-C, and so would everything that it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    metrics = out / "runs" / "vjepa_seed0" / "metrics.jsonl"
+    both = [out / "runs" / f"{name}_seed0" / "metrics.jsonl" for name in ("vjepa", "pixel")]
     deadline = time.monotonic() + 150
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+    while not all(path.is_file() and path.read_text().count("\n") > 1 for path in both):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.1)
