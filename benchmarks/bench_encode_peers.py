@@ -1,8 +1,8 @@
 """Our frozen encoder beside VideoMAE and V-JEPA 2 of `transformers`: equal size, clips and tokens.
 
-One process, calls taken in turn, so that what else the machine does hits all alike; medians of wall
-clock and of CPU time, and the ratios. Weights are random; nothing is downloaded. Needs
-`pip install transformers`.
+Each encoder runs in a process of its own, as it would be in use; calls are taken in turn, so that
+what else the machine does hits all alike; medians of wall clock and of CPU time, and the ratios.
+Weights are random; nothing is downloaded. Needs `pip install transformers`.
 
     OMP_WAIT_POLICY=passive python benchmarks/bench_encode_peers.py --model vits16 --batch 2 \
         --threads 2 --rounds 5
@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
@@ -23,12 +26,13 @@ from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Mode
 from vjepa.jobs.bench_encode import PRESET_OF, encoder_flops
 from vjepa.jobs.bench_report import machine_name
 from vjepa.models import PRESETS, Encoder, EncoderConfig, normalise_clip
-from vjepa.runtime.device import compile_blocks
+from vjepa.runtime.device import compile_blocks, set_up_device
 
 Encode = Callable[[Tensor], Tensor]
 
 
-def ours(config: EncoderConfig, device: torch.device, compile_it: bool) -> Encode:
+def ours(config: EncoderConfig, device: torch.device, *, compile_it: bool = False) -> Encode:
+    set_up_device(device.type)  # what every job of ours does first
     encoder = Encoder(config).eval().requires_grad_(False).to(device)
     if compile_it:
         compile_blocks([encoder])
@@ -72,7 +76,41 @@ def vjepa2(config: EncoderConfig, device: torch.device) -> Encode:
     return encode
 
 
+ENCODERS: dict[str, Callable[[EncoderConfig, torch.device], Encode]] = {
+    "ours": ours,
+    "VideoMAEModel": video_mae,
+    "VJEPA2Model": vjepa2,
+    "ours, compiled": partial(ours, compile_it=True),
+}
+
+
 @torch.no_grad()
+def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
+    """A process that encodes once for each message, until it is sent None."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    device, config = torch.device(args.device), encoder_config(args)
+    encode = ENCODERS[name](config, device)
+    shape = (args.batch, 3, config.num_frames, args.image_size, args.image_size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    while pipe.recv() is not None:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+            tokens = encode(clips)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        used = time.process_time() - start_cpu
+        assert tokens.shape == (args.batch, config.num_tokens, config.width), name
+        pipe.send((time.perf_counter() - start, used))
+
+
+def encoder_config(args: argparse.Namespace) -> EncoderConfig:
+    preset = PRESETS[PRESET_OF[args.model]]
+    return EncoderConfig(
+        width=preset.width, depth=preset.depth, heads=preset.heads, image_size=args.image_size
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=PRESET_OF, default="vits16")
@@ -84,36 +122,24 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also ours compiled")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    device = torch.device(args.device)
-    preset = PRESETS[PRESET_OF[args.model]]
-    config = EncoderConfig(
-        width=preset.width, depth=preset.depth, heads=preset.heads, image_size=args.image_size
-    )
-    encoders: dict[str, Encode] = {
-        "ours": ours(config, device, False),
-        "VideoMAEModel": video_mae(config, device),
-        "VJEPA2Model": vjepa2(config, device),
-    }
-    if args.compile:
-        encoders["ours, compiled"] = ours(config, device, True)
-    shape = (args.batch, 3, config.num_frames, args.image_size, args.image_size)
-    clips = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
-    wall: dict[str, list[float]] = {name: [] for name in encoders}
-    cpu: dict[str, list[float]] = {name: [] for name in encoders}
+    names = [name for name in ENCODERS if args.compile or name != "ours, compiled"]
+    context, pipes = multiprocessing.get_context("spawn"), {}
+    for name in names:
+        pipes[name], far = context.Pipe()
+        context.Process(target=work, args=(name, args, far), daemon=True).start()
+        far.close()
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(args.rounds + 1):
-        for name, encode in encoders.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-                tokens = encode(clips)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            assert tokens.shape == (args.batch, config.num_tokens, config.width), name
+        for name, pipe in pipes.items():
+            pipe.send(turn)
+            seconds, cpu_seconds = pipe.recv()
             if turn:  # the first round warms up
-                wall[name].append(time.perf_counter() - start)
-                cpu[name].append(time.process_time() - start_cpu)
-    report(args, config, wall, cpu)
+                wall[name].append(seconds)
+                cpu[name].append(cpu_seconds)
+    for pipe in pipes.values():
+        pipe.send(None)
+    report(args, encoder_config(args), wall, cpu)
 
 
 def report(

@@ -32,6 +32,7 @@ from vjepa.masking import MaskingConfig
 from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
 from vjepa.objectives import FeaturePrediction
+from vjepa.runtime import device as device_module
 from vjepa.runtime.device import set_up_device
 from vjepa.runtime.threads import set_num_threads
 from vjepa.training import (
@@ -41,9 +42,6 @@ from vjepa.training import (
     learning_rate,
     train_step,
     weight_decay,
-)
-from vjepa.training import (
-    learner as learner_module,
 )
 
 CPU_CASES = ("vitti16:2:1", "vits16:1:1", "vits16:4:1", "vits16:2:2", "vitb16:1:1", "vitb16:2:2")
@@ -97,8 +95,8 @@ def steps(way: str, config: BenchConfig) -> Callable[[int], None]:
 def work(way: str, config: BenchConfig, pipe: Connection) -> None:
     """A process that takes a step for each number it is sent, until it is sent None."""
     if way == "plain":
-        # Only our training changes the allocator.
-        learner_module.keep_freed_memory = lambda: False  # ty: ignore[invalid-assignment]
+        # Only our way changes the allocator.
+        device_module.keep_freed_memory = lambda: False  # ty: ignore[invalid-assignment]
     step = steps(way, config)
     device = torch.device("cuda" if config.training.device == "cuda" else "cpu")
     while (number := pipe.recv()) is not None:

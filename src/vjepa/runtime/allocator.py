@@ -1,4 +1,4 @@
-"""The C library's memory allocator, as CPU training wants it."""
+"""The C library's memory allocator, as computation on a CPU wants it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """Let this process use freed memory again instead of giving it back to the system.
 
     By default glibc maps every block above 32 MB anew and gives free memory at its end back, so
-    each update faults its activations in again, page by page. Kept, they are faulted in once, as
-    torch does on a GPU; the process then holds its peak of memory until it ends. Results do not
-    change.
+    each update, and each attention over a long clip, faults the same pages in again. Kept, they are
+    faulted in once, as torch does on a GPU; the process then holds its peak of memory until it
+    ends. Results do not change.
 
     Args:
         environment: The process environment, or a substitute; a user's own ``MALLOC_...`` setting

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa.errors import UserError
+from vjepa.runtime.allocator import keep_freed_memory
 from vjepa.runtime.distributed import world
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -43,6 +44,9 @@ class DeviceSetup:
 
 def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -> DeviceSetup:
     """Choose the device; of several processes on a machine each takes its own GPU.
+
+    On a CPU the process keeps memory that it frees (:func:`keep_freed_memory`): encoding and
+    training otherwise fault the same activations in again and again.
 
     Args:
         name: ``auto`` takes a GPU when there is one.
@@ -75,6 +79,8 @@ def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -
         raise UserError(
             f"precision: {torch.cuda.get_device_name()} does not compute in bfloat16; use float32"
         )
+    if device.type == "cpu":
+        keep_freed_memory()
     return DeviceSetup(device, precision)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from vjepa.runtime.allocator import keep_freed_memory
 from vjepa.runtime.device import checkpoint_blocks, set_up_device
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.threads import set_num_threads
@@ -54,8 +53,6 @@ def build_learner(
     """
     set_num_threads(training.num_threads)
     setup = set_up_device(training.device, training.precision)
-    if setup.device.type == "cpu":
-        keep_freed_memory()
     objective.to(setup.device)
     trained = dict(objective.trainable())
     if training.activation_checkpointing:
