@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from vjepa.data.prepare.engines import EngineName, ray_workers, run_orders
 from vjepa.data.workers import Outcome
 from vjepa.errors import UserError
+
+
+def _starter() -> int:
+    """The process whose worker this one is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    return parent.pid
 
 
 class Work:
@@ -22,6 +32,13 @@ class Work:
             time.sleep(600)
         if order == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+        if order.startswith("end the Ray worker unless "):
+            mark = Path(order.removeprefix("end the Ray worker unless "))
+            if not mark.exists():
+                if mark.parent.is_dir():
+                    mark.write_text("it is done")
+                os.kill(_starter(), signal.SIGKILL)
+                time.sleep(600)
         return f"did {order}"
 
 
@@ -62,6 +79,19 @@ def cluster() -> Iterator[None]:
 def test_the_same_on_ray(cluster: None) -> None:
     assert ray_workers() == 2
     _check(_run("ray", 2, 5.0))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_lost_ray_worker_costs_nothing_the_first_time(cluster: None, tmp_path: Path) -> None:
+    """Its order is done by another one; an order that ends two is given up, the others are done."""
+    once = f"end the Ray worker unless {tmp_path / 'mark'}"
+    always = f"end the Ray worker unless {tmp_path / 'no such folder' / 'mark'}"
+    orders = [("a", "x"), ("once", once), ("always", always), ("b", "y")]
+    found = dict(run_orders("ray", Work(), orders, 2, 60.0))
+    assert found["once"].value == f"did {once}"
+    assert (found["always"].kind, found["always"].reason) == ("crash", "two Ray workers died of it")
+    assert [found[key].value for key in ("a", "b")] == ["did x", "did y"]
 
 
 def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
