@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from vjepa.models import cpu_attention
 from vjepa.models.attention import Attention
+from vjepa.models.blocks import Block
 from vjepa.models.cpu_attention import cpu_self_attention, self_attention
 
 SHAPES = [(3, 17, 2, 8), (1, 5, 3, 4), (2, 1, 1, 8)]
@@ -115,7 +116,7 @@ def test_it_is_a_well_behaved_operation() -> None:
 
 
 def test_only_bfloat16_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", False)
     calls = []
     monkeypatch.setattr(
         cpu_attention,
@@ -129,7 +130,19 @@ def test_only_bfloat16_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
         rough = attention(tokens)
     assert calls
     assert_close(rough.float(), exact, atol=0.02, rtol=0.02)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         attention(tokens)
     assert len(calls) == 1, "with AMX torch's own kernel is the fast one"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_compiled_block_is_in_one_piece(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", False)
+    block, tokens = Block(16, 2, 32), torch.randn(2, 5, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        found = torch._dynamo.explain(block)(tokens)
+    assert found.graph_break_count == 0, found.break_reasons
+    assert found.graph_count == 1

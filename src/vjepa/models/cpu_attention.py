@@ -24,6 +24,8 @@ _MOST_SCORES = 1 << 22
 # Probabilities that one attention keeps for its backward pass: 64 MiB in bfloat16. A predictor of
 # 12 blocks and two masks so keeps at most 1.5 GiB, as much as one clip of 1568 tokens has.
 _MOST_KEPT = 1 << 25
+# Asked once: a question to the processor inside a block would cut a compiled block in two.
+_HAS_AMX: bool = torch.cpu._is_amx_tile_supported()
 
 
 def suits(qkv: Tensor) -> bool:
@@ -33,7 +35,7 @@ def suits(qkv: Tensor) -> bool:
         qkv: Queries, keys and values, of any shape.
     """
     on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    return on_cpu and not torch.cpu._is_amx_tile_supported()
+    return on_cpu and not _HAS_AMX
 
 
 @dataclass(frozen=True)
