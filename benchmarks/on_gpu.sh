@@ -31,6 +31,7 @@ part tests python -m pytest -q -m gpu -p no:cacheprovider $(grep -rl 'mark\.gpu'
 part step_vitl16_224 python benchmarks/bench_step.py --gpu --case vitl16:24:224
 part step_vith16_224 python benchmarks/bench_step.py --gpu --case vith16:24:224
 part step_vith16_384 python benchmarks/bench_step.py --gpu --case vith16:10:384
+part profile_vitl16_224 python benchmarks/profile_step.py --gpu --case vitl16:24:224
 part precision python benchmarks/curve_precision.py
 for model in vitl16 vith16; do
 	part "encode_$model" python -m vjepa bench encode --model "$model" --precision bfloat16 --compile true
