@@ -120,7 +120,7 @@ def test_what_runs_on_a_gpu_needs_no_decoder() -> None:
     _python(
         "import sys\nfor name in ('av', 'torchcodec', 'webdataset'): sys.modules[name] = None\n"
         "sys.path.insert(0, 'benchmarks')\n"
-        "import bench_step, profile_step, curve_precision, bench_encode_peers\n"
+        "import bench_step, profile_step, curve_precision\n"
         "import vjepa.jobs.bench_encode\n"
         "import pytest\n"
         "options = ['--collect-only', '-q', '-m', 'gpu', '-p', 'no:cacheprovider']\n"
