@@ -74,6 +74,16 @@ def _at_once(length: int, heads: int) -> tuple[int, int]:
     return max(1, at_once // heads), min(heads, at_once)
 
 
+def _scratch(qkv: Tensor) -> Tensor:
+    """Working memory for scores and probabilities of the largest part, [2, heads, n, n].
+
+    One for all parts, since large blocks are mapped and faulted in anew each time by default.
+    """
+    batch, length, _, heads, _ = qkv.shape
+    clips_at_once, heads_at_once = _at_once(length, heads)
+    return qkv.new_empty(2, min(batch, clips_at_once) * heads_at_once, length, length)
+
+
 def _num_kept(qkv: Tensor) -> int:
     """Heads, counted over all clips, whose probabilities are kept: whole parts, the first ones."""
     batch, length, _, heads, _ = qkv.shape
@@ -121,11 +131,12 @@ def cpu_self_attention(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     out = qkv.new_empty(batch, length, heads, width)
     kept = qkv.new_empty(_num_kept(qkv) if keep else 0, length, length)
     with torch.autocast("cpu", enabled=False):
+        scratch = _scratch(qkv)
         for part in _parts(qkv):
-            scores = qkv.new_empty(part.q.shape[0], length, length)
-            mine = part.rows.stop <= kept.shape[0]
-            into = kept[part.rows] if mine else torch.empty_like(scores)
-            result = torch.bmm(_probabilities(part, scores, into), part.v)
+            scores, weights = scratch[:, : part.q.shape[0]]
+            if part.rows.stop <= kept.shape[0]:
+                weights = kept[part.rows]
+            result = torch.bmm(_probabilities(part, scores, weights), part.v)
             result = result.unflatten(0, (-1, part.heads.stop - part.heads.start))
             out[part.clips, :, part.heads] = result.transpose(1, 2)
     return out, kept
@@ -134,16 +145,16 @@ def cpu_self_attention(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 @torch.library.custom_op("vjepa::cpu_self_attention_backward", mutates_args=())
 def _backward(qkv: Tensor, kept: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of qkv, in its shape, from that of the result, [B, n, heads, head_dim]."""
-    length, width = qkv.shape[1], qkv.shape[4]
-    scale = width**-0.5
+    scale = qkv.shape[4] ** -0.5
     result = torch.empty_like(qkv)
     with torch.autocast("cpu", enabled=False):
+        scratch = _scratch(qkv)
         for part in _parts(qkv):
-            scores = qkv.new_empty(part.q.shape[0], length, length)
+            scores, weights = scratch[:, : part.q.shape[0]]
             if part.rows.stop <= kept.shape[0]:
                 weights = kept[part.rows]
             else:
-                weights = _probabilities(part, scores, torch.empty_like(scores))
+                _probabilities(part, scores, weights)
             upstream = part.of(gradient)
             grads = qkv.new_empty(3, *part.q.shape)
             torch.bmm(weights.mT, upstream, out=grads[2])
