@@ -139,14 +139,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print(f"{'width depth pixels batch':<26} {'ms':>8} {'fit ms':>8}")
-    rows = []
-    for row in (*SIZES, *PREDICTED):
-        rows.append(measure(Size.of(*row), rounds))
+    rows = [measure(Size.of(*row), rounds) for row in (*SIZES, *PREDICTED)]
     table, seconds = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
     fitted = slice(0, len(SIZES))
     coefficients = fit(table[fitted], seconds[fitted])
     guesses = table @ coefficients
+    print(f"{'width depth pixels batch':<26} {'ms':>8} {'fit ms':>8}")
     for row, real, guess in zip((*SIZES, *PREDICTED), seconds, guesses, strict=True):
         print(f"{' '.join(map(str, row)):<26} {real * 1e3:>8.1f} {guess * 1e3:>8.1f}")
     errors = guesses / seconds - 1

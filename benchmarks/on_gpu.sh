@@ -27,7 +27,7 @@ part() {
 
 # Only the files with GPU tests: others need a video decoder to be imported.
 # shellcheck disable=SC2046
-part tests python -m pytest -q -m gpu -p no:cacheprovider $(grep -rl 'mark\.gpu' tests)
+part tests python -m pytest -q -m gpu -p no:cacheprovider $(grep -rl --include='*.py' 'mark\.gpu' tests)
 part step_vitl16_224 python benchmarks/bench_step.py --gpu --case vitl16:24:224
 part step_vith16_224 python benchmarks/bench_step.py --gpu --case vith16:24:224
 part step_vith16_384 python benchmarks/bench_step.py --gpu --case vith16:10:384

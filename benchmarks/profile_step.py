@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 
 import torch
 from bench_step import WAYS, config_of, steps
+from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
@@ -29,14 +30,18 @@ from vjepa.runtime import device as device_module
 
 # The first kind of which a word is part of the operation's name.
 KINDS = (
+    ("fused by the compiler", ("triton",)),
     ("attention as one operation", ("attention", "flash", "fmha", "cudnn")),
     ("attention, products", ("aten::bmm", "aten::baddbmm")),
     ("softmax and its gradient", ("softmax",)),
     ("convolution", ("conv",)),
     ("matrix products", ("aten::mm", "aten::addmm", "gemm", "nvjet", "cutlass", "xmma")),
-    ("optimiser, average, norms", ("adam", "lerp", "vector_norm", "foreach", "sqrt", "addc")),
+    (
+        "optimiser, average, norms",
+        ("adam", "lerp", "vector_norm", "foreach", "multi_tensor", "sqrt", "addc"),
+    ),
     ("copies and casts", ("copy", "cat", "memcpy", "to_copy")),
-    ("GELU, LayerNorm, additions", ("gelu", "layer_norm", "add", "sum", "mul", "triton")),
+    ("GELU, LayerNorm, additions", ("gelu", "layer_norm", "add", "sum", "mul")),
 )
 
 
@@ -72,9 +77,13 @@ def work(way: str, case: str, precision: str, gpu: bool, pipe: Connection) -> No
         bench_step.wait(device)
     kinds, operations = Counter[str](), Counter[str]()
     for event in found.events() or []:
-        took = event.self_device_time_total if gpu else event.self_cpu_time_total
-        kinds[kind_of(event.name)] += took / 1e3
-        operations[callers(event)] += took / 1e3
+        on_cpu = event.device_type == DeviceType.CPU
+        took = (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1e3
+        # A kernel is listed twice: as itself, and as the time of the operation that launched it.
+        if on_cpu:
+            operations[callers(event)] += took
+        if on_cpu != gpu and not event.is_user_annotation:
+            kinds[kind_of(event.name)] += took
     pipe.send((dict(kinds), operations.most_common(12)))
 
 
