@@ -34,12 +34,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.data.clip_sampling import ClipConfig, clip_indices
-from vjepa.data.decode import decode_frames
-from vjepa.data.probe_file import probe
-from vjepa.data.samples import ClipRecipe
-from vjepa.data.transforms import TransformConfig, training_crop
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.clips.crops import TransformConfig, training_crop
+from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.plan import ClipConfig, clip_indices
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.inspect import probe
 
 Frames = NDArray[np.uint8]
 WIDTH, HEIGHT, FPS = 340, 256, 30

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
-from vjepa.jobs.bench_encode import PRESET_OF, encoder_flops
-from vjepa.jobs.bench_report import machine_name
+from vjepa.jobs.bench_encode import PRESET_OF, encoder_flops, machine_name
 from vjepa.models import PRESETS, Encoder, EncoderConfig, normalise_clip
 from vjepa.runtime.device import compile_blocks, set_up_device
 

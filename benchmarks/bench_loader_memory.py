@@ -21,11 +21,11 @@ import pyarrow.parquet as pq
 import torch
 from tests.data.video_files import Spec, write_video
 
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.index import index_sources
-from vjepa.data.loader import ClipLoader, LoaderConfig
-from vjepa.data.manifest import Manifest
-from vjepa.data.transforms import TransformConfig
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.manifest import Manifest
 
 
 def memory(process: int) -> dict[str, float]:

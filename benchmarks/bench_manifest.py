@@ -23,16 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vjepa.data import index_reuse
-from vjepa.data.index import list_sources
-from vjepa.data.index_reuse import KnownFiles
-from vjepa.data.manifest import Manifest
-from vjepa.data.manifest_schema import LABEL_PREFIX, to_schema
-from vjepa.data.probe_file import Stamp, stamp_of
-from vjepa.data.source_lists import IndexConfig
-from vjepa.data.sources import VideoSources
-from vjepa.data.video_info import MediaKind
-from vjepa.runtime.memory import resident_bytes
+from vjepa.data.loader.sampler import VideoSources
+from vjepa.data.manifest import index as index_reuse
+from vjepa.data.manifest.index import KnownFiles, list_sources
+from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.manifest import LABEL_PREFIX, Manifest, to_schema
+from vjepa.data.video.info import MediaKind
+from vjepa.data.video.inspect import Stamp, stamp_of
+from vjepa.runtime.device import resident_bytes
 
 BATCH = 3072
 _CHUNK = 1 << 20
@@ -162,7 +160,7 @@ def _reuse(folder: Path) -> dict[str, Any]:
 
 def _worker(folder: Path) -> dict[str, Any]:
     """A loader worker gets one row at a time: its memory does not know of the manifest."""
-    from vjepa.data.workers import WorkerPool
+    from vjepa.runtime.workers import WorkerPool
 
     manifest = Manifest.open(folder / "rows.parquet")
     pool = WorkerPool(_resident_mb, 1, 60.0)

@@ -26,12 +26,12 @@ import av
 import numpy as np
 import torch
 
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.index import index_sources
-from vjepa.data.manifest import Manifest
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import MatchConfig, PrepareConfig, ShardConfig
-from vjepa.data.samples import ClipRecipe
-from vjepa.data.transforms import TransformConfig
 from vjepa.jobs.prepare import prepare
 
 _WAYS = ("original", "prepared files", "shards")

@@ -21,9 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from vjepa.config import load_config
-from vjepa.jobs.probe import evaluate, train
-from vjepa.jobs.probe_config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe_inputs import rows_of_all_splits
+from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe.inputs import rows_of_all_splits
+from vjepa.jobs.probe.probe import evaluate, train
 
 EPOCHS = 20
 

@@ -31,10 +31,10 @@ from vjepa.jobs.bench_step import BenchConfig
 from vjepa.masking import MaskingConfig
 from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
-from vjepa.objectives import FeaturePrediction
 from vjepa.runtime import device as device_module
 from vjepa.runtime.device import set_up_device
 from vjepa.runtime.threads import set_num_threads
+from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     MicroBatch,
     TrainingConfig,

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.objectives import FeaturePrediction
 from vjepa.runtime.device import Precision
+from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
     MicroBatch,

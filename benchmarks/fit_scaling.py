@@ -31,7 +31,7 @@ from vjepa.models.operations import (
     predictor_parameters,
     update_operations,
 )
-from vjepa.objectives import FeaturePrediction
+from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
     MicroBatch,

@@ -31,18 +31,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_openers
 import fuzz_samples
 
-from vjepa.data.bad_videos import BadVideoLog
-from vjepa.data.check import check_manifest
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.index import index_sources
-from vjepa.data.loader import ClipLoader, LoaderConfig
-from vjepa.data.manifest import Manifest
-from vjepa.data.source_lists import IndexConfig
-from vjepa.data.transforms import TransformConfig
-from vjepa.data.video_info import LimitsConfig
-from vjepa.data.workers import WorkerPool
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.failures import BadVideoLog
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.manifest.check import check_manifest
+from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.info import LimitsConfig
 from vjepa.errors import UserError
-from vjepa.runtime.memory import resident_bytes
+from vjepa.runtime.device import resident_bytes
+from vjepa.runtime.workers import WorkerPool
 
 LIMITS = LimitsConfig(
     max_pixels=1 << 22, max_frames=20_000, max_bytes=1 << 24, max_memory_gigabytes=2.0

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from vjepa.checkpoint import read_config, read_encoder, read_model
 from vjepa.cli.main import main
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.probe_file import probe
-from vjepa.data.samples import ClipRecipe
-from vjepa.data.source_lists import IndexConfig, read_source
-from vjepa.data.sources import VideoSources
-from vjepa.data.transforms import TransformConfig
-from vjepa.data.video_info import DecodeError, VideoInfo
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.sampler import VideoSources
+from vjepa.data.manifest.lists import IndexConfig, read_source
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
-from vjepa.interop import read_config, read_encoder, read_model
 from vjepa.reporting.runs import read_run, state_lines
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
+from vjepa.checkpoint import save_model
 from vjepa.config import dump_yaml, load_config
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.video_info import VideoInfo
-from vjepa.interop import save_model
-from vjepa.jobs.pretrain_config import PretrainConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.info import VideoInfo
+from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
 # Name of the file -> (encoder, pixel format).

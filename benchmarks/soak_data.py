@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.probe_file import probe
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.inspect import probe
 
 NUM_VIDEOS = 40
 

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from vjepa.version import __version__
 
 if TYPE_CHECKING:
-    from vjepa.data.clips import load_clip
+    from vjepa.checkpoint import load_encoder, load_model
+    from vjepa.data.clips.load import load_clip
     from vjepa.evaluation.video_features import extract_features
-    from vjepa.interop import load_encoder, load_model
 
 __all__ = ["__version__", "extract_features", "load_clip", "load_encoder", "load_model"]
 
 _HOMES = {
     "extract_features": "vjepa.evaluation.video_features",
-    "load_clip": "vjepa.data.clips",
-    "load_encoder": "vjepa.interop",
-    "load_model": "vjepa.interop",
+    "load_clip": "vjepa.data.clips.load",
+    "load_encoder": "vjepa.checkpoint",
+    "load_model": "vjepa.checkpoint",
 }
 
 

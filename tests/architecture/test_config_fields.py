@@ -62,9 +62,9 @@ def test_every_field_is_read_somewhere() -> None:
 
 
 ROOTS = (
-    "vjepa.jobs.pretrain_config:PretrainConfig",
-    "vjepa.jobs.probe:ProbeConfig",
-    "vjepa.jobs.features_config:FeaturesConfig",
+    "vjepa.jobs.pretrain:PretrainConfig",
+    "vjepa.jobs.probe.probe:ProbeConfig",
+    "vjepa.jobs.features:FeaturesConfig",
     "vjepa.jobs.bench_encode:BenchConfig",
     "vjepa.data.prepare.config:PrepareConfig",
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vjepa as package
-from vjepa.interop import convert
+from vjepa.checkpoint import convert
 from vjepa.jobs import convert as job
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.jobs import demo
-from vjepa.jobs.demo_config import DemoConfig
+from vjepa.demo import demo
+from vjepa.demo.config import DemoConfig
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from vjepa.cli.main import COMMANDS, build_parser, command_module, main
 from vjepa.version import __version__
 
 _JOBS = {
-    "demo": "vjepa.jobs.demo",
+    "demo": "vjepa.demo.demo",
     "data": "vjepa.jobs.videos",
     "pretrain": "vjepa.jobs.pretrain",
-    "probe": "vjepa.jobs.probe",
+    "probe": "vjepa.jobs.probe.probe",
     "convert": "vjepa.jobs.convert",
     "show": "vjepa.jobs.show",
     "features": "vjepa.jobs.features",
-    "bench": "vjepa.jobs.bench_report",
+    "bench": "vjepa.jobs.bench_encode",
     "doctor": "vjepa.runtime.environment",
 }
 

@@ -9,8 +9,8 @@ import pytest
 
 from vjepa.config import dump_yaml, load_config
 from vjepa.jobs import pretrain
-from vjepa.jobs.pretrain_config import PretrainConfig
-from vjepa.training.loop import TrainingResult
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.training.trainer import TrainingResult
 
 _DATA = ["--data.sources.0.manifest", "m.parquet"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vjepa.config import load_config, recipe_names, recipe_path
-from vjepa.evaluation.joining import join_clips
-from vjepa.evaluation.probe_heads import build_head
-from vjepa.jobs.probe_config import HeadSetting, ProbeConfig
+from vjepa.evaluation.across_processes import join_clips
+from vjepa.evaluation.heads import build_head
+from vjepa.jobs.probe.config import HeadSetting, ProbeConfig
 from vjepa.models import PRESETS
 
 SETS = {"k400_16x8x3": (8, 400), "ssv2_16x2x3": (2, 174)}

@@ -17,8 +17,8 @@ from vjepa.config import (
 )
 from vjepa.config.yaml_text import parse_yaml
 from vjepa.data.prepare.config import PrepareConfig
-from vjepa.jobs.pretrain_config import PretrainConfig
-from vjepa.jobs.probe_config import ProbeConfig
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.masking import MaskSampler
 from vjepa.models import PRESETS, VJEPA, EncoderConfig
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay

@@ -10,9 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.probe_file import probe
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.inspect import probe
 
 
 def write_video(

@@ -12,13 +12,13 @@ import torch
 from tests.data.clip_files import damaged, hanging, make_manifest, with_rows, write_video
 
 from vjepa.data import frame_cache
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.decode import decode_frames
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.frame_cache import FrameCache, open_frame_caches
-from vjepa.data.loader import ClipBatch, ClipLoader, LoaderConfig
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.probe_file import probe
-from vjepa.data.transforms import TransformConfig
+from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
 
 
@@ -144,7 +144,7 @@ def test_a_build_that_breaks_off_leaves_no_cache(
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_cache.FrameCache, "__init__", None)  # no cache may be opened either
-        patch.setattr("vjepa.data.decode.decode_frames", broken)
+        patch.setattr("vjepa.data.video.decode.decode_frames", broken)
         with pytest.raises(KeyboardInterrupt):
             _caches([manifest], tmp_path, num_workers=0)
     (cache,) = _caches([manifest], tmp_path)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.evaluation.feature_batches import FeatureBatches
-from vjepa.evaluation.features import FeatureSet
+from vjepa.evaluation.batches import FeatureBatches
+from vjepa.evaluation.frozen import FeatureSet
 
 
 def _features(count: int, offset: float = 0.0, clips: int = 1) -> FeatureSet:

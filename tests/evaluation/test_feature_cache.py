@@ -10,10 +10,8 @@ import pytest
 import torch
 
 from vjepa.errors import UserError
-from vjepa.evaluation import feature_cache
-from vjepa.evaluation.feature_cache import FeatureKey, extract_features
-from vjepa.evaluation.features import BadVideo, ClipRows
-from vjepa.evaluation.fingerprints import weights_hash
+from vjepa.evaluation import frozen as feature_cache
+from vjepa.evaluation.frozen import BadVideo, ClipRows, FeatureKey, extract_features, weights_hash
 from vjepa.models import Encoder, EncoderConfig
 
 TINY = EncoderConfig(

@@ -12,18 +12,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from vjepa.data.video_info import VideoInfo
-from vjepa.evaluation.feature_files import (
+from vjepa.data.video.info import VideoInfo
+from vjepa.evaluation.export import (
     FeatureFileWriter,
+    FeatureTable,
     FileOrigin,
     is_written,
     metadata,
     tokens_shape,
 )
-from vjepa.evaluation.feature_tables import FeatureTable
-from vjepa.evaluation.framing import FramingConfig
-from vjepa.evaluation.window_reading import Look, look_at
-from vjepa.evaluation.windows import WindowConfig
+from vjepa.evaluation.windows import FramingConfig, Look, WindowConfig, look_at
 from vjepa.models import EncoderConfig
 
 ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=32, num_frames=8, patch_size=16)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.evaluation.features import BadVideo, ClipRows, FeatureSet, encode_clips, encode_rows
+from vjepa.evaluation.frozen import BadVideo, ClipRows, FeatureSet, encode_clips, encode_rows
 from vjepa.models import Encoder, EncoderConfig, normalise_clip
 
 CPU = torch.device("cpu")

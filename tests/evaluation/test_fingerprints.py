@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vjepa.evaluation.fingerprints import settings_hash, weights_hash
+from vjepa.evaluation.frozen import settings_hash, weights_hash
 
 
 def test_one_changed_bit_changes_the_hash() -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.transforms import center_crop_clip
-from vjepa.evaluation.framing import FramingConfig, framing_for
+from vjepa.data.clips.crops import center_crop_clip
+from vjepa.evaluation.windows import FramingConfig, framing_for
 
 SIZES = {"image_size": 32, "patch_size": 8}
 

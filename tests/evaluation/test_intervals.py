@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vjepa.evaluation.intervals import Interval, bootstrap_interval, wilson_interval
+from vjepa.evaluation.metrics import Interval, bootstrap_interval, wilson_interval
 
 
 def test_wilson_against_published_values() -> None:

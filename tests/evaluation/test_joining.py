@@ -9,8 +9,12 @@ import torch
 from tests.golden.golden_files import LOGITS, tensors
 from torch import Tensor
 
-from vjepa.evaluation.joining import averaged_probabilities, join_clips, stacked_for_training
-from vjepa.interop import load_probe
+from vjepa.checkpoint import load_probe
+from vjepa.evaluation.across_processes import (
+    averaged_probabilities,
+    join_clips,
+    stacked_for_training,
+)
 
 
 def _clips() -> Tensor:

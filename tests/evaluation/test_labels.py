@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
 

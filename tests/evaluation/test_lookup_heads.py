@@ -5,7 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from vjepa.evaluation.lookup_heads import NearestMean, NearestNeighbours
+from vjepa.evaluation.heads import NearestMean, NearestNeighbours
 
 VECTORS = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0], [-1.0, 0.0]])
 LABELS = torch.tensor([0, 1, 1, 2])

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa.evaluation.multi_label import MultiLabelScores, average_precision
+from vjepa.evaluation.metrics import MultiLabelScores, average_precision
 
 CLASSES = ("a", "b", "c")
 

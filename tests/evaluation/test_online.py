@@ -7,11 +7,11 @@ import pytest
 import torch
 from tests.evaluation.tiny_videos import with_bad_video
 
-from vjepa.data.clip_sampling import ClipConfig
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clip_reading import ReadingConfig, ViewConfig
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, _Choice
+from vjepa.evaluation.views import ReadingConfig, ViewConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.runtime.device import DeviceSetup
 

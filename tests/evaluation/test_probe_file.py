@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vjepa.data.clip_sampling import ClipConfig
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clip_reading import ViewConfig
-from vjepa.evaluation.fingerprints import weights_hash
-from vjepa.evaluation.probe_file import (
+from vjepa.evaluation.frozen import weights_hash
+from vjepa.evaluation.heads import HeadConfig, build_head
+from vjepa.evaluation.saved_probe import (
     EncoderIdentity,
     FeatureSettings,
     ProbeFile,
     load_probe_file,
 )
-from vjepa.evaluation.probe_heads import HeadConfig, build_head
+from vjepa.evaluation.views import ViewConfig
 from vjepa.models import Encoder, EncoderConfig
 
 TINY = EncoderConfig(

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vjepa.evaluation.probe_heads import HeadConfig, ProbeHeads, build_head
+from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 
 FORMS = [
     HeadConfig(),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vjepa.errors import UserError
-from vjepa.evaluation.features import BadVideo
+from vjepa.evaluation.frozen import BadVideo
 from vjepa.evaluation.metrics import ClassificationSums
 from vjepa.evaluation.results import (
     EvaluatedSplit,

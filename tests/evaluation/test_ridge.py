@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vjepa.evaluation.ridge import fit_ridge
+from vjepa.evaluation.heads import fit_ridge
 
 
 def _clusters(count: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from vjepa.errors import UserError
-from vjepa.evaluation.labels import Labels
-from vjepa.evaluation.splits import SplitRecord, hold_out, load_split, stratified_subset
+from vjepa.evaluation.labels import Labels, SplitRecord, hold_out, load_split, stratified_subset
 
 
 def _labels(counts: list[int]) -> Labels:

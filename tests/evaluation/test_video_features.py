@@ -12,15 +12,14 @@ from tests.evaluation.tiny_videos import write_video
 from torch import nn
 
 import vjepa
-from vjepa.data.decode import decode_frames
-from vjepa.data.probe_file import probe
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
-from vjepa.evaluation import window_reading
-from vjepa.evaluation.framing import FramingConfig, framing_for
+from vjepa.evaluation import windows as window_reading
 from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
-from vjepa.evaluation.windows import WindowConfig
+from vjepa.evaluation.windows import FramingConfig, WindowConfig, framing_for
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
-from vjepa.models.frame_encoder import FrameEncoder
+from vjepa.models.encoder import FrameEncoder
 
 VIDEO = EncoderConfig(width=24, depth=2, heads=2, image_size=32, num_frames=8, patch_size=16)
 IMAGE = EncoderConfig(

@@ -9,8 +9,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.manifest import Manifest, ManifestRow
-from vjepa.data.probe_file import probe
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.inspect import probe
 
 SIZE = 32
 FRAMES = 10

@@ -10,7 +10,7 @@ from tests.golden.golden_files import FEATURES, LOGITS, tensors, tiny_model
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.interop import load_probe
+from vjepa.checkpoint import load_probe
 from vjepa.models import Encoder, sincos_1d
 
 

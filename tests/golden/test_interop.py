@@ -18,7 +18,7 @@ from tests.golden.golden_files import (
 from torch import nn
 from torch.testing import assert_close
 
-from vjepa.interop import (
+from vjepa.checkpoint import (
     convert,
     load_encoder,
     load_model,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vjepa.masking import TokenMasks
-from vjepa.objectives import FeaturePrediction
+from vjepa.tasks import FeaturePrediction
 
 KINDS = ("short", "long")
 

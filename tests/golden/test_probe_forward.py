@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vjepa.interop import load_probe
+from vjepa.checkpoint import load_probe
 
 FILES = {1: "attentive_probe_tiny.pth.tar", 2: "attentive_probe_tiny_depth2.pth.tar"}
 

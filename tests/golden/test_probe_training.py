@@ -12,13 +12,13 @@ from tests.golden.golden_files import GRADIENTS, LOGITS, LOSSES, plain_names, te
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.evaluation.feature_batches import FeatureBatch
-from vjepa.evaluation.probe_heads import HeadConfig, ProbeHeads, build_head
-from vjepa.jobs.probe_config import HeadSetting, ProbeOptimConfig
-from vjepa.jobs.probe_training import prepare_features, scale_groups, schedules
-from vjepa.objectives.classification import ClassificationObjective
-from vjepa.training.loop import Trainer, TrainingConfig
+from vjepa.evaluation.batches import FeatureBatch
+from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
+from vjepa.jobs.probe.config import HeadSetting, ProbeOptimConfig
+from vjepa.jobs.probe.train import prepare_features, scale_groups, schedules
+from vjepa.tasks.classification import ClassificationObjective
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
+from vjepa.training.trainer import Trainer, TrainingConfig
 
 UNUSED = "pooler.cross_attention_block.xattn.proj."
 REFERENCE = HeadSetting(1e-3, 0.01)

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vjepa.masking import TokenMasks
-from vjepa.objectives import FeaturePrediction
-from vjepa.training.ema import EmaPairs, update_ema
-from vjepa.training.optim import build_optimizer, set_schedules
+from vjepa.tasks import FeaturePrediction
+from vjepa.training.optim import EmaPairs, build_optimizer, set_schedules, update_ema
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,

@@ -11,7 +11,7 @@ from tests.golden.golden_files import tensors, tiny_model
 from torch import Tensor
 
 from vjepa.masking import TokenMasks
-from vjepa.objectives import FeaturePrediction
+from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
     MicroBatch,

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vjepa.counter_random import uniforms
-from vjepa.data.transforms import (
+from vjepa.data.clips.crops import (
     NUM_UNIFORMS,
     TransformConfig,
     center_crop_clip,

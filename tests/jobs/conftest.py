@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.jobs.tiny_probe import write_checkpoint
+from tests.jobs.probe.tiny_probe import write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -136,7 +136,7 @@ def import_everything() -> None:
         "torch.utils.serialization",
         "torch.utils.tensorboard",
         "numpy.ma",
-        "vjepa.data.decode",
+        "vjepa.data.video.decode",
         "vjepa.jobs.pretrain",
     ):
         importlib.import_module(name)

@@ -7,9 +7,9 @@ import pytest
 from tests.data.clip_files import make_manifest
 
 from vjepa.cli.main import main
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.loader import LoaderConfig
-from vjepa.data.transforms import TransformConfig
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import LoaderConfig
 from vjepa.errors import UserError
 from vjepa.jobs.bench_loader import BenchConfig, run
 

@@ -16,13 +16,12 @@ from safetensors.numpy import load_file
 from tests.evaluation.tiny_videos import coloured_frames, write_video
 
 import vjepa
+from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.errors import UserError
 from vjepa.evaluation.windows import WindowConfig
-from vjepa.interop import save_model
-from vjepa.jobs.features import FileRecord, file_names, read_index, run
-from vjepa.jobs.features_config import FeaturesConfig
-from vjepa.jobs.probe_config import EncoderSourceConfig
+from vjepa.jobs.features import FeaturesConfig, FileRecord, file_names, read_index, run
+from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
 TINY = ModelConfig(

@@ -19,9 +19,10 @@ import torch
 from tests.data.clip_files import damaged, hanging
 from tests.data.prepare.copies import remux, scene, write
 
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.loader import ClipLoader, LoaderConfig
-from vjepa.data.manifest import Manifest, ManifestRow
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.prepare.config import (
     ExcludeConfig,
     MatchConfig,
@@ -31,8 +32,7 @@ from vjepa.data.prepare.config import (
     TrimConfig,
 )
 from vjepa.data.prepare.storing import Store
-from vjepa.data.probe_file import probe
-from vjepa.data.transforms import TransformConfig
+from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
 from vjepa.jobs.prepare import prepare
 

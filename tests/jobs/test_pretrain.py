@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 from tests.jobs.tiny_run import tiny_config, write_recipe, write_set
 
+from vjepa.checkpoint import load_encoder, load_model, save_model
 from vjepa.errors import UserError
-from vjepa.interop import load_encoder, load_model, save_model
 from vjepa.jobs import pretrain
 from vjepa.models import VJEPA
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from vjepa.data import ClipConfig, TransformConfig
-from vjepa.data.loader import ClipBatch
-from vjepa.jobs.pretrain_batches import BatchPreparer
-from vjepa.jobs.pretrain_config import DataConfig, PretrainConfig
+from vjepa.data.loader.loader import ClipBatch
+from vjepa.jobs.pretrain import BatchPreparer, DataConfig, PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import EncoderConfig, ModelConfig, normalise_clip
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.jobs.visualise import (
+from vjepa.jobs.show import (
     feature_grid,
     features_picture,
     masks_picture,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vjepa.config import load_config
-from vjepa.data.synthetic import SyntheticConfig
-from vjepa.jobs.pretrain_config import PretrainConfig
-from vjepa.jobs.videos import synthesise
+from vjepa.demo import SyntheticConfig
+from vjepa.demo.synthetic_files import synthesise
+from vjepa.jobs.pretrain import PretrainConfig
 
 RECIPE = """
 seed: 3

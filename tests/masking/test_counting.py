@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from vjepa.masking.counting import count_fixed, count_packed, count_prefix
-from vjepa.masking.drawing import DrawnMasks
-from vjepa.masking.random_subset import TokenKeys
+from vjepa.masking.drawing import DrawnMasks, TokenKeys
 
 HIDDEN = np.array([[[0, 1, 1, 0, 0, 1], [1, 1, 0, 1, 0, 1]]], dtype=bool)  # one kind, two clips
 

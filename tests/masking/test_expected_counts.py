@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskConfig, MaskingConfig, MaskSampler
-from vjepa.masking.expected_counts import TokenCounts, mean_prefix_counts
+from vjepa.masking.counting import TokenCounts, mean_prefix_counts
 
 PAIR = (SHORT_RANGE, LONG_RANGE)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa.counter_random import random_bits
-from vjepa.masking.random_subset import TokenKeys, random_subset
+from vjepa.masking.drawing import TokenKeys, random_subset
 
 
 def _words(seed: int, rows: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vjepa.models import Encoder, EncoderConfig
-from vjepa.models.frame_encoder import FrameEncoder
+from vjepa.models.encoder import FrameEncoder
 
 IMAGE = EncoderConfig(
     width=24, depth=2, heads=2, image_size=32, num_frames=1, patch_size=16, tubelet_size=1

@@ -26,7 +26,7 @@ from vjepa.models.operations import (
     update_memory,
     update_operations,
 )
-from vjepa.objectives import FeaturePrediction
+from vjepa.tasks import FeaturePrediction
 
 BATCH = 3
 

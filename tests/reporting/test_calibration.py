@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vjepa.reporting.calibration import ConfidenceRange, draw_calibration
+from vjepa.reporting.charts import ConfidenceRange, draw_calibration
 
 RANGES = [
     ConfidenceRange(low=0.2, high=0.4, count=3, accuracy=0.0, confidence=0.3),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vjepa.reporting.confusion import draw_confusion
+from vjepa.reporting.charts import draw_confusion
 
 
 @pytest.mark.parametrize("size", [2, 9, 60])

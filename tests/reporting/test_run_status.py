@@ -13,13 +13,13 @@ import pytest
 
 from vjepa.reporting.run_status import rank_charts, rank_table, status_lines, status_of
 from vjepa.reporting.runs import read_run
+from vjepa.runtime.files import holder_of, locked_folder
 from vjepa.runtime.logging import log_file
-from vjepa.runtime.run_lock import holder_of, locked_folder
 
 _HOLD = """
 import sys
 from pathlib import Path
-from vjepa.runtime.run_lock import locked_folder
+from vjepa.runtime.files import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from vjepa.runtime.allocator import keep_freed_memory
+from vjepa.runtime.device import keep_freed_memory
 
 _COUNT_FAULTS = """
 import resource, sys, torch
-from vjepa.runtime.allocator import keep_freed_memory
+from vjepa.runtime.device import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 torch.set_num_threads(1)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.runtime.memory import resident_bytes
+from vjepa.runtime.device import resident_bytes
 
 _SCRIPT = """
-from vjepa.runtime.memory import limit_memory
+from vjepa.runtime.device import limit_memory
 limit_memory(0.3)
 bytearray(100_000_000)
 try:

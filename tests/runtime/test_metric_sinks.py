@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vjepa.errors import UserError
-from vjepa.runtime.metric_sinks import (
+from vjepa.runtime.metric_log import (
     JsonlSink,
     MetricRecord,
     TensorBoardSink,

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from vjepa.errors import UserError
-from vjepa.runtime.run_lock import locked_folder
+from vjepa.runtime.files import locked_folder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
 
 _HOLD = """
 import sys, time
 from pathlib import Path
-from vjepa.runtime.run_lock import locked_folder
+from vjepa.runtime.files import locked_folder
 with locked_folder(Path(sys.argv[1])):
     print("locked", flush=True)
     time.sleep(60)

@@ -18,7 +18,7 @@ import pytest
 from vjepa.errors import UserError
 from vjepa.training import TrainingConfig, TrainingStopped
 from vjepa.training.guards import BadUpdateGuard, HealthAlarm, StopSignals
-from vjepa.training.interval import HostStep
+from vjepa.training.log_window import HostStep
 
 SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
 

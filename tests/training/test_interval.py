@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from vjepa.runtime.distributed import Team
-from vjepa.training.interval import Interval
+from vjepa.training.log_window import Interval
 from vjepa.training.step import StepValues
 
 

@@ -28,7 +28,7 @@ from tests.training.toy import (
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.runtime.metric_sinks import read_metrics
+from vjepa.runtime.metric_log import read_metrics
 from vjepa.training import (
     Trainer,
     TrainingConfig,

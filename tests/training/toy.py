@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.runtime.metric_sinks import JsonlSink, MetricSink
+from vjepa.runtime.metric_log import JsonlSink, MetricSink
 from vjepa.training import (
     EmaConfig,
     MicroBatch,

@@ -150,7 +150,7 @@ def _prepare_config() -> type:
 
 
 def _synthetic_config() -> type:
-    from vjepa.jobs.videos import SyntheticConfig
+    from vjepa.demo import SyntheticConfig
 
     return SyntheticConfig
 
@@ -236,8 +236,8 @@ def _synth(args: argparse.Namespace) -> int:
         return 0
     if args.out is None:
         raise UserError("data synth needs --out DIR, the folder to write the set into")
-    from vjepa.jobs import videos
+    from vjepa.demo.synthetic_files import synthesise
 
-    manifest, summary = videos.synthesise(config, args.out, workers=args.workers)
+    manifest, summary = synthesise(config, args.out, workers=args.workers)
     print(f"{manifest}: {summary}")
     return 0

@@ -27,7 +27,7 @@ _DEFAULT_OUT = Path("runs/demo")
 
 
 def _config_class() -> type:
-    from vjepa.jobs.demo_config import DemoConfig
+    from vjepa.demo.config import DemoConfig
 
     return DemoConfig
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_config:
         print_config(config)
         return 0
-    from vjepa.jobs.demo import run as demo
+    from vjepa.demo.demo import run as demo
 
     report = demo(config, args.out)
     print(f"report: {report}")

@@ -28,7 +28,7 @@ examples:
 
 
 def _config_class() -> type:
-    from vjepa.jobs.features_config import FeaturesConfig
+    from vjepa.jobs.features import FeaturesConfig
 
     return FeaturesConfig
 

@@ -16,12 +16,26 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from vjepa.cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS
 from vjepa.cli.parser import Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.threads import prevent_openmp_spinning
 from vjepa.version import __version__
+
+EXIT_BAD_INPUT = 2
+"""The input was bad; one line on stderr says what and what to do."""
+
+EXIT_INTERRUPTED = 130
+"""The user stopped the work before it was done (Ctrl-C)."""
+
+EXIT_LOST_PROCESS = 1
+"""Another process of the same job ended or hung; its own message says why."""
+
+EXIT_REQUEUE = 75
+"""The system asked for an end (SIGTERM, SIGUSR1), the state is saved: start the job again.
+
+The number is that of EX_TEMPFAIL in sysexits.h."""
+
 
 COMMANDS = ("demo", "data", "pretrain", "probe", "features", "convert", "show", "bench", "doctor")
 """Names of the subcommands, each a module of this package, in the order of the help."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vjepa.cli.exit_codes import EXIT_INTERRUPTED, EXIT_REQUEUE
+from vjepa.cli.main import EXIT_INTERRUPTED, EXIT_REQUEUE
 from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
@@ -29,7 +29,7 @@ examples:
 
 
 def _config_class() -> type:
-    from vjepa.jobs.pretrain_config import PretrainConfig
+    from vjepa.jobs.pretrain import PretrainConfig
 
     return PretrainConfig
 

@@ -12,7 +12,7 @@ from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
-    from vjepa.jobs.probe_measure import Measured
+    from vjepa.jobs.probe.measure import Measured
 
 NAME = "probe"
 HELP = """\
@@ -64,7 +64,7 @@ examples:
 
 
 def _config_class() -> type:
-    from vjepa.jobs.probe_config import ProbeConfig
+    from vjepa.jobs.probe.config import ProbeConfig
 
     return ProbeConfig
 
@@ -130,13 +130,13 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError("probe train needs --out DIR, a new folder for the probe")
     print_config(config)
     if config.data.num_splits > 1:
-        from vjepa.jobs.probe_splits import train_splits
+        from vjepa.jobs.probe.splits import train_splits
 
         splits = train_splits(config, args.out)
         print(splits.markdown(), end="")
         print(f"probes: {args.out}/split_{splits.seeds[0]} ... split_{splits.seeds[-1]}")
         return 0
-    from vjepa.jobs.probe import train
+    from vjepa.jobs.probe.probe import train
 
     result = train(config, args.out)
     for head in result.selection:
@@ -154,8 +154,8 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe import EvaluatedSplit, VideosConfig, evaluate_together
-    from vjepa.jobs.probe_measure import draw, draw_reliability
+    from vjepa.jobs.probe.measure import draw, draw_reliability
+    from vjepa.jobs.probe.probe import EvaluatedSplit, VideosConfig, evaluate_together
     from vjepa.runtime.distributed import world
 
     measured = evaluate_together(
@@ -191,14 +191,14 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {path}: its folder does not exist; make it first")
     wanted = [option for option, path in pictures.items() if path is not None]
     if wanted:
-        from vjepa.jobs.probe import load_probe_file
+        from vjepa.jobs.probe.probe import load_probe_file
 
         if load_probe_file(args.probe).multi_label:
             raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
 def _print_metrics(measured: Measured) -> None:
-    from vjepa.jobs.probe_measure import EvaluatedSplit
+    from vjepa.jobs.probe.measure import EvaluatedSplit
 
     for bad in measured.bad_videos:
         print(f"not evaluated: {bad.path}: {bad.reason}")
@@ -227,7 +227,7 @@ def _print_metrics(measured: Measured) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe_predict import check_predictions_file, predict, write_predictions
+    from vjepa.jobs.probe.predict import check_predictions_file, predict, write_predictions
 
     if args.out is not None:
         check_predictions_file(args.out)

@@ -52,7 +52,7 @@ example:
 
 
 def _pretrain_config() -> type:
-    from vjepa.jobs.pretrain_config import PretrainConfig
+    from vjepa.jobs.pretrain import PretrainConfig
 
     return PretrainConfig
 

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.transforms import resize_short_side, short_side_size
-from vjepa.data.video_info import DecodeError, VideoInfo
-from vjepa.data.workers import WORKER_GIGABYTES, Outcome, WorkerPool
+from vjepa.data.clips.crops import resize_short_side, short_side_size
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.progress import open_progress
+from vjepa.runtime.workers import WORKER_GIGABYTES, Outcome, WorkerPool
 
 if TYPE_CHECKING:
-    from vjepa.data.manifest import Manifest
+    from vjepa.data.manifest.manifest import Manifest
 
 _FORMAT = "vjepa frame cache 2"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
@@ -214,8 +214,8 @@ class _CacheTask:
 
     def __call__(self, order: _CacheOrder) -> NDArray[np.float64] | str | None:
         """Decode; the answer is the frames' times if uneven, else None, or why the video is bad."""
-        from vjepa.data.decode import decode_frames
-        from vjepa.data.frame_times import frame_times
+        from vjepa.data.video.decode import decode_frames
+        from vjepa.data.video.frame_times import frame_times
 
         mapped = np.load(self.frames, mmap_mode="r+")
         size = int(np.prod(order.shape)) * 3

@@ -1,16 +1,21 @@
-"""Adding up what several processes measured.
+"""From the token maps of a video's clips to what a probe reads, and from its answers to one.
 
-Each process measures its own part of the data; counts and sums are added, so that every process
-ends with the figures of the whole set. Without a process group there is nothing to add.
+The paper (section 4) gives the probe the token maps of all segments together and averages its
+probabilities over the spatial views. The released code can also show it each segment alone and
+average over segments and views; `golden` tests hold both to recorded numbers.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
-from vjepa.evaluation.features import BadVideo
+from vjepa.evaluation.frozen import BadVideo
+from vjepa.evaluation.metrics import probabilities_of
+from vjepa.evaluation.views import JoinSegments
 
 
 class Mergeable(Protocol):
@@ -50,3 +55,50 @@ def add_up(sums: Sums, bad: tuple[BadVideo, ...]) -> tuple[Sums, tuple[BadVideo,
         total.merge(own)
     videos = sorted((video for _, own in gathered for video in own), key=lambda video: video.row)
     return total, tuple(videos)
+
+
+def join_clips(tokens: Tensor, num_segments: int, join: JoinSegments) -> Tensor:
+    """Arrange the token maps of R = V * S clips, clip r = v * S + s.
+
+    Args:
+        tokens: [B, R, N, D].
+        num_segments: S.
+        join: ``tokens``: the maps of a view's segments one after the other in time; ``average``:
+            every clip by itself.
+
+    Returns:
+        [B, P, N', D]: P = V inputs of N' = S * N tokens, or P = R of N' = N.
+    """
+    if join == "average":
+        return tokens
+    batch, clips, count, width = tokens.shape
+    return tokens.reshape(batch, clips // num_segments, num_segments * count, width)
+
+
+def averaged_probabilities(head: nn.Module, tokens: Tensor, *, multi_label: bool = False) -> Tensor:
+    """Probabilities of each video: the mean over its P inputs.
+
+    Args:
+        head: [b, N', D] -> logits [b, classes], or [H, b, classes] of several heads.
+        tokens: float [B, P, N', D].
+        multi_label: Each class by itself (sigmoid) instead of one of all (softmax).
+
+    Returns:
+        float64 [B, classes], or [H, B, classes], on the CPU.
+    """
+    logits = head(tokens.flatten(0, 1)).cpu()
+    shares = logits.double().sigmoid() if multi_label else probabilities_of(logits)
+    return shares.unflatten(-2, tokens.shape[:2]).mean(dim=-2)
+
+
+def stacked_for_training(tokens: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Every input of a video as a sample with the video's label.
+
+    Args:
+        tokens: [B, P, N', D].
+        labels: [B, ...].
+
+    Returns:
+        [B * P, N', D] and [B * P, ...].
+    """
+    return tokens.flatten(0, 1), torch.repeat_interleave(labels, tokens.shape[1], dim=0)

@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.counter_random import permute
-from vjepa.data.clip_sampling import ClipConfig
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.clip_reading import ReadingConfig, ViewConfig
-from vjepa.evaluation.clips import EvaluationClips
-from vjepa.evaluation.features import encode_clips
-from vjepa.evaluation.intervals import wilson_interval
-from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
-from vjepa.evaluation.ridge import fit_ridge
-from vjepa.evaluation.splits import stratified_subset
+from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.heads import fit_ridge
+from vjepa.evaluation.labels import (
+    Labels,
+    check_every_class_has_a_sample,
+    labels_of,
+    stratified_subset,
+)
+from vjepa.evaluation.metrics import wilson_interval
+from vjepa.evaluation.views import EvaluationClips, ReadingConfig, ViewConfig
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
 
@@ -117,7 +120,7 @@ class OnlineProbe:
         Raises:
             UserError: Manifest, split or label is missing, or labels are incomplete.
         """
-        from vjepa.data.manifest import Manifest
+        from vjepa.data.manifest.manifest import Manifest
 
         self.every_steps = config.every_steps
         self._encoder, self._config, self._setup = encoder, config, setup

@@ -17,14 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.data.video_info import DecodeError, VideoInfo
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.features import encode_clips
-from vjepa.evaluation.framing import FramingConfig
-from vjepa.evaluation.window_reading import FileEvent, Look, Pool, look_at, read_files
-from vjepa.evaluation.windows import Stitcher, WindowConfig
+from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.windows import (
+    FileEvent,
+    FramingConfig,
+    Look,
+    Pool,
+    Stitcher,
+    WindowConfig,
+    look_at,
+    read_files,
+)
 from vjepa.models import EncoderConfig
-from vjepa.models.frame_encoder import FrameEncoder
+from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import Precision
 
 
@@ -132,7 +139,7 @@ def extract_features(
         UserError: A file cannot be read.
     """
     # PyAV may be missing where only models are used.
-    from vjepa.data.probe_file import probe
+    from vjepa.data.video.inspect import probe
 
     several = not isinstance(paths, (str, os.PathLike))
     every = [os.fspath(path) for path in paths] if several else [os.fspath(paths)]

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from vjepa.evaluation.features import encode_clips
-from vjepa.jobs.bench_report import BenchReport, machine_name
-from vjepa.jobs.probe_encoder import compile_encoder
+from vjepa.evaluation.frozen import encode_clips
+from vjepa.jobs.probe.encoder import compile_encoder
 from vjepa.models import PRESETS, Encoder, EncoderConfig
 from vjepa.runtime.device import DeviceName, Precision, set_up_device
 from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.threads import set_num_threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchReport:
+    """The result of one of the ``vjepa bench`` commands."""
+
+    lines: tuple[str, ...]
+    """For people."""
+    values: dict[str, Any]
+    """For programs: plain values that JSON can hold, with ``benchmark`` and ``machine``."""
+
+
+def machine_name() -> str:
+    """The processor as the system names it, for the record beside a measured number."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
 
 PRESET_OF = {
     "vitti16": "vit_tiny",
@@ -140,7 +162,7 @@ def time_calls(
     Args:
         encoder: On `device`.
         clips: uint8 [B, 3, T, S, S].
-        device, precision: As for :func:`vjepa.evaluation.features.encode_clips`.
+        device, precision: As for :func:`vjepa.evaluation.frozen.encode_clips`.
         warmup_calls: Calls that do not count.
         calls: Calls that do.
     """

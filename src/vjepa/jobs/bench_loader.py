@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.data.clip_sampling import ClipConfig
-from vjepa.data.loader import ClipBatch, ClipLoader, LoaderConfig
-from vjepa.data.manifest import Manifest
-from vjepa.data.prefetch import ClipOrder
-from vjepa.data.samples import VideoJob
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.cut import VideoJob
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.loader.prefetch import ClipOrder
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, Stage, StageClock
-from vjepa.data.transforms import TransformConfig
-from vjepa.jobs.bench_report import BenchReport, machine_name
+from vjepa.jobs.bench_encode import BenchReport, machine_name
 from vjepa.runtime.threads import set_num_threads
 
 _CHANNELS = 3

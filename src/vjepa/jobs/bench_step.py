@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.jobs.bench_report import BenchReport, machine_name
+from vjepa.jobs.bench_encode import BenchReport, machine_name
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import PRESETS, VJEPA, ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
-from vjepa.objectives import FeaturePrediction
 from vjepa.runtime.device import DeviceSetup, compile_blocks
+from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
     Learner,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from vjepa.checkpoint import LoadReport, convert, read_model
 from vjepa.errors import UserError
-from vjepa.interop import LoadReport, convert, read_model
 
 
 def run(src: Path, dst: Path, num_heads: int | None = None) -> LoadReport:

@@ -2,32 +2,181 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from vjepa.config import dump_yaml, to_dict
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.feature_files import (
+from vjepa.evaluation.export import (
     FeatureFileWriter,
+    FeatureTable,
     FileOrigin,
+    StoredType,
     is_written,
     metadata,
     tokens_shape,
 )
-from vjepa.evaluation.feature_tables import FeatureTable
-from vjepa.evaluation.fingerprints import settings_hash
+from vjepa.evaluation.frozen import settings_hash
 from vjepa.evaluation.video_features import FeatureSink, FileEncoding, encode_files
-from vjepa.evaluation.window_reading import Look
-from vjepa.jobs.features_config import FeaturesConfig
-from vjepa.jobs.media_sources import files_of
-from vjepa.jobs.probe_encoder import FrozenEncoder, compile_encoder, fit_to_clips, open_encoder
-from vjepa.runtime.device import set_up_device
+from vjepa.evaluation.windows import FramingConfig, Look, Pool, WindowConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.probe.encoder import FrozenEncoder, compile_encoder, fit_to_clips, open_encoder
+from vjepa.jobs.show import files_of
+from vjepa.runtime.device import DeviceName, Precision, set_up_device
 from vjepa.runtime.progress import open_progress
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.threads import prevent_openmp_spinning, set_num_threads
+
+Engine = Literal["local", "ray"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig:
+    """Everything that `vjepa features` needs to know."""
+
+    encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
+    """The frozen encoder."""
+    window: WindowConfig = field(default_factory=WindowConfig)
+    """Which frames, in which windows."""
+    framing: FramingConfig = field(default_factory=FramingConfig)
+    """Which part of the frames."""
+    pool: Pool = "none"
+    """`none`: every token, [t, h, w, D]; `space`: a row for each tubelet, [t, D]; `video`: one for
+    each file, [D]. Means over tokens."""
+    format: Literal["safetensors", "npz", "parquet"] = "safetensors"
+    """One `safetensors` or `npz` file for each source; `parquet`: a folder of parts, pooled rows
+    only, which other tools read as one table."""
+    stored: StoredType = "float32"
+    """Type of the stored numbers; `float16` takes half the space."""
+    precision: Precision = "float32"
+    """Of the encoder's computation."""
+    batch_size: int = 8
+    """Windows per call of the encoder."""
+    readers: int = 2
+    """Files that are decoded at the same time, each by a thread."""
+    timeout_seconds: float = 60.0
+    """A file that gives no window for so long is given up."""
+    compile: bool = False
+    """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
+    device: DeviceName = "auto"
+    """Where the encoder runs; `auto` takes a GPU when there is one."""
+    num_threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+    engine: Engine = "local"
+    """`local`: this process; `ray`: workers of a Ray cluster, or of a Ray started on this machine
+    (needs the extra `ray`)."""
+    ray_workers: int = 2
+    """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "readers", "ray_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if not self.timeout_seconds > 0:
+            raise ValueError(f"timeout_seconds: must be above 0, got {self.timeout_seconds}")
+        if self.format == "parquet" and self.pool == "none":
+            raise ValueError(
+                "format: a table holds pooled rows; choose pool: space or video, or format: "
+                "safetensors or npz for every token"
+            )
+
+
+_FILES_AT_ONCE = 16
+"""Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
+
+
+def encode_on_ray(
+    config: FeaturesConfig,
+    out: Path,
+    infos: Sequence[VideoInfo],
+    names: Sequence[str | None],
+    todo: Sequence[int],
+) -> Iterator[EncodedFile]:
+    """Encode files on Ray; as :meth:`vjepa.jobs.features.FeatureWorker.encode`, in any order.
+
+    A Ray that is running (``RAY_ADDRESS``, or :func:`ray.init` before) is used; else one is started
+    on this machine and ended with the job.
+
+    Args:
+        config: The job.
+        out: Folder of the features; every machine must see it under this path.
+        infos, names: All files and where their features go.
+        todo: Places among them to encode.
+
+    Yields:
+        What was done, as it comes.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+    try:
+        # Ray reports its use over the network unless told not to before it is imported.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError("engine: ray is not installed: pip install 'open-vjepa[ray]'") from error
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        yield from _share_out(ray, config, out.absolute(), infos, names, todo)
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _share_out(
+    ray: Any,
+    config: FeaturesConfig,
+    out: Path,
+    infos: Sequence[VideoInfo],
+    names: Sequence[str | None],
+    todo: Sequence[int],
+) -> Iterator[EncodedFile]:
+    uses_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    actor = ray.remote(num_cpus=1, num_gpus=1 if uses_gpu else 0)(_RayWorker)
+    size = max(1, min(_FILES_AT_ONCE, -(-len(todo) // config.ray_workers)))
+    chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
+    workers = [
+        actor.remote(config, out, f"{number:02d}-")
+        for number in range(min(config.ray_workers, len(chunks)))
+    ]
+    waiting = {}
+    idle = list(workers)
+    while chunks or waiting:
+        while chunks and idle:
+            chunk, worker = chunks.pop(0), idle.pop()
+            job = worker.encode.remote(
+                [infos[place] for place in chunk], [names[place] for place in chunk]
+            )
+            waiting[job] = (chunk, worker)
+        (ready,), _ = ray.wait(list(waiting), num_returns=1)
+        chunk, worker = waiting.pop(ready)
+        idle.append(worker)
+        for found in ray.get(ready):
+            yield EncodedFile(chunk[found.place], found.record, found.windows)
+
+
+class _RayWorker:
+    """One process with its own encoder."""
+
+    def __init__(self, config: FeaturesConfig, out: Path, name: str) -> None:
+        prevent_openmp_spinning()
+        set_num_threads(config.num_threads or 1)
+        self._worker = FeatureWorker(config, out, name)
+
+    def encode(self, infos: Sequence[VideoInfo], names: Sequence[str | None]) -> list[EncodedFile]:
+        """Encode files; places count these."""
+        done = list(self._worker.encode(infos, names, range(len(infos))))
+        self._worker.flush()
+        return done
+
 
 INDEX_FILE = "index.jsonl"
 SETTINGS_FILE = "features.json"
@@ -140,7 +289,7 @@ def _encoded(
     todo: Sequence[int],
 ) -> Iterator[EncodedFile]:
     if config.engine == "ray":
-        from vjepa.jobs.features_ray import encode_on_ray
+        from vjepa.jobs.features import encode_on_ray
 
         yield from encode_on_ray(config, out, infos, names, todo)
     else:

@@ -11,18 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vjepa.config import dump_yaml
-from vjepa.data.manifest import Manifest
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
-from vjepa.data.prepare.engines import EngineName, ray_workers
-from vjepa.data.prepare.exclusion import read_exclusion
 from vjepa.data.prepare.inputs import PreparedInputs
-from vjepa.data.prepare.removal import Removal, Removed
+from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
 from vjepa.data.prepare.report import PrepareReport, count_removed
-from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
+from vjepa.data.prepare.stages import EngineName, Workplace, encode_all, look_at_all, ray_workers
 from vjepa.data.prepare.storing import PreparedVideo, Store, sync_folder
 from vjepa.errors import UserError
 from vjepa.jobs.videos import LateProgress, checked_workers
-from vjepa.runtime.run_lock import locked_folder
+from vjepa.runtime.files import locked_folder
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
 

@@ -4,33 +4,246 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
+from vjepa.checkpoint.optimizer_state import load_optimizer_state, parameter_names
+from vjepa.checkpoint.store import CheckpointStore
 from vjepa.config import diff, dump_yaml, load_config, to_dict
-from vjepa.data.loader import ClipLoader
-from vjepa.data.manifest import Manifest
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
-from vjepa.evaluation.clips import ViewConfig
-from vjepa.evaluation.online import OnlineProbe
-from vjepa.interop import find_checkpoint, read_model, released_training_state
-from vjepa.jobs.pretrain_batches import BatchPreparer
-from vjepa.jobs.pretrain_config import ContinueConfig, PretrainConfig, SourceConfig
-from vjepa.models import VJEPA, Encoder
-from vjepa.objectives import FeaturePrediction, PixelPrediction, collapse_alarm
-from vjepa.runtime.device import set_up_device
+from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
+from vjepa.evaluation.views import ViewConfig
+from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
+from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
+from vjepa.runtime.device import set_up_device, to_device
 from vjepa.runtime.distributed import Team, open_team
 from vjepa.runtime.logging import log_file
-from vjepa.runtime.metric_sinks import run_folder_sinks
+from vjepa.runtime.metric_log import run_folder_sinks
 from vjepa.runtime.seeds import seed_torch
-from vjepa.training.checkpoint import CheckpointStore
-from vjepa.training.loop import Trainer
-from vjepa.training.optim import load_optimizer_state, parameter_names
-from vjepa.training.run_folder import RunFolder, TrainingResult
-from vjepa.training.sharding import load_whole
+from vjepa.runtime.sharding import load_whole
+from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction, collapse_alarm
+from vjepa.training.parallel import DistributedConfig
+from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig
+from vjepa.training.step import MicroBatch
+from vjepa.training.trainer import RunFolder, Trainer, TrainingResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is predicted at the masked tokens."""
+
+    name: Literal["vjepa", "pixel"] = "vjepa"
+    """`vjepa`: features of the EMA target encoder (section 3); `pixel`: normalised pixels
+    (Table 1)."""
+    loss_exponent: float = 1.0
+    """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
+    variance_coefficient: float = 0.0
+    """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
+
+    def __post_init__(self) -> None:
+        if self.loss_exponent <= 0:
+            raise ValueError(f"loss_exponent must be above 0, got {self.loss_exponent}")
+        if self.variance_coefficient < 0:
+            raise ValueError(
+                f"variance_coefficient must not be negative, got {self.variance_coefficient}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One data set of the mixture."""
+
+    manifest: Path
+    """Parquet manifest made by `vjepa data index`."""
+    weight: float | None = None
+    """Relative share of the samples; null means by number of videos, as the paper mixes."""
+    split: str | None = None
+    """Only the rows of this split; null takes all."""
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and self.weight <= 0:
+            raise ValueError(
+                f"weight must be above 0, got {self.weight}: leave the source out instead"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where clips come from and how they are cut."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """The data sets; at least one."""
+    batch_size: int = 3072
+    """Clips per optimiser step, over all processes and accumulation steps together."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Which frames a clip takes."""
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    """Crop, resize and flip."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Worker processes, prefetching, limits for bad videos."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinueConfig:
+    """Start from another run's or the authors' checkpoint instead of random weights."""
+
+    path: Path
+    """Checkpoint or run folder of ours, or a released `.pth.tar` file."""
+    keep_optimizer: bool = True
+    """Take over optimiser state and step, as if training had never stopped; false: weights only."""
+    step: int | None = None
+    """Number of updates behind the weights, which is where the schedules go on; null: as the
+    optimiser's own count in the file says. Only together with `keep_optimizer`."""
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not self.keep_optimizer:
+            raise ValueError("step: needs keep_optimizer true; weights alone start at update 0")
+        if self.step is not None and self.step < 0:
+            raise ValueError(f"step: must not be negative, got {self.step}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything that `vjepa pretrain` needs to know."""
+
+    seed: int = 0
+    """Of weights, sample order, crops and masks."""
+    model: ModelConfig = field(
+        default_factory=lambda: ModelConfig(encoder=EncoderConfig(), predictor=PredictorConfig())
+    )
+    """Encoder and predictor."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    """What is hidden."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is predicted."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The videos."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedules."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Momentum of the target encoder."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Device, precision, intervals."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How several processes share the work, when a launcher such as torchrun starts them."""
+    online_probe: OnlineProbeConfig | None = None
+    """A probe that is fitted now and then while training, where labels are given."""
+    continue_from: ContinueConfig | None = None
+    """Another run or released weights to start from."""
+
+    def __post_init__(self) -> None:
+        encoder, clip = self.model.encoder, self.data.clip
+        if encoder.num_frames != clip.num_frames:
+            raise ValueError(
+                f"data.clip.num_frames is {clip.num_frames} but model.encoder.num_frames is "
+                f"{encoder.num_frames}: they must be equal"
+            )
+        if encoder.image_size != self.data.transform.crop_size:
+            raise ValueError(
+                f"data.transform.crop_size is {self.data.transform.crop_size} but "
+                f"model.encoder.image_size is {encoder.image_size}: they must be equal"
+            )
+        tokens, kinds = self.model.predictor.num_mask_tokens, len(self.masking.masks)
+        if tokens != 1 and tokens < kinds:
+            raise ValueError(
+                f"model.predictor.num_mask_tokens is {tokens} but masking.masks has {kinds} kinds: "
+                "use 1 (shared) or one for each kind"
+            )
+        if self.data.batch_size % self.optim.accumulation_steps:
+            raise ValueError(
+                f"data.batch_size {self.data.batch_size} is not a multiple of "
+                f"optim.accumulation_steps {self.optim.accumulation_steps}"
+            )
+
+
+class BatchPreparer:
+    """Makes the objective's inputs: ``prepare`` and ``look`` of the training loop.
+
+    Masks are a pure function of the samples' ordinals. Where the masks of a clip depend on the
+    others (count mode prefix), or the weight of a clip does (packed), every process draws those of
+    the whole batch and takes its part. So neither gradient accumulation nor the number of processes
+    changes what is hidden or what it counts.
+    """
+
+    def __init__(self, config: PretrainConfig, team: Team | None = None) -> None:
+        """Check the masks against the grid.
+
+        Args:
+            config: Gives masks, model, seed and the size of the whole batch.
+            team: The processes that share a batch; None: this one alone.
+        """
+        encoder = config.model.encoder
+        self._sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+        self._draws_own_part = config.masking.count == "fixed"
+        self._batch_size = config.data.batch_size
+        self._team = team or Team()
+        self._step, self._masks = -1, tuple[TokenMasks, ...]()
+
+    def __call__(
+        self, batch: ClipBatch, device: torch.device, micro: int, num_micro: int
+    ) -> MicroBatch:
+        """Part `micro` of `num_micro`: clips float32 [b, C, T, H, W] on `device`, masks, part."""
+        size = len(batch.ordinals) // num_micro
+        start, stop = micro * size, (micro + 1) * size
+        drawn, first = self._drawn(batch)
+        masks = tuple(kind.slice(first + start, first + stop) for kind in drawn)
+        part = BatchPart.of(masks, drawn)
+        if self._draws_own_part:
+            share = size / self._batch_size
+            part = BatchPart(share, (share,) * len(masks))
+        clips = to_device(batch.clips[start:stop], device)
+        on_device = _masks_to(masks, device)
+        return MicroBatch((normalise_clip(clips), on_device, part), share=1.0)
+
+    def look(
+        self, batch: ClipBatch, device: torch.device, count: int
+    ) -> tuple[Tensor, tuple[TokenMasks, ...]]:
+        """The first `count` clips of the whole batch and their masks, the same in every process."""
+        count = min(count, self._batch_size)
+        if self._draws_own_part:
+            ordinals = batch.step * self._batch_size + np.arange(count)
+            masks = self._sampler.sample(ordinals, batch.step)
+        else:
+            masks = tuple(kind.slice(0, count) for kind in self._drawn(batch)[0])
+        clips = self._first_clips(batch, device, count)
+        return normalise_clip(clips), _masks_to(masks, device)
+
+    def _drawn(self, batch: ClipBatch) -> tuple[tuple[TokenMasks, ...], int]:
+        """Masks of the batch, and the place among them of this process's first clip."""
+        whole = batch.step * self._batch_size + np.arange(self._batch_size)
+        ordinals = batch.ordinals if self._draws_own_part else whole
+        if batch.step != self._step:
+            self._step, self._masks = batch.step, self._sampler.sample(ordinals, batch.step)
+        return self._masks, int(batch.ordinals[0] - ordinals[0])
+
+    def _first_clips(self, batch: ClipBatch, device: torch.device, count: int) -> Tensor:
+        """uint8 [count, C, T, H, W], sent by the processes that hold them."""
+        held = len(batch.clips)
+        parts = []
+        for rank in range(-(-count // held)):
+            number = min(held, count - rank * held)
+            clips = batch.clips[:number].to(device, copy=True)
+            parts.append(self._team.send_(clips, rank))
+        return torch.cat(parts)
+
+
+def _masks_to(masks: tuple[TokenMasks, ...], device: torch.device) -> tuple[TokenMasks, ...]:
+    return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
+
 
 _LOGGER = logging.getLogger(__name__)
 

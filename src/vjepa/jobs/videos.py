@@ -9,10 +9,9 @@ from typing import Self
 
 import numpy as np
 
-from vjepa.data.check import CheckReport, check_manifest
-from vjepa.data.index import IndexConfig, index_sources
-from vjepa.data.manifest import Manifest
-from vjepa.data.synthetic import SyntheticConfig, write_synthetic_set
+from vjepa.data.manifest.check import CheckReport, check_manifest
+from vjepa.data.manifest.index import IndexConfig, index_sources
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.runtime.progress import Progress, open_progress
 from vjepa.runtime.threads import usable_cpus
@@ -20,11 +19,9 @@ from vjepa.runtime.threads import usable_cpus
 __all__ = [
     "CheckReport",
     "IndexConfig",
-    "SyntheticConfig",
     "check",
     "describe",
     "index",
-    "synthesise",
 ]
 
 
@@ -98,33 +95,6 @@ def check(
             limits=config.limits,
             progress=show,
         )
-
-
-def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
-    """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
-
-    Args:
-        config: What to draw.
-        out: Folder of the set.
-        workers: Processes; None takes one for each CPU core.
-
-    Returns:
-        The manifest's path and a summary for the user.
-
-    Raises:
-        UserError: `out` holds something else, or cannot be written.
-    """
-    manifest_path = out / "manifest.parquet"
-    with LateProgress("synth") as show:
-        labels = write_synthetic_set(config, out, workers=checked_workers(workers), progress=show)
-    with LateProgress("index") as show:
-        manifest = index_sources(
-            [labels],
-            manifest_path,
-            workers=checked_workers(workers),
-            progress=show,
-        )
-    return manifest_path, describe(manifest)
 
 
 def describe(manifest: Manifest) -> str:

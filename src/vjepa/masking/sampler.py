@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 from vjepa.errors import UserError
 from vjepa.masking.blocks import Grid
 from vjepa.masking.config import MaskConfig, MaskingConfig
-from vjepa.masking.counting import count_fixed, count_packed, count_prefix
-from vjepa.masking.drawing import MAX_DRAWS, DrawnMasks, MaskDrawer, Minimum
-from vjepa.masking.expected_counts import TokenCounts, mean_prefix_counts
-from vjepa.masking.random_subset import TokenKeys
+from vjepa.masking.counting import (
+    TokenCounts,
+    count_fixed,
+    count_packed,
+    count_prefix,
+    mean_prefix_counts,
+)
+from vjepa.masking.drawing import MAX_DRAWS, DrawnMasks, MaskDrawer, Minimum, TokenKeys
 from vjepa.masking.token_masks import TokenMasks
 
 # Count mode fixed can fill up what is missing, so it stops redrawing early.

@@ -8,7 +8,6 @@ from vjepa.models.attention import Packing, attend
 from vjepa.models.blocks import Block
 from vjepa.models.config import PRESETS, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.encoder import Encoder
-from vjepa.models.inputs import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip
 from vjepa.models.patches import gather_patches, patchify, token_grid, unpatchify
 from vjepa.models.pooling import (
     AttentiveClassifier,
@@ -24,6 +23,7 @@ from vjepa.models.positions import (
     sincos_3d,
 )
 from vjepa.models.predictor import Predictor
+from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip
 from vjepa.models.vjepa import VJEPA
 
 __all__ = [

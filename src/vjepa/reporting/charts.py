@@ -10,10 +10,130 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class ConfidenceRange:
+    """Answers of one range of confidence.
+
+    Attributes:
+        low, high: The range, in [0, 1].
+        count: How many answers; above 0.
+        accuracy: Share of right ones, in [0, 1].
+        confidence: Their mean confidence, in [0, 1].
+    """
+
+    low: float
+    high: float
+    count: int
+    accuracy: float
+    confidence: float
+
+
+def draw_calibration(ranges: Sequence[ConfidenceRange], path: Path, title: str = "") -> None:
+    """Draw accuracy over confidence, and below it how many answers each range holds.
+
+    A point below the diagonal is an answer that was surer than it should have been.
+
+    Args:
+        ranges: Ranges that hold answers, ascending.
+        path: PNG or SVG file to write, by its ending.
+        title: A line above.
+    """
+    figure = Figure(figsize=(4.2, 4.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--")
+    upper.plot(
+        [entry.confidence for entry in ranges],
+        [entry.accuracy for entry in ranges],
+        color="#08519c",
+        marker="o",
+        markersize=5,
+        linewidth=1,
+    )
+    upper.set_xlim(0, 1)
+    upper.set_ylim(-0.02, 1.02)
+    upper.set_ylabel("share of right answers")
+    if title:
+        upper.set_title(title, fontsize=10)
+    lower.bar(
+        [entry.low for entry in ranges],
+        [entry.count for entry in ranges],
+        width=[entry.high - entry.low for entry in ranges],
+        align="edge",
+        color="#6baed6",
+        edgecolor="white",
+    )
+    lower.set_xlabel("confidence of the answer")
+    lower.set_ylabel("answers")
+    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+_MOST_NAMED = 40  # beyond that names and numbers would not be readable
+_MOST_COUNTED = 20
+
+
+def draw_confusion(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str = ""
+) -> None:
+    """Draw which classes are taken for which.
+
+    Colour is the share of the true class's videos; up to 20 classes the counts stand in the cells.
+
+    Args:
+        confusion: ``confusion[i][j]`` = videos of class i that were taken for class j.
+        classes: Class names.
+        path: PNG or SVG file to write, by its ending.
+        title: A line above.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    of_class = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(of_class, 1)
+    size = len(classes)
+    side = min(14.0, max(3.2, 1.6 + 0.42 * min(size, _MOST_NAMED)))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xlabel("answer")
+    axes.set_ylabel("truth")
+    if title:
+        axes.set_title(title, fontsize=10)
+    if size <= _MOST_NAMED:
+        many = size > 6
+        axes.set_xticks(
+            range(size),
+            classes,
+            rotation=90 if many else 45,
+            ha="center" if many else "right",
+            rotation_mode="default" if many else "anchor",
+            fontsize=8,
+        )
+        axes.set_yticks(
+            range(size),
+            [f"{name} ({count})" for name, count in zip(classes, of_class[:, 0], strict=True)],
+            fontsize=8,
+        )
+    if size <= _MOST_COUNTED:
+        for row, column in np.argwhere(counts > 0):
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.6 else "black",
+            )
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
+    bar.set_label("share of the class")
+    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+
 
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")

@@ -14,8 +14,8 @@ from typing import Any
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Chart, Table
 from vjepa.reporting.runs import RunState
-from vjepa.runtime.metric_sinks import MetricRecord
-from vjepa.runtime.run_lock import holder_of
+from vjepa.runtime.files import holder_of
+from vjepa.runtime.metric_log import MetricRecord
 
 _RECENT = 20
 """Newest intervals over which the rate is taken."""

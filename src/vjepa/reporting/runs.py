@@ -15,7 +15,7 @@ import yaml
 from vjepa.errors import UserError
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Chart
-from vjepa.runtime.metric_sinks import MetricRecord, read_metrics
+from vjepa.runtime.metric_log import MetricRecord, read_metrics
 
 _CURVES: tuple[tuple[str, str, str, str], ...] = (
     (

@@ -1,14 +1,18 @@
-"""Which device a job runs on, and in which precision."""
+"""How much memory a process holds, and a limit to what it may take in addition."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import environ
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,7 +20,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa.errors import UserError
-from vjepa.runtime.allocator import keep_freed_memory
 from vjepa.runtime.distributed import world
 
 DeviceName = Literal["auto", "cpu", "cuda"]
@@ -160,3 +163,82 @@ def _blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
         if isinstance(child, nn.ModuleList)
         for block in child
     ]
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_NEVER = -1
+_LARGEST_BLOCK = 1 << 30
+
+
+def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
+    """Let this process use freed memory again instead of giving it back to the system.
+
+    By default glibc maps every block above 32 MB anew and gives free memory at its end back, so
+    each update, and each attention over a long clip, faults the same pages in again. Kept, they are
+    faulted in once, as torch does on a GPU; the process then holds its peak of memory until it
+    ends. Results do not change.
+
+    Args:
+        environment: The process environment, or a substitute; a user's own ``MALLOC_...`` setting
+            of either threshold stays.
+
+    Returns:
+        Whether the setting is in force: False without glibc, or where the user has set another.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & environment.keys():
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    # Both are tried, whatever the first one answers; 1 is success.
+    answers = [
+        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(_NEVER)),
+        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_LARGEST_BLOCK)),
+    ]
+    return answers == [1, 1]
+
+
+_GIGABYTE = 1e9
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Memory that a process holds in RAM now, in bytes (Linux); 0 where that cannot be known.
+
+    Args:
+        pid: The process; None: this one.
+    """
+    return _statm(pid, 1)
+
+
+def limit_memory(gigabytes: float) -> None:
+    """Let this process take so much more address space than it has now, and no more.
+
+    What would pass the limit fails with ``MemoryError`` instead of taking the machine's memory. It
+    holds for this process until its end and cannot be raised again. Address space is what the
+    system can limit: it is never less than the memory in use. Only Linux keeps to it; elsewhere
+    nothing is done.
+
+    Args:
+        gigabytes: How much more, in GB (1e9 bytes).
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    wanted = _statm(None, 0) + int(gigabytes * _GIGABYTE)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+
+
+def _statm(pid: int | None, place: int) -> int:
+    """One of the page counts of ``/proc/<pid>/statm`` (0: address space, 1: resident), in bytes."""
+    file = Path("/proc", "self" if pid is None else str(pid), "statm")
+    try:
+        pages = int(file.read_text(encoding="ascii").split()[place])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

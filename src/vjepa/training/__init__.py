@@ -5,32 +5,34 @@ The loop gets its objective, data and evaluators by protocol and knows nothing o
 
 from __future__ import annotations
 
-from vjepa.training.checkpoint import CheckpointStore, LoadedCheckpoint, Snapshot
-from vjepa.training.config import TrainingConfig
-from vjepa.training.ema import EmaPairs, update_ema
-from vjepa.training.guards import TrainingStopped
-from vjepa.training.learner import build_learner
-from vjepa.training.loop import Trainer
-from vjepa.training.optim import (
-    GuardedAdamW,
-    build_optimizer,
-    clip_gradients,
+from vjepa.checkpoint.optimizer_state import (
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
     parameter_names,
+)
+from vjepa.checkpoint.store import CheckpointStore, LoadedCheckpoint, Snapshot
+from vjepa.training.guards import TrainingStopped
+from vjepa.training.learner import build_learner
+from vjepa.training.optim import (
+    EmaPairs,
+    GuardedAdamW,
+    build_optimizer,
+    clip_gradients,
     set_schedules,
+    update_ema,
 )
 from vjepa.training.parallel import DistributedConfig
-from vjepa.training.run_folder import RunFolder, TrainingResult
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,
+    TrainingConfig,
     ema_momentum,
     learning_rate,
     weight_decay,
 )
 from vjepa.training.step import Learner, MicroBatch, StepValues, train_step
+from vjepa.training.trainer import RunFolder, Trainer, TrainingResult
 
 __all__ = [
     "CheckpointStore",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -15,11 +16,39 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.training.config import TrainingConfig
-from vjepa.training.interval import HostStep
+from vjepa.training.log_window import HostStep
+from vjepa.training.schedules import TrainingConfig
+
+
+def keep_batch(batch: Any, path: Path) -> bool:
+    """Write the arrays of a batch as safetensors.
+
+    Args:
+        batch: A dataclass with tensors and arrays, for example a ``ClipBatch``.
+        path: The file.
+
+    Returns:
+        Whether there was anything to write.
+    """
+    if not dataclasses.is_dataclass(batch):
+        return False
+    arrays: dict[str, Tensor] = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, np.ndarray):
+            arrays[field.name] = torch.from_numpy(np.ascontiguousarray(value))
+        elif isinstance(value, Tensor):
+            arrays[field.name] = value.detach().cpu().contiguous()
+    save_file(arrays, path)
+    return bool(arrays)
+
 
 _LOGGER = logging.getLogger(__name__)
 _SKIP_WINDOW = 1000

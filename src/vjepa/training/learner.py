@@ -5,13 +5,12 @@ from __future__ import annotations
 from vjepa.runtime.device import checkpoint_blocks, set_up_device
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.threads import set_num_threads
-from vjepa.training.config import TrainingConfig
-from vjepa.training.ema import EmaPairs
-from vjepa.training.optim import build_optimizer
+from vjepa.training.optim import EmaPairs, build_optimizer
 from vjepa.training.parallel import DistributedConfig, parallelise
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,
+    TrainingConfig,
     ema_momentum,
     learning_rate,
     weight_decay,
@@ -33,7 +32,7 @@ def build_learner(
     """Put an objective on its device, or on all devices, and build what an update needs.
 
     On a CPU the whole process then keeps the memory that it frees
-    (:mod:`vjepa.runtime.allocator`).
+    (:mod:`vjepa.runtime.device`).
 
     Args:
         objective: What is trained; moved in place.

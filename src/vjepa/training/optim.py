@@ -1,23 +1,22 @@
-"""AdamW with the reference's parameter groups, gradient clipping, and its state by name.
+"""The target encoder as an exponential moving average of the encoder (paper section 3.1).
 
-Groups stand in the order of the authors' released checkpoints, so that their optimiser states can
-be loaded: the decayed parameters of each module, then the not decayed ones of each module. With
-``{"encoder": ..., "predictor": ...}`` that makes four groups, with one probe two. Not decayed are
-1-D parameters and those whose name contains ``bias``; mask tokens and probe queries are decayed.
+Pairs are zipped parameter lists, made once and before any wrapping: an average keyed by name would
+silently miss parameters that a compiler or a sharding wrapper has renamed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vjepa.checkpoint.optimizer_state import parameter_groups
 from vjepa.errors import UserError
+from vjepa.runtime.sharding import whole
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
-from vjepa.training.sharding import part_like, whole
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -42,61 +41,6 @@ class GuardedAdamW(torch.optim.AdamW):
             for own, group in zip(options, state_dict["param_groups"], strict=True)
         ]
         super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
-
-
-@dataclass(frozen=True)
-class NamedParameter:
-    """A trained parameter with its full name, for example ``encoder.blocks.0.norm1.bias``."""
-
-    name: str
-    parameter: nn.Parameter
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters of one module that are all decayed or all not decayed."""
-
-    module: str
-    decayed: bool
-    members: tuple[NamedParameter, ...]
-
-
-def parameter_groups(modules: Mapping[str, nn.Module]) -> list[ParameterGroup]:
-    """Group the trained parameters in the reference's order.
-
-    Args:
-        modules: The trained modules by name, in order.
-
-    Returns:
-        Decayed groups of all modules, then not decayed groups of all modules; parameters in the
-        module's own order; parameters without gradient left out. An empty group stays, so that a
-        group's place is always the same.
-    """
-    groups = []
-    for decayed in (True, False):
-        for module_name, module in modules.items():
-            members = tuple(
-                NamedParameter(f"{module_name}.{name}", parameter)
-                for name, parameter in module.named_parameters()
-                if parameter.requires_grad and is_decayed(name, parameter) == decayed
-            )
-            groups.append(ParameterGroup(module_name, decayed, members))
-    return groups
-
-
-def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: at least 2-D, and no ``bias`` in the name."""
-    return parameter.ndim > 1 and "bias" not in name
-
-
-def parameter_names(modules: Mapping[str, nn.Module]) -> list[str]:
-    """Full names of the trained parameters in the order in which the optimiser numbers them."""
-    return [member.name for group in parameter_groups(modules) for member in group.members]
-
-
-def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    """The trained parameters by full name."""
-    return {m.name: m.parameter for group in parameter_groups(modules) for m in group.members}
 
 
 def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> GuardedAdamW:
@@ -179,70 +123,45 @@ def clip_gradients(
     return norms
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, modules: Mapping[str, nn.Module]
-) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's state by parameter name.
+@dataclass(frozen=True)
+class EmaPairs:
+    """Parameters and their moving averages, of equal length, order and shapes."""
+
+    online: tuple[Tensor, ...]
+    target: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, modules: Sequence[tuple[nn.Module, nn.Module]]) -> EmaPairs:
+        """Zip the parameters of (online, target) modules.
+
+        Args:
+            modules: Pairs of modules with the same parameters in the same order.
+
+        Returns:
+            The pairs; empty for no modules.
+
+        Raises:
+            ValueError: Different numbers or shapes, or a target that takes gradients.
+        """
+        online = [p for module, _ in modules for p in module.parameters()]
+        target = [p for _, module in modules for p in module.parameters()]
+        if [p.shape for p in online] != [p.shape for p in target]:
+            raise ValueError("online and target modules differ in their parameters")
+        if any(p.requires_grad for p in target):
+            raise ValueError("a target module of a moving average must not take gradients")
+        return cls(tuple(online), tuple(target))
+
+
+@torch.no_grad()
+def update_ema(pairs: EmaPairs, momentum: float) -> None:
+    """Move each target towards its online parameter: ``t <- m t + (1 - m) o``.
+
+    Call it once per optimiser step, after the step. Weights should be float32: in bfloat16 a step
+    of 1 - m = 0.002 is below the resolution and the target would stand still.
 
     Args:
-        optimizer: From :func:`build_optimizer` with the same modules.
-        modules: The trained modules by name.
-
-    Returns:
-        For each parameter that has been updated at least once: ``step`` (0-d float32), ``exp_avg``
-        and ``exp_avg_sq`` (the parameter's shape), not copied.
+        pairs: From :meth:`EmaPairs.of`; the targets are changed in place.
+        momentum: m in [0, 1].
     """
-    return {
-        member.name: dict(optimizer.state[member.parameter])
-        for group in parameter_groups(modules)
-        for member in group.members
-        if optimizer.state.get(member.parameter)
-    }
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    modules: Mapping[str, nn.Module],
-    state: Mapping[str, Mapping[str, Tensor]],
-    source: str,
-) -> None:
-    """Put a state by parameter name into the optimiser; every name and shape must fit.
-
-    Args:
-        optimizer: From :func:`build_optimizer` with the same modules.
-        modules: The trained modules by name.
-        state: As :func:`optimizer_state` returns it. Parameters that it does not name start
-            afresh, as they do in the reference (those that never get a gradient have no state).
-        source: Where the state comes from, for messages.
-
-    Raises:
-        UserError: A name that is no trained parameter, or a moment of another shape.
-    """
-    parameters = named_parameters(modules)
-    for name, moments in state.items():
-        if name not in parameters:
-            raise UserError(
-                f"{source}: optimiser state of {name!r}, which is no trained parameter of this "
-                "model; build the model of that run, or start without its optimiser state"
-            )
-        for key in ("exp_avg", "exp_avg_sq"):
-            found, expected = tuple(moments[key].shape), tuple(parameters[name].shape)
-            if found != expected:
-                raise UserError(
-                    f"{source}: optimiser state {key} of {name!r} has shape {found}, "
-                    f"the model's parameter {expected}; build the model of that run"
-                )
-    optimizer.state.clear()
-    for name, moments in state.items():
-        parameter = parameters[name]
-        optimizer.state[parameter] = {
-            # The fused kernel wants the count beside the parameter and in float32.
-            "step": _count(moments["step"]).to(parameter.device),
-            "exp_avg": part_like(moments["exp_avg"], parameter),
-            "exp_avg_sq": part_like(moments["exp_avg_sq"], parameter),
-        }
-
-
-def _count(step: Tensor | float) -> Tensor:
-    """The number of updates as a fresh 0-d float32 tensor (old files hold a plain number)."""
-    return torch.tensor(float(step), dtype=torch.float32)
+    if pairs.target:
+        torch._foreach_lerp_(pairs.target, pairs.online, 1.0 - momentum)

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
-from vjepa.training.ema import EmaPairs, update_ema
-from vjepa.training.optim import GuardedAdamW, clip_gradients, set_schedules
+from vjepa.training.optim import EmaPairs, GuardedAdamW, clip_gradients, set_schedules, update_ema
 from vjepa.training.parallel import Parallel
 from vjepa.training.schedules import EmaConfig, OptimConfig, ema_momentum
 from vjepa.training.spikes import SpikeGate

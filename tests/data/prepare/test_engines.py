@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.data.prepare.engines import EngineName, ray_workers, run_orders
-from vjepa.data.workers import Outcome
+from vjepa.data.prepare.stages import EngineName, ray_workers, run_orders
 from vjepa.errors import UserError
+from vjepa.runtime.workers import Outcome
 
 
 def _starter() -> int:

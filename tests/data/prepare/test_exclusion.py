@@ -9,7 +9,7 @@ import pytest
 from tests.data.clip_files import make_manifest
 
 from vjepa.data.prepare.config import ExcludeConfig, MatchConfig
-from vjepa.data.prepare.exclusion import read_exclusion, video_id
+from vjepa.data.prepare.matching import read_exclusion, video_id
 from vjepa.errors import UserError
 
 _MATCH = MatchConfig()

@@ -18,8 +18,8 @@ from vjepa.data.prepare.fingerprint import (
 )
 from vjepa.data.prepare.inputs import Part
 from vjepa.data.prepare.matching import frame_share
-from vjepa.data.probe_file import probe
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.inspect import probe
 
 _MATCH = MatchConfig()
 _WHOLE = Part()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tests.data.prepare.copies import scene
 
-from vjepa.data.prepare.frame_hash import (
+from vjepa.data.prepare.fingerprint import (
     distances,
     grey_thumbnail,
     hash_thumbnail,

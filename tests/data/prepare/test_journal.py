@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.data.prepare.journal import Journal
+from vjepa.data.prepare.stages import Journal
 from vjepa.errors import UserError
 
 

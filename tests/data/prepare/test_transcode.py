@@ -17,7 +17,6 @@ from tests.data.video_files import (
     write_video,
 )
 
-from vjepa.data.decode import decode_all, decode_clip
 from vjepa.data.prepare.config import TranscodeConfig
 from vjepa.data.prepare.inputs import Part
 from vjepa.data.prepare.transcode import (
@@ -28,8 +27,9 @@ from vjepa.data.prepare.transcode import (
     output_suffix,
     taken_frames,
 )
-from vjepa.data.probe_file import probe
-from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.decode import decode_all, decode_clip
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.inspect import probe
 
 _WHOLE = Part()
 

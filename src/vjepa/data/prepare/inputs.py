@@ -11,11 +11,10 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from vjepa.data.manifest import LabelCodes, Manifest
-from vjepa.data.manifest_schema import ManifestRow
-from vjepa.data.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vjepa.data.manifest.manifest import LabelCodes, Manifest, ManifestRow
 from vjepa.data.prepare.config import TrimConfig
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vjepa.errors import UserError
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vjepa.data.prepare.removal import Removed
+from vjepa.data.prepare.matching import Removed
 
 REPORT_FILE, REMOVED_FILE = "report.json", "removed.jsonl"
 

@@ -12,12 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vjepa.data.manifest_schema import ManifestRow, rows_to_table
+from vjepa.data.manifest.manifest import ManifestRow, rows_to_table
+from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
 from vjepa.data.prepare.config import ShardConfig
 from vjepa.data.prepare.inputs import Part, plain_name
-from vjepa.data.shards import Member, member_at
-from vjepa.data.shards_writing import ShardEntry, write_shard
-from vjepa.data.video_info import VideoInfo
+from vjepa.data.video.info import VideoInfo
 
 _INDEX_COLUMNS: Mapping[str, pa.DataType] = {
     "shard": pa.string(),

@@ -15,13 +15,13 @@ import torch
 from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
-from vjepa.data.frame_stream import StreamedFrame, stream_frames
+from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import TranscodeConfig
 from vjepa.data.prepare.inputs import Part
-from vjepa.data.probe_file import probe
-from vjepa.data.shards import opened
-from vjepa.data.video_file import FOREIGN_ERRORS, reason_of
-from vjepa.data.video_info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
+from vjepa.data.video.frame_stream import StreamedFrame, stream_frames
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.inspect import probe
 
 # Ticks per second of the written timestamps: exact for all usual frame rates.
 _CLOCK = 90_000

@@ -1,0 +1,1 @@
+"""Clips: which frames and which part of them, and the pixels."""

@@ -1,0 +1,1 @@
+"""Batches: order, worker processes, and what becomes of videos that cannot be read."""

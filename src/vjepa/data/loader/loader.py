@@ -1,0 +1,330 @@
+"""Training batches: uint8 clips, in an order that depends on nothing but the seed and the step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vjepa.data.clips.cached import CachedClips
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.cut import BatchPlan, ClipRecipe, SamplePlanner
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.frame_cache import open_frame_caches
+from vjepa.data.loader.failures import BadVideo, BadVideoLimit, BadVideoLog
+from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
+from vjepa.data.loader.sampler import VideoSources
+from vjepa.data.stage_clock import NO_CLOCK, StageClock
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
+from vjepa.runtime.workers import WorkerPool
+
+if TYPE_CHECKING:
+    from vjepa.data.manifest.manifest import Manifest
+
+_CHANNELS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How clips get from files to batches.
+
+    Of videos that can be read, only `frame_cache_short_side` changes what a batch holds.
+    """
+
+    num_workers: int = 2
+    """Processes that decode; 0 decodes in the training process, without a watchdog."""
+    prefetch_batches: int = 4
+    """Batches in the making ahead of the one in use."""
+    sample_timeout_seconds: float = 60.0
+    """A video that takes longer is given up and its worker process killed."""
+    max_retries: int = 10
+    """Replacements tried for one sample before the run stops."""
+    max_bad_fraction: float = 0.05
+    """The run stops when a larger share of the last 1000 videos could not be read."""
+    min_bad_videos: int = 10
+    """So many bad videos at least before `max_bad_fraction` is looked at."""
+    max_clip_gigabytes: float = 4.0
+    """Largest memory for the decoded frames of one opened video, in GB; more counts as bad."""
+    max_worker_gigabytes: float = 16.0
+    """Memory (address space, in GB) that a worker process may take for the video it reads; a video
+    that needs more counts as bad. Linux."""
+    frame_cache_gigabytes: float = 0.0
+    """Decode every video once and keep its frames, if they take no more than this, in GB; 0:
+    off."""
+    frame_cache_folder: Path | None = None
+    """Where such frames are kept; null: the user's cache folder."""
+    frame_cache_short_side: int | None = None
+    """Shrink cached frames to this short side in pixels, which changes pixels; null keeps their
+    size."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "max_retries", "min_bad_videos", "frame_cache_gigabytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("prefetch_batches", "sample_timeout_seconds", "max_clip_gigabytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not self.max_worker_gigabytes > self.max_clip_gigabytes:
+            raise ValueError(
+                f"max_worker_gigabytes must be above max_clip_gigabytes {self.max_clip_gigabytes}, "
+                f"got {self.max_worker_gigabytes}"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
+        if self.frame_cache_short_side is not None and self.frame_cache_short_side < 1:
+            raise ValueError(
+                f"frame_cache_short_side must be at least 1, got {self.frame_cache_short_side}"
+            )
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """One process's clips of a step; B is its part of the batch.
+
+    Attributes:
+        step: The step.
+        ordinals: int64 [B], the samples' numbers; masks are drawn from them.
+        clips: uint8 [B, C, T, S, S], RGB, 0..255.
+        labels: int64 [B], places in `ClipLoader.class_names`; None if no label was asked for.
+        rows: int64 [B, 2], number of the manifest and row that each clip comes from, replacements
+            included.
+        num_bad: Videos that failed while this batch was made.
+        wait_seconds: How long the consumer waited for it.
+    """
+
+    step: int
+    ordinals: NDArray[np.int64]
+    clips: Tensor
+    labels: Tensor | None
+    rows: NDArray[np.int64]
+    num_bad: int
+    wait_seconds: float
+
+
+class ClipLoader:
+    """Batches of random training clips from manifests.
+
+    The batch of a step is bitwise the same whatever the number of workers or processes, and whether
+    the run was resumed or not. Use it as a context manager or call :meth:`close`.
+
+    Attributes:
+        bad_videos: What could not be read so far.
+        clock: Told where the time goes while this process itself decodes; none unless set.
+    """
+
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        weights: Sequence[float | None] | None,
+        clip: ClipConfig,
+        transform: TransformConfig,
+        loader: LoaderConfig,
+        batch_size: int,
+        seed: int,
+        label: str | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        bad_videos_log: Path | None = None,
+    ) -> None:
+        """Check everything that can be checked; worker processes start with the first batch.
+
+        Args:
+            manifests: Where the videos are; unusable rows are left out.
+            weights: Relative share of each manifest; None means by number of videos.
+            clip: Which frames.
+            transform: Crop and flip.
+            loader: Workers, memory, limits.
+            batch_size: Clips of a step over all processes.
+            seed: The run's seed.
+            label: Label to give with each clip.
+            rank: Number of this process.
+            world_size: Number of processes.
+            bad_videos_log: ``bad_videos.jsonl`` of the run folder; None records in memory only.
+
+        Raises:
+            UserError: Data that cannot be used so.
+        """
+        if batch_size < 1 or batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} does not divide equally among {world_size} processes"
+            )
+        self._sources = VideoSources(manifests, weights, label)
+        self._recipe = ClipRecipe(clip, transform, seed, loader.max_clip_gigabytes)
+        self.clock: StageClock = NO_CLOCK
+        self.bad_videos = BadVideoLog(bad_videos_log)
+        self._planner = SamplePlanner(
+            self._sources,
+            clip.clips_per_video,
+            seed,
+            batch_size,
+            rank,
+            world_size,
+            self.bad_videos,
+            BadVideoLimit(loader.max_bad_fraction, loader.min_bad_videos),
+            loader.max_retries,
+        )
+        size = transform.crop_size
+        self._batch_shape = (batch_size // world_size, _CHANNELS, clip.num_frames, size, size)
+        self._config = loader
+        self._cached = self._open_cache() if loader.frame_cache_gigabytes > 0 else None
+        self._ring: SharedArray | None = None
+        self._pool: WorkerPool | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._generation = 0
+        self._is_closed = False
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the label's classes, in the order of their numbers."""
+        return self._sources.class_names
+
+    @property
+    def uses_workers(self) -> bool:
+        """Whether worker processes decode: not with `num_workers: 0` nor from cached frames."""
+        return self._config.num_workers > 0 and self._cached is None
+
+    @property
+    def queue_bytes(self) -> int:
+        """Memory that waiting batches take at most, in bytes; the batch in use comes on top."""
+        waiting = self._config.prefetch_batches + READY_BATCHES if self.uses_workers else 0
+        return waiting * int(np.prod(self._batch_shape))
+
+    @property
+    def worker_ids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [] if self._pool is None else self._pool.worker_ids
+
+    def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
+        """The batches of the steps start_step .. stop_step - 1, in order.
+
+        Nothing beyond `stop_step` is prepared. Workers stay for the next call. A new call ends an
+        older iterator that is not finished.
+
+        Args:
+            start_step: First step, from 0; a resumed run gives the step that it stands at.
+            stop_step: End of the range.
+
+        Yields:
+            One batch for each step; its tensors belong to the caller.
+
+        Raises:
+            UserError: Too many bad videos.
+        """
+        if self._is_closed:
+            raise ValueError("the loader is closed")
+        if not 0 <= start_step <= stop_step:
+            raise ValueError(f"steps {start_step} .. {stop_step} are not a range from 0 on")
+        self._generation += 1
+        generation = self._generation
+        self._end_prefetching()
+        steps = range(start_step, stop_step)
+        if self.uses_workers and steps:
+            self._prefetcher = self._start_prefetching(steps)
+        try:
+            for step in steps:
+                if generation != self._generation:
+                    raise RuntimeError("this iterator was ended by a later call of the loader")
+                yield self._next_batch(step)
+        finally:
+            if generation == self._generation:
+                self._end_prefetching()
+
+    def _next_batch(self, step: int) -> ClipBatch:
+        began = time.perf_counter()
+        if self._prefetcher is not None:
+            plan, clips = self._prefetcher.take()
+        else:
+            plan = self._planner.plan(step)
+            clips = torch.empty(self._batch_shape, dtype=torch.uint8)
+            if self._cached is not None:
+                self._cached.fill(plan, clips)
+            else:
+                self._decode_here(plan, clips)
+            self._planner.finish(plan)
+        labels = self._sources.labels(plan.places)
+        return ClipBatch(
+            step=plan.step,
+            ordinals=plan.ordinals,
+            clips=clips,
+            labels=None if labels is None else torch.from_numpy(labels),
+            rows=plan.places,
+            num_bad=plan.num_bad,
+            wait_seconds=time.perf_counter() - began,
+        )
+
+    def _open_cache(self) -> CachedClips:
+        caches = open_frame_caches(
+            self._sources.manifests,
+            self._config.frame_cache_folder,
+            self._config.frame_cache_gigabytes,
+            self._config.frame_cache_short_side,
+            self._config.num_workers,
+            self._config.sample_timeout_seconds,
+        )
+        return CachedClips(self._recipe, self._planner, caches)
+
+    def _decode_here(self, plan: BatchPlan, clips: Tensor) -> None:
+        for planned in plan.jobs:
+            job = planned
+            while True:
+                job = self._planner.avoid_dangerous(plan, job)
+                video = self._sources.video(job.source, job.row)
+                try:
+                    out = clips[job.first : job.first + len(job.ordinals)]
+                    self._recipe.cut(video, job.ordinals, out, self.clock)
+                    break
+                except DecodeError as error:
+                    failure = BadVideo(video.path, error.reason, plan.step)
+                    job = self._planner.replace(plan, job, failure)
+
+    def _start_prefetching(self, steps: range) -> Prefetcher:
+        if self._ring is None:
+            slots = self._config.prefetch_batches
+            self._ring = SharedArray((slots, *self._batch_shape))
+        if self._pool is None:
+            # Batches wait in the order of steps, so a worker never waits for another.
+            self._pool = WorkerPool(
+                ClipTask(self._recipe, self._ring),
+                self._config.num_workers,
+                self._config.sample_timeout_seconds,
+                self._config.max_worker_gigabytes,
+            )
+        return Prefetcher(self._planner, self._pool, self._ring, steps)
+
+    def _end_prefetching(self) -> None:
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._prefetcher = None
+
+    def close(self) -> None:
+        """End the worker processes and give their memory back. Safe to call twice."""
+        self._is_closed = True
+        self._generation += 1
+        self._end_prefetching()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        if self._ring is not None:
+            self._ring.close()
+            self._ring = None
+
+    def __enter__(self) -> Self:
+        """Nothing starts before the first batch."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

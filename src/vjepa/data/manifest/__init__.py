@@ -1,0 +1,1 @@
+"""Manifests: one row per video, from folders and lists to a Parquet file."""

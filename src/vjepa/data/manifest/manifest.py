@@ -1,0 +1,518 @@
+"""The manifest: one row per video, in a Parquet file, flat in memory.
+
+Columns live in Arrow buffers, so ten million rows are a handful of objects that forked loader
+workers share without copying; a row becomes Python objects only when it is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vjepa.data.manifest.storage import is_address
+from vjepa.data.manifest.validation import problem_of
+from vjepa.data.video.info import VideoInfo
+from vjepa.errors import UserError
+
+LABEL_PREFIX = "label."
+"""Label columns are named ``label.<name>``."""
+
+# large_string: 64-bit offsets, so that ten million paths stay in one buffer.
+COLUMNS: Mapping[str, pa.DataType] = {
+    "path": pa.large_string(),
+    "kind": pa.dictionary(pa.int32(), pa.string()),
+    "dataset": pa.dictionary(pa.int32(), pa.string()),
+    "split": pa.dictionary(pa.int32(), pa.string()),
+    "weight": pa.float64(),
+    "ok": pa.bool_(),
+    "reason": pa.large_string(),
+    "num_frames": pa.int64(),
+    "fps": pa.float64(),
+    "duration_seconds": pa.float64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "rotation": pa.int32(),
+    "codec": pa.dictionary(pa.int32(), pa.string()),
+    "bytes": pa.int64(),
+    "mtime_ns": pa.int64(),
+    "constant_rate": pa.bool_(),
+    "keyframe_pts": pa.large_list(pa.int64()),
+    "keyframe_index": pa.large_list(pa.int64()),
+    "time_base_num": pa.int64(),
+    "time_base_den": pa.int64(),
+    "start_pts": pa.int64(),
+}
+
+# A hand-made manifest needs these; the others have a neutral value.
+REQUIRED = ("path", "num_frames", "fps", "width", "height")
+_NEUTRAL: Mapping[str, object] = {
+    "kind": "video",
+    "weight": 1.0,
+    "ok": True,
+    "constant_rate": True,
+    "time_base_den": 1,
+}
+_NULL_BY_DEFAULT = ("dataset", "split", "reason")
+
+# Fields of VideoInfo that are columns under the same name and type.
+PLAIN_FIELDS = tuple(
+    name for name in COLUMNS if name in {field.name for field in fields(VideoInfo)}
+)
+
+
+INFO_COLUMNS = (*PLAIN_FIELDS, "time_base_num", "time_base_den")
+"""Columns that say what was found in a file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ManifestRow:
+    """One row to be written: what was found in the file, and what the source says about it."""
+
+    info: VideoInfo
+    split: str | None = None
+    dataset: str | None = None
+    weight: float = 1.0
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+
+
+def infos_to_table(infos: Iterable[VideoInfo]) -> pa.Table:
+    """What was found in files -> an Arrow table with the columns `INFO_COLUMNS`."""
+    columns: dict[str, list[Any]] = {name: [] for name in INFO_COLUMNS}
+    for info in infos:
+        for name in PLAIN_FIELDS:
+            columns[name].append(getattr(info, name))
+        columns["time_base_num"].append(info.time_base.numerator)
+        columns["time_base_den"].append(info.time_base.denominator)
+    return pa.table(
+        {name: pa.array(values, type=COLUMNS[name]) for name, values in columns.items()}
+    )
+
+
+def rows_to_table(rows: Iterable[ManifestRow], label_names: Iterable[str]) -> pa.Table:
+    """Rows -> an Arrow table with all columns of a manifest."""
+    listed = list(rows)
+    found = infos_to_table(row.info for row in listed)
+    said = {
+        "split": [row.split for row in listed],
+        "dataset": [row.dataset for row in listed],
+        "weight": [row.weight for row in listed],
+    }
+    arrays: dict[str, Any] = {
+        name: pa.array(said[name], type=kind) if name in said else found.column(name)
+        for name, kind in COLUMNS.items()
+    }
+    for name in label_names:
+        values = [row.labels.get(name) for row in listed]
+        arrays[LABEL_PREFIX + name] = pa.array(values, type=label_type())
+    return pa.table(arrays)
+
+
+def label_type() -> pa.DataType:
+    """Arrow type of a label column: each distinct label is stored once."""
+    return pa.dictionary(pa.int32(), pa.string())
+
+
+def to_schema(table: pa.Table) -> pa.Table:
+    """Cast a table read from disk to the manifest's types; absent optional columns are filled.
+
+    Raises:
+        KeyError: A required column is missing; its name is the argument.
+        pa.ArrowInvalid, pa.ArrowNotImplementedError: A column has another type.
+    """
+    for name in REQUIRED:
+        if name not in table.column_names:
+            raise KeyError(name)
+    arrays: dict[str, Any] = {}
+    for name, kind in COLUMNS.items():
+        if name in table.column_names:
+            arrays[name] = _cast(table.column(name), kind)
+        else:
+            arrays[name] = _filled(name, kind, table.num_rows)
+    for name in table.column_names:
+        if name.startswith(LABEL_PREFIX):
+            arrays[name] = _cast(table.column(name), label_type())
+    return pa.table(arrays)
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column.unify_dictionaries() if pa.types.is_dictionary(kind) else column
+    if not pa.types.is_dictionary(kind):
+        return column.cast(kind)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.string()).dictionary_encode().unify_dictionaries().cast(kind)
+
+
+def _filled(name: str, kind: pa.DataType, length: int) -> pa.Array:
+    """A column for a name that the file lacks."""
+    if name in _NULL_BY_DEFAULT:
+        return pa.nulls(length, kind)
+    if pa.types.is_large_list(kind):
+        offsets = pa.array(np.zeros(length + 1, dtype=np.int64))
+        return pa.LargeListArray.from_arrays(offsets, pa.array([], type=pa.int64()))
+    if pa.types.is_dictionary(kind):
+        codes = pa.array(np.zeros(length, dtype=np.int32))
+        return pa.DictionaryArray.from_arrays(codes, pa.array([str(_NEUTRAL.get(name, ""))]))
+    return pa.repeat(pa.scalar(_NEUTRAL.get(name, 0), type=kind), length)
+
+
+def row_to_info(table: pa.Table, row: int, path: str) -> VideoInfo:
+    """One row of a manifest's table as a VideoInfo with the given (absolute) path."""
+    values = {name: table.column(name)[row] for name in PLAIN_FIELDS if name != "path"}
+    plain: dict[str, Any] = {
+        name: value.as_py()
+        for name, value in values.items()
+        if name not in ("keyframe_pts", "keyframe_index")
+    }
+    return VideoInfo(
+        path=path,
+        keyframe_pts=_int_list(values["keyframe_pts"]),
+        keyframe_index=_int_list(values["keyframe_index"]),
+        time_base=Fraction(
+            table.column("time_base_num")[row].as_py(), table.column("time_base_den")[row].as_py()
+        ),
+        **plain,
+    )
+
+
+def _int_list(scalar: Any) -> np.ndarray:
+    if scalar.values is None:
+        return np.zeros(0, dtype=np.int64)
+    return scalar.values.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+__all__ = ["LabelCodes", "Manifest", "ManifestRow"]
+
+# Rows turned into Python objects at a time where a column must be walked.
+_BATCH = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCodes:
+    """A label column as numbers.
+
+    codes: int32 [rows], place in `classes`, -1 where the row has no label.
+    classes: The distinct labels: by value if all are whole numbers, else by alphabet.
+    """
+
+    codes: NDArray[np.int32]
+    classes: list[str]
+
+
+class Manifest:
+    """Videos, what is known about them, their splits and labels.
+
+    Made by :meth:`open`, :meth:`from_rows` or :func:`vjepa.data.index_sources`. Never changes.
+    """
+
+    def __init__(self, table: pa.Table, root: Path, source: str = "manifest") -> None:
+        """Wrap a table.
+
+        Args:
+            table: Columns as in ``manifest_schema.COLUMNS``, labels as ``label.<name>``.
+            root: Absolute folder that relative paths start from.
+            source: What to call this manifest in error messages.
+        """
+        self._table = table.combine_chunks()
+        self._root = str(root)
+        self._prefix = self._root.rstrip("/") + "/"
+        self._source = source
+
+    @classmethod
+    def open(cls, path: Path | str) -> Manifest:
+        """Read a Parquet manifest.
+
+        Raises:
+            UserError: Missing, not Parquet, without rows, or lacking a column.
+        """
+        file = Path(path)
+        remedy = "make one with `vjepa data index SRC --out manifest.parquet`"
+        if not file.is_file():
+            raise UserError(f"manifest {file}: no such file; {remedy}")
+        try:
+            table = to_schema(_read_columns(file))
+            table.validate(full=True)  # text that is none, offsets that point outside
+        except KeyError as error:
+            raise UserError(f"manifest {file}: no column {error}; {remedy}") from error
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"manifest {file}: cannot be read ({reason}); {remedy}") from error
+        if table.num_rows == 0:
+            raise UserError(f"manifest {file}: has no rows; {remedy}")
+        if (problem := problem_of(table)) is not None:
+            raise UserError(f"manifest {file}: {problem}; {remedy}")
+        return cls(table, file.absolute().parent, str(file))
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[ManifestRow], root: Path | str) -> Manifest:
+        """Build a manifest in memory from rows with absolute paths; `root` as above."""
+        listed = list(rows)
+        names = sorted({name for row in listed for name in row.labels})
+        made = cls(rows_to_table(listed, names), Path("/"))
+        folder = Path(root).absolute()
+        return cls(made._rooted_at(str(folder)), folder)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._table.num_rows
+
+    @property
+    def table(self) -> pa.Table:
+        """The columns, for vectorised work."""
+        return self._table
+
+    @property
+    def source(self) -> str:
+        """The file it was read from, for messages."""
+        return self._source
+
+    def path(self, row: int) -> str:
+        """Absolute path of a row's file."""
+        return self._absolute(self._table.column("path")[self._checked(row)].as_py())
+
+    def row(self, row: int) -> VideoInfo:
+        """All that is known about a row's file, ready for decode_frames."""
+        return row_to_info(self._table, self._checked(row), self.path(row))
+
+    def _checked(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a manifest with {len(self)} rows")
+        return int(row)
+
+    def _absolute(self, stored: str) -> str:
+        is_whole = stored.startswith("/") or is_address(stored)
+        return stored if is_whole else self._prefix + stored
+
+    def numeric(self, name: str) -> NDArray[np.generic]:
+        """A number or bool column as a NumPy array [rows], without a copy where Arrow allows."""
+        return self._table.column(name).to_numpy()
+
+    @property
+    def num_frames(self) -> NDArray[np.int64]:
+        """Frames of each row, int64 [rows]."""
+        return self.numeric("num_frames").astype(np.int64, copy=False)
+
+    @property
+    def fps(self) -> NDArray[np.float64]:
+        """Mean frame rate of each row in frames per second, float64 [rows]."""
+        return self.numeric("fps").astype(np.float64, copy=False)
+
+    @property
+    def ok(self) -> NDArray[np.bool_]:
+        """Whether each row's file can be used, bool [rows]."""
+        return self.numeric("ok").astype(np.bool_, copy=False)
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Relative probability of drawing each row, float64 [rows]; mean 1 over usable rows."""
+        return self.numeric("weight").astype(np.float64, copy=False)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the label columns."""
+        names = self._table.column_names
+        return [name.removeprefix(LABEL_PREFIX) for name in names if name.startswith(LABEL_PREFIX)]
+
+    def labels(self, name: str) -> NDArray[np.object_]:
+        """One label column: str or None for each row, object [rows]; equal labels share one str."""
+        coded = self.label_codes(name)
+        return np.array([*coded.classes, None], dtype=object)[coded.codes]
+
+    def label_codes(self, name: str) -> LabelCodes:
+        """One label column as numbers and class names; -1 where a row has none.
+
+        Raises:
+            UserError: There is no such column; the message names those there are.
+        """
+        if name not in self.label_names:
+            found = ", ".join(self.label_names) or "none"
+            raise UserError(f"manifest {self._source}: no label {name!r} (labels: {found})")
+        return self.categories(LABEL_PREFIX + name)
+
+    def categories(self, column: str) -> LabelCodes:
+        """A text column of few values (`split`, `dataset`, `kind`, `codec`) as numbers."""
+        values = self._table.column(column).unify_dictionaries().combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0)
+        codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        stored = values.dictionary.to_pylist()
+        used = np.unique(codes[codes >= 0])
+        classes = _sorted_classes([stored[code] for code in used])
+        new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
+        place = {label: number for number, label in enumerate(classes)}
+        for code in used:
+            new_code[code] = place[stored[code]]
+        return LabelCodes(new_code[codes], classes)
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits that occur, by alphabet."""
+        return self.categories("split").classes
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """Names of the data sets that occur, by alphabet."""
+        return self.categories("dataset").classes
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of every row's path, split and labels, in order.
+
+        Paths count from the deepest folder that holds all files. So the same files under the same
+        labels give the same hash wherever they and the manifest are moved together or apart, and
+        whatever is probed anew.
+        """
+        digest = hashlib.sha256()
+        for name in ["split", *(LABEL_PREFIX + name for name in sorted(self.label_names))]:
+            coded = self.categories(name)
+            digest.update(json.dumps([name, coded.classes]).encode())
+            digest.update(coded.codes.astype("<i4").tobytes())
+        start = len(self._common_folder())
+        for paths in self._paths_in_batches():
+            digest.update(json.dumps([path[start:] for path in paths]).encode())
+        return digest.hexdigest()
+
+    def _common_folder(self) -> str:
+        """The deepest folder that holds all files, with its final slash."""
+        lowest = highest = self.path(0)
+        for paths in self._paths_in_batches():
+            lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
+        # All strings between two share what those two share.
+        common = os.path.commonprefix([lowest, highest])  # noqa: RUF071 (cut at a slash below)
+        return common[: common.rfind("/") + 1]
+
+    def select(
+        self, split: str | None = None, *, dataset: str | None = None, ok_only: bool = True
+    ) -> Manifest:
+        """The rows of one split and data set (None: of all), without unusable ones.
+
+        Raises:
+            UserError: No row is left; the message says what there is instead.
+        """
+        mask = np.ones(len(self), dtype=bool)
+        for column, wanted in (("split", split), ("dataset", dataset)):
+            if wanted is None:
+                continue
+            values = self.categories(column)
+            if wanted not in values.classes:
+                found = ", ".join(values.classes) or "none"
+                raise UserError(
+                    f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
+                )
+            mask &= values.codes == values.classes.index(wanted)
+        usable = mask & self.ok if ok_only else mask
+        if not usable.any():
+            raise UserError(self._why_none(mask))
+        # Nothing is copied where nothing is left out; otherwise one column after the other.
+        if usable.all():
+            return self
+        keep = pa.array(usable)
+        columns = {
+            name: self._table.column(name).filter(keep).combine_chunks()
+            for name in self._table.column_names
+        }
+        return Manifest(pa.table(columns), Path(self._root), self._source)
+
+    def _why_none(self, mask: NDArray[np.bool_]) -> str:
+        """Why no row of these can be used; mask: bool [rows]."""
+        first = pa.array(np.flatnonzero(mask)[:3])
+        reasons = "; ".join(
+            f"{path}: {reason}"
+            for path, reason in zip(
+                self._table.column("path").take(first).to_pylist(),
+                self._table.column("reason").take(first).to_pylist(),
+                strict=True,
+            )
+        )
+        return (
+            f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
+            f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
+        )
+
+    def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
+        """Write the manifest as Parquet: aside, synced, then renamed into place.
+
+        Paths beneath the file's folder are stored relative to it, so that folder and manifest can
+        be moved together.
+
+        Args:
+            path: Where; an older file is replaced only by a complete new one.
+            metadata: Notes kept in the Parquet schema.
+
+        Raises:
+            UserError: It cannot be written (no such folder, no right, disk full).
+        """
+        target = Path(path).absolute()
+        table = self._rooted_at(str(target.parent)).replace_schema_metadata(metadata)
+        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with aside.open("wb") as file:
+                    pq.write_table(table, file, compression="zstd")
+                    file.flush()
+                    os.fsync(file.fileno())
+                aside.replace(target)
+            finally:
+                aside.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"manifest {target}: cannot be written ({error.strerror or error});"
+                " choose another place with --out"
+            ) from error
+
+    def _rooted_at(self, folder: str) -> pa.Table:
+        """The table with its paths relative to `folder` where they lie beneath it."""
+        if folder == self._root:
+            return self._table
+        prefix = folder.rstrip("/") + "/"
+        batches = [
+            pa.array([path.removeprefix(prefix) for path in paths], type=COLUMNS["path"])
+            for paths in self._paths_in_batches()
+        ]
+        place = self._table.column_names.index("path")
+        return self._table.set_column(place, "path", pa.chunked_array(batches, COLUMNS["path"]))
+
+    def absolute_paths(self) -> pa.ChunkedArray:
+        """All paths, absolute, as large_string."""
+        batches = [pa.array(paths, type=COLUMNS["path"]) for paths in self._paths_in_batches()]
+        return pa.chunked_array(batches, COLUMNS["path"])
+
+    def _paths_in_batches(self) -> Iterator[list[str]]:
+        """Absolute paths, a bounded number of Python strings at a time."""
+        stored = self._table.column("path")
+        for at in range(0, len(stored), _BATCH):
+            yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_numpy().tolist()]
+
+
+def _read_columns(file: Path) -> pa.Table:
+    """All columns that a manifest can have, read one after the other.
+
+    So only one of them stands in memory twice, while its pieces are joined. No memory map: the file
+    may be replaced while it is open.
+    """
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        wanted = [name for name in names if name in COLUMNS or name.startswith(LABEL_PREFIX)]
+        return pa.table(
+            {name: parquet.read(columns=[name]).column(name).combine_chunks() for name in wanted}
+        )
+
+
+def _sorted_classes(labels: list[str]) -> list[str]:
+    if all(label.isdecimal() for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
+    return sorted(labels)

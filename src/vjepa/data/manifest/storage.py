@@ -1,0 +1,360 @@
+"""Writing tar shards as the WebDataset convention wants them, byte for byte the same every time."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from vjepa.errors import UserError
+
+if TYPE_CHECKING:
+    from fsspec.spec import AbstractFileSystem
+
+
+class UnreadableAddressError(UserError, OSError):
+    """An address that cannot be read from here.
+
+    It stops a command that was given it, as any bad input; as a row of a manifest it costs that
+    row, as any file that cannot be opened.
+    """
+
+
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
+
+_NAMES = "file local memory s3 s3a gs gcs az abfs abfss adl oss hdfs"
+PROTOCOLS = frozenset(_NAMES.split())
+"""Storage systems whose addresses are accepted."""
+
+# A range of at most this many bytes is fetched in one request; a longer one is read in blocks.
+_ONE_REQUEST = 64 << 20
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """Size in bytes and time of the last change in ns (0: the storage does not tell)."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def is_address(path: str) -> bool:
+    """Whether this is an address of a storage system and not a path on the local disk."""
+    return _ADDRESS.match(path) is not None
+
+
+def absolute(path: str) -> str:
+    """The absolute path, cleaned of ``..``; an address is left as it is."""
+    return path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 (Path keeps "..")
+
+
+def status_of(path: str) -> FileStatus:
+    """Look at a file without opening it.
+
+    Raises:
+        OSError: There is no such file, or it cannot be looked at.
+        UserError: The address names no storage system that can be read here.
+    """
+    if not is_address(path):
+        status = os.stat(path)  # noqa: PTH116 (called for every row of a large index)
+        return FileStatus(status.st_size, status.st_mtime_ns)
+    info = _storage_of(path).info(path)
+    if info.get("type") == "directory":
+        raise IsADirectoryError(f"{path} is a folder, not a file")
+    return FileStatus(int(info["size"]), _nanoseconds(info))
+
+
+def files_beneath(address: str) -> list[str]:
+    """Addresses of all files of a stored folder and its folders, by alphabet.
+
+    Raises:
+        OSError: It cannot be listed.
+        UserError: The address names no storage system that can be read here.
+    """
+    storage = _storage_of(address)
+    protocol = address.partition("://")[0]
+    root = storage._strip_protocol(address)
+    beneath = address.rstrip("/").partition("://")[2]
+    return [
+        f"{protocol}://{beneath}{found.removeprefix(root)}" for found in sorted(storage.find(root))
+    ]
+
+
+def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[bytes]:
+    """Open bytes `offset` to `offset + length` of a file for reading, as a file of their own.
+
+    Args:
+        path: A local path or an address.
+        offset: First byte.
+        length: Number of bytes; None reads to the end of the file.
+
+    Raises:
+        OSError: It cannot be opened.
+        UserError: The address names no storage system that can be read here.
+    """
+    if not is_address(path):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        left = max(0, os.fstat(handle).st_size - offset)
+        return _range(
+            left if length is None else min(left, length),
+            lambda place, count: os.pread(handle, count, offset + place),
+            lambda: os.close(handle),
+        )
+    storage = _storage_of(path)
+    size = int(storage.info(path)["size"])
+    end = size if length is None else min(size, offset + length)
+    if end - offset <= _ONE_REQUEST:
+        return io.BytesIO(storage.cat_file(path, start=offset, end=end))
+    file = storage.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
+
+    def read_at(place: int, count: int) -> bytes:
+        file.seek(offset + place)
+        return file.read(count)
+
+    return _range(end - offset, read_at, file.close)
+
+
+def _range(
+    length: int, read_at: Callable[[int, int], bytes], release: Callable[[], None]
+) -> IO[bytes]:
+    return cast("IO[bytes]", ByteRange(length, read_at, release))
+
+
+class ByteRange(io.RawIOBase):
+    """A part of a file as a file of its own; parts of one file do not disturb each other."""
+
+    def __init__(
+        self, length: int, read_at: Callable[[int, int], bytes], release: Callable[[], None]
+    ) -> None:
+        """Take over an open file.
+
+        Args:
+            length: Number of bytes of the part.
+            read_at: Gives up to so many bytes (second) from a place in the part (first).
+            release: Closes the file.
+        """
+        super().__init__()
+        self._length = length
+        self._at = 0
+        self._read_at = read_at
+        self._release = release
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """The place, counted from the part's first byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place, never before the part's first byte; behind its end nothing is read."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most `size` bytes (all that are left, if negative), none beyond the part's end."""
+        left = max(0, self._length - self._at)
+        wanted = left if size is None or size < 0 else min(size, left)
+        found = self._read_at(self._at, wanted) if wanted else b""
+        self._at += len(found)
+        return found
+
+    def close(self) -> None:
+        """Close the file; twice does no harm."""
+        if not self.closed:
+            self._release()
+        super().close()
+
+
+def _storage_of(path: str) -> AbstractFileSystem:
+    """The file system behind an address."""
+    match = _ADDRESS.match(path)
+    protocol = match[1] if match else ""
+    if protocol not in PROTOCOLS or "::" in path:
+        known = ", ".join(sorted(PROTOCOLS))
+        raise UnreadableAddressError(
+            f"{path}: no storage system that is read from here (these are: {known})"
+        )
+    try:
+        import fsspec
+    except ImportError as error:
+        raise UnreadableAddressError(
+            f"{path}: reading object storage needs fsspec: pip install 'open-vjepa[storage]'"
+        ) from error
+    try:
+        return fsspec.filesystem(protocol)
+    except ImportError as error:
+        raise UnreadableAddressError(f"{path}: {error}") from error
+
+
+def _nanoseconds(info: dict[str, Any]) -> int:
+    """Time of the last change as the storage's listing gives it, under any of its names."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1e9)
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    return 0
+
+
+_IN_SHARD = re.compile(r"(?P<shard>.+\.tar)!(?P<offset>\d+)\+(?P<length>\d+)/(?P<name>[^/]+)", re.S)
+
+BLOCK = 512
+"""Size of a tar header, and what members are padded to, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one file lies in a shard.
+
+    Attributes:
+        shard: Path or address of the tar file.
+        offset: Its first byte.
+        length: Its size in bytes.
+        name: Its name in the tar.
+    """
+
+    shard: str
+    offset: int
+    length: int
+    name: str
+
+    @property
+    def address(self) -> str:
+        """What stands for it in a manifest's `path` column."""
+        return f"{self.shard}!{self.offset}+{self.length}/{self.name}"
+
+
+def member_at(path: str) -> Member | None:
+    """The member that a path names, or None for a plain file."""
+    match = _IN_SHARD.fullmatch(path) if ".tar!" in path else None
+    if match is None:
+        return None
+    return Member(match["shard"], int(match["offset"]), int(match["length"]), match["name"])
+
+
+def open_member(member: Member) -> IO[bytes]:
+    """A member as a file of its own that ends where the member ends.
+
+    Raises:
+        OSError: The shard cannot be read.
+    """
+    return open_range(member.shard, member.offset, member.length)
+
+
+def member_status(member: Member) -> FileStatus:
+    """The member's size and the shard's time of change.
+
+    Raises:
+        OSError: There is no such shard, or another file lies at that place of it.
+    """
+    status = status_of(member.shard)
+    if status.bytes < member.offset + member.length:
+        raise OSError(f"the shard {member.shard} is shorter than the index says")
+    with open_range(member.shard, member.offset - BLOCK, BLOCK) as file:
+        header = file.read(BLOCK)
+    name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
+    if name != member.name or header[124:136].rstrip(b"\0 ") != b"%011o" % member.length:
+        raise OSError(f"the shard {member.shard} holds another file at this place")
+    return FileStatus(member.length, status.mtime_ns)
+
+
+@contextmanager
+def opened(path: str) -> Generator[str | IO[bytes]]:
+    """What a reader opens: the absolute path; or the bytes of a shard's member or stored object.
+
+    Raises:
+        OSError: The shard or the object cannot be opened.
+    """
+    name = absolute(path)  # a leading slash keeps "a:b.mp4" from being taken for a protocol
+    member = member_at(name)
+    if member is None and not is_address(name):
+        yield name
+        return
+    with open_range(name) if member is None else open_member(member) as file:
+        yield file
+
+
+_LONGEST_NAME = 100  # what one ustar header holds
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One video to be put into a shard.
+
+    Attributes:
+        name: Name in the tar without suffix: letters, digits, ``_`` and ``-``.
+        file: The video.
+        facts: What readers of the shard alone should know; becomes ``<name>.json``.
+    """
+
+    name: str
+    file: Path
+    facts: Mapping[str, object]
+
+
+def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
+    """Write a shard: aside, synced, then renamed.
+
+    Each video stands beside its facts under the same name, which WebDataset makes one sample of.
+
+    Args:
+        path: The tar file.
+        entries: The videos.
+
+    Returns:
+        Where each video lies.
+
+    Raises:
+        OSError: A video cannot be read, or the shard cannot be written.
+        ValueError: A name is not safe in a tar.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    members: list[Member] = []
+    try:
+        with aside.open("wb") as out:
+            with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for entry in entries:
+                    members.append(_add(tar, path, entry))
+            out.flush()
+            os.fsync(out.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return members
+
+
+def _add(tar: tarfile.TarFile, path: Path, entry: ShardEntry) -> Member:
+    if not entry.name.replace("-", "").replace("_", "").isalnum() or not entry.name.isascii():
+        raise ValueError(f"name must consist of letters, digits, _ and -, got {entry.name!r}")
+    name = f"{entry.name}{entry.file.suffix}"
+    if len(name) > _LONGEST_NAME:
+        raise ValueError(f"name must be at most {_LONGEST_NAME} characters long, got {name!r}")
+    header = tarfile.TarInfo(name)
+    header.mode = 0o644
+    with entry.file.open("rb") as file:
+        header.size = os.fstat(file.fileno()).st_size
+        offset = tar.offset + BLOCK
+        tar.addfile(header, file)
+    facts = json.dumps(entry.facts, ensure_ascii=False).encode()
+    beside = tarfile.TarInfo(f"{entry.name}.json")
+    beside.mode, beside.size = 0o644, len(facts)
+    tar.addfile(beside, io.BytesIO(facts))
+    return Member(str(path), offset, header.size, name)

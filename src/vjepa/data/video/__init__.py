@@ -1,0 +1,1 @@
+"""Video and image files: what they hold, and exactly the frames asked for."""

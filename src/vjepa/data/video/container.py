@@ -1,0 +1,257 @@
+"""Decoded frames of any pixel format -> upright RGB bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, cast
+
+import av
+import av.error
+import numpy as np
+from av.codec.context import ThreadType
+from av.sidedata.sidedata import Type as SideDataType
+from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from vjepa.data.manifest.storage import opened
+from vjepa.data.video.info import DecodeError, LimitsConfig
+from vjepa.errors import UserError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+if TYPE_CHECKING:
+    from av.sidedata.sidedata import SideDataContainer
+    from av.video.frame import VideoFrame
+
+
+_DEMUXERS = (
+    "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,gif,3gp,mxf,nut,ivf,rm,"
+    "yuv4mpegpipe,h264,hevc,m4v,obu,mjpeg,dv"
+)
+# FFmpeg's play-list formats (hls, dash, concat) open further files and addresses named *inside* the
+# file: a downloaded "video" could then read anything. Only real containers on the local disk pass.
+_CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
+
+# The errors that foreign bytes can cause below PyAV. UnicodeError: metadata that is not text.
+FOREIGN_ERRORS = (av.error.FFmpegError, OSError, UnicodeError, ValueError, EOFError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFile:
+    """An open video: its container, the stream that is read, and the decoder in use."""
+
+    path: str
+    container: InputContainer
+    stream: VideoStream
+    decoder: VideoCodecContext
+
+    def packets(self) -> Iterator[Packet]:
+        """The stream's packets from the present position on, without the empty ones at the end."""
+        for packet in self.container.demux(self.stream):
+            if packet.size > 0:
+                yield packet
+
+    def feed(self, packet: Packet | None) -> list[VideoFrame]:
+        """Decode one packet (None: hand out what the decoder still holds).
+
+        A damaged packet gives no frame; that a wanted frame is missing is found out by its
+        timestamp, with the rest of the file still readable.
+        """
+        try:
+            return self.decoder.decode(packet)
+        except (av.error.InvalidDataError, av.error.EOFError):
+            return []
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Every frame in the order in which the decoder hands them out."""
+        for packet in self.packets():
+            yield from self.feed(packet)
+        yield from self.feed(None)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error's message in a few words, without the path, which the caller names anyway."""
+    if isinstance(error, av.error.InvalidDataError):
+        return "not a video, truncated, or damaged beyond reading"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory while reading it"
+    if isinstance(error, OSError | av.error.FFmpegError) and getattr(error, "strerror", None):
+        return str(error.strerror)
+    return f"{type(error).__name__}: {error}".strip(": ")
+
+
+def _pick_stream(container: InputContainer, path: str) -> VideoStream:
+    """The first stream of moving pictures (cover art of an audio file is none)."""
+    if not container.streams.video:
+        kinds = sorted({stream.type for stream in container.streams})
+        if not kinds:
+            raise DecodeError(path, "no stream can be read from it (truncated?)")
+        raise DecodeError(path, f"no video stream (it has: {', '.join(kinds)})")
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            return stream
+    raise DecodeError(path, "no video stream (only the cover picture of an audio file)")
+
+
+def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:
+    """FFmpeg's default decoder on one thread, or libvpx where the video carries an alpha plane.
+
+    One thread: loader workers are the parallelism, and more threads per file oversubscribe the
+    machine. FFmpeg's own VP8 and VP9 decoders drop the alpha plane that WebM keeps beside the
+    video.
+    """
+    decoder = stream.codec_context
+    if decoder is None:
+        raise DecodeError(path, "its codec is unknown to this FFmpeg")
+    if stream.metadata.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):
+        created = av.CodecContext.create("libvpx-vp9" if decoder.name == "vp9" else "libvpx", "r")
+        assert isinstance(created, VideoCodecContext)
+        created.width, created.height = decoder.width, decoder.height
+        decoder = created
+    decoder.thread_count = 1
+    decoder.thread_type = ThreadType.NONE
+    return decoder
+
+
+def _check_size(decoder: VideoCodecContext, path: str, limits: LimitsConfig) -> None:
+    """Refuse a frame size before a single frame of it is allocated."""
+    width, height = decoder.width, decoder.height
+    if width < 1 or height < 1:
+        raise DecodeError(path, "its header gives no frame size, or an impossible one")
+    if width * height > limits.max_pixels:
+        raise DecodeError(
+            path, f"frames of {width} x {height} pixels are above max_pixels = {limits.max_pixels}"
+        )
+    # The header may lie: the decoder itself must refuse a stream that turns out larger. It counts
+    # its padding, too, hence the factor.
+    decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
+
+
+def _open_container(source: str | IO[bytes], path: str) -> InputContainer:
+    try:
+        return av.open(
+            source, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
+        )
+    except av.error.ArgumentError as error:  # the format is not on the list
+        raise DecodeError(path, "not a video (a picture, a play list or a rare format)") from error
+
+
+@contextmanager
+def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[VideoFile]:
+    """Open a video for reading; always closes it.
+
+    Args:
+        path: The file, its address, or that of a shard's member (`data.manifest.storage`).
+        limits: Largest frame to accept; None uses the defaults.
+
+    Yields:
+        The open video.
+
+    Raises:
+        DecodeError: It cannot be opened or has no video; or reading it in the body of the ``with``
+            failed. Names the file in every case.
+    """
+    try:
+        with opened(path) as source, _open_container(source, path) as container:
+            stream = _pick_stream(container, path)
+            decoder = _pick_decoder(stream, path)
+            _check_size(decoder, path, limits or LimitsConfig())
+            yield VideoFile(path, container, stream, decoder)
+    except FOREIGN_ERRORS as error:
+        raise DecodeError(path, reason_of(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How stored pixels are turned for display: one of the eight turns and mirrors of a rectangle.
+
+    Applied in this order: transpose, then mirror left-right, then mirror up-down.
+    """
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @property
+    def rotation(self) -> int:
+        """Counter-clockwise rotation in degrees, a mirror left aside: 0, 90, 180 or 270."""
+        if self.transpose:
+            return 90 if self.mirror_y else 270
+        return 180 if self.mirror_y else 0
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn uint8 [H, W, 3] into a view of the upright image, [H', W', 3]."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        return image[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """Read the display matrix that the container gave the frame; upright without one.
+
+    The matrix maps a stored pixel (x, y) to (a x + c y, b x + d y). An angle that is no multiple of
+    90 degrees is rounded to the nearest one.
+    """
+    # PyAV's stub calls this a TypedDict; it is the container class.
+    side_data = cast("SideDataContainer", frame.side_data)
+    try:
+        data = side_data[SideDataType.DISPLAYMATRIX]
+    except KeyError:
+        return Orientation()
+    matrix = np.frombuffer(bytes(data), dtype=np.int32).astype(np.int64)
+    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(transpose=False, mirror_x=a < 0, mirror_y=d < 0)
+    return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
+
+
+class RgbConverter:
+    """Turns the frames of one video into upright RGB, all of one size.
+
+    Keeps FFmpeg's scaler between frames. A stream that changes its frame size midway is rescaled to
+    the size of its first frame (bilinear). Alpha is laid over black.
+    """
+
+    def __init__(self, width: int | None = None, height: int | None = None) -> None:
+        """Args: width, height: Upright size in pixels; None takes that of the first frame."""
+        self._scaler = VideoReformatter()
+        self._size = None if width is None or height is None else (width, height)
+
+    def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """One decoded frame -> uint8 [H, W, 3], RGB, upright, a view that the caller copies."""
+        orientation = orientation_of(frame)
+        if self._size is None:
+            stored = (frame.width, frame.height)
+            self._size = stored[::-1] if orientation.transpose else stored
+        width, height = self._size[::-1] if orientation.transpose else self._size
+        has_alpha = any(component.is_alpha for component in frame.format.components)
+        rgb = self._scaler.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="rgba" if has_alpha else "rgb24",
+            threads=1,
+        )
+        plane = rgb.planes[0]
+        channels = 4 if has_alpha else 3
+        # Rows are padded to the line size; the padding is cut off without a copy.
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)[
+            :height
+        ]
+        image = rows[:, : width * channels].reshape(height, width, channels)
+        return orientation.apply(over_black(image) if has_alpha else image)
+
+
+def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay uint8 [..., 4] RGBA (alpha not premultiplied) over black: uint8 [..., 3], rounded."""
+    alpha = rgba[..., 3:].astype(np.uint16)
+    return ((rgba[..., :3] * alpha + 127) // 255).astype(np.uint8)

@@ -1,0 +1,188 @@
+"""Still images and folders of images behind the same interface as videos, through Pillow."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (make them known)
+
+from vjepa.data.manifest.storage import opened
+from vjepa.data.video.container import over_black
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.media_files import images_in
+
+IMAGE_FOLDER_FPS = 30.0
+"""Frame rate assumed for a folder of images unless another is given."""
+
+STILL_FPS = 1.0
+"""Frame rate given to a still image: one frame that lasts one second."""
+
+# Whatever the suffix says, only these are tried: Pillow gives a PostScript file to another program,
+# and its rarer readers are little tested against hostile files.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "PPM",
+    "JPEG2000",
+    "TIFF",
+    "WEBP",
+)
+
+# EXIF orientations that swap width and height.
+_EXIF_ORIENTATION = 0x0112
+_EXIF_TRANSPOSED = (5, 6, 7, 8)
+
+
+def probe_image(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
+    """Fill in `info` for one still image, decoding it once.
+
+    Raises:
+        DecodeError: It is no image, is damaged, or is above the limits.
+    """
+    width, height, codec = _image_header(info.path, limits)
+    read_image(info.path)
+    return replace(
+        info,
+        num_frames=1,
+        fps=STILL_FPS,
+        duration_seconds=1.0 / STILL_FPS,
+        width=width,
+        height=height,
+        codec=codec,
+    )
+
+
+def probe_image_folder(info: VideoInfo, limits: LimitsConfig, fps: float) -> VideoInfo:
+    """Fill in `info` for a folder of images: all headers are read, the first image is decoded.
+
+    Raises:
+        DecodeError: No image in it, images of several sizes, one that is none, or a limit.
+    """
+    names = images_in(info.path)
+    if not names:
+        raise DecodeError(info.path, "a folder without images")
+    if len(names) > limits.max_frames:
+        raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")
+    first: tuple[int, int, str] | None = None
+    for name in names:
+        header = _image_header(str(Path(info.path, name)), limits)
+        first = first or header
+        if header[:2] != first[:2]:
+            raise DecodeError(
+                info.path,
+                f"{name} has {header[0]} x {header[1]} pixels, {names[0]} {first[0]} x {first[1]}",
+            )
+    assert first is not None
+    read_image(str(Path(info.path, names[0])))
+    return replace(
+        info,
+        num_frames=len(names),
+        fps=fps,
+        duration_seconds=len(names) / fps,
+        width=first[0],
+        height=first[1],
+        codec=first[2],
+    )
+
+
+def decode_images(info: VideoInfo, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Frames of a still image or a folder of images: uint8 [T, H, W, 3] for int64 [T] indices.
+
+    Raises:
+        DecodeError: An image cannot be read, or the folder is not what it was when indexed.
+    """
+    if info.kind == "image":
+        names = [""]
+    else:
+        names = _list_folder(info.path)
+        if len(names) != info.num_frames:
+            raise DecodeError(
+                info.path,
+                f"has {len(names)} images, {info.num_frames} when indexed; index it again",
+            )
+    unique, inverse = np.unique(indices, return_inverse=True)
+    try:
+        frames = np.empty((len(indices), info.height, info.width, 3), dtype=np.uint8)
+    except MemoryError as error:
+        raise DecodeError(info.path, f"{len(indices)} frames do not fit in memory") from error
+    for place, number in enumerate(unique):
+        name = names[number]
+        path = os.path.join(info.path, name) if name else info.path  # noqa: PTH118
+        frames[inverse == place] = read_image(path, (info.width, info.height))
+    return frames
+
+
+def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """One image file, upright by its EXIF orientation, as uint8 [H, W, 3]; alpha over black.
+
+    Args:
+        path: The file.
+        size: Width and height in pixels that it must have; another file is refused by its header,
+            before a pixel of it is decoded.
+
+    Raises:
+        DecodeError: It cannot be read, or is of another size.
+    """
+    with _open_image(path) as image:
+        if size is not None and _upright_size(image) != size:
+            width, height = _upright_size(image)
+            raise DecodeError(path, f"is {width} x {height} pixels, unlike the rest")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I;16"):
+            # Pillow would clip 16-bit grey at 255 instead of scaling it.
+            grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
+            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        if upright.has_transparency_data:
+            return over_black(np.asarray(upright.convert("RGBA")))
+        return np.asarray(upright.convert("RGB"))
+
+
+@contextmanager
+def _open_image(path: str) -> Generator[Image.Image]:
+    """Open an image; what Pillow throws at foreign bytes becomes a DecodeError with the path."""
+    try:
+        with warnings.catch_warnings():
+            # Sizes are limited by LimitsConfig at indexing; Pillow's warning would say it again.
+            warnings.simplefilter("ignore")
+            with opened(path) as source, Image.open(source, formats=_FORMATS) as image:
+                yield image
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(path, "not an image, or damaged beyond reading") from error
+    except Image.DecompressionBombError as error:
+        raise DecodeError(path, "more pixels than Pillow accepts") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise DecodeError(path, f"damaged image ({error})") from error
+
+
+def _image_header(path: str, limits: LimitsConfig) -> tuple[int, int, str]:
+    """Upright width and height in pixels and the format's name, from the header alone."""
+    with _open_image(path) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise DecodeError(
+                path, f"{width} x {height} pixels are above max_pixels = {limits.max_pixels}"
+            )
+        return *_upright_size(image), (image.format or "").lower()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels after turning, from the header."""
+    width, height = image.size
+    if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
+        return height, width
+    return width, height
+
+
+def _list_folder(path: str) -> list[str]:
+    try:
+        return images_in(path)
+    except OSError as error:
+        raise DecodeError(path, f"cannot be listed ({error.strerror})") from error

@@ -1,0 +1,295 @@
+"""Looking into one file: what it holds, and whether frames can be had from it.
+
+:func:`probe` never raises for a bad file: a bad file is a result (`ok` False and a `reason`). It
+runs in this process; `inspect_pool` runs it where a decoder may hang or crash.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.manifest.storage import absolute, is_address, member_at, member_status, status_of
+from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
+from vjepa.data.video.images import IMAGE_FOLDER_FPS, decode_images, probe_image, probe_image_folder
+from vjepa.data.video.info import DecodeError, LimitsConfig, MediaKind, VideoInfo
+from vjepa.data.video.media_files import images_in, kind_of
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+# Decoders whose key-frame flag can be trusted as an entry point. GIF and its like build each
+# picture on the one before, whatever the flag says.
+_TRUSTED = """h264 hevc vp8 vp9 libvpx libvpx-vp9 av1 libdav1d libaom-av1 mpeg1video mpeg2video
+mpeg4 msmpeg4v1 msmpeg4v2 msmpeg4 wmv1 wmv2 wmv3 vc1 h263 flv theora mjpeg prores ffv1 dnxhd dvvideo
+cinepak rawvideo huffyuv ffvhuff utvideo"""
+_TRUSTED_KEYFRAMES = frozenset(_TRUSTED.split())
+
+# The timestamps of the first frames, as decoded, must agree with those of the packets: some formats
+# (h264 in AVI) have made-up timestamps in decoding order. B-frames reach back at most 16 frames.
+_NUM_VERIFIED = 24
+
+_LONG_AGO = -(1 << 62)
+
+_FALLBACK_FPS = 25.0
+
+
+def probe(
+    path: str,
+    limits: LimitsConfig | None = None,
+    kind: MediaKind | None = None,
+    image_folder_fps: float = IMAGE_FOLDER_FPS,
+) -> VideoInfo:
+    """Look into a video, an image or a folder of images.
+
+    Args:
+        path: The file or folder.
+        limits: What it may demand at most.
+        kind: How to read it; None decides by folder or suffix.
+        image_folder_fps: Frame rate given to a folder of images, which knows none.
+
+    Returns:
+        What was found; `ok` False with a `reason` for anything that cannot give frames.
+    """
+    limits = limits or LimitsConfig()
+    path = absolute(path)
+    info = VideoInfo(path=path, kind=kind or kind_of(path))
+    try:
+        stamp = stamp_of(path, info.kind)
+        info = replace(info, bytes=stamp.bytes, mtime_ns=stamp.mtime_ns)
+        if info.kind == "image_folder":
+            return probe_image_folder(info, limits, image_folder_fps)
+        _check_file(info, limits)
+        return probe_image(info, limits) if info.kind == "image" else _probe_video(info, limits)
+    except DecodeError as error:
+        return replace(info, ok=False, reason=error.reason)
+    except OSError as error:
+        return replace(info, ok=False, reason=reason_of(error))
+
+
+def probe_deeply(
+    path: str,
+    limits: LimitsConfig | None = None,
+    kind: MediaKind | None = None,
+    image_folder_fps: float = IMAGE_FOLDER_FPS,
+) -> VideoInfo:
+    """As :func:`probe`, and then decode every frame: `ok` only if all come out."""
+    info = probe(path, limits, kind, image_folder_fps)
+    if not info.ok:
+        return info
+    try:
+        if info.kind == "video":
+            with open_video(info.path, limits) as video:
+                count = sum(1 for _ in video.frames())
+            if count < info.num_frames:
+                lost = info.num_frames - count
+                return replace(info, ok=False, reason=f"{lost} of {info.num_frames} frames damaged")
+        else:
+            # One at a time: memory stays that of one image.
+            for number in range(info.num_frames):
+                decode_images(info, np.array([number]))
+    except DecodeError as error:
+        return replace(info, ok=False, reason=error.reason)
+    return info
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells an unchanged file (or folder of images, summed) without opening it."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def stamp_of(path: str, kind: MediaKind) -> Stamp:
+    """Size and time of the last change; of a folder, summed over its images and the latest time.
+
+    Raises:
+        OSError: There is no such file, or it cannot be looked at.
+    """
+    if kind != "image_folder":
+        member = member_at(path)
+        found = status_of(path) if member is None else member_status(member)
+        return Stamp(found.bytes, found.mtime_ns)
+    status = os.stat(path)  # noqa: PTH116
+    each = [os.stat(os.path.join(path, name)) for name in images_in(path)]  # noqa: PTH116, PTH118
+    newest = max([status.st_mtime_ns, *(one.st_mtime_ns for one in each)])
+    return Stamp(sum(one.st_size for one in each), newest)
+
+
+def _check_file(info: VideoInfo, limits: LimitsConfig) -> None:
+    if os.path.isdir(info.path):  # noqa: PTH112
+        raise DecodeError(info.path, "is a folder, not a file")
+    is_stored = is_address(info.path) or member_at(info.path) is not None
+    if not is_stored and not os.path.isfile(info.path):  # noqa: PTH113
+        raise DecodeError(info.path, "is no regular file")
+    if info.bytes == 0:
+        raise DecodeError(info.path, "empty file (0 bytes)")
+    if info.bytes > limits.max_bytes:
+        raise DecodeError(info.path, f"{info.bytes} bytes, above max_bytes = {limits.max_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class PacketScan:
+    """What the packets of a video tell without decoding."""
+
+    shown_pts: NDArray[np.int64]
+    """Timestamps of the displayed frames in decoding order, int64 [n]; empty if unusable."""
+    keyframe_pts: NDArray[np.int64]
+    """Timestamps of the key frames in decoding order, int64 [m]; empty if unusable."""
+    num_packets: int
+    """All packets that hold data."""
+    is_cut_off: bool
+    """Whether the last packet is incomplete: the file ends in its middle."""
+
+
+def scan_packets(video: VideoFile, max_frames: int | None = None) -> PacketScan:
+    """Read all packets of a freshly opened video without decoding them.
+
+    Frame 0 is the first key frame, or the first displayed frame after it where an edit list hides
+    the key frame itself; what comes before cannot be decoded and is not counted.
+
+    Raises:
+        DecodeError: More than `max_frames` packets.
+    """
+    shown, keys = array("q"), array("q")
+    has_pts, is_cut_off, count = True, False, 0
+    for packet in video.packets():
+        count += 1
+        if max_frames is not None and count > max_frames:
+            raise DecodeError(video.path, f"more than max_frames = {max_frames} frames")
+        is_cut_off = packet.is_corrupt
+        if packet.pts is None:
+            has_pts = False
+            continue
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        if keys and packet.pts >= keys[0] and not packet.is_discard:
+            shown.append(packet.pts)
+    shown_pts = np.array(shown, dtype=np.int64)
+    keyframe_pts = np.array(keys, dtype=np.int64)
+    is_usable = (
+        has_pts
+        and len(shown_pts) > 0
+        and len(np.unique(shown_pts)) == len(shown_pts)
+        and bool(np.all(np.diff(keyframe_pts) > 0))
+    )
+    if not is_usable:
+        shown_pts = keyframe_pts = np.zeros(0, dtype=np.int64)
+    return PacketScan(shown_pts, keyframe_pts, count, is_cut_off)
+
+
+def _probe_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
+    """Count and time the frames from the packets; decode the first few to see that it works."""
+    with open_video(info.path, limits) as video:
+        scan = scan_packets(video, limits.max_frames)
+        if scan.num_packets == 0:
+            raise DecodeError(info.path, "no video data in it")
+        if scan.is_cut_off or _ends_early(video, scan):
+            complete = scan.num_packets - scan.is_cut_off
+            raise DecodeError(info.path, f"truncated: only {complete} frames are in the file")
+    with open_video(info.path, limits) as video:
+        first = _look_at_first_frames(video, np.sort(scan.shown_pts))
+        if first.width * first.height > limits.max_pixels:
+            size = f"{first.width} x {first.height}"
+            raise DecodeError(
+                info.path, f"frames of {size} pixels are above max_pixels = {limits.max_pixels}"
+            )
+        codec = video.stream.codec_context.name
+        is_trusted = video.decoder.name in _TRUSTED_KEYFRAMES
+        stated = video.stream.average_rate or video.stream.guessed_rate
+        time_base = video.stream.time_base or Fraction(0)
+    info = replace(
+        info, width=first.width, height=first.height, rotation=first.rotation, codec=codec
+    )
+    stated_fps = float(stated) if stated else _FALLBACK_FPS
+    if first.num_counted is not None:
+        seconds = first.num_counted / stated_fps
+        return replace(info, num_frames=first.num_counted, fps=stated_fps, duration_seconds=seconds)
+    keys = scan.keyframe_pts if is_trusted else scan.keyframe_pts[:1]
+    return _timed(info, np.sort(scan.shown_pts), keys, time_base, stated_fps)
+
+
+def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
+    """Whether an MP4 (or its kin) holds fewer frames than its table lists.
+
+    Only these formats have a table to believe; other headers promise what they like. An edit list
+    takes frames out, too, but then the duration without them is reached.
+    """
+    stream = video.stream
+    is_listed = "mov" in video.container.format.name and scan.num_packets < stream.frames
+    if not is_listed or stream.duration is None or scan.shown_pts.size < 2:
+        return is_listed
+    end = (stream.start_time or 0) + stream.duration
+    step = np.ptp(scan.shown_pts) / (scan.shown_pts.size - 1)
+    return bool(scan.shown_pts.max() + 1.5 * step < end)
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstFrames:
+    """What the first frames of a video showed."""
+
+    width: int
+    height: int
+    rotation: int
+    num_counted: int | None
+    """Number of all frames, where the timestamps proved unusable and frames had to be counted."""
+
+
+def _look_at_first_frames(video: VideoFile, expected: NDArray[np.int64]) -> _FirstFrames:
+    """Decode the first frames and compare their timestamps with the `expected` ones (ascending).
+
+    Where they come in another order, the timestamps are worth nothing and the whole file is decoded
+    to count its frames: here and only here. (Frames that do not come at all are damage.)
+    """
+    first: VideoFrame | None = None
+    number, latest = 0, _LONG_AGO
+    known = set(expected[: 4 * _NUM_VERIFIED].tolist())
+    is_timed = len(expected) > 0
+    for frame in video.frames():
+        first = first or frame
+        pts = frame.pts
+        is_timed = is_timed and pts is not None and pts in known and pts > latest
+        latest = latest if pts is None else pts
+        number += 1
+        if is_timed and number >= min(_NUM_VERIFIED, len(expected)):
+            break
+    if first is None:
+        raise DecodeError(video.path, "no frame of it can be decoded")
+    orientation = orientation_of(first)
+    size = (first.width, first.height)
+    width, height = size[::-1] if orientation.transpose else size
+    return _FirstFrames(width, height, orientation.rotation, None if is_timed else number)
+
+
+def _timed(
+    info: VideoInfo,
+    shown_pts: NDArray[np.int64],
+    keyframe_pts: NDArray[np.int64],
+    time_base: Fraction,
+    stated_fps: float,
+) -> VideoInfo:
+    """Fill in the fields that follow from the sorted timestamps of the frames."""
+    num_frames = len(shown_pts)
+    start, ticks = int(shown_pts[0]), int(shown_pts[-1] - shown_pts[0])
+    step = ticks / max(1, num_frames - 1)
+    even = start + step * np.arange(num_frames)
+    fps = float(1 / (Fraction(ticks, num_frames - 1) * time_base)) if ticks else stated_fps
+    return replace(
+        info,
+        num_frames=num_frames,
+        fps=fps,
+        duration_seconds=num_frames / fps,
+        # Timestamps are rounded to ticks, so an even rate strays from the line by up to one.
+        constant_rate=bool(np.abs(shown_pts - even).max() <= 1.0),
+        keyframe_pts=keyframe_pts,
+        keyframe_index=np.searchsorted(shown_pts, keyframe_pts).astype(np.int64),
+        time_base=time_base,
+        start_pts=start,
+    )

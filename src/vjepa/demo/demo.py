@@ -1,0 +1,137 @@
+"""From video files to a trained, probed and explained model, in one command."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vjepa.config import diff, dump_yaml, load_config
+from vjepa.data.frame_cache import open_frame_caches
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.demo.config import DemoConfig
+from vjepa.demo.probes import run_probes
+from vjepa.demo.report import DemoFindings, write_demo_report
+from vjepa.demo.synthetic_files import synthesise
+from vjepa.demo.training import (
+    OBJECTIVES,
+    TrainingTask,
+    measure_rates,
+    run_folder,
+    train_side_by_side,
+)
+from vjepa.errors import UserError
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.runtime.threads import usable_cpus
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Stopwatch:
+    """Seconds by stage; a stage that is resumed adds to what is there."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Time a block and announce it."""
+        _LOGGER.info("%s", name)
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+
+def run(config: DemoConfig, out: Path) -> Path:
+    """Make the data, pretrain, probe, and write the report; called again, it goes on.
+
+    Args:
+        config: The demo's settings.
+        out: Folder for everything.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UserError: `out` holds a demo of other settings or something else; a run failed.
+    """
+    _claim(config, out)
+    watch = Stopwatch()
+    with watch.stage("making labelled videos"):
+        manifest, summary = synthesise(config.data, out / "data")
+        _LOGGER.info("%s", summary)
+    settings = _shared_settings(out, manifest)
+    with watch.stage("decoding them once"):
+        _fill_frame_cache(config, settings, manifest)
+    with watch.stage("measuring the speed of this machine"):
+        rates = measure_rates(out, settings, config.recipe)
+    by_objective = {
+        name: settings
+        | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+        | _own_settings(config, name)
+        for name, rate in rates.items()
+    }
+    for seed in config.seeds:
+        tasks = tuple(
+            TrainingTask(objective, seed, run_folder(out, objective, seed))
+            for objective in OBJECTIVES
+        )
+        with watch.stage("pretraining (features and pixels side by side)"):
+            train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
+    with watch.stage("probing frozen features"):
+        results = run_probes(config, out, manifest)
+    report = out / "report.html"
+    with watch.stage("drawing the report"):
+        write_demo_report(DemoFindings(config, out, manifest, results, watch.seconds), report)
+    return report
+
+
+def _claim(config: DemoConfig, out: Path) -> None:
+    """Take the folder, or check that it holds a demo of the same settings."""
+    stored = out / "demo.yaml"
+    if stored.is_file():
+        changed = diff(load_config(DemoConfig, [stored]), config)
+        if changed:
+            raise UserError(
+                f"{out}: holds a demo with other settings ({'; '.join(changed)}); "
+                "give another --out, or remove it"
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and holds no demo; give a new or empty --out")
+    out.mkdir(parents=True, exist_ok=True)
+    stored.write_text(dump_yaml(config), encoding="utf-8")
+
+
+def _shared_settings(out: Path, manifest: Path) -> dict[str, str]:
+    """Overrides of the recipe that both objectives share."""
+    return {
+        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
+        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
+        "online_probe.manifest": str(manifest.resolve()),
+    }
+
+
+def _own_settings(config: DemoConfig, objective: str) -> dict[str, str]:
+    """Where an objective departs from the recipe: each has the schedule that suits it best."""
+    if objective != "pixel":
+        return {}
+    return {
+        "optim.peak_lr": str(config.pixel_peak_lr),
+        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
+    }
+
+
+def _fill_frame_cache(config: DemoConfig, settings: dict[str, str], manifest: Path) -> None:
+    """Decode every training video once, so that the two runs find the frames ready."""
+    overrides = [f"{name}={value}" for name, value in settings.items()]
+    loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
+    open_frame_caches(
+        [Manifest.open(manifest).select(split="train")],
+        loader.frame_cache_folder,
+        loader.frame_cache_gigabytes,
+        loader.frame_cache_short_side,
+        usable_cpus(),
+        loader.sample_timeout_seconds,
+    )

@@ -1,0 +1,300 @@
+"""The demo's measurements: the same frozen probes on every encoder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vjepa.checkpoint import shipped_weights
+from vjepa.config import load_config
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.demo.config import DemoConfig
+from vjepa.demo.training import run_folder
+from vjepa.evaluation.heads import fit_ridge
+from vjepa.evaluation.labels import labels_of, stratified_subset
+from vjepa.evaluation.metrics import Interval, wilson_interval
+from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
+from vjepa.evaluation.views import EvaluationClips, ViewConfig
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.probe import probe
+from vjepa.jobs.probe.config import ProbeConfig
+from vjepa.runtime.logging import configure_logging
+from vjepa.runtime.progress import open_progress
+from vjepa.runtime.threads import usable_cpus
+
+_SIDE = 16
+_READ_AT_ONCE = 256
+
+
+def middle_frame(grey: Tensor) -> Tensor:
+    """The middle frame alone, which cannot show motion: float [n, T, S, S] -> [n, S*S]."""
+    return grey[:, grey.shape[1] // 2].flatten(1)
+
+
+def frame_differences(grey: Tensor) -> Tensor:
+    """What changes from each frame to the next: float [n, T, S, S] -> [n, (T-1)*S*S]."""
+    return grey.diff(dim=1).flatten(1)
+
+
+_BASELINES: dict[EncoderName, Callable[[Tensor], Tensor]] = {
+    "middle frame": middle_frame,
+    "frame differences": frame_differences,
+}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: grey clips float32 [n, T, 16, 16] with their manifest rows."""
+
+    manifest: Manifest
+    grey: Tensor
+
+
+def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]:
+    """Ridge classifiers on raw pixels, for the same draws of labelled clips as the probes.
+
+    Args:
+        config: The demo's settings.
+        out: The demo's folder; its frame cache is used.
+        manifest: The video set.
+
+    Returns:
+        One row for each baseline, label and number of labels. Intervals are Wilson's over test
+        clips: there is no pretraining whose seed could matter.
+    """
+    train, test = (_read(config, out, manifest, split) for split in ("train", "test"))
+    cells = []
+    for label in LABELS:
+        fit_labels = labels_of(train.manifest, label)
+        truth = labels_of(test.manifest, label, classes=fit_labels.classes)
+        expected = torch.from_numpy(truth.indices)
+        for per_class, draws in (
+            (config.few_labels_per_class, config.label_draws),
+            (config.many_labels_per_class, 1),
+        ):
+            for name, features in _BASELINES.items():
+                inputs, held = features(train.grey), features(test.grey)
+                shares = []
+                for draw in range(draws):
+                    rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
+                    numbers = torch.from_numpy(fit_labels.indices[rows])
+                    fitted = fit_ridge(inputs[rows], numbers, len(fit_labels.classes))
+                    right = fitted.scores(held).argmax(dim=1) == expected
+                    shares.append(float(right.double().mean()))
+                top1 = statistics.fmean(shares)
+                interval = wilson_interval(round(top1 * len(expected)), len(expected))
+                cells.append(Cell(label, "ridge", per_class, name, top1, interval, 0, ()))
+    return cells
+
+
+def _read(config: DemoConfig, out: Path, manifest: Path, split: str) -> _Part:
+    """All clips of a split as the encoders see them, in grey and at 16 x 16 pixels."""
+    pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
+    probe = load_config(
+        ProbeConfig,
+        [config.probe_recipe],
+        {"data.reading.frame_cache_folder": str(out / "cache" / "frames")},
+        recipes="probe",
+    ).data
+    view = probe.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
+    rows = Manifest.open(manifest).select(split=split)
+    with EvaluationClips(rows, pretrain.data.clip, view, probe.reading) as source:
+        parts = [
+            _to_grey(batch.clips[:, 0]) for batch in source.batches(0, len(source), _READ_AT_ONCE)
+        ]
+    return _Part(rows, torch.cat(parts))
+
+
+def _to_grey(clips: Tensor) -> Tensor:
+    """uint8 [n, 3, T, H, W] -> float32 [n, T, 16, 16] by averaging."""
+    grey = clips.float().mean(dim=1)
+    return torch.nn.functional.adaptive_avg_pool2d(grey, _SIDE)
+
+
+EncoderName = Literal["vjepa", "shipped", "pixel", "random", "frame differences", "middle frame"]
+ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
+"""Those that every pretraining seed has one of."""
+SHIPPED_SEED = 0
+"""Seed of the shipped model, of which there is one."""
+LABELS = ("motion", "appearance")
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe of the demo.
+
+    Attributes:
+        encoder: Whose features.
+        seed: Of the pretraining, or of the random weights.
+        label: What is to be told from them.
+        labels_per_class: Labelled training videos of each class.
+        draw: Which random choice of these; also the seed of the probe.
+        kind: Form of the head.
+    """
+
+    encoder: EncoderName
+    seed: int
+    label: str
+    labels_per_class: int
+    draw: int
+    kind: Literal["attentive", "linear"]
+
+    def folder(self, out: Path) -> Path:
+        """Where its result lies."""
+        name = f"{self.encoder}_seed{self.seed}_{self.kind}_{self.labels_per_class}_draw{self.draw}"
+        return out / "probes" / self.label / name
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the demo's table.
+
+    Attributes:
+        label, kind, labels_per_class, encoder: What was measured.
+        top1: Mean share of right answers over pretraining seeds and draws of the labels.
+        interval: 95 %: over seeds (Student's t) with three seeds or more, otherwise over the test
+            videos (Wilson).
+        num_seeds: Pretraining seeds; 0 where nothing is pretrained.
+        by_seed: Mean over draws for each seed.
+    """
+
+    label: str
+    kind: str
+    labels_per_class: int
+    encoder: EncoderName
+    top1: float
+    interval: Interval
+    num_seeds: int
+    by_seed: tuple[float, ...]
+
+
+def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
+    """Every probe of the demo: few labels drawn several times, many labels once."""
+    encoders = [(encoder, seed) for seed in config.seeds for encoder in ENCODERS]
+    if config.shipped_model:
+        encoders.append(("shipped", SHIPPED_SEED))
+    few, many = config.few_labels_per_class, config.many_labels_per_class
+    tasks = []
+    for label in LABELS:
+        for encoder, seed in encoders:
+            tasks += [
+                ProbeTask(encoder, seed, label, few, draw, "attentive")
+                for draw in range(config.label_draws)
+            ]
+            tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
+            tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
+    return tasks
+
+
+def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
+    """Train and test every probe that an earlier call has not finished, one on each CPU core.
+
+    Args:
+        config: The demo's settings.
+        out: The demo's folder, with the pretraining runs in it.
+        manifest: The video set.
+
+    Raises:
+        UserError: A probe cannot be trained.
+    """
+    tasks = probe_tasks(config)
+    # The first probe of an encoder computes its features; the others find them in the cache.
+    first = list({(task.encoder, task.seed): task for task in reversed(tasks)}.values())
+    rest = [task for task in tasks if task not in first]
+    log = out / "probes.log"
+    with (
+        open_progress("probes", len(tasks)) as progress,
+        ProcessPoolExecutor(
+            usable_cpus(), multiprocessing.get_context("spawn"), _write_log_to, (log,)
+        ) as pool,
+    ):
+        try:
+            for stage in (first, rest):
+                todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
+                futures = [pool.submit(_train_probe, task, config, out, manifest) for task in todo]
+                for future in as_completed(futures):
+                    future.result()
+                    done = sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks)
+                    progress.update(done)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return {task: load_result(task.folder(out)) for task in tasks}
+
+
+def _write_log_to(log: Path) -> None:
+    """Send a worker's messages to a file: several at once would be no help on a terminal."""
+    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
+    configure_logging(stream=sys.stderr)
+
+
+def _train_probe(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> None:
+    probe.train(_probe_config(task, demo, out, manifest), task.folder(out))
+
+
+def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> ProbeConfig:
+    objective = "pixel" if task.encoder == "pixel" else "vjepa"
+    run = run_folder(out, objective, task.seed)
+    return load_config(
+        ProbeConfig,
+        [demo.probe_recipe],
+        {
+            "seed": task.draw,
+            "encoder.path": str(shipped_weights() if task.encoder == "shipped" else run),
+            "encoder.which": "random" if task.encoder == "random" else "target",
+            "encoder.seed": task.seed,
+            "data.label": task.label,
+            "data.train.manifest": str(manifest),
+            "data.train.split": "train",
+            "data.test.manifest": str(manifest),
+            "data.test.split": "test",
+            "data.labels_per_class": task.labels_per_class,
+            "data.reading.frame_cache_folder": str(out / "cache" / "frames"),
+            "features.cache_dir": str(out / "cache" / "features"),
+            "probe.kind": task.kind,
+        },
+        recipes="probe",
+    )
+
+
+def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
+    """The rows of the table, one for each label, number of labels, head and encoder."""
+    groups: dict[tuple[str, str, int, EncoderName], list[ProbeTask]] = {}
+    for task in results:
+        key = (task.label, task.kind, task.labels_per_class, task.encoder)
+        groups.setdefault(key, []).append(task)
+    cells = []
+    for (label, kind, per_class, encoder), tasks in groups.items():
+        seeds = sorted({task.seed for task in tasks})
+        by_seed = tuple(
+            statistics.fmean(_top1(results[task]) for task in tasks if task.seed == seed)
+            for seed in seeds
+        )
+        top1 = statistics.fmean(by_seed)
+        interval = _interval(by_seed, top1, [results[task] for task in tasks])
+        cells.append(Cell(label, kind, per_class, encoder, top1, interval, len(seeds), by_seed))
+    return cells
+
+
+def _top1(result: ProbeResult) -> float:
+    if result.test is None:
+        raise ValueError(f"{result.folder}: the probe was not tested")
+    return result.test.metrics.top1
+
+
+def _interval(by_seed: Sequence[float], top1: float, results: Sequence[ProbeResult]) -> Interval:
+    """Over seeds where there are enough of them, otherwise over test videos (counted once)."""
+    if len(by_seed) >= 3:
+        return over_seeds(by_seed).interval
+    test = results[0].test
+    count = test.metrics.count if test else 0
+    return wilson_interval(round(top1 * count), count)

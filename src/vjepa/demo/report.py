@@ -1,0 +1,429 @@
+"""The demo's report: what was trained, what it knows, and how that looks."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vjepa.checkpoint import load_encoder, load_model, read_config, shipped_weights
+from vjepa.config import dump_yaml, load_config
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.demo.config import DemoConfig
+from vjepa.demo.probes import LABELS, Cell, ProbeTask, pixel_baselines, summarise
+from vjepa.demo.synthetic_files import find_real_clips
+from vjepa.demo.training import OBJECTIVES, run_folder
+from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.probe.encoder import untrained_encoder
+from vjepa.jobs.show import (
+    features_picture,
+    masks_picture,
+    prediction_error,
+    prediction_picture,
+    read_frames,
+)
+from vjepa.masking import MaskSampler
+from vjepa.models import Encoder
+from vjepa.reporting.charts import Estimate, Line, estimate_chart, line_chart
+from vjepa.reporting.html import (
+    Block,
+    Chart,
+    Figure,
+    PictureBlock,
+    Report,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
+from vjepa.reporting.pictures import Picture
+from vjepa.reporting.runs import RunState, read_run, run_charts
+from vjepa.version import __version__
+
+_TOP1 = "online_probe/top1"
+
+
+def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
+    """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
+    minutes = {
+        record.step: record.values["elapsed_seconds"] / 60
+        for record in state.records
+        if record.kind == "train" and "elapsed_seconds" in record.values
+    }
+    steps, shares = state.series("evaluation", _TOP1)
+    known = [(minutes[int(step)], share) for step, share in zip(steps, shares, strict=True)]
+    return [minute for minute, _ in known], [share for _, share in known]
+
+
+def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
+    """All curves of the runs, the online probe against time first.
+
+    Args:
+        states: The runs by the title of their line.
+    """
+    lines = []
+    for colour, (title, state) in enumerate(states.items(), start=1):
+        minutes, shares = probe_by_time(state)
+        if len(minutes) > 1:
+            lines.append(Line(title, minutes, shares, colour))
+    first = []
+    if lines:
+        caption = (
+            "The same online probe against time, which both models had alike: a curve that still "
+            "rises has not had enough of it. Schedules are laid out for this time, so a longer run "
+            "is not this curve drawn on."
+        )
+        first = [Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)]
+    return first + run_charts(states)
+
+
+NAMES = {
+    "vjepa": "V-JEPA (predicts features)",
+    "shipped": "V-JEPA trained longer (shipped)",
+    "pixel": "same model, predicts pixels",
+    "random": "random weights",
+    "frame differences": "no encoder: frame differences",
+    "middle frame": "no encoder: middle frame",
+}
+_COLOURS = {
+    "vjepa": 1,
+    "shipped": 1,
+    "pixel": 2,
+    "random": 3,
+    "frame differences": 4,
+    "middle frame": 4,
+}
+_HEADS = ("attentive", "linear", "ridge")
+_SHOWN_CLIPS = 3
+
+
+@dataclass(frozen=True)
+class DemoFindings:
+    """What the demo found.
+
+    Attributes:
+        config: Its settings.
+        out: Its folder.
+        manifest: The video set.
+        results: Every probe.
+        seconds: Wall-clock seconds of this call by stage.
+    """
+
+    config: DemoConfig
+    out: Path
+    manifest: Path
+    results: dict[ProbeTask, ProbeResult]
+    seconds: dict[str, float]
+
+    def run(self, objective: str) -> Path:
+        """The run folder of an objective, first seed."""
+        return run_folder(self.out, objective, self.config.seeds[0])
+
+
+def write_demo_report(findings: DemoFindings, path: Path) -> None:
+    """Write the report.
+
+    Args:
+        findings: All that was found.
+        path: The HTML file.
+    """
+    cells = ordered(
+        summarise(findings.results)
+        + pixel_baselines(findings.config, findings.out, findings.manifest)
+    )
+    pretrained = load_config(PretrainConfig, [findings.run("vjepa") / "config.yaml"])
+    test = Manifest.open(findings.manifest).select(split="test")
+    rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
+    clips = [_frames(Path(test.path(int(row))), pretrained) for row in rows]
+    answer, figures = headline(findings.config, cells)
+    report = Report(
+        title="V-JEPA demo: what can a small model learn from watching unlabelled videos?",
+        answer=answer,
+        figures=figures,
+        sections=(
+            _probe_section(findings, cells),
+            _mask_section(pretrained, clips),
+            _curve_section(findings),
+            _feature_section(findings, clips, "synthetic test clips"),
+            _prediction_section(findings, pretrained, clips),
+            *_real_sections(findings, pretrained),
+            _record_section(findings, pretrained),
+        ),
+        footer=f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was "
+        "measured by the run that wrote it.",
+    )
+    write_report(report, path)
+
+
+def ordered(cells: Sequence[Cell]) -> list[Cell]:
+    """Rows by label, number of labels, head and encoder, as the table shows them."""
+    return sorted(
+        cells,
+        key=lambda cell: (
+            LABELS.index(cell.label),
+            cell.labels_per_class,
+            _HEADS.index(cell.kind),
+            list(NAMES).index(cell.encoder),
+        ),
+    )
+
+
+def _frames(video: Path, config: PretrainConfig) -> Picture:
+    return read_frames(video, config.data.clip, config.model.encoder.image_size)
+
+
+def _few(cells: Sequence[Cell], config: DemoConfig, encoder: str) -> Cell:
+    """The row that the headline speaks of: motion, few labels, attentive probe."""
+    return next(
+        cell
+        for cell in cells
+        if (cell.label, cell.kind, cell.labels_per_class, cell.encoder)
+        == ("motion", "attentive", config.few_labels_per_class, encoder)
+    )
+
+
+def difference(one: Cell, other: Cell) -> SeedSummary:
+    """How far a row is above another, seed by seed: both share data, labels and probe."""
+    return over_seeds([a - b for a, b in zip(one.by_seed, other.by_seed, strict=True)])
+
+
+def _compared(one: Cell, other: Cell) -> str:
+    """How two rows stand to each other: by the paired difference where there are seeds enough."""
+    if one.num_seeds >= 3:
+        gap = difference(one, other).interval
+        told_apart = gap.low > 0 or gap.high < 0
+    else:
+        told_apart = not one.interval.overlaps(other.interval)
+    if not told_apart:
+        return "not told apart from"
+    return "above" if one.top1 > other.top1 else "below"
+
+
+def _shipped_sentence(config: DemoConfig, cells: Sequence[Cell]) -> str:
+    """What the model that ships with the package gets in the same test; empty without it."""
+    if not config.shipped_model:
+        return ""
+    shipped = _few(cells, config, "shipped")
+    updates = read_config(shipped_weights()).step
+    return (
+        f" A model that comes with the package and has {updates:,} updates behind it gets "
+        f"{100 * shipped.top1:.1f} % ({100 * shipped.interval.low:.1f} to "
+        f"{100 * shipped.interval.high:.1f})."
+    )
+
+
+def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
+    """The answer in a paragraph and in figures, whatever it is."""
+    mine, pixel, random = (_few(cells, config, name) for name in ("vjepa", "pixel", "random"))
+    gain = 100 * (mine.top1 - random.top1)
+    over_pixel = 100 * (mine.top1 - pixel.top1)
+    answer = (
+        f"Trained for {config.minutes:g} minutes on one CPU thread without any label, the V-JEPA "
+        f"encoder was frozen and a small probe learnt to name the motion in a clip from "
+        f"{config.few_labels_per_class} labelled examples of each kind. It gets "
+        f"{100 * mine.top1:.1f} % of unseen test clips right; the same probe on an untrained "
+        f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same time to "
+        f"predict pixels {100 * pixel.top1:.1f} %. By the 95 % intervals, V-JEPA is "
+        f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
+        f"prediction.{_shipped_sentence(config, cells)}"
+    )
+    figures = [
+        Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
+        Figure(f"{gain:+.1f} points", "over random weights"),
+        Figure(f"{over_pixel:+.1f} points", "over pixel prediction"),
+        Figure(f"{config.minutes:g} min", "pretraining, one CPU thread"),
+    ]
+    return answer, figures
+
+
+def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
+    config = findings.config
+    classes = {result.label: result.num_classes for result in findings.results.values()}
+    estimates, chance, rows, strong = [], {}, [], set()
+    for cell in cells:
+        labels = cell.labels_per_class * classes[cell.label]
+        group = f"{cell.label}, {labels} labels"
+        chance[group] = 1 / classes[cell.label]
+        estimates.append(
+            Estimate(
+                group,
+                f"{NAMES[cell.encoder]}, {cell.kind}",
+                cell.top1,
+                cell.interval.low,
+                cell.interval.high,
+                _COLOURS[cell.encoder],
+            )
+        )
+        if cell.encoder == "vjepa":
+            strong.add(len(rows))
+        interval = f"{100 * cell.interval.low:.1f} to {100 * cell.interval.high:.1f}"
+        rows.append(
+            (
+                cell.label,
+                str(labels),
+                cell.kind,
+                NAMES[cell.encoder],
+                f"{100 * cell.top1:.1f}",
+                interval,
+            )
+        )
+    test = next(iter(findings.results.values())).test
+    count = test.metrics.count if test else 0
+    seeds = len(config.seeds)
+    basis = (
+        f"over {seeds} pretraining seeds (Student's t), of rows without a seed and of the shipped "
+        f"model over test clips (Wilson, n = {count})"
+        if seeds >= 3
+        else f"of the test clips (Wilson, n = {count}), not of another training run"
+    )
+    blocks: list[Block] = [
+        Chart(
+            estimate_chart(estimates, x_label="test clips named rightly (%)", chance=chance),
+            f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
+            f"Few-label rows are means over {config.label_draws} draws of the labelled clips.",
+            wide=True,
+        ),
+        Table(
+            ("label", "labels", "probe", "encoder", "top-1 %", "95 % interval"),
+            rows,
+            strong_rows=frozenset(strong),
+        ),
+        *_difference_table(cells, classes),
+    ]
+    lede = (
+        "The encoder is frozen; only the probe on top is trained. Motion says what moved and how, "
+        "appearance which digit it was. Test clips show digit images that no training clip has. "
+        "Green rows use no encoder at all: a linear classifier on the pixels."
+    )
+    return Section("What do the frozen features know?", lede, blocks)
+
+
+def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list[Block]:
+    """V-JEPA minus the others with the same probe, paired by seed; nothing below three seeds."""
+    rows = []
+    for mine in (cell for cell in cells if cell.encoder == "vjepa" and cell.num_seeds >= 3):
+        for other in cells:
+            same = (other.label, other.kind, other.labels_per_class) == (
+                (mine.label, mine.kind, mine.labels_per_class)
+            )
+            if same and other.encoder in ("pixel", "random"):
+                gap = difference(mine, other)
+                rows.append(
+                    (
+                        mine.label,
+                        str(mine.labels_per_class * classes[mine.label]),
+                        mine.kind,
+                        f"V-JEPA minus {NAMES[other.encoder]}",
+                        f"{100 * gap.mean:+.1f}",
+                        f"{100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}",
+                    )
+                )
+    head = ("label", "labels", "probe", "difference, paired by seed", "points", "95 % interval")
+    return [Table(head, rows)] if rows else []
+
+
+def _mask_section(config: PretrainConfig, clips: Sequence[Picture]) -> Section:
+    encoder = config.model.encoder
+    picture = masks_picture(
+        clips[0], config.masking, encoder.tubelet_size, encoder.patch_size, config.seed, 0
+    )
+    caption = (
+        "First row: the clip. Below: what the context encoder is shown under each mask kind; grey "
+        "is hidden, and its features have to be predicted."
+    )
+    return Section("The task", blocks=[PictureBlock(picture, caption)])
+
+
+def _curve_section(findings: DemoFindings) -> Section:
+    states = {
+        {"vjepa": "V-JEPA", "pixel": "pixels"}[objective]: read_run(findings.run(objective))
+        for objective in OBJECTIVES
+    }
+    lede = "Losses of the two objectives are different quantities: compare probes, not losses."
+    return Section("Training", lede, training_charts(states))
+
+
+def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
+    trained = load_encoder(findings.run("vjepa"), which="target").eval()
+    return {
+        "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
+        "pixels": load_encoder(findings.run("pixel")).eval(),
+        "V-JEPA": trained,
+    }
+
+
+def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
+    picture = features_picture(clips, _encoders(findings))
+    caption = (
+        f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
+        "encoder's features as colours. Equal colour means similar features; what moves should "
+        "stand out from what does not."
+    )
+    return Section("What the features look like", blocks=[PictureBlock(picture, caption)])
+
+
+def _prediction_section(
+    findings: DemoFindings, config: PretrainConfig, clips: Sequence[Picture]
+) -> Section:
+    model = load_model(findings.run("vjepa")).eval()
+    encoder = config.model.encoder
+    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+    blocks = []
+    for number, clip in enumerate(clips[:2]):
+        masks = sampler.sample(np.array([number], dtype=np.int64), number)[0]
+        error = prediction_error(model, clip, masks.sample(0), 0)
+        blocks.append(
+            PictureBlock(
+                prediction_picture(clip, error),
+                "The clip; what the model saw; the error of its prediction over what was hidden, "
+                f"from green (0) to red (no better than the clip's mean feature). Mean "
+                f"{error.mean:.2f}.",
+            )
+        )
+    lede = "Predicted and true features of hidden patches, compared one by one."
+    return Section("Where the prediction is right and wrong", lede, blocks)
+
+
+def _real_sections(findings: DemoFindings, config: PretrainConfig) -> list[Section]:
+    """Real camera clips, or the reason why there are none."""
+    if not findings.config.real_clips:
+        return []
+    title = "Real camera footage"
+    found = find_real_clips(findings.out / "cache" / "real_clips")
+    if found.reason:
+        return [Section(title, f"Left out: {found.reason}.")]
+    clips = [_frames(path, config) for path in found.paths]
+    names = ", ".join(path.name for path in found.paths)
+    section = _feature_section(findings, clips, f"camera clips ({names})")
+    lede = (
+        "The same three encoders on footage unlike anything they were trained on, shrunk to the "
+        f"{config.model.encoder.image_size} pixels that they take. Expect little: it is shown so "
+        "that you see what transfers and what does not."
+    )
+    return [Section(title, lede, section.blocks)]
+
+
+def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
+    rows = [(name, f"{seconds:.0f} s") for name, seconds in findings.seconds.items()]
+    for objective in OBJECTIVES:
+        state = read_run(findings.run(objective))
+        clips = state.steps_done * config.data.batch_size
+        _, rates = state.series("train", "clips_per_second")
+        rate = f", {np.median(rates):.0f} clips/s (median)" if rates else ""
+        rows.append((f"{objective} run", f"{state.steps_done:,} steps, {clips:,} clips{rate}"))
+    rows += [
+        ("machine", f"{platform.processor() or platform.machine()}, {platform.system()}"),
+        ("Python", platform.python_version()),
+    ]
+    blocks: list[Block] = [
+        Table(("what", "how long, how much"), rows),
+        Text("demo.yaml\n\n" + dump_yaml(findings.config), preformatted=True),
+        Text("pretraining config\n\n" + dump_yaml(config), preformatted=True),
+    ]
+    lede = "Stages that an earlier call had finished took no time in this one."
+    return Section("What ran, and how long", lede, blocks, folded=True)

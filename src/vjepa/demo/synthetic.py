@@ -1,0 +1,476 @@
+"""One clip as a pure function of the settings, the split and the clip's index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.errors import UserError
+
+MOTION_CLASSES: tuple[str, ...] = (
+    "move_left",
+    "move_right",
+    "move_up",
+    "move_down",
+    "rotate_clockwise",
+    "rotate_counterclockwise",
+    "approach",
+    "recede",
+    "pass_in_front",
+    "stop_at",
+    "turn_back",
+)
+"""What object A does; the last three relate it to the bystander B."""
+
+APPEARANCE_CLASSES: tuple[str, ...] = tuple(f"digit_{digit}" for digit in range(10))
+"""Which handwritten digit object A is."""
+
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
+"""Splits share no digit image: a test digit was never seen in training."""
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """Everything that decides the pixels and the labels of a synthetic set.
+
+    The defaults are the setting of the demo. Lengths and speeds are fractions of the frame's
+    side, so that the same clip can be drawn at any size.
+
+    Attributes:
+        num_clips_train: clips in the training split.
+        num_clips_validation: clips in the validation split.
+        num_clips_test: clips in the test split.
+        num_frames: frames in a clip.
+        size: height and width of a frame in pixels; even, since yuv420p demands it.
+        fps: frames per second written into the files.
+        seed: clip `index` of a split is a pure function of this seed, the split and the index.
+        num_distractors: coloured discs that drift across the frame without meaning anything.
+        object_size: mean side of the digits A and B.
+        travel: mean distance that A covers in a clip in which it moves.
+        rotation_degrees: mean angle by which A turns in a clip in which it rotates.
+        zoom: mean ratio of A's largest to its smallest size in a clip in which it approaches.
+        background_contrast: standard deviation of the background's texture, of a range of 0 to 1.
+        background_speed: largest distance by which the background pans in a clip.
+        background_grain: cells of the background's finer texture along the frame's side.
+        flicker: standard deviation of smooth texture that is new in every frame, like light on
+            water: it cannot be predicted, and it covers everything.
+        noise: standard deviation of a camera's grain, new in every pixel of every frame.
+    """
+
+    num_clips_train: int = 12000
+    num_clips_validation: int = 500
+    num_clips_test: int = 1500
+    num_frames: int = 8
+    size: int = 40
+    fps: int = 8
+    seed: int = 0
+    num_distractors: int = 2
+    object_size: float = 0.36
+    travel: float = 0.42
+    rotation_degrees: float = 130.0
+    zoom: float = 2.0
+    background_contrast: float = 0.15
+    background_speed: float = 0.3
+    background_grain: int = 10
+    flicker: float = 0.0
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings before any clip is drawn."""
+        for name in ("num_clips_train", "num_clips_validation", "num_clips_test"):
+            _check(self, name, getattr(self, name) >= 0, "at least 0")
+        _check(self, "num_frames", self.num_frames >= 2, "at least 2, or nothing could move")
+        _check(self, "size", self.size >= 16 and self.size % 2 == 0, "even and at least 16")
+        _check(self, "fps", self.fps >= 1, "at least 1")
+        _check(self, "seed", self.seed >= 0, "at least 0")
+        _check(self, "num_distractors", self.num_distractors >= 0, "at least 0")
+        _check(self, "object_size", 0.1 <= self.object_size <= 0.5, "between 0.1 and 0.5")
+        _check(self, "travel", 0.1 <= self.travel <= 0.6, "between 0.1 and 0.6")
+        _check(self, "rotation_degrees", 10 <= self.rotation_degrees <= 360, "between 10 and 360")
+        _check(self, "zoom", 1.1 <= self.zoom <= 4, "between 1.1 and 4")
+        _check(self, "background_contrast", 0 <= self.background_contrast <= 0.5, "0 to 0.5")
+        _check(self, "background_speed", 0 <= self.background_speed <= 2, "between 0 and 2")
+        _check(self, "background_grain", self.background_grain >= 2, "at least 2")
+        _check(self, "flicker", 0 <= self.flicker <= 0.5, "between 0 and 0.5")
+        _check(self, "noise", 0 <= self.noise <= 0.5, "between 0 and 0.5")
+
+    def num_clips(self, split: str) -> int:
+        """Number of clips of one split."""
+        counts = {
+            "train": self.num_clips_train,
+            "validation": self.num_clips_validation,
+            "test": self.num_clips_test,
+        }
+        if split not in counts:
+            raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+        return counts[split]
+
+
+def _check(config: SyntheticConfig, name: str, holds: bool, demand: str) -> None:
+    if not holds:
+        raise UserError(f"synthetic set: {name} is {getattr(config, name)!r}, must be {demand}")
+
+
+_MARGIN = 0.16
+_ATTEMPTS = 12
+_DIRECTIONS = {
+    "move_left": (-1.0, 0.0),
+    "move_right": (1.0, 0.0),
+    "move_up": (0.0, -1.0),
+    "move_down": (0.0, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Track:
+    """The poses of one object.
+
+    Attributes:
+        centre: float64 `[T, 2]`, x and y of the object's centre.
+        side: float64 `[T]`, side of the object's square.
+        angle: float64 `[T]`, clockwise turn.
+    """
+
+    centre: NDArray[np.float64]
+    side: NDArray[np.float64]
+    angle: NDArray[np.float64]
+
+
+def draw_tracks(
+    config: SyntheticConfig, motion: str, rng: np.random.Generator
+) -> tuple[Track, Track]:
+    """Draw the tracks of A, which does `motion`, and of B, which stands still."""
+    time = np.linspace(0.0, 1.0, config.num_frames)
+    side_a, side_b = config.object_size * rng.uniform(0.85, 1.15, size=2)
+    tilt_a, tilt_b = rng.uniform(-0.2, 0.2, size=2)
+    if motion in _DIRECTIONS:
+        centre = _straight_path(config, np.array(_DIRECTIONS[motion]), time, rng)
+        place_b = _place_apart(centre, 0.75 * config.object_size, rng)
+    elif motion in _MEETINGS:
+        place_b = rng.uniform(0.35, 0.65, size=2)
+        centre = _meeting_path(config, motion, place_b, time, rng)
+    else:
+        centre = np.broadcast_to(rng.uniform(0.25, 0.75, size=2), (config.num_frames, 2))
+        place_b = _place_apart(centre, 0.75 * config.object_size, rng)
+    still = np.zeros_like(time)
+    turn = _signed(motion, "rotate_clockwise", "rotate_counterclockwise")
+    growth = _signed(motion, "approach", "recede")
+    amount = rng.uniform(0.75, 1.25)
+    angle = tilt_a + turn * math.radians(config.rotation_degrees) * amount * time
+    side = side_a * np.exp(growth * math.log(config.zoom) * amount * (time - 0.5))
+    return (
+        Track(np.array(centre), side, angle),
+        Track(np.tile(place_b, (config.num_frames, 1)), side_b + still, tilt_b + still),
+    )
+
+
+def _signed(motion: str, positive: str, negative: str) -> int:
+    return int(motion == positive) - int(motion == negative)
+
+
+def _straight_path(
+    config: SyntheticConfig,
+    direction: NDArray[np.float64],
+    time: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """A straight path `[T, 2]` that stays inside the frame."""
+    shift = direction * config.travel * rng.uniform(0.75, 1.25)
+    low = _MARGIN + np.maximum(-shift, 0.0)
+    high = 1.0 - _MARGIN - np.maximum(shift, 0.0)
+    start = rng.uniform(np.minimum(low, high), np.maximum(low, high))
+    return start + time[:, None] * shift
+
+
+def _pass_in_front(time: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 1.0 - 2.0 * time
+
+
+def _stop_at(time: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1.0 - time / 0.6, 0.0)
+
+
+def _turn_back(time: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.abs(1.0 - 2.0 * time)
+
+
+_MEETINGS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "pass_in_front": _pass_in_front,
+    "stop_at": _stop_at,
+    "turn_back": _turn_back,
+}
+"""Place of A along its line at each time: 1 the start, 0 the meeting point."""
+
+
+def _meeting_path(
+    config: SyntheticConfig,
+    motion: str,
+    place_b: NDArray[np.float64],
+    time: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """A's path `[T, 2]` towards B: across it, up to its side, or nearly there and back."""
+    heading = rng.uniform(0.0, 2.0 * math.pi)
+    away = np.array([math.cos(heading), math.sin(heading)])
+    length = config.travel * rng.uniform(0.75, 1.25)
+    gap = 0.0 if motion == "pass_in_front" else 0.8 * config.object_size
+    reach = 0.5 * length if motion == "pass_in_front" else 0.75 * length
+    along = gap + reach * _MEETINGS[motion](time)
+    return place_b + along[:, None] * away
+
+
+def _place_apart(
+    path: NDArray[np.float64], distance: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """A place for B at `distance` or more from A's path, or the farthest of those tried."""
+    tried = rng.uniform(_MARGIN, 1.0 - _MARGIN, size=(_ATTEMPTS, 2))
+    gaps = np.linalg.norm(tried[:, None] - path[None], axis=-1).min(axis=1)
+    far_enough = np.flatnonzero(gaps >= distance)
+    return tried[far_enough[0]] if len(far_enough) else tried[int(gaps.argmax())]
+
+
+_GREY_MAXIMUM = 16
+_PARTS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
+
+
+@dataclass(frozen=True)
+class DigitSet:
+    """Digit images of one split.
+
+    Attributes:
+        images: float32 `[N, 8, 8]`, 0 (paper) to 1 (ink).
+        labels: int64 `[N]`, the digit.
+        ids: int64 `[N]`, row of the image in `digits.npz`: the identity of the object.
+    """
+
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+
+
+@cache
+def load_digits(split: str) -> DigitSet:
+    """Load the digits of `split`; splits are disjoint and hold every class in equal shares."""
+    if split not in _PARTS:
+        raise UserError(f"unknown split {split!r}; the splits are {', '.join(_PARTS)}")
+    with (resources.files("vjepa.demo") / "digits.npz").open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        images, labels = archive["images"], archive["labels"].astype(np.int64)
+    first, last = _PARTS[split]
+    chosen = []
+    for digit in range(10):
+        rows = np.flatnonzero(labels == digit)
+        chosen.append(rows[round(first * len(rows)) : round(last * len(rows))])
+    ids = np.sort(np.concatenate(chosen))
+    return DigitSet(images[ids].astype(np.float32) / _GREY_MAXIMUM, labels[ids], ids)
+
+
+Image = NDArray[np.float32]
+
+_FLICKER_CELLS = 5
+
+
+def draw_background(
+    num_frames: int,
+    size: int,
+    contrast: float,
+    grain: int,
+    pan: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Image:
+    """Draw smooth coloured noise that slides by `pan` (x, y; fractions of the side) over the clip.
+
+    Returns:
+        float32 `[T, size, size, 3]`.
+    """
+    time = np.linspace(0.0, 1.0, num_frames)
+    margin = np.abs(pan)
+    offset = time[:, None] * pan + np.maximum(-pan, 0.0)
+    axes = np.arange(size) / size
+    columns, rows = axes + offset[:, :1], axes + offset[:, 1:]
+    frames = np.zeros((num_frames, size, size, 3), dtype=np.float32)
+    for cells, share in ((max(2, round(0.4 * grain)), 0.75), (grain, 0.66)):
+        counts = np.ceil((1.0 + margin[::-1]) * cells).astype(int) + 2
+        noise = rng.standard_normal((counts[0], counts[1], 1)) * 0.85
+        noise = noise + rng.standard_normal((counts[0], counts[1], 3)) * 0.5
+        frames += share * _sample_grid(noise.astype(np.float32), rows * cells, columns * cells)
+    level = 0.35
+    return np.clip(level + contrast * frames, 0.0, 1.0).astype(np.float32)
+
+
+def add_disturbance(frames: Image, flicker: float, noise: float, rng: np.random.Generator) -> None:
+    """Add what no one can predict to `frames` `[T, H, W, 3]` in place: flicker and grain."""
+    num_frames, size = frames.shape[:2]
+    if flicker > 0:
+        cells = _FLICKER_CELLS
+        grid = rng.standard_normal((num_frames, cells + 1, cells + 1, 3), dtype=np.float32)
+        weights = _linear_weights((np.arange(size) / size * cells)[None], cells + 1)[0]
+        frames += flicker * np.einsum("yh,thwc,xw->tyxc", weights, grid, weights, optimize=True)
+    if noise > 0:
+        frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
+
+
+def _sample_grid(noise: Image, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Image:
+    """Sample `noise` `[h, w, 3]` linearly at `rows` `[T, H]` times `columns` `[T, W]`."""
+    return np.einsum(
+        "tyh,thxc->tyxc",
+        _linear_weights(rows, noise.shape[0]),
+        np.einsum("txw,hwc->thxc", _linear_weights(columns, noise.shape[1]), noise),
+    )
+
+
+def _linear_weights(places: NDArray[np.float64], count: int) -> Image:
+    """Hat functions: weight `[T, N, count]` of each grid line at each of `places` `[T, N]`."""
+    distance = np.abs(places[..., None] - np.arange(count))
+    return np.maximum(1.0 - distance, 0.0).astype(np.float32)
+
+
+def digit_coverage(digit: Image, track: Track, size: int) -> Image:
+    """Coverage `[T, size, size]`, 0 to 1, of a `[8, 8]` digit that follows `track`."""
+    u, v = _object_coordinates(track, size)
+    cells = digit.shape[0]
+    padded = np.pad(digit, 1)
+    column = np.clip((u + 0.5) * cells + 0.5, 0.0, cells + 0.999)
+    row = np.clip((v + 0.5) * cells + 0.5, 0.0, cells + 0.999)
+    left, top = column.astype(np.int32), row.astype(np.int32)
+    across, down = column - left, row - top
+    flat, stride = padded.ravel(), cells + 2
+    corner = top * stride + left
+    upper = flat[corner] * (1 - across) + flat[corner + 1] * across
+    lower = flat[corner + stride] * (1 - across) + flat[corner + stride + 1] * across
+    ink = upper * (1 - down) + lower * down
+    return np.clip(2.0 * ink - 0.4, 0.0, 1.0)
+
+
+def disc_coverage(track: Track, size: int) -> Image:
+    """Coverage `[T, size, size]`, 0 to 1, of a disc that follows `track`."""
+    u, v = _object_coordinates(track, size)
+    edge = (0.5 - np.sqrt(u * u + v * v)) * track.side[:, None, None].astype(np.float32) * size
+    return np.clip(edge + 0.5, 0.0, 1.0)
+
+
+def _object_coordinates(track: Track, size: int) -> tuple[Image, Image]:
+    """Pixel centres in the object's own frame, in which it fills -0.5 to 0.5: two `[T, H, W]`."""
+    axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    centre = track.centre.astype(np.float32)
+    side = track.side.astype(np.float32)
+    x = axis[None, None, :] - centre[:, 0, None, None]
+    y = axis[None, :, None] - centre[:, 1, None, None]
+    cosine = (np.cos(track.angle) / side).astype(np.float32)[:, None, None]
+    sine = (np.sin(track.angle) / side).astype(np.float32)[:, None, None]
+    return cosine * x + sine * y, cosine * y - sine * x
+
+
+def paint(frames: Image, coverage: Image, colour: NDArray[np.float64]) -> None:
+    """Paint `colour` `[3]` over `frames` `[T, H, W, 3]` in place, as far as `coverage` says."""
+    frames += coverage[..., None] * (colour.astype(np.float32) - frames)
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    """A drawn clip and everything that is known about it.
+
+    Attributes:
+        frames: uint8 `[T, H, W, 3]`, RGB.
+        motion: one of `MOTION_CLASSES`.
+        appearance: one of `APPEARANCE_CLASSES`: the digit that A is.
+        split: the split it belongs to.
+        index: its index in that split.
+        digit_a: row of A's image in the digit archive (the identity of the object).
+        digit_b: row of B's image in the digit archive.
+        centre_a: float64 `[T, 2]`, x and y of A's centre, fractions of the side.
+        centre_b: float64 `[T, 2]`, the same of B.
+    """
+
+    frames: NDArray[np.uint8]
+    motion: str
+    appearance: str
+    split: str
+    index: int
+    digit_a: int
+    digit_b: int
+    centre_a: NDArray[np.float64]
+    centre_b: NDArray[np.float64]
+
+
+def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
+    """Draw clip `index` of `split`; the same arguments always give the same pixels."""
+    rng, motion, row_a = _draw_labels(config, split, index)
+    digits = load_digits(split)
+    row_b = _draw_digit(digits, rng)
+    track_a, track_b = draw_tracks(config, motion, rng)
+    frames = _draw_scene(config, rng)
+    for row, track in ((row_b, track_b), (row_a, track_a)):
+        coverage = digit_coverage(digits.images[row], track, config.size)
+        paint(frames, coverage, _bright_colour(rng))
+    add_disturbance(frames, config.flicker, config.noise, rng)
+    return SyntheticClip(
+        frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
+        motion=motion,
+        appearance=APPEARANCE_CLASSES[digits.labels[row_a]],
+        split=split,
+        index=index,
+        digit_a=int(digits.ids[row_a]),
+        digit_b=int(digits.ids[row_b]),
+        centre_a=track_a.centre,
+        centre_b=track_b.centre,
+    )
+
+
+def clip_labels(config: SyntheticConfig, split: str, index: int) -> tuple[str, str]:
+    """The motion and the appearance of a clip, without drawing it."""
+    _, motion, row_a = _draw_labels(config, split, index)
+    return motion, APPEARANCE_CLASSES[load_digits(split).labels[row_a]]
+
+
+def _draw_labels(
+    config: SyntheticConfig, split: str, index: int
+) -> tuple[np.random.Generator, str, int]:
+    """A clip's random generator, and the first things drawn from it: its motion and digit A."""
+    count = config.num_clips(split)
+    if not 0 <= index < count:
+        raise UserError(f"clip {index} of split {split!r}: it has {count} clips")
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
+    motion = MOTION_CLASSES[rng.integers(len(MOTION_CLASSES))]
+    return rng, motion, _draw_digit(load_digits(split), rng)
+
+
+def _draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
+    """Draw a class first, so that classes are equally frequent, then one of its images."""
+    digit = rng.integers(len(APPEARANCE_CLASSES))
+    return int(rng.choice(np.flatnonzero(digits.labels == digit)))
+
+
+def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Background and distractors `[T, H, W, 3]`, float32 in 0 to 1."""
+    pan = rng.uniform(-1.0, 1.0, size=2) * config.background_speed
+    frames = draw_background(
+        config.num_frames,
+        config.size,
+        config.background_contrast,
+        config.background_grain,
+        pan,
+        rng,
+    )
+    for _ in range(config.num_distractors):
+        coverage = disc_coverage(_drifting_track(config, rng), config.size)
+        paint(frames, coverage, rng.uniform(0.1, 0.8, size=3))
+    return frames
+
+
+def _drifting_track(config: SyntheticConfig, rng: np.random.Generator) -> Track:
+    start = rng.uniform(0.0, 1.0, size=2)
+    shift = rng.uniform(-1.0, 1.0, size=2) * config.travel
+    time = np.linspace(0.0, 1.0, config.num_frames)
+    side = np.full_like(time, rng.uniform(0.12, 0.25))
+    return Track(start + time[:, None] * shift, side, np.zeros_like(time))
+
+
+def _bright_colour(rng: np.random.Generator) -> NDArray[np.float64]:
+    return rng.uniform(0.6, 1.0, size=3)

@@ -1,0 +1,424 @@
+"""Many probe heads on one pass over the features.
+
+A probe's learning rate and weight decay are chosen among several heads that train side by side on
+the same batches. Every head is an ordinary :class:`AttentiveClassifier` or
+:class:`LinearClassifier`; only the computation is joined, in two ways.
+
+First, the heads' weights are stacked, so that each layer is one batched matrix product.
+
+Second, the keys and values of the cross-attention are never formed. With one query, which no clip
+changes, head h's logit of token n is ``q_h . (W_k x_n + b_k) = (W_k^T q_h) . x_n + constant``, and
+the softmax ignores the constant; the value projection, being linear, may follow the weighted sum.
+So reading N tokens costs one product with a [D, heads] matrix instead of one with [D, 2 D], and a
+whole grid of heads costs little more than one. The LayerNorm before it has its scale and shift
+moved into these matrices, so that the normalised tokens are shared by all heads.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vjepa.models import AttentiveClassifier, LinearClassifier, PoolerVariant
+
+_RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
+_SMALLEST_SCALE = 1e-6
+
+
+@dataclass(frozen=True)
+class RidgeClassifier:
+    """A fitted classifier on standardised features.
+
+    Attributes:
+        mean, scale: float64 [D], of the training features.
+        weight: float64 [D, classes].
+        bias: float64 [classes].
+        penalty: The chosen ridge penalty, per training sample.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    penalty: float
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Class scores: features float [n, D] -> float64 [n, classes]; the largest wins."""
+        standard = (features.to("cpu", torch.float64) - self.mean) / self.scale
+        return standard @ self.weight + self.bias
+
+
+def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassifier:
+    """Fit by ridge regression, the penalty by leave-one-out squared error on the same rows.
+
+    Args:
+        features: float [n, D], n at least 2.
+        labels: int64 [n], in 0..num_classes - 1.
+        num_classes: Number of classes.
+
+    Returns:
+        The classifier, in float64 on the CPU.
+
+    Raises:
+        ValueError: Fewer than two rows, or a feature is not finite.
+    """
+    data = features.detach().to("cpu", torch.float64)
+    if data.shape[0] < 2:
+        raise ValueError(f"features: {data.shape[0]} rows, at least 2 are needed")
+    if not bool(torch.isfinite(data).all()):
+        raise ValueError("features: a value is not finite")
+    count = data.shape[0]
+    mean, scale = data.mean(dim=0), data.std(dim=0, correction=0).clamp_min(_SMALLEST_SCALE)
+    standard = (data - mean) / scale
+    targets = torch.nn.functional.one_hot(labels.cpu(), num_classes).to(torch.float64)
+    bias = targets.mean(dim=0)
+    left, singular, right = torch.linalg.svd(standard, full_matrices=False)
+    projected = left.T @ (targets - bias)
+    best_error, best_penalty = float("inf"), _RELATIVE_PENALTIES[-1]
+    for penalty in _RELATIVE_PENALTIES:
+        shrinkage = singular**2 / (singular**2 + penalty * count)
+        fitted = left @ (shrinkage[:, None] * projected)
+        # Leverage of each row; 1 / n belongs to the intercept.
+        leverage = (left**2 @ shrinkage) + 1.0 / count
+        residual = (targets - bias - fitted) / (1.0 - leverage).clamp_min(1e-9)[:, None]
+        error = float(residual.square().sum())
+        if error < best_error:
+            best_error, best_penalty = error, penalty
+    factors = singular / (singular**2 + best_penalty * count)
+    weight = right.T @ (factors[:, None] * projected)
+    return RidgeClassifier(mean, scale, weight, bias, best_penalty)
+
+
+class NearestNeighbours(nn.Module):
+    """A vote of the k most similar training videos, weighted by exp(cosine / temperature).
+
+    The weighted vote of Wu et al. 2018, as DINO evaluates features.
+
+    Attributes:
+        bank: float32 [n, D], mean tokens of the training videos, of length 1.
+        bank_labels: int64 [n], their class numbers.
+    """
+
+    bank: Tensor
+    bank_labels: Tensor
+
+    def __init__(
+        self, width: int, num_classes: int, neighbours: int, temperature: float, num_stored: int
+    ) -> None:
+        """Build with an empty bank.
+
+        Args:
+            width: Token width D.
+            num_classes: Classes.
+            neighbours: k; with fewer training videos all of them vote.
+            temperature: As above.
+            num_stored: n.
+        """
+        super().__init__()
+        self.num_classes, self.neighbours, self.temperature = num_classes, neighbours, temperature
+        self.register_buffer("bank", torch.zeros(num_stored, width))
+        self.register_buffer("bank_labels", torch.zeros(num_stored, dtype=torch.int64))
+
+    def fit(self, pooled: Tensor, labels: Tensor) -> None:
+        """Remember training features float [n, D] and class numbers int64 [n]."""
+        self.bank.copy_(F.normalize(pooled.float(), dim=1))
+        self.bank_labels.copy_(labels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logarithms of the shares of votes: tokens float [B, N, D] -> [B, classes]."""
+        similar = F.normalize(tokens.float().mean(dim=1), dim=1) @ self.bank.T
+        best = similar.topk(min(self.neighbours, len(self.bank)), dim=1)
+        weights = (best.values / self.temperature).softmax(dim=1)
+        votes = weights.new_zeros(len(tokens), self.num_classes)
+        votes.scatter_add_(1, self.bank_labels[best.indices], weights)
+        return votes.clamp_min(torch.finfo(votes.dtype).tiny).log()
+
+
+class NearestMean(nn.Module):
+    """The class whose mean direction is most similar; logits are cosine / temperature.
+
+    Attributes:
+        means: float32 [classes, D], mean of the training videos' directions, of length 1.
+    """
+
+    means: Tensor
+
+    def __init__(self, width: int, num_classes: int, temperature: float) -> None:
+        """Build with means of 0; arguments as in :class:`NearestNeighbours`."""
+        super().__init__()
+        self.temperature = temperature
+        self.register_buffer("means", torch.zeros(num_classes, width))
+
+    def fit(self, pooled: Tensor, labels: Tensor) -> None:
+        """Average training features float [n, D] by class numbers int64 [n]."""
+        directions = F.normalize(pooled.float(), dim=1)
+        sums = torch.zeros_like(self.means).index_add_(0, labels, directions)
+        self.means.copy_(F.normalize(sums, dim=1))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits: tokens float [B, N, D] -> [B, classes]."""
+        pooled = F.normalize(tokens.float().mean(dim=1), dim=1)
+        return pooled @ self.means.T / self.temperature
+
+
+_NORM_EPS = 1e-5
+
+
+TrainedKind = Literal["attentive", "linear"]
+HeadKind = Literal["attentive", "linear", "knn", "nearest_mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The probe's form."""
+
+    kind: HeadKind = "attentive"
+    """`attentive`: a learnt query reads all tokens by cross-attention; `linear`: a linear layer on
+    their average; `knn`: a vote of the most similar training videos, and `nearest_mean`: the most
+    similar class mean, both by the cosine of average tokens and without any training."""
+    variant: PoolerVariant = "released"
+    """Attentive only. `released`: what the authors' code computes (no output projection, no last
+    LayerNorm); `paper`: as their text says, with both."""
+    depth: int = 1
+    """Attentive only. 1: the cross-attention block; each one more adds a block over the query."""
+    num_heads: int | None = None
+    """Attentive only. Attention heads; null takes the encoder's number."""
+    norm: bool = True
+    """Linear only. Whether the average passes a LayerNorm before the linear layer."""
+    neighbours: int = 20
+    """k of `knn`."""
+    temperature: float = 0.07
+    """`knn` and `nearest_mean`: cosines are divided by it before exp. It moves the weight of the
+    votes, and the confidence."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth: must be at least 1, got {self.depth}")
+        if self.num_heads is not None and self.num_heads < 1:
+            raise ValueError(f"num_heads: must be at least 1, got {self.num_heads}")
+        if self.kind != "attentive" and self.depth != 1:
+            raise ValueError(f"depth: a {self.kind} probe has depth 1, got {self.depth}")
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours: must be at least 1, got {self.neighbours}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: must be above 0, got {self.temperature}")
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the head has weights that are learnt step by step."""
+        return self.kind in ("attentive", "linear")
+
+
+TrainedHead = AttentiveClassifier | LinearClassifier
+LookupHead = NearestNeighbours | NearestMean
+ProbeHead = TrainedHead | LookupHead
+
+
+def build_lookup(
+    config: HeadConfig, width: int, num_classes: int, num_stored: int = 0
+) -> LookupHead:
+    """A head that remembers training features instead of learning, still empty.
+
+    Args:
+        config: Its form.
+        width: Token width D.
+        num_classes: Classes.
+        num_stored: Training videos, for `knn`.
+    """
+    if config.kind == "knn":
+        return NearestNeighbours(
+            width, num_classes, config.neighbours, config.temperature, num_stored
+        )
+    return NearestMean(width, num_classes, config.temperature)
+
+
+def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: int) -> TrainedHead:
+    """One trained head with fresh weights, drawn from torch's generator.
+
+    Args:
+        config: Its form.
+        width: Token width D.
+        encoder_heads: The encoder's attention heads, for `config.num_heads` None.
+        num_classes: Classes.
+
+    Returns:
+        tokens float [B, N, D] -> logits [B, num_classes].
+
+    Raises:
+        ValueError: The heads do not divide the width.
+    """
+    if config.kind == "linear":
+        return LinearClassifier(width, num_classes, norm=config.norm)
+    heads = encoder_heads if config.num_heads is None else config.num_heads
+    return AttentiveClassifier(width, heads, num_classes, config.depth, config.variant)
+
+
+class ProbeHeads(nn.Module):
+    """Heads of one form, computed together.
+
+    Attributes:
+        heads: The heads, each usable alone.
+    """
+
+    def __init__(self, heads: Sequence[TrainedHead]) -> None:
+        """Take the heads over; they must have been built from one config.
+
+        Raises:
+            ValueError: There is none, or their parameters differ in name or shape.
+        """
+        super().__init__()
+        forms = [[(name, p.shape) for name, p in head.named_parameters()] for head in heads]
+        if not forms or any(form != forms[0] for form in forms):
+            raise ValueError("heads: at least one, all of one form")
+        self.heads = nn.ModuleList(heads)
+        first = heads[0]
+        self._attention_heads = (
+            first.pooler.heads if isinstance(first, AttentiveClassifier) else None
+        )
+
+    def __len__(self) -> int:
+        """Number of heads H."""
+        return len(self.heads)
+
+    def __getitem__(self, index: int) -> TrainedHead:
+        """One head, to be used alone."""
+        head = self.heads[index]
+        assert isinstance(head, TrainedHead)
+        return head
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The heads by name: each gets its own parameter groups and its own gradient clipping."""
+        return {f"head_{index:02d}": head for index, head in enumerate(self.heads)}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of all heads.
+
+        Args:
+            tokens: float [B, N, D]; taken in the type of the weights (float32).
+
+        Returns:
+            [H, B, classes]; row i is what ``heads[i](tokens)`` gives, up to rounding.
+        """
+        tokens = tokens.to(next(self.parameters()).dtype)
+        if self._attention_heads is None:
+            pooled = tokens.mean(dim=1).expand(len(self), -1, -1)
+            if self._has("norm.weight"):
+                pooled = self._norm("norm", pooled)
+        else:
+            pooled = self._pool_attentively(tokens, self._attention_heads)
+        return self._linear("linear", pooled)
+
+    def _pool_attentively(self, tokens: Tensor, attention_heads: int) -> Tensor:
+        """The poolers of all heads: [B, N, D] -> [H, B, D]."""
+        query = self._stack("pooler.query_tokens")[:, 0, :]  # [H, 1, D]
+        attended = self._cross_attention(tokens, query, attention_heads)
+        pooled = query + attended
+        prefix = "pooler.cross_attention_block"
+        pooled = pooled + self._mlp(f"{prefix}.mlp", self._norm(f"{prefix}.norm2", pooled))
+        level = 0
+        while self._has(f"pooler.blocks.{level}.norm1.weight"):
+            pooled = self._block_over_one_query(f"pooler.blocks.{level}", pooled)
+            level += 1
+        if self._has("pooler.norm.weight"):
+            pooled = self._norm("pooler.norm", pooled)
+        return pooled
+
+    def _cross_attention(self, tokens: Tensor, query: Tensor, attention_heads: int) -> Tensor:
+        """What the query of each head reads: [H, B, D]. A: attention heads, E: their width."""
+        prefix = "pooler.cross_attention_block"
+        count, width = query.shape[0], query.shape[-1]
+        split = (count, attention_heads, width // attention_heads)
+        key_weight, value_weight = self._stack(f"{prefix}.xattn.kv.weight").chunk(2, dim=1)
+        value_bias = self._stack(f"{prefix}.xattn.kv.bias").chunk(2, dim=1)[1]
+        scale, shift = (self._stack(f"{prefix}.norm1.{name}") for name in ("weight", "bias"))
+        normal = F.layer_norm(tokens, (width,), eps=_NORM_EPS)
+
+        q = self._linear(f"{prefix}.xattn.q", query).view(split)
+        reader = torch.einsum("hae,haed->had", q, key_weight.unflatten(1, split[1:]))
+        reader = reader * (scale[:, None] * split[2] ** -0.5)
+        batch = tokens.shape[0]
+        logits = torch.matmul(reader.flatten(0, 1), normal.transpose(1, 2))  # [B, H A, N]
+        read = torch.bmm(logits.softmax(dim=-1), normal).view(batch, *split[:2], width)
+        read = read.permute(1, 2, 0, 3) * scale[:, None, None] + shift[:, None, None]
+        values = torch.matmul(read, value_weight.unflatten(1, split[1:]).transpose(2, 3))
+        values = values.transpose(1, 2).flatten(2) + value_bias[:, None]  # [H, B, D]
+        if self._has(f"{prefix}.xattn.proj.weight"):
+            values = self._linear(f"{prefix}.xattn.proj", values)
+        return values
+
+    def _block_over_one_query(self, prefix: str, pooled: Tensor) -> Tensor:
+        """An ordinary block over a single token, whose self-attention is its value alone."""
+        normal = self._norm(f"{prefix}.norm1", pooled)
+        weight = self._stack(f"{prefix}.attn.qkv.weight").chunk(3, dim=1)[2]
+        bias = self._stack(f"{prefix}.attn.qkv.bias").chunk(3, dim=1)[2]
+        value = torch.baddbmm(bias[:, None], normal, weight.transpose(1, 2))
+        pooled = pooled + self._linear(f"{prefix}.attn.proj", value)
+        return pooled + self._mlp(f"{prefix}.mlp", self._norm(f"{prefix}.norm2", pooled))
+
+    def _mlp(self, prefix: str, inputs: Tensor) -> Tensor:
+        return self._linear(f"{prefix}.fc2", F.gelu(self._linear(f"{prefix}.fc1", inputs)))
+
+    def _norm(self, prefix: str, inputs: Tensor) -> Tensor:
+        """LayerNorm of each head: [H, ..., D]."""
+        weight, bias = self._stack(f"{prefix}.weight"), self._stack(f"{prefix}.bias")
+        normal = F.layer_norm(inputs, inputs.shape[-1:], eps=_NORM_EPS)
+        return torch.addcmul(bias[:, None], normal, weight[:, None])
+
+    def _linear(self, prefix: str, inputs: Tensor) -> Tensor:
+        """Linear layer of each head: [H, B, in] -> [H, B, out]."""
+        weight, bias = self._stack(f"{prefix}.weight"), self._stack(f"{prefix}.bias")
+        return torch.baddbmm(bias[:, None], inputs, weight.transpose(1, 2))
+
+    def _stack(self, name: str) -> Tensor:
+        """A parameter of all heads: [H, *shape]."""
+        return torch.stack([head.get_parameter(name) for head in self.heads])
+
+    def _has(self, name: str) -> bool:
+        """Whether this form of head has a parameter."""
+        module: object = self.heads[0]
+        for part in name.split("."):
+            module = getattr(module, part, None)
+        return module is not None
+
+
+class HeadGrid(nn.Module):
+    """Heads of several forms, those of one form computed together.
+
+    Attributes:
+        groups: One :class:`ProbeHeads` for each form.
+    """
+
+    def __init__(self, heads: Sequence[TrainedHead]) -> None:
+        """Take the heads over.
+
+        Args:
+            heads: At least one; those of one form next to each other.
+        """
+        super().__init__()
+        same_form = itertools.groupby(
+            heads, key=lambda head: [(name, p.shape) for name, p in head.named_parameters()]
+        )
+        self.groups = nn.ModuleList(ProbeHeads(list(members)) for _, members in same_form)
+        self._members = list(heads)
+
+    def __len__(self) -> int:
+        """Number of heads H."""
+        return len(self._members)
+
+    def __getitem__(self, index: int) -> TrainedHead:
+        """One head, to be used alone."""
+        return self._members[index]
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The heads by name: each gets its own parameter groups and its own gradient clipping."""
+        return {f"head_{index:02d}": head for index, head in enumerate(self._members)}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of all heads: tokens float [B, N, D] -> [H, B, classes]."""
+        return torch.cat([group(tokens) for group in self.groups])

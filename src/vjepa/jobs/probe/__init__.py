@@ -1,0 +1,1 @@
+"""The probe job: features of frozen encoders, heads trained on them, and what is measured."""

@@ -1,0 +1,246 @@
+"""The root config of `vjepa probe train`: which encoder, which labels, which head, how trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from vjepa.data.clips.augment import AugmentConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
+from vjepa.evaluation.views import OnBadVideo, ReadingConfig, ViewConfig
+from vjepa.runtime.device import DeviceName, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSourceConfig:
+    """The frozen encoder."""
+
+    path: Path | None = None
+    """Run folder, checkpoint folder, or a released `.pth.tar` file; must be given, or `timm`."""
+    which: Literal["target", "context", "random"] = "target"
+    """`target`: the moving average, which the paper evaluates; `context`: the trained one;
+    `random`: the same architecture with fresh weights, the baseline that every number needs."""
+    seed: int = 0
+    """Of the fresh weights of `which: random`."""
+    num_heads: int | None = None
+    """Attention heads of a released file whose size is no preset."""
+    position_code: Literal["stretched", "computed"] = "stretched"
+    """For clips of another size than the encoder was made for: its code resampled to their grid, or
+    `computed` anew for it, as the authors do for another resolution and for an image as two frames.
+    The two give different features."""
+    timm: str | None = None
+    """Instead of `path`: an image model of the timm library by its name, which sees every frame
+    alone (needs the extra `baselines`)."""
+    timm_weights: Path | None = None
+    """File with the weights of `timm`; null draws them at random. Nothing is downloaded."""
+
+    def __post_init__(self) -> None:
+        if self.timm is not None and self.path is not None:
+            raise ValueError("timm: give path or timm, not both")
+        if self.timm is None and self.timm_weights is not None:
+            raise ValueError("timm_weights: given without the model's name in timm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideosConfig:
+    """Labelled videos."""
+
+    manifest: Path | None = None
+    """Parquet manifest made by `vjepa data index`; null takes that of `data.train`."""
+    split: str | None = None
+    """Only the rows of this split; null takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeDataConfig:
+    """The labelled videos and what is seen of each."""
+
+    label: str | None = None
+    """Name of the label; must be given."""
+    multi_label: bool = False
+    """A video may have several classes, written `run|jump`: binary cross-entropy, mean average
+    precision."""
+    train: VideosConfig = field(default_factory=VideosConfig)
+    """Videos to train on."""
+    validation: VideosConfig | None = None
+    """Videos for choosing among heads; null holds a part of the training rows out for that."""
+    test: VideosConfig | None = None
+    """Videos that the result is measured on, once; null trains only."""
+    labels_per_class: int | None = None
+    """Low-shot: so many training rows of each class."""
+    label_fraction: float | None = None
+    """Low-shot: this share of the training rows of each class (Table 7: 0.05, 0.1, 0.5)."""
+    num_splits: int = 1
+    """Low-shot: so many draws of the training rows, with seeds `seed`, `seed` + 1, ...; the result
+    is their mean and standard deviation (Table 7: 3)."""
+    held_out_fraction: float = 0.2
+    """Share of the training rows that the choice among several heads is made on."""
+    on_bad_video: OnBadVideo = "error"
+    """A video that cannot be read stops the job (`error`), or is left out and named in the result
+    (`list`); it is never replaced by another."""
+    clip: ClipConfig | None = None
+    """Which frames are seen; null takes what the encoder was pretrained with."""
+    view: ViewConfig | None = None
+    """Segments and crops; null takes one centre crop of the encoder's image size."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """What is random about the training clips."""
+    reading: ReadingConfig = field(default_factory=ReadingConfig)
+    """Worker processes and frame cache."""
+
+    def __post_init__(self) -> None:
+        if self.labels_per_class is not None and self.label_fraction is not None:
+            raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
+        if self.labels_per_class is not None and self.labels_per_class < 1:
+            raise ValueError(f"labels_per_class: must be at least 1, got {self.labels_per_class}")
+        if self.label_fraction is not None and not 0 < self.label_fraction <= 1:
+            raise ValueError(f"label_fraction: must be in (0, 1], got {self.label_fraction}")
+        if self.num_splits < 1:
+            raise ValueError(f"num_splits: must be at least 1, got {self.num_splits}")
+        if self.num_splits > 1 and self.labels_per_class is None and self.label_fraction is None:
+            raise ValueError("num_splits: several draws need labels_per_class or label_fraction")
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction: must be in (0, 1), got {self.held_out_fraction}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """How features are computed and kept."""
+
+    precision: Precision = "float32"
+    """Of the encoder's computation."""
+    storage: Precision = "float32"
+    """Type in which features are kept; `bfloat16` takes half the space."""
+    batch_size: int = 32
+    """Clips per forward call of the encoder."""
+    compile: bool = False
+    """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
+    cache_dir: Path | None = None
+    """Keep features here and use them again for the same weights, videos and clips. All training
+    rows are then encoded, so that other labels and other low-shot subsets find theirs."""
+    shard_clips: int = 512
+    """About how many clips make a shard of the cache; a test set without cache is dealt with shard
+    by shard, so that this bounds the memory."""
+    passes: int = 1
+    """With augmentation: so many passes of random clips are encoded once; epoch e trains on number
+    e modulo `passes`."""
+    online: bool = False
+    """Cut and encode the training clips anew in every epoch, as the paper does, instead of keeping
+    passes. With as many passes as epochs both train on the same clips."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_clips", "passes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.online and self.passes > 1:
+            raise ValueError("online: keeps no passes; give online or passes, not both")
+        if self.online and self.cache_dir is not None:
+            raise ValueError("online: keeps no training features; leave cache_dir out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptimConfig:
+    """AdamW for probe heads, all trained at once. The defaults are the paper's recipe (Table 9)."""
+
+    epochs: float | None = 20.0
+    """Passes over the training rows; null when `steps` is given."""
+    steps: int | None = None
+    """Updates, instead of passes."""
+    batch_size: int = 256
+    """Training rows per update; at most as many as there are."""
+    learning_rates: tuple[float, ...] = (1e-3,)
+    """Peak learning rates to try; each falls to 0 along a cosine, without warm-up."""
+    weight_decays: tuple[float, ...] = (0.01,)
+    """Weight decays to try, each with every learning rate."""
+    poolings: tuple[TrainedKind, ...] | None = None
+    """Forms of head to try (`attentive`, `linear`), each with every learning rate and weight decay;
+    null tries `probe.kind` only."""
+    weight_decay_end: float = 1e-4
+    """Share of its start to which the weight decay falls along a cosine: from 0.01 to 1e-6 in the
+    released code. 1 keeps it fixed, as the paper's text says."""
+    clip_norm: float | None = 1.0
+    """Largest gradient norm of a head; null: off."""
+    refit: bool = True
+    """Train the chosen head anew with the rows that were held out for the choice."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("steps: exactly one of epochs and steps must be given")
+        if self.epochs is not None and not self.epochs > 0:
+            raise ValueError(f"epochs: must be above 0, got {self.epochs}")
+        for name in ("steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates: at least one, above 0; got {self.learning_rates}")
+        if not self.weight_decays or min(self.weight_decays) < 0:
+            raise ValueError(f"weight_decays: at least one, not negative; got {self.weight_decays}")
+        if self.poolings is not None and not 0 < len(self.poolings) == len(set(self.poolings)):
+            raise ValueError(f"poolings: at least one, none twice; got {self.poolings}")
+        if not 0 <= self.weight_decay_end <= 1:
+            raise ValueError(f"weight_decay_end: must be in [0, 1], got {self.weight_decay_end}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm: must be above 0 or null, got {self.clip_norm}")
+
+
+@dataclass(frozen=True)
+class HeadSetting:
+    """What one head of the grid is: peak learning rate, starting weight decay, form."""
+
+    learning_rate: float
+    weight_decay: float
+    kind: HeadKind = "attentive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """Everything that `vjepa probe train` needs to know."""
+
+    seed: int = 0
+    """Of the low-shot subset, the held-out part, the heads' weights and the order of rows."""
+    encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
+    """The frozen encoder."""
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    """The labelled videos."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """How features are computed and kept."""
+    probe: HeadConfig = field(default_factory=HeadConfig)
+    """The head's form."""
+    optim: ProbeOptimConfig = field(default_factory=ProbeOptimConfig)
+    """How heads are trained."""
+    device: DeviceName = "auto"
+    """Where the encoder and the heads run; `auto` takes a GPU when there is one."""
+    num_threads: int | None = None
+    """CPU threads of torch; null: torch's choice. The last bits of a number depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.data.augment.policy == "none" and self.features.passes > 1:
+            raise ValueError(
+                "features.passes: without data.augment.policy all passes would be the same"
+            )
+        if not self.probe.is_trained:
+            named = f"a {self.probe.kind} probe is not trained"
+            if self.features.online or self.features.passes > 1:
+                raise ValueError(f"features: {named}: leave online and passes out")
+            if self.optim.poolings is not None:
+                raise ValueError(f"optim.poolings: {named}: leave them out")
+            if self.data.multi_label:
+                raise ValueError(f"data.multi_label: {named} for several classes a video")
+
+    @property
+    def grid(self) -> tuple[HeadSetting, ...]:
+        """Every form of head with every learning rate and weight decay."""
+        if not self.probe.is_trained:
+            return (HeadSetting(0.0, 0.0, self.probe.kind),)
+        return tuple(
+            HeadSetting(rate, decay, kind)
+            for kind in self.optim.poolings or (self.probe.kind,)
+            for rate in self.optim.learning_rates
+            for decay in self.optim.weight_decays
+        )
+
+    def form(self, kind: HeadKind) -> HeadConfig:
+        """The form of a head of the grid."""
+        return replace(self.probe, kind=kind, depth=self.probe.depth if kind == "attentive" else 1)

@@ -1,0 +1,210 @@
+"""The frozen encoder of a probe: found, loaded, and known by the hash of its weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vjepa.checkpoint import find_checkpoint, read_config, read_encoder
+from vjepa.checkpoint.timm_models import load_timm_encoder
+from vjepa.config import from_dict
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.frozen import weights_hash
+from vjepa.evaluation.saved_probe import EncoderIdentity
+from vjepa.evaluation.views import ViewConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.models import Encoder, EncoderConfig
+from vjepa.models.encoder import FrameEncoder
+from vjepa.runtime.device import compile_blocks
+from vjepa.runtime.seeds import seed_torch
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is only looked through.
+
+    Attributes:
+        encoder: In evaluation mode, without gradients, on the CPU: normalised float video
+            [B, C, T, H, W] -> tokens [B, N, D]. An image model sees every frame alone.
+        identity: Its hash, sizes and origin.
+        source: What to call it in messages.
+    """
+
+    encoder: nn.Module
+    identity: EncoderIdentity
+    source: str
+
+
+def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
+    """Load the encoder of a probe, or make the random one of the same architecture.
+
+    Raises:
+        UserError: No path is given, or nothing can be loaded from it.
+    """
+    if config.timm is not None:
+        return _open_timm(config.timm, config.timm_weights, config.seed)
+    if config.path is None:
+        raise UserError(
+            "encoder.path: not set; give a run folder, a checkpoint or a released .pth.tar file"
+        )
+    which = "context" if config.which == "context" else "target"
+    encoder = read_encoder(config.path, which, config.num_heads).encoder
+    if config.which == "random":
+        return random_encoder(encoder.config, config.seed, str(config.path))
+    return _frozen(encoder, str(config.path), config.which)
+
+
+def random_encoder(config: EncoderConfig, seed: int, path: str | None = None) -> FrozenEncoder:
+    """An encoder that has learnt nothing: the baseline beside which every number must stand.
+
+    Args:
+        config: Its sizes.
+        seed: Of its weights; torch's own generator is left as it was.
+        path: The checkpoint whose architecture it has, for the reader of the result.
+    """
+    return _frozen(untrained_encoder(config, seed), path, "random", seed)
+
+
+def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """The bare module of :func:`random_encoder`."""
+    with torch.random.fork_rng(devices=[]):
+        seed_torch(seed, "random encoder")
+        return Encoder(config)
+
+
+def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> FrozenEncoder:
+    """The encoder that a probe was trained on.
+
+    Args:
+        identity: From the probe file.
+        path: Where it lies now, if not where it lay then.
+
+    Returns:
+        The encoder; whether its weights are the right ones is for
+        :meth:`vjepa.evaluation.saved_probe.ProbeFile.check_encoder` to say.
+
+    Raises:
+        UserError: Nothing can be loaded from the path.
+    """
+    if identity.timm is not None:
+        weights = path or (Path(identity.path) if identity.path else None)
+        return _open_timm(identity.timm, weights, identity.seed or 0)
+    if path is None and identity.which == "random":
+        return random_encoder(identity.config, identity.seed or 0, identity.path)
+    found = Path(identity.path or "") if path is None else path
+    if not found.exists():
+        raise UserError(
+            f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
+        )
+    which = "context" if identity.which == "context" else "target"
+    encoder = read_encoder(found, which, identity.config.heads).encoder
+    wanted = {**asdict(identity.config), **_input_size(encoder.config)}
+    if wanted == asdict(encoder.config):
+        encoder = _rebuilt(encoder, identity.config.image_size, identity.config.num_frames)
+    return _frozen(encoder, str(found), identity.which, identity.seed)
+
+
+def fit_to_clips(
+    frozen: FrozenEncoder, config: EncoderSourceConfig, num_frames: int, image_size: int
+) -> FrozenEncoder:
+    """The encoder with the position code that is wanted for clips of a size.
+
+    Args:
+        frozen: The encoder as it was loaded.
+        config: Says how its code is fitted.
+        num_frames: Frames of a clip.
+        image_size: Side of a clip, in pixels.
+
+    Returns:
+        The same where the code is stretched, or the size is its own, or frames are seen alone.
+    """
+    sizes = frozen.identity.config
+    same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
+    if config.position_code == "stretched" or same or not isinstance(frozen.encoder, Encoder):
+        return frozen
+    encoder = _rebuilt(frozen.encoder, image_size, num_frames).eval()
+    return replace(
+        frozen, encoder=encoder, identity=replace(frozen.identity, config=encoder.config)
+    )
+
+
+def compile_encoder(encoder: nn.Module) -> None:
+    """Compile a frozen encoder in place: blocks of ours, the whole of another library's model.
+
+    Raises:
+        UserError: No C++ compiler for the CPU.
+    """
+    ours = [module for module in encoder.modules() if isinstance(module, Encoder)]
+    if ours:
+        compile_blocks(ours)
+    else:
+        encoder.compile()
+
+
+def _input_size(config: EncoderConfig) -> dict[str, int]:
+    """What `rebuilt_for` changes."""
+    return {"image_size": config.image_size, "num_frames": config.num_frames}
+
+
+def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
+    """The same weights with the position code of another size; itself where it has that size."""
+    if (image_size, num_frames) == (encoder.config.image_size, encoder.config.num_frames):
+        return encoder
+    if encoder.config.is_image_model != (num_frames == 1):
+        return encoder
+    return encoder.rebuilt_for(image_size=image_size, num_frames=num_frames)
+
+
+def pretraining_clip(config: EncoderSourceConfig, encoder: EncoderConfig) -> ClipConfig:
+    """How clips were taken in the encoder's pretraining; the paper's way where a file does not say.
+
+    Raises:
+        UserError: The checkpoint's record of its run cannot be read.
+    """
+    if config.path is not None and config.path.is_dir():
+        folder = find_checkpoint(config.path)
+        data: Any = read_config(folder).run.get("data")
+        if isinstance(data, dict) and isinstance(data.get("clip"), dict):
+            clip = from_dict(ClipConfig, data["clip"], f"{folder}: data.clip")
+            return replace(clip, clips_per_video=1)
+    # An image model has no clip of its own; 16 frames are what a video model would see.
+    return ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
+
+
+def centre_view(encoder: EncoderConfig) -> ViewConfig:
+    """The centre crop of the encoder's image size."""
+    return ViewConfig(crop_size=encoder.image_size)
+
+
+def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
+    encoder = load_timm_encoder(name, weights, seed)
+    identity = EncoderIdentity(
+        weights_hash=weights_hash(encoder),
+        config=encoder.config,
+        path=None if weights is None else str(weights),
+        which="random" if weights is None else "target",
+        seed=seed if weights is None else None,
+        timm=name,
+    )
+    origin = "random weights" if weights is None else str(weights)
+    return FrozenEncoder(encoder.requires_grad_(False), identity, f"timm {name} ({origin})")
+
+
+def _frozen(
+    encoder: Encoder, path: str | None, which: str, seed: int | None = None
+) -> FrozenEncoder:
+    """Freeze an encoder of ours; an image model is shown one frame after another."""
+    frozen = FrameEncoder(encoder, encoder.config) if encoder.config.is_image_model else encoder
+    identity = EncoderIdentity(
+        weights_hash=weights_hash(frozen),
+        config=encoder.config,
+        path=path,
+        which=which,
+        seed=seed,
+    )
+    return FrozenEncoder(frozen.eval().requires_grad_(False), identity, path or "random weights")

@@ -1,0 +1,183 @@
+"""A saved probe on any video: its most probable classes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.errors import UserError
+from vjepa.evaluation.saved_probe import ProbeFile, load_probe_file
+from vjepa.evaluation.views import ReadingConfig
+from vjepa.jobs.probe.features import FeatureMaker, Videos
+from vjepa.jobs.probe.measure import probabilities
+from vjepa.jobs.probe.probe import feature_maker
+from vjepa.jobs.show import files_of
+from vjepa.runtime.device import DeviceName
+from vjepa.runtime.threads import set_num_threads
+
+_FEW_VIDEOS = 16
+"""Up to so many videos are read in this process: starting workers would take longer."""
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """A class and how probable the probe holds it to be, in [0, 1]."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one video.
+
+    Attributes:
+        path: The video.
+        classes: The most probable classes, most probable first; empty when it cannot be read.
+        failure: Why it cannot be read, or None.
+    """
+
+    path: str
+    classes: tuple[ClassShare, ...]
+    failure: str | None = None
+
+
+def predict(
+    probe_folder: Path,
+    sources: Sequence[Path],
+    *,
+    top: int = 5,
+    split: str | None = None,
+    encoder: Path | None = None,
+    reading: ReadingConfig | None = None,
+    device: DeviceName = "auto",
+    num_threads: int | None = None,
+) -> list[Prediction]:
+    """The most probable classes of videos; no label is needed.
+
+    Args:
+        probe_folder: What training a probe wrote.
+        sources: Videos, images, folders, lists of files, or Parquet manifests.
+        top: How many classes to give of each.
+        split: Only this split of the manifests among the sources.
+        encoder: Where the probe's encoder lies now, if not where it lay then.
+        reading: Worker processes; None takes the defaults, and none for a few videos.
+        device: Where to compute.
+        num_threads: CPU threads of torch.
+
+    Returns:
+        One prediction a video, in the order of the sources; one that cannot be read has `failure`.
+
+    Raises:
+        UserError: A source or the probe is missing, the encoder is another than the probe's, or not
+            one video can be read.
+    """
+    if top < 1:
+        raise UserError(f"top: must be at least 1, got {top}")
+    set_num_threads(num_threads)
+    probe = load_probe_file(probe_folder)
+    rows = [ManifestRow(info=info) for info in files_of(sources, split)]
+    manifest = Manifest.from_rows(rows, "/")
+    few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
+    maker = feature_maker(
+        probe,
+        encoder=encoder,
+        device=device,
+        on_bad_video="list",
+        reading=reading or few,
+        cache_dir=None,
+    )
+    return _predictions(probe, maker, Videos(manifest, None, "videos"), top)
+
+
+def _predictions(
+    probe: ProbeFile, maker: FeatureMaker, videos: Videos, top: int
+) -> list[Prediction]:
+    head = probe.head.to(maker.setup.device)
+    found: dict[int, Prediction] = {}
+    for part in maker.shards(videos):
+        found |= {bad.row: Prediction(bad.path, (), bad.reason) for bad in part.bad}
+        if len(part.rows) == 0:
+            continue
+        shares = probabilities(
+            head, part.tokens, maker.view, maker.setup.device, multi_label=probe.multi_label
+        )
+        best = torch.topk(shares, min(top, len(probe.classes)), dim=1)
+        for row, values, numbers in zip(
+            part.rows.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            classes = tuple(
+                ClassShare(probe.classes[number], value)
+                for number, value in zip(numbers, values, strict=True)
+            )
+            found[row] = Prediction(videos.manifest.path(row), classes)
+    if all(prediction.failure for prediction in found.values()):
+        first = found[0]
+        raise UserError(f"not one video could be read (first: {first.path}: {first.failure})")
+    return [found[row] for row in range(len(videos.manifest))]
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write predictions to a file whose suffix chooses the form.
+
+    ``.jsonl``: one object a video with `path`, `classes` (name, probability), `failure`.
+    ``.csv``: columns path, failure, class_1, probability_1, class_2, and so on. ``.parquet``:
+    columns path, failure, classes (list of text), probabilities (list of numbers).
+
+    Args:
+        path: The file; written aside and renamed.
+        predictions: What :func:`predict` gave.
+
+    Raises:
+        UserError: The suffix is none of these.
+    """
+    check_predictions_file(path)
+    aside = path.with_name(path.name + ".partial")
+    if path.suffix == ".jsonl":
+        lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
+        aside.write_text("".join(lines), encoding="utf-8")
+    elif path.suffix == ".csv":
+        _write_csv(aside, predictions)
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {
+            "path": [entry.path for entry in predictions],
+            "failure": pa.array([entry.failure for entry in predictions], pa.string()),
+            "classes": [[share.name for share in entry.classes] for entry in predictions],
+            "probabilities": [
+                [share.probability for share in entry.classes] for entry in predictions
+            ],
+        }
+        pq.write_table(pa.table(columns), aside)
+    aside.replace(path)
+
+
+def check_predictions_file(path: Path) -> None:
+    """Refuse a file that predictions cannot be written to, before they are computed.
+
+    Raises:
+        UserError: An unknown suffix, or no such folder.
+    """
+    if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--out {path}: its folder does not exist; make it first")
+
+
+def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
+    width = max((len(entry.classes) for entry in predictions), default=0)
+    names = [f"{what}_{place + 1}" for place in range(width) for what in ("class", "probability")]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "failure", *names])
+        for entry in predictions:
+            cells = [cell for share in entry.classes for cell in (share.name, share.probability)]
+            writer.writerow([entry.path, entry.failure or "", *cells])

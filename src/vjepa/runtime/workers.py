@@ -1,0 +1,348 @@
+"""A pool of worker processes that survives workers which hang or die.
+
+Each worker has a pipe of its own (a killed process cannot leave a shared lock behind), is started
+from a clean server process ('forkserver': safe with CUDA and threads), uses one thread and ends
+with its parent, however that ends. The parent sees a job that takes too long, kills that worker and
+starts another; a job whose worker died is given to another worker once.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Literal
+
+from vjepa.errors import UserError
+from vjepa.runtime.device import limit_memory
+
+_LOGGER = logging.getLogger(__name__)
+
+START_SECONDS = 300.0
+"""A worker that is not ready after this long (importing from a slow disk) is given up."""
+
+WORKER_GIGABYTES = 16.0
+"""Address space that a worker may take beyond what it starts with, unless said otherwise."""
+
+_AHEAD_BYTES = (
+    4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
+)
+_JOBS_PER_WORKER = 2
+_READY, _FAILED = -1, -2  # in place of a ticket
+_PRELOAD = ["torch", "av", "vjepa.data.clips.cut", "vjepa.data.video.decode"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        ticket: As :meth:`WorkerPool.submit` gave it.
+        kind: ``done``; ``hang``: it took too long; ``crash``: two workers died of it.
+        value: What the task returned, if done.
+        reason: Why not, in words, if not done.
+    """
+
+    ticket: int
+    kind: Literal["done", "hang", "crash"]
+    value: Any = None
+    reason: str = ""
+
+
+@dataclass
+class _Job:
+    ticket: int
+    payload: object
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class _Worker:
+    process: ForkServerProcess
+    pipe: Connection
+    started: float
+    is_ready: bool = False
+    jobs: deque[_Job] = field(default_factory=deque)
+
+
+def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float) -> None:
+    """A worker's life: read a job, run the task, answer; end with the pipe or the parent."""
+    import torch
+
+    # Ctrl-C, and a scheduler's warning to all processes of a job, are the parent's to handle.
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    limit_memory(memory_gigabytes)  # a file that wants more is a bad file, not the machine's end
+    try:
+        pipe.send((_READY, None))
+        while True:
+            ticket, payload = pipe.recv()
+            pipe.send((ticket, _run(task, payload, pipe)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _run(task: Callable[[Any], Any], payload: object, pipe: Connection) -> Any:
+    try:
+        return task(payload)
+    except Exception as error:
+        pipe.send((_FAILED, "".join(traceback.format_exception(error))))
+        raise SystemExit(1) from error
+
+
+def _end_with(sentinel: int) -> None:
+    """Leave when the parent is gone, even from inside a decoder that does not come back."""
+    connection.wait([sentinel])
+    os._exit(1)
+
+
+class WorkerPool:
+    """Workers that run one task on many jobs. Used by one thread at a time, :meth:`wake` by any."""
+
+    def __init__(
+        self,
+        task: Callable[[Any], Any],
+        num_workers: int,
+        timeout_seconds: float,
+        memory_gigabytes: float = WORKER_GIGABYTES,
+    ) -> None:
+        """Describe the pool; processes start with the first job.
+
+        Args:
+            task: Picklable; called in the workers with a job, its answer is sent back. It must turn
+                every failure that it expects into an answer: an exception ends the run.
+            num_workers: At least 1.
+            timeout_seconds: Longest time for one job.
+            memory_gigabytes: Address space that a worker may take beyond what it starts with, in
+                GB; what asks for more gets a MemoryError. Linux only.
+        """
+        self._memory = memory_gigabytes
+        self._task = task
+        self._num_workers = num_workers
+        self._timeout = timeout_seconds
+        self._context = multiprocessing.get_context("forkserver")
+        self._workers: list[_Worker] = []
+        self._backlog: deque[_Job] = deque()
+        self._tickets = 0
+        self._wake_receiver, self._wake_sender = self._context.Pipe(duplex=False)
+
+    @property
+    def worker_ids(self) -> list[int]:
+        """Process ids of the workers that run now."""
+        return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
+
+    @property
+    def num_open(self) -> int:
+        """Jobs that have not ended."""
+        return len(self._backlog) + sum(len(worker.jobs) for worker in self._workers)
+
+    def submit(self, payload: object, *, first: bool = False) -> int:
+        """Hand in a job.
+
+        Args:
+            payload: Picklable argument of the task.
+            first: Before all jobs that wait, for one that others wait for.
+
+        Returns:
+            A number that its outcome will carry.
+        """
+        job = _Job(self._tickets, payload)
+        self._tickets += 1
+        if first:
+            self._backlog.appendleft(job)
+        else:
+            self._backlog.append(job)
+        return job.ticket
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """Keep the workers busy until something ends, :meth:`wake` is called or time is up.
+
+        Args:
+            seconds: Longest wait.
+
+        Returns:
+            Jobs that ended, in the order in which they did; possibly none.
+
+        Raises:
+            UserError: Workers cannot start.
+            RuntimeError: The task raised an exception; its traceback is in the message.
+        """
+        self._start_missing()
+        self._feed()
+        deadline = min(
+            (
+                worker.started + self._limit(worker)
+                for worker in self._workers
+                if worker.jobs or not worker.is_ready
+            ),
+            default=float("inf"),
+        )
+        seconds = max(0.0, min(seconds, deadline - time.monotonic()))
+        watched: list[Any] = [self._wake_receiver]
+        for worker in self._workers:
+            watched += [worker.pipe, worker.process.sentinel]
+        for ready in connection.wait(watched, seconds):
+            if ready is self._wake_receiver:
+                self._wake_receiver.recv_bytes()
+        outcomes: list[Outcome] = []
+        for worker in list(self._workers):
+            self._read(worker, outcomes)
+            if not worker.process.is_alive():
+                self._read(worker, outcomes)  # what it sent before it died
+                self._bury(worker, outcomes)
+            elif time.monotonic() > worker.started + self._limit(worker):
+                self._give_up(worker, outcomes)
+        self._feed()
+        return outcomes
+
+    def wake(self) -> None:
+        """End a :meth:`wait` that is going on in another thread."""
+        self._wake_sender.send_bytes(b"!")
+
+    def cancel(self) -> None:
+        """Forget all jobs; workers that are at one are killed, so nothing is written any more."""
+        for worker in [worker for worker in self._workers if worker.jobs]:
+            self._stop(worker)
+        self._backlog.clear()
+
+    def close(self) -> None:
+        """End all workers and wait for them. The pool can be used no more."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in list(self._workers):
+            if not worker.jobs:
+                worker.process.join(timeout=2)
+            self._stop(worker)
+        self._backlog.clear()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+
+    def _limit(self, worker: _Worker) -> float:
+        if not worker.is_ready:
+            return START_SECONDS
+        return self._timeout if worker.jobs else float("inf")
+
+    def _start_missing(self) -> None:
+        wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
+        while len(self._workers) < wanted:
+            self._context.set_forkserver_preload(_PRELOAD)
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(
+                target=_serve,
+                args=(theirs, self._task, self._memory),
+                daemon=True,
+                name="vjepa-worker",
+            )
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours, time.monotonic()))
+
+    def _feed(self) -> None:
+        """Send waiting jobs: to idle workers, and small ones one ahead to busy workers."""
+        for most in range(_JOBS_PER_WORKER):
+            for worker in self._workers:
+                if self._backlog and worker.is_ready and len(worker.jobs) <= most:
+                    self._send(worker, self._backlog[0])
+
+    def _send(self, worker: _Worker, job: _Job) -> None:
+        message = ForkingPickler.dumps((job.ticket, job.payload))
+        if worker.jobs and len(message) > _AHEAD_BYTES:
+            return  # its worker does not read now; sending could block for as long as it hangs
+        if not worker.jobs:
+            worker.started = time.monotonic()
+        try:
+            worker.pipe.send_bytes(message)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it died while idle: its sentinel says so next
+        worker.jobs.append(self._backlog.popleft())
+
+    def _read(self, worker: _Worker, outcomes: list[Outcome]) -> None:
+        try:
+            while worker.pipe.poll():
+                ticket, value = worker.pipe.recv()
+                worker.started = time.monotonic()
+                if ticket == _FAILED:
+                    job = worker.jobs[0].payload
+                    raise RuntimeError(f"a loader worker failed at {job}:\n{value}")
+                if ticket == _READY:
+                    worker.is_ready = True
+                    continue
+                worker.jobs.popleft()
+                outcomes.append(Outcome(ticket, "done", value))
+        except (EOFError, ConnectionResetError):
+            return  # its process is ending
+
+    def _bury(self, worker: _Worker, outcomes: list[Outcome]) -> None:
+        """A worker died by itself: judge the job that it was at, pass the others on."""
+        code = worker.process.exitcode
+        if not worker.is_ready:
+            raise UserError(
+                f"loader: a worker process could not start (exit code {code}, its message stands "
+                "above). A script that uses workers must keep its own work under "
+                "`if __name__ == '__main__':`; or set loader.num_workers to 0"
+            )
+        if code is not None and code >= 0:
+            raise RuntimeError(f"a loader worker left with exit code {code}")
+        reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
+        job = worker.jobs.popleft() if worker.jobs else None
+        _LOGGER.warning(
+            "%s while at job %s; it is replaced", reason, "none" if job is None else job.payload
+        )
+        self._stop(worker)
+        if job is not None and job.deaths:
+            outcomes.append(Outcome(job.ticket, "crash", reason=f"{reason}, as one before it"))
+        elif job is not None:
+            job.deaths += 1
+            self._backlog.appendleft(job)
+
+    def _give_up(self, worker: _Worker, outcomes: list[Outcome]) -> None:
+        """A worker does not come back: kill it, and blame the job that it is at."""
+        if not worker.is_ready:
+            self._stop(worker)
+            raise UserError(
+                f"loader: a worker process was not ready after {START_SECONDS:g} s; set "
+                "loader.num_workers to 0 to see where it stops"
+            )
+        job = worker.jobs.popleft()
+        reason = f"reading it did not end within {self._timeout:g} s"
+        _LOGGER.warning(
+            "worker process %s killed: %s; job %s", worker.process.pid, reason, job.payload
+        )
+        self._stop(worker)
+        outcomes.append(Outcome(job.ticket, "hang", reason=reason))
+
+    def _stop(self, worker: _Worker) -> None:
+        """Kill a worker and put the jobs that it had not reached back in front."""
+        self._workers.remove(worker)
+        worker.process.kill()
+        worker.process.join(timeout=5)  # not for ever: a process waiting for a dead disk cannot die
+        worker.pipe.close()
+        self._backlog.extendleft(reversed(worker.jobs))
+        worker.jobs.clear()
+
+
+def _signal_name(code: int | None) -> str:
+    if code is None:
+        return "an unknown signal"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hints = {"SIGKILL": " (out of memory?)", "SIGBUS": " (shared memory full?)"}
+    return name + hints.get(name, "")

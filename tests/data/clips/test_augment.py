@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa.counter_random import uniforms
+from vjepa.data.clips.augment import AugmentConfig, augment_clip, draw_clips, erase_box
+from vjepa.data.clips.rand_augment import NUM_UNIFORMS, OPERATIONS, rand_augment
+
+
+def _frames(count: int = 3, height: int = 20, width: int = 30) -> np.ndarray:
+    generator = np.random.default_rng(0)
+    frame = generator.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    return np.repeat(frame, count, axis=0)  # a still clip: whatever differs came from us
+
+
+def _clip(config: AugmentConfig, row: int = 0, pass_index: int = 0) -> torch.Tensor:
+    draws = draw_clips(config.seed, row, pass_index, 1)
+    return augment_clip(_frames(), config, 16, "antialias", draws.pixels[0], draws.noise_seeds[0])
+
+
+@pytest.mark.parametrize("policy", ["paper", "released"])
+def test_a_clip_is_a_pure_function_of_seed_row_and_pass(policy: str) -> None:
+    config = AugmentConfig(policy=policy)
+    first = _clip(config)
+    assert first.shape == (3, 3, 16, 16)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, _clip(config))
+    others = [_clip(config, row=1), _clip(config, pass_index=1)]
+    others.append(_clip(AugmentConfig(policy=policy, seed=1)))
+    assert not any(torch.equal(first, other) for other in others)
+
+
+def test_every_segment_has_its_own_numbers_and_windows() -> None:
+    draws = draw_clips(0, 7, 2, 3)
+    assert draws.windows.shape == (3,)
+    assert len({*draws.windows.tolist(), *draws.pixels[:, 0].tolist()}) == 6
+    assert len(set(draws.noise_seeds)) == 3
+    # The first segment's numbers stand whatever the number of segments.
+    assert draw_clips(0, 7, 2, 1).windows[0] == draws.windows[0]
+
+
+def test_frames_of_a_clip_stay_alike() -> None:
+    for row in range(20):
+        paper = _clip(AugmentConfig(policy="paper"), row)
+        assert torch.equal(paper[:, 0], paper[:, 2])
+
+
+def test_flips_are_half_of_the_papers_clips_and_none_of_the_released() -> None:
+    assert AugmentConfig(policy="paper").flips
+    assert not AugmentConfig(policy="released").flips
+    assert AugmentConfig(policy="released", horizontal_flip=True).flips
+    whole = AugmentConfig(policy="paper", crop_scale=(1.0, 1.0), crop_aspect=(1.5, 1.5))
+    still = AugmentConfig(
+        policy="paper", crop_scale=(1.0, 1.0), crop_aspect=(1.5, 1.5), horizontal_flip=False
+    )
+    flipped = 0
+    for row in range(200):
+        clip, plain = _clip(whole, row), _clip(still, row)
+        same = torch.equal(clip, plain)
+        assert same or torch.equal(clip, plain.flip(-1))
+        flipped += not same
+    assert 70 < flipped < 130
+
+
+def test_a_quarter_of_the_clips_lose_one_box_to_noise() -> None:
+    erased, shares = 0, []
+    for row in range(400):
+        clip = torch.full((3, 2, 32, 32), 7, dtype=torch.uint8)
+        erase_box(clip, uniforms(0, "test", row, 23), row)
+        changed = (clip != 7).any(dim=0)
+        if not changed.any():
+            continue
+        erased += 1
+        places = changed.any(dim=0).nonzero()
+        low, high = places.min(dim=0).values, places.max(dim=0).values + 1
+        box = clip[:, :, low[0] : high[0], low[1] : high[1]]
+        assert (box != 7).float().mean() > 0.9
+        assert not torch.equal(box[:, 0], box[:, 1])  # other noise in each frame
+        shares.append(float((high - low).prod()) / 32**2)
+    assert 60 < erased < 140
+    assert 0.015 < min(shares)  # noqa: SIM300
+    assert max(shares) < 0.38
+    assert 0.12 < np.mean(shares) < 0.22
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_each_operation_changes_all_frames_alike(name: str) -> None:
+    frames = torch.from_numpy(_frames(2)).permute(0, 3, 1, 2).contiguous()
+    if name == "auto contrast":
+        frames = frames // 2  # at full contrast it changes nothing
+    changed = OPERATIONS[name](frames, 0.7, 1.0)
+    assert changed.dtype == torch.uint8
+    assert changed.shape == frames.shape
+    assert not torch.equal(changed, frames)
+    assert torch.equal(changed[0], changed[1])
+
+
+def test_strengths_at_level_seven() -> None:
+    grey = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
+    brighter = OPERATIONS["brightness"](grey, 0.7, 1.0)
+    darker = OPERATIONS["brightness"](grey, 0.7, -1.0)
+    assert int(brighter[0, 0, 0, 0]) == 163  # 1 + 0.9 * 0.7
+    assert int(darker[0, 0, 0, 0]) == 37
+    assert int(OPERATIONS["solarize add"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 177  # 100 + int(77)
+    assert int(OPERATIONS["posterize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 64  # two bits
+    assert int(OPERATIONS["solarize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 155  # above 77: inverted
+    ramp = torch.arange(100, dtype=torch.uint8).expand(1, 3, 4, 100).contiguous()
+    moved = OPERATIONS["translate x"](ramp, 0.7, 1.0)
+    assert int(moved[0, 0, 0, 90]) in (58, 59)  # 31.5 pixels to the right
+    assert int(moved[0, 0, 0, 0]) == 124  # the mean colour comes in
+
+
+def test_half_of_the_operations_are_done() -> None:
+    frames = torch.from_numpy(_frames(1)).permute(0, 3, 1, 2).contiguous()
+    same = sum(
+        torch.equal(rand_augment(frames, uniforms(0, "ra", row, NUM_UNIFORMS)), frames)
+        for row in range(200)
+    )
+    assert 3 < same < 35  # none of four: 1 / 16; auto contrast alone changes nothing here

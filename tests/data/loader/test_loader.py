@@ -1,0 +1,344 @@
+"""The loader's promise: a batch depends on the seed and the step and on nothing else."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.data.clip_files import damaged, hanging, make_manifest, with_rows
+
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.decode import decode_crops
+from vjepa.errors import UserError
+
+CLIP = ClipConfig(num_frames=4, stride=2)
+TRANSFORM = TransformConfig(crop_size=16)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    labels = ["left", "right", "left", "turn", "turn", "left"]
+    folder = tmp_path_factory.mktemp("videos")
+    return make_manifest(folder, 6, num_frames=[24, 20, 5, 16, 24, 12], labels=labels)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    labels = ["up"] * 3
+    return make_manifest(tmp_path_factory.mktemp("other"), 3, width=64, labels=labels)
+
+
+def _loader(manifests: list[Manifest], **fields) -> ClipLoader:
+    names = ("num_workers", "prefetch_batches", "sample_timeout_seconds", "max_retries")
+    names += ("max_bad_fraction", "min_bad_videos", "max_clip_gigabytes")
+    config = {"num_workers": 0, **{name: fields.pop(name) for name in names if name in fields}}
+    arguments = {
+        "weights": None,
+        "clip": CLIP,
+        "transform": TRANSFORM,
+        "batch_size": 6,
+        "seed": 5,
+        **fields,
+    }
+    return ClipLoader(manifests, loader=LoaderConfig(**config), **arguments)
+
+
+def _take(manifests: list[Manifest], start: int, stop: int, **fields) -> list[ClipBatch]:
+    with _loader(manifests, **fields) as loader:
+        return list(loader.batches(start, stop))
+
+
+def _assert_equal(ours: list[ClipBatch], theirs: list[ClipBatch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.step == b.step
+        np.testing.assert_array_equal(a.ordinals, b.ordinals)
+        np.testing.assert_array_equal(a.rows, b.rows)
+        assert torch.equal(a.clips, b.clips)
+        assert (a.labels is None) == (b.labels is None)
+        assert a.labels is None or b.labels is None or torch.equal(a.labels, b.labels)
+        assert a.num_bad == b.num_bad
+
+
+def test_a_batch_is_what_its_parts_say(manifest: Manifest) -> None:
+    (batch,) = _take([manifest], 3, 4, label="motion")
+    assert batch.step == 3
+    assert batch.ordinals.tolist() == list(range(18, 24))
+    assert batch.clips.shape == (6, 3, 4, 16, 16)
+    assert batch.clips.dtype == torch.uint8
+    assert batch.num_bad == 0
+    assert batch.wait_seconds > 0
+    names = ["left", "right", "turn"]
+    motions = manifest.labels("motion")
+    assert batch.labels is not None
+    assert [names[label] for label in batch.labels] == [motions[row] for row in batch.rows[:, 1]]
+    recipe = ClipRecipe(CLIP, TRANSFORM, 5, 1.0)
+    for place, ordinal in enumerate(batch.ordinals):
+        video = manifest.row(batch.rows[place, 1])
+        alone = torch.empty(1, 3, 4, 16, 16, dtype=torch.uint8)
+        recipe.cut(video, np.array([ordinal]), alone)
+        assert torch.equal(alone[0], batch.clips[place])
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_any_number_of_workers_gives_the_same_batches(
+    manifest: Manifest, other: Manifest, num_workers: int
+) -> None:
+    fields = {"weights": [3.0, 1.0], "label": "motion"}
+    expected = _take([manifest, other], 0, 7, **fields)
+    _assert_equal(_take([manifest, other], 0, 7, num_workers=num_workers, **fields), expected)
+    assert {int(source) for batch in expected for source in batch.rows[:, 0]} == {0, 1}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_resumed_at_any_step_sees_what_it_would_have_seen(
+    manifest: Manifest, num_workers: int
+) -> None:
+    whole = _take([manifest], 0, 8)
+    with _loader([manifest], num_workers=num_workers) as loader:
+        for start, stop in ((5, 8), (0, 2), (7, 8)):
+            _assert_equal(list(loader.batches(start, stop)), whole[start:stop])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 6])
+def test_the_ranks_parts_make_the_whole_batch(manifest: Manifest, world_size: int) -> None:
+    clip = replace(CLIP, clips_per_video=2)
+    whole = _take([manifest], 0, 3, clip=clip)
+    ranks = [
+        _take([manifest], 0, 3, clip=clip, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [rank[step] for rank in ranks]
+        assert torch.equal(torch.cat([part.clips for part in parts]), batch.clips)
+        np.testing.assert_array_equal(np.concatenate([p.ordinals for p in parts]), batch.ordinals)
+        np.testing.assert_array_equal(np.concatenate([p.rows for p in parts]), batch.rows)
+
+
+def test_seeds_differ(manifest: Manifest) -> None:
+    (first,), (second,) = _take([manifest], 0, 1), _take([manifest], 0, 1, seed=6)
+    assert not torch.equal(first.clips, second.clips)
+
+
+def test_clips_of_one_video_are_decoded_in_one_opening(manifest: Manifest, monkeypatch) -> None:
+    calls: list[str] = []
+
+    def counted(video, orders, clock):
+        calls.append(video.path)
+        return decode_crops(video, orders, clock)
+
+    monkeypatch.setattr("vjepa.data.video.decode.decode_crops", counted)
+    (batch,) = _take([manifest], 0, 1, clip=replace(CLIP, clips_per_video=3))
+    assert len(calls) == 2
+    assert batch.rows[:, 1].tolist() == [batch.rows[0, 1]] * 3 + [batch.rows[3, 1]] * 3
+    assert len(torch.unique(batch.clips.flatten(1), dim=0)) == 6
+
+
+def test_a_bad_video_costs_one_sample(manifest: Manifest, tmp_path: Path) -> None:
+    mixed = with_rows(manifest, [damaged(tmp_path), damaged(tmp_path, "two.mp4")], tmp_path)
+    log = tmp_path / "bad_videos.jsonl"
+    fields = {"max_bad_fraction": 1.0}
+    expected = _take([mixed], 0, 6, bad_videos_log=log, **fields)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(Path(line["path"]).name for line in lines) == ["damaged.mp4", "two.mp4"]
+    assert all(line["reason"] and line["kind"] == "decode" for line in lines)
+    assert sum(batch.num_bad for batch in expected) >= 2 * 4
+    assert all((batch.rows[:, 1] < 6).all() for batch in expected)
+    _assert_equal(_take([mixed], 0, 6, num_workers=2, **fields), expected)
+    clean = _take([manifest], 0, 6)
+    assert not torch.equal(expected[0].clips, clean[0].clips)
+
+
+def test_a_replacement_keeps_the_samples_own_randomness(manifest: Manifest, tmp_path: Path) -> None:
+    mixed = with_rows(manifest, [damaged(tmp_path)], tmp_path)
+    batches = _take([mixed], 0, 4, max_bad_fraction=1.0)
+    recipe = ClipRecipe(CLIP, TRANSFORM, 5, 1.0)
+    assert sum(batch.num_bad for batch in batches) > 0
+    for batch in batches:
+        for place, ordinal in enumerate(batch.ordinals):
+            alone = torch.empty(1, 3, 4, 16, 16, dtype=torch.uint8)
+            recipe.cut(mixed.row(batch.rows[place, 1]), np.array([ordinal]), alone)
+            assert torch.equal(alone[0], batch.clips[place])
+
+
+def test_a_video_that_hangs_is_killed_and_replaced(
+    manifest: Manifest, tmp_path: Path, caplog
+) -> None:
+    mixed = with_rows(manifest, [hanging(tmp_path)], tmp_path)
+    log = tmp_path / "bad_videos.jsonl"
+    fields = {"max_bad_fraction": 1.0, "bad_videos_log": log}
+    fields |= {"num_workers": 2, "sample_timeout_seconds": 2.0}
+    batches = _take([mixed], 0, 6, **fields)
+    (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (line["kind"], Path(line["path"]).name) == ("hang", "hanging.mp4")
+    assert caplog.text.count("reading it did not end within 2 s") >= 1
+    assert sum(batch.num_bad for batch in batches) >= 4
+    # A resumed run, and one without a watchdog, know the file from the record and do not touch it.
+    fields |= {"num_workers": 0}
+    _assert_equal(_take([mixed], 2, 6, **fields), batches[2:])
+
+
+def test_a_worker_that_dies_changes_nothing(manifest: Manifest, caplog) -> None:
+    expected = _take([manifest], 0, 12)
+    with _loader([manifest], num_workers=2, prefetch_batches=1) as loader:
+        got = []
+        for batch in loader.batches(0, 12):
+            got.append(batch)
+            if batch.step in (2, 5):
+                os.kill(loader.worker_ids[0], signal.SIGKILL)
+    _assert_equal(got, expected)
+    assert caplog.text.count("killed by SIGKILL") == 2
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_too_many_bad_videos_stop_the_run(
+    manifest: Manifest, tmp_path: Path, num_workers: int
+) -> None:
+    bad = [damaged(tmp_path, f"bad_{number}.mp4") for number in range(3)]
+    mixed = with_rows(manifest, bad, tmp_path)
+    with (
+        _loader([mixed], num_workers=num_workers, min_bad_videos=5) as loader,
+        pytest.raises(UserError, match=r"max_bad_fraction 0\.05 passed: \d+ of .* because"),
+    ):
+        list(loader.batches(0, 50))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_when_no_replacement_can_be_read_the_run_stops(
+    manifest: Manifest, tmp_path: Path, num_workers: int
+) -> None:
+    infos = [damaged(tmp_path, f"bad_{number}.mp4") for number in range(3)]
+    only_bad = Manifest(with_rows(manifest, infos, tmp_path).table.slice(6), tmp_path)
+    with (
+        _loader([only_bad], num_workers=num_workers, max_retries=4) as loader,
+        pytest.raises(UserError, match=r"5 videos in a row .*/bad_\d\.mp4"),
+    ):
+        next(iter(loader.batches(0, 1)))
+
+
+def test_a_clip_that_needs_too_much_memory_is_bad(manifest: Manifest) -> None:
+    with (
+        _loader([manifest], max_clip_gigabytes=1e-6) as loader,
+        pytest.raises(UserError, match=r"frames of 48x32 take 0\.0 GB, loader\.max_clip"),
+    ):
+        next(iter(loader.batches(0, 1)))
+
+
+def test_short_videos_can_be_bad(manifest: Manifest) -> None:
+    clip = ClipConfig(num_frames=8, stride=2, short_video="error")
+    batches = _take([manifest], 0, 8, clip=clip, max_bad_fraction=1.0)
+    assert {int(row) for batch in batches for row in batch.rows[:, 1]} == {0, 1, 3, 4}
+
+
+def test_batches_belong_to_the_caller(manifest: Manifest) -> None:
+    with _loader([manifest], num_workers=1, prefetch_batches=1) as loader:
+        steps = loader.batches(0, 6)
+        first = next(steps)
+        kept = first.clips.clone()
+        list(steps)
+        assert torch.equal(first.clips, kept)
+    assert torch.equal(first.clips, kept)
+
+
+def _processes() -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208
+
+
+def _shared_memory() -> int:
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("vjepa-batches")
+
+
+def test_close_leaves_no_process_and_no_memory(manifest: Manifest) -> None:
+    loader = _loader([manifest], num_workers=2)
+    iterator: Iterator[ClipBatch] = loader.batches(0, 1000)
+    next(iterator)
+    known = loader.worker_ids
+    assert len(known) == 2
+    assert _shared_memory() == 1
+    loader.close()
+    loader.close()
+    assert not _processes() & set(known)
+    assert _shared_memory() == 0
+    assert loader.worker_ids == []
+    with pytest.raises((RuntimeError, StopIteration)):
+        next(iterator)
+    with pytest.raises(ValueError, match="closed"):
+        next(loader.batches(0, 1))
+
+
+def test_a_new_range_ends_an_unfinished_one(manifest: Manifest) -> None:
+    expected = _take([manifest], 4, 6)
+    with _loader([manifest], num_workers=1) as loader:
+        old = loader.batches(0, 100)
+        next(old)
+        _assert_equal(list(loader.batches(4, 6)), expected)
+        with pytest.raises(RuntimeError, match="later call"):
+            next(old)
+        abandoned = loader.batches(0, 100)
+        next(abandoned)
+        abandoned.close()
+        _assert_equal(list(loader.batches(4, 6)), expected)
+
+
+def test_prefetching_is_bounded_and_announced(manifest: Manifest) -> None:
+    with _loader([manifest], num_workers=1, prefetch_batches=3) as loader:
+        assert loader.queue_bytes == 4 * 6 * 3 * 4 * 16 * 16
+        steps = loader.batches(0, 100)
+        next(steps)
+        planned = loader._planner.plan
+        seen: list[int] = []
+        loader._planner.plan = lambda step: (seen.append(step), planned(step))[1]
+        time.sleep(0.5)
+        # One batch is out; three stand in the ring and one is copied: nothing beyond step 5.
+        assert max(seen, default=0) <= 5
+    with _loader([manifest]) as loader:
+        assert loader.queue_bytes == 0
+
+
+def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_size 6 does not divide .* 4 processes"):
+        _loader([manifest], world_size=4)
+    with pytest.raises(UserError, match="no label 'colour'"):
+        _loader([manifest], label="colour")
+    partly = make_manifest(tmp_path, 3, labels=["a", None, "b"])
+    with pytest.raises(UserError, match="1 of 3 usable rows have no label 'motion'"):
+        _loader([partly], label="motion")
+    with pytest.raises(UserError, match="2 weights for 1 manifests"):
+        _loader([manifest], weights=[1.0, 2.0])
+    with pytest.raises(UserError, match="every manifest or to none"):
+        _loader([manifest, other], weights=[1.0, None])
+    with _loader([manifest]) as loader, pytest.raises(ValueError, match="not a range"):
+        next(loader.batches(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_workers", -1),
+        ("prefetch_batches", 0),
+        ("sample_timeout_seconds", 0.0),
+        ("max_retries", -1),
+        ("max_bad_fraction", 1.5),
+        ("min_bad_videos", -1),
+        ("max_clip_gigabytes", 0.0),
+        ("frame_cache_gigabytes", -1.0),
+        ("frame_cache_short_side", 0),
+    ],
+)
+def test_impossible_configs_name_their_field(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must"):
+        LoaderConfig(**{field: value})

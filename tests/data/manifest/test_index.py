@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from tests.data.video_files import (
+    Spec,
+    numbers_of,
+    write_image,
+    write_image_folder,
+    write_truncated,
+    write_video,
+)
+
+import vjepa.data.manifest.index as index_module
+from vjepa.data.manifest.index import IndexConfig, index_sources
+from vjepa.data.manifest.lists import read_source
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import LimitsConfig
+from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect_pool import ProbePool
+from vjepa.errors import UserError
+
+
+@pytest.fixture
+def probed(monkeypatch) -> list[str]:
+    """Paths that were really looked into."""
+    paths: list[str] = []
+
+    class RecordingPool(ProbePool):
+        def probe_all(self, requests):
+            def recorded():
+                for request in requests:
+                    paths.append(request.path)
+                    yield request
+
+            return super().probe_all(recorded())
+
+    monkeypatch.setattr(index_module, "ProbePool", RecordingPool)
+    return paths
+
+
+def make_videos(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    original = write_video(folder / ".original.mp4", Spec(num_frames=10, b_frames=0))
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(original, folder / name)
+    original.unlink()
+    return folder
+
+
+def test_a_folder_of_everything(tmp_path):
+    root = make_videos(tmp_path / "set", "train/run/a.mp4", "train/walk/b.mp4", "val/run/c.mp4")
+    write_image(root / "train" / "walk" / "still.png", 7)
+    write_image_folder(root / "val" / "walk" / "clip", 6)
+    write_truncated(root / "val" / "run" / "cut.mp4", keep=0.8)
+    calls = []
+    manifest = index_sources(
+        [root],
+        tmp_path / "out" / "m.parquet",
+        config=IndexConfig(label_from_folder=True, image_folder_fps=12.0),
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls == [(done, 6, int(done >= 5)) for done in range(1, 7)]
+    found = {os.path.relpath(manifest.path(row), root): row for row in range(len(manifest))}
+    assert list(found) == [
+        "train/run/a.mp4",
+        "train/walk/b.mp4",
+        "train/walk/still.png",
+        "val/run/c.mp4",
+        "val/run/cut.mp4",
+        "val/walk/clip",
+    ]
+    assert manifest.labels("label").tolist() == ["run", "walk", "walk", "run", "run", "walk"]
+    assert manifest.splits == ["train", "validation"]
+    assert manifest.dataset_names == ["set"]
+    assert manifest.ok.tolist() == [True, True, True, True, False, True]
+    assert "truncated" in (manifest.row(found["val/run/cut.mp4"]).reason or "")
+    clip = manifest.row(found["val/walk/clip"])
+    assert (clip.kind, clip.num_frames, clip.fps) == ("image_folder", 6, 12.0)
+    good = manifest.select("validation")
+    assert numbers_of(decode_frames(good.row(0), [9, 4])) == [9, 4]
+    assert numbers_of(decode_frames(good.row(1), [5, 0])) == [5, 0]
+    assert manifest.weights.tolist() == [1.0] * 6
+
+
+def test_a_list_with_labels_and_missing_files(tmp_path):
+    make_videos(tmp_path, "a b.mp4")
+    (tmp_path / "list.txt").write_text("a b.mp4 3\nmissing.mp4 4\n")
+    manifest = index_sources([tmp_path / "list.txt"], tmp_path / "m.parquet")
+    assert manifest.labels("label").tolist() == ["3", "4"]
+    assert manifest.ok.tolist() == [True, False]
+    assert manifest.row(1).reason == "No such file or directory"
+
+
+def test_several_sources_with_weights(tmp_path):
+    large = make_videos(tmp_path / "large", "1.mp4", "2.mp4", "3.mp4")
+    small = make_videos(tmp_path / "small", "4.mp4")
+    (small / "bad.mp4").write_text("no video")
+    (tmp_path / "list.csv").write_text("path,colour\nlarge/1.mp4,red\nlarge/2.mp4,blue\n")
+    sources = [large, small, tmp_path / "list.csv"]
+    plain = index_sources(sources, tmp_path / "m.parquet")
+    assert plain.dataset_names == ["large", "list", "small"]
+    assert plain.weights.tolist() == [1.0] * 7
+    assert plain.labels("colour").tolist() == [None] * 5 + ["red", "blue"]
+    manifest = index_sources(
+        sources, tmp_path / "m.parquet", names=["A", "B", "C"], weights=[1.0, 3.0, 0.5]
+    )
+    datasets = manifest.categories("dataset")
+    assert datasets.classes == ["A", "B", "C"]
+    shares = [manifest.weights[manifest.ok & (datasets.codes == code)].sum() for code in range(3)]
+    np.testing.assert_allclose(np.array(shares) / sum(shares), np.array([1, 3, 0.5]) / 4.5)
+    assert manifest.weights[manifest.ok].mean() == pytest.approx(1.0)
+
+
+def test_row_weights_keep_their_ratio_within_a_source(tmp_path):
+    make_videos(tmp_path, "1.mp4", "2.mp4", "3.mp4")
+    (tmp_path / "a.csv").write_text("path,weight\n1.mp4,1\n2.mp4,3\n")
+    (tmp_path / "b.csv").write_text("path\n3.mp4\n")
+    manifest = index_sources(
+        [tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path / "m.parquet", weights=[1, 1]
+    )
+    np.testing.assert_allclose(manifest.weights, [0.375, 1.125, 1.5])
+
+
+def test_unchanged_files_are_not_probed_again(tmp_path, probed):
+    root = make_videos(tmp_path / "set", "a.mp4", "b.mp4", "c.mp4")
+    write_image_folder(root / "frames", 3)
+    (root / "bad.mp4").write_text("no video")
+    out = tmp_path / "m.parquet"
+    first = index_sources([root], out)
+    assert len(probed) == 5
+    probed.clear()
+    write_video(root / "b.mp4", Spec(num_frames=7, b_frames=0))
+    write_image(root / "frames" / "frame_3.png", 3)
+    make_videos(root, "new.mp4")
+    (root / "c.mp4").unlink()
+    second = index_sources([root], out)
+    # Bad files are tried again: what was wrong may have been mended.
+    assert sorted(Path(path).name for path in probed) == ["b.mp4", "bad.mp4", "frames", "new.mp4"]
+    frames = {Path(second.path(row)).name: second.num_frames[row] for row in range(5)}
+    assert frames == {"a.mp4": 10, "b.mp4": 7, "bad.mp4": 0, "new.mp4": 10, "frames": 4}
+    kept = second.row(0)
+    assert kept.mtime_ns == first.row(0).mtime_ns
+    np.testing.assert_array_equal(kept.keyframe_pts, first.row(0).keyframe_pts)
+
+
+def test_other_limits_probe_everything_again(tmp_path, probed):
+    root = make_videos(tmp_path / "set", "a.mp4")
+    (root / "b.mp4").write_bytes(write_video(tmp_path / "b.mp4", Spec(num_frames=3)).read_bytes())
+    out = tmp_path / "m.parquet"
+    index_sources([root], out)
+    probed.clear()
+    strict = IndexConfig(limits=LimitsConfig(max_frames=5))
+    assert index_sources([root], out, config=strict).ok.tolist() == [False, True]
+    assert len(probed) == 2
+
+
+def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
+    root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
+    out = tmp_path / "m.parquet"
+
+    def interrupt(done: int, total: int, bad: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        index_sources([root], out, workers=1, progress=interrupt)
+    assert not out.exists()
+    probed.clear()
+    manifest = index_sources([root], out, workers=1)
+    assert sorted(Path(path).name for path in probed) == ["4.mp4", "5.mp4"]
+    assert manifest.ok.all()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.parquet", "set"]
+
+
+def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
+    root = make_videos(tmp_path / "set", "a.mp4", "crash.mp4", "hang.mp4", "z.mp4")
+    pool = functools.partial(ProbePool, worker_module="tests.runtime.hanging_worker")
+    monkeypatch.setattr(index_module, "ProbePool", pool)
+    manifest = index_sources(
+        [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=2.0)
+    )
+    assert manifest.ok.tolist() == [True, False, False, True]
+    assert "crashed" in (manifest.row(1).reason or "")
+    assert "longer than 2 s" in (manifest.row(2).reason or "")
+
+
+def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
+    root = make_videos(tmp_path / "set", "good.mp4")
+    out = tmp_path / "m.parquet"
+    index_sources([root], out)
+    before = out.read_bytes()
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    for number in range(5):
+        (bad / f"{number}.mp4").write_text("no video")
+    with pytest.raises(UserError, match=r"none of the 5 files.*0\.mp4: not.*2\.mp4: not") as error:
+        index_sources([bad], out)
+    assert "3.mp4" not in str(error.value)
+    assert out.read_bytes() == before
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["good.mp4"]
+
+
+def test_a_mistake_in_a_source_costs_no_probing(tmp_path, probed):
+    make_videos(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.txt").write_text("a.mp4 1\nb.mp4\n")
+    with pytest.raises(UserError, match="row 2: has no label"):
+        index_sources([tmp_path / "list.txt"], tmp_path / "m.parquet")
+    assert probed == []
+
+
+def test_what_is_asked_must_make_sense(tmp_path):
+    root = make_videos(tmp_path / "set", "a.mp4")
+    out = tmp_path / "m.parquet"
+    with pytest.raises(UserError, match="no source to index"):
+        index_sources([], out)
+    with pytest.raises(UserError, match="weights: 2 given for 1 sources"):
+        index_sources([root], out, weights=[1, 2])
+    with pytest.raises(UserError, match="names: the same name twice"):
+        index_sources([root, root], out, names=["A", "A"])
+    with pytest.raises(UserError, match="weights: must be above 0, got 0"):
+        index_sources([root], out, weights=[0])
+    with pytest.raises(UserError, match="workers: must be at least 1"):
+        index_sources([root], out, workers=0)
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "x.mp4").write_text("no video")
+    with pytest.raises(UserError, match="data set bad: has a weight, but no file of it"):
+        index_sources([root, bad], out, weights=[1, 1])
+
+
+def test_a_file_that_is_no_manifest_is_not_replaced(tmp_path):
+    root = make_videos(tmp_path / "set", "a.mp4")
+    out = tmp_path / "thesis.txt"
+    out.write_text("years of work")
+    with pytest.raises(UserError, match=r"thesis\.txt: exists and is no manifest"):
+        index_sources([root], out)
+    assert out.read_text() == "years of work"
+
+
+def test_the_manifest_says_where_things_are_relative_to_itself(tmp_path):
+    root = make_videos(tmp_path / "set", "a.mp4")
+    index_sources([root], root / "m.parquet")
+    shutil.move(root, tmp_path / "moved")
+    manifest = Manifest.open(tmp_path / "moved" / "m.parquet")
+    assert numbers_of(decode_frames(manifest.row(0), [3])) == [3]
+
+
+def test_object_storage(tmp_path: Path) -> None:
+    """A stored folder, a stored file and a list of addresses: the same rows."""
+    source = write_video(tmp_path / "a.mp4", Spec(num_frames=10, b_frames=0))
+    base = f"memory://{tmp_path.name}"
+    for name in ("train/run/a.mp4", "val/walk/b.mp4"):
+        with fsspec.open(f"{base}/{name}", "wb") as file:
+            file.write(source.read_bytes())
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label\n{base}/train/run/a.mp4,run\n{base}/val/walk/b.mp4,walk\n")
+    config = IndexConfig(label_from_folder=True)
+    rows = list(read_source(base, config))
+    assert [row.path for row in rows] == [f"{base}/train/run/a.mp4", f"{base}/val/walk/b.mp4"]
+    assert [row.split for row in rows] == ["train", "validation"]
+    assert [row.labels for row in rows] == [row.labels for row in read_source(str(listed), config)]
+    assert [row.path for row in read_source(f"{base}/val/walk/b.mp4", config)] == [rows[1].path]
+    # Reader processes do not share memory:// with this one, but file:// they see.
+    manifest = index_sources([f"file://{source}"], tmp_path / "m.parquet", workers=1)
+    assert manifest.path(0) == f"file://{source}"
+    assert manifest.row(0).num_frames == probe(str(source)).num_frames
+    assert len(manifest.content_hash) == 64

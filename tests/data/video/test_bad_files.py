@@ -1,0 +1,216 @@
+"""Every kind of bad file is a finding with a path and a reason, never a crash."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.video_files import (
+    Spec,
+    damage,
+    numbers_of,
+    write_audio_only,
+    write_huge_header,
+    write_image,
+    write_truncated,
+    write_video,
+)
+
+from vjepa.data.video.decode import DecodeError, decode_all, decode_frames
+from vjepa.data.video.info import LimitsConfig
+from vjepa.data.video.inspect import probe, probe_deeply
+
+
+def make_bad_file(kind: str, folder: Path) -> Path:
+    path = folder / f"{kind}.mp4"
+    match kind:
+        case "truncated":
+            write_truncated(path, keep=0.8)
+        case "truncated_before_its_table":
+            write_truncated(path, spec=Spec(num_frames=30))
+        case "zero_byte":
+            path.touch()
+        case "text":
+            path.write_text("This is a text that somebody called a video.\n" * 100)
+        case "picture":
+            path.write_bytes(write_image(folder / "picture.png").read_bytes())
+        case "play_list":
+            inside = write_video(folder / "inside.ts", Spec(container="mpegts"))
+            path.write_text(
+                f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{inside}\n#EXT-X-ENDLIST\n"
+            )
+        case "script":
+            write_video(folder / "inside.mp4")
+            path.write_text("ffconcat version 1.0\nfile inside.mp4\n")
+        case "audio_only":
+            write_audio_only(path)
+        case "huge":
+            path = write_huge_header(folder / "huge.avi", 9_000)
+        case "absurd":
+            path = write_huge_header(folder / "absurd.avi", 100_000)
+        case "folder":
+            path = folder / "not_a_clip.mp4"
+            path.mkdir()
+        case "noise":
+            path.write_bytes(np.random.default_rng(0).bytes(5000))
+        case "header_only":
+            write_video(path)
+            path.write_bytes(path.read_bytes()[:40])
+        case "fifo":
+            os.mkfifo(path)
+    return path
+
+
+REASONS = {
+    "truncated": "truncated: only 57 frames",
+    "truncated_before_its_table": "truncated",
+    "zero_byte": "empty file",
+    "text": "not a video",
+    "picture": "not a video",
+    "play_list": "not a video",
+    "script": "not a video",
+    "audio_only": "no video stream .it has: audio",
+    "huge": "9000 x 9000 pixels are above max_pixels",
+    "absurd": "no frame size, or an impossible one",
+    "folder": "a folder without images",
+    "noise": "not a video",
+    "header_only": "not a video",
+    "missing": "No such file",
+    "fifo": "no regular file",
+}
+
+
+@pytest.mark.parametrize("kind", REASONS)
+def test_a_bad_file_has_a_reason_and_its_path_is_in_the_error(kind, tmp_path):
+    path = make_bad_file(kind, tmp_path)
+    info = probe(str(path))
+    assert not info.ok
+    assert info.path == str(path)
+    with pytest.raises(DecodeError, match=REASONS[kind]) as error:
+        decode_frames(str(path), [0])
+    assert error.value.path == str(path)
+    assert error.value.reason == info.reason
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "zero_byte", "text", "audio_only", "noise", "missing"]
+)
+def test_a_row_that_was_good_once_fails_with_a_decode_error(kind, tmp_path):
+    good = probe(str(write_video(tmp_path / "good.mp4", Spec(num_frames=100))))
+    path = make_bad_file(kind, tmp_path)
+    size = path.stat().st_size if path.exists() else good.bytes
+    with pytest.raises(DecodeError) as error:
+        decode_frames(replace(good, path=str(path), bytes=size), [95, 0])
+    assert error.value.path == str(path)
+
+
+def test_a_bad_row_is_not_even_opened(tmp_path):
+    good = probe(str(write_video(tmp_path / "good.mp4")))
+    with pytest.raises(DecodeError, match="marked by hand"):
+        decode_frames(replace(good, ok=False, reason="marked by hand"), [0])
+
+
+def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
+    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
+    info = probe(str(path))
+    lost = info.keyframe_index[2:4]
+    damage(path, 2, 3)
+    before, inside, after = [0, int(lost[0]) - 1], int(lost[0]) + 1, [int(lost[1]), 59]
+    assert numbers_of(decode_frames(info, before + after)) == before + after
+    with pytest.raises(DecodeError, match=f"frame {inside} of 60 cannot be decoded"):
+        decode_frames(info, [0, inside, 59])
+
+
+def test_deep_probe_finds_damage_in_the_middle(tmp_path):
+    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
+    assert probe_deeply(str(path)).ok
+    damage(path, 2, 3)
+    assert probe(str(path)).ok
+    deep = probe_deeply(str(path))
+    assert not deep.ok
+    assert "of 60 frames damaged" in (deep.reason or "")
+
+
+def test_a_few_frames_lost_at_the_end_are_replaced_by_the_last_good_one(tmp_path):
+    path = write_video(tmp_path / "a.mp4", Spec(num_frames=52, b_frames=0, gop=12))
+    info = probe(str(path))
+    last_key = info.num_keyframes - 1
+    first_lost = int(info.keyframe_index[last_key])
+    assert 52 - first_lost <= 8
+    damage(path, last_key, last_key + 1)
+    frames = decode_frames(info, [0, first_lost - 1, first_lost, 51])
+    assert numbers_of(frames) == [0, first_lost - 1, first_lost - 1, first_lost - 1]
+
+
+def test_a_long_lost_end_is_an_error(tmp_path):
+    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
+    info = probe(str(path))
+    first_lost = int(info.keyframe_index[3])
+    damage(path, 3, info.num_keyframes)
+    with pytest.raises(DecodeError, match=f"frame {first_lost + 5} of 60 cannot be decoded"):
+        decode_frames(info, [0, first_lost + 5])
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts", "a.mpg"])
+def test_a_cut_stream_without_a_table_is_a_shorter_video(name, tmp_path):
+    codec, container = ("mpeg2video", "mpeg") if name == "a.mpg" else ("libx264", None)
+    container = "mpegts" if name == "a.ts" else container
+    path = write_truncated(
+        tmp_path / name,
+        keep=0.5,
+        spec=Spec(codec=codec, container=container, b_frames=0, num_frames=100),
+    )
+    info = probe(str(path))
+    assert info.ok
+    assert 10 < info.num_frames < 90
+    numbers = numbers_of(decode_all(info, 1000))
+    assert numbers[:-1] == list(range(info.num_frames - 1))
+
+
+def test_limits(tmp_path):
+    path = str(write_video(tmp_path / "a.mp4", Spec(num_frames=60)))
+    for limits, reason in (
+        (LimitsConfig(max_pixels=80 * 48 - 1), "80 x 48 pixels are above max_pixels = 3839"),
+        (LimitsConfig(max_frames=59), "more than max_frames = 59 frames"),
+        (LimitsConfig(max_bytes=100), "above max_bytes = 100"),
+    ):
+        info = probe(path, limits)
+        assert not info.ok
+        assert reason in (info.reason or "")
+    exactly = LimitsConfig(max_pixels=80 * 48, max_frames=60, max_bytes=Path(path).stat().st_size)
+    assert probe(path, exactly).ok
+    with pytest.raises(ValueError, match=r"^max_frames "):
+        LimitsConfig(max_frames=0)
+
+
+def test_a_stream_that_turns_out_larger_than_its_header_is_refused(tmp_path):
+    path = write_video(tmp_path / "a.avi", Spec(codec="mpeg4", b_frames=0, size=(320, 240)))
+    info = probe(str(path), LimitsConfig(max_pixels=319 * 240))
+    assert not info.ok
+
+
+def test_metadata_that_is_not_text_does_not_matter(tmp_path):
+    path = tmp_path / "a.avi"
+    write_video(path, Spec(codec="mpeg4", b_frames=0))
+    data = path.read_bytes()
+    at = data.index(b"ISFT") + 8
+    path.write_bytes(data[:at] + b"\xff\xfe\xfa" + data[at + 3 :])
+    assert numbers_of(decode_frames(str(path), [7])) == [7]
+
+
+def test_names_that_look_like_addresses_or_patterns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a:b.mp4", "http:x.mp4", "%03d.mp4", "ein Video mit Ü.mp4"):
+        write_video(Path("plain.mp4")).rename(name)
+        assert numbers_of(decode_frames(name, [7])) == [7]
+
+
+def test_decode_error_survives_pickling():
+    error = pickle.loads(pickle.dumps(DecodeError("/a/b.mp4", "broken")))
+    assert (error.path, error.reason, str(error)) == ("/a/b.mp4", "broken", "/a/b.mp4: broken")

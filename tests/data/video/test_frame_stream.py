@@ -1,0 +1,109 @@
+"""One pass over a video gives exactly what asking for frames gives, in memory that stays flat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.video_files import (
+    SPECS,
+    Spec,
+    VideoLibrary,
+    damage,
+    numbers_of,
+    write_image,
+    write_image_folder,
+    write_video,
+)
+
+from vjepa.data.video import frame_stream
+from vjepa.data.video.decode import decode_clip
+from vjepa.data.video.frame_stream import stream_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.data.video.inspect import probe
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> VideoLibrary:
+    return VideoLibrary(tmp_path_factory.mktemp("stream"))
+
+
+def _streamed(path: str, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    found = list(stream_frames(probe(path), np.array(numbers, dtype=np.int64)))
+    return np.stack([one.frame for one in found]), np.array([one.seconds for one in found])
+
+
+WAYS = {
+    "all": list(range(60)),
+    "every fourth": list(range(0, 60, 4)),
+    "a few, far apart": [2, 3, 40, 59],
+    "repeated": [5, 5, 6, 6, 6, 30],
+    "the last": [59],
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_kind_of_file_gives_what_decoding_single_frames_gives(
+    library: VideoLibrary, name: str
+) -> None:
+    path = library.path(name)
+    for numbers in WAYS.values():
+        frames, seconds = _streamed(path, numbers)
+        wanted = decode_clip(path, numbers)
+        assert np.array_equal(frames, wanted.frames)
+        np.testing.assert_allclose(seconds, wanted.times)
+
+
+def test_groups_of_pictures_that_nobody_wants_are_not_decoded(
+    library: VideoLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = library.path("h264_gop12.mp4")  # 100 frames, a key frame every 12
+    fed: list[int] = []
+    original = frame_stream.VideoFile.feed
+
+    def counting(self: frame_stream.VideoFile, packet: object) -> list:
+        fed.append(packet is not None)
+        return original(self, packet)  # ty: ignore[invalid-argument-type]
+
+    monkeypatch.setattr(frame_stream.VideoFile, "feed", counting)
+    frames, _ = _streamed(path, [3, 90])
+    assert numbers_of(frames) == [3, 90]
+    assert sum(fed) <= 50  # two groups and the one after each, of nine
+
+
+def test_still_images_and_folders(tmp_path: Path) -> None:
+    frames, seconds = _streamed(str(write_image(tmp_path / "one.png", 9)), [0, 0, 0])
+    assert numbers_of(frames) == [9, 9, 9]
+    assert seconds.tolist() == [0, 0, 0]
+    folder = write_image_folder(tmp_path / "frames", 40)
+    frames, seconds = _streamed(str(folder), list(range(0, 40, 3)))
+    assert numbers_of(frames) == list(range(0, 40, 3))
+    assert seconds[-1] == pytest.approx(39 / 30)
+
+
+def test_damage_in_the_middle_is_an_error_after_the_good_frames(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0))
+    info = probe(str(path))
+    damage(path, 2, 3)
+    first, after = info.keyframe_index[2:4].tolist()
+    given = []
+    stream = stream_frames(info, np.arange(60))
+    with pytest.raises(DecodeError, match="damaged file"):
+        given.extend(one.frame for one in stream)
+    assert numbers_of(np.stack(given)) == list(range(first))
+    far = [one.frame for one in stream_frames(info, np.array([0, after + 3]))]
+    assert numbers_of(np.stack(far)) == [0, after + 3]
+
+
+@pytest.mark.parametrize("numbers", [[3, 2], [-1, 0]])
+def test_numbers_must_rise(library: VideoLibrary, numbers: list[int]) -> None:
+    info = probe(library.path("h264_no_b.mp4"))
+    with pytest.raises(ValueError, match="must rise"):
+        list(stream_frames(info, np.array(numbers)))
+
+
+def test_a_frame_after_the_end_is_refused(library: VideoLibrary) -> None:
+    info = probe(library.path("h264_no_b.mp4"))
+    with pytest.raises(DecodeError, match="has 60 frames"):
+        list(stream_frames(info, np.array([60])))

@@ -1,0 +1,100 @@
+"""Clips by time of a video whose frames last unequally long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.data.clip_files import make_manifest
+from tests.data.video_files import SPECS, VARIABLE_PTS, numbers_of, write_video
+
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.load import load_clip
+from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from, segment_indices
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.frame_times import frame_times
+from vjepa.data.video.info import DecodeError
+from vjepa.data.video.inspect import probe
+
+TIMES = np.array(VARIABLE_PTS) / 1000
+BY_TIME = ClipConfig(num_frames=4, stride=None, fps=3.0)
+
+
+@pytest.fixture(scope="module", params=["h264_vfr.mp4", "h264_vfr.mkv"])
+def video(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    return write_video(folder / request.param, SPECS[request.param])
+
+
+def shown_at(seconds: np.ndarray) -> list[int]:
+    """The plain rule: the last frame whose time has come."""
+    return [int(np.flatnonzero(moment + 1e-6 >= TIMES)[-1]) for moment in seconds]
+
+
+def test_times_are_those_of_the_packets(video: Path) -> None:
+    info = probe(str(video))
+    np.testing.assert_allclose(frame_times(info), TIMES, atol=1e-9)
+
+
+def test_constant_rates_and_images_have_none(tmp_path: Path) -> None:
+    manifest = make_manifest(tmp_path, 1)
+    assert frame_times(manifest.row(0)) is None
+
+
+def test_a_file_with_other_frames_is_refused(video: Path) -> None:
+    with pytest.raises(DecodeError, match="has changed since it was indexed"):
+        frame_times(replace(probe(str(video)), num_frames=50))
+
+
+def test_each_moment_gives_the_frame_shown_then(video: Path) -> None:
+    info = probe(str(video))
+    for start in (0.0, 0.37, 1.9, 4.05):
+        clip = load_clip(video, num_frames=5, start_seconds=start, fps=2.5)
+        wanted = shown_at(start + np.arange(5) / 2.5)
+        assert numbers_of(clip.frames.permute(0, 2, 3, 1).numpy()) == wanted
+    assert shown_at(np.arange(4) / 3) != (np.arange(4) / 3 * info.fps).astype(int).tolist()
+
+
+def test_any_start_is_equally_likely_in_time() -> None:
+    fps = 59 / TIMES[-1]
+    middle = [clip_indices(BY_TIME, 60, fps, u, TIMES)[0] for u in np.linspace(0, 0.999, 400)]
+    seconds = np.linspace(0, 0.999, 400) * (60 - 3 * fps / 3) / fps
+    assert middle == shown_at(seconds)
+
+
+def test_even_times_change_nothing() -> None:
+    times = np.arange(90) / 30
+    for short in ("repeat_last", "loop", "stretch"):
+        for length in (90, 20):
+            config = ClipConfig(num_frames=6, stride=None, fps=5.0, short_video=short)
+            for u in (0.0, 0.31, 0.77):
+                expected = clip_indices(config, length, 30.0, u)
+                found = clip_indices(config, length, 30.0, u, times[:length])
+                np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(
+                segment_indices(config, length, 30.0, 3, times=times[:length]),
+                segment_indices(config, length, 30.0, 3),
+            )
+            np.testing.assert_array_equal(
+                indices_from(config, length, 30.0, 0.2, times[:length]),
+                indices_from(config, length, 30.0, 0.2),
+            )
+    strided = ClipConfig(num_frames=6)
+    assert clip_indices(strided, 90, 30.0, 0.4, TIMES).tolist() == (
+        clip_indices(strided, 90, 30.0, 0.4).tolist()
+    )
+
+
+def test_cached_frames_give_the_same_batches(video: Path, tmp_path: Path) -> None:
+    manifest = Manifest.from_rows([ManifestRow(info=probe(str(video)))], video.parent)
+    cached = LoaderConfig(num_workers=0, frame_cache_gigabytes=1.0, frame_cache_folder=tmp_path)
+    batches = []
+    for config in (LoaderConfig(num_workers=0), cached):
+        transform = TransformConfig(crop_size=16)
+        with ClipLoader([manifest], None, BY_TIME, transform, config, 6, 3) as loader:
+            batches.append(next(iter(loader.batches(0, 1))).clips)
+    assert torch.equal(*batches)

@@ -1,0 +1,259 @@
+"""The demo as a whole at toy size, with real processes, and the sums in its table."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from tests.jobs.tiny_run import RECIPE
+
+from vjepa.checkpoint import read_config, shipped_weights
+from vjepa.config import dump_yaml, load_config
+from vjepa.demo import demo
+from vjepa.demo import training as demo_training
+from vjepa.demo.config import DemoConfig
+from vjepa.demo.probes import Cell, EncoderName, probe_tasks, summarise
+from vjepa.demo.report import difference, headline
+from vjepa.errors import UserError
+from vjepa.evaluation.metrics import Interval
+from vjepa.evaluation.results import load_result
+from vjepa.training.schedules import OptimConfig
+
+_PROBE = """
+data:
+  view: {crop_size: 32, short_side: 32}
+  reading: {num_workers: 0, frame_cache_gigabytes: 0.1}
+optim: {epochs: null, steps: 3, batch_size: 8, learning_rates: [1.0e-3]}
+device: cpu
+num_threads: 1
+"""
+
+
+def _config(folder: Path) -> DemoConfig:
+    (folder / "pretrain.yaml").write_text(
+        RECIPE.replace("num_workers: 1", "num_workers: 0, frame_cache_gigabytes: 0.1")
+        + "online_probe: {manifest: x, label: motion, every_steps: 20}\n"
+    )
+    (folder / "probe.yaml").write_text(_PROBE)
+    data = {"num_clips_train": 220, "num_clips_validation": 90, "num_clips_test": 22}
+    return load_config(
+        DemoConfig,
+        overrides={
+            "minutes": 0.02,
+            "recipe": str(folder / "pretrain.yaml"),
+            "probe_recipe": str(folder / "probe.yaml"),
+            "few_labels_per_class": 1,
+            "many_labels_per_class": 2,
+            "label_draws": 2,
+            "real_clips": False,
+            "shipped_model": False,  # its clips are longer than these
+            "data": data | {"size": 32, "num_frames": 4},
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoConfig, Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    config = _config(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_training, "_TRIAL_STEPS", 40)
+        report = demo.run(config, folder / "out")
+    assert report == folder / "out" / "report.html"
+    return config, folder / "out"
+
+
+def test_the_report_holds_every_part(finished: tuple[DemoConfig, Path]) -> None:
+    _, out = finished
+    text = (out / "report.html").read_text()
+    for title in ("What do the frozen features know?", "The task", "Training", "What ran"):
+        assert title in text
+    assert text.count("data:image/png;base64,") >= 4
+    assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+
+
+def test_both_objectives_got_the_updates_that_fit_into_the_time(
+    finished: tuple[DemoConfig, Path],
+) -> None:
+    config, out = finished
+    rates = json.loads((out / "plan.json").read_text())["updates_per_second"]
+    for objective in ("vjepa", "pixel"):
+        steps = max(1, round(60 * config.minutes * rates[objective]))
+        checkpoint = out / "runs" / f"{objective}_seed0" / "checkpoints" / f"step_{steps:08d}"
+        assert checkpoint.is_dir()
+
+
+def test_each_objective_has_its_own_schedule(finished: tuple[DemoConfig, Path]) -> None:
+    config, out = finished
+    rates = {
+        objective: yaml.safe_load((out / "runs" / f"{objective}_seed0" / "config.yaml").read_text())
+        for objective in ("vjepa", "pixel")
+    }
+    assert rates["vjepa"]["optim"]["peak_lr"] == OptimConfig().peak_lr, "the recipe names none"
+    assert rates["pixel"]["optim"]["peak_lr"] == config.pixel_peak_lr != OptimConfig().peak_lr
+    assert rates["pixel"]["optim"]["schedule_stretch"] == config.pixel_schedule_stretch
+
+
+def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
+    config, out = finished
+    results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
+    assert len(results) == 2 * 3 * (2 + 1 + 1)
+    cells = summarise(results)
+    assert len(cells) == 2 * 3 * 3
+    cell = next(
+        c for c in cells if (c.label, c.encoder, c.labels_per_class) == ("motion", "pixel", 1)
+    )
+    draws = [
+        result.test.metrics.top1
+        for task, result in results.items()
+        if (task.label, task.encoder, task.labels_per_class) == ("motion", "pixel", 1)
+        and result.test is not None
+    ]
+    assert len(draws) == 2
+    assert cell.top1 == pytest.approx(sum(draws) / 2)
+    assert cell.interval.low < cell.top1 < cell.interval.high
+    assert len({result.weights_hash for result in results.values()}) == 3, "three encoders"
+    answer, figures = headline(config, cells)
+    mine = next(
+        c for c in cells if (c.label, c.encoder, c.labels_per_class) == ("motion", "vjepa", 1)
+    )
+    assert f"{100 * mine.top1:.1f} % of unseen test clips" in answer
+    assert figures[0].value == f"{100 * mine.top1:.1f} %"
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (0.9, "above the untrained encoder and above pixel"),
+        (0.5, "above the untrained encoder and not told apart from pixel"),
+        (0.4, "above the untrained encoder and below pixel"),
+        (0.2, "not told apart from the untrained encoder and below pixel"),
+        (0.1, "below the untrained encoder and below pixel"),
+    ],
+)
+def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) -> None:
+    shares: dict[EncoderName, float] = {"vjepa": mine, "pixel": 0.5, "random": 0.2}
+    cells = [
+        Cell("motion", "attentive", 15, name, x, Interval(x - 0.02, x + 0.02), 1, (x,))
+        for name, x in shares.items()
+    ]
+    assert said in headline(DemoConfig(shipped_model=False), cells)[0]
+
+
+def _seeds(name: EncoderName, *shares: float) -> Cell:
+    mean = sum(shares) / len(shares)
+    return Cell("motion", "attentive", 15, name, mean, Interval(0, 1), len(shares), shares)
+
+
+def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
+    config = DemoConfig(shipped_model=False, seeds=(0, 1, 2))
+    random = _seeds("random", 0.2, 0.2, 0.2)
+    # The seeds differ far more than the two encoders do, but alike.
+    cells = [_seeds("vjepa", 0.62, 0.71, 0.83), _seeds("pixel", 0.60, 0.70, 0.80), random]
+    gap = difference(cells[0], cells[1])
+    assert gap.mean == pytest.approx(0.02)
+    assert gap.interval.low == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
+    assert "not told apart from pixel" in headline(config, cells)[0]
+    cells[0] = _seeds("vjepa", 0.62, 0.72, 0.83)
+    assert "above pixel" in headline(config, cells)[0]
+    cells[0] = _seeds("vjepa", 0.57, 0.68, 0.77)
+    assert "below pixel" in headline(config, cells)[0]
+
+
+def test_the_headline_names_the_shipped_model() -> None:
+    cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
+    shipped = Cell("motion", "attentive", 15, "shipped", 0.9, Interval(0.88, 0.92), 1, (0.9,))
+    answer = headline(DemoConfig(), [*cells, shipped])[0]
+    updates = read_config(shipped_weights()).step
+    assert f"has {updates:,} updates behind it gets 90.0 % (88.0 to 92.0)" in answer
+
+
+def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
+    tasks = [t for t in probe_tasks(DemoConfig(seeds=(3, 4))) if t.encoder == "shipped"]
+    assert len(tasks) == 2 * (3 + 1 + 1)
+    assert {task.seed for task in tasks} == {0}
+    assert len({task.folder(Path("out")) for task in tasks}) == len(tasks)
+
+
+def test_a_second_call_does_nothing_twice(
+    finished: tuple[DemoConfig, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    monkeypatch.setattr(demo, "train_side_by_side", lambda *_: None)
+    demo.run(config, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
+
+
+def test_another_demo_does_not_take_the_folder(
+    finished: tuple[DemoConfig, Path], tmp_path: Path
+) -> None:
+    _, out = finished
+    with pytest.raises(UserError, match="minutes"):
+        demo.run(DemoConfig(minutes=1), out)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds no demo"):
+        demo.run(DemoConfig(), tmp_path)
+
+
+def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+    config = load_config(DemoConfig, overrides={"recipe": "nosuch"})
+    with pytest.raises(UserError, match="nosuch"):
+        demo_training.train_side_by_side(
+            (demo_training.TrainingTask("vjepa", 0, tmp_path / "runs" / "a"),),
+            {"vjepa": {}},
+            config.recipe,
+            0.1,
+        )
+
+
+def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    config = tmp_path / "demo.yaml"
+    config.write_text(dump_yaml(replace(_config(tmp_path), minutes=5.0)))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "vjepa", "demo", "--config", str(config), "--out", str(out)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    both = [out / "runs" / f"{name}_seed0" / "metrics.jsonl" for name in ("vjepa", "pixel")]
+    deadline = time.monotonic() + 150
+    while not all(path.is_file() and path.read_text().count("\n") > 1 for path in both):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    for objective in ("vjepa", "pixel"):
+        log = (out / "runs" / f"{objective}_seed0.log").read_text()
+        assert "stopped by SIGTERM" in log
+        assert list((out / "runs" / f"{objective}_seed0" / "checkpoints").glob("step_*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"minutes": 0}, "minutes"),
+        ({"pixel_peak_lr": 0}, "pixel_peak_lr"),
+        ({"pixel_schedule_stretch": 0.5}, "pixel_schedule_stretch"),
+        ({"seeds": [1, 1]}, "seeds"),
+        ({"label_draws": 0}, "label_draws"),
+    ],
+)
+def test_bad_settings_name_the_field(overrides: dict, field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        load_config(DemoConfig, overrides=overrides)

@@ -1,0 +1,124 @@
+"""Writing synthetic sets: true videos, resumable, one set per folder."""
+
+import csv
+import dataclasses
+
+import av
+import numpy as np
+import pytest
+
+from vjepa.demo import (
+    SyntheticConfig,
+    clip_path,
+    render_clip,
+    write_synthetic_set,
+)
+from vjepa.errors import UserError
+
+CONFIG = SyntheticConfig(num_clips_train=20, num_clips_validation=3, num_clips_test=4, size=32)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("set")
+    write_synthetic_set(CONFIG, out)
+    return out
+
+
+def test_labels_name_every_file(written):
+    with (written / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "split", "motion", "appearance"]
+    assert len(rows) == 27
+    videos = {p.relative_to(written).as_posix() for p in written.rglob("*.mp4")}
+    assert {row["path"] for row in rows} == videos
+    clip = render_clip(CONFIG, "test", 2)
+    row = next(row for row in rows if row["path"] == clip_path("test", 2).as_posix())
+    assert (row["split"], row["motion"], row["appearance"]) == (
+        "test",
+        clip.motion,
+        clip.appearance,
+    )
+
+
+def test_files_decode_to_the_drawn_frames(written):
+    for index in range(4):
+        frames = decode(written / clip_path("test", index))
+        drawn = render_clip(CONFIG, "test", index).frames
+        assert frames.shape == drawn.shape
+        assert np.abs(frames.astype(int) - drawn.astype(int)).mean() < 8
+
+
+def test_files_are_plain_h264(written):
+    with av.open(str(written / clip_path("train", 0))) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate == CONFIG.fps
+
+
+def test_two_processes_write_the_same_bytes(written, tmp_path):
+    reports = []
+    write_synthetic_set(CONFIG, tmp_path, workers=2, progress=lambda *a: reports.append(a))
+    assert contents(tmp_path) == contents(written)
+    assert reports[-1] == (27, 27)
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+
+
+def test_a_cut_short_set_is_continued_and_complete_files_are_kept(written, tmp_path):
+    write_synthetic_set(CONFIG, tmp_path)
+    kept = tmp_path / clip_path("train", 0)
+    stamp = kept.stat().st_mtime_ns
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / clip_path("train", 1)).unlink()
+    (tmp_path / clip_path("train", 2)).write_bytes(b"")
+    write_synthetic_set(CONFIG, tmp_path)
+    assert contents(tmp_path) == contents(written)
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_a_kill_leaves_no_half_file_under_a_final_name(tmp_path, monkeypatch):
+    from vjepa.demo import synthetic_files as writing
+
+    def fail(frames, fps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing, "_encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic_set(CONFIG, tmp_path)
+    assert not list(tmp_path.rglob("*.mp4"))
+    assert not (tmp_path / "labels.csv").exists()
+
+
+def test_another_set_in_the_folder_is_one_clear_error(written):
+    before = contents(written)
+    with pytest.raises(UserError, match="seed is 0 there, 1 here"):
+        write_synthetic_set(dataclasses.replace(CONFIG, seed=1), written)
+    assert contents(written) == before
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="not a synthetic set"):
+        write_synthetic_set(CONFIG, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["train"]
+
+
+def test_a_spoilt_settings_file_is_named(tmp_path):
+    (tmp_path / "synthetic.json").write_text("{")
+    with pytest.raises(UserError, match=r"synthetic\.json"):
+        write_synthetic_set(CONFIG, tmp_path)
+
+
+def test_no_workers_is_refused(tmp_path):
+    with pytest.raises(UserError, match="workers is 0"):
+        write_synthetic_set(CONFIG, tmp_path, workers=0)

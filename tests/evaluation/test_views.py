@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.evaluation.tiny_videos import with_bad_video, write_manifest
+
+from vjepa.data import Manifest
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.manifest.manifest import ManifestRow
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
+from vjepa.evaluation.views import (
+    ClipViews,
+    EvaluationClips,
+    ReadFailure,
+    ReadingConfig,
+    ViewConfig,
+    ViewRequest,
+    read_centre_clip,
+)
+
+CLIP = ClipConfig(num_frames=4, stride=2, sampling="exact")
+VIEW = ViewConfig(crop_size=24, short_side=24)
+HERE = ReadingConfig(num_workers=0)
+
+
+def test_the_clip_is_the_centre_in_time_and_space(tiny_set: Path) -> None:
+    info = Manifest.open(tiny_set).row(0)
+    clips = ClipViews(CLIP, ViewConfig(crop_size=24, short_side=32))(ViewRequest(info))
+    assert isinstance(clips, np.ndarray)
+    assert clips.shape == (1, 3, 4, 24, 24)
+    clip = clips[0]
+    # Ten frames, a clip spans seven: it starts at frame 1.
+    frames = decode_frames(info, [1, 3, 5, 7])[:, 4:28, 4:28]
+    assert np.array_equal(clip, frames.transpose(3, 0, 1, 2))
+
+
+def test_batches_are_in_row_order_and_cover_the_data(tiny_set: Path) -> None:
+    manifest = Manifest.open(tiny_set).select(split="test")
+    with EvaluationClips(manifest, CLIP, VIEW, HERE) as clips:
+        batches = list(clips.batches(0, len(clips), 4))
+    assert [len(batch.rows) for batch in batches] == [4, 4, 3]
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(11))
+    assert batches[2].clips.shape == (3, 1, 3, 4, 24, 24)
+    single = ClipViews(CLIP, VIEW)(ViewRequest(manifest.row(9)))
+    assert np.array_equal(batches[2].clips[1].numpy(), single)
+
+
+def test_chosen_rows_only(tiny_set: Path) -> None:
+    manifest = Manifest.open(tiny_set).select(split="test")
+    rows = np.array([1, 4, 10], dtype=np.int64)
+    with EvaluationClips(manifest, CLIP, VIEW, HERE, rows=rows) as clips:
+        batches = list(clips.batches(1, 3, 8))
+        assert clips.path(4).endswith("test_004.mp4")
+    assert [batch.rows.tolist() for batch in batches] == [[4, 10]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gigabytes", [0.0, 0.1], ids=["workers", "frame cache"])
+def test_other_ways_of_reading_give_the_same(
+    tiny_set: Path, tmp_path: Path, gigabytes: float
+) -> None:
+    broken = with_bad_video(tiny_set, "test", tmp_path / "m.parquet")
+    manifest = Manifest.open(tmp_path / "m.parquet").select(split="test")
+    with EvaluationClips(manifest, CLIP, VIEW, HERE, on_bad_video="list") as clips:
+        here = list(clips.batches(0, 7, 3))
+    assert here[0].bad[0].path == broken
+    reading = ReadingConfig(
+        num_workers=1, frame_cache_gigabytes=gigabytes, frame_cache_folder=tmp_path / "frames"
+    )
+    with EvaluationClips(manifest, CLIP, VIEW, reading, on_bad_video="list") as clips:
+        there = [*clips.batches(0, 6, 3), *clips.batches(6, 7, 3)]
+    assert (tmp_path / "frames").exists() == (gigabytes > 0)
+    assert [bad.path for bad in there[0].bad] == [broken]
+    assert len(here) == len(there) == 3
+    for left, right in zip(here, there, strict=True):
+        assert np.array_equal(left.rows, right.rows)
+        assert np.array_equal(left.clips.numpy(), right.clips.numpy())
+
+
+def test_a_bad_video_is_an_error_or_listed_and_never_replaced(
+    tiny_set: Path, tmp_path: Path
+) -> None:
+    broken = with_bad_video(tiny_set, "test", tmp_path / "m.parquet")
+    manifest = Manifest.open(tmp_path / "m.parquet").select(split="test")
+    with (
+        EvaluationClips(manifest, CLIP, VIEW, HERE) as clips,
+        pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated"),
+    ):
+        list(clips.batches(0, 11, 4))
+    with EvaluationClips(manifest, CLIP, VIEW, HERE, on_bad_video="list") as clips:
+        batches = list(clips.batches(0, 11, 4))
+    assert batches[0].rows.tolist() == [1, 2, 3]
+    assert [bad.path for bad in batches[0].bad] == [broken]
+    assert batches[0].bad[0].row == 0
+
+
+@pytest.mark.slow
+def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> None:
+    manifest = Manifest.open(tiny_set)
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it waits for a writer that never comes
+    pipe = tmp_path / "pipe.mp4"
+    hanging = replace(manifest.row(1), path=str(pipe), bytes=0)
+    rows = [manifest.row(0), hanging]
+    write_manifest([ManifestRow(info=info) for info in rows], tmp_path / "m.parquet")
+    reading = ReadingConfig(num_workers=1, sample_timeout_seconds=0.7)
+    opened = Manifest.open(tmp_path / "m.parquet")
+    with EvaluationClips(opened, CLIP, VIEW, reading, on_bad_video="list") as clips:
+        (batch,) = clips.batches(0, 2, 2)
+    assert batch.rows.tolist() == [0]
+    assert "did not end within 0.7 s" in batch.bad[0].reason
+
+
+def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:
+    info = Manifest.open(tiny_set).row(0)
+    marked = ClipViews(CLIP, VIEW)(ViewRequest(replace(info, ok=False, reason="no video stream")))
+    assert marked == ReadFailure("no video stream")
+    long = ClipConfig(num_frames=16, stride=4, short_video="error")
+    with pytest.raises(DecodeError, match="10 frames"):
+        read_centre_clip(info, long, VIEW)
+    assert read_centre_clip(info, CLIP, VIEW).shape == (3, 4, 24, 24)
+    short = ClipViews(long, VIEW)(ViewRequest(info))
+    assert isinstance(short, ReadFailure)
+    assert "10 frames" in short.reason
+
+
+@pytest.mark.parametrize(
+    ("build", "field"),
+    [
+        (lambda: ViewConfig(crop_size=0), "crop_size"),
+        (lambda: ViewConfig(crop_size=32, short_side=31), "short_side"),
+        (lambda: ReadingConfig(num_workers=-1), "num_workers"),
+        (lambda: ReadingConfig(frame_cache_gigabytes=-1), "frame_cache_gigabytes"),
+        (lambda: ReadingConfig(sample_timeout_seconds=0), "sample_timeout_seconds"),
+    ],
+)
+def test_impossible_settings(build, field: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field}:"):
+        build()

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.evaluation.tiny_videos import with_bad_video, write_manifest
+from tests.jobs.probe.tiny_probe import TINY, evaluate_here, probe_config
+
+from vjepa.checkpoint import save_model
+from vjepa.config import from_dict, load_config
+from vjepa.data import Manifest
+from vjepa.data.manifest.manifest import ManifestRow
+from vjepa.data.video.inspect import probe
+from vjepa.errors import UserError
+from vjepa.evaluation.labels import load_split
+from vjepa.evaluation.results import load_result
+from vjepa.evaluation.saved_probe import load_probe_file
+from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe.probe import evaluate, train
+from vjepa.models import VJEPA
+
+
+@pytest.fixture(scope="module")
+def trained(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a trained probe."""
+    out = tmp_path_factory.mktemp("probes") / "colour"
+    train(probe_config(videos, checkpoint), out)
+    return out
+
+
+def test_a_probe_learns_counts_every_video_and_writes_everything_down(
+    trained: Path, checkpoint: Path
+) -> None:
+    result = load_result(trained)
+    assert result.test is not None
+    assert result.test.metrics.count == 11  # uneven batches: 5 + 5 + 1
+    assert result.test.metrics.top1 > 0.7
+    assert result.num_train == 24
+    assert result.num_classes == 3
+    assert len(result.selection) == 4
+    assert sum(head.chosen for head in result.selection) == 1
+    assert {head.count for head in result.selection} == {6}  # two of each class held out
+    assert result.config["data"]["clip"]["num_frames"] == 4  # as in the pretraining
+    assert result.config["data"]["clip"]["stride"] == 2
+    assert result.versions["torch"] == torch.__version__
+    assert set(result.versions) == {"vjepa", "torch", "python", "av", "numpy", "torchvision"}
+    assert sum(entry.count for entry in result.test.metrics.calibration) == 11
+    assert set(result.seconds) == {"set-up", "features", "training", "test"}
+    split = load_split(trained / "split.json")
+    assert len(split.fit) == 18
+    assert not set(split.fit_paths) & set(split.choose_paths)
+    assert "chosen" in (trained / "result.md").read_text()
+    assert (trained / "metrics.jsonl").read_text().count('"kind": "train"') >= 1
+    stored = from_dict(ProbeConfig, result.config)
+    assert load_config(ProbeConfig, [trained / "config.yaml"]) == stored
+    saved = load_probe_file(trained)
+    assert saved.classes == ("blue", "green", "red")
+    assert saved.encoder.path == str(checkpoint)
+
+
+def test_evaluating_the_saved_probe_gives_the_same_number_exactly(
+    trained: Path, videos: Path
+) -> None:
+    result = load_result(trained)
+    assert result.test is not None
+    again = evaluate_here(trained, videos)
+    assert asdict(again) == asdict(result.test)
+    assert result.test.metrics.loss > 0.0
+
+
+def test_training_again_gives_the_same_probe(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(99)  # nothing depends on torch's generator
+    again = train(probe_config(videos, checkpoint), tmp_path / "again")
+    first = load_result(trained)
+    assert again.selection == first.selection
+    assert again.test == first.test
+    assert (tmp_path / "again/probe.safetensors").read_bytes() == (
+        trained / "probe.safetensors"
+    ).read_bytes()
+
+
+def test_a_random_encoder_of_the_same_architecture(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes = {"encoder.which": "random", "encoder.seed": 3, "optim.learning_rates": [1e-3]}
+    config = probe_config(videos, checkpoint, **changes)
+    result = train(config, tmp_path / "a")
+    other = train(
+        probe_config(videos, checkpoint, **{**changes, "encoder.seed": 4}), tmp_path / "b"
+    )
+    assert result.which == "random"
+    assert result.weights_hash != other.weights_hash
+    # The probe file alone rebuilds the random weights.
+    again = evaluate_here(tmp_path / "a", videos)
+    assert result.test is not None
+    assert again.metrics == result.test.metrics
+
+
+def test_context_encoder_is_another_one(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    model_file = checkpoint / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    moved = tmp_path / "moved"
+    shutil.copytree(checkpoint, moved)
+    state = load_file(model_file)
+    state["encoder.norm.bias"] = state["encoder.norm.bias"] + 1.0
+    save_file(state, moved / "model.safetensors", metadata={"format": "pt"})
+    steps = {"optim.epochs": None, "optim.steps": 2, "optim.weight_decays": [0.01]}
+    target = train(probe_config(videos, moved, **steps), tmp_path / "t")
+    context = train(
+        probe_config(videos, moved, **steps, **{"encoder.which": "context"}), tmp_path / "c"
+    )
+    assert target.weights_hash != context.weights_hash
+
+
+def test_pixel_checkpoints_are_read_too(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    pixel = tmp_path / "pixel"
+    shutil.copytree(checkpoint, pixel)
+    described = json.loads((pixel / "config.json").read_text())
+    described["objective"] = "pixel"
+    (pixel / "config.json").write_text(json.dumps(described))
+    state = load_file(checkpoint / "model.safetensors")
+    kept = {name: t for name, t in state.items() if name.startswith("encoder.")}
+    save_file(kept, pixel / "model.safetensors", metadata={"format": "pt"})
+    result = train(probe_config(videos, pixel, **{"optim.epochs": 1}), tmp_path / "p")
+    assert result.test is not None
+    assert result.test.metrics.count == 11
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"probe.kind": "linear"},
+        {"probe.variant": "paper", "probe.depth": 2},
+    ],
+    ids=["linear", "paper depth 2"],
+)
+def test_other_forms(videos: Path, checkpoint: Path, tmp_path: Path, form: dict) -> None:
+    result = train(probe_config(videos, checkpoint, **form), tmp_path / "x")
+    assert result.test is not None
+    assert result.test.metrics.top1 > 0.5
+    again = evaluate_here(tmp_path / "x", videos)
+    assert again.metrics == result.test.metrics
+
+
+def test_low_shot_uses_k_rows_of_each_class(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    config = probe_config(videos, checkpoint, **{"data.labels_per_class": 3, "seed": 5})
+    result = train(config, tmp_path / "x")
+    split = load_split(tmp_path / "x/split.json")
+    assert result.num_train == 9
+    assert len(split.fit) == 6
+    assert len(split.choose) == 3
+    assert split.labels_per_class == 3
+    one_head = {"optim.learning_rates": [1e-3], "optim.weight_decays": [0.01]}
+    config = probe_config(videos, checkpoint, **one_head, **{"data.label_fraction": 0.5})
+    result = train(config, tmp_path / "y")
+    assert result.selection == ()  # nothing to choose, so nothing is held out
+    assert len(load_split(tmp_path / "y/split.json").fit) == 12
+    assert result.num_train == 12
+
+
+def test_validation_videos_choose_where_they_are_given(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = probe_config(videos, checkpoint, **{"data.validation.split": "validation"})
+    result = train(config, tmp_path / "x")
+    assert {head.count for head in result.selection} == {9}
+    assert load_split(tmp_path / "x/split.json").choose == ()
+    assert result.num_train == 24
+
+
+def test_refit_trains_the_chosen_head_on_all_rows(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = train(probe_config(videos, checkpoint, **{"optim.refit": False}), tmp_path / "plain")
+    refitted = load_result(trained)
+    assert plain.selection == refitted.selection
+    # Training the chosen setting alone on all rows is what the refit does.
+    chosen = next(head for head in plain.selection if head.chosen)
+    alone = probe_config(
+        videos,
+        checkpoint,
+        **{
+            "optim.learning_rates": [chosen.learning_rate],
+            "optim.weight_decays": [chosen.weight_decay],
+        },
+    )
+    train(alone, tmp_path / "alone")
+    weights = [
+        (folder / "probe.safetensors").read_bytes()
+        for folder in (tmp_path / "alone", trained, tmp_path / "plain")
+    ]
+    assert weights[0] == weights[1]
+    assert weights[1] != weights[2]
+
+
+def test_features_come_from_the_cache(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    own = tmp_path / "videos"
+    shutil.copytree(videos.parent, own)
+    cache = {"features.cache_dir": str(tmp_path / "cache")}
+    config = probe_config(own / "manifest.parquet", checkpoint, **cache)
+    first = train(config, tmp_path / "first")
+    for video in own.glob("*.mp4"):
+        video.unlink()  # nothing is read any more
+    second = train(replace(config, seed=1), tmp_path / "second")
+    assert first.test is not None
+    assert second.test is not None
+    assert second.test.metrics.count == 11
+    other_label = {"data.label": "parity", "data.labels_per_class": 3}
+    third = train(
+        probe_config(own / "manifest.parquet", checkpoint, **cache, **other_label), tmp_path / "3"
+    )
+    assert third.label == "parity"
+    with pytest.raises(UserError, match="cannot be evaluated"):
+        train(replace(config, encoder=replace(config.encoder, which="random")), tmp_path / "4")
+
+
+def test_bad_videos_stop_the_job_or_are_named(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    bad_test = with_bad_video(videos, "test", tmp_path / "m.parquet")
+    with pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated"):
+        train(probe_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+    listing = {"data.on_bad_video": "list", "optim.epochs": 1}
+    result = train(probe_config(tmp_path / "m.parquet", checkpoint, **listing), tmp_path / "y")
+    assert result.test is not None
+    assert result.test.metrics.count == 10
+    assert [bad.path for bad in result.test.bad_videos] == [bad_test]
+    assert bad_test in (tmp_path / "y/result.md").read_text()
+    bad_train = with_bad_video(videos, "train", tmp_path / "n.parquet")
+    result = train(probe_config(tmp_path / "n.parquet", checkpoint, **listing), tmp_path / "z")
+    assert [bad.path for bad in result.train_bad_videos] == [bad_train]
+    assert result.num_train == 23
+    assert result.test is not None
+    assert result.test.metrics.count == 11
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder.path": None}, r"encoder\.path: not set"),
+        ({"encoder.path": "nowhere"}, "nowhere"),
+        ({"data.label": None}, r"data\.label: not set"),
+        ({"data.label": "color"}, r"no label 'color' \(labels: colour, parity\)"),
+        ({"data.train.manifest": None}, r"data\.train\.manifest: not set"),
+        ({"data.train.split": "trian"}, "no row of split 'trian'"),
+        ({"data.test.split": "tst"}, "no row of split 'tst'"),
+        ({"data.train.split": None}, r"data\.test: 11 of its 11 videos are in data\.train too"),
+        ({"data.test.split": "train"}, r"data\.test: 24 of its 24 videos are in data\.train too"),
+        (
+            {"data.validation.split": "test"},
+            r"data\.test: 11 of its 11 videos are in data\.validation too",
+        ),
+        ({"data.labels_per_class": 9}, "has 8 training rows"),
+        ({"data.clip": {"num_frames": 3, "stride": 2}}, "multiples of the encoder's tubelet"),
+    ],
+    ids=str,
+)
+def test_bad_input(
+    videos: Path, checkpoint: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def _relabelled(videos: Path, target: Path, split: str, value: str | None) -> Path:
+    """A copy of a manifest with another colour on the first row of a split."""
+    manifest = Manifest.open(videos)
+    splits = manifest.table.column("split").to_pylist()
+    first = splits.index(split)
+    rows = [
+        ManifestRow(
+            info=manifest.row(row),
+            split=splits[row],
+            labels={"colour": value if row == first else manifest.labels("colour")[row]},
+        )
+        for row in range(len(manifest))
+    ]
+    return write_manifest(rows, target)
+
+
+@pytest.mark.parametrize(
+    ("split", "value", "message"),
+    [
+        ("train", None, "label 'colour' is missing in 1 of 24 rows"),
+        ("test", None, "label 'colour' is missing in 1 of 11 rows"),
+        ("test", "mauve", "class 'mauve' of label 'colour' has no training sample"),
+    ],
+)
+def test_incomplete_labels(
+    videos: Path, checkpoint: Path, tmp_path: Path, split: str, value: str | None, message: str
+) -> None:
+    manifest = _relabelled(videos, tmp_path / "m.parquet", split, value)
+    with pytest.raises(UserError, match=message):
+        train(probe_config(manifest, checkpoint), tmp_path / "x")
+
+
+def test_an_image_among_videos(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    still = tmp_path / "still.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(still)
+    manifest = Manifest.open(videos)
+    splits = manifest.table.column("split").to_pylist()
+    rows = [
+        ManifestRow(info=manifest.row(row), split=splits[row], labels={"colour": colour})
+        for row, colour in enumerate(manifest.labels("colour"))
+    ]
+    image = ManifestRow(info=probe(str(still)), split="test", labels={"colour": "red"})
+    mixed = write_manifest([*rows, image], tmp_path / "mixed.parquet")
+    message = r"split test: 1 of its 12 files are images among videos \(first image: .*still\.png\)"
+    with pytest.raises(UserError, match=message):
+        train(probe_config(mixed, checkpoint), tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        evaluate(trained, VideosConfig(manifest=mixed, split="test"))
+    images = write_manifest([image], tmp_path / "images.parquet")
+    changes = {"data.test.manifest": str(images)}
+    with pytest.raises(UserError, match=r"data\.test: its files are images, those of data\.train"):
+        train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_there_is_no_metric_to_name(videos: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.metric: unknown setting"):
+        probe_config(videos, checkpoint, **{"data.metric": "f1"})
+    with pytest.raises(UserError, match=r"probe\.kind: 'svm' is not valid here"):
+        probe_config(videos, checkpoint, **{"probe.kind": "svm"})
+
+
+def test_an_empty_manifest(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    empty = Manifest.open(videos).table.slice(0, 0)
+    Manifest(empty, tmp_path).write(tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="has no rows"):
+        train(probe_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
+
+
+def test_a_probe_is_never_overwritten(trained: Path, videos: Path, checkpoint: Path) -> None:
+    with pytest.raises(UserError, match="holds a probe already"):
+        train(probe_config(videos, checkpoint), trained)
+
+
+def test_a_probe_for_another_encoder_is_refused(
+    trained: Path, videos: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = save_model(tmp_path / "other", VJEPA(TINY))
+    with pytest.raises(UserError, match="trained for another encoder"):
+        evaluate_here(trained, videos, encoder=other)
+    row = ManifestRow(info=Manifest.open(videos).row(0))
+    unlabelled = write_manifest([row], tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="no label 'colour'"):
+        evaluate(trained, VideosConfig(manifest=unlabelled))
+
+
+def test_an_encoder_that_has_moved_is_asked_for(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "before"
+    shutil.copytree(checkpoint, moved)
+    train(probe_config(videos, moved, **{"optim.epochs": 1}), tmp_path / "x")
+    moved.rename(tmp_path / "after")
+    with pytest.raises(UserError, match="not there any more"):
+        evaluate_here(tmp_path / "x", videos)
+    found = evaluate_here(tmp_path / "x", videos, encoder=tmp_path / "after")
+    expected = load_result(tmp_path / "x").test
+    assert expected is not None
+    assert found.metrics == expected.metrics

@@ -1,0 +1,217 @@
+"""Encoders behind the protocol: position codes for other sizes, image models, models of timm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tests.evaluation.tiny_videos import make_set
+
+from vjepa.checkpoint import save_model
+from vjepa.cli.main import main
+from vjepa.config import load_config
+from vjepa.errors import UserError
+from vjepa.jobs.probe.config import EncoderSourceConfig, ProbeConfig, VideosConfig
+from vjepa.jobs.probe.encoder import (
+    compile_encoder,
+    fit_to_clips,
+    open_encoder,
+    pretraining_clip,
+    reopen_encoder,
+)
+from vjepa.jobs.probe.probe import evaluate, train
+from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models.encoder import FrameEncoder
+
+SIZES = {"width": 24, "depth": 1, "heads": 2, "image_size": 32, "patch_size": 16}
+VIDEO = EncoderConfig(num_frames=4, **SIZES)
+IMAGE = EncoderConfig(num_frames=1, tubelet_size=1, **SIZES)
+
+
+def _saved(folder: Path, config: EncoderConfig) -> Path:
+    torch.manual_seed(0)
+    model = VJEPA(ModelConfig(encoder=config, predictor=PredictorConfig(width=12, depth=1)))
+    save_model(folder, model)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def video_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _saved(tmp_path_factory.mktemp("models") / "video", VIDEO)
+
+
+@pytest.fixture(scope="module")
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _saved(tmp_path_factory.mktemp("models") / "image", IMAGE)
+
+
+def test_two_readings_of_the_position_code(video_model: Path) -> None:
+    """Two frames into a model of four: the code resampled, or computed for two."""
+    clip = torch.randn(1, 3, 2, 32, 32)
+    found = {}
+    for code in ("stretched", "computed"):
+        config = EncoderSourceConfig(path=video_model, position_code=code)
+        frozen = fit_to_clips(open_encoder(config), config, 2, 32)
+        found[code] = frozen.encoder(clip)
+        again = reopen_encoder(frozen.identity)
+        assert torch.equal(again.encoder(clip), found[code])
+        assert again.identity == frozen.identity
+    assert not torch.allclose(found["stretched"], found["computed"], atol=1e-4)
+    whole = open_encoder(EncoderSourceConfig(path=video_model)).encoder
+    assert isinstance(whole, Encoder)
+    wanted = whole.rebuilt_for(image_size=32, num_frames=2)(clip)
+    assert torch.equal(found["computed"], wanted)
+
+
+def test_an_image_model_of_ours_sees_frames_alone(image_model: Path) -> None:
+    config = EncoderSourceConfig(path=image_model)
+    frozen = open_encoder(config)
+    assert isinstance(frozen.encoder, FrameEncoder)
+    assert pretraining_clip(config, frozen.identity.config).num_frames == 16
+    assert frozen.encoder(torch.randn(1, 3, 6, 32, 32)).shape == (1, 6 * 4, 24)
+    again = reopen_encoder(frozen.identity)
+    assert again.identity == frozen.identity
+    assert fit_to_clips(frozen, config, 6, 32) is frozen
+
+
+def test_compiling_goes_block_by_block(image_model: Path, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    compile_encoder(open_encoder(EncoderSourceConfig(path=image_model)).encoder)
+    assert [kind.__name__ for kind in compiled] == ["Block"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"path": Path("x"), "timm": "resnet18"}, "timm: give path or timm"),
+        ({"timm_weights": Path("x")}, "timm_weights"),
+    ],
+)
+def test_impossible_sources(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EncoderSourceConfig(**fields)
+
+
+def test_a_model_of_timm_is_opened_again_by_name_and_seed(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    frozen = open_encoder(EncoderSourceConfig(timm="resnet18", seed=4))
+    assert (frozen.identity.timm, frozen.identity.which, frozen.identity.seed) == (
+        "resnet18",
+        "random",
+        4,
+    )
+    assert reopen_encoder(frozen.identity).identity == frozen.identity
+    torch.save(frozen.encoder.image_encoder.model.state_dict(), tmp_path / "w.pth")
+    loaded = open_encoder(EncoderSourceConfig(timm="resnet18", timm_weights=tmp_path / "w.pth"))
+    assert loaded.identity.weights_hash == frozen.identity.weights_hash
+    assert loaded.identity.which == "target"
+    assert reopen_encoder(loaded.identity).identity == loaded.identity
+
+
+def _settings(manifest: Path, **more: object) -> dict[str, object]:
+    return {
+        "data.label": "colour",
+        "data.train.manifest": str(manifest),
+        "data.train.split": "train",
+        "data.test.split": "test",
+        "data.reading.num_workers": 0,
+        "optim.epochs": 30,
+        "optim.batch_size": 8,
+        "optim.learning_rates": [3e-3],
+        "device": "cpu",
+        "num_threads": 1,
+        **more,
+    }
+
+
+def test_an_image_model_through_the_whole_video_protocol(image_model: Path, tmp_path: Path) -> None:
+    manifest = make_set(tmp_path, {"train": 18, "test": 6})
+    settings = _settings(
+        manifest,
+        **{
+            "encoder.path": str(image_model),
+            "data.clip.num_frames": 3,
+            "data.clip.stride": 2,
+            "data.view.crop_size": 32,
+            "data.view.num_segments": 2,
+        },
+    )
+    result = train(load_config(ProbeConfig, overrides=settings), tmp_path / "probe")
+    assert result.test is not None
+    again = evaluate(
+        tmp_path / "probe", VideosConfig(manifest=manifest, split="test"), num_threads=1
+    )
+    assert again.metrics == result.test.metrics
+
+
+def _write_images(folder: Path) -> None:
+    """ImageNet's layout: split / class / image; the class is a colour."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for channel, name in enumerate(("n0001", "n0002")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (40, 48, 3)).astype(np.uint8)
+                pixels[..., channel] = 255
+                Image.fromarray(pixels).save(folder / split / name / f"{name}_{7 * number}.JPEG")
+
+
+@pytest.mark.parametrize("frames", [16, 2])
+def test_class_folders_of_images_to_a_number(
+    video_model: Path, tmp_path: Path, frames: int
+) -> None:
+    pytest.importorskip("torchvision")
+    _write_images(tmp_path / "set")
+    manifest = tmp_path / "m.parquet"
+    index = ["data", "index", str(tmp_path / "set"), "--label_from_folder", "true"]
+    assert main([*index, "--out", str(manifest)]) == 0
+    settings = _settings(
+        manifest,
+        **{
+            "encoder.path": str(video_model),
+            "encoder.position_code": "computed",
+            "data.label": "label",
+            "data.test.split": "validation",
+            "data.clip.num_frames": frames,
+            "data.view.crop_size": 32,
+            "data.augment.policy": "image_paper",
+            "features.online": True,
+            "optim.epochs": 15,
+        },
+    )
+    result = train(load_config(ProbeConfig, overrides=settings), tmp_path / "probe")
+    assert result.test is not None
+    assert result.test.metrics.count == 8
+    assert result.num_classes == 2
+    assert result.test.metrics.top1 >= 0.75
+    again = evaluate(
+        tmp_path / "probe", VideosConfig(manifest=manifest, split="validation"), num_threads=1
+    )
+    assert again.metrics == result.test.metrics
+
+
+def test_a_list_of_images_with_labels(tmp_path: Path) -> None:
+    """Places205's form: one line `path number` an image."""
+    _write_images(tmp_path / "set")
+    paths = sorted((tmp_path / "set" / "train").rglob("*.JPEG"))
+    lines = [f"{path.relative_to(tmp_path)} {place % 2}" for place, path in enumerate(paths)]
+    (tmp_path / "train_places205.csv").write_text("\n".join(lines) + "\n")
+    manifest = tmp_path / "m.parquet"
+    assert (
+        main(["data", "index", str(tmp_path / "train_places205.csv"), "--out", str(manifest)]) == 0
+    )
+    from vjepa.data.manifest.manifest import Manifest
+
+    opened = Manifest.open(manifest)
+    assert len(opened) == len(paths)
+    assert opened.label_names == ["label"] or tuple(opened.label_names) == ("label",)
+    assert {opened.row(row).kind for row in range(len(opened))} == {"image"}
+
+
+def test_no_encoder_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"encoder\.path: not set"):
+        open_encoder(EncoderSourceConfig())

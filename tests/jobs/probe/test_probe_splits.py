@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.jobs.probe.tiny_probe import probe_config
+
+from vjepa.errors import UserError
+from vjepa.evaluation.labels import load_split
+from vjepa.evaluation.results import load_result
+from vjepa.jobs.probe.splits import train_splits
+
+FEW = {
+    "data.labels_per_class": 4,
+    "data.num_splits": 3,
+    "optim.epochs": 6,
+    "seed": 5,
+}
+
+
+def test_several_draws_give_mean_and_deviation(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    found = train_splits(probe_config(videos, checkpoint, **FEW), tmp_path / "out")
+    assert found.seeds == (5, 6, 7)
+    assert found.summary is not None
+    values = [load_result(tmp_path / f"out/split_{seed}").test.metrics.top1 for seed in (5, 6, 7)]
+    assert found.summary.values == tuple(values)
+    assert found.summary.mean == statistics.fmean(values)
+    assert found.summary.deviation == statistics.stdev(values)
+    splits = [load_split(tmp_path / f"out/split_{seed}/split.json") for seed in (5, 6, 7)]
+    assert len({split.fit_paths + split.choose_paths for split in splits}) == 3
+    assert all(len(split.fit) + len(split.choose) == 12 for split in splits)
+    saved = json.loads((tmp_path / "out/splits.json").read_text())
+    assert saved["summary"]["values"] == values
+    assert "+-" in (tmp_path / "out/splits.md").read_text()
+    assert not (tmp_path / "out/features").exists()
+
+
+def test_a_finished_draw_is_kept_and_a_foreign_one_refused(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = probe_config(videos, checkpoint, **FEW)
+    first = train_splits(config, tmp_path / "out")
+    (tmp_path / "out/split_6/result.json").unlink()
+    again = train_splits(config, tmp_path / "out")
+    assert again.summary == first.summary
+    assert again.results[0].date == first.results[0].date
+    other = replace(config, optim=replace(config.optim, batch_size=4))
+    with pytest.raises(UserError, match="another config"):
+        train_splits(other, tmp_path / "out")
+
+
+def test_without_test_videos_there_is_no_figure(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = probe_config(videos, checkpoint, **{**FEW, "data.num_splits": 2})
+    config = replace(config, data=replace(config.data, test=None))
+    found = train_splits(config, tmp_path / "out")
+    assert found.summary is None
+    assert "| seed 5 | 12 | - |" in found.markdown()

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vjepa.evaluation.batches import FeatureBatches
+from vjepa.evaluation.frozen import FeatureSet
+from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
+from vjepa.evaluation.labels import Labels
+from vjepa.evaluation.views import ViewConfig
+from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
+from vjepa.jobs.probe.features import LabelledFeatures
+from vjepa.jobs.probe.measure import choose_head, probabilities
+from vjepa.jobs.probe.train import (
+    HeadRecipe,
+    fit_lookup,
+    prepare_features,
+    schedules,
+    train_heads,
+)
+from vjepa.models import EncoderConfig
+from vjepa.training.schedules import weight_decay
+from vjepa.training.trainer import TrainingConfig
+
+CPU = torch.device("cpu")
+VIEW = ViewConfig()
+ENCODER = EncoderConfig(
+    width=6, depth=1, heads=2, image_size=16, num_frames=2, patch_size=8, tubelet_size=2
+)
+
+
+def _data(count: int, classes: int = 3) -> LabelledFeatures:
+    """Token maps whose mean points along the axis of the class."""
+    truth = np.arange(count, dtype=np.int64) % classes
+    tokens = 0.1 * torch.randn(count, 4, 6, generator=torch.Generator().manual_seed(0))
+    tokens[torch.arange(count), :, torch.from_numpy(truth)] += 1.0
+    features = FeatureSet(
+        (tokens[:, None],), np.arange(count), tuple(f"v{i}" for i in range(count))
+    )
+    labels = Labels("axis", tuple("abc"[:classes]), truth)
+    return LabelledFeatures((features,), np.arange(count)[None], labels, ())
+
+
+def _recipe(config: ProbeConfig) -> HeadRecipe:
+    training = TrainingConfig(device="cpu", health_every_steps=None, evaluate_every_steps=None)
+    return HeadRecipe(config=config, encoder=ENCODER, view=VIEW, training=training)
+
+
+def _linear_heads(scales: list[float]) -> ProbeHeads:
+    """Heads that read the axis with more or less confidence (a negative one reads it wrongly)."""
+    heads = []
+    for scale in scales:
+        head = build_head(HeadConfig(kind="linear", norm=False), 6, 2, 3)
+        with torch.no_grad():
+            head.linear.weight.copy_(scale * torch.eye(3, 6))
+            head.linear.bias.zero_()
+        heads.append(head)
+    return ProbeHeads(heads)
+
+
+def test_choice_is_by_right_answers_then_by_loss_then_by_order() -> None:
+    data = _data(130)  # more than one batch, the last one short
+    grid = [HeadSetting(rate, 0.0) for rate in (1.0, 2.0, 3.0, 4.0)]
+    found = choose_head(
+        _linear_heads([-5.0, 1.0, 5.0, 5.0]), grid, data.parts(), data.labels, VIEW, CPU
+    )
+    assert [entry.correct for entry in found] == [0, 130, 130, 130]
+    assert {entry.count for entry in found} == {130}
+    assert [entry.chosen for entry in found] == [False, False, True, False]
+    assert found[1].loss > found[2].loss == found[3].loss
+    assert [entry.learning_rate for entry in found] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_trained_heads_follow_their_own_settings_and_the_seed() -> None:
+    data = _data(30)
+    recipe = _recipe(ProbeConfig(optim=ProbeOptimConfig(epochs=None, steps=60, batch_size=8)))
+    grid = [HeadSetting(1e-6, 0.01), HeadSetting(3e-2, 0.01)]
+    heads = train_heads(data, grid, recipe).heads
+    assert not heads.training
+    found = choose_head(heads, grid, data.parts(), data.labels, VIEW, CPU)
+    assert found[1].chosen
+    assert found[1].top1 > 0.9
+    assert found[0].loss > 1.0  # hardly moved
+    again = train_heads(data, grid, recipe).heads
+    for left, right in zip(heads.parameters(), again.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_epochs_and_steps() -> None:
+    grid = [HeadSetting(1e-3, 0.02), HeadSetting(1e-4, 0.04)]
+    config = schedules(ProbeOptimConfig(weight_decay_end=1.0), grid, 7)
+    assert (config.steps, config.peak_lr, config.start_weight_decay) == (7, 1e-3, 0.04)
+    assert weight_decay(7, config) == 0.04  # fixed, as in the paper's text
+    config = schedules(ProbeOptimConfig(), grid, 7)
+    assert abs(weight_decay(7, config) - 0.04e-4) < 1e-15
+
+
+def test_probabilities_of_several_heads_are_those_of_each() -> None:
+    data, heads = _data(10), _linear_heads([1.0, 2.0])
+    tokens = data.passes[0].tokens
+    both = probabilities(heads, tokens, VIEW, CPU, multi_label=False)
+    assert both.shape == (2, 10, 3)
+    alone = probabilities(heads[1], tokens, VIEW, CPU, multi_label=False)
+    assert torch.allclose(both[1], alone, atol=1e-7)
+    assert torch.allclose(both.sum(-1), torch.ones(2, 10, dtype=torch.float64))
+
+
+def test_parts_of_a_batch() -> None:
+    data = _data(9)
+    batch = next(FeatureBatches(data.passes, data.places, data.labels.indices, 9, 0).batches(0, 1))
+    parts = [prepare_features(batch, CPU, part, 2) for part in range(2)]
+    assert [len(part.inputs[1]) for part in parts] == [4, 5]
+    assert sum(part.share for part in parts) == 1.0
+    assert torch.equal(torch.cat([part.inputs[0] for part in parts]), batch.tokens)
+
+
+def test_forms_of_heads_are_a_part_of_the_grid() -> None:
+    data = _data(30)
+    optim = ProbeOptimConfig(
+        epochs=None,
+        steps=40,
+        batch_size=8,
+        learning_rates=(1e-6, 3e-2),
+        poolings=("linear", "attentive"),
+    )
+    config = ProbeConfig(optim=optim, probe=HeadConfig(depth=2))
+    assert [config.form(setting.kind).depth for setting in config.grid] == [1, 1, 2, 2]
+    recipe = _recipe(config)
+    heads = train_heads(data, config.grid, recipe).heads
+    found = choose_head(heads, config.grid, data.parts(), data.labels, VIEW, CPU)
+    assert [entry.kind for entry in found] == ["linear"] * 2 + ["attentive"] * 2
+    assert found[1].top1 == found[3].top1 == 1.0
+    # A head among others comes out as it does alone.
+    alone = train_heads(data, config.grid[3:], recipe).heads
+    for left, right in zip(heads[3].parameters(), alone[0].parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_heads_without_training() -> None:
+    data = _data(30)
+    for kind in ("knn", "nearest_mean"):
+        config = ProbeConfig(probe=HeadConfig(kind=kind, neighbours=5))
+        assert len(config.grid) == 1
+        head = fit_lookup(data, _recipe(config))
+        shares = probabilities(head, data.passes[0].tokens, VIEW, CPU, multi_label=False)
+        assert (shares.argmax(dim=1).numpy() == data.labels.indices).all()
+        assert torch.allclose(shares.sum(dim=1), torch.ones(30, dtype=torch.float64))

@@ -1,0 +1,214 @@
+"""The worker pool: answers, hangs, deaths, errors, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vjepa.errors import UserError
+from vjepa.runtime import workers
+from vjepa.runtime.workers import Outcome, WorkerPool
+
+
+def _task(job: tuple[str, Any]) -> Any:
+    """What the tests' workers do; runs in a worker process."""
+    name, value = job
+    if name == "double":
+        return 2 * value
+    if name == "whoami":
+        return os.getpid()
+    if name == "block":  # inside the system, as a decoder on a dead disk
+        Path(value).read_bytes()
+    if name == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "die once":
+        if not Path(value).exists():
+            Path(value).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "second time"
+    if name == "fail":
+        raise KeyError("a mistake in the program")
+    return None
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    made = WorkerPool(_task, 2, timeout_seconds=60.0)
+    yield made
+    made.close()
+
+
+def _finish(pool: WorkerPool, count: int) -> dict[int, Outcome]:
+    found: dict[int, Outcome] = {}
+    deadline = time.monotonic() + 120
+    while len(found) < count and time.monotonic() < deadline:
+        for outcome in pool.wait(5.0):
+            assert outcome.ticket not in found
+            found[outcome.ticket] = outcome
+    assert len(found) == count
+    return found
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_every_job_is_answered_once(pool: WorkerPool) -> None:
+    tickets = {pool.submit(("double", number)): number for number in range(50)}
+    tickets[pool.submit(("double", b"x" * 20_000))] = b"x" * 20_000
+    for ticket, outcome in _finish(pool, 51).items():
+        assert outcome.kind == "done"
+        assert outcome.value == 2 * tickets[ticket]
+    assert pool.num_open == 0
+    assert len(pool.worker_ids) == 2
+
+
+def test_a_job_that_blocks_costs_its_worker_and_nothing_else(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pool = WorkerPool(_task, 1, timeout_seconds=1.5)
+    try:
+        whoami = pool.submit(("whoami", None))
+        first = _finish(pool, 1)[whoami].value
+        stuck = pool.submit(("block", str(pipe)))
+        others = [pool.submit(("double", number)) for number in range(3)]
+        found = _finish(pool, 4)
+        assert found[stuck].kind == "hang"
+        assert "1.5 s" in found[stuck].reason
+        assert [found[ticket].value for ticket in others] == [0, 2, 4]
+        assert not _is_running(first)
+        assert first not in pool.worker_ids
+    finally:
+        pool.close()
+
+
+def test_a_job_whose_worker_dies_is_tried_once_more(
+    pool: WorkerPool, tmp_path: Path, caplog
+) -> None:
+    unlucky = pool.submit(("die once", str(tmp_path / "flag")))
+    deadly = pool.submit(("die", None))
+    others = [pool.submit(("double", number)) for number in range(4)]
+    found = _finish(pool, 6)
+    assert found[unlucky] == Outcome(unlucky, "done", "second time")
+    assert found[deadly].kind == "crash"
+    assert "SIGKILL (out of memory?)" in found[deadly].reason
+    assert [found[ticket].value for ticket in others] == [0, 2, 4, 6]
+    assert caplog.text.count("it is replaced") == 3
+    assert "die once" in caplog.text
+
+
+def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:
+    pool.submit(("double", 1))
+    _finish(pool, 1)
+    victim = pool.worker_ids[0]
+    os.kill(victim, signal.SIGKILL)
+    while _is_running(victim):
+        time.sleep(0.01)
+    tickets = [pool.submit(("double", number)) for number in range(6)]
+    found = _finish(pool, 6)
+    assert [found[ticket].value for ticket in tickets] == [0, 2, 4, 6, 8, 10]
+    assert victim not in pool.worker_ids
+
+
+def test_a_mistake_in_the_task_is_not_taken_for_bad_data(pool: WorkerPool) -> None:
+    pool.submit(("fail", None))
+    with pytest.raises(RuntimeError, match=r"(?s)test_workers.py.*KeyError: 'a mistake in the"):
+        _finish(pool, 1)
+
+
+def test_a_waiting_job_can_be_put_first() -> None:
+    pool = WorkerPool(_task, 1, timeout_seconds=60.0)
+    try:
+        tickets = [pool.submit(("double", number)) for number in range(3)]
+        urgent = pool.submit(("double", 9), first=True)
+        order = list(_finish(pool, 4))
+        assert order == [urgent, *tickets]
+    finally:
+        pool.close()
+
+
+def test_cancel_forgets_jobs_and_close_leaves_no_process(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    pool = WorkerPool(_task, 2, timeout_seconds=60.0)
+    pool.submit(("double", 1))
+    _finish(pool, 1)
+    pool.submit(("block", str(pipe)))
+    pool.submit(("double", 2))
+    pool.wait(0.2)
+    known = pool.worker_ids
+    pool.cancel()
+    assert pool.num_open == 0
+    again = pool.submit(("double", 3))
+    assert _finish(pool, 1)[again].value == 6
+    known += pool.worker_ids
+    pool.close()
+    assert not any(_is_running(process) for process in known)
+    assert pool.worker_ids == []
+
+
+def test_workers_that_cannot_start_are_a_clear_error(monkeypatch) -> None:
+    monkeypatch.setattr(workers, "_serve", _leave_at_once)
+    pool = WorkerPool(_task, 1, timeout_seconds=60.0)
+    try:
+        pool.submit(("double", 1))
+        with pytest.raises(UserError, match=r"could not start .* `if __name__"):
+            _finish(pool, 1)
+    finally:
+        pool.close()
+
+
+def _leave_at_once(*_: object) -> None:
+    sys.exit(3)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """Also when they are inside a call that does not come back."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from pathlib import Path
+            from vjepa.runtime.workers import WorkerPool
+
+            def task(path):
+                return Path(path).read_bytes()
+
+            if __name__ == "__main__":
+                pool = WorkerPool(task, 2, 60.0)
+                pool.submit(__file__)
+                while not pool.wait(5.0):
+                    pass
+                pool.submit(sys.argv[1])
+                pool.wait(0.2)
+                print(*pool.worker_ids, flush=True)
+                pool.wait(60.0)
+            """
+        )
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script), str(pipe)], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        known = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    assert known
+    deadline = time.monotonic() + 30
+    while any(_is_running(process) for process in known) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_is_running(process) for process in known)

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vjepa.masking import TokenMasks
+from vjepa.tasks import collapse_alarm
+from vjepa.tasks.health import (
+    PredictionHealth,
+    effective_rank,
+    mask_counts,
+    parameter_distance,
+    representation_health,
+    spread,
+)
+
+MASK = TokenMasks(
+    context=torch.tensor([[0, 1]] * 4),
+    target=torch.tensor([[2, 3, 4], [1, 3, 5], [3, 4, 5], [0, 1, 2]]),
+)
+
+
+def _targets(batch: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 6, 8, generator=generator) + torch.randn(6, 8, generator=generator)
+
+
+def test_spread() -> None:
+    features = torch.tensor([[[0.0, 5.0], [2.0, 5.0]], [[0.0, 5.0], [2.0, 5.0]]])
+    assert spread(features) == pytest.approx(0.5)
+    assert spread(torch.ones(3, 4, 5)) == 0
+
+
+@pytest.mark.parametrize("rank", [1, 3, 6])
+def test_effective_rank_counts_equal_directions(rank: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    left, _ = torch.linalg.qr(torch.randn(10, rank, generator=generator))
+    right, _ = torch.linalg.qr(torch.randn(8, rank, generator=generator))
+    assert effective_rank(left @ right.T) == pytest.approx(rank, rel=1e-3)
+
+
+def test_effective_rank_of_nothing_is_one() -> None:
+    assert effective_rank(torch.zeros(4, 8)) == 1
+
+
+def test_collapsed_features() -> None:
+    health = representation_health(torch.ones(4, 6, 8))
+    assert health["effective_rank"] == pytest.approx(1, abs=1e-3)
+    assert health["pairwise_cosine"] == pytest.approx(1, abs=1e-5)
+    assert health["target_std_between_clips"] == 0
+
+
+def test_features_that_only_tell_the_position() -> None:
+    features = _targets()[:1].expand(4, -1, -1)
+    assert spread(features) > 0.5
+    assert representation_health(features)["target_std_between_clips"] == pytest.approx(0, abs=1e-6)
+
+
+def test_pairwise_cosine_is_the_mean_over_pairs() -> None:
+    features = _targets()
+    pooled = features.mean(dim=1)
+    pairs = [
+        torch.cosine_similarity(pooled[i], pooled[j], dim=0)
+        for i in range(4)
+        for j in range(4)
+        if i != j
+    ]
+    expected = float(torch.stack(pairs).mean())
+    assert representation_health(features)["pairwise_cosine"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_one_clip_compares_with_nothing() -> None:
+    assert representation_health(_targets(batch=1)) == {}
+
+
+def _explained(predict: Tensor, targets: Tensor) -> dict[str, float]:
+    health = PredictionHealth(targets)
+    health.add(MASK.gather_target(predict), MASK)
+    health.add(MASK.gather_target(predict), MASK)
+    return {name: float(value) for name, value in health.summary().items()}
+
+
+def test_perfect_prediction_explains_all() -> None:
+    explained = _explained(_targets(), _targets())
+    assert explained["predictor_std"] == pytest.approx(
+        float(spread(MASK.gather_target(_targets())))
+    )
+    assert len(explained) == 5
+    assert all(v == 1 for name, v in explained.items() if name.startswith("explained"))
+
+
+def test_trivial_predictors_explain_nothing() -> None:
+    targets = _targets()
+    mean_token = targets.mean(dim=(0, 1)).expand(4, 6, -1)
+    explained = _explained(mean_token, targets)
+    assert explained["explained_vs_mean_token"] == pytest.approx(0, abs=1e-6)
+    assert explained["explained_absolute_vs_mean_token"] == pytest.approx(0, abs=1e-6)
+    assert explained["explained_vs_position_mean"] < -0.04
+    others = (targets.sum(dim=0) - targets) / 3
+    explained = _explained(others, targets)
+    assert explained["explained_vs_position_mean"] == pytest.approx(0, abs=1e-5)
+    assert explained["explained_absolute_vs_position_mean"] == pytest.approx(0, abs=1e-5)
+
+
+def test_half_the_error_explains_three_quarters_of_the_variance() -> None:
+    targets = _targets()
+    halfway = (targets + targets.mean(dim=(0, 1))) / 2
+    explained = _explained(halfway, targets)
+    assert explained["explained_vs_mean_token"] == pytest.approx(0.75)
+    assert explained["explained_absolute_vs_mean_token"] == pytest.approx(0.5)
+
+
+def test_parameter_distance() -> None:
+    student, teacher = nn.Linear(3, 2), nn.Linear(3, 2)
+    teacher.load_state_dict(student.state_dict())
+    with torch.no_grad():
+        assert parameter_distance(student, teacher) == 0
+        for weight in teacher.parameters():
+            weight.mul_(1.5)
+        assert parameter_distance(student, teacher) == pytest.approx(0.5)
+
+
+def test_mask_counts() -> None:
+    counts = {name: float(value) for name, value in mask_counts([MASK], _targets()).items()}
+    assert counts == {
+        "context_tokens/mask_0": 2,
+        "context_share/mask_0": pytest.approx(1 / 3),
+        "target_tokens/mask_0": 3,
+        "target_share/mask_0": 0.5,
+    }
+
+
+def _report(**values: float) -> dict[str, float]:
+    healthy = {"loss": 0.5, "effective_rank": 20.0, "target_std": 0.8, "pairwise_cosine": 0.4}
+    return healthy | values
+
+
+def test_a_healthy_run_raises_no_alarm() -> None:
+    assert collapse_alarm([]) is None
+    assert collapse_alarm([_report()]) is None
+    run = [_report(loss=0.5 - 0.01 * step, effective_rank=20 - 0.3 * step) for step in range(30)]
+    assert collapse_alarm(run) is None
+
+
+@pytest.mark.parametrize("name", ["effective_rank", "target_std", "target_std_between_clips"])
+def test_a_fall_with_the_loss_raises_the_alarm(name: str) -> None:
+    run = [_report(**{name: 2.0}), _report(**{name: 3.0}), _report(**{name: 1.4}, loss=0.4)]
+    message = collapse_alarm(run)
+    assert message is not None
+    assert f"{name} fell from 3 to 1.4 while the loss fell from 0.5 to 0.4" in message
+    assert collapse_alarm(run[:2]) is None
+    assert collapse_alarm([*run[:2], _report(**{name: 1.6}, loss=0.4)]) is None
+
+
+def test_a_fall_with_a_rising_loss_is_learning() -> None:
+    assert collapse_alarm([_report(), _report(effective_rank=5.0, loss=0.7)]) is None
+
+
+def test_features_that_become_alike_raise_the_alarm() -> None:
+    message = collapse_alarm([_report(), _report(pairwise_cosine=0.97, loss=0.9)])
+    assert message is not None
+    assert "mean cosine rose from 0.4 to 0.97" in message
+
+
+def test_features_that_start_alike_are_not_accused() -> None:
+    run = [_report(pairwise_cosine=0.99), _report(pairwise_cosine=0.97)]
+    assert collapse_alarm(run) is None
+
+
+def test_missing_and_nonfinite_values_are_passed_over() -> None:
+    run = [_report(effective_rank=math.nan), {"loss": 0.4, "target_std": 0.7}]
+    assert collapse_alarm(run) is None
+    assert collapse_alarm([*run, _report(effective_rank=math.nan, loss=0.1)]) is None
+    assert collapse_alarm([_report(), {"loss": 0.1}]) is None
