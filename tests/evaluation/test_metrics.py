@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vjepa.evaluation.metrics import ClassificationSums, probabilities_of
 
@@ -56,18 +60,34 @@ def test_padding_rows_do_not_count() -> None:
     assert padded.count == 17
 
 
-def test_merged_processes_give_the_whole() -> None:
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(50)), st.sets(st.integers(1, 49), max_size=6), st.integers(1, 9))
+def test_order_and_partition_change_no_bit(order: list[int], cuts: set[int], batch: int) -> None:
     probabilities, labels = _data(50)
-    first = _sums(probabilities[:31], labels[:31], 7)
-    first.merge(_sums(probabilities[31:], labels[31:], 7))
+    # Shares of many sizes, so that floats added in another order would differ.
+    probabilities = torch.softmax(probabilities * torch.linspace(1, 900, 50)[:, None], dim=1)
     whole = _sums(probabilities, labels, 50).metrics()
-    merged = first.metrics()
-    assert merged.confusion == whole.confusion
-    assert merged.top5 == whole.top5
-    assert merged.loss == pytest.approx(whole.loss, rel=1e-12)
-    assert merged.calibration_error == pytest.approx(whole.calibration_error, rel=1e-12)
+    total = ClassificationSums(CLASSES)
+    for part in np.split(np.array(order), sorted(cuts)):
+        total.merge(_sums(probabilities[part], labels[part], batch))
+    assert total.metrics() == whole
+
+
+def test_many_answers_do_not_overflow() -> None:
+    sums = ClassificationSums(("a", "b"))
+    sums.add(torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([1]))  # the largest loss
+    once = sums.metrics()
+    for _ in range(27):
+        sums.merge(copy.deepcopy(sums))
+    many = sums.metrics()
+    assert many.count == 1 << 27
+    assert (many.loss, many.calibration_error) == (once.loss, once.calibration_error) != (0.0, 0.0)
+    assert many.calibration[0].confidence == 1.0
+
+
+def test_other_classes_do_not_merge() -> None:
     with pytest.raises(ValueError, match="classes"):
-        first.merge(ClassificationSums(("x", "y")))
+        ClassificationSums(CLASSES).merge(ClassificationSums(("x", "y")))
 
 
 def test_confusion_and_classes_by_hand() -> None:

@@ -91,6 +91,11 @@ def _check_counts(correct: int, count: int) -> None:
 CALIBRATION_BINS = 15
 """Equal-width bins of the confidence in [0, 1] for the expected calibration error."""
 
+_ONE = 1 << 50
+"""1.0 in fixed point. Every answer's loss and confidence is rounded once to 2 ** -50 (9e-16), then
+summed as a whole number of any length, which is exact: a figure is the same in whatever order the
+answers come and however they are dealt out to batches and processes, and nothing overflows."""
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -179,10 +184,10 @@ class ClassificationSums:
         size = len(classes)
         self.confusion: NDArray[np.int64] = np.zeros((size, size), dtype=np.int64)
         self.top5_correct = 0
-        self.loss_sum = 0.0
+        self.loss_sum = 0  # in units of 1 / _ONE, as `bin_confidence`
         self.bin_count: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, dtype=np.int64)
         self.bin_correct: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, dtype=np.int64)
-        self.bin_confidence: NDArray[np.float64] = np.zeros(CALIBRATION_BINS)
+        self.bin_confidence = [0] * CALIBRATION_BINS
 
     def add(self, probabilities: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
         """Count a batch.
@@ -220,7 +225,10 @@ class ClassificationSums:
         answers = torch.where(shares == shares.amax(dim=1, keepdim=True), numbers, size).amin(dim=1)
         np.add.at(self.confusion, (truth.numpy(), answers.numpy()), 1)
         self.top5_correct += int((rank < 5).sum())
-        self.loss_sum += float(-own.clamp_min(torch.finfo(torch.float64).tiny).log().sum())
+        # One by one: a vectorised logarithm may differ in the last bit at the end of a batch.
+        least = torch.finfo(torch.float64).tiny
+        losses = [-math.log(max(share, least)) for share in own.flatten().tolist()]
+        self.loss_sum += sum(_fixed_point(np.array(losses)))
         self._add_calibration(shares.amax(dim=1).numpy(), (rank == 0).numpy())
 
     def _add_calibration(self, confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> None:
@@ -229,7 +237,8 @@ class ClassificationSums:
         bins = np.clip(bins, 0, CALIBRATION_BINS - 1)
         np.add.at(self.bin_count, bins, 1)
         np.add.at(self.bin_correct, bins, hit.astype(np.int64))
-        np.add.at(self.bin_confidence, bins, confidence)
+        for number, value in zip(bins.tolist(), _fixed_point(confidence), strict=True):
+            self.bin_confidence[number] += value
 
     def merge(self, other: ClassificationSums) -> None:
         """Add the sums of another process or of another part of the data.
@@ -244,7 +253,8 @@ class ClassificationSums:
         self.loss_sum += other.loss_sum
         self.bin_count += other.bin_count
         self.bin_correct += other.bin_correct
-        self.bin_confidence += other.bin_confidence
+        both = zip(self.bin_confidence, other.bin_confidence, strict=True)
+        self.bin_confidence = [own + more for own, more in both]
 
     @property
     def count(self) -> int:
@@ -273,15 +283,16 @@ class ClassificationSums:
             for index, name in enumerate(self.classes)
         )
         present = [entry.accuracy for entry in per_class if entry.accuracy is not None]
-        gap = np.abs(self.bin_correct - self.bin_confidence).sum() / count
+        right = zip(self.bin_correct.tolist(), self.bin_confidence, strict=True)
+        gap = sum(abs(correct * _ONE - confidence) for correct, confidence in right)
         return ClassificationMetrics(
             count=count,
             correct=correct,
             top1=correct / count,
             top5=self.top5_correct / count if len(self.classes) > 5 else None,
             mean_class_accuracy=float(np.mean(present)),
-            loss=self.loss_sum / count,
-            calibration_error=float(gap),
+            loss=self.loss_sum / (count * _ONE),
+            calibration_error=gap / (count * _ONE),
             wilson=wilson_interval(correct, count),
             bootstrap=bootstrap_interval(correct, count, seed),
             per_class=per_class,
@@ -296,10 +307,15 @@ class ClassificationSums:
                 high=(number + 1) / CALIBRATION_BINS,
                 count=int(self.bin_count[number]),
                 correct=int(self.bin_correct[number]),
-                confidence=float(self.bin_confidence[number] / self.bin_count[number]),
+                confidence=self.bin_confidence[number] / (int(self.bin_count[number]) * _ONE),
             )
             for number in np.flatnonzero(self.bin_count).tolist()
         )
+
+
+def _fixed_point(values: NDArray[np.float64]) -> list[int]:
+    """Values of at most 709 (the largest loss) as whole multiples of 1 / _ONE."""
+    return np.rint(values * _ONE).astype(np.int64).tolist()
 
 
 def probabilities_of(logits: Tensor) -> Tensor:

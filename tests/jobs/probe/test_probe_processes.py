@@ -64,8 +64,4 @@ def test_two_processes_measure_what_one_does(
     assert result.test is not None
     alone = json.loads(json.dumps(asdict(result.test)))
     assert alone["metrics"]["count"] == 10
-    loss = found["metrics"].pop("loss"), alone["metrics"].pop("loss")
-    assert loss[0] == pytest.approx(loss[1], rel=1e-12)
-    error = [each["metrics"].pop("calibration_error") for each in (found, alone)]
-    assert error[0] == pytest.approx(error[1], rel=1e-12)
-    assert found == alone
+    assert found == alone  # every figure, to the last bit
