@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 CHECKED := src tests docs benchmarks studies
+EXTRAS := baselines,ray,storage
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -25,10 +26,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 # The list of tools has one home, the dev group of pyproject.toml; old pips cannot read it by name.
+# Every extra comes with them, so that no test is skipped for want of a package.
 $(INSTALLED_DEV): $(INSTALLED)
 	@echo "Adding the development tools ..."
 	@$(BIN)/python -c 'import tomllib; print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"]))' > $(VENV)/dev-requirements.txt
 	@$(PIP) -r $(VENV)/dev-requirements.txt
+	@$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
 	@touch $@
 
 install: $(INSTALLED_DEV)  ## Set up .venv with the package (editable) and the tools

@@ -9,6 +9,29 @@ import pytest
 import torch
 
 _ROOT = Path(__file__).resolve().parents[1]
+_MAY_SKIP = "needs a CUDA device"
+_SKIPPED: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what is skipped, and why."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if _MAY_SKIP not in reason:
+            _SKIPPED.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In continuous integration only the want of a GPU excuses a test."""
+    if os.environ.get("CI") and _SKIPPED and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips make continuous integration fail."""
+    if os.environ.get("CI"):
+        for line in _SKIPPED:
+            terminalreporter.write_line(f"not allowed to be skipped here: {line}", red=True)
 
 
 @pytest.fixture(autouse=True, scope="session")
