@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 from vjepa.config import load_config
+from vjepa.data.clips.dataset import EvaluationClips
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.probes import frame_differences, middle_frame
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of
 from vjepa.evaluation.results import RESULT_FILE, load_result, over_seeds
-from vjepa.evaluation.views import EvaluationClips
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.jobs.probe.probe import train
 

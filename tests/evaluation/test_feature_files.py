@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, look_at
 from vjepa.data.video.info import VideoInfo
 from vjepa.evaluation.export import (
     FeatureFileWriter,
@@ -21,17 +22,15 @@ from vjepa.evaluation.export import (
     metadata,
     tokens_shape,
 )
-from vjepa.evaluation.windows import FramingConfig, Look, WindowConfig, look_at
-from vjepa.models import EncoderConfig
 
-ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=32, num_frames=8, patch_size=16)
+SIZES = {"image_size": 32, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
 INFO = VideoInfo(
     path="video.mp4", num_frames=60, fps=10, width=64, height=36, bytes=12345, mtime_ns=99
 )
 
 
 def _look(info: VideoInfo = INFO) -> Look:
-    return look_at(info, ENCODER, WindowConfig(), FramingConfig())
+    return look_at(info, WindowConfig(), FramingConfig(), **SIZES)
 
 
 def _write(target: Path, stored: str = "float32") -> tuple[FileOrigin, Tensor]:

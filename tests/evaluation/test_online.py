@@ -7,11 +7,12 @@ import pytest
 import torch
 from tests.evaluation.tiny_videos import with_bad_video
 
+from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, _Choice
-from vjepa.evaluation.views import ReadingConfig, ViewConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.runtime.device import DeviceSetup
 

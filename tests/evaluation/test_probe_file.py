@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import weights_hash
 from vjepa.evaluation.heads import HeadConfig, build_head
@@ -18,7 +19,6 @@ from vjepa.evaluation.saved_probe import (
     ProbeFile,
     load_probe_file,
 )
-from vjepa.evaluation.views import ViewConfig
 from vjepa.models import Encoder, EncoderConfig
 
 TINY = EncoderConfig(

@@ -12,12 +12,12 @@ from tests.evaluation.tiny_videos import write_video
 from torch import nn
 
 import vjepa
+from vjepa.data.clips import windows as window_reading
+from vjepa.data.clips.windows import FramingConfig, WindowConfig, framing_for
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
-from vjepa.evaluation import windows as window_reading
 from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
-from vjepa.evaluation.windows import FramingConfig, WindowConfig, framing_for
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
 from vjepa.models.encoder import FrameEncoder
 

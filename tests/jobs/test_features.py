@@ -18,8 +18,8 @@ from tests.evaluation.tiny_videos import coloured_frames, write_video
 import vjepa
 from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
+from vjepa.data.clips.windows import WindowConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.windows import WindowConfig
 from vjepa.jobs.features import FeaturesConfig, FileRecord, file_names, read_index, run
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig

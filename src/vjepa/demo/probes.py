@@ -16,6 +16,8 @@ from torch import Tensor
 
 from vjepa.checkpoint import shipped_weights
 from vjepa.config import load_config
+from vjepa.data.clips.dataset import EvaluationClips
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
@@ -23,7 +25,6 @@ from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.metrics import Interval, wilson_interval
 from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
-from vjepa.evaluation.views import EvaluationClips, ViewConfig
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig

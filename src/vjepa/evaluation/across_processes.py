@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from vjepa.data.clips.views import JoinSegments
 from vjepa.evaluation.frozen import BadVideo
 from vjepa.evaluation.metrics import probabilities_of
-from vjepa.evaluation.views import JoinSegments
 
 
 class Mergeable(Protocol):

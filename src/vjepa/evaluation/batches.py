@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.counter_random import permute
+from vjepa.data.clips.dataset import EvaluationClips
+from vjepa.data.clips.views import JoinSegments, ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.across_processes import join_clips, stacked_for_training
 from vjepa.evaluation.frozen import BadVideo, ClipRows, FeatureSet, encode_rows
-from vjepa.evaluation.views import EvaluationClips, JoinSegments, ViewConfig
 from vjepa.runtime.device import Precision
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.data.clips.windows import Look, Pool
 from vjepa.data.video.info import VideoInfo
-from vjepa.evaluation.windows import Look, Pool
 
 _PART_ROWS = 4096
 

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vjepa.data.clips.dataset import BadVideo, ClipRows
 from vjepa.errors import UserError
 from vjepa.models import normalise_clip
 from vjepa.runtime.device import Precision, to_device
@@ -64,36 +65,6 @@ _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": t
 
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
-
-
-@dataclass(frozen=True)
-class BadVideo:
-    """A video that could not be evaluated, listed in the result and never replaced by another.
-
-    Attributes:
-        row: Its row in the manifest.
-        path: Its file.
-        reason: Why.
-    """
-
-    row: int
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ClipRows:
-    """Clips of some manifest rows, as the encoder's input is made from them.
-
-    Attributes:
-        rows: int64 [B], manifest rows in ascending order.
-        clips: uint8 [B, R, C, T, S, S], RGB; empty when there is no row.
-        bad: Videos of the same span of rows that could not be read; they are not in `rows`.
-    """
-
-    rows: NDArray[np.int64]
-    clips: Tensor
-    bad: tuple[BadVideo, ...] = ()
 
 
 class ClipSource(Protocol):

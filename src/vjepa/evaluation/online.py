@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.counter_random import permute
+from vjepa.data.clips.dataset import EvaluationClips, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge
@@ -29,7 +31,6 @@ from vjepa.evaluation.labels import (
     stratified_subset,
 )
 from vjepa.evaluation.metrics import wilson_interval
-from vjepa.evaluation.views import EvaluationClips, ReadingConfig, ViewConfig
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from vjepa.config import from_dict, to_dict
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import weights_hash
 from vjepa.evaluation.heads import (
@@ -28,7 +29,6 @@ from vjepa.evaluation.heads import (
     build_head,
     build_lookup,
 )
-from vjepa.evaluation.views import ViewConfig
 from vjepa.models import EncoderConfig
 from vjepa.runtime.device import Precision
 from vjepa.version import __version__

@@ -1,6 +1,6 @@
 """Features of whole files: images, short and long videos of any size and frame rate.
 
-The encoder runs over windows (:mod:`vjepa.evaluation.windows`); windows of several files share a
+The encoder runs over windows (:mod:`vjepa.data.clips.windows`); windows of several files share a
 batch where their sizes agree. Tokens go to a sink as soon as no later window sees them, so that
 memory does not grow with the length of a video.
 """
@@ -17,10 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.errors import UserError
-from vjepa.evaluation.frozen import encode_clips
-from vjepa.evaluation.windows import (
+from vjepa.data.clips.windows import (
     FileEvent,
     FramingConfig,
     Look,
@@ -30,6 +27,9 @@ from vjepa.evaluation.windows import (
     look_at,
     read_files,
 )
+from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.errors import UserError
+from vjepa.evaluation.frozen import encode_clips
 from vjepa.models import EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import Precision
@@ -219,7 +219,16 @@ def encode_files(
     looks: list[Look | DecodeError] = []
     for info in infos:
         try:
-            looks.append(look_at(info, config, how.window, how.framing))
+            look = look_at(
+                info,
+                how.window,
+                how.framing,
+                num_frames=config.num_frames,
+                tubelet_size=config.tubelet_size,
+                image_size=config.image_size,
+                patch_size=config.patch_size,
+            )
+            looks.append(look)
         except DecodeError as error:
             looks.append(error)
     batch = _Batch(encoder, how, on_windows)

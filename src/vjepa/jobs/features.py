@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vjepa.config import dump_yaml, to_dict
+from vjepa.data.clips.windows import FramingConfig, Look, Pool, WindowConfig
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
@@ -25,7 +26,6 @@ from vjepa.evaluation.export import (
 )
 from vjepa.evaluation.frozen import settings_hash
 from vjepa.evaluation.video_features import FeatureSink, FileEncoding, encode_files
-from vjepa.evaluation.windows import FramingConfig, Look, Pool, WindowConfig
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import FrozenEncoder, compile_encoder, fit_to_clips, open_encoder
 from vjepa.jobs.show import files_of

@@ -18,11 +18,11 @@ from vjepa.checkpoint.store import CheckpointStore
 from vjepa.config import diff, dump_yaml, load_config, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
-from vjepa.evaluation.views import ViewConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
 from vjepa.runtime.device import set_up_device, to_device

@@ -15,14 +15,15 @@ from torch.nn import functional
 
 from vjepa.checkpoint import Which, find_checkpoint, load_encoder, load_model, read_config
 from vjepa.config import from_dict
+from vjepa.data.clips.dataset import read_centre_clip
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import probe
 from vjepa.data.video.media_files import is_media
 from vjepa.errors import UserError
-from vjepa.evaluation.views import ViewConfig, read_centre_clip
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, EncoderConfig, normalise_clip

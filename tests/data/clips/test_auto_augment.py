@@ -6,7 +6,8 @@ import torch
 
 from vjepa.data.clips.augment import AugmentConfig, augment_clip, draw_clips
 from vjepa.data.clips.auto_augment import NUM_UNIFORMS, PAIRS, auto_augment
-from vjepa.evaluation.views import ClipViews, ViewConfig, ViewRequest
+from vjepa.data.clips.dataset import ClipViews, ViewRequest
+from vjepa.data.clips.views import ViewConfig
 
 _NAMES = {
     "Posterize": "posterize",

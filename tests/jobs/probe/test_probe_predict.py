@@ -12,8 +12,8 @@ from tests.evaluation.tiny_videos import coloured_frames, make_set, write_video
 from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.config import load_config
+from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.views import ReadingConfig
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.jobs.probe.predict import check_predictions_file, predict
 from vjepa.jobs.probe.probe import train

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from vjepa.data.clips.views import ViewConfig
 from vjepa.evaluation.batches import FeatureBatches
 from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.evaluation.labels import Labels
-from vjepa.evaluation.views import ViewConfig
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.features import LabelledFeatures
 from vjepa.jobs.probe.measure import choose_head, probabilities

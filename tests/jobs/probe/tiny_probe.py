@@ -8,7 +8,7 @@ import torch
 
 from vjepa.checkpoint import save_model
 from vjepa.config import load_config
-from vjepa.evaluation.views import ReadingConfig
+from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.measure import Measured
 from vjepa.jobs.probe.probe import evaluate

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from vjepa.data.clips.augment import AugmentConfig
+from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
-from vjepa.evaluation.views import OnBadVideo, ReadingConfig, ViewConfig
 from vjepa.runtime.device import DeviceName, Precision
 
 

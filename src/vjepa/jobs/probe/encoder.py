@@ -13,10 +13,10 @@ from vjepa.checkpoint import find_checkpoint, read_config, read_encoder
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.config import from_dict
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import weights_hash
 from vjepa.evaluation.saved_probe import EncoderIdentity
-from vjepa.evaluation.views import ViewConfig
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from vjepa.config import to_dict
 from vjepa.data.clips.augment import AugmentConfig
+from vjepa.data.clips.dataset import EvaluationClips, OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import (
@@ -25,7 +27,6 @@ from vjepa.evaluation.frozen import (
 )
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.saved_probe import FeatureSettings
-from vjepa.evaluation.views import EvaluationClips, OnBadVideo, ReadingConfig, ViewConfig
 from vjepa.jobs.probe.config import VideosConfig
 from vjepa.jobs.probe.encoder import FrozenEncoder
 from vjepa.runtime.device import DeviceSetup

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.across_processes import add_up, averaged_probabilities, join_clips, my_share
 from vjepa.evaluation.frozen import BadVideo, EncodedRows
@@ -17,7 +18,6 @@ from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.metrics import ClassificationSums, MultiLabelScores
 from vjepa.evaluation.results import EvaluatedSplit, HeadResult, MultiLabelSplit
 from vjepa.evaluation.saved_probe import ProbeFile
-from vjepa.evaluation.views import ViewConfig
 from vjepa.jobs.probe.config import HeadSetting
 from vjepa.jobs.probe.features import FeatureMaker
 from vjepa.jobs.probe.inputs import LabelledVideos

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.saved_probe import ProbeFile, load_probe_file
-from vjepa.evaluation.views import ReadingConfig
 from vjepa.jobs.probe.features import FeatureMaker, Videos
 from vjepa.jobs.probe.measure import probabilities
 from vjepa.jobs.probe.probe import feature_maker

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.config import dump_yaml, to_dict
+from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import BadVideo
 from vjepa.evaluation.heads import HeadConfig, ProbeHead
 from vjepa.evaluation.labels import check_every_class_has_a_sample, labels_of
 from vjepa.evaluation.results import EvaluatedSplit, HeadResult, MultiLabelSplit, ProbeResult
 from vjepa.evaluation.saved_probe import CONFIG_FILE, ProbeFile, load_probe_file
-from vjepa.evaluation.views import OnBadVideo, ReadingConfig
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.features import (

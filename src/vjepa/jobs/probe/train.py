@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vjepa.data.clips.views import ViewConfig
 from vjepa.evaluation.across_processes import join_clips
 from vjepa.evaluation.batches import (
     ClipBatch,
@@ -18,7 +19,6 @@ from vjepa.evaluation.batches import (
 )
 from vjepa.evaluation.frozen import BadVideo
 from vjepa.evaluation.heads import HeadGrid, LookupHead, TrainedHead, build_head, build_lookup
-from vjepa.evaluation.views import ViewConfig
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from vjepa.data.clips.crops import Resize, resize_frames, short_side_size
 from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.models import EncoderConfig
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips
 
@@ -292,14 +291,23 @@ class Look:
 
 
 def look_at(
-    info: VideoInfo, encoder: EncoderConfig, window: WindowConfig, framing: FramingConfig
+    info: VideoInfo,
+    window: WindowConfig,
+    framing: FramingConfig,
+    *,
+    num_frames: int,
+    tubelet_size: int,
+    image_size: int,
+    patch_size: int,
 ) -> Look:
     """Decide how a file is looked at.
 
     Args:
         info: What probing it has found.
-        encoder: Sizes of the encoder.
         window, framing: What is wanted.
+        num_frames, tubelet_size: Frames that the encoder was made for (1: an image model, which
+            sees every frame alone), and those of one token.
+        image_size, patch_size: The same in pixels.
 
     Returns:
         The look.
@@ -309,31 +317,31 @@ def look_at(
     """
     if not info.ok:
         raise DecodeError(info.path, info.reason or "marked as bad in the manifest")
-    num_frames = window.num_frames or (16 if encoder.is_image_model else encoder.num_frames)
+    length = window.num_frames or (16 if num_frames == 1 else num_frames)
     try:
         if info.kind == "image":
-            still = 1 if encoder.is_image_model else window.still_frames or num_frames
+            still = 1 if num_frames == 1 else window.still_frames or length
             frames = np.zeros(still, dtype=np.int64)
-            num_frames = still
+            length = still
         else:
             frames = timeline(window, info.num_frames, info.fps)
         plan = plan_windows(
             frames,
-            num_frames=num_frames,
-            tubelet_size=encoder.tubelet_size,
+            num_frames=length,
+            tubelet_size=tubelet_size,
             overlap=window.overlap,
         )
         seen = framing_for(
             framing,
             info.height,
             info.width,
-            image_size=encoder.image_size,
-            patch_size=encoder.patch_size,
+            image_size=image_size,
+            patch_size=patch_size,
         )
     except ValueError as error:
         raise DecodeError(info.path, str(error)) from error
-    side = encoder.patch_size
-    return Look(info, plan, seen, (plan.num_tubelets, seen.height // side, seen.width // side))
+    rows, columns = seen.height // patch_size, seen.width // patch_size
+    return Look(info, plan, seen, (plan.num_tubelets, rows, columns))
 
 
 @dataclass(frozen=True)

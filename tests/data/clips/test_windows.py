@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa.evaluation.windows import Stitcher, WindowConfig, plan_windows, timeline
+from vjepa.data.clips.windows import Stitcher, WindowConfig, plan_windows, timeline
 
 
 def test_a_timeline_by_stride_and_by_time() -> None:

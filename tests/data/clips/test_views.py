@@ -6,27 +6,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.evaluation.tiny_videos import with_bad_video, write_manifest
+from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
 
 from vjepa.data import Manifest
-from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.manifest.manifest import ManifestRow
-from vjepa.data.video.decode import decode_frames
-from vjepa.data.video.info import DecodeError
-from vjepa.errors import UserError
-from vjepa.evaluation.views import (
+from vjepa.data.clips.dataset import (
     ClipViews,
     EvaluationClips,
     ReadFailure,
     ReadingConfig,
-    ViewConfig,
     ViewRequest,
     read_centre_clip,
 )
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.manifest.manifest import ManifestRow
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
 
 CLIP = ClipConfig(num_frames=4, stride=2, sampling="exact")
 VIEW = ViewConfig(crop_size=24, short_side=24)
 HERE = ReadingConfig(num_workers=0)
+
+
+@pytest.fixture(scope="module")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_set(tmp_path_factory.mktemp("tiny_set"), {"train": 4, "test": 11})
 
 
 def test_the_clip_is_the_centre_in_time_and_space(tiny_set: Path) -> None:

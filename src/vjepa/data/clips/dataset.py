@@ -22,21 +22,49 @@ from torch import Tensor
 
 from vjepa.counter_random import uniforms
 from vjepa.data.clips.augment import AugmentConfig, ClipDraws, augment_clip, draw_clips
-from vjepa.data.clips.crops import Resize, center_crop_clip, long_side_crops
+from vjepa.data.clips.crops import center_crop_clip, long_side_crops
 from vjepa.data.clips.plan import ClipConfig, Placement, segment_indices
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import BadVideo, ClipRows
 from vjepa.runtime.workers import WorkerPool
 
-if TYPE_CHECKING:
-    from vjepa.data import Manifest
 if TYPE_CHECKING:
     from vjepa.data import Manifest
     from vjepa.data.frame_cache import CachedVideo, FrameCache
 
 
 OnBadVideo = Literal["error", "list"]
+
+
+@dataclass(frozen=True)
+class BadVideo:
+    """A video that could not be evaluated, listed in the result and never replaced by another.
+
+    Attributes:
+        row: Its row in the manifest.
+        path: Its file.
+        reason: Why.
+    """
+
+    row: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClipRows:
+    """Clips of some manifest rows, as the encoder's input is made from them.
+
+    Attributes:
+        rows: int64 [B], manifest rows in ascending order.
+        clips: uint8 [B, R, C, T, S, S], RGB; empty when there is no row.
+        bad: Videos of the same span of rows that could not be read; they are not in `rows`.
+    """
+
+    rows: NDArray[np.int64]
+    clips: Tensor
+    bad: tuple[BadVideo, ...] = ()
 
 
 def read_centre_clip(info: VideoInfo, clip: ClipConfig, view: ViewConfig) -> Tensor:
@@ -179,51 +207,6 @@ class EvaluationClips:
 
 
 _LONGEST_WAIT_SECONDS = 60.0
-
-
-JoinSegments = Literal["tokens", "average"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewConfig:
-    """The views of a video: S segments in time, V crops in space (the paper's 16 x S x V)."""
-
-    crop_size: int = 224
-    """Height and width of the crop, in pixels."""
-    short_side: int | None = None
-    """Length that the frame's short side is brought to first, in pixels; null, as in the paper's
-    evaluation: 256/224 of `crop_size` with one view, `crop_size` itself with several."""
-    resize: Resize = "antialias"
-    """`antialias`: bilinear with antialias; `reference`: without it, as the released code."""
-    num_segments: int = 1
-    """S: the video is cut into so many equal segments, each gives a clip. Clips overlap where a
-    video is shorter than S clips; one shorter than a clip follows `data.clip.short_video`."""
-    num_views: int = 1
-    """V: crops of each clip. 1: the centre; more: evenly spaced along the long side. Training sees
-    one crop."""
-    join: JoinSegments = "tokens"
-    """`tokens`: the token maps of a view's segments are given to the probe together, as in the
-    paper; `average`: the probe sees each alone and its probabilities are averaged. Over crops
-    probabilities are always averaged."""
-    placement: Literal["centre", "even", "reference", "reference_random"] = "centre"
-    """Where the clips of an evaluation are. `centre`: in the middle of each segment; `even`: from
-    the video's first frame to its last; `reference`: at the start of each segment, as the released
-    code with its random numbers at 0; `reference_random`: at a random place of each segment, which
-    is what the released code does, here drawn once for each file name."""
-
-    def __post_init__(self) -> None:
-        for name in ("crop_size", "num_segments", "num_views"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.short_side is not None and self.short_side < self.crop_size:
-            raise ValueError(
-                f"short_side: {self.short_side} is smaller than crop_size {self.crop_size}"
-            )
-
-    @property
-    def clips_per_video(self) -> int:
-        """Clips of an evaluated video: R = V * S; number r = v * S + s."""
-        return self.num_views * self.num_segments
 
 
 @dataclass(frozen=True, kw_only=True)

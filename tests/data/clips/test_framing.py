@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vjepa.data.clips.crops import center_crop_clip
-from vjepa.evaluation.windows import FramingConfig, framing_for
+from vjepa.data.clips.windows import FramingConfig, framing_for
 
 SIZES = {"image_size": 32, "patch_size": 8}
 
