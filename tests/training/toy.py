@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.runtime.metric_log import JsonlSink, MetricSink
+from vjepa.runtime.metric_log import MetricLog
 from vjepa.training import (
     EmaConfig,
     MicroBatch,
@@ -118,11 +118,11 @@ class ToyEvaluator:
 def make_trainer(folder: Path | None, **changes: Any) -> Trainer:
     """A job in a run folder; fields of the trainer may be replaced."""
     objective = changes.pop("objective", None) or ToyObjective()
-    run_folder, sinks = None, list[MetricSink]()
+    run_folder, sinks = None, list[MetricLog]()
     if folder is not None:
         config = {"objective": "toy", "model": {}, "run": {"seed": 1}}
         run_folder = RunFolder.open(folder, changes.get("training", TRAINING), config)
-        sinks.append(JsonlSink(folder / "metrics.jsonl"))
+        sinks.append(MetricLog(folder / "metrics.jsonl"))
     fields: dict[str, Any] = {
         "data": ToyData(),
         "prepare": prepare,

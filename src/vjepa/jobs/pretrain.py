@@ -28,7 +28,7 @@ from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorCo
 from vjepa.runtime.device import set_up_device, to_device
 from vjepa.runtime.distributed import Team, open_team
 from vjepa.runtime.logging import log_file
-from vjepa.runtime.metric_log import run_folder_sinks
+from vjepa.runtime.metric_log import MetricLog
 from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.sharding import load_whole
 from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction, collapse_alarm
@@ -423,7 +423,7 @@ def _run(config: PretrainConfig, out: Path, team: Team) -> TrainingResult:
             ema=config.ema if config.objective.name == "vjepa" else None,
             modules=parts.modules,
             folder=RunFolder(out, store, checkpoint_config(config)),
-            sinks=run_folder_sinks(out) if team.is_main else [],
+            sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
             evaluators=list(_evaluators(config, parts, team)),
             alarm=collapse_alarm,
             description="pretraining",

@@ -13,7 +13,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -41,6 +41,7 @@ def atomic_path(path: Path) -> Generator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    aside.unlink(missing_ok=True)  # of a killed process that had the same number
     try:
         yield aside
         sync(aside)
@@ -101,7 +102,8 @@ class JsonLines:
     """A file of JSON objects, one a line, that only grows; a context manager.
 
     A line outlives the process as soon as `append` returns, a power cut after a hundred more or at
-    the end. A torn last line, left by a kill, is cut off when the file is opened.
+    the end. A torn last line, left by a kill, is cut off when the file is opened. Lines are ASCII,
+    so that a file name whose bytes are no text comes back as it was.
     """
 
     def __init__(self, path: Path) -> None:
@@ -127,23 +129,32 @@ class JsonLines:
         Raises:
             UserError: The disk is full or gone.
         """
-        line = json.dumps(record, ensure_ascii=False) + "\n"
-        try:
-            self._file.write(line.encode("utf-8", "surrogateescape"))
+        line = json.dumps(record) + "\n"
+        with self._closed_on_failure():
+            self._file.write(line.encode("ascii"))
             self._file.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space and "
-                "run the same command again"
-            ) from error
         self._unsynced += 1
         if self._unsynced >= _SYNC_EVERY_LINES:
             self.sync()
 
     def sync(self) -> None:
         """Bring every line to the disk."""
-        os.fsync(self._file.fileno())
+        with self._closed_on_failure():
+            os.fsync(self._file.fileno())
         self._unsynced = 0
+
+    @contextmanager
+    def _closed_on_failure(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            # Closing later would try to write the rest once more and hide this error.
+            with suppress(OSError):
+                self._file.close()
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror or error}); free some space and "
+                "run the same command again"
+            ) from error
 
     def close(self) -> None:
         """Bring every line to the disk and close the file."""

@@ -25,7 +25,7 @@ from vjepa.errors import UserError
 from vjepa.runtime.device import compile_blocks
 from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
-from vjepa.runtime.metric_log import MetricRecord, MetricSink
+from vjepa.runtime.metric_log import MetricLog, MetricRecord
 from vjepa.runtime.progress import Progress, open_progress
 from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.sharding import whole
@@ -130,7 +130,7 @@ class Trainer:
     """All weights that a checkpoint holds, by name; None: the trained ones."""
     folder: RunFolder | None = None
     """Where checkpoints go; None: nothing is kept and nothing resumed."""
-    sinks: Sequence[MetricSink] = ()
+    sinks: Sequence[MetricLog] = ()
     """Where metrics go."""
     evaluators: Sequence[Evaluator] = ()
     """What is measured now and then."""

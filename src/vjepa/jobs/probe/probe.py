@@ -40,7 +40,7 @@ from vjepa.jobs.probe.measure import Measured, choose_head, draw, draw_reliabili
 from vjepa.jobs.probe.train import HeadRecipe, fit_lookup, train_heads
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
-from vjepa.runtime.metric_log import JsonlSink
+from vjepa.runtime.metric_log import MetricLog
 from vjepa.runtime.threads import set_num_threads
 from vjepa.training.trainer import TrainingConfig
 from vjepa.version import __version__
@@ -321,7 +321,7 @@ def _fit(inputs: ProbeInputs, parts: _Parts, out: Path) -> _Fitted:
         assert isinstance(parts.whole, LabelledFeatures)
         return _Fitted(fit_lookup(parts.whole, recipe), config.probe, (), known_bad)
     grid = config.grid
-    trained = train_heads(parts.fit, grid, recipe, sinks=[JsonlSink(out / METRICS_FILE)])
+    trained = train_heads(parts.fit, grid, recipe, sinks=[MetricLog(out / METRICS_FILE)])
     if len(grid) == 1:
         form = config.form(grid[0].kind)
         return _Fitted(trained.heads[0], form, (), known_bad or trained.bad)

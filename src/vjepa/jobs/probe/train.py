@@ -23,7 +23,7 @@ from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig
 from vjepa.runtime.device import to_device
-from vjepa.runtime.metric_log import MetricSink
+from vjepa.runtime.metric_log import MetricLog
 from vjepa.runtime.seeds import seed_torch
 from vjepa.tasks.classification import ClassificationObjective
 from vjepa.training.schedules import OptimConfig
@@ -66,7 +66,7 @@ def train_heads(
     grid: Sequence[HeadSetting],
     recipe: HeadRecipe,
     *,
-    sinks: Sequence[MetricSink] = (),
+    sinks: Sequence[MetricLog] = (),
     description: str = "probe",
 ) -> TrainedHeads:
     """Train one head for each setting, all on the same batches, by the one training loop.

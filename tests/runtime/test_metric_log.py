@@ -6,32 +6,22 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import pytest
+from tests.runtime.full_disk import no_file_may_pass
 
 from vjepa.errors import UserError
-from vjepa.runtime.metric_log import (
-    JsonlSink,
-    MetricRecord,
-    TensorBoardSink,
-    read_metrics,
-    run_folder_sinks,
-)
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from vjepa.runtime.metric_log import MetricLog, MetricRecord, read_metrics
 
 
 def _write(path: Path, completed: int, steps: list[int]) -> None:
-    sink = JsonlSink(path)
-    sink.start(completed)
+    log = MetricLog(path)
+    log.start(completed)
     for step in steps:
-        sink.write(MetricRecord("train", step, {"loss": step / 4}))
+        log.write(MetricRecord("train", step, {"loss": step / 4}))
         if step % 2 == 0:
-            sink.write(MetricRecord("health", step, {"std": 1.0}))
-    sink.close()
+            log.write(MetricRecord("health", step, {"std": 1.0}))
+    log.close()
 
 
 def _keys(path: Path) -> list[tuple[str, int]]:
@@ -65,52 +55,57 @@ def test_line_that_a_crash_has_cut_short_is_dropped(tmp_path: Path) -> None:
 
 def test_every_line_is_json_also_with_values_that_are_not_finite(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    sink = JsonlSink(path)
-    sink.start(0)
-    sink.write(MetricRecord("train", 1, {"loss": math.nan, "grad": math.inf, "count": 3}))
-    sink.write(MetricRecord("warning", 1, {"message": "collapse"}))
-    sink.close()
+    log = MetricLog(path)
+    log.start(0)
+    log.write(MetricRecord("train", 1, {"loss": math.nan, "grad": math.inf, "count": 3}))
+    log.write(MetricRecord("warning", 1, {"message": "collapse"}))
+    log.close()
     first, second = (json.loads(line) for line in path.read_text().splitlines())
     assert first == {"kind": "train", "step": 1, "loss": None, "grad": None, "count": 3}
     assert second["message"] == "collapse"
     assert math.isnan(read_metrics(path)[0].values["loss"])
 
 
-def test_lines_are_there_before_the_sink_is_closed(tmp_path: Path) -> None:
+def test_lines_are_there_before_it_is_closed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    sink = JsonlSink(path)
+    log = MetricLog(path)
     with pytest.raises(RuntimeError, match=r"start\(\)"):
-        sink.write(MetricRecord("train", 1))
-    sink.start(0)
-    sink.write(MetricRecord("train", 1))
+        log.write(MetricRecord("train", 1))
+    log.start(0)
+    log.write(MetricRecord("train", 1))
     assert _keys(path) == [("train", 1)]
-    sink.close()
+    log.close()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    sink = JsonlSink(tmp_path / "metrics.jsonl")
-    sink.start(0)
-    sink.close()
-    sink._file = open("/dev/full", "a")  # noqa: SIM115, PTH123 (the sink closes it)
-    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: No space left"):
-        sink.write(MetricRecord("train", 1))
-    sink.close()
+    log = MetricLog(tmp_path / "metrics.jsonl")
+    log.start(0)
+    with no_file_may_pass(100), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be wr"):
+        log.write(MetricRecord("train", 1, {"x" * 200: 1}))
+    log.close()
 
 
-def test_full_disk_of_event_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_of_event_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+
     class FullWriter:
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            pass
+
         def add_scalar(self, *args: object) -> None:
             raise OSError(28, "No space left on device")
 
         def close(self) -> None:
             raise OSError(28, "No space left on device")
 
-    sink = TensorBoardSink(tmp_path)
-    sink._writer = cast("SummaryWriter", FullWriter())
-    with pytest.raises(UserError, match="cannot be written: No space left"):
-        sink.write(MetricRecord("train", 1, {"loss": 1.0}))
-    sink.close()
+    monkeypatch.setattr(tensorboard, "SummaryWriter", FullWriter)
+    log = MetricLog(tmp_path / "metrics.jsonl", events=True)
+    log.start(0)
+    with pytest.raises(UserError, match=r"cannot be written .No space left"):
+        log.write(MetricRecord("train", 1, {"loss": 1.0}))
+    log.close()
     assert "No space left" in caplog.text
 
 
@@ -127,42 +122,35 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_tensorboard_scalars_images_and_resume(tmp_path: Path) -> None:
+def test_event_files_hold_scalars_and_go_on_after_a_resume(tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", exc_type=ImportError
     )
     for completed, steps in ((0, [1, 2, 3, 4]), (2, [3, 4, 5])):
-        sink = TensorBoardSink(tmp_path)
-        sink.start(completed)
+        log = MetricLog(tmp_path / "metrics.jsonl", events=True)
+        log.start(completed)
         for step in steps:
             values = {"loss": completed + step / 10, "list": [1]}
-            sink.write(MetricRecord("train", step, values))
-        sink.write(MetricRecord("warning", steps[-1], {"message": "collapse"}))
-        sink.write_images("masks", np.zeros((3, 8, 8, 3), np.uint8), steps[-1])
-        sink.close()
+            log.write(MetricRecord("train", step, values))
+        log.write(MetricRecord("warning", steps[-1], {"message": "collapse"}))
+        log.close()
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert found == [(s, pytest.approx(v)) for s, v in ((1, 0.1), (2, 0.2), *_after_resume())]
-    assert "masks" in events.Tags()["images"]
+    wanted = [(1, 0.1), (2, 0.2), (3, 2.3), (4, 2.4), (5, 2.5)]
+    assert found == [(step, pytest.approx(value)) for step, value in wanted]
     assert events.Tags()["scalars"] == ["train/loss"]
-
-
-def _after_resume() -> list[tuple[int, float]]:
-    return [(3, 2.3), (4, 2.4), (5, 2.5)]
-
-
-def test_tensorboard_must_be_started(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"start\(\)"):
-        TensorBoardSink(tmp_path).write(MetricRecord("train", 1))
+    assert _keys(tmp_path / "metrics.jsonl")[-2:] == [("train", 5), ("warning", 5)]
 
 
 def test_without_tensorboard_the_log_is_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert len(run_folder_sinks(tmp_path)) == 2
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    (sink,) = run_folder_sinks(tmp_path)
-    assert isinstance(sink, JsonlSink)
+    log = MetricLog(tmp_path / "metrics.jsonl", events=True)
     assert "tensorboard is not installed" in caplog.text
     assert "pip install tensorboard" in caplog.text
+    log.start(0)
+    log.write(MetricRecord("train", 1))
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -1,0 +1,219 @@
+"""Files that are whole or not there, whatever happens to who writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.runtime.full_disk import no_file_may_pass
+
+from vjepa.errors import UserError
+from vjepa.runtime.files import (
+    JsonLines,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    locked_folder,
+    read_json_lines,
+)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_written_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.txt"
+    atomic_write(target, "größer")
+    atomic_write(target, "kleiner")
+    assert target.read_text(encoding="utf-8") == "kleiner"
+    atomic_write(target, b"\x00\xff")
+    assert target.read_bytes() == b"\x00\xff"
+    assert _names(target.parent) == ["a.txt"]
+
+
+def test_the_old_file_stays_until_the_block_ends_and_if_it_fails(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    atomic_write(target, "old")
+
+    def fail() -> None:
+        with atomic_path(target) as aside:
+            aside.write_text("half")
+            assert target.read_text() == "old"
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
+    assert target.read_text() == "old"
+    assert _names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    atomic_write(target, "old")
+    with pytest.raises(OSError), no_file_may_pass(1000):
+        atomic_write(target, "x" * 2000)
+    assert target.read_text() == "old"
+    assert _names(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_no_beginning(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "a.jsonl") as aside:
+        left_over = aside
+        aside.touch()
+    left_over.write_text("from the dead\n")
+    with atomic_path(tmp_path / "a.jsonl") as aside, aside.open("a") as file:
+        file.write("mine\n")
+    assert (tmp_path / "a.jsonl").read_text() == "mine\n"
+
+
+_KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from vjepa.runtime.files import atomic_folder, atomic_path
+out = Path(sys.argv[1])
+with atomic_path(out / "file") as file, atomic_folder(out / "folder") as folder:
+    file.write_text("half")
+    (folder / "part").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLED_WHILE_WRITING, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(_names(tmp_path)) == 2
+    assert all(name.endswith(".partial") for name in _names(tmp_path))
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "below" / "folder"
+
+    def fail() -> None:
+        with atomic_folder(target) as aside:
+            (aside / "part").write_text("half")
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail()
+    assert _names(target.parent) == []
+    with atomic_folder(target) as aside:
+        (aside / "deep").mkdir()
+        (aside / "deep" / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "deep" / "a").read_text() == "1"
+    with pytest.raises(FileExistsError, match="folder exists"), atomic_folder(target):
+        pass
+
+
+def test_lines_are_there_at_once_and_after_the_file_was_opened_again(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "log.jsonl"
+    for number in range(2):
+        with JsonLines(path) as log:
+            log.append({"number": number})
+            assert list(read_json_lines(path))[-1] == (number + 1, {"number": number})
+    log.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_torn_last_line_is_not_read_and_cut_off_when_opened(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    assert list(read_json_lines(path)) == [(1, {"a": 1})]
+    with JsonLines(path) as log:
+        log.append({"a": 3})
+    assert list(read_json_lines(path)) == [(1, {"a": 1}), (2, {"a": 3})]
+
+
+@pytest.mark.parametrize("length", [1, 2**16, 2**16 + 1, 200_000])
+def test_a_torn_line_of_any_length_is_cut_off(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "log.jsonl"
+    for whole in ("", '{"a": 1}\n'):
+        path.write_text(whole + "x" * length)
+        JsonLines(path).close()
+        assert path.read_text() == whole
+
+
+def test_lines_that_are_no_object_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'[1]\n\xff\n{"a": 1}\n\n' + b"[" * 100_000 + b"\n")
+    assert [line for _, line in read_json_lines(path)] == [None, None, {"a": 1}, None, None]
+
+
+@pytest.mark.parametrize("name", ["grün 動画", os.fsdecode(b"\xff.mp4"), "\ud800", 'a"\n'])
+def test_any_text_comes_back(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "log.jsonl"
+    with JsonLines(path) as log:
+        log.append({name: name})
+    assert list(read_json_lines(path)) == [(1, {name: name})]
+
+
+_KILLED_WHILE_APPENDING = """
+import os, signal, sys
+from pathlib import Path
+from vjepa.runtime.files import JsonLines
+log = JsonLines(Path(sys.argv[1]))
+for number in range(250):
+    log.append({"number": number})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_costs_no_line_and_the_next_process_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    done = subprocess.run([sys.executable, "-c", _KILLED_WHILE_APPENDING, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with JsonLines(path) as log:
+        log.append({"number": 250})
+    assert [line for _, line in read_json_lines(path)] == [{"number": n} for n in range(251)]
+
+
+def test_a_full_disk_is_one_clear_line_and_costs_no_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+
+    def fill() -> None:
+        # Leaving the block closes the log, which must not fail a second time over the same line.
+        with no_file_may_pass(100), JsonLines(path) as log:
+            log.append({"a": 1})
+            log.append({"text": "x" * 200})
+
+    message = r"log\.jsonl: cannot be written \(.+\); free some space"
+    with pytest.raises(UserError, match=message):
+        fill()
+    with JsonLines(path) as log:
+        log.append({"a": 2})
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"log\.jsonl: cannot be written .*choose another --out"):
+        JsonLines(tmp_path / "file" / "log.jsonl")
+
+
+_HOLD = """
+import sys, time
+from pathlib import Path
+from vjepa.runtime.files import locked_folder
+with locked_folder(Path(sys.argv[1])):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match="another process is at work"), locked_folder(tmp_path):
+            pass
+        holder.kill()
+    with pytest.raises(json.JSONDecodeError), locked_folder(tmp_path):
+        json.loads("an error inside passes through")
