@@ -1,4 +1,4 @@
-"""A reader process for tests that hangs on files named `hang*` and crashes on `crash*`."""
+"""Looking into files: a task that hangs on `hang*`, crashes on `crash*`, fails on `mistake*`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import signal
 import time
 from pathlib import Path
 
-import vjepa.data.video.inspect_worker as worker
-
-_probe = worker.probe
-
-
-def probe(path, **options):
-    name = Path(path).name
-    if name.startswith("hang"):
-        time.sleep(600)
-    if name.startswith("crash"):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return _probe(path, **options)
+from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.inspect_pool import InspectOrder, InspectTask
 
 
-if __name__ == "__main__":
-    worker.probe = probe
-    worker.main()
+class HangingTask(InspectTask):
+    """Runs in a worker process."""
+
+    def __call__(self, order: InspectOrder) -> VideoInfo:
+        name = Path(order.path).name
+        if name.startswith("hang"):
+            time.sleep(600)
+        if name.startswith("crash"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if name.startswith("mistake"):
+            raise KeyError("a mistake in the program")
+        return super().__call__(order)

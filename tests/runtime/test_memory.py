@@ -13,7 +13,7 @@ import pytest
 from vjepa.runtime.device import resident_bytes
 
 _SCRIPT = """
-from vjepa.runtime.device import limit_memory
+from vjepa.runtime.workers import limit_memory
 limit_memory(0.3)
 bytearray(100_000_000)
 try:

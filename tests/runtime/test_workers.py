@@ -212,3 +212,45 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     while any(_is_running(process) for process in known) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(_is_running(process) for process in known)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_map_answers_every_payload(pool: WorkerPool, in_order: bool, tmp_path: Path) -> None:
+    payloads = [("double", number) for number in range(20)]
+    payloads[3:3] = [("die", None), ("die once", str(tmp_path / "flag"))]
+    found = list(pool.map(payloads, 5, in_order))
+    if in_order:
+        assert [payload for payload, _ in found] == payloads
+    by_payload = dict(found)
+    assert by_payload.keys() == set(payloads)
+    assert by_payload[("die", None)].kind == "crash"
+    assert by_payload[("die", None)].exit_code == -signal.SIGKILL
+    assert all(by_payload[(name, n)].value == 2 * n for name, n in payloads if name == "double")
+
+
+def test_map_reads_an_endless_stream_no_further_than_ahead(pool: WorkerPool) -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[tuple[str, int]]:
+        while True:
+            read.append(len(read))
+            yield "double", read[-1]
+
+    mapped = pool.map(endless(), 3)
+    assert [next(mapped)[1].value for _ in range(4)] == [0, 2, 4, 6]
+    assert len(read) <= 4 + 3
+    mapped.close()  # what it had handed out is forgotten, or its answer is
+    again = [outcome.value for _, outcome in pool.map([("double", 21), ("double", 4)], 2)]
+    assert again == [42, 8]
+
+
+def test_map_raises_a_mistake_in_the_task(pool: WorkerPool) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)KeyError: 'a mistake in the program"):
+        list(pool.map([("double", 1), ("fail", None)], 2))
+
+
+def test_map_without_workers_works_here() -> None:
+    pool = WorkerPool(_task, 0, timeout_seconds=60.0)
+    found = list(pool.map(iter([("whoami", None), ("double", 3)]), 1))
+    assert [outcome.value for _, outcome in found] == [os.getpid(), 6]
+    pool.close()

@@ -11,10 +11,9 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -294,30 +293,13 @@ def _decode_rows(
         for row in rows
     )
     task = _CacheTask(file)
-    with open_progress("decode videos once", len(rows)) as progress:
-        if num_workers == 0:
-            outcomes = ((order.row, Outcome(0, "done", task(order))) for order in orders)
-        else:
-            outcomes = _run_in_workers(task, orders, num_workers, timeout_seconds)
-        for done, outcome in enumerate(outcomes, start=1):
-            yield outcome
-            progress.update(done)
-
-
-def _run_in_workers(
-    task: _CacheTask, orders: Iterator[_CacheOrder], num_workers: int, timeout_seconds: float
-) -> Iterator[tuple[int, Outcome]]:
     # All frames are mapped, and those of one video lie beside them, twice while they are shrunk.
-    memory = WORKER_GIGABYTES + 3 * task.frames.stat().st_size / 1e9
-    pool = WorkerPool(task, num_workers, timeout_seconds, memory)
-    open_rows: dict[int, int] = {}
-    try:
-        while True:
-            for order in islice(orders, 4 * num_workers - pool.num_open):
-                open_rows[pool.submit(order)] = order.row
-            if not open_rows:
-                return
-            for outcome in pool.wait(60.0):
-                yield open_rows.pop(outcome.ticket), outcome
-    finally:
-        pool.close()
+    memory = WORKER_GIGABYTES + 3 * file.stat().st_size / 1e9
+    with (
+        open_progress("decode videos once", len(rows)) as progress,
+        closing(WorkerPool(task, num_workers, timeout_seconds, memory)) as pool,
+    ):
+        outcomes = pool.map(orders, ahead=4 * num_workers, in_order=False)
+        for done, (order, outcome) in enumerate(outcomes, start=1):
+            yield order.row, outcome
+            progress.update(done)

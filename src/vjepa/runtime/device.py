@@ -212,28 +212,6 @@ def resident_bytes(pid: int | None = None) -> int:
     return _statm(pid, 1)
 
 
-def limit_memory(gigabytes: float) -> None:
-    """Let this process take so much more address space than it has now, and no more.
-
-    What would pass the limit fails with ``MemoryError`` instead of taking the machine's memory. It
-    holds for this process until its end and cannot be raised again. Address space is what the
-    system can limit: it is never less than the memory in use. Only Linux keeps to it; elsewhere
-    nothing is done.
-
-    Args:
-        gigabytes: How much more, in GB (1e9 bytes).
-    """
-    if sys.platform != "linux":
-        return
-    import resource
-
-    wanted = _statm(None, 0) + int(gigabytes * _GIGABYTE)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
-
-
 def _statm(pid: int | None, place: int) -> int:
     """One of the page counts of ``/proc/<pid>/statm`` (0: address space, 1: resident), in bytes."""
     file = Path("/proc", "self" if pid is None else str(pid), "statm")

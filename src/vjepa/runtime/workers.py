@@ -12,20 +12,22 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import limit_memory
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -35,12 +37,15 @@ START_SECONDS = 300.0
 WORKER_GIGABYTES = 16.0
 """Address space that a worker may take beyond what it starts with, unless said otherwise."""
 
-_AHEAD_BYTES = (
-    4096  # a job of at most this size is sent to a busy worker: it fits in any pipe's buffer
-)
+LOADER_MODULES = ("torch", "av", "vjepa.data.clips.cut", "vjepa.data.video.decode")
+"""What cutting clips needs."""
+
+_Payload = TypeVar("_Payload")
+
+# A job of at most this size is sent to a busy worker: it fits in any pipe's buffer.
+_AHEAD_BYTES = 4096
 _JOBS_PER_WORKER = 2
 _READY, _FAILED = -1, -2  # in place of a ticket
-_PRELOAD = ["torch", "av", "vjepa.data.clips.cut", "vjepa.data.video.decode"]
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Outcome:
         kind: ``done``; ``hang``: it took too long; ``crash``: two workers died of it.
         value: What the task returned, if done.
         reason: Why not, in words, if not done.
+        exit_code: Of the last worker that died of it, if it crashed: minus the signal's number.
     """
 
     ticket: int
     kind: Literal["done", "hang", "crash"]
     value: Any = None
     reason: str = ""
+    exit_code: int | None = None
 
 
 @dataclass
@@ -78,13 +85,13 @@ class _Worker:
 
 def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float) -> None:
     """A worker's life: read a job, run the task, answer; end with the pipe or the parent."""
-    import torch
-
     # Ctrl-C, and a scheduler's warning to all processes of a job, are the parent's to handle.
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # counts where torch is not loaded yet
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -112,6 +119,26 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def limit_memory(gigabytes: float) -> None:
+    """Let this process take so much more address space (GB, 1e9 bytes) than it has now, no more.
+
+    What would pass the limit fails with ``MemoryError`` instead of taking the machine's memory. It
+    holds for this process until its end and cannot be raised again. Address space is what the
+    system can limit: it is never less than the memory in use. Only Linux keeps to it; elsewhere
+    nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    wanted = pages * os.sysconf("SC_PAGE_SIZE") + int(gigabytes * 1e9)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+
+
 class WorkerPool:
     """Workers that run one task on many jobs. Used by one thread at a time, :meth:`wake` by any."""
 
@@ -121,18 +148,24 @@ class WorkerPool:
         num_workers: int,
         timeout_seconds: float,
         memory_gigabytes: float = WORKER_GIGABYTES,
+        preload: Sequence[str] = LOADER_MODULES,
     ) -> None:
         """Describe the pool; processes start with the first job.
 
         Args:
             task: Picklable; called in the workers with a job, its answer is sent back. It must turn
                 every failure that it expects into an answer: an exception ends the run.
-            num_workers: At least 1.
+            num_workers: Processes; 0 only with :meth:`map`, which then works here, without a limit
+                of time or memory.
             timeout_seconds: Longest time for one job.
             memory_gigabytes: Address space that a worker may take beyond what it starts with, in
                 GB; what asks for more gets a MemoryError. Linux only.
+            preload: Modules that workers find loaded. The first pool of a program decides: the
+                server that workers are forked from starts once. A program that has torch loaded
+                will cut clips sooner or later, so there it is always `LOADER_MODULES`.
         """
         self._memory = memory_gigabytes
+        self._preload = LOADER_MODULES if "torch" in sys.modules else preload
         self._task = task
         self._num_workers = num_workers
         self._timeout = timeout_seconds
@@ -205,11 +238,48 @@ class WorkerPool:
             self._read(worker, outcomes)
             if not worker.process.is_alive():
                 self._read(worker, outcomes)  # what it sent before it died
-                self._bury(worker, outcomes)
+                self._on_death(worker, outcomes)
             elif time.monotonic() > worker.started + self._limit(worker):
-                self._give_up(worker, outcomes)
+                self._on_timeout(worker, outcomes)
         self._feed()
         return outcomes
+
+    def map(
+        self, payloads: Iterable[_Payload], ahead: int, in_order: bool = True
+    ) -> Generator[tuple[_Payload, Outcome]]:
+        """Do many jobs; gives each payload with how it went. No other jobs beside it.
+
+        Args:
+            payloads: Read lazily, may be endless.
+            ahead: Most jobs handed out and not yet given, at least 1.
+            in_order: Give them in the order of the payloads; else as they end.
+
+        Raises:
+            UserError, RuntimeError: As :meth:`wait`.
+        """
+        source = iter(payloads)
+        if self._num_workers == 0:
+            for number, payload in enumerate(source):
+                yield payload, Outcome(number, "done", self._task(payload))
+            return
+        waiting: dict[int, _Payload] = {}
+        ended: dict[int, Outcome] = {}
+        try:
+            while True:
+                for payload in islice(source, ahead - len(waiting)):
+                    waiting[self.submit(payload)] = payload
+                if not waiting:
+                    return
+                following = next(iter(waiting if in_order else ended), None)
+                is_ready = following in ended
+                # Also where nothing must be waited for: the workers get their next jobs there.
+                for outcome in self.wait(0.0 if is_ready else 60.0):
+                    if outcome.ticket in waiting:  # and not left over from a map that was left
+                        ended[outcome.ticket] = outcome
+                if following is not None and is_ready:
+                    yield waiting.pop(following), ended.pop(following)
+        finally:
+            self._backlog = deque(job for job in self._backlog if job.ticket not in waiting)
 
     def wake(self) -> None:
         """End a :meth:`wait` that is going on in another thread."""
@@ -241,7 +311,7 @@ class WorkerPool:
     def _start_missing(self) -> None:
         wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
         while len(self._workers) < wanted:
-            self._context.set_forkserver_preload(_PRELOAD)
+            self._context.set_forkserver_preload(list(self._preload))
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
                 target=_serve,
@@ -279,7 +349,7 @@ class WorkerPool:
                 worker.started = time.monotonic()
                 if ticket == _FAILED:
                     job = worker.jobs[0].payload
-                    raise RuntimeError(f"a loader worker failed at {job}:\n{value}")
+                    raise RuntimeError(f"a worker process failed at {job}:\n{value}")
                 if ticket == _READY:
                     worker.is_ready = True
                     continue
@@ -288,17 +358,17 @@ class WorkerPool:
         except (EOFError, ConnectionResetError):
             return  # its process is ending
 
-    def _bury(self, worker: _Worker, outcomes: list[Outcome]) -> None:
+    def _on_death(self, worker: _Worker, outcomes: list[Outcome]) -> None:
         """A worker died by itself: judge the job that it was at, pass the others on."""
         code = worker.process.exitcode
         if not worker.is_ready:
             raise UserError(
-                f"loader: a worker process could not start (exit code {code}, its message stands "
-                "above). A script that uses workers must keep its own work under "
-                "`if __name__ == '__main__':`; or set loader.num_workers to 0"
+                f"a worker process could not start (exit code {code}, its message stands above). A "
+                "script that uses workers must keep its own work under `if __name__ == "
+                "'__main__':`; a loader needs none with loader.num_workers 0"
             )
         if code is not None and code >= 0:
-            raise RuntimeError(f"a loader worker left with exit code {code}")
+            raise RuntimeError(f"a worker process left with exit code {code}")
         reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
         job = worker.jobs.popleft() if worker.jobs else None
         _LOGGER.warning(
@@ -306,17 +376,18 @@ class WorkerPool:
         )
         self._stop(worker)
         if job is not None and job.deaths:
-            outcomes.append(Outcome(job.ticket, "crash", reason=f"{reason}, as one before it"))
+            reason = f"{reason}, as one before it"
+            outcomes.append(Outcome(job.ticket, "crash", reason=reason, exit_code=code))
         elif job is not None:
             job.deaths += 1
             self._backlog.appendleft(job)
 
-    def _give_up(self, worker: _Worker, outcomes: list[Outcome]) -> None:
+    def _on_timeout(self, worker: _Worker, outcomes: list[Outcome]) -> None:
         """A worker does not come back: kill it, and blame the job that it is at."""
         if not worker.is_ready:
             self._stop(worker)
             raise UserError(
-                f"loader: a worker process was not ready after {START_SECONDS:g} s; set "
+                f"a worker process was not ready after {START_SECONDS:g} s; for a loader, set "
                 "loader.num_workers to 0 to see where it stops"
             )
         job = worker.jobs.popleft()

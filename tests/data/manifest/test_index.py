@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from pathlib import Path
@@ -16,15 +15,17 @@ from tests.data.video_files import (
     write_truncated,
     write_video,
 )
+from tests.runtime.hanging_worker import HangingTask
 
 import vjepa.data.manifest.index as index_module
 from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.lists import read_source
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video import inspect_pool
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import LimitsConfig
 from vjepa.data.video.inspect import probe
-from vjepa.data.video.inspect_pool import ProbePool
+from vjepa.data.video.inspect_pool import inspect_files
 from vjepa.errors import UserError
 
 
@@ -33,16 +34,15 @@ def probed(monkeypatch) -> list[str]:
     """Paths that were really looked into."""
     paths: list[str] = []
 
-    class RecordingPool(ProbePool):
-        def probe_all(self, requests):
-            def recorded():
-                for request in requests:
-                    paths.append(request.path)
-                    yield request
+    def recording(orders, *args):
+        def recorded():
+            for order in orders:
+                paths.append(order.path)
+                yield order
 
-            return super().probe_all(recorded())
+        return inspect_files(recorded(), *args)
 
-    monkeypatch.setattr(index_module, "ProbePool", RecordingPool)
+    monkeypatch.setattr(index_module, "inspect_files", recording)
     return paths
 
 
@@ -183,8 +183,7 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
 
 def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
     root = make_videos(tmp_path / "set", "a.mp4", "crash.mp4", "hang.mp4", "z.mp4")
-    pool = functools.partial(ProbePool, worker_module="tests.runtime.hanging_worker")
-    monkeypatch.setattr(index_module, "ProbePool", pool)
+    monkeypatch.setattr(inspect_pool, "InspectTask", HangingTask)
     manifest = index_sources(
         [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=2.0)
     )

@@ -26,7 +26,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import probe
-from vjepa.data.video.inspect_pool import ProbePool, ProbeRequest
+from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -146,9 +146,8 @@ def test_a_file_that_needs_too_much_memory_is_a_bad_file(tmp_path):
     path.write_bytes(_png_of(8000, 8000))
     good = write_video(tmp_path / "good.mp4")
     limits = LimitsConfig(max_memory_gigabytes=0.15)
-    with ProbePool(1, limits, 60.0) as pool:
-        names = (path, good)
-        found = list(pool.probe_all(ProbeRequest(path=str(name)) for name in names))
+    orders = [InspectOrder(path=str(name)) for name in (path, good)]
+    found = list(inspect_files(orders, 1, limits, 60.0))
     assert [info.ok for info in found] == [False, True]
 
 

@@ -7,10 +7,8 @@ given up after a time limit and the file counts as bad.
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -204,9 +202,6 @@ class EvaluationClips:
     ) -> None:
         """Close."""
         self.close()
-
-
-_LONGEST_WAIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,17 +432,8 @@ class ClipReader:
             self._pool = WorkerPool(
                 self._task, self._reading.num_workers, self._reading.sample_timeout_seconds
             )
-        pool = self._pool
-        tickets = deque(pool.submit(request) for request in islice(requests, ahead))
-        ready: dict[int, NDArray[np.uint8] | ReadFailure] = {}
-        while tickets:
-            ticket = tickets.popleft()
-            while ticket not in ready:
-                for outcome in pool.wait(_LONGEST_WAIT_SECONDS):
-                    failed = outcome.kind != "done"
-                    ready[outcome.ticket] = ReadFailure(outcome.reason) if failed else outcome.value
-            tickets.extend(pool.submit(request) for request in islice(requests, 1))
-            yield ready.pop(ticket)
+        for _, outcome in self._pool.map(requests, ahead):
+            yield outcome.value if outcome.kind == "done" else ReadFailure(outcome.reason)
 
     def _open_cache(self) -> FrameCache:
         """The decoded frames of the whole manifest, decoded now if nobody has yet."""

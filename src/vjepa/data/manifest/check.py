@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import LimitsConfig, MediaKind, VideoInfo
 from vjepa.data.video.inspect import stamp_of
-from vjepa.data.video.inspect_pool import ProbePool, ProbeRequest
+from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,16 @@ def check_manifest(
         Counts and the bad rows with reasons.
     """
     tally = _Tally(manifest)
-    with ProbePool(workers, limits or LimitsConfig(), timeout_seconds) as pool:
-        unchanged = np.zeros(len(manifest), dtype=bool) if deep else _unchanged(manifest)
-        tally.add_unchanged(unchanged)
-        done = int(unchanged.sum())
-        if progress is not None and done:
-            progress(done, len(manifest), len(tally.bad))
-        rows = np.flatnonzero(~unchanged).tolist()
-        for row, found in zip(
-            rows, pool.probe_all(_requests(manifest, unchanged, deep)), strict=True
-        ):
+    unchanged = np.zeros(len(manifest), dtype=bool) if deep else _unchanged(manifest)
+    tally.add_unchanged(unchanged)
+    done = int(unchanged.sum())
+    if progress is not None and done:
+        progress(done, len(manifest), len(tally.bad))
+    rows = np.flatnonzero(~unchanged).tolist()
+    orders = _orders(manifest, unchanged, deep)
+    limits = limits or LimitsConfig()
+    with closing(inspect_files(orders, workers, limits, timeout_seconds)) as infos:
+        for row, found in zip(rows, infos, strict=True):
             tally.add(row, manifest.row(row), found)
             done += 1
             if progress is not None:
@@ -117,13 +118,11 @@ def _unchanged(manifest: Manifest) -> NDArray[np.bool_]:
     return unchanged
 
 
-def _requests(
-    manifest: Manifest, unchanged: NDArray[np.bool_], deep: bool
-) -> Iterator[ProbeRequest]:
+def _orders(manifest: Manifest, unchanged: NDArray[np.bool_], deep: bool) -> Iterator[InspectOrder]:
     for row in np.flatnonzero(~unchanged).tolist():
         info = manifest.row(row)
         fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
-        yield ProbeRequest(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
+        yield InspectOrder(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
 
 
 class _Tally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from vjepa.data.manifest.manifest import (
 )
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import stamp_of
-from vjepa.data.video.inspect_pool import ProbePool, ProbeRequest
+from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 from vjepa.errors import UserError
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
@@ -316,17 +317,17 @@ def _probe_listing(
     """Add a row for each listed file, in order; known files are not opened."""
     listing, total, num_bad = rows.listing, rows.listing.num_rows, 0
     is_new = rows.reused < 0
-    with ProbePool(workers, config.limits, config.timeout_seconds) as pool:
-        probes = pool.probe_all(
-            ProbeRequest(
-                path=listing.column("path")[int(row)].as_py(),
-                kind=listing.column("kind")[int(row)].as_py(),
-                image_folder_fps=config.image_folder_fps,
-            )
-            for row in np.flatnonzero(is_new)
+    orders = (
+        InspectOrder(
+            path=listing.column("path")[int(row)].as_py(),
+            kind=listing.column("kind")[int(row)].as_py(),
+            image_folder_fps=config.image_folder_fps,
         )
+        for row in np.flatnonzero(is_new)
+    )
+    with closing(inspect_files(orders, workers, config.limits, config.timeout_seconds)) as found:
         for row in range(total):
-            info = next(probes) if is_new[row] else None
+            info = next(found) if is_new[row] else None
             num_bad += info is not None and not info.ok
             rows.add(info)
             if progress is not None:
