@@ -30,7 +30,7 @@ from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import LABEL_PREFIX, Manifest, to_schema
 from vjepa.data.video.info import MediaKind
 from vjepa.data.video.inspect import Stamp, stamp_of
-from vjepa.runtime.device import resident_bytes
+from vjepa.runtime.process import resident_bytes
 
 BATCH = 3072
 _CHUNK = 1 << 20

@@ -33,7 +33,7 @@ from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
 from vjepa.runtime import device as device_module
 from vjepa.runtime.device import set_up_device
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     MicroBatch,

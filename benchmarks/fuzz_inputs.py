@@ -41,7 +41,7 @@ from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import LimitsConfig
 from vjepa.errors import UserError
-from vjepa.runtime.device import resident_bytes
+from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.workers import WorkerPool
 
 LIMITS = LimitsConfig(

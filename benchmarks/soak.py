@@ -33,7 +33,7 @@ import soak_report
 from soak_data import make_config, make_videos
 from soak_processes import Tree, tree_of
 
-from vjepa.runtime.device import resident_bytes
+from vjepa.runtime.process import resident_bytes
 
 DISK_MEGABYTES = 400
 QUIET_SECONDS = 120.0

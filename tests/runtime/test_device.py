@@ -1,4 +1,4 @@
-"""Device, precision, compiling."""
+"""Device, precision, compiling, seeds."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ import torch
 from torch import nn
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import checkpoint_blocks, compile_blocks, set_up_device, to_device
+from vjepa.runtime.device import (
+    checkpoint_blocks,
+    compile_blocks,
+    seed_torch,
+    set_up_device,
+    to_device,
+)
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(2))
         self.norm = nn.LayerNorm(4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
-            x = block(x).relu()
+            x = block(x)
         return self.norm(x)
 
 
@@ -96,25 +102,14 @@ def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         compile_blocks([Model()])
 
 
-class _Blocks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.GELU()) for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
 def test_checkpointed_blocks_have_the_same_gradients_and_keep_less() -> None:
     gradients, kept = [], []
     for recompute in (False, True):
         torch.manual_seed(0)
-        module = _Blocks()
+        module = Model()
         names = list(module.state_dict())
         if recompute:
-            assert checkpoint_blocks([module]) == 3
+            assert checkpoint_blocks([module]) == 2
         assert list(module.state_dict()) == names
         saved: list[int] = []
         count = lambda tensor, saved=saved: saved.append(tensor.numel()) or tensor  # noqa: E731
@@ -128,3 +123,26 @@ def test_checkpointed_blocks_have_the_same_gradients_and_keep_less() -> None:
     for one, two in zip(*gradients, strict=True):
         assert torch.equal(one, two)
     assert kept[1] < kept[0]
+
+
+def _draw(seed: int, purpose: str, ordinal: int) -> list[float]:
+    seed_torch(seed, purpose, ordinal)
+    return torch.rand(4).tolist()
+
+
+def test_draws_depend_on_all_three_and_on_nothing_else() -> None:
+    first = _draw(1, "step", 5)
+    others = [_draw(2, "step", 5), _draw(1, "weights", 5), _draw(1, "step", 6)]
+    assert first not in others
+    assert len({tuple(draw) for draw in others}) == 3
+    assert _draw(1, "step", 5) == first
+
+
+def test_gpus_in_use_are_seeded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_torch(1, "step", 5)
+    assert seeds == [] or torch.cuda.is_initialized()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    seed_torch(1, "step", 5)
+    assert seeds[-1] == torch.initial_seed()

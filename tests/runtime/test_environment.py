@@ -44,14 +44,14 @@ def test_decoder_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(environment, "find_spec", lambda name: object())
     monkeypatch.setattr(environment, "import_module", fail)
-    (decoder,) = environment._decoders()
+    (decoder,) = inspect_environment().decoders
     assert decoder.found is None
     assert "libavcodec.so.62" in decoder.remedy
 
 
 def test_decoder_lists_what_it_reads() -> None:
     pytest.importorskip("av")
-    (decoder,) = environment._decoders()
+    (decoder,) = inspect_environment().decoders
     assert decoder.found is not None
     assert "h264" in decoder.found
     assert "av" in sys.modules

@@ -9,17 +9,12 @@ import pytest
 from rich.console import Console
 
 from vjepa.runtime import progress as progress_module
-from vjepa.runtime.progress import (
-    PlainProgress,
-    RichProgress,
-    format_seconds,
-    open_progress,
-)
+from vjepa.runtime.progress import Progress, format_seconds, open_progress
 
 
 def test_plain_lines_come_at_intervals() -> None:
     stream, ticks = io.StringIO(), itertools.count(step=10.0)
-    with PlainProgress("pretrain", 100, 20, stream, 30.0, lambda: next(ticks)) as progress:
+    with Progress("pretrain", 100, 20, stream, lambda: next(ticks)) as progress:
         for step in range(21, 29):
             progress.update(step, "loss 0.5" if step == 25 else None)
     lines = stream.getvalue().splitlines()
@@ -33,7 +28,6 @@ def test_plain_lines_come_at_intervals() -> None:
 def test_finished_work_has_no_time_left() -> None:
     stream = io.StringIO()
     with open_progress("index", 3, stream=stream) as progress:
-        assert isinstance(progress, PlainProgress)
         progress.update(3, "done")
     assert stream.getvalue() == "index: 3/3 (100 %), done\n"
 
@@ -43,6 +37,20 @@ def test_nothing_to_do_is_no_division_by_zero() -> None:
     with open_progress("index", 0, stream=stream):
         pass
     assert stream.getvalue() == "index: 0/0 (0 %)\n"
+
+
+def test_total_may_be_known_later() -> None:
+    stream, ticks = io.StringIO(), itertools.count(step=40.0)
+    with Progress("index", None, stream=stream, clock=lambda: next(ticks)) as progress:
+        progress.update(3)
+        progress.update(4, total=8)
+        progress.update(8)
+    assert stream.getvalue().splitlines() == [
+        "index: 3",
+        "index: 4/8 (50 %), 80 s left",
+        "index: 8/8 (100 %)",
+        "index: 8/8 (100 %)",
+    ]
 
 
 def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +63,6 @@ def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "shared_console", lambda: console)
     with open_progress("pretrain", 10, completed=4) as progress:
-        assert isinstance(progress, RichProgress)
         progress.update(7, "loss 0.5")
         progress.update(8)
     shown = terminal.getvalue()

@@ -19,7 +19,7 @@ from types import ModuleType
 from vjepa.cli.parser import Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.logging import configure_logging
-from vjepa.runtime.threads import prevent_openmp_spinning
+from vjepa.runtime.process import prevent_openmp_spinning
 from vjepa.version import __version__
 
 EXIT_BAD_INPUT = 2

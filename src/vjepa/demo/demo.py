@@ -24,7 +24,7 @@ from vjepa.demo.training import (
 )
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.runtime.threads import usable_cpus
+from vjepa.runtime.process import usable_cpus
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.runtime.logging import configure_logging
+from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import open_progress
-from vjepa.runtime.threads import usable_cpus
 
 _SIDE = 16
 _READ_AT_ONCE = 256

@@ -15,9 +15,8 @@ from torch import nn
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.jobs.probe.encoder import compile_encoder
 from vjepa.models import PRESETS, Encoder, EncoderConfig
-from vjepa.runtime.device import DeviceName, Precision, set_up_device
-from vjepa.runtime.seeds import seed_torch
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.device import DeviceName, Precision, seed_torch, set_up_device
+from vjepa.runtime.process import set_num_threads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from vjepa.data.loader.prefetch import ClipOrder
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, Stage, StageClock
 from vjepa.jobs.bench_encode import BenchReport, machine_name
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.process import set_num_threads
 
 _CHANNELS = 3
 

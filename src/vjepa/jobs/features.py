@@ -30,8 +30,8 @@ from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import FrozenEncoder, compile_encoder, fit_to_clips, open_encoder
 from vjepa.jobs.show import files_of
 from vjepa.runtime.device import DeviceName, Precision, set_up_device
+from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
 from vjepa.runtime.progress import open_progress
-from vjepa.runtime.threads import prevent_openmp_spinning, set_num_threads
 
 Engine = Literal["local", "ray"]
 

@@ -25,11 +25,10 @@ from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.runtime.device import set_up_device, to_device
+from vjepa.runtime.device import seed_torch, set_up_device, to_device
 from vjepa.runtime.distributed import Team, open_team
 from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.sharding import load_whole
 from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction, collapse_alarm
 from vjepa.training.parallel import DistributedConfig

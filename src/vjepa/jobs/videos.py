@@ -13,8 +13,8 @@ from vjepa.data.manifest.check import CheckReport, check_manifest
 from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
+from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress, open_progress
-from vjepa.runtime.threads import usable_cpus
 
 __all__ = [
     "CheckReport",

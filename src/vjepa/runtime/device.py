@@ -1,26 +1,24 @@
-"""How much memory a process holds, and a limit to what it may take in addition."""
+"""Device and precision, compiled and recomputed blocks, seeds."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import environ
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vjepa.counter_random import derive_seed
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import world
+from vjepa.runtime.process import keep_freed_memory
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
@@ -50,13 +48,6 @@ def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -
 
     On a CPU the process keeps memory that it frees (:func:`keep_freed_memory`): encoding and
     training otherwise fault the same activations in again and again.
-
-    Args:
-        name: ``auto`` takes a GPU when there is one.
-        precision: Of matrix products and attention.
-
-    Returns:
-        The device and precision.
 
     Raises:
         UserError: A GPU is asked for and there is none (for this process), or it cannot compute in
@@ -93,14 +84,7 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     A copy from ordinary memory makes the host wait until the GPU has come to it, so that the GPU
     idles while the next kernels are launched. From page-locked memory it is queued like a kernel;
     torch keeps that memory until the copy is done. `tensor` itself is read before this returns, so
-    a loader may use its memory again.
-
-    Args:
-        tensor: Of any shape and dtype.
-        device: Where to.
-
-    Returns:
-        The same numbers; `tensor` itself if it is there already.
+    a loader may use its memory again; it is returned if it is there already.
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
@@ -108,17 +92,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def compile_blocks(modules: Sequence[nn.Module]) -> int:
-    """Compile the transformer blocks of modules in place; names and weights stay as they are.
+    """Compile the transformer blocks of modules in place and count them; names and weights stay.
 
     Each member of a ``ModuleList`` directly below a module is compiled on its own: one compilation
     serves all blocks of equal shape, and what surrounds them (gathering of tokens, masks) stays
     plain Python.
-
-    Args:
-        modules: For example encoder, target encoder and predictor.
-
-    Returns:
-        The number of compiled blocks.
 
     Raises:
         UserError: No C++ compiler for the CPU.
@@ -140,13 +118,7 @@ def checkpoint_blocks(modules: Iterable[nn.Module]) -> int:
     """Let the transformer blocks of modules keep only their inputs for the backward pass, in place.
 
     The rest is computed again there: the same numbers, less memory, about a third more work. Call
-    it before compiling and before any wrapping.
-
-    Args:
-        modules: Trained modules with their blocks in a ``ModuleList`` directly below.
-
-    Returns:
-        The number of blocks.
+    it before compiling and before any wrapping. Returns the number of blocks.
     """
     blocks = _blocks(modules)
     for block in blocks:
@@ -165,58 +137,20 @@ def _blocks(modules: Iterable[nn.Module]) -> list[nn.Module]:
     ]
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER = -1
-_LARGEST_BLOCK = 1 << 30
+def seed_torch(seed: int, purpose: str, ordinal: int = 0) -> None:
+    """Seed torch's generators of the CPU and of the GPUs in use, purely by the three arguments.
 
-
-def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
-    """Let this process use freed memory again instead of giving it back to the system.
-
-    By default glibc maps every block above 32 MB anew and gives free memory at its end back, so
-    each update, and each attention over a long clip, faults the same pages in again. Kept, they are
-    faulted in once, as torch does on a GPU; the process then holds its peak of memory until it
-    ends. Results do not change.
+    A training step seeds with its own number, so that dropout and the like depend on the step
+    alone and a resumed run draws what the uninterrupted one would have drawn.
 
     Args:
-        environment: The process environment, or a substitute; a user's own ``MALLOC_...`` setting
-            of either threshold stays.
-
-    Returns:
-        Whether the setting is in force: False without glibc, or where the user has set another.
+        seed: The run's seed, any integer.
+        purpose: What the draws are for, for example ``"weights"`` or ``"step"``.
+        ordinal: Which one, for example the number of the update.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    if {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & environment.keys():
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    # Both are tried, whatever the first one answers; 1 is success.
-    answers = [
-        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(_NEVER)),
-        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_LARGEST_BLOCK)),
-    ]
-    return answers == [1, 1]
-
-
-_GIGABYTE = 1e9
-
-
-def resident_bytes(pid: int | None = None) -> int:
-    """Memory that a process holds in RAM now, in bytes (Linux); 0 where that cannot be known.
-
-    Args:
-        pid: The process; None: this one.
-    """
-    return _statm(pid, 1)
-
-
-def _statm(pid: int | None, place: int) -> int:
-    """One of the page counts of ``/proc/<pid>/statm`` (0: address space, 1: resident), in bytes."""
-    file = Path("/proc", "self" if pid is None else str(pid), "statm")
-    try:
-        pages = int(file.read_text(encoding="ascii").split()[place])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    value = derive_seed(seed, purpose, ordinal)
+    torch.default_generator.manual_seed(value)
+    # torch.manual_seed would also queue a call, with a formatted stack trace, for each kind of
+    # device that is not in use: half a millisecond a step.
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -51,13 +51,7 @@ class World:
 
 
 def world(environment: Mapping[str, str] = os.environ) -> World:
-    """Read RANK, WORLD_SIZE and LOCAL_RANK, as launchers such as torchrun set them.
-
-    Args:
-        environment: The process environment, or a substitute.
-
-    Returns:
-        The place; rank 0 of 1 when the variables are not set.
+    """Read RANK, WORLD_SIZE and LOCAL_RANK, as launchers such as torchrun set them; else 0 of 1.
 
     Raises:
         UserError: They are no numbers, or the rank is not below the size.
@@ -75,14 +69,12 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
 
 
 @dataclass(frozen=True)
-class Team:
+class Team(World):
     """What the processes of a job say to each other; without arguments: one process, alone.
 
     Every method but :meth:`blame` must be called by all processes in the same order.
     """
 
-    place: World = field(default_factory=World)
-    """This process."""
     host_group: ProcessGroup | None = None
     """For talk between the hosts (gloo), in the training thread."""
     save_group: ProcessGroup | None = None
@@ -90,26 +82,10 @@ class Team:
     store: Store | None = None
     """The launcher's key-value store, for finding out who is gone."""
 
-    @property
-    def rank(self) -> int:
-        """Number of this process."""
-        return self.place.rank
-
-    @property
-    def size(self) -> int:
-        """Number of processes."""
-        return self.place.size
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes logs and checkpoints."""
-        return self.place.is_main
-
     def on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process only; all get its result, UserError or OSError.
 
-        Args:
-            work: Called without arguments; its result must be picklable.
+        The result must be picklable.
         """
         if self.size == 1:
             return work()
@@ -155,10 +131,7 @@ class Team:
         return values
 
     def agree(self, reasons: list[str]) -> None:
-        """Go on only if no process has a reason not to.
-
-        Args:
-            reasons: Why this process cannot go on; empty: it can.
+        """Go on only if no process has reasons why it cannot.
 
         Raises:
             UserError: The first reason of all, in every process.
@@ -200,11 +173,7 @@ class Agreement:
         self._work: Work | None = None
 
     def exchange(self, request: int) -> int:
-        """Tell this process's request; learn the largest one of the call before.
-
-        Args:
-            request: 0: none.
-        """
+        """Tell this process's request (0: none); learn the largest one of the call before."""
         if self._team.size == 1:
             return request
         import torch
@@ -233,9 +202,6 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
     Args:
         device_type: ``cpu`` (gloo) or ``cuda`` (NCCL for tensors on GPUs, gloo for the host).
         timeout_minutes: A process that leaves the others waiting longer has hung.
-
-    Yields:
-        The team; one process alone needs no group.
 
     Raises:
         UserError: The launcher's variables are incomplete.
@@ -295,7 +261,8 @@ def _join(place: World, device_type: str, timeout_minutes: float) -> Team:
     host, saving = (
         cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
     )
-    return Team(place, host, saving, dist.PrefixStore("roll call", store))
+    roll_call = dist.PrefixStore("roll call", store)
+    return Team(place.rank, place.size, place.local_rank, host, saving, roll_call)
 
 
 def meet(store: Store, place: World, timeout_minutes: float) -> str:
@@ -305,15 +272,8 @@ def meet(store: Store, place: World, timeout_minutes: float) -> str:
     itself, so that no number that a launcher gives tells one team from the next. Here every process
     leaves a random word; process 0 answers with its own and the words that it has seen, as often as
     they change; whoever finds its word in the answer has met the process 0 of its own team, and
-    says so. What dead processes have left is overwritten, or not believed.
-
-    Args:
-        store: The launcher's, without a prefix.
-        place: This process.
-        timeout_minutes: How long to wait for the others.
-
-    Returns:
-        The team's name, the same in all its processes.
+    says so. What dead processes have left is overwritten, or not believed. `store` is the
+    launcher's, without a prefix.
 
     Raises:
         LostProcessError: Others did not come.

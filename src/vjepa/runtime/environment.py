@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
-from types import ModuleType
 
-from vjepa.runtime.threads import usable_cpus
+from vjepa.runtime.process import usable_cpus
 from vjepa.version import __version__
 
 
@@ -65,11 +64,10 @@ _DISTRIBUTIONS: Mapping[str, str] = {"yaml": "pyyaml", "PIL": "pillow"}
 
 
 def inspect_environment() -> EnvironmentReport:
-    """Look at this machine; imports the packages whose versions only they know.
+    """Look at this machine.
 
-    Returns:
-        The report; a package that is there but cannot be imported counts as missing, with the
-        reason as remedy.
+    A decoder is imported, as its shared libraries may be missing; then it counts as missing, with
+    the reason as remedy.
     """
     versions = {
         "open-vjepa": __version__,
@@ -77,7 +75,14 @@ def inspect_environment() -> EnvironmentReport:
         "platform": platform.platform(),
     }
     packages = [_package(name, use) for name, use in _PACKAGES.items()]
-    return EnvironmentReport(versions, _devices(), packages, _decoders(), _tools())
+    compilers = map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))
+    compiler = Finding(
+        "C++ compiler",
+        next(filter(None, compilers), None),
+        "--training.compile true on a CPU",
+        "install g++ or clang++ with the system's package manager",
+    )
+    return EnvironmentReport(versions, _devices(), packages, [_decoder()], [compiler])
 
 
 def _package(name: str, needed_for: str) -> Finding:
@@ -91,47 +96,27 @@ def _package(name: str, needed_for: str) -> Finding:
     return Finding(distribution, version, needed_for)
 
 
-def _imported(
-    name: str, needed_for: str, remedy: str, describe: Callable[[ModuleType], str]
-) -> Finding:
-    """A package that must really be imported: its shared libraries may be missing."""
-    if find_spec(name) is None:
-        return Finding(name, None, needed_for, remedy)
+def _decoder() -> Finding:
+    if find_spec("av") is None:
+        return Finding("av", None, "reading videos", "pip install av")
     try:
-        return Finding(name, describe(import_module(name)), needed_for)
+        module = import_module("av")
+        codec = ".".join(str(part) for part in module.library_versions["libavcodec"])
+        wanted = ("h264", "hevc", "vp9", "av1", "mpeg4", "gif")
+        readable = ", ".join(name for name in wanted if name in module.codecs_available)
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding(name, None, needed_for, f"installed, but its import fails: {reason}")
-
-
-def _decoders() -> list[Finding]:
-    return [_imported("av", "reading videos", "pip install av", _describe_av)]
-
-
-def _describe_av(module: ModuleType) -> str:
-    libraries = module.library_versions
-    codec = ".".join(str(part) for part in libraries["libavcodec"])
-    wanted = ("h264", "hevc", "vp9", "av1", "mpeg4", "gif")
-    readable = [name for name in wanted if name in module.codecs_available]
-    return f"{module.__version__} (libavcodec {codec}; reads {', '.join(readable)})"
-
-
-def _tools() -> list[Finding]:
-    compiler = next(
-        filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))), None
-    )
-    return [
-        Finding(
-            "C++ compiler",
-            compiler,
-            "--training.compile true on a CPU",
-            "install g++ or clang++ with the system's package manager",
-        ),
-    ]
+        remedy = f"installed, but its import fails: {reason}"
+        return Finding("av", None, "reading videos", remedy)
+    found = f"{module.__version__} (libavcodec {codec}; reads {readable})"
+    return Finding("av", found, "reading videos")
 
 
 def _devices() -> list[str]:
-    lines = [f"cpu: {usable_cpus()} usable cores, {platform.machine()}, {_memory()} memory"]
+    memory = "unknown"
+    if "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    lines = [f"cpu: {usable_cpus()} usable cores, {platform.machine()}, {memory} memory"]
     if find_spec("torch") is None:
         return lines
     import torch
@@ -146,9 +131,3 @@ def _devices() -> list[str]:
     if len(lines) == 1:
         lines.append("cuda: no usable GPU")
     return lines
-
-
-def _memory() -> str:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "unknown"
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"

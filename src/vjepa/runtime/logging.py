@@ -41,7 +41,16 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     logger = logging.getLogger("vjepa")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
-    handler = _make_handler(stream or sys.stderr)
+    stream = stream or sys.stderr
+    if stream is sys.stderr and stream.isatty():
+        from rich.logging import RichHandler
+
+        handler: logging.Handler = RichHandler(
+            console=shared_console(), show_path=False, rich_tracebacks=False, markup=False
+        )
+    else:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter(_PLAIN_FORMAT, "%H:%M:%S"))
     if rank := world().rank:
         # Of several equal processes one tells what goes on; the others only what goes wrong.
         handler.setLevel(logging.WARNING)
@@ -52,27 +61,12 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     logger.propagate = False
 
 
-def _make_handler(stream: TextIO) -> logging.Handler:
-    if stream is sys.stderr and stream.isatty():
-        from rich.logging import RichHandler
-
-        return RichHandler(
-            console=shared_console(), show_path=False, rich_tracebacks=False, markup=False
-        )
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter(_PLAIN_FORMAT, datefmt="%H:%M:%S"))
-    return handler
-
-
 @contextmanager
 def log_file(path: Path) -> Generator[None]:
     """Write the package's log lines to a file too; it begins with this process's host and number.
 
-    A run started again goes on in the same file. A file that cannot be written, for example on a
-    full disk, costs its lines and nothing else.
-
-    Args:
-        path: The file; its folder is made.
+    A run started again goes on in the same file; its folder is made. A file that cannot be written,
+    for example on a full disk, costs its lines and nothing else.
     """
     logger = logging.getLogger("vjepa")
     try:
@@ -82,24 +76,19 @@ def log_file(path: Path) -> Generator[None]:
         logger.warning("%s: no log file: %s", path, error.strerror)
         yield
         return
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter(_PLAIN_FORMAT))
     logger.addHandler(handler)
-    start = logging.LogRecord(
-        logger.name,
-        logging.INFO,
-        __file__,
-        0,
-        "process %d on %s",
-        (os.getpid(), platform.node()),
-        None,
-    )
-    handler.handle(start)
+
+    def say(level: int, text: str) -> None:
+        """To the file alone, whatever level the logger has."""
+        handler.handle(logging.LogRecord(logger.name, level, __file__, 0, text, (), None))
+
+    say(logging.INFO, f"process {os.getpid()} on {platform.node()}")
     try:
         yield
-        handler.handle(logging.LogRecord(logger.name, logging.INFO, __file__, 0, "ends", (), None))
+        say(logging.INFO, "ends")
     except BaseException as error:
-        text = f"ends with {type(error).__name__}: {error}"
-        handler.handle(logging.LogRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+        say(logging.ERROR, f"ends with {type(error).__name__}: {error}")
         raise
     finally:
         logger.removeHandler(handler)

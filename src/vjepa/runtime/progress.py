@@ -1,7 +1,4 @@
-"""Progress of anything longer than a few seconds: a bar on a terminal, else a line now and then.
-
-Both show how far the work is, the time left and a note (loss, clips/s, data-wait share).
-"""
+"""Progress of anything longer than a few seconds: a bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -9,75 +6,51 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Self, TextIO
 
 from vjepa.runtime.logging import shared_console
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class Progress(Protocol):
-    """A display that is open from ``with`` to its end."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-    def update(self, completed: int, note: str | None = None) -> None:
-        """Show how much is done.
-
-        Args:
-            completed: Steps (files, clips, ...) done so far, of the total.
-            note: A few words behind the bar; None keeps the last ones.
-        """
-        ...
-
-
-def open_progress(
-    description: str, total: int, completed: int = 0, stream: TextIO | None = None
-) -> Progress:
-    """Choose the display that suits the stream.
-
-    Args:
-        description: What is going on, for example ``"pretrain"``.
-        total: Number of steps of the whole work.
-        completed: Steps that an earlier run has done; they do not count for the time left.
-        stream: Where to show it; None is stderr.
-
-    Returns:
-        A context manager with :meth:`Progress.update`.
-    """
-    target = stream or sys.stderr
-    if target is sys.stderr and target.isatty():
-        return RichProgress(description, total, completed)
-    return PlainProgress(description, total, completed, target)
-
-
-class PlainProgress:
-    """One line every `interval` seconds, for logs and pipes."""
+class Progress:
+    """How far the work is, the time left and a note, from ``with`` to its end."""
 
     def __init__(
         self,
         description: str,
-        total: int,
-        completed: int,
-        stream: TextIO,
-        interval: float = SECONDS_BETWEEN_LINES,
+        total: int | None,
+        completed: int = 0,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._description, self._total, self._stream = description, total, stream
-        self._interval, self._clock = interval, clock
-        self._first, self._completed, self._note = completed, completed, ""
+        self._description, self._total, self._completed = description, total, completed
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._first, self._note = completed, ""
         self._started = self._last_line = clock()
+        self._bars = None
+        if self._stream is sys.stderr and self._stream.isatty():
+            from rich import progress as rich
+
+            self._bars = rich.Progress(
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.MofNCompleteColumn(),
+                rich.TimeElapsedColumn(),
+                rich.TextColumn("left"),
+                rich.TimeRemainingColumn(),
+                rich.TextColumn("{task.fields[note]}"),
+                console=shared_console(),
+                # Four times a second is enough for the eye and costs no measurable time.
+                refresh_per_second=4,
+            )
+            self._bars.add_task(description, total=total, completed=completed, note="")
 
     def __enter__(self) -> Self:
-        """Start the clock."""
+        """Start the clock and show the bar."""
         self._started = self._last_line = self._clock()
+        if self._bars is not None:
+            self._bars.start()
         return self
 
     def __exit__(
@@ -86,78 +59,60 @@ class PlainProgress:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Write the last line."""
-        self._write(self._clock())
+        """Write the last line, or leave the bar as it is and give the terminal back."""
+        if self._bars is not None:
+            self._bars.stop()
+        else:
+            self._write_line(self._clock())
 
-    def update(self, completed: int, note: str | None = None) -> None:
-        """Remember the state; write a line when the last one is old enough."""
+    def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
+        """Show how much is done.
+
+        Args:
+            completed: Steps (files, clips, ...) done so far, of the total.
+            note: A few words behind the bar (loss, clips/s); None keeps the last ones.
+            total: For work whose size was not known before; None keeps it.
+        """
         self._completed = completed
         self._note = self._note if note is None else note
+        self._total = self._total if total is None else total
+        if self._bars is not None:
+            (bar,) = self._bars.task_ids
+            self._bars.update(bar, completed=completed, total=self._total, note=self._note)
+            return
         now = self._clock()
-        if now - self._last_line >= self._interval:
-            self._write(now)
+        if now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._write_line(now)
 
-    def _write(self, now: float) -> None:
+    def _write_line(self, now: float) -> None:
         self._last_line = now
-        percent = 100 * self._completed / max(1, self._total)
-        parts = [f"{self._description}: {self._completed}/{self._total} ({percent:.0f} %)"]
-        done, elapsed = self._completed - self._first, now - self._started
-        if done > 0 and self._completed < self._total:
-            left = elapsed / done * (self._total - self._completed)
-            parts.append(f"{format_seconds(left)} left")
+        if self._total is None:
+            parts = [f"{self._description}: {self._completed}"]
+        else:
+            percent = 100 * self._completed / max(1, self._total)
+            parts = [f"{self._description}: {self._completed}/{self._total} ({percent:.0f} %)"]
+            done, elapsed = self._completed - self._first, now - self._started
+            if done > 0 and self._completed < self._total:
+                left = elapsed / done * (self._total - self._completed)
+                parts.append(f"{format_seconds(left)} left")
         if self._note:
             parts.append(self._note)
         self._stream.write(", ".join(parts) + "\n")
         self._stream.flush()
 
 
-class RichProgress:
-    """A bar with elapsed time and time left."""
+def open_progress(
+    description: str, total: int | None, completed: int = 0, stream: TextIO | None = None
+) -> Progress:
+    """The display that suits the stream, a context manager.
 
-    def __init__(self, description: str, total: int, completed: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bars
-
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=shared_console(),
-            # Four times a second is enough for the eye and costs no measurable time.
-            refresh_per_second=4,
-        )
-        self._task = self._bars.add_task(description, total=total, completed=completed, note="")
-
-    def __enter__(self) -> Self:
-        """Show the bar."""
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Leave the bar as it is and give the terminal back."""
-        self._bars.stop()
-
-    def update(self, completed: int, note: str | None = None) -> None:
-        """Move the bar."""
-        if note is None:
-            self._bars.update(self._task, completed=completed)
-        else:
-            self._bars.update(self._task, completed=completed, note=note)
+    Args:
+        description: What is going on, for example ``"pretrain"``.
+        total: Number of steps of the whole work; None: :meth:`Progress.update` brings it.
+        completed: Steps that an earlier run has done; they do not count for the time left.
+        stream: Where to show it; None is stderr.
+    """
+    return Progress(description, total, completed, stream)
 
 
 def format_seconds(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vjepa.runtime.device import checkpoint_blocks, set_up_device
 from vjepa.runtime.distributed import Team
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.process import set_num_threads
 from vjepa.training.optim import EmaPairs, build_optimizer
 from vjepa.training.parallel import DistributedConfig, parallelise
 from vjepa.training.schedules import (

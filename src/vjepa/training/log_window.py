@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.runtime.device import resident_bytes
 from vjepa.runtime.distributed import Team
+from vjepa.runtime.process import resident_bytes
 from vjepa.training.step import StepValues
 
 

@@ -22,12 +22,11 @@ from torch import nn
 
 from vjepa.checkpoint.store import CheckpointStore, CheckpointWriter, Snapshot
 from vjepa.errors import UserError
-from vjepa.runtime.device import compile_blocks
+from vjepa.runtime.device import compile_blocks, seed_torch
 from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
 from vjepa.runtime.metric_log import MetricLog, MetricRecord
 from vjepa.runtime.progress import Progress, open_progress
-from vjepa.runtime.seeds import seed_torch
 from vjepa.runtime.sharding import whole
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,

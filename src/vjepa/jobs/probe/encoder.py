@@ -20,8 +20,7 @@ from vjepa.evaluation.saved_probe import EncoderIdentity
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
-from vjepa.runtime.device import compile_blocks
-from vjepa.runtime.seeds import seed_torch
+from vjepa.runtime.device import compile_blocks, seed_torch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from vjepa.jobs.probe.measure import probabilities
 from vjepa.jobs.probe.probe import feature_maker
 from vjepa.jobs.show import files_of
 from vjepa.runtime.device import DeviceName
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.process import set_num_threads
 
 _FEW_VIDEOS = 16
 """Up to so many videos are read in this process: starting workers would take longer."""

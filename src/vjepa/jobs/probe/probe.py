@@ -41,7 +41,7 @@ from vjepa.jobs.probe.train import HeadRecipe, fit_lookup, train_heads
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.runtime.threads import set_num_threads
+from vjepa.runtime.process import set_num_threads
 from vjepa.training.trainer import TrainingConfig
 from vjepa.version import __version__
 

@@ -22,9 +22,8 @@ from vjepa.evaluation.heads import HeadGrid, LookupHead, TrainedHead, build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig
-from vjepa.runtime.device import to_device
+from vjepa.runtime.device import seed_torch, to_device
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.runtime.seeds import seed_torch
 from vjepa.tasks.classification import ClassificationObjective
 from vjepa.training.schedules import OptimConfig
 from vjepa.training.step import MicroBatch, Prepare

@@ -1,0 +1,131 @@
+"""Threads, the OpenMP spinning trap, and memory of a process."""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vjepa.runtime.process import (
+    keep_freed_memory,
+    prevent_openmp_spinning,
+    resident_bytes,
+    set_num_threads,
+    usable_cpus,
+)
+
+
+def test_spinning_is_prevented_in_a_fresh_process_without_importing_torch() -> None:
+    code = (
+        "import os, sys\n"
+        "os.environ.pop('OMP_WAIT_POLICY', None)\n"
+        "from vjepa.runtime.process import prevent_openmp_spinning\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'numpy' not in sys.modules\n"
+        "assert prevent_openmp_spinning()\n"
+        "assert os.environ['OMP_WAIT_POLICY'] == 'passive'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_too_late_is_reported() -> None:
+    environment: dict[str, str] = {}
+    assert not prevent_openmp_spinning(environment)
+    assert environment == {"OMP_WAIT_POLICY": "passive"}
+
+
+@pytest.mark.parametrize(("value", "in_force"), [("active", False), ("PASSIVE", True)])
+def test_the_users_choice_stays(value: str, in_force: bool) -> None:
+    environment = {"OMP_WAIT_POLICY": value}
+    assert prevent_openmp_spinning(environment) == in_force
+    assert environment["OMP_WAIT_POLICY"] == value
+
+
+def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.get_num_threads()
+    assert set_num_threads(None) == before
+    assert usable_cpus() >= 1
+    with caplog.at_level(logging.WARNING, logger="vjepa"):
+        assert set_num_threads(1) == 1
+        assert not caplog.records
+        set_num_threads(usable_cpus() + 1)
+        assert "more than" in caplog.text
+    torch.set_num_threads(before)
+
+
+_COUNT_FAULTS = """
+import resource, sys, torch
+from vjepa.runtime.process import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+torch.set_num_threads(1)
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def use_memory():
+    kept = [torch.ones(megabytes << 18) for megabytes in (4, 9, 33, 40, 50, 64)]
+for _ in range(3):
+    use_memory()
+before = faults()
+for _ in range(4):
+    use_memory()
+print(faults() - before)
+"""
+
+
+def _faults(how: str) -> int:
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_FAULTS, how], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_freed_memory_is_not_faulted_in_again() -> None:
+    """Page faults are counted in processes of their own; they do not depend on load."""
+    assert _faults("keep") < 0.5 * _faults("default")
+
+
+def test_the_users_setting_stays() -> None:
+    assert not keep_freed_memory({"MALLOC_TRIM_THRESHOLD_": "131072"})
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not keep_freed_memory({})
+
+
+_TAKE_TOO_MUCH = """
+from vjepa.runtime.workers import limit_memory
+limit_memory(0.3)
+bytearray(100_000_000)
+try:
+    bytearray(1_000_000_000)
+except MemoryError:
+    print("refused")
+"""
+
+
+def test_resident_memory_grows_with_what_is_held() -> None:
+    before = resident_bytes()
+    # Mapped anew: other tests let this process keep memory that it could hand out otherwise.
+    with mmap.mmap(-1, 50_000_000) as held:
+        held.write(bytes(50_000_000))
+        assert resident_bytes() - before > 40_000_000
+    assert resident_bytes(os.getpid()) > 0
+    assert resident_bytes(2**22 + 1) == 0, "no such process"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to the limit")
+def test_the_limit_holds_for_what_comes_after_it() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", _TAKE_TOO_MUCH],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "refused\n"
