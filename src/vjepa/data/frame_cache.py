@@ -213,8 +213,7 @@ class _CacheTask:
 
     def __call__(self, order: _CacheOrder) -> NDArray[np.float64] | str | None:
         """Decode; the answer is the frames' times if uneven, else None, or why the video is bad."""
-        from vjepa.data.video.decode import decode_frames
-        from vjepa.data.video.frame_times import frame_times
+        from vjepa.data.video.decode import decode_frames, frame_times
 
         mapped = np.load(self.frames, mmap_mode="r+")
         size = int(np.prod(order.shape)) * 3

@@ -81,11 +81,10 @@ def test_clips_are_pixel_identical_to_decoding_everything(library, name, stride)
 
 
 def test_healthy_files_are_never_read_from_the_start(library, monkeypatch):
-    def fail(info, collector):
-        raise AssertionError(f"{info.path}: frames were not found by their key frames")
+    def fail(video, shown):
+        raise AssertionError(f"{video.path}: frames were not found by their key frames")
 
-    monkeypatch.setattr(decode_module, "_decode_from_start", fail)
-    monkeypatch.setattr(decode_module, "_decode_counting", fail)
+    monkeypatch.setattr(decode_module, "_numbered", fail)
     for name in SPECS:
         # An intra-refresh stream has entry points that are none; h264 in AVI has no timestamps.
         if name not in ("h264_intra_refresh.mkv", "h264.avi"):
@@ -98,7 +97,7 @@ def test_neighbouring_groups_are_read_without_a_jump(library, name, monkeypatch)
         raise AssertionError("jumped")
 
     info = probe(library.path(name))
-    monkeypatch.setattr(decode_module._RunReader, "_seek", fail)
+    monkeypatch.setattr(decode_module._PacketReader, "_seek", fail)
     # Every group a run of its own: what was read of the next one must be kept.
     monkeypatch.setattr(decode_module, "_WORTH_A_JUMP", 0)
     for offset in (1, -1):

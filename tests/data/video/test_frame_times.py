@@ -16,7 +16,7 @@ from vjepa.data.clips.load import load_clip
 from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from, segment_indices
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.video.frame_times import frame_times
+from vjepa.data.video.decode import frame_times
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import probe
 

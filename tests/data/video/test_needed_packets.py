@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vjepa.data.video.decode as decode_module
 from vjepa.data.video.decode import decode_all, decode_crops, decode_frames
-from vjepa.data.video.frame_stores import CropOrder
+from vjepa.data.video.info import CropOrder
 from vjepa.data.video.inspect import probe
 from vjepa.data.video.packets import PacketSelector
 

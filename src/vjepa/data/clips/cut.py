@@ -24,8 +24,7 @@ from vjepa.data.clips.plan import ClipConfig, clip_indices
 from vjepa.data.loader.failures import BadVideo, BadVideoLimit, BadVideoLog
 from vjepa.data.loader.sampler import VideoSources
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.frame_stores import CropOrder
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.info import CropOrder, DecodeError, VideoInfo
 from vjepa.errors import UserError
 
 _GIGABYTE = 1e9
@@ -232,8 +231,7 @@ class ClipRecipe:
             DecodeError: The video cannot give its frames.
         """
         # PyAV may be missing where only models are used; only here is it needed.
-        from vjepa.data.video.decode import decode_crops
-        from vjepa.data.video.frame_times import frame_times
+        from vjepa.data.video.decode import decode_crops, frame_times
 
         clock.enter("seek")
         times = frame_times(video) if self.clip.is_by_time else None

@@ -281,8 +281,7 @@ class ClipViews:
 
     def __call__(self, request: ViewRequest) -> NDArray[np.uint8] | ReadFailure:
         """Read one video: uint8 [R, C, T, S, S], RGB, or why that cannot be."""
-        from vjepa.data.video.decode import decode_frames
-        from vjepa.data.video.frame_times import frame_times
+        from vjepa.data.video.decode import decode_frames, frame_times
 
         info = request.info
         if not info.ok:

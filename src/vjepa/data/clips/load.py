@@ -53,8 +53,7 @@ def load_clip(
         UserError: The file cannot be read, or the clip would begin outside the video.
     """
     # PyAV and Arrow may be missing where only models are used.
-    from vjepa.data.video.decode import decode_clip
-    from vjepa.data.video.frame_times import frame_times
+    from vjepa.data.video.decode import decode_clip, frame_times
     from vjepa.data.video.inspect import probe
 
     try:

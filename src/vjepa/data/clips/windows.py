@@ -365,11 +365,11 @@ def read_windows(look: Look) -> Iterator[ReadWindow]:
     Raises:
         DecodeError: A frame cannot be had.
     """
-    from vjepa.data.video.frame_stream import stream_frames
+    from vjepa.data.video.decode import read_frames
 
     plan, tubelet = look.plan, look.plan.tubelet_size
     length = plan.window_tubelets * tubelet
-    frames = stream_frames(look.info, plan.frames)
+    frames = read_frames(look.info, plan.frames)
     held: deque[tuple[Tensor, float]] = deque()
     first, read, previous = 0, 0, None
     for number, start in enumerate(plan.starts):
@@ -379,8 +379,8 @@ def read_windows(look: Look) -> Iterator[ReadWindow]:
         while read < start * tubelet + length:
             streamed = next(frames)
             # A repeated frame (still image, padding) comes as the same array: resize it once.
-            if previous is None or previous[0] is not streamed.frame:
-                previous = (streamed.frame, look.framing.apply(streamed.frame))
+            if previous is None or previous[0] is not streamed.image:
+                previous = (streamed.image, look.framing.apply(streamed.image))
             held.append((previous[1], streamed.seconds))
             read += 1
         clip = torch.stack([frame for frame, _ in held], dim=1)

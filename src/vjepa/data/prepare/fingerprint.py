@@ -15,7 +15,7 @@ from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import MatchConfig
 from vjepa.data.prepare.inputs import Part
 from vjepa.data.video.container import open_video, reason_of
-from vjepa.data.video.frame_stream import stream_frames
+from vjepa.data.video.decode import read_frames
 from vjepa.data.video.images import images_in
 from vjepa.data.video.info import DecodeError, VideoInfo
 
@@ -152,8 +152,8 @@ def take_fingerprint(info: VideoInfo, part: Part, match: MatchConfig) -> Fingerp
         digest.update(block)
     hashes: list[int] = []
     if match.by_pictures:
-        for streamed in stream_frames(info, hashed_frames(info, part, match)):
-            thumbnail = grey_thumbnail(streamed.frame)
+        for streamed in read_frames(info, hashed_frames(info, part, match)):
+            thumbnail = grey_thumbnail(streamed.image)
             if is_informative(thumbnail):
                 hashes.append(hash_thumbnail(thumbnail))
     return Fingerprint(digest.hexdigest(), np.array(hashes, dtype=np.uint64))

@@ -19,7 +19,7 @@ from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import TranscodeConfig
 from vjepa.data.prepare.inputs import Part
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
-from vjepa.data.video.frame_stream import StreamedFrame, stream_frames
+from vjepa.data.video.decode import Frame, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import probe
 
@@ -131,10 +131,10 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
         encoder = stream.codec_context
         encoder.time_base = Fraction(1, _CLOCK)
         _set_up(encoder, config)
-        frames = stream_frames(info, numbers)
+        frames = read_frames(info, numbers)
         is_even = info.constant_rate or config.fps is not None
         for stamp, shown in _stamped(frames, fps if is_even else None):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.frame), "rgb24")
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.image), "rgb24")
             frame = picture.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
             container.mux(stream.encode(frame))
@@ -163,9 +163,7 @@ def _rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(10_000)
 
 
-def _stamped(
-    frames: Iterator[StreamedFrame], fps: float | None
-) -> Iterator[tuple[int, StreamedFrame]]:
+def _stamped(frames: Iterator[Frame], fps: float | None) -> Iterator[tuple[int, Frame]]:
     """Timestamps of the written frames: even ones at a rate, else those the frames had."""
     latest, start = -1, 0.0
     for number, shown in enumerate(frames):

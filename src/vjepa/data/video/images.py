@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,31 +93,26 @@ def probe_image_folder(info: VideoInfo, limits: LimitsConfig, fps: float) -> Vid
     )
 
 
-def decode_images(info: VideoInfo, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Frames of a still image or a folder of images: uint8 [T, H, W, 3] for int64 [T] indices.
+def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """Some frames of a still image or a folder of images, each uint8 [H, W, 3].
 
     Raises:
         DecodeError: An image cannot be read, or the folder is not what it was when indexed.
     """
-    if info.kind == "image":
-        names = [""]
-    else:
-        names = _list_folder(info.path)
+    paths = [info.path]
+    if info.kind == "image_folder":
+        try:
+            names = images_in(info.path)
+        except OSError as error:
+            raise DecodeError(info.path, f"cannot be listed ({error.strerror})") from error
         if len(names) != info.num_frames:
             raise DecodeError(
                 info.path,
                 f"has {len(names)} images, {info.num_frames} when indexed; index it again",
             )
-    unique, inverse = np.unique(indices, return_inverse=True)
-    try:
-        frames = np.empty((len(indices), info.height, info.width, 3), dtype=np.uint8)
-    except MemoryError as error:
-        raise DecodeError(info.path, f"{len(indices)} frames do not fit in memory") from error
-    for place, number in enumerate(unique):
-        name = names[number]
-        path = os.path.join(info.path, name) if name else info.path  # noqa: PTH118
-        frames[inverse == place] = read_image(path, (info.width, info.height))
-    return frames
+        paths = [os.path.join(info.path, name) for name in names]  # noqa: PTH118
+    for number in numbers.tolist():
+        yield read_image(paths[number], (info.width, info.height))
 
 
 def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -179,10 +174,3 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
         return height, width
     return width, height
-
-
-def _list_folder(path: str) -> list[str]:
-    try:
-        return images_in(path)
-    except OSError as error:
-        raise DecodeError(path, f"cannot be listed ({error.strerror})") from error

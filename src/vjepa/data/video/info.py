@@ -32,6 +32,24 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class CropOrder:
+    """A clip and the part of its frames that is wanted.
+
+    Attributes:
+        indices: int64 [T], frame numbers, repeats allowed.
+        box: int64 [4]: top, left, height, width, in pixels.
+    """
+
+    indices: NDArray[np.int64]
+    box: NDArray[np.int64]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the cropped clip, in bytes."""
+        return len(self.indices) * int(self.box[2]) * int(self.box[3]) * 3
+
+
 def _no_keyframes() -> NDArray[np.int64]:
     return np.zeros(0, dtype=np.int64)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import absolute, is_address, member_at, member_status, status_of
 from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
-from vjepa.data.video.images import IMAGE_FOLDER_FPS, decode_images, probe_image, probe_image_folder
+from vjepa.data.video.images import IMAGE_FOLDER_FPS, probe_image, probe_image_folder, read_images
 from vjepa.data.video.info import DecodeError, LimitsConfig, MediaKind, VideoInfo
 from vjepa.data.video.media_files import images_in, kind_of
 
@@ -91,9 +91,8 @@ def probe_deeply(
                 lost = info.num_frames - count
                 return replace(info, ok=False, reason=f"{lost} of {info.num_frames} frames damaged")
         else:
-            # One at a time: memory stays that of one image.
-            for number in range(info.num_frames):
-                decode_images(info, np.array([number]))
+            for _ in read_images(info, np.arange(info.num_frames)):
+                pass
     except DecodeError as error:
         return replace(info, ok=False, reason=error.reason)
     return info

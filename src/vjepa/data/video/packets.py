@@ -73,21 +73,25 @@ class PacketSelector:
             if len(extradata) > 22 and extradata[:3] not in (b"\x00\x00\x00", _START_CODE):  # hvcC
                 self._length_size = (extradata[21] & 3) + 1
 
-    def needed(self, packets: Sequence[Packet], wanted: Container[int | None]) -> list[Packet]:
+    def needed(
+        self, packets: Sequence[Packet], wanted: Container[int | None], is_end: bool = True
+    ) -> list[Packet]:
         """The packets to decode, in order.
 
         Args:
             packets: Packets in decoding order, from an entry point on.
             wanted: Timestamps of the wanted frames.
+            is_end: Whether no frame is wanted of the packets that follow.
 
         Returns:
-            Those that are wanted or may be referred to, up to the last wanted one.
+            Those that are wanted or may be referred to, up to the last wanted one if it is there.
         """
         chosen: list[Packet] = []
-        highest = _NO_LAYER  # the highest sub-layer of the chosen packets that may refer back
+        # The highest sub-layer of the chosen packets, and of those to come, that may refer back.
+        highest = _NO_LAYER if is_end else _UNKNOWN.sub_layer
         for packet in reversed(packets):
             is_wanted = packet.pts in wanted
-            if not chosen and not is_wanted:
+            if is_end and not chosen and not is_wanted:
                 continue
             picture = self._look(packet)
             is_referred_to = picture.sub_layer + (not picture.is_reference) <= highest

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import av
+import av.error
 import numpy as np
 import pytest
 from tests.data.video_files import (
@@ -17,11 +20,12 @@ from tests.data.video_files import (
     write_video,
 )
 
-from vjepa.data.video import frame_stream
-from vjepa.data.video.decode import decode_clip
-from vjepa.data.video.frame_stream import stream_frames
+import vjepa.data.video.decode as decode_module
+from vjepa.data.video.container import RgbConverter, VideoFile
+from vjepa.data.video.decode import decode_clip, read_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import probe
+from vjepa.data.video.packets import PacketSelector
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +34,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> VideoLibrary:
 
 
 def _streamed(path: str, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    found = list(stream_frames(probe(path), np.array(numbers, dtype=np.int64)))
-    return np.stack([one.frame for one in found]), np.array([one.seconds for one in found])
+    found = list(read_frames(probe(path), np.array(numbers, dtype=np.int64)))
+    return np.stack([one.image for one in found]), np.array([one.seconds for one in found])
 
 
 WAYS = {
@@ -60,16 +64,63 @@ def test_groups_of_pictures_that_nobody_wants_are_not_decoded(
 ) -> None:
     path = library.path("h264_gop12.mp4")  # 100 frames, a key frame every 12
     fed: list[int] = []
-    original = frame_stream.VideoFile.feed
+    original = VideoFile.feed
 
-    def counting(self: frame_stream.VideoFile, packet: object) -> list:
+    def counting(self: VideoFile, packet: object) -> list:
         fed.append(packet is not None)
         return original(self, packet)  # ty: ignore[invalid-argument-type]
 
-    monkeypatch.setattr(frame_stream.VideoFile, "feed", counting)
-    frames, _ = _streamed(path, [3, 90])
-    assert numbers_of(frames) == [3, 90]
-    assert sum(fed) <= 50  # two groups and the one after each, of nine
+    info = probe(path)
+    monkeypatch.setattr(VideoFile, "feed", counting)
+    frames = [one.image for one in read_frames(info, np.array([3, 90]))]
+    assert numbers_of(np.stack(frames)) == [3, 90]
+    assert sum(fed) <= 12  # of two groups of nine, what comes before the frame
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_packets_are_not_held_back_for_long(
+    library: VideoLibrary, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file in one group of pictures needs; here of every file, after each packet."""
+    path = library.path(name)
+    wanted = {way: decode_clip(path, numbers) for way, numbers in WAYS.items()}
+    held: list[int] = []
+    needed = PacketSelector.needed
+
+    def counting(self: PacketSelector, packets: list, *rest: Any) -> list:
+        held.append(len(packets))
+        return needed(self, packets, *rest)
+
+    monkeypatch.setattr(decode_module, "_HELD_BYTES", 0)
+    monkeypatch.setattr(PacketSelector, "needed", counting)
+    for way, numbers in WAYS.items():
+        frames, seconds = _streamed(path, numbers)
+        assert np.array_equal(frames, wanted[way].frames)
+        np.testing.assert_array_equal(seconds, wanted[way].times)
+    assert max(held, default=1) == 1
+
+
+@pytest.mark.parametrize("name", ["h264_gop12.mp4", "h264.avi"])
+def test_a_frame_that_cannot_be_converted_is_an_error_of_that_file(
+    library: VideoLibrary, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg's own error would end a reading thread without a word."""
+    path = library.path(name)
+    convert = RgbConverter.convert
+    converted: list[object] = []
+
+    def failing(self: RgbConverter, frame: av.VideoFrame) -> np.ndarray:
+        converted.append(frame)
+        if len(converted) == 3:
+            raise av.error.ExternalError(-1, "Generic error in an external library")
+        return convert(self, frame)
+
+    monkeypatch.setattr(RgbConverter, "convert", failing)
+    given = []
+    with pytest.raises(DecodeError, match=f"{name}.*external library") as error:
+        given.extend(read_frames(probe(path), np.arange(10)))
+    assert error.value.path == path
+    assert len(given) == 2
 
 
 def test_still_images_and_folders(tmp_path: Path) -> None:
@@ -88,11 +139,11 @@ def test_damage_in_the_middle_is_an_error_after_the_good_frames(tmp_path: Path) 
     damage(path, 2, 3)
     first, after = info.keyframe_index[2:4].tolist()
     given = []
-    stream = stream_frames(info, np.arange(60))
+    stream = read_frames(info, np.arange(60))
     with pytest.raises(DecodeError, match="damaged file"):
-        given.extend(one.frame for one in stream)
+        given.extend(one.image for one in stream)
     assert numbers_of(np.stack(given)) == list(range(first))
-    far = [one.frame for one in stream_frames(info, np.array([0, after + 3]))]
+    far = [one.image for one in read_frames(info, np.array([0, after + 3]))]
     assert numbers_of(np.stack(far)) == [0, after + 3]
 
 
@@ -100,10 +151,10 @@ def test_damage_in_the_middle_is_an_error_after_the_good_frames(tmp_path: Path) 
 def test_numbers_must_rise(library: VideoLibrary, numbers: list[int]) -> None:
     info = probe(library.path("h264_no_b.mp4"))
     with pytest.raises(ValueError, match="must rise"):
-        list(stream_frames(info, np.array(numbers)))
+        list(read_frames(info, np.array(numbers)))
 
 
 def test_a_frame_after_the_end_is_refused(library: VideoLibrary) -> None:
     info = probe(library.path("h264_no_b.mp4"))
     with pytest.raises(DecodeError, match="has 60 frames"):
-        list(stream_frames(info, np.array([60])))
+        list(read_frames(info, np.array([60])))
