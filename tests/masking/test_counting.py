@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from vjepa.masking.counting import count_fixed, count_packed, count_prefix
-from vjepa.masking.drawing import DrawnMasks, TokenKeys
+from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskConfig, MaskingConfig, MaskSampler
+from vjepa.masking.counting import (
+    TokenCounts,
+    count_fixed,
+    count_packed,
+    count_prefix,
+    mean_prefix_counts,
+)
+from vjepa.masking.drawing import DrawnMasks, token_keys
 
 HIDDEN = np.array([[[0, 1, 1, 0, 0, 1], [1, 1, 0, 1, 0, 1]]], dtype=bool)  # one kind, two clips
 
@@ -15,7 +24,7 @@ def _drawn(hidden: np.ndarray = HIDDEN) -> DrawnMasks:
 
 
 def _keys(drawn: DrawnMasks) -> np.ndarray:
-    return TokenKeys(drawn.hidden.shape[-1])(drawn.key_words.reshape(-1))
+    return token_keys(drawn.key_words.reshape(-1), drawn.hidden.shape[-1])
 
 
 def test_prefix_keeps_the_first_tokens() -> None:
@@ -97,3 +106,60 @@ def test_causal_context_is_filled_up_from_the_early_tokens_only() -> None:
     assert context.max() == 2
     assert {tuple(row) for row in context} == {(0, 1), (0, 2), (1, 2)}
     assert all(not set(a) & set(b) for a, b in zip(context, target, strict=True))
+
+
+PAIR = (SHORT_RANGE, LONG_RANGE)
+
+
+def test_the_papers_masks_at_224_have_the_authors_counts() -> None:
+    counts = mean_prefix_counts(PAIR, (8, 14, 14), 2)
+    assert counts == (TokenCounts(366, 753), TokenCounts(105, 1098))
+
+
+def test_the_papers_masks_at_384_have_the_authors_counts() -> None:
+    counts = mean_prefix_counts(PAIR, (8, 24, 24), 2)
+    assert counts == (TokenCounts(1297, 2313), TokenCounts(418, 3331))
+
+
+def test_what_only_counting_reads_changes_nothing() -> None:
+    masks = tuple(
+        replace(mask, max_context_tokens=7, context_fraction=0.1, target_fraction=0.2)
+        for mask in PAIR
+    )
+    assert mean_prefix_counts(masks, (8, 14, 14), 2) == mean_prefix_counts(PAIR, (8, 14, 14), 2)
+
+
+def test_estimate_agrees_with_the_measured_counts() -> None:
+    """Blocks span the clip, so the shares at one time step are those measured at eight."""
+    estimated = mean_prefix_counts(PAIR, (1, 14, 14), 2)
+    assert estimated[0].context == pytest.approx(0.2335 * 196, abs=0.02 * 196)
+    assert estimated[0].target == pytest.approx(0.4805 * 196, abs=0.02 * 196)
+    assert estimated[1].context == pytest.approx(0.0669 * 196, abs=0.02 * 196)
+    assert estimated[1].target == pytest.approx(0.7002 * 196, abs=0.02 * 196)
+
+
+def test_estimate_is_the_mean_of_prefix_batches_of_24() -> None:
+    grid = (4, 4, 4)
+    counts = mean_prefix_counts(PAIR, grid, 2)
+    sampler = MaskSampler(MaskingConfig(count="prefix"), grid, 2, seed=9)
+    found = np.array(
+        [
+            [[m.context.shape[1], m.target.shape[1]] for m in sampler.sample(ordinals, batch)]
+            for batch, ordinals in enumerate(np.arange(24 * 200).reshape(200, 24))
+        ]
+    )
+    error = found.std(axis=0) * np.sqrt(1 / 200 + 1 / 128)
+    wanted = np.array([(count.context, count.target) for count in counts])
+    assert (np.abs(found.mean(axis=0) - wanted) < 4 * error + 0.5).all()
+
+
+def test_estimate_is_the_same_every_time() -> None:
+    mask = MaskConfig(num_blocks=4, spatial_scale=(0.1, 0.3), temporal_scale=(0.5, 1.0))
+    first = mean_prefix_counts((mask,), (4, 6, 6), 2)
+    assert first == mean_prefix_counts((mask,), (4, 6, 6), 2)
+    assert first[0].context + first[0].target <= 144
+
+
+def test_tubes_have_their_exact_counts() -> None:
+    (counts,) = mean_prefix_counts((MaskConfig(kind="tube", tube_ratio=0.75),), (8, 14, 14), 2)
+    assert counts == TokenCounts(49 * 8, 147 * 8)

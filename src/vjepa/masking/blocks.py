@@ -17,12 +17,7 @@ Grid = tuple[int, int, int]
 
 
 class BlockKinds:
-    """The multi-block mask kinds of a run, drawn together.
-
-    Args:
-        masks: Kinds of kind "multiblock", at least one.
-        grid: Tokens in time, height and width (t, h, w).
-    """
+    """The multi-block mask kinds of a run, at least one, drawn together."""
 
     def __init__(self, masks: Sequence[MaskConfig], grid: Grid) -> None:
         self._grid = grid

@@ -1,14 +1,15 @@
-"""How many tokens the authors' way of counting leaves on average.
+"""The three ways to count: from what the blocks hide to the tokens that are kept.
 
-Count mode fixed keeps these numbers by default, so that its task has the same mean difficulty as
-the authors' at the batch size at which they trained.
+Count mode fixed keeps by default what the authors' way (prefix) leaves on average, so that its task
+has the same mean difficulty as theirs at the batch size at which they trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,16 +29,11 @@ def count_prefix(drawn: DrawnMasks, max_context: NDArray[np.int64]) -> tuple[Tok
     Args:
         drawn: What the masks hide.
         max_context: int64 [kinds], show at most so many tokens.
-
-    Returns:
-        Masks with equal counts, one for each kind.
     """
     chosen, counts = _both_sides(drawn)
-    smallest = counts.min(axis=-1)
-    smallest[0] = np.minimum(smallest[0], max_context)
-    batch = counts.shape[-1]
-    tokens = _first_tokens(chosen, counts.ravel(), smallest.repeat(batch))
-    return _dense_masks(tokens, smallest, batch)
+    keep = counts.min(axis=-1)
+    keep[0] = np.minimum(keep[0], max_context)
+    return _take_first(chosen, counts, keep[..., None].repeat(counts.shape[-1], axis=-1))
 
 
 def count_fixed(
@@ -57,17 +53,13 @@ def count_fixed(
         keep: int64 [2, kinds], K and M of each kind, together at most N.
         may_be_seen: int64 [kinds], only the first so many tokens may become context (causal masks);
             at least K.
-
-    Returns:
-        Masks of K and M tokens, one for each kind.
     """
     _fill_up(drawn, keys.reshape(drawn.hidden.shape), keep, may_be_seen)
     chosen, counts = _both_sides(drawn)
-    batch, num_tokens = chosen.shape[-2:]
-    wanted = keep.repeat(batch)
-    rows = chosen.reshape(-1, num_tokens)
-    subset = random_subset(rows, np.concatenate([keys, keys]), counts.ravel(), wanted)
-    return _dense_masks(_first_tokens(subset, wanted, wanted), keep, batch)
+    wanted = keep[..., None].repeat(counts.shape[-1], axis=-1)
+    rows = chosen.reshape(-1, chosen.shape[-1])
+    subset = random_subset(rows, np.concatenate([keys, keys]), counts.ravel(), wanted.ravel())
+    return _take_first(subset.reshape(chosen.shape), wanted, wanted)
 
 
 def count_packed(
@@ -80,79 +72,49 @@ def count_packed(
         keys: uint32 [kinds * B, N], random keys; None where no kind is limited.
         max_context: int64 [kinds], show at most so many tokens, a random subset of what the blocks
             leave.
-
-    Returns:
-        Packed masks, one for each kind.
     """
     chosen, counts = _both_sides(drawn)
     if keys is not None:
         kept = np.minimum(counts[0], max_context[:, None])
-        visible = chosen[0].reshape(keys.shape)
-        subset = random_subset(visible, keys, counts[0].ravel(), kept.ravel())
+        subset = random_subset(chosen[0].reshape(keys.shape), keys, counts[0].ravel(), kept.ravel())
         chosen[0], counts[0] = subset.reshape(chosen[0].shape), kept
-    rows = counts.ravel()
-    lists = _split(_first_tokens(chosen, rows, rows), counts.sum(axis=-1))
-    offsets = np.zeros((*counts.shape[:-1], counts.shape[-1] + 1), dtype=np.int64)
-    np.cumsum(counts, axis=-1, out=offsets[..., 1:])
-    kinds = counts.shape[1]
-    return tuple(
-        TokenMasks(
-            context=torch.from_numpy(lists[kind]),
-            target=torch.from_numpy(lists[kinds + kind]),
-            context_offsets=torch.from_numpy(offsets[0, kind]),
-            target_offsets=torch.from_numpy(offsets[1, kind]),
-        )
-        for kind in range(kinds)
-    )
+    return _take_first(chosen, counts, counts, packed=True)
 
 
 def _both_sides(drawn: DrawnMasks) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Visible and hidden tokens, bool [2, kinds, B, N], and their numbers, int64 [2, kinds, B]."""
-    hidden, num_hidden = drawn.hidden, drawn.num_hidden
-    chosen = np.empty((2, *hidden.shape), dtype=np.bool_)
-    np.logical_not(hidden, out=chosen[0])
-    chosen[1] = hidden
-    counts = np.empty((2, *num_hidden.shape), dtype=np.int64)
-    np.subtract(hidden.shape[-1], num_hidden, out=counts[0])
-    counts[1] = num_hidden
-    return chosen, counts
+    counts = np.stack([drawn.hidden.shape[-1] - drawn.num_hidden, drawn.num_hidden])
+    return np.stack([~drawn.hidden, drawn.hidden]), counts
 
 
-def _first_tokens(
-    chosen: NDArray[np.bool_], counts: NDArray[np.int64], keep: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Numbers of the first `keep` of the `counts` chosen tokens of each row, row after row.
+def _take_first(
+    chosen: NDArray[np.bool_],
+    counts: NDArray[np.int64],
+    keep: NDArray[np.int64],
+    *,
+    packed: bool = False,
+) -> tuple[TokenMasks, ...]:
+    """The first `keep` of the `counts` chosen tokens of each clip: the masks of each kind.
 
-    bool [..., N] of R rows, int64 [R], int64 [R] -> int64 [sum of keep].
+    bool [2, kinds, B, N], int64 [2, kinds, B] twice; for dense masks `keep` is equal over B.
     """
-    num_tokens = chosen.shape[-1]
+    _, kinds, batch, num_tokens = chosen.shape
     found = chosen.reshape(-1).nonzero()[0]
-    starts = [0, *counts.cumsum().tolist()]
-    bounds = [0, *keep.cumsum().tolist()]
+    starts = [0, *counts.ravel().cumsum().tolist()]
+    bounds = [0, *keep.ravel().cumsum().tolist()]
     tokens = np.empty(bounds[-1], dtype=np.int64)
     # Slices of one flat list: cheaper than a gather through an array of indices.
     for row, (first, last) in enumerate(pairwise(bounds)):
         start = starts[row]
         part = found[start : start + last - first]
         np.subtract(part, row * num_tokens, out=tokens[first:last])
-    return tokens
-
-
-def _split(tokens: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Cut a list into parts of the given lengths, in order."""
-    bounds = [0, *lengths.cumsum().tolist()]
-    return [tokens[start:end] for start, end in pairwise(bounds)]
-
-
-def _dense_masks(
-    tokens: NDArray[np.int64], keep: NDArray[np.int64], batch: int
-) -> tuple[TokenMasks, ...]:
-    """Cut the list of all tokens into masks of equal counts; `keep` int64 [2, kinds]."""
-    lists = [torch.from_numpy(part.reshape(batch, -1)) for part in _split(tokens, keep * batch)]
-    kinds = keep.shape[1]
-    return tuple(
-        TokenMasks(context=lists[kind], target=lists[kinds + kind]) for kind in range(kinds)
-    )
+    lists = [torch.from_numpy(tokens[a:b]) for a, b in pairwise(bounds[::batch])]
+    if not packed:
+        dense = [part.view(batch, -1) for part in lists]
+        return tuple(map(TokenMasks, dense[:kinds], dense[kinds:]))
+    offsets = np.zeros((2, kinds, batch + 1), dtype=np.int64)
+    np.cumsum(keep, axis=-1, out=offsets[..., 1:])
+    return tuple(map(TokenMasks, lists[:kinds], lists[kinds:], *torch.from_numpy(offsets)))
 
 
 def _fill_up(
@@ -162,22 +124,20 @@ def _fill_up(
     may_be_seen: NDArray[np.int64],
 ) -> None:
     """Move tokens to the side that has too few of them, in place; `keys` uint32 [kinds, B, N]."""
-    hidden, num_hidden = drawn.hidden, drawn.num_hidden
-    num_tokens = hidden.shape[-1]
-    dark = num_tokens - num_hidden < keep[0][:, None]
-    for kind, clip in zip(*dark.nonzero(), strict=True):
-        row = hidden[kind, clip]
-        candidates = row[: may_be_seen[kind]].nonzero()[0]
-        missing = keep[0, kind] - (num_tokens - num_hidden[kind, clip])
-        row[candidates[keys[kind, clip, candidates].argsort()[:missing]]] = False
-        num_hidden[kind, clip] -= missing
-    bright = num_hidden < keep[1][:, None]
-    for kind, clip in zip(*bright.nonzero(), strict=True):
-        row = hidden[kind, clip]
-        candidates = (~row).nonzero()[0]
-        missing = keep[1, kind] - num_hidden[kind, clip]
-        row[candidates[keys[kind, clip, candidates].argsort()[:missing]]] = True
-        num_hidden[kind, clip] += missing
+    num_tokens = drawn.hidden.shape[-1]
+
+    def move(kind: int, clip: int, candidates: NDArray[np.int64], missing: int, to: bool) -> None:
+        order = keys[kind, clip, candidates].argsort()
+        drawn.hidden[kind, clip, candidates[order[:missing]]] = to
+        drawn.num_hidden[kind, clip] += missing if to else -missing
+
+    num_visible = num_tokens - drawn.num_hidden
+    for kind, clip in zip(*(num_visible < keep[0][:, None]).nonzero(), strict=True):
+        candidates = drawn.hidden[kind, clip, : may_be_seen[kind]].nonzero()[0]
+        move(kind, clip, candidates, keep[0, kind] - num_visible[kind, clip], to=False)
+    for kind, clip in zip(*(drawn.num_hidden < keep[1][:, None]).nonzero(), strict=True):
+        candidates = (~drawn.hidden[kind, clip]).nonzero()[0]
+        move(kind, clip, candidates, keep[1, kind] - drawn.num_hidden[kind, clip], to=True)
 
 
 _BATCH = 24
@@ -195,14 +155,8 @@ _MEASURED: dict[tuple[Grid, MaskConfig], tuple[float, float]] = {
 }
 
 
-@dataclass(frozen=True)
-class TokenCounts:
-    """K context and M target tokens of a mask kind.
-
-    Attributes:
-        context: K, at least 1.
-        target: M, at least 1.
-    """
+class TokenCounts(NamedTuple):
+    """K context and M target tokens of a mask kind, each at least 1."""
 
     context: int
     target: int
@@ -217,16 +171,15 @@ def mean_prefix_counts(
     setting they are estimated from 128 batches of 24 clips drawn with a fixed seed, so that they
     depend on nothing but the arguments. Their standard error is about 1 % of the tokens.
 
-    Args:
-        masks: The kinds.
-        grid: Tokens in time, height and width (t, h, w).
-        tubelet_size: Frames in a time step of tokens.
-
     Raises:
-        UserError: if a kind is impossible on this grid.
+        UserError: A kind is impossible on this grid.
     """
     num_tokens = grid[0] * grid[1] * grid[2]
-    blocks = [_without_limits(mask) for mask in masks]
+    # By the blocks alone, without what only counting reads.
+    blocks = [
+        replace(mask, max_context_tokens=None, context_fraction=None, target_fraction=None)
+        for mask in masks
+    ]
     measured = [_MEASURED.get((grid, mask)) for mask in blocks]
     shares = np.empty((len(masks), 2))
     if any(pair is None for pair in measured):
@@ -252,8 +205,3 @@ def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDA
         context = drawer.num_tokens - num_hidden.max(axis=-1)
         smallest.append(np.stack([context, num_hidden.min(axis=-1)], axis=-1))
     return np.concatenate(smallest, axis=1).mean(axis=1)
-
-
-def _without_limits(mask: MaskConfig) -> MaskConfig:
-    """The mask by its blocks alone, without what only counting reads."""
-    return replace(mask, max_context_tokens=None, context_fraction=None, target_fraction=None)

@@ -1,14 +1,10 @@
-"""Uniformly random subsets of many rows of tokens at once.
-
-Every token gets a key: a 32-bit hash, seeded for each row, that is a bijection of the token's
-number. Keys of a row are therefore distinct, and the tokens with the n smallest keys are a random
-subset of exactly n, whatever else is in the batch.
-"""
+"""Drawing of what is hidden, before any counting, and uniformly random subsets of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -31,34 +27,28 @@ _OWN_SIZE_AFTER = 50
 
 @dataclass(frozen=True)
 class DrawnMasks:
-    """What the masks of a batch hide, before any counting.
-
-    Attributes:
-        hidden: bool [kinds, B, N], True where a token is hidden.
-        num_hidden: int64 [kinds, B].
-        key_words: uint64 [kinds, B], random bits for choosing tokens.
-    """
+    """What the masks of a batch hide, before any counting."""
 
     hidden: NDArray[np.bool_]
+    """[kinds, B, N], True where a token is hidden."""
     num_hidden: NDArray[np.int64]
+    """[kinds, B]."""
     key_words: NDArray[np.uint64]
+    """[kinds, B], random bits for choosing tokens."""
 
 
 @dataclass(frozen=True)
 class Minimum:
-    """What a mask must leave, one number for each kind; a draw below it is repeated.
-
-    Attributes:
-        visible: int64 [kinds]; 0 for a kind whose counts never vary.
-        hidden: int64 [kinds]; likewise.
-        max_draws: Give up after so many draws, 1 and a multiple of 4.
-        required: Whether giving up is an error.
-    """
+    """What a mask must leave, one number for each kind; a draw below it is repeated."""
 
     visible: NDArray[np.int64]
+    """[kinds]; 0 for a kind whose counts never vary."""
     hidden: NDArray[np.int64]
+    """Likewise."""
     max_draws: int
+    """Give up after so many draws, 1 and a multiple of 4."""
     required: bool
+    """Whether giving up is an error."""
 
     def missed(self, num_hidden: NDArray[np.int64], num_tokens: int) -> NDArray[np.bool_]:
         """Which masks fall short: int64 [kinds, B] -> bool [kinds, B]."""
@@ -67,16 +57,10 @@ class Minimum:
 
 
 class MaskDrawer:
-    """Draws all mask kinds of a batch together.
-
-    Args:
-        masks: The kinds.
-        grid: Tokens in time, height and width (t, h, w).
-        tubelet_size: Frames in a time step of tokens.
-        seed: Of the run.
+    """Draws all mask kinds of a batch together; arguments as :class:`vjepa.masking.MaskSampler`'s.
 
     Raises:
-        UserError: if a kind is impossible on this grid.
+        UserError: A kind is impossible on this grid.
     """
 
     def __init__(
@@ -101,7 +85,6 @@ class MaskDrawer:
             for n, mask in enumerate(masks)
             if mask.kind == "tube"
         }
-        self._place_keys = TokenKeys(grid[1] * grid[2])
         # Of each clip: bits to choose tokens and bits to choose tubes, for every kind; block sizes;
         # block positions.
         self._first_uniform = 2 * self._num_kinds
@@ -124,9 +107,17 @@ class MaskDrawer:
             minimum: What a mask must leave.
 
         Raises:
-            UserError: if a required minimum is missed in every draw.
+            UserError: A required minimum is missed in every draw.
         """
-        words, shared = self._words_of(ordinals, size_ordinals)
+        shared = None
+        if size_ordinals is None:
+            words = random_bits(self._seed, "masks", ordinals, self._words)
+        else:
+            # Samples count from 0, so batches can have the negative numbers: one call for both.
+            both = np.concatenate([ordinals, -1 - size_ordinals])
+            words = random_bits(self._seed, "masks", both, self._words)
+            words, sizes = words[: len(ordinals)], words[len(ordinals) :]
+            shared = _to_uniform(sizes[:, :_SIZE_WORDS])  # [1 or B, 3]
         hidden, num_hidden = self._hidden(words, shared)
         missed = minimum.missed(num_hidden, self.num_tokens)
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
@@ -149,28 +140,15 @@ class MaskDrawer:
             num_hidden[kind, clips[place]] = counts[kind, source]
             missed = minimum.missed(num_hidden, self.num_tokens)
         if minimum.required and missed.any():
-            self._refuse(int(np.flatnonzero(missed.any(axis=1))[0]), minimum)
+            kind = np.flatnonzero(missed.any(axis=1))[0]
+            steps, height, width = self.grid
+            raise UserError(
+                f"masking.masks[{kind}]: none of {minimum.max_draws} draws on a grid of {steps} x "
+                f"{height} x {width} tokens left at least {minimum.visible[kind]} context and "
+                f"{minimum.hidden[kind]} target tokens: use fewer or smaller blocks"
+            )
         hidden = hidden.reshape(self._num_kinds, len(ordinals), self.num_tokens)
         return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
-
-    def _words_of(
-        self, ordinals: NDArray[np.int64], size_ordinals: NDArray[np.int64] | None
-    ) -> tuple[NDArray[np.uint64], NDArray[np.float64] | None]:
-        """Random words of each clip, uint64 [B, words], and draws for shared sizes, [1 or B, 3]."""
-        if size_ordinals is None:
-            return random_bits(self._seed, "masks", ordinals, self._words), None
-        # Samples count from 0, so batches can have the negative numbers: one call for both.
-        both = np.concatenate([ordinals, -1 - size_ordinals])
-        words = random_bits(self._seed, "masks", both, self._words)
-        return words[: len(ordinals)], _to_uniform(words[len(ordinals) :, :_SIZE_WORDS])
-
-    def _refuse(self, kind: int, minimum: Minimum) -> None:
-        steps, height, width = self.grid
-        raise UserError(
-            f"masking.masks[{kind}]: none of {minimum.max_draws} draws on a grid of {steps} x "
-            f"{height} x {width} tokens left at least {minimum.visible[kind]} context and "
-            f"{minimum.hidden[kind]} target tokens: use fewer or smaller blocks"
-        )
 
     def _hidden(
         self, words: NDArray[np.uint64], shared_size: NDArray[np.float64] | None
@@ -196,8 +174,8 @@ class MaskDrawer:
 
     def _tube(self, words: NDArray[np.uint64], kept: int) -> NDArray[np.bool_]:
         """Random places, hidden over the whole clip: bool [B, 1, h, w]."""
-        keys = self._place_keys(words)
-        batch, places = keys.shape
+        batch, places = len(words), self.grid[1] * self.grid[2]
+        keys = token_keys(words, places)
         every, seen = np.full(batch, places), np.full(batch, kept)
         hidden = ~random_subset(np.ones(keys.shape, dtype=np.bool_), keys, every, seen)
         return hidden.reshape(batch, 1, *self.grid[1:])
@@ -239,39 +217,38 @@ _MIX_1, _MIX_2 = np.uint32(0x21F0AAAD), np.uint32(0xD35A2D97)
 _LARGEST = np.uint32(0xFFFFFFFF)
 
 
-class TokenKeys:
-    """Random keys for the tokens of a grid.
+@lru_cache(maxsize=16)
+def _spread(num_tokens: int) -> NDArray[np.uint32]:
+    """Token numbers spread over all 32 bits, so that two rounds suffice; not to be written to."""
+    spread = np.arange(num_tokens, dtype=np.uint32) * _ODD
+    spread ^= spread >> np.uint32(16)
+    spread *= _MIX_1
+    spread ^= spread >> np.uint32(15)
+    return spread
+
+
+def token_keys(words: NDArray[np.uint64], num_tokens: int) -> NDArray[np.uint32]:
+    """Random keys for the tokens of many rows: a 32-bit hash of a token's number.
+
+    Seeded for each row, it is a bijection, so the tokens of a row with the n smallest keys are a
+    random subset of exactly n, whatever else is in the batch.
 
     Args:
-        num_tokens: N, tokens of a clip.
+        words: uint64 [R], random bits of each row.
+        num_tokens: N.
+
+    Returns:
+        uint32 [R, N]; the keys of a row are distinct.
     """
-
-    def __init__(self, num_tokens: int) -> None:
-        # Spread over all 32 bits by the same kind of hash, so that two rounds suffice below.
-        spread = np.arange(num_tokens, dtype=np.uint32) * _ODD
-        spread ^= spread >> np.uint32(16)
-        spread *= _MIX_1
-        spread ^= spread >> np.uint32(15)
-        self._spread = spread
-
-    def __call__(self, words: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Keys for every row.
-
-        Args:
-            words: uint64 [R], random bits of each row.
-
-        Returns:
-            uint32 [R, N]; the keys of a row are distinct.
-        """
-        first = words.astype(np.uint32)[:, None]
-        second = (words >> np.uint64(32)).astype(np.uint32)[:, None]
-        # Xor with a constant, xor with a right shift and an odd factor are all invertible.
-        keys = self._spread ^ first
-        keys *= _MIX_1
-        keys ^= keys >> np.uint32(16)
-        keys ^= second
-        keys *= _MIX_2
-        return keys
+    first = words.astype(np.uint32)[:, None]
+    second = (words >> np.uint64(32)).astype(np.uint32)[:, None]
+    # Xor with a constant, xor with a right shift and an odd factor are all invertible.
+    keys = _spread(num_tokens) ^ first
+    keys *= _MIX_1
+    keys ^= keys >> np.uint32(16)
+    keys ^= second
+    keys *= _MIX_2
+    return keys
 
 
 def random_subset(
@@ -282,37 +259,24 @@ def random_subset(
 ) -> NDArray[np.bool_]:
     """Choose exactly `count` of each row's eligible tokens, uniformly at random.
 
+    Keys are uniform, so a limit can be computed below which nearly always lie as many tokens and
+    few more, or, where fewer are left out than chosen, one above which lie the tokens left out.
+    Only those tokens are looked at, which costs half of a partition of whole rows.
+
     Args:
         eligible: bool [R, N].
         keys: uint32 [R, N], distinct in a row.
         num_eligible: int64 [R], number of eligible tokens of each row.
-        count: int64 [R], how many to choose, from 1 to `num_eligible`.
+        count: int64 [R], how many to choose.
 
     Returns:
         bool [R, N], the chosen tokens.
 
     Raises:
-        ValueError: if `count` leaves that range.
+        ValueError: `count` is below 1 or above `num_eligible`.
     """
     if (count < 1).any() or (count > num_eligible).any():
         raise ValueError("count must lie between 1 and the number of eligible tokens")
-    chosen = keys <= _last_key(eligible, keys, num_eligible, count)[:, None]
-    chosen &= eligible
-    return chosen
-
-
-def _last_key(
-    eligible: NDArray[np.bool_],
-    keys: NDArray[np.uint32],
-    num_eligible: NDArray[np.int64],
-    count: NDArray[np.int64],
-) -> NDArray[np.uint32]:
-    """The largest of each row's `count` smallest eligible keys: uint32 [R].
-
-    Keys are uniform, so a limit can be computed below which nearly always lie as many tokens and
-    few more, or, where fewer are left out than chosen, one above which lie the tokens left out.
-    Only those tokens are looked at, which costs half of a partition of whole rows.
-    """
     num_rows, num_tokens = eligible.shape
     left_out = num_eligible - count
     from_top = left_out < count
@@ -333,9 +297,11 @@ def _last_key(
         share[too_few] = 1
     candidates = keys.reshape(-1)[places]
     position = np.where(from_top, found - rank, rank - 1)
-    last = np.empty(num_rows, dtype=np.uint32)
+    last = np.empty(num_rows, dtype=np.uint32)  # the largest key that is chosen
     for row, (first, end) in enumerate(pairwise(bounds.tolist())):
         part = candidates[first:end]
         part.partition(position[row])
         last[row] = part[position[row]]
-    return last
+    chosen = keys <= last[:, None]
+    chosen &= eligible
+    return chosen

@@ -16,18 +16,16 @@ class TokenMasks:
     Tokens are numbered time-major: index = (time step * h + row) * w + column. Indices of a clip
     ascend. Either every clip has the same counts (no offsets), or the clips' lists stand one after
     the other and clip b owns entries ``offsets[b]:offsets[b + 1]``.
-
-    Attributes:
-        context: int64 [B, K], or packed [S].
-        target: int64 [B, M], or packed [U].
-        context_offsets: int64 [B + 1], packed only.
-        target_offsets: int64 [B + 1], packed only.
     """
 
     context: Tensor
+    """int64 [B, K], or packed [S]."""
     target: Tensor
+    """int64 [B, M], or packed [U]."""
     context_offsets: Tensor | None = None
+    """int64 [B + 1], packed only."""
     target_offsets: Tensor | None = None
+    """int64 [B + 1], packed only."""
 
     @property
     def is_packed(self) -> bool:
@@ -60,14 +58,7 @@ class TokenMasks:
         return rows.repeat_interleave(self.target_offsets.diff(), output_size=self.target.shape[0])
 
     def gather_target(self, tokens: Tensor) -> Tensor:
-        """The target tokens out of all tokens.
-
-        Args:
-            tokens: [B, N, D], any dtype.
-
-        Returns:
-            [B, M, D], or packed [U, D].
-        """
+        """The target tokens [B, M, D], or packed [U, D], out of all tokens [B, N, D]."""
         return tokens[self.target_rows(), self.target]
 
     def sample(self, clip: int) -> TokenMasks:
@@ -83,7 +74,7 @@ class TokenMasks:
         Slice before moving to a device: the offsets are read on the CPU.
 
         Raises:
-            IndexError: if the range is empty or leaves the batch.
+            IndexError: The range is empty or leaves the batch.
         """
         if not 0 <= start < stop <= self.batch_size:
             raise IndexError(f"clips {start}:{stop} of a batch of {self.batch_size}")
