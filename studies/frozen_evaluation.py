@@ -113,7 +113,7 @@ def fit(setting: Setting, which: str, run: Path, seed: int, args: argparse.Names
             overrides["optim.learning_rates"] = [3e-3, 1e-2, 3e-2]
         result = train(load_config(ProbeConfig, ["demo"], overrides, recipes="probe"), out)
     assert result.test is not None
-    return 100 * result.test.metrics.top1
+    return 100 * result.test.metrics.score
 
 
 def pixel_baselines(label: str, some_probe: Path, manifest: Path) -> list[str]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from vjepa.evaluation.metrics import Interval, bootstrap_interval, wilson_interval
+from vjepa.evaluation.metrics import ConfidenceInterval, bootstrap_interval, wilson_interval
 
 
 def test_wilson_against_published_values() -> None:
@@ -19,9 +19,9 @@ def test_wilson_against_published_values() -> None:
 
 def test_ends_stay_in_the_unit_interval() -> None:
     assert wilson_interval(7, 7).high == 1.0
-    assert wilson_interval(0, 0) == Interval(0.0, 1.0)
-    assert bootstrap_interval(0, 0) == Interval(0.0, 1.0)
-    assert bootstrap_interval(5, 5) == Interval(1.0, 1.0)
+    assert wilson_interval(0, 0) == ConfidenceInterval(0.0, 1.0)
+    assert bootstrap_interval(0, 0) == ConfidenceInterval(0.0, 1.0)
+    assert bootstrap_interval(5, 5) == ConfidenceInterval(1.0, 1.0)
 
 
 def test_bootstrap_is_seeded_and_near_wilson() -> None:
@@ -40,5 +40,5 @@ def test_impossible_counts() -> None:
 
 
 def test_overlap() -> None:
-    assert Interval(0.1, 0.3).overlaps(Interval(0.3, 0.5))
-    assert not Interval(0.1, 0.3).overlaps(Interval(0.31, 0.5))
+    assert ConfidenceInterval(0.1, 0.3).overlaps(ConfidenceInterval(0.3, 0.5))
+    assert not ConfidenceInterval(0.1, 0.3).overlaps(ConfidenceInterval(0.31, 0.5))

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa.evaluation.metrics import MultiLabelScores, average_precision
+from vjepa.evaluation.metrics import AveragePrecision, average_precision
 
 CLASSES = ("a", "b", "c")
 
@@ -39,16 +41,15 @@ def test_known_values() -> None:
     assert average_precision(np.zeros(4), np.array([True, False, False, False])) == 0.25
 
 
-def _scores(splits: list[int]) -> MultiLabelScores:
+def _scores(splits: list[int], rows: Sequence[int] = range(12)) -> AveragePrecision:
     generator = torch.Generator().manual_seed(0)
     shares = torch.rand(12, 3, generator=generator, dtype=torch.float64)
     truth = (torch.rand(12, 3, generator=generator) > 0.6).float()
     truth[:, 2] = 0.0  # no video has it
     truth[:2, :2] = 1.0
-    collected = MultiLabelScores(CLASSES)
-    rows = np.arange(12)
-    for part in np.split(rows, splits):
-        other = MultiLabelScores(CLASSES)
+    collected = AveragePrecision(CLASSES)
+    for part in np.split(np.array(rows), splits):
+        other = AveragePrecision(CLASSES)
         other.add(part, shares[part], truth[part])
         collected.merge(other)
     return collected
@@ -58,26 +59,24 @@ def test_batches_and_processes_do_not_matter() -> None:
     whole = _scores([])
     metrics = whole.metrics(seed=3)
     assert metrics == _scores([5, 6]).metrics(seed=3)
-    backwards = MultiLabelScores(CLASSES)
-    for part in reversed(list(zip(*_fields(_scores([4, 8])), strict=True))):
-        backwards.rows.append(part[0])
-        backwards.scores.append(part[1])
-        backwards.truth.append(part[2])
+    backwards = AveragePrecision(CLASSES)
+    for part in ([8, 9, 10, 11], [4, 5, 6, 7], [0, 1, 2, 3]):
+        backwards.merge(_scores([], part))
     assert backwards.metrics(seed=3) == metrics
     assert metrics.count == 12
     assert metrics.per_class[2].average_precision is None
     values = [entry.average_precision for entry in metrics.per_class[:2]]
     assert metrics.mean_average_precision == pytest.approx(np.mean(values))
     assert metrics.bootstrap.low < metrics.mean_average_precision < metrics.bootstrap.high
-    assert whole.summary() == (12, metrics.mean_average_precision, metrics.loss)
-
-
-def _fields(scores: MultiLabelScores):
-    return scores.rows, scores.scores, scores.truth
+    assert whole.summary() == {
+        "count": 12,
+        "mean_average_precision": metrics.mean_average_precision,
+        "loss": metrics.loss,
+    }
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    collected = MultiLabelScores(CLASSES)
+    collected = AveragePrecision(CLASSES)
     with pytest.raises(ValueError, match="no video"):
         collected.metrics()
     with pytest.raises(ValueError, match="expected"):
@@ -85,7 +84,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         collected.add(np.arange(1), torch.full((1, 3), torch.nan), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="classes"):
-        collected.merge(MultiLabelScores(("x",)))
+        collected.merge(AveragePrecision(("x",)))
     collected.add(np.arange(1), torch.zeros(1, 3), torch.zeros(1, 3))
     with pytest.raises(ValueError, match="no video has any class"):
         collected.metrics()

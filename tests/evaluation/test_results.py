@@ -3,14 +3,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import BadVideo
-from vjepa.evaluation.metrics import ClassificationSums
+from vjepa.evaluation.metrics import Accuracy
 from vjepa.evaluation.results import (
-    EvaluatedSplit,
+    Evaluation,
     HeadResult,
     ProbeResult,
     compare,
@@ -20,9 +21,11 @@ from vjepa.evaluation.results import (
 
 
 def _result(*, tested: bool = True) -> ProbeResult:
-    sums = ClassificationSums(("left", "right"))
-    sums.add(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), torch.tensor([0, 1, 1]))
-    test = EvaluatedSplit(
+    sums = Accuracy(("left", "right"))
+    sums.add(
+        np.arange(3), torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), torch.tensor([0, 1, 1])
+    )
+    test = Evaluation(
         manifest="m.parquet",
         manifest_hash="abc",
         split="test",

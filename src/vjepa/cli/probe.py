@@ -12,7 +12,7 @@ from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
-    from vjepa.jobs.probe.measure import Measured
+    from vjepa.jobs.probe.probe import Evaluation
 
 NAME = "probe"
 HELP = """\
@@ -145,17 +145,16 @@ def _train(args: argparse.Namespace) -> int:
             f"{head.kind} head, learning rate {head.learning_rate:g}, weight decay "
             f"{head.weight_decay:g}: {head.score} on held-out videos{mark}"
         )
-    measured = result.test or result.test_multi_label
-    if measured is not None:
-        _print_metrics(measured)
+    if result.test is not None:
+        _print_metrics(result.test)
     print(f"probe: {args.out}")
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe.measure import draw, draw_reliability
-    from vjepa.jobs.probe.probe import EvaluatedSplit, VideosConfig, evaluate_together
+    from vjepa.jobs.probe.measure import draw
+    from vjepa.jobs.probe.probe import VideosConfig, evaluate_together
     from vjepa.runtime.distributed import world
 
     measured = evaluate_together(
@@ -171,11 +170,7 @@ def _eval(args: argparse.Namespace) -> int:
     _print_metrics(measured)
     if args.json is not None:
         args.json.write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
-    if isinstance(measured, EvaluatedSplit):
-        if args.confusion is not None:
-            draw(measured, args.confusion)
-        if args.calibration is not None:
-            draw_reliability(measured, args.calibration)
+    draw(measured, args.confusion, args.calibration)
     return 0
 
 
@@ -197,33 +192,15 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
-def _print_metrics(measured: Measured) -> None:
-    from vjepa.jobs.probe.measure import EvaluatedSplit
-
+def _print_metrics(measured: Evaluation) -> None:
     for bad in measured.bad_videos:
         print(f"not evaluated: {bad.path}: {bad.reason}")
-    where = f"videos of split {measured.split or 'all'}"
-    if isinstance(measured, EvaluatedSplit):
-        metrics = measured.metrics
-        for entry in metrics.per_class:
-            accuracy = "-" if entry.accuracy is None else f"{100 * entry.accuracy:5.1f} %"
-            print(f"{entry.name:<28} {accuracy}  of {entry.count}")
-        low, high = 100 * metrics.wilson.low, 100 * metrics.wilson.high
-        top5 = "" if metrics.top5 is None else f", top-5: {100 * metrics.top5:.2f} %"
-        print(
-            f"top-1: {100 * metrics.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
-            f" {metrics.correct} of {metrics.count} {where}{top5}"
-        )
-        return
-    several = measured.metrics
-    for entry in several.per_class:
-        shown = "-" if entry.average_precision is None else f"{entry.average_precision:.3f}"
-        print(f"{entry.name:<28} {shown}  of {entry.count}")
-    low, high = several.bootstrap.low, several.bootstrap.high
-    print(
-        f"mean average precision: {several.mean_average_precision:.4f} (95 % interval {low:.3f} to"
-        f" {high:.3f}), {several.count} {where}"
-    )
+    metrics = measured.metrics
+    heading, figures = metrics.class_cells()
+    for entry, figure in zip(metrics.per_class, figures, strict=True):
+        unit = " %" if heading.endswith("%") and figure != "-" else ""
+        print(f"{entry.name:<28} {figure:>5}{unit}  of {entry.count}")
+    print(metrics.sentence(f"videos of split {measured.split or 'all'}"))
 
 
 def _predict(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
-from vjepa.evaluation.metrics import Interval, wilson_interval
+from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
 from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
@@ -173,7 +173,7 @@ class Cell:
     labels_per_class: int
     encoder: EncoderName
     top1: float
-    interval: Interval
+    interval: ConfidenceInterval
     num_seeds: int
     by_seed: tuple[float, ...]
 
@@ -289,10 +289,12 @@ def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
 def _top1(result: ProbeResult) -> float:
     if result.test is None:
         raise ValueError(f"{result.folder}: the probe was not tested")
-    return result.test.metrics.top1
+    return result.test.metrics.score
 
 
-def _interval(by_seed: Sequence[float], top1: float, results: Sequence[ProbeResult]) -> Interval:
+def _interval(
+    by_seed: Sequence[float], top1: float, results: Sequence[ProbeResult]
+) -> ConfidenceInterval:
     """Over seeds where there are enough of them, otherwise over test videos (counted once)."""
     if len(by_seed) >= 3:
         return over_seeds(by_seed).interval

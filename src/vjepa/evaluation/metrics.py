@@ -1,13 +1,15 @@
-"""Metrics where a video may have several classes at once: mean average precision.
+"""Figures of frozen evaluation: shares of right answers, mean average precision, intervals.
 
-Average precision needs the order of all scores, so here scores are collected instead of counts, and
-those of several processes are put together row by row before anything is computed.
+Answers are collected by one of two metrics with the same methods: :class:`Accuracy` where a video
+has one class, :class:`AveragePrecision` where it may have several. Both give the same figures, to
+the last bit, in whatever order answers come and however they are dealt out to processes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,36 +21,32 @@ from vjepa.counter_random import derive_seed
 
 _NORMAL_975 = 1.959963984540054  # 97.5 % point of the standard normal distribution
 _BOOTSTRAP_RESAMPLES = 10_000
+_PRECISION_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A 95 % interval of a share; both ends as fractions in [0, 1]."""
 
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
+    def overlaps(self, other: ConfidenceInterval) -> bool:
         """Whether the two intervals have a point in common."""
         return self.low <= other.high and other.low <= self.high
 
 
-def wilson_interval(correct: int, count: int) -> Interval:
+def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
     """Wilson's 95 % score interval (E. B. Wilson 1927) of the share `correct` / `count`.
 
-    Args:
-        correct: How many answers were right.
-        count: How many there were.
-
-    Returns:
-        The interval; (0, 1) when nothing was counted.
+    (0, 1) when nothing was counted.
 
     Raises:
         ValueError: `correct` is not in 0..count.
     """
     _check_counts(correct, count)
     if count == 0:
-        return Interval(0.0, 1.0)
+        return ConfidenceInterval(0.0, 1.0)
     share = correct / count
     z2 = _NORMAL_975**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
@@ -57,30 +55,24 @@ def wilson_interval(correct: int, count: int) -> Interval:
     # At a share of 0 or 1 the exact end is 0 or 1; floating point may miss it by an ulp.
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == count else min(1.0, centre + half)
-    return Interval(low, high)
+    return ConfidenceInterval(low, high)
 
 
-def bootstrap_interval(correct: int, count: int, seed: int = 0) -> Interval:
+def bootstrap_interval(correct: int, count: int, seed: int = 0) -> ConfidenceInterval:
     """Percentile bootstrap 95 % interval of a share, resampling videos, 10 000 resamples.
 
-    Args:
-        correct: How many videos were answered rightly.
-        count: How many videos there were.
-        seed: The interval is a pure function of (correct, count, seed).
-
-    Returns:
-        The interval; (0, 1) when nothing was counted.
+    A pure function of (correct, count, seed); (0, 1) when nothing was counted.
 
     Raises:
         ValueError: `correct` is not in 0..count.
     """
     _check_counts(correct, count)
     if count == 0:
-        return Interval(0.0, 1.0)
+        return ConfidenceInterval(0.0, 1.0)
     generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
     shares = generator.binomial(count, correct / count, size=_BOOTSTRAP_RESAMPLES) / count
     low, high = np.quantile(shares, [0.025, 0.975])
-    return Interval(float(low), float(high))
+    return ConfidenceInterval(float(low), float(high))
 
 
 def _check_counts(correct: int, count: int) -> None:
@@ -104,17 +96,20 @@ class ClassMetrics:
     Attributes:
         name: Class name.
         count: Videos of the class.
-        correct: Those among them whose top answer was right.
+        correct: Those among them whose top answer was right; None where a video may have several.
+        average_precision: There instead: area under precision over recall, in [0, 1]; None for a
+            class without a video.
     """
 
     name: str
     count: int
-    correct: int
+    correct: int | None = None
+    average_precision: float | None = None
 
     @property
     def accuracy(self) -> float | None:
         """Share of right answers in [0, 1]; None for a class without a video."""
-        return self.correct / self.count if self.count else None
+        return self.correct / self.count if self.count and self.correct is not None else None
 
 
 @dataclass(frozen=True)
@@ -161,189 +156,46 @@ class ClassificationMetrics:
     mean_class_accuracy: float
     loss: float
     calibration_error: float
-    wilson: Interval
-    bootstrap: Interval
+    wilson: ConfidenceInterval
+    bootstrap: ConfidenceInterval
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     calibration: tuple[CalibrationBin, ...] = ()
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON types."""
-        return asdict(self)
-
-
-class ClassificationSums:
-    """Running sums of a classification over batches; merge those of several processes by adding.
-
-    Ties between classes go to the lowest class number, for top-1 as for top-5, so that an answer
-    does not depend on the sorting algorithm of a device.
-    """
-
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
-        size = len(classes)
-        self.confusion: NDArray[np.int64] = np.zeros((size, size), dtype=np.int64)
-        self.top5_correct = 0
-        self.loss_sum = 0  # in units of 1 / _ONE, as `bin_confidence`
-        self.bin_count: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, dtype=np.int64)
-        self.bin_correct: NDArray[np.int64] = np.zeros(CALIBRATION_BINS, dtype=np.int64)
-        self.bin_confidence = [0] * CALIBRATION_BINS
-
-    def add(self, probabilities: Tensor, labels: Tensor, valid: Tensor | None = None) -> None:
-        """Count a batch.
-
-        Args:
-            probabilities: float [B, classes], each row sums to 1 (softmax, averaged over views).
-            labels: int64 [B].
-            valid: bool [B], False for padding rows, which are left out; None = all count.
-
-        Raises:
-            ValueError: A shape or a label does not fit the classes, or a value is not finite.
-        """
-        size = len(self.classes)
-        if probabilities.shape != (labels.shape[0], size):
-            raise ValueError(
-                f"probabilities: shape {tuple(probabilities.shape)}, expected "
-                f"({labels.shape[0]}, {size})"
-            )
-        if valid is not None:
-            probabilities, labels = probabilities[valid], labels[valid]
-        if labels.numel() == 0:
-            return
-        if int(labels.min()) < 0 or int(labels.max()) >= size:
-            raise ValueError(f"labels: a value is outside 0..{size - 1}")
-        shares = probabilities.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(shares).all()):
-            raise ValueError("probabilities: a value is not finite")
-        truth = labels.to("cpu", torch.int64)
-        own = shares.gather(1, truth[:, None])
-        # Rank of the true class = classes strictly more probable + equally probable before it.
-        before = torch.arange(size)[None, :] < truth[:, None]
-        rank = ((shares > own) | ((shares == own) & before)).sum(dim=1)
-        # argmax does not promise which of several equal entries it returns; the lowest is taken.
-        numbers = torch.arange(size).expand_as(shares)
-        answers = torch.where(shares == shares.amax(dim=1, keepdim=True), numbers, size).amin(dim=1)
-        np.add.at(self.confusion, (truth.numpy(), answers.numpy()), 1)
-        self.top5_correct += int((rank < 5).sum())
-        # One by one: a vectorised logarithm may differ in the last bit at the end of a batch.
-        least = torch.finfo(torch.float64).tiny
-        losses = [-math.log(max(share, least)) for share in own.flatten().tolist()]
-        self.loss_sum += sum(_fixed_point(np.array(losses)))
-        self._add_calibration(shares.amax(dim=1).numpy(), (rank == 0).numpy())
-
-    def _add_calibration(self, confidence: NDArray[np.float64], hit: NDArray[np.bool_]) -> None:
-        """Put answers into their confidence bin; a bin holds (low, high], the first also 0."""
-        bins = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64) - 1
-        bins = np.clip(bins, 0, CALIBRATION_BINS - 1)
-        np.add.at(self.bin_count, bins, 1)
-        np.add.at(self.bin_correct, bins, hit.astype(np.int64))
-        for number, value in zip(bins.tolist(), _fixed_point(confidence), strict=True):
-            self.bin_confidence[number] += value
-
-    def merge(self, other: ClassificationSums) -> None:
-        """Add the sums of another process or of another part of the data.
-
-        Raises:
-            ValueError: The classes differ.
-        """
-        if other.classes != self.classes:
-            raise ValueError("classes: sums over different classes cannot be added")
-        self.confusion += other.confusion
-        self.top5_correct += other.top5_correct
-        self.loss_sum += other.loss_sum
-        self.bin_count += other.bin_count
-        self.bin_correct += other.bin_correct
-        both = zip(self.bin_confidence, other.bin_confidence, strict=True)
-        self.bin_confidence = [own + more for own, more in both]
-
     @property
-    def count(self) -> int:
-        """Videos counted so far."""
-        return int(self.confusion.sum())
+    def score(self) -> float:
+        """The figure that probes are compared by."""
+        return self.top1
 
-    def metrics(self, seed: int = 0) -> ClassificationMetrics:
-        """All figures.
+    def cells(self) -> dict[str, str]:
+        """The figures as text, by the headings of a table."""
+        return {
+            "top-1 %": f"{100 * self.top1:.1f}",
+            "95 % interval": f"{100 * self.wilson.low:.1f} to {100 * self.wilson.high:.1f}",
+            "videos": str(self.count),
+            "top-5 %": "-" if self.top5 is None else f"{100 * self.top5:.1f}",
+            "ECE": f"{self.calibration_error:.3f}",
+            "loss": f"{self.loss:.3f}",
+        }
 
-        Args:
-            seed: Of the bootstrap interval.
+    def class_cells(self) -> tuple[str, list[str]]:
+        """Heading and text of the figure of each class."""
+        accuracies = [entry.accuracy for entry in self.per_class]
+        return "accuracy %", ["-" if a is None else f"{100 * a:.1f}" for a in accuracies]
 
-        Returns:
-            The metrics.
-
-        Raises:
-            ValueError: Nothing was counted.
-        """
-        count = self.count
-        if count == 0:
-            raise ValueError("metrics: no video was counted")
-        correct = int(np.trace(self.confusion))
-        of_class = self.confusion.sum(axis=1)
-        per_class = tuple(
-            ClassMetrics(name, int(of_class[index]), int(self.confusion[index, index]))
-            for index, name in enumerate(self.classes)
+    def sentence(self, where: str) -> str:
+        """The result in one line; `where` says of which videos."""
+        low, high = 100 * self.wilson.low, 100 * self.wilson.high
+        top5 = "" if self.top5 is None else f", top-5: {100 * self.top5:.2f} %"
+        return (
+            f"top-1: {100 * self.top1:.2f} % (95 % interval {low:.2f} to {high:.2f}),"
+            f" {self.correct} of {self.count} {where}{top5}"
         )
-        present = [entry.accuracy for entry in per_class if entry.accuracy is not None]
-        right = zip(self.bin_correct.tolist(), self.bin_confidence, strict=True)
-        gap = sum(abs(correct * _ONE - confidence) for correct, confidence in right)
-        return ClassificationMetrics(
-            count=count,
-            correct=correct,
-            top1=correct / count,
-            top5=self.top5_correct / count if len(self.classes) > 5 else None,
-            mean_class_accuracy=float(np.mean(present)),
-            loss=self.loss_sum / (count * _ONE),
-            calibration_error=gap / (count * _ONE),
-            wilson=wilson_interval(correct, count),
-            bootstrap=bootstrap_interval(correct, count, seed),
-            per_class=per_class,
-            confusion=tuple(tuple(int(value) for value in row) for row in self.confusion),
-            calibration=self._calibration(),
-        )
-
-    def _calibration(self) -> tuple[CalibrationBin, ...]:
-        return tuple(
-            CalibrationBin(
-                low=number / CALIBRATION_BINS,
-                high=(number + 1) / CALIBRATION_BINS,
-                count=int(self.bin_count[number]),
-                correct=int(self.bin_correct[number]),
-                confidence=self.bin_confidence[number] / (int(self.bin_count[number]) * _ONE),
-            )
-            for number in np.flatnonzero(self.bin_count).tolist()
-        )
-
-
-def _fixed_point(values: NDArray[np.float64]) -> list[int]:
-    """Values of at most 709 (the largest loss) as whole multiples of 1 / _ONE."""
-    return np.rint(values * _ONE).astype(np.int64).tolist()
-
-
-def probabilities_of(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension in float64: float [..., classes] -> float64, same shape."""
-    return F.softmax(logits.detach().to(torch.float64), dim=-1)
-
-
-_MULTI_LABEL_RESAMPLES = 200
-
-
-@dataclass(frozen=True)
-class ClassPrecision:
-    """Results of one class.
-
-    Attributes:
-        name: Class name.
-        count: Videos that have the class.
-        average_precision: Area under precision over recall, in [0, 1]; None without such a video.
-    """
-
-    name: str
-    count: int
-    average_precision: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelMetrics:
-    """All figures of one evaluation with several classes per video.
+    """All figures of one evaluation with several classes per video; methods as those above.
 
     Attributes:
         count: Videos counted; equals the data set (less the listed bad videos).
@@ -356,12 +208,191 @@ class MultiLabelMetrics:
     count: int
     mean_average_precision: float
     loss: float
-    bootstrap: Interval
-    per_class: tuple[ClassPrecision, ...]
+    bootstrap: ConfidenceInterval
+    per_class: tuple[ClassMetrics, ...]
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON types."""
-        return asdict(self)
+    @property
+    def score(self) -> float:
+        """The figure that probes are compared by."""
+        return self.mean_average_precision
+
+    def cells(self) -> dict[str, str]:
+        """The figures as text, by the headings of a table."""
+        return {
+            "mAP": f"{self.mean_average_precision:.3f}",
+            "95 % interval": f"{self.bootstrap.low:.3f} to {self.bootstrap.high:.3f}",
+            "videos": str(self.count),
+            "loss": f"{self.loss:.3f}",
+        }
+
+    def class_cells(self) -> tuple[str, list[str]]:
+        """Heading and text of the figure of each class."""
+        precisions = [entry.average_precision for entry in self.per_class]
+        return "average precision", ["-" if p is None else f"{p:.3f}" for p in precisions]
+
+    def sentence(self, where: str) -> str:
+        """The result in one line; `where` says of which videos."""
+        return (
+            f"mean average precision: {self.mean_average_precision:.4f} (95 % interval "
+            f"{self.bootstrap.low:.3f} to {self.bootstrap.high:.3f}), {self.count} {where}"
+        )
+
+
+Metrics = ClassificationMetrics | MultiLabelMetrics
+
+
+class Accuracy:
+    """Exact running sums over answers of videos with one class each.
+
+    Ties between classes go to the lowest class number, for top-1 as for top-5, so that an answer
+    does not depend on the sorting algorithm of a device.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        """Start without an answer."""
+        self.classes = classes
+        self._confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        self._top5_correct = 0
+        self._loss = 0  # in units of 1 / _ONE, as the confidences
+        # For each bin of confidence: answers, right ones, sum of confidences.
+        self._bins = [[0, 0, 0] for _ in range(CALIBRATION_BINS)]
+
+    def add(self, rows: NDArray[np.int64], probabilities: Tensor, targets: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            rows: int64 [B], the videos' rows of the manifest.
+            probabilities: float [B, classes], each row sums to 1 (softmax, averaged over views).
+            targets: int64 [B], class numbers.
+
+        Raises:
+            ValueError: A shape or a label does not fit the classes, or a value is not finite.
+        """
+        size = len(self.classes)
+        shares = _checked(probabilities, (len(rows), size))
+        if targets.shape != (len(rows),):
+            raise ValueError(f"labels: shape {tuple(targets.shape)} for {len(rows)} videos")
+        if len(rows) == 0:
+            return
+        if int(targets.min()) < 0 or int(targets.max()) >= size:
+            raise ValueError(f"labels: a value is outside 0..{size - 1}")
+        truth = targets.to("cpu", torch.int64)
+        own = shares.gather(1, truth[:, None])
+        # Rank of the true class = classes strictly more probable + equally probable before it.
+        before = torch.arange(size)[None, :] < truth[:, None]
+        rank = ((shares > own) | ((shares == own) & before)).sum(dim=1)
+        # argmax does not promise which of several equal entries it returns; the lowest is taken.
+        numbers = torch.arange(size).expand_as(shares)
+        confidence = shares.amax(dim=1)
+        answers = torch.where(shares == confidence[:, None], numbers, size).amin(dim=1)
+        np.add.at(self._confusion, (truth.numpy(), answers.numpy()), 1)
+        self._top5_correct += int((rank < 5).sum())
+        # One by one: a vectorised logarithm may differ in the last bit at the end of a batch.
+        least = torch.finfo(torch.float64).tiny
+        losses = [-math.log(max(share, least)) for share in own.flatten().tolist()]
+        self._loss += sum(_fixed_point(np.array(losses)))
+        # A bin holds (low, high], the first also 0.
+        places = np.ceil(confidence.numpy() * CALIBRATION_BINS).astype(np.int64) - 1
+        places = places.clip(0, CALIBRATION_BINS - 1).tolist()
+        summands = _fixed_point(confidence.numpy())
+        for place, right, summand in zip(places, (rank == 0).tolist(), summands, strict=True):
+            entry = self._bins[place]
+            entry[0] += 1
+            entry[1] += right
+            entry[2] += summand
+
+    def merge(self, other: Accuracy) -> None:
+        """Add the answers of another process or of another part of the data.
+
+        Raises:
+            ValueError: The classes differ.
+        """
+        if other.classes != self.classes:
+            raise ValueError("classes: answers over different classes cannot be put together")
+        self._confusion = self._confusion + other._confusion
+        self._top5_correct += other._top5_correct
+        self._loss += other._loss
+        self._bins = [
+            [own + more for own, more in zip(*pair, strict=True)]
+            for pair in zip(self._bins, other._bins, strict=True)
+        ]
+
+    @property
+    def count(self) -> int:
+        """Videos counted so far."""
+        return int(self._confusion.sum())
+
+    def summary(self) -> dict[str, Any]:
+        """What the choice among heads needs: `count`, `correct`, `top1`, `loss`."""
+        count, correct = self.count, int(np.trace(self._confusion))
+        loss = self._loss / (count * _ONE)
+        return {"count": count, "correct": correct, "top1": correct / count, "loss": loss}
+
+    def metrics(self, seed: int = 0) -> ClassificationMetrics:
+        """All figures.
+
+        Args:
+            seed: Of the bootstrap interval.
+
+        Raises:
+            ValueError: Nothing was counted.
+        """
+        count = self.count
+        if count == 0:
+            raise ValueError("metrics: no video was counted")
+        correct = int(np.trace(self._confusion))
+        of_class = self._confusion.sum(axis=1)
+        per_class = tuple(
+            ClassMetrics(name, int(of_class[index]), int(self._confusion[index, index]))
+            for index, name in enumerate(self.classes)
+        )
+        present = [entry.accuracy for entry in per_class if entry.accuracy is not None]
+        gap = sum(abs(right * _ONE - confidence) for _, right, confidence in self._bins)
+        return ClassificationMetrics(
+            **self.summary(),
+            top5=self._top5_correct / count if len(self.classes) > 5 else None,
+            mean_class_accuracy=float(np.mean(present)),
+            calibration_error=gap / (count * _ONE),
+            wilson=wilson_interval(correct, count),
+            bootstrap=bootstrap_interval(correct, count, seed),
+            per_class=per_class,
+            confusion=tuple(tuple(row) for row in self._confusion.tolist()),
+            calibration=tuple(
+                CalibrationBin(
+                    low=number / CALIBRATION_BINS,
+                    high=(number + 1) / CALIBRATION_BINS,
+                    count=answers,
+                    correct=right,
+                    confidence=confidence / (answers * _ONE),
+                )
+                for number, (answers, right, confidence) in enumerate(self._bins)
+                if answers
+            ),
+        )
+
+
+def _fixed_point(values: NDArray[np.float64]) -> list[int]:
+    """Values of at most 709 (the largest loss) as whole multiples of 1 / _ONE."""
+    return np.rint(values * _ONE).astype(np.int64).tolist()
+
+
+def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Probabilities of a batch as float64 on the CPU.
+
+    Raises:
+        ValueError: Another shape, or a value is not finite.
+    """
+    if probabilities.shape != shape:
+        raise ValueError(f"probabilities: shape {tuple(probabilities.shape)}, expected {shape}")
+    shares = probabilities.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(shares).all()):
+        raise ValueError("probabilities: a value is not finite")
+    return shares
+
+
+def probabilities_of(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension in float64: float [..., classes] -> float64, same shape."""
+    return F.softmax(logits.detach().to(torch.float64), dim=-1)
 
 
 def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
@@ -380,26 +411,23 @@ def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) 
     return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
 
 
-class MultiLabelScores:
-    """Scores of all videos, collected over batches.
+class AveragePrecision:
+    """Answers of videos that may have several classes each.
 
-    Attributes:
-        classes: Class names.
-        rows, scores, truth: One entry a batch: int64 [b], float64 [b, classes], bool [b, classes].
+    Average precision needs the order of all scores, so scores are kept instead of counts, and put
+    in the order of rows before anything is computed.
     """
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        """Start without a video."""
+        """Start without an answer."""
         self.classes = classes
-        self.rows: list[NDArray[np.int64]] = []
-        self.scores: list[NDArray[np.float64]] = []
-        self.truth: list[NDArray[np.bool_]] = []
+        self._batches: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]] = []
 
     def add(self, rows: NDArray[np.int64], probabilities: Tensor, targets: Tensor) -> None:
-        """Collect a batch.
+        """Keep a batch.
 
         Args:
-            rows: int64 [B], manifest rows.
+            rows: int64 [B], the videos' rows of the manifest.
             probabilities: float [B, classes], each in [0, 1].
             targets: float or bool [B, classes].
 
@@ -407,69 +435,81 @@ class MultiLabelScores:
             ValueError: Shapes do not fit or a value is not finite.
         """
         shape = (len(rows), len(self.classes))
-        if probabilities.shape != shape or targets.shape != shape:
-            raise ValueError(
-                f"probabilities: shapes {tuple(probabilities.shape)} and {tuple(targets.shape)}, "
-                f"expected {shape}"
-            )
-        shares = probabilities.detach().to("cpu", torch.float64)
-        if not bool(torch.isfinite(shares).all()):
-            raise ValueError("probabilities: a value is not finite")
-        self.rows.append(rows)
-        self.scores.append(shares.numpy())
-        self.truth.append((targets > 0.5).cpu().numpy())
+        shares = _checked(probabilities, shape)
+        if targets.shape != shape:
+            raise ValueError(f"targets: shape {tuple(targets.shape)}, expected {shape}")
+        self._batches.append((rows, shares.numpy(), (targets > 0.5).cpu().numpy()))
 
-    def merge(self, other: MultiLabelScores) -> None:
-        """Add the scores of another process or of another part of the data."""
+    def merge(self, other: AveragePrecision) -> None:
+        """Add the answers of another process or of another part of the data.
+
+        Raises:
+            ValueError: The classes differ.
+        """
         if other.classes != self.classes:
-            raise ValueError("classes: scores over different classes cannot be put together")
-        self.rows += other.rows
-        self.scores += other.scores
-        self.truth += other.truth
+            raise ValueError("classes: answers over different classes cannot be put together")
+        self._batches += other._batches
+
+    @property
+    def count(self) -> int:
+        """Videos counted so far."""
+        return sum(len(rows) for rows, _, _ in self._batches)
+
+    def summary(self) -> dict[str, Any]:
+        """What the choice among heads needs, without the interval that takes long.
+
+        Returns:
+            `count`, `mean_average_precision`, `loss`.
+
+        Raises:
+            ValueError: Nothing was counted, or no class occurs.
+        """
+        scores, truth = self._in_order()
+        own = np.where(truth, scores, 1.0 - scores)
+        loss = float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+        precision = _mean_precision(scores, truth)
+        return {"count": len(scores), "mean_average_precision": precision, "loss": loss}
 
     def metrics(self, seed: int = 0) -> MultiLabelMetrics:
-        """All figures, the same in whatever order the batches came.
+        """All figures.
 
         Args:
             seed: Of the bootstrap interval.
 
         Raises:
-            ValueError: Nothing was collected, or no class occurs.
+            ValueError: Nothing was counted, or no class occurs.
         """
         scores, truth = self._in_order()
+        counts = truth.sum(axis=0).tolist()
         per_class = tuple(
-            ClassPrecision(
+            ClassMetrics(
                 name,
-                int(truth[:, index].sum()),
-                average_precision(scores[:, index], truth[:, index])
-                if truth[:, index].any()
+                count,
+                average_precision=average_precision(scores[:, index], truth[:, index])
+                if count
                 else None,
             )
-            for index, name in enumerate(self.classes)
+            for index, (name, count) in enumerate(zip(self.classes, counts, strict=True))
         )
-        return MultiLabelMetrics(
-            count=len(scores),
-            mean_average_precision=_mean_precision(scores, truth),
-            loss=_loss(scores, truth),
-            bootstrap=_bootstrap(scores, truth, seed),
-            per_class=per_class,
-        )
-
-    def summary(self) -> tuple[int, float, float]:
-        """Videos, mean average precision and loss, without the interval that takes long."""
-        scores, truth = self._in_order()
-        return len(scores), _mean_precision(scores, truth), _loss(scores, truth)
+        found = self.summary()
+        generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
+        resampled = []
+        for _ in range(_PRECISION_RESAMPLES):
+            drawn = generator.integers(0, len(scores), len(scores))
+            if truth[drawn].any():
+                resampled.append(_mean_precision(scores[drawn], truth[drawn]))
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        interval = ConfidenceInterval(float(low), float(high))
+        return MultiLabelMetrics(**found, bootstrap=interval, per_class=per_class)
 
     def _in_order(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        if not self.rows:
+        if not self._batches:
             raise ValueError("metrics: no video was counted")
-        order = np.argsort(np.concatenate(self.rows), kind="stable")
-        return np.concatenate(self.scores)[order], np.concatenate(self.truth)[order]
-
-
-def _loss(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
-    own = np.where(truth, scores, 1.0 - scores)
-    return float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
+        rows, scores, truth = (
+            np.concatenate(column) for column in zip(*self._batches, strict=True)
+        )
+        order = np.argsort(rows, kind="stable")
+        return scores[order], truth[order]
 
 
 def _mean_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
@@ -477,14 +517,3 @@ def _mean_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> fl
     if present.size == 0:
         raise ValueError("metrics: no video has any class")
     return float(np.mean([average_precision(scores[:, c], truth[:, c]) for c in present]))
-
-
-def _bootstrap(scores: NDArray[np.float64], truth: NDArray[np.bool_], seed: int) -> Interval:
-    generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
-    found = []
-    for _ in range(_MULTI_LABEL_RESAMPLES):
-        drawn = generator.integers(0, len(scores), len(scores))
-        if truth[drawn].any():
-            found.append(_mean_precision(scores[drawn], truth[drawn]))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Interval(float(low), float(high))

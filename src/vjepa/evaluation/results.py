@@ -1,4 +1,4 @@
-"""Several draws of few labels, summed up: mean and standard deviation (paper, Table 7)."""
+"""What is written down about probes: results, their tables, several draws of few labels."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from vjepa.data.clips.dataset import BadVideo
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import BadVideo
-from vjepa.evaluation.metrics import (
-    CalibrationBin,
-    ClassificationMetrics,
-    ClassMetrics,
-    ClassPrecision,
-    Interval,
-    MultiLabelMetrics,
-)
+from vjepa.evaluation.metrics import ClassificationMetrics, ConfidenceInterval, Metrics
+from vjepa.runtime.files import atomic_write
 
 RESULT_FILE = "result.json"
 TABLE_FILE = "result.md"
-_FORMAT = "vjepa-probe-result-1"
+_FORMAT = "vjepa-probe-result-2"
+_OLDER_FORMAT = "vjepa-probe-result-1"
+"""There the figures of several classes a video stand in `test_multi_label`, not in `test`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +42,11 @@ class HeadResult:
     learning_rate: float
     weight_decay: float
     count: int
-    correct: int | None
-    top1: float | None
+    correct: int | None = None
+    top1: float | None = None
     mean_average_precision: float | None = None
     loss: float
-    chosen: bool
+    chosen: bool = False
 
     @property
     def score(self) -> str:
@@ -59,7 +57,7 @@ class HeadResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedSplit:
+class Evaluation:
     """Metrics on one set of videos.
 
     Attributes:
@@ -73,18 +71,7 @@ class EvaluatedSplit:
     manifest: str
     manifest_hash: str
     split: str | None
-    metrics: ClassificationMetrics
-    bad_videos: tuple[BadVideo, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiLabelSplit:
-    """The same where a video may have several classes; attributes as in :class:`EvaluatedSplit`."""
-
-    manifest: str
-    manifest_hash: str
-    split: str | None
-    metrics: MultiLabelMetrics
+    metrics: Metrics
     bad_videos: tuple[BadVideo, ...] = ()
 
 
@@ -100,7 +87,6 @@ class ProbeResult:
         num_train: Labelled videos that were used in all, those of the choice included.
         num_classes: Classes.
         test: Metrics on the test rows, which nothing was chosen on; None without a test split.
-        test_multi_label: The same where a video may have several classes; `test` is then None.
         selection: Every head of the grid; empty when there was only one.
         train_manifest_hash: Content hash of the training rows.
         train_bad_videos: Training videos that could not be read (``on_bad_video: list``).
@@ -117,8 +103,7 @@ class ProbeResult:
     weights_hash: str
     num_train: int
     num_classes: int
-    test: EvaluatedSplit | None
-    test_multi_label: MultiLabelSplit | None = None
+    test: Evaluation | None
     selection: tuple[HeadResult, ...]
     train_manifest_hash: str
     train_bad_videos: tuple[BadVideo, ...] = ()
@@ -131,44 +116,42 @@ class ProbeResult:
     def save(self, folder: Path) -> None:
         """Write ``result.json`` and a Markdown table beside it."""
         text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
-        (folder / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
-        (folder / TABLE_FILE).write_text(self.markdown(), encoding="utf-8")
+        atomic_write(folder / TABLE_FILE, self.markdown())
+        atomic_write(folder / RESULT_FILE, text + "\n")
 
     def markdown(self) -> str:
         """The result as a short Markdown text: number, interval, heads, classes."""
         lines = [f"# Probe of `{self.label}`", "", compare({self.which: self}), ""]
         if self.selection:
-            lines += [
-                "Heads, by their figures on the rows held out for the choice:",
-                "",
-                "| head | learning rate | weight decay | held-out rows | loss | chosen |",
-                "|---|---|---|---|---|---|",
-            ]
-            lines += [
-                f"| {head.kind} | {head.learning_rate:g} | {head.weight_decay:g} | {head.score} | "
-                f"{head.loss:.3f} | {'yes' if head.chosen else ''} |"
-                for head in self.selection
-            ]
+            lines += ["Heads, by their figures on the rows held out for the choice:", ""]
+            lines += _table(
+                ("head", "learning rate", "weight decay", "held-out rows", "loss", "chosen"),
+                [
+                    (
+                        head.kind,
+                        f"{head.learning_rate:g}",
+                        f"{head.weight_decay:g}",
+                        head.score,
+                        f"{head.loss:.3f}",
+                        "yes" if head.chosen else "",
+                    )
+                    for head in self.selection
+                ],
+            )
             lines.append("")
         if self.test is not None:
-            lines += ["| class | videos | accuracy % |", "|---|---|---|"]
-            lines += [
-                f"| {entry.name} | {entry.count} | "
-                f"{'-' if entry.accuracy is None else f'{100 * entry.accuracy:.1f}'} |"
-                for entry in self.test.metrics.per_class
+            classes = self.test.metrics.per_class
+            heading, figures = self.test.metrics.class_cells()
+            rows = [
+                (entry.name, str(entry.count), figure)
+                for entry, figure in zip(classes, figures, strict=True)
             ]
-        elif self.test_multi_label is not None:
-            lines += ["| class | videos | average precision |", "|---|---|---|"]
-            lines += [
-                f"| {entry.name} | {entry.count} | "
-                f"{'-' if entry.average_precision is None else f'{entry.average_precision:.3f}'} |"
-                for entry in self.test_multi_label.metrics.per_class
-            ]
-        measured = self.test or self.test_multi_label
-        if measured is not None:
-            lines.append("")
-            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in measured.bad_videos]
+            lines += [*_table(("class", "videos", heading), rows), ""]
+            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in self.test.bad_videos]
         return "\n".join(lines)
+
+
+_RESULT = TypeAdapter(ProbeResult)
 
 
 def load_result(folder: Path) -> ProbeResult:
@@ -180,99 +163,56 @@ def load_result(folder: Path) -> ProbeResult:
     path = folder / RESULT_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        found = fields.pop("format", None)
-        if found != _FORMAT:
-            raise UserError(f"{path}: format {found!r}, expected {_FORMAT!r}")
-        fields["train_bad_videos"] = tuple(
-            BadVideo(**video) for video in fields["train_bad_videos"]
-        )
-        fields["selection"] = tuple(HeadResult(**head) for head in fields["selection"])
-        if fields["test"] is not None:
-            fields["test"] = evaluated_split(fields["test"])
-        if fields.get("test_multi_label") is not None:
-            fields["test_multi_label"] = _multi_label_split(fields["test_multi_label"])
-        return ProbeResult(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a probe result ({error})") from error
-
-
-def evaluated_split(fields: Mapping[str, Any]) -> EvaluatedSplit:
-    """Metrics on a set of videos from the plain values that ``dataclasses.asdict`` gives."""
-    rebuilt: dict[str, Any] = dict(fields)
-    rebuilt["metrics"] = _metrics(fields["metrics"])
-    rebuilt["bad_videos"] = tuple(BadVideo(**video) for video in fields["bad_videos"])
-    return EvaluatedSplit(**rebuilt)
-
-
-def _multi_label_split(fields: Mapping[str, Any]) -> MultiLabelSplit:
-    rebuilt: dict[str, Any] = dict(fields)
-    metrics: dict[str, Any] = dict(fields["metrics"])
-    metrics["bootstrap"] = Interval(**metrics["bootstrap"])
-    metrics["per_class"] = tuple(ClassPrecision(**entry) for entry in metrics["per_class"])
-    rebuilt["metrics"] = MultiLabelMetrics(**metrics)
-    rebuilt["bad_videos"] = tuple(BadVideo(**video) for video in fields["bad_videos"])
-    return MultiLabelSplit(**rebuilt)
-
-
-def _metrics(fields: Mapping[str, Any]) -> ClassificationMetrics:
-    rebuilt: dict[str, Any] = dict(fields)
-    rebuilt["wilson"] = Interval(**fields["wilson"])
-    rebuilt["bootstrap"] = Interval(**fields["bootstrap"])
-    rebuilt["per_class"] = tuple(ClassMetrics(**entry) for entry in fields["per_class"])
-    rebuilt["confusion"] = tuple(tuple(row) for row in fields["confusion"])
-    rebuilt["calibration"] = tuple(CalibrationBin(**bin) for bin in fields.get("calibration", ()))
-    return ClassificationMetrics(**rebuilt)
+        found = fields.get("format")
+        if found not in (_FORMAT, _OLDER_FORMAT):
+            raise UserError(
+                f"{path}: format {found!r}, expected {_FORMAT!r}; train the probe again"
+            )
+        if found == _OLDER_FORMAT:
+            fields["test"] = fields["test"] or fields.get("test_multi_label")
+        return _RESULT.validate_python(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(
+            f"{path}: not a probe result ({where}: {first['msg']}); train the probe again"
+        ) from error
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path}: not a probe result ({error}); train the probe again") from error
 
 
 def compare(results: Mapping[str, ProbeResult]) -> str:
-    """A Markdown table of probes with their 95 % intervals.
+    """A Markdown table of probes with their 95 % intervals, one row a result.
 
     Args:
-        results: The results by the name that each row shall have.
-
-    Returns:
-        One row a result: labels used, top-1 in percent with the Wilson interval, the number of
-        test videos, top-5, calibration error, loss. With several classes a video mean average
-        precision stands instead of top-1, with its bootstrap interval.
+        results: The results by the name that each row shall have; all with one class a video (top-1
+            in percent with Wilson's interval) or all with several (mean average precision with its
+            bootstrap interval).
     """
-    if any(result.test_multi_label is not None for result in results.values()):
-        return _compare_multi_label(results)
-    lines = [
-        "| encoder | label | labels used | top-1 % | 95 % interval | videos | top-5 % | ECE "
-        "| loss |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, result in results.items():
-        head = f"| {name} | {result.label} | {result.num_train} |"
-        if result.test is None:
-            lines.append(f"{head} - | - | - | - | - | - |")
-            continue
-        found = result.test.metrics
-        top5 = "-" if found.top5 is None else f"{100 * found.top5:.1f}"
-        lines.append(
-            f"{head} {100 * found.top1:.1f} | {100 * found.wilson.low:.1f} to "
-            f"{100 * found.wilson.high:.1f} | {found.count} | {top5} | "
-            f"{found.calibration_error:.3f} | {found.loss:.3f} |"
+    cells = {
+        name: {} if result.test is None else result.test.metrics.cells()
+        for name, result in results.items()
+    }
+    headings = next((found for found in cells.values() if found), _UNTESTED)
+    rows = [
+        (
+            name,
+            result.label,
+            str(result.num_train),
+            *(cells[name].get(heading, "-") for heading in headings),
         )
-    return "\n".join(lines)
+        for name, result in results.items()
+    ]
+    return "\n".join(_table(("encoder", "label", "labels used", *headings), rows))
 
 
-def _compare_multi_label(results: Mapping[str, ProbeResult]) -> str:
-    lines = [
-        "| encoder | label | labels used | mAP | 95 % interval | videos | loss |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, result in results.items():
-        head = f"| {name} | {result.label} | {result.num_train} |"
-        if result.test_multi_label is None:
-            lines.append(f"{head} - | - | - | - |")
-            continue
-        found = result.test_multi_label.metrics
-        lines.append(
-            f"{head} {found.mean_average_precision:.3f} | {found.bootstrap.low:.3f} to "
-            f"{found.bootstrap.high:.3f} | {found.count} | {found.loss:.3f} |"
-        )
-    return "\n".join(lines)
+_UNTESTED = {"top-1 %": "-", "95 % interval": "-", "videos": "-"}
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    ruler = "|---" * len(headings) + "|"
+    return [f"| {' | '.join(headings)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 # 97.5 % points of Student's t for 1 to 10 degrees of freedom; beyond, the normal's is near enough.
@@ -293,7 +233,7 @@ class SeedSummary:
     values: tuple[float, ...]
     mean: float
     deviation: float
-    interval: Interval
+    interval: ConfidenceInterval
 
 
 def over_seeds(values: Sequence[float]) -> SeedSummary:
@@ -315,12 +255,12 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
         raise ValueError("values: at least one is needed")
     mean = statistics.fmean(values)
     if len(values) == 1:
-        return SeedSummary(tuple(values), mean, 0.0, Interval(-math.inf, math.inf))
+        return SeedSummary(tuple(values), mean, 0.0, ConfidenceInterval(-math.inf, math.inf))
     deviation = statistics.stdev(values)
     freedom = len(values) - 1
     factor = _STUDENT_975[freedom - 1] if freedom <= len(_STUDENT_975) else 1.96
     half = factor * deviation / math.sqrt(len(values))
-    return SeedSummary(tuple(values), mean, deviation, Interval(mean - half, mean + half))
+    return SeedSummary(tuple(values), mean, deviation, ConfidenceInterval(mean - half, mean + half))
 
 
 SPLITS_FILE = "splits.json"
@@ -355,18 +295,18 @@ class SplitsResult:
             "num_train": [result.num_train for result in self.results],
             "summary": None if self.summary is None else asdict(self.summary),
         }
-        text = json.dumps(plain, indent=1)
-        (folder / SPLITS_FILE).write_text(text + "\n", encoding="utf-8")
-        (folder / SPLITS_TABLE_FILE).write_text(self.markdown(), encoding="utf-8")
+        atomic_write(folder / SPLITS_TABLE_FILE, self.markdown())
+        atomic_write(folder / SPLITS_FILE, json.dumps(plain, indent=1) + "\n")
 
     def markdown(self) -> str:
         """A Markdown table with one row a draw, and the mean."""
         name = "top-1 %" if self.figure == "top1" else "mAP %"
-        lines = [f"| draw | labels used | {name} |", "|---|---|---|"]
         values = self.summary.values if self.summary is not None else (None,) * len(self.results)
-        for seed, result, value in zip(self.seeds, self.results, values, strict=True):
-            shown = "-" if value is None else f"{100 * value:.1f}"
-            lines.append(f"| seed {seed} | {result.num_train} | {shown} |")
+        rows = [
+            (f"seed {seed}", str(found.num_train), "-" if value is None else f"{100 * value:.1f}")
+            for seed, found, value in zip(self.seeds, self.results, values, strict=True)
+        ]
+        lines = _table(("draw", "labels used", name), rows)
         if self.summary is not None:
             lines.append(f"| mean | | {self.in_words} |")
         return "\n".join(lines) + "\n"
@@ -380,22 +320,12 @@ class SplitsResult:
 
 
 def summarise(results: Sequence[ProbeResult], seeds: Sequence[int]) -> SplitsResult:
-    """Put the results of several draws together.
-
-    Args:
-        results: At least one; all with test videos or none.
-        seeds: Of the draws.
-    """
-    tops = [result.test.metrics.top1 for result in results if result.test is not None]
-    precisions = [
-        result.test_multi_label.metrics.mean_average_precision
-        for result in results
-        if result.test_multi_label is not None
-    ]
-    values = tops or precisions
+    """Put the results of several draws together; all have test videos or none."""
+    tested = [result.test.metrics for result in results if result.test is not None]
+    one_class = not tested or isinstance(tested[0], ClassificationMetrics)
     return SplitsResult(
         results=tuple(results),
         seeds=tuple(seeds),
-        figure="mean_average_precision" if precisions else "top1",
-        summary=over_seeds(values) if values else None,
+        figure="top1" if one_class else "mean_average_precision",
+        summary=over_seeds([found.score for found in tested]) if tested else None,
     )

@@ -10,7 +10,8 @@ from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
 from vjepa.data import Manifest
 from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.errors import UserError
-from vjepa.evaluation.results import MultiLabelSplit, load_result
+from vjepa.evaluation.metrics import MultiLabelMetrics
+from vjepa.evaluation.results import load_result
 from vjepa.jobs.probe.probe import train
 
 # What a video of each colour is said to show: `warm` for two of them.
@@ -36,9 +37,9 @@ def several(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_probe_of_several_classes(several: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = train(probe_config(several, checkpoint, **MULTI), tmp_path / "p")
-    assert result.test is None
-    measured = result.test_multi_label
+    measured = result.test
     assert measured is not None
+    assert isinstance(measured.metrics, MultiLabelMetrics)
     assert measured.metrics.count == 11
     assert measured.metrics.mean_average_precision > 0.8
     assert [(entry.name, entry.count) for entry in measured.metrics.per_class] == [
@@ -52,7 +53,7 @@ def test_a_probe_of_several_classes(several: Path, checkpoint: Path, tmp_path: P
     )
     assert chosen.top1 is None
     again = evaluate_here(tmp_path / "p", several)
-    assert isinstance(again, MultiLabelSplit)
+    assert isinstance(again.metrics, MultiLabelMetrics)
     assert asdict(again) == asdict(measured)
     assert load_result(tmp_path / "p") == result
     assert "mAP" in (tmp_path / "p/result.md").read_text()

@@ -11,7 +11,6 @@ import torch
 from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
 
 from vjepa.errors import UserError
-from vjepa.evaluation.results import EvaluatedSplit
 from vjepa.evaluation.saved_probe import load_probe_file
 from vjepa.jobs.probe.predict import predict
 from vjepa.jobs.probe.probe import train
@@ -173,8 +172,7 @@ def test_unreadable_videos_are_listed_online_too(
 def test_confusion_and_calibration_are_drawn(
     videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    result = train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "p")
-    assert isinstance(result.test, EvaluatedSplit)
+    train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "p")
     for name in ("confusion.png", "calibration.png"):
         assert (tmp_path / "p" / name).read_bytes().startswith(b"\x89PNG")
 

@@ -9,8 +9,8 @@ import torch
 from vjepa.checkpoint import save_model
 from vjepa.config import load_config
 from vjepa.data.clips.dataset import ReadingConfig
+from vjepa.evaluation.results import Evaluation
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.measure import Measured
 from vjepa.jobs.probe.probe import evaluate
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
@@ -50,7 +50,7 @@ def probe_config(videos: Path, checkpoint: Path, **changes: object) -> ProbeConf
     return load_config(ProbeConfig, overrides={**plain, **changes})
 
 
-def evaluate_here(probe: Path, videos: Path, encoder: Path | None = None) -> Measured:
+def evaluate_here(probe: Path, videos: Path, encoder: Path | None = None) -> Evaluation:
     """Measure a saved probe on the test videos, without worker processes."""
     return evaluate(
         probe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from vjepa.errors import UserError
 from vjepa.evaluation.across_processes import add_up, averaged_probabilities, join_clips, my_share
 from vjepa.evaluation.frozen import BadVideo, EncodedRows
 from vjepa.evaluation.labels import Labels
-from vjepa.evaluation.metrics import ClassificationSums, MultiLabelScores
-from vjepa.evaluation.results import EvaluatedSplit, HeadResult, MultiLabelSplit
+from vjepa.evaluation.metrics import Accuracy, AveragePrecision, ClassificationMetrics
+from vjepa.evaluation.results import Evaluation, HeadResult
 from vjepa.evaluation.saved_probe import ProbeFile
 from vjepa.jobs.probe.config import HeadSetting
 from vjepa.jobs.probe.features import FeatureMaker
@@ -26,8 +27,7 @@ _CLASSIFY_CLIPS = 64
 """Clips that a head sees in one forward call. Fixed, because the size of a batch may change the
 last bits of a logit and evaluation must give the training run's number again."""
 
-Sums = ClassificationSums | MultiLabelScores
-Measured = EvaluatedSplit | MultiLabelSplit
+Answers = Accuracy | AveragePrecision
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def probabilities(
     return torch.cat(parts, dim=-2)
 
 
-def measure(probe: ProbeFile, maker: FeatureMaker, labelled: LabelledVideos) -> Measured:
+def measure(probe: ProbeFile, maker: FeatureMaker, labelled: LabelledVideos) -> Evaluation:
     """Metrics of a probe on labelled videos; the bootstrap has the seed of the training.
 
     Where several processes have joined, each measures its share and all get the whole figures.
@@ -79,21 +79,11 @@ def measure(probe: ProbeFile, maker: FeatureMaker, labelled: LabelledVideos) -> 
     total, bad = add_up(sums[0], bad)
     if len(bad) == len(labelled.labels):
         raise UserError(f"not one video could be read (first: {bad[0].path}: {bad[0].reason})")
-    seed = int(probe.training["seed"])
-    manifest = videos.manifest
-    if isinstance(total, MultiLabelScores):
-        return MultiLabelSplit(
-            manifest=manifest.source,
-            manifest_hash=manifest.content_hash,
-            split=videos.split,
-            metrics=total.metrics(seed),
-            bad_videos=bad,
-        )
-    return EvaluatedSplit(
-        manifest=manifest.source,
-        manifest_hash=manifest.content_hash,
+    return Evaluation(
+        manifest=videos.manifest.source,
+        manifest_hash=videos.manifest.content_hash,
         split=videos.split,
-        metrics=total.metrics(seed),
+        metrics=total.metrics(int(probe.training["seed"])),
         bad_videos=bad,
     )
 
@@ -129,34 +119,38 @@ def choose_head(
     sums = [_empty(labels) for _ in grid]
     _collect(heads.to(device), sums, parts, labels, view, device, rows)
     heads.to("cpu")
-    if _count(sums[0]) == 0:
+    if sums[0].count == 0:
         raise UserError("not one video for the choice among heads can be read")
-    results = [_head_result(own, setting) for own, setting in zip(sums, grid, strict=True)]
+    results = [
+        HeadResult(
+            kind=setting.kind,
+            learning_rate=setting.learning_rate,
+            weight_decay=setting.weight_decay,
+            **own.summary(),
+        )
+        for own, setting in zip(sums, grid, strict=True)
+    ]
     best = min(range(len(grid)), key=lambda head: (*_rank(results[head]), head))
-    results[best] = _head_result(sums[best], grid[best], chosen=True)
+    results[best] = replace(results[best], chosen=True)
     return tuple(results)
 
 
-def draw(measured: EvaluatedSplit, path: Path) -> None:
-    """Draw the confusion matrix of a measurement as PNG or SVG."""
-    from vjepa.reporting.charts import draw_confusion
+def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
+    """Draw the confusion matrix, and accuracy over confidence, as PNG or SVG; None: not.
+
+    Where a video may have several classes there is neither.
+    """
+    from vjepa.reporting.charts import ConfidenceRange, draw_calibration, draw_confusion
 
     metrics = measured.metrics
-    draw_confusion(
-        metrics.confusion,
-        [entry.name for entry in metrics.per_class],
-        path,
-        f"{metrics.correct} of {metrics.count} right ({100 * metrics.top1:.1f} %)",
-    )
-
-
-def draw_reliability(measured: EvaluatedSplit, path: Path) -> None:
-    """Draw accuracy over confidence of a measurement as PNG or SVG."""
-    from vjepa.reporting.charts import ConfidenceRange, draw_calibration
-
-    metrics = measured.metrics
-    draw_calibration(
-        [
+    if not isinstance(metrics, ClassificationMetrics):
+        return
+    if confusion is not None:
+        title = f"{metrics.correct} of {metrics.count} right ({100 * metrics.top1:.1f} %)"
+        names = [entry.name for entry in metrics.per_class]
+        draw_confusion(metrics.confusion, names, confusion, title)
+    if calibration is not None:
+        ranges = [
             ConfidenceRange(
                 low=entry.low,
                 high=entry.high,
@@ -165,24 +159,20 @@ def draw_reliability(measured: EvaluatedSplit, path: Path) -> None:
                 confidence=entry.confidence,
             )
             for entry in metrics.calibration
-        ],
-        path,
-        f"{metrics.count} answers, calibration error {metrics.calibration_error:.3f}",
-    )
+        ]
+        error = metrics.calibration_error
+        draw_calibration(
+            ranges, calibration, f"{metrics.count} answers, calibration error {error:.3f}"
+        )
 
 
-def _empty(labels: Labels) -> Sums:
-    kind = MultiLabelScores if labels.multi_label else ClassificationSums
-    return kind(labels.classes)
-
-
-def _count(sums: Sums) -> int:
-    return sums.count if isinstance(sums, ClassificationSums) else sum(map(len, sums.rows))
+def _empty(labels: Labels) -> Answers:
+    return AveragePrecision(labels.classes) if labels.multi_label else Accuracy(labels.classes)
 
 
 def _collect(
     head: nn.Module,
-    sums: Sequence[Sums],
+    sums: Sequence[Answers],
     parts: Iterable[EncodedRows],
     labels: Labels,
     view: ViewConfig,
@@ -201,32 +191,8 @@ def _collect(
         own = part.rows[kept]
         truth = torch.from_numpy(labels.targets[own])
         for total, answers in zip(sums, shares if shares.ndim == 3 else shares[None], strict=True):
-            if isinstance(total, MultiLabelScores):
-                total.add(own, answers, truth)
-            else:
-                total.add(answers, truth)
+            total.add(own, answers, truth)
     return tuple(bad)
-
-
-def _head_result(sums: Sums, setting: HeadSetting, *, chosen: bool = False) -> HeadResult:
-    if isinstance(sums, MultiLabelScores):
-        correct, top1 = None, None
-        count, precision, loss = sums.summary()
-    else:
-        found = sums.metrics()
-        correct, top1, precision = found.correct, found.top1, None
-        count, loss = found.count, found.loss
-    return HeadResult(
-        kind=setting.kind,
-        learning_rate=setting.learning_rate,
-        weight_decay=setting.weight_decay,
-        count=count,
-        correct=correct,
-        top1=top1,
-        mean_average_precision=precision,
-        loss=loss,
-        chosen=chosen,
-    )
 
 
 def _rank(result: HeadResult) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.frozen import BadVideo
 from vjepa.evaluation.heads import HeadConfig, ProbeHead
 from vjepa.evaluation.labels import check_every_class_has_a_sample, labels_of
-from vjepa.evaluation.results import EvaluatedSplit, HeadResult, MultiLabelSplit, ProbeResult
+from vjepa.evaluation.results import Evaluation, HeadResult, ProbeResult
 from vjepa.evaluation.saved_probe import CONFIG_FILE, ProbeFile, load_probe_file
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
@@ -36,7 +36,7 @@ from vjepa.jobs.probe.features import (
     open_videos,
 )
 from vjepa.jobs.probe.inputs import LabelledVideos, ProbeInputs, open_inputs
-from vjepa.jobs.probe.measure import Measured, choose_head, draw, draw_reliability, measure
+from vjepa.jobs.probe.measure import choose_head, draw, measure
 from vjepa.jobs.probe.train import HeadRecipe, fit_lookup, train_heads
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
@@ -95,15 +95,14 @@ def train(
     result = _result(inputs, fitted, measured, clock.seconds, out)
     result.save(out)
     if result.test is not None:
-        draw(result.test, out / CONFUSION_FILE)
-        draw_reliability(result.test, out / CALIBRATION_FILE)
+        draw(result.test, out / CONFUSION_FILE, out / CALIBRATION_FILE)
     return result
 
 
 def _result(
     inputs: ProbeInputs,
     fitted: _Fitted,
-    measured: Measured | None,
+    measured: Evaluation | None,
     seconds: dict[str, float],
     out: Path,
 ) -> ProbeResult:
@@ -114,8 +113,7 @@ def _result(
         weights_hash=inputs.frozen.identity.weights_hash,
         num_train=fitted.num_train(inputs),
         num_classes=len(inputs.rows.labels.classes),
-        test=measured if isinstance(measured, EvaluatedSplit) else None,
-        test_multi_label=measured if isinstance(measured, MultiLabelSplit) else None,
+        test=measured,
         selection=fitted.selection,
         train_manifest_hash=inputs.rows.videos.manifest.content_hash,
         train_bad_videos=fitted.bad,
@@ -137,7 +135,7 @@ def evaluate(
     cache_dir: Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
-) -> Measured:
+) -> Evaluation:
     """Measure a saved probe; on the test videos of its training this gives the same number again.
 
     Where a process group is open, the processes share the videos and all get the whole figures.
@@ -188,7 +186,7 @@ def evaluate_together(
     on_bad_video: OnBadVideo = "error",
     cache_dir: Path | None = None,
     device: DeviceName = "auto",
-) -> Measured:
+) -> Evaluation:
     """:func:`evaluate` by all processes that a launcher such as torchrun has started.
 
     Args:
