@@ -29,11 +29,11 @@ def test_saved_models_come_back_identical(tmp_path: Path) -> None:
     made = model()
     folder = save_model(tmp_path / "a" / "b", made, step=7, run={"optim": {"steps": 9}})
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    loaded = read_model(folder)
-    assert loaded.model.config == MODEL
-    assert same_outputs(loaded.model, made)
-    assert not any(p.requires_grad for p in loaded.model.target_encoder.parameters())
-    assert "step 7" in str(loaded.report)
+    loaded, report = read_model(folder)
+    assert loaded.config == MODEL
+    assert same_outputs(loaded, made)
+    assert not any(p.requires_grad for p in loaded.target_encoder.parameters())
+    assert "step 7" in str(report)
     config = read_config(folder)
     assert (config.step, config.objective) == (7, "vjepa")
     assert config.run == {"optim": {"steps": 9}}

@@ -28,15 +28,15 @@ def _released_probe(folder: Path, width: int = 24, depth: int = 1, **changes: ob
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_depth_width_and_classes_are_inferred(tmp_path: Path, depth: int) -> None:
-    loaded = read_probe(_released_probe(tmp_path, depth=depth), num_heads=3)
-    assert loaded.classifier.pooler.depth == depth
-    assert loaded.classifier.linear.weight.shape == (5, 24)
-    assert loaded.epoch == 7
-    assert loaded.report.is_complete
-    assert len(loaded.report.dropped) == 2
+    loaded, report = read_probe(_released_probe(tmp_path, depth=depth), num_heads=3)
+    assert loaded.pooler.depth == depth
+    assert loaded.linear.weight.shape == (5, 24)
+    assert report.is_complete
+    assert len(report.dropped) == 2
+    assert "trained     7 epochs" in str(report)
     wanted = _probe(24, depth)
     tokens = torch.randn(2, 6, 24)
-    assert torch.equal(loaded.classifier(tokens), wanted(tokens))
+    assert torch.equal(loaded(tokens), wanted(tokens))
 
 
 def test_heads_come_from_the_preset_of_the_width(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from tests.training.toy import OPTIM, ToyObjective
 
-from vjepa.checkpoint import store as checkpoint_module
 from vjepa.checkpoint.store import CheckpointWriter
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
@@ -48,14 +47,13 @@ def test_it_is_the_newest_only_when_it_is_complete(
     writer = CheckpointWriter(store, Team(), background=True)
     writer.write(_snapshot(1, objective))
     writer.finish()
-    goes_on = threading.Event()
-    publish = checkpoint_module.publish
+    goes_on, rename = threading.Event(), Path.rename
 
-    def wait_and_publish(folder: Path) -> None:
+    def wait_and_rename(path: Path, target: Path) -> Path:
         assert goes_on.wait(60)
-        publish(folder)
+        return rename(path, target)
 
-    monkeypatch.setattr(checkpoint_module, "publish", wait_and_publish)
+    monkeypatch.setattr(Path, "rename", wait_and_rename)
     writer.write(_snapshot(2, objective))
     assert store.steps() == [1]
     goes_on.set()

@@ -73,6 +73,22 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert all(torch.equal(moments[key], theirs[name][key]) for key in moments)
 
 
+def test_a_checkpoint_of_before_this_format_had_one_module_resumes() -> None:
+    """Written by the package at commit 4694179; nothing that was saved may become unreadable."""
+    store = CheckpointStore(Path(__file__).parent / "assets")
+    folder = store.latest()
+    assert folder is not None
+    objective, optimizer = _trained(seed=9)
+    loaded = store.load(folder, objective.all_modules(), optimizer, Team())
+    assert (loaded.step, loaded.extra) == (2, {"note": [1, 2.5]})
+    stored = load_file(folder / "model.safetensors")
+    tensors = nn.ModuleDict(objective.all_modules()).state_dict()
+    assert tensors.keys() == stored.keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in tensors.items())
+    moments = optimizer_state(optimizer, objective.all_modules())
+    assert all(entry["step"] == 2 and entry["exp_avg"].any() for entry in moments.values())
+
+
 def test_layout_is_readable_by_anyone(tmp_path: Path) -> None:
     folder = _save(CheckpointStore(tmp_path), 100)
     assert folder.name == "step_00000100"
@@ -201,8 +217,8 @@ def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
         store.load(folder, objective.all_modules(), optimizer, Team())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
-    assert "predictor.1.weight is [8, 8], the model wants [9, 8]" in message
-    assert "2 missing (first: predictor.2.bias)" in message
+    assert "of another shape (predictor.1.weight: file [8, 8], model [9, 8]" in message
+    assert "2 missing (predictor.2.weight, predictor.2.bias)" in message
     assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import vjepa as package
-from vjepa.checkpoint import convert
-from vjepa.jobs import convert as job
+from vjepa.checkpoint import load, released_layout
+from vjepa.models import VJEPA
 
 
 def test_there_and_back(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> None:
@@ -46,14 +46,12 @@ def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path, vjepa: Cal
 def test_a_bad_write_is_noticed(
     golden_dir: Path, tmp_path: Path, vjepa: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def damaging(src: Path, dst: Path, num_heads: int | None) -> object:
-        report = convert(src, dst, num_heads)
-        content = torch.load(dst, weights_only=True)
-        content["encoder"]["module.backbone.norm.bias"] += 1
-        torch.save(content, dst)
-        return report
+    def damaged(model: VJEPA) -> dict:
+        content = released_layout(model)
+        content["encoder"]["module.backbone.norm.bias"] = torch.ones(model.config.encoder.width)
+        return content
 
-    monkeypatch.setattr(job, "convert", damaging)
+    monkeypatch.setattr(load, "released_layout", damaged)
     released, written = golden_dir / "pretrain_tiny.pth.tar", tmp_path / "x.pth.tar"
     error = vjepa("convert", released, written, "--num-heads", 3).error
     assert error.startswith(f"{written}: encoder.norm.bias differs")

@@ -20,7 +20,7 @@ _JOBS = {
     "data": "vjepa.jobs.videos",
     "pretrain": "vjepa.jobs.pretrain",
     "probe": "vjepa.jobs.probe.probe",
-    "convert": "vjepa.jobs.convert",
+    "convert": "vjepa.checkpoint.load",
     "show": "vjepa.jobs.show",
     "features": "vjepa.jobs.features",
     "bench": "vjepa.jobs.bench_encode",

@@ -20,7 +20,7 @@ from tests.data.clip_files import hanging, with_rows
 from tests.jobs.rank_host import free_port
 from tests.jobs.tiny_run import write_recipe, write_set
 
-from vjepa.checkpoint.state import verify_checkpoint
+from vjepa.checkpoint.folder import verify_checkpoint
 from vjepa.config import load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.jobs.pretrain import PretrainConfig

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from vjepa.checkpoint.state import named_parameters
 from vjepa.errors import UserError
 from vjepa.training import (
     OptimConfig,
@@ -18,7 +19,6 @@ from vjepa.training import (
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
-    parameter_names,
     set_schedules,
 )
 
@@ -58,8 +58,8 @@ def test_groups_of_two_modules() -> None:
         ("encoder", False),
         ("predictor", False),
     ]
-    assert [m.name for m in groups[1].members] == ["predictor.token", "predictor.linear.weight"]
-    assert [m.name for m in groups[2].members] == [
+    assert list(groups[1].parameters) == ["predictor.token", "predictor.linear.weight"]
+    assert list(groups[2].parameters) == [
         "encoder.bias_table",
         "encoder.linear.bias",
         "encoder.norm.weight",
@@ -84,7 +84,7 @@ def test_order_is_that_of_the_released_checkpoints(golden_dir: Path) -> None:
             if not path.endswith("pos_embed"):
                 _add_parameter(module, path.removeprefix("module.backbone."), shape)
     recorded = [e["name"] for e in layout["opt_parameters"] if e["has_state"]]
-    assert parameter_names(modules) == [name.replace("/", ".") for name in recorded]
+    assert list(named_parameters(modules)) == [name.replace("/", ".") for name in recorded]
 
 
 def _add_parameter(root: nn.Module, path: str, shape: list[int]) -> None:
@@ -126,7 +126,7 @@ def test_update_equals_plain_adamw() -> None:
     rate, decay = 3.0625e-4, optimizer.param_groups[0]["weight_decay"]
     for group in parameter_groups(twins):
         plain = torch.optim.AdamW(
-            [m.parameter for m in group.members],
+            list(group.parameters.values()),
             lr=rate,
             betas=CONFIG.betas,
             eps=CONFIG.eps,
@@ -218,7 +218,7 @@ def test_numbered_state_keeps_our_options() -> None:
     """A state dict of a plain AdamW, whose groups know nothing of ours."""
     modules = _modules()
     optimizer = build_optimizer(modules, CONFIG)
-    groups = [{"params": [m.parameter for m in g.members]} for g in parameter_groups(modules)]
+    groups = [{"params": list(g.parameters.values())} for g in parameter_groups(modules)]
     plain = torch.optim.AdamW(groups, lr=7.0, foreach=False)
     _fill_gradients(modules)
     plain.step()

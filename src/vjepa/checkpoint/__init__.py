@@ -1,26 +1,29 @@
-"""Checkpoints: the authors' released files and our own folders, read strictly, with a report.
+"""Checkpoints: our own folders and the authors' released files, read strictly, with a report.
 
-All foreign quirks live here and nowhere else.
+``folder`` alone knows our format, ``store`` writes it beside a training, ``released`` alone knows
+the authors'.
 """
 
-from vjepa.checkpoint.folder import CheckpointConfig, find_checkpoint, read_config, save_model
+from vjepa.checkpoint.folder import (
+    CheckpointConfig,
+    Which,
+    find_checkpoint,
+    read_config,
+    save_model,
+)
 from vjepa.checkpoint.load import (
-    LoadedEncoder,
-    LoadedModel,
     convert,
     load_encoder,
     load_model,
     read_encoder,
     read_model,
-    released_layout,
     shipped_weights,
 )
 from vjepa.checkpoint.released import (
-    LoadedProbe,
     ReleasedTrainingState,
-    Which,
     load_probe,
     read_probe,
+    released_layout,
     released_training_state,
 )
 from vjepa.checkpoint.strict import LoadReport
@@ -28,9 +31,6 @@ from vjepa.checkpoint.strict import LoadReport
 __all__ = [
     "CheckpointConfig",
     "LoadReport",
-    "LoadedEncoder",
-    "LoadedModel",
-    "LoadedProbe",
     "ReleasedTrainingState",
     "Which",
     "convert",

@@ -1,93 +1,99 @@
-"""Our own checkpoints: a folder with ``model.safetensors`` and ``config.json``.
+"""The format of our checkpoint folders: names, configuration, integrity, search, writing, reading.
 
-Tensors are named ``encoder.*``, ``target_encoder.*``, ``predictor.*``; position codes are computed,
-never stored. ``config.json`` holds `format`, `version`, `step`, `objective`, `model` and `run`.
+``model.safetensors`` holds ``encoder.*``, ``target_encoder.*`` and ``predictor.*``; position codes
+are computed, never stored. ``config.json`` holds `format`, `version`, `step`, `objective`, `model`
+and `run`. A training run adds the folder ``state`` and ``manifest.json`` with size and SHA-256 of
+every file, so that a truncated or altered checkpoint is refused instead of half-loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import safetensors
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vjepa.checkpoint.released import ENCODER_KEYS, Which
-from vjepa.checkpoint.strict import LoadReport, compare, fill
+from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.runtime.files import atomic_folder
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-KIND = "a vjepa checkpoint"
-_MAX_CONFIG_BYTES = 1 << 24
+STATE_FOLDER = "state"
+TRAINER_FILE = f"{STATE_FOLDER}/trainer.json"
+MANIFEST_FILE = "manifest.json"
+CHECKPOINTS_FOLDER = "checkpoints"
+"""In a run folder; holds one folder for each step that is kept."""
+FORMAT = "vjepa"
+MANIFEST_FORMAT = "vjepa-checkpoint"
+_STEP_FOLDER = re.compile(r"step_(\d+)")
+_MAX_JSON_BYTES = 1 << 24
 _MAX_SIZE = 1 << 20
 """No width, depth or grid of a model comes near this."""
 _MAX_RATIO = 1000
-_SIZES = (
-    "width",
-    "depth",
-    "heads",
-    "image_size",
-    "num_frames",
-    "channels",
-    "num_mask_tokens",
-    "mlp_ratio",
-)
-_STEP_FOLDER = re.compile(r"step_(\d+)")
+
+Which = Literal["target", "context"]
+"""The two encoders of a model: the moving average, which is evaluated, and the trained one."""
+ENCODER_KEYS: dict[Which, str] = {"target": "target_encoder", "context": "encoder"}
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What ``config.json`` says.
-
-    Attributes:
-        step: Updates done.
-        objective: "vjepa" (feature prediction) or "pixel" (pixel prediction).
-        model: Sizes of the model.
-        run: The resolved configuration of the run that wrote it; empty when there was none.
-    """
+    """What ``config.json`` says."""
 
     step: int
+    """Updates done."""
     objective: str
+    """"vjepa" (feature prediction) or "pixel" (pixel prediction)."""
     model: ModelConfig
     run: dict[str, Any]
+    """The resolved configuration of the run that wrote it; empty when there was none."""
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint after `step` updates stands."""
+    return checkpoints / f"step_{step:08d}"
+
+
+def step_folders(checkpoints: Path) -> dict[int, Path]:
+    """The complete checkpoints of a run by step, ascending.
+
+    Whether their content is intact is checked when they are loaded: a damaged newest checkpoint is
+    an error there, never a silent step back to an older one.
+    """
+    found = {
+        int(name[1]): path
+        for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())
+        if (name := _STEP_FOLDER.fullmatch(path.name))
+        and any((path / file).is_file() for file in (MANIFEST_FILE, WEIGHTS_FILE))
+    }
+    return dict(sorted(found.items()))
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means.
-
-    Args:
-        path: A checkpoint folder, its ``model.safetensors``, or a run folder, whose latest
-            checkpoint is taken.
-
-    Returns:
-        A folder with both files.
+    """The checkpoint folder that a path means: itself, or the newest of a run folder.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none with weights and configuration.
     """
     folder = path.parent if path.name == WEIGHTS_FILE else path
-    if (folder / "checkpoints").is_dir() and not (folder / CONFIG_FILE).exists():
-        steps = {
-            int(hit.group(1)): entry
-            for entry in (folder / "checkpoints").iterdir()
-            if (hit := _STEP_FOLDER.fullmatch(entry.name)) and (entry / WEIGHTS_FILE).is_file()
-        }
-        if not steps:
+    if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / CONFIG_FILE).exists():
+        found = step_folders(folder / CHECKPOINTS_FOLDER)
+        if not found:
             raise UserError(f"{path}: the run has no checkpoint yet")
-        folder = steps[max(steps)]
+        folder = found[max(found)]
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(
@@ -104,14 +110,18 @@ def read_config(folder: Path) -> CheckpointConfig:
         UserError: It is not JSON, not ours, or holds a value that cannot be.
     """
     path = folder / CONFIG_FILE
-    try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_CONFIG_BYTES} bytes; no config of ours is")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != "vjepa":
-        _refuse_foreign(path, content)
+    content = read_json(path)
+    if content.get("format") != FORMAT:
+        kind = content.get("model_type")
+        if isinstance(kind, str) and kind.startswith("vjepa2"):
+            raise UserError(
+                f"{path}: a Hugging Face folder of V-JEPA 2; its rotary position codes are not "
+                "supported, use a V-JEPA 1 checkpoint"
+            )
+        said = f" (model_type {kind})" if kind else ""
+        raise UserError(
+            f"{path}: not written by vjepa{said}; give a checkpoint or run folder of ours"
+        )
     if not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: has no group 'model' with the sizes of the model")
     model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
@@ -121,42 +131,21 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(step, objective, model, run if isinstance(run, dict) else {})
 
 
-def _refuse_foreign(path: Path, content: object) -> None:
-    """Say what a foreign ``config.json`` belongs to."""
-    kind = content.get("model_type", "") if isinstance(content, dict) else ""
-    if isinstance(kind, str) and kind.startswith("vjepa2"):
-        raise UserError(
-            f"{path}: a Hugging Face folder of V-JEPA 2; its rotary position codes are not "
-            "supported, use a V-JEPA 1 checkpoint"
-        )
-    said = f" (model_type {kind})" if kind else ""
-    raise UserError(f"{path}: not written by vjepa{said}; give a checkpoint or run folder of ours")
-
-
 def load_folder_model(folder: Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
-    """Load the whole model of a checkpoint folder.
-
-    Args:
-        folder: As :func:`find_checkpoint` returns it.
-        num_heads: If given, must be what the folder says.
-
-    Returns:
-        The model, float32 on the CPU, and the report.
+    """Load the whole model of a checkpoint folder; `num_heads`, if given, must be what it says.
 
     Raises:
         UserError: Not a feature-prediction checkpoint, damaged, or of another shape.
     """
-    config = _checked_config(folder, num_heads)
+    config = _plausible_config(folder, num_heads)
     if config.objective != "vjepa":
         raise UserError(
             f"{folder}: a pixel-prediction checkpoint has no target encoder; use load_encoder"
         )
-    _require_plausible(config.model, folder / WEIGHTS_FILE)
     with torch.device("meta"):
         model = VJEPA(config.model)
-    stored = _read_tensors(folder / WEIGHTS_FILE)
-    report = compare(str(folder), _kind(config), stored, model.state_dict())
-    fill(model, stored, report)
+    kind = f"a vjepa checkpoint, step {config.step}"
+    report = load_strictly(model, read_weights(folder / WEIGHTS_FILE), str(folder), kind)
     model.reset_position_codes()
     return model, report
 
@@ -168,28 +157,85 @@ def load_folder_encoder(
 
     A pixel-prediction checkpoint has one encoder, which is returned for either `which`.
 
-    Args:
-        folder: As :func:`find_checkpoint` returns it.
-        which: Which encoder.
-        num_heads: If given, must be what the folder says.
-
-    Returns:
-        The encoder, float32 on the CPU, and the report.
-
     Raises:
         UserError: Damaged, or of another shape.
     """
-    config = _checked_config(folder, num_heads)
-    key = "encoder" if config.objective == "pixel" else ENCODER_KEYS[which]
-    _require_plausible(config.model, folder / WEIGHTS_FILE)
+    config = _plausible_config(folder, num_heads)
+    is_pixel = config.objective == "pixel"
+    key = "encoder" if is_pixel else ENCODER_KEYS[which]
     with torch.device("meta"):
         encoder = Encoder(config.model.encoder)
-    stored = _read_tensors(folder / WEIGHTS_FILE, prefix=f"{key}.")
-    kind = f"{_kind(config)}, its {key.replace('_', ' ')}"
-    report = compare(str(folder), kind, stored, encoder.state_dict())
-    fill(encoder, stored, report)
+    stored = read_weights(folder / WEIGHTS_FILE, prefix=f"{key}.")
+    kind = f"a vjepa checkpoint{' of pixel prediction' if is_pixel else ''}, step {config.step}"
+    kind += f", its {key.replace('_', ' ')}"
+    report = load_strictly(encoder, stored, str(folder), kind)
     encoder.reset_position_code()
     return encoder, report
+
+
+def _plausible_config(folder: Path, num_heads: int | None) -> CheckpointConfig:
+    """The config, unless its sizes cannot be those of the weights: before such a model is built."""
+    config, weights = read_config(folder), folder / WEIGHTS_FILE
+    encoder, predictor = config.model.encoder, config.model.predictor
+    if num_heads is not None and num_heads != encoder.heads:
+        raise UserError(
+            f"{folder}: has {encoder.heads} heads, not {num_heads}; leave num_heads out"
+        )
+    for name, value in [*to_dict(encoder).items(), *to_dict(predictor).items()]:
+        limit = _MAX_RATIO if name == "mlp_ratio" else _MAX_SIZE
+        if isinstance(value, int | float) and value > limit:
+            raise UserError(f"{folder / CONFIG_FILE}: {name} {value} cannot be")
+    with opened_weights(weights) as file:
+        num_tensors = len(file.keys())
+    depth = max(encoder.depth, predictor.depth)
+    if depth > num_tensors:
+        raise UserError(
+            f"{folder / CONFIG_FILE}: depth {depth}, but {weights.name} holds {num_tensors} tensors"
+        )
+    return config
+
+
+@contextmanager
+def opened_weights(path: Path) -> Generator[safe_open]:
+    """A safetensors file for reading.
+
+    Raises:
+        UserError: It is none, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: truncated or not a safetensors file ({error}); copy it again"
+        ) from error
+
+
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose name begins with `prefix`, without it."""
+    with opened_weights(path) as file:
+        return {
+            name.removeprefix(prefix): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 - the handle is not iterable
+            if name.startswith(prefix)
+        }
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], step: int, config: Mapping[str, Any]
+) -> None:
+    """Write the two files that every checkpoint has.
+
+    Args:
+        folder: Is there, and is not yet seen by others under its final name.
+        tensors: By full name; their dtype is kept.
+        step: Updates done.
+        config: ``objective``, ``model`` and ``run`` as plain JSON types.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    header = {"format": FORMAT, "version": __version__, "step": step}
+    write_json(folder / CONFIG_FILE, header | dict(config))
 
 
 def save_model(
@@ -201,7 +247,7 @@ def save_model(
 ) -> Path:
     """Write a model as a checkpoint folder: weights and configuration, loadable by anyone.
 
-    Written aside, flushed to the disk and renamed: whoever sees the folder sees all of it.
+    Whoever sees the folder sees all of it.
 
     Args:
         folder: Where; must not exist.
@@ -216,23 +262,24 @@ def save_model(
         UserError: The folder exists, or cannot be written (full disk, no permission).
     """
     folder = Path(folder)
-    content = {
-        "format": "vjepa",
-        "version": __version__,
-        "step": step,
-        "objective": "vjepa",
-        "model": to_dict(model.config),
-        "run": dict(run or {}),
-    }
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-
-    def write(aside: Path) -> None:
-        aside.mkdir()
-        save_file(tensors, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-        (aside / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    write_aside(folder, write)
+    config = {"objective": "vjepa", "model": to_dict(model.config), "run": dict(run or {})}
+    with explained_writing(folder), atomic_folder(folder) as aside:
+        write_weights(aside, model.state_dict(), step, config)
     return folder
+
+
+@contextmanager
+def explained_writing(destination: Path) -> Generator[None]:
+    """Around the writing of a new file or folder: what goes wrong becomes one line for people.
+
+    Raises:
+        UserError: The destination exists, or the disk refuses.
+    """
+    require_absent(destination)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{destination}: cannot be written ({error})") from error
 
 
 def require_absent(destination: Path) -> None:
@@ -245,94 +292,70 @@ def require_absent(destination: Path) -> None:
         raise UserError(f"{destination}: exists already; give another name or remove it")
 
 
-def write_aside(destination: Path, write: Callable[[Path], None]) -> None:
-    """Write a new file or folder so that it appears complete or not at all.
-
-    Args:
-        destination: Must not exist; missing parents are made.
-        write: Writes everything to the path that it is given, beside the destination.
-
-    Raises:
-        UserError: The destination exists, or the disk refuses.
-    """
-    require_absent(destination)
-    aside = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        for file in sorted(aside.iterdir()) if aside.is_dir() else [aside]:
-            _flush(file)
-        if aside.is_dir():
-            _flush(aside)
-        aside.rename(destination)
-        _flush(destination.parent)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise UserError(f"{destination}: cannot be written ({error})") from error
-    finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        elif aside.exists():
-            aside.unlink()
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object as readable JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
-    """Force a file or folder to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _checked_config(folder: Path, num_heads: int | None) -> CheckpointConfig:
-    config = read_config(folder)
-    heads = config.model.encoder.heads
-    if num_heads is not None and num_heads != heads:
-        raise UserError(f"{folder}: has {heads} heads, not {num_heads}; leave num_heads out")
-    return config
-
-
-def _require_plausible(model: ModelConfig, weights: Path) -> None:
-    """Refuse sizes that the weights cannot have, before a model of such sizes is built.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a checkpoint.
 
     Raises:
-        UserError: A size beyond all models, or more blocks than the file has tensors.
+        UserError: The file is missing, too large for one of ours, or no JSON object.
     """
-    for part in (model.encoder, model.predictor):
-        for name in _SIZES:
-            value = getattr(part, name, 0) or 0
-            if value > (_MAX_RATIO if name == "mlp_ratio" else _MAX_SIZE):
-                raise UserError(f"{weights.parent / CONFIG_FILE}: {name} {value} cannot be")
     try:
-        with safe_open(weights, framework="pt") as file:
-            num_tensors = len(file.keys())
-    except (OSError, safetensors.SafetensorError) as error:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; no file of ours is")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise UserError(
-            f"{weights}: truncated or not a safetensors file ({error}); copy it again"
-        ) from error
-    depth = max(model.encoder.depth, model.predictor.depth)
-    if depth > num_tensors:
-        raise UserError(
-            f"{weights.parent / CONFIG_FILE}: depth {depth}, but {weights.name} holds "
-            f"{num_tensors} tensors"
-        )
+            f"{path}: no such file; this is not a complete checkpoint of ours"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not written by vjepa: it holds no JSON object")
+    return content
 
 
-def _kind(config: CheckpointConfig) -> str:
-    pixel = " of pixel prediction" if config.objective == "pixel" else ""
-    return f"{KIND}{pixel}, step {config.step}"
+def write_manifest(folder: Path) -> None:
+    """List every file of a completely written folder with its size and SHA-256."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_json(folder / MANIFEST_FILE, {"format": MANIFEST_FORMAT, "files": files})
 
 
-def _read_tensors(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors whose name begins with `prefix`, without it."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {
-                name.removeprefix(prefix): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - the handle is not iterable
-                if name.startswith(prefix)
-            }
-    except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file ({error}); copy it again"
-        ) from error
+def verify_checkpoint(folder: Path) -> None:
+    """Compare every file of a training run's checkpoint with its manifest.
+
+    Raises:
+        UserError: A file is missing, has another size (truncated) or other content, or the folder
+            is no checkpoint of ours; the message names the file and the reason.
+    """
+    path = folder / MANIFEST_FILE
+    manifest = read_json(path)
+    files = manifest.get("files")
+    if manifest.get("format") != MANIFEST_FORMAT or not isinstance(files, dict):
+        raise UserError(f"{path}: is not the integrity file of a checkpoint")
+    for name in (WEIGHTS_FILE, CONFIG_FILE, TRAINER_FILE):
+        if name not in files:
+            raise UserError(f"{path}: does not list {name}; not a checkpoint")
+    for name, recorded in files.items():
+        file = folder / name
+        if not (isinstance(recorded, dict) and {"bytes", "sha256"} <= recorded.keys()):
+            raise UserError(f"{path}: its entry of {name} is damaged")
+        if not file.is_file():
+            raise UserError(f"{file}: is missing from the checkpoint")
+        size = file.stat().st_size
+        if size != recorded["bytes"]:
+            raise UserError(f"{file}: has {size} bytes instead of {recorded['bytes']} (truncated?)")
+        if _sha256(file) != recorded["sha256"]:
+            raise UserError(f"{file}: content was altered or damaged (SHA-256 differs)")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

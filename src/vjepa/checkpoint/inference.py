@@ -1,15 +1,16 @@
 """Everything about a released model that its tensors tell: sizes, grid, split of the code.
 
 The authors' files hold no configuration. Shapes give all but the number of heads, which comes from
-a table of the customary sizes or from the caller.
+a table of the customary sizes or from the caller. State dicts here have plain names; `source` is
+the file, for messages.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -19,79 +20,51 @@ from vjepa.errors import UserError
 from vjepa.models import (
     PRESETS,
     EncoderConfig,
-    ModelConfig,
     PredictorConfig,
     position_code,
     sincos_2d,
     sincos_3d,
 )
 
-_HEADS = {(preset.width, preset.depth): preset.heads for preset in PRESETS.values()}
-_HEADS_BY_WIDTH = {preset.width: preset.heads for preset in PRESETS.values()}
-_SPLITS: tuple[Literal["uniform", "half"], ...] = ("uniform", "half")
+Split = Literal["uniform", "half"]
 
 
-@dataclass(frozen=True)
-class GridMatch:
-    """The grid whose sin-cos code a file stores.
-
-    Attributes:
-        grid: (t, h, w).
-        split: How the columns are shared out.
-        deviation: Largest difference between stored and computed code.
-    """
-
-    grid: tuple[int, int, int]
-    split: Literal["uniform", "half"]
-    deviation: float
+@contextmanager
+def buildable(what: str, source: str) -> Generator[None]:
+    """Around the building from inferred sizes: those that cannot be become one line for people."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{source}: no {what} can be built from it: {error}") from error
 
 
-def encoder_heads(width: int, depth: int, num_heads: int | None, source: str) -> int:
-    """Heads of an encoder: the caller's number, or that of the preset of this size.
+def heads_of(what: str, width: int, depth: int | None, num_heads: int | None, source: str) -> int:
+    """The caller's number of heads, or that of the preset encoder of this width (and depth).
 
     Raises:
         UserError: The size is no preset and no number was given.
     """
-    heads = num_heads or _HEADS.get((width, depth))
-    if heads is None:
-        raise UserError(
-            f"{source}: the number of heads of an encoder of width {width} and depth {depth} cannot"
-            " be told from its file; give it (--num-heads, or num_heads=)"
-        )
-    return heads
-
-
-def probe_heads(width: int, num_heads: int | None, source: str) -> int:
-    """Heads of a probe: the caller's number, or that of the preset encoder of this width.
-
-    Raises:
-        UserError: No preset has this width and no number was given.
-    """
-    heads = num_heads or _HEADS_BY_WIDTH.get(width)
-    if heads is None:
-        raise UserError(
-            f"{source}: the number of heads of a probe of width {width} cannot be told from its "
-            "file; give it (--num-heads, or num_heads=); the authors take the encoder's"
-        )
-    return heads
+    if num_heads:
+        return num_heads
+    for preset in PRESETS.values():
+        if preset.width == width and depth in (None, preset.depth):
+            return preset.heads
+    size = f"width {width}" + ("" if depth is None else f" and depth {depth}")
+    authors = "" if what == "an encoder" else "; the authors take the encoder's"
+    raise UserError(
+        f"{source}: the number of heads of {what} of {size} cannot be told from its file; give it"
+        f" (--num-heads, or num_heads=){authors}"
+    )
 
 
 def infer_encoder(
     state: Mapping[str, Tensor], num_heads: int | None, source: str
-) -> tuple[EncoderConfig, GridMatch]:
-    """Configuration of an encoder from its tensors.
-
-    Args:
-        state: Plain names -> tensors, with `pos_embed`.
-        num_heads: Heads, where no preset has this size.
-        source: The file, for messages.
-
-    Returns:
-        The configuration, and how its stored position code was recognised.
+) -> tuple[EncoderConfig, str]:
+    """Configuration of an encoder from its tensors, and a line that says what was inferred.
 
     Raises:
-        UserError: A needed tensor is missing or has an impossible shape, the stored code is no
-            sin-cos code, or the heads cannot be told.
+        UserError: A needed tensor is missing or has an impossible shape, the stored position code
+            is no sin-cos code, or the heads cannot be told.
     """
     kernel = shape_of(state, "patch_embed.proj.weight", (4, 5), source)
     width, channels, patch = kernel[0], kernel[1], kernel[-1]
@@ -100,83 +73,55 @@ def infer_encoder(
         raise UserError(f"{source}: patches of {kernel[-2]} x {patch} pixels are not square")
     depth = count_blocks(state, "blocks")
     hidden = shape_of(state, "blocks.0.mlp.fc1.weight", (2,), source)[0]
-    match = match_grid(state, "pos_embed", width, is_image=len(kernel) == 4, source=source)
-    try:
+    is_image = len(kernel) == 4
+    grid, split, deviation = _match_grid(state.get("pos_embed"), width, is_image, source)
+    with buildable("model", source):
         config = EncoderConfig(
             width=width,
             depth=depth,
-            heads=encoder_heads(width, depth, num_heads, source),
+            heads=heads_of("an encoder", width, depth, num_heads, source),
             mlp_ratio=hidden / width,
-            image_size=match.grid[1] * patch,
-            num_frames=match.grid[0] * tubelet,
+            image_size=grid[1] * patch,
+            num_frames=grid[0] * tubelet,
             patch_size=patch,
             tubelet_size=tubelet,
-            position_split=match.split,
+            position_split=split,
             channels=channels,
         )
-    except ValueError as error:
-        raise UserError(f"{source}: no model can be built from it: {error}") from error
-    return config, match
+    note = (
+        f"inferred    width {width}, depth {depth}, heads {config.heads}, {config.num_frames} "
+        f"frames of {config.image_size} px, patch {patch}, tubelet {tubelet}; grid "
+        f"{_grid_text(grid)}, position split {split} (stored code agrees to {deviation:.1e})"
+    )
+    return config, note
 
 
-def infer_model(
-    encoder: Mapping[str, Tensor],
-    predictor: Mapping[str, Tensor],
-    num_heads: int | None,
-    source: str,
-) -> tuple[ModelConfig, GridMatch]:
-    """Configuration of encoder and predictor from their tensors.
-
-    The predictor has as many heads as the encoder: so the authors train it.
-
-    Args:
-        encoder: Plain names -> tensors of an encoder.
-        predictor: The same of the predictor.
-        num_heads: Heads, where no preset has this size.
-        source: The file, for messages.
-
-    Returns:
-        The configuration, and how the encoder's stored position code was recognised.
+def infer_predictor(state: Mapping[str, Tensor], source: str) -> PredictorConfig:
+    """Configuration of a predictor from its tensors; the authors give it the encoder's heads.
 
     Raises:
-        UserError: As :func:`infer_encoder`.
+        UserError: A needed tensor is missing or has an impossible shape.
     """
-    encoder_config, match = infer_encoder(encoder, num_heads, source)
-    width = shape_of(predictor, "predictor_embed.weight", (2,), source)[0]
-    hidden = shape_of(predictor, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
-    tokens = sum(name.startswith("mask_tokens.") for name in predictor)
-    try:
-        predictor_config = PredictorConfig(
+    width = shape_of(state, "predictor_embed.weight", (2,), source)[0]
+    hidden = shape_of(state, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
+    with buildable("model", source):
+        return PredictorConfig(
             width=width,
-            depth=count_blocks(predictor, "predictor_blocks"),
+            depth=count_blocks(state, "predictor_blocks"),
             mlp_ratio=hidden / width,
-            num_mask_tokens=tokens,
+            num_mask_tokens=sum(name.startswith("mask_tokens.") for name in state),
         )
-        config = ModelConfig(encoder=encoder_config, predictor=predictor_config)
-    except ValueError as error:
-        raise UserError(f"{source}: no model can be built from it: {error}") from error
-    return config, match
 
 
 def check_position_code(
-    state: Mapping[str, Tensor], name: str, config: EncoderConfig, width: int, source: str
-) -> float:
+    stored: Tensor | None, name: str, config: EncoderConfig, width: int, source: str
+) -> None:
     """Compare a stored position code with the computed one.
-
-    Args:
-        state: Plain names -> tensors.
-        name: The code's name.
-        config: Gives grid and split.
-        width: Columns wanted.
-        source: The file, for messages.
-
-    Returns:
-        The largest difference.
 
     Raises:
         UserError: The code is missing, has another shape, or differs by more than rounding.
     """
-    stored = _code_of(state, name, source)
+    stored = _code(stored, name, source)
     wanted = position_code(config, width, torch.device("cpu"))
     if stored.shape != wanted.shape:
         raise UserError(
@@ -188,43 +133,68 @@ def check_position_code(
             f"{source}: {name} differs by {deviation:.2g} from the sin-cos code of grid "
             f"{_grid_text(config.grid)}; this model was not trained with it"
         )
-    return deviation
 
 
-def match_grid(
-    state: Mapping[str, Tensor], name: str, width: int, *, is_image: bool, source: str
-) -> GridMatch:
-    """Find the grid (square in space) and the split that give a stored position code.
+def is_uniform_code(state: Mapping[str, Tensor]) -> bool:
+    """Whether an encoder's stored code is the released V-JEPA 1 kind."""
+    kernel = state.get("patch_embed.proj.weight")
+    if kernel is None or kernel.ndim != 5:
+        return False
+    try:
+        _, split, _ = _match_grid(
+            state.get("pos_embed"), kernel.shape[0], is_image=False, source=""
+        )
+    except UserError:
+        return False
+    return split == "uniform"
 
-    Args:
-        state: Plain names -> tensors.
-        name: The code's name.
-        width: Columns wanted.
-        is_image: Whether it is a 2-D code.
-        source: The file, for messages.
 
-    Returns:
-        The match.
-
-    Raises:
-        UserError: The code is missing or matches none.
-    """
-    stored = _code_of(state, name, source)
+def _match_grid(
+    stored: Tensor | None, width: int, is_image: bool, source: str
+) -> tuple[tuple[int, int, int], Split, float]:
+    """The grid (square in space) and split that give a code, and the largest difference."""
+    stored = _code(stored, "pos_embed", source)
     if stored.shape[0] != 1 or stored.shape[2] != width:
-        raise UserError(f"{source}: {name} has shape {list(stored.shape)}, wanted [1, N, {width}]")
+        shape = list(stored.shape)
+        raise UserError(f"{source}: pos_embed has shape {shape}, wanted [1, N, {width}]")
     code, tolerance = stored[0].double(), _tolerance(stored)
-    for grid in _square_grids(code.shape[0], is_image=is_image):
-        for split in _SPLITS[:1] if is_image else _SPLITS:
+    tokens = code.shape[0]
+    splits: tuple[Split, ...] = ("uniform",) if is_image else ("uniform", "half")
+    for side in range(1, math.isqrt(tokens) + 1):
+        grid = (tokens // (side * side), side, side)
+        if tokens % (side * side) or (is_image and grid[0] != 1):
+            continue
+        for split in splits:
             if (width % 4 and is_image) or (width % 8 and split == "half"):
                 continue
             wanted = sincos_2d(grid[1:], width) if is_image else sincos_3d(grid, width, split)
             deviation = float((code - wanted).abs().max())
             if deviation <= tolerance:
-                return GridMatch(grid, split, deviation)
+                return grid, split, deviation
     raise UserError(
-        f"{source}: {name} with {code.shape[0]} tokens is not the sin-cos code of any square grid; "
+        f"{source}: pos_embed with {tokens} tokens is not the sin-cos code of any square grid; "
         "learnt, rotary or oblong position codes are not V-JEPA's"
     )
+
+
+def _code(stored: Tensor | None, name: str, source: str) -> Tensor:
+    if stored is None:
+        raise UserError(
+            f"{source}: no position code {name} is stored; models with rotary positions (V-JEPA 2)"
+            " are not supported"
+        )
+    if stored.ndim != 3:
+        raise UserError(f"{source}: {name} has the impossible shape {list(stored.shape)}")
+    return stored
+
+
+def _tolerance(code: Tensor) -> float:
+    """How far a stored code may be off: rounding, which the moving average accumulates."""
+    return 1e-3 if code.dtype in (torch.float32, torch.float64) else 1e-2
+
+
+def _grid_text(grid: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, grid))
 
 
 def shape_of(
@@ -247,43 +217,3 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     """How many indices i stand in names ``<prefix>.i.*``; a gap shows later, as missing blocks."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({int(hit.group(1)) for name in names if (hit := pattern.match(name))})
-
-
-def describe(config: EncoderConfig, match: GridMatch) -> str:
-    """A report's line on what was inferred about an encoder."""
-    return (
-        f"inferred    width {config.width}, depth {config.depth}, heads {config.heads}, "
-        f"{config.num_frames} frames of {config.image_size} px, patch {config.patch_size}, tubelet "
-        f"{config.tubelet_size}; grid {_grid_text(match.grid)}, position split {match.split} "
-        f"(stored code agrees to {match.deviation:.1e})"
-    )
-
-
-def _grid_text(grid: tuple[int, int, int]) -> str:
-    return " x ".join(map(str, grid))
-
-
-def _code_of(state: Mapping[str, Tensor], name: str, source: str) -> Tensor:
-    code = state.get(name)
-    if code is None:
-        raise UserError(
-            f"{source}: no position code {name} is stored; models with rotary positions (V-JEPA 2)"
-            " are not supported"
-        )
-    if code.ndim != 3:
-        raise UserError(f"{source}: {name} has the impossible shape {list(code.shape)}")
-    return code
-
-
-def _tolerance(code: Tensor) -> float:
-    """How far a stored code may be off: rounding, which the moving average accumulates."""
-    return 1e-3 if code.dtype in (torch.float32, torch.float64) else 1e-2
-
-
-def _square_grids(num_tokens: int, *, is_image: bool) -> list[tuple[int, int, int]]:
-    """Grids (t, h, h) of so many tokens, one time step for an image model."""
-    grids = []
-    for side in range(1, math.isqrt(num_tokens) + 1):
-        if num_tokens % (side * side) == 0:
-            grids.append((num_tokens // (side * side), side, side))
-    return [grid for grid in grids if not is_image or grid[0] == 1]

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-import re
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
-from vjepa.checkpoint.optimizer_state import load_optimizer_state, named_parameters, optimizer_state
-from vjepa.checkpoint.state import (
+from vjepa.checkpoint.folder import (
     CONFIG_FILE,
-    MANIFEST_FILE,
-    MODEL_FILE,
-    PARTIAL_SUFFIX,
     STATE_FOLDER,
     TRAINER_FILE,
-    explained_failure,
-    partial_folder,
-    publish,
+    WEIGHTS_FILE,
+    opened_weights,
     read_json,
-    read_model,
-    read_state,
+    step_folder,
+    step_folders,
     verify_checkpoint,
     write_json,
-    write_model,
+    write_manifest,
+    write_weights,
+)
+from vjepa.checkpoint.state import (
+    Moments,
+    cpu_copies,
+    load_optimizer_state,
+    named_parameters,
+    optimizer_state,
+    part_like,
+    read_state,
+    whole,
     write_state,
 )
+from vjepa.checkpoint.strict import compare, shapes
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
-from vjepa.runtime.sharding import cpu_copies, whole
-from vjepa.version import __version__
+from vjepa.runtime.files import PARTIAL_SUFFIX, atomic_folder
 
-CONFIG_FORMAT = "vjepa"
-_STEP_FOLDER = re.compile(r"step_(\d{8,})")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -61,9 +68,9 @@ class Snapshot:
 
     step: int
     """Optimiser updates done."""
-    weights: dict[str, dict[str, Tensor]]
-    """Whole weights by module, in the main process; empty in the others."""
-    state: dict[str, dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    """Whole weights by full name, in the main process; empty in the others."""
+    state: Moments
     """The optimiser's moments by parameter, sharded as the parameters are."""
     config: Mapping[str, Any]
     """``objective``, ``model`` and ``run`` for `config.json` (plain JSON types)."""
@@ -82,30 +89,35 @@ class Snapshot:
         team: Team,
         copy: bool = False,
     ) -> Snapshot:
-        """Take it; sharded weights are gathered, one tensor at a time.
+        """Take it, all processes together; sharded weights are gathered, one tensor at a time.
 
         Args:
             step: Optimiser updates done.
             modules: All weights by name; the trained ones under the optimiser's names.
             optimizer: From :func:`vjepa.training.build_optimizer`.
             config, extra: As in the snapshot.
-            team: All processes, which must take it together.
-            copy: Training goes on while this is written, so that it must not share memory.
-
-        Returns:
-            The snapshot, on the CPU where it was copied.
+            team: All processes.
+            copy: Training goes on while this is written: it must not share memory, and is on the
+                CPU.
         """
-        weights: dict[str, dict[str, Tensor]] = {}
-        for module_name, module in modules.items():
-            for name, tensor in module.state_dict().items():
-                full = whole(tensor)
-                if team.is_main:
-                    kept = full.to("cpu", copy=copy or full is not tensor)
-                    weights.setdefault(module_name, {})[name] = kept
+        weights: dict[str, Tensor] = {}
+        for name, tensor in _tensors_of(modules).items():
+            full = whole(tensor)
+            if team.is_main:
+                weights[name] = full.to("cpu", copy=copy or full is not tensor)
         state = optimizer_state(optimizer, modules)
         if copy:
             state = {name: cpu_copies(moments) for name, moments in state.items()}
         return cls(step, weights, state, config, extra)
+
+
+def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """All tensors of modules; ``x`` of module ``encoder`` is called ``encoder.x``."""
+    return {
+        f"{module_name}.{name}": tensor
+        for module_name, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
 
 
 class CheckpointStore:
@@ -128,23 +140,15 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` updates."""
-        return self.folder / f"step_{step:08d}"
+        return step_folder(self.folder, step)
 
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending; incomplete folders are left out."""
-        if not self.folder.is_dir():
-            return []
-        matches = ((path, _STEP_FOLDER.fullmatch(path.name)) for path in self.folder.iterdir())
-        return sorted(int(m[1]) for path, m in matches if m and (path / MANIFEST_FILE).is_file())
+        """Steps of all complete checkpoints, ascending."""
+        return list(step_folders(self.folder))
 
     def latest(self) -> Path | None:
-        """The newest complete checkpoint, or None.
-
-        Whether its content is intact is checked when it is loaded: a damaged newest checkpoint is
-        an error there, never a silent step back to an older one.
-        """
-        steps = self.steps()
-        return self.path(steps[-1]) if steps else None
+        """The newest complete checkpoint, or None."""
+        return next(reversed(step_folders(self.folder).values()), None)
 
     def save(self, snapshot: Snapshot, team: Team) -> Path:
         """Write a checkpoint, then remove the ones that need not stay.
@@ -163,34 +167,30 @@ class CheckpointStore:
                 full; earlier checkpoints stay as they are.
         """
         target = self.path(snapshot.step)
-        try:
-            team.on_main(lambda: self._begin(target, snapshot))
-            with explained_failure(target):
-                write_state(partial_folder(target) / STATE_FOLDER, snapshot.state, team)
-            team.on_main(lambda: self._finish(target))
-        except UserError:
-            if team.is_main:
-                shutil.rmtree(partial_folder(target), ignore_errors=True)
-            raise
+        # Holds, in the main process, the folder that is renamed when all have written their part.
+        with _explained_failure(target), ExitStack() as open_folder:
+            partial = team.on_main(lambda: self._begin(target, snapshot, open_folder))
+            write_state(partial / STATE_FOLDER, snapshot.state, team)
+            team.on_main(lambda: self._finish(partial, target, open_folder))
         return target
 
-    def _begin(self, target: Path, snapshot: Snapshot) -> None:
-        """Write everything but the optimiser's state."""
+    def _begin(self, target: Path, snapshot: Snapshot, open_folder: ExitStack) -> Path:
+        """Write everything but the optimiser's state; the folder that takes it."""
         if target.exists():
             raise UserError(f"{target}: exists already and is never overwritten; remove it first")
-        partial = partial_folder(target)
-        with explained_failure(target):
+        with _explained_failure(target):
             self.clean()
-            (partial / STATE_FOLDER).mkdir(parents=True)
-            write_model(partial / MODEL_FILE, snapshot.weights)
+            partial = open_folder.enter_context(atomic_folder(target))
+            (partial / STATE_FOLDER).mkdir()
             step = snapshot.step
-            header = {"format": CONFIG_FORMAT, "version": __version__, "step": step}
-            write_json(partial / CONFIG_FILE, header | dict(snapshot.config))
+            write_weights(partial, snapshot.weights, step, snapshot.config)
             write_json(partial / TRAINER_FILE, {"step": step, "extra": dict(snapshot.extra)})
+        return partial
 
-    def _finish(self, target: Path) -> None:
-        with explained_failure(target):
-            publish(target)
+    def _finish(self, partial: Path, target: Path, open_folder: ExitStack) -> None:
+        with _explained_failure(target):
+            write_manifest(partial)
+            open_folder.close()
         self._prune()
 
     def load(
@@ -210,16 +210,13 @@ class CheckpointStore:
             optimizer: Takes the stored moments; None: weights only.
             team: All processes; the main one verifies.
 
-        Returns:
-            Step, config and extra.
-
         Raises:
             UserError: Truncated, altered, foreign, or of another shape; the message names the file
                 and, where an older checkpoint is there, how to go back to it.
         """
         team.on_main(lambda: self._verify(folder))
         trainer = read_json(folder / TRAINER_FILE)
-        read_model(folder / MODEL_FILE, modules)
+        _read_into(modules, folder / WEIGHTS_FILE)
         if optimizer is not None:
             source = folder / STATE_FOLDER
             state = read_state(source, named_parameters(modules), team)
@@ -231,7 +228,14 @@ class CheckpointStore:
         try:
             verify_checkpoint(folder)
         except UserError as error:
-            raise UserError(f"{error}; {self._remedy(folder)}") from error
+            remedy = "restore it from a copy; there is no older checkpoint to go back to"
+            for step, path in step_folders(self.folder).items():
+                if path.name < folder.name:
+                    remedy = (
+                        f"restore it from a copy, or remove {folder} to resume from step {step} "
+                        f"({path.name})"
+                    )
+            raise UserError(f"{error}; {remedy}") from error
 
     def clean(self) -> None:
         """Remove what an interrupted save or removal has left; only the writing run calls this."""
@@ -247,26 +251,48 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         every = self._keep_every_steps
-        for step in self.steps()[: -self._keep_last]:
+        for step, path in list(step_folders(self.folder).items())[: -self._keep_last]:
             if every is None or step % every:
                 # Under the name of an incomplete one first: a removal that is cut short must not
                 # leave something that looks like a checkpoint.
-                doomed = partial_folder(self.path(step))
+                removed = path.with_name(path.name + PARTIAL_SUFFIX)
                 try:
-                    self.path(step).rename(doomed)
+                    path.rename(removed)
                 except OSError as error:  # what should be saved is saved
-                    _LOGGER.warning("%s could not be removed: %s", self.path(step), error)
+                    _LOGGER.warning("%s could not be removed: %s", path, error)
                     continue
-                shutil.rmtree(doomed, ignore_errors=True)
+                shutil.rmtree(removed, ignore_errors=True)
 
-    def _remedy(self, folder: Path) -> str:
-        older = [step for step in self.steps() if self.path(step).name < folder.name]
-        if older:
-            return (
-                f"restore it from a copy, or remove {folder} to resume from step {older[-1]} "
-                f"({self.path(older[-1]).name})"
-            )
-        return "restore it from a copy; there is no older checkpoint to go back to"
+
+def _read_into(modules: Mapping[str, nn.Module], path: Path) -> None:
+    """Read weights into modules, sharded or not; every name and shape must fit."""
+    targets = _tensors_of(modules)
+    with opened_weights(path) as file, torch.no_grad():
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        report = compare(str(path), "weights", found, shapes(targets))
+        report.require_complete("use the model config stored beside it in config.json")
+        for name, target in targets.items():
+            target.copy_(part_like(file.get_tensor(name), target))
+
+
+@contextmanager
+def _explained_failure(folder: Path) -> Generator[None]:
+    """Turn what goes wrong while a checkpoint is written into one line for people."""
+    try:
+        yield
+    # DCP's exception derives from BaseException and hides the OSError behind it.
+    except (OSError, SafetensorError, CheckpointException) as error:
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            # The libraries below wrap or lose the error number; text and free space are left.
+            or "No space left" in str(error)
+            or (folder.parent.is_dir() and shutil.disk_usage(folder.parent).free < 2**20)
+        )
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{folder}: the checkpoint could not be written: {'the disk is full' if full else said}"
+            "; earlier checkpoints are untouched: free some space (or mend the disk) and resume"
+        ) from error
 
 
 class CheckpointWriter:

@@ -1,4 +1,4 @@
-"""What a checkpoint held, what the model wanted, and how they met."""
+"""What a checkpoint holds, what the model wants, and how they meet: the one strict comparison."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vjepa.errors import UserError
 
 _SHOWN = 8
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -17,34 +18,32 @@ class LoadReport:
     """The outcome of comparing a file with a model, tensor by tensor; print it.
 
     Loading is strict: a report that reaches the caller has nothing missing, unexpected or resized.
-
-    Attributes:
-        source: The file or folder.
-        kind: What was recognised in it.
-        matched: Tensors that were loaded.
-        missing: Tensors that the model has and the file has not.
-        unexpected: Tensors that the file has and the model has not.
-        resized: Tensors of another shape in the file, as "name: file [..], model [..]".
-        dropped: Tensors that the file has and that are rightly not loaded (fixed position codes,
-            which are computed; a projection that the authors store and never apply).
-        notes: What was inferred from the shapes, and how.
     """
 
     source: str
+    """The file or folder."""
     kind: str
+    """What was recognised in it."""
     matched: tuple[str, ...]
+    """Tensors that were loaded."""
     missing: tuple[str, ...] = ()
+    """Tensors that the model has and the file has not."""
     unexpected: tuple[str, ...] = ()
+    """Tensors that the file has and the model has not."""
     resized: tuple[str, ...] = ()
+    """Tensors of another shape in the file, as "name: file [..], model [..]"."""
     dropped: tuple[str, ...] = ()
+    """Tensors that the file has and that are rightly not loaded (fixed position codes, which are
+    computed; a projection that the authors store and never apply)."""
     notes: tuple[str, ...] = ()
+    """What was inferred from the shapes, and how."""
 
     @property
     def is_complete(self) -> bool:
         """Whether file and model fit exactly."""
         return not (self.missing or self.unexpected or self.resized)
 
-    def require_complete(self) -> None:
+    def require_complete(self, remedy: str) -> None:
         """Refuse a file that does not fit.
 
         Raises:
@@ -59,8 +58,7 @@ class LoadReport:
         }
         said = "; ".join(f"{len(v)} {k} ({_listed(v)})" for k, v in faults.items() if v)
         raise UserError(
-            f"{self.source}: does not fit the model: {said}; nothing was loaded, use the file that "
-            "belongs to this architecture"
+            f"{self.source}: does not fit the model: {said}; nothing was loaded, {remedy}"
         )
 
     def __str__(self) -> str:
@@ -72,7 +70,6 @@ class LoadReport:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Some names for a message."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -80,54 +77,56 @@ def _listed(names: Sequence[str]) -> str:
 def compare(
     source: str,
     kind: str,
-    stored: Mapping[str, Tensor],
-    wanted: Mapping[str, Tensor],
-    *,
+    stored: Mapping[str, Shape],
+    wanted: Mapping[str, Shape],
     dropped: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> LoadReport:
-    """Compare names and shapes of a file's tensors with a model's.
+    """Compare names and shapes of a file's tensors with a model's; the report may be incomplete.
 
-    Args:
-        source: The file or folder, for the report.
-        kind: What it is, for the report.
-        stored: The file's tensors.
-        wanted: The model's, meta tensors will do.
-        dropped: Names left out of `stored` on purpose.
-        notes: Lines for the report.
-
-    Returns:
-        The report; it may be incomplete.
+    `source`, `kind`, `dropped` (left out of `stored` on purpose) and `notes` go into the report.
     """
     common = [name for name in wanted if name in stored]
-    resized = [
-        f"{name}: file {list(stored[name].shape)}, model {list(wanted[name].shape)}"
-        for name in common
-        if stored[name].shape != wanted[name].shape
-    ]
+    resized = [name for name in common if list(stored[name]) != list(wanted[name])]
     return LoadReport(
         source=source,
         kind=kind,
-        matched=tuple(name for name in common if stored[name].shape == wanted[name].shape),
+        matched=tuple(name for name in common if name not in resized),
         missing=tuple(name for name in wanted if name not in stored),
         unexpected=tuple(name for name in stored if name not in wanted),
-        resized=tuple(resized),
+        resized=tuple(
+            f"{name}: file {list(stored[name])}, model {list(wanted[name])}" for name in resized
+        ),
         dropped=tuple(dropped),
         notes=tuple(notes),
     )
 
 
-def fill(module: nn.Module, stored: Mapping[str, Tensor], report: LoadReport) -> None:
-    """Put a file's tensors into a module built on the meta device.
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Names and shapes, for :func:`compare`."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
-    Args:
-        module: Its parameters are replaced; buffers that are not saved stay as they are.
-        stored: The file's tensors; they are copied, as float32, so that the file can go away.
-        report: Their comparison.
+
+def load_strictly(
+    module: nn.Module,
+    stored: Mapping[str, Tensor],
+    source: str,
+    kind: str,
+    *,
+    dropped: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    remedy: str = "use the file that belongs to this architecture",
+) -> LoadReport:
+    """Put a file's tensors into a module, which may stand on the meta device.
+
+    The module gets copies as float32, so that the file can go away; buffers that are not saved stay
+    as they are. The other arguments are those of :func:`compare`.
 
     Raises:
-        UserError: The report is not complete; the module is untouched.
+        UserError: Something is missing, unexpected or of another shape; the module is untouched.
     """
-    report.require_complete()
+    report = compare(source, kind, shapes(stored), shapes(module.state_dict()), dropped, notes)
+    report.require_complete(remedy)
     copies = {name: tensor.detach().float().clone() for name, tensor in stored.items()}
     module.load_state_dict(copies, strict=True, assign=True)
+    return report

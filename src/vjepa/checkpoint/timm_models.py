@@ -8,14 +8,13 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vjepa.checkpoint.folder import read_weights
+from vjepa.checkpoint.strict import load_strictly
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.errors import UserError
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig
@@ -44,7 +43,12 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
         UserError: timm is not installed, has no such model, the weights do not fit, or the model
             has no square feature map.
     """
-    timm = _timm()
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(
+            "encoder.timm: timm is not installed: pip install 'open-vjepa[baselines]'"
+        ) from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         suggestion = f"; did you mean {near[0]}?" if near else ""
@@ -56,15 +60,6 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
         _load_strictly(model, weights)
     images = _TimmImages(model.eval(), name)
     return FrameEncoder(images, images.config).eval()
-
-
-def _timm() -> ModuleType:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError(
-            "encoder.timm: timm is not installed: pip install 'open-vjepa[baselines]'"
-        ) from error
 
 
 class _TimmImages(nn.Module):
@@ -125,32 +120,20 @@ def _load_strictly(model: Any, path: Path) -> None:
     if not path.is_file():
         raise UserError(f"encoder.timm_weights: {path}: no such file")
     if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: truncated or foreign ({error})") from error
+        state = read_weights(path)
     else:
-        content = read_torch_file(path)
-        state = next(
-            (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)),
-            content,
-        )
+        state = read_torch_file(path)
+        for key in ("state_dict", "model"):
+            if isinstance(state.get(key), dict):
+                state = state[key]
+                break
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     prefixes = tuple(f"{head}." for head in heads)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
-    wanted = model.state_dict()
-    problems = {
-        "missing": sorted(set(wanted) - set(state)),
-        "unexpected": sorted(set(state) - set(wanted)),
-        "of another shape": [
-            name for name in state if name in wanted and state[name].shape != wanted[name].shape
-        ],
-    }
-    for what, names in problems.items():
-        if names:
-            raise UserError(
-                f"{path}: {len(names)} tensors {what} (first: {names[0]}); these weights are of "
-                "another model"
-            )
-    model.load_state_dict(state)
+    load_strictly(
+        model,
+        {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)},
+        str(path),
+        "weights of timm",
+        remedy="these weights are of another model",
+    )

@@ -36,12 +36,6 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     Tensors are mapped from the file, not read, so that the parts nobody asks for cost nothing: use
     them before the file changes.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The dict.
-
     Raises:
         UserError: No such file; truncated; not of torch; holds other objects; holds no dict.
     """
@@ -76,14 +70,6 @@ def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Te
 
     ``module.`` comes from the distributed wrapper, ``backbone.`` from the multi-mask wrapper; each
     is removed once, at the front only.
-
-    Args:
-        content: The checkpoint.
-        key: Which entry.
-        path: The file, for messages.
-
-    Returns:
-        Name -> tensor, in the file's order.
 
     Raises:
         UserError: No such entry, or it is not a dict of tensors.

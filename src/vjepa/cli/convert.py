@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, verify, print the load report."""
-    from vjepa.jobs.convert import run as convert
+    from vjepa.checkpoint import convert
 
     report = convert(args.src, args.dst, args.num_heads)
     print(report)

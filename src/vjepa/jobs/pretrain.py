@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
-from vjepa.checkpoint.optimizer_state import load_optimizer_state, parameter_names
+from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import CheckpointStore
 from vjepa.config import diff, dump_yaml, load_config, to_dict
 from vjepa.data.clips.crops import TransformConfig
@@ -29,7 +29,6 @@ from vjepa.runtime.device import seed_torch, set_up_device, to_device
 from vjepa.runtime.distributed import Team, open_team
 from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.runtime.sharding import load_whole
 from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction, collapse_alarm
 from vjepa.training.parallel import DistributedConfig
 from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig
@@ -486,9 +485,7 @@ def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer
         state = released_training_state(config.path) if config.keep_optimizer else None
         step = state.step if state else 0
         if state is not None:
-            names = parameter_names(trained)
-            by_name = {names[place]: entry for place, entry in state.optimizer["state"].items()}
-            load_optimizer_state(optimizer, trained, by_name, str(config.path))
+            load_optimizer_state(optimizer, trained, state.moments, str(config.path))
     if not config.keep_optimizer:
         return 0
     return step if config.step is None else config.step
@@ -499,12 +496,12 @@ def _load_released(path: Path, parts: PretrainParts) -> None:
     if "target_encoder" not in parts.modules:
         raise UserError(f"{path}: holds feature prediction; set objective.name to vjepa")
     encoder = parts.evaluated.config
-    loaded = read_model(path, num_heads=encoder.heads)
-    different = diff(loaded.model.config, parts.objective.config)
+    model, report = read_model(path, num_heads=encoder.heads)
+    different = diff(model.config, parts.objective.config)
     if different:
         raise UserError(
             f"{path}: is of another model than the config's `model` ({'; '.join(different)})"
         )
-    _LOGGER.info("%s", loaded.report)
+    _LOGGER.info("%s", report)
     for name, module in parts.modules.items():
-        load_whole(module, loaded.model.get_submodule(name).state_dict())
+        load_whole(module, model.get_submodule(name).state_dict())

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
 from vjepa.errors import UserError
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Chart
@@ -133,16 +134,11 @@ def read_run(folder: Path) -> RunState:
     if not config_path.is_file():
         raise UserError(f"{folder}: no run folder, it has no config.yaml; name the --out of a run")
     metrics = folder / "metrics.jsonl"
-    steps = sorted(
-        int(path.name.removeprefix("step_"))
-        for path in (folder / "checkpoints").glob("step_*")
-        if path.name.removeprefix("step_").isdigit() and (path / "manifest.json").is_file()
-    )
     return RunState(
         folder=folder,
         config=yaml.safe_load(config_path.read_text(encoding="utf-8")) or {},
         records=read_metrics(metrics) if metrics.is_file() else [],
-        checkpoints=steps,
+        checkpoints=list(step_folders(folder / CHECKPOINTS_FOLDER)),
         bad_videos=_bad_videos(folder / "bad_videos.jsonl"),
         seconds_since_write=time.time() - metrics.stat().st_mtime if metrics.is_file() else None,
     )

@@ -5,11 +5,10 @@ The loop gets its objective, data and evaluators by protocol and knows nothing o
 
 from __future__ import annotations
 
-from vjepa.checkpoint.optimizer_state import (
+from vjepa.checkpoint.state import (
     load_optimizer_state,
     optimizer_state,
     parameter_groups,
-    parameter_names,
 )
 from vjepa.checkpoint.store import CheckpointStore, LoadedCheckpoint, Snapshot
 from vjepa.training.guards import TrainingStopped
@@ -59,7 +58,6 @@ __all__ = [
     "load_optimizer_state",
     "optimizer_state",
     "parameter_groups",
-    "parameter_names",
     "set_schedules",
     "train_step",
     "update_ema",

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vjepa.checkpoint.optimizer_state import parameter_groups
+from vjepa.checkpoint.state import parameter_groups, whole
 from vjepa.errors import UserError
-from vjepa.runtime.sharding import whole
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
 
 
@@ -58,12 +57,12 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> Gu
         UserError: Nothing to train.
     """
     groups = parameter_groups(modules)
-    if not any(group.members for group in groups):
+    if not any(group.parameters for group in groups):
         raise UserError(f"nothing to train: no parameter of {', '.join(modules)} takes a gradient")
     optimizer = GuardedAdamW(
         [
             {
-                "params": [member.parameter for member in group.members],
+                "params": list(group.parameters.values()),
                 "decayed": group.decayed,
                 "module": group.module,
             }

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vjepa.checkpoint.state import whole
 from vjepa.checkpoint.store import CheckpointStore, CheckpointWriter, Snapshot
 from vjepa.errors import UserError
 from vjepa.runtime.device import compile_blocks, seed_torch
@@ -27,7 +28,6 @@ from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
 from vjepa.runtime.metric_log import MetricLog, MetricRecord
 from vjepa.runtime.progress import Progress, open_progress
-from vjepa.runtime.sharding import whole
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,
     AlarmRule,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vjepa.checkpoint import find_checkpoint, read_config, read_encoder
+from vjepa.checkpoint import find_checkpoint, load_encoder, read_config
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.config import from_dict
 from vjepa.data.clips.plan import ClipConfig
@@ -52,7 +52,7 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
             "encoder.path: not set; give a run folder, a checkpoint or a released .pth.tar file"
         )
     which = "context" if config.which == "context" else "target"
-    encoder = read_encoder(config.path, which, config.num_heads).encoder
+    encoder = load_encoder(config.path, which, config.num_heads)
     if config.which == "random":
         return random_encoder(encoder.config, config.seed, str(config.path))
     return _frozen(encoder, str(config.path), config.which)
@@ -101,7 +101,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
             f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
         )
     which = "context" if identity.which == "context" else "target"
-    encoder = read_encoder(found, which, identity.config.heads).encoder
+    encoder = load_encoder(found, which, identity.config.heads)
     wanted = {**asdict(identity.config), **_input_size(encoder.config)}
     if wanted == asdict(encoder.config):
         encoder = _rebuilt(encoder, identity.config.image_size, identity.config.num_frames)
