@@ -16,16 +16,16 @@ from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
 from vjepa.data.prepare.inputs import PreparedInputs
 from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
 from vjepa.data.prepare.report import PrepareReport, count_removed
-from vjepa.data.prepare.stages import EngineName, Workplace, encode_all, look_at_all, ray_workers
-from vjepa.data.prepare.storing import PreparedVideo, Store, sync_folder
+from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
+from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
 from vjepa.jobs.videos import LateProgress, checked_workers
-from vjepa.runtime.files import locked_folder
+from vjepa.runtime.files import atomic_write, locked_folder
+from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
 
 MANIFEST = "manifest.parquet"
-_MOST_FILES = 1000  # in one folder, where videos are stored as files
 _VERSION = 1  # raised whenever the same settings give another result
 
 
@@ -59,16 +59,14 @@ def prepare(
     inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with locked_folder(out):
+        with locked_folder(out), ExitStack() as stack:
             if not _claim(out, _settings_of(inputs, config), config):
                 return PrepareReport.read(out)
-            num_workers = ray_workers() if engine == "ray" and workers is None else None
-            place = Workplace(
-                work=out / "work",
-                engine=engine,
-                num_workers=num_workers or checked_workers(workers),
-                timeout_seconds=config.timeout_seconds,
-            )
+            if engine == "ray":  # one for both stages
+                ray = stack.enter_context(ray_cluster())
+                workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            num_workers = checked_workers(workers)
+            place = Workplace(out / "work", engine, num_workers, config.timeout_seconds)
             return _prepare(inputs, out, config, place)
     except OSError as error:
         raise UserError(
@@ -100,16 +98,15 @@ def _claim(out: Path, settings: str, config: PrepareConfig) -> bool:
     if note.exists():
         if json.loads(note.read_text())["settings"] == settings:
             return not (out / MANIFEST).exists()
-        if (out / "work" / "plan.json").exists():
+        if (out / "work" / PLAN).exists():
             raise UserError(
                 f"{out}: holds a set made from other videos or with other settings; choose another"
                 " --out, or delete it"
             )
     elif any(entry.name != ".lock" for entry in out.iterdir()):
         raise UserError(f"{out}: is not empty and was not made by data prepare; choose another")
-    note.parent.mkdir(exist_ok=True)
-    (out / "config.yaml").write_text(dump_yaml(config))
-    note.write_text(json.dumps({"settings": settings}))
+    atomic_write(out / "config.yaml", dump_yaml(config))
+    atomic_write(note, json.dumps({"settings": settings}))
     return True
 
 
@@ -119,19 +116,20 @@ def _prepare(
     removal = Removal(inputs, config.match)
     exclusion = read_exclusion(config.exclude, config.match)
     removal.by_name(exclusion, config.deduplicate)
-    with ExitStack() as stack:
-        if config.needs_fingerprints:
-            show = stack.enter_context(LateProgress("look at videos"))
-            prints = look_at_all(inputs, removal, exclusion, config, place, show)
-            removal.by_exclusion(prints.inputs, prints.excluded)
+    if config.needs_fingerprints:
+        with LateProgress("look at videos") as show:
+            prints, excluded = look_at_all(inputs, removal, exclusion, config, place, show)
+            removal.by_exclusion(prints, excluded)
             if config.deduplicate:
-                removal.by_likeness(prints.inputs)
+                removal.by_likeness(prints)
     _check_removed(inputs, removal, config.max_removed)
     with LateProgress("encode videos") as show:
-        videos, failed = encode_all(inputs, removal, config, place, show)
+        videos = encode_all(inputs, removal, config, place, show)
     if not videos:
-        raise UserError(f"nothing is left to store: {_first_reasons(removal, failed)}")
-    return _store(inputs, out, config, videos, [*removal.removed.values(), *failed])
+        _, examples = count_removed(removal.all)
+        first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
+        raise UserError(f"nothing is left to store: {first}")
+    return _store(inputs, out, config, videos, removal.all)
 
 
 def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> None:
@@ -149,11 +147,6 @@ def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> 
         )
 
 
-def _first_reasons(removal: Removal, failed: Sequence[Removed]) -> str:
-    _, examples = count_removed([*removal.removed.values(), *failed])
-    return "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
-
-
 def _store(
     inputs: PreparedInputs,
     out: Path,
@@ -161,8 +154,8 @@ def _store(
     videos: Sequence[PreparedVideo],
     removed: Sequence[Removed],
 ) -> PrepareReport:
-    store = Store(out, out / "work", config.shards, inputs.label_names)
-    plan = store.plan(videos, _MOST_FILES if config.shards.form == "files" else 1 << 62)
+    store = Store(out, out / "work", config.shards, sorted(inputs.videos.label_names))
+    plan = store.plan(videos)
     by_key = {video.key: video for video in videos}
     with LateProgress("store videos") as show:
         for number, (name, keys) in enumerate(plan.items(), start=1):
@@ -178,14 +171,13 @@ def _store(
         num_videos=len(manifest),
         num_shards=len(plan),
         duration_hours=float(manifest.numeric("duration_seconds").sum()) / 3600,
-        input_gigabytes=inputs.usable_bytes / 1e9,
+        input_gigabytes=int(inputs.videos.numeric("bytes")[inputs.videos.ok].sum()) / 1e9,
         output_gigabytes=float(manifest.numeric("bytes").sum()) / 1e9,
         removed=counts,
         first_removed=examples,
     )
     report.write(out, sorted(removed, key=lambda one: one.number))
     # The manifest comes last: where it stands, everything it names stands, too.
-    sync_folder(out)
     manifest.write(out / MANIFEST)
     shutil.rmtree(out / "work" / "parts", ignore_errors=True)
     shutil.rmtree(out / "work" / "rows", ignore_errors=True)

@@ -73,10 +73,11 @@ def test_several_manifests_under_one_numbering(tmp_path: Path) -> None:
     second = make_manifest(tmp_path / "b", 1)
     inputs = PreparedInputs([first, second], TrimConfig())
     assert len(inputs) == 3
-    assert [inputs.path(n) for n in range(3)] == [first.path(0), first.path(1), second.path(0)]
-    assert [dict(inputs.row(n).labels) for n in range(3)] == [{"motion": "x"}, {"motion": None}, {}]
-    assert inputs.label_names == ["motion"]
-    assert inputs.usable_bytes == sum(inputs.info(n).bytes for n in range(3))
+    rows = [inputs.row(n) for n in range(3)]
+    assert [row.info.path for row in rows] == [first.path(0), first.path(1), second.path(0)]
+    assert [row.labels for row in rows] == [{"motion": "x"}, {"motion": None}, {}]
+    assert [row.split for row in rows] == [first.full_row(0).split] * 3
+    assert inputs.videos.label_names == ["motion"]
     assert inputs.digest != PreparedInputs([second, first], TrimConfig()).digest
 
 

@@ -76,6 +76,10 @@ INFO_COLUMNS = (*PLAIN_FIELDS, "time_base_num", "time_base_den")
 """Columns that say what was found in a file."""
 
 
+_SAID = ("split", "dataset", "weight")
+"""Columns that the source says about a file."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ManifestRow:
     """One row to be written: what was found in the file, and what the source says about it."""
@@ -286,6 +290,14 @@ class Manifest:
     def row(self, row: int) -> VideoInfo:
         """All that is known about a row's file, ready for decode_frames."""
         return row_to_info(self._table, self._checked(row), self.path(row))
+
+    def full_row(self, row: int) -> ManifestRow:
+        """A row as it can be written again: its file, its split, weight and labels."""
+        stored = {name: self._table.column(name)[self._checked(row)].as_py() for name in _SAID}
+        labels = {
+            name: self._table.column(LABEL_PREFIX + name)[row].as_py() for name in self.label_names
+        }
+        return ManifestRow(info=self.row(row), labels=labels, **stored)
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < len(self):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from vjepa.errors import UserError
+from vjepa.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from fsspec.spec import AbstractFileSystem
@@ -310,35 +311,19 @@ class ShardEntry:
 
 
 def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
-    """Write a shard: aside, synced, then renamed.
+    """Write a whole shard (a tar file); says where each video lies in it.
 
     Each video stands beside its facts under the same name, which WebDataset makes one sample of.
-
-    Args:
-        path: The tar file.
-        entries: The videos.
-
-    Returns:
-        Where each video lies.
 
     Raises:
         OSError: A video cannot be read, or the shard cannot be written.
         ValueError: A name is not safe in a tar.
     """
-    aside = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    members: list[Member] = []
-    try:
-        with aside.open("wb") as out:
-            with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for entry in entries:
-                    members.append(_add(tar, path, entry))
-            out.flush()
-            os.fsync(out.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return members
+    with (
+        atomic_path(path) as aside,
+        tarfile.open(aside, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        return [_add(tar, path, entry) for entry in entries]
 
 
 def _add(tar: tarfile.TarFile, path: Path, entry: ShardEntry) -> Member:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import MatchConfig
-from vjepa.data.prepare.inputs import Part
+from vjepa.data.prepare.inputs import Order, Part
 from vjepa.data.video.container import open_video, reason_of
 from vjepa.data.video.decode import read_frames
 from vjepa.data.video.images import images_in
@@ -23,6 +23,7 @@ SIDE = 32
 """Side of the grey image that is hashed, in pixels."""
 
 _LOW = 8
+_LEAST_FRAMES = 8
 # A frame whose pixels differ less than this (standard deviation in grey levels) is all but empty:
 # the bits of its hash are noise.
 _MIN_CONTRAST = 3.0
@@ -38,14 +39,7 @@ def _cosines() -> NDArray[np.float32]:
 
 
 def grey_thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A frame as the mean grey of 32 x 32 equal parts, whatever its size and aspect.
-
-    Args:
-        frame: uint8 [H, W, 3], RGB.
-
-    Returns:
-        float32 [32, 32], 0 to 255.
-    """
+    """A frame, uint8 [H, W, 3] RGB, as the mean grey of 32 x 32 equal parts: float32, 0 to 255."""
     down = _area_weights(frame.shape[0])
     across = _area_weights(frame.shape[1])
     grey = frame.reshape(-1, 3) @ _LUMA
@@ -76,15 +70,6 @@ def hash_thumbnail(thumbnail: NDArray[np.float32]) -> int:
     return int(np.packbits(bits).view(">u8")[0])
 
 
-def distances(left: NDArray[np.uint64], right: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Number of differing bits of two broadcastable arrays of hashes: int64."""
-    return np.bitwise_count(left ^ right).astype(np.int64)
-
-
-_LEAST_FRAMES = 8
-_BLOCK = 1 << 20
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
     """What a video, or the used part of one, is known by.
@@ -110,39 +95,23 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True)
-class FingerprintOrder:
-    """One video, or the used part of it, to be looked at."""
-
-    info: VideoInfo
-    part: Part
-
-    def __str__(self) -> str:
-        return self.info.path
-
-
-@dataclass(frozen=True, slots=True)
 class FingerprintTask:
     """Takes fingerprints; runs in a worker process."""
 
     match: MatchConfig
 
-    def __call__(self, order: FingerprintOrder) -> Fingerprint | str:
-        """Look at one video; the answer is its fingerprint or why it has none."""
+    def __call__(self, order: Order) -> dict[str, str]:
+        """Look at one video; the answer is its fingerprint as JSON, or why it has `failed`."""
         try:
-            return take_fingerprint(order.info, order.part, self.match)
+            return take_fingerprint(order.info, order.part, self.match).to_json()
         except DecodeError as error:
-            return error.reason
+            return {"failed": error.reason}
         except (OSError, MemoryError) as error:
-            return reason_of(error)
+            return {"failed": reason_of(error)}
 
 
 def take_fingerprint(info: VideoInfo, part: Part, match: MatchConfig) -> Fingerprint:
-    """Read a video's packets, and decode the frames that are hashed.
-
-    Args:
-        info: A usable manifest row.
-        part: What of it counts.
-        match: How many frames are hashed, and whether any.
+    """Read the packets of a usable video, and decode the frames of its part that are hashed.
 
     Raises:
         DecodeError: It cannot be read.

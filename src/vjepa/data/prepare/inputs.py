@@ -6,12 +6,14 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from vjepa.data.manifest.manifest import LabelCodes, Manifest, ManifestRow
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.prepare.config import TrimConfig
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -43,8 +45,21 @@ class Part:
         return first, min(max(first + 1, round(self.end * info.fps)), info.num_frames)
 
 
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Look at a part of a video; or encode it into the file `target`."""
+
+    key: str
+    info: VideoInfo
+    part: Part
+    target: str = ""
+
+    def __str__(self) -> str:
+        return self.info.path
+
+
 class PreparedInputs:
-    """Rows of several manifests under one numbering; a row becomes an object when asked for."""
+    """Rows of several manifests under one numbering, and which part of each is used."""
 
     def __init__(self, manifests: Sequence[Manifest], trim: TrimConfig) -> None:
         """Put them together.
@@ -54,100 +69,57 @@ class PreparedInputs:
         """
         if not manifests:
             raise UserError("nothing to prepare: name a manifest made by `vjepa data index`")
-        self._manifests = tuple(manifests)
-        self._ends = np.cumsum([len(manifest) for manifest in manifests])
-        self._ok = [manifest.ok for manifest in manifests]
-        self._labels = [
-            {name: manifest.label_codes(name) for name in manifest.label_names}
-            for manifest in manifests
+        self._starts = _seconds(manifests, trim.start_label, 0.0)
+        self._ends = _seconds(manifests, trim.end_label, math.inf)
+        digest = hashlib.sha256()
+        for manifest in manifests:
+            digest.update(manifest.content_hash.encode())
+            for name in ("bytes", "mtime_ns", "ok", "weight"):
+                digest.update(np.ascontiguousarray(manifest.numeric(name)).tobytes())
+        self.digest = digest.hexdigest()
+        """Hash of everything that the result depends on."""
+        tables = [
+            one.table.set_column(one.table.column_names.index("path"), "path", one.absolute_paths())
+            for one in manifests
         ]
-        self._texts = [
-            {name: manifest.categories(name) for name in ("split", "dataset")}
-            for manifest in manifests
-        ]
-        self._trim = trim
-        self._check_times()
+        joined = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        self.videos = Manifest(joined, Path("/"))
+        """All rows."""
+        self._ends_of = np.cumsum([len(one) for one in manifests])
+        self._labels_of = [one.label_names for one in manifests]
 
     def __len__(self) -> int:
         """Number of videos."""
-        return int(self._ends[-1])
-
-    def _place(self, number: int) -> tuple[int, int]:
-        manifest = int(np.searchsorted(self._ends, number, side="right"))
-        return manifest, number - int(self._ends[manifest]) + len(self._manifests[manifest])
-
-    @property
-    def usable_bytes(self) -> int:
-        """Size of all usable files, in bytes."""
-        return sum(int(one.numeric("bytes")[one.ok].sum()) for one in self._manifests)
-
-    def is_usable(self, number: int) -> bool:
-        """Whether a video's row is marked as good."""
-        manifest, row = self._place(number)
-        return bool(self._ok[manifest][row])
-
-    def info(self, number: int) -> VideoInfo:
-        """All that is known about a video."""
-        manifest, row = self._place(number)
-        return self._manifests[manifest].row(row)
-
-    def path(self, number: int) -> str:
-        """Its path."""
-        manifest, row = self._place(number)
-        return self._manifests[manifest].path(row)
+        return len(self.videos)
 
     def row(self, number: int) -> ManifestRow:
-        """A video with its split, data set, weight and labels."""
-        manifest, row = self._place(number)
-        texts = self._texts[manifest]
-        label_of = {name: _text(codes, row) for name, codes in self._labels[manifest].items()}
-        return ManifestRow(
-            info=self.info(number),
-            split=_text(texts["split"], row),
-            dataset=_text(texts["dataset"], row),
-            weight=float(self._manifests[manifest].weights[row]),
-            labels=label_of,
-        )
+        """A video with its split, data set, weight, and the labels that its own manifest has."""
+        row = self.videos.full_row(number)
+        names = self._labels_of[int(np.searchsorted(self._ends_of, number, side="right"))]
+        return replace(row, labels={name: row.labels[name] for name in names})
 
     def part(self, number: int) -> Part:
         """The part of a video that is used, before it is cut into windows."""
-        manifest, row = self._place(number)
-        start, end = 0.0, math.inf
-        if self._trim.start_label is not None:
-            start = _seconds(self._labels[manifest][self._trim.start_label], row, 0.0)
-        if self._trim.end_label is not None:
-            end = _seconds(self._labels[manifest][self._trim.end_label], row, math.inf)
-        return Part(start, end)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Labels of any of the manifests."""
-        return sorted({name for manifest in self._manifests for name in manifest.label_names})
-
-    @property
-    def digest(self) -> str:
-        """Hash of everything that the result depends on."""
-        made = hashlib.sha256()
-        for manifest in self._manifests:
-            made.update(manifest.content_hash.encode())
-            for name in ("bytes", "mtime_ns", "ok", "weight"):
-                made.update(np.ascontiguousarray(manifest.numeric(name)).tobytes())
-        return made.hexdigest()
-
-    def _check_times(self) -> None:
-        for name in (self._trim.start_label, self._trim.end_label):
-            for manifest in self._manifests if name is not None else ():
-                for value in manifest.label_codes(str(name)).classes:
-                    if not _is_time(value):
-                        raise UserError(
-                            f"manifest {manifest.source}: label {name} is {value!r}, not a number"
-                            " of seconds; see trim.start_label and trim.end_label"
-                        )
+        return Part(float(self._starts[number]), float(self._ends[number]))
 
 
-def _text(codes: LabelCodes, row: int) -> str | None:
-    code = int(codes.codes[row])
-    return None if code < 0 else codes.classes[code]
+def _seconds(
+    manifests: Sequence[Manifest], label: str | None, default: float
+) -> NDArray[np.float64]:
+    """A label column of all manifests as numbers, float64 [rows]; `default` where there is none."""
+    found = [np.full(len(manifest), default) for manifest in manifests]
+    if label is None:
+        return np.concatenate(found)
+    for place, manifest in enumerate(manifests):
+        coded = manifest.label_codes(label)
+        for value in coded.classes:
+            if not _is_time(value):
+                raise UserError(
+                    f"manifest {manifest.source}: label {label} is {value!r}, not a number"
+                    " of seconds; see trim.start_label and trim.end_label"
+                )
+        found[place] = np.array([*map(float, coded.classes), default])[coded.codes]
+    return np.concatenate(found)
 
 
 def _is_time(value: str) -> bool:
@@ -157,22 +129,8 @@ def _is_time(value: str) -> bool:
         return False
 
 
-def _seconds(codes: LabelCodes, row: int, default: float) -> float:
-    text = _text(codes, row)
-    return default if text is None else float(text)
-
-
 def windows(part: Part, duration: float, trim: TrimConfig) -> list[Part]:
-    """Cut a part into windows.
-
-    Args:
-        part: What is used of a video.
-        duration: Length of the video in seconds.
-        trim: Length and number of windows.
-
-    Returns:
-        The windows in order; none if the part lies behind the end of the video.
-    """
+    """Cut a part of a video of `duration` seconds into windows; none if it lies behind its end."""
     end = min(part.end, duration)
     if end <= part.start:
         return []

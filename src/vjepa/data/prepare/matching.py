@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, MatchConfig
-from vjepa.data.prepare.fingerprint import Fingerprint, distances
+from vjepa.data.prepare.fingerprint import Fingerprint
 from vjepa.data.prepare.inputs import PreparedInputs, stem_of
 from vjepa.errors import UserError
 
@@ -29,34 +29,15 @@ _MIN_FRAMES = 3
 _CHUNK = 1 << 14
 
 
-@dataclass(frozen=True, slots=True)
-class PictureMatch:
-    """Two videos that show the same.
-
-    Attributes:
-        video: Number of the one that was looked up.
-        found: Number of the one it was found to be.
-        share: Share of one's frames that are alike one of the other's.
-    """
-
-    video: int
-    found: int
-    share: float
-
-
 def frame_share(left: NDArray[np.uint64], right: NDArray[np.uint64], bits: int) -> float:
     """Share of one video's frames that are alike a frame of the other: the larger of the two ways.
 
-    So a clip out of a long video is found in it. 0 if either shows too little.
-
-    Args:
-        left: uint64 [F].
-        right: uint64 [G].
-        bits: Most bits in which two alike frames differ.
+    So a clip out of a long video is found in it. 0 if either shows too little. `left` is uint64
+    [F], `right` uint64 [G]; frames are alike whose hashes differ in at most `bits` bits.
     """
     if min(len(left), len(right)) < _MIN_FRAMES:
         return 0.0
-    is_alike = distances(left[:, None], right[None]) <= bits
+    is_alike = np.bitwise_count(left[:, None] ^ right[None]) <= bits
     return float(max(is_alike.any(axis=1).mean(), is_alike.any(axis=0).mean()))
 
 
@@ -64,11 +45,7 @@ class PictureIndex:
     """Frame hashes of many videos, to be looked up by band."""
 
     def __init__(self, videos: Sequence[NDArray[np.uint64]]) -> None:
-        """Sort the frames of all videos by each of their bands.
-
-        Args:
-            videos: uint64 [F_v] for each video.
-        """
+        """Sort the frames of all videos (uint64 [F_v] each) by each of their bands."""
         self._videos = videos
         lengths = [len(frames) for frames in videos]
         self._owner = np.repeat(np.arange(len(videos), dtype=np.int32), lengths)
@@ -128,12 +105,7 @@ _ID_COLUMNS = ("id", "video_id", "youtube_id", "path")
 
 @dataclass(frozen=True)
 class Exclusion:
-    """All validation lists together.
-
-    Attributes:
-        ids: Ids of their videos, with the list that each comes from.
-        manifests: Those lists that are manifests.
-    """
+    """All validation lists: the ids of their videos with the list of each, and the manifests."""
 
     ids: dict[str, str] = field(default_factory=dict)
     manifests: list[Manifest] = field(default_factory=list)
@@ -158,14 +130,10 @@ def read_exclusion(lists: Sequence[ExcludeConfig], match: MatchConfig) -> Exclus
         count = len(made.ids)
         for name in names if match.by_id else ():
             made.ids.setdefault(video_id(name, match), str(entry.path))
-        if match.by_id and len(made.ids) == count and entry.path.suffix != ".parquet":
-            _refuse_empty(entry.path)
+        is_text = entry.path.suffix != ".parquet"
+        if is_text and match.by_id and len(made.ids) == count and not any(_names_in(entry.path)):
+            raise UserError(f"exclude {entry.path}: names no video")
     return made
-
-
-def _refuse_empty(path: Path) -> None:
-    if next(_names_in(path), None) is None:
-        raise UserError(f"exclude {path}: names no video")
 
 
 def video_id(path: str, match: MatchConfig) -> str:
@@ -214,11 +182,6 @@ def _names_in_json(path: Path, values: object) -> Iterator[str]:
         yield str(name)
 
 
-def usable_rows(manifest: Manifest) -> list[int]:
-    """Rows of a list whose videos can be looked at."""
-    return np.flatnonzero(manifest.ok).tolist()
-
-
 Reason = Literal[
     "unusable",
     "unreadable",
@@ -235,7 +198,7 @@ Reason = Literal[
 _NO_FRAMES = np.zeros(0, dtype=np.uint64)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Removed:
     """A video, or a window of one, that is not in the result.
 
@@ -259,9 +222,16 @@ class Removal:
 
     def __init__(self, inputs: PreparedInputs, match: MatchConfig) -> None:
         """Begin with nothing removed."""
+        self._path = inputs.videos.path
         self._inputs = inputs
         self._match = match
         self.removed: dict[int, Removed] = {}
+        self.failed_windows: list[Removed] = []
+
+    @property
+    def all(self) -> list[Removed]:
+        """Videos and windows of videos that are not in the result."""
+        return [*self.removed.values(), *self.failed_windows]
 
     def kept(self) -> list[int]:
         """Numbers of the videos that stay, ascending."""
@@ -269,21 +239,20 @@ class Removal:
 
     def remove(self, number: int, reason: Reason, detail: str = "", same_as: str = "") -> None:
         """Take a video out."""
-        self.removed[number] = Removed(
-            number=number,
-            path=self._inputs.path(number),
-            reason=reason,
-            detail=detail,
-            same_as=same_as,
-        )
+        self.removed[number] = Removed(number, self._path(number), reason, detail, same_as)
+
+    def remove_window(self, number: int, detail: str) -> None:
+        """Take out a window that could not be encoded; others of its video stay."""
+        one = Removed(number, self._path(number), "not encoded", detail)
+        self.failed_windows.append(one)
 
     def by_name(self, exclusion: Exclusion, deduplicate: bool) -> None:
         """Take out what can be told without opening a file: bad rows, ids, repeated names."""
         seen: dict[tuple[str, object], str] = {}
-        for number in range(len(self._inputs)):
-            path = self._inputs.path(number)
-            if not self._inputs.is_usable(number):
-                why = self._inputs.info(number).reason
+        for number, is_usable in enumerate(self._inputs.videos.ok.tolist()):
+            path = self._path(number)
+            if not is_usable:
+                why = self._inputs.videos.row(number).reason
                 self.remove(number, "unusable", why or "marked as bad in the manifest")
                 continue
             name = video_id(path, self._match)
@@ -299,12 +268,7 @@ class Removal:
     def by_exclusion(
         self, prints: Mapping[int, Fingerprint], excluded: Mapping[str, Fingerprint]
     ) -> None:
-        """Take out the videos that show what a validation video shows.
-
-        Args:
-            prints: Fingerprint of each video by its number.
-            excluded: Fingerprint of each validation video by its path.
-        """
+        """Take out the videos that show what a validation video (by its path) shows."""
         paths = list(excluded)
         by_content = {excluded[path].content: path for path in reversed(paths)}
         index = PictureIndex([self._frames(excluded[path]) for path in paths])
@@ -331,20 +295,19 @@ class Removal:
         for place, number in enumerate(numbers):
             mine = prints[number]
             if self._match.by_content and mine.content in first:
-                same = self._inputs.path(first[mine.content])
+                same = self._path(first[mine.content])
                 self.remove(number, "duplicate by content", same_as=same)
                 continue
             first.setdefault(mine.content, number)
-            path = self._inputs.path(number)
 
-            def is_other(found: int, path: str = path) -> bool:
-                return bool(is_kept[found]) and self._inputs.path(numbers[found]) != path
+            def is_other(found: int, path: str = self._path(number)) -> bool:
+                return bool(is_kept[found]) and self._path(numbers[found]) != path
 
             best = self._best(index, mine, is_other)
             if best is None:
                 is_kept[place] = True
             else:
-                same = self._inputs.path(numbers[best[0]])
+                same = self._path(numbers[best[0]])
                 self.remove(number, "duplicate by pictures", f"{best[1]:.0%} alike", same)
 
     def _frames(self, mine: Fingerprint) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vjepa.data.prepare.matching import Removed
+from vjepa.runtime.files import atomic_write
 
 REPORT_FILE, REMOVED_FILE = "report.json", "removed.jsonl"
 
@@ -37,27 +38,14 @@ class PrepareReport:
     """Up to three examples for each reason."""
 
     def write(self, folder: Path, removed: Sequence[Removed]) -> None:
-        """Write ``removed.jsonl``, then ``report.json``, each aside and renamed.
-
-        Raises:
-            OSError: They cannot be written.
-        """
+        """Write ``removed.jsonl``, then ``report.json``."""
         lines = "".join(json.dumps(asdict(one)) + "\n" for one in removed)
-        for name, text in (
-            (REMOVED_FILE, lines),
-            (REPORT_FILE, json.dumps(asdict(self), indent=2) + "\n"),
-        ):
-            aside = folder / f".{name}.tmp"
-            aside.write_text(text)
-            aside.replace(folder / name)
+        atomic_write(folder / REMOVED_FILE, lines)
+        atomic_write(folder / REPORT_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> PrepareReport:
-        """The report of a finished folder.
-
-        Raises:
-            OSError: There is none.
-        """
+        """The report of a finished folder."""
         return cls(**json.loads((folder / REPORT_FILE).read_text()))
 
     def lines(self) -> list[str]:

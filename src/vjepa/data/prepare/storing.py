@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vjepa.data.manifest.manifest import ManifestRow, rows_to_table
-from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
+from vjepa.data.manifest.storage import ShardEntry, member_at, write_shard
 from vjepa.data.prepare.config import ShardConfig
 from vjepa.data.prepare.inputs import Part, plain_name
 from vjepa.data.video.info import VideoInfo
+from vjepa.runtime.files import atomic_path, atomic_write, sync
+
+PLAN = "plan.json"
+_MOST_FILES = 1000  # in one folder, where videos are stored as files
 
 _INDEX_COLUMNS: Mapping[str, pa.DataType] = {
     "shard": pa.string(),
@@ -30,23 +33,25 @@ _INDEX_COLUMNS: Mapping[str, pa.DataType] = {
 
 @dataclass(frozen=True, slots=True)
 class PreparedVideo:
-    """An encoded video that waits to be stored.
-
-    Attributes:
-        key: What its order was noted under.
-        name: Its name in the result, without suffix.
-        file: Where it waits.
-        row: What the manifest said of its source.
-        part: The part of the source that it is.
-        info: What it is itself.
-    """
+    """An encoded video that waits to be stored."""
 
     key: str
+    """What its order was noted under."""
     name: str
+    """Its name in the result, without suffix."""
     file: Path
+    """Where it waits."""
     row: ManifestRow
+    """What the manifest said of its source."""
     part: Part
+    """The part of the source that it is."""
     info: VideoInfo
+    """What it is itself."""
+
+    @property
+    def end_seconds(self) -> float | None:
+        """Where the part ends; None: with the source."""
+        return None if self.part.end == np.inf else self.part.end
 
     @property
     def facts(self) -> dict[str, object]:
@@ -54,7 +59,7 @@ class PreparedVideo:
         return {
             "source": self.row.info.path,
             "start_seconds": self.part.start,
-            "end_seconds": None if self.part.end == np.inf else self.part.end,
+            "end_seconds": self.end_seconds,
             "split": self.row.split,
             "dataset": self.row.dataset,
             "weight": self.row.weight,
@@ -68,49 +73,26 @@ class PreparedVideo:
 
 @dataclass(frozen=True)
 class Store:
-    """The folder of the result and how it is laid out.
-
-    Attributes:
-        out: The folder.
-        work: Folder of unfinished work in it.
-        config: Shards or files.
-        label_names: Label columns of the manifest.
-    """
+    """The folder of the result and how it is laid out. What cannot be written is an OSError."""
 
     out: Path
     work: Path
+    """Folder of unfinished work in it."""
     config: ShardConfig
     label_names: Sequence[str]
+    """Label columns of the manifest."""
 
-    def plan(self, videos: Sequence[PreparedVideo], largest: int) -> dict[str, list[str]]:
-        """Which videos go into which shard (or files); fixed once and read back ever after.
+    def plan(self, videos: Sequence[PreparedVideo]) -> dict[str, list[str]]:
+        """Keys of the videos of each shard (or folder of files), by its name.
 
-        Args:
-            videos: All of them.
-            largest: Most videos in one group of files; shards are closed by size.
-
-        Returns:
-            Keys of videos by name of the shard.
-
-        Raises:
-            OSError: It cannot be written.
+        Fixed once and read back ever after: from then on the set of videos is fixed.
         """
-        file = self.work / "plan.json"
+        file = self.work / PLAN
         if not file.exists():
-            groups = dict(self._grouped(videos, largest))
-            aside = file.with_suffix(".tmp")
-            aside.write_text(json.dumps(groups))
-            aside.replace(file)
+            atomic_write(file, json.dumps(dict(self._grouped(videos))))
         return json.loads(file.read_text())
 
-    @property
-    def is_planned(self) -> bool:
-        """Whether storing has begun: from then on the set of videos is fixed."""
-        return (self.work / "plan.json").exists()
-
-    def _grouped(
-        self, videos: Sequence[PreparedVideo], largest: int
-    ) -> Iterator[tuple[str, list[str]]]:
+    def _grouped(self, videos: Sequence[PreparedVideo]) -> Iterator[tuple[str, list[str]]]:
         order = np.arange(len(videos))
         if self.config.shuffle_seed is not None:
             order = np.random.default_rng(self.config.shuffle_seed).permutation(len(videos))
@@ -119,15 +101,16 @@ class Store:
             by_split.setdefault(videos[place].row.split or "all", []).append(videos[place])
         for split, members in sorted(by_split.items()):
             safe = plain_name(split)
-            for number, group in enumerate(self._cut(members, largest)):
+            for number, group in enumerate(self._cut(members)):
                 yield f"{safe}-{number:06d}", [video.key for video in group]
 
-    def _cut(self, videos: Sequence[PreparedVideo], largest: int) -> Iterator[list[PreparedVideo]]:
+    def _cut(self, videos: Sequence[PreparedVideo]) -> Iterator[list[PreparedVideo]]:
+        most = _MOST_FILES if self.config.form == "files" else len(videos)
         group: list[PreparedVideo] = []
         size = 0
         for video in videos:
             is_full = size + video.info.bytes > self.config.megabytes * 1_000_000
-            if group and (is_full or len(group) == largest):
+            if group and (is_full or len(group) == most):
                 yield group
                 group, size = [], 0
             group.append(video)
@@ -140,20 +123,11 @@ class Store:
         return self._rows_file(name).exists()
 
     def store(self, name: str, videos: Sequence[PreparedVideo]) -> None:
-        """Put a group of videos in its place and write its rows of the manifest.
-
-        Raises:
-            OSError: It cannot be written.
-        """
-        if self.config.form == "tar":
-            table = self._store_shard(name, videos)
-        else:
-            table = self._store_files(name, videos)
-        file = self._rows_file(name)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".tmp")
-        pq.write_table(table, aside)
-        aside.replace(file)
+        """Put a group of videos in its place and write its rows of the manifest."""
+        store = self._store_shard if self.config.form == "tar" else self._store_files
+        table = store(name, videos)
+        with atomic_path(self._rows_file(name)) as aside:
+            pq.write_table(table, aside)
         for video in videos:
             video.file.unlink(missing_ok=True)
 
@@ -161,15 +135,8 @@ class Store:
         shard = self.out / "shards" / f"{name}.tar"
         entries = (ShardEntry(video.name, video.file, video.facts) for video in videos)
         members = write_shard(shard, entries)
-        changed = shard.stat().st_mtime_ns
-        return self._rows(
-            videos,
-            [
-                Member(f"shards/{shard.name}", member.offset, member.length, member.name).address
-                for member in members
-            ],
-            [changed] * len(videos),
-        )
+        paths = [replace(member, shard=f"shards/{shard.name}").address for member in members]
+        return self._rows(videos, paths, [shard.stat().st_mtime_ns] * len(videos))
 
     def _store_files(self, name: str, videos: Sequence[PreparedVideo]) -> pa.Table:
         folder = self.out / "videos" / name
@@ -181,6 +148,7 @@ class Store:
                 video.file.replace(target)
             paths.append(f"videos/{name}/{target.name}")
             changed.append(target.stat().st_mtime_ns)
+        sync(folder)
         return self._rows(videos, paths, changed)
 
     def _rows(
@@ -198,9 +166,7 @@ class Store:
             "length": [member.length if member else None for member in members],
             "source_path": [video.row.info.path for video in videos],
             "source_start_seconds": [video.part.start for video in videos],
-            "source_end_seconds": [
-                video.part.end if video.part.end != np.inf else None for video in videos
-            ],
+            "source_end_seconds": [video.end_seconds for video in videos],
         }
         table = rows_to_table(rows, self.label_names)
         for column, kind in _INDEX_COLUMNS.items():
@@ -208,11 +174,7 @@ class Store:
         return table
 
     def all_rows(self, names: Sequence[str]) -> pa.Table:
-        """Rows of all groups, with weights whose mean is 1.
-
-        Raises:
-            OSError: They cannot be read.
-        """
+        """Rows of all groups, with weights whose mean is 1."""
         table = pa.concat_tables(pq.read_table(self._rows_file(name)) for name in names)
         table = table.unify_dictionaries().combine_chunks()
         weights = table.column("weight").to_numpy()
@@ -222,12 +184,3 @@ class Store:
 
     def _rows_file(self, name: str) -> Path:
         return self.work / "rows" / f"{name}.parquet"
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, so that a power cut does not undo renames in it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

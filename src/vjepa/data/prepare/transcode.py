@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import TranscodeConfig
-from vjepa.data.prepare.inputs import Part
+from vjepa.data.prepare.inputs import Order, Part
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
 from vjepa.data.video.decode import Frame, read_frames
-from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
 from vjepa.data.video.inspect import probe
+from vjepa.runtime.files import atomic_path
 
 # Ticks per second of the written timestamps: exact for all usual frame rates.
 _CLOCK = 90_000
@@ -34,69 +36,39 @@ _DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeOrder:
-    """Encode a part of a video into the file `target`, which appears only when complete."""
-
-    info: VideoInfo
-    part: Part
-    target: str
-
-    def __str__(self) -> str:
-        return self.info.path
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeAnswer:
-    """How encoding one video went.
-
-    Attributes:
-        info: What was made; None if nothing was.
-        reason: Why nothing was made.
-        stops_run: Whether the fault lies with the disk that is written to, not with the video.
-    """
-
-    info: VideoInfo | None = None
-    reason: str = ""
-    stops_run: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class EncodeTask:
     """Encodes videos; runs in a worker process."""
 
     config: TranscodeConfig
     limits: LimitsConfig
 
-    def __call__(self, order: EncodeOrder) -> EncodeAnswer:
-        """Encode one video."""
+    def __call__(self, order: Order) -> dict[str, Any]:
+        """Encode one video into the order's target, which appears only when complete.
+
+        Returns:
+            What was made, as `info`; or why it has `failed`; or, as `disk`, why nothing can be
+            written any more, which is no fault of the video.
+        """
         target = Path(order.target)
         try:
             # A file that stands there is complete: its maker was killed before it could say so.
             if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                aside = target.with_name(f"{os.getpid()}-{target.name}")
-                try:
-                    self._make(order, aside)
-                    aside.replace(target)
-                finally:
-                    aside.unlink(missing_ok=True)
+                with atomic_path(target) as aside:
+                    if self.config.mode == "copy" or order.info.kind == "image":
+                        _copy(order.info, aside)
+                    else:
+                        encode(order.info, order.part, aside, self.config)
             info = probe(order.target, self.limits)
         except DecodeError as error:
-            return EncodeAnswer(reason=error.reason)
+            return {"failed": error.reason}
         except FOREIGN_ERRORS as error:
             is_ours = getattr(error, "errno", None) in _DISK_ERRORS
-            return EncodeAnswer(reason=reason_of(error), stops_run=is_ours)
+            return {"disk" if is_ours else "failed": reason_of(error)}
         if not info.ok:
-            return EncodeAnswer(reason=f"what was made of it cannot be read: {info.reason}")
+            return {"failed": f"what was made of it cannot be read: {info.reason}"}
         if info.bytes > _LARGEST:
-            return EncodeAnswer(reason="encoded it is larger than 8 GiB; trim it")
-        return EncodeAnswer(info=info)
-
-    def _make(self, order: EncodeOrder, target: Path) -> None:
-        if self.config.mode == "copy" or order.info.kind == "image":
-            _copy(order.info, target)
-        else:
-            encode(order.info, order.part, target, self.config)
+            return {"failed": "encoded it is larger than 8 GiB; trim it"}
+        return {"info": info_to_json(info)}
 
 
 def output_suffix(info: VideoInfo, config: TranscodeConfig) -> str:
@@ -139,8 +111,6 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    with target.open("rb") as written:
-        os.fsync(written.fileno())
 
 
 def _set_up(encoder: VideoCodecContext, config: TranscodeConfig) -> None:
@@ -199,13 +169,9 @@ def output_size(info: VideoInfo, config: TranscodeConfig) -> tuple[int, int]:
 
 
 def _copy(info: VideoInfo, target: Path) -> None:
-    with opened(info.path) as source, target.open("wb") as out:
+    with opened(info.path) as source:
         if isinstance(source, str):
-            with Path(source).open("rb") as file:
-                while block := file.read(_COPY_BLOCK):
-                    out.write(block)
-        else:
-            while block := source.read(_COPY_BLOCK):
-                out.write(block)
-        out.flush()
-        os.fsync(out.fileno())
+            shutil.copyfile(source, target)
+            return
+        with target.open("wb") as out:
+            shutil.copyfileobj(source, out, _COPY_BLOCK)

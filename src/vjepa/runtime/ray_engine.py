@@ -1,0 +1,120 @@
+"""Work shared out over the machines of a Ray cluster, or over a Ray started on this one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from vjepa.errors import UserError
+from vjepa.runtime.workers import Outcome
+
+EngineName = Literal["local", "ray"]
+
+_Payload = TypeVar("_Payload")
+_START_SECONDS = 300
+
+
+@contextmanager
+def ray_cluster() -> Generator[Any]:
+    """Ray: the one that is running, else one that is started here and ends with the block.
+
+    Raises:
+        UserError: Ray is not installed or cannot be reached.
+    """
+    # Ray reports its use over the network unless told not to before it is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # A busy machine takes longer than Ray's own limits. (Ray spells the name in small letters.)
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", str(_START_SECONDS))
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            "engine ray needs Ray: pip install 'open-vjepa[ray]', or use --engine local"
+        ) from error
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        except Exception as error:  # Ray raises bare ones, also when a machine is too busy
+            raise UserError(f"engine ray: cannot be reached or started ({error})") from error
+    try:
+        yield ray
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+class _Actor:
+    """One Ray worker; what goes wrong while its task is made is the first job's error."""
+
+    def __init__(self, make_task: Callable[[int], Callable[[Any], Any]], number: int) -> None:
+        self._make_task = make_task
+        self._number = number
+        self._task: Callable[[Any], Any] | None = None
+
+    def run(self, payload: Any) -> Any:
+        if self._task is None:
+            self._task = self._make_task(self._number)
+        return self._task(payload)
+
+
+def ray_map(
+    make_task: Callable[[int], Callable[[Any], Any]],
+    payloads: Iterable[_Payload],
+    num_workers: int,
+    use_gpus: bool = False,
+) -> Generator[tuple[_Payload, Outcome]]:
+    """Do many jobs on Ray; gives each payload with how it went, as they end.
+
+    A job that loses its worker (the process or the whole machine) is given to another one once; if
+    that is lost, too, it counts as a crash. An exception of the task is raised here.
+
+    Args:
+        make_task: Picklable; makes the task in a worker, given a number that no other worker has.
+        payloads: Read lazily, one for each idle worker.
+        num_workers: Most Ray workers, each of one core.
+        use_gpus: Give each a GPU if the cluster has any.
+
+    Raises:
+        UserError: Ray is not installed or cannot be reached.
+    """
+    with ray_cluster() as ray:
+        num_gpus = int(use_gpus and ray.cluster_resources().get("GPU", 0) > 0)
+        remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
+        source = ((payload, 0) for payload in payloads)
+        again: list[tuple[_Payload, int]] = []
+        idle: list[Any] = []
+        running: dict[Any, tuple[Any, _Payload, int]] = {}
+        num_started = 0
+        try:
+            while True:
+                while idle or len(running) < num_workers:
+                    following = again.pop() if again else next(source, None)
+                    if following is None:
+                        break
+                    if not idle:
+                        idle.append(remote.remote(make_task, num_started))
+                        num_started += 1
+                    actor = idle.pop()
+                    running[actor.run.remote(following[0])] = (actor, *following)
+                if not running:
+                    return
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                actor, payload, num_losses = running.pop(reference)
+                try:
+                    value = ray.get(reference)
+                except ray.exceptions.RayActorError:
+                    if num_losses:
+                        yield payload, Outcome(0, "crash", reason="two Ray workers died of it")
+                    else:
+                        again.append((payload, 1))
+                else:
+                    idle.append(actor)
+                    yield payload, Outcome(0, "done", value)
+        finally:
+            for actor in [*idle, *(entry[0] for entry in running.values())]:
+                ray.kill(actor)

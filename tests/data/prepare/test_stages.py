@@ -1,0 +1,187 @@
+"""Orders are done on this machine and on Ray, by the same rules; answers outlive the process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vjepa.data.prepare.inputs import Order, Part
+from vjepa.data.prepare.stages import Journal, Workplace
+from vjepa.data.video.info import VideoInfo
+from vjepa.errors import UserError
+from vjepa.runtime.ray_engine import EngineName, ray_map
+from vjepa.runtime.workers import Outcome
+
+
+def _starter() -> int:
+    """The process whose worker this one is."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    assert parent.pid is not None
+    return parent.pid
+
+
+class Work:
+    """What an order can do to its worker."""
+
+    def __call__(self, order: Order) -> dict[str, str]:
+        what = order.info.path
+        if what == "hang":
+            time.sleep(600)
+        if what == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what.startswith("end the Ray worker unless "):
+            mark = Path(what.removeprefix("end the Ray worker unless "))
+            if not mark.exists():
+                if mark.parent.is_dir():
+                    mark.write_text("it is done")
+                os.kill(_starter(), signal.SIGKILL)
+                time.sleep(600)
+        return {"did": what}
+
+
+def _orders(*names: str) -> list[Order]:
+    return [Order(f"k{n}", VideoInfo(path=name), Part()) for n, name in enumerate(names)]
+
+
+def _run(engine: EngineName, timeout: float, *names: str) -> dict[str, Outcome]:
+    place = Workplace(Path("nowhere"), engine, 2, timeout)
+    found = [(order.info.path, outcome) for order, outcome in place.run(Work(), _orders(*names))]
+    assert sorted(name for name, _ in found) == sorted(names)
+    return dict(found)
+
+
+def _check(found: dict[str, Outcome]) -> None:
+    assert [found[name].kind for name in ("hang", "crash")] == ["hang", "crash"]
+    assert [found[name].value for name in "abcd"] == [{"did": name} for name in "abcd"]
+
+
+_ALL = ("a", "hang", "b", "crash", "c", "d")
+
+
+def test_a_hang_and_a_crash_cost_one_order_each() -> None:
+    _check(_run("local", 3.0, *_ALL))
+
+
+def test_nothing_to_do() -> None:
+    assert not _run("local", 3.0)
+
+
+def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
+    place = Workplace(tmp_path, "local", 1, 60.0)
+    reports: list[tuple[int, int, int]] = []
+
+    def do(*names: str) -> dict:
+        reports.clear()
+        orders = {order.key: lambda o=order: o for order in _orders(*names)}
+        return place.do_all("a.jsonl", Work(), orders, lambda *counts: reports.append(counts))
+
+    expected = {"k0": {"did": "a"}, "k1": {"did": "b"}}
+    assert do("a", "b") == expected
+    assert reports == [(0, 2, 0), (1, 2, 0), (2, 2, 0)]
+    assert do("crash", "crash") == expected, "known by their keys"
+    assert reports == [(2, 2, 0)]
+    found = do("a", "b", "crash")
+    assert "killed by SIGKILL" in found["k2"]["failed"]
+    assert reports[-1] == (3, 3, 1)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A local Ray of two cores."""
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112 (as the engine does)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_same_on_ray(cluster: None) -> None:
+    _check(_run("ray", 5.0, *_ALL))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_lost_ray_worker_costs_nothing_the_first_time(cluster: None, tmp_path: Path) -> None:
+    """Its order is done by another one; an order that ends two is given up, the others are done."""
+    once = f"end the Ray worker unless {tmp_path / 'mark'}"
+    always = f"end the Ray worker unless {tmp_path / 'no such folder' / 'mark'}"
+    found = _run("ray", 60.0, "x", once, always, "y")
+    assert found[once].value == {"did": once}
+    assert (found[always].kind, found[always].reason) == ("crash", "two Ray workers died of it")
+    assert [found[name].value for name in ("x", "y")] == [{"did": "x"}, {"did": "y"}]
+
+
+def _make_mistaken(number: int):
+    def mistaken(payload: str) -> str:
+        raise KeyError(f"a mistake at {payload}")
+
+    return mistaken
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_mistake_on_ray_is_raised(cluster: None) -> None:
+    with pytest.raises(KeyError, match="a mistake at x"):
+        list(ray_map(_make_mistaken, ["x"], 1))
+
+
+def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'open-vjepa\[ray\]'"):
+        _run("ray", 1.0)
+
+
+def test_answers_are_found_again(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "a.jsonl"
+    with Journal(file) as journal:
+        journal.add("a", {"x": 1})
+        assert journal.answers.get("a") == {"x": 1}
+        assert journal.answers.get("b") is None
+    with Journal(file) as journal:
+        assert journal.answers.get("a") == {"x": 1}
+        journal.add("b", {"x": 2})
+    with Journal(file) as journal:
+        assert journal.answers.get("b") == {"x": 2}
+
+
+def test_a_line_cut_off_anywhere_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    with Journal(file) as journal:
+        journal.add("a", {"text": "one"})
+        start = file.stat().st_size
+        journal.add("b", {"text": "ü\n"})
+    whole = file.read_bytes()
+    for end in range(start, len(whole)):
+        file.write_bytes(whole[:end])
+        with Journal(file) as journal:
+            assert journal.answers.get("a") == {"text": "one"}
+            assert journal.answers.get("b") is None
+            journal.add("c", {})
+        with Journal(file) as journal:
+            assert journal.answers.get("c") == {}
+
+
+def test_rubbish_is_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"key": "a", "x": 1}\n\0\0\0\n[1]\n{"x": 2}\n{"key": "b", "x": 3}\n{"key')
+    with Journal(file) as journal:
+        assert journal.answers == {"a": {"x": 1}, "b": {"x": 3}}
+        journal.add("c", {"x": 4})
+    with Journal(file) as journal:
+        assert sorted(journal.answers) == ["a", "b", "c"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match="cannot be written"), Journal(tmp_path / "a" / "b.jsonl"):
+        pass
