@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from tests.architecture.source_tree import Module, functions, modules, nodes, place
 
-from vjepa.config.schema import describe_type, field_types, group_of, meanings
+from vjepa.config import describe_type, field_types, group_of, meanings
 
 
 def _config_classes() -> Iterator[tuple[Module, ast.ClassDef]]:

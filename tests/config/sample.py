@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vjepa.config import config_dataclass
 
-@dataclass(frozen=True, kw_only=True)
+
+@config_dataclass
 class Optim:
     """Optimiser."""
 
@@ -28,21 +29,18 @@ class Optim:
             raise ValueError("an unlucky choice")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class Mask:
-    """One mask kind.
-
-    Attributes:
-        kind: shape of the mask,
-            in two lines.
-        num_blocks: how many blocks.
-    """
+    """One mask kind."""
 
     kind: Literal["multiblock", "tube"] = "multiblock"
+    """shape of the mask,
+    in two lines."""
     num_blocks: int = 8
+    """how many blocks."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class Masking:
     """Masks."""
 
@@ -50,7 +48,7 @@ class Masking:
     count: Literal["prefix", "fixed"] = "prefix"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class Root:
     """The root."""
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.config.sample import Mask, Masking, Optim, Root
 
 from vjepa.config import diff, dump_yaml, from_dict, to_dict
-from vjepa.config.yaml_text import parse_yaml
 from vjepa.errors import UserError
+from vjepa.strict_yaml import parse_yaml
 
 _OPTIM = {"steps": 3}
 

@@ -15,12 +15,12 @@ from vjepa.config import (
     settings,
     to_dict,
 )
-from vjepa.config.yaml_text import parse_yaml
 from vjepa.data.prepare.config import PrepareConfig
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.masking import MaskSampler
 from vjepa.models import PRESETS, VJEPA, EncoderConfig
+from vjepa.strict_yaml import parse_yaml
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 PAPER = ("vitl16_224", "vith16_224", "vith16_384")

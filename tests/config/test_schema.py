@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.config.sample import Mask, Root
+from tests.config.sample import Root
 
-from vjepa.config import REQUIRED, settings
-from vjepa.config.schema import default_at, nearest
+from vjepa.config import REQUIRED, nearest, settings
 
 
 def test_settings_in_words() -> None:
@@ -31,14 +30,6 @@ def test_a_groups_shown_default_is_its_parents() -> None:
     """Root's default masking counts 'fixed', although the class alone says 'prefix'."""
     found = {setting.path: setting for setting in settings(Root)}
     assert found["masking.count"].default == "fixed"
-
-
-def test_default_at_a_path() -> None:
-    assert default_at(Root, ["masking", "count"]) == "fixed"
-    assert default_at(Root, ["optim", "peak_lr"]) == 1e-3
-    assert default_at(Root, ["optim", "steps"]) is REQUIRED
-    assert default_at(Root, ["probe", "num_blocks"]) == Mask().num_blocks
-    assert default_at(Root, ["nowhere"]) is REQUIRED
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vjepa.config.yaml_text import OverrideText, parse_yaml
 from vjepa.errors import UserError
+from vjepa.strict_yaml import Typed, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from vjepa.errors import UserError
 def test_what_grows_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_yaml(text, "a.yaml")
-    assert OverrideText.parse(text).parsed is not None
+    assert Typed.parse(text).parsed is not None

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vjepa.config.yaml_text import OverrideText, parse_yaml, write_yaml
 from vjepa.errors import UserError
+from vjepa.strict_yaml import Typed, parse_yaml, write_yaml
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_what_is_written_loads_back_equal(data: dict) -> None:
 
 
 def test_override_text_keeps_both_readings() -> None:
-    assert OverrideText.parse("2024") == OverrideText("2024", 2024)
-    assert OverrideText.parse("[1, x]").parsed == [1, "x"]
-    assert OverrideText.parse("a: b: c").parsed == "a: b: c"
+    assert Typed.parse("2024") == Typed("2024", 2024)
+    assert Typed.parse("[1, x]").parsed == [1, "x"]
+    assert Typed.parse("a: b: c").parsed == "a: b: c"

@@ -14,11 +14,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vjepa.config import REQUIRED, Setting, dump_yaml, load_config, settings
-from vjepa.config.conversion import plain
-from vjepa.config.schema import field_types, nearest
-from vjepa.config.yaml_text import write_yaml
+from vjepa.config import (
+    REQUIRED,
+    Setting,
+    dump_yaml,
+    field_types,
+    load_config,
+    nearest,
+    plain,
+    settings,
+)
 from vjepa.errors import UserError
+from vjepa.strict_yaml import write_yaml
 
 _WIDTH = 100
 

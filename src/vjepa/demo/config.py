@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from vjepa.config import config_dataclass
 from vjepa.demo import SyntheticConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 

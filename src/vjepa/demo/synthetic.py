@@ -11,6 +11,7 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.config import config_dataclass
 from vjepa.errors import UserError
 
 MOTION_CLASSES: tuple[str, ...] = (
@@ -35,51 +36,49 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 """Splits share no digit image: a test digit was never seen in training."""
 
 
-@dataclass(frozen=True)
+@config_dataclass
 class SyntheticConfig:
     """Everything that decides the pixels and the labels of a synthetic set.
 
     The defaults are the setting of the demo. Lengths and speeds are fractions of the frame's
     side, so that the same clip can be drawn at any size.
-
-    Attributes:
-        num_clips_train: clips in the training split.
-        num_clips_validation: clips in the validation split.
-        num_clips_test: clips in the test split.
-        num_frames: frames in a clip.
-        size: height and width of a frame in pixels; even, since yuv420p demands it.
-        fps: frames per second written into the files.
-        seed: clip `index` of a split is a pure function of this seed, the split and the index.
-        num_distractors: coloured discs that drift across the frame without meaning anything.
-        object_size: mean side of the digits A and B.
-        travel: mean distance that A covers in a clip in which it moves.
-        rotation_degrees: mean angle by which A turns in a clip in which it rotates.
-        zoom: mean ratio of A's largest to its smallest size in a clip in which it approaches.
-        background_contrast: standard deviation of the background's texture, of a range of 0 to 1.
-        background_speed: largest distance by which the background pans in a clip.
-        background_grain: cells of the background's finer texture along the frame's side.
-        flicker: standard deviation of smooth texture that is new in every frame, like light on
-            water: it cannot be predicted, and it covers everything.
-        noise: standard deviation of a camera's grain, new in every pixel of every frame.
     """
 
     num_clips_train: int = 12000
+    """Clips in the training split."""
     num_clips_validation: int = 500
+    """Clips in the validation split."""
     num_clips_test: int = 1500
+    """Clips in the test split."""
     num_frames: int = 8
+    """Frames in a clip."""
     size: int = 40
+    """Height and width of a frame in pixels; even, since yuv420p demands it."""
     fps: int = 8
+    """Frames per second written into the files."""
     seed: int = 0
+    """Clip `index` of a split is a pure function of this seed, the split and the index."""
     num_distractors: int = 2
+    """Coloured discs that drift across the frame without meaning anything."""
     object_size: float = 0.36
+    """Mean side of the digits A and B."""
     travel: float = 0.42
+    """Mean distance that A covers in a clip in which it moves."""
     rotation_degrees: float = 130.0
+    """Mean angle by which A turns in a clip in which it rotates."""
     zoom: float = 2.0
+    """Mean ratio of A's largest to its smallest size in a clip in which it approaches."""
     background_contrast: float = 0.15
+    """Standard deviation of the background's texture, of a range of 0 to 1."""
     background_speed: float = 0.3
+    """Largest distance by which the background pans in a clip."""
     background_grain: int = 10
+    """Cells of the background's finer texture along the frame's side."""
     flicker: float = 0.0
+    """Standard deviation of smooth texture that is new in every frame, like light on water:
+    it cannot be predicted, and it covers everything."""
     noise: float = 0.0
+    """Standard deviation of a camera's grain, new in every pixel of every frame."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings before any clip is drawn."""

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vjepa.config import config_dataclass
 from vjepa.models import AttentiveClassifier, LinearClassifier, PoolerVariant
 
 _RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
@@ -174,7 +175,7 @@ TrainedKind = Literal["attentive", "linear"]
 HeadKind = Literal["attentive", "linear", "knn", "nearest_mean"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class HeadConfig:
     """The probe's form."""
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vjepa.config import config_dataclass
 from vjepa.counter_random import permute
 from vjepa.data.clips.dataset import EvaluationClips, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
@@ -37,7 +38,7 @@ from vjepa.runtime.distributed import Team
 _LOGGER = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class OnlineProbeConfig:
     """A linear probe that is fitted now and then while pretraining."""
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vjepa.config import from_dict, to_dict
+from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
@@ -60,7 +60,7 @@ class EncoderIdentity:
     timm: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FeatureSettings:
     """How features are computed; what the same number needs besides the same clips.
 

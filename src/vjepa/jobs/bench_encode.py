@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from vjepa.config import config_dataclass
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.jobs.probe.encoder import compile_encoder
 from vjepa.models import PRESETS, Encoder, EncoderConfig
@@ -49,7 +50,7 @@ PRESET_OF = {
 """Presets by the names that the benchmarks share."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class BenchConfig:
     """What is measured."""
 

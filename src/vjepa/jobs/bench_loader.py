@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import VideoJob
 from vjepa.data.clips.plan import ClipConfig
@@ -25,7 +26,7 @@ from vjepa.runtime.process import set_num_threads
 _CHANNELS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class BenchConfig:
     """What is measured."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.jobs.bench_encode import BenchReport, machine_name
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import PRESETS, VJEPA, ModelConfig, PredictorConfig, normalise_clip
@@ -41,7 +42,7 @@ _PRESETS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class BenchConfig:
     """What is measured."""
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from vjepa.config import dump_yaml, to_dict
+from vjepa.config import config_dataclass, dump_yaml, to_dict
 from vjepa.data.clips.windows import FramingConfig, Look, Pool, WindowConfig
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
@@ -36,7 +36,7 @@ from vjepa.runtime.progress import open_progress
 Engine = Literal["local", "ray"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FeaturesConfig:
     """Everything that `vjepa features` needs to know."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import CheckpointStore
-from vjepa.config import diff, dump_yaml, load_config, to_dict
+from vjepa.config import config_dataclass, diff, dump_yaml, load_config, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
@@ -36,7 +36,7 @@ from vjepa.training.step import MicroBatch
 from vjepa.training.trainer import RunFolder, Trainer, TrainingResult
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ObjectiveConfig:
     """What is predicted at the masked tokens."""
 
@@ -57,7 +57,7 @@ class ObjectiveConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class SourceConfig:
     """One data set of the mixture."""
 
@@ -75,7 +75,7 @@ class SourceConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DataConfig:
     """Where clips come from and how they are cut."""
 
@@ -95,7 +95,7 @@ class DataConfig:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ContinueConfig:
     """Start from another run's or the authors' checkpoint instead of random weights."""
 
@@ -114,7 +114,7 @@ class ContinueConfig:
             raise ValueError(f"step: must not be negative, got {self.step}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PretrainConfig:
     """Everything that `vjepa pretrain` needs to know."""
 

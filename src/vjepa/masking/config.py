@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
+
+from vjepa.config import config_dataclass
 
 CountMode = Literal["prefix", "fixed", "packed"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MaskConfig:
     """One mask kind. The default is the paper's short-range mask (section 3.2)."""
 
@@ -68,7 +69,7 @@ LONG_RANGE = MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))
 """The paper's long-range mask: 2 blocks of 70 % of the frame each."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MaskingConfig:
     """All masks of a clip and how their tokens are counted. The default is the paper's pair."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from vjepa.config import config_dataclass
 
-@dataclass(frozen=True, kw_only=True)
+
+@config_dataclass
 class EncoderConfig:
     """A vision transformer over tubelets (video) or patches (image model).
 
@@ -76,7 +78,7 @@ class EncoderConfig:
         return self.channels * self.tubelet_size * self.patch_size**2
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PredictorConfig:
     """The narrow transformer that predicts target tokens from context tokens (paper, section 3)."""
 
@@ -103,7 +105,7 @@ class PredictorConfig:
         return round(self.width * self.mlp_ratio)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ModelConfig:
     """Encoder and predictor; the target encoder has the encoder's shape."""
 

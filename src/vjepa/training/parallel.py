@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vjepa.config import config_dataclass
 from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
@@ -37,7 +38,7 @@ _BYTES_TRAINED, _BYTES_AVERAGED = 16, 4
 _LARGEST_SHARE_OF_GPU = 0.5
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DistributedConfig:
     """How several processes train together; without a launcher none of it is used."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
+from vjepa.config import config_dataclass
 from vjepa.runtime.device import DeviceName, Precision
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class OptimConfig:
     """AdamW and its schedules. The defaults are the paper's recipe (Table 8, batch 3072)."""
 
@@ -85,7 +85,7 @@ class OptimConfig:
         return int(self.schedule_stretch * self.steps + 1e-9)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class EmaConfig:
     """Momentum of the target encoder, an exponential moving average of the encoder."""
 
@@ -159,7 +159,7 @@ def _require(condition: bool, field: str, value: object, rule: str) -> None:
         raise ValueError(f"{field}: {rule}, got {value}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TrainingConfig:
     """How a job runs: device, precision, and what happens every so many updates."""
 

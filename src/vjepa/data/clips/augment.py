@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.counter_random import derive_seed, uniforms
 from vjepa.data.clips import auto_augment, rand_augment
 from vjepa.data.clips.crops import NUM_UNIFORMS as _CROP_UNIFORMS
@@ -32,7 +33,7 @@ _MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class AugmentConfig:
     """What is random about the clips that a probe is trained on."""
 

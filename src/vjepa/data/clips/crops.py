@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vjepa.config import config_dataclass
+
 Resize = Literal["antialias", "reference"]
 
 CROP_TRIES = 10
@@ -24,7 +26,7 @@ NUM_UNIFORMS = 2 * CROP_TRIES + 3
 """Uniform numbers that one training crop takes: (area, aspect) of each try, top, left, flip."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TransformConfig:
     """Crop, resize and flip of a training clip."""
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.counter_random import uniforms
 from vjepa.data.clips.augment import AugmentConfig, ClipDraws, augment_clip, draw_clips
 from vjepa.data.clips.crops import center_crop_clip, long_side_crops
@@ -204,7 +205,7 @@ class EvaluationClips:
         self.close()
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ReadingConfig:
     """How evaluation clips get from files into memory. Nothing here changes a pixel."""
 

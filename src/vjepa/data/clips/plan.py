@@ -18,6 +18,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.config import config_dataclass
+
 ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
 Placement = Literal["centre", "even", "random", "reference"]
 
@@ -28,7 +30,7 @@ class ShortVideoError(ValueError):
     """A video is shorter than its clip and the policy is ``error``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ClipConfig:
     """Which frames a clip takes. Exactly one of `stride`, `fps` and `clip_seconds` is set."""
 

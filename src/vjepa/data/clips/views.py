@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize
 
 JoinSegments = Literal["tokens", "average"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ViewConfig:
     """The views of a video: S segments in time, V crops in space (the paper's 16 x S x V)."""
 

@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, resize_frames, short_side_size
 from vjepa.data.video.info import DecodeError, VideoInfo
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class WindowConfig:
     """Which frames are looked at, and in which windows."""
 
@@ -179,7 +180,7 @@ class Stitcher:
 FramingKind = Literal["whole", "centre", "stretch"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FramingConfig:
     """Which part of a frame is seen."""
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.cached import CachedClips
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import BatchPlan, ClipRecipe, SamplePlanner
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 _CHANNELS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class LoaderConfig:
     """How clips get from files to batches.
 

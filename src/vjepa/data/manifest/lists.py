@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from vjepa.config import config_dataclass
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address
 from vjepa.data.video.info import LimitsConfig, MediaKind
 from vjepa.data.video.media_files import (
@@ -42,7 +43,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class IndexConfig:
     """How sources are read and files probed."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from vjepa.config import config_dataclass
 from vjepa.data.video.info import LimitsConfig
 
 Preset = Literal[
@@ -14,7 +15,7 @@ Preset = Literal[
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TranscodeConfig:
     """How videos are encoded anew. Audio is dropped; still images are copied as they are."""
 
@@ -43,7 +44,7 @@ class TranscodeConfig:
                 raise ValueError(f"{name} must be {low} to {high}, got {getattr(self, name)}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class TrimConfig:
     """Which part of each video is kept, and into which windows it is cut."""
 
@@ -72,7 +73,7 @@ class TrimConfig:
         return (self.start_label, self.end_label, self.window_seconds) != (None, None, None)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ExcludeConfig:
     """Videos that must not be in the result: a validation list."""
 
@@ -83,7 +84,7 @@ class ExcludeConfig:
     """Only the rows of this split of a manifest; null takes all."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MatchConfig:
     """When two videos count as the same."""
 
@@ -124,7 +125,7 @@ class MatchConfig:
             raise ValueError(f"hash_share must be above 0 and at most 1, got {self.hash_share}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ShardConfig:
     """Where the prepared videos are written."""
 
@@ -146,7 +147,7 @@ class ShardConfig:
             raise ValueError(f"url must be an address such as s3://bucket/folder, got {self.url}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PrepareConfig:
     """How videos become a training set."""
 

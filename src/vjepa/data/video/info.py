@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.config import config_dataclass
+
 MediaKind = Literal["video", "image", "image_folder"]
 
 
@@ -123,7 +125,7 @@ def info_from_json(values: dict[str, Any]) -> VideoInfo:
     return VideoInfo(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class LimitsConfig:
     """What a file may demand before it is refused instead of decoded."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.augment import AugmentConfig
 from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
@@ -14,7 +15,7 @@ from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
 from vjepa.runtime.device import DeviceName, Precision
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class EncoderSourceConfig:
     """The frozen encoder."""
 
@@ -44,7 +45,7 @@ class EncoderSourceConfig:
             raise ValueError("timm_weights: given without the model's name in timm")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class VideosConfig:
     """Labelled videos."""
 
@@ -54,7 +55,7 @@ class VideosConfig:
     """Only the rows of this split; null takes all."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ProbeDataConfig:
     """The labelled videos and what is seen of each."""
 
@@ -105,7 +106,7 @@ class ProbeDataConfig:
             raise ValueError(f"held_out_fraction: must be in (0, 1), got {self.held_out_fraction}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class FeatureConfig:
     """How features are computed and kept."""
 
@@ -140,7 +141,7 @@ class FeatureConfig:
             raise ValueError("online: keeps no training features; leave cache_dir out")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ProbeOptimConfig:
     """AdamW for probe heads, all trained at once. The defaults are the paper's recipe (Table 9)."""
 
@@ -195,7 +196,7 @@ class HeadSetting:
     kind: HeadKind = "attentive"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ProbeConfig:
     """Everything that `vjepa probe train` needs to know."""
 

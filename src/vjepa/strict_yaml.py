@@ -18,6 +18,9 @@ from yaml.constructor import ConstructorError
 
 from vjepa.errors import UserError
 
+_MAX_DEPTH = 50
+"""Configs nest a handful of levels; deeper ones would only exhaust the parser's stack."""
+
 _SCALARS: tuple[tuple[str, str, str], ...] = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN"),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -32,10 +35,6 @@ _SCALARS: tuple[tuple[str, str, str], ...] = (
 """Tag, pattern and possible first characters of the plain scalars that are not texts."""
 
 
-_MAX_DEPTH = 50
-"""Configs nest a handful of levels; deeper ones would only exhaust the parser's stack."""
-
-
 class _Loader(yaml.SafeLoader):
     """Reads scalars as YAML 1.2 does and refuses a key that stands twice.
 
@@ -44,19 +43,16 @@ class _Loader(yaml.SafeLoader):
     """
 
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (PyYAML's own class attribute)
-
-    def __init__(self, stream: str) -> None:
-        """Read from a text."""
-        super().__init__(stream)
-        self._depth = 0
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node | None:
         """As PyYAML's, within the limits."""
+        problem = None
         if self.check_event(yaml.AliasEvent):
             problem = "references (*name) are not read; write the value out"
-            raise ComposerError(None, None, problem, self.peek_event().start_mark)
-        if self._depth >= _MAX_DEPTH:
+        elif self._depth >= _MAX_DEPTH:
             problem = f"nested more than {_MAX_DEPTH} levels deep"
+        if problem is not None:
             raise ComposerError(None, None, problem, self.peek_event().start_mark)
         self._depth += 1
         node = super().compose_node(parent, index)
@@ -68,15 +64,14 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            problem = None
             if key is None or key_node.tag != "tag:yaml.org,2002:str":
-                raise ConstructorError(
-                    None, None, f"the key {key!r} is not a name", key_node.start_mark
-                )
-            if key in seen:
-                raise ConstructorError(
-                    None, None, f"the key {key!r} stands twice", key_node.start_mark
-                )
-            seen.add(key)
+                problem = f"the key {key!r} is not a name"
+            elif key in seen:
+                problem = f"the key {key!r} stands twice"
+            if problem is not None:
+                raise ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(str(key))
         return super().construct_mapping(node, deep=deep)
 
     def construct_decimal_int(self, node: yaml.ScalarNode) -> int:
@@ -97,6 +92,11 @@ class _Dumper(yaml.SafeDumper):
         """Write repeated values out in full."""
         return True
 
+    def represent_list(self, data: list) -> yaml.Node:
+        """A list of plain values on one line."""
+        is_short = not any(isinstance(item, (dict, list)) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=is_short)
+
 
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
@@ -104,18 +104,11 @@ for _tag, _pattern, _first in _SCALARS:
         if _tag.endswith("null"):
             _class.add_implicit_resolver(_tag, re.compile(r"\Z"), [""])
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal_int)
-_Dumper.add_representer(
-    list,
-    lambda dumper, items: dumper.represent_sequence(
-        "tag:yaml.org,2002:seq",
-        items,
-        flow_style=not any(isinstance(item, (dict, list)) for item in items),
-    ),
-)
+_Dumper.add_representer(list, _Dumper.represent_list)
 
 
 @dataclass(frozen=True)
-class OverrideText:
+class Typed:
     """A value given as text on the command line.
 
     Which type it should have is known only once its field is: ``2024`` is a number for one field
@@ -128,7 +121,7 @@ class OverrideText:
     """As YAML reads it; the text itself where it is no valid YAML."""
 
     @classmethod
-    def parse(cls, text: str) -> OverrideText:
+    def parse(cls, text: str) -> Typed:
         """Read `text` as YAML; text that is no YAML stays a text."""
         try:
             return cls(text, yaml.load(text, Loader=_Loader))
@@ -139,22 +132,16 @@ class OverrideText:
 def parse_yaml(text: str, source: str) -> dict[str, object]:
     """The mapping that a YAML text holds; an empty text is an empty mapping.
 
-    Args:
-        text: The file's content.
-        source: What to call it in an error, usually its path.
-
     Raises:
-        UserError: It is no YAML, holds a key twice, or is not a mapping.
+        UserError: It is no YAML, holds a key twice, or is not a mapping. Begins with `source`.
     """
     try:
         data = yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        problem = " ".join(str(error.problem or error.context).split())
-        raise UserError(f"{place}: not valid YAML: {problem}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+        mark = getattr(error, "problem_mark", None)
+        place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
+        problem = getattr(error, "problem", None) or getattr(error, "context", None) or error
+        raise UserError(f"{place}: not valid YAML: {' '.join(str(problem).split())}") from error
     if data is None:
         return {}
     if not isinstance(data, Mapping):

@@ -1,0 +1,555 @@
+"""The configuration mechanism: strict YAML -> typed frozen dataclasses, overrides, dump.
+
+It knows no other room: a config dataclass stands beside the class that it builds, and the jobs
+compose them. :func:`config_dataclass` makes one, of fields of type int, float, bool, str, Path,
+Literal, ``X | None``, tuple, another config dataclass or a tuple of them. A range is part of the
+type, ``Annotated[int, Field(ge=1)]`` with pydantic's ``Field``; a docstring under each field says
+what it means; ``__post_init__`` refuses bad combinations with a ``ValueError`` whose message begins
+with the field's name.
+
+Pydantic checks types and ranges. What users trip over is a wrong setting that is silently ignored,
+so the messages decide, and those are made here: one line with the file that holds the mistake, the
+dotted field, the value and the nearest valid name; the same for a file and for the command line.
+Pydantic is imported where a config class is made, so that ``vjepa --help`` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import inspect
+import itertools
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vjepa.errors import UserError
+from vjepa.strict_yaml import Typed, parse_yaml, write_yaml
+
+if typing.TYPE_CHECKING:
+    from pydantic import ValidationError
+
+Config = TypeVar("Config")
+
+REQUIRED = object()
+"""Stands for the default of a field that has none."""
+
+_RECIPES = Path(__file__).with_name("configs")
+_COMMAND_LINE = "command line"
+_LONGEST_VALUE = 80
+_STRICT: Any = {"strict": True, "allow_inf_nan": False, "extra": "forbid"}
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_TYPES: dict[object, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    types.NoneType: "null",
+}
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def config_dataclass(cls: type[Config]) -> type[Config]:
+    """Make a frozen, keyword-only dataclass that refuses what its fields do not allow.
+
+    A value of a wrong type or out of its range raises a ``ValueError`` of one line that begins
+    with the field's name, as those of ``__post_init__`` do.
+    """
+    from pydantic import ValidationError
+    from pydantic.dataclasses import dataclass
+
+    made: Any = dataclass(frozen=True, kw_only=True, config=_STRICT)(cls)
+    check = made.__init__
+
+    @functools.wraps(check)
+    def init(self: Any, **values: Any) -> None:
+        try:
+            check(self, **values)
+        except ValidationError as error:
+            raise _refusal(made, values, error) from None
+
+    made.__init__ = init
+    return made
+
+
+def _refusal(cls: type, values: Mapping[str, Any], error: ValidationError) -> Exception:
+    """The first mistake that pydantic found, in one line that begins with the field's name."""
+    first, *others = error.errors(include_url=False)
+    if first["type"] == "value_error":
+        return first["ctx"]["error"]  # raised by __post_init__, which has its own words
+    name, *inner = first["loc"]
+    if name not in values or name not in field_types(cls):
+        return TypeError(f"{cls.__name__}: {name}: {first['msg'].lower()}")
+    # A union is refused by each of its alternatives: a bound says more than a wrong type.
+    for other in others:
+        if other["loc"][0] == name and other.get("ctx", {}).keys() & _BOUNDS.keys():
+            first = other
+    path, value, hint = str(name), values[str(name)], field_types(cls)[str(name)]
+    for part in inner:
+        if not isinstance(part, int) or not isinstance(value, tuple) or part >= len(value):
+            break
+        path, value, hint = f"{path}.{part}", value[part], _item_types(hint, len(value))[part]
+    for bound, limit in first.get("ctx", {}).items():
+        if bound in _BOUNDS:
+            rule = f"be {_BOUNDS[bound]} {limit:.12g}"
+            rule = "not be negative" if rule == "be at least 0" else rule
+            return ValueError(f"{path} must {rule}, got {show(value)}")
+    hint = next((arm for arm in _arms(hint) if _arms(hint) == (arm, types.NoneType)), hint)
+    expected = "a finite number" if first["type"] == "finite_number" else describe_type(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        near = nearest(str(value), map(str, typing.get_args(hint)))
+        expected += f"; did you mean {near}?" if near else ""
+    return ValueError(f"{path}: {show(value)} is not valid here: expected {expected}")
+
+
+# What a config dataclass says about itself.
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One setting of a config, as the command line's help shows it."""
+
+    path: str
+    """Dotted name, for example ``optim.peak_lr``; ``masks.N.kind`` for the items of a list."""
+    kind: str
+    """Its type in words."""
+    default: object
+    """The default, or :data:`REQUIRED`."""
+    meaning: str
+    """The docstring that stands under the field, on one line."""
+
+
+def settings(cls: type) -> Iterator[Setting]:
+    """All settings of a config dataclass in their order, depth first."""
+    for path, owner, default in _walk(cls, None, ""):
+        name = path.rpartition(".")[2]
+        kind = describe_type(field_types(owner)[name])
+        yield Setting(path, kind, default, meanings(owner).get(name, ""))
+
+
+def _walk(cls: type, base: object, path: str) -> Iterator[tuple[str, type, object]]:
+    """Each setting's dotted name, the class that holds it and its default.
+
+    A group without a default (or with the default null) stands for the defaults of its class.
+    """
+    for name, hint in field_types(cls).items():
+        default = _defaults(cls)[name] if base is None else getattr(base, name)
+        group = group_of(hint)
+        if group is None or len(_arms(hint)) > 1:
+            yield f"{path}{name}", cls, default
+        if group is not None:
+            inner = default if isinstance(default, group) else None
+            yield from _walk(group, inner, f"{path}{name}.")
+        for item in filter(_is_config, _item_types(hint, 1)):
+            yield from _walk(typing.cast("type", item), None, f"{path}{name}.N.")
+
+
+@functools.cache
+def field_types(cls: type) -> dict[str, object]:
+    """Names and types of the fields of a config dataclass, in their order, without ranges."""
+    hints = typing.get_type_hints(cls)
+    return {name: hints[name] for name in _defaults(cls)}
+
+
+@functools.cache
+def _defaults(cls: type) -> dict[str, object]:
+    """The default of every field of a config dataclass: a value or :data:`REQUIRED`."""
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(typing.cast("Any", cls)):
+        if not field.init:
+            continue
+        found[field.name] = REQUIRED if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
+def _is_config(hint: object) -> bool:
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
+
+
+def _arms(hint: object) -> tuple[object, ...]:
+    """The alternatives of a union, or the type alone."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def group_of(hint: object) -> type | None:
+    """The config dataclass among the alternatives of a type, if there is one."""
+    return next((typing.cast("type", arm) for arm in _arms(hint) if _is_config(arm)), None)
+
+
+def _item_types(hint: object, length: int) -> tuple[object, ...]:
+    """The types of the items of a list of this length; () if the field takes no such list."""
+    for arm in _arms(hint):
+        items = typing.get_args(arm) if typing.get_origin(arm) is tuple else ()
+        if items[1:] == (Ellipsis,):
+            return items[:1] * length
+        if len(items) == length:
+            return items
+    return ()
+
+
+def describe_type(hint: object) -> str:
+    """A type in the words of a user: ``an integer or null``, ``one of vjepa, pixel``."""
+    if len(_arms(hint)) > 1:
+        return " or ".join(map(describe_type, _arms(hint)))
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        choices = ", ".join(map(str, arguments))
+        return choices if len(arguments) == 1 else f"one of {choices}"
+    if origin is tuple and arguments[1:] == (Ellipsis,):
+        one = describe_type(arguments[0]).removeprefix("a ").removeprefix("an ")
+        return "a list of groups" if _is_config(arguments[0]) else f"a list of {one}s"
+    if origin is tuple:
+        return f"a list of {len(arguments)} values"
+    if _is_config(hint):
+        return "a group of settings"
+    if hint not in _TYPES:
+        raise TypeError(f"a config field cannot have the type {hint!r}")
+    return _TYPES[hint]
+
+
+@functools.cache
+def meanings(cls: type) -> dict[str, str]:
+    """The docstring under each field of a config dataclass, on one line."""
+    found: dict[str, str] = {}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    for field, text in itertools.pairwise(getattr(body, "body", [])):
+        docstring = getattr(getattr(text, "value", None), "value", None)
+        if isinstance(field, ast.AnnAssign) and isinstance(docstring, str):
+            found[ast.unparse(field.target)] = " ".join(docstring.split()).replace("``", "")
+    return found
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most probably meant, or None.
+
+    A slip of the fingers counts first, then a name that lacks a word: ``lr`` for ``peak_lr``.
+    """
+    lowered = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    if not close:
+        words = set(name.lower().split("_"))
+        close = sorted((text for text in lowered if words <= set(text.split("_"))), key=len)
+    return lowered[close[0]] if close else None
+
+
+# A config as plain values.
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """Plain values (dict, list, str, int, float, bool, None) of a config; loads back equal."""
+    return {name: plain(getattr(config, name)) for name in _defaults(type(config))}
+
+
+def plain(value: object) -> Any:
+    """One config value as YAML and JSON know it."""
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def dump_yaml(config: object) -> str:
+    """The config as YAML text, every field written out; loads back equal."""
+    return write_yaml(to_dict(config))
+
+
+def diff(a: object, b: object) -> list[str]:
+    """Settings in which two configs differ, as ``optim.peak_lr: 0.001 -> 0.002``."""
+    left, right = dict(_leaves(to_dict(a), "")), dict(_leaves(to_dict(b), ""))
+    return [
+        f"{name}: {left.get(name, '(absent)')} -> {right.get(name, '(absent)')}"
+        for name in left | right
+        if name not in left or name not in right or left[name] != right[name]
+    ]
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Dotted names and values below a plain value; lists of plain values are one leaf."""
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict) or not value:
+        yield path, value
+        return
+    for name, item in value.items():
+        yield from _leaves(item, _join(path, str(name)))
+
+
+def show(value: object) -> str:
+    """A value for an error message: short, on one line, as the user wrote it."""
+    text = value.text or "''" if isinstance(value, Typed) else repr(plain(value))
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+# Files, overrides and plain values -> one typed config.
+
+
+def recipe_names(recipes: str) -> list[str]:
+    """Names of the packaged recipes of a job, for example those of ``pretrain``."""
+    return sorted(path.stem for path in (_RECIPES / recipes).glob("*.yaml"))
+
+
+def recipe_path(recipes: str, name: str) -> Path:
+    """The file of a packaged recipe.
+
+    Raises:
+        UserError: There is none of that name; the nearest and all valid names are given.
+    """
+    names = recipe_names(recipes)
+    if name in names:
+        return _RECIPES / recipes / f"{name}.yaml"
+    near = nearest(name.removesuffix(".yaml"), names)
+    raise UserError(
+        f"{name}: no such config file or recipe; {f'did you mean {near}? ' if near else ''}"
+        f"recipes of {recipes}: {', '.join(names) or 'none'}"
+    )
+
+
+def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
+    """Build a config dataclass from plain values; what `mapping` leaves out keeps its default.
+
+    Args:
+        cls: A config dataclass.
+        mapping: Plain values as YAML gives them; tuples, paths and config objects are taken, too.
+        source: What to call the mapping in an error, usually a file.
+
+    Raises:
+        UserError: Unknown field, wrong type, bad choice or refused value.
+    """
+    layers = _Layers(cls)
+    layers.add(mapping, source)
+    return layers.build(cls, layers.data, "", None)
+
+
+def load_config(
+    cls: type[Config],
+    files: Sequence[str | Path] = (),
+    overrides: Mapping[str, object] | Sequence[str] = (),
+    recipes: str | None = None,
+) -> Config:
+    """Build a config from files, merged in order, and overrides on top.
+
+    Groups merge field by field; lists are replaced whole.
+
+    Args:
+        cls: The root config dataclass.
+        files: YAML files. A bare name such as ``vitl16_224`` is a packaged recipe.
+        overrides: ``["optim.peak_lr=1e-3", "masking.masks.0.num_blocks=4"]`` as the command line
+            gives them, or a mapping of dotted names (or nested groups) to values.
+        recipes: The job whose packaged recipes bare names mean; None means that there are none.
+
+    Raises:
+        UserError: A file that is missing or no YAML, an unknown field, a wrong or refused value.
+    """
+    layers = _Layers(cls)
+    for file in files:
+        path, name = _find(file, recipes)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{name}: not a YAML text file (not UTF-8)") from error
+        except OSError as error:
+            raise UserError(f"{name}: cannot be read: {error.strerror}") from error
+        layers.add(parse_yaml(text, name), name)
+    if isinstance(overrides, Mapping):
+        for dotted, value in overrides.items():
+            layers.set(dotted, value, "overrides")
+        return layers.build(cls, layers.data, "", None)
+    for override in overrides:
+        dotted, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{_COMMAND_LINE}: {dotted}: expected NAME=VALUE")
+        layers.set(dotted, Typed.parse(text), _COMMAND_LINE)
+    return layers.build(cls, layers.data, "", None)
+
+
+def _find(file: str | Path, recipes: str | None) -> tuple[Path, str]:
+    """The path of a config file or recipe, and what to call it in an error."""
+    path = Path(file)
+    is_bare = isinstance(file, str) and path.name == file and not path.suffix
+    if is_bare and recipes is not None and file in recipe_names(recipes):
+        return recipe_path(recipes, str(file)), f"recipe {file}"
+    if path.is_file():
+        return path, str(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; --config takes a YAML file or the name of a recipe")
+    if recipes is not None and path.name == str(file):
+        return recipe_path(recipes, path.name), path.name
+    raise UserError(f"{path}: no such config file")
+
+
+class _Layers:
+    """Plain settings laid over each other, which source set each of them, and what they build."""
+
+    def __init__(self, root: type) -> None:
+        self._root = root
+        self._origin = {"": "defaults"}
+        self.data: dict[str, Any] = {}
+
+    def add(self, mapping: Mapping[str, object], source: str) -> None:
+        """Lay the settings of one source over those before."""
+        self._origin[""] = source
+        self.data = self._laid_over(self.data, mapping, "", source)
+
+    def set(self, dotted: str, value: object, source: str) -> None:
+        """Set one field by its dotted name; a number steps into a list or adds its next item."""
+        names = dotted.replace("-", "_").split(".")
+        if not all(names):
+            raise UserError(f"{source}: {dotted!r} is not the name of a setting")
+        self.data = self._with(self.data, names, value, "", source)
+
+    def _with(self, present: Any, names: list[str], value: object, path: str, source: str) -> Any:
+        """What stands at `path`, with the setting that `names` names below it changed."""
+        if not names:
+            is_group = isinstance(value, Typed) and isinstance(value.parsed, Mapping)
+            return self._laid_over(present, value.parsed if is_group else value, path, source)
+        name, *below = names
+        full = _join(path, name)
+        if not name.isdigit():
+            group = self._group(present, path, source)
+            return group | {name: self._with(group.get(name), below, value, full, source)}
+        items = present.parsed if isinstance(present, Typed) else present
+        if items is None:
+            defaults = {known: default for known, _, default in _walk(self._root, None, "")}
+            items = defaults.get(re.sub(r"\b\d+\b", "N", path))
+        if not isinstance(items, (list, tuple)):
+            problem = f"{path or 'the config'} is not a list (value {show(value)})"
+            raise UserError(f"{source}: {_join(path, *names)}: {problem}")
+        items, index = list(items), int(name)
+        if index > len(items):
+            raise UserError(
+                f"{source}: {full}: there is no such item (value {show(value)}): the list"
+                f" has {len(items)}, counted from 0, and {len(items)} would add one"
+            )
+        if index == len(items):
+            items.append({})
+        items[index] = self._with(plain(items[index]), below, value, full, source)
+        return items
+
+    def _laid_over(self, present: Any, value: Any, path: str, source: str) -> Any:
+        """`present` changed by `value`: groups field by field, everything else as a whole."""
+        if not isinstance(value, Mapping):
+            self._claim(path, source)
+            return value
+        group = dict(self._group(present, path, source))
+        for name, item in value.items():
+            group[name] = self._laid_over(group.get(name), item, _join(path, name), source)
+        return group
+
+    def _group(self, present: object, path: str, source: str) -> dict[str, Any]:
+        """The settings that stand at `path`; none where something else stands or nothing."""
+        if isinstance(present, dict):
+            return present
+        self._claim(path, source)
+        return {}
+
+    def _claim(self, path: str, source: str) -> None:
+        """`source` has set `path`, and with it everything below."""
+        for known in [known for known in self._origin if known.startswith(f"{path}.")]:
+            del self._origin[known]
+        self._origin[path] = source
+
+    def _place(self, path: str) -> str:
+        """A setting for an error, after the source that set it or the nearest thing around it."""
+        around = path
+        while around not in self._origin:
+            around = around.rpartition(".")[0]
+        return f"{self._origin[around]}: {path}" if path else self._origin[around]
+
+    def build(self, cls: type[Config], mapping: object, path: str, base: Config | None) -> Config:
+        """An instance of `cls`: the values of `base` or the defaults, changed by `mapping`."""
+        given = mapping.parsed if isinstance(mapping, Typed) else mapping
+        if isinstance(given, cls):
+            return given
+        known = ", ".join(field_types(cls))
+        if not isinstance(given, Mapping):
+            expected = f"expected a group of settings ({known})"
+            raise UserError(f"{self._place(path)}: {show(mapping)} is not valid here: {expected}")
+        for name in given:
+            if name not in field_types(cls):
+                near = self._nearest_setting(cls, path, str(name))
+                remedy = f"did you mean {near}?" if near else f"known here: {known}"
+                where = f"{self._place(_join(path, name))}: unknown setting"
+                raise UserError(f"{where} (value {show(given[name])}); {remedy}")
+        values: dict[str, Any] = {}
+        for name, hint in field_types(cls).items():
+            below = _join(path, name)
+            values[name] = _defaults(cls)[name] if base is None else getattr(base, name)
+            if name in given:
+                values[name] = self._value(given[name], hint, below, values[name])
+            elif values[name] is REQUIRED and _is_config(hint):
+                values[name] = self.build(typing.cast("type", hint), {}, below, None)
+            elif values[name] is REQUIRED:
+                raise UserError(
+                    f"{below}: missing; it has no default, so set it in a --config file or with"
+                    f" --{below} ({describe_type(hint)})"
+                )
+        try:
+            return cls(**values)
+        except (ValueError, UserError) as error:
+            raise self._refused(path, given, values, str(error)) from error
+
+    def _value(self, value: Any, hint: object, path: str, inherited: object) -> Any:
+        """One value in the form that its field wants; the class that it is for checks it."""
+        parsed = value.parsed if isinstance(value, Typed) else value
+        arms, group = _arms(hint), group_of(hint)
+        if parsed is None and types.NoneType in arms:
+            return None
+        if group is not None:
+            base = inherited if isinstance(inherited, group) else None
+            return self.build(group, value, path, base)
+        if isinstance(value, Typed) and {str, Path}.intersection(arms):
+            parsed = parsed if isinstance(parsed, str) else value.text
+        if isinstance(parsed, (list, tuple)):
+            kinds = _item_types(hint, len(parsed)) or (object,) * len(parsed)
+            return tuple(
+                self._value(item, kind, f"{path}.{place}", None)
+                for place, (item, kind) in enumerate(zip(parsed, kinds, strict=True))
+            )
+        is_path = Path in arms and isinstance(parsed, (str, Path)) and str(parsed)
+        return Path(parsed).expanduser() if is_path else parsed
+
+    def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:
+        """The nearest valid dotted name: a sibling first, then the same leaf anywhere."""
+        sibling = nearest(name, field_types(cls))
+        if sibling is not None:
+            return _join(path, sibling)
+        everywhere = [setting for setting, _, _ in _walk(self._root, None, "")]
+        leaves = {dotted.rpartition(".")[2]: dotted for dotted in reversed(everywhere)}
+        return leaves.get(nearest(name, leaves) or "")
+
+    def _refused(
+        self, path: str, given: Mapping[str, Any], values: Mapping[str, Any], message: str
+    ) -> UserError:
+        """The error of a config class, whose message begins with the name of a field.
+
+        The name may be dotted where a config refuses a combination of what it is made of.
+        """
+        name, _, rest = " ".join(message.split()).partition(" ")
+        first, *inner = re.sub(r"\[(\d+)\]", r".\1", name.rstrip(":")).split(".")
+        if first not in values:
+            return UserError(f"{self._place(path)}: {name} {rest}")
+        value, typed = values[first], given.get(first)
+        for part in inner:
+            items = isinstance(value, tuple) and part.isdigit()
+            value = value[int(part)] if items else getattr(value, part, None)
+        got = "" if show(value) in rest else f" (value {show(value)})"
+        if isinstance(typed, Typed) and not inner and rest.startswith(f"{show(value)} is not"):
+            rest = show(typed) + rest.removeprefix(show(value))
+        colon = ":" if name.endswith(":") else ""
+        return UserError(f"{self._place(_join(path, first, *inner))}{colon} {rest}{got}")
+
+
+def _join(*names: str) -> str:
+    return ".".join(filter(None, names))
