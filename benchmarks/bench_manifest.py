@@ -28,8 +28,9 @@ from vjepa.data.manifest import index as index_reuse
 from vjepa.data.manifest.index import KnownFiles, list_sources
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import LABEL_PREFIX, Manifest, to_schema
+from vjepa.data.manifest.storage import FileStatus
 from vjepa.data.video.info import MediaKind
-from vjepa.data.video.inspect import Stamp, stamp_of
+from vjepa.data.video.inspect import stamp_of
 from vjepa.runtime.process import resident_bytes
 
 BATCH = 3072
@@ -147,7 +148,7 @@ def _reuse(folder: Path) -> dict[str, Any]:
     known = KnownFiles(folder / "rows.parquet", IndexConfig())
     looked_at = 0
 
-    def look(path: str, kind: MediaKind) -> Stamp:
+    def look(path: str, kind: MediaKind) -> FileStatus:
         nonlocal looked_at
         looked_at += 1
         return stamp_of(path, kind)

@@ -144,12 +144,20 @@ def test_a_build_that_breaks_off_leaves_no_cache(
 
     with monkeypatch.context() as patch:
         patch.setattr(frame_cache.FrameCache, "__init__", None)  # no cache may be opened either
-        patch.setattr("vjepa.data.video.decode.decode_frames", broken)
+        patch.setattr("vjepa.data.video.decode.read_frames", broken)
         with pytest.raises(KeyboardInterrupt):
             _caches([manifest], tmp_path, num_workers=0)
+    assert not list(tmp_path.glob("*/"))
     (cache,) = _caches([manifest], tmp_path)
     assert cache.video(0).frames.any()
-    assert not list(tmp_path.glob("*.building"))
+
+
+def test_what_a_killed_build_left_is_removed(manifest: Manifest, tmp_path: Path) -> None:
+    (cache,) = _caches([manifest], tmp_path)
+    left = tmp_path / f"{cache.folder.name}.77.partial"
+    cache.folder.rename(left)
+    (again,) = _caches([manifest], tmp_path)
+    assert list(tmp_path.glob("*/")) == [again.folder]
 
 
 def test_a_full_disk_or_a_wrong_folder_is_a_user_error(

@@ -16,7 +16,7 @@ from vjepa.data.clips.load import load_clip
 from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
 from vjepa.data.video.decode import decode_clip
 from vjepa.data.video.info import DecodeError
-from vjepa.data.video.inspect import probe, probe_deeply
+from vjepa.data.video.inspect import probe
 
 _NAMES = ("h264_gop12.mp4", "h264_vfr.mkv", "mpeg2.ts", "vp9.webm", "animation.gif")
 
@@ -48,7 +48,7 @@ def test_every_kind_of_file_is_read_as_if_it_stood_alone(
         expected, found = decode_clip(alone, wanted), decode_clip(inside, wanted)
         assert np.array_equal(expected.frames, found.frames)
         assert np.array_equal(expected.times, found.times)
-        assert probe_deeply(member.address).ok
+        assert probe(member.address, deep=True).ok
     assert load_clip(members[0].address, stride=1).frames.shape == (16, 3, 48, 80)
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,10 @@ from tests.data.video_files import (
     write_video,
 )
 
+from vjepa.data.video.container import VideoFile
 from vjepa.data.video.decode import DecodeError, decode_all, decode_frames
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import probe, probe_deeply
+from vjepa.data.video.inspect import probe
 
 
 def make_bad_file(kind: str, folder: Path) -> Path:
@@ -129,10 +131,10 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
 
 def test_deep_probe_finds_damage_in_the_middle(tmp_path):
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    assert probe_deeply(str(path)).ok
+    assert probe(str(path), deep=True).ok
     damage(path, 2, 3)
     assert probe(str(path)).ok
-    deep = probe_deeply(str(path))
+    deep = probe(str(path), deep=True)
     assert not deep.ok
     assert "of 60 frames damaged" in (deep.reason or "")
 
@@ -202,6 +204,18 @@ def test_metadata_that_is_not_text_does_not_matter(tmp_path):
     at = data.index(b"ISFT") + 8
     path.write_bytes(data[:at] + b"\xff\xfe\xfa" + data[at + 3 :])
     assert numbers_of(decode_frames(str(path), [7])) == [7]
+
+
+def test_a_stream_that_appears_midway_does_not_end_the_reading():
+    """PyAV then looks beyond its own list when all packets are read (here as a fake does)."""
+
+    class Joined:
+        def demux(self, stream):
+            yield from (SimpleNamespace(size=size) for size in (3, 5))
+            raise IndexError("list index out of range")
+
+    video = VideoFile("joined.ts", Joined(), None, None)  # ty: ignore[invalid-argument-type]
+    assert [packet.size for packet in video.packets()] == [3, 5]
 
 
 def test_names_that_look_like_addresses_or_patterns(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from tests.data.video_files import (
 )
 
 import vjepa.data.video.decode as decode_module
-from vjepa.data.video.container import RgbConverter, VideoFile
+from vjepa.data.video.container import VideoFile, to_rgb
 from vjepa.data.video.decode import decode_clip, read_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import probe
@@ -106,16 +106,15 @@ def test_a_frame_that_cannot_be_converted_is_an_error_of_that_file(
 ) -> None:
     """FFmpeg's own error would end a reading thread without a word."""
     path = library.path(name)
-    convert = RgbConverter.convert
     converted: list[object] = []
 
-    def failing(self: RgbConverter, frame: av.VideoFrame) -> np.ndarray:
+    def failing(frame: av.VideoFrame, *rest: Any) -> np.ndarray:
         converted.append(frame)
         if len(converted) == 3:
             raise av.error.ExternalError(-1, "Generic error in an external library")
-        return convert(self, frame)
+        return to_rgb(frame, *rest)
 
-    monkeypatch.setattr(RgbConverter, "convert", failing)
+    monkeypatch.setattr(decode_module, "to_rgb", failing)
     given = []
     with pytest.raises(DecodeError, match=f"{name}.*external library") as error:
         given.extend(read_frames(probe(path), np.arange(10)))

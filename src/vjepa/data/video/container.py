@@ -1,4 +1,4 @@
-"""Decoded frames of any pixel format -> upright RGB bytes."""
+"""Opening a video file safely, and its decoded frames of any pixel format as upright RGB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from av.codec.context import ThreadType
 from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
@@ -24,12 +23,10 @@ from vjepa.errors import UserError
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
-    from av.video.frame import VideoFrame
-    from av.video.stream import VideoStream
-if TYPE_CHECKING:
     from av.sidedata.sidedata import SideDataContainer
     from av.video.frame import VideoFrame
-
+    from av.video.reformatter import VideoReformatter
+    from av.video.stream import VideoStream
 
 _DEMUXERS = (
     "mov,mp4,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,gif,3gp,mxf,nut,ivf,rm,"
@@ -54,9 +51,14 @@ class VideoFile:
 
     def packets(self) -> Iterator[Packet]:
         """The stream's packets from the present position on, without the empty ones at the end."""
-        for packet in self.container.demux(self.stream):
-            if packet.size > 0:
-                yield packet
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.size > 0:
+                    yield packet
+        except IndexError:
+            # At the end, PyAV looks beyond its own list if a stream has appeared midway (a
+            # transport stream that was joined or damaged). All packets have been read by then.
+            return
 
     def feed(self, packet: Packet | None) -> list[VideoFrame]:
         """Decode one packet (None: hand out what the decoder still holds).
@@ -147,18 +149,11 @@ def _open_container(source: str | IO[bytes], path: str) -> InputContainer:
 
 @contextmanager
 def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[VideoFile]:
-    """Open a video for reading; always closes it.
-
-    Args:
-        path: The file, its address, or that of a shard's member (`data.manifest.storage`).
-        limits: Largest frame to accept; None uses the defaults.
-
-    Yields:
-        The open video.
+    """Open a video for reading: a file, its address, or that of a shard's member.
 
     Raises:
-        DecodeError: It cannot be opened or has no video; or reading it in the body of the ``with``
-            failed. Names the file in every case.
+        DecodeError: It cannot be opened, has no video, or is above the limits; or reading it in the
+            body of the ``with`` failed. Names the file in every case.
     """
     try:
         with opened(path) as source, _open_container(source, path) as container:
@@ -214,41 +209,26 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
 
 
-class RgbConverter:
-    """Turns the frames of one video into upright RGB, all of one size.
+def to_rgb(
+    frame: VideoFrame, width: int, height: int, scaler: VideoReformatter
+) -> NDArray[np.uint8]:
+    """One decoded frame -> uint8 [H, W, 3], RGB, upright, alpha over black: a view, to be copied.
 
-    Keeps FFmpeg's scaler between frames. A stream that changes its frame size midway is rescaled to
-    the size of its first frame (bilinear). Alpha is laid over black.
+    Args:
+        frame: Of whatever size (a stream may change it midway) and pixel format.
+        width, height: Upright size in pixels that it gets (bilinear).
+        scaler: Keeps FFmpeg's tables from frame to frame.
     """
-
-    def __init__(self, width: int | None = None, height: int | None = None) -> None:
-        """Args: width, height: Upright size in pixels; None takes that of the first frame."""
-        self._scaler = VideoReformatter()
-        self._size = None if width is None or height is None else (width, height)
-
-    def convert(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """One decoded frame -> uint8 [H, W, 3], RGB, upright, a view that the caller copies."""
-        orientation = orientation_of(frame)
-        if self._size is None:
-            stored = (frame.width, frame.height)
-            self._size = stored[::-1] if orientation.transpose else stored
-        width, height = self._size[::-1] if orientation.transpose else self._size
-        has_alpha = any(component.is_alpha for component in frame.format.components)
-        rgb = self._scaler.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgba" if has_alpha else "rgb24",
-            threads=1,
-        )
-        plane = rgb.planes[0]
-        channels = 4 if has_alpha else 3
-        # Rows are padded to the line size; the padding is cut off without a copy.
-        rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)[
-            :height
-        ]
-        image = rows[:, : width * channels].reshape(height, width, channels)
-        return orientation.apply(over_black(image) if has_alpha else image)
+    orientation = orientation_of(frame)
+    if orientation.transpose:
+        width, height = height, width
+    has_alpha = any(component.is_alpha for component in frame.format.components)
+    channels, pixels = (4, "rgba") if has_alpha else (3, "rgb24")
+    plane = scaler.reformat(frame, width, height, pixels, threads=1).planes[0]
+    # Rows are padded to the line size; the padding is cut off without a copy.
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
+    image = rows[:height, : width * channels].reshape(height, width, channels)
+    return orientation.apply(over_black(image) if has_alpha else image)
 
 
 def over_black(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -20,10 +20,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.container import RgbConverter, VideoFile, open_video, reason_of
+from vjepa.data.video.container import VideoFile, open_video, reason_of, to_rgb
 from vjepa.data.video.images import read_images
 from vjepa.data.video.info import CropOrder, DecodeError, LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import probe, scan_packets, stamp_of
@@ -239,7 +240,7 @@ def _image_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
 
 def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:
     """Frames of a video (numbers ascending, each once): by jumps, or read from the very start."""
-    converter = RgbConverter(info.width, info.height)
+    scaler = VideoReformatter()
 
     def convert(number: int, frame: VideoFrame) -> Frame:
         clock.enter("convert")
@@ -247,7 +248,7 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
             seconds = float((frame.pts - info.start_pts) * info.time_base)
         else:
             seconds = number / info.fps
-        return Frame(number, converter.convert(frame), seconds)
+        return Frame(number, to_rgb(frame, info.width, info.height, scaler), seconds)
 
     done = 0
     limits = _limits_of(info)

@@ -26,15 +26,7 @@ STILL_FPS = 1.0
 
 # Whatever the suffix says, only these are tried: Pillow gives a PostScript file to another program,
 # and its rarer readers are little tested against hostile files.
-_FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "PPM",
-    "JPEG2000",
-    "TIFF",
-    "WEBP",
-)
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "JPEG2000", "TIFF", "WEBP")
 
 # EXIF orientations that swap width and height.
 _EXIF_ORIENTATION = 0x0112

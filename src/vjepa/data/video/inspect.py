@@ -1,7 +1,7 @@
 """Looking into one file: what it holds, and whether frames can be had from it.
 
-:func:`probe` never raises for a bad file: a bad file is a result (`ok` False and a `reason`). It
-runs in this process; `inspect_pool` runs it where a decoder may hang or crash.
+A bad file is no error but a result (`ok` False and a `reason`). This runs in this process;
+`inspect_pool` runs it where a decoder may hang or crash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.storage import absolute, is_address, member_at, member_status, status_of
+from vjepa.data.manifest.storage import (
+    FileStatus,
+    absolute,
+    is_address,
+    member_at,
+    member_status,
+    status_of,
+)
 from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
 from vjepa.data.video.images import IMAGE_FOLDER_FPS, probe_image, probe_image_folder, read_images
 from vjepa.data.video.info import DecodeError, LimitsConfig, MediaKind, VideoInfo
@@ -45,6 +52,7 @@ def probe(
     limits: LimitsConfig | None = None,
     kind: MediaKind | None = None,
     image_folder_fps: float = IMAGE_FOLDER_FPS,
+    deep: bool = False,
 ) -> VideoInfo:
     """Look into a video, an image or a folder of images.
 
@@ -53,6 +61,7 @@ def probe(
         limits: What it may demand at most.
         kind: How to read it; None decides by folder or suffix.
         image_folder_fps: Frame rate given to a folder of images, which knows none.
+        deep: Then decode every frame: `ok` only if all come out.
 
     Returns:
         What was found; `ok` False with a `reason` for anything that cannot give frames.
@@ -61,65 +70,49 @@ def probe(
     path = absolute(path)
     info = VideoInfo(path=path, kind=kind or kind_of(path))
     try:
-        stamp = stamp_of(path, info.kind)
-        info = replace(info, bytes=stamp.bytes, mtime_ns=stamp.mtime_ns)
+        status = stamp_of(path, info.kind)
+        info = replace(info, bytes=status.bytes, mtime_ns=status.mtime_ns)
         if info.kind == "image_folder":
-            return probe_image_folder(info, limits, image_folder_fps)
-        _check_file(info, limits)
-        return probe_image(info, limits) if info.kind == "image" else _probe_video(info, limits)
+            info = probe_image_folder(info, limits, image_folder_fps)
+        else:
+            _check_file(info, limits)
+            look = probe_image if info.kind == "image" else _probe_video
+            info = look(info, limits)
+        if deep:
+            _decode_everything(info, limits)
     except DecodeError as error:
         return replace(info, ok=False, reason=error.reason)
     except OSError as error:
         return replace(info, ok=False, reason=reason_of(error))
-
-
-def probe_deeply(
-    path: str,
-    limits: LimitsConfig | None = None,
-    kind: MediaKind | None = None,
-    image_folder_fps: float = IMAGE_FOLDER_FPS,
-) -> VideoInfo:
-    """As :func:`probe`, and then decode every frame: `ok` only if all come out."""
-    info = probe(path, limits, kind, image_folder_fps)
-    if not info.ok:
-        return info
-    try:
-        if info.kind == "video":
-            with open_video(info.path, limits) as video:
-                count = sum(1 for _ in video.frames())
-            if count < info.num_frames:
-                lost = info.num_frames - count
-                return replace(info, ok=False, reason=f"{lost} of {info.num_frames} frames damaged")
-        else:
-            for _ in read_images(info, np.arange(info.num_frames)):
-                pass
-    except DecodeError as error:
-        return replace(info, ok=False, reason=error.reason)
     return info
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells an unchanged file (or folder of images, summed) without opening it."""
+def _decode_everything(info: VideoInfo, limits: LimitsConfig) -> None:
+    if info.kind != "video":
+        for _ in read_images(info, np.arange(info.num_frames)):
+            pass
+        return
+    with open_video(info.path, limits) as video:
+        lost = info.num_frames - sum(1 for _ in video.frames())
+    if lost > 0:
+        raise DecodeError(info.path, f"{lost} of {info.num_frames} frames damaged")
 
-    bytes: int
-    mtime_ns: int
 
-
-def stamp_of(path: str, kind: MediaKind) -> Stamp:
+def stamp_of(path: str, kind: MediaKind) -> FileStatus:
     """Size and time of the last change; of a folder, summed over its images and the latest time.
+
+    They tell an unchanged file without opening it.
 
     Raises:
         OSError: There is no such file, or it cannot be looked at.
     """
     if kind != "image_folder":
         member = member_at(path)
-        found = status_of(path) if member is None else member_status(member)
-        return Stamp(found.bytes, found.mtime_ns)
+        return status_of(path) if member is None else member_status(member)
     status = os.stat(path)  # noqa: PTH116
     each = [os.stat(os.path.join(path, name)) for name in images_in(path)]  # noqa: PTH116, PTH118
     newest = max([status.st_mtime_ns, *(one.st_mtime_ns for one in each)])
-    return Stamp(sum(one.st_size for one in each), newest)
+    return FileStatus(sum(one.st_size for one in each), newest)
 
 
 def _check_file(info: VideoInfo, limits: LimitsConfig) -> None:
@@ -194,25 +187,26 @@ def _probe_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
             complete = scan.num_packets - scan.is_cut_off
             raise DecodeError(info.path, f"truncated: only {complete} frames are in the file")
     with open_video(info.path, limits) as video:
-        first = _look_at_first_frames(video, np.sort(scan.shown_pts))
-        if first.width * first.height > limits.max_pixels:
-            size = f"{first.width} x {first.height}"
+        first, num_counted = _look_at_first_frames(video, np.sort(scan.shown_pts))
+        orientation = orientation_of(first)
+        size = (first.width, first.height)
+        width, height = size[::-1] if orientation.transpose else size
+        if width * height > limits.max_pixels:
             raise DecodeError(
-                info.path, f"frames of {size} pixels are above max_pixels = {limits.max_pixels}"
+                info.path,
+                f"frames of {width} x {height} pixels are above max_pixels = {limits.max_pixels}",
             )
         codec = video.stream.codec_context.name
         is_trusted = video.decoder.name in _TRUSTED_KEYFRAMES
         stated = video.stream.average_rate or video.stream.guessed_rate
         time_base = video.stream.time_base or Fraction(0)
-    info = replace(
-        info, width=first.width, height=first.height, rotation=first.rotation, codec=codec
-    )
-    stated_fps = float(stated) if stated else _FALLBACK_FPS
-    if first.num_counted is not None:
-        seconds = first.num_counted / stated_fps
-        return replace(info, num_frames=first.num_counted, fps=stated_fps, duration_seconds=seconds)
+    info = replace(info, width=width, height=height, rotation=orientation.rotation, codec=codec)
+    fps = float(stated) if stated else _FALLBACK_FPS
+    if num_counted is not None:
+        seconds = num_counted / fps
+        return replace(info, num_frames=num_counted, fps=fps, duration_seconds=seconds)
     keys = scan.keyframe_pts if is_trusted else scan.keyframe_pts[:1]
-    return _timed(info, np.sort(scan.shown_pts), keys, time_base, stated_fps)
+    return _timed(info, np.sort(scan.shown_pts), keys, time_base, fps)
 
 
 def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
@@ -230,22 +224,16 @@ def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
     return bool(scan.shown_pts.max() + 1.5 * step < end)
 
 
-@dataclass(frozen=True, slots=True)
-class _FirstFrames:
-    """What the first frames of a video showed."""
-
-    width: int
-    height: int
-    rotation: int
-    num_counted: int | None
-    """Number of all frames, where the timestamps proved unusable and frames had to be counted."""
-
-
-def _look_at_first_frames(video: VideoFile, expected: NDArray[np.int64]) -> _FirstFrames:
+def _look_at_first_frames(
+    video: VideoFile, expected: NDArray[np.int64]
+) -> tuple[VideoFrame, int | None]:
     """Decode the first frames and compare their timestamps with the `expected` ones (ascending).
 
     Where they come in another order, the timestamps are worth nothing and the whole file is decoded
     to count its frames: here and only here. (Frames that do not come at all are damage.)
+
+    Returns:
+        The first frame, and the number of all if they had to be counted.
     """
     first: VideoFrame | None = None
     number, latest = 0, _LONG_AGO
@@ -261,10 +249,7 @@ def _look_at_first_frames(video: VideoFile, expected: NDArray[np.int64]) -> _Fir
             break
     if first is None:
         raise DecodeError(video.path, "no frame of it can be decoded")
-    orientation = orientation_of(first)
-    size = (first.width, first.height)
-    width, height = size[::-1] if orientation.transpose else size
-    return _FirstFrames(width, height, orientation.rotation, None if is_timed else number)
+    return first, None if is_timed else number
 
 
 def _timed(

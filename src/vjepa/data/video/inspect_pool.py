@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from vjepa.data.video.info import LimitsConfig, MediaKind, VideoInfo
-from vjepa.data.video.inspect import probe, probe_deeply
+from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -36,9 +36,10 @@ class InspectTask:
 
     def __call__(self, order: InspectOrder) -> VideoInfo:
         """What is found in one file, or why it is bad."""
-        look = probe_deeply if order.deep else probe
         try:
-            return look(order.path, self.limits, order.kind, order.image_folder_fps)
+            return probe(
+                order.path, self.limits, order.kind, order.image_folder_fps, deep=order.deep
+            )
         except MemoryError:
             return _bad(order, "out of memory while reading it")
 
