@@ -117,8 +117,7 @@ def labels_of(
             f"({len(foreign)} such); add training videos of it or leave those rows out"
         )
     if not multi_label:
-        places = np.array([number[value] for value in found.classes], dtype=np.int64)
-        return Labels(name=name, classes=known, indices=places[found.codes])
+        return Labels(name=name, classes=known, indices=found.numbered_by(known))
     members = np.zeros((len(named), len(known)), dtype=bool)
     for row, values in enumerate(named):
         members[row, [number[value] for value in values]] = True

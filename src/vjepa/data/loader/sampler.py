@@ -266,11 +266,10 @@ class VideoSources:
             self._weights.append(share if weight is None else weight * share / total)
 
     def _read_labels(self, label: str) -> None:
+        from vjepa.data.manifest.manifest import sorted_classes
+
         coded = [manifest.label_codes(label) for manifest in self.manifests]
-        names = {name for codes in coded for name in codes.classes}
-        by_number = all(name.isdecimal() for name in names)
-        classes = sorted(names, key=lambda name: (int(name) if by_number else 0, name))
-        places = {name: number for number, name in enumerate(classes)}
+        classes = sorted_classes({name for codes in coded for name in codes.classes})
         for manifest, codes in zip(self.manifests, coded, strict=True):
             lacking = int(((codes.codes < 0) & manifest.ok).sum())
             if lacking:
@@ -279,8 +278,7 @@ class VideoSources:
                     f"rows have no label {label!r}: label them, drop them, or "
                     "train without this label"
                 )
-            table = np.array([places[name] for name in codes.classes] + [-1], dtype=np.int64)
-            self._codes.append(table[codes.codes])
+            self._codes.append(codes.numbered_by(classes))
         self.class_names = classes
 
     def order(self, seed: int, clips_per_video: int) -> SampleOrder:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.manifest.manifest import Manifest, list_lengths
 from vjepa.data.video.info import LimitsConfig, MediaKind, VideoInfo
 from vjepa.data.video.inspect import stamp_of
 from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
@@ -154,11 +153,7 @@ class _Tally:
         is_video = kinds.codes == (
             kinds.classes.index("video") if "video" in kinds.classes else len(kinds.classes)
         )
-        lengths = (
-            pc.call_function("list_value_length", [manifest.table.column("keyframe_pts")])
-            .fill_null(0)
-            .to_numpy()
-        )
+        lengths = list_lengths(manifest.table, "keyframe_pts")
         self._unindexed += int((is_video & (lengths == 0) & good).sum())
 
     def _add_bad(self, row: int, path: str, reason: str | None) -> None:

@@ -21,9 +21,9 @@ from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
     LABEL_PREFIX,
+    LABEL_TYPE,
     Manifest,
     infos_to_table,
-    label_type,
 )
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import stamp_of
@@ -252,7 +252,7 @@ def _listing_part(rows: Sequence[SourceRow], dataset: str) -> pa.Table:
     arrays = {name: pa.array(values, type=_LISTING[name]) for name, values in columns.items()}
     for name in sorted(rows[0].labels):
         values = [row.labels.get(name) for row in rows]
-        arrays[LABEL_PREFIX + name] = pa.array(values, type=label_type())
+        arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
     return pa.table(arrays)
 
 

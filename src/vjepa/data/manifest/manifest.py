@@ -9,25 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import is_address
-from vjepa.data.manifest.validation import problem_of
-from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.errors import UserError
+from vjepa.runtime.files import atomic_path
 
 LABEL_PREFIX = "label."
 """Label columns are named ``label.<name>``."""
+LABEL_TYPE = pa.dictionary(pa.int32(), pa.string())
+"""Of a label column: each distinct label is stored once."""
 
 # large_string: 64-bit offsets, so that ten million paths stay in one buffer.
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -65,19 +68,40 @@ _NEUTRAL: Mapping[str, object] = {
     "time_base_den": 1,
 }
 _NULL_BY_DEFAULT = ("dataset", "split", "reason")
+_SAID = ("split", "dataset", "weight")  # by the source; the other columns were found in the file
 
-# Fields of VideoInfo that are columns under the same name and type.
-PLAIN_FIELDS = tuple(
-    name for name in COLUMNS if name in {field.name for field in fields(VideoInfo)}
+# What values must be like: a manifest may come from elsewhere, or be made by hand. Whatever passes
+# cannot make a reader fail in another way than with a file's own reason.
+_SMALLEST: Mapping[str, int] = {
+    "num_frames": 0,
+    "fps": 0,
+    "duration_seconds": 0,
+    "width": 0,
+    "height": 0,
+    "bytes": 0,
+    "weight": 0,
+    "time_base_num": 0,
+    "time_base_den": 1,
+}
+_NEVER_NULL = (
+    *_SMALLEST,
+    "path",
+    "ok",
+    "kind",
+    "rotation",
+    "constant_rate",
+    "mtime_ns",
+    "start_pts",
 )
 
+# Fields of VideoInfo that are columns under the same name and type.
+_PLAIN_FIELDS = tuple(name for name in COLUMNS if name in {one.name for one in fields(VideoInfo)})
 
-INFO_COLUMNS = (*PLAIN_FIELDS, "time_base_num", "time_base_den")
+INFO_COLUMNS = (*_PLAIN_FIELDS, "time_base_num", "time_base_den")
 """Columns that say what was found in a file."""
 
-
-_SAID = ("split", "dataset", "weight")
-"""Columns that the source says about a file."""
+# Rows turned into Python objects at a time where a column must be walked.
+_BATCH = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +119,7 @@ def infos_to_table(infos: Iterable[VideoInfo]) -> pa.Table:
     """What was found in files -> an Arrow table with the columns `INFO_COLUMNS`."""
     columns: dict[str, list[Any]] = {name: [] for name in INFO_COLUMNS}
     for info in infos:
-        for name in PLAIN_FIELDS:
+        for name in _PLAIN_FIELDS:
             columns[name].append(getattr(info, name))
         columns["time_base_num"].append(info.time_base.numerator)
         columns["time_base_den"].append(info.time_base.denominator)
@@ -108,24 +132,15 @@ def rows_to_table(rows: Iterable[ManifestRow], label_names: Iterable[str]) -> pa
     """Rows -> an Arrow table with all columns of a manifest."""
     listed = list(rows)
     found = infos_to_table(row.info for row in listed)
-    said = {
-        "split": [row.split for row in listed],
-        "dataset": [row.dataset for row in listed],
-        "weight": [row.weight for row in listed],
-    }
+    said = {name: [getattr(row, name) for row in listed] for name in _SAID}
     arrays: dict[str, Any] = {
         name: pa.array(said[name], type=kind) if name in said else found.column(name)
         for name, kind in COLUMNS.items()
     }
     for name in label_names:
         values = [row.labels.get(name) for row in listed]
-        arrays[LABEL_PREFIX + name] = pa.array(values, type=label_type())
+        arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
     return pa.table(arrays)
-
-
-def label_type() -> pa.DataType:
-    """Arrow type of a label column: each distinct label is stored once."""
-    return pa.dictionary(pa.int32(), pa.string())
 
 
 def to_schema(table: pa.Table) -> pa.Table:
@@ -146,7 +161,7 @@ def to_schema(table: pa.Table) -> pa.Table:
             arrays[name] = _filled(name, kind, table.num_rows)
     for name in table.column_names:
         if name.startswith(LABEL_PREFIX):
-            arrays[name] = _cast(table.column(name), label_type())
+            arrays[name] = _cast(table.column(name), LABEL_TYPE)
     return pa.table(arrays)
 
 
@@ -173,47 +188,75 @@ def _filled(name: str, kind: pa.DataType, length: int) -> pa.Array:
     return pa.repeat(pa.scalar(_NEUTRAL.get(name, 0), type=kind), length)
 
 
-def row_to_info(table: pa.Table, row: int, path: str) -> VideoInfo:
-    """One row of a manifest's table as a VideoInfo with the given (absolute) path."""
-    values = {name: table.column(name)[row] for name in PLAIN_FIELDS if name != "path"}
-    plain: dict[str, Any] = {
-        name: value.as_py()
-        for name, value in values.items()
-        if name not in ("keyframe_pts", "keyframe_index")
-    }
-    return VideoInfo(
-        path=path,
-        keyframe_pts=_int_list(values["keyframe_pts"]),
-        keyframe_index=_int_list(values["keyframe_index"]),
-        time_base=Fraction(
-            table.column("time_base_num")[row].as_py(), table.column("time_base_den")[row].as_py()
-        ),
-        **plain,
-    )
+def _problem_of(table: pa.Table) -> str | None:
+    """The first value that cannot be, in words; None: all can. The table is valid Arrow data."""
+    for name in _NEVER_NULL:
+        if table.column(name).null_count:
+            row = np.flatnonzero(table.column(name).is_null().to_numpy())[0]
+            return f"row {row}: no {name}"
+    for name, smallest in _SMALLEST.items():
+        values = table.column(name).to_numpy()
+        # `not >=` and not `<`, so that NaN is found too.
+        wrong = ~(values >= smallest) | ~np.isfinite(values)
+        if wrong.any():
+            row = int(wrong.argmax())
+            return f"row {row}: {name} {values[row]} cannot be"
+    for name in ("width", "height"):
+        empty = table.column("ok").to_numpy() & (table.column(name).to_numpy() < 1)
+        if empty.any():
+            return f"row {int(empty.argmax())}: usable, but {name} 0"
+    kinds = set(table.column("kind").cast(pa.string()).unique().to_pylist())
+    if not kinds <= set(get_args(MediaKind)):
+        return f"kind {min(kinds - set(get_args(MediaKind)))!r} is unknown"
+    return _keyframe_problem(table)
 
 
-def _int_list(scalar: Any) -> np.ndarray:
-    if scalar.values is None:
-        return np.zeros(0, dtype=np.int64)
-    return scalar.values.to_numpy(zero_copy_only=False).astype(np.int64)
+def _keyframe_problem(table: pa.Table) -> str | None:
+    """Key frames must ascend, the first being frame 0: decoding plans its jumps by them."""
+    for name, least_step in (("keyframe_pts", 1), ("keyframe_index", 0)):
+        for chunk in table.column(name).chunks:
+            if chunk.values.null_count:
+                return f"{name}: an empty place in a list"
+            offsets, values = chunk.offsets.to_numpy(), chunk.values.to_numpy()
+            small = values[1:] < values[:-1] + least_step
+            starts = offsets[(offsets > 0) & (offsets < len(values))]
+            small[starts - 1] = False  # the first of a list follows nobody
+            wrong = small[max(0, int(offsets[0])) : max(0, int(offsets[-1]) - 1)].any()
+            firsts = values[offsets[:-1][np.diff(offsets) > 0]]
+            if wrong or (name == "keyframe_index" and firsts.any()):
+                return f"{name}: the key frames of a row do not ascend from the first frame"
+    unequal = list_lengths(table, "keyframe_pts") != list_lengths(table, "keyframe_index")
+    if unequal.any():
+        return f"row {int(unequal.argmax())}: not as many keyframe_pts as keyframe_index"
+    return None
 
 
-__all__ = ["LabelCodes", "Manifest", "ManifestRow"]
+def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
+    """Length of each row's list, int64 [rows]; 0 where there is none."""
+    lengths = pc.call_function("list_value_length", [table.column(column)])
+    return lengths.fill_null(0).to_numpy()
 
-# Rows turned into Python objects at a time where a column must be walked.
-_BATCH = 1 << 16
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """The order in which classes are numbered: by value if all are whole numbers, else by name."""
+    listed = list(names)
+    by_value = all(name.isdecimal() for name in listed)
+    return sorted(listed, key=lambda name: (int(name) if by_value else 0, name))
 
 
 @dataclass(frozen=True, slots=True)
 class LabelCodes:
-    """A label column as numbers.
-
-    codes: int32 [rows], place in `classes`, -1 where the row has no label.
-    classes: The distinct labels: by value if all are whole numbers, else by alphabet.
-    """
+    """A label column as numbers."""
 
     codes: NDArray[np.int32]
+    """int32 [rows], place in `classes`, -1 where the row has no label."""
     classes: list[str]
+    """The distinct labels, in the order of :func:`sorted_classes`."""
+
+    def numbered_by(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """Places in another list of classes, which has all of these: int64 [rows], -1 for none."""
+        place = {name: number for number, name in enumerate(classes)}
+        return np.array([*(place[name] for name in self.classes), -1], dtype=np.int64)[self.codes]
 
 
 class Manifest:
@@ -223,12 +266,9 @@ class Manifest:
     """
 
     def __init__(self, table: pa.Table, root: Path, source: str = "manifest") -> None:
-        """Wrap a table.
+        """Wrap a table with `COLUMNS` and ``label.<name>``; `source` names it in messages.
 
-        Args:
-            table: Columns as in ``manifest_schema.COLUMNS``, labels as ``label.<name>``.
-            root: Absolute folder that relative paths start from.
-            source: What to call this manifest in error messages.
+        Relative paths start from the absolute folder `root`.
         """
         self._table = table.combine_chunks()
         self._root = str(root)
@@ -256,13 +296,13 @@ class Manifest:
             raise UserError(f"manifest {file}: cannot be read ({reason}); {remedy}") from error
         if table.num_rows == 0:
             raise UserError(f"manifest {file}: has no rows; {remedy}")
-        if (problem := problem_of(table)) is not None:
+        if (problem := _problem_of(table)) is not None:
             raise UserError(f"manifest {file}: {problem}; {remedy}")
         return cls(table, file.absolute().parent, str(file))
 
     @classmethod
     def from_rows(cls, rows: Iterable[ManifestRow], root: Path | str) -> Manifest:
-        """Build a manifest in memory from rows with absolute paths; `root` as above."""
+        """Build a manifest in memory from rows with absolute paths; kept relative to `root`."""
         listed = list(rows)
         names = sorted({name for row in listed for name in row.labels})
         made = cls(rows_to_table(listed, names), Path("/"))
@@ -289,7 +329,18 @@ class Manifest:
 
     def row(self, row: int) -> VideoInfo:
         """All that is known about a row's file, ready for decode_frames."""
-        return row_to_info(self._table, self._checked(row), self.path(row))
+        values: dict[str, Any] = {}
+        for name in INFO_COLUMNS:
+            scalar = self._table.column(name)[self._checked(row)]
+            if pa.types.is_large_list(COLUMNS[name]):
+                listed = scalar.values
+                found = [] if listed is None else listed.to_numpy(zero_copy_only=False)
+                values[name] = np.array(found, dtype=np.int64)
+            else:
+                values[name] = scalar.as_py()
+        values["time_base"] = Fraction(values.pop("time_base_num"), values.pop("time_base_den"))
+        values["path"] = self.path(row)
+        return VideoInfo(**values)
 
     def full_row(self, row: int) -> ManifestRow:
         """A row as it can be written again: its file, its split, weight and labels."""
@@ -362,9 +413,9 @@ class Manifest:
         codes = values.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         stored = values.dictionary.to_pylist()
         used = np.unique(codes[codes >= 0])
-        classes = _sorted_classes([stored[code] for code in used])
-        new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
+        classes = sorted_classes(stored[code] for code in used)
         place = {label: number for number, label in enumerate(classes)}
+        new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
         for code in used:
             new_code[code] = place[stored[code]]
         return LabelCodes(new_code[codes], classes)
@@ -455,13 +506,13 @@ class Manifest:
         )
 
     def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
-        """Write the manifest as Parquet: aside, synced, then renamed into place.
+        """Write the manifest as Parquet; an older file is replaced only by a whole new one.
 
         Paths beneath the file's folder are stored relative to it, so that folder and manifest can
         be moved together.
 
         Args:
-            path: Where; an older file is replaced only by a complete new one.
+            path: Where.
             metadata: Notes kept in the Parquet schema.
 
         Raises:
@@ -469,17 +520,9 @@ class Manifest:
         """
         target = Path(path).absolute()
         table = self._rooted_at(str(target.parent)).replace_schema_metadata(metadata)
-        aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with aside.open("wb") as file:
-                    pq.write_table(table, file, compression="zstd")
-                    file.flush()
-                    os.fsync(file.fileno())
-                aside.replace(target)
-            finally:
-                aside.unlink(missing_ok=True)
+            with atomic_path(target) as aside, aside.open("wb") as file:
+                pq.write_table(table, file, compression="zstd")
         except OSError as error:
             raise UserError(
                 f"manifest {target}: cannot be written ({error.strerror or error});"
@@ -522,9 +565,3 @@ def _read_columns(file: Path) -> pa.Table:
         return pa.table(
             {name: parquet.read(columns=[name]).column(name).combine_chunks() for name in wanted}
         )
-
-
-def _sorted_classes(labels: list[str]) -> list[str]:
-    if all(label.isdecimal() for label in labels):
-        return sorted(labels, key=lambda label: (int(label), label))
-    return sorted(labels)
