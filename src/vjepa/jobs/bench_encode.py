@@ -1,23 +1,48 @@
-"""The speed of the frozen encoder on clips in memory: what `vjepa bench encode` measures."""
+"""The speed of the frozen encoder on clips in memory, and what all benchmarks share."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import nn
+from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.evaluation.frozen import encode_clips
-from vjepa.jobs.probe.encoder import compile_encoder
-from vjepa.models import PRESETS, Encoder, EncoderConfig
-from vjepa.runtime.device import DeviceName, Precision, seed_torch, set_up_device
+from vjepa.models import (
+    PRESETS,
+    Encoder,
+    EncoderConfig,
+    ModelConfig,
+    PredictorConfig,
+    normalise_clip,
+)
+from vjepa.models.operations import update_operations
+from vjepa.runtime.device import (
+    DeviceName,
+    Precision,
+    compile_blocks,
+    seed_torch,
+    set_up_device,
+    to_device,
+)
 from vjepa.runtime.process import set_num_threads
+
+Positive = Annotated[int, Field(ge=1)]
+ModelName = Literal["vitti16", "vits16", "vitb16", "vitl16", "vith16"]
+PRESET_OF: dict[str, str] = {
+    "vitti16": "vit_tiny",
+    "vits16": "vit_small",
+    "vitb16": "vit_base",
+    "vitl16": "vit_large",
+    "vith16": "vit_huge",
+}
+"""Presets by the names that the benchmarks share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,41 +55,21 @@ class BenchReport:
     """For programs: plain values that JSON can hold, with ``benchmark`` and ``machine``."""
 
 
-def machine_name() -> str:
-    """The processor as the system names it, for the record beside a measured number."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-PRESET_OF = {
-    "vitti16": "vit_tiny",
-    "vits16": "vit_small",
-    "vitb16": "vit_base",
-    "vitl16": "vit_large",
-    "vith16": "vit_huge",
-}
-"""Presets by the names that the benchmarks share."""
-
-
 @config_dataclass
 class BenchConfig:
     """What is measured."""
 
-    model: Literal["vitti16", "vits16", "vitb16", "vitl16", "vith16"] = "vitl16"
+    model: ModelName = "vitl16"
     """Size of the encoder; its weights are random."""
-    image_size: int = 224
+    image_size: Positive = 224
     """Side of a clip, in pixels."""
-    num_frames: int = 16
+    num_frames: Positive = 16
     """Frames of a clip."""
-    batch_size: int = 8
+    batch_size: Positive = 8
     """Clips per call."""
-    calls: int = 5
+    calls: Positive = 5
     """Calls that are timed; the median counts."""
-    warmup_calls: int = 2
+    warmup_calls: Annotated[int, Field(ge=0)] = 2
     """Calls before that, which compile and fill caches."""
     precision: Precision = "float32"
     """Of matrix products and attention."""
@@ -75,26 +80,6 @@ class BenchConfig:
     num_threads: int | None = None
     """CPU threads of torch; null: torch's choice."""
 
-    def __post_init__(self) -> None:
-        for name in ("image_size", "num_frames", "batch_size", "calls"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.warmup_calls < 0:
-            raise ValueError(f"warmup_calls: must not be negative, got {self.warmup_calls}")
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of the timed calls.
-
-    Attributes:
-        wall: Wall-clock time of each.
-        cpu: CPU time of the whole process in each; other processes do not disturb it.
-    """
-
-    wall: tuple[float, ...]
-    cpu: tuple[float, ...]
-
 
 def run(config: BenchConfig) -> BenchReport:
     """Time the encoder.
@@ -104,22 +89,20 @@ def run(config: BenchConfig) -> BenchReport:
     """
     threads = set_num_threads(config.num_threads)
     setup = set_up_device(config.device, config.precision)
-    sizes = replace(
-        PRESETS[PRESET_OF[config.model]],
-        image_size=config.image_size,
-        num_frames=config.num_frames,
-    )
+    sizes = preset(config.model, config.image_size, config.num_frames)
     with torch.random.fork_rng(devices=[]):
         seed_torch(0, "bench encode")
         encoder = Encoder(sizes).eval().requires_grad_(False).to(setup.device)
     if config.compile:
-        compile_encoder(encoder)
-    shape = (config.batch_size, 3, config.num_frames, config.image_size, config.image_size)
-    clips = torch.randint(0, 256, shape, dtype=torch.uint8)
-    found = time_calls(
-        encoder, clips, setup.device, config.precision, config.warmup_calls, config.calls
-    )
-    wall, cpu = statistics.median(found.wall), statistics.median(found.cpu)
+        compile_blocks([encoder])
+    clips = random_clips(config.batch_size, sizes)
+
+    def encode(_: int) -> None:
+        with torch.no_grad(), setup.autocast():
+            encoder(normalise_clip(to_device(clips, setup.device)))
+
+    walls, cpus = time_calls(encode, setup.device, config.calls, config.warmup_calls)
+    wall, cpu = statistics.median(walls), statistics.median(cpus)
     work = encoder_flops(sizes)
     values = {
         "benchmark": "encode",
@@ -149,41 +132,61 @@ def run(config: BenchConfig) -> BenchReport:
     return BenchReport(lines=lines, values=values)
 
 
+def machine_name() -> str:
+    """The processor as the system names it, for the record beside a measured number."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def preset(model: ModelName, image_size: int, num_frames: int) -> EncoderConfig:
+    """The encoder of a name, for clips of a size."""
+    return replace(PRESETS[PRESET_OF[model]], image_size=image_size, num_frames=num_frames)
+
+
+def random_clips(batch_size: int, sizes: EncoderConfig) -> torch.Tensor:
+    """uint8 [B, 3, T, S, S], the same at every call."""
+    shape = (batch_size, 3, sizes.num_frames, sizes.image_size, sizes.image_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+def encoder_flops(config: EncoderConfig) -> float:
+    """Floating point operations of one clip: matrix products and attention, 2 for each product."""
+    model = ModelConfig(encoder=config, predictor=PredictorConfig())
+    return update_operations(model, [], batch_size=1).target_encoder
+
+
 def time_calls(
-    encoder: nn.Module,
-    clips: torch.Tensor,
-    device: torch.device,
-    precision: Precision,
-    warmup_calls: int,
-    calls: int,
-) -> Timing:
-    """Time calls of a frozen encoder, from uint8 clips in memory to tokens.
+    call: Callable[[int], object], device: torch.device, calls: int, warmup: int
+) -> tuple[list[float], list[float]]:
+    """Time each of several calls, waiting for the device after each.
 
     Args:
-        encoder: On `device`.
-        clips: uint8 [B, 3, T, S, S].
-        device, precision: As for :func:`vjepa.evaluation.frozen.encode_clips`.
-        warmup_calls: Calls that do not count.
-        calls: Calls that do.
+        call: Gets the number of the call, from 1.
+        device: Where it works.
+        calls: How many are timed.
+        warmup: How many come before.
+
+    Returns:
+        `calls` wall-clock times, and as many CPU times of the whole process, which other processes
+        do not disturb; in seconds.
     """
     wall, cpu = [], []
-    for call in range(warmup_calls + calls):
-        start, start_cpu = time.perf_counter(), time.process_time()
-        encode_clips(encoder, clips, device, precision)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if call >= warmup_calls:
-            wall.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - start_cpu)
-    return Timing(tuple(wall), tuple(cpu))
+    for number in range(1, warmup + calls + 1):
+        wait(device)
+        started, started_cpu = time.perf_counter(), time.process_time()
+        call(number)
+        wait(device)
+        wall.append(time.perf_counter() - started)
+        cpu.append(time.process_time() - started_cpu)
+    return wall[warmup:], cpu[warmup:]
 
 
-def encoder_flops(config: EncoderConfig) -> int:
-    """Floating point operations of one clip: matrix products and attention, 2 for each product.
-
-    Args:
-        config: Sizes of the encoder.
-    """
-    n, d = config.num_tokens, config.width
-    block = 4 * n * d * d + 2 * n * d * config.mlp_width + 2 * n * n * d
-    return 2 * (config.depth * block + n * d * config.patch_values)
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
@@ -19,8 +20,8 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.prefetch import ClipOrder
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, Stage, StageClock
-from vjepa.jobs.bench_encode import BenchReport, machine_name
+from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, StageClock
+from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name
 from vjepa.runtime.process import set_num_threads
 
 _CHANNELS = 3
@@ -34,11 +35,11 @@ class BenchConfig:
     """The videos, as `vjepa data index` lists them."""
     split: str | None = None
     """Only this split; null: all rows."""
-    batch_size: int = 16
+    batch_size: Positive = 16
     """Clips of a batch."""
-    batches: int = 8
+    batches: Positive = 8
     """Batches that are timed."""
-    warmup_batches: int = 2
+    warmup_batches: Annotated[int, Field(ge=0)] = 2
     """Batches before that, while processes start and caches fill."""
     seed: int = 0
     """Of the order of videos, the places of clips and the crops."""
@@ -50,44 +51,10 @@ class BenchConfig:
     """Worker processes, prefetching, limits for bad videos."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.warmup_batches < 0:
-            raise ValueError(f"warmup_batches: must not be negative, got {self.warmup_batches}")
         if self.loader.frame_cache_gigabytes > 0:
             raise ValueError(
                 "loader: frame_cache_gigabytes must be 0, this measures reading without a cache"
             )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a number of batches took.
-
-    Attributes:
-        clips: How many clips they held.
-        num_bad: Videos that could not be read and were replaced.
-        wall_seconds: On the clock.
-        cpu_seconds: CPU time of this process and its workers together; None where it is unknown.
-        last: One of the batches.
-    """
-
-    clips: int
-    num_bad: int
-    wall_seconds: float
-    cpu_seconds: float | None
-    last: ClipBatch
-
-    @property
-    def clips_per_second(self) -> float:
-        """By the clock."""
-        return self.clips / self.wall_seconds
-
-    @property
-    def clips_per_core_second(self) -> float | None:
-        """By CPU time: clips a second that one core reads; None where CPU time is unknown."""
-        return None if self.cpu_seconds is None else self.clips / self.cpu_seconds
 
 
 def run(config: BenchConfig) -> BenchReport:
@@ -99,29 +66,51 @@ def run(config: BenchConfig) -> BenchReport:
     set_num_threads(1)
     manifest = Manifest.open(config.manifest).select(config.split)
     clock = MeasuringClock()
-    here = _read(config, manifest, num_workers=0, clock=clock)
+    here, batch = _read(config, manifest, num_workers=0, clock=clock)
     total = sum(clock.seconds.values())
-    shares = {stage: clock.seconds[stage] / total for stage in STAGES}
-    workers = config.loader.num_workers
-    pooled = _read(config, manifest, workers, NO_CLOCK) if workers else None
-    pixels = math.prod((_CHANNELS, config.clip.num_frames, *[config.transform.crop_size] * 2))
-    message = _message_bytes(manifest, here.last, config.clip.clips_per_video)
+    shares = {stage: round(clock.seconds[stage] / total, 4) for stage in STAGES}
+    frames, size = config.clip.num_frames, config.transform.crop_size
+    pixels = _CHANNELS * frames * size * size
+    message = _message_bytes(manifest, batch, config.clip.clips_per_video)
     values = {
         "benchmark": "loader",
         "machine": machine_name(),
         "cpus": os.cpu_count(),
         "manifest": str(config.manifest),
         "videos": len(manifest),
-        "one_process": _values(here),
-        "share_of_cpu_time": {stage: round(share, 4) for stage, share in shares.items()},
-        "workers": None if pooled is None else {"number": workers, **_values(pooled)},
+        "one_process": here,
+        "share_of_cpu_time": shares,
+        "workers": None,
         "queue_bytes_per_clip": {"pixels": pixels, "messages": round(message)},
     }
-    return BenchReport(lines=tuple(_lines(config, here, shares, pooled, message)), values=values)
+    lines = [
+        f"{here['clips']} clips of {frames} frames, cut to {size} x {size} pixels, one thread:",
+        "  " + _speed(here),
+        "  share of CPU time: " + ", ".join(f"{name} {part:.1%}" for name, part in shares.items()),
+    ]
+    num_bad = here["bad_videos"]
+    if workers := config.loader.num_workers:
+        pooled, _ = _read(config, manifest, workers, NO_CLOCK)
+        values["workers"] = {"number": workers, **pooled}
+        lines += [f"through {workers} worker processes:", "  " + _speed(pooled)]
+        num_bad += pooled["bad_videos"]
+    lines.append(
+        f"queue: {pixels / 1e6:.2f} MB of pixels and {message:.0f} bytes of messages a clip"
+    )
+    if num_bad:
+        lines.append(f"{num_bad} videos could not be read; see `vjepa data check`")
+    return BenchReport(lines=tuple(lines), values=values)
 
 
-def _read(config: BenchConfig, manifest: Manifest, num_workers: int, clock: StageClock) -> Reading:
-    """Time batches in the steady state: the queue is as full at the end as at the beginning."""
+def _read(
+    config: BenchConfig, manifest: Manifest, num_workers: int, clock: StageClock
+) -> tuple[dict[str, Any], ClipBatch]:
+    """Time batches in the steady state: the queue is as full at the end as at the beginning.
+
+    Returns:
+        Numbers for the report, CPU time being that of this process and its workers together, and
+        one of the batches.
+    """
     settings = replace(config.loader, num_workers=num_workers)
     ahead = config.loader.prefetch_batches + 2 if num_workers else 0
     timed = range(config.warmup_batches, config.warmup_batches + config.batches)
@@ -145,13 +134,22 @@ def _read(config: BenchConfig, manifest: Manifest, num_workers: int, clock: Stag
         wall_seconds = time.perf_counter() - wall
         after = _cpu_seconds(loader.worker_ids)
         clock.enter("rest")
-    return Reading(
-        clips=len(read) * config.batch_size,
-        num_bad=sum(batch.num_bad for batch in read),
-        wall_seconds=wall_seconds,
-        cpu_seconds=None if cpu is None or after is None else after - cpu,
-        last=read[-1],
-    )
+    clips = len(read) * config.batch_size
+    known = cpu is not None and after is not None
+    values = {
+        "clips": clips,
+        "bad_videos": sum(batch.num_bad for batch in read),
+        "clips_per_core_second": round(clips / (after - cpu), 2) if known else None,
+        "clips_per_second": round(clips / wall_seconds, 2),
+    }
+    return values, read[-1]
+
+
+def _speed(values: Mapping[str, Any]) -> str:
+    clock, per_core = f"{values['clips_per_second']:.1f} clips/s by the clock", ""
+    if values["clips_per_core_second"] is not None:
+        per_core = f"{values['clips_per_core_second']:.1f} clips/s per core (CPU time), "
+    return per_core + clock
 
 
 def _cpu_seconds(worker_ids: Sequence[int]) -> float | None:
@@ -176,43 +174,3 @@ def _message_bytes(manifest: Manifest, batch: ClipBatch, clips_per_video: int) -
         job = VideoJob(0, 0, 0, row, 0, 0, ordinals)
         total += len(ForkingPickler.dumps((0, ClipOrder(0, job, manifest.row(row)))))
     return total / len(batch.ordinals)
-
-
-def _values(reading: Reading) -> dict[str, float | int | None]:
-    per_core = reading.clips_per_core_second
-    return {
-        "clips": reading.clips,
-        "bad_videos": reading.num_bad,
-        "clips_per_core_second": None if per_core is None else round(per_core, 2),
-        "clips_per_second": round(reading.clips_per_second, 2),
-    }
-
-
-def _lines(
-    config: BenchConfig,
-    here: Reading,
-    shares: Mapping[Stage, float],
-    pooled: Reading | None,
-    message: float,
-) -> list[str]:
-    size, frames = config.transform.crop_size, config.clip.num_frames
-    lines = [f"{here.clips} clips of {frames} frames, cut to {size} x {size} pixels, one thread:"]
-    lines.append("  " + _speed(here))
-    parts = ", ".join(f"{stage} {share:.1%}" for stage, share in shares.items())
-    lines.append(f"  share of CPU time: {parts}")
-    if pooled is not None:
-        lines.append(f"through {config.loader.num_workers} worker processes:")
-        lines.append("  " + _speed(pooled))
-    megabytes = _CHANNELS * frames * size * size / 1e6
-    lines.append(f"queue: {megabytes:.2f} MB of pixels and {message:.0f} bytes of messages a clip")
-    num_bad = here.num_bad + (0 if pooled is None else pooled.num_bad)
-    if num_bad:
-        lines.append(f"{num_bad} videos could not be read; see `vjepa data check`")
-    return lines
-
-
-def _speed(reading: Reading) -> str:
-    clock, per_core = f"{reading.clips_per_second:.1f} clips/s by the clock", ""
-    if reading.clips_per_core_second is not None:
-        per_core = f"{reading.clips_per_core_second:.1f} clips/s per core (CPU time), "
-    return per_core + clock

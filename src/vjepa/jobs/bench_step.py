@@ -5,19 +5,26 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vjepa.config import config_dataclass
-from vjepa.jobs.bench_encode import BenchReport, machine_name
+from vjepa.jobs.bench_encode import (
+    BenchReport,
+    ModelName,
+    Positive,
+    machine_name,
+    preset,
+    random_clips,
+    time_calls,
+)
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import PRESETS, VJEPA, ModelConfig, PredictorConfig, normalise_clip
+from vjepa.models import VJEPA, ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
 from vjepa.runtime.device import DeviceSetup, compile_blocks
 from vjepa.tasks import FeaturePrediction
@@ -31,16 +38,6 @@ from vjepa.training import (
     train_step,
 )
 
-ModelName = Literal["vitti16", "vits16", "vitb16", "vitl16", "vith16"]
-
-_PRESETS = {
-    "vitti16": "vit_tiny",
-    "vits16": "vit_small",
-    "vitb16": "vit_base",
-    "vitl16": "vit_large",
-    "vith16": "vit_huge",
-}
-
 
 @config_dataclass
 class BenchConfig:
@@ -48,36 +45,31 @@ class BenchConfig:
 
     model: ModelName = "vitl16"
     """Size of the encoder; the predictor is the paper's (12 blocks, 384 wide)."""
-    image_size: int = 224
+    image_size: Positive = 224
     """Side of the clips in pixels."""
-    num_frames: int = 16
+    num_frames: Positive = 16
     """Frames of a clip."""
-    batch_size: int = 24
+    batch_size: Positive = 24
     """Clips in an update; one micro-batch."""
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(count="fixed"))
     """Mask kinds and count mode; the paper's two masks, with the authors' mean token counts."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(precision="bfloat16"))
     """Device, precision, threads, compilation, activation checkpointing; the intervals do not
     matter here."""
-    steps: int = 10
+    steps: Positive = 10
     """Timed updates; the median counts."""
-    warmup_steps: int = 3
+    warmup_steps: Positive = 3
     """Updates before the clock starts (compilation, caches)."""
     estimate: bool = False
     """Count operations and memory only; nothing is run."""
 
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "steps", "warmup_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-
     @property
     def sizes(self) -> ModelConfig:
         """The model's sizes."""
-        preset = PRESETS[_PRESETS[self.model]]
-        encoder = replace(preset, image_size=self.image_size, num_frames=self.num_frames)
-        kinds = len(self.masking.masks)
-        return ModelConfig(encoder=encoder, predictor=PredictorConfig(num_mask_tokens=kinds))
+        return ModelConfig(
+            encoder=preset(self.model, self.image_size, self.num_frames),
+            predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks)),
+        )
 
 
 @dataclass(frozen=True)
@@ -92,9 +84,7 @@ class SyntheticBatch:
 
 def synthetic_batch(config: BenchConfig, device: torch.device) -> SyntheticBatch:
     """One batch, the same for equal configs."""
-    shape = (config.batch_size, 3, config.num_frames, config.image_size, config.image_size)
-    generator = torch.Generator().manual_seed(0)
-    clips = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    clips = random_clips(config.batch_size, config.sizes.encoder)
     return SyntheticBatch(clips.to(device), tuple(mask.to(device) for mask in _masks(config)))
 
 
@@ -136,11 +126,13 @@ def run(config: BenchConfig) -> BenchReport:
         micro = MicroBatch((normalise_clip(batch.clips), batch.masks), 1.0)
         train_step(learner, [micro], number)
 
-    seconds = statistics.median(time_calls(update, setup.device, config.steps, config.warmup_steps))
+    wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
+    seconds = statistics.median(wall)
+    is_gpu = setup.device.type == "cuda"
     masks = mask_tokens(batch.masks)
     operations = update_operations(config.sizes, masks, config.batch_size)
     values = _facts(config, masks, operations) | {
-        "machine": device_name(setup),
+        "machine": torch.cuda.get_device_name(setup.device) if is_gpu else machine_name(),
         "threads": torch.get_num_threads(),
         "ms": round(seconds * 1e3, 2),
         "clips_per_second": round(config.batch_size / seconds, 3),
@@ -151,7 +143,16 @@ def run(config: BenchConfig) -> BenchReport:
     peak = matmul_rate(setup)
     values["matmul_tflops"] = round(peak / 1e12, 3)
     values["share_of_matmul"] = round(operations.total / seconds / peak, 3)
-    return BenchReport(lines=_lines(values), values=values)
+    lines = (
+        f"{config.model}, {config.image_size} pixels, {config.batch_size} clips, "
+        f"{config.training.precision}, on {values['machine']}, {values['threads']} CPU threads",
+        f"update        {values['ms']} ms, {values['clips_per_second']} clips/s",
+        f"operations    {values['teraoperations']} TFLOP an update, {values['tflops']} TFLOP/s, "
+        f"{values['share_of_matmul']:.0%} of this device's matrix products "
+        f"({values['matmul_tflops']} TFLOP/s)",
+        f"memory        {values['peak_memory_gb']} GB at the peak",
+    )
+    return BenchReport(lines=lines, values=values)
 
 
 def _facts(
@@ -200,60 +201,12 @@ def _estimate(config: BenchConfig) -> BenchReport:
     return BenchReport(lines=lines, values=values)
 
 
-def _lines(values: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        f"{values['model']}, {values['image_size']} pixels, {values['batch_size']} clips, "
-        f"{values['precision']}, on {values['machine']}, {values['threads']} CPU threads",
-        f"update        {values['ms']} ms, {values['clips_per_second']} clips/s",
-        f"operations    {values['teraoperations']} TFLOP an update, {values['tflops']} TFLOP/s, "
-        f"{values['share_of_matmul']:.0%} of this device's matrix products "
-        f"({values['matmul_tflops']} TFLOP/s)",
-        f"memory        {values['peak_memory_gb']} GB at the peak",
-    )
-
-
-def device_name(setup: DeviceSetup) -> str:
-    """The GPU's or the processor's name."""
-    is_gpu = setup.device.type == "cuda"
-    return torch.cuda.get_device_name(setup.device) if is_gpu else machine_name()
-
-
-def time_calls(
-    call: Callable[[int], object], device: torch.device, calls: int, warmup: int
-) -> list[float]:
-    """Seconds of each of several calls, waiting for the device after each.
-
-    Args:
-        call: Gets the number of the call, from 1.
-        device: Where it works.
-        calls: How many are timed.
-        warmup: How many come before.
-
-    Returns:
-        `calls` wall-clock times.
-    """
-    seconds = []
-    for number in range(1, warmup + calls + 1):
-        wait(device)
-        started = time.perf_counter()
-        call(number)
-        wait(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds[warmup:]
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def matmul_rate(setup: DeviceSetup) -> float:
     """Operations a second of a large square matrix product in the setup's precision."""
     dtype = torch.bfloat16 if setup.precision == "bfloat16" else torch.float32
     side = 8192 if setup.device.type == "cuda" else 1024
     a = torch.randn(side, side, device=setup.device).to(dtype)
-    seconds = time_calls(lambda _: a @ a, setup.device, calls=9, warmup=3)
+    seconds, _ = time_calls(lambda _: a @ a, setup.device, calls=9, warmup=3)
     return 2 * side**3 / min(seconds)
 
 

@@ -1,3 +1,5 @@
+"""The benchmarks of the frozen encoder and of a training update."""
+
 from __future__ import annotations
 
 import json
@@ -8,8 +10,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa.cli.main import main
+from vjepa.jobs import bench_step
 from vjepa.jobs.bench_encode import BenchConfig, encoder_flops, run
 from vjepa.models import Encoder, EncoderConfig
+from vjepa.training import TrainingConfig
 
 SMALL = BenchConfig(
     model="vitti16", image_size=32, num_frames=4, batch_size=2, calls=2, device="cpu", num_threads=1
@@ -49,3 +53,32 @@ def test_bad_settings_are_named(name: str) -> None:
         BenchConfig(**{name: 0})
     with pytest.raises(ValueError, match=r"^warmup_calls"):
         BenchConfig(warmup_calls=-1)
+
+
+def test_the_same_config_gives_the_same_batch() -> None:
+    config = bench_step.BenchConfig(model="vitti16", image_size=32, num_frames=4, batch_size=2)
+    one, two = (bench_step.synthetic_batch(config, torch.device("cpu")) for _ in range(2))
+    assert torch.equal(one.clips, two.clips)
+    assert one.clips.dtype == torch.uint8
+    for a, b in zip(one.masks, two.masks, strict=True):
+        assert torch.equal(a.context, b.context)
+        assert torch.equal(a.target, b.target)
+
+
+def test_warm_up_is_not_timed() -> None:
+    numbers = []
+    wall, cpu = bench_step.time_calls(numbers.append, torch.device("cpu"), calls=3, warmup=2)
+    assert numbers == [1, 2, 3, 4, 5]
+    assert len(wall) == len(cpu) == 3
+
+
+def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(bench_step, "compile_blocks", asked.extend)
+    training = TrainingConfig(device="cpu", compile=True, num_threads=1)
+    bench_step.build(
+        bench_step.BenchConfig(
+            model="vitti16", image_size=32, num_frames=4, batch_size=1, training=training
+        )
+    )
+    assert len(asked) == 3
