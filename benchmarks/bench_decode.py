@@ -24,7 +24,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,9 +34,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.data.clips.crops import TransformConfig, training_crop
-from vjepa.data.clips.cut import ClipRecipe
-from vjepa.data.clips.plan import ClipConfig, clip_indices
+from vjepa.counter_random import uniforms
+from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig
+from vjepa.data.clips.cut import cut
+from vjepa.data.clips.dataset import TrainingClips
+from vjepa.data.clips.plan import ClipConfig, clip_indices, plan_training
+from vjepa.data.clips.source import FrameSource, VideoSource
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import probe
@@ -157,28 +160,35 @@ def with_crop(
     read: Callable[[VideoInfo, NDArray[np.int64]], Frames], config: TransformConfig
 ) -> Callable[[VideoInfo, NDArray[np.int64], NDArray[np.int64]], None]:
     """A peer's way to finished clips: all frames of the clips at once, then the same crops."""
-    recipe = ClipRecipe(ClipConfig(), config, 0, 4.0)
+    size = config.crop_size
 
-    def cut(info: VideoInfo, clips: NDArray[np.int64], ordinals: NDArray[np.int64]) -> None:
+    def finish(info: VideoInfo, clips: NDArray[np.int64], ordinals: NDArray[np.int64]) -> None:
         unique, places = np.unique(clips, return_inverse=True)
-        frames = read(info, unique)
-        for clip, u in zip(
-            places.reshape(clips.shape), recipe.crop_uniforms(ordinals), strict=True
-        ):
-            training_crop(frames[clip], config, u)
+        source = FrameSource(read(info, unique))
+        crop_u = uniforms(0, "crop", ordinals, NUM_UNIFORMS)
+        plans = [
+            replace(plan, frames=frames)
+            for plan, frames in zip(
+                plan_training(ClipConfig(), config, source, np.zeros(len(clips)), crop_u),
+                places.reshape(clips.shape),
+                strict=True,
+            )
+        ]
+        cut(source, plans, torch.empty(len(clips), 3, 16, size, size, dtype=torch.uint8))
 
-    return cut
+    return finish
 
 
 def our_crop(config: TransformConfig) -> Callable[..., None]:
     """Our way to finished clips: what a loader's worker does."""
     size = config.crop_size
 
-    def cut(info: VideoInfo, clips: NDArray[np.int64], ordinals: NDArray[np.int64]) -> None:
-        recipe = ClipRecipe(ClipConfig(clips_per_video=len(clips)), config, 0, 4.0)
-        recipe.cut(info, ordinals, torch.empty(len(clips), 3, 16, size, size, dtype=torch.uint8))
+    def finish(info: VideoInfo, clips: NDArray[np.int64], ordinals: NDArray[np.int64]) -> None:
+        recipe = TrainingClips(ClipConfig(clips_per_video=len(clips)), config, 0, 4.0)
+        out = torch.empty(len(clips), 3, 16, size, size, dtype=torch.uint8)
+        recipe.cut(VideoSource(info), ordinals, out)
 
-    return cut
+    return finish
 
 
 def measure(
@@ -216,8 +226,7 @@ def compare_pixels(case: Case, readers: dict[str, Callable], passes: int) -> dic
 
 def draw_clips(info: VideoInfo, passes: int, num_clips: int) -> NDArray[np.int64]:
     """Random clips, 16 frames over a window of 64: int64 [passes, num_clips, T]."""
-    recipe = ClipRecipe(ClipConfig(), TransformConfig(), 0, 4.0)
-    starts = recipe.start_uniforms(np.arange(passes * num_clips))
+    starts = uniforms(0, "clip start", np.arange(passes * num_clips), 1)[:, 0]
     drawn = [clip_indices(ClipConfig(), info.num_frames, info.fps, u) for u in starts]
     return np.stack(drawn).reshape(passes, num_clips, -1)
 

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import MatchConfig, PrepareConfig, ShardConfig
@@ -87,14 +88,14 @@ def _manifests(args: argparse.Namespace, folder: Path) -> dict[str, Manifest]:
 
 def _measure(made: dict[str, Manifest], num_clips: int, seed: int) -> dict[str, list[float]]:
     """CPU milliseconds of every clip, by way of reading; the ways take turns."""
-    recipe = ClipRecipe(ClipConfig(), TransformConfig(), seed, 8.0)
+    recipe = TrainingClips(ClipConfig(), TransformConfig(), seed, 8.0)
     out = torch.empty(1, 3, 16, 224, 224, dtype=torch.uint8)
     rows = np.random.default_rng(seed).integers(0, len(made["original"]), num_clips)
     times: dict[str, list[float]] = {way: [] for way in _WAYS}
     for ordinal, row in enumerate(rows.tolist()):
         for way in np.roll(_WAYS, ordinal % len(_WAYS)).tolist():
             started = time.process_time()
-            recipe.cut(made[way].row(row), np.array([ordinal]), out)
+            recipe.cut(VideoSource(made[way].row(row)), np.array([ordinal]), out)
             times[way].append((time.process_time() - started) * 1e3)
     return times
 

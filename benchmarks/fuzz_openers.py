@@ -19,8 +19,9 @@ import torch
 from vjepa.checkpoint import read_config, read_encoder, read_model
 from vjepa.cli.main import main
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.sampler import VideoSources
 from vjepa.data.manifest.lists import IndexConfig, read_source
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
@@ -57,9 +58,11 @@ def _open_row(file: Path) -> None:
     path = file.with_suffix(".parquet")
     Manifest.from_rows([ManifestRow(info=info)], file.parent).write(path)
     row = Manifest.open(path).row(0)
-    recipe = ClipRecipe(ClipConfig(num_frames=4, stride=2), TransformConfig(crop_size=32), 0, 0.5)
+    recipe = TrainingClips(
+        ClipConfig(num_frames=4, stride=2), TransformConfig(crop_size=32), 0, 0.5
+    )
     try:
-        recipe.cut(row, np.arange(1), torch.empty(1, 3, 4, 32, 32, dtype=torch.uint8))
+        recipe.cut(VideoSource(row), np.arange(1), torch.empty(1, 3, 4, 32, 32, dtype=torch.uint8))
     except DecodeError as error:
         raise UserError(error.reason) from error
 

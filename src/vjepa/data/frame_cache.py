@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from vjepa.data.clips.crops import resize_short_side, short_side_size
+from vjepa.data.clips.crops import resize_frames, short_side_size
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_folder
@@ -195,7 +196,8 @@ class _CacheTask:
             for frame in read_frames(order.video, np.arange(length)):
                 image = frame.image
                 if image.shape[:2] != (height, width):
-                    small = resize_short_side(np.array(image)[None], min(height, width))
+                    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+                    small = resize_frames(whole, height, width, "antialias")
                     image = small[0].permute(1, 2, 0).numpy()
                 out[frame.number] = image
             return frame_times(order.video)

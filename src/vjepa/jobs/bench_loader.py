@@ -15,10 +15,10 @@ from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import VideoJob
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.prefetch import ClipOrder
+from vjepa.data.loader.sampler import VideoJob
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, StageClock
 from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vjepa.checkpoint import Which, find_checkpoint, load_encoder, load_model, read_config
 from vjepa.config import from_dict
-from vjepa.data.clips.dataset import read_centre_clip
+from vjepa.data.clips.load import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.index import index_sources
@@ -251,12 +251,11 @@ def read_frames(video: Path, clip: ClipConfig, image_size: int) -> Picture:
         UserError: The file is missing or cannot be decoded.
     """
     try:
-        frames = read_centre_clip(
-            probe(str(video)), clip, ViewConfig(crop_size=image_size, short_side=image_size)
-        )
+        view = ViewConfig(crop_size=image_size, short_side=image_size)
+        frames = centre_view(video, clip, view)
     except DecodeError as error:
         raise UserError(f"{error}; `vjepa data check` tells more") from error
-    return np.ascontiguousarray(frames.permute(1, 2, 3, 0).numpy())
+    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
 
 
 def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0) -> None:

@@ -5,8 +5,19 @@ import pytest
 import torch
 
 from vjepa.counter_random import uniforms
-from vjepa.data.clips.augment import AugmentConfig, augment_clip, draw_clips, erase_box
-from vjepa.data.clips.rand_augment import NUM_UNIFORMS, OPERATIONS, rand_augment
+from vjepa.data.clips.augment import (
+    OPERATIONS,
+    RAND_UNIFORMS,
+    AugmentConfig,
+    auto_augment,
+    draw_clips,
+    erase_box,
+    rand_augment,
+)
+from vjepa.data.clips.dataset import ClipViews, ViewRequest
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import FrameSource
+from vjepa.data.clips.views import ViewConfig
 
 
 def _frames(count: int = 3, height: int = 20, width: int = 30) -> np.ndarray:
@@ -16,8 +27,8 @@ def _frames(count: int = 3, height: int = 20, width: int = 30) -> np.ndarray:
 
 
 def _clip(config: AugmentConfig, row: int = 0, pass_index: int = 0) -> torch.Tensor:
-    draws = draw_clips(config.seed, row, pass_index, 1)
-    return augment_clip(_frames(), config, 16, "antialias", draws.pixels[0], draws.noise_seeds[0])
+    views = ClipViews(ClipConfig(num_frames=3, stride=1), ViewConfig(crop_size=16), config)
+    return torch.from_numpy(views.read(FrameSource(_frames()), row, pass_index)[0])
 
 
 @pytest.mark.parametrize("policy", ["paper", "released"])
@@ -67,8 +78,9 @@ def test_flips_are_half_of_the_papers_clips_and_none_of_the_released() -> None:
 def test_a_quarter_of_the_clips_lose_one_box_to_noise() -> None:
     erased, shares = 0, []
     for row in range(400):
-        clip = torch.full((3, 2, 32, 32), 7, dtype=torch.uint8)
-        erase_box(clip, uniforms(0, "test", row, 23), row)
+        frames = torch.full((2, 3, 32, 32), 7, dtype=torch.uint8)
+        clip = erase_box(frames, uniforms(0, "test", row, 23), row).transpose(0, 1)
+        assert (frames == 7).all()
         changed = (clip != 7).any(dim=0)
         if not changed.any():
             continue
@@ -88,7 +100,7 @@ def test_a_quarter_of_the_clips_lose_one_box_to_noise() -> None:
 @pytest.mark.parametrize("name", list(OPERATIONS))
 def test_each_operation_changes_all_frames_alike(name: str) -> None:
     frames = torch.from_numpy(_frames(2)).permute(0, 3, 1, 2).contiguous()
-    if name == "auto contrast":
+    if name == "AutoContrast":
         frames = frames // 2  # at full contrast it changes nothing
     changed = OPERATIONS[name](frames, 0.7, 1.0)
     assert changed.dtype == torch.uint8
@@ -99,15 +111,15 @@ def test_each_operation_changes_all_frames_alike(name: str) -> None:
 
 def test_strengths_at_level_seven() -> None:
     grey = torch.full((1, 3, 8, 8), 100, dtype=torch.uint8)
-    brighter = OPERATIONS["brightness"](grey, 0.7, 1.0)
-    darker = OPERATIONS["brightness"](grey, 0.7, -1.0)
+    brighter = OPERATIONS["Brightness"](grey, 0.7, 1.0)
+    darker = OPERATIONS["Brightness"](grey, 0.7, -1.0)
     assert int(brighter[0, 0, 0, 0]) == 163  # 1 + 0.9 * 0.7
     assert int(darker[0, 0, 0, 0]) == 37
-    assert int(OPERATIONS["solarize add"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 177  # 100 + int(77)
-    assert int(OPERATIONS["posterize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 64  # two bits
-    assert int(OPERATIONS["solarize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 155  # above 77: inverted
+    assert int(OPERATIONS["SolarizeAdd"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 177  # 100 + int(77)
+    assert int(OPERATIONS["Posterize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 64  # two bits
+    assert int(OPERATIONS["Solarize"](grey, 0.7, 1.0)[0, 0, 0, 0]) == 155  # above 77: inverted
     ramp = torch.arange(100, dtype=torch.uint8).expand(1, 3, 4, 100).contiguous()
-    moved = OPERATIONS["translate x"](ramp, 0.7, 1.0)
+    moved = OPERATIONS["TranslateX"](ramp, 0.7, 1.0)
     assert int(moved[0, 0, 0, 90]) in (58, 59)  # 31.5 pixels to the right
     assert int(moved[0, 0, 0, 0]) == 124  # the mean colour comes in
 
@@ -115,7 +127,58 @@ def test_strengths_at_level_seven() -> None:
 def test_half_of_the_operations_are_done() -> None:
     frames = torch.from_numpy(_frames(1)).permute(0, 3, 1, 2).contiguous()
     same = sum(
-        torch.equal(rand_augment(frames, uniforms(0, "ra", row, NUM_UNIFORMS)), frames)
+        torch.equal(rand_augment(frames, uniforms(0, "ra", row, RAND_UNIFORMS)), frames)
         for row in range(200)
     )
     assert 3 < same < 35  # none of four: 1 / 16; auto contrast alone changes nothing here
+
+
+def _image() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1, 3, 24, 24), generator=generator, dtype=torch.uint8)
+
+
+def test_operations_are_torchvisions() -> None:
+    from torchvision.transforms.v2 import functional as tv
+
+    image = _image()
+
+    def run(pair: int, first: bool, second: bool) -> torch.Tensor:
+        u = [(pair + 0.5) / 25, 0.0 if first else 0.999, 0.0 if second else 0.999, 0.9, 0.9]
+        return auto_augment(image, np.array(u))
+
+    assert torch.equal(run(0, True, False), tv.posterize(image, 4))
+    assert torch.equal(run(4, True, False), tv.equalize(image))
+    colourful = tv.adjust_saturation(image, 1 + 0.9 * 4 / 9)
+    strong = tv.adjust_contrast(colourful, 1 + 0.9 * 8 / 9)
+    assert torch.equal(run(23, True, False), strong)  # the contrast's probability is 1
+    assert torch.equal(run(13, True, False), tv.equalize(tv.invert(image)))  # 1.0: always
+    assert torch.equal(run(12, True, False), image)  # 0.0: never
+
+
+@pytest.mark.parametrize("policy", ["image_paper", "image_released"])
+def test_the_image_policies_crop_flip_and_augment(policy: str) -> None:
+    frames = _image().permute(0, 2, 3, 1).numpy()
+    config = AugmentConfig(policy=policy)
+    assert config.flips
+    views = ClipViews(ClipConfig(num_frames=1), ViewConfig(crop_size=16), config)
+    seen = [views.read(FrameSource(frames), row).tobytes() for row in range(40)]
+    assert len(seen[0]) == 3 * 16 * 16
+    assert seen == [views.read(FrameSource(frames), row).tobytes() for row in range(40)]
+    assert len(set(seen)) == 40
+
+
+def test_a_still_clip_is_one_picture_repeated(tmp_path) -> None:
+    from PIL import Image
+
+    from vjepa.data.video.inspect import probe
+
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    info = probe(str(tmp_path / "a.png"))
+    for augment in (None, AugmentConfig(policy="image_released")):
+        for count in (16, 2):
+            read = ClipViews(ClipConfig(num_frames=count), ViewConfig(crop_size=32), augment)
+            clip = read(ViewRequest(info, row=3))
+            assert clip.shape == (1, 3, count, 32, 32)
+            assert np.array_equal(clip, np.repeat(clip[:, :, :1], count, axis=2))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.clips.crops import center_crop_clip
+from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.clips.windows import FramingConfig, framing_for
 
 SIZES = {"image_size": 32, "patch_size": 8}
@@ -41,7 +43,8 @@ def test_another_size_and_a_square() -> None:
 def test_the_centre_is_the_evaluations(shape: tuple[int, int], resize: str) -> None:
     frame = _frame(*shape)
     framing = framing_for(FramingConfig(kind="centre", resize=resize), *shape, **SIZES)
-    wanted = center_crop_clip(frame[None], 32, resize)[:, 0]
+    view = ViewConfig(crop_size=32, resize=resize)
+    (wanted,) = centre_view(frame[None], ClipConfig(num_frames=1), view)
     assert torch.equal(framing.apply(frame), wanted)
     top, left, height, width = framing.box
     assert height == pytest.approx(32 / 36 * 72, rel=0.03)

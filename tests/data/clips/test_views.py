@@ -6,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
 
 from vjepa.data import Manifest
-from vjepa.data.clips.dataset import (
-    ClipViews,
-    EvaluationClips,
-    ReadFailure,
-    ReadingConfig,
-    ViewRequest,
-    read_centre_clip,
-)
+from vjepa.data.clips.dataset import ClipViews, EvaluationClips, ReadingConfig, ViewRequest
+from vjepa.data.clips.load import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import ManifestRow
@@ -124,14 +119,29 @@ def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> 
 def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:
     info = Manifest.open(tiny_set).row(0)
     marked = ClipViews(CLIP, VIEW)(ViewRequest(replace(info, ok=False, reason="no video stream")))
-    assert marked == ReadFailure("no video stream")
+    assert marked == "no video stream"
     long = ClipConfig(num_frames=16, stride=4, short_video="error")
     with pytest.raises(DecodeError, match="10 frames"):
-        read_centre_clip(info, long, VIEW)
-    assert read_centre_clip(info, CLIP, VIEW).shape == (3, 4, 24, 24)
+        centre_view(info, long, VIEW)
     short = ClipViews(long, VIEW)(ViewRequest(info))
-    assert isinstance(short, ReadFailure)
-    assert "10 frames" in short.reason
+    assert isinstance(short, str)
+    assert "10 frames" in short
+
+
+def test_the_centre_view_of_a_file_and_of_its_frames_are_one(tiny_set: Path) -> None:
+    info = Manifest.open(tiny_set).row(0)
+    view = ViewConfig(crop_size=24, num_segments=2, num_views=3)
+    wanted = ClipViews(CLIP, ViewConfig(crop_size=24))(ViewRequest(info))
+    assert isinstance(wanted, np.ndarray)
+    frames = decode_frames(info, range(info.num_frames))
+    # As many frames as a clip has are the clip: the same frames, chosen beforehand.
+    for source in (info, info.path, Path(info.path), frames, frames[[1, 3, 5, 7]]):
+        found = centre_view(source, CLIP, view)
+        assert found.dtype == torch.uint8
+        assert np.array_equal(found.numpy(), wanted[0].transpose(1, 0, 2, 3))
+    for wrong in (frames.astype(np.float32), frames[0], frames.transpose(0, 3, 1, 2), frames[:0]):
+        with pytest.raises(UserError, match=r"uint8 \[T, H, W, 3\]"):
+            centre_view(wrong, CLIP, view)
 
 
 @pytest.mark.parametrize(

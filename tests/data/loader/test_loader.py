@@ -17,8 +17,9 @@ import torch
 from tests.data.clip_files import damaged, hanging, make_manifest, with_rows
 
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import ClipRecipe
+from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.decode import decode_crops
@@ -85,11 +86,11 @@ def test_a_batch_is_what_its_parts_say(manifest: Manifest) -> None:
     motions = manifest.labels("motion")
     assert batch.labels is not None
     assert [names[label] for label in batch.labels] == [motions[row] for row in batch.rows[:, 1]]
-    recipe = ClipRecipe(CLIP, TRANSFORM, 5, 1.0)
+    recipe = TrainingClips(CLIP, TRANSFORM, 5, 1.0)
     for place, ordinal in enumerate(batch.ordinals):
         video = manifest.row(batch.rows[place, 1])
         alone = torch.empty(1, 3, 4, 16, 16, dtype=torch.uint8)
-        recipe.cut(video, np.array([ordinal]), alone)
+        recipe.cut(VideoSource(video), np.array([ordinal]), alone)
         assert torch.equal(alone[0], batch.clips[place])
 
 
@@ -165,12 +166,13 @@ def test_a_bad_video_costs_one_sample(manifest: Manifest, tmp_path: Path) -> Non
 def test_a_replacement_keeps_the_samples_own_randomness(manifest: Manifest, tmp_path: Path) -> None:
     mixed = with_rows(manifest, [damaged(tmp_path)], tmp_path)
     batches = _take([mixed], 0, 4, max_bad_fraction=1.0)
-    recipe = ClipRecipe(CLIP, TRANSFORM, 5, 1.0)
+    recipe = TrainingClips(CLIP, TRANSFORM, 5, 1.0)
     assert sum(batch.num_bad for batch in batches) > 0
     for batch in batches:
         for place, ordinal in enumerate(batch.ordinals):
             alone = torch.empty(1, 3, 4, 16, 16, dtype=torch.uint8)
-            recipe.cut(mixed.row(batch.rows[place, 1]), np.array([ordinal]), alone)
+            video = mixed.row(batch.rows[place, 1])
+            recipe.cut(VideoSource(video), np.array([ordinal]), alone)
             assert torch.equal(alone[0], batch.clips[place])
 
 

@@ -1,14 +1,17 @@
 """Random views for training probes: as the paper's text says, and as the released code does it.
 
 Every number is a pure function of (seed, row of the manifest, pass), so that a pass can be computed
-again, cached, or drawn anew in each epoch with the same clips. Pixels stay uint8.
+again, cached, or drawn anew in each epoch with the same clips. Pixels stay uint8; the operations
+are torchvision's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,11 +20,23 @@ from torch import Tensor
 
 from vjepa.config import config_dataclass
 from vjepa.counter_random import derive_seed, uniforms
-from vjepa.data.clips import auto_augment, rand_augment
 from vjepa.data.clips.crops import NUM_UNIFORMS as _CROP_UNIFORMS
-from vjepa.data.clips.crops import Resize, TransformConfig, training_crop
+from vjepa.data.clips.crops import TransformConfig, draw_crops
+from vjepa.data.clips.plan import Change, ClipConfig, ClipPlan
+from vjepa.data.clips.source import Source
+from vjepa.data.clips.views import ViewConfig, segments_of
 
 AugmentPolicy = Literal["none", "paper", "released", "image_paper", "image_released"]
+
+NUM_OPERATIONS = 4
+_LEVEL_MEAN, _LEVEL_DEVIATION, _LEVEL_MAX = 7.0, 0.5, 10.0
+_PROBABILITY = 0.5
+_UNIFORMS_EACH = 5  # which, whether, two for the level, sign
+RAND_UNIFORMS = NUM_OPERATIONS * _UNIFORMS_EACH
+"""Uniform numbers that RandAugment takes."""
+AUTO_UNIFORMS = 5
+"""Uniform numbers that AutoAugment takes: which pair, whether and sign of each operation."""
+_LARGEST_MAGNITUDE = 9.0  # of AutoAugment, from 0
 
 _ERASE_PROBABILITY = 0.25
 _ERASE_AREA = (0.02, 1 / 3)
@@ -31,6 +46,7 @@ _ERASE_UNIFORMS = 1 + 2 * _ERASE_TRIES + 2
 # ImageNet's mean and standard deviation in grey levels: what pixels are normalised with.
 _MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _DEVIATION = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_FILL = [124.0, 116.0, 104.0]  # the mean colour, in grey levels
 
 
 @config_dataclass
@@ -95,7 +111,7 @@ def draw_clips(seed: int, row: int, pass_index: int, num_segments: int) -> ClipD
     Returns:
         Numbers enough for every policy.
     """
-    each = _CROP_UNIFORMS + rand_augment.NUM_UNIFORMS + _ERASE_UNIFORMS
+    each = _CROP_UNIFORMS + RAND_UNIFORMS + _ERASE_UNIFORMS
     stream = f"augment/{pass_index}"
     drawn = uniforms(seed, stream, row, num_segments * (each + 1)).reshape(num_segments, -1)
     noise = tuple(
@@ -104,51 +120,189 @@ def draw_clips(seed: int, row: int, pass_index: int, num_segments: int) -> ClipD
     return ClipDraws(drawn[:, 0], drawn[:, 1:], noise)
 
 
-def augment_clip(
-    frames: NDArray[np.uint8],
-    config: AugmentConfig,
-    crop_size: int,
-    resize: Resize,
-    u: NDArray[np.float64],
-    noise_seed: int,
-) -> Tensor:
-    """One training clip.
+def plan_augmented(
+    clip: ClipConfig, view: ViewConfig, augment: AugmentConfig, source: Source, draws: ClipDraws
+) -> list[ClipPlan]:
+    """Plans of one random clip for each of the S segments.
 
     Args:
-        frames: uint8 [T, H, W, C], RGB, as decoded.
-        config: The policy; not ``none``.
-        crop_size: S, in pixels.
-        resize: As in :class:`vjepa.data.clips.crops.TransformConfig`.
-        u: One row of :attr:`ClipDraws.pixels`.
-        noise_seed: One of :attr:`ClipDraws.noise_seeds`.
+        clip, view: Which frames, and the size.
+        augment: The policy; not ``none``.
+        source: The video.
+        draws: Its random numbers.
 
-    Returns:
-        uint8 [C, T, S, S].
+    Raises:
+        ValueError: No clip can be cut from such a video.
     """
-    crop_u, rand_u, erase_u = np.split(
-        u, [_CROP_UNIFORMS, _CROP_UNIFORMS + rand_augment.NUM_UNIFORMS]
-    )
+    segments = segments_of(clip, view, source, draws.windows)
     crop = TransformConfig(
-        crop_size=crop_size,
-        crop_scale=config.crop_scale,
-        crop_aspect=config.crop_aspect,
-        horizontal_flip=config.flips,
-        resize=resize,
+        crop_size=view.crop_size,
+        crop_scale=augment.crop_scale,
+        crop_aspect=augment.crop_aspect,
+        horizontal_flip=augment.flips,
+        resize=view.resize,
     )
-    video = torch.from_numpy(frames)
-    if config.policy == "paper":
-        return training_crop(video, crop, crop_u)
-    if config.policy != "released":
-        cropped = training_crop(video, crop, crop_u).movedim(0, 1).contiguous()
-        changed = auto_augment.auto_augment(cropped, rand_u[: auto_augment.NUM_UNIFORMS])
-        clip = changed.movedim(1, 0).contiguous()
-        return clip if config.policy == "image_paper" else erase_box(clip, erase_u, noise_seed)
-    changed = rand_augment.rand_augment(video.movedim(-1, -3).contiguous(), rand_u)
-    clip = training_crop(changed.movedim(-3, -1), crop, crop_u)
-    return erase_box(clip, erase_u, noise_seed)
+    crop_u, rand_u, erase_u = np.split(
+        draws.pixels, [_CROP_UNIFORMS, _CROP_UNIFORMS + RAND_UNIFORMS], axis=1
+    )
+    heights = np.full(len(segments), source.height)
+    widths = np.full(len(segments), source.width)
+    boxes, flips = draw_crops(heights, widths, crop, crop_u)
+    plans = []
+    for number, frames in enumerate(segments):
+        before: tuple[Change, ...] = ()
+        after: tuple[Change, ...] = ()
+        if augment.policy == "released":
+            before = (partial(rand_augment, u=rand_u[number]),)
+        if augment.policy in ("image_paper", "image_released"):
+            after = (partial(auto_augment, u=rand_u[number, :AUTO_UNIFORMS]),)
+        if augment.policy in ("released", "image_released"):
+            seed = draws.noise_seeds[number]
+            after = (*after, partial(erase_box, u=erase_u[number], noise_seed=seed))
+        top, left, height, width = boxes[number].tolist()
+        plans.append(
+            ClipPlan(
+                frames=frames,
+                before=before,
+                box=(top, left, height, width),
+                resize_to=(view.crop_size, view.crop_size),
+                resize=view.resize,
+                flip=bool(flips[number]),
+                after=after,
+            )
+        )
+    return plans
 
 
-def erase_box(clip: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
+Operation = Callable[[Tensor, float, float], Tensor]
+"""frames uint8 [T, C, H, W], level / 10 in [0, 1], sign -1 or 1 -> uint8 [T, C, H, W]."""
+
+
+def _torchvision() -> Any:
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _plain(name: str) -> Operation:
+    """An operation of torchvision without a strength."""
+    return lambda frames, _amount, _sign: getattr(_torchvision(), name)(frames)
+
+
+def _enhance(name: str) -> Operation:
+    """Colour, contrast, brightness and sharpness: factor 1 leaves the frame as it is."""
+    return lambda frames, amount, sign: getattr(_torchvision(), name)(
+        frames, max(0.1, 1.0 + sign * 0.9 * amount)
+    )
+
+
+def _affine(
+    frames: Tensor, *, translate: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)
+) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+
+    return _torchvision().affine(
+        frames,
+        angle=0.0,
+        translate=list(translate),
+        scale=1.0,
+        shear=[math.degrees(math.atan(value)) for value in shear],
+        interpolation=InterpolationMode.BILINEAR,
+        fill=_FILL,
+        center=[0.0, 0.0],
+    )
+
+
+def _rotate(frames: Tensor, amount: float, sign: float) -> Tensor:
+    from torchvision.transforms.v2 import InterpolationMode
+
+    bilinear = InterpolationMode.BILINEAR
+    return _torchvision().rotate(frames, sign * 30.0 * amount, interpolation=bilinear, fill=_FILL)
+
+
+def _solarize_add(frames: Tensor, amount: float, _sign: float) -> Tensor:
+    added = (frames.to(torch.int16) + min(128, int(110 * amount))).clamp_(max=255)
+    return torch.where(frames < 128, added.to(torch.uint8), frames)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "AutoContrast": _plain("autocontrast"),
+    "Equalize": _plain("equalize"),
+    "Invert": _plain("invert"),
+    "Rotate": _rotate,
+    "Posterize": lambda frames, amount, _: _torchvision().posterize(
+        frames, max(1, 4 - int(4 * amount))
+    ),
+    "Solarize": lambda frames, amount, _: _torchvision().solarize(
+        frames, 256 - min(256, int(256 * amount))
+    ),
+    "SolarizeAdd": _solarize_add,
+    "Color": _enhance("adjust_saturation"),
+    "Contrast": _enhance("adjust_contrast"),
+    "Brightness": _enhance("adjust_brightness"),
+    "Sharpness": _enhance("adjust_sharpness"),
+    "ShearX": lambda frames, amount, sign: _affine(frames, shear=(sign * 0.3 * amount, 0)),
+    "ShearY": lambda frames, amount, sign: _affine(frames, shear=(0, sign * 0.3 * amount)),
+    "TranslateX": lambda frames, amount, sign: _affine(
+        frames, translate=(sign * 0.45 * amount * frames.shape[-1], 0)
+    ),
+    "TranslateY": lambda frames, amount, sign: _affine(
+        frames, translate=(0, sign * 0.45 * amount * frames.shape[-2])
+    ),
+}
+"""The fifteen operations of RandAugment, with torchvision's names; the order matters."""
+
+
+def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
+    """RandAugment: four random operations on one clip, the same on all its frames.
+
+    The policy ``rand-m7-n4-mstd0.5-inc1`` that the released evaluation trains its video probes with
+    (the paper's text does not name it): each operation is done with probability 0.5, its level
+    drawn from a normal distribution of mean 7 and deviation 0.5 in 0..10. All grow with the level.
+
+    Args:
+        frames: uint8 [T, C, H, W], RGB.
+        u: Uniform numbers in [0, 1), float64 [`RAND_UNIFORMS`].
+    """
+    names = list(OPERATIONS)
+    for which, whether, radius, angle, side in u.reshape(NUM_OPERATIONS, _UNIFORMS_EACH):
+        if whether >= _PROBABILITY:
+            continue
+        normal = math.sqrt(-2.0 * math.log(1.0 - radius)) * math.cos(2.0 * math.pi * angle)
+        level = min(max(_LEVEL_MEAN + _LEVEL_DEVIATION * normal, 0.0), _LEVEL_MAX)
+        operation = OPERATIONS[names[int(which * len(names))]]
+        frames = operation(frames, level / 10.0, -1.0 if side < 0.5 else 1.0)
+    return frames
+
+
+def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
+    """AutoAugment: one of 25 pairs of operations that were found on ImageNet, on all frames alike.
+
+    The paper (Table 9) uses it for image tasks only. Pairs, probabilities and magnitudes (0 .. 9)
+    are torchvision's, from arXiv 1805.09501.
+
+    Args:
+        frames: uint8 [T, C, H, W], RGB.
+        u: Uniform numbers in [0, 1), float64 [`AUTO_UNIFORMS`].
+    """
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+    pairs = AutoAugment(AutoAugmentPolicy.IMAGENET).policies
+    pair = pairs[int(u[0] * len(pairs))]
+    for (name, probability, magnitude), whether, side in zip(pair, u[1:3], u[3:5], strict=True):
+        if whether >= probability:
+            continue
+        if name == "Posterize":
+            # The one operation that is milder here than in RandAugment: 4 to 8 bits stay.
+            bits = 8 - round((magnitude or 0) / (_LARGEST_MAGNITUDE / 4))
+            frames = _torchvision().posterize(frames, bits)
+        else:
+            amount = (magnitude or 0) / _LARGEST_MAGNITUDE
+            frames = OPERATIONS[name](frames, amount, -1.0 if side < 0.5 else 1.0)
+    return frames
+
+
+def erase_box(frames: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
     """Random erasing: with probability 0.25 one box of the clip becomes noise.
 
     The box is the same in all frames, the noise another in each. In the released code it is
@@ -156,16 +310,13 @@ def erase_box(clip: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
     about two standard deviations) are cut off at 0 and 255.
 
     Args:
-        clip: uint8 [C, T, S, S]; changed in place.
+        frames: uint8 [T, C, S, S].
         u: Uniform numbers in [0, 1).
         noise_seed: Of the noise.
-
-    Returns:
-        `clip`.
     """
     if u[0] >= _ERASE_PROBABILITY:
-        return clip
-    size = clip.shape[-1]
+        return frames
+    size = frames.shape[-1]
     low, high = math.log(_ERASE_ASPECT[0]), math.log(_ERASE_ASPECT[1])
     for area_u, aspect_u in u[1:-2].reshape(_ERASE_TRIES, 2):
         area = size * size * (_ERASE_AREA[0] + (_ERASE_AREA[1] - _ERASE_AREA[0]) * area_u)
@@ -173,11 +324,12 @@ def erase_box(clip: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < height < size and 0 < width < size:
             top, left = int(u[-2] * (size - height + 1)), int(u[-1] * (size - width + 1))
-            box = clip[:, :, top : top + height, left : left + width]
+            frames = frames.clone()
+            box = frames.transpose(0, 1)[:, :, top : top + height, left : left + width]
             generator = torch.Generator().manual_seed(noise_seed)
             noise = torch.randn(box.shape, generator=generator)
             shape = (-1, 1, 1, 1)
             levels = noise * torch.tensor(_DEVIATION).view(shape) + torch.tensor(_MEAN).view(shape)
             box.copy_(levels.round_().clamp_(0, 255).to(torch.uint8))
             break
-    return clip
+    return frames

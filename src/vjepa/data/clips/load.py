@@ -1,18 +1,61 @@
-"""One clip of one file, for people: frames and their times."""
+"""One clip of one video, for people and for pictures."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vjepa.data.clips.dataset import ClipViews
 from vjepa.data.clips.plan import ClipConfig, indices_from, segment_indices
+from vjepa.data.clips.source import FrameSource, Source, VideoSource
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
+
+
+def centre_view(
+    source: str | os.PathLike[str] | VideoInfo | NDArray[np.uint8],
+    clip: ClipConfig,
+    view: ViewConfig,
+) -> Tensor:
+    """The clip around the middle of one video, centre crop: nothing random.
+
+    Args:
+        source: A video, image or folder of images; what probing it has found; or its frames, uint8
+            [L, H, W, C]. As many frames as a clip has are taken as they are.
+        clip: Which frames.
+        view: Which part of them.
+
+    Returns:
+        uint8 [T, C, S, S], RGB.
+
+    Raises:
+        DecodeError: The frames cannot be had.
+        UserError: An array that cannot be frames.
+    """
+    opened: Source
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3 or not len(source):
+            raise UserError(
+                f"frames must be uint8 [T, H, W, 3] in RGB, 0 to 255, got {source.dtype} "
+                f"{list(source.shape)}: bring them into this form"
+            )
+        opened = FrameSource(source)
+        if len(source) == clip.num_frames:
+            clip = replace(clip, stride=1, fps=None, clip_seconds=None, sampling="exact")
+    elif isinstance(source, VideoInfo):
+        opened = VideoSource(source)
+    else:
+        from vjepa.data.video.inspect import probe
+
+        opened = VideoSource(probe(os.fspath(source)))
+    one = replace(view, num_segments=1, num_views=1)
+    return torch.from_numpy(ClipViews(clip, one).read(opened)[0]).transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -53,7 +96,7 @@ def load_clip(
         UserError: The file cannot be read, or the clip would begin outside the video.
     """
     # PyAV and Arrow may be missing where only models are used.
-    from vjepa.data.video.decode import decode_clip, frame_times
+    from vjepa.data.video.decode import decode_clip
     from vjepa.data.video.inspect import probe
 
     try:
@@ -61,28 +104,19 @@ def load_clip(
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     try:
-        video = probe(os.fspath(path))
-        if not video.ok:
-            raise DecodeError(video.path, video.reason or "cannot be read")
-        times = frame_times(video) if config.is_by_time else None
-        decoded = decode_clip(video, _indices(config, video, start_seconds, times))
+        info = probe(os.fspath(path))
+        video = VideoSource(info)
+        times = video.times if config.is_by_time else None
+        if start_seconds is None:
+            frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
+        elif 0 <= round(start_seconds * info.fps) < info.num_frames:
+            frames = indices_from(config, info.num_frames, info.fps, start_seconds, times)
+        else:
+            raise UserError(
+                f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
+                f"{info.duration_seconds:.3g} s"
+            )
+        decoded = decode_clip(info, frames)
     except DecodeError as error:
         raise UserError(f"{error.path}: {error.reason}; give another file") from error
     return Clip(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2), decoded.times)
-
-
-def _indices(
-    config: ClipConfig,
-    video: VideoInfo,
-    start_seconds: float | None,
-    times: NDArray[np.float64] | None,
-) -> NDArray[np.int64]:
-    """Frames [T] of the clip from `start_seconds` on, or around the middle."""
-    if start_seconds is None:
-        return segment_indices(config, video.num_frames, video.fps, 1, times=times)[0]
-    if not 0 <= round(start_seconds * video.fps) < video.num_frames:
-        raise UserError(
-            f"start_seconds {start_seconds:g}: {video.path} runs from 0 to "
-            f"{video.duration_seconds:.3g} s"
-        )
-    return indices_from(config, video.num_frames, video.fps, start_seconds, times)

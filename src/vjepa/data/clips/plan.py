@@ -1,9 +1,10 @@
-"""Which frames a clip takes: pure functions of the video's length and rate and a uniform number.
+"""What a clip takes of its video: frames in time and a part in space, planned before any is read.
 
-Frames are numbered from 0 in display order. T is the number of frames of a clip, L that of the
-video, S the number of segments of an evaluated video.
+Plans are pure functions of a config, of what is known of the video, and of uniform numbers. Frames
+are numbered from 0 in display order. T is the number of frames of a clip, L that of the video, S
+the number of segments of an evaluated video.
 
-Two ways of spacing stand side by side:
+Two ways of spacing frames stand side by side:
 
 * by frames (`stride`), as the paper trains: 16 frames over a window of 64, whatever the frame rate;
 * by time (`fps` or `clip_seconds`), which gives the same motion per step at any frame rate.
@@ -11,12 +12,20 @@ Two ways of spacing stand side by side:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from vjepa.data.clips.crops import Resize, TransformConfig, draw_crops
+from vjepa.data.clips.source import Box, Source
+
+Change = Callable[[Tensor], Tensor]
+"""An operation on frames uint8 [T, C, H, W] that keeps type and number: the same on every frame."""
 
 from vjepa.config import config_dataclass
 
@@ -77,6 +86,77 @@ class ClipConfig:
         return self.stride is None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClipPlan:
+    """What one clip takes of its video, in the order in which it is done.
+
+    Training crops and then resizes (`box`), evaluation resizes and then crops (`crop`), as the
+    released code does.
+
+    Attributes:
+        frames: int64 [T], numbers of frames.
+        before: Changes of the whole frames.
+        box: Part of the source frame; None: all of it.
+        resize_to: Height and width that the box is brought to, in pixels.
+        resize: How.
+        crop: Part of the resized box; None: all of it.
+        flip: Whether it is mirrored left to right.
+        after: Changes of the finished clip.
+    """
+
+    frames: NDArray[np.int64]
+    resize_to: tuple[int, int]
+    resize: Resize
+    before: tuple[Change, ...] = ()
+    box: Box | None = None
+    crop: Box | None = None
+    flip: bool = False
+    after: tuple[Change, ...] = ()
+
+    @property
+    def distinct_frames(self) -> NDArray[np.int64]:
+        """A still clip's one frame, or all frames [T] of any other clip."""
+        return self.frames[:1] if np.all(self.frames == self.frames[0]) else self.frames
+
+
+def plan_training(
+    clip: ClipConfig,
+    transform: TransformConfig,
+    source: Source,
+    starts: NDArray[np.float64],
+    crop_u: NDArray[np.float64],
+) -> list[ClipPlan]:
+    """Plans of n random clips of one video: a random place, a random resized crop and a flip.
+
+    Args:
+        clip: Which frames.
+        transform: Which part of them.
+        source: The video.
+        starts: Uniform numbers in [0, 1) of the clips' places, float64 [n].
+        crop_u: Uniform numbers of the crops, float64 [n, :data:`NUM_UNIFORMS`].
+
+    Raises:
+        ValueError: No clip can be cut from such a video.
+    """
+    times = source.times if clip.is_by_time else None
+    count = len(starts)
+    heights, widths = np.full(count, source.height), np.full(count, source.width)
+    boxes, flips = draw_crops(heights, widths, transform, crop_u)
+    size = transform.crop_size
+    return [
+        ClipPlan(
+            frames=clip_indices(clip, source.num_frames, source.fps, u, times),
+            box=(top, left, height, width),
+            resize_to=(size, size),
+            resize=transform.resize,
+            flip=flip,
+        )
+        for u, (top, left, height, width), flip in zip(
+            starts, boxes.tolist(), flips.tolist(), strict=True
+        )
+    ]
+
+
 @dataclass(frozen=True)
 class _Spacing:
     """The frames of a clip that starts at frame 0 of a long enough video.
@@ -110,47 +190,35 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
     return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """When frames are shown: `places`, float64 [L], counts time in frames of the mean rate."""
+def _checked_spacing(
+    config: ClipConfig, num_frames_in_video: int, fps: float, times: NDArray[np.float64] | None
+) -> tuple[_Spacing, NDArray[np.float64] | None]:
+    """The spacing, and when frames are shown, float64 [L], in frames of the mean rate.
 
-    places: NDArray[np.float64]
-
-
-def _shown(config: ClipConfig, fps: float, times: NDArray[np.float64] | None) -> _Shown | None:
-    """None where frames are counted, or follow each other evenly."""
-    return None if times is None or config.stride is not None else _Shown(times * fps)
-
-
-def _checked_spacing(config: ClipConfig, num_frames_in_video: int, fps: float) -> _Spacing:
+    The second is None where frames are counted, or follow each other evenly.
+    """
     if num_frames_in_video < 1:
         raise ValueError("the video has no frames")
     if config.stride is not None:
-        return _spacing(config, 0.0)
+        return _spacing(config, 0.0), None
     if not fps > 0 and num_frames_in_video > 1:
         raise ValueError("the frame rate is unknown: sample by stride instead of by time")
-    return _spacing(config, max(fps, 0.0))
-
-
-def _take(
-    spacing: _Spacing, start: float, num_frames_in_video: int, shown: _Shown | None
-) -> NDArray[np.int64]:
-    return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
+    return _spacing(config, max(fps, 0.0)), None if times is None else times * fps
 
 
 def _frames_at(
-    places: NDArray[np.float64], num_frames_in_video: int, shown: _Shown | None
+    places: NDArray[np.float64], num_frames_in_video: int, shown: NDArray[np.float64] | None
 ) -> NDArray[np.int64]:
     """The frames shown at some places, which count in frames of the mean rate."""
     if shown is None:
         found = np.floor(places + _ROUNDING).astype(np.int64)
     else:
-        found = np.searchsorted(shown.places, places + _ROUNDING, side="right") - 1
+        found = np.searchsorted(shown, places + _ROUNDING, side="right") - 1
     return np.clip(found, 0, num_frames_in_video - 1)
 
 
 def _short_clip(
-    config: ClipConfig, spacing: _Spacing, length: int, shown: _Shown | None
+    config: ClipConfig, spacing: _Spacing, length: int, shown: NDArray[np.float64] | None
 ) -> NDArray[np.int64]:
     """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
     if config.short_video == "error":
@@ -164,7 +232,7 @@ def _short_clip(
         return _frames_at((spacing.offsets + _ROUNDING) % length, length, shown)
     if config.stride is not None and config.sampling == "reference":
         return _reference_short(length, config.num_frames, config.stride)
-    return _take(spacing, 0.0, length, shown)
+    return _frames_at(spacing.offsets, length, shown)
 
 
 def _reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.int64]:
@@ -203,17 +271,17 @@ def clip_indices(
         ShortVideoError: The video is shorter than the clip and the policy is ``error``.
         ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
     """
-    spacing = _checked_spacing(config, num_frames_in_video, fps)
-    shown = _shown(config, fps, times)
+    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
     if num_frames_in_video < spacing.window:
         return _short_clip(config, spacing, num_frames_in_video, shown)
     if config.stride is None:
         # Any moment may be the start, not only those of frames: with 30 fps sampled at 7 fps the
         # phase between the two grids is part of the draw.
         start = u * (num_frames_in_video - spacing.offsets[-1])
-        return _take(spacing, start, num_frames_in_video, shown)
+        return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
     starts = num_frames_in_video - int(spacing.window) + int(spacing.latest_included)
-    return _take(spacing, np.floor(u * starts), num_frames_in_video, shown)
+    start = np.floor(u * starts)
+    return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
 
 
 def indices_from(
@@ -235,10 +303,9 @@ def indices_from(
     Returns:
         int64 [T], each in [0, L).
     """
-    spacing = _checked_spacing(config, num_frames_in_video, fps)
-    shown = _shown(config, fps, times)
+    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
     first = start_seconds * fps if shown is not None else round(start_seconds * fps)
-    return _take(spacing, first, num_frames_in_video, shown)
+    return _frames_at(spacing.offsets + first, num_frames_in_video, shown)
 
 
 def segment_indices(
@@ -290,42 +357,25 @@ def segment_indices(
         raise ValueError(
             f"placement {placement}: u belongs to random and reference, and only there"
         )
-    spacing = _checked_spacing(config, num_frames_in_video, fps)
-    shown = _shown(config, fps, times)
+    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
     if num_frames_in_video < spacing.window:
         clip = _short_clip(config, spacing, num_frames_in_video, shown)
         return np.tile(clip, (num_segments, 1))
+    latest = num_frames_in_video - spacing.window
     if u is not None:
-        starts = _random_starts(num_frames_in_video, spacing.window, num_segments, np.asarray(u))
+        # Inside their segments, or around them where those are shorter than a clip.
+        edges = np.arange(num_segments + 1) * (num_frames_in_video / num_segments)
+        first = np.clip(edges[:-1], 0, latest)
+        last = np.clip(edges[1:] - spacing.window, 0, latest)
+        low, high = np.ceil(np.minimum(first, last)), np.floor(np.maximum(first, last))
+        starts = np.minimum(low + np.floor(np.asarray(u) * (high - low + 1)), latest)
+    elif placement == "centre" or num_segments == 1:
+        middles = (np.arange(num_segments) + 0.5) * (num_frames_in_video / num_segments)
+        starts = np.clip(middles - spacing.window / 2, 0, latest)
     else:
-        starts = _fixed_starts(num_frames_in_video, spacing.window, num_segments, placement)
+        starts = np.linspace(0, latest, num_segments)
     places = np.floor(starts)[:, None] + spacing.offsets
     return _frames_at(places, num_frames_in_video, shown)
-
-
-def _fixed_starts(
-    num_frames_in_video: int, window: float, num_segments: int, placement: Placement
-) -> NDArray[np.float64]:
-    """First frames [S] of clips in the middle of their segments, or evenly over the video."""
-    latest = num_frames_in_video - window
-    if placement == "centre" or num_segments == 1:
-        middles = (np.arange(num_segments) + 0.5) * (num_frames_in_video / num_segments)
-        return np.clip(middles - window / 2, 0, latest)
-    return np.linspace(0, latest, num_segments)
-
-
-def _random_starts(
-    num_frames_in_video: int, window: float, num_segments: int, u: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """First frames [S] of clips that lie inside their segments, or around them if those are short.
-
-    L is at least `window`.
-    """
-    latest = num_frames_in_video - window
-    edges = np.arange(num_segments + 1) * (num_frames_in_video / num_segments)
-    first, last = np.clip(edges[:-1], 0, latest), np.clip(edges[1:] - window, 0, latest)
-    low, high = np.minimum(first, last), np.maximum(first, last)
-    return np.minimum(np.ceil(low) + np.floor(u * (np.floor(high) - np.ceil(low) + 1)), latest)
 
 
 def reference_segments(

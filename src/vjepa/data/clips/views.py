@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vjepa.config import config_dataclass
-from vjepa.data.clips.crops import Resize
+from vjepa.counter_random import uniforms
+from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
+from vjepa.data.clips.plan import ClipConfig, ClipPlan, Placement, segment_indices
+from vjepa.data.clips.source import Box, Source
 
 JoinSegments = Literal["tokens", "average"]
 
@@ -50,3 +57,56 @@ class ViewConfig:
     def clips_per_video(self) -> int:
         """Clips of an evaluated video: R = V * S; number r = v * S + s."""
         return self.num_views * self.num_segments
+
+
+def segments_of(
+    clip: ClipConfig, view: ViewConfig, source: Source, u: NDArray[np.float64] | None = None
+) -> NDArray[np.int64]:
+    """Frames of the segments' clips: int64 [S, T], at random places where `u` [S] is given.
+
+    Raises:
+        ValueError: The video is too short, without frames, or of an unknown rate.
+    """
+    placement: Placement = "random" if u is not None else "centre"
+    if view.placement == "even" and u is None:
+        placement = "even"
+    elif view.placement.startswith("reference"):
+        placement = "reference"
+        if u is None and view.placement == "reference_random":
+            u = uniforms(0, f"evaluation/{Path(source.path).name}", 0, view.num_segments)
+    times = source.times if clip.is_by_time else None
+    return segment_indices(
+        clip, source.num_frames, source.fps, view.num_segments, placement, u, times
+    )
+
+
+def plan_views(clip: ClipConfig, view: ViewConfig, source: Source) -> list[ClipPlan]:
+    """Plans of the R = V * S clips of an evaluated video; clip r = v * S + s.
+
+    Raises:
+        ValueError: As :func:`segments_of`.
+    """
+    size = view.crop_size
+    short = view.short_side or (usual_short_side(size) if view.num_views == 1 else size)
+    resized = short_side_size(source.height, source.width, short)
+    segments = segments_of(clip, view, source)
+    return [
+        ClipPlan(frames=frames, resize_to=resized, resize=view.resize, crop=crop)
+        for crop in _crops(*resized, size, view.num_views)
+        for frames in segments
+    ]
+
+
+def _crops(height: int, width: int, size: int, num_views: int) -> list[Box]:
+    """The centre, or crops at 0, s, 2s, ... pixels along the long side, in the middle of the other.
+
+    s = floor((long - S) / (V - 1)), as in the released code for V = 3.
+    """
+    if num_views == 1:
+        return [centre_of(height, width, size)]
+    step = (max(height, width) - size) // (num_views - 1)
+    middle = round((min(height, width) - size) / 2)
+    starts = [number * step for number in range(num_views)]
+    if height > width:
+        return [(start, middle, size, size) for start in starts]
+    return [(middle, start, size, size) for start in starts]

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.crops import Resize, resize_frames, short_side_size
+from vjepa.data.clips.crops import (
+    Resize,
+    centre_of,
+    resize_frames,
+    short_side_size,
+    usual_short_side,
+)
 from vjepa.data.video.info import DecodeError, VideoInfo
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips
@@ -223,8 +229,6 @@ class Framing:
         """Resize and cut one frame: uint8 [H, W, 3] -> uint8 [3, height, width]."""
         image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
         scaled = resize_frames(image, *self.resized, self.resize)
-        if scaled.dtype != torch.uint8:
-            scaled = scaled.round_().to(torch.uint8)
         cut = scaled[0, :, self.top : self.top + self.height, self.left : self.left + self.width]
         return cut.contiguous()
 
@@ -256,8 +260,8 @@ def framing_for(
         long = max(1, round(max(height, width) / min(height, width) * size / patch_size))
         tall, wide = (size, long * patch_size) if height <= width else (long * patch_size, size)
         return Framing((tall, wide), 0, 0, tall, wide, whole, config.resize)
-    tall, wide = short_side_size(height, width, size * 256 // 224)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    tall, wide = short_side_size(height, width, usual_short_side(size))
+    top, left, _, _ = centre_of(tall, wide, size)
     down, across = height / tall, width / wide
     box = (top * down, left * across, size * down, size * across)
     return Framing((tall, wide), top, left, size, size, box, config.resize)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.cached import CachedClips
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import BatchPlan, ClipRecipe, SamplePlanner
+from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.loader.failures import BadVideo, BadVideoLimit, BadVideoLog
 from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
-from vjepa.data.loader.sampler import VideoSources
+from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob, VideoSources
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
@@ -159,7 +159,7 @@ class ClipLoader:
                 f"batch_size {batch_size} does not divide equally among {world_size} processes"
             )
         self._sources = VideoSources(manifests, weights, label)
-        self._recipe = ClipRecipe(clip, transform, seed, loader.max_clip_gigabytes)
+        self._clips = TrainingClips(clip, transform, seed, loader.max_clip_gigabytes)
         self.clock: StageClock = NO_CLOCK
         self.bad_videos = BadVideoLog(bad_videos_log)
         self._planner = SamplePlanner(
@@ -176,7 +176,16 @@ class ClipLoader:
         size = transform.crop_size
         self._batch_shape = (batch_size // world_size, _CHANNELS, clip.num_frames, size, size)
         self._config = loader
-        self._cached = self._open_cache() if loader.frame_cache_gigabytes > 0 else None
+        self._caches = None
+        if loader.frame_cache_gigabytes > 0:
+            self._caches = open_frame_caches(
+                self._sources.manifests,
+                loader.frame_cache_folder,
+                loader.frame_cache_gigabytes,
+                loader.frame_cache_short_side,
+                loader.num_workers,
+                loader.sample_timeout_seconds,
+            )
         self._ring: SharedArray | None = None
         self._pool: WorkerPool | None = None
         self._prefetcher: Prefetcher | None = None
@@ -191,7 +200,7 @@ class ClipLoader:
     @property
     def uses_workers(self) -> bool:
         """Whether worker processes decode: not with `num_workers: 0` nor from cached frames."""
-        return self._config.num_workers > 0 and self._cached is None
+        return self._config.num_workers > 0 and self._caches is None
 
     @property
     def queue_bytes(self) -> int:
@@ -246,10 +255,8 @@ class ClipLoader:
         else:
             plan = self._planner.plan(step)
             clips = torch.empty(self._batch_shape, dtype=torch.uint8)
-            if self._cached is not None:
-                self._cached.fill(plan, clips)
-            else:
-                self._decode_here(plan, clips)
+            for job in plan.jobs:
+                self._read_here(plan, job, clips)
             self._planner.finish(plan)
         labels = self._sources.labels(plan.places)
         return ClipBatch(
@@ -262,30 +269,31 @@ class ClipLoader:
             wait_seconds=time.perf_counter() - began,
         )
 
-    def _open_cache(self) -> CachedClips:
-        caches = open_frame_caches(
-            self._sources.manifests,
-            self._config.frame_cache_folder,
-            self._config.frame_cache_gigabytes,
-            self._config.frame_cache_short_side,
-            self._config.num_workers,
-            self._config.sample_timeout_seconds,
-        )
-        return CachedClips(self._recipe, self._planner, caches)
+    def _read_here(self, plan: BatchPlan, job: VideoJob, clips: Tensor) -> None:
+        """Cut the clips of a job in this process, from its video or from what stands in for it."""
+        out = clips[job.first : job.first + len(job.ordinals)]
+        while True:
+            job = self._planner.avoid_dangerous(plan, job)
+            failure = self._cut(plan, job, out)
+            if failure is None:
+                return
+            job = self._planner.replace(plan, job, failure)
 
-    def _decode_here(self, plan: BatchPlan, clips: Tensor) -> None:
-        for planned in plan.jobs:
-            job = planned
-            while True:
-                job = self._planner.avoid_dangerous(plan, job)
-                video = self._sources.video(job.source, job.row)
-                try:
-                    out = clips[job.first : job.first + len(job.ordinals)]
-                    self._recipe.cut(video, job.ordinals, out, self.clock)
-                    break
-                except DecodeError as error:
-                    failure = BadVideo(video.path, error.reason, plan.step)
-                    job = self._planner.replace(plan, job, failure)
+    def _cut(self, plan: BatchPlan, job: VideoJob, out: Tensor) -> BadVideo | None:
+        source: Source
+        try:
+            if self._caches is None:
+                source = VideoSource(self._sources.video(job.source, job.row))
+            else:
+                video = self._caches[job.source].video(job.row)
+                if video.failure is not None:
+                    path = self._sources.path(job.source, job.row)
+                    return BadVideo(path, video.failure.reason, plan.step, video.failure.kind)
+                source = FrameSource(video.frames, video.fps, video.times)
+            self._clips.cut(source, job.ordinals, out, self.clock)
+        except DecodeError as error:
+            return BadVideo(self._sources.path(job.source, job.row), error.reason, plan.step)
+        return None
 
     def _start_prefetching(self, steps: range) -> Prefetcher:
         if self._ring is None:
@@ -294,7 +302,7 @@ class ClipLoader:
         if self._pool is None:
             # Batches wait in the order of steps, so a worker never waits for another.
             self._pool = WorkerPool(
-                ClipTask(self._recipe, self._ring),
+                ClipTask(self._clips, self._ring),
                 self._config.num_workers,
                 self._config.sample_timeout_seconds,
                 self._config.max_worker_gigabytes,

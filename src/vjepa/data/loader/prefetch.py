@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vjepa.data.clips.cut import BatchPlan, ClipRecipe, SamplePlanner, VideoJob
+from vjepa.data.clips.dataset import TrainingClips
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.failures import BadVideo
+from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.workers import Outcome, WorkerPool
@@ -112,11 +114,11 @@ class ClipTask:
     """Cuts the clips of one video into the shared batches; runs in a worker.
 
     Attributes:
-        recipe: How clips are cut.
+        clips: How they are cut.
         ring: uint8 [slots, B, C, T, S, S].
     """
 
-    recipe: ClipRecipe
+    clips: TrainingClips
     ring: SharedArray
 
     def __call__(self, order: ClipOrder) -> str | None:
@@ -124,7 +126,7 @@ class ClipTask:
         first, ordinals = order.job.first, order.job.ordinals
         out = self.ring.tensor[order.slot, first : first + len(ordinals)]
         try:
-            self.recipe.cut(order.video, ordinals, out)
+            self.clips.cut(VideoSource(order.video), ordinals, out)
         except DecodeError as error:
             return error.reason
         return None

@@ -1,0 +1,104 @@
+"""Where the frames of clips come from: a file that is decoded, or frames that are at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.stage_clock import NO_CLOCK, StageClock
+from vjepa.data.video.info import CropOrder, DecodeError, VideoInfo
+
+Box = tuple[int, int, int, int]
+"""top, left, height, width, in pixels."""
+
+Part = tuple[NDArray[np.int64], Box | None]
+"""Numbers of frames and the part of them that is wanted; None: all of it."""
+
+
+class VideoSource:
+    """A video, still image or folder of images.
+
+    Attributes:
+        path, num_frames, height, width, fps: As in :class:`VideoInfo`.
+    """
+
+    def __init__(self, info: VideoInfo) -> None:
+        """Read nothing yet.
+
+        Raises:
+            DecodeError: The manifest knows that it cannot be read.
+        """
+        if not info.ok:
+            raise DecodeError(info.path, info.reason or "marked as bad in the manifest")
+        self._info = info
+        self.path, self.num_frames, self.fps = info.path, info.num_frames, info.fps
+        self.height, self.width = info.height, info.width
+
+    @cached_property
+    def times(self) -> NDArray[np.float64] | None:
+        """When each frame is shown, float64 [L], in seconds from 0; None: evenly, at `fps`.
+
+        Raises:
+            DecodeError: The file cannot be read.
+        """
+        # PyAV may be missing where only models are used; only here and below is it needed.
+        from vjepa.data.video.decode import frame_times
+
+        return frame_times(self._info)
+
+    def read(
+        self, parts: Sequence[Part], clock: StageClock = NO_CLOCK
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The parts, each uint8 [T, h, w, C]; every frame is decoded once.
+
+        Raises:
+            DecodeError: The video cannot give its frames.
+        """
+        from vjepa.data.video.decode import decode_crops, decode_frames
+
+        if any(box is not None for _, box in parts):
+            whole = (0, 0, self.height, self.width)
+            orders = [CropOrder(numbers, np.array(box or whole)) for numbers, box in parts]
+            yield from decode_crops(self._info, orders, clock)
+            return
+        # Whole frames, which clips may share, are kept once.
+        wanted = np.unique(np.concatenate([numbers for numbers, _ in parts]))
+        frames = decode_frames(self._info, wanted)
+        for numbers, _ in parts:
+            yield frames[np.searchsorted(wanted, numbers)]
+
+
+class FrameSource:
+    """The frames of a whole video, decoded already.
+
+    Attributes:
+        path, num_frames, height, width, fps, times: As in :class:`VideoSource`.
+    """
+
+    def __init__(
+        self,
+        frames: NDArray[np.uint8],
+        fps: float = 0.0,
+        times: NDArray[np.float64] | None = None,
+        path: str = "",
+    ) -> None:
+        """Take frames uint8 [L, H, W, C]."""
+        self._frames = frames
+        self.num_frames, self.height, self.width = frames.shape[:3]
+        self.path, self.fps, self.times = path, fps, times
+
+    def read(
+        self,
+        parts: Sequence[Part],
+        clock: StageClock = NO_CLOCK,  # noqa: ARG002 (nothing is decoded)
+    ) -> Iterator[NDArray[np.uint8]]:
+        """The parts, each uint8 [T, h, w, C]."""
+        for numbers, box in parts:
+            top, left, height, width = box or (0, 0, self.height, self.width)
+            yield self._frames[numbers, top : top + height, left : left + width]
+
+
+Source = VideoSource | FrameSource

@@ -1,0 +1,176 @@
+"""Crops: one box for all frames, sources that agree, evaluation views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.data.clip_files import write_video
+from torch.nn import functional
+
+from vjepa.counter_random import uniforms
+from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig, draw_crops
+from vjepa.data.clips.cut import cut
+from vjepa.data.clips.plan import ClipConfig, plan_training
+from vjepa.data.clips.source import FrameSource, Source, VideoSource
+from vjepa.data.clips.views import ViewConfig, plan_views
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.inspect import probe
+
+
+def _video(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, size=shape, dtype=np.uint8)
+
+
+def _u(count: int, seed: int = 0) -> np.ndarray:
+    return uniforms(seed, "crop", np.arange(count), NUM_UNIFORMS)
+
+
+def _training(source: Source, transform: TransformConfig, u: np.ndarray, **fields) -> torch.Tensor:
+    """Clips uint8 [n, C, T, S, S] with the crops of `u` [n, ...]; of few frames all of them."""
+    clip = ClipConfig(**{"num_frames": min(source.num_frames, 5), "stride": 1, **fields})
+    plans = plan_training(clip, transform, source, np.linspace(0, 0.9, len(u)), u)
+    size = transform.crop_size
+    out = torch.zeros(len(u), 3, clip.num_frames, size, size, dtype=torch.uint8)
+    cut(source, plans, out)
+    return out
+
+
+def _views(video: np.ndarray, view: ViewConfig) -> torch.Tensor:
+    """The views of all frames of a video: uint8 [V, C, T, S, S]."""
+    source = FrameSource(video)
+    clip = ClipConfig(num_frames=len(video), stride=1, sampling="exact")
+    shape = (view.num_views, 3, len(video), view.crop_size, view.crop_size)
+    out = torch.empty(shape, dtype=torch.uint8)
+    cut(source, plan_views(clip, view, source), out)
+    return out
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(1, 400),
+    st.integers(1, 400),
+    st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+    st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(sorted).map(tuple),
+    st.integers(0, 2**30),
+)
+def test_boxes_lie_inside_the_frame(height, width, scale, aspect, seed):
+    config = TransformConfig(crop_scale=scale, crop_aspect=aspect)
+    boxes, _ = draw_crops(np.full(8, height), np.full(8, width), config, _u(8, seed))
+    top, left, box_h, box_w = boxes.T
+    assert (box_h >= 1).all()
+    assert (box_w >= 1).all()
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + box_h <= height).all()
+    assert (left + box_w <= width).all()
+
+
+def test_a_shape_that_fits_no_box_gets_the_centre() -> None:
+    config = TransformConfig(crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    boxes, _ = draw_crops(np.array([20, 50]), np.array([100, 10]), config, _u(2))
+    assert boxes.tolist() == [[0, 40, 20, 20], [20, 0, 10, 10]]
+
+
+def test_every_frame_gets_the_same_box_and_flip() -> None:
+    video = np.repeat(_video(1, 40, 60, 3), 5, axis=0)
+    clips = _training(FrameSource(video), TransformConfig(crop_size=24), _u(6))
+    assert (clips == clips[:, :, :1]).all()
+    assert len(torch.unique(clips.flatten(1), dim=0)) == 6
+
+
+def test_half_of_the_clips_are_mirrored_if_asked_for() -> None:
+    u = _u(4000)
+    sizes = np.full(4000, 64)
+    _, flips = draw_crops(sizes, sizes, TransformConfig(), u)
+    assert abs(flips.mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+    off = TransformConfig(horizontal_flip=False)
+    assert not draw_crops(sizes, sizes, off, u)[1].any()
+    whole = TransformConfig(crop_size=16, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
+    video = _video(2, 16, 16, 3)
+    clips = _training(FrameSource(video), whole, u[:8], sampling="exact")
+    assert 0 < flips[:8].sum() < 8
+    for clip, mirrored in zip(clips, flips[:8], strict=True):
+        expected = video[:, :, ::-1] if mirrored else video
+        np.testing.assert_array_equal(clip.numpy(), expected.transpose(3, 0, 1, 2))
+
+
+@pytest.mark.parametrize("resize", ["antialias", "reference"])
+@pytest.mark.parametrize(
+    ("scale", "size"), [((0.3, 1.0), 20), ((0.3, 1.0), 32), ((1.0, 1.0), 32), ((0.9, 1.0), 32)]
+)
+def test_a_file_and_its_frames_give_the_same_clips_together_and_alone(
+    tmp_path: Path, resize, scale, size
+) -> None:
+    transform = TransformConfig(crop_size=size, crop_scale=scale, resize=resize)
+    info = probe(str(write_video(tmp_path / "a.mp4", num_frames=30, height=32, width=32)))
+    frames = FrameSource(decode_frames(info, range(30)))
+    u = _u(12)
+    together = _training(frames, transform, u)
+    assert torch.equal(_training(VideoSource(info), transform, u), together)
+    clip = ClipConfig(num_frames=5, stride=1)
+    for number, start in enumerate(np.linspace(0, 0.9, 12)):
+        own = slice(number, number + 1)
+        plans = plan_training(clip, transform, frames, np.array([start]), u[own])
+        alone = torch.zeros_like(together[own])
+        cut(frames, plans, alone)
+        assert torch.equal(alone, together[own])
+
+
+def test_antialias_follows_the_float_resize_to_one_grey_level() -> None:
+    config = TransformConfig(crop_size=24, crop_scale=(0.9, 1.0), horizontal_flip=False)
+    video, u = _video(2, 90, 90, 3), _u(1)
+    boxes, _ = draw_crops(np.array([90]), np.array([90]), config, u)
+    top, left, height, width = boxes[0]
+    part = torch.from_numpy(video).permute(0, 3, 1, 2)[..., top : top + height, left : left + width]
+    expected = functional.interpolate(part.float(), (24, 24), mode="bilinear", antialias=True)
+    ours = _training(FrameSource(video), config, u, sampling="exact")[0].transpose(0, 1).float()
+    assert (ours - expected).abs().max() <= 1.0
+
+
+def test_evaluation_views() -> None:
+    video = _video(2, 30, 60, 3)
+    (centre,) = _views(video, ViewConfig(crop_size=14))
+    images = torch.from_numpy(video).permute(0, 3, 1, 2)
+    resized = functional.interpolate(images, (16, 32), mode="bilinear", antialias=True)
+    assert torch.equal(centre, resized[:, :, 1:15, 9:23].transpose(0, 1))
+    views = _views(video, ViewConfig(crop_size=30, num_views=3))
+    whole = torch.from_numpy(video).permute(3, 0, 1, 2)
+    for number, view in enumerate(views):
+        left = 15 * number
+        assert torch.equal(view, whole[..., left : left + 30])
+    tall = _views(video.transpose(0, 2, 1, 3), ViewConfig(crop_size=30, num_views=3))
+    assert torch.equal(tall, views.transpose(-1, -2))
+    (unresized,) = _views(video, ViewConfig(crop_size=30, short_side=30))
+    assert torch.equal(unresized, views[1])
+
+
+def test_views_along_the_long_side() -> None:
+    video = _video(2, 40, 100, 3)
+    whole = torch.from_numpy(video).permute(3, 0, 1, 2)
+    two = _views(video, ViewConfig(crop_size=30, num_views=2, short_side=40))
+    # The crops lie in the middle of a longer short side, the last one ends with the frame.
+    assert torch.equal(two[0], whole[..., 5:35, :30])
+    assert torch.equal(two[1], whole[..., 5:35, 70:])
+    square = _views(video[:, :, :40], ViewConfig(crop_size=40, num_views=3))
+    assert torch.equal(square[0], square[2])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"crop_size": 0}, "crop_size"),
+        ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
+        ({"crop_scale": (0.9, 0.3)}, "crop_scale"),
+        ({"crop_scale": (0.3, 1.1)}, "crop_scale"),
+        ({"crop_aspect": (-1.0, 1.0)}, "crop_aspect"),
+        ({"crop_aspect": (2.0, 1.0)}, "crop_aspect"),
+    ],
+)
+def test_impossible_configs_name_their_field(fields, message) -> None:
+    with pytest.raises(ValueError, match=f"^{message} "):
+        TransformConfig(**fields)
