@@ -5,11 +5,12 @@ Randomness comes in as uniform numbers, so that the same sample gets the same cr
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,7 +28,7 @@ NUM_UNIFORMS = 2 * CROP_TRIES + 3
 class TransformConfig:
     """Crop, resize and flip of a training clip."""
 
-    crop_size: int = 224
+    crop_size: Annotated[int, Field(ge=1)] = 224
     """Height and width of a clip, in pixels."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Range of the crop's area, as a share of the frame's."""
@@ -40,8 +41,6 @@ class TransformConfig:
     released code does (shrinking then keeps only the nearest pixels)."""
 
     def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"crop_size must be at least 1, got {self.crop_size}")
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must rise within (0, 1], got {self.crop_scale}")

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from vjepa.config import config_dataclass
@@ -168,27 +169,15 @@ class ClipViews:
 class ReadingConfig:
     """How evaluation clips get from files into memory. Nothing here changes a pixel."""
 
-    num_workers: int = 2
+    num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
-    sample_timeout_seconds: float = 60.0
+    sample_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A video that takes longer is given up and its worker process killed."""
-    frame_cache_gigabytes: float = 0.0
+    frame_cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Decode every video once for all runs and keep its frames on disk, if the manifest's take no
     more than this, in GB; 0: off. Pays where several encoders are compared on small videos."""
     frame_cache_folder: Path | None = None
     """Where such frames are kept; null: the user's cache folder."""
-
-    def __post_init__(self) -> None:
-        if self.frame_cache_gigabytes < 0:
-            raise ValueError(
-                f"frame_cache_gigabytes: must not be negative, got {self.frame_cache_gigabytes}"
-            )
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers: must not be negative, got {self.num_workers}")
-        if not self.sample_timeout_seconds > 0:
-            raise ValueError(
-                f"sample_timeout_seconds: must be above 0, got {self.sample_timeout_seconds}"
-            )
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, TransformConfig, draw_crops
 from vjepa.data.clips.source import Box, Source
 
 Change = Callable[[Tensor], Tensor]
 """An operation on frames uint8 [T, C, H, W] that keeps type and number: the same on every frame."""
-
-from vjepa.config import config_dataclass
 
 ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
 Placement = Literal["centre", "even", "random", "reference"]
@@ -43,19 +43,19 @@ class ShortVideoError(ValueError):
 class ClipConfig:
     """Which frames a clip takes. Exactly one of `stride`, `fps` and `clip_seconds` is set."""
 
-    num_frames: int = 16
+    num_frames: Annotated[int, Field(gt=0)] = 16
     """Frames of a clip."""
-    stride: int | None = 4
+    stride: Annotated[int, Field(gt=0)] | None = 4
     """Spacing in source frames; the paper takes 16 frames over a window of 64."""
-    fps: float | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
     """Spacing by time instead: frames of the clip per second of video (set `stride: null`)."""
-    clip_seconds: float | None = None
+    clip_seconds: Annotated[float, Field(gt=0)] | None = None
     """Spacing by time instead: seconds that the whole clip covers (set `stride: null`)."""
     sampling: Literal["reference", "exact"] = "reference"
     """How a stride is taken. `reference`: `num_frames` places spread over `num_frames * stride`
     frames, as the released code does (steps of 4 and 5 for stride 4, mean 64/15); `exact`: every
     stride-th frame."""
-    clips_per_video: int = 1
+    clips_per_video: Annotated[int, Field(gt=0)] = 1
     """Clips cut from one opened file, one after the other in the order of samples."""
     short_video: ShortVideo = "repeat_last"
     """For a video shorter than its clip. `repeat_last`: hold the last frame, as the released code
@@ -72,9 +72,6 @@ class ClipConfig:
                 f"{given[-1] if given else 'stride'}: exactly one of stride, fps and clip_seconds "
                 f"must be set, found {found}: give the others as null"
             )
-        for name in ("num_frames", given[0], "clips_per_video"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.sampling == "exact" and self.stride is None:
             raise ValueError(
                 f"sampling: exact says how a stride is taken, but {given[0]} is set: leave it out"

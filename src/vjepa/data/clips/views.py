@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.counter_random import uniforms
@@ -21,17 +22,17 @@ JoinSegments = Literal["tokens", "average"]
 class ViewConfig:
     """The views of a video: S segments in time, V crops in space (the paper's 16 x S x V)."""
 
-    crop_size: int = 224
+    crop_size: Annotated[int, Field(ge=1)] = 224
     """Height and width of the crop, in pixels."""
     short_side: int | None = None
     """Length that the frame's short side is brought to first, in pixels; null, as in the paper's
     evaluation: 256/224 of `crop_size` with one view, `crop_size` itself with several."""
     resize: Resize = "antialias"
     """`antialias`: bilinear with antialias; `reference`: without it, as the released code."""
-    num_segments: int = 1
+    num_segments: Annotated[int, Field(ge=1)] = 1
     """S: the video is cut into so many equal segments, each gives a clip. Clips overlap where a
     video is shorter than S clips; one shorter than a clip follows `data.clip.short_video`."""
-    num_views: int = 1
+    num_views: Annotated[int, Field(ge=1)] = 1
     """V: crops of each clip. 1: the centre; more: evenly spaced along the long side. Training sees
     one crop."""
     join: JoinSegments = "tokens"
@@ -45,9 +46,6 @@ class ViewConfig:
     is what the released code does, here drawn once for each file name."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_size", "num_segments", "num_views"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(
                 f"short_side: {self.short_side} is smaller than crop_size {self.crop_size}"

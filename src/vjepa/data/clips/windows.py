@@ -7,11 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from vjepa.config import config_dataclass
@@ -31,28 +32,22 @@ _ROUNDING = 1e-6  # frames; as in the sampling of clips
 class WindowConfig:
     """Which frames are looked at, and in which windows."""
 
-    num_frames: int | None = None
+    num_frames: Annotated[int, Field(gt=0)] | None = None
     """Frames of one window; null: as many as the encoder was made for (16 for an image model)."""
-    stride: int | None = 4
+    stride: Annotated[int, Field(gt=0)] | None = 4
     """Spacing in source frames, as in pretraining."""
-    fps: float | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
     """Spacing by time instead: frames looked at per second of video (set `stride: null`)."""
-    overlap: float = 0.5
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that the next one sees again, in [0, 1). Tokens that several windows give
     are averaged; 0 encodes every frame once."""
-    still_frames: int | None = None
+    still_frames: Annotated[int, Field(gt=0)] | None = None
     """Frames that a still image is repeated to; null: as many as a window (the paper's 16 frames),
     one tubelet (2) costs an eighth of it."""
 
     def __post_init__(self) -> None:
         if (self.stride is None) == (self.fps is None):
             raise ValueError("stride: exactly one of stride and fps must be set")
-        for name in ("num_frames", "stride", "fps", "still_frames"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: must be above 0, got {value}")
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"overlap: must be in [0, 1), got {self.overlap}")
 
 
 @dataclass(frozen=True)
@@ -194,15 +189,11 @@ class FramingConfig:
     """`whole`: the whole frame at its own aspect, rounded to whole patches; the position code is
     stretched to it. `centre`: the centre crop of an evaluation. `stretch`: the whole frame, made
     square."""
-    size: int | None = None
+    size: Annotated[int, Field(ge=1)] | None = None
     """Short side (`whole`) or side (`centre`, `stretch`) in pixels, in whole patches; null: the
     image size that the encoder was made for."""
     resize: Resize = "antialias"
     """`antialias`: bilinear with antialias; `reference`: without it, as the released code."""
-
-    def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"size: must be at least 1, got {self.size}")
 
 
 @dataclass(frozen=True)

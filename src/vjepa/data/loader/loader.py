@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from vjepa.config import config_dataclass
@@ -41,49 +42,37 @@ class LoaderConfig:
     Of videos that can be read, only `frame_cache_short_side` changes what a batch holds.
     """
 
-    num_workers: int = 2
+    num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in the training process, without a watchdog."""
-    prefetch_batches: int = 4
+    prefetch_batches: Annotated[int, Field(gt=0)] = 4
     """Batches in the making ahead of the one in use."""
-    sample_timeout_seconds: float = 60.0
+    sample_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A video that takes longer is given up and its worker process killed."""
-    max_retries: int = 10
+    max_retries: Annotated[int, Field(ge=0)] = 10
     """Replacements tried for one sample before the run stops."""
-    max_bad_fraction: float = 0.05
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """The run stops when a larger share of the last 1000 videos could not be read."""
-    min_bad_videos: int = 10
+    min_bad_videos: Annotated[int, Field(ge=0)] = 10
     """So many bad videos at least before `max_bad_fraction` is looked at."""
-    max_clip_gigabytes: float = 4.0
+    max_clip_gigabytes: Annotated[float, Field(gt=0)] = 4.0
     """Largest memory for the decoded frames of one opened video, in GB; more counts as bad."""
     max_worker_gigabytes: float = 16.0
     """Memory (address space, in GB) that a worker process may take for the video it reads; a video
     that needs more counts as bad. Linux."""
-    frame_cache_gigabytes: float = 0.0
+    frame_cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Decode every video once and keep its frames, if they take no more than this, in GB; 0:
     off."""
     frame_cache_folder: Path | None = None
     """Where such frames are kept; null: the user's cache folder."""
-    frame_cache_short_side: int | None = None
+    frame_cache_short_side: Annotated[int, Field(ge=1)] | None = None
     """Shrink cached frames to this short side in pixels, which changes pixels; null keeps their
     size."""
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "max_retries", "min_bad_videos", "frame_cache_gigabytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("prefetch_batches", "sample_timeout_seconds", "max_clip_gigabytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not self.max_worker_gigabytes > self.max_clip_gigabytes:
             raise ValueError(
                 f"max_worker_gigabytes must be above max_clip_gigabytes {self.max_clip_gigabytes}, "
                 f"got {self.max_worker_gigabytes}"
-            )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"max_bad_fraction must be in [0, 1], got {self.max_bad_fraction}")
-        if self.frame_cache_short_side is not None and self.frame_cache_short_side < 1:
-            raise ValueError(
-                f"frame_cache_short_side must be at least 1, got {self.frame_cache_short_side}"
             )
 
 
