@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 
 CountMode = Literal["prefix", "fixed", "packed"]
+_Fraction = Annotated[float, Field(gt=0, lt=1)]
+_Positive = Annotated[int, Field(ge=1)]
 
 
 @config_dataclass
@@ -15,7 +19,7 @@ class MaskConfig:
 
     kind: Literal["multiblock", "tube"] = "multiblock"
     """`multiblock`: a union of blocks; `tube`: single places, hidden over the whole clip."""
-    num_blocks: int = 8
+    num_blocks: _Positive = 8
     """Blocks in a mask; they may overlap. Kind multiblock only."""
     spatial_scale: tuple[float, float] = (0.15, 0.15)
     """Area of one block as a share of the frame, drawn between these two. Kind multiblock only."""
@@ -23,21 +27,19 @@ class MaskConfig:
     """Length of one block as a share of the clip, drawn between these two. Kind multiblock only."""
     aspect_ratio: tuple[float, float] = (0.75, 1.5)
     """Height / width of a block, drawn between these two. Kind multiblock only."""
-    tube_ratio: float = 0.9
+    tube_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Share of the places of a frame that is hidden; 0, with `context_frames`, hides the future
     alone. Kind tube only."""
-    context_frames: int | None = None
+    context_frames: _Positive | None = None
     """Causal masks: only the first so many frames may be seen; all later tokens are targets."""
-    max_context_tokens: int | None = None
+    max_context_tokens: _Positive | None = None
     """Never show the context encoder more tokens of a clip than this."""
-    context_fraction: float | None = None
+    context_fraction: _Fraction | None = None
     """Count mode fixed: context tokens as a share of all; null: the mean of the authors' counts."""
-    target_fraction: float | None = None
+    target_fraction: _Fraction | None = None
     """Count mode fixed: target tokens as a share of all; null: the mean of the authors' counts."""
 
     def __post_init__(self) -> None:
-        if self.num_blocks < 1:
-            raise ValueError(f"num_blocks must be at least 1, got {self.num_blocks}")
         for name in ("spatial_scale", "temporal_scale"):
             low, high = getattr(self, name)
             if not 0 < low <= high <= 1:
@@ -45,16 +47,6 @@ class MaskConfig:
         low, high = self.aspect_ratio
         if not 0 < low <= high:
             raise ValueError(f"aspect_ratio must be two rising numbers above 0, got {low}, {high}")
-        if not 0 <= self.tube_ratio < 1:
-            raise ValueError(f"tube_ratio must be at least 0 and below 1, got {self.tube_ratio}")
-        for name in ("context_fraction", "target_fraction"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {value}")
-        for name in ("context_frames", "max_context_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         if (self.context_fraction or 0) + (self.target_fraction or 0) > 1:
             raise ValueError(
                 f"context_fraction {self.context_fraction} and target_fraction "

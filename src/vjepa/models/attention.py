@@ -72,9 +72,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     """The packed case by padding every clip to the longest one and hiding the padding."""
-    lengths = packing.offsets.diff()
-    longest = int(lengths.max())  # a device read, on the slow path only
-    clip = packing.clip_index
+    lengths, clip = packing.offsets.diff(), packing.clip_index
+    if lengths.device.type == "cpu":
+        longest = int(lengths.max())
+    else:  # a bound instead, which costs work but does not make the host wait for the device
+        longest = min(packing.max_length, clip.numel())
     places = torch.arange(clip.numel(), device=clip.device) - packing.offsets[clip]
     rows = clip * longest + places
     count = lengths.numel()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
+
+_Count = Annotated[int, Field(gt=0)]
+_Positive = Annotated[float, Field(gt=0)]
 
 
 @config_dataclass
@@ -16,35 +21,32 @@ class EncoderConfig:
     The defaults are the paper's ViT-L/16 at 224 pixels (section 4).
     """
 
-    width: int = 1024
+    width: _Count = 1024
     """Token width D."""
-    depth: int = 24
+    depth: _Count = 24
     """Number of transformer blocks."""
-    heads: int = 16
+    heads: _Count = 16
     """Attention heads; must divide the width."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: _Positive = 4.0
     """Hidden width of a block's MLP over the token width."""
-    image_size: int = 224
+    image_size: _Count = 224
     """Side of the square input in pixels for which the position code is made."""
-    num_frames: int = 16
+    num_frames: _Count = 16
     """Frames of the input clip for which the position code is made."""
-    patch_size: int = 16
+    patch_size: _Count = 16
     """Side of a patch in pixels."""
-    tubelet_size: int = 2
+    tubelet_size: _Count = 2
     """Frames that one token covers."""
     position_split: Literal["uniform", "half"] = "uniform"
     """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
-    channels: int = 3
+    channels: _Count = 3
     """Channels of the input video."""
-    patch_init_std: float = 0.02
+    patch_init_std: _Positive = 0.02
     """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
     encoder's features mostly position; larger lets pixels lead the first targets, which a small
     model needs that trains for minutes."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width", "depth", "heads", "image_size", "num_frames")
-        _require_positive(self, "patch_size", "tubelet_size", "channels", "mlp_ratio")
-        _require_positive(self, "patch_init_std")
         _require_multiple("width", self.width, "heads", self.heads)
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
@@ -82,21 +84,19 @@ class EncoderConfig:
 class PredictorConfig:
     """The narrow transformer that predicts target tokens from context tokens (paper, section 3)."""
 
-    width: int = 384
+    width: _Count = 384
     """Token width P inside the predictor."""
-    depth: int = 12
+    depth: _Count = 12
     """Number of transformer blocks."""
-    heads: int | None = None
+    heads: _Count | None = None
     """Attention heads; none means as many as the encoder, which is what the authors train with."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: _Positive = 4.0
     """Hidden width of a block's MLP over the predictor width."""
-    num_mask_tokens: int = 2
+    num_mask_tokens: _Count = 2
     """Learnt mask tokens: one per kind of mask, or 1 that all kinds share."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "width", "depth", "mlp_ratio", "num_mask_tokens")
         if self.heads is not None:
-            _require_positive(self, "heads")
             _require_multiple("width", self.width, "heads", self.heads)
 
     @property
@@ -125,25 +125,14 @@ class ModelConfig:
 def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
     """Check that a sin-cos code of this width exists for the encoder's kind of grid.
 
-    Args:
-        name: The field to name in the message.
-        width: Columns of the code.
-        encoder: Gives the number of axes and the split.
-
     Raises:
-        ValueError: Some axis would get an odd number of columns (sines and cosines come in pairs).
+        ValueError: Some axis would get an odd number of columns (sines and cosines come in pairs);
+            the message begins with `name`, the field.
     """
     if encoder.is_image_model and width % 4:
         raise ValueError(f"{name}: {width} must be a multiple of 4 for a 2-D position code")
     if not encoder.is_image_model and encoder.position_split == "half" and width % 8:
         raise ValueError(f"{name}: {width} must be a multiple of 8 for position_split half")
-
-
-def _require_positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value <= 0:
-            raise ValueError(f"{name}: {value} must be above 0")
 
 
 def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
