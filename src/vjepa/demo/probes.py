@@ -52,38 +52,25 @@ _BASELINES: dict[EncoderName, Callable[[Tensor], Tensor]] = {
 }
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One split: grey clips float32 [n, T, 16, 16] with their manifest rows."""
-
-    manifest: Manifest
-    grey: Tensor
-
-
 def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]:
     """Ridge classifiers on raw pixels, for the same draws of labelled clips as the probes.
 
-    Args:
-        config: The demo's settings.
-        out: The demo's folder; its frame cache is used.
-        manifest: The video set.
-
-    Returns:
-        One row for each baseline, label and number of labels. Intervals are Wilson's over test
-        clips: there is no pretraining whose seed could matter.
+    One row for each baseline, label and number of labels. Intervals are Wilson's over test clips:
+    there is no pretraining whose seed could matter.
     """
-    train, test = (_read(config, out, manifest, split) for split in ("train", "test"))
+    train_rows, train = _read_grey(config, out, manifest, "train")
+    test_rows, test = _read_grey(config, out, manifest, "test")
     cells = []
     for label in LABELS:
-        fit_labels = labels_of(train.manifest, label)
-        truth = labels_of(test.manifest, label, classes=fit_labels.classes)
+        fit_labels = labels_of(train_rows, label)
+        truth = labels_of(test_rows, label, classes=fit_labels.classes)
         expected = torch.from_numpy(truth.indices)
         for per_class, draws in (
             (config.few_labels_per_class, config.label_draws),
             (config.many_labels_per_class, 1),
         ):
             for name, features in _BASELINES.items():
-                inputs, held = features(train.grey), features(test.grey)
+                inputs, held = features(train), features(test)
                 shares = []
                 for draw in range(draws):
                     rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
@@ -97,8 +84,10 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     return cells
 
 
-def _read(config: DemoConfig, out: Path, manifest: Path, split: str) -> _Part:
-    """All clips of a split as the encoders see them, in grey and at 16 x 16 pixels."""
+def _read_grey(
+    config: DemoConfig, out: Path, manifest: Path, split: str
+) -> tuple[Manifest, Tensor]:
+    """A split's rows, and its clips as the encoders see them, grey: float32 [n, T, 16, 16]."""
     pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
     probe = load_config(
         ProbeConfig,
@@ -110,15 +99,10 @@ def _read(config: DemoConfig, out: Path, manifest: Path, split: str) -> _Part:
     rows = Manifest.open(manifest).select(split=split)
     with EvaluationClips(rows, pretrain.data.clip, view, probe.reading) as source:
         parts = [
-            _to_grey(batch.clips[:, 0]) for batch in source.batches(0, len(source), _READ_AT_ONCE)
+            torch.nn.functional.adaptive_avg_pool2d(batch.clips[:, 0].float().mean(dim=1), _SIDE)
+            for batch in source.batches(0, len(source), _READ_AT_ONCE)
         ]
-    return _Part(rows, torch.cat(parts))
-
-
-def _to_grey(clips: Tensor) -> Tensor:
-    """uint8 [n, 3, T, H, W] -> float32 [n, T, 16, 16] by averaging."""
-    grey = clips.float().mean(dim=1)
-    return torch.nn.functional.adaptive_avg_pool2d(grey, _SIDE)
+    return rows, torch.cat(parts)
 
 
 EncoderName = Literal["vjepa", "shipped", "pixel", "random", "frame differences", "middle frame"]
@@ -131,22 +115,15 @@ LABELS = ("motion", "appearance")
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """One probe of the demo.
-
-    Attributes:
-        encoder: Whose features.
-        seed: Of the pretraining, or of the random weights.
-        label: What is to be told from them.
-        labels_per_class: Labelled training videos of each class.
-        draw: Which random choice of these; also the seed of the probe.
-        kind: Form of the head.
-    """
+    """One probe of the demo."""
 
     encoder: EncoderName
     seed: int
+    """Of the pretraining, or of the random weights."""
     label: str
     labels_per_class: int
     draw: int
+    """Which random choice of the labelled videos; also the seed of the probe."""
     kind: Literal["attentive", "linear"]
 
     def folder(self, out: Path) -> Path:
@@ -157,25 +134,21 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the demo's table.
-
-    Attributes:
-        label, kind, labels_per_class, encoder: What was measured.
-        top1: Mean share of right answers over pretraining seeds and draws of the labels.
-        interval: 95 %: over seeds (Student's t) with three seeds or more, otherwise over the test
-            videos (Wilson).
-        num_seeds: Pretraining seeds; 0 where nothing is pretrained.
-        by_seed: Mean over draws for each seed.
-    """
+    """One row of the demo's table."""
 
     label: str
     kind: str
     labels_per_class: int
     encoder: EncoderName
     top1: float
+    """Mean share of right answers over pretraining seeds and draws of the labels."""
     interval: ConfidenceInterval
+    """95 %: over seeds (Student's t) with three seeds or more, otherwise over the test videos
+    (Wilson)."""
     num_seeds: int
+    """Pretraining seeds; 0 where nothing is pretrained."""
     by_seed: tuple[float, ...]
+    """Mean over draws for each seed."""
 
 
 def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
@@ -198,11 +171,6 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
     """Train and test every probe that an earlier call has not finished, one on each CPU core.
-
-    Args:
-        config: The demo's settings.
-        out: The demo's folder, with the pretraining runs in it.
-        manifest: The video set.
 
     Raises:
         UserError: A probe cannot be trained.

@@ -61,25 +61,21 @@ def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
 
 
 def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
-    """All curves of the runs, the online probe against time first.
-
-    Args:
-        states: The runs by the title of their line.
-    """
+    """All curves of the runs (by the title of their line), the online probe against time first."""
     lines = []
     for colour, (title, state) in enumerate(states.items(), start=1):
         minutes, shares = probe_by_time(state)
         if len(minutes) > 1:
             lines.append(Line(title, minutes, shares, colour))
-    first = []
-    if lines:
-        caption = (
-            "The same online probe against time, which both models had alike: a curve that still "
-            "rises has not had enough of it. Schedules are laid out for this time, so a longer run "
-            "is not this curve drawn on."
-        )
-        first = [Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)]
-    return first + run_charts(states)
+    if not lines:
+        return run_charts(states)
+    caption = (
+        "The same online probe against time, which both models had alike: a curve that still rises "
+        "has not had enough of it. Schedules are laid out for this time, so a longer run is not "
+        "this curve drawn on."
+    )
+    chart = Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)
+    return [chart, *run_charts(states)]
 
 
 NAMES = {
@@ -104,21 +100,14 @@ _SHOWN_CLIPS = 3
 
 @dataclass(frozen=True)
 class DemoFindings:
-    """What the demo found.
-
-    Attributes:
-        config: Its settings.
-        out: Its folder.
-        manifest: The video set.
-        results: Every probe.
-        seconds: Wall-clock seconds of this call by stage.
-    """
+    """What the demo found."""
 
     config: DemoConfig
     out: Path
     manifest: Path
     results: dict[ProbeTask, ProbeResult]
     seconds: dict[str, float]
+    """Wall-clock seconds of this call by stage."""
 
     def run(self, objective: str) -> Path:
         """The run folder of an objective, first seed."""
@@ -126,12 +115,7 @@ class DemoFindings:
 
 
 def write_demo_report(findings: DemoFindings, path: Path) -> None:
-    """Write the report.
-
-    Args:
-        findings: All that was found.
-        path: The HTML file.
-    """
+    """Write the report as one HTML file."""
     cells = ordered(
         summarise(findings.results)
         + pixel_baselines(findings.config, findings.out, findings.manifest)

@@ -1,4 +1,4 @@
-"""One clip as a pure function of the settings, the split and the clip's index."""
+"""One synthetic clip as a pure function of the settings, the split and the clip's index."""
 
 from __future__ import annotations
 
@@ -128,17 +128,14 @@ _DIRECTIONS = {
 
 @dataclass(frozen=True)
 class Track:
-    """The poses of one object.
-
-    Attributes:
-        centre: float64 `[T, 2]`, x and y of the object's centre.
-        side: float64 `[T]`, side of the object's square.
-        angle: float64 `[T]`, clockwise turn.
-    """
+    """The poses of one object: float64, lengths as fractions of the frame's side."""
 
     centre: NDArray[np.float64]
+    """[T, 2], x and y."""
     side: NDArray[np.float64]
+    """[T]."""
     angle: NDArray[np.float64]
+    """[T], clockwise, in radians."""
 
 
 def draw_tracks(
@@ -187,22 +184,10 @@ def _straight_path(
     return start + time[:, None] * shift
 
 
-def _pass_in_front(time: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1.0 - 2.0 * time
-
-
-def _stop_at(time: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.maximum(1.0 - time / 0.6, 0.0)
-
-
-def _turn_back(time: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.abs(1.0 - 2.0 * time)
-
-
 _MEETINGS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "pass_in_front": _pass_in_front,
-    "stop_at": _stop_at,
-    "turn_back": _turn_back,
+    "pass_in_front": lambda time: 1.0 - 2.0 * time,
+    "stop_at": lambda time: np.maximum(1.0 - time / 0.6, 0.0),
+    "turn_back": lambda time: np.abs(1.0 - 2.0 * time),
 }
 """Place of A along its line at each time: 1 the start, 0 the meeting point."""
 
@@ -240,17 +225,14 @@ _PARTS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
 
 @dataclass(frozen=True)
 class DigitSet:
-    """Digit images of one split.
-
-    Attributes:
-        images: float32 `[N, 8, 8]`, 0 (paper) to 1 (ink).
-        labels: int64 `[N]`, the digit.
-        ids: int64 `[N]`, row of the image in `digits.npz`: the identity of the object.
-    """
+    """Digit images of one split."""
 
     images: NDArray[np.float32]
+    """[N, 8, 8], 0 (paper) to 1 (ink)."""
     labels: NDArray[np.int64]
+    """[N], the digit."""
     ids: NDArray[np.int64]
+    """[N], row of the image in `digits.npz`: the identity of the object."""
 
 
 @cache
@@ -373,28 +355,19 @@ def paint(frames: Image, coverage: Image, colour: NDArray[np.float64]) -> None:
 
 @dataclass(frozen=True)
 class SyntheticClip:
-    """A drawn clip and everything that is known about it.
-
-    Attributes:
-        frames: uint8 `[T, H, W, 3]`, RGB.
-        motion: one of `MOTION_CLASSES`.
-        appearance: one of `APPEARANCE_CLASSES`: the digit that A is.
-        split: the split it belongs to.
-        index: its index in that split.
-        digit_a: row of A's image in the digit archive (the identity of the object).
-        digit_b: row of B's image in the digit archive.
-        centre_a: float64 `[T, 2]`, x and y of A's centre, fractions of the side.
-        centre_b: float64 `[T, 2]`, the same of B.
-    """
+    """A drawn clip and everything that is known about it."""
 
     frames: NDArray[np.uint8]
+    """[T, H, W, 3], RGB."""
     motion: str
     appearance: str
     split: str
     index: int
     digit_a: int
+    """Row of A's image in the digit archive: the identity of the object."""
     digit_b: int
     centre_a: NDArray[np.float64]
+    """[T, 2], x and y, fractions of the frame's side."""
     centre_b: NDArray[np.float64]
 
 
@@ -407,7 +380,7 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     frames = _draw_scene(config, rng)
     for row, track in ((row_b, track_b), (row_a, track_a)):
         coverage = digit_coverage(digits.images[row], track, config.size)
-        paint(frames, coverage, _bright_colour(rng))
+        paint(frames, coverage, rng.uniform(0.6, 1.0, size=3))
     add_disturbance(frames, config.flicker, config.noise, rng)
     return SyntheticClip(
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
@@ -469,7 +442,3 @@ def _drifting_track(config: SyntheticConfig, rng: np.random.Generator) -> Track:
     time = np.linspace(0.0, 1.0, config.num_frames)
     side = np.full_like(time, rng.uniform(0.12, 0.25))
     return Track(start + time[:, None] * shift, side, np.zeros_like(time))
-
-
-def _bright_colour(rng: np.random.Generator) -> NDArray[np.float64]:
-    return rng.uniform(0.6, 1.0, size=3)

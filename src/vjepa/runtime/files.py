@@ -34,26 +34,33 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Generator[Path]:
+def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
     """A place to write a file to that becomes `path`, whole, when the block ends without an error.
 
     An older file at `path` stays until then, and stays if the block fails. The folder is made.
+
+    Args:
+        path: The file.
+        durable: Wait for the disk. False is for one of thousands of small files that can be made
+            again: whole after a kill, but perhaps empty after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     aside.unlink(missing_ok=True)  # of a killed process that had the same number
     try:
         yield aside
-        sync(aside)
+        if durable:
+            sync(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a whole file: text as UTF-8, or bytes."""
-    with atomic_path(path) as aside:
+def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a whole file: text as UTF-8, or bytes; `durable` as in :func:`atomic_path`."""
+    with atomic_path(path, durable=durable) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
