@@ -114,7 +114,7 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
             ],
             "trim cannot be used with transcode.mode copy",
         ),
-        (["synth", "--out", "x", "--num_frames", "1"], "num_frames is 1, must be at least 2"),
+        (["synth", "--out", "x", "--num_frames", "1"], "num_frames must be at least 2, got 1"),
         (["synth", "--out", "x", "--workers", "0"], "--workers must be at least 1, got 0"),
     ],
 )

@@ -173,7 +173,7 @@ def test_every_knob_changes_the_pixels():
     [("num_frames", 1), ("size", 33), ("size", 8), ("zoom", 1.0), ("num_clips_test", -1)],
 )
 def test_impossible_settings_are_refused_by_name(field, value):
-    with pytest.raises(UserError, match=field):
+    with pytest.raises(ValueError, match=field):
         SyntheticConfig(**{field: value})
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.demo import SyntheticConfig
@@ -12,26 +15,26 @@ from vjepa.demo import SyntheticConfig
 class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 
-    minutes: float = 5.0
+    minutes: Annotated[float, Field(gt=0)] = 5.0
     """Pretraining time of each model, in minutes; the two models train side by side, on one CPU
     thread each."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the pretraining; each one trains both models, one seed after the other."""
     recipe: str = "demo"
     """Pretraining recipe, or a YAML file."""
-    pixel_peak_lr: float = 5e-3
+    pixel_peak_lr: Annotated[float, Field(gt=0, lt=1)] = 5e-3
     """Peak learning rate of the pixel-prediction model: the best one tried for it. The recipe's is
     V-JEPA's, which comes near to a collapse at this one."""
-    pixel_schedule_stretch: float = 1.0
+    pixel_schedule_stretch: Annotated[float, Field(ge=1)] = 1.0
     """Stretch of the pixel model's schedules. V-JEPA's moving average stands in for a falling
     learning rate, so the recipe lets its rate fall little; the pixel model has no average."""
     probe_recipe: str = "demo"
     """Recipe of every probe, or a YAML file."""
-    few_labels_per_class: int = 15
+    few_labels_per_class: Annotated[int, Field(ge=1)] = 15
     """Labelled videos of each class in the few-label probes."""
-    many_labels_per_class: int = 180
+    many_labels_per_class: Annotated[int, Field(ge=1)] = 180
     """Labelled videos of each class in the many-label probes."""
-    label_draws: int = 3
+    label_draws: Annotated[int, Field(ge=1)] = 3
     """Random choices of the few labelled videos; the report shows their mean."""
     shipped_model: bool = True
     """Probe the trained model that ships with the package too. It takes 8 frames of 32 pixels."""
@@ -41,16 +44,5 @@ class DemoConfig:
     """The embedded video set. Its seed is not the one that the recipe was chosen on (0)."""
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        if not 0 < self.pixel_peak_lr < 1:
-            raise ValueError(f"pixel_peak_lr must be in (0, 1), got {self.pixel_peak_lr}")
-        if self.pixel_schedule_stretch < 1:
-            raise ValueError(
-                f"pixel_schedule_stretch must be at least 1, got {self.pixel_schedule_stretch}"
-            )
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
-        for name in ("few_labels_per_class", "many_labels_per_class", "label_draws"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
