@@ -5,8 +5,9 @@
 Everything goes through the command line, which both versions share. The old version makes a set of
 videos, then each version indexes, prepares, pretrains (feature and pixel prediction; prefix, fixed
 and packed masks; with a cache of frames and without), probes, predicts and extracts features.
-Weights, optimiser state, metrics, results, features, manifests and prepared videos are compared bit
-for bit; figures of results that are sums over videos to 1e-12. At the end the new version resumes runs of the old one, and reads its probes and caches.
+Weights, metrics, results, features, manifests and prepared videos are compared bit for bit, figures
+of results that are sums over videos to 1e-12. At the end the new version resumes runs of the old
+one and reads its probes.
 Prints a line for each comparison; exits with 1 where something differs.
 """
 
