@@ -36,7 +36,6 @@ from vjepa.runtime.device import set_up_device
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
-    MicroBatch,
     TrainingConfig,
     ema_momentum,
     learning_rate,
@@ -69,16 +68,14 @@ def steps(way: str, config: BenchConfig) -> Callable[[int], None]:
     if way == "ours":
 
         def ours(number: int) -> None:
-            train_step(
-                learner, [MicroBatch((normalise_clip(batch.clips), batch.masks), 1.0)], number
-            )
+            train_step(learner, [(normalise_clip(batch.clips), batch.masks)], number)
 
         return ours
     optim, ema = learner.optim, learner.ema
     assert ema is not None
-    objective = learner.objective
-    assert isinstance(objective, FeaturePrediction)
-    plain = PlainTrainer(objective.model, setup.device, bfloat16=setup.precision == "bfloat16")
+    task = learner.task
+    assert isinstance(task, FeaturePrediction)
+    plain = PlainTrainer(task, setup.device, bfloat16=setup.precision == "bfloat16")
 
     def theirs(number: int) -> None:
         plain.step(

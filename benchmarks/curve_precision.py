@@ -22,7 +22,6 @@ from vjepa.runtime.device import Precision
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
-    MicroBatch,
     OptimConfig,
     TrainingConfig,
     build_learner,
@@ -63,7 +62,7 @@ def losses(precision: Precision, data_seed: int, steps: int) -> np.ndarray:
     curve = []
     for update in range(1, steps + 1):
         masks = sampler.sample(np.arange(BATCH) + update * BATCH, update)
-        values = train_step(learner, [MicroBatch((textures(generator), masks), 1.0)], update)
+        values = train_step(learner, [(textures(generator), masks)], update)
         curve.append(values.values["loss"])
     return torch.stack(curve).double().numpy()
 

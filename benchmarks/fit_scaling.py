@@ -34,7 +34,6 @@ from vjepa.models.operations import (
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
-    MicroBatch,
     OptimConfig,
     TrainingConfig,
     build_learner,
@@ -115,7 +114,7 @@ def measure(size: Size, rounds: int) -> tuple[NDArray[np.float64], float]:
     seconds = []
     for update in range(1, rounds + 2):
         started = time.process_time()
-        train_step(learner, [MicroBatch((clips, masks), 1.0)], update)
+        train_step(learner, [(clips, masks)], update)
         seconds.append(time.process_time() - started)
     return terms(size, mask_tokens(masks)), min(seconds[1:])
 

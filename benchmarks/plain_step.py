@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, ModelConfig
+from vjepa.tasks import FeaturePrediction
 
 
 class PlainAttention(nn.Module):
@@ -144,7 +145,9 @@ class PlainTrainer:
         bfloat16: Autocast to bfloat16; otherwise float32 throughout.
     """
 
-    def __init__(self, model: VJEPA, device: torch.device, *, bfloat16: bool) -> None:
+    def __init__(
+        self, model: VJEPA | FeaturePrediction, device: torch.device, *, bfloat16: bool
+    ) -> None:
         config = model.config
         self.encoder = PlainEncoder(config, model.encoder.pos_embed)
         self.encoder.load_state_dict(model.encoder.state_dict())

@@ -65,7 +65,7 @@ def test_losses_and_all_gradients(
     output.loss.backward()
     assert_close(output.loss.detach(), recorded["loss/total"], **LOSSES)
     for place, kind in enumerate(KINDS):
-        assert_close(output.metrics[f"loss/mask_{place}"], recorded[f"loss/{kind}"], **LOSSES)
+        assert_close(output.terms[f"loss/mask_{place}"], recorded[f"loss/{kind}"], **LOSSES)
     compared = 0
     for part, module in objective.trainable().items():
         for name, parameter in module.named_parameters():
@@ -74,4 +74,4 @@ def test_losses_and_all_gradients(
             assert_close(parameter.grad, wanted, **GRADIENTS, msg=f"{part}/{name}")
             compared += 1
     assert compared == 72
-    assert all(p.grad is None for p in objective.model.target_encoder.parameters())
+    assert all(p.grad is None for p in objective.target_encoder.parameters())

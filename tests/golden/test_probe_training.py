@@ -15,8 +15,8 @@ from torch.testing import assert_close
 from vjepa.evaluation.batches import FeatureBatch
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeOptimConfig
-from vjepa.jobs.probe.train import prepare_features, scale_groups, schedules
-from vjepa.tasks.classification import ClassificationObjective
+from vjepa.jobs.probe.train import scale_groups, schedules
+from vjepa.tasks import Classification
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
 from vjepa.training.trainer import Trainer, TrainingConfig
 
@@ -87,9 +87,8 @@ class _Losses:
 def _train(recorded: dict[str, Tensor], grid: list[HeadSetting], sink: _Losses) -> ProbeHeads:
     heads = ProbeHeads([_head(_initial(recorded)) for _ in grid])
     trainer = Trainer(
-        objective=ClassificationObjective(heads, heads.trainable()),
-        data=_Recorded(recorded),
-        prepare=prepare_features,
+        task=Classification(heads, heads.trainable()),
+        batches=_Recorded(recorded).batches,
         optim=schedules(ProbeOptimConfig(), grid, 6),
         training=TrainingConfig(
             device="cpu", log_every_steps=1, health_every_steps=None, evaluate_every_steps=None
@@ -98,7 +97,7 @@ def _train(recorded: dict[str, Tensor], grid: list[HeadSetting], sink: _Losses) 
         sinks=[sink],
     )
     scale_groups(trainer, list(heads.trainable()), grid)
-    trainer.train()
+    trainer.fit()
     return heads
 
 
@@ -173,7 +172,7 @@ def test_joint_heads_give_the_recorded_gradients(
     recorded: dict[str, Tensor], golden_dir: Path
 ) -> None:
     heads = ProbeHeads([_head(_probe_state(golden_dir, "attentive_probe_tiny"))])
-    objective = ClassificationObjective(heads, heads.trainable())
+    objective = Classification(heads, heads.trainable())
     output = objective(recorded["train/features_0"], recorded["train/labels"][0])
     assert_close(output.loss, recorded["grad/depth1/loss"], **LOSSES)
     output.loss.backward()

@@ -84,7 +84,7 @@ def run(golden_dir: Path, recorded: dict[str, Tensor]) -> Run:
 
 
 def _copy(objective: FeaturePrediction) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in objective.model.state_dict().items()}
+    return {name: value.clone() for name, value in objective.state_dict().items()}
 
 
 def test_schedules(recorded: dict[str, Tensor]) -> None:

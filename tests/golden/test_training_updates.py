@@ -1,4 +1,4 @@
-"""Twenty updates of the reference's training loop, through our objective and our train_step."""
+"""Twenty updates of the reference's training loop, through our task and our train_step."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from tests.golden.golden_files import tensors, tiny_model
 from torch import Tensor
 
 from vjepa.masking import TokenMasks
-from vjepa.tasks import FeaturePrediction
+from vjepa.tasks import BatchSize, FeaturePrediction
 from vjepa.training import (
     EmaConfig,
-    MicroBatch,
     OptimConfig,
     TrainingConfig,
     build_learner,
@@ -27,7 +26,7 @@ NUM_UPDATES = 20
 
 def _parts(
     clips: Tensor, recorded: dict[str, Tensor], update: int, parts: int
-) -> Iterator[MicroBatch]:
+) -> Iterator[tuple[Tensor, tuple[TokenMasks, ...], BatchSize]]:
     masks = [
         TokenMasks(
             recorded[f"masks/{update - 1}/{kind}/context"],
@@ -39,7 +38,7 @@ def _parts(
         size = len(clips) // parts
         span = slice(part * size, (part + 1) * size)
         kinds = tuple(mask.slice(span.start, span.stop) for mask in masks)
-        yield MicroBatch((clips[span], kinds), 1 / parts)
+        yield clips[span], kinds, BatchSize.of(masks)
 
 
 def _assert_weights(model: torch.nn.Module, recorded: dict[str, Tensor], update: int) -> int:

@@ -74,7 +74,7 @@ def test_warm_up_is_not_timed() -> None:
 
 def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(bench_step, "compile_blocks", asked.extend)
+    monkeypatch.setattr("vjepa.training.step.compile_blocks", asked.extend)
     training = TrainingConfig(device="cpu", compile=True, num_threads=1)
     bench_step.build(
         bench_step.BenchConfig(

@@ -1,4 +1,4 @@
-"""From a batch of clips to what the objective takes, on the device that trains."""
+"""From a batch of clips to what the task takes, on the device that trains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from vjepa.data import ClipConfig, TransformConfig
 from vjepa.data.loader.loader import ClipBatch
-from vjepa.jobs.pretrain import BatchPreparer, DataConfig, PretrainConfig
+from vjepa.jobs.pretrain import DataConfig, PretrainConfig, build_task
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import EncoderConfig, ModelConfig, normalise_clip
+from vjepa.tasks import BatchSize
 
-CPU = torch.device("cpu")
 ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=64, num_frames=4)
 
 
@@ -42,31 +42,43 @@ def test_a_part_holds_its_clips_and_their_masks(count: str) -> None:
     config, batch = _config(count), _batch(3)
     sampler = MaskSampler(config.masking, ENCODER.grid, ENCODER.tubelet_size, config.seed)
     wanted = sampler.sample(batch.ordinals, batch.step)
-    clips, masks, part = BatchPreparer(config)(batch, CPU, 1, 2).inputs
+    clips, masks, size = build_task(config).inputs(batch, 1, 2)
     torch.testing.assert_close(clips, normalise_clip(batch.clips[2:]), rtol=0.0, atol=0.0)
-    assert part.clips == 0.5
+    assert size == BatchSize.of(wanted)
     for mine, all_masks in zip(masks, wanted, strict=True):
         theirs = all_masks.slice(2, 4)
         assert torch.equal(mine.context, theirs.context)
         assert torch.equal(mine.target, theirs.target)
 
 
+@pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
+def test_one_of_two_processes_takes_its_part_of_the_masks(count: str) -> None:
+    config, batch = _config(count), _batch(3)
+    whole = build_task(config).inputs(batch, 0, 1)
+    half = replace(batch, ordinals=batch.ordinals[2:], clips=batch.clips[2:])
+    _, masks, size = build_task(config).inputs(half, 0, 1)
+    assert size == whole[2]
+    for mine, all_masks in zip(masks, whole[1], strict=True):
+        assert torch.equal(mine.target, all_masks.slice(2, 4).target)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
 def test_inputs_reach_a_gpu_without_waiting_for_it(count: str) -> None:
-    config, device = _config(count), torch.device("cuda")
-    BatchPreparer(config)(_batch(0), device, 0, 1)
+    config = _config(count)
+    task = build_task(config).to("cuda")
+    task.inputs(_batch(0), 0, 1)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         batch = _batch(1)
-        clips, masks, _ = BatchPreparer(config)(batch, device, 0, 1).inputs
+        clips, masks, _ = task.inputs(batch, 0, 1)
         wanted = batch.clips.clone()
         batch.clips.zero_()  # the loader writes the next batch there
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    there, there_masks, _ = BatchPreparer(config)(replace(batch, clips=wanted), CPU, 0, 1).inputs
+    there, there_masks, _ = build_task(config).inputs(replace(batch, clips=wanted), 0, 1)
     torch.testing.assert_close(clips.cpu(), there)
     for mine, theirs in zip(masks, there_masks, strict=True):
         assert torch.equal(mine.context.cpu(), theirs.context)

@@ -12,14 +12,14 @@ from torch.testing import assert_close
 
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA
-from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction
+from vjepa.tasks import BatchSize, FeaturePrediction, PixelPrediction
 
 
 @pytest.mark.parametrize("count", ["prefix", "fixed", "packed"])
 @pytest.mark.parametrize("pixels", [False, True])
 def test_uneven_parts_add_up(count: str, pixels: bool) -> None:
     torch.manual_seed(0)
-    objective = (
+    task = (
         shaken(PixelPrediction(MODEL))
         if pixels
         else FeaturePrediction(shaken(VJEPA(MODEL)), variance_coefficient=0.5)
@@ -28,24 +28,19 @@ def test_uneven_parts_add_up(count: str, pixels: bool) -> None:
     config = MaskingConfig(masks=(SHORT_RANGE, LONG_RANGE), count=count)
     masks = MaskSampler(config, ENCODER.grid, 2, 0).sample(np.arange(5), 0)
     with torch.no_grad():
-        whole = objective(video, masks)
+        whole = task(video, masks)
         outputs = []
         for start, stop in pairwise((0, 1, 3, 5)):
             part = tuple(kind.slice(start, stop) for kind in masks)
-            outputs.append(objective(video[start:stop], part, BatchPart.of(part, masks)))
+            outputs.append(task(video[start:stop], part, BatchSize.of(masks)))
     assert_close(sum(output.loss for output in outputs), whole.loss)
-    for name, value in whole.metrics.items():
-        assert_close(sum(output.metrics[name] for output in outputs), value, msg=name)
+    for name, value in whole.terms.items():
+        assert_close(sum(output.terms[name] for output in outputs), value, msg=name)
 
 
-def test_packed_parts_weigh_by_their_tokens() -> None:
-    config = MaskingConfig(masks=(SHORT_RANGE, LONG_RANGE), count="packed")
-    masks = MaskSampler(config, ENCODER.grid, 2, 0).sample(np.arange(4), 0)
-    parts = [
-        BatchPart.of(tuple(kind.slice(clip, clip + 1) for kind in masks), masks)
-        for clip in range(4)
-    ]
-    assert [part.clips for part in parts] == [0.25] * 4
-    shares = [part.targets[0] for part in parts]
-    assert sum(shares) == pytest.approx(1)
-    assert len(set(shares)) > 1
+def test_the_size_of_a_batch_follows_from_a_part_where_all_clips_count_alike() -> None:
+    config = MaskingConfig(masks=(SHORT_RANGE, LONG_RANGE), count="fixed")
+    masks = MaskSampler(config, ENCODER.grid, 2, 0).sample(np.arange(6), 0)
+    part = tuple(kind.slice(2, 4) for kind in masks)
+    assert BatchSize.of(part, clips=6) == BatchSize.of(masks)
+    assert BatchSize.of(masks).targets == tuple(kind.target.numel() for kind in masks)

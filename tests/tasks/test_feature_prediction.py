@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA
 from vjepa.tasks import FeaturePrediction
-from vjepa.tasks.feature_prediction import variance_penalty
+from vjepa.tasks.feature_prediction import lacking_variance
 
 COUNTS = ("prefix", "fixed", "packed")
 
@@ -38,11 +38,11 @@ def _one_by_one(model: VJEPA, clip: Tensor, mask: TokenMasks, kind: int) -> list
 @pytest.mark.parametrize("count", COUNTS)
 def test_each_clip_is_as_if_computed_alone(count: str) -> None:
     model, clip = _model(), clips(batch=4)
-    objective = FeaturePrediction(model)
+    task = FeaturePrediction(model)
     lengths = set()
     with torch.no_grad():
         for kind, mask in enumerate(_masks(count, batch=4)):
-            together = objective.predict(clip, mask, kind)
+            together = task.predict(task.encode(clip, mask), mask, kind)
             alone = _one_by_one(model, clip, mask, kind)
             joined = torch.cat([part[0] for part in alone])
             assert_close(together.reshape(joined.shape), joined, atol=2e-5, rtol=1e-5)
@@ -65,7 +65,7 @@ def test_loss_is_that_of_the_clips_alone(count: str, exponent: float) -> None:
             error = (predicted - target[:, mask.sample(row).target[0]]).abs() ** exponent
             sums, number = sums + error.sum() / exponent, number + error.numel()
         losses.append(sums / number)
-        assert_close(output.metrics[f"loss/mask_{kind}"], losses[-1].detach(), atol=1e-5, rtol=1e-5)
+        assert_close(output.terms[f"loss/mask_{kind}"], losses[-1].detach(), atol=1e-5, rtol=1e-5)
     assert_close(output.loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
 
 
@@ -83,42 +83,43 @@ def test_packed_and_dense_masks_of_equal_counts_have_equal_gradients() -> None:
     ]
     gradients = []
     for form in (masks, packed):
-        objective = FeaturePrediction(_model(), variance_coefficient=0.5)
-        objective(clips(), form).loss.backward()
-        gradients.append([p.grad for p in objective.parameters() if p.grad is not None])
+        task = FeaturePrediction(_model(), variance_coefficient=0.5)
+        task(clips(), form).loss.backward()
+        gradients.append([p.grad for p in task.parameters() if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1]) > 0
     for dense, flat in zip(*gradients, strict=True):
         assert_close(dense, flat, atol=1e-5, rtol=1e-4)
 
 
 def test_gradient_reaches_encoder_and_predictor_and_never_the_target() -> None:
-    objective = FeaturePrediction(_model())
-    output = objective(clips(), _masks("prefix"))
+    task = FeaturePrediction(_model())
+    output = task(clips(), _masks("prefix"))
     output.loss.backward()
-    trained = objective.trainable()
+    trained = task.trainable()
     assert list(trained) == ["encoder", "predictor"]
     for module in trained.values():
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
-    assert all(p.grad is None for p in objective.model.target_encoder.parameters())
-    assert not any(value.requires_grad for value in output.metrics.values())
-    assert objective.ema_pairs() == [(objective.model.encoder, objective.model.target_encoder)]
-    assert objective.encoder_for_evaluation is objective.model.target_encoder
-    assert objective.config is MODEL
+    assert all(p.grad is None for p in task.target_encoder.parameters())
+    assert not any(value.requires_grad for value in output.terms.values())
+    assert task.ema_pairs() == [(task.encoder, task.target_encoder)]
+    assert task.encoder_for_evaluation is task.target_encoder
+    assert task.config is MODEL
 
 
 def test_the_target_is_encoded_once_for_all_masks() -> None:
-    objective = FeaturePrediction(_model())
+    task = FeaturePrediction(_model())
     calls = []
-    objective.model.target_encoder.register_forward_hook(lambda *_: calls.append(1))
-    objective(clips(), _masks("prefix"))
+    task.target_encoder.register_forward_hook(lambda *_: calls.append(1))
+    task(clips(), _masks("prefix"))
     assert len(calls) == 1
 
 
 def test_each_mask_kind_has_its_own_mask_token() -> None:
-    objective = FeaturePrediction(_model())
+    task = FeaturePrediction(_model())
     mask = _masks("prefix")[0]
     with torch.no_grad():
-        first, second = (objective.predict(clips(), mask, kind) for kind in (0, 1))
+        context = task.encode(clips(), mask)
+        first, second = (task.predict(context, mask, kind) for kind in (0, 1))
     assert (first - second).abs().max() > 1e-3
 
 
@@ -126,7 +127,7 @@ def test_masks_weigh_equally_whatever_their_token_counts() -> None:
     short, long = _masks("prefix")
     assert short.target.shape != long.target.shape
     output = FeaturePrediction(_model())(clips(), (short, long))
-    parts = [output.metrics[f"loss/mask_{kind}"] for kind in (0, 1)]
+    parts = [output.terms[f"loss/mask_{kind}"] for kind in (0, 1)]
     assert_close(output.loss.detach(), (parts[0] + parts[1]) / 2)
 
 
@@ -140,7 +141,7 @@ def test_variance_penalty(count: str) -> None:
     if count == "fixed":
         predicted = predicted.unflatten(0, (3, -1))
     alone = [F.relu(1 - torch.sqrt(part.var(dim=1) + 1e-4)).mean() for part in parts]
-    assert_close(variance_penalty(predicted, mask), torch.stack(alone).mean())
+    assert_close(lacking_variance(predicted, mask).mean(), torch.stack(alone).mean())
 
 
 def test_variance_penalty_of_single_tokens_is_finite() -> None:
@@ -152,16 +153,16 @@ def test_variance_penalty_of_single_tokens_is_finite() -> None:
         target_offsets=torch.tensor([0, 1, 2]),
     )
     values = torch.randn(2, 1, 5)
-    assert variance_penalty(values, dense) == pytest.approx(0.99)
-    assert variance_penalty(values.flatten(0, 1), packed) == pytest.approx(0.99)
+    assert lacking_variance(values, dense).mean() == pytest.approx(0.99)
+    assert lacking_variance(values.flatten(0, 1), packed).mean() == pytest.approx(0.99)
 
 
 def test_variance_penalty_is_added_with_its_weight() -> None:
     model, clip, masks = _model(), clips(), _masks("prefix")
     plain = FeaturePrediction(model)(clip, masks)
     penalised = FeaturePrediction(model, variance_coefficient=0.25)(clip, masks)
-    assert "variance_penalty" not in plain.metrics
-    penalty = penalised.metrics["variance_penalty"]
+    assert "variance_penalty" not in plain.terms
+    penalty = penalised.terms["variance_penalty"]
     assert penalty > 0
     assert_close(penalised.loss, plain.loss + 0.25 * penalty)
 
@@ -177,17 +178,17 @@ def test_bfloat16_keeps_the_loss_in_float32() -> None:
 
 def test_no_value_is_read_from_the_device() -> None:
     """On the meta device any such read fails."""
-    objective = FeaturePrediction(VJEPA(MODEL), variance_coefficient=0.1).to("meta")
+    task = FeaturePrediction(VJEPA(MODEL), variance_coefficient=0.1).to("meta")
     masks = tuple(mask.to("meta") for mask in _masks("fixed"))
-    output = objective(clips().to("meta"), masks)
+    output = task(clips().to("meta"), masks)
     output.loss.backward()
     assert output.loss.shape == ()
 
 
 def test_health_has_the_values_to_watch() -> None:
-    objective = FeaturePrediction(_model())
+    task = FeaturePrediction(_model())
     for count in COUNTS:
-        health = objective.health(clips(), _masks(count))
+        health = task.health_of(clips(), _masks(count))
         assert {
             "target_std",
             "target_std_between_clips",
@@ -207,12 +208,12 @@ def test_health_has_the_values_to_watch() -> None:
         assert not any(value.requires_grad for value in health.values())
     assert health["teacher_student_distance"] > 0
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = objective.health(clips(), _masks("packed"))
+        rough = task.health_of(clips(), _masks("packed"))
     assert rough["target_std"] == pytest.approx(float(health["target_std"]), rel=0.1)
 
 
 def test_health_of_one_clip_leaves_out_what_compares_clips() -> None:
-    health = FeaturePrediction(_model()).health(clips(batch=1), _masks("prefix", batch=1))
+    health = FeaturePrediction(_model()).health_of(clips(batch=1), _masks("prefix", batch=1))
     assert "effective_rank" not in health
     assert "explained_vs_position_mean" not in health
     assert all(torch.isfinite(value) for value in health.values())

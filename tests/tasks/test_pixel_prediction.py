@@ -16,8 +16,8 @@ def _masks(count: str, batch: int = 3) -> tuple[TokenMasks, ...]:
 
 
 def test_targets_are_the_pixels_of_their_tubelet() -> None:
-    objective, clip = PixelPrediction(MODEL), clips()
-    targets = objective.targets(clip)
+    task, clip = PixelPrediction(MODEL), clips()
+    targets = task.targets(clip)
     assert targets.shape == (3, 32, 3 * 2 * 4 * 4)
     # Token 1 * 16 + 2 * 4 + 3: second time step, row 2, column 3.
     patch = clip[1, :, 2:4, 8:12, 12:16].reshape(-1)
@@ -35,42 +35,42 @@ def test_patches_are_normalised_one_by_one() -> None:
 
 @pytest.mark.parametrize("count", ["prefix", "fixed", "packed"])
 def test_loss_is_the_mean_squared_error_at_the_masked_tokens(count: str) -> None:
-    objective, clip, masks = shaken(PixelPrediction(MODEL)), clips(), _masks(count)
-    output = objective(clip, masks)
-    targets, losses = objective.targets(clip), []
+    task, clip, masks = shaken(PixelPrediction(MODEL)), clips(), _masks(count)
+    output = task(clip, masks)
+    targets, losses = task.targets(clip), []
     for kind, mask in enumerate(masks):
         errors = []
         for row in range(3):
             own = mask.sample(row)
-            context = objective.encoder(clip[row : row + 1], own.context)
-            predicted = objective.predictor(context, own.context, own.target, kind)
+            context = task.encoder(clip[row : row + 1], own.context)
+            predicted = task.predictor(context, own.context, own.target, kind)
             errors.append((predicted[0] - targets[row, own.target[0]]).square().flatten())
         losses.append(torch.cat(errors).mean())
-        assert_close(output.metrics[f"loss/mask_{kind}"], losses[-1].detach(), atol=1e-4, rtol=1e-5)
+        assert_close(output.terms[f"loss/mask_{kind}"], losses[-1].detach(), atol=1e-4, rtol=1e-5)
     assert_close(output.loss, torch.stack(losses).mean(), atol=1e-4, rtol=1e-5)
 
 
 def test_what_is_trained_and_evaluated() -> None:
-    objective = shaken(PixelPrediction(MODEL))
-    assert objective.trainable() == {
-        "encoder": objective.encoder,
-        "predictor": objective.predictor,
+    task = shaken(PixelPrediction(MODEL))
+    assert task.trainable() == {
+        "encoder": task.encoder,
+        "predictor": task.predictor,
     }
-    assert objective.ema_pairs() == []
-    assert objective.encoder_for_evaluation is objective.encoder
-    assert objective.config is MODEL
-    objective(clips(), _masks("prefix")).loss.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+    assert task.ema_pairs() == []
+    assert task.encoder_for_evaluation is task.encoder
+    assert task.config is MODEL
+    task(clips(), _masks("prefix")).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in task.parameters())
 
 
 def test_training_lowers_the_loss() -> None:
     torch.manual_seed(0)
-    objective, clip, masks = PixelPrediction(MODEL), clips(), _masks("prefix")
-    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    task, clip, masks = PixelPrediction(MODEL), clips(), _masks("prefix")
+    optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = objective(clip, masks).loss
+        loss = task(clip, masks).loss
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -79,14 +79,14 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_no_value_is_read_from_the_device() -> None:
-    objective = PixelPrediction(MODEL).to("meta")
+    task = PixelPrediction(MODEL).to("meta")
     masks = tuple(mask.to("meta") for mask in _masks("fixed"))
-    objective(clips().to("meta"), masks).loss.backward()
+    task(clips().to("meta"), masks).loss.backward()
 
 
 def test_health() -> None:
-    objective = shaken(PixelPrediction(MODEL))
-    health = objective.health(clips(), _masks("packed"))
+    task = shaken(PixelPrediction(MODEL))
+    health = task.health_of(clips(), _masks("packed"))
     assert {"target_std", "effective_rank", "pairwise_cosine", "explained_vs_mean_token"} <= set(
         health
     )

@@ -19,7 +19,6 @@ from vjepa.runtime.device import Precision
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
-    MicroBatch,
     OptimConfig,
     TrainingConfig,
     build_learner,
@@ -74,7 +73,7 @@ def test_five_updates_are_equal(
     sampler = MaskSampler(MaskingConfig(count="prefix"), ENCODER.grid, 2, seed=0)
     for update in range(1, 6):
         clip, masks = clips(seed=update), sampler.sample(np.arange(3) + 3 * update, update)
-        values = train_step(learner, [MicroBatch((clip, masks), 1.0)], update).values
+        values = train_step(learner, [(clip, masks)], update).values
         loss, norms = trainer.step(
             clip,
             masks,

@@ -1,4 +1,4 @@
-"""Non-finite updates, collapse, signals."""
+"""Non-finite updates, losses that jump, collapse, signals."""
 
 from __future__ import annotations
 
@@ -8,17 +8,25 @@ import math
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from vjepa.errors import UserError
 from vjepa.training import TrainingConfig, TrainingStopped
-from vjepa.training.guards import BadUpdateGuard, HealthAlarm, StopSignals
-from vjepa.training.log_window import HostStep
+from vjepa.training.guards import (
+    SPIKE_WINDOW,
+    BadUpdateGuard,
+    HealthAlarm,
+    HostStep,
+    SpikeGate,
+    StopSignals,
+)
 
 SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
 
@@ -28,12 +36,18 @@ def _step(update: int, finite: bool) -> HostStep:
     return HostStep(update, np.array([update, update + 1]), values, finite)
 
 
-def _guard(training: TrainingConfig, folder: Path | None, rank: int = 0) -> BadUpdateGuard:
-    def keep(update: int, path: Path) -> bool:
-        path.write_text(f"the batch of update {update}")
-        return True
+@dataclass
+class _Batch:
+    """The batch of an update, as its data would make it once more."""
 
-    return BadUpdateGuard(training, folder, rank, keep)
+    update: int
+
+    def __post_init__(self) -> None:
+        self.number = torch.tensor(self.update)
+
+
+def _guard(training: TrainingConfig, folder: Path | None, rank: int = 0) -> BadUpdateGuard:
+    return BadUpdateGuard(training, folder, rank, _Batch)
 
 
 def test_stop_describes_the_batch(tmp_path: Path) -> None:
@@ -48,7 +62,7 @@ def test_stop_describes_the_batch(tmp_path: Path) -> None:
     details = json.loads(file.read_text())
     assert details["sample_ordinals"] == [3, 4]
     assert details["values"]["loss"] == "nan"
-    assert (tmp_path / details["batch"]).read_text() == "the batch of update 3"
+    assert load_file(tmp_path / details["batch"])["number"] == 3
 
 
 def test_every_process_keeps_its_part_of_the_batch(tmp_path: Path) -> None:
@@ -120,10 +134,6 @@ def test_rule_sees_the_loss_and_no_value_that_is_not_finite() -> None:
     assert seen == [{"std": 1.0, "loss": 0.5}, {"std": 1.0, "rank": 2.0}]
 
 
-def test_no_rule_no_alarm() -> None:
-    assert HealthAlarm(None).check({"std": 0.0}, loss=0.0) is None
-
-
 def test_alarm_goes_on_after_a_resume() -> None:
     alarm = HealthAlarm(_below_half)
     alarm.check({"std": 1.0}, loss=0.5)
@@ -173,3 +183,37 @@ def test_forked_worker_ignores_ctrl_c_but_can_be_terminated() -> None:
         assert os.WTERMSIG(status) == signal.SIGTERM
         assert signals.received is None
         assert signal.getsignal(signal.SIGTERM) == signals._handle
+
+
+def _gate(losses: list[float], factor: float = 3.0) -> SpikeGate:
+    gate = SpikeGate(factor, torch.device("cpu"))
+    for update, loss in enumerate(losses, start=1):
+        gate.add(update, torch.tensor(loss), torch.tensor(True))
+    return gate
+
+
+@pytest.mark.parametrize(("loss", "spike"), [(2.9, False), (3.1, True), (math.inf, True)])
+def test_a_spike_is_far_above_the_median(loss: float, spike: bool) -> None:
+    gate = _gate([1.0] * 15 + [100.0])
+    assert bool(gate.is_spike(torch.tensor(loss))) is spike
+
+
+def test_the_first_updates_pass() -> None:
+    assert not _gate([1.0] * 15).is_spike(torch.tensor(1e9))
+
+
+def test_the_median_follows_what_was_applied() -> None:
+    gate = _gate([1.0] * SPIKE_WINDOW)
+    for update in range(1, SPIKE_WINDOW + 1):
+        gate.add(update, torch.tensor(50.0), torch.tensor(update % 4 == 0))
+    assert gate.is_spike(torch.tensor(140.0)) is not None
+    assert not gate.is_spike(torch.tensor(140.0))
+    assert gate.is_spike(torch.tensor(151.0))
+
+
+def test_the_memory_survives_a_checkpoint() -> None:
+    gate = _gate([0.1 * number for number in range(1, 40)])
+    other = SpikeGate(3.0, torch.device("cpu"))
+    other.load_state(json.loads(json.dumps(gate.state())))
+    assert other.state() == gate.state()
+    assert other.is_spike(torch.tensor(7.0))

@@ -21,13 +21,14 @@ from tests.training.toy import (
     ToyBatch,
     ToyData,
     ToyEvaluator,
-    ToyObjective,
+    ToyTask,
     make_trainer,
     short_optim,
 )
 from torch import Tensor
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import Team
 from vjepa.runtime.metric_log import read_metrics
 from vjepa.training import (
     Trainer,
@@ -91,7 +92,7 @@ class InterruptedData(ToyData):
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, optim=short_optim(80, warmup_steps=5))
-    result = trainer.train()
+    result = trainer.fit()
     assert (result.step, result.interrupted, result.skipped_steps) == (80, False, 0)
     losses = [line["loss"] for line in _lines(tmp_path) if line["kind"] == "train"]
     assert losses[-1] < 0.8 * losses[0]
@@ -103,16 +104,16 @@ def test_training_learns_and_reports(tmp_path: Path) -> None:
 def test_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, stop_after: int) -> None:
     """Bit for bit: weights, moving average, moments; the log but for a cut interval."""
     whole = make_trainer(tmp_path / "whole")
-    whole.train()
+    whole.fit()
     cut = tmp_path / "cut"
-    result = make_trainer(cut, data=InterruptedData(stop_after - 1)).train()
+    result = make_trainer(cut, data=InterruptedData(stop_after - 1)).fit()
     assert result.interrupted
     assert result.step == stop_after
-    second = make_trainer(cut, objective=ToyObjective(seed=77))
-    assert second.train().step == 12
+    data = ToyData()
+    second = make_trainer(cut, data, task=ToyTask(seed=77))
+    assert second.fit().step == 12
     _assert_same_state(whole, second)
-    assert isinstance(second.data, ToyData)
-    assert second.data.served == list(range(stop_after, 12))
+    assert data.served == list(range(stop_after, 12))
     others = ("health", "evaluation")
     for kind in others:
         found, expected = (
@@ -141,7 +142,7 @@ class Crash(ToyData):
                 os.kill(os.getpid(), 9)
             yield batch
 
-make_trainer(Path(sys.argv[1]), data=Crash()).train()
+make_trainer(Path(sys.argv[1]), data=Crash()).fit()
 """
 
 
@@ -159,15 +160,15 @@ def test_killed_process_resumes_exactly_and_the_log_is_complete(tmp_path: Path) 
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert _lines(cut)[-1]["step"] == 8
     whole = make_trainer(tmp_path / "whole")
-    whole.train()
-    resumed = make_trainer(cut, objective=ToyObjective(seed=77))
-    resumed.train()
+    whole.fit()
+    resumed = make_trainer(cut, task=ToyTask(seed=77))
+    resumed.fit()
     _assert_same_state(whole, resumed)
     assert _lines(cut) == _lines(tmp_path / "whole")
 
 
 def test_log_has_every_kind_at_its_steps(tmp_path: Path) -> None:
-    make_trainer(tmp_path).train()
+    make_trainer(tmp_path).fit()
     lines = _lines(tmp_path)
     assert [li["step"] for li in lines if li["kind"] == "train"] == [4, 5, 6, 7, 8, 10, 12]
     assert [li["step"] for li in lines if li["kind"] == "health"] == [6, 12]
@@ -185,7 +186,7 @@ def test_bad_videos_are_counted(tmp_path: Path) -> None:
             plain = super().batch(step)
             return CountingBatch(plain.ordinals, plain.inputs, num_bad=2 if step in (1, 3) else 0)
 
-    make_trainer(tmp_path, data=Counting()).train()
+    make_trainer(tmp_path, data=Counting()).fit()
     counts = [line["bad_videos"] for line in _lines(tmp_path) if line["kind"] == "train"]
     assert counts == [4, 0, 0, 0, 0, 0, 0]
 
@@ -193,7 +194,7 @@ def test_bad_videos_are_counted(tmp_path: Path) -> None:
 def test_intervals_may_be_switched_off(tmp_path: Path) -> None:
     training = replace(TRAINING, health_every_steps=None, evaluate_every_steps=None)
     evaluators = [ToyEvaluator(), ToyEvaluator(every_steps=5)]
-    make_trainer(tmp_path, training=training, evaluators=evaluators).train()
+    make_trainer(tmp_path, training=training, evaluators=evaluators).fit()
     lines = _lines(tmp_path)
     assert not [line for line in lines if line["kind"] == "health"]
     assert [li["step"] for li in lines if li["kind"] == "evaluation"] == [5, 10, 12]
@@ -202,54 +203,53 @@ def test_intervals_may_be_switched_off(tmp_path: Path) -> None:
 def test_checkpoints_are_kept_as_configured(tmp_path: Path) -> None:
     training = replace(TRAINING, checkpoint_every_steps=2, keep_last=1, keep_every_steps=6)
     trainer = make_trainer(tmp_path, training=training)
-    trainer.train()
-    assert trainer.folder is not None
-    assert trainer.folder.store.steps() == [6, 12]
+    trainer.fit()
+    assert trainer.store is not None
+    assert trainer.store.steps() == [6, 12]
 
 
 def test_randomness_is_a_function_of_seed_and_step() -> None:
     """Other draws in between change nothing; another seed changes the dropout."""
     plain, noisy = make_trainer(None, evaluators=[]), make_trainer(None)
-    plain.train()
-    noisy.train()
+    plain.fit()
+    noisy.fit()
     _assert_same_state(plain, noisy)
     other = make_trainer(None, seed=2)
-    other.train()
+    other.fit()
     assert not torch.equal(other.learner.pairs.target[0], plain.learner.pairs.target[0])
 
 
 def test_finished_run_does_nothing(tmp_path: Path) -> None:
-    make_trainer(tmp_path).train()
+    make_trainer(tmp_path).fit()
     before = (tmp_path / "metrics.jsonl").read_text()
-    again = make_trainer(tmp_path)
-    result = again.train()
+    data = ToyData()
+    result = make_trainer(tmp_path, data).fit()
     assert (result.step, result.interrupted, result.metrics) == (12, False, {})
-    assert isinstance(again.data, ToyData)
-    assert again.data.served == []
+    assert data.served == []
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 def test_continued_training_starts_at_its_step(tmp_path: Path) -> None:
     """In a folder of its own; its own checkpoint goes before the foreign step."""
-    trainer = make_trainer(tmp_path, data=InterruptedData(10))
+    data = InterruptedData(10)
+    trainer = make_trainer(tmp_path, data)
     trainer.start_from(9)
-    assert trainer.train().step == 11
-    assert isinstance(trainer.data, ToyData)
-    assert trainer.data.served == [9, 10]
+    assert trainer.fit().step == 11
+    assert data.served == [9, 10]
     assert _lines(tmp_path)[0]["first_step"] == 10
     assert _lines(tmp_path)[0]["learning_rate"] == learning_rate(10, OPTIM)
-    again = make_trainer(tmp_path)
+    data = ToyData()
+    again = make_trainer(tmp_path, data)
     again.start_from(9)
-    assert again.train().step == 12
-    assert isinstance(again.data, ToyData)
-    assert again.data.served == [11]
+    assert again.fit().step == 12
+    assert data.served == [11]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_says_so(
     tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = make_trainer(tmp_path, data=InterruptedData(7, number)).train()
+    result = make_trainer(tmp_path, data=InterruptedData(7, number)).fit()
     assert result.interrupted
     assert result.checkpoint == tmp_path / "checkpoints" / "step_00000008"
     assert f"stopped by {number.name} after step 8 of 12" in caplog.text
@@ -262,7 +262,7 @@ def test_signal_in_an_evaluation_is_not_lost(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
             return super().run(step)
 
-    result = make_trainer(tmp_path, evaluators=[SignallingEvaluator()]).train()
+    result = make_trainer(tmp_path, evaluators=[SignallingEvaluator()]).fit()
     assert (result.step, result.interrupted) == (7, True)
     assert result.checkpoint == tmp_path / "checkpoints" / "step_00000007"
     assert [line["step"] for line in _lines(tmp_path) if line["kind"] == "evaluation"] == [7]
@@ -271,7 +271,7 @@ def test_signal_in_an_evaluation_is_not_lost(tmp_path: Path) -> None:
 def test_signal_without_a_folder_says_that_nothing_is_saved(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    result = make_trainer(None, data=InterruptedData(2)).train()
+    result = make_trainer(None, data=InterruptedData(2)).fit()
     assert result.interrupted
     assert result.checkpoint is None
     assert "nothing was saved" in caplog.text
@@ -287,25 +287,24 @@ def test_second_signal_aborts_and_a_resume_still_works(tmp_path: Path) -> None:
                 yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path, data=Impatient()).train()
-    resumed = make_trainer(tmp_path)
-    assert resumed.train().step == 12
-    assert isinstance(resumed.data, ToyData)
-    assert resumed.data.served[0] == 5
+        make_trainer(tmp_path, data=Impatient()).fit()
+    data = ToyData()
+    assert make_trainer(tmp_path, data).fit().step == 12
+    assert data.served[0] == 5
 
 
 def test_bad_value_stops_before_anything_is_lost(tmp_path: Path) -> None:
     with pytest.raises(TrainingStopped, match="step 7: the loss or a gradient is not finite"):
-        make_trainer(tmp_path, data=ToyData(bad_updates=[7])).train()
+        make_trainer(tmp_path, data=ToyData(bad_updates=[7])).fit()
     assert json.loads((tmp_path / "nonfinite_step_00000007.json").read_text())["step"] == 7
     assert _lines(tmp_path)[-1]["skipped"] == 1
-    assert make_trainer(tmp_path).train().step == 12
+    assert make_trainer(tmp_path).fit().step == 12
 
 
 def test_bad_values_may_be_skipped(tmp_path: Path) -> None:
     training = replace(TRAINING, nonfinite="skip", health_every_steps=None)
     trainer = make_trainer(tmp_path, training=training, data=ToyData(bad_updates=[3, 7]))
-    result = trainer.train()
+    result = trainer.fit()
     assert (result.step, result.skipped_steps) == (12, 2)
     counts = {line["step"]: line["skipped"] for line in _lines(tmp_path) if "skipped" in line}
     assert counts[3] == counts[7] == 1
@@ -317,30 +316,34 @@ def test_bad_values_may_be_skipped(tmp_path: Path) -> None:
 def test_collapse_is_warned_of_and_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Collapsing(ToyObjective):
+    class Collapsing(ToyTask):
         spread = 2.0
 
-        def health(self, inputs: Tensor) -> dict[str, Tensor]:
+        alarm = staticmethod(_alarm)
+
+        def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
             self.spread /= 3
             return {"target_std": torch.tensor(self.spread)}
 
-    make_trainer(tmp_path, objective=Collapsing(), alarm=_alarm).train()
+    make_trainer(tmp_path, task=Collapsing()).fit()
     warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
     assert warnings == [{"kind": "warning", "step": 12, "message": "it has collapsed"}]
     assert "step 12: it has collapsed" in caplog.text
 
 
 def test_memory_of_alarm_and_clock_survives_a_resume(tmp_path: Path) -> None:
-    class Collapsing(ToyObjective):
+    class Collapsing(ToyTask):
         spread = 1.0
 
-        def health(self, inputs: Tensor) -> dict[str, Tensor]:
+        alarm = staticmethod(_alarm)
+
+        def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
             return {"target_std": torch.tensor(self.spread)}
 
-    make_trainer(tmp_path, objective=Collapsing(), data=InterruptedData(6)).train()
+    make_trainer(tmp_path, InterruptedData(6), task=Collapsing()).fit()
     collapsed = Collapsing()
     collapsed.spread = 0.1
-    make_trainer(tmp_path, objective=collapsed, alarm=_alarm).train()
+    make_trainer(tmp_path, task=collapsed).fit()
     warnings = [line["step"] for line in _lines(tmp_path) if line["kind"] == "warning"]
     assert warnings == [12]
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r.kind == "train"]
@@ -350,11 +353,11 @@ def test_memory_of_alarm_and_clock_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_damaged_newest_checkpoint_stops_the_resume(tmp_path: Path) -> None:
-    make_trainer(tmp_path, data=InterruptedData(6)).train()
+    make_trainer(tmp_path, data=InterruptedData(6)).fit()
     model = tmp_path / "checkpoints" / "step_00000007" / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-10])
     with pytest.raises(UserError, match=r"truncated.*resume from step 5"):
-        make_trainer(tmp_path).train()
+        make_trainer(tmp_path).fit()
 
 
 def test_data_that_end_early_are_a_defect(tmp_path: Path) -> None:
@@ -363,7 +366,7 @@ def test_data_that_end_early_are_a_defect(tmp_path: Path) -> None:
             return super().batches(start_step, stop_step - 2)
 
     with pytest.raises(RuntimeError, match="ended after step 10 of 12"):
-        make_trainer(tmp_path, data=Short()).train()
+        make_trainer(tmp_path, data=Short()).fit()
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,26 +379,25 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_modules_are_in_training_mode_after_an_evaluation() -> None:
     class Evaluating(ToyEvaluator):
         def run(self, step: int) -> dict[str, float]:
-            objective.eval()
+            task.eval()
             return super().run(step)
 
-    objective = ToyObjective()
+    task = ToyTask()
     plain = make_trainer(None)
-    plain.train()
-    switched = make_trainer(None, objective=objective, evaluators=[Evaluating()])
-    switched.train()
+    plain.fit()
+    switched = make_trainer(None, task=task, evaluators=[Evaluating()])
+    switched.fit()
     _assert_same_state(plain, switched)
 
 
 def test_weights_in_the_checkpoint_are_those_of_the_run(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    result = trainer.train()
+    result = trainer.fit()
     assert result.checkpoint is not None
     saved = load_file(result.checkpoint / "model.safetensors")
-    objective = trainer.objective
-    assert isinstance(objective, ToyObjective)
-    assert saved.keys() == objective.state_dict().keys()
-    assert all(torch.equal(v, saved[k]) for k, v in objective.state_dict().items())
+    state = trainer.task.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(v, saved[k]) for k, v in state.items())
 
 
 @pytest.mark.parametrize(
@@ -416,14 +418,13 @@ def test_bad_bound_is_named() -> None:
 
 def test_time_limit_stops_with_a_checkpoint_and_counts_over_resumes(tmp_path: Path) -> None:
     limited = replace(TRAINING, max_minutes=1e-6)
-    make_trainer(tmp_path, training=replace(TRAINING, max_minutes=60)).train()
+    make_trainer(tmp_path, training=replace(TRAINING, max_minutes=60)).fit()
     assert _lines(tmp_path)[-1]["step"] == 12
     other = tmp_path / "limited"
-    result = make_trainer(other, training=limited).train()
+    result = make_trainer(other, training=limited).fit()
     assert (result.step, result.interrupted) == (0, False)
     steps = replace(OPTIM, steps=5)
-    make_trainer(other, optim=steps).train()
-    again = make_trainer(other, training=limited)
-    assert again.train().step == 5
-    assert isinstance(again.data, ToyData)
-    assert again.data.served == []
+    make_trainer(other, optim=steps).fit()
+    data = ToyData()
+    assert make_trainer(other, data, training=limited).fit().step == 5
+    assert data.served == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.training.toy import OPTIM, TRAINING, ToyData, ToyObjective, prepare
+from tests.training.toy import OPTIM, TRAINING, ToyData, ToyTask
 
 from vjepa.training import (
     EmaConfig,
@@ -25,19 +25,19 @@ DATA = ToyData(batch_size=7)
 
 
 def _learner(optim: OptimConfig = OPTIM, training: TrainingConfig = TRAINING) -> Learner:
-    return build_learner(ToyObjective(dropout=0.0), optim, EMA, training)
+    return build_learner(ToyTask(dropout=0.0), optim, EMA, training)
 
 
 def _step(learner: Learner, update: int, data: ToyData = DATA) -> StepValues:
     parts = learner.optim.accumulation_steps
     batch = data.batch(update - 1)
-    micro_batches = [prepare(batch, torch.device("cpu"), part, parts) for part in range(parts)]
+    micro_batches = [learner.task.inputs(batch, part, parts) for part in range(parts)]
     return train_step(learner, micro_batches, update)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
 def test_accumulated_gradient_is_that_of_the_whole_batch(parts: int) -> None:
-    """Seven samples in unequal parts: only shares of the samples give the whole mean."""
+    """Seven samples in unequal parts: only sums over the batch's size give its mean."""
     whole, cut = _learner(), _learner(replace(OPTIM, accumulation_steps=parts))
     values = [_step(whole, 1).values, _step(cut, 1).values]
     for name in ("loss", "target_mean", "grad_norm/encoder", "grad_norm/predictor"):
@@ -102,9 +102,9 @@ def test_bfloat16_keeps_float32_weights() -> None:
     assert not torch.equal(rounded.values["loss"], plain.values["loss"])
 
 
-def test_average_must_be_configured_exactly_where_there_is_one() -> None:
+def test_a_moving_average_needs_its_momentum() -> None:
     with pytest.raises(ValueError, match=r"^ema: "):
-        build_learner(ToyObjective(), OPTIM, None, TRAINING)
+        build_learner(ToyTask(), OPTIM, None, TRAINING)
 
 
 @pytest.mark.gpu
@@ -113,8 +113,8 @@ def test_average_must_be_configured_exactly_where_there_is_one() -> None:
 def test_no_host_synchronisation_on_a_gpu(parts: int) -> None:
     training = replace(TRAINING, device="cuda", precision="bfloat16")
     learner = _learner(replace(OPTIM, accumulation_steps=parts), training)
-    device = learner.setup.device
-    batches = [[prepare(DATA.batch(k), device, i, parts) for i in range(parts)] for k in range(4)]
+    inputs = learner.task.inputs
+    batches = [[inputs(DATA.batch(k), part, parts) for part in range(parts)] for k in range(4)]
     train_step(learner, batches[0], 1)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")

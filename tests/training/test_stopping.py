@@ -16,7 +16,7 @@ from tests.training.toy import (
     TRAINING,
     ToyBatch,
     ToyData,
-    ToyObjective,
+    ToyTask,
     make_trainer,
     short_optim,
 )
@@ -54,7 +54,7 @@ def test_a_spike_is_skipped_and_counted(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, training=_spike_training("skip"), data=SpikingData(), optim=short_optim(30)
     )
-    result = trainer.train()
+    result = trainer.fit()
     assert (result.step, result.skipped_steps) == (30, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     counts = {line["step"]: line["skipped"] for line in lines if "skipped" in line}
@@ -67,9 +67,9 @@ def test_a_spike_may_stop_the_run_and_its_batch_is_kept(tmp_path: Path) -> None:
     """After a resume too: the losses before it are in the checkpoint."""
     training, optim = _spike_training("stop"), short_optim(30)
     data = SignalledData(21)
-    make_trainer(tmp_path, training=training, data=data, optim=optim).train()
+    make_trainer(tmp_path, training=training, data=data, optim=optim).fit()
     with pytest.raises(TrainingStopped, match="step 25: the loss is far above its running median"):
-        make_trainer(tmp_path, training=training, data=SpikingData(), optim=optim).train()
+        make_trainer(tmp_path, training=training, data=SpikingData(), optim=optim).fit()
     details = json.loads((tmp_path / "spike_step_00000025.json").read_text())
     kept = load_file(tmp_path / details["batch"])
     assert torch.equal(kept["inputs"], SpikingData().batch(24).inputs)
@@ -78,17 +78,17 @@ def test_a_spike_may_stop_the_run_and_its_batch_is_kept(tmp_path: Path) -> None:
 
 def test_checkpoints_in_the_background_are_the_same(tmp_path: Path) -> None:
     plain = make_trainer(tmp_path / "plain")
-    plain.train()
+    plain.fit()
     behind = make_trainer(tmp_path / "behind", training=replace(TRAINING, async_checkpoint=True))
-    behind.train()
+    behind.fit()
     for step in ("step_00000010", "step_00000012"):
         ours, theirs = (
             load_file(tmp_path / name / "checkpoints" / step / "model.safetensors")
             for name in ("plain", "behind")
         )
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    again = make_trainer(tmp_path / "behind", objective=ToyObjective(seed=77))
-    assert again.train().step == 12
+    again = make_trainer(tmp_path / "behind", task=ToyTask(seed=77))
+    assert again.fit().step == 12
     ours, theirs = (
         optimizer_state(trainer.learner.optimizer, trainer.learner.modules)
         for trainer in (plain, again)
@@ -98,6 +98,6 @@ def test_checkpoints_in_the_background_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_the_system_wants_the_job_started_again(tmp_path: Path, number: signal.Signals) -> None:
-    result = make_trainer(tmp_path, data=SignalledData(7, number)).train()
+    result = make_trainer(tmp_path, data=SignalledData(7, number)).fit()
     assert (result.interrupted, result.requeue, result.step) == (True, True, 8)
-    assert not make_trainer(None, data=SignalledData(2)).train().requeue, "Ctrl-C"
+    assert not make_trainer(None, data=SignalledData(2)).fit().requeue, "Ctrl-C"

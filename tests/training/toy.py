@@ -1,4 +1,4 @@
-"""A tiny objective, data set and job with every feature that the loop knows."""
+"""A tiny task, data set and job with every feature that the loop knows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vjepa.runtime.distributed import Team
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.training import (
-    EmaConfig,
-    MicroBatch,
-    OptimConfig,
-    RunFolder,
-    Trainer,
-    TrainingConfig,
-)
+from vjepa.tasks import Output, Task
+from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig
 
 OPTIM = OptimConfig(
     steps=12, warmup_steps=3, start_lr=1e-3, peak_lr=1e-2, final_lr=1e-4, clip_norm=0.5
@@ -35,13 +30,7 @@ TRAINING = TrainingConfig(
 )
 
 
-@dataclass(frozen=True)
-class ToyOutput:
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-class ToyObjective(nn.Module):
+class ToyTask(Task):
     """Predicts a moving-average target; dropout makes it depend on the step's seed."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.25) -> None:
@@ -52,23 +41,26 @@ class ToyObjective(nn.Module):
         self.target_encoder.load_state_dict(self.encoder.state_dict())
         self.predictor = nn.Sequential(nn.Dropout(dropout), nn.Linear(8, 8))
 
-    def forward(self, inputs: Tensor) -> ToyOutput:
+    def inputs(self, batch: ToyBatch, part: int, parts: int) -> tuple[Tensor, int]:
+        """Cut unevenly when the size is no multiple."""
+        inputs = torch.tensor_split(batch.inputs, parts)[part]
+        return inputs.to(self.device), len(batch.inputs)
+
+    def forward(self, inputs: Tensor, size: int | None = None) -> Output:
+        size = size or len(inputs)
         with torch.no_grad():
             target = self.target_encoder(inputs) + inputs.sum(1, keepdim=True)
-        loss = (self.predictor(self.encoder(inputs)) - target).abs().mean()
-        return ToyOutput(loss, {"target_mean": target.mean()})
+        error = (self.predictor(self.encoder(inputs)) - target).abs()
+        return Output(error.sum() / (8 * size), {"target_mean": target.sum() / (8 * size)})
 
-    def trainable(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "predictor": self.predictor}
+    def all_modules(self) -> dict[str, nn.Module]:
+        return self.saved_modules()
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.encoder, self.target_encoder)]
 
-    def health(self, inputs: Tensor) -> dict[str, Tensor]:
-        return {"feature_std": self.encoder(inputs).std(0).mean()}
-
-    def all_modules(self) -> dict[str, nn.Module]:
-        return {"target_encoder": self.target_encoder, **self.trainable()}
+    def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
+        return {"feature_std": self.encoder(batch.inputs[:count]).std(0).mean()}
 
 
 @dataclass(frozen=True)
@@ -98,10 +90,7 @@ class ToyData:
         return ToyBatch(np.arange(first, first + self.batch_size), inputs)
 
 
-def prepare(batch: ToyBatch, device: torch.device, micro: int, num_micro: int) -> MicroBatch:
-    """Cut unevenly when the size is no multiple, so that shares matter."""
-    part = torch.tensor_split(batch.inputs, num_micro)[micro].to(device)
-    return MicroBatch((part,), len(part) / len(batch.inputs))
+ToyObjective = ToyTask
 
 
 @dataclass
@@ -115,27 +104,21 @@ class ToyEvaluator:
         return {"accuracy": step / 100}
 
 
-def make_trainer(folder: Path | None, **changes: Any) -> Trainer:
+def make_trainer(folder: Path | None, data: ToyData | None = None, **changes: Any) -> Trainer:
     """A job in a run folder; fields of the trainer may be replaced."""
-    objective = changes.pop("objective", None) or ToyObjective()
-    run_folder, sinks = None, list[MetricLog]()
-    if folder is not None:
-        config = {"objective": "toy", "model": {}, "run": {"seed": 1}}
-        run_folder = RunFolder.open(folder, changes.get("training", TRAINING), config)
-        sinks.append(MetricLog(folder / "metrics.jsonl"))
     fields: dict[str, Any] = {
-        "data": ToyData(),
-        "prepare": prepare,
+        "task": ToyTask(),
+        "batches": (data or ToyData()).batches,
         "optim": OPTIM,
         "training": TRAINING,
         "seed": 1,
         "ema": EmaConfig(start_momentum=0.9),
-        "modules": objective.all_modules(),
-        "folder": run_folder,
-        "sinks": sinks,
+        "folder": folder,
+        "about": {"objective": "toy", "model": {}, "run": {"seed": 1}},
+        "sinks": [MetricLog(folder / "metrics.jsonl")] if folder else [],
         "evaluators": [ToyEvaluator()],
     }
-    return Trainer(objective=objective, **(fields | changes))
+    return Trainer(**(fields | changes))
 
 
 def short_optim(steps: int, **changes: Any) -> OptimConfig:

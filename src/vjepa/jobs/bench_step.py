@@ -26,12 +26,11 @@ from vjepa.jobs.bench_encode import (
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
-from vjepa.runtime.device import DeviceSetup, compile_blocks
+from vjepa.runtime.device import DeviceSetup
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
     EmaConfig,
     Learner,
-    MicroBatch,
     OptimConfig,
     TrainingConfig,
     build_learner,
@@ -102,12 +101,8 @@ def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
 def build(config: BenchConfig) -> Learner:
     """The learner that `vjepa pretrain` would train with, with fresh weights."""
     torch.manual_seed(0)
-    objective = FeaturePrediction(VJEPA(config.sizes))
-    learner = build_learner(objective, OptimConfig(), EmaConfig(), config.training)
-    if config.training.compile:
-        model = objective.model
-        compile_blocks([model.encoder, model.target_encoder, model.predictor])
-    return learner
+    task = FeaturePrediction(VJEPA(config.sizes))
+    return build_learner(task, OptimConfig(), EmaConfig(), config.training)
 
 
 def run(config: BenchConfig) -> BenchReport:
@@ -123,8 +118,7 @@ def run(config: BenchConfig) -> BenchReport:
     batch = synthetic_batch(config, setup.device)
 
     def update(number: int) -> None:
-        micro = MicroBatch((normalise_clip(batch.clips), batch.masks), 1.0)
-        train_step(learner, [micro], number)
+        train_step(learner, [(normalise_clip(batch.clips), batch.masks)], number)
 
     wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import Literal
 
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
@@ -19,21 +15,21 @@ from vjepa.config import config_dataclass, diff, dump_yaml, load_config, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
-from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.runtime.device import seed_torch, set_up_device, to_device
+from vjepa.masking import MaskingConfig, MaskSampler
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import Team, open_team
+from vjepa.runtime.files import atomic_write
 from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.tasks import BatchPart, FeaturePrediction, PixelPrediction, collapse_alarm
+from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training.parallel import DistributedConfig
 from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig
-from vjepa.training.step import MicroBatch
-from vjepa.training.trainer import RunFolder, Trainer, TrainingResult
+from vjepa.training.trainer import Trainer, TrainingResult
 
 
 @config_dataclass
@@ -168,81 +164,6 @@ class PretrainConfig:
             )
 
 
-class BatchPreparer:
-    """Makes the objective's inputs: ``prepare`` and ``look`` of the training loop.
-
-    Masks are a pure function of the samples' ordinals. Where the masks of a clip depend on the
-    others (count mode prefix), or the weight of a clip does (packed), every process draws those of
-    the whole batch and takes its part. So neither gradient accumulation nor the number of processes
-    changes what is hidden or what it counts.
-    """
-
-    def __init__(self, config: PretrainConfig, team: Team | None = None) -> None:
-        """Check the masks against the grid.
-
-        Args:
-            config: Gives masks, model, seed and the size of the whole batch.
-            team: The processes that share a batch; None: this one alone.
-        """
-        encoder = config.model.encoder
-        self._sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
-        self._draws_own_part = config.masking.count == "fixed"
-        self._batch_size = config.data.batch_size
-        self._team = team or Team()
-        self._step, self._masks = -1, tuple[TokenMasks, ...]()
-
-    def __call__(
-        self, batch: ClipBatch, device: torch.device, micro: int, num_micro: int
-    ) -> MicroBatch:
-        """Part `micro` of `num_micro`: clips float32 [b, C, T, H, W] on `device`, masks, part."""
-        size = len(batch.ordinals) // num_micro
-        start, stop = micro * size, (micro + 1) * size
-        drawn, first = self._drawn(batch)
-        masks = tuple(kind.slice(first + start, first + stop) for kind in drawn)
-        part = BatchPart.of(masks, drawn)
-        if self._draws_own_part:
-            share = size / self._batch_size
-            part = BatchPart(share, (share,) * len(masks))
-        clips = to_device(batch.clips[start:stop], device)
-        on_device = _masks_to(masks, device)
-        return MicroBatch((normalise_clip(clips), on_device, part), share=1.0)
-
-    def look(
-        self, batch: ClipBatch, device: torch.device, count: int
-    ) -> tuple[Tensor, tuple[TokenMasks, ...]]:
-        """The first `count` clips of the whole batch and their masks, the same in every process."""
-        count = min(count, self._batch_size)
-        if self._draws_own_part:
-            ordinals = batch.step * self._batch_size + np.arange(count)
-            masks = self._sampler.sample(ordinals, batch.step)
-        else:
-            masks = tuple(kind.slice(0, count) for kind in self._drawn(batch)[0])
-        clips = self._first_clips(batch, device, count)
-        return normalise_clip(clips), _masks_to(masks, device)
-
-    def _drawn(self, batch: ClipBatch) -> tuple[tuple[TokenMasks, ...], int]:
-        """Masks of the batch, and the place among them of this process's first clip."""
-        whole = batch.step * self._batch_size + np.arange(self._batch_size)
-        ordinals = batch.ordinals if self._draws_own_part else whole
-        if batch.step != self._step:
-            self._step, self._masks = batch.step, self._sampler.sample(ordinals, batch.step)
-        return self._masks, int(batch.ordinals[0] - ordinals[0])
-
-    def _first_clips(self, batch: ClipBatch, device: torch.device, count: int) -> Tensor:
-        """uint8 [count, C, T, H, W], sent by the processes that hold them."""
-        held = len(batch.clips)
-        parts = []
-        for rank in range(-(-count // held)):
-            number = min(held, count - rank * held)
-            clips = batch.clips[:number].to(device, copy=True)
-            parts.append(self._team.send_(clips, rank))
-        return torch.cat(parts)
-
-
-def _masks_to(masks: tuple[TokenMasks, ...], device: torch.device) -> tuple[TokenMasks, ...]:
-    return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
-
-
 _LOGGER = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
@@ -264,45 +185,28 @@ _MAY_CHANGE = (
 """Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
 
 
-@dataclass(frozen=True)
-class PretrainParts:
-    """An objective with the modules that its checkpoints hold."""
+def build_task(config: PretrainConfig) -> Task:
+    """The task that the config names, with fresh weights.
 
-    objective: FeaturePrediction | PixelPrediction
-    modules: Mapping[str, nn.Module]
-
-    @property
-    def evaluated(self) -> Encoder:
-        """The encoder that frozen evaluation uses."""
-        return self.objective.encoder_for_evaluation
-
-
-def build_objective(config: PretrainConfig) -> PretrainParts:
-    """Model and objective with fresh weights, drawn from the run's seed.
-
-    Args:
-        config: The run's config.
-
-    Returns:
-        The objective, and its modules under their names in a checkpoint: ``encoder``,
-        ``predictor`` and, for features, ``target_encoder``.
+    Raises:
+        UserError: The masks do not fit the model's grid.
     """
-    seed_torch(config.seed, "weights")
+    encoder, size = config.model.encoder, config.data.batch_size
+    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+    task: MaskedPrediction
     if config.objective.name == "pixel":
-        pixel = PixelPrediction(config.model)
-        return PretrainParts(pixel, {"encoder": pixel.encoder, "predictor": pixel.predictor})
-    model = VJEPA(config.model)
-    features = FeaturePrediction(
-        model,
-        loss_exponent=config.objective.loss_exponent,
-        variance_coefficient=config.objective.variance_coefficient,
-    )
-    modules = {
-        "encoder": model.encoder,
-        "target_encoder": model.target_encoder,
-        "predictor": model.predictor,
-    }
-    return PretrainParts(features, modules)
+        task = PixelPrediction(config.model, sampler, size)
+    else:
+        task = FeaturePrediction(
+            VJEPA(config.model),
+            loss_exponent=config.objective.loss_exponent,
+            variance_coefficient=config.objective.variance_coefficient,
+            sampler=sampler,
+            batch_size=size,
+        )
+    # A mask token that no mask kind uses.
+    task.has_unused = config.model.predictor.num_mask_tokens > len(config.masking.masks)
+    return task
 
 
 def open_sources(sources: tuple[SourceConfig, ...]) -> list[Manifest]:
@@ -368,16 +272,11 @@ def check_run_folder(config: PretrainConfig, out: Path) -> None:
         raise UserError(f"{out}: exists and is no run folder; give a new or empty --out")
 
 
-def write_run_config(config: PretrainConfig, out: Path) -> None:
-    """Make the run folder with its `config.yaml`, written aside and renamed."""
-    out.mkdir(parents=True, exist_ok=True)
-    stored = out / CONFIG_FILE
-    partial = stored.with_suffix(".partial")
-    partial.write_text(dump_yaml(config), encoding="utf-8")
-    partial.replace(stored)
-
-
-def run(config: PretrainConfig, out: Path) -> TrainingResult:
+def run(
+    config: PretrainConfig,
+    out: str | Path,
+    task: Callable[[PretrainConfig], Task] | None = None,
+) -> TrainingResult:
     """Train, or resume the run in `out`, to the config's last step.
 
     Under torchrun, or another launcher that sets the same variables, all processes call this and
@@ -386,6 +285,9 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
     Args:
         config: The whole config; it is stored in the run folder and in every checkpoint.
         out: The run folder.
+        task: Makes what is trained, in place of the config's objective, for example a subclass of
+            :class:`vjepa.tasks.Task`; a resume must be given the same. Weights that it draws follow
+            from the config's seed.
 
     Returns:
         How the run ended.
@@ -397,74 +299,73 @@ def run(config: PretrainConfig, out: Path) -> TrainingResult:
     """
     device = set_up_device(config.training.device, config.training.precision).device
     with open_team(device.type, config.distributed.timeout_minutes) as team:
-        return _run(config, out, team)
+        return _run(config, Path(out), task, team)
 
 
-def _run(config: PretrainConfig, out: Path, team: Team) -> TrainingResult:
+def _run(
+    config: PretrainConfig,
+    out: Path,
+    make_task: Callable[[PretrainConfig], Task] | None,
+    team: Team,
+) -> TrainingResult:
     team.on_main(lambda: check_run_folder(config, out))
-    parts = build_objective(config)
-    store = CheckpointStore(
-        out / "checkpoints", config.training.keep_last, config.training.keep_every_steps
-    )
+    seed_torch(config.seed, "weights")
+    task = (make_task or build_task)(config)
+    objective = config.objective.name if make_task is None else type(task).__name__
     loader = build_loader(config, out, team)
     _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
-    preparer = BatchPreparer(config, team)
     try:
         trainer = Trainer(
-            objective=parts.objective,
-            data=loader,
-            prepare=preparer,
-            look=preparer.look,
+            task=task,
+            batches=loader.batches,
             optim=config.optim,
             training=config.training,
             seed=config.seed,
-            ema=config.ema if config.objective.name == "vjepa" else None,
-            modules=parts.modules,
-            folder=RunFolder(out, store, checkpoint_config(config)),
+            ema=config.ema,
+            folder=out,
+            about={"objective": objective, "model": to_dict(config.model), "run": to_dict(config)},
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
-            evaluators=list(_evaluators(config, parts, team)),
-            alarm=collapse_alarm,
+            evaluators=_evaluators(config, task, team),
             description="pretraining",
             team=team,
             distributed=config.distributed,
-            has_unused=config.model.predictor.num_mask_tokens > len(config.masking.masks),
         )
-        if config.continue_from is not None and team.on_main(store.latest) is None:
-            trainer.start_from(continue_from(config.continue_from, parts, trainer))
+        store = trainer.store
+        if config.continue_from is not None and store and team.on_main(store.latest) is None:
+            trainer.start_from(continue_from(config.continue_from, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
-        team.on_main(lambda: write_run_config(config, out))
+        team.on_main(lambda: _write_config(config, out))
         with log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"):
-            return trainer.train()
+            return trainer.fit()
     finally:
         loader.close()
 
 
-def checkpoint_config(config: PretrainConfig) -> dict[str, Any]:
-    """What every checkpoint's `config.json` says of its model and its run."""
-    return {
-        "objective": config.objective.name,
-        "model": to_dict(config.model),
-        "run": to_dict(config),
-    }
+def _write_config(config: PretrainConfig, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / CONFIG_FILE, dump_yaml(config))
 
 
-def _evaluators(config: PretrainConfig, parts: PretrainParts, team: Team) -> Iterator[OnlineProbe]:
-    probe = config.online_probe
+def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlineProbe]:
+    probe, encoder = config.online_probe, task.encoder_for_evaluation
     if probe is None:
-        return
+        return []
+    if encoder is None:
+        raise UserError(
+            f"online_probe: {type(task).__name__} has no encoder to probe; leave it out"
+        )
     transform = config.data.transform
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     setup = set_up_device(config.training.device, config.training.precision)
-    yield OnlineProbe(parts.evaluated, probe, config.data.clip, view, setup, config.seed, team=team)
+    return [OnlineProbe(encoder, probe, config.data.clip, view, setup, config.seed, team=team)]
 
 
-def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer) -> int:
+def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     """Load another checkpoint's weights and, if wanted, its optimiser; the step to go on from.
 
     Args:
         config: What to load.
-        parts: Receives the weights.
-        trainer: Its optimiser receives the moments.
+        trainer: Its task receives the weights, its optimiser the moments.
 
     Returns:
         Updates that the weights have behind them; 0 without the optimiser.
@@ -472,36 +373,35 @@ def continue_from(config: ContinueConfig, parts: PretrainParts, trainer: Trainer
     Raises:
         UserError: The checkpoint is missing, damaged, of another shape or objective.
     """
-    optimizer, trained = trainer.learner.optimizer, trainer.learner.modules
+    optimizer, task = trainer.learner.optimizer, trainer.task
     if config.path.is_dir():
         folder = find_checkpoint(config.path)
         store = CheckpointStore(folder.parent)
         moments = optimizer if config.keep_optimizer else None
-        loaded = store.load(folder, parts.modules, moments, trainer.team)
-        step = loaded.step
+        step = store.load(folder, task.saved_modules(), moments, trainer.team).step
         _LOGGER.info("continuing from %s (step %d)", folder, step)
     else:
-        _load_released(config.path, parts)
+        _load_released(config.path, task)
         state = released_training_state(config.path) if config.keep_optimizer else None
         step = state.step if state else 0
         if state is not None:
+            trained = trainer.learner.modules
             load_optimizer_state(optimizer, trained, state.moments, str(config.path))
     if not config.keep_optimizer:
         return 0
     return step if config.step is None else config.step
 
 
-def _load_released(path: Path, parts: PretrainParts) -> None:
+def _load_released(path: Path, task: Task) -> None:
     """Put the weights of an authors' file into the model, which must have its sizes."""
-    if "target_encoder" not in parts.modules:
+    if not isinstance(task, FeaturePrediction):
         raise UserError(f"{path}: holds feature prediction; set objective.name to vjepa")
-    encoder = parts.evaluated.config
-    model, report = read_model(path, num_heads=encoder.heads)
-    different = diff(model.config, parts.objective.config)
+    model, report = read_model(path, num_heads=task.config.encoder.heads)
+    different = diff(model.config, task.config)
     if different:
         raise UserError(
             f"{path}: is of another model than the config's `model` ({'; '.join(different)})"
         )
     _LOGGER.info("%s", report)
-    for name, module in parts.modules.items():
+    for name, module in task.saved_modules().items():
         load_whole(module, model.get_submodule(name).state_dict())

@@ -2,76 +2,92 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa.tasks.task import StepOutput
+from vjepa.runtime.device import to_device
+from vjepa.tasks.task import Output, Task, slice_of_part
 
 
-class ClassificationObjective(nn.Module):
+class Classification(Task):
     """Cross-entropy between a classifier's logits and class numbers (frozen evaluation, section 4).
 
     Where a sample may have several classes it is the binary cross-entropy, averaged over classes.
     The loss is the *sum* over heads of each head's mean cross-entropy: a head's gradient is then
     what it would be alone, whatever is trained beside it.
 
-    Attributes:
-        classifier: inputs -> logits [B, classes], or [H, B, classes] of H heads.
+    Args:
+        classifier: Inputs -> logits [B, classes], or [H, B, classes] of H heads.
+        modules: Its trained modules by name, each with its own gradient clipping; None: the
+            classifier as a whole, named ``classifier``.
+        encode: ``encode(batch, device)`` makes inputs and labels of a batch; None: they are its
+            ``tokens`` and ``labels``.
     """
 
-    def __init__(self, classifier: nn.Module, modules: dict[str, nn.Module] | None = None) -> None:
-        """Take the classifier.
-
-        Args:
-            classifier: As above.
-            modules: Its trained modules by name, each with its own gradient clipping; None means
-                the classifier as a whole, named ``classifier``.
-        """
+    def __init__(
+        self,
+        classifier: nn.Module,
+        modules: Mapping[str, nn.Module] | None = None,
+        encode: Callable[[Any, torch.device], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         self.classifier = classifier
-        self._modules_by_name = {"classifier": classifier} if modules is None else dict(modules)
+        self._by_name = {"classifier": classifier} if modules is None else dict(modules)
+        self._encode = encode
 
-    def forward(self, inputs: Tensor, labels: Tensor) -> StepOutput:
+    def saved_modules(self) -> dict[str, nn.Module]:
+        """The heads by name."""
+        return self._by_name
+
+    def inputs(self, batch: Any, part: int, parts: int) -> tuple[Tensor, Tensor, int]:
+        """The classifier's inputs, the labels, and the number of samples in the whole batch."""
+        if self._encode is None:
+            tokens, labels = batch.tokens, batch.labels
+        else:
+            tokens, labels = self._encode(batch, self.device)
+        here = slice_of_part(len(labels), part, parts)
+        return (
+            to_device(tokens[here], self.device),
+            to_device(labels[here], self.device),
+            len(labels),
+        )
+
+    def forward(self, inputs: Tensor, labels: Tensor, count: int | None = None) -> Output:
         """Loss of one batch.
 
         Args:
             inputs: What the classifier takes, for a probe tokens [B, N, D].
             labels: int64 [B], class numbers; or float [B, classes] of 0 and 1, several a sample.
+            count: Samples of the batch that these are a part of; None: they are all of it.
 
         Returns:
-            The loss; metrics ``cross_entropy`` and, for class numbers, ``top1``, means over samples
+            The loss; terms ``cross_entropy`` and, for class numbers, ``top1``, means over samples
             and heads, and for several heads ``cross_entropy_best`` and ``top1_best``, of the best.
         """
+        count = count or len(labels)
         logits = self.classifier(inputs)
-        by_head = logits if logits.ndim == 3 else logits[None]
+        by_head = (logits if logits.ndim == 3 else logits[None]).float()
         heads, batch, classes = by_head.shape
         truth = labels.expand(heads, *labels.shape)
         if labels.is_floating_point():
-            every = F.binary_cross_entropy_with_logits(by_head.float(), truth, reduction="none")
-            entropy = every.mean(dim=(1, 2))
+            every = F.binary_cross_entropy_with_logits(by_head, truth, reduction="none")
+            entropy = every.sum(dim=(1, 2)) / (count * classes)
         else:
             every = F.cross_entropy(
-                by_head.float().reshape(-1, classes), truth.reshape(-1), reduction="none"
+                by_head.reshape(-1, classes), truth.reshape(-1), reduction="none"
             )
-            entropy = every.view(heads, batch).mean(dim=1)
+            entropy = every.view(heads, batch).sum(dim=1) / count
         with torch.no_grad():
-            metrics = {"cross_entropy": entropy.mean()}
+            terms = {"cross_entropy": entropy.mean()}
             if heads > 1:
-                metrics["cross_entropy_best"] = entropy.min()
+                terms["cross_entropy_best"] = entropy.min()
             if not labels.is_floating_point():
-                top1 = (by_head.argmax(dim=-1) == truth).float().mean(dim=1)
-                metrics["top1"] = top1.mean()
+                top1 = (by_head.argmax(dim=-1) == truth).float().sum(dim=1) / count
+                terms["top1"] = top1.mean()
                 if heads > 1:
-                    metrics["top1_best"] = top1.max()
-        return StepOutput(
-            loss=entropy.sum(), metrics={name: value.detach() for name, value in metrics.items()}
-        )
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """The trained modules by name."""
-        return self._modules_by_name
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """None: classification has no moving average."""
-        return []
+                    terms["top1_best"] = top1.max()
+        return Output(entropy.sum(), {name: value.detach() for name, value in terms.items()})

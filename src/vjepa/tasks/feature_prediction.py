@@ -1,4 +1,4 @@
-"""Feature prediction: the objective of the paper, section 3."""
+"""Feature prediction: the paper's objective, section 3."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vjepa.masking import TokenMasks
-from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.masking import MaskSampler, TokenMasks
+from vjepa.models import VJEPA, Encoder
 from vjepa.tasks.health import (
     PredictionHealth,
     mask_counts,
@@ -17,14 +17,13 @@ from vjepa.tasks.health import (
     representation_health,
     spread,
 )
-from vjepa.tasks.task import BatchPart, StepOutput, target_summand
+from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction, normalise_features
+from vjepa.tasks.task import Output
 
-TARGET_NORM_EPS = 1e-5
-"""Epsilon of the normalisation of targets (the encoder's own norms use 1e-6)."""
 _VARIANCE_EPS = 1e-4
 
 
-class FeaturePrediction(nn.Module):
+class FeaturePrediction(MaskedPrediction):
     """Predict the target encoder's features of masked tokens from the visible ones.
 
     For a clip y, a mask with context tokens x, and all masks of the clip::
@@ -44,143 +43,95 @@ class FeaturePrediction(nn.Module):
         variance_coefficient: Weight of a penalty on predictions that hardly vary over a clip's
             masked tokens: the mean over clips and features of relu(1 - standard deviation). The
             authors' code has it with weight 0.
-
-    Attributes:
-        model: As given.
+        sampler, batch_size: As for every masked prediction.
     """
 
     def __init__(
-        self, model: VJEPA, loss_exponent: float = 1.0, variance_coefficient: float = 0.0
+        self,
+        model: VJEPA,
+        loss_exponent: float = 1.0,
+        variance_coefficient: float = 0.0,
+        sampler: MaskSampler | None = None,
+        batch_size: int = 0,
     ) -> None:
-        super().__init__()
-        self.model = model
+        super().__init__(model.config, model.encoder, model.predictor, sampler, batch_size)
+        self.target_encoder = model.target_encoder
         self._exponent = loss_exponent
         self._variance_coefficient = variance_coefficient
 
     @property
-    def config(self) -> ModelConfig:
-        """The model's sizes."""
-        return self.model.config
-
-    @property
     def encoder_for_evaluation(self) -> Encoder:
-        """The target encoder: what frozen evaluation uses (paper, section 4)."""
-        return self.model.target_encoder
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """The trained modules by name, in the optimiser's order."""
-        return {"encoder": self.model.encoder, "predictor": self.model.predictor}
+        """The target encoder (paper, section 4)."""
+        return self.target_encoder
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(online, target) modules: the target follows as a moving average."""
-        return [(self.model.encoder, self.model.target_encoder)]
+        """The target encoder follows the encoder."""
+        return [(self.encoder, self.target_encoder)]
 
     def forward(
-        self, clips: Tensor, masks: Sequence[TokenMasks], part: BatchPart | None = None
-    ) -> StepOutput:
-        """The loss of a batch.
+        self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
+    ) -> Output:
+        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...) and the penalty.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
             masks: One for each mask kind, over the clips' token grid, on the clips' device.
-            part: What part of a batch these are; loss and metrics then are summands of the batch's.
-                None: the whole.
-
-        Returns:
-            The loss, and as metrics the loss of each mask kind (``loss/mask_0``, ...) and, where it
-            has a weight, the variance penalty.
+            size: Of the batch that these are a part of; None: they are all of it.
         """
+        size = size or BatchSize.of(masks)
         targets = self.targets(clips)
         losses, penalties = [], []
         for kind, mask in enumerate(masks):
-            predicted = self.predict(clips, mask, kind)
+            predicted = self.predict(self.encode(clips, mask), mask, kind)
             error = (predicted - mask.gather_target(targets)).abs()
             if self._exponent != 1:
                 error = error**self._exponent / self._exponent
-            losses.append(target_summand(error.mean(), part, kind))
+            losses.append(size.mean(error, kind))
             if self._variance_coefficient:
-                penalty = variance_penalty(predicted, mask)
-                penalties.append(penalty if part is None else penalty * part.clips)
+                lacking = lacking_variance(predicted, mask)
+                penalties.append(lacking.sum() / (size.clips * lacking.shape[-1]))
         loss = torch.stack(losses).mean()
-        metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
+        terms = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
         if penalties:
             penalty = torch.stack(penalties).mean()
             loss = loss + self._variance_coefficient * penalty
-            metrics["variance_penalty"] = penalty.detach()
-        return StepOutput(loss=loss, metrics=metrics)
+            terms["variance_penalty"] = penalty.detach()
+        return Output(loss, terms)
 
     @torch.no_grad()
     def targets(self, clips: Tensor) -> Tensor:
         """Normalised target features of all tokens: float32 [B, N, D]."""
-        return normalise_features(self.model.target_encoder(clips))
-
-    def predict(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
-        """Predicted features of the masked tokens: float32 [B, M, D], or packed [U, D].
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            mask: Context and target tokens.
-            kind: Place of the mask kind, which chooses the mask token.
-        """
-        return self._predict(self._encode(clips, mask), mask, kind)
-
-    def _encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
-        return self.model.encoder(clips, mask.context, offsets=mask.context_offsets)
-
-    def _predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
-        predicted = self.model.predictor(
-            context,
-            mask.context,
-            mask.target,
-            kind,
-            context_offsets=mask.context_offsets,
-            target_offsets=mask.target_offsets,
-        )
-        return predicted.float()
+        return normalise_features(self.target_encoder(clips))
 
     @torch.no_grad()
-    def health(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
-        """Whether the features stay rich; costs about one forward pass.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            masks: As in :meth:`forward`.
-
-        Returns:
-            float32 scalars, explained in :mod:`vjepa.tasks.health`.
-        """
+    def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """Of targets, context and predictions."""
         targets = self.targets(clips)
         prediction = PredictionHealth(targets)
         context_spread = []
         for kind, mask in enumerate(masks):
-            context = self._encode(clips, mask)
+            context = self.encode(clips, mask)
             context_spread.append(spread(normalise_features(context)))
-            prediction.add(self._predict(context, mask, kind), mask)
-        encoders = (self.model.encoder, self.model.target_encoder)
+            prediction.add(self.predict(context, mask, kind), mask)
         return {
             "target_std": spread(targets),
             "context_std": torch.stack(context_spread).mean(),
             **representation_health(targets),
             **prediction.summary(),
-            "teacher_student_distance": parameter_distance(*encoders),
+            "teacher_student_distance": parameter_distance(self.encoder, self.target_encoder),
             **mask_counts(masks, targets),
         }
 
 
-def normalise_features(features: Tensor) -> Tensor:
-    """LayerNorm over the features without scale and shift: [..., D] -> float32 [..., D]."""
-    return F.layer_norm(features.float(), features.shape[-1:], eps=TARGET_NORM_EPS)
-
-
-def variance_penalty(predicted: Tensor, mask: TokenMasks) -> Tensor:
-    """Mean over clips and features of relu(1 - standard deviation over a clip's masked tokens).
+def lacking_variance(predicted: Tensor, mask: TokenMasks) -> Tensor:
+    """relu(1 - standard deviation over a clip's masked tokens) of each clip and feature.
 
     Args:
         predicted: float [B, M, D], or packed [U, D].
         mask: Which clip a packed token belongs to.
 
     Returns:
-        Scalar in [0, 1]; a clip with a single masked token has no spread and counts nearly 1.
+        [B, D] in [0, 1]; a clip with a single masked token has no spread and gives nearly 1.
     """
     if mask.target_offsets is None:
         variance = predicted.var(dim=1, correction=min(1, predicted.shape[1] - 1))
@@ -191,4 +142,4 @@ def variance_penalty(predicted: Tensor, mask: TokenMasks) -> Tensor:
         means = zeros.index_add(0, rows, predicted) / lengths
         squares = zeros.index_add(0, rows, (predicted - means[rows]).square())
         variance = squares / (lengths - 1).clamp(min=1)
-    return F.relu(1 - torch.sqrt(variance + _VARIANCE_EPS)).mean()
+    return F.relu(1 - torch.sqrt(variance + _VARIANCE_EPS))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vjepa.masking import TokenMasks
+from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, patchify
-from vjepa.tasks.feature_prediction import normalise_features
 from vjepa.tasks.health import PredictionHealth, mask_counts, representation_health, spread
-from vjepa.tasks.task import BatchPart, StepOutput, target_summand
+from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction, normalise_features
+from vjepa.tasks.task import Output
 
 _PATCH_EPS = 1e-6
 
 
-class PixelPrediction(nn.Module):
+class PixelPrediction(MaskedPrediction):
     """Predict the pixels of masked tokens from the visible ones.
 
     The same masks, context encoder and predictor as feature prediction; but the predictor's output
@@ -26,57 +26,44 @@ class PixelPrediction(nn.Module):
 
     Args:
         config: Sizes of encoder and predictor.
-
-    Attributes:
-        config: As given.
-        encoder: The context encoder, trained.
-        predictor: Trained; its output has one number for each pixel and channel of a patch.
+        sampler, batch_size: As for every masked prediction.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder)
-        self.predictor = Predictor(
-            config.encoder, config.predictor, out_width=config.encoder.patch_values
-        )
+    def __init__(
+        self, config: ModelConfig, sampler: MaskSampler | None = None, batch_size: int = 0
+    ) -> None:
+        encoder = Encoder(config.encoder)
+        width = config.encoder.patch_values
+        predictor = Predictor(config.encoder, config.predictor, out_width=width)
+        super().__init__(config, encoder, predictor, sampler, batch_size)
 
     @property
     def encoder_for_evaluation(self) -> Encoder:
-        """The encoder: what frozen evaluation uses."""
+        """The encoder."""
         return self.encoder
 
-    def trainable(self) -> dict[str, nn.Module]:
-        """The trained modules by name, in the optimiser's order."""
-        return {"encoder": self.encoder, "predictor": self.predictor}
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """None: nothing follows as a moving average."""
-        return []
-
     def forward(
-        self, clips: Tensor, masks: Sequence[TokenMasks], part: BatchPart | None = None
-    ) -> StepOutput:
-        """The loss of a batch.
+        self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
+    ) -> Output:
+        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...).
+
+        It is the mean over masks of the mean over masked tokens and pixels; in count mode packed
+        the mean runs over all masked tokens of the batch.
 
         Args:
             clips: float [B, C, T, H, W], normalised.
             masks: One for each mask kind, over the clips' token grid, on the clips' device.
-            part: What part of a batch these are; loss and metrics then are summands of the batch's.
-                None: the whole.
-
-        Returns:
-            The loss (mean over masks of the mean over masked tokens and pixels; in count mode
-            packed the mean runs over all masked tokens of the batch), and as metrics the loss of
-            each mask kind (``loss/mask_0``, ...).
+            size: Of the batch that these are a part of; None: they are all of it.
         """
+        size = size or BatchSize.of(masks)
         targets = self.targets(clips)
         losses = []
         for kind, mask in enumerate(masks):
-            error = self.predict(clips, mask, kind) - mask.gather_target(targets)
-            losses.append(target_summand(error.square().mean(), part, kind))
-        metrics = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
-        return StepOutput(loss=torch.stack(losses).mean(), metrics=metrics)
+            predicted = self.predict(self.encode(clips, mask), mask, kind)
+            error = predicted - mask.gather_target(targets)
+            losses.append(size.mean(error.square(), kind))
+        terms = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
+        return Output(torch.stack(losses).mean(), terms)
 
     @torch.no_grad()
     def targets(self, clips: Tensor) -> Tensor:
@@ -84,43 +71,17 @@ class PixelPrediction(nn.Module):
         size = self.config.encoder
         return normalise_patches(patchify(clips.float(), size.tubelet_size, size.patch_size))
 
-    def predict(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
-        """Predicted pixels of the masked tokens: float32 [B, M, pixels], or packed [U, pixels].
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            mask: Context and target tokens.
-            kind: Place of the mask kind, which chooses the mask token.
-        """
-        predicted = self.predictor(
-            self.encoder(clips, mask.context, offsets=mask.context_offsets),
-            mask.context,
-            mask.target,
-            kind,
-            context_offsets=mask.context_offsets,
-            target_offsets=mask.target_offsets,
-        )
-        return predicted.float()
-
     @torch.no_grad()
-    def health(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
-        """Whether the features stay rich; costs about one forward pass.
+    def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """Of the encoder's features of whole clips, to compare with feature prediction.
 
-        Rank and cosine are those of the encoder's features of whole clips, so that they compare
-        with feature prediction; what is explained is pixels.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            masks: As in :meth:`forward`.
-
-        Returns:
-            float32 scalars, explained in :mod:`vjepa.tasks.health`.
+        What is explained is pixels.
         """
         targets = self.targets(clips)
         features = normalise_features(self.encoder(clips))
         prediction = PredictionHealth(targets)
         for kind, mask in enumerate(masks):
-            prediction.add(self.predict(clips, mask, kind), mask)
+            prediction.add(self.predict(self.encode(clips, mask), mask, kind), mask)
         return {
             "target_std": spread(targets),
             "context_std": spread(features),

@@ -1,52 +1,91 @@
-"""What part of a batch the inputs of an objective are."""
+"""The seam between training and what is trained: a batch in, a loss out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from vjepa.masking import TokenMasks
+from vjepa.runtime.distributed import Team
 
 
 @dataclass(frozen=True, eq=False)
-class StepOutput:
-    """Loss and metrics of a batch.
-
-    Attributes:
-        loss: float32 scalar, differentiable.
-        metrics: Detached float32 scalars on the loss's device; reading one waits for the device,
-            so they are read late.
-    """
+class Output:
+    """What a task computes for a micro-batch: its summands of the whole batch's values."""
 
     loss: Tensor
-    metrics: dict[str, Tensor]
+    """float32 scalar, differentiable."""
+    terms: dict[str, Tensor]
+    """Detached float32 scalars for the log, on the loss's device; reading one waits for it."""
 
 
-@dataclass(frozen=True)
-class BatchPart:
-    """A part of a batch that is cut over micro-batches and processes.
+class Task(nn.Module, ABC):
+    """Everything that the training loop asks of what it trains.
 
-    The loss of a batch is a mean over all its masked tokens, and parts may hold different numbers
-    of them. An objective that is told its part returns its summand of the batch's values, so that
-    no way of cutting changes them.
+    A task has its networks as submodules and defines two methods: :meth:`inputs` and ``forward``,
+    which takes those inputs and returns an :class:`Output`. All else has a default: submodules are
+    saved under their names, and trained where a parameter takes gradients.
+
+    One rule: loss and terms of a micro-batch are *summands* of the batch's, that is, sums over its
+    samples (or targets) divided by their number in the *whole* batch, over all micro-batches and
+    processes. Then no way of cutting a batch changes a gradient.
     """
 
-    clips: float
-    """The part's clips / the batch's."""
-    targets: tuple[float, ...]
-    """For each mask kind: the part's masked tokens / the batch's."""
+    has_unused = False
+    """Some trained parameters never take part in the loss."""
 
-    @classmethod
-    def of(cls, part: Sequence[TokenMasks], batch: Sequence[TokenMasks]) -> BatchPart:
-        """From the masks of the part and of the whole batch; reads shapes only."""
-        return cls(
-            part[0].batch_size / batch[0].batch_size,
-            tuple(a.target.numel() / b.target.numel() for a, b in zip(part, batch, strict=True)),
-        )
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def inputs(self, batch: Any, part: int, parts: int) -> tuple[Any, ...]:
+        """What ``forward`` takes, on the device.
+
+        Args:
+            batch: What this process holds of a batch, as the data make it.
+            part: Number of the micro-batch, from 0.
+            parts: How many micro-batches this process cuts its batch into.
+        """
+
+    def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Scalars that tell whether training goes well, measured now and then without gradients.
+
+        Args:
+            batch: As for :meth:`inputs`.
+            count: On so many samples, the first of the whole batch, in every process.
+            team: All processes.
+        """
+        return {}
+
+    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:  # noqa: ARG002
+        """A warning in words if the health reports so far, each with its ``loss``, look bad."""
+        return None
+
+    def saved_modules(self) -> dict[str, nn.Module]:
+        """All that a checkpoint holds, by name."""
+        return dict(self.named_children())
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """The trained modules by name, in the optimiser's order; each is clipped on its own."""
+        modules = self.saved_modules().items()
+        return {k: m for k, m in modules if any(p.requires_grad for p in m.parameters())}
+
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """(online, target) modules whose targets follow as moving averages."""
+        return []
+
+    @property
+    def encoder_for_evaluation(self) -> nn.Module | None:
+        """What frozen evaluation uses; None: this task has no encoder."""
+        return None
 
 
-def target_summand(mean: Tensor, part: BatchPart | None, kind: int) -> Tensor:
-    """A mean over the masked tokens of one kind as a summand of the batch's; None: it is whole."""
-    return mean if part is None else mean * part.targets[kind]
+def slice_of_part(size: int, part: int, parts: int) -> slice:
+    """The samples of micro-batch `part` of `parts`, of `size` that a process holds."""
+    return slice(part * size // parts, (part + 1) * size // parts)

@@ -1,6 +1,6 @@
 """One training loop for every job: schedules, optimiser, moving average, checkpoints, guards.
 
-The loop gets its objective, data and evaluators by protocol and knows nothing of video.
+The loop trains a :class:`vjepa.tasks.Task` and knows nothing of video.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from vjepa.checkpoint.state import (
 )
 from vjepa.checkpoint.store import CheckpointStore, LoadedCheckpoint, Snapshot
 from vjepa.training.guards import TrainingStopped
-from vjepa.training.learner import build_learner
 from vjepa.training.optim import (
     EmaPairs,
     GuardedAdamW,
@@ -30,8 +29,8 @@ from vjepa.training.schedules import (
     learning_rate,
     weight_decay,
 )
-from vjepa.training.step import Learner, MicroBatch, StepValues, train_step
-from vjepa.training.trainer import RunFolder, Trainer, TrainingResult
+from vjepa.training.step import Learner, StepValues, build_learner, train_step
+from vjepa.training.trainer import Trainer, TrainingResult
 
 __all__ = [
     "CheckpointStore",
@@ -41,9 +40,7 @@ __all__ = [
     "GuardedAdamW",
     "Learner",
     "LoadedCheckpoint",
-    "MicroBatch",
     "OptimConfig",
-    "RunFolder",
     "Snapshot",
     "StepValues",
     "Trainer",

@@ -1,8 +1,7 @@
-"""What protects a long run: values that are not finite, collapse, signals that ask it to stop."""
+"""What protects a long run: bad updates, spikes, collapse, signals that ask it to stop."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import logging
@@ -12,46 +11,26 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.training.log_window import HostStep
 from vjepa.training.schedules import TrainingConfig
-
-
-def keep_batch(batch: Any, path: Path) -> bool:
-    """Write the arrays of a batch as safetensors.
-
-    Args:
-        batch: A dataclass with tensors and arrays, for example a ``ClipBatch``.
-        path: The file.
-
-    Returns:
-        Whether there was anything to write.
-    """
-    if not dataclasses.is_dataclass(batch):
-        return False
-    arrays: dict[str, Tensor] = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, np.ndarray):
-            arrays[field.name] = torch.from_numpy(np.ascontiguousarray(value))
-        elif isinstance(value, Tensor):
-            arrays[field.name] = value.detach().cpu().contiguous()
-    save_file(arrays, path)
-    return bool(arrays)
-
 
 _LOGGER = logging.getLogger(__name__)
 _SKIP_WINDOW = 1000
+SPIKE_WINDOW = 128
+"""Updates over which the running median of the loss is taken."""
+_FEWEST_LOSSES = 16
 _HANDLED = tuple(
     # Windows has no SIGUSR1.
     getattr(signal, name)
@@ -66,37 +45,83 @@ class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user 
     """Training cannot go on; the message says at which step, why, and what may help."""
 
 
-KeepBatch = Callable[[int, Path], bool]
-"""``keep(update, file)``: writes the batch of an update to a file, if it can; whether it did."""
+class SpikeGate:
+    """Tells a loss that is far above the running median of the applied updates' losses.
+
+    Everything stays on the device. The first 16 updates pass; updates that were not applied do not
+    enter the median.
+
+    Args:
+        factor: How many times the median a loss may be.
+        device: Where the losses are.
+    """
+
+    def __init__(self, factor: float, device: torch.device) -> None:
+        self._factor = factor
+        self._losses = torch.full((SPIKE_WINDOW,), math.nan, device=device)
+
+    def is_spike(self, loss: Tensor) -> Tensor:
+        """Whether a loss is too high: 0-d float32 -> 0-d bool."""
+        enough = self._losses.isfinite().sum() >= _FEWEST_LOSSES
+        return enough & (loss > self._factor * self._losses.nanmedian())
+
+    def add(self, update: int, loss: Tensor, applied: Tensor) -> None:
+        """Take in the loss of an update, if the update was applied (0-d bool)."""
+        self._losses[update % SPIKE_WINDOW] = torch.where(applied, loss, math.nan)
+
+    def state(self) -> list[float | None]:
+        """The losses, for the checkpoint (plain JSON types)."""
+        return [None if math.isnan(loss) else loss for loss in self._losses.tolist()]
+
+    def load_state(self, state: Sequence[float | None]) -> None:
+        """Go on from a stored :meth:`state`."""
+        values = [math.nan if loss is None else loss for loss in state]
+        self._losses.copy_(torch.tensor(values, dtype=torch.float32))
+
+
+@dataclass(frozen=True)
+class HostStep:
+    """One update's values on the host."""
+
+    update: int
+    ordinals: NDArray[np.int64]
+    values: dict[str, float]
+    finite: bool
+    spike: bool = False
+
+    @property
+    def applied(self) -> bool:
+        """Whether it changed the weights."""
+        return self.finite and not self.spike
 
 
 class BadUpdateGuard:
     """Decides what happens after updates that were not finite or whose loss was a spike.
 
     Such updates have never changed the weights: the optimiser skips them on the device.
+
+    Args:
+        training: Gives ``nonfinite`` and ``spike``: ``stop`` at the first one, or ``skip`` and
+            count up to ``max_skipped`` in any 1000 updates.
+        folder: Where the details of a stop are written; None: only in the message.
+        rank: Of this process; each keeps its part of the batch, the first describes it.
+        batch_of: Makes the batch of an update once more, so that it can be kept.
     """
 
     def __init__(
-        self, training: TrainingConfig, folder: Path | None, rank: int, keep: KeepBatch
+        self,
+        training: TrainingConfig,
+        folder: Path | None,
+        rank: int,
+        batch_of: Callable[[int], Any],
     ) -> None:
-        """Set the policy.
-
-        Args:
-            training: Gives ``nonfinite`` and ``spike``: ``stop`` at the first one, or ``skip`` and
-                count up to ``max_skipped`` in any 1000 updates.
-            folder: Where the details of a stop are written; None: only in the message.
-            rank: Of this process; each keeps its part of the batch, the first describes it.
-            keep: Keeps the batch at which training stops.
-        """
-        self._training, self._folder, self._rank, self._keep = training, folder, rank, keep
+        self._training, self._folder, self._rank = training, folder, rank
+        self._batch_of = batch_of
         self._recent: deque[int] = deque()
         self.skipped = 0
 
     def check(self, steps: Sequence[HostStep]) -> None:
-        """Look at an interval of updates.
-
-        Args:
-            steps: The updates, in order.
+        """Look at an interval of updates, in order.
 
         Raises:
             TrainingStopped: By the policy.
@@ -131,54 +156,58 @@ class BadUpdateGuard:
         )
         if self._folder is not None:
             name = f"{kind}_step_{step.update:08d}"
-            details = self._folder / f"{name}.json"
-            batch = self._folder / f"{name}_rank_{self._rank:04d}.safetensors"
+            file = self._folder / f"{name}.json"
+            batch_file = self._folder / f"{name}_rank_{self._rank:04d}.safetensors"
             try:
-                kept = self._keep(step.update, batch)
+                arrays = _arrays(self._batch_of(step.update))
+                save_file(arrays, batch_file)
                 if self._rank == 0:
-                    self._write_details(details, step, reason, batch.name if kept else None)
+                    details = {
+                        "step": step.update,
+                        "reason": reason,
+                        "values": {name: str(value) for name, value in step.values.items()},
+                        "sample_ordinals": step.ordinals.tolist(),
+                        "batch": batch_file.name,
+                    }
+                    file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
             except (OSError, SafetensorError) as error:
                 # The reason of the stop must not be lost with the batch.
                 message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
             else:
-                message += f"; the batch is kept beside {details}"
+                message += f"; the batch is kept beside {file}"
         raise TrainingStopped(message)
 
-    def _write_details(
-        self, file: Path, step: HostStep, reason: str, batch_name: str | None
-    ) -> None:
-        details = {
-            "step": step.update,
-            "reason": reason,
-            "values": {name: str(value) for name, value in step.values.items()},
-            "sample_ordinals": step.ordinals.tolist(),
-            "batch": batch_name,
-        }
-        file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
+
+def _arrays(batch: Any) -> dict[str, Tensor]:
+    """The tensors and arrays among the attributes of a batch, by name."""
+    arrays: dict[str, Tensor] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = torch.from_numpy(np.ascontiguousarray(value))
+        elif isinstance(value, Tensor):
+            arrays[name] = value.detach().cpu().contiguous()
+    return arrays
 
 
-AlarmRule = Callable[[Sequence[Mapping[str, float]]], str | None]
-"""Looks at all health reports so far, each with the ``loss`` of its time; a warning or None."""
+def _describe(values: Mapping[str, float]) -> str:
+    shown = {n: v for n, v in values.items() if n == "loss" or n.startswith("grad_norm/")}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
 class HealthAlarm:
-    """Keeps the health reports of a run and passes on what a rule says of them, once.
+    """Keeps the health reports of a run and passes on what a task says of them, once.
 
-    What a value means is the objective's business: the rule belongs to it.
+    Args:
+        rule: Looks at all reports so far, each with the ``loss`` of its time; a warning or None.
     """
 
-    def __init__(self, rule: AlarmRule | None) -> None:
-        """Set the rule; None never warns."""
+    def __init__(self, rule: Callable[[Sequence[Mapping[str, float]]], str | None]) -> None:
         self._rule = rule
         self._history: list[dict[str, float]] = []
         self._ringing = False
 
     def check(self, health: Mapping[str, float], loss: float) -> str | None:
-        """Add a report.
-
-        Args:
-            health: The objective's values; those that are not finite are left out.
-            loss: Mean loss of the newest interval.
+        """Add a report; values that are not finite are left out.
 
         Returns:
             A warning when the rule begins to see something wrong; it is not repeated until all was
@@ -186,7 +215,7 @@ class HealthAlarm:
         """
         report = {name: v for name, v in {**health, "loss": loss}.items() if math.isfinite(v)}
         self._history.append(report)
-        warning = self._rule(self._history) if self._rule else None
+        warning = self._rule(self._history)
         is_new = warning is not None and not self._ringing
         self._ringing = warning is not None
         return warning if is_new else None
@@ -209,14 +238,12 @@ class StopSignals:
     the main thread, where Python allows no handlers, nothing is changed. Processes forked meanwhile
     (loader workers) ignore SIGINT, which a terminal sends to them as well, so that the step can be
     finished; SIGTERM ends them as usual.
+
+    Args:
+        has_launcher: Another process started this one and several like it.
     """
 
     def __init__(self, *, has_launcher: bool = False) -> None:
-        """Nothing is installed yet.
-
-        Args:
-            has_launcher: Another process started this one and several like it.
-        """
         self.received: signal.Signals | None = None
         self._has_launcher = has_launcher
         self._previous: dict[signal.Signals, Any] = {}
@@ -267,8 +294,3 @@ def _reset_signals() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in REQUEUE_SIGNALS - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
-
-
-def _describe(values: Mapping[str, float]) -> str:
-    shown = {n: v for n, v in values.items() if n == "loss" or n.startswith("grad_norm/")}
-    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -1,4 +1,4 @@
-"""One objective on several processes: torch's own DDP or FSDP2, or neither.
+"""One task on several processes: torch's own DDP or FSDP2, or neither.
 
 The batch is cut over the processes. Every process computes what its part contributes to the batch's
 loss, gradients are added up, and every process makes the same update. So the number of processes
@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -23,11 +20,10 @@ from vjepa.config import config_dataclass
 from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
+from vjepa.tasks import Task
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
-
-    from vjepa.training.step import Objective, StepResult
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -61,98 +57,68 @@ class DistributedConfig:
             raise ValueError(f"timeout_minutes: must be above 0, got {self.timeout_minutes}")
 
 
-@dataclass(frozen=True)
-class Parallel:
-    """Calls an objective so that gradients become those of the whole batch in every process."""
-
-    objective: Objective
-    """As it was given; its modules are sharded in place under FSDP."""
-    team: Team
-    ddp: DistributedDataParallel | None = None
-    """The wrapper that adds up gradients; None alone and under FSDP."""
-
-    def __call__(self, *inputs: Any) -> StepResult:
-        """The objective's loss and metrics of a micro-batch."""
-        return self.objective(*inputs) if self.ddp is None else self.ddp(*inputs)
-
-    def accumulating(self, *, last: bool) -> AbstractContextManager[object]:
-        """Around forward and backward of a micro-batch: DDP talks at the last one only.
-
-        FSDP reduces every micro-batch: to wait would cost a whole gradient of memory.
-        """
-        return nullcontext() if self.ddp is None or last else self.ddp.no_sync()
-
-
 def parallelise(
-    objective: Objective,
-    team: Team,
-    config: DistributedConfig,
-    setup: DeviceSetup,
-    *,
-    has_unused: bool = False,
-) -> Parallel:
-    """Make an objective ready for the processes of a team.
+    task: Task, team: Team, config: DistributedConfig, setup: DeviceSetup
+) -> DistributedDataParallel | None:
+    """Make a task ready for the processes of a team.
 
     Args:
-        objective: An ``nn.Module`` on its device, with equal weights in every process. Under FSDP
-            its trained and averaged modules are sharded in place, each block and the rest.
-        team: The processes; alone, the objective is called as it is.
+        task: On its device, with equal weights in every process. Under FSDP its trained and
+            averaged modules are sharded in place, each block and the rest.
+        team: The processes; alone, nothing is done.
         config: The strategy.
         setup: Device, and the precision in which FSDP gathers weights.
-        has_unused: Some trained parameters never take part in the loss.
 
     Returns:
-        What to call in place of the objective.
+        The wrapper to call in place of the task, or None: call the task.
 
     Raises:
         UserError: `shard_size` does not divide the number of processes.
     """
     if team.size == 1:
-        return Parallel(objective, team)
-    if choose_strategy(objective, config, setup.device) == "fsdp":
-        _shard(objective, team.size, config.shard_size or team.size, setup)
-        _LOGGER.info("%d processes: FSDP2, %s", team.size, _copies(team.size, config.shard_size))
-        return Parallel(objective, team)
+        return None
+    if choose_strategy(task, config, setup.device) == "fsdp":
+        shard_size = config.shard_size or team.size
+        _shard(task, team.size, shard_size, setup)
+        copies = team.size // shard_size
+        said = "one copy of the weights" if copies == 1 else f"{copies} copies of the weights"
+        _LOGGER.info("%d processes: FSDP2, %s", team.size, said)
+        return None
     from torch.nn.parallel import DistributedDataParallel
 
-    assert isinstance(objective, nn.Module)
     _LOGGER.info("%d processes: DDP", team.size)
     with warnings.catch_warnings():
         # torch 2.14 calls the argument by another name, which older ones do not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-        wrapper = DistributedDataParallel(
-            objective,
+        return DistributedDataParallel(
+            task,
             device_ids=[setup.device] if setup.device.type == "cuda" else None,
             broadcast_buffers=False,  # they are fixed
             gradient_as_bucket_view=True,
-            find_unused_parameters=has_unused,
+            find_unused_parameters=task.has_unused,
         )
-    return Parallel(objective, team, wrapper)
 
 
 def choose_strategy(
-    objective: Objective, config: DistributedConfig, device: torch.device
+    task: Task, config: DistributedConfig, device: torch.device
 ) -> Literal["ddp", "fsdp"]:
-    """What ``strategy: auto`` means for this objective on this device."""
+    """What ``strategy: auto`` means for this task on this device."""
     if config.strategy != "auto":
         return config.strategy
     if device.type != "cuda":
         return "ddp"
-    modules = list(_modules(objective))
-    numbers = [(p.numel(), p.requires_grad) for m in modules for p in m.parameters()]
+    numbers = [(p.numel(), p.requires_grad) for m in _modules(task) for p in m.parameters()]
     needed = sum(n * (_BYTES_TRAINED if trained else _BYTES_AVERAGED) for n, trained in numbers)
     memory = torch.cuda.get_device_properties(device).total_memory
     return "fsdp" if needed > _LARGEST_SHARE_OF_GPU * memory else "ddp"
 
 
-def _modules(objective: Objective) -> Iterator[nn.Module]:
+def _modules(task: Task) -> list[nn.Module]:
     """The trained modules, then the averaged ones."""
-    yield from objective.trainable().values()
-    for _, target in objective.ema_pairs():
-        yield target
+    return [*task.trainable().values(), *(target for _, target in task.ema_pairs())]
 
 
-def _shard(objective: Objective, size: int, shard_size: int, setup: DeviceSetup) -> None:
+def _shard(task: Task, size: int, shard_size: int, setup: DeviceSetup) -> None:
     """FSDP2 over every block and over the rest of every module, moving averages included."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -176,7 +142,7 @@ def _shard(objective: Objective, size: int, shard_size: int, setup: DeviceSetup)
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    for module in _modules(objective):
+    for module in _modules(task):
         if setup.precision == "bfloat16":
             _normalise_in_float32(module)
         lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
@@ -199,8 +165,3 @@ def _layer_norm(norm: nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:
     """In float32: float [..., D] -> float32 [..., D]."""
     weight, bias = (None if x is None else x.float() for x in (norm.weight, norm.bias))
     return functional.layer_norm(input.float(), norm.normalized_shape, weight, bias, norm.eps)
-
-
-def _copies(size: int, shard_size: int | None) -> str:
-    copies = size // (shard_size or size)
-    return "one copy of the weights" if copies == 1 else f"{copies} copies of the weights"

@@ -1,147 +1,103 @@
-"""One optimiser update, and the protocols by which the loop meets objectives, data and evaluators.
+"""One optimiser update, and what it works on.
 
-Nothing here waits for the device: losses, metrics and norms stay there until the loop reads a whole
+Nothing here waits for the device: losses, terms and norms stay there until the loop reads a whole
 interval of them at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.device import DeviceSetup, checkpoint_blocks, compile_blocks, set_up_device
 from vjepa.runtime.distributed import Team
-from vjepa.training.optim import EmaPairs, GuardedAdamW, clip_gradients, set_schedules, update_ema
-from vjepa.training.parallel import Parallel
-from vjepa.training.schedules import EmaConfig, OptimConfig, ema_momentum
-from vjepa.training.spikes import SpikeGate
+from vjepa.runtime.process import set_num_threads
+from vjepa.tasks import Task
+from vjepa.training.guards import SpikeGate
+from vjepa.training.optim import (
+    EmaPairs,
+    GuardedAdamW,
+    build_optimizer,
+    clip_gradients,
+    set_schedules,
+    update_ema,
+)
+from vjepa.training.parallel import DistributedConfig, parallelise
+from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig, ema_momentum
 
-
-class StepResult(Protocol):
-    """What an objective returns for one micro-batch."""
-
-    @property
-    def loss(self) -> Tensor:
-        """A differentiable scalar: times :attr:`MicroBatch.share` a summand of the batch's loss."""
-        ...
-
-    @property
-    def metrics(self) -> Mapping[str, Tensor]:
-        """Detached scalars on the device, summands in the same way."""
-        ...
-
-
-class Objective(Protocol):
-    """What is trained: usually an ``nn.Module`` that holds the models."""
-
-    def __call__(self, *inputs: Any) -> StepResult:
-        """Loss and metrics of a micro-batch as :data:`Prepare` made it."""
-        ...
-
-    def trainable(self) -> Mapping[str, nn.Module]:
-        """The trained modules by name, in the optimiser's order."""
-        ...
-
-    def ema_pairs(self) -> Sequence[tuple[nn.Module, nn.Module]]:
-        """(online, target) modules whose targets follow as moving averages; may be empty."""
-        ...
-
-    def to(self, device: torch.device) -> object:
-        """Move all models to a device, in place."""
-        ...
-
-
-@runtime_checkable
-class HealthReporting(Protocol):
-    """An objective that can also look at the health of its features."""
-
-    def health(self, *inputs: Any) -> Mapping[str, Tensor]:
-        """Scalars that tell whether training goes well; called without gradients."""
-        ...
-
-
-class Batch(Protocol):
-    """One batch of data; what else it holds only :data:`Prepare` knows."""
-
-    @property
-    def ordinals(self) -> NDArray[np.int64]:
-        """int64 [B]: the samples' places in the run's order, for counting and diagnostics."""
-        ...
-
-
-@runtime_checkable
-class BadVideoCounting(Protocol):
-    """A batch that knows how many videos failed while it was made."""
-
-    @property
-    def num_bad(self) -> int:
-        """Videos that could not be read and were replaced."""
-        ...
-
-
-class BatchSource(Protocol):
-    """Data as a pure function of the step."""
-
-    def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
-        """The batches of updates ``start_step + 1`` to ``stop_step``, in order."""
-        ...
-
-
-class Evaluator(Protocol):
-    """Something that is measured now and then while training, for example an online probe."""
-
-    @property
-    def every_steps(self) -> int | None:
-        """After how many updates each time; None: as the training config says."""
-        ...
-
-    def run(self, step: int) -> Mapping[str, float]:
-        """Measure after `step` updates."""
-        ...
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """A part of a batch, ready for the objective."""
-
-    inputs: tuple[Any, ...]
-    """The objective's arguments, on the device."""
-    share: float
-    """Weight of the objective's values: of plain means over samples the part of the whole batch's
-    samples, so that the shares sum to 1 over all parts and processes; 1 where the objective has
-    weighed them itself."""
-
-
-Prepare = Callable[[Any, torch.device, int, int], MicroBatch]
-"""``prepare(batch, device, micro, num_micro)``: part `micro` of `num_micro` of what this process
-holds of a batch."""
-
-Look = Callable[[Any, torch.device, int], tuple[Any, ...]]
-"""``look(batch, device, count)``: the objective's inputs of the first `count` samples of the whole
-batch (fewer if it is smaller), the same in every process."""
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
 class Learner:
     """Everything that one update reads or changes."""
 
-    objective: Objective
+    task: Task
+    ddp: DistributedDataParallel | None
+    """Called in place of the task, to add up gradients; None alone and under FSDP."""
     modules: Mapping[str, nn.Module]
+    """The trained ones."""
     optimizer: GuardedAdamW
     pairs: EmaPairs
     optim: OptimConfig
     ema: EmaConfig | None
+    """None: the task has no moving averages."""
     setup: DeviceSetup
-    parallel: Parallel
-    """Calls the objective so that gradients are summed over processes."""
-    spikes: SpikeGate | None = None
+    team: Team
+    spikes: SpikeGate | None
     """Judges losses; None: every finite one is good."""
+
+
+def build_learner(
+    task: Task,
+    optim: OptimConfig,
+    ema: EmaConfig | None,
+    training: TrainingConfig,
+    *,
+    team: Team | None = None,
+    distributed: DistributedConfig | None = None,
+) -> Learner:
+    """Put a task on its device, or on all devices, and build what an update needs.
+
+    On a CPU the whole process then keeps the memory that it frees (:mod:`vjepa.runtime.device`).
+
+    Args:
+        task: What is trained; moved in place.
+        optim: Optimiser and schedules.
+        ema: Momentum of moving averages; used if the task has any.
+        training: Gives device, precision, threads and what counts as a spike.
+        team: The processes that train together; None: this one alone.
+        distributed: How they do; None: the defaults.
+
+    Raises:
+        UserError: No such device or no compiler, or nothing to train.
+        ValueError: The task has moving averages, and `ema` is None.
+    """
+    team = team or Team()
+    set_num_threads(training.num_threads)
+    setup = set_up_device(training.device, training.precision)
+    task.to(setup.device)
+    trained = task.trainable()
+    if training.activation_checkpointing:
+        checkpoint_blocks(trained.values())
+    ddp = parallelise(task, team, distributed or DistributedConfig(), setup)
+    # After sharding, so that the pairs hold shards; before compiling.
+    pairs = EmaPairs.of(task.ema_pairs())
+    if pairs.target and ema is None:
+        raise ValueError("ema: a task with moving averages needs it")
+    optimizer = build_optimizer(trained, optim)
+    factor = training.spike_factor
+    spikes = None if factor is None else SpikeGate(factor, setup.device)
+    if training.compile:
+        compile_blocks(list(task.saved_modules().values()))
+    ema = ema if pairs.target else None
+    return Learner(task, ddp, trained, optimizer, pairs, optim, ema, setup, team, spikes)
 
 
 @dataclass(frozen=True)
@@ -151,15 +107,17 @@ class StepValues:
     update: int
     """Its number, from 1."""
     values: Mapping[str, Tensor]
-    """0-d: ``loss``, the objective's metrics, ``grad_norm/<module>`` before clipping."""
+    """0-d: ``loss``, the task's terms, ``grad_norm/<module>`` before clipping."""
     finite: Tensor
     """0-d bool: loss and gradients were finite; otherwise the weights have not been changed."""
-    spike: Tensor | None = None
-    """0-d bool: the loss was far above its running median, and the weights have not been changed;
-    None: not looked for."""
+    spike: Tensor
+    """0-d bool: the loss was far above its running median, and the weights have not been
+    changed."""
 
 
-def train_step(learner: Learner, micro_batches: Iterable[MicroBatch], update: int) -> StepValues:
+def train_step(
+    learner: Learner, micro_batches: Iterable[tuple[Any, ...]], update: int
+) -> StepValues:
     """Do one optimiser update on one batch.
 
     The gradient is that of the whole batch whatever the number of micro-batches and processes: each
@@ -169,49 +127,40 @@ def train_step(learner: Learner, micro_batches: Iterable[MicroBatch], update: in
 
     Args:
         learner: What is trained and how.
-        micro_batches: The parts of this process's part of one batch.
+        micro_batches: The task's inputs of each part of this process's part of the batch.
         update: Number of the update, from 1.
 
     Returns:
-        Loss, metrics and gradient norms of the whole batch, not synchronised with the host.
+        Loss, terms and gradient norms of the whole batch, not synchronised with the host.
     """
-    optimizer = learner.optimizer
+    optimizer, team, ddp = learner.optimizer, learner.team, learner.ddp
     set_schedules(optimizer, update, learner.optim)
     optimizer.zero_grad(set_to_none=True)
-    values = _whole_batch(_accumulate(learner, micro_batches), learner.parallel.team)
+    values: dict[str, Tensor] = {}
+    for number, inputs in enumerate(micro_batches, start=1):
+        # DDP talks at the last micro-batch only. FSDP reduces every one: to wait would cost a whole
+        # gradient of memory.
+        is_last = number == learner.optim.accumulation_steps
+        with nullcontext() if ddp is None or is_last else ddp.no_sync():
+            with learner.setup.autocast():
+                output = (ddp or learner.task)(*inputs)
+            # DDP and FSDP take the mean of the processes' gradients, and the batch's is their sum.
+            (output.loss * team.size).backward()
+        for name, value in {"loss": output.loss, **output.terms}.items():
+            summand = value.detach().float()
+            values[name] = values[name] + summand if name in values else summand
+    if team.size > 1:
+        sums = team.sum_(torch.stack(list(values.values())))
+        values = dict(zip(values, sums.unbind(), strict=True))
     norms = clip_gradients(learner.modules, update, learner.optim)
     finite = torch.stack([values["loss"], *norms.values()]).isfinite().all()
-    applied, spike = finite, None
+    spike = torch.zeros_like(finite)
     if learner.spikes is not None:
         spike = learner.spikes.is_spike(values["loss"])
-        applied = finite & ~spike
-        learner.spikes.add(update, values["loss"], applied)
-    optimizer.found_inf = (~applied).float()
+        learner.spikes.add(update, values["loss"], finite & ~spike)
+    optimizer.found_inf = (~finite | spike).float()
     optimizer.step()
     if learner.ema is not None:
         update_ema(learner.pairs, ema_momentum(update, learner.ema, learner.optim))
     values |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return StepValues(update, values, finite, spike)
-
-
-def _accumulate(learner: Learner, micro_batches: Iterable[MicroBatch]) -> dict[str, Tensor]:
-    """Add up the gradients of this process's micro-batches; the sums of loss and metrics."""
-    parallel, parts = learner.parallel, learner.optim.accumulation_steps
-    values: dict[str, Tensor] = {}
-    for number, micro in enumerate(micro_batches, start=1):
-        with parallel.accumulating(last=number == parts):
-            with learner.setup.autocast():
-                output = parallel(*micro.inputs)
-            # DDP and FSDP take the mean of the processes' gradients, and the batch's is their sum.
-            (output.loss * (micro.share * parallel.team.size)).backward()
-        for name, value in {"loss": output.loss, **output.metrics}.items():
-            weighted = value.detach().float() * micro.share
-            values[name] = values[name] + weighted if name in values else weighted
-    return values
-
-
-def _whole_batch(values: Mapping[str, Tensor], team: Team) -> dict[str, Tensor]:
-    """Sums over all processes, in one message."""
-    if team.size == 1:
-        return dict(values)
-    return dict(zip(values, team.sum_(torch.stack(list(values.values()))).unbind(), strict=True))

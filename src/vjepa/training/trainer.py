@@ -11,69 +11,60 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 
 from vjepa.checkpoint.state import whole
 from vjepa.checkpoint.store import CheckpointStore, CheckpointWriter, Snapshot
 from vjepa.errors import UserError
-from vjepa.runtime.device import compile_blocks, seed_torch
+from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
 from vjepa.runtime.metric_log import MetricLog, MetricRecord
-from vjepa.runtime.progress import Progress, open_progress
+from vjepa.runtime.process import resident_bytes
+from vjepa.runtime.progress import open_progress
+from vjepa.tasks import Task
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,
-    AlarmRule,
     BadUpdateGuard,
     HealthAlarm,
+    HostStep,
     StopSignals,
     TrainingStopped,
-    keep_batch,
 )
-from vjepa.training.learner import build_learner, scheduled
-from vjepa.training.log_window import Interval
 from vjepa.training.parallel import DistributedConfig
-from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig
-from vjepa.training.step import (
-    BadVideoCounting,
-    BatchSource,
-    Evaluator,
-    HealthReporting,
-    Look,
-    Objective,
-    Prepare,
-    train_step,
+from vjepa.training.schedules import (
+    EmaConfig,
+    OptimConfig,
+    TrainingConfig,
+    ema_momentum,
+    learning_rate,
+    weight_decay,
 )
+from vjepa.training.step import StepValues, build_learner, train_step
+
+_LOGGER = logging.getLogger(__name__)
+_OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a job keeps what it makes; a job without one only trains."""
+class Evaluator(Protocol):
+    """Something that is measured now and then while training, for example an online probe."""
 
-    path: Path
-    """For diagnostics."""
-    store: CheckpointStore
-    """Its checkpoints."""
-    config: Mapping[str, Any]
-    """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
+    @property
+    def every_steps(self) -> int | None:
+        """After how many updates each time; None: as the training config says."""
+        ...
 
-    @classmethod
-    def open(cls, path: Path, training: TrainingConfig, config: Mapping[str, Any]) -> RunFolder:
-        """The run folder at `path`, which keeps as many checkpoints as the config says."""
-        path.mkdir(parents=True, exist_ok=True)
-        store = CheckpointStore(path / "checkpoints", training.keep_last, training.keep_every_steps)
-        return cls(path, store, config)
-
-    def writer(self, training: TrainingConfig, team: Team) -> CheckpointWriter:
-        """Writes its checkpoints as the config says, together with all processes of the team."""
-        return CheckpointWriter(self.store, team, background=training.async_checkpoint)
+    def run(self, step: int) -> Mapping[str, float]:
+        """Measure after `step` updates."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -94,29 +85,23 @@ class TrainingResult:
     """It was not a person who stopped it but the system (SIGTERM, SIGUSR1): start it again."""
 
 
-_LOGGER = logging.getLogger(__name__)
-_OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class Trainer:
-    """Trains an objective on batches, with logs, checkpoints, evaluations and guards.
+    """Trains a task on batches, with logs, checkpoints, evaluations and guards.
 
-    Building one moves the objective to its device and makes the optimiser.
+    Building one moves the task to its device and makes the optimiser.
 
     Raises:
         UserError: Device or compiler missing, nothing to train, or several processes where this
             job takes one.
     """
 
-    objective: Objective
+    task: Task
     """What is trained."""
-    data: BatchSource
-    """Gives the batches of any range of steps."""
-    prepare: Prepare
-    """Makes the objective's inputs of a part of a batch."""
-    look: Look | None = None
-    """Makes those for the objective's health; None: the first part that `prepare` makes."""
+    batches: Callable[[int, int], Iterator[Any]]
+    """``batches(start, stop)`` gives those of updates ``start + 1`` to ``stop``, as a pure function
+    of the step. A batch has ``ordinals``, int64 [B]: its samples' numbers in the run's order; and
+    may have ``num_bad``: how many videos could not be read and were replaced."""
     optim: OptimConfig
     """Optimiser and schedules; `steps` is where training ends."""
     training: TrainingConfig
@@ -124,25 +109,21 @@ class Trainer:
     seed: int
     """The run's seed; each update seeds torch with its own number."""
     ema: EmaConfig | None = None
-    """Momentum of the objective's moving averages; None: it has none."""
-    modules: Mapping[str, nn.Module] | None = None
-    """All weights that a checkpoint holds, by name; None: the trained ones."""
-    folder: RunFolder | None = None
-    """Where checkpoints go; None: nothing is kept and nothing resumed."""
+    """Momentum of the task's moving averages, if it has any."""
+    folder: Path | None = None
+    """For checkpoints and diagnostics; None: nothing is kept and nothing resumed."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
     sinks: Sequence[MetricLog] = ()
     """Where metrics go."""
     evaluators: Sequence[Evaluator] = ()
     """What is measured now and then."""
-    alarm: AlarmRule | None = None
-    """Warns of what the objective's health reports show, for example of a collapse."""
     description: str = "training"
     """Name of the work in the progress display."""
     team: Team = field(default_factory=Team)
     """All processes that train together; the main one has the sinks."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """How several processes train together."""
-    has_unused: bool = False
-    """Some trained parameters never take part in the loss."""
 
     def __post_init__(self) -> None:
         """Build the learner and the guards."""
@@ -151,27 +132,28 @@ class Trainer:
                 f"WORLD_SIZE={world().size}: this job trains in one process; start it without "
                 "a launcher such as torchrun"
             )
+        training, team = self.training, self.team
         self.learner = build_learner(
-            self.objective,
-            self.optim,
-            self.ema,
-            self.training,
-            team=self.team,
-            distributed=self.distributed,
-            has_unused=self.has_unused,
+            self.task, self.optim, self.ema, training, team=team, distributed=self.distributed
         )
-        self._saved_modules = dict(self.modules or self.learner.modules)
-        if self.training.compile:
-            compile_blocks(list(self._saved_modules.values()))
-        folder = self.folder.path if self.folder else None
-        self._guard = BadUpdateGuard(self.training, folder, self.team.rank, self._keep_batch)
-        self._alarm = HealthAlarm(self.alarm)
-        self._writer = self.folder.writer(self.training, self.team) if self.folder else None
-        self._interval = Interval()
+        self.store: CheckpointStore | None = None
+        self._writer: CheckpointWriter | None = None
+        if self.folder is not None:
+            self._open_store(self.folder / "checkpoints")
+        self._guard = BadUpdateGuard(
+            training, self.folder, team.rank, lambda update: next(self.batches(update - 1, update))
+        )
+        self._alarm = HealthAlarm(self.task.alarm)
+        self._window = LogWindow()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
         self._checkpoint: Path | None = None
-        self._last_means: dict[str, float] = {}
+        self._last_means: dict[str, Any] = {}
+
+    def _open_store(self, checkpoints: Path) -> None:
+        training = self.training
+        self.store = CheckpointStore(checkpoints, training.keep_last, training.keep_every_steps)
+        self._writer = CheckpointWriter(self.store, self.team, background=training.async_checkpoint)
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere.
@@ -185,7 +167,7 @@ class Trainer:
         """
         self._completed = self._saved_step = completed_steps
 
-    def train(self) -> TrainingResult:
+    def fit(self) -> TrainingResult:
         """Train to the last update, from the newest checkpoint if there is one.
 
         Returns:
@@ -196,176 +178,153 @@ class Trainer:
             UserError: The newest checkpoint is damaged or does not fit; the disk is full; another
                 process trains in the folder.
         """
+        task, team, training = self.task, self.team, self.training
+        total, parts = self.optim.steps, self.optim.accumulation_steps
+        stream = f"step of process {team.rank}" if team.rank else "step"
+        request = 0
         with ExitStack() as stack:
             if (folder := self.folder) is not None:
-                self.team.on_main(lambda: stack.enter_context(locked_folder(folder.path)))
-            return self._train()
-
-    def _train(self) -> TrainingResult:
-        self._resume()
-        total = self.optim.steps
-        self._started = time.perf_counter()
-        limit = self.training.max_minutes
-        # By the time that is stored, which is the same in every process; no clock is.
-        if self._completed >= total or (limit is not None and self._elapsed >= 60 * limit):
-            _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
-            return self._result(None)
-        try:
+                folder.mkdir(parents=True, exist_ok=True)
+                team.on_main(lambda: stack.enter_context(locked_folder(folder)))
+            self._resume()
+            self._started = time.perf_counter()
+            # By the time that is stored, which is the same in every process; no clock is.
+            if self._completed >= total or self._is_out_of_time(self._elapsed):
+                _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
+                return self._result(None)
             for sink in self.sinks:
+                stack.callback(sink.close)
                 sink.start(self._completed)
-            bar = open_progress(self.description, total, self._completed)
-            progress = bar if self.team.is_main else nullcontext()
-            with StopSignals(has_launcher=world().size > 1) as signals, progress as shown:
-                request = self._run(signals, shown)
-        except TrainingStopped:
-            self._finish_saving()
-            raise
-        finally:
-            for sink in self.sinks:
-                sink.close()
-        stopped_by = signal.Signals(request) if request > _OUT_OF_TIME else None
-        if self._completed < total and stopped_by is not None and self.team.is_main:
-            saved = f"saved as {self._checkpoint}: the same command resumes"
-            _LOGGER.warning(
-                "stopped by %s after step %d of %d; %s",
-                *(stopped_by.name, self._completed, total),
-                saved if self.folder else "nothing was saved, because this job has no run folder",
-            )
-        return self._result(stopped_by)
+            signals = stack.enter_context(StopSignals(has_launcher=team.size > 1))
+            progress = None
+            if team.is_main:
+                bar = open_progress(self.description, total, self._completed)
+                progress = stack.enter_context(bar)
+            batches = self.batches(self._completed, total)
+            agreement = Agreement(team)
+            self._set_training_mode()
+            self._window.restart()
+            try:
+                while self._completed < total:
+                    request = agreement.exchange(self._request(signals))
+                    if request:
+                        break
+                    asked = time.perf_counter()
+                    batch = next(batches, None)
+                    if batch is None:
+                        raise RuntimeError(
+                            f"the data ended after step {self._completed} of {total}"
+                        )
+                    waited = time.perf_counter() - asked
 
-    def _run(self, signals: StopSignals, progress: Progress | None) -> int:
-        """Train until the end or a request; the request that ended it, or 0."""
-        total = self.optim.steps
-        source = self.data.batches(self._completed, total)
-        agreement = Agreement(self.team)
-        self._set_training_mode()
-        self._interval.restart()
-        request = 0
-        while self._completed < total:
-            request = agreement.exchange(self._request(signals))
-            if request:
-                break
-            asked = time.perf_counter()
-            batch = next(source, None)
-            if batch is None:
-                raise RuntimeError(f"the data ended after step {self._completed} of {total}")
-            waited = time.perf_counter() - asked
-            self._update(batch, waited)
-            logged = self._after_update(batch)
-            if progress is not None:
-                progress.update(self._completed, self._note() if logged else None)
-        agreement.finish()
-        if len(self._interval):
-            self._log_interval()
-        if self._completed != self._saved_step:
-            self._save()
-        self._finish_saving()
-        return request
+                    update = self._completed + 1
+                    seed_torch(self.seed, stream, update)
+                    micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
+                    self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
+                    self._completed = update
+
+                    save = self._is_due(training.checkpoint_every_steps)
+                    health = self._is_due(training.health_every_steps)
+                    evaluators = [
+                        evaluator
+                        for evaluator in self.evaluators
+                        if self._is_due(evaluator.every_steps or training.evaluate_every_steps)
+                    ]
+                    log = self._is_due(training.log_every_steps) or self._is_bad_on_cpu()
+                    # Whatever takes time or may be resumed from ends the window too: then no line
+                    # of the log reaches over a resume, and no rate counts an evaluation's time.
+                    if log or save or health or evaluators:
+                        self._log_window()
+                        if health:
+                            self._log_health(batch)
+                        for evaluator in evaluators:
+                            self._write("evaluation", evaluator.run(update))
+                            self._set_training_mode()
+                        # Last, so that a resumed run has every line up to this step in its log.
+                        if save:
+                            self._save()
+                        self._window.restart()
+                    if progress is not None:
+                        progress.update(update, None if len(self._window) else self._note())
+                agreement.finish()
+                if len(self._window):
+                    self._log_window()
+                if self._completed != self._saved_step:
+                    self._save()
+            except TrainingStopped:
+                self._finish_saving()
+                raise
+            self._finish_saving()
+        return self._result(signal.Signals(request) if request > _OUT_OF_TIME else None)
 
     def _request(self, signals: StopSignals) -> int:
         """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
         if signals.received is not None:
             return signals.received.value
-        return _OUT_OF_TIME if self.team.is_main and self._is_out_of_time() else 0
+        return _OUT_OF_TIME if self.team.is_main and self._is_out_of_time(self._seconds()) else 0
 
-    def _update(self, batch: Any, waited: float) -> None:
-        """One optimiser update on one batch."""
-        learner, update = self.learner, self._completed + 1
-        parts = learner.optim.accumulation_steps
-        rank = self.team.rank
-        seed_torch(self.seed, f"step of process {rank}" if rank else "step", update)
-        micro_batches = (
-            self.prepare(batch, learner.setup.device, part, parts) for part in range(parts)
-        )
-        values = train_step(learner, micro_batches, update)
-        num_bad = batch.num_bad if isinstance(batch, BadVideoCounting) else 0
-        self._interval.add(values, batch.ordinals, waited, num_bad)
-        self._completed = update
-
-    def _after_update(self, batch: Any) -> bool:
-        """Log, look at the health, evaluate and save where due; whether a line was logged."""
-        step, training = self._completed, self.training
-        save = self._is_due(training.checkpoint_every_steps)
-        look = self._is_due(training.health_every_steps)
-        evaluators = [e for e in self.evaluators if self._is_due(self._interval_of(e))]
-        # On the CPU this look costs nothing, and the first bad update stops the run at once.
-        bad = self.learner.setup.device.type == "cpu" and not self._interval.last_was_applied()
-        # Whatever takes time or may be resumed from ends the interval too: then no line of the log
-        # reaches over a resume, and no rate counts the time of an evaluation.
-        if not (save or look or evaluators or bad or self._is_due(training.log_every_steps)):
-            return False
-        self._log_interval()
-        if look:
-            self._log_health(batch)
-        for evaluator in evaluators:
-            self._write("evaluation", evaluator.run(step))
-            self._set_training_mode()
-        # Last, so that a resumed run has every line up to this step in its log.
-        if save:
-            self._save()
-        self._interval.restart()
-        return True
-
-    def _seconds_in_all(self) -> float:
+    def _seconds(self) -> float:
         """Seconds of training, those before a resume included."""
         return self._elapsed + time.perf_counter() - self._started
 
-    def _is_out_of_time(self) -> bool:
+    def _is_out_of_time(self, seconds: float) -> bool:
         limit = self.training.max_minutes
-        return limit is not None and self._seconds_in_all() >= 60 * limit
+        return limit is not None and seconds >= 60 * limit
 
-    def _log_interval(self) -> None:
-        summary = self._interval.read(self.team)
-        values: dict[str, Any] = {
-            "first_step": summary.steps[0].update,
-            **summary.means,
-            **scheduled(self._completed, self.learner),
-            "clips_per_second": summary.clips_per_second,
-            "data_wait_share": summary.data_wait_share,
-            **summary.memory,
-            "seconds": summary.seconds,
-            "elapsed_seconds": self._seconds_in_all(),
-            "bad_videos": summary.num_bad,
-            "skipped": sum(not step.applied for step in summary.steps),
+    def _is_due(self, every: int | None) -> bool:
+        """At multiples of an interval, and at the end of training."""
+        step = self._completed
+        return every is not None and (step % every == 0 or step == self.optim.steps)
+
+    def _is_bad_on_cpu(self) -> bool:
+        """On the CPU this look costs nothing, and the first bad update stops the run at once."""
+        return self.learner.setup.device.type == "cpu" and not self._window.last_was_applied()
+
+    def _set_training_mode(self) -> None:
+        for module in self.learner.modules.values():
+            module.train()
+
+    def _log_window(self) -> None:
+        steps, values, ranks = self._window.read(self.team)
+        optim, step = self.optim, self._completed
+        schedules = {
+            "learning_rate": learning_rate(step, optim),
+            "weight_decay": weight_decay(step, optim),
         }
-        self._last_means = values
-        self._write("train", values)
-        if summary.ranks:
-            self._write("ranks", summary.ranks)
-        self._guard.check(summary.steps)
+        if self.learner.ema is not None:
+            schedules["momentum"] = ema_momentum(step, self.learner.ema, optim)
+        self._last_means = {**values, **schedules, "elapsed_seconds": self._seconds()}
+        self._write("train", self._last_means)
+        if ranks:
+            self._write("ranks", ranks)
+        self._guard.check(steps)
 
     def _log_health(self, batch: Any) -> None:
-        objective, setup = self.learner.objective, self.learner.setup
-        if not isinstance(objective, HealthReporting):
+        with torch.no_grad(), self.learner.setup.autocast():
+            found = self.task.health(batch, self.training.health_clips, self.team)
+            health = {name: float(whole(value)) for name, value in found.items()}
+        if not health:
             return
-        if self.look is not None:
-            inputs = self.look(batch, setup.device, self.training.health_clips)
-        else:
-            parts = self.optim.accumulation_steps
-            inputs = self.prepare(batch, setup.device, 0, parts).inputs
-        with torch.no_grad(), setup.autocast():
-            health = {name: float(whole(v)) for name, v in objective.health(*inputs).items()}
         self._write("health", health)
-        loss = self._last_means.get("loss", math.nan)
-        warning = self._alarm.check(health, loss)
+        warning = self._alarm.check(health, self._last_means.get("loss", math.nan))
         if warning is not None and self.team.is_main:
             _LOGGER.warning("step %d: %s", self._completed, warning)
             self._write("warning", {"message": warning})
 
     def _save(self) -> None:
-        if self.folder is None or self._writer is None:
+        if self._writer is None:
             return
         spikes = self.learner.spikes
         extra = {
-            "elapsed_seconds": self._seconds_in_all(),
+            "elapsed_seconds": self._seconds(),
             "alarm": self._alarm.state(),
             "spikes": None if spikes is None else spikes.state(),
         }
         snapshot = Snapshot.take(
             self._completed,
-            self._saved_modules,
+            self.task.saved_modules(),
             self.learner.optimizer,
-            self.folder.config,
+            self.about,
             extra,
             team=self.team,
             copy=self._writer.background,
@@ -378,14 +337,13 @@ class Trainer:
             self._writer.finish()
 
     def _resume(self) -> None:
-        if self.folder is None:
+        if self.store is None:
             return
-        store = self.folder.store
-        newest = self.team.on_main(store.clean_latest)
+        newest = self.team.on_main(self.store.clean_latest)
         if newest is None:
             return
-        modules, optimizer = self._saved_modules, self.learner.optimizer
-        loaded = store.load(newest, modules, optimizer, self.team)
+        modules, optimizer = self.task.saved_modules(), self.learner.optimizer
+        loaded = self.store.load(newest, modules, optimizer, self.team)
         self._completed = self._saved_step = loaded.step
         self._checkpoint = newest
         self._elapsed = float(loaded.extra["elapsed_seconds"])
@@ -395,22 +353,6 @@ class Trainer:
             self.learner.spikes.load_state(losses)
         if self.team.is_main:
             _LOGGER.info("resuming after step %d from %s", loaded.step, newest)
-
-    def _keep_batch(self, update: int, path: Path) -> bool:
-        """Make the batch of an update once more, which the step alone determines, and keep it."""
-        return keep_batch(next(iter(self.data.batches(update - 1, update))), path)
-
-    def _is_due(self, every: int | None) -> bool:
-        """At multiples of an interval, and at the end of training."""
-        step = self._completed
-        return every is not None and (step % every == 0 or step == self.optim.steps)
-
-    def _interval_of(self, evaluator: Evaluator) -> int | None:
-        return evaluator.every_steps or self.training.evaluate_every_steps
-
-    def _set_training_mode(self) -> None:
-        for module in self.learner.modules.values():
-            module.train()
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = MetricRecord(kind, self._completed, values)
@@ -426,6 +368,13 @@ class Trainer:
 
     def _result(self, stopped_by: signal.Signals | None) -> TrainingResult:
         interrupted = stopped_by is not None and self._completed < self.optim.steps
+        if interrupted and self.team.is_main:
+            saved = f"saved as {self._checkpoint}: the same command resumes"
+            _LOGGER.warning(
+                "stopped by %s after step %d of %d; %s",
+                *(stopped_by.name, self._completed, self.optim.steps),
+                saved if self.folder else "nothing was saved, because this job has no run folder",
+            )
         return TrainingResult(
             step=self._completed,
             interrupted=interrupted,
@@ -434,3 +383,90 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
+
+
+class LogWindow:
+    """Collects updates until the log is due."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything and start the clock."""
+        self._steps: list[tuple[StepValues, NDArray[np.int64]]] = []
+        self._waited, self._num_bad = 0.0, 0
+        self._started, self._cpu_started = self._clock(), time.process_time()
+
+    def __len__(self) -> int:
+        """Number of updates since the last restart."""
+        return len(self._steps)
+
+    def add(self, step: StepValues, batch: Any, seconds_waited: float) -> None:
+        """Add an update, whose values stay on the device, and how long the loop waited for data."""
+        self._steps.append((step, batch.ordinals))
+        self._waited += seconds_waited
+        self._num_bad += getattr(batch, "num_bad", 0)
+
+    def last_was_applied(self) -> bool:
+        """Whether the newest update changed the weights; waits for the device."""
+        newest = self._steps[-1][0]
+        return bool(newest.finite) and not bool(newest.spike)
+
+    def read(self, team: Team) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
+        """Bring the values to the host in one transfer (the only synchronisation).
+
+        Args:
+            team: All processes, which must read together.
+
+        Returns:
+            Each update; for the log the means over those that were applied (NaN when none was) and
+            what a clock measured; numbers of each process by rank, empty for one process.
+        """
+        names = list(self._steps[0][0].values)
+        rows = [
+            torch.stack(
+                [*(step.values[name] for name in names), step.finite.float(), step.spike.float()]
+            )
+            for step, _ in self._steps
+        ]
+        table = torch.stack(rows).double().cpu().tolist()
+        steps = [
+            HostStep(
+                step.update,
+                ordinals,
+                dict(zip(names, row, strict=False)),
+                finite=row[-2] == 1.0,
+                spike=row[-1] == 1.0,
+            )
+            for (step, ordinals), row in zip(self._steps, table, strict=True)
+        ]
+        good = [step.values for step in steps if step.applied]
+        seconds = max(self._clock() - self._started, 1e-9)
+        own = {
+            "clips_per_second": sum(len(step.ordinals) for step in steps) / seconds,
+            "data_wait_share": self._waited / seconds,
+            "bad_videos": float(self._num_bad),
+            # Whoever waits for the others computes little: the busy one holds them up.
+            "cpu_share": (time.process_time() - self._cpu_started) / seconds,
+            "resident_gigabytes": resident_bytes() / 1e9,
+        }
+        if torch.cuda.is_initialized():
+            own["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()
+        told = team.gather(own)
+        ranks = {name: [numbers[name] for numbers in told] for name in own}
+        values: dict[str, Any] = {"first_step": steps[0].update}
+        for name in names:
+            total = math.fsum(step[name] for step in good)
+            values[name] = total / len(good) if good else math.nan
+        values |= {
+            "clips_per_second": sum(ranks["clips_per_second"]),
+            "data_wait_share": sum(ranks["data_wait_share"]) / team.size,
+            # Of the process that holds most.
+            **{name: max(ranks[name]) for name in ranks if name.endswith("_gigabytes")},
+            "seconds": seconds,
+            "bad_videos": round(sum(ranks["bad_videos"])),
+            "skipped": sum(not step.applied for step in steps),
+        }
+        return steps, values, ranks if team.size > 1 else {}

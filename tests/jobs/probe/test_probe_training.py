@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from vjepa.data.clips.views import ViewConfig
-from vjepa.evaluation.batches import FeatureBatches
 from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.evaluation.labels import Labels
@@ -14,7 +13,6 @@ from vjepa.jobs.probe.measure import choose_head, probabilities
 from vjepa.jobs.probe.train import (
     HeadRecipe,
     fit_lookup,
-    prepare_features,
     schedules,
     train_heads,
 )
@@ -103,15 +101,6 @@ def test_probabilities_of_several_heads_are_those_of_each() -> None:
     alone = probabilities(heads[1], tokens, VIEW, CPU, multi_label=False)
     assert torch.allclose(both[1], alone, atol=1e-7)
     assert torch.allclose(both.sum(-1), torch.ones(2, 10, dtype=torch.float64))
-
-
-def test_parts_of_a_batch() -> None:
-    data = _data(9)
-    batch = next(FeatureBatches(data.passes, data.places, data.labels.indices, 9, 0).batches(0, 1))
-    parts = [prepare_features(batch, CPU, part, 2) for part in range(2)]
-    assert [len(part.inputs[1]) for part in parts] == [4, 5]
-    assert sum(part.share for part in parts) == 1.0
-    assert torch.equal(torch.cat([part.inputs[0] for part in parts]), batch.tokens)
 
 
 def test_forms_of_heads_are_a_part_of_the_grid() -> None:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vjepa.data.clips.views import ViewConfig
 from vjepa.evaluation.across_processes import join_clips
 from vjepa.evaluation.batches import (
-    ClipBatch,
     ClipBatches,
     ClipEncoder,
-    FeatureBatch,
     FeatureBatches,
 )
 from vjepa.evaluation.frozen import BadVideo
@@ -22,11 +19,10 @@ from vjepa.evaluation.heads import HeadGrid, LookupHead, TrainedHead, build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.features import LabelledFeatures, TrainingPart
 from vjepa.models import EncoderConfig
-from vjepa.runtime.device import seed_torch, to_device
+from vjepa.runtime.device import seed_torch
 from vjepa.runtime.metric_log import MetricLog
-from vjepa.tasks.classification import ClassificationObjective
+from vjepa.tasks import Classification
 from vjepa.training.schedules import OptimConfig
-from vjepa.training.step import MicroBatch, Prepare
 from vjepa.training.trainer import Trainer, TrainingConfig
 
 
@@ -89,15 +85,14 @@ def train_heads(
     optim, seed = recipe.config.optim, recipe.config.seed
     classes = len(data.labels.classes)
     heads = HeadGrid([_fresh_head(recipe, setting, classes) for setting in grid])
-    batches, prepare = _batches(data, recipe)
+    batches, encode = _batches(data, recipe)
     try:
         order = batches.order
         steps = optim.steps if optim.epochs is None else order.steps_for(optim.epochs)
         assert steps is not None
         trainer = Trainer(
-            objective=ClassificationObjective(heads, heads.trainable()),
-            data=batches,
-            prepare=prepare,
+            task=Classification(heads, heads.trainable(), encode),
+            batches=batches.batches,
             optim=schedules(optim, grid, steps),
             training=recipe.training,
             seed=seed,
@@ -105,7 +100,7 @@ def train_heads(
             description=description,
         )
         scale_groups(trainer, list(heads.trainable()), grid)
-        if trainer.train().interrupted:
+        if trainer.fit().interrupted:
             raise KeyboardInterrupt
     finally:
         batches.close()
@@ -139,8 +134,8 @@ def fit_lookup(data: LabelledFeatures, recipe: HeadRecipe) -> LookupHead:
 
 def _batches(
     data: TrainingPart, recipe: HeadRecipe
-) -> tuple[FeatureBatches | ClipBatches, Prepare]:
-    """Where batches come from, and how they get to the heads."""
+) -> tuple[FeatureBatches | ClipBatches, ClipEncoder | None]:
+    """Where batches come from, and what encodes them if they are clips."""
     size, seed, view = recipe.config.optim.batch_size, recipe.config.seed, recipe.view
     if isinstance(data, LabelledFeatures):
         batches = FeatureBatches(
@@ -152,7 +147,7 @@ def _batches(
             num_segments=view.num_segments,
             join=view.join,
         )
-        return batches, prepare_features
+        return batches, None
     maker = data.maker
     source = maker.open_clips(data.videos, data.rows)
     encode = ClipEncoder(
@@ -162,7 +157,7 @@ def _batches(
         maker.settings.storage,
         maker.settings.batch_size,
     )
-    return ClipBatches(source, data.rows, data.labels.targets, size, seed), prepare_clips(encode)
+    return ClipBatches(source, data.rows, data.labels.targets, size, seed), encode
 
 
 def _fresh_head(recipe: HeadRecipe, setting: HeadSetting, num_classes: int) -> TrainedHead:
@@ -198,30 +193,3 @@ def scale_groups(trainer: Trainer, names: Sequence[str], grid: Sequence[HeadSett
         group["lr_scale"] = setting.learning_rate / shared.peak_lr
         if shared.start_weight_decay > 0:
             group["weight_decay_scale"] = setting.weight_decay / shared.start_weight_decay
-
-
-def prepare_features(
-    batch: FeatureBatch, device: torch.device, micro: int, num_micro: int
-) -> MicroBatch:
-    """The objective's inputs of one part of a batch of features."""
-    return _part(batch.tokens, batch.labels, device, micro, num_micro)
-
-
-def prepare_clips(encode: ClipEncoder) -> Prepare:
-    """The same for clips that are encoded only now."""
-
-    def prepare(batch: ClipBatch, device: torch.device, micro: int, num_micro: int) -> MicroBatch:
-        tokens, labels = encode(batch, device)
-        return _part(tokens, labels, device, micro, num_micro)
-
-    return prepare
-
-
-def _part(
-    tokens: Tensor, labels: Tensor, device: torch.device, micro: int, num_micro: int
-) -> MicroBatch:
-    size = len(labels)
-    part = slice(micro * size // num_micro, (micro + 1) * size // num_micro)
-    chosen = labels[part]
-    inputs = (to_device(tokens[part], device), to_device(chosen, device))
-    return MicroBatch(inputs, len(chosen) / size)

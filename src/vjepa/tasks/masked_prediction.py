@@ -1,0 +1,174 @@
+"""What the pretraining tasks share: masks, and the encoder and predictor that work under them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vjepa.masking import MaskSampler, TokenMasks
+from vjepa.models import Encoder, ModelConfig, Predictor, normalise_clip
+from vjepa.runtime.device import to_device
+from vjepa.runtime.distributed import Team
+from vjepa.tasks.health import collapse_alarm
+from vjepa.tasks.task import Task, slice_of_part
+
+TARGET_NORM_EPS = 1e-5
+"""Epsilon of the normalisation of targets (the encoder's own norms use 1e-6)."""
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """What a whole batch holds, over all micro-batches and processes: a loss is divided by it."""
+
+    clips: int
+    targets: tuple[int, ...]
+    """Masked tokens of each mask kind."""
+
+    @classmethod
+    def of(cls, masks: Sequence[TokenMasks], clips: int | None = None) -> BatchSize:
+        """From the masks of a batch of `clips`, or of some of its clips if all have equally many.
+
+        Reads shapes only; None: the masks are those of the whole batch.
+        """
+        held = masks[0].batch_size
+        clips = clips or held
+        return cls(clips, tuple(mask.target.numel() * clips // held for mask in masks))
+
+    def mean(self, errors: Tensor, kind: int) -> Tensor:
+        """Summand of the batch's mean error: [..., D] of masked tokens of a kind -> scalar."""
+        return errors.sum() / (self.targets[kind] * errors.shape[-1])
+
+
+class MaskedPrediction(Task):
+    """Predicts something of the hidden tokens of a clip from the visible ones.
+
+    Masks are a pure function of the samples' ordinals. Where the masks of a clip depend on the
+    others (count mode prefix), or the weight of a clip does (packed), every process draws those of
+    the whole batch and takes its part. So neither gradient accumulation nor the number of processes
+    changes what is hidden or what it counts.
+
+    Args:
+        config: The model's sizes.
+        encoder: The context encoder.
+        predictor: From context tokens to masked ones.
+        sampler: Draws the masks; None: ``forward`` is given them.
+        batch_size: Clips of the whole batch, over all processes.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoder: Encoder,
+        predictor: Predictor,
+        sampler: MaskSampler | None = None,
+        batch_size: int = 0,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.predictor = predictor
+        self._sampler, self._batch_size = sampler, batch_size
+        self._step, self._masks = -1, tuple[TokenMasks, ...]()
+
+    def encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
+        """The context tokens' features."""
+        return self.encoder(clips, mask.context, offsets=mask.context_offsets)
+
+    def predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
+        """What the masked tokens are thought to be: float32 [B, M, D], or packed [U, D].
+
+        Args:
+            context: From :meth:`encode`.
+            mask: Context and target tokens.
+            kind: Number of the mask kind, which chooses the mask token.
+        """
+        predicted = self.predictor(
+            context,
+            mask.context,
+            mask.target,
+            kind,
+            context_offsets=mask.context_offsets,
+            target_offsets=mask.target_offsets,
+        )
+        return predicted.float()
+
+    def inputs(
+        self, batch: Any, part: int, parts: int
+    ) -> tuple[Tensor, tuple[TokenMasks, ...], BatchSize]:
+        """Clips float32 [b, C, T, H, W] and masks on the device, and the size of the whole batch.
+
+        Args:
+            batch: Has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
+            part, parts: Which micro-batch.
+        """
+        drawn, first = self._draw(batch)
+        here = slice_of_part(len(batch.ordinals), part, parts)
+        masks = tuple(kind.slice(first + here.start, first + here.stop) for kind in drawn)
+        clips = to_device(batch.clips[here], self.device)
+        size = BatchSize.of(drawn, self._batch_size)
+        return normalise_clip(clips), self._on_device(masks), size
+
+    def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:
+        """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
+        count = min(count, self._batch_size)
+        if self._draws_own_part:
+            ordinals = batch.step * self._batch_size + np.arange(count)
+            masks = self._required_sampler.sample(ordinals, batch.step)
+        else:
+            masks = tuple(kind.slice(0, count) for kind in self._draw(batch)[0])
+        held, clips = len(batch.clips), []
+        for rank in range(-(-count // held)):  # the processes that hold them send them to all
+            own = batch.clips[: min(held, count - rank * held)]
+            clips.append(team.send_(own.to(self.device, copy=True), rank))
+        return self.health_of(normalise_clip(torch.cat(clips)), self._on_device(masks))
+
+    @abstractmethod
+    def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
+        """Whether the features stay rich: float32 scalars (see :mod:`vjepa.tasks.health`).
+
+        Costs about one forward pass.
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            masks: One for each mask kind.
+        """
+
+    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Whether the features seem to collapse."""
+        return collapse_alarm(history)
+
+    @property
+    def _required_sampler(self) -> MaskSampler:
+        if self._sampler is None:
+            raise ValueError("sampler: a task that makes its own masks needs one")
+        return self._sampler
+
+    @property
+    def _draws_own_part(self) -> bool:
+        """Count mode fixed: the masks of a clip depend on nothing else in the batch."""
+        return self._required_sampler.counts is not None
+
+    def _draw(self, batch: Any) -> tuple[tuple[TokenMasks, ...], int]:
+        """Masks of a batch, and the index among them of this process's first clip."""
+        whole = batch.step * self._batch_size + np.arange(self._batch_size)
+        ordinals = batch.ordinals if self._draws_own_part else whole
+        if batch.step != self._step:
+            masks = self._required_sampler.sample(ordinals, batch.step)
+            self._step, self._masks = batch.step, masks
+        return self._masks, int(batch.ordinals[0] - ordinals[0])
+
+    def _on_device(self, masks: Sequence[TokenMasks]) -> tuple[TokenMasks, ...]:
+        device = self.device
+        return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
+
+
+def normalise_features(features: Tensor) -> Tensor:
+    """LayerNorm over the features without scale and shift: [..., D] -> float32 [..., D]."""
+    return F.layer_norm(features.float(), features.shape[-1:], eps=TARGET_NORM_EPS)
