@@ -134,18 +134,17 @@ def _masks(args: argparse.Namespace) -> int:
 
 
 def _features(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show import ModelSource, show_features
+    from vjepa.jobs.show import show_features
 
-    show_features(args.videos, ModelSource(args.model, args.num_heads), args.which, args.out)
+    show_features(args.videos, args.model, args.which, args.out, args.num_heads)
     print(args.out)
     return 0
 
 
 def _predictions(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show import ModelSource, show_predictions
+    from vjepa.jobs.show import show_predictions
 
-    source = ModelSource(args.model, args.num_heads)
-    for line in show_predictions(args.video, source, args.out, args.sample):
+    for line in show_predictions(args.video, args.model, args.out, args.sample, args.num_heads):
         print(line)
     return 0
 

@@ -26,7 +26,7 @@ from vjepa.data.video.media_files import is_media
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, EncoderConfig, normalise_clip
+from vjepa.models import VJEPA, Encoder, normalise_clip
 from vjepa.reporting.html import Figure, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     Picture,
@@ -40,24 +40,19 @@ from vjepa.reporting.pictures import (
     write_png,
 )
 from vjepa.reporting.run_status import (
-    RunStatus,
     rank_charts,
     rank_table,
     status_lines,
     status_of,
 )
-from vjepa.reporting.runs import RunState, read_run, run_charts, state_lines
+from vjepa.reporting.runs import read_run, run_charts, state_lines
 
 
 def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
-    """Every file of the sources, each once, in the order of the sources.
+    """Every file of the sources, each once, in their order, also those that cannot be read.
 
-    Args:
-        sources: Videos, images, folders, lists of files, or Parquet manifests.
-        split: Only this split of the manifests among the sources.
-
-    Returns:
-        What probing has found, also of files that cannot be read.
+    Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split` may
+    choose a split.
 
     Raises:
         UserError: A source is missing, or there is no file in any.
@@ -91,13 +86,16 @@ def model_input(frames: Picture) -> Tensor:
     return normalise_clip(clip)
 
 
-def _chosen(num_frames: int) -> NDArray[np.int64]:
-    """At most eight evenly spaced frames to draw."""
-    return np.linspace(0, num_frames - 1, min(num_frames, _SHOWN_FRAMES)).round().astype(np.int64)
-
-
 def _strip(frames: Picture) -> Picture:
-    return filmstrip(upscale(frames[_chosen(len(frames))], _SHOWN_HEIGHT))
+    """At most eight evenly spaced frames side by side."""
+    count = min(len(frames), _SHOWN_FRAMES)
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(np.int64)
+    return filmstrip(upscale(frames[chosen], _SHOWN_HEIGHT))
+
+
+def _grid(frames: Picture, tubelet_size: int, patch_size: int) -> tuple[int, int, int]:
+    steps, height, width = frames.shape[:3]
+    return (steps // tubelet_size, height // patch_size, width // patch_size)
 
 
 def masks_picture(
@@ -116,8 +114,7 @@ def masks_picture(
         tubelet_size, patch_size: Of the patch embedding.
         seed, ordinal: Which masks; the same numbers give the same picture.
     """
-    steps, height, width = frames.shape[:3]
-    grid = (steps // tubelet_size, height // patch_size, width // patch_size)
+    grid = _grid(frames, tubelet_size, patch_size)
     sampler = MaskSampler(masking, grid, tubelet_size, seed)
     masked = sampler.full(np.array([ordinal], dtype=np.int64), 0)
     rows = [_strip(frames)] + [_strip(hide_masked(frames, kind[0])) for kind in masked]
@@ -127,13 +124,8 @@ def masks_picture(
 @torch.no_grad()
 def feature_grid(encoder: Encoder, frames: Picture) -> NDArray[np.float32]:
     """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
-    config = encoder.config
     tokens = encoder(model_input(frames))[0]
-    grid = (
-        len(frames) // config.tubelet_size,
-        frames.shape[1] // config.patch_size,
-        frames.shape[2] // config.patch_size,
-    )
+    grid = _grid(frames, encoder.config.tubelet_size, encoder.config.patch_size)
     return tokens.reshape(*grid, -1).float().numpy()
 
 
@@ -161,16 +153,13 @@ def features_picture(clips: Sequence[Picture], encoders: Mapping[str, Encoder]) 
 
 @dataclass(frozen=True)
 class PredictionError:
-    """How wrong the predictor is, token by token.
-
-    Attributes:
-        relative: float32 [t, h, w], L1 error divided by the error of predicting the clip's mean
-            feature; 1 is no better than that mean, 0 is perfect; 0 where nothing was predicted.
-        predicted: bool [t, h, w], tokens that were masked and predicted.
-    """
+    """How wrong the predictor is, token by token."""
 
     relative: NDArray[np.float32]
+    """[t, h, w]: L1 error divided by the error of predicting the clip's mean feature; 1 is no
+    better than that mean, 0 is perfect; 0 where nothing was predicted."""
     predicted: NDArray[np.bool_]
+    """[t, h, w]: tokens that were masked and predicted."""
 
     @property
     def mean(self) -> float:
@@ -192,11 +181,7 @@ def prediction_error(
     """
     config = model.config.encoder
     clip = model_input(frames)
-    grid = (
-        len(frames) // config.tubelet_size,
-        frames.shape[1] // config.patch_size,
-        frames.shape[2] // config.patch_size,
-    )
+    grid = _grid(frames, config.tubelet_size, config.patch_size)
     target = functional.layer_norm(model.target_encoder(clip), (config.width,))[0]
     context = model.encoder(clip, masks.context)
     predicted = model.predictor(context, masks.context, masks.target, mask_index)[0]
@@ -219,29 +204,10 @@ def prediction_picture(frames: Picture, error: PredictionError) -> Picture:
     )
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A model on disk with what its run says of clips and masks.
-
-    Attributes:
-        path: Checkpoint, run folder or released file.
-        num_heads: Attention heads, where the file and the preset table do not tell.
-    """
-
-    path: Path
-    num_heads: int | None = None
-
-    def run_config(self) -> PretrainConfig | None:
-        """The pretraining config inside the checkpoint; None for a released file."""
-        if not self.path.is_dir():
-            return None
-        run = read_config(find_checkpoint(self.path)).run
-        return from_dict(PretrainConfig, run, str(self.path)) if run else None
-
-    def clip(self, encoder: EncoderConfig) -> ClipConfig:
-        """How the model's clips are taken; the paper's stride where the file does not tell."""
-        run = self.run_config()
-        return run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
+def _run_config(model: Path) -> PretrainConfig | None:
+    """The pretraining config inside a checkpoint; None for a released file."""
+    run = read_config(find_checkpoint(model)).run if model.is_dir() else None
+    return from_dict(PretrainConfig, run, str(model)) if run else None
 
 
 def read_frames(video: Path, clip: ClipConfig, image_size: int) -> Picture:
@@ -259,13 +225,9 @@ def read_frames(video: Path, clip: ClipConfig, image_size: int) -> Picture:
 
 
 def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0) -> None:
-    """Draw what each mask kind of a config leaves visible of a video.
+    """Draw what each mask kind of a config leaves visible of a video or image, as a PNG file.
 
-    Args:
-        video: Any video or image.
-        config: Gives masks, clip and token grid.
-        out: The PNG file to write.
-        ordinal: Which sample's masks.
+    `ordinal` says which sample's masks.
     """
     encoder = config.model.encoder
     frames = read_frames(video, config.data.clip, encoder.image_size)
@@ -275,38 +237,41 @@ def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0)
     write_png(picture, out)
 
 
-def show_features(videos: Sequence[Path], model: ModelSource, which: Which, out: Path) -> None:
-    """Draw the principal directions of a model's features over the frames of videos.
+def show_features(
+    videos: Sequence[Path], model: Path, which: Which, out: Path, num_heads: int | None = None
+) -> None:
+    """Draw the principal directions of a model's features over videos, as a PNG file.
 
-    Args:
-        videos: At least one.
-        model: The model.
-        which: Target or context encoder.
-        out: The PNG file to write.
+    `model` is anything that :func:`vjepa.checkpoint.load_encoder` reads. Clips are taken as in its
+    run; with the paper's stride where the file does not tell.
     """
-    encoder: Encoder = load_encoder(model.path, which=which, num_heads=model.num_heads)
-    config = encoder.config
-    clip = model.clip(config)
+    encoder = load_encoder(model, which, num_heads)
+    run, config = _run_config(model), encoder.config
+    clip = run.data.clip if run else ClipConfig(num_frames=config.num_frames)
     clips = [read_frames(video, clip, config.image_size) for video in videos]
-    write_png(features_picture(clips, {"features": encoder.eval()}), out)
+    write_png(features_picture(clips, {"features": encoder}), out)
 
 
-def show_predictions(video: Path, model: ModelSource, out: Path, ordinal: int = 0) -> list[str]:
-    """Draw where the predictor errs, one part for each mask kind that the model was trained with.
+def show_predictions(
+    video: Path, model: Path, out: Path, ordinal: int = 0, num_heads: int | None = None
+) -> list[str]:
+    """Draw where the predictor errs, one picture for each mask kind that it was trained with.
 
     Args:
         video: Any video or image.
         model: A model with its predictor.
         out: PNG file; with several mask kinds the number of the kind is put before the suffix.
         ordinal: Which sample's masks.
+        num_heads: For an authors' file whose size is no preset.
 
     Returns:
         One line for each picture: file and mean relative error.
     """
-    loaded = load_model(model.path, num_heads=model.num_heads).eval()
-    run, encoder = model.run_config(), loaded.config.encoder
+    loaded = load_model(model, num_heads)
+    run, encoder = _run_config(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
-    frames = read_frames(video, model.clip(encoder), encoder.image_size)
+    clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
+    frames = read_frames(video, clip, encoder.image_size)
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, run.seed if run else 0)
     lines = []
     for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
@@ -320,11 +285,7 @@ def show_predictions(video: Path, model: ModelSource, out: Path, ordinal: int = 
 
 
 def show_run(folder: Path, out: Path) -> list[str]:
-    """Write the report of a running or dead run and return its state in plain lines.
-
-    Args:
-        folder: The run folder.
-        out: The HTML file to write.
+    """Write the HTML report of a running or dead run and return its state in plain lines.
 
     Raises:
         UserError: No run folder, or damaged.
@@ -340,9 +301,12 @@ def show_run(folder: Path, out: Path) -> list[str]:
         Figure(str(len(state.bad_videos)), "bad videos"),
         Figure(str(status.skipped), "updates skipped"),
     ]
-    sections = [
-        Section("Curves", blocks=run_charts({folder.name: state})),
-        *_process_sections(state, status),
+    sections = [Section("Curves", blocks=run_charts({folder.name: state}))]
+    if status.ranks:
+        slow = [Text(f"Process {text.removeprefix('process ')}.") for text in status.stragglers]
+        blocks = [rank_table(status), *slow, *rank_charts(state)]
+        sections.append(Section("Processes", blocks=blocks))
+    sections += [
         Section("State", blocks=[Text("\n".join(lines), preformatted=True)]),
         Section(
             "Config",
@@ -359,11 +323,3 @@ def show_run(folder: Path, out: Path) -> list[str]:
     )
     write_report(report, out)
     return lines
-
-
-def _process_sections(state: RunState, status: RunStatus) -> list[Section]:
-    """The table and curves of the processes of a run of several."""
-    if not status.ranks:
-        return []
-    slow = [Text(f"Process {text.removeprefix('process ')}.") for text in status.stragglers]
-    return [Section("Processes", blocks=[rank_table(status), *slow, *rank_charts(state)])]
