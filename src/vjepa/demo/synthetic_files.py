@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.errors import UserError
-from vjepa.jobs.videos import LateProgress, checked_workers, describe
+from vjepa.jobs.videos import checked_workers, describe, late_progress
 from vjepa.runtime.files import atomic_write
 from vjepa.runtime.workers import WorkerPool
 
@@ -266,9 +266,9 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
         UserError: `out` holds something else, or cannot be written.
     """
     manifest_path = out / "manifest.parquet"
-    with LateProgress("synth") as show:
+    with late_progress("synth") as show:
         labels = write_synthetic_set(config, out, workers=checked_workers(workers), progress=show)
-    with LateProgress("index") as show:
+    with late_progress("index") as show:
         manifest = index_sources(
             [labels],
             manifest_path,

@@ -19,7 +19,7 @@ from vjepa.data.prepare.report import PrepareReport, count_removed
 from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
-from vjepa.jobs.videos import LateProgress, checked_workers
+from vjepa.jobs.videos import checked_workers, late_progress
 from vjepa.runtime.files import atomic_write, locked_folder
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
@@ -117,13 +117,13 @@ def _prepare(
     exclusion = read_exclusion(config.exclude, config.match)
     removal.by_name(exclusion, config.deduplicate)
     if config.needs_fingerprints:
-        with LateProgress("look at videos") as show:
+        with late_progress("look at videos") as show:
             prints, excluded = look_at_all(inputs, removal, exclusion, config, place, show)
             removal.by_exclusion(prints, excluded)
             if config.deduplicate:
                 removal.by_likeness(prints)
     _check_removed(inputs, removal, config.max_removed)
-    with LateProgress("encode videos") as show:
+    with late_progress("encode videos") as show:
         videos = encode_all(inputs, removal, config, place, show)
     if not videos:
         _, examples = count_removed(removal.all)
@@ -157,7 +157,7 @@ def _store(
     store = Store(out, out / "work", config.shards, sorted(inputs.videos.label_names))
     plan = store.plan(videos)
     by_key = {video.key: video for video in videos}
-    with LateProgress("store videos") as show:
+    with late_progress("store videos") as show:
         for number, (name, keys) in enumerate(plan.items(), start=1):
             if not store.is_stored(name):
                 store.store(name, [by_key[key] for key in keys])

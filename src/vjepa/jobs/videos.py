@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -34,23 +33,12 @@ def index(
     weights: Sequence[float] | None = None,
     workers: int | None = None,
 ) -> str:
-    """Probe every file of the sources and write a manifest.
+    """Look into every file of the sources and write a manifest; says what it holds in a line.
 
-    Args:
-        sources: Folders, lists of files, or media files.
-        out: The manifest to write.
-        config: How to read the sources.
-        names: Name of each source; None takes their file names.
-        weights: Relative share of each source; None draws every video equally often.
-        workers: Processes; None takes one for each CPU core.
-
-    Returns:
-        A summary for the user.
-
-    Raises:
-        UserError: A bad source, or `out` cannot be written.
+    Arguments and errors are those of :func:`index_sources`; `workers` None takes one process for
+    each CPU core.
     """
-    with LateProgress("index") as show:
+    with late_progress("index") as show:
         manifest = index_sources(
             sources,
             out,
@@ -78,15 +66,12 @@ def check(
         deep: Decode every frame of every file, instead of looking only at what has changed.
         workers: Processes; None takes one for each CPU core.
 
-    Returns:
-        Counts and the bad rows with reasons.
-
     Raises:
         UserError: The manifest cannot be read.
     """
     rows = Manifest.open(manifest)
     config = config or IndexConfig()
-    with LateProgress("check") as show:
+    with late_progress("check") as show:
         return check_manifest(
             rows,
             deep=deep,
@@ -128,27 +113,19 @@ def checked_workers(workers: int | None) -> int:
     return workers or usable_cpus()
 
 
-class LateProgress:
-    """A progress display that opens with the first report, which brings the total."""
+@contextmanager
+def late_progress(description: str) -> Generator[Callable[..., None]]:
+    """A progress display that opens with the first report, which brings the total.
 
-    def __init__(self, description: str) -> None:
-        self._description = description
-        self._display: Progress | None = None
+    Gives a function to be called as show(files done, files in all, bad files so far).
+    """
+    with ExitStack() as stack:
+        display: Progress | None = None
 
-    def __enter__(self) -> Self:
-        return self
+        def show(done: int, total: int, bad: int = 0) -> None:
+            nonlocal display
+            if display is None:
+                display = stack.enter_context(open_progress(description, total))
+            display.update(done, f"{bad} bad" if bad else None)
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._display is not None:
-            self._display.__exit__(exc_type, exc, traceback)
-
-    def __call__(self, done: int, total: int, bad: int = 0) -> None:
-        """Show how many files are done, and how many of them are bad."""
-        if self._display is None:
-            self._display = open_progress(self._description, total).__enter__()
-        self._display.update(done, f"{bad} bad" if bad else None)
+        yield show

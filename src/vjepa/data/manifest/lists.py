@@ -14,7 +14,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address
@@ -47,7 +49,7 @@ _SPLIT_FOLDERS = {
 class IndexConfig:
     """How sources are read and files probed."""
 
-    timeout_seconds: float = 60.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A file that takes longer to probe is a bad file; its reader process is killed."""
     label_from_folder: bool = False
     """In folder trees, the name of the folder that a file (or a folder of frames) lies in is its
@@ -56,15 +58,10 @@ class IndexConfig:
     """Folders of images without subfolders: `clips` makes each one clip, `images` makes each image
     one row; `auto` makes it a clip if the images are numbered without gaps. With
     `label_from_folder`, a folder directly below the source or its split is a class of images."""
-    image_folder_fps: float = 30.0
+    image_folder_fps: Annotated[float, Field(gt=0)] = 30.0
     """Frame rate given to folders of images, in frames per second."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What a file may demand before it is refused."""
-
-    def __post_init__(self) -> None:
-        for name in ("timeout_seconds", "image_folder_fps"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.video.info import LimitsConfig
@@ -21,27 +23,18 @@ class TranscodeConfig:
 
     mode: Literal["h264", "copy"] = "h264"
     """`h264`: encode with libx264; `copy`: take the files' bytes as they are."""
-    short_side: int | None = 320
+    short_side: Annotated[int, Field(ge=16)] | None = 320
     """Shrink larger videos to this short side, in pixels; smaller ones and null keep their size."""
-    fps: float | None = None
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Lower a higher frame rate to this, in frames per second; null keeps all frames."""
-    gop: int = 12
+    gop: Annotated[int, Field(ge=1, le=1000)] = 12
     """Frames from one key frame to the next at most: what decoding a clip begins with."""
-    crf: int = 21
+    crf: Annotated[int, Field(ge=0, le=51)] = 21
     """Quality of libx264: 0 is lossless, 18 hardly visible, 28 rough."""
     preset: Preset = "veryfast"
     """Effort of libx264: slower ones make smaller files."""
-    b_frames: int = 2
+    b_frames: Annotated[int, Field(ge=0, le=16)] = 2
     """Most B-frames in a row. Those that no clip takes need not be decoded."""
-
-    def __post_init__(self) -> None:
-        if self.short_side is not None and self.short_side < 16:
-            raise ValueError(f"short_side must be at least 16, got {self.short_side}")
-        if self.fps is not None and not 0 < self.fps <= 1000:
-            raise ValueError(f"fps must be above 0 and at most 1000, got {self.fps}")
-        for name, low, high in (("gop", 1, 1000), ("crf", 0, 51), ("b_frames", 0, 16)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be {low} to {high}, got {getattr(self, name)}")
 
 
 @config_dataclass
@@ -52,20 +45,12 @@ class TrimConfig:
     """Label column that holds where the part begins, in seconds; null takes the beginning."""
     end_label: str | None = None
     """Label column that holds where the part ends, in seconds; null takes the end."""
-    window_seconds: float | None = None
+    window_seconds: Annotated[float, Field(gt=0)] | None = None
     """Cut the part into windows of this length; null leaves it whole."""
-    min_seconds: float = 1.0
+    min_seconds: Annotated[float, Field(ge=0)] = 1.0
     """Windows shorter than this, at the end, are left out (unless it is the only one)."""
-    max_windows: int | None = None
+    max_windows: Annotated[int, Field(ge=1)] | None = None
     """Keep so many windows, evenly spread over the part; null keeps all."""
-
-    def __post_init__(self) -> None:
-        if self.window_seconds is not None and not self.window_seconds > 0:
-            raise ValueError(f"window_seconds must be above 0, got {self.window_seconds}")
-        if not self.min_seconds >= 0:
-            raise ValueError(f"min_seconds must not be negative, got {self.min_seconds}")
-        if self.max_windows is not None and self.max_windows < 1:
-            raise ValueError(f"max_windows must be at least 1, got {self.max_windows}")
 
     @property
     def is_used(self) -> bool:
@@ -99,13 +84,13 @@ class MatchConfig:
     """Compare perceptual hashes of frames, which survive another encoding, size or frame rate."""
     duplicate_names: bool = False
     """Two files of the same name (without suffix), in whichever data set, are the same video."""
-    hash_seconds: float = 1.0
+    hash_seconds: Annotated[float, Field(gt=0)] = 1.0
     """A frame of each so many seconds is hashed, of a short video at least eight."""
-    hash_frames: int = 128
+    hash_frames: Annotated[int, Field(ge=8, le=10_000)] = 128
     """Most frames hashed of one video; of a longer one they are spread over its whole length."""
-    hash_bits: int = 6
+    hash_bits: Annotated[int, Field(ge=0, le=16)] = 6
     """Two frames are alike if their 64-bit hashes differ in at most so many bits."""
-    hash_share: float = 0.5
+    hash_share: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Two videos are the same if this share of one's hashed frames is alike one of the other's."""
 
     def __post_init__(self) -> None:
@@ -115,14 +100,6 @@ class MatchConfig:
             raise ValueError(f"id_pattern is no regular expression: {error}") from error
         if "id" not in groups:
             raise ValueError("id_pattern has no group named id, as in (?P<id>.+)")
-        if not self.hash_seconds > 0:
-            raise ValueError(f"hash_seconds must be above 0, got {self.hash_seconds}")
-        if not 8 <= self.hash_frames <= 10_000:
-            raise ValueError(f"hash_frames must be 8 to 10000, got {self.hash_frames}")
-        if not 0 <= self.hash_bits <= 16:
-            raise ValueError(f"hash_bits must be 0 to 16, got {self.hash_bits}")
-        if not 0 < self.hash_share <= 1:
-            raise ValueError(f"hash_share must be above 0 and at most 1, got {self.hash_share}")
 
 
 @config_dataclass
@@ -131,7 +108,7 @@ class ShardConfig:
 
     form: Literal["tar", "files"] = "tar"
     """`tar`: WebDataset shards; `files`: one file for each video."""
-    megabytes: int = 1000
+    megabytes: Annotated[int, Field(ge=1)] = 1000
     """A shard is closed when it holds so many megabytes (1e6 bytes)."""
     shuffle_seed: int | None = 0
     """Videos are mixed with this seed before they are put into shards, for readers that read
@@ -141,8 +118,6 @@ class ShardConfig:
     names the shards there. Copying them is up to you."""
 
     def __post_init__(self) -> None:
-        if self.megabytes < 1:
-            raise ValueError(f"megabytes must be at least 1, got {self.megabytes}")
         if self.url is not None and "://" not in self.url:
             raise ValueError(f"url must be an address such as s3://bucket/folder, got {self.url}")
 
@@ -165,17 +140,13 @@ class PrepareConfig:
     """How they are stored."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What a file may demand at most."""
-    timeout_seconds: float = 600.0
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest time for reading or encoding one video; then its process is killed."""
-    max_removed: float = 0.5
+    max_removed: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Stop before anything is encoded if a larger share of the videos would be removed: a sign of
     names that are running numbers, or of a threshold that is too high."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout_seconds < float("inf"):
-            raise ValueError(f"timeout_seconds must be above 0, got {self.timeout_seconds}")
-        if not 0 <= self.max_removed <= 1:
-            raise ValueError(f"max_removed must be 0 to 1, got {self.max_removed}")
         if self.transcode.mode == "copy" and self.trim.is_used:
             raise ValueError("trim cannot be used with transcode.mode copy: cutting means encoding")
 
