@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.data.clip_files import hanging
 from tests.evaluation.tiny_videos import write_video
 from torch import nn
 
 import vjepa
-from vjepa.data.clips import windows as window_reading
+from vjepa.data.clips import windows
+from vjepa.data.clips.cut import cut
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.clips.windows import FramingConfig, WindowConfig, framing_for
-from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
 from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
@@ -42,10 +45,12 @@ def _by_hand(encoder: nn.Module, path: Path, numbers: list[int]) -> torch.Tensor
     """Tokens [t, h, w, D] of one window of a file."""
     info = probe(str(path))
     framing = framing_for(FramingConfig(), info.height, info.width, image_size=32, patch_size=16)
-    frames = [framing.apply(frame) for frame in decode_frames(info, numbers)]
+    height, width = framing.size
+    clip = torch.empty(1, 3, len(numbers), height, width, dtype=torch.uint8)
+    cut(VideoSource(info), [replace(framing.plan, frames=np.array(numbers))], clip)
     with torch.no_grad():
-        tokens = encoder(normalise_clip(torch.stack(frames, dim=1)[None]))[0]
-    return tokens.reshape(-1, framing.height // 16, framing.width // 16, tokens.shape[-1])
+        tokens = encoder(normalise_clip(clip))[0]
+    return tokens.reshape(-1, height // 16, width // 16, tokens.shape[-1])
 
 
 def test_windows_are_the_encoders_own_tokens_and_overlaps_are_averaged(tmp_path: Path) -> None:
@@ -140,15 +145,15 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [_video(tmp_path / f"{name}.mp4", 90 + place) for place, name in enumerate("abc")]
-    original = window_reading.read_windows
+    monkeypatch.setattr(windows, "_PART_FRAMES", 64)
+    original = windows.read_part
 
-    def breaking(look):
-        for window in original(look):
-            if look.info.path.endswith("b.mp4") and window.number == 2:
-                raise RuntimeError("a decoder's surprise")
-            yield window
+    def breaking(part: windows.FramePart):
+        if part.info.path.endswith("b.mp4") and part.windows[0] > 0:
+            return "breaks off"
+        return original(part)
 
-    monkeypatch.setattr(window_reading, "read_windows", breaking)
+    monkeypatch.setattr(windows, "read_part", breaking)
     sinks: dict[int, MemorySink] = {}
     outcomes = list(
         encode_files(
@@ -160,7 +165,7 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
     )
     assert {one.index: one.failure for one in outcomes} == {
         0: None,
-        1: "RuntimeError: a decoder's surprise",
+        1: "breaks off",
         2: None,
     }
     assert sinks[1]._parts == []
@@ -169,29 +174,39 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
         torch.testing.assert_close(sinks[place].result().tokens, alone.tokens)
 
 
-def test_a_decoder_that_hangs_is_given_up(tmp_path: Path, monkeypatch) -> None:
-    import threading
+def test_what_foreign_bytes_make_of_a_decoder_is_their_files_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object) -> None:
+        raise RuntimeError("a decoder's surprise")
 
-    release = threading.Event()
-    original = window_reading.read_windows
+    monkeypatch.setattr("vjepa.data.video.decode.read_frames", surprise)
+    with pytest.raises(UserError, match="RuntimeError: a decoder's surprise"):
+        vjepa.extract_features(_encoder(), _video(tmp_path / "a.mp4", 20))
 
-    def hanging(look):
-        if look.info.path.endswith("a.mp4"):
-            release.wait(30)
-        yield from original(look)
 
-    monkeypatch.setattr(window_reading, "read_windows", hanging)
-    infos = [probe(str(_video(tmp_path / name, 20))) for name in ("a.mp4", "b.mp4")]
+def test_readers_give_the_same_and_one_that_hangs_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "_PART_FRAMES", 64)  # several parts, shared out among the readers
+    good = _video(tmp_path / "a.mp4", 150)
+    infos = [probe(str(good)), hanging(tmp_path), probe(str(good))]
+    sinks: dict[int, MemorySink] = {}
     outcomes = list(
         encode_files(
-            _encoder(), infos, FileEncoding(timeout_seconds=0.3), lambda _, look: MemorySink(look)
+            _encoder(),
+            infos,
+            FileEncoding(readers=2, timeout_seconds=3.0),
+            lambda index, look: sinks.setdefault(index, MemorySink(look)),
         )
     )
-    release.set()
-    assert {one.index: one.failure for one in outcomes} == {
-        0: "no frame within 0.3 s (decoder hangs)",
-        1: None,
-    }
+    failures = {one.index: one.failure for one in outcomes}
+    assert failures.pop(1) == "reading it did not end within 3 s"
+    assert failures == {0: None, 2: None}
+    alone = vjepa.extract_features(_encoder(), good)
+    for index in (0, 2):
+        torch.testing.assert_close(sinks[index].result().tokens, alone.tokens)
+        assert np.array_equal(sinks[index].result().times, alone.times)
 
 
 def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:

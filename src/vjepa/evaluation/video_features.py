@@ -97,8 +97,8 @@ class FileEncoding:
             over all.
         device, precision: Where and how the encoder runs.
         batch_size: Windows per call of it.
-        readers: Files that are read at the same time.
-        timeout_seconds: A file that gives no window for so long is given up.
+        readers: Processes that decode; 0 decodes in this one, without a watchdog.
+        timeout_seconds: A file that keeps a reader for longer, at some windows, is given up.
     """
 
     window: WindowConfig = field(default_factory=WindowConfig)
@@ -107,7 +107,7 @@ class FileEncoding:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
     batch_size: int = 8
-    readers: int = 2
+    readers: int = 0
     timeout_seconds: float = 60.0
 
 

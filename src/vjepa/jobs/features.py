@@ -59,9 +59,9 @@ class FeaturesConfig:
     batch_size: int = 8
     """Windows per call of the encoder."""
     readers: int = 2
-    """Files that are decoded at the same time, each by a thread."""
+    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
     timeout_seconds: float = 60.0
-    """A file that gives no window for so long is given up."""
+    """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
     compile: bool = False
     """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
     device: DeviceName = "auto"
@@ -75,9 +75,11 @@ class FeaturesConfig:
     """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "readers", "ray_workers"):
+        for name in ("batch_size", "ray_workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.readers < 0:
+            raise ValueError(f"readers: must not be negative, got {self.readers}")
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds: must be above 0, got {self.timeout_seconds}")
         if self.format == "parquet" and self.pool == "none":

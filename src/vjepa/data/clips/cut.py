@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
-from vjepa.data.clips.source import Source
+from vjepa.data.clips.source import Box, Source
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
 
 
@@ -34,34 +36,45 @@ def cut(
         groups.setdefault(key, []).append(number)
     firsts = [plans[members[0]] for members in groups.values()]
     parts = [(plan.distinct_frames, None if plan.before else plan.box) for plan in firsts]
-    for members, plan, part in zip(groups.values(), firsts, source.read(parts, clock), strict=True):
+    for members, part in zip(groups.values(), source.read(parts, clock), strict=True):
         clock.enter("crop")
-        pixels = torch.from_numpy(part).movedim(-1, -3)
-        if plan.before:
-            pixels = pixels.contiguous()
-            for change in plan.before:
-                pixels = change(pixels)
-            if plan.box is not None:
-                top, left, height, width = plan.box
-                pixels = pixels[..., top : top + height, left : left + width]
-        pixels = resize_frames(pixels, *plan.resize_to, plan.resize)
-        for number in members:
-            _finish(pixels, plans[number], out[number])
+        cut_part(part, [plans[number] for number in members], [out[number] for number in members])
     clock.enter("rest")
 
 
-def _finish(pixels: Tensor, plan: ClipPlan, out: Tensor) -> None:
-    """Frames uint8 [T, C, h, w], or one still frame, as the clip uint8 [C, T, S, S]."""
-    if plan.crop is not None:
-        top, left, height, width = plan.crop
-        pixels = pixels[..., top : top + height, left : left + width]
-    flip = plan.flip
-    if plan.after:
-        pixels = (pixels.flip(-1) if flip else pixels).contiguous()
-        flip = False
-        for change in plan.after:
+def cut_part(part: NDArray[np.uint8], plans: Sequence[ClipPlan], out: Sequence[Tensor]) -> None:
+    """Make clips of the frames that they take.
+
+    Args:
+        part: uint8 [T, h, w, C]: the box of every frame, all of it where frames are changed first;
+            of a still clip one frame.
+        plans: Clips that differ in crop, flip and what is done after alone.
+        out: For each uint8 [C, T, S, S], overwritten.
+    """
+    first = plans[0]
+    pixels = torch.from_numpy(part).movedim(-1, -3)
+    if first.before:
+        pixels = pixels.contiguous()
+        for change in first.before:
             pixels = change(pixels)
-    # NumPy takes channels apart about twice as fast as torch does.
-    images, target = pixels.numpy(), out.numpy()
-    for channel in range(images.shape[1]):
-        target[channel] = images[:, channel, :, :: -1 if flip else 1]
+        if first.box is not None:
+            pixels = _part_of(pixels, first.box)
+    pixels = resize_frames(pixels, *first.resize_to, first.resize)
+    for plan, target in zip(plans, out, strict=True):
+        seen, flip = pixels, plan.flip
+        if plan.crop is not None:
+            seen = _part_of(seen, plan.crop)
+        if plan.after:
+            seen = (seen.flip(-1) if flip else seen).contiguous()
+            flip = False
+            for change in plan.after:
+                seen = change(seen)
+        # NumPy takes channels apart about twice as fast as torch does.
+        images, clip = seen.numpy(), target.numpy()
+        for channel in range(images.shape[1]):
+            clip[channel] = images[:, channel, :, :: -1 if flip else 1]
+
+
+def _part_of(pixels: Tensor, box: Box) -> Tensor:
+    top, left, height, width = box
+    return pixels[..., top : top + height, left : left + width]

@@ -1,11 +1,9 @@
-"""Windows of videos and images, read ahead by threads, in memory that does not grow with length."""
+"""Windows of whole videos and images, read in parts, in memory that does not grow with length."""
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,14 +14,12 @@ from pydantic import Field
 from torch import Tensor
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.crops import (
-    Resize,
-    centre_of,
-    resize_frames,
-    short_side_size,
-    usual_short_side,
-)
+from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
+from vjepa.data.clips.cut import cut_part
+from vjepa.data.clips.plan import ClipPlan
+from vjepa.data.clips.source import Box
 from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.runtime.workers import WorkerPool
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips
 
@@ -201,27 +197,17 @@ class Framing:
     """The way of one video's frames to the encoder.
 
     Attributes:
-        resized: Height and width that the frame is brought to, in pixels.
-        top, left: Where the seen part begins in the resized frame, in pixels.
-        height, width: Of the seen part, in pixels.
+        plan: What is done to a frame; its frame numbers mean nothing.
         box: The seen part in the source frame: top, left, height, width, in source pixels.
-        resize: How frames are resized.
     """
 
-    resized: tuple[int, int]
-    top: int
-    left: int
-    height: int
-    width: int
+    plan: ClipPlan
     box: tuple[float, float, float, float]
-    resize: Resize
 
-    def apply(self, frame: NDArray[np.uint8]) -> Tensor:
-        """Resize and cut one frame: uint8 [H, W, 3] -> uint8 [3, height, width]."""
-        image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None]
-        scaled = resize_frames(image, *self.resized, self.resize)
-        cut = scaled[0, :, self.top : self.top + self.height, self.left : self.left + self.width]
-        return cut.contiguous()
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the seen part as the encoder gets it, in pixels."""
+        return self.plan.resize_to if self.plan.crop is None else self.plan.crop[2:]
 
 
 def framing_for(
@@ -244,24 +230,29 @@ def framing_for(
     size = config.size or image_size
     if size % patch_size:
         raise ValueError(f"size: {size} pixels are not whole patches of {patch_size}")
-    whole = (0.0, 0.0, float(height), float(width))
-    if config.kind == "stretch":
-        return Framing((size, size), 0, 0, size, size, whole, config.resize)
+    crop: Box | None = None
+    box = (0.0, 0.0, float(height), float(width))
+    resized = (size, size)
     if config.kind == "whole":
         long = max(1, round(max(height, width) / min(height, width) * size / patch_size))
-        tall, wide = (size, long * patch_size) if height <= width else (long * patch_size, size)
-        return Framing((tall, wide), 0, 0, tall, wide, whole, config.resize)
-    tall, wide = short_side_size(height, width, usual_short_side(size))
-    top, left, _, _ = centre_of(tall, wide, size)
-    down, across = height / tall, width / wide
-    box = (top * down, left * across, size * down, size * across)
-    return Framing((tall, wide), top, left, size, size, box, config.resize)
+        resized = (size, long * patch_size) if height <= width else (long * patch_size, size)
+    elif config.kind == "centre":
+        tall, wide = resized = short_side_size(height, width, usual_short_side(size))
+        crop = centre_of(tall, wide, size)
+        down, across = height / tall, width / wide
+        box = (crop[0] * down, crop[1] * across, size * down, size * across)
+    plan = ClipPlan(
+        frames=np.zeros(1, dtype=np.int64), resize_to=resized, resize=config.resize, crop=crop
+    )
+    return Framing(plan, box)
 
 
 Pool = Literal["none", "space", "video"]
 
-_WINDOWS_AHEAD = 4
-_POLL_SECONDS = 0.1
+# What is read in one go: so many bytes of resized frames, and so many source frames to decode,
+# at most; one window at least. Parts overlap as their windows do, so small ones cost decoding.
+_PART_BYTES = 1 << 26
+_PART_FRAMES = 2048
 
 
 @dataclass(frozen=True)
@@ -336,8 +327,9 @@ def look_at(
         )
     except ValueError as error:
         raise DecodeError(info.path, str(error)) from error
-    rows, columns = seen.height // patch_size, seen.width // patch_size
-    return Look(info, plan, seen, (plan.num_tubelets, rows, columns))
+    tall, wide = seen.size
+    grid = (plan.num_tubelets, tall // patch_size, wide // patch_size)
+    return Look(info, plan, seen, grid)
 
 
 @dataclass(frozen=True)
@@ -355,87 +347,76 @@ class ReadWindow:
     seconds: NDArray[np.float64]
 
 
-def read_windows(look: Look) -> Iterator[ReadWindow]:
-    """The windows of one file in order; every frame is decoded and resized once.
+@dataclass(frozen=True)
+class FramePart:
+    """Some windows of a file, to be read in one go; told to worker processes.
 
-    Raises:
-        DecodeError: A frame cannot be had.
+    Attributes:
+        index: Which file.
+        windows: Which of its windows.
+        info: The file.
+        numbers: int64 [n], source frames of these windows' timeline.
+        plan: What is done to each.
     """
+
+    index: int
+    windows: range
+    info: VideoInfo
+    numbers: NDArray[np.int64]
+    plan: ClipPlan
+
+    def __str__(self) -> str:
+        return self.info.path
+
+
+def parts_of(index: int, look: Look) -> Iterator[FramePart]:
+    """All windows of a file in parts of bounded size."""
+    plan, (height, width) = look.plan, look.framing.size
+    most = max(1, _PART_BYTES // (3 * height * width))
+    first = 0
+    while first < len(plan.starts):
+        begin = plan.starts[first] * plan.tubelet_size
+        stop = first
+        numbers = plan.frames[:0]
+        while stop < len(plan.starts):
+            end = (plan.starts[stop] + plan.window_tubelets) * plan.tubelet_size
+            following = plan.frames[begin:end]
+            too_far = following[-1] - following[0] >= _PART_FRAMES
+            if stop > first and (too_far or len(following) > most):
+                break
+            numbers, stop = following, stop + 1
+        yield FramePart(index, range(first, stop), look.info, numbers, look.framing.plan)
+        first = stop
+
+
+def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | str:
+    """Frames uint8 [n, C, height, width] and their times [n] in seconds, or why they fail.
+
+    Every frame is decoded and resized once.
+    """
+    # PyAV may be missing where only models are used.
     from vjepa.data.video.decode import read_frames
 
-    plan, tubelet = look.plan, look.plan.tubelet_size
-    length = plan.window_tubelets * tubelet
-    frames = read_frames(look.info, plan.frames)
-    held: deque[tuple[Tensor, float]] = deque()
-    first, read, previous = 0, 0, None
-    for number, start in enumerate(plan.starts):
-        while first < start * tubelet:
-            held.popleft()
-            first += 1
-        while read < start * tubelet + length:
-            streamed = next(frames)
+    plan, count = part.plan, len(part.numbers)
+    size = plan.resize_to if plan.crop is None else plan.crop[2:]
+    try:
+        out = torch.empty(count, 3, 1, *size, dtype=torch.uint8)
+        seconds = np.empty(count)
+        previous = None
+        for place, frame in enumerate(read_frames(part.info, part.numbers)):
             # A repeated frame (still image, padding) comes as the same array: resize it once.
-            if previous is None or previous[0] is not streamed.image:
-                previous = (streamed.image, look.framing.apply(streamed.image))
-            held.append((previous[1], streamed.seconds))
-            read += 1
-        clip = torch.stack([frame for frame, _ in held], dim=1)
-        yield ReadWindow(number, clip, np.array([seconds for _, seconds in held]))
-
-
-class _Reader:
-    """Reads the windows of one file in a thread, a few ahead of their use."""
-
-    def __init__(self, index: int, look: Look, timeout_seconds: float) -> None:
-        self.index, self.look, self._timeout = index, look, timeout_seconds
-        self._queue: queue.Queue[ReadWindow | DecodeError | None] = queue.Queue(_WINDOWS_AHEAD)
-        self._stopped = threading.Event()
-        # A daemon: a decoder that hangs can be left behind, but not ended.
-        self._thread = threading.Thread(target=self._work, name="vjepa-windows", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        try:
-            for window in read_windows(self.look):
-                if not self._put(window):
-                    return
-            self._put(None)
-        except DecodeError as error:
-            self._put(error)
-        except (ValueError, RuntimeError, MemoryError) as error:
-            # What foreign bytes make of a decoder or resizer: this file's failure, not the job's.
-            self._put(DecodeError(self.look.info.path, f"{type(error).__name__}: {error}"))
-
-    def _put(self, item: ReadWindow | DecodeError | None) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._queue.put(item, timeout=_POLL_SECONDS)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def windows(self) -> Iterator[ReadWindow]:
-        """The windows; a file that gives none for too long counts as bad.
-
-        Raises:
-            DecodeError: The file failed.
-        """
-        while True:
-            try:
-                item = self._queue.get(timeout=self._timeout)
-            except queue.Empty:
-                raise DecodeError(
-                    self.look.info.path, f"no frame within {self._timeout:g} s (decoder hangs)"
-                ) from None
-            if item is None:
-                return
-            if isinstance(item, DecodeError):
-                raise item
-            yield item
-
-    def stop(self) -> None:
-        self._stopped.set()
+            if frame.image is previous:
+                out[place] = out[place - 1]
+            else:
+                image = np.require(frame.image, requirements="CW")
+                cut_part(image[None], [plan], [out[place]])
+            previous, seconds[place] = frame.image, frame.seconds
+    except DecodeError as error:
+        return error.reason
+    except (ValueError, RuntimeError, MemoryError) as error:
+        # What foreign bytes make of a decoder or resizer: this file's failure, not the job's.
+        return f"{type(error).__name__}: {error}"
+    return out[:, :, 0].numpy(), seconds
 
 
 @dataclass(frozen=True)
@@ -458,36 +439,44 @@ class FileEvent:
 def read_files(
     looks: Sequence[Look | DecodeError], *, readers: int, timeout_seconds: float
 ) -> Iterator[FileEvent]:
-    """Windows of many files, file after file, several files being read ahead.
+    """Windows of many files, read ahead by worker processes.
 
     Args:
         looks: The files, or why one cannot be looked at.
-        readers: Files that are read at the same time, each by a thread.
-        timeout_seconds: A file that gives no window for so long is given up.
+        readers: Processes that decode; 0 decodes here, without a watchdog for files that hang.
+        timeout_seconds: A file of which one part takes longer is given up.
 
     Yields:
-        All windows of file 0, then those of file 1, and so on; a failure ends its file.
+        Failures to look, then all windows of file 0, those of file 1, and so on; a failure ends
+        its file.
     """
-    open_readers: deque[_Reader] = deque()
-    upcoming = 0
-    try:
-        for index, look in enumerate(looks):
-            while upcoming < len(looks) and len(open_readers) < readers:
-                following = looks[upcoming]
-                if isinstance(following, Look):
-                    open_readers.append(_Reader(upcoming, following, timeout_seconds))
-                upcoming += 1
-            if isinstance(look, DecodeError):
-                yield FileEvent(index, None, failure=look.reason)
+    for index, look in enumerate(looks):
+        if isinstance(look, DecodeError):
+            yield FileEvent(index, None, failure=look.reason)
+    failed: set[int] = set()
+    parts = (
+        part
+        for index, look in enumerate(looks)
+        if isinstance(look, Look)
+        for part in parts_of(index, look)
+        if index not in failed
+    )
+    with closing(WorkerPool(read_part, readers, timeout_seconds)) as pool:
+        for part, outcome in pool.map(parts, ahead=max(1, 2 * readers)):
+            if part.index in failed:
                 continue
-            reader = open_readers.popleft()
-            try:
-                for window in reader.windows():
-                    yield FileEvent(index, look, window=window)
-            except DecodeError as error:
-                yield FileEvent(index, look, failure=error.reason)
-            finally:
-                reader.stop()
-    finally:
-        for reader in open_readers:
-            reader.stop()
+            look = looks[part.index]
+            assert isinstance(look, Look)
+            found = outcome.value if outcome.kind == "done" else outcome.reason
+            if isinstance(found, str):
+                failed.add(part.index)
+                yield FileEvent(part.index, look, failure=found)
+                continue
+            images, seconds = found
+            plan = look.plan
+            for number in part.windows:
+                start = (plan.starts[number] - plan.starts[part.windows[0]]) * plan.tubelet_size
+                here = slice(start, start + plan.window_tubelets * plan.tubelet_size)
+                clip = torch.from_numpy(images[here]).transpose(0, 1).contiguous()
+                window = ReadWindow(number, clip, seconds[here])
+                yield FileEvent(part.index, look, window=window)
