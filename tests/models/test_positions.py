@@ -15,6 +15,8 @@ from vjepa.models import (
     sincos_3d,
 )
 
+CPU = torch.device("cpu")
+
 
 def test_1d_code_is_the_formula() -> None:
     code = sincos_1d(torch.tensor([0, 3]), 8)
@@ -50,17 +52,17 @@ def test_2d_code_puts_height_before_width() -> None:
 
 
 def test_codes_of_an_encoder_follow_its_configuration() -> None:
-    assert_close(position_code(ENCODER, 24)[0], sincos_3d((2, 4, 4), 24).float())
+    assert_close(position_code(ENCODER, 24, CPU)[0], sincos_3d((2, 4, 4), 24).float())
     halves = replace(ENCODER, position_split="half")
-    assert_close(position_code(halves, 24)[0], sincos_3d((2, 4, 4), 24, "half").float())
-    assert_close(position_code(IMAGE_ENCODER, 24)[0], sincos_2d((4, 4), 24).float())
+    assert_close(position_code(halves, 24, CPU)[0], sincos_3d((2, 4, 4), 24, "half").float())
+    assert_close(position_code(IMAGE_ENCODER, 24, CPU)[0], sincos_2d((4, 4), 24).float())
     assert position_code(ENCODER, 24, torch.device("meta")).is_meta
 
 
 @pytest.mark.parametrize("is_image", [False, True])
 def test_resampling_to_the_same_grid_changes_nothing(is_image: bool) -> None:
     config = IMAGE_ENCODER if is_image else ENCODER
-    code = position_code(config, 24)
+    code = position_code(config, 24, CPU)
     again = resample_position_code(code, config.grid, config.grid, is_image=is_image)
     assert_close(again, code, atol=1e-6, rtol=0)
 

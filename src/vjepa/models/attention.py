@@ -13,31 +13,18 @@ from vjepa.models import cpu_attention
 
 @dataclass(frozen=True)
 class Packing:
-    """How clips of different lengths lie in one sequence of S tokens.
-
-    Attributes:
-        offsets: int64 [B+1]: clip b is tokens offsets[b] .. offsets[b+1]-1; the last entry is S.
-        clip_index: int64 [S]: the clip of each token.
-        max_length: An upper bound of the clips' lengths (a bound, so that no device has to be
-            asked).
-    """
+    """How clips of different lengths lie in one sequence of S tokens."""
 
     offsets: Tensor
+    """int64 [B+1], rising from 0 to S: clip b is tokens offsets[b] .. offsets[b+1]-1."""
     clip_index: Tensor
+    """int64 [S]: the clip of each token."""
     max_length: int
+    """No clip is longer than this (a bound, so that no device has to be asked)."""
 
     @staticmethod
     def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
-        """Describe a packed sequence.
-
-        Args:
-            offsets: int64 [B+1], rising from 0 to `num_tokens`.
-            num_tokens: S.
-            max_length: No clip is longer than this.
-
-        Returns:
-            The description; nothing is read back from the device.
-        """
+        """Describe a packed sequence of S = `num_tokens`; nothing is read from the device."""
         places = torch.arange(num_tokens, device=offsets.device)
         clip_index = torch.searchsorted(offsets, places, right=True) - 1
         return Packing(offsets, clip_index, max_length)
@@ -51,9 +38,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         k: [B, m, heads, head_dim], or packed as `q`.
         v: As `k`.
         packing: For packed input: tokens attend only within their own clip.
-
-    Returns:
-        The shape and dtype of `q`.
     """
     if packing is None:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -97,22 +81,13 @@ class Attention(nn.Module):
     """Multi-head self-attention: one product for q, k and v (in that order), then a projection."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """Build; `heads` must divide `width`."""
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
-        """Attend among the tokens of each clip.
-
-        Args:
-            tokens: [B, n, D], or packed [S, D] with `packing`.
-            packing: Where the clips lie in a packed sequence.
-
-        Returns:
-            The shape of `tokens`.
-        """
+        """Attend among the tokens of each clip: [B, n, D], or packed [S, D] with `packing`."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
         if packing is None and cpu_attention.suits(qkv):
             return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
@@ -123,12 +98,10 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of queries over tokens, for pooling.
 
-    Attributes:
-        proj: Output projection, or none: the authors' released probes do not apply theirs.
+    Without output projection it is as in the authors' released probes, which do not apply theirs.
     """
 
     def __init__(self, width: int, heads: int, *, output_projection: bool) -> None:
-        """Build; `heads` must divide `width`."""
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width)
@@ -136,15 +109,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width) if output_projection else None
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Read the tokens.
-
-        Args:
-            queries: [B, Q, D].
-            tokens: [B, N, D].
-
-        Returns:
-            [B, Q, D].
-        """
+        """Read tokens [B, N, D] with queries [B, Q, D] to [B, Q, D]."""
         q = self.q(queries).unflatten(-1, (self.heads, -1))
         k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).unbind(-3)
         out = attend(q, k, v).flatten(-2)

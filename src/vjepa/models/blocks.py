@@ -15,7 +15,6 @@ class Mlp(nn.Module):
     """Two linear layers with the exact GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        """Build."""
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
@@ -26,10 +25,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: x += attention(norm1(x)), then x += mlp(norm2(x))."""
+    """Pre-norm block: x += attention(norm1(x)), then x += mlp(norm2(x)).
+
+    LayerNorm's eps is 1e-6 in encoder and predictor, 1e-5 in probes.
+    """
 
     def __init__(self, width: int, heads: int, mlp_width: int, norm_eps: float = 1e-6) -> None:
-        """Build; LayerNorm's eps is 1e-6 in encoder and predictor, 1e-5 in probes."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
         self.attn = Attention(width, heads)
@@ -37,15 +38,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_width)
 
     def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
-        """Transform tokens.
-
-        Args:
-            tokens: [B, n, D], or packed [S, D] with `packing`.
-            packing: Where the clips lie in a packed sequence.
-
-        Returns:
-            The shape of `tokens`.
-        """
+        """Transform tokens [B, n, D], or packed [S, D] with `packing`."""
         tokens = tokens + self.attn(self.norm1(tokens), packing)
         return tokens + self.mlp(self.norm2(tokens))
 

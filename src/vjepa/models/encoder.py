@@ -1,4 +1,4 @@
-"""An image model as a video encoder: every frame alone (paper, section 4)."""
+"""The encoder: a video to tokens, all of them or only chosen ones (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NORM_EPS = 1e-6
 
 
 class Encoder(nn.Module):
-    """Video to tokens; tokens are dropped at the input (paper, section 3).
+    """A vision transformer over tubelets; tokens are dropped at the input.
 
     Attributes:
         config: The sizes.
@@ -29,7 +29,6 @@ class Encoder(nn.Module):
     pos_embed: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Build with fresh weights."""
         super().__init__()
         self.config = config
         self.patch_embed = PatchEmbed(config)
@@ -38,20 +37,17 @@ class Encoder(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.register_buffer("pos_embed", position_code(config, config.width), persistent=False)
-        self._draw_weights()
+        self.register_buffer("pos_embed", None, persistent=False)
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Draw all weights anew and recompute the position code, on the weights' device.
 
-        For models built on the meta device and then given memory by ``to_empty``.
+        Also for models built on the meta device and then given memory by ``to_empty``.
         """
-        self._draw_weights()
-        self.reset_position_code()
-
-    def _draw_weights(self) -> None:
         self.apply(init_layer)
         nn.init.normal_(self.patch_embed.proj.weight, std=self.config.patch_init_std)
+        self.reset_position_code()
 
     def reset_position_code(self) -> None:
         """Recompute the position code on the device and in the dtype of the weights."""
@@ -65,13 +61,6 @@ class Encoder(nn.Module):
         Its position code is computed for the new grid, not resampled from the old one: what the
         authors do for another resolution and for still images as two frames. Weights are shared,
         not copied.
-
-        Args:
-            image_size: Side in pixels.
-            num_frames: Frames of a clip.
-
-        Returns:
-            An encoder that shares this one's layers.
         """
         config = replace(self.config, image_size=image_size, num_frames=num_frames)
         if config.is_image_model != self.config.is_image_model:
@@ -134,7 +123,14 @@ class Encoder(nn.Module):
             for block in self.blocks:
                 tokens = block(tokens, packing)
             return self.norm(tokens)
-        return self._run_layers(tokens, packing, layers)
+        if not layers or min(layers) < 0 or max(layers) >= len(self.blocks):
+            raise ValueError(f"layers: {list(layers)} must be among 0 .. {len(self.blocks) - 1}")
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(self.blocks[: max(layers) + 1]):
+            tokens = block(tokens, packing)
+            if index in layers:
+                outputs[index] = self.norm(tokens)
+        return [outputs[index] for index in layers]
 
     def _embed(
         self, video: Tensor, token_indices: Tensor | None, offsets: Tensor | None
@@ -148,7 +144,9 @@ class Encoder(nn.Module):
             raise ValueError(f"video has {video.shape[1]} channels, the model {config.channels}")
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
-        code = self._position_code(grid)
+        code = self.pos_embed
+        if grid != config.grid:
+            code = resample_position_code(code, config.grid, grid, is_image=config.is_image_model)
         if token_indices is None:
             if offsets is not None:
                 raise ValueError("offsets: given without token_indices")
@@ -165,42 +163,22 @@ class Encoder(nn.Module):
         tokens = self.patch_embed(video, clip_index, token_indices)
         return tokens + code[0][token_indices], packing
 
-    def _position_code(self, grid: tuple[int, int, int]) -> Tensor:
-        """The code for an input's grid, [1, N, D]."""
-        if grid == self.config.grid:
-            return self.pos_embed
-        return resample_position_code(
-            self.pos_embed, self.config.grid, grid, is_image=self.config.is_image_model
-        )
-
-    def _run_layers(
-        self, tokens: Tensor, packing: Packing | None, layers: Sequence[int]
-    ) -> list[Tensor]:
-        """Outputs of chosen blocks through the final norm."""
-        if not layers or min(layers) < 0 or max(layers) >= len(self.blocks):
-            raise ValueError(f"layers: {list(layers)} must be among 0 .. {len(self.blocks) - 1}")
-        outputs: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: max(layers) + 1]):
-            tokens = block(tokens, packing)
-            if index in layers:
-                outputs[index] = self.norm(tokens)
-        return [outputs[index] for index in layers]
-
 
 class FrameEncoder(nn.Module):
-    """Encodes each frame on its own and joins the token maps in time; no time code is added.
+    """An image model as a video encoder: every frame alone, token maps joined in time (section 4).
 
-    Attributes:
-        image_encoder: Normalised images as clips of one frame, float [B, C, 1, H, W] -> tokens
-            [B, h*w, D].
-        config: Sizes as a protocol for videos sees them: one frame is one tubelet.
-        frames_at_once: Most frames encoded in one call of the image encoder.
+    No time code is added. One frame is one tubelet.
     """
 
     def __init__(
         self, image_encoder: nn.Module, config: EncoderConfig, frames_at_once: int = 256
     ) -> None:
-        """Wrap an image encoder, whose sizes `config` gives (`num_frames` and tubelet are 1).
+        """Wrap an image encoder.
+
+        Args:
+            image_encoder: Clips of one frame, float [B, C, 1, H, W] -> tokens [B, h*w, D].
+            config: Its sizes (`num_frames` and tubelet are 1).
+            frames_at_once: Most frames encoded in one call of the image encoder.
 
         Raises:
             ValueError: `config` is that of a video model.
@@ -213,14 +191,7 @@ class FrameEncoder(nn.Module):
         self.frames_at_once = frames_at_once
 
     def forward(self, video: Tensor) -> Tensor:
-        """Encode clips.
-
-        Args:
-            video: float [B, C, T, H, W], normalised.
-
-        Returns:
-            [B, T*h*w, D], the tokens of frame 0 first.
-        """
+        """Encode normalised clips float [B, C, T, H, W] to [B, T*h*w, D], frame 0 first."""
         batch, channels, frames, height, width = video.shape
         images = video.transpose(1, 2).reshape(batch * frames, channels, 1, height, width)
         parts = [self.image_encoder(some) for some in images.split(self.frames_at_once)]

@@ -42,12 +42,7 @@ def _patch_view(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
 
 
 def patchify(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
-    """Cut a video into the pixels of its tokens.
-
-    Args:
-        video: [B, C, T, H, W], any dtype.
-        tubelet_size: Frames per token.
-        patch_size: Pixels per token and side.
+    """Cut a video [B, C, T, H, W] into the pixels of its tokens.
 
     Returns:
         [B, N, C*tubelet*patch*patch], tokens time-major (index = (t*h + row)*w + column), inside a
@@ -63,17 +58,7 @@ def patchify(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
 def unpatchify(
     patches: Tensor, grid: tuple[int, int, int], tubelet_size: int, patch_size: int
 ) -> Tensor:
-    """The inverse of :func:`patchify`.
-
-    Args:
-        patches: [B, N, C*tubelet*patch*patch].
-        grid: (t, h, w) with t*h*w = N.
-        tubelet_size: Frames per token.
-        patch_size: Pixels per token and side.
-
-    Returns:
-        [B, C, T, H, W].
-    """
+    """The inverse of :func:`patchify`, for a grid (t, h, w)."""
     blocks = patches.unflatten(2, (-1, tubelet_size, patch_size, patch_size)).unflatten(1, grid)
     video = blocks.permute(0, 4, 1, 5, 2, 6, 3, 7)
     return video.flatten(6, 7).flatten(4, 5).flatten(2, 3)
@@ -86,8 +71,7 @@ def gather_patches(
 
     Args:
         video: [B, C, T, H, W].
-        tubelet_size: Frames per token.
-        patch_size: Pixels per token and side.
+        tubelet_size, patch_size: Frames and side of a token.
         clip_index: int64, row of the batch for each wanted token; broadcasts with `token_indices`.
         token_indices: int64 [...] in 0..N-1.
 
@@ -103,15 +87,14 @@ def gather_patches(
 
 
 class PatchEmbed(nn.Module):
-    """Tubelets or patches to tokens; the weight has the shape of the convolution.
+    """Tubelets or patches to tokens.
 
-    Attributes:
-        proj: Convolution with stride = kernel, weight [D, C, tubelet, patch, patch], or
-            [D, C, patch, patch] for an image model. Only its weight and bias are used.
+    `proj` is a convolution with stride = kernel, of which only weight and bias are used, so that
+    the weight has its shape: [D, C, tubelet, patch, patch], or [D, C, patch, patch] for an image
+    model.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        """Build from the encoder's configuration."""
         super().__init__()
         self.tubelet_size = config.tubelet_size
         self.patch_size = config.patch_size
@@ -126,16 +109,7 @@ class PatchEmbed(nn.Module):
     def forward(
         self, video: Tensor, clip_index: Tensor | None = None, token_indices: Tensor | None = None
     ) -> Tensor:
-        """Embed all tokens, or only those asked for.
-
-        Args:
-            video: float [B, C, T, H, W].
-            clip_index: Row of the batch for each wanted token, with `token_indices`.
-            token_indices: int64 [...], the wanted tokens; none means all.
-
-        Returns:
-            [B, N, D], or [..., D].
-        """
+        """Embed all tokens, [B, N, D], or only those of :func:`gather_patches`, [..., D]."""
         if token_indices is None or clip_index is None:
             patches = patchify(video, self.tubelet_size, self.patch_size)
         else:

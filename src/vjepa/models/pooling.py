@@ -21,7 +21,6 @@ class CrossAttentionBlock(nn.Module):
     """q += attention(q, norm1(tokens)), then q += mlp(norm2(q)); the queries are not normalised."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, *, output_projection: bool) -> None:
-        """Build."""
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=PROBE_NORM_EPS)
         self.xattn = CrossAttention(width, heads, output_projection=output_projection)
@@ -39,9 +38,6 @@ class AttentivePooler(nn.Module):
 
     "released" is what the authors' code computes: no projection after the cross-attention, no
     LayerNorm at the end. "paper" is their text: both are there.
-
-    Attributes:
-        query_tokens: The learnt queries, [1, Q, D].
     """
 
     def __init__(
@@ -62,7 +58,7 @@ class AttentivePooler(nn.Module):
                 the queries.
             mlp_ratio: Hidden width of the MLPs over D.
             variant: As above.
-            num_queries: Q.
+            num_queries: Q, learnt queries.
 
         Raises:
             ValueError: A number is below 1 or the heads do not divide the width.
@@ -101,14 +97,7 @@ class AttentivePooler(nn.Module):
             _rescale(level, block.mlp.fc2, block.attn.proj)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool tokens.
-
-        Args:
-            tokens: float [B, N, D].
-
-        Returns:
-            float [B, D] for one query, [B, Q, D] for several.
-        """
+        """Pool tokens float [B, N, D] to [B, D] for one query, [B, Q, D] for several."""
         queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
         queries = self.cross_attention_block(queries, tokens)
         for block in self.blocks:
@@ -135,7 +124,6 @@ class AttentiveClassifier(nn.Module):
         depth: int = 1,
         variant: PoolerVariant = "released",
     ) -> None:
-        """Build with fresh weights; arguments as in :class:`AttentivePooler`."""
         super().__init__()
         self.pooler = AttentivePooler(width, heads, depth, variant=variant)
         self.linear = nn.Linear(width, num_classes)
@@ -150,13 +138,6 @@ class LinearClassifier(nn.Module):
     """Mean over tokens, optionally LayerNorm, then a linear layer: the average-pool probe."""
 
     def __init__(self, width: int, num_classes: int, *, norm: bool = False) -> None:
-        """Build with fresh weights.
-
-        Args:
-            width: Token width D.
-            num_classes: Classes.
-            norm: Whether the pooled vector passes a LayerNorm (eps 1e-5).
-        """
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if norm else None
         self.linear = nn.Linear(width, num_classes)

@@ -17,14 +17,7 @@ from vjepa.models.config import EncoderConfig
 
 
 def sincos_1d(positions: Tensor, width: int) -> Tensor:
-    """The 1-D code at given positions.
-
-    Args:
-        positions: [n], any dtype; need not be whole numbers.
-        width: Columns d, even.
-
-    Returns:
-        float64 [n, d]: sines, then cosines.
+    """The 1-D code at positions [n] of any dtype: float64 [n, width], sines, then cosines.
 
     Raises:
         ValueError: `width` is odd.
@@ -43,15 +36,7 @@ def sincos_3d(
 
     "uniform" gives each axis 2*ceil(D/6) columns and cuts the result to D (D = 1024: 342 each, the
     last two columns lost); all released models use it. "half" gives D/2 to time and D/4 to each
-    side.
-
-    Args:
-        grid: (t, h, w) tokens.
-        width: Columns D.
-        split: As above.
-
-    Returns:
-        float64 [t*h*w, D] on the CPU.
+    side. float64 [t*h*w, D] on the CPU.
     """
     if split == "uniform":
         part = 2 * -(-width // 6)
@@ -76,12 +61,7 @@ def sincos_3d(
 def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
     """The code of an image grid: columns [height | width], D/2 each, rows row-major.
 
-    Args:
-        grid: (h, w) tokens.
-        width: Columns D, a multiple of 4.
-
-    Returns:
-        float64 [h*w, D] on the CPU.
+    float64 [h*w, D] on the CPU; D is a multiple of 4.
     """
     h, w = grid
     rows = sincos_1d(torch.arange(h, device="cpu"), width // 2)
@@ -96,19 +76,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
     return code.reshape(h * w, -1)
 
 
-def position_code(config: EncoderConfig, width: int, device: torch.device | None = None) -> Tensor:
-    """The position code for an encoder's own grid.
-
-    Args:
-        config: Gives the grid, the split, and whether the code is 2-D.
-        width: Columns: the encoder's width or the predictor's.
-        device: Where to put it; none means torch's default device (so that a model built on the
-            meta device is meta throughout).
-
-    Returns:
-        float32 [1, N, width].
-    """
-    device = torch.get_default_device() if device is None else device
+def position_code(config: EncoderConfig, width: int, device: torch.device) -> Tensor:
+    """The position code for an encoder's own grid, float32 [1, N, width]."""
     if device.type == "meta":
         return torch.empty(1, config.num_tokens, width, device=device)
     if config.is_image_model:
@@ -128,12 +97,8 @@ def resample_position_code(
 
     Args:
         code: [1, t*h*w, D].
-        grid: Its (t, h, w).
-        new_grid: The wanted (t, h, w).
+        grid, new_grid: Its (t, h, w), and the wanted.
         is_image: Whether `code` is a 2-D code (t = 1 in both grids).
-
-    Returns:
-        The dtype of `code`, [1, t'*h'*w', D].
     """
     volume = code.to(torch.float32).reshape(1, *grid, code.shape[-1]).permute(0, 4, 1, 2, 3)
     if is_image:

@@ -52,7 +52,7 @@ class Predictor(nn.Module):
         self.encoder_config = encoder_config
         self.predictor_embed = nn.Linear(encoder_config.width, width)
         self.mask_tokens = nn.ParameterList(
-            nn.Parameter(torch.zeros(1, 1, width)) for _ in range(predictor_config.num_mask_tokens)
+            nn.Parameter(torch.empty(1, 1, width)) for _ in range(predictor_config.num_mask_tokens)
         )
         self.predictor_blocks = nn.ModuleList(
             Block(width, heads, predictor_config.mlp_width, NORM_EPS)
@@ -60,10 +60,8 @@ class Predictor(nn.Module):
         )
         self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.predictor_proj = nn.Linear(width, out_width or encoder_config.width)
-        self.register_buffer(
-            "predictor_pos_embed", position_code(encoder_config, width), persistent=False
-        )
-        self.apply(init_layer)
+        self.register_buffer("predictor_pos_embed", None, persistent=False)
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Draw all weights anew and recompute the position code, on the weights' device."""
@@ -106,7 +104,11 @@ class Predictor(nn.Module):
         """
         code = self.predictor_pos_embed[0]
         context = self.predictor_embed(context_tokens) + code[context_indices]
-        targets = self._mask_token(mask_index) + code[target_indices]
+        count = len(self.mask_tokens)
+        if count > 1 and not 0 <= mask_index < count:
+            raise ValueError(f"mask_index: {mask_index} must be among 0 .. {count - 1}")
+        mask_token = self.mask_tokens[mask_index if count > 1 else 0].flatten()
+        targets = mask_token + code[target_indices]
         # Under autocast the two parts must agree before they are joined.
         targets = targets.to(context.dtype)
         if context_offsets is None and target_offsets is None:
@@ -143,12 +145,3 @@ class Predictor(nn.Module):
         for block in self.predictor_blocks:
             tokens = block(tokens, packing)
         return tokens.index_select(0, target_places)
-
-    def _mask_token(self, mask_index: int) -> Tensor:
-        """The mask token of a kind of mask, [P]."""
-        count = len(self.mask_tokens)
-        if count == 1:
-            return self.mask_tokens[0].flatten()
-        if not 0 <= mask_index < count:
-            raise ValueError(f"mask_index: {mask_index} must be among 0 .. {count - 1}")
-        return self.mask_tokens[mask_index].flatten()
