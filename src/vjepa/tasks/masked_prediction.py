@@ -125,8 +125,9 @@ class MaskedPrediction(Task):
             masks = tuple(kind.slice(0, count) for kind in self._draw(batch)[0])
         held, clips = len(batch.clips), []
         for rank in range(-(-count // held)):  # the processes that hold them send them to all
-            own = batch.clips[: min(held, count - rank * held)]
-            clips.append(team.send_(own.to(self.device, copy=True), rank))
+            # A clone, since the others' clips are written into what is sent.
+            own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
+            clips.append(team.send_(own, rank))
         return self.health_of(normalise_clip(torch.cat(clips)), self._on_device(masks))
 
     @abstractmethod
