@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.cli.main import COMMANDS, build_parser, command_module
+from vjepa.cli import commands, data, probe, show
+from vjepa.cli.main import COMMANDS, build_parser
 from vjepa.config import load_config, recipe_names
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -23,12 +24,11 @@ def _commands() -> list[str]:
     ]
     parser = build_parser()
     texts.append(parser.description or "")
-    texts += [command_module(name).HELP for name in COMMANDS]
     texts += [
         value
-        for name in COMMANDS
-        for key, value in vars(command_module(name)).items()
-        if key.endswith("_HELP")
+        for module in (commands, data, probe, show)
+        for key, value in vars(module).items()
+        if key.endswith("HELP")
     ]
     recipes = [path.read_text() for path in sorted((_ROOT / "src/vjepa/configs").rglob("*.yaml"))]
     texts += [text.replace("# Command: ", "\n") for text in recipes]
@@ -45,13 +45,13 @@ def test_it_is_valid(line: str) -> None:
         return
     args, extras = build_parser().parse_known_args(words)
     assert hasattr(args, "run"), "does nothing"
-    overrides = args.parser.overrides(extras)
+    args.parser.refuse_unknown(extras)
     cls = args.parser.config_class()
     if cls is not None:
         recipes = args.parser.recipes
         named = recipe_names(recipes) if recipes else []
         files = [file for file in args.config if file in named or not file.endswith(".yaml")]
-        load_config(cls, files, overrides, recipes=recipes)
+        load_config(cls, files, args.overrides, recipes=recipes)
 
 
 def test_there_are_many() -> None:

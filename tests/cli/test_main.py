@@ -7,33 +7,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import pytest
 
-from vjepa.cli import doctor
-from vjepa.cli.main import COMMANDS, build_parser, command_module, main
+from vjepa.cli import commands
+from vjepa.cli.main import COMMANDS, build_parser, main
 from vjepa.version import __version__
-
-_JOBS = {
-    "demo": "vjepa.demo.demo",
-    "data": "vjepa.jobs.videos",
-    "pretrain": "vjepa.jobs.pretrain",
-    "probe": "vjepa.jobs.probe.probe",
-    "convert": "vjepa.checkpoint.load",
-    "show": "vjepa.jobs.show",
-    "features": "vjepa.jobs.features",
-    "bench": "vjepa.jobs.bench_encode",
-    "doctor": "vjepa.runtime.environment",
-}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_its_job_and_explains_itself(name: str, vjepa: Callable) -> None:
-    assert find_spec(_JOBS[name]), "a command without its job must not be listed"
-    module = command_module(name)
-    assert name == module.NAME
-    summary = module.HELP.partition("\n")[0]
+def test_every_command_explains_itself(name: str, vjepa: Callable) -> None:
+    summary = COMMANDS[name][0].partition("\n")[0]
     assert summary in " ".join(vjepa("--help").out.split())
     helped = vjepa(name, "--help")
     assert helped.code == 0
@@ -89,7 +73,7 @@ def _raising(error: BaseException) -> Callable:
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
-    monkeypatch.setattr(doctor, "run", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr(commands, "_doctor", _raising(KeyboardInterrupt()))
     outcome = vjepa("doctor")
     assert outcome.code == 130
     assert outcome.err.strip() == "interrupted: stopped at your request"
@@ -97,7 +81,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
 
 def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "runs/x/model.safetensors")
-    monkeypatch.setattr(doctor, "run", _raising(full))
+    monkeypatch.setattr(commands, "_doctor", _raising(full))
     assert vjepa("doctor").error == (
         "the disk is full while writing runs/x/model.safetensors: free some space and run the"
         " same command again"
@@ -108,7 +92,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, vjepa: Callabl
 def test_our_own_defects_keep_their_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "run", _raising(error))
+    monkeypatch.setattr(commands, "_doctor", _raising(error))
     with pytest.raises(type(error)):
         main(["doctor"])
 

@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 
 import pytest
-from tests.config.sample import Mask, Root
+from tests.config.sample import Mask
 
-from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.cli.parser import Answered, Parser, resolve_config
 from vjepa.errors import UserError
 
 
 def _parser() -> Parser:
     parser = Parser(prog="job", allow_abbrev=False)
-    parser.take_config(lambda: Root)
+    parser.take_config("tests.config.sample:Root")
     parser.add_argument("files", nargs="*")
     parser.add_argument("--out", type=Path)
     parser.set_defaults(parser=parser)
@@ -22,9 +22,8 @@ def _parser() -> Parser:
 
 
 def _parse(*argv: str) -> argparse.Namespace:
-    parser = _parser()
-    args, extras = parser.parse_known_args(argv)
-    args.overrides = parser.overrides(extras)
+    args, extras = _parser().parse_known_args(argv)
+    assert not extras
     return args
 
 
@@ -42,9 +41,11 @@ def test_the_resolved_config_prints_and_loads_back(
 ) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("optim: {steps: 3}\n")
-    config = resolve_config(_parse("--config", str(base), "--masking.masks.0.num_blocks", "4"))
+    argv = ["--config", str(base), "--masking.masks.0.num_blocks", "4"]
+    config = resolve_config(_parse(*argv))
     assert config.masking.masks == (Mask(num_blocks=4), Mask(num_blocks=2))
-    print_config(config)
+    with pytest.raises(Answered):
+        resolve_config(_parse(*argv, "--print-config"))
     again = tmp_path / "again.yaml"
     again.write_text(capsys.readouterr().out)
     assert resolve_config(_parse("--config", str(again))) == config
@@ -94,4 +95,4 @@ def test_help_lists_every_setting() -> None:
 def test_a_command_without_config_refuses_settings() -> None:
     parser = Parser(prog="job", allow_abbrev=False)
     with pytest.raises(UserError, match=r"unknown argument --optim\.steps"):
-        parser.overrides(["--optim.steps", "3"])
+        parser.refuse_unknown(parser.parse_known_args(["--optim.steps", "3"])[1])

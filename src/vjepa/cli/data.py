@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.cli.parser import Parser, resolve_config
 from vjepa.errors import UserError
 
-NAME = "data"
 HELP = """\
 prepare videos: index, check or transcode them, or make a synthetic set
 
@@ -77,7 +76,7 @@ def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
     index = add_action("index", _INDEX_HELP)
-    index.take_config(_index_config)
+    index.take_config("vjepa.jobs.videos:IndexConfig")
     index.add_argument("sources", metavar="SRC", nargs="*", help="folder, CSV, JSONL or list")
     index.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (.parquet)")
     index.add_argument(
@@ -94,21 +93,21 @@ def add_arguments(parser: Parser) -> None:
     _add_workers(index)
     index.set_defaults(run=_index)
     check = add_action("check", _CHECK_HELP)
-    check.take_config(_index_config)
+    check.take_config("vjepa.jobs.videos:IndexConfig")
     check.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by vjepa data index")
     check.add_argument("--deep", action="store_true", help="decode every frame of every video")
     _add_workers(check)
     check.set_defaults(run=_check)
     _add_prepare(add_action("prepare", _PREPARE_HELP))
     synth = add_action("synth", _SYNTH_HELP)
-    synth.take_config(_synthetic_config)
+    synth.take_config("vjepa.demo:SyntheticConfig")
     synth.add_argument("--out", type=Path, metavar="DIR", help="folder of the set")
     _add_workers(synth)
     synth.set_defaults(run=_synth)
 
 
 def _add_prepare(parser: Parser) -> None:
-    parser.take_config(_prepare_config, recipes="prepare")
+    parser.take_config("vjepa.jobs.prepare:PrepareConfig", recipes="prepare")
     parser.add_argument(
         "manifests", type=Path, metavar="MANIFEST", nargs="*", help="made by vjepa data index"
     )
@@ -137,29 +136,8 @@ def _add_workers(parser: Parser) -> None:
     )
 
 
-def _index_config() -> type:
-    from vjepa.jobs.videos import IndexConfig
-
-    return IndexConfig
-
-
-def _prepare_config() -> type:
-    from vjepa.jobs.prepare import PrepareConfig
-
-    return PrepareConfig
-
-
-def _synthetic_config() -> type:
-    from vjepa.demo import SyntheticConfig
-
-    return SyntheticConfig
-
-
 def _index(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.print_config:
-        print_config(config)
-        return 0
     if not args.sources:
         raise UserError("data index needs a source: a folder of videos or a list of files")
     if args.out is None:
@@ -180,9 +158,6 @@ def _index(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.print_config:
-        print_config(config)
-        return 0
     from vjepa.jobs import videos
 
     report = videos.check(args.manifest, config, deep=args.deep, workers=args.workers)
@@ -205,24 +180,17 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    config = resolve_config(args)
-    if args.exclude:
-        from vjepa.jobs.prepare import ExcludeConfig
+    from vjepa.jobs.prepare import ExcludeConfig, prepare
 
-        lists = tuple(ExcludeConfig(path=path) for path in args.exclude)
-        config = replace(config, exclude=(*config.exclude, *lists))
-    if args.print_config:
-        print_config(config)
-        return 0
+    lists = tuple(ExcludeConfig(path=path) for path in args.exclude)
+    config = resolve_config(
+        args, amend=lambda config: replace(config, exclude=(*config.exclude, *lists))
+    )
     if not args.manifests:
         raise UserError("data prepare needs a manifest, made by vjepa data index")
     if args.out is None:
         raise UserError("data prepare needs --out DIR, the folder to write the set into")
-    from vjepa.jobs import prepare
-
-    report = prepare.prepare(
-        args.manifests, args.out, config, engine=args.engine, workers=args.workers
-    )
+    report = prepare(args.manifests, args.out, config, engine=args.engine, workers=args.workers)
     for line in report.lines():
         print(line)
     print(f"manifest: {report.manifest}")
@@ -231,9 +199,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _synth(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.print_config:
-        print_config(config)
-        return 0
     if args.out is None:
         raise UserError("data synth needs --out DIR, the folder to write the set into")
     from vjepa.demo.synthetic_files import synthesise

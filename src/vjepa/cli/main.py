@@ -10,35 +10,31 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
-from vjepa.cli.parser import Parser
+from vjepa.cli import commands, data, probe, show
+from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import prevent_openmp_spinning
 from vjepa.version import __version__
 
-EXIT_BAD_INPUT = 2
-"""The input was bad; one line on stderr says what and what to do."""
+COMMANDS = {
+    "demo": (commands.DEMO_HELP, commands.add_demo),
+    "data": (data.HELP, data.add_arguments),
+    "pretrain": (commands.PRETRAIN_HELP, commands.add_pretrain),
+    "probe": (probe.HELP, probe.add_arguments),
+    "features": (commands.FEATURES_HELP, commands.add_features),
+    "convert": (commands.CONVERT_HELP, commands.add_convert),
+    "show": (show.HELP, show.add_arguments),
+    "bench": (commands.BENCH_HELP, commands.add_bench),
+    "doctor": (commands.DOCTOR_HELP, commands.add_doctor),
+}
+"""The subcommands in the order of the help: text, and what adds the options to a parser.
 
-EXIT_INTERRUPTED = 130
-"""The user stopped the work before it was done (Ctrl-C)."""
-
-EXIT_LOST_PROCESS = 1
-"""Another process of the same job ended or hung; its own message says why."""
-
-EXIT_REQUEUE = 75
-"""The system asked for an end (SIGTERM, SIGUSR1), the state is saved: start the job again.
-
-The number is that of EX_TEMPFAIL in sysexits.h."""
-
-
-COMMANDS = ("demo", "data", "pretrain", "probe", "features", "convert", "show", "bench", "doctor")
-"""Names of the subcommands, each a module of this package, in the order of the help."""
+Each names the function that does the work, ``run(args) -> exit code``, by ``set_defaults``."""
 
 _DESCRIPTION = """\
 V-JEPA: learn from video by predicting features (arXiv 2404.08471).
@@ -64,19 +60,9 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"vjepa {__version__}")
     add_command = parser.add_commands("COMMAND")
-    for name in COMMANDS:
-        module = command_module(name)
-        module.add_arguments(add_command(name, module.HELP))
+    for name, (text, add_arguments) in COMMANDS.items():
+        add_arguments(add_command(name, text))
     return parser
-
-
-def command_module(name: str) -> ModuleType:
-    """The module of a subcommand: it has NAME, HELP and ``add_arguments(parser)``.
-
-    ``add_arguments`` names the function that does the work, ``run(args) -> exit code``, with
-    ``parser.set_defaults(run=...)``.
-    """
-    return importlib.import_module(f"vjepa.cli.{name}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        return _run(sys.argv[1:] if argv is None else list(argv))
+        prevent_openmp_spinning()
+        configure_logging()
+        args, extras = build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
+        args.parser.refuse_unknown(extras)
+        if not hasattr(args, "run"):
+            args.parser.print_help()
+            return EXIT_BAD_INPUT
+        return args.run(args)
+    except Answered:
+        return 0
     except LostProcessError as error:
         _fail(str(error))
         return EXIT_LOST_PROCESS
@@ -108,20 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
         return _fail(f"the disk is full{where}: free some space and run the same command again")
-
-
-def _run(argv: list[str]) -> int:
-    prevent_openmp_spinning()
-    configure_logging()
-    parser = build_parser()
-    args, extras = parser.parse_known_args(argv)
-    chosen: Parser = args.parser
-    if not hasattr(args, "run"):
-        chosen.refuse_unknown(extras)
-        chosen.print_help()
-        return EXIT_BAD_INPUT
-    args.overrides = chosen.overrides(extras)
-    return args.run(args)
 
 
 def _fail(message: str) -> int:

@@ -8,6 +8,7 @@ is imported only when it is needed, so that ``vjepa --help`` does not wait for t
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -27,15 +28,37 @@ from vjepa.config import (
 from vjepa.errors import UserError
 from vjepa.strict_yaml import write_yaml
 
+EXIT_LOST_PROCESS = 1
+"""Another process of the same job ended or hung; its own message says why."""
+
+EXIT_BAD_INPUT = 2
+"""The input was bad; one line on stderr says what and what to do."""
+
+EXIT_REQUEUE = 75
+"""The system asked for an end (SIGTERM, SIGUSR1), the state is saved: start the job again.
+
+The number is that of EX_TEMPFAIL in sysexits.h."""
+
+EXIT_INTERRUPTED = 130
+"""The user stopped the work before it was done (Ctrl-C)."""
+
 _WIDTH = 100
 
 
+class Answered(Exception):  # noqa: N818 (it is no error)
+    """The command line only asked for something to be printed, and that is done: exit code 0."""
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line and whose help lists the settings of a config."""
+    """A parser whose errors are one line and whose help lists the settings of a config.
+
+    Commands find in their arguments the parser that read them as ``parser`` and the settings, to
+    be given to :func:`resolve_config`, as ``overrides``.
+    """
 
     recipes: str | None = None
     """The folder of packaged recipes whose bare names ``--config`` accepts."""
-    _config_class: Callable[[], type] | None = None
+    _config_class: str = ""
     _known: tuple[str, ...] = ()
     _commands: tuple[str, ...] = ()
 
@@ -44,13 +67,8 @@ class Parser(argparse.ArgumentParser):
         self._known = (*self._known, *(name for name in names if name.startswith("--")))
         return super().add_argument(*names, **options)
 
-    def take_config(self, config_class: Callable[[], type], recipes: str | None = None) -> None:
-        """Let this command take a config.
-
-        Args:
-            config_class: Imports and returns the root config dataclass.
-            recipes: The folder of packaged recipes whose bare names ``--config`` accepts.
-        """
+    def take_config(self, config_class: str, recipes: str | None = None) -> None:
+        """Let this command take a config, of the class ``package.module:Class``."""
         self._config_class, self.recipes = config_class, recipes
         what = "YAML file or recipe name" if recipes else "YAML file"
         self.add_argument(
@@ -63,6 +81,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--print-config", action="store_true", help="print the resolved config and stop"
         )
+
+    def config_class(self) -> type | None:
+        """The config class of this command, imported now; None if it takes no config."""
+        module, _, name = self._config_class.partition(":")
+        return getattr(importlib.import_module(module), name) if module else None
 
     def add_commands(self, what: str) -> Callable[[str, str], Parser]:
         """Let this command have subcommands, as in ``vjepa data index``.
@@ -92,43 +115,49 @@ class Parser(argparse.ArgumentParser):
 
         return add
 
-    def config_class(self) -> type | None:
-        """The config class of this command, imported now; None if it takes no config."""
-        return self._config_class() if self._config_class else None
-
     def parse_known_args(  # ty: ignore[incompatible-method-override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse's; settings of the config are set aside first, each with its value.
+        """As argparse's; settings of the config become ``overrides``, as ``name=value``.
 
-        Otherwise argparse, which does not know them, would take their values for positionals.
+        They are set aside first: argparse, which does not know them, would take their values for
+        positionals.
+
+        Raises:
+            UserError: A setting without a value, or something that is neither option nor setting.
         """
         namespace = argparse.Namespace() if namespace is None else namespace
-        if self._config_class is None or args is None:
+        if not self._config_class or args is None:
             return super().parse_known_args(args, namespace)
         own: list[str] = []
-        aside: list[str] = []
+        aside: list[tuple[str, str | None]] = []
         rest = list(args)
         while rest:
             token = rest.pop(0)
-            name, equals, _ = token.partition("=")
+            name, equals, value = token.partition("=")
             if not name.startswith("--") or name == "--" or name in self._known:
                 own.append(token)
-                continue
-            aside.append(token)
-            if not equals and rest and not rest[0].startswith("--"):
-                aside.append(rest.pop(0))
+            elif equals or not rest or rest[0].startswith("--"):
+                aside.append((name, value if equals else None))
+            else:
+                aside.append((name, rest.pop(0)))
         found, extras = super().parse_known_args(own, namespace)
-        return found, [*aside, *extras]
+        for name, value in aside:
+            if "." not in name and self._is_misspelt_option(name):
+                self.refuse_unknown([name])
+            if value is None:
+                raise UserError(f"{name} needs a value, as in {name} VALUE")
+        self.refuse_unknown(extras)
+        found.overrides = [f"{name[2:]}={value}" for name, value in aside]
+        return found, []
 
-    def error(self, message: str) -> NoReturn:
-        """Refuse the command line with one line instead of the whole usage."""
-        choice = re.search(r"invalid choice: '([^']*)'", message)
-        if choice and self._commands:
-            near = nearest(choice[1], self._commands)
-            suggestion = f"; did you mean {near}?" if near else ""
-            message = f"unknown command {choice[1]}{suggestion}"
-        raise UserError(f"{message} (see {self.prog} --help)")
+    def _is_misspelt_option(self, name: str) -> bool:
+        """Whether a name without a dot is nearer to an option than to a setting."""
+        cls = self.config_class()
+        bare = name[2:].replace("-", "_")
+        top = list(field_types(cls)) if cls else []
+        options = [option[2:].replace("-", "_") for option in self._known]
+        return bare not in top and nearest(bare, [*top, *options]) in options
 
     def refuse_unknown(self, extras: Sequence[str]) -> None:
         """Refuse what neither argparse nor a config knows.
@@ -142,84 +171,35 @@ class Parser(argparse.ArgumentParser):
             suggestion = f"; did you mean --{near}?" if near and name.startswith("-") else ""
             raise UserError(f"unknown argument {name}{suggestion} (see {self.prog} --help)")
 
-    def overrides(self, extras: Sequence[str]) -> list[str]:
-        """What argparse left over, as ``name=value`` overrides of the config.
-
-        Raises:
-            UserError: Something is left although this command takes no config, a name without a
-                value, or something that is no setting at all.
-        """
-        if self._config_class is None:
-            self.refuse_unknown(extras)
-        found: list[str] = []
-        rest = list(extras)
-        while rest:
-            token = rest.pop(0)
-            name, equals, value = token.partition("=")
-            if not name.startswith("--") or name == "--":
-                self.refuse_unknown([token])
-            if "." not in name and self._is_misspelt_option(name):
-                self.refuse_unknown([token])
-            if not equals:
-                if not rest or rest[0].startswith("--"):
-                    raise UserError(f"{name} needs a value, as in {name} VALUE")
-                value = rest.pop(0)
-            found.append(f"{name[2:]}={value}")
-        return found
-
-    def _is_misspelt_option(self, name: str) -> bool:
-        """Whether a name without a dot is nearer to an option than to a setting."""
-        cls = self.config_class()
-        bare = name[2:].replace("-", "_")
-        top = list(field_types(cls)) if cls else []
-        options = [option[2:].replace("-", "_") for option in self._known]
-        return bare not in top and nearest(bare, [*top, *options]) in options
+    def error(self, message: str) -> NoReturn:
+        """Refuse the command line with one line instead of the whole usage."""
+        choice = re.search(r"invalid choice: '([^']*)'", message)
+        if choice and self._commands:
+            near = nearest(choice[1], self._commands)
+            suggestion = f"; did you mean {near}?" if near else ""
+            message = f"unknown command {choice[1]}{suggestion}"
+        raise UserError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:
         """The usual help, then every setting of the config with type, default and meaning."""
-        cls = self.config_class()
-        text = super().format_help()
-        return text if cls is None else f"{text}\n{_settings_help(cls)}"
-
-
-def resolve_config(args: argparse.Namespace, files: Sequence[str | Path] | None = None) -> Any:
-    """The config of a job from its command line.
-
-    Args:
-        args: Parsed arguments of a command that takes a config.
-        files: Files to use instead of those of ``--config``.
-
-    Returns:
-        An instance of the command's config class.
-
-    Raises:
-        UserError: A bad file or override.
-    """
-    parser: Parser = args.parser
-    cls = parser.config_class()
-    assert cls is not None, "this command takes no config"
-    chosen = args.config if files is None else files
-    return load_config(cls, chosen, args.overrides, recipes=parser.recipes)
-
-
-def print_config(config: object) -> None:
-    """Print the resolved config as YAML that loads back equal."""
-    print(dump_yaml(config), end="")
-
-
-def _settings_help(cls: type) -> str:
-    """The settings of a config as help text, one paragraph per top-level group."""
-    lines = ["settings (in a --config file, or here as --NAME VALUE; N counts list items from 0):"]
-    group = None
-    for setting in settings(cls):
-        above = setting.path.rpartition(".")[0].partition(".")[0]
-        if above != group:
-            group = above
-            lines.append("")
-        lines.append(f"  --{setting.path}  {setting.kind}{_default(setting)}")
-        lines.extend(textwrap.wrap(setting.meaning, _WIDTH - 8, initial_indent="        ",
-                                   subsequent_indent="        "))  # fmt: skip
-    return "\n".join(lines) + "\n"
+        text, cls = super().format_help(), self.config_class()
+        if cls is None:
+            return text
+        lines = [
+            text,
+            "settings (in a --config file, or here as --NAME VALUE; N counts list items from 0):",
+        ]
+        group = None
+        for setting in settings(cls):
+            above = setting.path.rpartition(".")[0].partition(".")[0]
+            if above != group:
+                group = above
+                lines.append("")
+            lines.append(f"  --{setting.path}  {setting.kind}{_default(setting)}")
+            lines += textwrap.wrap(
+                setting.meaning, _WIDTH - 8, initial_indent=" " * 8, subsequent_indent=" " * 8
+            )
+        return "\n".join(lines) + "\n"
 
 
 def _default(setting: Setting) -> str:
@@ -231,3 +211,30 @@ def _default(setting: Setting) -> str:
         return f" (default: {len(value)} of them)"
     text = write_yaml({"x": value}).removeprefix("x:").strip()
     return f" (default: {text or 'none'})"
+
+
+def resolve_config(
+    args: argparse.Namespace,
+    files: Sequence[str | Path] | None = None,
+    amend: Callable[[Any], Any] = lambda config: config,
+) -> Any:
+    """The config of a job from its command line; ``--print-config`` prints it and ends here.
+
+    Args:
+        args: Parsed arguments of a command that takes a config.
+        files: Files to use instead of those of ``--config``.
+        amend: What other options change in it.
+
+    Raises:
+        UserError: A bad file or override.
+        Answered: It was only to be printed.
+    """
+    parser: Parser = args.parser
+    cls = parser.config_class()
+    assert cls is not None, "this command takes no config"
+    chosen = args.config if files is None else files
+    config = amend(load_config(cls, chosen, args.overrides, recipes=parser.recipes))
+    if args.print_config:
+        print(dump_yaml(config), end="")
+        raise Answered
+    return config

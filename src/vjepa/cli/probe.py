@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.cli.parser import Parser, resolve_config
+from vjepa.config import dump_yaml
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     from vjepa.jobs.probe.probe import Evaluation
 
-NAME = "probe"
 HELP = """\
 measure what frozen features know: train a classifier on them, use it on any video
 
@@ -63,17 +63,11 @@ examples:
 """
 
 
-def _config_class() -> type:
-    from vjepa.jobs.probe.config import ProbeConfig
-
-    return ProbeConfig
-
-
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
     train = add_action("train", _TRAIN_HELP)
-    train.take_config(_config_class, recipes="probe")
+    train.take_config("vjepa.jobs.probe.config:ProbeConfig", recipes="probe")
     train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the probe")
     train.set_defaults(run=_train)
     evaluate = add_action("eval", _EVAL_HELP)
@@ -123,12 +117,9 @@ def _add_probe(parser: Parser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.print_config:
-        print_config(config)
-        return 0
     if args.out is None:
         raise UserError("probe train needs --out DIR, a new folder for the probe")
-    print_config(config)
+    print(dump_yaml(config), end="")
     if config.data.num_splits > 1:
         from vjepa.jobs.probe.splits import train_splits
 

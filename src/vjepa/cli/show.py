@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vjepa.cli.parser import Parser, print_config, resolve_config
+from vjepa.cli.parser import Parser, resolve_config
 
-NAME = "show"
 HELP = """\
 pictures and reports: masks, features, predictions, a whole run
 """
@@ -51,17 +50,11 @@ example:
 """
 
 
-def _pretrain_config() -> type:
-    from vjepa.jobs.pretrain import PretrainConfig
-
-    return PretrainConfig
-
-
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_command = parser.add_commands("ACTION")
     masks = add_command("masks", _MASKS_HELP)
-    masks.take_config(_pretrain_config, recipes="pretrain")
+    masks.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
     masks.set_defaults(run=_masks)
     features = add_command("features", _FEATURES_HELP)
     features.add_argument(
@@ -123,9 +116,6 @@ def _add_model(parser: Parser) -> None:
 
 def _masks(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.print_config:
-        print_config(config)
-        return 0
     from vjepa.jobs.show import show_masks
 
     show_masks(args.video, config, args.out, args.sample)

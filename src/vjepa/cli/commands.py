@@ -1,0 +1,277 @@
+"""The commands without actions: demo, pretrain, features, convert, bench, doctor."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, resolve_config
+from vjepa.config import dump_yaml
+from vjepa.errors import UserError
+from vjepa.runtime.environment import inspect_environment
+
+DEMO_HELP = """\
+pretrain, probe and explain a small model on embedded data, on a CPU
+
+Makes labelled synthetic videos, pretrains a small model on them without their labels (and beside
+it one that predicts pixels), trains probes on the frozen features with few labels and with many,
+does the same for untrained weights, and writes report.html: masks, curves, results with
+intervals, pictures of features and prediction errors. The same command again goes on where it
+was stopped.
+
+examples:
+  vjepa demo
+  vjepa demo --minutes 60 --out runs/long
+  vjepa demo --seeds '[0, 1, 2]' --out runs/three
+"""
+
+
+def add_demo(parser: Parser) -> None:
+    """Options of `vjepa demo`."""
+    parser.take_config("vjepa.demo.config:DemoConfig")
+    out = Path("runs/demo")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=out,
+        metavar="DIR",
+        help=f"folder for data, runs and report (default: {out})",
+    )
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    from vjepa.demo.demo import run
+
+    print(f"report: {run(config, args.out)}")
+    return 0
+
+
+PRETRAIN_HELP = """\
+train an encoder on videos without labels
+
+Hides large parts of each clip and learns to predict the features of what is hidden from what is
+left (or, with --objective.name pixel, the pixels). Needs one or more manifests made by
+`vjepa data index`. The run folder holds config.yaml, metrics.jsonl, TensorBoard events and
+checkpoints; the same command again resumes exactly where the run stopped. Under torchrun all
+processes share each batch (see docs/distributed.md).
+
+examples:
+  vjepa pretrain --config vits16_224 --data.sources.0.manifest videos.parquet --out runs/small
+  vjepa pretrain --config vitl16_224 --config mine.yaml --optim.peak_lr 3e-4 --out runs/large
+  vjepa pretrain --config vitl16_224 --print-config > mine.yaml
+  vjepa pretrain --out runs/small                        resume with the run's own config
+  torchrun --nproc-per-node 8 -m vjepa pretrain --config vitl16_224 --config mine.yaml --out runs/l
+"""
+
+
+def add_pretrain(parser: Parser) -> None:
+    """Options of `vjepa pretrain`."""
+    parser.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder, made if missing")
+    parser.set_defaults(run=_pretrain)
+
+
+def _pretrain(args: argparse.Namespace) -> int:
+    """Train, or resume the run in ``--out``."""
+    stored = args.out / "config.yaml" if args.out else None
+    files = [stored] if stored and stored.is_file() and not args.config else None
+    config = resolve_config(args, files)
+    if args.out is None:
+        raise UserError("pretrain needs --out DIR, the folder that the run is written to")
+    from vjepa.jobs.pretrain import run
+    from vjepa.runtime.distributed import world
+
+    is_main = world().is_main
+    if is_main:
+        print(dump_yaml(config), end="")
+    result = run(config, out=args.out)
+    state, code = "done", 0
+    if result.interrupted:
+        state, code = "stopped at your request", EXIT_INTERRUPTED
+    if result.requeue:
+        state, code = "stopped by the system", EXIT_REQUEUE
+    if is_main:
+        print(f"{state} at step {result.step} of {config.optim.steps}: {args.out}")
+        if code:
+            print(f"resume with: vjepa pretrain --out {args.out}")
+    return code
+
+
+FEATURES_HELP = """\
+write frozen features of videos and images, with times
+
+SRC is a video, an image, a folder, a list of files, or a manifest. Long videos are cut into
+overlapping windows whose tokens are averaged where they meet; memory does not grow with length.
+Files whose features are in DIR already are kept. Exit code 1 if some files cannot be read.
+
+examples:
+  vjepa features a.mp4 --encoder.path runs/first --out features
+  vjepa features videos.parquet --encoder.path vitl16.pth.tar --pool video --format parquet \\
+      --out features
+"""
+
+
+def add_features(parser: Parser) -> None:
+    """Options of `vjepa features`."""
+    parser.take_config("vjepa.jobs.features:FeaturesConfig")
+    parser.add_argument("sources", metavar="SRC", type=Path, nargs="*", help="what to encode")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the features")
+    parser.add_argument("--split", metavar="NAME", help="only this split of the manifests")
+    parser.set_defaults(run=_features)
+
+
+def _features(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if not args.sources or args.out is None:
+        raise UserError("features needs SRC... and --out DIR (see vjepa features --help)")
+    from vjepa.jobs.features import INDEX_FILE, run
+
+    report = run(config, args.sources, args.out, args.split)
+    for record in report.failed:
+        print(f"no features: {record.path}: {record.failure}")
+    parts = [f"{report.written} files encoded"]
+    if report.kept:
+        parts.append(f"{report.kept} there already")
+    if report.failed:
+        parts.append(f"{len(report.failed)} cannot be read")
+    line = ", ".join(parts)
+    if report.windows:
+        line += (
+            f"; {report.source_seconds:.1f} s of video in {report.wall_seconds:.1f} s:"
+            f" {report.windows / report.wall_seconds:.2f} windows/s"
+        )
+    print(line)
+    print(f"features: {args.out} (list of files: {INDEX_FILE})")
+    return 1 if report.failed else 0
+
+
+CONVERT_HELP = """\
+turn the authors' checkpoint file into a folder of ours, or back
+
+SRC is the authors' .pth.tar file, a checkpoint folder or a run folder; what it holds is
+recognised, read strictly (every tensor must fit) and reported. DST decides the direction: a name
+ending in .tar, .pth or .pt is written in the authors' layout, anything else as a folder with
+model.safetensors and config.json. The result is read back and compared before this says "done".
+
+examples:
+  vjepa convert vitl16.pth.tar weights/vitl16
+  vjepa convert runs/first first.pth.tar
+"""
+
+
+def add_convert(parser: Parser) -> None:
+    """Options of `vjepa convert`."""
+    parser.add_argument("src", metavar="SRC", type=Path, help="what to read")
+    parser.add_argument("dst", metavar="DST", type=Path, help="what to write; must not exist")
+    parser.add_argument(
+        "--num-heads",
+        type=int,
+        metavar="H",
+        help="attention heads, for an authors' file of a size that is no preset (the file does"
+        " not say it)",
+    )
+    parser.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    """Convert, verify, print the load report."""
+    from vjepa.checkpoint import convert
+
+    print(convert(args.src, args.dst, args.num_heads))
+    print(f"done: {args.dst}")
+    return 0
+
+
+BENCH_HELP = """\
+measure how fast this machine trains, reads videos, and encodes
+
+Each benchmark prints what it found in words, and as one line of JSON at the end.
+"""
+
+_STEP_HELP = """\
+measure a training update on synthetic clips in memory, without reading videos
+
+Reports clips/s, milliseconds, TFLOP/s counted from the model's own operations, their share of the
+device's matrix product rate (measured in the same process), and the peak of memory.
+
+examples:
+  vjepa bench step --model vitl16 --batch_size 24 --training.compile true
+  vjepa bench step --model vits16 --batch_size 2 --training.device cpu --training.num_threads 2
+  vjepa bench step --model vith16 --image_size 384 --batch_size 10 --estimate true
+"""
+
+_LOADER_HELP = """\
+measure how fast training clips are read from the videos of a manifest
+
+Reads the same clips as `vjepa pretrain` would: first in this process, to see where the time goes
+(opening, seeking, decoding, converting, cropping), then through worker processes. Reports clips/s
+by CPU time, which other processes on the machine do not disturb, and by the clock.
+
+examples:
+  vjepa bench loader --manifest videos.parquet
+  vjepa bench loader --manifest videos.parquet --loader.num_workers 8 --clip.clips_per_video 4
+"""
+
+_ENCODE_HELP = """\
+measure the frozen encoder on synthetic clips in memory, without reading videos
+
+Reports clips/s by wall clock (the median of several calls) and by CPU time, which other processes
+on the machine do not disturb.
+
+examples:
+  vjepa bench encode --model vitl16 --batch_size 64 --precision bfloat16
+  vjepa bench encode --model vits16 --batch_size 2 --device cpu --num_threads 2
+"""
+
+
+def add_bench(parser: Parser) -> None:
+    """Options of `vjepa bench`: the job ``bench_NAME`` has ``BenchConfig`` and ``run(config)``."""
+    add_command = parser.add_commands("ACTION")
+    for name, text in (("step", _STEP_HELP), ("loader", _LOADER_HELP), ("encode", _ENCODE_HELP)):
+        command = add_command(name, text)
+        command.take_config(f"vjepa.jobs.bench_{name}:BenchConfig")
+        command.set_defaults(run=_bench, module=f"vjepa.jobs.bench_{name}")
+
+
+def _bench(args: argparse.Namespace) -> int:
+    """Measure, then print the report and its values as one line of JSON."""
+    config = resolve_config(args)
+    report = importlib.import_module(args.module).run(config)
+    print(*report.lines, json.dumps(report.values), sep="\n")
+    return 0
+
+
+DOCTOR_HELP = """\
+say what this machine offers: versions, devices, decoders, and what is missing
+
+Paste its output into a bug report. Exit code 0 when nothing is missing that a command needs.
+"""
+
+
+def add_doctor(parser: Parser) -> None:
+    """`vjepa doctor` has no options."""
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(args: argparse.Namespace) -> int:  # noqa: ARG001 (every command takes its arguments)
+    report = inspect_environment()
+    for name, version in report.versions.items():
+        print(f"{name:<18} {version}")
+    print("\ndevices")
+    for line in report.devices:
+        print(f"  {line}")
+    for title in ("packages", "decoders", "tools"):
+        print(f"\n{title}")
+        for finding in getattr(report, title):
+            state = finding.found or f"MISSING, needed for {finding.needed_for}: {finding.remedy}"
+            print(f"  {finding.name:<16} {state}")
+    needed = [finding for finding in (*report.packages, *report.decoders) if not finding.found]
+    if needed:
+        print("\nmissing: " + ", ".join(finding.name for finding in needed))
+        return 1
+    print("\nall that is needed is there")
+    return 0
