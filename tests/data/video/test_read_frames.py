@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,31 @@ def test_packets_are_not_held_back_for_long(
         assert np.array_equal(frames, wanted[way].frames)
         np.testing.assert_array_equal(seconds, wanted[way].times)
     assert max(held, default=1) == 1
+
+
+def test_frames_that_come_out_of_order_are_put_in_order(
+    library: VideoLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = library.path("h264_gop12.mp4")
+    jump_to = decode_module._jump_to
+
+    def shuffled(*arguments: Any) -> Iterator:
+        frames = list(jump_to(*arguments))
+        for start in range(0, len(frames), 9):
+            yield from reversed(frames[start : start + 9])
+
+    monkeypatch.setattr(decode_module, "_jump_to", shuffled)
+    monkeypatch.setattr(decode_module, "_from_start", lambda _: iter(()))
+    assert numbers_of(_streamed(path, WAYS["every fourth"])[0]) == WAYS["every fourth"]
+
+
+@pytest.mark.parametrize("name", ["h264_gop12.mp4", "vp9.webm"])
+def test_a_file_that_cannot_be_sought_in_is_read_from_its_start(
+    library: VideoLibrary, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode_module._PacketReader, "_seek", lambda *_: False)
+    for numbers in WAYS.values():
+        assert numbers_of(_streamed(library.path(name), numbers)[0]) == numbers
 
 
 @pytest.mark.parametrize("name", ["h264_gop12.mp4", "h264.avi"])

@@ -148,6 +148,15 @@ def _open_container(source: str | IO[bytes], path: str) -> InputContainer:
 
 
 @contextmanager
+def naming_the_file(path: str) -> Generator[None]:
+    """Turn what foreign bytes cause into a DecodeError that names the file."""
+    try:
+        yield
+    except FOREIGN_ERRORS as error:
+        raise DecodeError(path, reason_of(error)) from error
+
+
+@contextmanager
 def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[VideoFile]:
     """Open a video for reading: a file, its address, or that of a shard's member.
 
@@ -155,14 +164,15 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
         DecodeError: It cannot be opened, has no video, or is above the limits; or reading it in the
             body of the ``with`` failed. Names the file in every case.
     """
-    try:
-        with opened(path) as source, _open_container(source, path) as container:
-            stream = _pick_stream(container, path)
-            decoder = _pick_decoder(stream, path)
-            _check_size(decoder, path, limits or LimitsConfig())
-            yield VideoFile(path, container, stream, decoder)
-    except FOREIGN_ERRORS as error:
-        raise DecodeError(path, reason_of(error)) from error
+    with (
+        naming_the_file(path),
+        opened(path) as source,
+        _open_container(source, path) as container,
+    ):
+        stream = _pick_stream(container, path)
+        decoder = _pick_decoder(stream, path)
+        _check_size(decoder, path, limits or LimitsConfig())
+        yield VideoFile(path, container, stream, decoder)
 
 
 @dataclass(frozen=True, slots=True)

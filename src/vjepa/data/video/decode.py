@@ -20,11 +20,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.container import VideoFile, open_video, reason_of, to_rgb
+from vjepa.data.video.container import (
+    VideoFile,
+    naming_the_file,
+    open_video,
+    reason_of,
+    to_rgb,
+)
 from vjepa.data.video.images import read_images
 from vjepa.data.video.info import CropOrder, DecodeError, LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import probe, scan_packets, stamp_of
@@ -43,6 +50,9 @@ _WORTH_A_JUMP = 4
 
 # How many key frames further back a seek is tried before the file is read from its start.
 _SEEK_ATTEMPTS = 3
+
+# Frames that come before an earlier one at most: as far as a decoder reorders them.
+_MOST_EARLY = 16
 
 _FOREVER = 1 << 62
 
@@ -239,53 +249,72 @@ def _image_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
 
 
 def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:
-    """Frames of a video (numbers ascending, each once): by jumps, or read from the very start."""
+    """Frames of a video, numbers ascending, each once."""
     scaler = VideoReformatter()
-
-    def convert(number: int, frame: VideoFrame) -> Frame:
-        clock.enter("convert")
-        if info.num_keyframes and frame.pts is not None:
-            seconds = float((frame.pts - info.start_pts) * info.time_base)
-        else:
-            seconds = number / info.fps
-        return Frame(number, to_rgb(frame, info.width, info.height, scaler), seconds)
-
-    done = 0
-    limits = _limits_of(info)
-    if info.num_keyframes:
-        clock.enter("open")
-        with open_video(info.path, limits) as video:
-            for number, frame in _jump_to(wanted, video, info, clock):
-                if number != wanted[done]:
-                    break
-                yield convert(number, frame)
-                done += 1
-    if done == len(wanted):
-        return
-    # A file without an index; or an entry point that was none (a stream with intra refresh, a
-    # broken seek table), or damage. What is missing from the very start on is not in the file.
-    clock.enter("decode")
-    shown = _shown_pts(info) if info.num_keyframes else None
-    latest: tuple[int, VideoFrame] | None = None
-    with open_video(info.path, limits) as video:
-        for number, frame in _numbered(video, shown):
-            latest = number, frame
-            if number > wanted[done]:
-                break
-            if number == wanted[done]:
-                yield convert(number, frame)
+    jumping = _Rising(_jump_to(wanted, info, clock) if info.num_keyframes else iter(()))
+    # Without an index; or when an entry point was none (a stream with intra refresh, a broken seek
+    # table), or there is damage. What does not come out here is not in the file.
+    from_start = _Rising(_from_start(info))
+    with naming_the_file(info.path):
+        for number in wanted.tolist():
+            frame = jumping.get(number)
+            if frame is None:
                 clock.enter("decode")
-                done += 1
-                if done == len(wanted):
-                    return
-        near_end = latest is not None and info.num_frames - 1 - latest[0] <= _MAX_LOST_TAIL
-        for number in wanted[done:].tolist():
-            if latest is None or not near_end or number < latest[0]:
-                raise DecodeError(
-                    info.path,
-                    f"frame {number} of {info.num_frames} cannot be decoded (damaged file)",
-                )
-            yield convert(number, latest[1])
+                frame = from_start.get(number)
+            if frame is None:
+                frame = _stand_in(info, number, from_start.latest)
+            clock.enter("convert")
+            if info.num_keyframes and frame.pts is not None:
+                seconds = float((frame.pts - info.start_pts) * info.time_base)
+            else:
+                seconds = number / info.fps
+            yield Frame(number, to_rgb(frame, info.width, info.height, scaler), seconds)
+
+
+class _Rising:
+    """Picks frames by number, rising from call to call, out of all that come.
+
+    Damaged files give them out of order, by a few places.
+    """
+
+    def __init__(self, frames: Iterator[tuple[int, VideoFrame]]) -> None:
+        self._frames = frames
+        self._early: dict[int, VideoFrame] = {}
+        self.latest: tuple[int, VideoFrame] | None = None
+
+    def get(self, number: int) -> VideoFrame | None:
+        """The frame; None if it does not come."""
+        self._early = {early: frame for early, frame in self._early.items() if early >= number}
+        while number not in self._early and len(self._early) <= _MOST_EARLY:
+            following = next(self._frames, None)
+            if following is None:
+                break
+            self.latest = following
+            if following[0] >= number:
+                self._early[following[0]] = following[1]
+        return self._early.pop(number, None)
+
+
+def _stand_in(info: VideoInfo, number: int, latest: tuple[int, VideoFrame] | None) -> VideoFrame:
+    """The last frame of the file in place of one of the few lost ones behind it."""
+    if latest is None or number < latest[0] or info.num_frames - 1 - latest[0] > _MAX_LOST_TAIL:
+        raise DecodeError(
+            info.path, f"frame {number} of {info.num_frames} cannot be decoded (damaged file)"
+        )
+    return latest[1]
+
+
+def _from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
+    """Every frame of the file with its number: its timestamp's rank among all, or by counting."""
+    shown = _shown_pts(info) if info.num_keyframes else None
+    with open_video(info.path, _limits_of(info)) as video:
+        if shown is None:
+            yield from enumerate(video.frames())
+            return
+        for frame in video.frames():
+            number = len(shown) if frame.pts is None else int(np.searchsorted(shown, frame.pts))
+            if number < len(shown) and shown[number] == frame.pts:
+                yield number, frame
 
 
 def _limits_of(info: VideoInfo) -> LimitsConfig:
@@ -300,44 +329,33 @@ def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:
         return np.sort(scan_packets(video).shown_pts)
 
 
-def _numbered(
-    video: VideoFile, shown: NDArray[np.int64] | None
-) -> Iterator[tuple[int, VideoFrame]]:
-    """Every frame with its number: by its timestamp's place in `shown`, or by counting."""
-    if shown is None:
-        yield from enumerate(video.frames())
-        return
-    for frame in video.frames():
-        number = len(shown) if frame.pts is None else int(np.searchsorted(shown, frame.pts))
-        if number < len(shown) and shown[number] == frame.pts:
-            yield number, frame
-
-
 def _jump_to(
-    wanted: NDArray[np.int64], video: VideoFile, info: VideoInfo, clock: StageClock
+    wanted: NDArray[np.int64], info: VideoInfo, clock: StageClock
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Those of the wanted frames that come out when decoding run by run from key frames."""
-    reader = _PacketReader(video, info)
-    selector = PacketSelector(video.decoder)
-    # Frames are converted several at a time: after a frame the decoder's code and tables are in the
-    # processor's cache, and conversion would drive them out again and again.
-    most = max(1, _WAITING_PIXELS // (info.width * info.height))
-    waiting: list[tuple[int, VideoFrame]] = []
-    for run in _plan_runs(info, wanted):
-        clock.enter("seek")
-        for part in reader.read(run):
-            needed: list[Packet | None] = [*selector.needed(part.packets, part.wanted, part.is_end)]
-            clock.enter("decode")
-            for packet in [*needed, None] if part.is_end else needed:
-                for frame in video.feed(packet):
-                    if frame.pts in part.wanted:
-                        waiting.append((part.wanted.pop(frame.pts), frame))
-                if len(waiting) >= most or packet is None:
-                    yield from waiting
-                    waiting.clear()
-                    clock.enter("decode")
+    clock.enter("open")
+    with open_video(info.path, _limits_of(info)) as video:
+        reader = _PacketReader(video, info)
+        selector = PacketSelector(video.decoder)
+        # Frames are converted several at a time: after a frame the decoder's code and tables are in
+        # the processor's cache, and conversion would drive them out again and again.
+        most = max(1, _WAITING_PIXELS // (info.width * info.height))
+        waiting: list[tuple[int, VideoFrame]] = []
+        for run in _plan_runs(info, wanted):
             clock.enter("seek")
-        video.decoder.flush_buffers()
+            for part in reader.read(run):
+                needed = selector.needed(part.packets, part.wanted, part.is_end)
+                clock.enter("decode")
+                for packet in [*needed, None] if part.is_end else needed:
+                    for frame in video.feed(packet):
+                        if frame.pts in part.wanted:
+                            waiting.append((part.wanted.pop(frame.pts), frame))
+                    if len(waiting) >= most or packet is None:
+                        yield from waiting
+                        waiting.clear()
+                        clock.enter("decode")
+                clock.enter("seek")
+            video.decoder.flush_buffers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,15 +450,20 @@ class _PacketReader:
         # Some formats are sought by decoding time, which may land behind the key frame: then begin
         # a little earlier. Packets read over cost next to nothing, they are not decoded.
         for earlier in range(max(0, group - _SEEK_ATTEMPTS + 1), group + 1)[::-1]:
-            self._seek(int(self._info.keyframe_pts[earlier]))
+            if not self._seek(int(self._info.keyframe_pts[earlier])):
+                return False
             if self._skip_to(int(self._info.keyframe_pts[group])):
                 return True
         return False
 
-    def _seek(self, pts: int) -> None:
+    def _seek(self, pts: int) -> bool:
         self._unread.clear()
-        self._video.container.seek(pts, stream=self._video.stream)
+        try:
+            self._video.container.seek(pts, stream=self._video.stream)
+        except FFmpegError:  # a format without seeking, or a damaged table
+            return False
         self._packets = self._video.packets()
+        return True
 
     def _skip_to(self, key_pts: int) -> bool:
         while (packet := self._next_packet()) is not None:
