@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING
 from vjepa.version import __version__
 
 if TYPE_CHECKING:
-    from vjepa.checkpoint import load_encoder, load_model
+    from vjepa.checkpoint import load_model
     from vjepa.data.clips.load import load_clip
+    from vjepa.evaluation.preprocess import load_encoder
     from vjepa.evaluation.video_features import extract_features
+    from vjepa.jobs.pretrain import run as pretrain
 
-__all__ = ["__version__", "extract_features", "load_clip", "load_encoder", "load_model"]
+__all__ = [
+    "__version__",
+    "extract_features",
+    "load_clip",
+    "load_encoder",
+    "load_model",
+    "pretrain",
+]
 
 _HOMES = {
-    "extract_features": "vjepa.evaluation.video_features",
-    "load_clip": "vjepa.data.clips.load",
-    "load_encoder": "vjepa.checkpoint",
-    "load_model": "vjepa.checkpoint",
+    "extract_features": "vjepa.evaluation.video_features:extract_features",
+    "load_clip": "vjepa.data.clips.load:load_clip",
+    "load_encoder": "vjepa.evaluation.preprocess:load_encoder",
+    "load_model": "vjepa.checkpoint:load_model",
+    "pretrain": "vjepa.jobs.pretrain:run",
 }
 
 
@@ -29,7 +39,8 @@ def __getattr__(name: str) -> object:
     """Import a public name from the room that it lives in, when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vjepa' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    module, _, own_name = _HOMES[name].partition(":")
+    return getattr(importlib.import_module(module), own_name)
 
 
 def __dir__() -> list[str]:

@@ -60,6 +60,8 @@ class CheckpointConfig:
     model: ModelConfig
     run: dict[str, Any]
     """The resolved configuration of the run that wrote it; empty when there was none."""
+    preprocess: dict[str, Any]
+    """How the encoder's input is made of a video; empty where that was not recorded."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -128,7 +130,10 @@ def read_config(folder: Path) -> CheckpointConfig:
     step, objective, run = content.get("step", 0), content.get("objective"), content.get("run")
     if not isinstance(step, int) or objective not in ("vjepa", "pixel"):
         raise UserError(f"{path}: step {step!r} or objective {objective!r} cannot be")
-    return CheckpointConfig(step, objective, model, run if isinstance(run, dict) else {})
+    run, preprocess = (
+        part if isinstance(part, dict) else {} for part in (run, content.get("preprocess"))
+    )
+    return CheckpointConfig(step, objective, model, run, preprocess)
 
 
 def load_folder_model(folder: Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:

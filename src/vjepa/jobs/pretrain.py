@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
+from vjepa.evaluation.preprocess import Preprocess
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
@@ -323,7 +324,12 @@ def _run(
             seed=config.seed,
             ema=config.ema,
             folder=out,
-            about={"objective": objective, "model": to_dict(config.model), "run": to_dict(config)},
+            about={
+                "objective": objective,
+                "model": to_dict(config.model),
+                "run": to_dict(config),
+                "preprocess": to_dict(_preprocess(config)),
+            },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
             evaluators=_evaluators(config, task, team),
             description="pretraining",
@@ -339,6 +345,14 @@ def _run(
             return trainer.fit()
     finally:
         loader.close()
+
+
+def _preprocess(config: PretrainConfig) -> Preprocess:
+    """How the trained encoder's input is made of a video afterwards."""
+    return Preprocess(
+        clip=replace(config.data.clip, clips_per_video=1),
+        view=ViewConfig(crop_size=config.model.encoder.image_size),
+    )
 
 
 def _write_config(config: PretrainConfig, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import overload
 
@@ -16,6 +16,7 @@ from vjepa.models.patches import PatchEmbed, token_grid
 from vjepa.models.positions import position_code, resample_position_code
 
 NORM_EPS = 1e-6
+_NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
 
 
 class Encoder(nn.Module):
@@ -27,6 +28,8 @@ class Encoder(nn.Module):
     """
 
     pos_embed: Tensor
+    preprocess: Callable[..., Tensor]
+    """Videos -> normalised input; set by :func:`vjepa.load_encoder`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -137,11 +140,27 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Packing | None]:
         """Tokens with their position codes, and how they are packed."""
         config = self.config
-        grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
         if not video.is_floating_point():
-            raise ValueError(f"video is {video.dtype}, not float: see vjepa.models.normalise_clip")
-        if video.shape[1] != config.channels:
-            raise ValueError(f"video has {video.shape[1]} channels, the model {config.channels}")
+            raise ValueError(
+                f"video is {video.dtype}, not float: encoder.preprocess or "
+                "vjepa.models.normalise_clip makes it so"
+            )
+        if video.ndim == 5 and video.shape[1] != config.channels:
+            swapped = video.shape[2] == config.channels
+            remedy = (
+                "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)" if swapped else ""
+            )
+            raise ValueError(
+                f"video has {video.shape[1]} channels, the model {config.channels}{remedy}"
+            )
+        # On a GPU the question would make the host wait, and in training it would cost time.
+        may_look = video.device.type == "cpu" and not torch.compiler.is_compiling()
+        if may_look and not self.training and video.amax() > _NO_MORE_NORMALISED:
+            raise ValueError(
+                f"video holds values up to {float(video.amax()):.0f}, so it is not normalised: "
+                "encoder.preprocess or vjepa.models.normalise_clip does that"
+            )
+        grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
         code = self.pos_embed

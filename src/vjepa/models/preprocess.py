@@ -13,11 +13,16 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 """Channel standard deviations, red green blue, on the scale 0..1."""
 
 
+Colour = tuple[float, float, float]
+
+
 @lru_cache(maxsize=16)
-def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(
+    device: torch.device, means: Colour, deviations: Colour
+) -> tuple[Tensor, Tensor]:
     """Factors [3,1,1,1] of the affine map, once per device (a copy to a GPU would stop it)."""
-    mean = torch.tensor(PIXEL_MEAN, dtype=torch.float64)
-    std = torch.tensor(PIXEL_STD, dtype=torch.float64)
+    mean = torch.tensor(means, dtype=torch.float64)
+    std = torch.tensor(deviations, dtype=torch.float64)
     scale, shift = 1.0 / (255.0 * std), -mean / std
     return (
         scale.to(torch.float32).to(device)[:, None, None, None],
@@ -25,12 +30,19 @@ def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
     )
 
 
-def normalise_clip(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalise_clip(
+    clips: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    mean: Colour = PIXEL_MEAN,
+    deviation: Colour = PIXEL_STD,
+) -> Tensor:
     """Pixels to normalised numbers: (x / 255 - mean) / std for each colour.
 
     Args:
         clips: uint8 (or float on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB.
         dtype: Of the result; the arithmetic is float32.
+        mean, deviation: Of red, green and blue on the scale 0..1.
 
     Returns:
         `dtype`, the shape of `clips`.
@@ -40,7 +52,7 @@ def normalise_clip(clips: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if clips.ndim not in (4, 5) or clips.shape[-4] != 3:
         raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")
-    scale, shift = _scale_and_shift(clips.device)
+    scale, shift = _scale_and_shift(clips.device, mean, deviation)
     return torch.addcmul(shift, clips.to(torch.float32), scale).to(dtype)
 
 

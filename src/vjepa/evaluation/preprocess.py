@@ -1,0 +1,126 @@
+"""From a video to what an encoder takes: the one definition of the view that an encoder is given.
+
+It is stored beside the weights. Evaluation, features, predictions and pictures all take it from
+there, so that none of them shows an encoder something else than the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vjepa.checkpoint import Which, find_checkpoint, read_config, read_encoder
+from vjepa.config import config_dataclass, from_dict
+from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
+from vjepa.models import Encoder, EncoderConfig, normalise_clip
+from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD
+
+Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
+"""A video, image or folder of frames by its path, or its frames: uint8 [T, H, W, 3], RGB."""
+
+_MOST_AT_ONCE = 4096
+
+
+@config_dataclass
+class Preprocess:
+    """How an encoder's input is made of a video: frames around its middle, short side, centre crop.
+
+    Calling it gives float32 [B, 3, T, S, S], normalised, of one video or a sequence of them.
+    """
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    """Which frames: how many, and at which spacing."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    """Which part of them, and how it is resized."""
+    mean: tuple[float, float, float] = PIXEL_MEAN
+    """Of red, green and blue on the scale 0 to 1; taken off the pixels."""
+    deviation: tuple[float, float, float] = PIXEL_STD
+    """Standard deviations of red, green and blue, which the pixels are divided by."""
+
+    def __call__(self, videos: Video | Sequence[Video]) -> Tensor:
+        """Read, cut and normalise.
+
+        Raises:
+            UserError: A video cannot be read, or an array cannot be frames.
+        """
+        one = isinstance(videos, (str, os.PathLike, np.ndarray, Tensor))
+        several: Sequence[Any] = [videos] if one else videos
+        if not len(several):
+            raise UserError("no video was given")
+        if len(several) > _MOST_AT_ONCE:
+            raise UserError(
+                f"{len(several)} videos at once: each is a video in a list; frames must be one "
+                "array uint8 [T, H, W, 3]"
+            )
+        clips = torch.stack([self.pixels(video) for video in several])
+        return normalise_clip(clips, mean=self.mean, deviation=self.deviation)
+
+    def pixels(self, video: Video) -> Tensor:
+        """The view of one video before it is normalised: uint8 [3, T, S, S].
+
+        Raises:
+            UserError: It cannot be read, or the array cannot be frames.
+        """
+        source = np.asarray(video) if isinstance(video, Tensor) else video
+        try:
+            return centre_view(source, self.clip, self.view).transpose(0, 1)
+        except DecodeError as error:
+            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+
+
+def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -> Preprocess:
+    """What a checkpoint says of its encoder's input; the paper's way where it does not say.
+
+    Args:
+        path: A checkpoint or run folder of ours, or any other file, which does not say.
+        encoder: The encoder's sizes.
+
+    Raises:
+        UserError: The checkpoint's record cannot be read.
+    """
+    # An image model has no clip of its own; 16 frames are what a video model would see.
+    clip = ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
+    plain = Preprocess(clip=clip, view=ViewConfig(crop_size=encoder.image_size))
+    if path is None or not Path(path).is_dir():
+        return plain
+    folder = find_checkpoint(Path(path))
+    config = read_config(folder)
+    if config.preprocess:
+        return from_dict(Preprocess, config.preprocess, f"{folder}: preprocess")
+    data = config.run.get("data")  # of a checkpoint of before there was a record
+    if isinstance(data, dict) and isinstance(data.get("clip"), dict):
+        clip = from_dict(ClipConfig, data["clip"], f"{folder}: data.clip")
+    return replace(plain, clip=replace(clip, clips_per_video=1))
+
+
+def load_encoder(
+    path: str | os.PathLike[str], which: Which = "target", num_heads: int | None = None
+) -> Encoder:
+    """Load one encoder, strictly; ``encoder.preprocess`` makes its input of videos.
+
+    Args:
+        path: A run folder, a checkpoint folder of ours, or the authors' ``.pth.tar`` file.
+        which: ``target``, the moving average, which the paper evaluates, or ``context``.
+        num_heads: For an authors' file whose size is no preset.
+
+    Returns:
+        float32, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: Nothing there, damaged, foreign, or of another shape.
+    """
+    encoder, _ = read_encoder(Path(path), which, num_heads)
+    encoder.preprocess = preprocess_of(path, encoder.config)
+    return encoder
