@@ -18,9 +18,9 @@ _CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"shard_size": 0, "strategy": "fsdp"}, "^shard_size: must be at least 1"),
+        ({"shard_size": 0, "strategy": "fsdp"}, "^shard_size must be at least 1"),
         ({"shard_size": 2}, "^shard_size: is used by strategy fsdp only"),
-        ({"timeout_minutes": 0.0}, "^timeout_minutes: must be above 0"),
+        ({"timeout_minutes": 0.0}, "^timeout_minutes must be above 0"),
     ],
 )
 def test_impossible_settings_are_named(fields: dict[str, Any], message: str) -> None:

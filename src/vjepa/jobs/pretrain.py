@@ -6,7 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
@@ -29,7 +31,14 @@ from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_log import MetricLog
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training.parallel import DistributedConfig
-from vjepa.training.schedules import EmaConfig, OptimConfig, TrainingConfig
+from vjepa.training.schedules import (
+    Count,
+    EmaConfig,
+    NotNegative,
+    OptimConfig,
+    Positive,
+    TrainingConfig,
+)
 from vjepa.training.trainer import Trainer, TrainingResult
 
 
@@ -40,18 +49,10 @@ class ObjectiveConfig:
     name: Literal["vjepa", "pixel"] = "vjepa"
     """`vjepa`: features of the EMA target encoder (section 3); `pixel`: normalised pixels
     (Table 1)."""
-    loss_exponent: float = 1.0
+    loss_exponent: Positive = 1.0
     """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
-    variance_coefficient: float = 0.0
+    variance_coefficient: NotNegative = 0.0
     """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
-
-    def __post_init__(self) -> None:
-        if self.loss_exponent <= 0:
-            raise ValueError(f"loss_exponent must be above 0, got {self.loss_exponent}")
-        if self.variance_coefficient < 0:
-            raise ValueError(
-                f"variance_coefficient must not be negative, got {self.variance_coefficient}"
-            )
 
 
 @config_dataclass
@@ -78,7 +79,7 @@ class DataConfig:
 
     sources: tuple[SourceConfig, ...] = ()
     """The data sets; at least one."""
-    batch_size: int = 3072
+    batch_size: Count = 3072
     """Clips per optimiser step, over all processes and accumulation steps together."""
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Which frames a clip takes."""
@@ -86,10 +87,6 @@ class DataConfig:
     """Crop, resize and flip."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Worker processes, prefetching, limits for bad videos."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
 
 @config_dataclass
@@ -100,15 +97,13 @@ class ContinueConfig:
     """Checkpoint or run folder of ours, or a released `.pth.tar` file."""
     keep_optimizer: bool = True
     """Take over optimiser state and step, as if training had never stopped; false: weights only."""
-    step: int | None = None
+    step: Annotated[int, Field(ge=0)] | None = None
     """Number of updates behind the weights, which is where the schedules go on; null: as the
     optimiser's own count in the file says. Only together with `keep_optimizer`."""
 
     def __post_init__(self) -> None:
         if self.step is not None and not self.keep_optimizer:
             raise ValueError("step: needs keep_optimizer true; weights alone start at update 0")
-        if self.step is not None and self.step < 0:
-            raise ValueError(f"step: must not be negative, got {self.step}")
 
 
 @config_dataclass

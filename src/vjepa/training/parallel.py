@@ -21,6 +21,7 @@ from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
 from vjepa.tasks import Task
+from vjepa.training.schedules import Count, Positive
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -41,20 +42,16 @@ class DistributedConfig:
     strategy: Strategy = "auto"
     """`ddp`: every process holds all weights and moments; `fsdp`: each holds a part (FSDP2); auto:
     fsdp where they would fill more than half of a GPU, else ddp."""
-    shard_size: int | None = None
+    shard_size: Count | None = None
     """FSDP: so many processes share one copy of the weights, and copies are kept equal as in DDP
     (HSDP), for example the GPUs of one machine; null: all share one."""
-    timeout_minutes: float = 15.0
+    timeout_minutes: Positive = 15.0
     """A process that leaves the others waiting longer has hung, and the run stops and names it; it
     must be longer than a checkpoint or an evaluation takes."""
 
     def __post_init__(self) -> None:
-        if self.shard_size is not None and self.shard_size < 1:
-            raise ValueError(f"shard_size: must be at least 1 or null, got {self.shard_size}")
         if self.shard_size is not None and self.strategy != "fsdp":
             raise ValueError(f"shard_size: is used by strategy fsdp only, not {self.strategy}")
-        if not self.timeout_minutes > 0:
-            raise ValueError(f"timeout_minutes: must be above 0, got {self.timeout_minutes}")
 
 
 def parallelise(

@@ -3,80 +3,52 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.runtime.device import DeviceName, Precision
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @config_dataclass
 class OptimConfig:
     """AdamW and its schedules. The defaults are the paper's recipe (Table 8, batch 3072)."""
 
-    steps: int = 90_000
+    steps: Count = 90_000
     """Optimiser updates to train."""
-    warmup_steps: int = 12_000
+    warmup_steps: Annotated[int, Field(ge=0)] = 12_000
     """Updates over which the learning rate rises linearly from `start_lr` to `peak_lr`."""
-    start_lr: float = 2e-4
+    start_lr: NotNegative = 2e-4
     """Learning rate at the (virtual) update 0."""
-    peak_lr: float = 6.25e-4
+    peak_lr: NotNegative = 6.25e-4
     """Learning rate at the end of the warm-up."""
-    final_lr: float = 1e-6
+    final_lr: NotNegative = 1e-6
     """Learning rate at the end of the stretched schedule."""
-    schedule_stretch: float = 1.25
+    schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
     """All schedules are computed for this many times `steps`; 1 reaches the final values."""
-    start_weight_decay: float = 0.04
+    start_weight_decay: NotNegative = 0.04
     """Weight decay at the (virtual) update 0."""
-    final_weight_decay: float = 0.4
+    final_weight_decay: NotNegative = 0.4
     """Weight decay at the end of the stretched schedule."""
     weight_decay_schedule: Literal["cosine", "linear"] = "cosine"
     """`cosine`: half a cosine, as the authors' released code; `linear`: as the paper's text."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """AdamW's epsilon."""
-    clip_norm: float | None = 10.0
+    clip_norm: Positive | None = 10.0
     """Largest gradient norm, for each trained module (encoder, predictor) on its own; null: off."""
-    clip_from_step: int = 0
+    clip_from_step: Annotated[int, Field(ge=0)] = 0
     """First update that is clipped (0 and 1: all; the authors' released run: 12301)."""
-    accumulation_steps: int = 1
+    accumulation_steps: Count = 1
     """Micro-batches that each batch is cut into; the gradient is that of the whole batch."""
-
-    def __post_init__(self) -> None:
-        """Check every range, naming the field."""
-        _require(self.steps >= 1, "steps", self.steps, "must be at least 1")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must not be negative")
-        for name in ("start_lr", "peak_lr", "final_lr"):
-            rate = getattr(self, name)
-            _require(
-                math.isfinite(rate) and rate >= 0, name, rate, "must be finite and not negative"
-            )
-        _require(
-            math.isfinite(self.schedule_stretch) and self.schedule_stretch >= 1,
-            "schedule_stretch",
-            self.schedule_stretch,
-            "must be at least 1",
-        )
-        for name in ("start_weight_decay", "final_weight_decay"):
-            decay = getattr(self, name)
-            _require(
-                math.isfinite(decay) and decay >= 0, name, decay, "must be finite and not negative"
-            )
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), "betas", self.betas, "must lie in [0, 1)"
-        )
-        _require(self.eps > 0, "eps", self.eps, "must be positive")
-        if self.clip_norm is not None:
-            _require(self.clip_norm > 0, "clip_norm", self.clip_norm, "must be positive or null")
-        _require(
-            self.clip_from_step >= 0, "clip_from_step", self.clip_from_step, "must not be negative"
-        )
-        _require(
-            self.accumulation_steps >= 1,
-            "accumulation_steps",
-            self.accumulation_steps,
-            "must be at least 1",
-        )
 
     @property
     def schedule_steps(self) -> int:
@@ -89,16 +61,10 @@ class OptimConfig:
 class EmaConfig:
     """Momentum of the target encoder, an exponential moving average of the encoder."""
 
-    start_momentum: float = 0.998
+    start_momentum: _Share = 0.998
     """Share of the old target that the first update keeps."""
-    final_momentum: float = 1.0
+    final_momentum: _Share = 1.0
     """Momentum at the end of the stretched schedule; equal to the start: constant."""
-
-    def __post_init__(self) -> None:
-        """Check that both are shares."""
-        for name in ("start_momentum", "final_momentum"):
-            momentum = getattr(self, name)
-            _require(0 <= momentum <= 1, name, momentum, "must lie in [0, 1]")
 
 
 def learning_rate(update: int, config: OptimConfig) -> float:
@@ -153,12 +119,6 @@ def ema_momentum(update: int, ema: EmaConfig, optim: OptimConfig) -> float:
     return ema.start_momentum + progress * (ema.final_momentum - ema.start_momentum)
 
 
-def _require(condition: bool, field: str, value: object, rule: str) -> None:
-    """Raise the ValueError of a config field: the message starts with the field's name."""
-    if not condition:
-        raise ValueError(f"{field}: {rule}, got {value}")
-
-
 @config_dataclass
 class TrainingConfig:
     """How a job runs: device, precision, and what happens every so many updates."""
@@ -172,53 +132,32 @@ class TrainingConfig:
     activation_checkpointing: bool = False
     """Keep only each block's input for the backward pass and compute the rest again: a fraction of
     the memory for about a third more work. The same numbers."""
-    num_threads: int | None = None
+    num_threads: Count | None = None
     """CPU threads of torch; null: torch's choice. Bit-exact resume needs the same number."""
-    max_minutes: float | None = None
+    max_minutes: Positive | None = None
     """Stop, with a checkpoint, after so many minutes of training in all, resumes included; null: at
     the last update. The schedules do not know of it, so let them be flat where it is used."""
-    log_every_steps: int = 50
+    log_every_steps: Count = 50
     """Updates between two lines of metrics (means over them)."""
-    checkpoint_every_steps: int = 1000
+    checkpoint_every_steps: Count = 1000
     """Updates between two checkpoints; the last update always gets one."""
     async_checkpoint: bool = False
     """Write checkpoints beside the training, from a copy of all weights and moments in memory."""
-    keep_last: int = 2
+    keep_last: Count = 2
     """How many of the newest checkpoints stay."""
-    keep_every_steps: int | None = None
+    keep_every_steps: Count | None = None
     """Checkpoints at multiples of this stay for ever; null: none."""
-    health_every_steps: int | None = 500
+    health_every_steps: Count | None = 500
     """Updates between two looks at the features' health; null: never."""
-    health_clips: int = 32
+    health_clips: Count = 32
     """Such a look takes the first so many samples of the batch, at any number of processes."""
-    evaluate_every_steps: int | None = 5000
+    evaluate_every_steps: Count | None = 5000
     """Updates between two evaluations, for evaluators without an interval; null: never."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """When the loss or a gradient is not finite: stop, or skip those updates and count them."""
-    spike_factor: float | None = None
+    spike_factor: Annotated[float, Field(gt=1)] | None = None
     """A loss above so many times the median of the last 128 is a spike; null: none ever is."""
     spike: Literal["stop", "skip"] = "skip"
     """When the loss is a spike: stop, or skip those updates and count them."""
-    max_skipped: int = 10
+    max_skipped: Annotated[int, Field(ge=0)] = 10
     """With `skip`, training stops after more than this in any 1000 updates."""
-
-    def __post_init__(self) -> None:
-        """Check every range, naming the field."""
-        for name in ("log_every_steps", "checkpoint_every_steps", "keep_last", "health_clips"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name in (
-            "num_threads",
-            "keep_every_steps",
-            "health_every_steps",
-            "evaluate_every_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: must be at least 1 or null, got {value}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ValueError(f"max_minutes: must be above 0 or null, got {self.max_minutes}")
-        if self.spike_factor is not None and not self.spike_factor > 1:
-            raise ValueError(f"spike_factor: must be above 1 or null, got {self.spike_factor}")
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped: must not be negative, got {self.max_skipped}")
