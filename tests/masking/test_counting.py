@@ -20,7 +20,7 @@ HIDDEN = np.array([[[0, 1, 1, 0, 0, 1], [1, 1, 0, 1, 0, 1]]], dtype=bool)  # one
 
 def _drawn(hidden: np.ndarray = HIDDEN) -> DrawnMasks:
     words = np.arange(hidden.shape[0] * hidden.shape[1], dtype=np.uint64).reshape(hidden.shape[:2])
-    return DrawnMasks(hidden.copy(), hidden.sum(axis=-1), words)
+    return DrawnMasks(hidden.copy(), words)
 
 
 def _keys(drawn: DrawnMasks) -> np.ndarray:

@@ -25,9 +25,7 @@ def _minimum(kinds: int, visible: int = 1, hidden: int = 1, *, required: bool = 
 
 def _draw(drawer: MaskDrawer, clips: int, minimum: Minimum, batch: int | None = None) -> DrawnMasks:
     sizes = None if batch is None else np.array([batch])
-    drawn = drawer.draw(np.arange(clips), sizes, minimum)
-    assert (drawn.hidden.sum(axis=-1) == drawn.num_hidden).all()
-    return drawn
+    return drawer.draw(np.arange(clips), sizes, minimum)
 
 
 def test_tubes_hide_the_same_places_at_every_step() -> None:
@@ -86,10 +84,10 @@ def test_an_empty_context_is_drawn_again() -> None:
     """On 4 x 4 places the long-range blocks cover everything every second time."""
     drawer = MaskDrawer((SHORT_RANGE, LONG_RANGE), (4, 4, 4), 2, 0)
     free = _draw(drawer, 500, _minimum(2, visible=0, hidden=0))
-    empty = free.num_hidden == 64
+    empty = free.hidden.sum(axis=-1) == 64
     assert empty[1].mean() > 0.2
     drawn = _draw(drawer, 500, _minimum(2))
-    assert (drawn.num_hidden < 64).all()
+    assert (drawn.hidden.sum(axis=-1) < 64).all()
     assert (drawn.hidden[~empty] == free.hidden[~empty]).all(), "only what falls short is redrawn"
 
 
@@ -98,7 +96,7 @@ def test_a_block_that_leaves_nothing_is_an_error() -> None:
     drawer = MaskDrawer((SHORT_RANGE, mask), (4, 4, 4), 2, 0)
     with pytest.raises(UserError, match=r"masks\[1\]: none of 1001 draws on a grid of 4 x 4 x 4"):
         _draw(drawer, 3, _minimum(2), batch=0)
-    assert _draw(drawer, 3, _minimum(2, required=False)).num_hidden[1].tolist() == [64] * 3
+    assert _draw(drawer, 3, _minimum(2, required=False)).hidden.sum(axis=-1)[1].tolist() == [64] * 3
 
 
 def test_a_hopeless_shared_size_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +104,7 @@ def test_a_hopeless_shared_size_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     mask = MaskConfig(num_blocks=1, spatial_scale=(0.5, 1.0), aspect_ratio=(1.0, 1.0))
     drawer = MaskDrawer((mask,), (2, 6, 6), 2, 0)
     for batch in range(60):
-        assert (_draw(drawer, 4, _minimum(1), batch).num_hidden < 72).all()
+        assert (_draw(drawer, 4, _minimum(1), batch).hidden.sum(axis=-1) < 72).all()
     monkeypatch.setattr(drawing, "_OWN_SIZE_AFTER", 1000)
     with pytest.raises(UserError, match="none of 1001 draws"):
         drawer.draw(np.arange(60), np.arange(60), _minimum(1))
@@ -115,10 +113,10 @@ def test_a_hopeless_shared_size_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_shared_size_is_shared_and_follows_the_batch() -> None:
     mask = MaskConfig(num_blocks=1)
     drawer = MaskDrawer((mask,), (1, 14, 14), 1, 0)
-    numbers = [_draw(drawer, 40, _minimum(1), batch).num_hidden[0] for batch in range(12)]
+    numbers = [_draw(drawer, 40, _minimum(1), batch).hidden.sum(axis=-1)[0] for batch in range(12)]
     assert all(len(set(row.tolist())) == 1 for row in numbers)
     assert len({int(row[0]) for row in numbers}) > 1
-    own = _draw(drawer, 40, _minimum(1)).num_hidden[0]
+    own = _draw(drawer, 40, _minimum(1)).hidden.sum(axis=-1)[0]
     assert len(set(own.tolist())) > 1
 
 
@@ -153,7 +151,7 @@ def test_takes_the_eligible_tokens_with_the_smallest_keys(
     eligible[:, 0] = True
     counts = np.array([generator.integers(1, row.sum() + 1) for row in eligible])
     keys = token_keys(_words(seed, rows), num_tokens)
-    chosen = random_subset(eligible, keys, eligible.sum(axis=1), counts)
+    chosen = random_subset(eligible, keys, counts)
     for row in range(rows):
         order = sorted(np.flatnonzero(eligible[row]), key=lambda token: keys[row, token])
         assert set(np.flatnonzero(chosen[row])) == set(order[: counts[row]])
@@ -164,23 +162,11 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     eligible = np.ones((3, 100), dtype=bool)
     eligible[0, 5:] = False
     counts = np.array([4, 99, 1])
-    together = random_subset(eligible, keys, eligible.sum(axis=1), counts)
+    together = random_subset(eligible, keys, counts)
     for row in range(3):
         part = slice(row, row + 1)
-        alone = random_subset(eligible[part], keys[part], eligible[part].sum(axis=1), counts[part])
+        alone = random_subset(eligible[part], keys[part], counts[part])
         assert (alone == together[part]).all()
-
-
-def test_keys_that_are_not_uniform_are_no_trouble() -> None:
-    """The computed limit is a guess; where it is wrong, all eligible tokens are looked at."""
-    keys = np.arange(1000, 0, -1, dtype=np.uint32)[None, :]
-    eligible = np.ones((1, 1000), dtype=bool)
-    for count in (1, 100, 999):
-        chosen = random_subset(eligible, keys, np.array([1000]), np.array([count]))
-        assert np.flatnonzero(chosen[0]).tolist() == list(range(1000 - count, 1000))
-    high = keys + np.uint32(2**32 - 2000)
-    chosen = random_subset(eligible, high, np.array([1000]), np.array([10]))
-    assert np.flatnonzero(chosen[0]).tolist() == list(range(990, 1000))
 
 
 @pytest.mark.parametrize("count", [0, 6])
@@ -188,7 +174,7 @@ def test_a_count_out_of_range_is_refused(count: int) -> None:
     eligible = np.ones((2, 5), dtype=bool)
     keys = token_keys(_words(0, 2), 5)
     with pytest.raises(ValueError, match="between 1 and"):
-        random_subset(eligible, keys, np.array([5, 5]), np.array([1, count]))
+        random_subset(eligible, keys, np.array([1, count]))
 
 
 def test_all_subsets_are_equally_likely() -> None:
@@ -196,7 +182,7 @@ def test_all_subsets_are_equally_likely() -> None:
     eligible = np.zeros((rows, 9), dtype=bool)
     eligible[:, [0, 1, 4, 7, 8]] = True
     keys = token_keys(_words(3, rows), 9)
-    chosen = random_subset(eligible, keys, np.full(rows, 5), np.full(rows, 2))
+    chosen = random_subset(eligible, keys, np.full(rows, 2))
     found = Counter(tuple(np.flatnonzero(row)) for row in chosen)
     assert len(found) == math.comb(5, 2)
     expected = rows / 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
-from vjepa.runtime.progress import Progress, open_progress
+from vjepa.runtime.progress import open_progress
 
 __all__ = [
     "CheckReport",
@@ -115,17 +115,10 @@ def checked_workers(workers: int | None) -> int:
 
 @contextmanager
 def late_progress(description: str) -> Generator[Callable[..., None]]:
-    """A progress display that opens with the first report, which brings the total.
-
-    Gives a function to be called as show(files done, files in all, bad files so far).
-    """
-    with ExitStack() as stack:
-        display: Progress | None = None
+    """A progress display and the function to be called as show(files done, in all, bad so far)."""
+    with open_progress(description, None) as display:
 
         def show(done: int, total: int, bad: int = 0) -> None:
-            nonlocal display
-            if display is None:
-                display = stack.enter_context(open_progress(description, total))
-            display.update(done, f"{bad} bad" if bad else None)
+            display.update(done, f"{bad} bad" if bad else None, total)
 
         yield show

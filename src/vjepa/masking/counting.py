@@ -58,7 +58,7 @@ def count_fixed(
     chosen, counts = _both_sides(drawn)
     wanted = keep[..., None].repeat(counts.shape[-1], axis=-1)
     rows = chosen.reshape(-1, chosen.shape[-1])
-    subset = random_subset(rows, np.concatenate([keys, keys]), counts.ravel(), wanted.ravel())
+    subset = random_subset(rows, np.concatenate([keys, keys]), wanted.ravel())
     return _take_first(subset.reshape(chosen.shape), wanted, wanted)
 
 
@@ -76,15 +76,15 @@ def count_packed(
     chosen, counts = _both_sides(drawn)
     if keys is not None:
         kept = np.minimum(counts[0], max_context[:, None])
-        subset = random_subset(chosen[0].reshape(keys.shape), keys, counts[0].ravel(), kept.ravel())
+        subset = random_subset(chosen[0].reshape(keys.shape), keys, kept.ravel())
         chosen[0], counts[0] = subset.reshape(chosen[0].shape), kept
     return _take_first(chosen, counts, counts, packed=True)
 
 
 def _both_sides(drawn: DrawnMasks) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Visible and hidden tokens, bool [2, kinds, B, N], and their numbers, int64 [2, kinds, B]."""
-    counts = np.stack([drawn.hidden.shape[-1] - drawn.num_hidden, drawn.num_hidden])
-    return np.stack([~drawn.hidden, drawn.hidden]), counts
+    chosen = np.stack([~drawn.hidden, drawn.hidden])
+    return chosen, chosen.sum(axis=-1)
 
 
 def _take_first(
@@ -124,20 +124,20 @@ def _fill_up(
     may_be_seen: NDArray[np.int64],
 ) -> None:
     """Move tokens to the side that has too few of them, in place; `keys` uint32 [kinds, B, N]."""
-    num_tokens = drawn.hidden.shape[-1]
+    hidden = drawn.hidden
 
     def move(kind: int, clip: int, candidates: NDArray[np.int64], missing: int, to: bool) -> None:
         order = keys[kind, clip, candidates].argsort()
-        drawn.hidden[kind, clip, candidates[order[:missing]]] = to
-        drawn.num_hidden[kind, clip] += missing if to else -missing
+        hidden[kind, clip, candidates[order[:missing]]] = to
 
-    num_visible = num_tokens - drawn.num_hidden
-    for kind, clip in zip(*(num_visible < keep[0][:, None]).nonzero(), strict=True):
-        candidates = drawn.hidden[kind, clip, : may_be_seen[kind]].nonzero()[0]
-        move(kind, clip, candidates, keep[0, kind] - num_visible[kind, clip], to=False)
-    for kind, clip in zip(*(drawn.num_hidden < keep[1][:, None]).nonzero(), strict=True):
-        candidates = (~drawn.hidden[kind, clip]).nonzero()[0]
-        move(kind, clip, candidates, keep[1, kind] - drawn.num_hidden[kind, clip], to=True)
+    missing = keep[0][:, None] - (~hidden).sum(axis=-1)
+    for kind, clip in zip(*(missing > 0).nonzero(), strict=True):
+        candidates = hidden[kind, clip, : may_be_seen[kind]].nonzero()[0]
+        move(kind, clip, candidates, missing[kind, clip], to=False)
+    missing = keep[1][:, None] - hidden.sum(axis=-1)
+    for kind, clip in zip(*(missing > 0).nonzero(), strict=True):
+        candidates = (~hidden[kind, clip]).nonzero()[0]
+        move(kind, clip, candidates, missing[kind, clip], to=True)
 
 
 _BATCH = 24
@@ -201,7 +201,7 @@ def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDA
         batches = np.arange(first, first + _BATCHES_AT_ONCE)
         ordinals = np.arange(first * _BATCH, (first + _BATCHES_AT_ONCE) * _BATCH)
         drawn = drawer.draw(ordinals, batches.repeat(_BATCH), minimum)
-        num_hidden = drawn.num_hidden.reshape(len(masks), _BATCHES_AT_ONCE, _BATCH)
+        num_hidden = drawn.hidden.sum(axis=-1).reshape(len(masks), _BATCHES_AT_ONCE, _BATCH)
         context = drawer.num_tokens - num_hidden.max(axis=-1)
         smallest.append(np.stack([context, num_hidden.min(axis=-1)], axis=-1))
     return np.concatenate(smallest, axis=1).mean(axis=1)

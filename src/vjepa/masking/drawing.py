@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +30,6 @@ class DrawnMasks:
 
     hidden: NDArray[np.bool_]
     """[kinds, B, N], True where a token is hidden."""
-    num_hidden: NDArray[np.int64]
-    """[kinds, B]."""
     key_words: NDArray[np.uint64]
     """[kinds, B], random bits for choosing tokens."""
 
@@ -50,9 +47,10 @@ class Minimum:
     required: bool
     """Whether giving up is an error."""
 
-    def missed(self, num_hidden: NDArray[np.int64], num_tokens: int) -> NDArray[np.bool_]:
-        """Which masks fall short: int64 [kinds, B] -> bool [kinds, B]."""
-        too_dark = num_hidden > num_tokens - self.visible[:, None]
+    def missed(self, hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which masks fall short: bool [kinds, B, N] -> bool [kinds, B]."""
+        num_hidden = hidden.sum(axis=-1)
+        too_dark = num_hidden > hidden.shape[-1] - self.visible[:, None]
         return too_dark | (num_hidden < self.hidden[:, None])
 
 
@@ -118,8 +116,8 @@ class MaskDrawer:
             words = random_bits(self._seed, "masks", both, self._words)
             words, sizes = words[: len(ordinals)], words[len(ordinals) :]
             shared = _to_uniform(sizes[:, :_SIZE_WORDS])  # [1 or B, 3]
-        hidden, num_hidden = self._hidden(words, shared)
-        missed = minimum.missed(num_hidden, self.num_tokens)
+        hidden = self._hidden(words, shared)
+        missed = minimum.missed(hidden)
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
             if not missed.any():
                 break
@@ -130,15 +128,14 @@ class MaskDrawer:
             if shared is not None and first < _OWN_SIZE_AFTER:
                 size = np.broadcast_to(shared, (len(ordinals), _SIZE_WORDS))[clips]
                 size = size.repeat(_DRAWS_AT_ONCE, axis=0)
-            tries, counts = self._hidden(again.reshape(-1, self._words), size)
+            tries = self._hidden(again.reshape(-1, self._words), size)
             # The first of the new draws that will do, for each mask that fell short.
-            bad = minimum.missed(counts, self.num_tokens)
+            bad = minimum.missed(tries)
             first_good = bad.reshape(self._num_kinds, -1, _DRAWS_AT_ONCE).argmin(axis=-1)
             kind, place = missed[:, clips].nonzero()
             source = place * _DRAWS_AT_ONCE + first_good[kind, place]
             hidden[kind, clips[place]] = tries[kind, source]
-            num_hidden[kind, clips[place]] = counts[kind, source]
-            missed = minimum.missed(num_hidden, self.num_tokens)
+            missed = minimum.missed(hidden)
         if minimum.required and missed.any():
             kind = np.flatnonzero(missed.any(axis=1))[0]
             steps, height, width = self.grid
@@ -147,38 +144,26 @@ class MaskDrawer:
                 f"{height} x {width} tokens left at least {minimum.visible[kind]} context and "
                 f"{minimum.hidden[kind]} target tokens: use fewer or smaller blocks"
             )
-        hidden = hidden.reshape(self._num_kinds, len(ordinals), self.num_tokens)
-        return DrawnMasks(hidden, num_hidden, words[:, : self._num_kinds].T)
+        return DrawnMasks(hidden, words[:, : self._num_kinds].T)
 
     def _hidden(
         self, words: NDArray[np.uint64], shared_size: NDArray[np.float64] | None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Hidden tokens bool [kinds, B, t, h, w] and their numbers int64 [kinds, B]."""
-        steps, height, width = self.grid
+    ) -> NDArray[np.bool_]:
+        """Hidden tokens of one draw, bool [kinds, B, N]."""
         hidden = np.empty((self._num_kinds, len(words), *self.grid), dtype=np.bool_)
-        per_step = np.empty((self._num_kinds, len(words), steps), dtype=np.int64)
         if self._blocks is not None:
             uniform = _to_uniform(words[:, self._first_uniform :])
             size = uniform[:, :_SIZE_WORDS] if shared_size is None else shared_size
             sizes = self._blocks.sizes(size)
-            cover = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
-            counts = cover.reshape(*cover.shape[:3], -1).sum(axis=-1)
-            hidden[self._block_kinds], per_step[self._block_kinds] = cover, counts
+            hidden[self._block_kinds] = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
         for kind, kept in self._tubes.items():
-            hidden[kind] = self._tube(words[:, self._num_kinds + kind], kept)
-            per_step[kind] = height * width - kept
+            # Random places, hidden over the whole clip.
+            keys = token_keys(words[:, self._num_kinds + kind], self.grid[1] * self.grid[2])
+            seen = random_subset(np.ones_like(keys, dtype=np.bool_), keys, np.full(len(keys), kept))
+            hidden[kind] = ~seen.reshape(-1, 1, *self.grid[1:])
         for kind in self._causal:
             hidden[kind, :, self.seen_steps[kind] :] = True
-            per_step[kind, :, self.seen_steps[kind] :] = height * width
-        return hidden, per_step.sum(axis=-1)
-
-    def _tube(self, words: NDArray[np.uint64], kept: int) -> NDArray[np.bool_]:
-        """Random places, hidden over the whole clip: bool [B, 1, h, w]."""
-        batch, places = len(words), self.grid[1] * self.grid[2]
-        keys = token_keys(words, places)
-        every, seen = np.full(batch, places), np.full(batch, kept)
-        hidden = ~random_subset(np.ones(keys.shape, dtype=np.bool_), keys, every, seen)
-        return hidden.reshape(batch, 1, *self.grid[1:])
+        return hidden.reshape(self._num_kinds, len(words), -1)
 
 
 def _to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -252,56 +237,24 @@ def token_keys(words: NDArray[np.uint64], num_tokens: int) -> NDArray[np.uint32]
 
 
 def random_subset(
-    eligible: NDArray[np.bool_],
-    keys: NDArray[np.uint32],
-    num_eligible: NDArray[np.int64],
-    count: NDArray[np.int64],
+    eligible: NDArray[np.bool_], keys: NDArray[np.uint32], count: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Choose exactly `count` of each row's eligible tokens, uniformly at random.
-
-    Keys are uniform, so a limit can be computed below which nearly always lie as many tokens and
-    few more, or, where fewer are left out than chosen, one above which lie the tokens left out.
-    Only those tokens are looked at, which costs half of a partition of whole rows.
+    """Choose exactly `count` of each row's eligible tokens: those with the smallest keys.
 
     Args:
         eligible: bool [R, N].
         keys: uint32 [R, N], distinct in a row.
-        num_eligible: int64 [R], number of eligible tokens of each row.
-        count: int64 [R], how many to choose.
+        count: int64 [R], how many to choose, from 1 to the number of eligible tokens.
 
     Returns:
         bool [R, N], the chosen tokens.
 
     Raises:
-        ValueError: `count` is below 1 or above `num_eligible`.
+        ValueError: `count` leaves that range.
     """
-    if (count < 1).any() or (count > num_eligible).any():
+    if (count < 1).any() or (count > eligible.sum(axis=1)).any():
         raise ValueError("count must lie between 1 and the number of eligible tokens")
-    num_rows, num_tokens = eligible.shape
-    left_out = num_eligible - count
-    from_top = left_out < count
-    rank = np.where(from_top, left_out + 1, count)
-    share = (rank + 4 * np.sqrt(rank * (1 - rank / num_eligible)) + 5) / num_eligible
-    while True:
-        width = (np.minimum(share, 1) * float(_LARGEST)).astype(np.uint32)
-        start = np.where(from_top, _LARGEST - width, np.uint32(0))
-        # Unsigned, so keys before the start wrap to large numbers.
-        near = keys - start[:, None] <= width[:, None]
-        near &= eligible
-        places = near.reshape(-1).nonzero()[0]
-        bounds = places.searchsorted(np.arange(num_rows + 1) * num_tokens)
-        found = np.diff(bounds)
-        too_few = found < rank
-        if not too_few.any():
-            break
-        share[too_few] = 1
-    candidates = keys.reshape(-1)[places]
-    position = np.where(from_top, found - rank, rank - 1)
-    last = np.empty(num_rows, dtype=np.uint32)  # the largest key that is chosen
-    for row, (first, end) in enumerate(pairwise(bounds.tolist())):
-        part = candidates[first:end]
-        part.partition(position[row])
-        last[row] = part[position[row]]
-    chosen = keys <= last[:, None]
-    chosen &= eligible
-    return chosen
+    ranked = np.where(eligible, keys, _LARGEST)
+    ranked.sort(axis=1)
+    last = np.take_along_axis(ranked, count[:, None] - 1, axis=1)
+    return (keys <= last) & eligible
