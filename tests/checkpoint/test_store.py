@@ -1,4 +1,4 @@
-"""Checkpoints: exact, atomic, verified, pruned; a full disk and damaged files lose nothing."""
+"""Checkpoints of a run: exact, atomic, verified, pruned, in the background; nothing is lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,17 +17,18 @@ from safetensors.torch import load_file
 from tests.training.toy import OPTIM, ToyObjective
 from torch import nn
 
+from vjepa.checkpoint.store import load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
 from vjepa.training import (
     CheckpointStore,
     GuardedAdamW,
-    Snapshot,
     build_optimizer,
     optimizer_state,
 )
 
 CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
+EXTRA = {"note": [1, 2.5]}
 
 
 def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
@@ -41,27 +43,21 @@ def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
 
 def _save(store: CheckpointStore, step: int, seed: int = 0) -> Path:
     objective, optimizer = _trained(seed)
-    return store.save(_snapshot(step, objective, optimizer), Team())
+    return store.save(step, objective.all_modules(), optimizer, CONFIG, EXTRA)
 
 
-def _snapshot(step: int, objective: ToyObjective, optimizer: GuardedAdamW) -> Snapshot:
-    extra = {"note": [1, 2.5]}
-    modules = objective.all_modules()
-    return Snapshot.take(step, modules, optimizer, CONFIG, extra, team=Team())
-
-
-def _load(store: CheckpointStore, folder: Path) -> None:
+def _load(folder: Path) -> None:
     objective, optimizer = _trained(seed=9)
-    store.load(folder, objective.all_modules(), optimizer, Team())
+    load_checkpoint(folder, objective.all_modules(), optimizer, Team())
 
 
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     objective, optimizer = _trained(seed=0)
-    folder = store.save(_snapshot(7, objective, optimizer), Team())
+    folder = store.save(7, objective.all_modules(), optimizer, CONFIG, EXTRA)
     other, other_optimizer = _trained(seed=1)
-    loaded = store.load(folder, other.all_modules(), other_optimizer, Team())
-    assert (loaded.step, loaded.extra) == (7, {"note": [1, 2.5]})
+    step, extra = load_checkpoint(folder, other.all_modules(), other_optimizer, Team())
+    assert (step, extra) == (7, EXTRA)
     for name, value in objective.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
     ours = optimizer_state(optimizer, objective.all_modules())
@@ -79,8 +75,8 @@ def test_a_checkpoint_of_before_this_format_had_one_module_resumes() -> None:
     folder = store.latest()
     assert folder is not None
     objective, optimizer = _trained(seed=9)
-    loaded = store.load(folder, objective.all_modules(), optimizer, Team())
-    assert (loaded.step, loaded.extra) == (2, {"note": [1, 2.5]})
+    step, extra = load_checkpoint(folder, objective.all_modules(), optimizer, Team())
+    assert (step, extra) == (2, EXTRA)
     stored = load_file(folder / "model.safetensors")
     tensors = nn.ModuleDict(objective.all_modules()).state_dict()
     assert tensors.keys() == stored.keys()
@@ -108,9 +104,9 @@ def test_parameters_without_state_start_afresh(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     objective = ToyObjective()
     optimizer = build_optimizer(objective.trainable(), OPTIM)
-    folder = store.save(_snapshot(1, objective, optimizer), Team())
+    folder = store.save(1, objective.all_modules(), optimizer, CONFIG, EXTRA)
     other, other_optimizer = _trained()
-    store.load(folder, other.all_modules(), other_optimizer, Team())
+    load_checkpoint(folder, other.all_modules(), other_optimizer, Team())
     assert not optimizer_state(other_optimizer, other.trainable())
 
 
@@ -174,7 +170,7 @@ def test_damaged_newest_is_an_error_that_names_the_remedy(
     _damage(newest / file, how)
     assert store.latest() == newest, "never a silent step back"
     with pytest.raises(UserError) as caught:
-        _load(store, newest)
+        _load(newest)
     assert str(newest / file) in str(caught.value)
     assert message in str(caught.value)
     assert f"remove {newest} to resume from step 3" in str(caught.value)
@@ -187,7 +183,7 @@ def test_damaged_integrity_file(tmp_path: Path, content: str) -> None:
     folder = _save(store, 3)
     (folder / "manifest.json").write_text(content)
     with pytest.raises(UserError, match=r"manifest\.json.*no older checkpoint"):
-        _load(store, folder)
+        _load(folder)
 
 
 @pytest.mark.parametrize("entry", ['"x"', '{"bytes": 3}'])
@@ -198,13 +194,13 @@ def test_damaged_entry_of_the_integrity_file(tmp_path: Path, entry: str) -> None
     manifest["files"]["config.json"] = json.loads(entry)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"config\.json is damaged"):
-        _load(store, folder)
+        _load(folder)
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"manifest\.json: no such file"):
-        _load(CheckpointStore(tmp_path), tmp_path)
+        _load(tmp_path)
 
 
 def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
@@ -214,7 +210,7 @@ def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
     objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        store.load(folder, objective.all_modules(), optimizer, Team())
+        load_checkpoint(folder, objective.all_modules(), optimizer, Team())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
     assert "of another shape (predictor.1.weight: file [8, 8], model [9, 8]" in message
@@ -227,7 +223,7 @@ def test_module_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
     folder = _save(store, 3)
     objective, _ = _trained()
     with pytest.raises(UserError, match="6 unexpected"):
-        store.load(folder, {"encoder": objective.encoder}, None, Team())
+        load_checkpoint(folder, {"encoder": objective.encoder}, None, Team())
 
 
 @pytest.fixture
@@ -277,7 +273,7 @@ def test_full_disk_keeps_the_last_good_one(tmp_path: Path, file: str, small_disk
         _save(store, 6)
     assert store.steps() == [3]
     assert [p.name for p in (small_disk / "checkpoints").iterdir()] == ["step_00000003"]
-    _load(store, first)
+    _load(first)
     (small_disk / "filler").unlink()
     _save(store, 6)
     assert store.steps() == [3, 6]
@@ -309,4 +305,45 @@ def test_full_disk_where_nothing_can_be_mounted(
         _save(store, 6)
     monkeypatch.undo()
     assert store.latest() == first
-    _load(store, first)
+    _load(first)
+
+
+def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
+    """What training does to the weights meanwhile does not reach the checkpoint."""
+    (objective, optimizer), store = _trained(), CheckpointStore(tmp_path, background=True)
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    goes_on, rename = threading.Event(), Path.rename
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *args: goes_on.wait(60) and rename(*args))
+        folder = store.save(3, objective.all_modules(), optimizer, CONFIG, EXTRA)
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                parameter.fill_(7.0)
+        assert store.steps() == [], "it is there only when it is complete"
+        goes_on.set()
+        store.finish()
+    assert store.steps() == [3]
+    loaded = ToyObjective(seed=5)
+    load_checkpoint(folder, loaded.all_modules(), None, Team())
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_failure_in_the_background_is_told_at_the_next_occasion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CheckpointStore(tmp_path, background=True)
+    _save(store, 1)
+    store.finish()
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    _save(store, 2)
+    with pytest.raises(UserError, match=r"step_00000002: .*the disk is full"):
+        store.finish()
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    _save(store, 3)
+    store.finish()
+    assert store.steps() == [1, 3]

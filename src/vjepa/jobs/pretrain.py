@@ -12,7 +12,7 @@ from pydantic import Field
 
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
-from vjepa.checkpoint.store import CheckpointStore
+from vjepa.checkpoint.store import load_checkpoint
 from vjepa.config import config_dataclass, diff, dump_yaml, load_config, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
@@ -385,9 +385,8 @@ def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     optimizer, task = trainer.learner.optimizer, trainer.task
     if config.path.is_dir():
         folder = find_checkpoint(config.path)
-        store = CheckpointStore(folder.parent)
         moments = optimizer if config.keep_optimizer else None
-        step = store.load(folder, task.saved_modules(), moments, trainer.team).step
+        step, _ = load_checkpoint(folder, task.saved_modules(), moments, trainer.team)
         _LOGGER.info("continuing from %s (step %d)", folder, step)
     else:
         _load_released(config.path, task)

@@ -10,7 +10,7 @@ from vjepa.checkpoint.state import (
     optimizer_state,
     parameter_groups,
 )
-from vjepa.checkpoint.store import CheckpointStore, LoadedCheckpoint, Snapshot
+from vjepa.checkpoint.store import CheckpointStore
 from vjepa.training.guards import TrainingStopped
 from vjepa.training.optim import (
     EmaPairs,
@@ -39,9 +39,7 @@ __all__ = [
     "EmaPairs",
     "GuardedAdamW",
     "Learner",
-    "LoadedCheckpoint",
     "OptimConfig",
-    "Snapshot",
     "StepValues",
     "Trainer",
     "TrainingConfig",

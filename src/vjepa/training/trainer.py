@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER
 from vjepa.checkpoint.state import whole
-from vjepa.checkpoint.store import CheckpointStore, CheckpointWriter, Snapshot
+from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import Agreement, Team, world
@@ -137,9 +138,14 @@ class Trainer:
             self.task, self.optim, self.ema, training, team=team, distributed=self.distributed
         )
         self.store: CheckpointStore | None = None
-        self._writer: CheckpointWriter | None = None
         if self.folder is not None:
-            self._open_store(self.folder / "checkpoints")
+            self.store = CheckpointStore(
+                self.folder / CHECKPOINTS_FOLDER,
+                training.keep_last,
+                training.keep_every_steps,
+                team=team,
+                background=training.async_checkpoint,
+            )
         self._guard = BadUpdateGuard(
             training, self.folder, team.rank, lambda update: next(self.batches(update - 1, update))
         )
@@ -149,11 +155,6 @@ class Trainer:
         self._elapsed, self._started = 0.0, time.perf_counter()
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
-
-    def _open_store(self, checkpoints: Path) -> None:
-        training = self.training
-        self.store = CheckpointStore(checkpoints, training.keep_last, training.keep_every_steps)
-        self._writer = CheckpointWriter(self.store, self.team, background=training.async_checkpoint)
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere.
@@ -312,7 +313,7 @@ class Trainer:
             self._write("warning", {"message": warning})
 
     def _save(self) -> None:
-        if self._writer is None:
+        if self.store is None:
             return
         spikes = self.learner.spikes
         extra = {
@@ -320,21 +321,13 @@ class Trainer:
             "alarm": self._alarm.state(),
             "spikes": None if spikes is None else spikes.state(),
         }
-        snapshot = Snapshot.take(
-            self._completed,
-            self.task.saved_modules(),
-            self.learner.optimizer,
-            self.about,
-            extra,
-            team=self.team,
-            copy=self._writer.background,
-        )
-        self._checkpoint = self._writer.write(snapshot)
+        modules, optimizer = self.task.saved_modules(), self.learner.optimizer
+        self._checkpoint = self.store.save(self._completed, modules, optimizer, self.about, extra)
         self._saved_step = self._completed
 
     def _finish_saving(self) -> None:
-        if self._writer is not None:
-            self._writer.finish()
+        if self.store is not None:
+            self.store.finish()
 
     def _resume(self) -> None:
         if self.store is None:
@@ -343,16 +336,16 @@ class Trainer:
         if newest is None:
             return
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer
-        loaded = self.store.load(newest, modules, optimizer, self.team)
-        self._completed = self._saved_step = loaded.step
+        step, extra = load_checkpoint(newest, modules, optimizer, self.team)
+        self._completed = self._saved_step = step
         self._checkpoint = newest
-        self._elapsed = float(loaded.extra["elapsed_seconds"])
-        self._alarm.load_state(loaded.extra["alarm"])
-        losses = loaded.extra.get("spikes")
+        self._elapsed = float(extra["elapsed_seconds"])
+        self._alarm.load_state(extra["alarm"])
+        losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)
         if self.team.is_main:
-            _LOGGER.info("resuming after step %d from %s", loaded.step, newest)
+            _LOGGER.info("resuming after step %d from %s", step, newest)
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = MetricRecord(kind, self._completed, values)
