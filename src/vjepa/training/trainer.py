@@ -137,15 +137,7 @@ class Trainer:
         self.learner = build_learner(
             self.task, self.optim, self.ema, training, team=team, distributed=self.distributed
         )
-        self.store: CheckpointStore | None = None
-        if self.folder is not None:
-            self.store = CheckpointStore(
-                self.folder / CHECKPOINTS_FOLDER,
-                training.keep_last,
-                training.keep_every_steps,
-                team=team,
-                background=training.async_checkpoint,
-            )
+        self.store = None if self.folder is None else self._open_store(self.folder)
         self._guard = BadUpdateGuard(
             training, self.folder, team.rank, lambda update: next(self.batches(update - 1, update))
         )
@@ -155,6 +147,16 @@ class Trainer:
         self._elapsed, self._started = 0.0, time.perf_counter()
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
+
+    def _open_store(self, folder: Path) -> CheckpointStore:
+        training = self.training
+        return CheckpointStore(
+            folder / CHECKPOINTS_FOLDER,
+            training.keep_last,
+            training.keep_every_steps,
+            team=self.team,
+            background=training.async_checkpoint,
+        )
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere.
