@@ -220,7 +220,8 @@ def describe_type(hint: object) -> str:
 @functools.cache
 def meanings(cls: type) -> dict[str, str]:
     """The docstring under each field of a config dataclass, on one line."""
-    found: dict[str, str] = {}
+    base = cls.__base__
+    found = meanings(base) if base is not None and dataclasses.is_dataclass(base) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     for field, text in itertools.pairwise(getattr(body, "body", [])):
         docstring = getattr(getattr(text, "value", None), "value", None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vjepa.config import load_config, recipe_names, recipe_path
-from vjepa.evaluation.across_processes import join_clips
+from vjepa.evaluation.evaluate import join_clips
 from vjepa.evaluation.heads import build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig
 from vjepa.models import PRESETS

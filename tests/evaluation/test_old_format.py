@@ -18,7 +18,7 @@ from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.metrics import ClassificationMetrics, MultiLabelMetrics
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.probe.config import VideosConfig
-from vjepa.jobs.probe.predict import predict
+from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import evaluate
 
 KEPT = Path(__file__).parent / "old_format"
@@ -34,7 +34,8 @@ def old(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", PROBES)
 def test_a_probe_answers_as_it_did(old: Path, name: str) -> None:
     images = [old / "images" / f"{number}.png" for number in (12, 13)]
-    found = predict(old / name, images, encoder=old / "model", top=3, device="cpu", num_threads=1)
+    probe = load_probe(old / name, encoder=old / "model", device="cpu", num_threads=1)
+    found = probe.predict(images, top=3)
     expected = json.loads((old / "expected.json").read_text())[name]["predictions"]
     for answer, wanted in zip(found, expected, strict=True):
         assert [share.name for share in answer.classes] == [entry[0] for entry in wanted]

@@ -100,7 +100,7 @@ def test_bad_input(tiny_set: Path, fields: dict, message: str) -> None:
     ],
 )
 def test_impossible_settings(fields: dict, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}:"):
+    with pytest.raises(ValueError, match=rf"^{name}\b"):
         OnlineProbeConfig(**{"manifest": Path("m"), "label": "colour", **fields})
 
 

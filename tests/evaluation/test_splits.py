@@ -57,18 +57,18 @@ def test_impossible_subsets(arguments: dict, message: str) -> None:
 def test_hold_out_is_a_partition_and_stratified() -> None:
     labels = _labels([40, 20, 2, 1])
     rows = stratified_subset(labels, seed=0)
-    parts = hold_out(labels, rows, 0.25, seed=3)
-    assert sorted([*parts.fit, *parts.choose]) == rows.tolist()
-    assert labels.take(parts.choose).counts().tolist() == [10, 5, 1, 0]
-    assert labels.take(parts.fit).counts().min() >= 1
+    fit, choose = hold_out(labels, rows, 0.25, seed=3)
+    assert sorted([*fit, *choose]) == rows.tolist()
+    assert labels.take(choose).counts().tolist() == [10, 5, 1, 0]
+    assert labels.take(fit).counts().min() >= 1
 
 
 def test_hold_out_of_a_subset_stays_inside_it() -> None:
     labels = _labels([40, 40])
     rows = stratified_subset(labels, per_class=10, seed=0)
-    parts = hold_out(labels, rows, 0.2, seed=0)
-    assert set(parts.fit) | set(parts.choose) == set(rows)
-    assert labels.take(parts.choose).counts().tolist() == [2, 2]
+    fit, choose = hold_out(labels, rows, 0.2, seed=0)
+    assert set(fit) | set(choose) == set(rows)
+    assert labels.take(choose).counts().tolist() == [2, 2]
 
 
 def test_nothing_to_hold_out() -> None:

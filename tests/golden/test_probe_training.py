@@ -12,7 +12,7 @@ from tests.golden.golden_files import GRADIENTS, LOGITS, LOSSES, plain_names, te
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.evaluation.batches import FeatureBatch
+from vjepa.evaluation.batches import ProbeBatch
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeOptimConfig
 from vjepa.jobs.probe.train import scale_groups, schedules
@@ -56,13 +56,12 @@ class _Recorded:
     def __init__(self, recorded: dict[str, Tensor]) -> None:
         self._recorded = recorded
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[FeatureBatch]:
+    def batches(self, start_step: int, stop_step: int) -> Iterator[ProbeBatch]:
         places = np.arange(2)
         for step in range(start_step, stop_step):
-            yield FeatureBatch(
-                step=step,
+            yield ProbeBatch(
                 ordinals=places,
-                places=places,
+                samples=places,
                 tokens=self._recorded[f"train/features_{step % 3}"],
                 labels=self._recorded["train/labels"][step % 3],
             )

@@ -144,11 +144,10 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe.measure import draw
-    from vjepa.jobs.probe.probe import VideosConfig, evaluate_together
+    from vjepa.jobs.probe.probe import VideosConfig, draw, evaluate
     from vjepa.runtime.distributed import world
 
-    measured = evaluate_together(
+    measured = evaluate(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
         encoder=args.encoder,
@@ -177,9 +176,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {path}: its folder does not exist; make it first")
     wanted = [option for option, path in pictures.items() if path is not None]
     if wanted:
-        from vjepa.jobs.probe.probe import load_probe_file
+        from vjepa.jobs.probe.probe import load_saved_probe
 
-        if load_probe_file(args.probe).multi_label:
+        if load_saved_probe(args.probe).multi_label:
             raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
@@ -195,18 +194,12 @@ def _print_metrics(measured: Evaluation) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe.predict import check_predictions_file, predict, write_predictions
+    from vjepa.jobs.probe.predict import check_predictions_file, load_probe, write_predictions
 
     if args.out is not None:
         check_predictions_file(args.out)
-    predictions = predict(
-        args.probe,
-        args.sources,
-        top=args.top,
-        split=args.split,
-        encoder=args.encoder,
-        device=args.device,
-    )
+    probe = load_probe(args.probe, encoder=args.encoder, device=args.device)
+    predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:
         write_predictions(args.out, predictions)
         for prediction in predictions:

@@ -1,28 +1,32 @@
-"""Training batches of clips that are cut and encoded anew in every epoch: the paper's way.
+"""Training batches of a probe: features that were made before, or clips cut and encoded anew.
 
-The samples come in the same order as those of cached features, and the clip of a sample in epoch e
-is the one that pass e of the cache holds: with as many cached passes as epochs both ways train on
-the same features.
+Both ways take the samples in the same order, and the clip of a sample in epoch e is the one that
+pass e of the features holds: with as many passes as epochs both train on the same features.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vjepa.counter_random import permute
-from vjepa.data.clips.dataset import EvaluationClips
-from vjepa.data.clips.views import JoinSegments, ViewConfig
+from vjepa.data.clips.dataset import BadVideo, EvaluationClips
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.across_processes import join_clips, stacked_for_training
-from vjepa.evaluation.frozen import BadVideo, ClipRows, FeatureSet, encode_rows
-from vjepa.runtime.device import Precision
+from vjepa.evaluation.evaluate import join_clips
+from vjepa.evaluation.frozen import FeatureExtractor, FeatureSet
+
+Wanted = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows of the manifest and the pass that each is wanted from, int64 [b] twice."""
+Read = Callable[[Iterable[Wanted]], Iterator[FeatureSet]]
+"""Features of wanted rows, in their order; rows that cannot be read are listed as bad."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class SampleOrder:
 
     Attributes:
         count: Samples n.
-        batch_size: Samples per update, at most n.
+        batch_size: Samples per update, at most n: a batch larger than the data would hold one
+            sample twice while another is not in it.
         seed: Of the order.
     """
 
@@ -54,128 +59,28 @@ class SampleOrder:
         return samples, epochs
 
 
-def sample_order(count: int, batch_size: int, seed: int) -> SampleOrder:
-    """The order of n samples, in batches of at most n.
-
-    A batch larger than the data would hold one sample twice while another is not in it.
-    """
-    return SampleOrder(count, min(batch_size, count), seed)
-
-
 @dataclass(frozen=True)
-class FeatureBatch:
+class ProbeBatch:
     """One batch of a probe's training.
 
     Attributes:
-        step: Number of the update that uses it, from 0.
         ordinals: int64 [B], the samples' numbers in the endless stream.
-        places: int64 [B], numbers of the samples.
+        samples: int64 [B], numbers of the samples among the training rows.
         tokens: [B * P, N, D], as stored; P inputs of each video.
         labels: [B * P] int64, or [B * P, classes] float32 where a video has several labels.
     """
 
-    step: int
     ordinals: NDArray[np.int64]
-    places: NDArray[np.int64]
+    samples: NDArray[np.int64]
     tokens: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
         """The number of samples B."""
-        return len(self.places)
+        return len(self.samples)
 
 
-class FeatureBatches:
-    """Gives the batches of any range of steps."""
-
-    def __init__(
-        self,
-        passes: Sequence[FeatureSet],
-        places: NDArray[np.int64],
-        targets: NDArray[np.int64] | NDArray[np.float32],
-        batch_size: int,
-        seed: int,
-        *,
-        num_segments: int = 1,
-        join: JoinSegments = "tokens",
-    ) -> None:
-        """Take the training part of feature sets.
-
-        Args:
-            passes: K sets of token maps of the same videos, each seen through other random clips;
-                epoch e takes number e modulo K.
-            places: int64 [K, n], where each pass has the n training samples.
-            targets: int64 [n], their class numbers; or float32 [n, classes].
-            batch_size: Samples per update; at most n are taken.
-            seed: Of the order.
-            num_segments, join: How segments become the probe's input (:func:`join_clips`).
-
-        Raises:
-            ValueError: There is nothing to train on, or lengths differ.
-        """
-        if places.size == 0 or places.shape != (len(passes), len(targets)):
-            raise ValueError(
-                f"places: shape {places.shape} for {len(passes)} passes with {len(targets)} labels"
-            )
-        self._passes, self._places, self._targets = tuple(passes), places, targets
-        self._num_segments, self._join = num_segments, join
-        self.order = sample_order(len(targets), batch_size, seed)
-
-    def batches(self, start_step: int, stop_step: int) -> Iterator[FeatureBatch]:
-        """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
-        size = self.order.batch_size
-        for step in range(start_step, stop_step):
-            samples, epochs = self.order.batch(step)
-            tokens = join_clips(self._gather(samples, epochs), self._num_segments, self._join)
-            inputs, labels = stacked_for_training(tokens, torch.from_numpy(self._targets[samples]))
-            yield FeatureBatch(
-                step=step,
-                ordinals=np.arange(step * size, (step + 1) * size),
-                places=samples,
-                tokens=inputs,
-                labels=labels,
-            )
-
-    def _gather(self, samples: NDArray[np.int64], epochs: NDArray[np.int64]) -> Tensor:
-        """Token maps [B, R, N, D] of samples, each out of the pass of its epoch."""
-        which = epochs % len(self._passes)
-        present = np.unique(which)
-        if len(present) == 1:
-            taken = int(present[0])
-            return self._passes[taken].gather(self._places[taken, samples])
-        parts = [
-            self._passes[taken].gather(self._places[taken, samples[which == taken]])
-            for taken in present
-        ]
-        back = np.argsort(np.concatenate([np.flatnonzero(which == taken) for taken in present]))
-        return torch.cat(parts)[torch.from_numpy(back)]
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """One batch of a probe's training on clips.
-
-    Attributes:
-        step: Number of the update that uses it, from 0.
-        ordinals: int64 [b], the samples' numbers in the endless stream.
-        rows: The clips of the videos that could be read.
-        targets: [b] int64, or [b, classes] float32.
-    """
-
-    step: int
-    ordinals: NDArray[np.int64]
-    rows: ClipRows
-    targets: Tensor
-
-    def __len__(self) -> int:
-        """The number of samples b."""
-        return len(self.ordinals)
-
-
-class ClipBatches:
+class ProbeBatches:
     """Gives the batches of any range of steps.
 
     Attributes:
@@ -184,93 +89,78 @@ class ClipBatches:
 
     def __init__(
         self,
-        source: EvaluationClips,
+        read: Read,
         rows: NDArray[np.int64],
         targets: NDArray[np.int64] | NDArray[np.float32],
         batch_size: int,
         seed: int,
+        view: ViewConfig,
     ) -> None:
         """Read nothing yet.
 
         Args:
-            source: Cuts random clips.
+            read: Gives features.
             rows: int64 [n], manifest rows to train on.
             targets: int64 [n], their class numbers; or float32 [n, classes].
             batch_size: Samples per update; at most n are taken.
             seed: Of the order.
+            view: How segments become the probe's input.
 
         Raises:
             ValueError: There is nothing to train on, or lengths differ.
         """
         if len(rows) == 0 or len(rows) != len(targets):
             raise ValueError(f"rows: {len(rows)} of them with {len(targets)} labels")
-        self._source, self._rows, self._targets = source, rows, targets
+        self._read, self._rows, self._targets, self._view = read, rows, targets, view
         self._bad: dict[int, BadVideo] = {}
-        self.order = sample_order(len(rows), batch_size, seed)
+        self.order = SampleOrder(len(rows), min(batch_size, len(rows)), seed)
 
     @property
     def bad(self) -> tuple[BadVideo, ...]:
         """Videos that could not be read so far, in row order."""
         return tuple(self._bad[row] for row in sorted(self._bad))
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
+    def batches(self, start_step: int, stop_step: int) -> Iterator[ProbeBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`.
 
         Raises:
             UserError: A video cannot be read and bad ones are not to be listed; or all of a batch
                 are bad.
         """
-        size = self.order.batch_size
-        wanted = (self._requests(step) for step in range(start_step, stop_step))
-        for step, read in enumerate(self._source.stream(wanted, 2 * size), start_step):
-            samples, _ = self.order.batch(step)
-            self._bad |= {video.row: video for video in read.bad}
-            good = ~np.isin(self._rows[samples], [video.row for video in read.bad])
+        size, view = self.order.batch_size, self._view
+        orders, later = itertools.tee(map(self.order.batch, range(start_step, stop_step)))
+        found = self._read((self._rows[samples], epochs) for samples, epochs in later)
+        steps = range(start_step, stop_step)
+        for step, (samples, _), part in zip(steps, orders, found, strict=True):
+            self._bad |= {video.row: video for video in part.bad}
+            good = ~np.isin(self._rows[samples], [video.row for video in part.bad])
             if not good.any():
-                raise UserError(f"{read.bad[0].path}: no video of this batch can be read")
-            yield ClipBatch(
-                step=step,
+                raise UserError(f"{part.bad[0].path}: no video of this batch can be read")
+            tokens = join_clips(part.tokens, view.num_segments, view.join)
+            labels = torch.from_numpy(self._targets[samples[good]])
+            yield ProbeBatch(
                 ordinals=np.arange(step * size, (step + 1) * size)[good],
-                rows=read,
-                targets=torch.from_numpy(self._targets[samples[good]]),
+                samples=samples[good],
+                # Every input of a video is a sample with the video's label.
+                tokens=tokens.flatten(0, 1),
+                labels=torch.repeat_interleave(labels, tokens.shape[1], dim=0),
             )
 
-    def _requests(self, step: int) -> list[tuple[int, int]]:
-        samples, epochs = self.order.batch(step)
-        return list(zip(self._rows[samples].tolist(), epochs.tolist(), strict=True))
 
-    def close(self) -> None:
-        """End the worker processes."""
-        self._source.close()
+def read_passes(passes: Sequence[FeatureSet], wanted: Iterable[Wanted]) -> Iterator[FeatureSet]:
+    """Features that are there: epoch e takes pass number e modulo K of K passes."""
+    for rows, epochs in wanted:
+        which = epochs % len(passes)
+        present = np.unique(which)
+        parts = [passes[taken].gather(rows[which == taken]) for taken in present]
+        back = np.argsort(np.concatenate([np.flatnonzero(which == taken) for taken in present]))
+        tokens = parts[0] if len(parts) == 1 else torch.cat(parts)[torch.from_numpy(back)]
+        yield FeatureSet((tokens,), rows)
 
 
-@dataclass(frozen=True)
-class ClipEncoder:
-    """Encodes training clips without autograd, once for all heads.
-
-    Attributes:
-        encoder: Frozen, on its device.
-        view: How segments are joined.
-        precision, storage: As the cache would hold the features.
-        clips_per_call: Most clips in one forward call.
-    """
-
-    encoder: nn.Module
-    view: ViewConfig
-    precision: Precision
-    storage: Precision
-    clips_per_call: int
-
-    def __call__(self, batch: ClipBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The probe's inputs [b * P, N, D] and targets of a batch, on the device."""
-        encoded = encode_rows(
-            self.encoder,
-            [batch.rows],
-            device=device,
-            precision=self.precision,
-            storage=self.storage,
-            clips_per_call=self.clips_per_call,
-        )
-        tokens = join_clips(encoded.tokens, self.view.num_segments, self.view.join)
-        inputs, targets = stacked_for_training(tokens, batch.targets)
-        return inputs.to(device), targets.to(device)
+def read_clips(
+    extractor: FeatureExtractor, clips: EvaluationClips, ahead: int, wanted: Iterable[Wanted]
+) -> Iterator[FeatureSet]:
+    """Clips that are cut and encoded now; at most `ahead` videos wait to be used."""
+    requests = (list(zip(rows.tolist(), epochs.tolist(), strict=True)) for rows, epochs in wanted)
+    return map(extractor.encode, clips.stream(requests, ahead))

@@ -1,8 +1,8 @@
-"""Features on disk: written once per (weights, data, clip, view), then mapped, not computed.
+"""Frozen features: made once per (weights, videos, clips), kept on disk, then mapped, not computed.
 
 A cache folder holds one sub-folder per key. The key is the hash of everything that the numbers
 depend on, so features of other weights can never be taken for these. Inside are shards of a fixed
-number of manifest rows, each a safetensors file written aside and renamed: an extraction that was
+number of manifest rows, each a safetensors file that is whole or not there: an extraction that was
 interrupted goes on with the first missing shard and ends with the same bytes. Each pass of random
 views is a folder of its own, so that more passes are added to those that are there.
 """
@@ -11,26 +11,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vjepa.data.clips.dataset import BadVideo, ClipRows
+from vjepa.config import config_dataclass, to_dict
+from vjepa.data.clips.augment import AugmentConfig
+from vjepa.data.clips.dataset import BadVideo, ClipRows, EvaluationClips, OnBadVideo, ReadingConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.models import normalise_clip
-from vjepa.runtime.device import Precision, to_device
+from vjepa.models import EncoderConfig, normalise_clip
+from vjepa.runtime.device import DeviceSetup, Precision, to_device
+from vjepa.runtime.files import atomic_path, atomic_write
+from vjepa.runtime.progress import open_progress
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest
+    from vjepa.evaluation.labels import Split
+
+_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_MOST_IN_MEMORY_BYTES = 1 << 30
+_FORMAT = "vjepa-features-2"
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -61,76 +72,135 @@ def settings_hash(settings: Mapping[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+def data_hash(manifest: Manifest, rows: NDArray[np.int64]) -> str:
+    """Hash of the rows that features are computed from.
 
-Progress = Callable[[int, int], None]
-"""Called with (clips done, clips in all)."""
+    Besides the manifest's content hash it holds sizes and frame counts, so that files which were
+    replaced by others of the same name are noticed once they have been indexed again.
+    """
+    digest = hashlib.sha256(manifest.content_hash.encode())
+    for column in (rows, manifest.numeric("bytes")[rows], manifest.numeric("num_frames")[rows]):
+        digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
-class ClipSource(Protocol):
-    """Gives evaluation clips in row order; a pure function of the rows asked for."""
+@config_dataclass
+class EncoderIdentity:
+    """Which encoder features are of.
 
-    def __len__(self) -> int:
-        """Number of rows n that it gives."""
-        ...
+    Attributes:
+        weights_hash: SHA-256 of its weights; a probe works with no other.
+        config: Its sizes.
+        path: Where it was found, for the reader of the file; None for random weights.
+        which: ``target``, ``context`` or ``random`` weights.
+        seed: Of random weights; None otherwise.
+        timm: Name of the model in timm, for image models of that library; None for ours. `path` is
+            then the file of its weights.
+    """
+
+    weights_hash: str
+    config: EncoderConfig
+    path: str | None
+    which: str
+    seed: int | None = None
+    timm: str | None = None
 
     @property
-    def clips_per_video(self) -> int:
-        """R, clips of each video."""
-        ...
+    def source(self) -> str:
+        """What to call it in messages."""
+        origin = self.path or "random weights"
+        return origin if self.timm is None else f"timm {self.timm} ({origin})"
 
-    def path(self, row: int) -> str:
-        """The file of a manifest row."""
-        ...
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterable[ClipRows]:
-        """Clips of its rows number `start` to before `stop`, `batch_size` rows at a time."""
-        ...
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is only looked through.
+
+    Attributes:
+        encoder: In evaluation mode, without gradients: normalised float video [B, C, T, H, W] ->
+            tokens [B, N, D]. An image model sees every frame alone.
+        identity: Its hash, sizes and origin.
+    """
+
+    encoder: nn.Module
+    identity: EncoderIdentity
+
+
+@config_dataclass
+class EncodingConfig:
+    """How the encoder is run and its features kept: what the same numbers need besides the clips.
+
+    The number of clips per call and compiling may change the last bits.
+    """
+
+    precision: Precision = "float32"
+    """Of the encoder's computation."""
+    storage: Precision = "float32"
+    """Type in which features are kept; `bfloat16` takes half the space."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Clips per forward call of the encoder."""
+    shard_clips: Annotated[int, Field(ge=1)] = 512
+    """About how many clips make a shard of the cache; a test set without cache is dealt with shard
+    by shard, so that this bounds the memory."""
+    compile: bool = False
+    """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
+
+
+@config_dataclass
+class ClipSettings:
+    """What is seen of each video and how it is encoded: a probe's input is this of any video.
+
+    Attributes:
+        clip: Which frames.
+        view: Which segments, and which part of the frames.
+        features: How the encoder is run.
+    """
+
+    clip: ClipConfig
+    view: ViewConfig
+    features: EncodingConfig
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Token maps of n videos.
+    """Token maps of some videos.
 
     Attributes:
-        shards: Tensors [n_i, R, N, D], float32 or bfloat16, together n rows in order. Large ones
-            from a cache are mapped from disk, so that a set may be larger than the memory.
-        rows: int64 [n], ascending rows of the manifest.
-        paths: The n files.
+        shards: Tensors [n_i, R, N, D] on the CPU, float32 or bfloat16, together n rows in order.
+            Large ones from a cache are mapped from disk, so that a set may be larger than memory.
+        rows: int64 [n], rows of the manifest.
         bad: Videos that are missing because they could not be read.
     """
 
     shards: tuple[Tensor, ...]
     rows: NDArray[np.int64]
-    paths: tuple[str, ...]
     bad: tuple[BadVideo, ...] = ()
 
     def __post_init__(self) -> None:
         held = sum(int(shard.shape[0]) for shard in self.shards)
-        if not held == len(self.rows) == len(self.paths):
-            raise ValueError(
-                f"features of {held} clips, {len(self.rows)} rows and {len(self.paths)} paths "
-                "do not fit together"
-            )
+        if held != len(self.rows):
+            raise ValueError(f"features of {held} clips do not fit to {len(self.rows)} rows")
 
     def __len__(self) -> int:
         """The number of videos n."""
-        return len(self.paths)
+        return len(self.rows)
 
     @property
     def tokens(self) -> Tensor:
         """All token maps as one tensor [n, R, N, D]; copies when there are several shards."""
         return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
 
-    def gather(self, indices: NDArray[np.int64]) -> Tensor:
-        """Token maps at the given places of this set.
+    def gather(self, rows: NDArray[np.int64]) -> Tensor:
+        """Token maps [b, R, N, D] of rows int64 [b] in the given order, in the stored type.
 
-        Args:
-            indices: int64 [b], each in [0, n).
+        The set's own rows must be in ascending order.
 
-        Returns:
-            [b, R, N, D] in the given order, in the stored type.
+        Raises:
+            ValueError: A row is not in this set.
         """
+        indices = np.searchsorted(self.rows, rows)
+        if len(rows) and not np.array_equal(self.rows[indices.clip(max=len(self) - 1)], rows):
+            raise ValueError("rows: some are not in this set of features")
         if len(self.shards) == 1:
             return self.shards[0].index_select(0, torch.from_numpy(indices))
         ends = np.cumsum([shard.shape[0] for shard in self.shards])
@@ -143,9 +213,11 @@ class FeatureSet:
             out[torch.from_numpy(places)] = self.shards[shard][torch.from_numpy(inside)]
         return out
 
-    def pooled(self) -> Tensor:
-        """Mean over all tokens of each video: float32 [n, D]."""
-        return torch.cat([shard.float().flatten(1, -2).mean(dim=1) for shard in self.shards])
+    def parts(self, rows: NDArray[np.int64], size: int = 64) -> Iterator[FeatureSet]:
+        """The features of rows, some at a time."""
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            yield FeatureSet((self.gather(part),), part)
 
 
 @torch.no_grad()
@@ -169,284 +241,211 @@ def encode_clips(
     return tokens.float()
 
 
-def encode_rows(
-    encoder: nn.Module,
-    batches: Iterable[ClipRows],
-    *,
-    device: torch.device,
-    precision: Precision,
-    storage: Precision,
-    clips_per_call: int = 32,
-    on_batch: Callable[[int], None] | None = None,
-) -> EncodedRows:
-    """Run the encoder over batches of clips.
-
-    Args:
-        encoder: As for :func:`encode_clips`; put into evaluation mode for the time of the call.
-        batches: Clips in row order.
-        device, precision: As for :func:`encode_clips`.
-        storage: Type in which features are kept.
-        clips_per_call: Most clips in one forward call.
-        on_batch: Called after each batch with the number of rows dealt with, bad ones included.
-
-    Returns:
-        The features.
-    """
-    tokens: list[Tensor] = []
-    rows: list[NDArray[np.int64]] = []
-    bad: list[BadVideo] = []
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        for batch in batches:
-            bad.extend(batch.bad)
-            if len(batch.rows):
-                calls = batch.clips.flatten(0, 1).split(clips_per_call)
-                parts = [encode_clips(encoder, call, device, precision) for call in calls]
-                kept = torch.cat([part.to("cpu", _DTYPES[storage]) for part in parts])
-                tokens.append(kept.unflatten(0, batch.clips.shape[:2]))
-                rows.append(batch.rows)
-            if on_batch is not None:
-                on_batch(len(batch.rows) + len(batch.bad))
-    finally:
-        encoder.train(was_training)
-    return EncodedRows(
-        tokens=torch.cat(tokens) if tokens else torch.empty(0, 0, 0, 0, dtype=_DTYPES[storage]),
-        rows=np.concatenate(rows) if rows else np.empty(0, dtype=np.int64),
-        bad=tuple(bad),
-    )
-
-
 @dataclass(frozen=True)
-class EncodedRows:
-    """Features of a span of manifest rows.
+class FeatureExtractor:
+    """Makes features of one encoder, always in the same way.
 
     Attributes:
-        tokens: [n, R, N, D] on the CPU; [0, 0, 0, 0] when no video of the span could be read.
-        rows: int64 [n].
-        bad: The videos of the span that could not be read.
+        frozen: The encoder.
+        settings: What is seen of each video and how it is encoded.
+        setup: Where.
+        reading: Worker processes.
+        on_bad_video: What becomes of videos that cannot be read.
+        cache_dir: Where features are kept, if anywhere.
+        augment: What is random about the clips; None: nothing.
     """
 
-    tokens: Tensor
-    rows: NDArray[np.int64]
-    bad: tuple[BadVideo, ...]
-
-
-_MOST_IN_MEMORY_BYTES = 1 << 30
-_FORMAT = "vjepa-features-2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureKey:
-    """Everything that features depend on.
-
-    Attributes:
-        weights_hash: Of the encoder (:func:`vjepa.evaluation.frozen.weights_hash`).
-        encoder: The encoder's config as plain values.
-        data_hash: Of the videos and of the rows taken (:func:`data_hash`).
-        clip: How the frames were chosen, as plain values.
-        view: How they were cropped, as plain values.
-        precision, storage: Type of the computation and of what is kept.
-        batch_size: Clips per forward call: it can change the last bits of a matrix product.
-        shard_clips: About how many clips a shard holds.
-        device: ``cpu`` or ``cuda``, for the same reason as `batch_size`.
-        augment: What is random about the clips, with the number of the pass; None: nothing.
-        compile: Whether the encoder was compiled.
-    """
-
-    weights_hash: str
-    encoder: dict[str, object]
-    data_hash: str
-    clip: dict[str, object]
-    view: dict[str, object]
-    precision: Precision
-    storage: Precision
-    batch_size: int
-    shard_clips: int
-    device: str
-    augment: dict[str, object] | None = None
-    compile: bool = False
+    frozen: FrozenEncoder
+    settings: ClipSettings
+    setup: DeviceSetup
+    reading: ReadingConfig
+    on_bad_video: OnBadVideo = "error"
+    cache_dir: Path | None = None
+    augment: AugmentConfig | None = None
 
     @property
-    def digest(self) -> str:
-        """Hash of all fields, 64 hexadecimal digits."""
-        return settings_hash({"format": _FORMAT, **asdict(self)})
+    def is_random(self) -> bool:
+        """Whether another pass gives other features."""
+        return self.augment is not None and self.augment.policy != "none"
 
+    def open_clips(
+        self, split: Split, rows: NDArray[np.int64] | None, pass_index: int = 0
+    ) -> EvaluationClips:
+        """The clips of some rows (int64, ascending; None: all); with a cache those that it holds.
 
-def data_hash(manifest: Manifest, rows: NDArray[np.int64]) -> str:
-    """Hash of the rows that features are computed from.
-
-    Besides the manifest's content hash it holds sizes and frame counts, so that files which were
-    replaced by others of the same name are noticed once they have been indexed again.
-
-    Args:
-        manifest: The selected manifest.
-        rows: int64 [n], its rows that are used.
-
-    Returns:
-        64 hexadecimal digits.
-    """
-    digest = hashlib.sha256(manifest.content_hash.encode())
-    for column in (rows, manifest.numeric("bytes")[rows], manifest.numeric("num_frames")[rows]):
-        digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def extract_features(
-    encoder: nn.Module,
-    source: ClipSource,
-    key: FeatureKey,
-    *,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
-) -> FeatureSet:
-    """Features of all videos of a source, from the cache where they are there already.
-
-    Args:
-        encoder: Frozen encoder, float video [B, C, T, H, W] -> tokens [B, N, D].
-        source: Gives the clips.
-        key: What the features depend on; also says how to compute them.
-        cache_dir: Folder of the cache; None keeps everything in memory only.
-        progress: Told how many videos are done.
-
-    Returns:
-        The features in manifest order.
-
-    Raises:
-        UserError: Not one video could be read, or the cache is not readable.
-    """
-    return _join(list(feature_shards(encoder, source, key, cache_dir, progress)), source)
-
-
-def feature_shards(
-    encoder: nn.Module,
-    source: ClipSource,
-    key: FeatureKey,
-    cache_dir: Path | None = None,
-    progress: Progress | None = None,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[EncodedRows]:
-    """The same one shard at a time, so that nothing larger than a shard need be in memory.
-
-    Args:
-        encoder, source, key, cache_dir, progress: As in :func:`extract_features`.
-        share: (rank, world size): every world-size-th shard, starting with the rank-th. The shards
-            are the same at any world size, and so is every number in them.
-
-    Yields:
-        Features of a span of rows, in manifest order.
-    """
-    device = torch.device(key.device)
-    folder = None if cache_dir is None else _open_folder(cache_dir, key)
-    batch_rows = max(1, key.batch_size // source.clips_per_video)
-    # Whole batches per shard, so that a resumed extraction forms the very same batches.
-    shard_rows = batch_rows * max(1, key.shard_clips // (batch_rows * source.clips_per_video))
-    starts = range(share[0] * shard_rows, len(source), share[1] * shard_rows)
-    total = sum(min(shard_rows, len(source) - start) for start in starts)
-    counter = _Counter(total, progress)
-    for start in starts:
-        stop = min(start + shard_rows, len(source))
-        path = None if folder is None else folder / f"shard_{start // shard_rows:05d}.safetensors"
-        if path is not None and path.exists():
-            yield _read_shard(path)
-            counter.add(stop - start)
-            continue
-        part = encode_rows(
-            encoder,
-            source.batches(start, stop, batch_rows),
-            device=device,
-            precision=key.precision,
-            storage=key.storage,
-            clips_per_call=key.batch_size,
-            on_batch=counter.add,
+        Nothing is read yet. `pass_index` is the number of the pass, for random clips.
+        """
+        return EvaluationClips(
+            split.manifest,
+            self.settings.clip,
+            self.settings.view,
+            self.reading,
+            rows=rows if self.cache_dir is None else split.cached_rows,
+            on_bad_video=self.on_bad_video,
+            augment=self.augment,
+            pass_index=pass_index,
         )
-        if path is not None:
-            _write_shard(path, part)
-            part = _read_shard(path)
-        yield part
 
+    def encode(self, clips: ClipRows) -> FeatureSet:
+        """The features of some clips, on the CPU as they are kept."""
+        kept = _DTYPES[self.settings.features.storage]
+        if len(clips.rows) == 0:
+            return FeatureSet((torch.empty(0, 0, 0, 0, dtype=kept),), clips.rows, clips.bad)
+        encoder, device = self.frozen.encoder.to(self.setup.device), self.setup.device
+        precision = self.settings.features.precision
+        calls = clips.clips.flatten(0, 1).split(self.settings.features.batch_size)
+        parts = [encode_clips(encoder, call, device, precision).to("cpu", kept) for call in calls]
+        return FeatureSet(
+            (torch.cat(parts).unflatten(0, clips.clips.shape[:2]),), clips.rows, clips.bad
+        )
 
-class _Counter:
-    """Adds up finished rows and passes them on."""
+    def shards(
+        self,
+        split: Split,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        pass_index: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[FeatureSet]:
+        """Features one shard at a time, from the cache where they are: a set need not fit memory.
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
+        With a cache more rows are encoded, so that another choice of rows finds them there.
 
-    def add(self, rows: int) -> None:
-        self._done += rows
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        Args:
+            split: The videos.
+            rows: int64, ascending; None takes all.
+            pass_index: Number of the pass, for random clips.
+            share: (rank, world size): every world-size-th shard, starting with the rank-th. The
+                shards are the same at any world size, and so is every number in them.
 
+        Yields:
+            Features of at least these rows, less the videos that cannot be read, in row order.
 
-def _join(parts: list[EncodedRows], source: ClipSource) -> FeatureSet:
-    full = [part for part in parts if len(part.rows)]
-    bad = tuple(video for part in parts for video in part.bad)
-    if not full:
-        reason = f" (first: {bad[0].path}: {bad[0].reason})" if bad else ""
-        raise UserError(f"not one video could be read{reason}")
-    rows = np.concatenate([part.rows for part in full])
-    shards = tuple(part.tokens for part in full)
-    if sum(shard.nbytes for shard in shards) <= _MOST_IN_MEMORY_BYTES:
-        # Small sets are read once: gathering from one tensor is several times faster.
-        shards = (torch.cat(shards),)
-    return FeatureSet(
-        shards=shards,
-        rows=rows,
-        paths=tuple(source.path(int(row)) for row in rows),
-        bad=bad,
-    )
-
-
-def _open_folder(cache_dir: Path, key: FeatureKey) -> Path:
-    """The folder of a key, made when new; a shortened digest is checked against the whole key."""
-    folder = cache_dir / key.digest[:20]
-    description = json.dumps({"format": _FORMAT, **asdict(key)}, indent=1, sort_keys=True)
-    described = folder / "features.json"
-    if described.exists():
-        if described.read_text(encoding="utf-8") != description:
-            raise UserError(
-                f"{described}: made with {_difference(described, key)} than this folder's name "
-                "says; delete the folder"
+        Raises:
+            UserError: A video cannot be read and bad ones are not to be listed, or the cache is not
+                readable.
+        """
+        how = self.settings.features
+        with self.open_clips(split, rows, pass_index) as source:
+            key = self._key(split, source.rows, pass_index)
+            folder = None if self.cache_dir is None else _open_folder(self.cache_dir, key)
+            batch_rows = max(1, how.batch_size // source.clips_per_video)
+            # Whole batches per shard, so that a resumed extraction forms the very same batches.
+            shard_rows = batch_rows * max(
+                1, how.shard_clips // (batch_rows * source.clips_per_video)
             )
+            starts = range(share[0] * shard_rows, len(source), share[1] * shard_rows)
+            total = sum(min(shard_rows, len(source) - start) for start in starts)
+            done, what = 0, f"features of {split.name}"
+            if self.is_random:
+                what = f"{what}, pass {pass_index + 1}"
+            with open_progress(what, total) as progress:
+                for start in starts:
+                    stop = min(start + shard_rows, len(source))
+                    name = f"shard_{start // shard_rows:05d}.safetensors"
+                    path = None if folder is None else folder / name
+                    if path is None or not path.exists():
+                        parts = []
+                        for batch in source.batches(start, stop, batch_rows):
+                            parts.append(self.encode(batch))
+                            done += len(batch.rows) + len(batch.bad)
+                            progress.update(done)
+                        part = _joined(parts)
+                        if path is not None:
+                            _write_shard(path, part)
+                    else:
+                        done += stop - start
+                        progress.update(done)
+                    yield part if path is None else _read_shard(path)
+
+    def features(
+        self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
+    ) -> FeatureSet:
+        """All shards together; arguments and errors as there.
+
+        Raises:
+            UserError: Also when not one video can be read.
+        """
+        parts = list(self.shards(split, rows, pass_index=pass_index))
+        full = [part for part in parts if len(part)]
+        bad = tuple(video for part in parts for video in part.bad)
+        if not full:
+            reason = f" (first: {bad[0].path}: {bad[0].reason})" if bad else ""
+            raise UserError(f"not one video could be read{reason}")
+        shards = tuple(shard for part in full for shard in part.shards)
+        if sum(shard.nbytes for shard in shards) <= _MOST_IN_MEMORY_BYTES:
+            # Small sets are read once: gathering from one tensor is several times faster.
+            shards = (torch.cat(shards),)
+        return FeatureSet(shards, np.concatenate([part.rows for part in full]), bad)
+
+    def _key(self, split: Split, rows: NDArray[np.int64], pass_index: int) -> dict[str, Any]:
+        """Everything that the numbers depend on, as plain values."""
+        augment = None
+        if self.augment is not None and self.is_random:
+            augment = {**to_dict(self.augment), "pass": pass_index}
+        settings = to_dict(self.settings)
+        # How segments are joined comes after the features.
+        settings["view"].pop("join")
+        return {
+            "format": _FORMAT,
+            "weights_hash": self.frozen.identity.weights_hash,
+            "encoder": to_dict(self.frozen.identity.config),
+            "data_hash": data_hash(split.manifest, rows),
+            "clip": settings["clip"],
+            "view": settings["view"],
+            **settings["features"],
+            # A GPU may give other last bits than a CPU.
+            "device": self.setup.device.type,
+            "augment": augment,
+        }
+
+
+def _joined(parts: list[FeatureSet]) -> FeatureSet:
+    """Parts of one shard in one tensor."""
+    full = [part.tokens for part in parts if len(part)]
+    tokens = torch.cat(full) if full else parts[0].tokens
+    rows = np.concatenate([part.rows for part in parts])
+    return FeatureSet((tokens,), rows, tuple(video for part in parts for video in part.bad))
+
+
+def _open_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
+    """The folder of a key, made when new; a shortened digest is checked against the whole key."""
+    folder = cache_dir / settings_hash(key)[:20]
+    described = folder / "features.json"
+    if not described.exists():
+        atomic_write(described, json.dumps(key, indent=1, sort_keys=True))
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"features.{os.getpid()}.partial"  # several processes may share a cache
-    aside.write_text(description, encoding="utf-8")
-    aside.replace(described)
+    try:
+        stored = json.loads(described.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(key))
+        names = [name for name, value in wanted.items() if stored.get(name) != value]
+        difference = "another " + ", ".join(names)
+    except (ValueError, AttributeError):
+        names, difference = ["all"], "other settings"
+    if names:
+        raise UserError(
+            f"{described}: made with {difference} than this folder's name says; delete the folder"
+        )
     return folder
 
 
-def _difference(described: Path, key: FeatureKey) -> str:
-    """In which fields a stored description differs from a key, for a message."""
-    try:
-        stored = json.loads(described.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(asdict(key)))
-        names = [name for name, value in wanted.items() if stored.get(name) != value]
-    except (ValueError, AttributeError):
-        return "other settings"
-    return "another " + ", ".join(names) if names else "other settings"
+def _write_shard(path: Path, part: FeatureSet) -> None:
+    tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
+    with atomic_path(path) as aside:
+        save_file(
+            tensors, aside, metadata={"bad": json.dumps([asdict(video) for video in part.bad])}
+        )
 
 
-def _write_shard(path: Path, part: EncodedRows) -> None:
-    """Write aside and rename, so that a shard that exists is whole."""
-    aside = path.with_suffix(f".{os.getpid()}.partial")
-    tensors: dict[str, Tensor] = {
-        "tokens": part.tokens.contiguous(),
-        "rows": torch.from_numpy(part.rows),
-    }
-    save_file(tensors, aside, metadata={"bad": json.dumps([asdict(video) for video in part.bad])})
-    aside.replace(path)
-
-
-def _read_shard(path: Path) -> EncodedRows:
+def _read_shard(path: Path) -> FeatureSet:
     """Map a shard; its pages are read when they are used."""
     try:
         with safe_open(path, framework="pt") as file:
             bad = json.loads((file.metadata() or {})["bad"])
-            return EncodedRows(
-                tokens=file.get_tensor("tokens"),
-                rows=file.get_tensor("rows").numpy(),
-                bad=tuple(BadVideo(**video) for video in bad),
+            return FeatureSet(
+                (file.get_tensor("tokens"),),
+                file.get_tensor("rows").numpy(),
+                tuple(BadVideo(**video) for video in bad),
             )
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable feature shard ({error}); delete it") from error

@@ -19,10 +19,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
@@ -186,29 +187,21 @@ class HeadConfig:
     variant: PoolerVariant = "released"
     """Attentive only. `released`: what the authors' code computes (no output projection, no last
     LayerNorm); `paper`: as their text says, with both."""
-    depth: int = 1
+    depth: Annotated[int, Field(ge=1)] = 1
     """Attentive only. 1: the cross-attention block; each one more adds a block over the query."""
-    num_heads: int | None = None
+    num_heads: Annotated[int, Field(ge=1)] | None = None
     """Attentive only. Attention heads; null takes the encoder's number."""
     norm: bool = True
     """Linear only. Whether the average passes a LayerNorm before the linear layer."""
-    neighbours: int = 20
+    neighbours: Annotated[int, Field(ge=1)] = 20
     """k of `knn`."""
-    temperature: float = 0.07
+    temperature: Annotated[float, Field(gt=0)] = 0.07
     """`knn` and `nearest_mean`: cosines are divided by it before exp. It moves the weight of the
     votes, and the confidence."""
 
     def __post_init__(self) -> None:
-        if self.depth < 1:
-            raise ValueError(f"depth: must be at least 1, got {self.depth}")
-        if self.num_heads is not None and self.num_heads < 1:
-            raise ValueError(f"num_heads: must be at least 1, got {self.num_heads}")
         if self.kind != "attentive" and self.depth != 1:
             raise ValueError(f"depth: a {self.kind} probe has depth 1, got {self.depth}")
-        if self.neighbours < 1:
-            raise ValueError(f"neighbours: must be at least 1, got {self.neighbours}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: must be above 0, got {self.temperature}")
 
     @property
     def is_trained(self) -> bool:
@@ -221,32 +214,17 @@ LookupHead = NearestNeighbours | NearestMean
 ProbeHead = TrainedHead | LookupHead
 
 
-def build_lookup(
-    config: HeadConfig, width: int, num_classes: int, num_stored: int = 0
-) -> LookupHead:
-    """A head that remembers training features instead of learning, still empty.
-
-    Args:
-        config: Its form.
-        width: Token width D.
-        num_classes: Classes.
-        num_stored: Training videos, for `knn`.
-    """
-    if config.kind == "knn":
-        return NearestNeighbours(
-            width, num_classes, config.neighbours, config.temperature, num_stored
-        )
-    return NearestMean(width, num_classes, config.temperature)
-
-
-def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: int) -> TrainedHead:
-    """One trained head with fresh weights, drawn from torch's generator.
+def build_head(
+    config: HeadConfig, width: int, encoder_heads: int, num_classes: int, num_stored: int = 0
+) -> ProbeHead:
+    """One head: with fresh weights, drawn from torch's generator, or that remembers nothing yet.
 
     Args:
         config: Its form.
         width: Token width D.
         encoder_heads: The encoder's attention heads, for `config.num_heads` None.
         num_classes: Classes.
+        num_stored: Training videos, for `knn`.
 
     Returns:
         tokens float [B, N, D] -> logits [B, num_classes].
@@ -256,32 +234,33 @@ def build_head(config: HeadConfig, width: int, encoder_heads: int, num_classes: 
     """
     if config.kind == "linear":
         return LinearClassifier(width, num_classes, norm=config.norm)
-    heads = encoder_heads if config.num_heads is None else config.num_heads
-    return AttentiveClassifier(width, heads, num_classes, config.depth, config.variant)
+    if config.kind == "attentive":
+        heads = encoder_heads if config.num_heads is None else config.num_heads
+        return AttentiveClassifier(width, heads, num_classes, config.depth, config.variant)
+    if config.kind == "knn":
+        return NearestNeighbours(
+            width, num_classes, config.neighbours, config.temperature, num_stored
+        )
+    return NearestMean(width, num_classes, config.temperature)
 
 
 class ProbeHeads(nn.Module):
-    """Heads of one form, computed together.
+    """Heads that are computed together, those of one form in one go.
 
     Attributes:
         heads: The heads, each usable alone.
     """
 
     def __init__(self, heads: Sequence[TrainedHead]) -> None:
-        """Take the heads over; they must have been built from one config.
-
-        Raises:
-            ValueError: There is none, or their parameters differ in name or shape.
-        """
+        """Take the heads over: at least one, those of one form next to each other."""
         super().__init__()
-        forms = [[(name, p.shape) for name, p in head.named_parameters()] for head in heads]
-        if not forms or any(form != forms[0] for form in forms):
-            raise ValueError("heads: at least one, all of one form")
+        if not heads:
+            raise ValueError("heads: at least one is needed")
         self.heads = nn.ModuleList(heads)
-        first = heads[0]
-        self._attention_heads = (
-            first.pooler.heads if isinstance(first, AttentiveClassifier) else None
+        same_form = itertools.groupby(
+            heads, key=lambda head: [(name, p.shape) for name, p in head.named_parameters()]
         )
+        self._groups = [_HeadsOfOneForm(list(members)) for _, members in same_form]
 
     def __len__(self) -> int:
         """Number of heads H."""
@@ -307,12 +286,24 @@ class ProbeHeads(nn.Module):
             [H, B, classes]; row i is what ``heads[i](tokens)`` gives, up to rounding.
         """
         tokens = tokens.to(next(self.parameters()).dtype)
-        if self._attention_heads is None:
-            pooled = tokens.mean(dim=1).expand(len(self), -1, -1)
+        return torch.cat([group.logits(tokens) for group in self._groups])
+
+
+class _HeadsOfOneForm:
+    """Heads whose parameters have the same names and shapes."""
+
+    def __init__(self, heads: list[TrainedHead]) -> None:
+        self.heads = heads
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] -> [H, B, classes]."""
+        first = self.heads[0]
+        if isinstance(first, AttentiveClassifier):
+            pooled = self._pool_attentively(tokens, first.pooler.heads)
+        else:
+            pooled = tokens.mean(dim=1).expand(len(self.heads), -1, -1)
             if self._has("norm.weight"):
                 pooled = self._norm("norm", pooled)
-        else:
-            pooled = self._pool_attentively(tokens, self._attention_heads)
         return self._linear("linear", pooled)
 
     def _pool_attentively(self, tokens: Tensor, attention_heads: int) -> Tensor:
@@ -386,40 +377,3 @@ class ProbeHeads(nn.Module):
         for part in name.split("."):
             module = getattr(module, part, None)
         return module is not None
-
-
-class HeadGrid(nn.Module):
-    """Heads of several forms, those of one form computed together.
-
-    Attributes:
-        groups: One :class:`ProbeHeads` for each form.
-    """
-
-    def __init__(self, heads: Sequence[TrainedHead]) -> None:
-        """Take the heads over.
-
-        Args:
-            heads: At least one; those of one form next to each other.
-        """
-        super().__init__()
-        same_form = itertools.groupby(
-            heads, key=lambda head: [(name, p.shape) for name, p in head.named_parameters()]
-        )
-        self.groups = nn.ModuleList(ProbeHeads(list(members)) for _, members in same_form)
-        self._members = list(heads)
-
-    def __len__(self) -> int:
-        """Number of heads H."""
-        return len(self._members)
-
-    def __getitem__(self, index: int) -> TrainedHead:
-        """One head, to be used alone."""
-        return self._members[index]
-
-    def trainable(self) -> dict[str, nn.Module]:
-        """The heads by name: each gets its own parameter groups and its own gradient clipping."""
-        return {f"head_{index:02d}": head for index, head in enumerate(self._members)}
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of all heads: tokens float [B, N, D] -> [H, B, classes]."""
-        return torch.cat([group(tokens) for group in self.groups])

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from vjepa.counter_random import permute
 from vjepa.errors import UserError
+from vjepa.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest
@@ -64,6 +66,39 @@ class Labels:
     def targets(self) -> NDArray[np.int64] | NDArray[np.float32]:
         """What a probe learns: int64 [n] class numbers, or float32 [n, classes] of 0 and 1."""
         return self.indices if self.members is None else self.members.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data: selected rows of a manifest, also those that cannot be read.
+
+    Attributes:
+        manifest: The rows.
+        name: What to call them in messages, for example ``data.test``.
+        split: Name of the split in the manifest, or None for all rows.
+        labels: Of each row, numbered by the training classes; None where none are needed.
+        cached_rows: int64, ascending: the rows that a feature cache holds; None: all.
+    """
+
+    manifest: Manifest
+    name: str
+    split: str | None = None
+    labels: Labels | None = None
+    cached_rows: NDArray[np.int64] | None = None
+
+    @property
+    def kind(self) -> str:
+        """What the readable rows are: ``video`` or ``image``; all are of one kind."""
+        rows = np.flatnonzero(self.manifest.ok)
+        if len(rows) == 0:
+            return "video"
+        kinds = self.manifest.categories("kind")
+        return kinds.classes[int(kinds.codes[rows[0]])]
+
+    @property
+    def part(self) -> str:
+        """The split in words, for messages; empty for all rows."""
+        return f"split {self.split}" if self.split else ""
 
 
 SEPARATOR = "|"
@@ -156,19 +191,6 @@ def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class HoldOut:
-    """Two disjoint sets of rows that together are all rows given.
-
-    Attributes:
-        fit: int64, ascending: rows that heads are trained on.
-        choose: int64, ascending: rows that the choice among heads is made on.
-    """
-
-    fit: NDArray[np.int64]
-    choose: NDArray[np.int64]
-
-
 def stratified_subset(
     labels: Labels, *, per_class: int | None = None, fraction: float | None = None, seed: int
 ) -> NDArray[np.int64]:
@@ -219,7 +241,9 @@ def stratified_subset(
     return np.sort(np.concatenate(chosen))
 
 
-def hold_out(labels: Labels, rows: NDArray[np.int64], fraction: float, seed: int) -> HoldOut:
+def hold_out(
+    labels: Labels, rows: NDArray[np.int64], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Set a stratified part of training rows aside for choosing among probe heads.
 
     A class of one row stays wholly in the part to fit on; any other class gives at least one row
@@ -232,7 +256,7 @@ def hold_out(labels: Labels, rows: NDArray[np.int64], fraction: float, seed: int
         seed: Another seed, another division.
 
     Returns:
-        The two parts, as row numbers of `labels`.
+        Rows to train heads on and rows to choose among them: disjoint, together all, ascending.
 
     Raises:
         UserError: The fraction is out of range, or no class has two rows.
@@ -252,7 +276,7 @@ def hold_out(labels: Labels, rows: NDArray[np.int64], fraction: float, seed: int
             "for choosing among heads; give one head only, a validation split, or more labels"
         )
     kept = np.setdiff1d(np.arange(len(inside)), positions)
-    return HoldOut(fit=rows[kept], choose=rows[positions])
+    return rows[kept], rows[positions]
 
 
 def _shuffled_rows(labels: Labels, class_index: int, seed: int, stream: str) -> NDArray[np.int64]:
@@ -290,7 +314,10 @@ class SplitRecord:
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        atomic_write(path, json.dumps(asdict(self), indent=1) + "\n")
+
+
+_RECORD = TypeAdapter(SplitRecord)
 
 
 def load_split(path: Path) -> SplitRecord:
@@ -300,11 +327,6 @@ def load_split(path: Path) -> SplitRecord:
         UserError: The file is missing or not such a record.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        lists = {name: tuple(fields.pop(name)) for name in _LIST_FIELDS}
-        return SplitRecord(**fields, **lists)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a split file ({error})") from error
-
-
-_LIST_FIELDS: Sequence[str] = ("fit", "choose", "fit_paths", "choose_paths")
+        return _RECORD.validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a split file ({error}); train the probe again") from error

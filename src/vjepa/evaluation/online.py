@@ -11,10 +11,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
@@ -50,21 +52,15 @@ class OnlineProbeConfig:
     """Split that the classifier is fitted on."""
     validation_split: str = "validation"
     """Split that it is measured on; never the test split."""
-    max_clips: int = 512
+    max_clips: Annotated[int, Field(ge=2)] = 512
     """At most so many videos of each split, the same share of every class; all are kept in memory
     as pixels."""
-    every_steps: int | None = None
+    every_steps: Annotated[int, Field(ge=1)] | None = None
     """Updates between two measurements; null: as `training.evaluate_every_steps` says."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Field(ge=1)] = 32
     """Clips per forward call."""
 
     def __post_init__(self) -> None:
-        if self.max_clips < 2:
-            raise ValueError(f"max_clips: must be at least 2, got {self.max_clips}")
-        if self.every_steps is not None and self.every_steps < 1:
-            raise ValueError(f"every_steps: must be at least 1 or null, got {self.every_steps}")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: must be at least 1, got {self.batch_size}")
         if self.train_split == self.validation_split:
             raise ValueError(
                 f"validation_split: {self.validation_split!r} is the train split as well; "

@@ -19,7 +19,7 @@ from vjepa.data.video.inspect import probe
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
-from vjepa.evaluation.saved_probe import load_probe_file
+from vjepa.evaluation.saved_probe import load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.probe import evaluate, train
 from vjepa.models import VJEPA
@@ -58,7 +58,7 @@ def test_a_probe_learns_counts_every_video_and_writes_everything_down(
     assert (trained / "metrics.jsonl").read_text().count('"kind": "train"') >= 1
     stored = from_dict(ProbeConfig, result.config)
     assert load_config(ProbeConfig, [trained / "config.yaml"]) == stored
-    saved = load_probe_file(trained)
+    saved = load_saved_probe(trained)
     assert saved.classes == ("blue", "green", "red")
     assert saved.encoder.path == str(checkpoint)
 

@@ -15,7 +15,7 @@ from vjepa.config import load_config
 from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.jobs.probe.config import ProbeConfig
-from vjepa.jobs.probe.predict import check_predictions_file, predict
+from vjepa.jobs.probe.predict import check_predictions_file, load_probe
 from vjepa.jobs.probe.probe import train
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
@@ -56,14 +56,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_file_gives_its_most_probable_classes(folder: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "new.mp4", coloured_frames("green", 777))
-    (found,) = predict(folder / "probe", [tmp_path / "new.mp4"], top=2, num_threads=1)
+    probe = load_probe(folder / "probe", num_threads=1)
+    (found,) = probe.predict([tmp_path / "new.mp4"], top=2)
     assert found.path == str(tmp_path / "new.mp4")
     assert found.failure is None
     assert len(found.classes) == 2
     assert found.classes[0].name == "green"
     assert found.classes[0].probability > found.classes[1].probability
     assert sum(share.probability for share in found.classes) <= 1.0 + 1e-9
-    (all_classes,) = predict(folder / "probe", [tmp_path / "new.mp4"], top=9, num_threads=1)
+    (all_classes,) = load_probe(folder / "probe", num_threads=1).predict(
+        [str(tmp_path / "new.mp4")], top=9
+    )
     assert sum(share.probability for share in all_classes.classes) == pytest.approx(1.0)
 
 
@@ -71,7 +74,9 @@ def test_a_manifest_in_its_order_with_a_failure_named(folder: Path, tmp_path: Pa
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     sources = [tmp_path / "broken.mp4", folder / "videos/manifest.parquet"]
     reading = ReadingConfig(num_workers=0)
-    found = predict(folder / "probe", sources, split="test", reading=reading, num_threads=1)
+    found = load_probe(folder / "probe", num_threads=1).predict(
+        sources, split="test", reading=reading
+    )
     assert len(found) == 7
     assert found[0].path == str(tmp_path / "broken.mp4")
     assert found[0].failure
@@ -89,27 +94,28 @@ def test_a_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write_video(tmp_path / "a.mp4", coloured_frames("red", 1))
     write_video(tmp_path / "sub/b.mp4", coloured_frames("blue", 2))
-    found = predict(folder / "probe", [tmp_path], num_threads=1)
+    found = load_probe(folder / "probe", num_threads=1).predict([tmp_path])
     assert sorted(Path(entry.path).name for entry in found) == ["a.mp4", "b.mp4"]
 
 
 def test_bad_input(folder: Path, tmp_path: Path) -> None:
     video = folder / "videos/test_000.mp4"
     with pytest.raises(UserError, match="not a probe"):
-        predict(tmp_path, [video])
+        load_probe(tmp_path)
+    probe = load_probe(folder / "probe")
     with pytest.raises(UserError, match="top"):
-        predict(folder / "probe", [video], top=0)
+        probe.predict([video], top=0)
     with pytest.raises(UserError, match="no video"):
-        predict(folder / "probe", [])
+        probe.predict([])
     with pytest.raises(UserError, match=r"nothing\.mp4"):
-        predict(folder / "probe", [tmp_path / "nothing.mp4"])
+        probe.predict([tmp_path / "nothing.mp4"])
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"not one video could be read.*broken\.mp4"):
-        predict(folder / "probe", [tmp_path / "broken.mp4"])
+        probe.predict([tmp_path / "broken.mp4"])
     torch.manual_seed(1)
     other = save_model(tmp_path / "other", VJEPA(TINY))
     with pytest.raises(UserError, match="trained for another encoder"):
-        predict(folder / "probe", [video], encoder=other)
+        load_probe(folder / "probe", encoder=other)
 
 
 def test_predictions_are_written_in_three_forms(

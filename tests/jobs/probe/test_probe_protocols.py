@@ -11,8 +11,8 @@ import torch
 from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
 
 from vjepa.errors import UserError
-from vjepa.evaluation.saved_probe import load_probe_file
-from vjepa.jobs.probe.predict import predict
+from vjepa.evaluation.saved_probe import load_saved_probe
+from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import train
 
 # Crops of 16 out of 32 pixels, so that views differ; ten frames, so that segments overlap or not.
@@ -48,14 +48,14 @@ def test_evaluating_again_gives_the_number_exactly_in_every_protocol(
     assert result.test is not None
     assert result.test.metrics.count == 11
     assert asdict(evaluate_here(tmp_path / "p", videos)) == asdict(result.test)
-    probe = load_probe_file(tmp_path / "p")
-    assert (probe.view.num_segments, probe.view.num_views) == (2, 3)
+    probe = load_saved_probe(tmp_path / "p")
+    assert (probe.settings.view.num_segments, probe.settings.view.num_views) == (2, 3)
     if changes.get("probe.kind") is None:
         assert {head.count for head in result.selection} == {6}
     else:
         assert result.selection == ()
     paths = sorted(videos.parent.glob("test_*.mp4"))
-    (answer, *_) = predict(tmp_path / "p", paths[:2], device="cpu", num_threads=1)
+    (answer, *_) = load_probe(tmp_path / "p", device="cpu", num_threads=1).predict(paths[:2])
     assert abs(sum(entry.probability for entry in answer.classes) - 1.0) < 1e-9
 
 

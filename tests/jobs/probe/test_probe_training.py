@@ -1,24 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import torch
 
 from vjepa.data.clips.views import ViewConfig
+from vjepa.evaluation.batches import ProbeBatches, read_passes
+from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.evaluation.labels import Labels
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
-from vjepa.jobs.probe.features import LabelledFeatures
-from vjepa.jobs.probe.measure import choose_head, probabilities
 from vjepa.jobs.probe.train import (
-    HeadRecipe,
+    choose_head,
     fit_lookup,
     schedules,
     train_heads,
 )
 from vjepa.models import EncoderConfig
 from vjepa.training.schedules import weight_decay
-from vjepa.training.trainer import TrainingConfig
 
 CPU = torch.device("cpu")
 VIEW = ViewConfig()
@@ -27,21 +30,21 @@ ENCODER = EncoderConfig(
 )
 
 
-def _data(count: int, classes: int = 3) -> LabelledFeatures:
+def _data(count: int, classes: int = 3) -> tuple[FeatureSet, Labels]:
     """Token maps whose mean points along the axis of the class."""
     truth = np.arange(count, dtype=np.int64) % classes
     tokens = 0.1 * torch.randn(count, 4, 6, generator=torch.Generator().manual_seed(0))
     tokens[torch.arange(count), :, torch.from_numpy(truth)] += 1.0
-    features = FeatureSet(
-        (tokens[:, None],), np.arange(count), tuple(f"v{i}" for i in range(count))
-    )
     labels = Labels("axis", tuple("abc"[:classes]), truth)
-    return LabelledFeatures((features,), np.arange(count)[None], labels, ())
+    return FeatureSet((tokens[:, None],), np.arange(count)), labels
 
 
-def _recipe(config: ProbeConfig) -> HeadRecipe:
-    training = TrainingConfig(device="cpu", health_every_steps=None, evaluate_every_steps=None)
-    return HeadRecipe(config=config, encoder=ENCODER, view=VIEW, training=training)
+def _train(count: int, grid: Sequence[HeadSetting], config: ProbeConfig) -> ProbeHeads:
+    features, labels = _data(count)
+    read = partial(read_passes, [features])
+    size = config.optim.batch_size
+    batches = ProbeBatches(read, features.rows, labels.targets, size, config.seed, VIEW)
+    return train_heads(batches, grid, replace(config, device="cpu"), ENCODER, 3)
 
 
 def _linear_heads(scales: list[float]) -> ProbeHeads:
@@ -57,11 +60,9 @@ def _linear_heads(scales: list[float]) -> ProbeHeads:
 
 
 def test_choice_is_by_right_answers_then_by_loss_then_by_order() -> None:
-    data = _data(130)  # more than one batch, the last one short
+    features, labels = _data(130)  # more than one batch, the last one short
     grid = [HeadSetting(rate, 0.0) for rate in (1.0, 2.0, 3.0, 4.0)]
-    found = choose_head(
-        _linear_heads([-5.0, 1.0, 5.0, 5.0]), grid, data.parts(), data.labels, VIEW, CPU
-    )
+    found = choose_head(_linear_heads([-5.0, 1.0, 5.0, 5.0]), grid, [features], labels, VIEW, CPU)
     assert [entry.correct for entry in found] == [0, 130, 130, 130]
     assert {entry.count for entry in found} == {130}
     assert [entry.chosen for entry in found] == [False, False, True, False]
@@ -70,16 +71,16 @@ def test_choice_is_by_right_answers_then_by_loss_then_by_order() -> None:
 
 
 def test_trained_heads_follow_their_own_settings_and_the_seed() -> None:
-    data = _data(30)
-    recipe = _recipe(ProbeConfig(optim=ProbeOptimConfig(epochs=None, steps=60, batch_size=8)))
+    features, labels = _data(30)
+    config = ProbeConfig(optim=ProbeOptimConfig(epochs=None, steps=60, batch_size=8))
     grid = [HeadSetting(1e-6, 0.01), HeadSetting(3e-2, 0.01)]
-    heads = train_heads(data, grid, recipe).heads
+    heads = _train(30, grid, config)
     assert not heads.training
-    found = choose_head(heads, grid, data.parts(), data.labels, VIEW, CPU)
+    found = choose_head(heads, grid, features.parts(features.rows), labels, VIEW, CPU)
     assert found[1].chosen
     assert found[1].top1 > 0.9
     assert found[0].loss > 1.0  # hardly moved
-    again = train_heads(data, grid, recipe).heads
+    again = _train(30, grid, config)
     for left, right in zip(heads.parameters(), again.parameters(), strict=True):
         assert torch.equal(left, right)
 
@@ -94,8 +95,7 @@ def test_epochs_and_steps() -> None:
 
 
 def test_probabilities_of_several_heads_are_those_of_each() -> None:
-    data, heads = _data(10), _linear_heads([1.0, 2.0])
-    tokens = data.passes[0].tokens
+    heads, tokens = _linear_heads([1.0, 2.0]), _data(10)[0].tokens
     both = probabilities(heads, tokens, VIEW, CPU, multi_label=False)
     assert both.shape == (2, 10, 3)
     alone = probabilities(heads[1], tokens, VIEW, CPU, multi_label=False)
@@ -104,7 +104,7 @@ def test_probabilities_of_several_heads_are_those_of_each() -> None:
 
 
 def test_forms_of_heads_are_a_part_of_the_grid() -> None:
-    data = _data(30)
+    features, labels = _data(30)
     optim = ProbeOptimConfig(
         epochs=None,
         steps=40,
@@ -114,23 +114,22 @@ def test_forms_of_heads_are_a_part_of_the_grid() -> None:
     )
     config = ProbeConfig(optim=optim, probe=HeadConfig(depth=2))
     assert [config.form(setting.kind).depth for setting in config.grid] == [1, 1, 2, 2]
-    recipe = _recipe(config)
-    heads = train_heads(data, config.grid, recipe).heads
-    found = choose_head(heads, config.grid, data.parts(), data.labels, VIEW, CPU)
+    heads = _train(30, config.grid, config)
+    found = choose_head(heads, config.grid, [features], labels, VIEW, CPU)
     assert [entry.kind for entry in found] == ["linear"] * 2 + ["attentive"] * 2
     assert found[1].top1 == found[3].top1 == 1.0
     # A head among others comes out as it does alone.
-    alone = train_heads(data, config.grid[3:], recipe).heads
+    alone = _train(30, config.grid[3:], config)
     for left, right in zip(heads[3].parameters(), alone[0].parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-5)
 
 
 def test_heads_without_training() -> None:
-    data = _data(30)
+    features, labels = _data(30)
     for kind in ("knn", "nearest_mean"):
         config = ProbeConfig(probe=HeadConfig(kind=kind, neighbours=5))
         assert len(config.grid) == 1
-        head = fit_lookup(data, _recipe(config))
-        shares = probabilities(head, data.passes[0].tokens, VIEW, CPU, multi_label=False)
-        assert (shares.argmax(dim=1).numpy() == data.labels.indices).all()
+        head = fit_lookup(features.parts(features.rows), labels, VIEW, config, ENCODER)
+        shares = probabilities(head, features.tokens, VIEW, CPU, multi_label=False)
+        assert (shares.argmax(dim=1).numpy() == labels.indices).all()
         assert torch.allclose(shares.sum(dim=1), torch.ones(30, dtype=torch.float64))

@@ -129,7 +129,7 @@ def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uin
             return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
         if upright.has_transparency_data:
             return over_black(np.asarray(upright.convert("RGBA")))
-        return np.asarray(upright.convert("RGB"))
+        return np.array(upright.convert("RGB"))  # torch wants memory of its own
 
 
 @contextmanager

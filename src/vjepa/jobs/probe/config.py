@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.augment import AugmentConfig
 from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
+from vjepa.evaluation.frozen import EncodingConfig
 from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
-from vjepa.runtime.device import DeviceName, Precision
+from vjepa.runtime.device import DeviceName
 
 
 @config_dataclass
@@ -70,14 +73,14 @@ class ProbeDataConfig:
     """Videos for choosing among heads; null holds a part of the training rows out for that."""
     test: VideosConfig | None = None
     """Videos that the result is measured on, once; null trains only."""
-    labels_per_class: int | None = None
+    labels_per_class: Annotated[int, Field(ge=1)] | None = None
     """Low-shot: so many training rows of each class."""
-    label_fraction: float | None = None
+    label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Low-shot: this share of the training rows of each class (Table 7: 0.05, 0.1, 0.5)."""
-    num_splits: int = 1
+    num_splits: Annotated[int, Field(ge=1)] = 1
     """Low-shot: so many draws of the training rows, with seeds `seed`, `seed` + 1, ...; the result
     is their mean and standard deviation (Table 7: 3)."""
-    held_out_fraction: float = 0.2
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the training rows that the choice among several heads is made on."""
     on_bad_video: OnBadVideo = "error"
     """A video that cannot be read stops the job (`error`), or is left out and named in the result
@@ -94,37 +97,18 @@ class ProbeDataConfig:
     def __post_init__(self) -> None:
         if self.labels_per_class is not None and self.label_fraction is not None:
             raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
-        if self.labels_per_class is not None and self.labels_per_class < 1:
-            raise ValueError(f"labels_per_class: must be at least 1, got {self.labels_per_class}")
-        if self.label_fraction is not None and not 0 < self.label_fraction <= 1:
-            raise ValueError(f"label_fraction: must be in (0, 1], got {self.label_fraction}")
-        if self.num_splits < 1:
-            raise ValueError(f"num_splits: must be at least 1, got {self.num_splits}")
         if self.num_splits > 1 and self.labels_per_class is None and self.label_fraction is None:
             raise ValueError("num_splits: several draws need labels_per_class or label_fraction")
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction: must be in (0, 1), got {self.held_out_fraction}")
 
 
 @config_dataclass
-class FeatureConfig:
+class FeatureConfig(EncodingConfig):
     """How features are computed and kept."""
 
-    precision: Precision = "float32"
-    """Of the encoder's computation."""
-    storage: Precision = "float32"
-    """Type in which features are kept; `bfloat16` takes half the space."""
-    batch_size: int = 32
-    """Clips per forward call of the encoder."""
-    compile: bool = False
-    """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
     cache_dir: Path | None = None
     """Keep features here and use them again for the same weights, videos and clips. All training
     rows are then encoded, so that other labels and other low-shot subsets find theirs."""
-    shard_clips: int = 512
-    """About how many clips make a shard of the cache; a test set without cache is dealt with shard
-    by shard, so that this bounds the memory."""
-    passes: int = 1
+    passes: Annotated[int, Field(ge=1)] = 1
     """With augmentation: so many passes of random clips are encoded once; epoch e trains on number
     e modulo `passes`."""
     online: bool = False
@@ -132,36 +116,39 @@ class FeatureConfig:
     passes. With as many passes as epochs both train on the same clips."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_clips", "passes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         if self.online and self.passes > 1:
             raise ValueError("online: keeps no passes; give online or passes, not both")
         if self.online and self.cache_dir is not None:
             raise ValueError("online: keeps no training features; leave cache_dir out")
+
+    @property
+    def encoding(self) -> EncodingConfig:
+        """What a probe file and a cache keep of it."""
+        names = (field.name for field in fields(EncodingConfig))
+        return EncodingConfig(**{name: getattr(self, name) for name in names})
 
 
 @config_dataclass
 class ProbeOptimConfig:
     """AdamW for probe heads, all trained at once. The defaults are the paper's recipe (Table 9)."""
 
-    epochs: float | None = 20.0
+    epochs: Annotated[float, Field(gt=0)] | None = 20.0
     """Passes over the training rows; null when `steps` is given."""
-    steps: int | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
     """Updates, instead of passes."""
-    batch_size: int = 256
+    batch_size: Annotated[int, Field(ge=1)] = 256
     """Training rows per update; at most as many as there are."""
-    learning_rates: tuple[float, ...] = (1e-3,)
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (1e-3,)
     """Peak learning rates to try; each falls to 0 along a cosine, without warm-up."""
-    weight_decays: tuple[float, ...] = (0.01,)
+    weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = (0.01,)
     """Weight decays to try, each with every learning rate."""
     poolings: tuple[TrainedKind, ...] | None = None
     """Forms of head to try (`attentive`, `linear`), each with every learning rate and weight decay;
     null tries `probe.kind` only."""
-    weight_decay_end: float = 1e-4
+    weight_decay_end: Annotated[float, Field(ge=0, le=1)] = 1e-4
     """Share of its start to which the weight decay falls along a cosine: from 0.01 to 1e-6 in the
     released code. 1 keeps it fixed, as the paper's text says."""
-    clip_norm: float | None = 1.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm of a head; null: off."""
     refit: bool = True
     """Train the chosen head anew with the rows that were held out for the choice."""
@@ -169,22 +156,11 @@ class ProbeOptimConfig:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("steps: exactly one of epochs and steps must be given")
-        if self.epochs is not None and not self.epochs > 0:
-            raise ValueError(f"epochs: must be above 0, got {self.epochs}")
-        for name in ("steps", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: must be at least 1, got {value}")
-        if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates: at least one, above 0; got {self.learning_rates}")
-        if not self.weight_decays or min(self.weight_decays) < 0:
-            raise ValueError(f"weight_decays: at least one, not negative; got {self.weight_decays}")
+        if not self.learning_rates or not self.weight_decays:
+            name = "weight_decays" if self.learning_rates else "learning_rates"
+            raise ValueError(f"{name}: at least one is needed")
         if self.poolings is not None and not 0 < len(self.poolings) == len(set(self.poolings)):
             raise ValueError(f"poolings: at least one, none twice; got {self.poolings}")
-        if not 0 <= self.weight_decay_end <= 1:
-            raise ValueError(f"weight_decay_end: must be in [0, 1], got {self.weight_decay_end}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ValueError(f"clip_norm: must be above 0 or null, got {self.clip_norm}")
 
 
 @dataclass(frozen=True)

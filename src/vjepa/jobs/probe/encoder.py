@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,12 @@ from vjepa.checkpoint import find_checkpoint, load_encoder, read_config
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.config import from_dict
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import weights_hash
-from vjepa.evaluation.saved_probe import EncoderIdentity
+from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import compile_blocks, seed_torch
-
-
-@dataclass(frozen=True)
-class FrozenEncoder:
-    """An encoder that is only looked through.
-
-    Attributes:
-        encoder: In evaluation mode, without gradients, on the CPU: normalised float video
-            [B, C, T, H, W] -> tokens [B, N, D]. An image model sees every frame alone.
-        identity: Its hash, sizes and origin.
-        source: What to call it in messages.
-    """
-
-    encoder: nn.Module
-    identity: EncoderIdentity
-    source: str
 
 
 def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
@@ -85,7 +67,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
 
     Returns:
         The encoder; whether its weights are the right ones is for
-        :meth:`vjepa.evaluation.saved_probe.ProbeFile.check_encoder` to say.
+        :meth:`vjepa.evaluation.saved_probe.SavedProbe.check_encoder` to say.
 
     Raises:
         UserError: Nothing can be loaded from the path.
@@ -102,9 +84,9 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         )
     which = "context" if identity.which == "context" else "target"
     encoder = load_encoder(found, which, identity.config.heads)
-    wanted = {**asdict(identity.config), **_input_size(encoder.config)}
-    if wanted == asdict(encoder.config):
-        encoder = _rebuilt(encoder, identity.config.image_size, identity.config.num_frames)
+    image_size, num_frames = identity.config.image_size, identity.config.num_frames
+    if replace(encoder.config, image_size=image_size, num_frames=num_frames) == identity.config:
+        encoder = _rebuilt(encoder, image_size, num_frames)
     return _frozen(encoder, str(found), identity.which, identity.seed)
 
 
@@ -145,11 +127,6 @@ def compile_encoder(encoder: nn.Module) -> None:
         encoder.compile()
 
 
-def _input_size(config: EncoderConfig) -> dict[str, int]:
-    """What `rebuilt_for` changes."""
-    return {"image_size": config.image_size, "num_frames": config.num_frames}
-
-
 def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
     """The same weights with the position code of another size; itself where it has that size."""
     if (image_size, num_frames) == (encoder.config.image_size, encoder.config.num_frames):
@@ -175,11 +152,6 @@ def pretraining_clip(config: EncoderSourceConfig, encoder: EncoderConfig) -> Cli
     return ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
 
 
-def centre_view(encoder: EncoderConfig) -> ViewConfig:
-    """The centre crop of the encoder's image size."""
-    return ViewConfig(crop_size=encoder.image_size)
-
-
 def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
     encoder = load_timm_encoder(name, weights, seed)
     identity = EncoderIdentity(
@@ -190,8 +162,7 @@ def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
         seed=seed if weights is None else None,
         timm=name,
     )
-    origin = "random weights" if weights is None else str(weights)
-    return FrozenEncoder(encoder.requires_grad_(False), identity, f"timm {name} ({origin})")
+    return FrozenEncoder(encoder.eval().requires_grad_(False), identity)
 
 
 def _frozen(
@@ -206,4 +177,4 @@ def _frozen(
         which=which,
         seed=seed,
     )
-    return FrozenEncoder(frozen.eval().requires_grad_(False), identity, path or "random weights")
+    return FrozenEncoder(frozen.eval().requires_grad_(False), identity)

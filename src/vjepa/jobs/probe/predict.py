@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,12 +13,14 @@ import torch
 from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
-from vjepa.evaluation.saved_probe import ProbeFile, load_probe_file
-from vjepa.jobs.probe.features import FeatureMaker, Videos
-from vjepa.jobs.probe.measure import probabilities
-from vjepa.jobs.probe.probe import feature_maker
+from vjepa.evaluation.evaluate import probabilities
+from vjepa.evaluation.frozen import FeatureExtractor
+from vjepa.evaluation.labels import Split
+from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
+from vjepa.jobs.probe.probe import open_extractor
 from vjepa.jobs.show import files_of
 from vjepa.runtime.device import DeviceName
+from vjepa.runtime.files import atomic_path
 from vjepa.runtime.process import set_num_threads
 
 _FEW_VIDEOS = 16
@@ -48,79 +50,89 @@ class Prediction:
     failure: str | None = None
 
 
-def predict(
-    probe_folder: Path,
-    sources: Sequence[Path],
+@dataclass(frozen=True)
+class Probe:
+    """A trained probe with its encoder, ready for any video.
+
+    Attributes:
+        saved: What it tells, and its head.
+        extractor: Makes the features that the head reads.
+    """
+
+    saved: SavedProbe
+    extractor: FeatureExtractor
+
+    def predict(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        top: int = 5,
+        split: str | None = None,
+        reading: ReadingConfig | None = None,
+    ) -> list[Prediction]:
+        """The most probable classes of videos; no label is needed.
+
+        Args:
+            sources: Videos, images, folders, lists of files, or Parquet manifests.
+            top: How many classes to give of each.
+            split: Only this split of the manifests among the sources.
+            reading: Worker processes; None takes the defaults, and none for a few videos.
+
+        Returns:
+            One prediction a video, in the order of the sources; one that cannot be read has
+            `failure`.
+
+        Raises:
+            UserError: A source is missing, or not one video can be read.
+        """
+        if top < 1:
+            raise UserError(f"top: must be at least 1, got {top}")
+        rows = [ManifestRow(info=info) for info in files_of([Path(one) for one in sources], split)]
+        manifest = Manifest.from_rows(rows, "/")
+        few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
+        extractor, classes = replace(self.extractor, reading=reading or few), self.saved.classes
+        view, device = extractor.settings.view, extractor.setup.device
+        head, multi_label = self.saved.head.to(device), self.saved.multi_label
+        found: dict[int, Prediction] = {}
+        for part in extractor.shards(Split(manifest, "videos")):
+            found |= {bad.row: Prediction(bad.path, (), bad.reason) for bad in part.bad}
+            if len(part) == 0:
+                continue
+            shares = probabilities(head, part.tokens, view, device, multi_label=multi_label)
+            best = torch.topk(shares, min(top, len(classes)), dim=1)
+            for row, values, numbers in zip(
+                part.rows.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
+            ):
+                shown = zip(numbers, values, strict=True)
+                answer = tuple(ClassShare(classes[number], value) for number, value in shown)
+                found[row] = Prediction(manifest.path(row), answer)
+        if all(prediction.failure for prediction in found.values()):
+            first = found[0]
+            raise UserError(f"not one video could be read (first: {first.path}: {first.failure})")
+        return [found[row] for row in range(len(manifest))]
+
+
+def load_probe(
+    folder: str | Path,
     *,
-    top: int = 5,
-    split: str | None = None,
     encoder: Path | None = None,
-    reading: ReadingConfig | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
-) -> list[Prediction]:
-    """The most probable classes of videos; no label is needed.
+) -> Probe:
+    """Load what training a probe wrote, with the encoder that it reads.
 
     Args:
-        probe_folder: What training a probe wrote.
-        sources: Videos, images, folders, lists of files, or Parquet manifests.
-        top: How many classes to give of each.
-        split: Only this split of the manifests among the sources.
+        folder: Of the probe.
         encoder: Where the probe's encoder lies now, if not where it lay then.
-        reading: Worker processes; None takes the defaults, and none for a few videos.
         device: Where to compute.
-        num_threads: CPU threads of torch.
-
-    Returns:
-        One prediction a video, in the order of the sources; one that cannot be read has `failure`.
+        num_threads: CPU threads of torch; None: torch's choice.
 
     Raises:
-        UserError: A source or the probe is missing, the encoder is another than the probe's, or not
-            one video can be read.
+        UserError: The probe or its encoder is missing, or the encoder is another.
     """
-    if top < 1:
-        raise UserError(f"top: must be at least 1, got {top}")
     set_num_threads(num_threads)
-    probe = load_probe_file(probe_folder)
-    rows = [ManifestRow(info=info) for info in files_of(sources, split)]
-    manifest = Manifest.from_rows(rows, "/")
-    few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
-    maker = feature_maker(
-        probe,
-        encoder=encoder,
-        device=device,
-        on_bad_video="list",
-        reading=reading or few,
-        cache_dir=None,
-    )
-    return _predictions(probe, maker, Videos(manifest, None, "videos"), top)
-
-
-def _predictions(
-    probe: ProbeFile, maker: FeatureMaker, videos: Videos, top: int
-) -> list[Prediction]:
-    head = probe.head.to(maker.setup.device)
-    found: dict[int, Prediction] = {}
-    for part in maker.shards(videos):
-        found |= {bad.row: Prediction(bad.path, (), bad.reason) for bad in part.bad}
-        if len(part.rows) == 0:
-            continue
-        shares = probabilities(
-            head, part.tokens, maker.view, maker.setup.device, multi_label=probe.multi_label
-        )
-        best = torch.topk(shares, min(top, len(probe.classes)), dim=1)
-        for row, values, numbers in zip(
-            part.rows.tolist(), best.values.tolist(), best.indices.tolist(), strict=True
-        ):
-            classes = tuple(
-                ClassShare(probe.classes[number], value)
-                for number, value in zip(numbers, values, strict=True)
-            )
-            found[row] = Prediction(videos.manifest.path(row), classes)
-    if all(prediction.failure for prediction in found.values()):
-        first = found[0]
-        raise UserError(f"not one video could be read (first: {first.path}: {first.failure})")
-    return [found[row] for row in range(len(videos.manifest))]
+    saved = load_saved_probe(Path(folder))
+    return Probe(saved, open_extractor(saved, encoder, device, "list", ReadingConfig()))
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -131,33 +143,31 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     columns path, failure, classes (list of text), probabilities (list of numbers).
 
     Args:
-        path: The file; written aside and renamed.
-        predictions: What :func:`predict` gave.
+        path: The file.
+        predictions: What :meth:`Probe.predict` gave.
 
     Raises:
         UserError: The suffix is none of these.
     """
     check_predictions_file(path)
-    aside = path.with_name(path.name + ".partial")
-    if path.suffix == ".jsonl":
-        lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
-        aside.write_text("".join(lines), encoding="utf-8")
-    elif path.suffix == ".csv":
-        _write_csv(aside, predictions)
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    with atomic_path(path) as aside:
+        if path.suffix == ".jsonl":
+            lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
+            aside.write_text("".join(lines), encoding="utf-8")
+        elif path.suffix == ".csv":
+            _write_csv(aside, predictions)
+        else:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-        columns = {
-            "path": [entry.path for entry in predictions],
-            "failure": pa.array([entry.failure for entry in predictions], pa.string()),
-            "classes": [[share.name for share in entry.classes] for entry in predictions],
-            "probabilities": [
-                [share.probability for share in entry.classes] for entry in predictions
-            ],
-        }
-        pq.write_table(pa.table(columns), aside)
-    aside.replace(path)
+            shown = [entry.classes for entry in predictions]
+            columns = {
+                "path": [entry.path for entry in predictions],
+                "failure": pa.array([entry.failure for entry in predictions], pa.string()),
+                "classes": [[share.name for share in classes] for classes in shown],
+                "probabilities": [[share.probability for share in classes] for classes in shown],
+            }
+            pq.write_table(pa.table(columns), aside)
 
 
 def check_predictions_file(path: Path) -> None:

@@ -1,23 +1,36 @@
-"""Training probe heads side by side on the features of the frozen encoder."""
+"""Training probe heads side by side on frozen features, and choosing one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from vjepa.data.clips.dataset import BadVideo
 from vjepa.data.clips.views import ViewConfig
-from vjepa.evaluation.across_processes import join_clips
-from vjepa.evaluation.batches import (
-    ClipBatches,
-    ClipEncoder,
-    FeatureBatches,
+from vjepa.errors import UserError
+from vjepa.evaluation.batches import ProbeBatches, read_clips, read_passes
+from vjepa.evaluation.evaluate import count_answers, join_clips
+from vjepa.evaluation.frozen import FeatureSet
+from vjepa.evaluation.heads import (
+    HeadConfig,
+    NearestMean,
+    NearestNeighbours,
+    ProbeHead,
+    ProbeHeads,
+    TrainedHead,
+    build_head,
 )
-from vjepa.evaluation.frozen import BadVideo
-from vjepa.evaluation.heads import HeadGrid, LookupHead, TrainedHead, build_head, build_lookup
+from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample
+from vjepa.evaluation.results import HeadResult
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
-from vjepa.jobs.probe.features import LabelledFeatures, TrainingPart
+from vjepa.jobs.probe.inputs import ProbeInputs
 from vjepa.models import EncoderConfig
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.metric_log import MetricLog
@@ -27,145 +40,185 @@ from vjepa.training.trainer import Trainer, TrainingConfig
 
 
 @dataclass(frozen=True)
-class HeadRecipe:
-    """Everything about the training of heads but their data and grid.
+class Fitted:
+    """What came out of training.
 
     Attributes:
-        config: Forms of heads, epochs or steps, batch size, schedules, seed.
-        encoder: Gives width and attention heads.
-        view: How segments become the probe's input.
-        training: Device, precision, threads.
+        head: The chosen head, in evaluation mode on the CPU.
+        form: Its form.
+        selection: How every head did in the choice; empty where there was only one.
+        bad: Training videos that could not be read.
     """
 
-    config: ProbeConfig
-    encoder: EncoderConfig
-    view: ViewConfig
-    training: TrainingConfig
-
-
-@dataclass(frozen=True)
-class TrainedHeads:
-    """Heads after training, and the videos that could not be read while they trained.
-
-    Attributes:
-        heads: In the order of the grid, in evaluation mode on the CPU.
-        bad: Empty where features were computed before.
-    """
-
-    heads: HeadGrid
+    head: ProbeHead
+    form: HeadConfig
+    selection: tuple[HeadResult, ...]
     bad: tuple[BadVideo, ...]
 
 
+def make_passes(inputs: ProbeInputs) -> list[FeatureSet]:
+    """Features of the training rows, one set for each pass; none where clips are encoded anew."""
+    config = inputs.config.features
+    if config.online:
+        return []
+    return [
+        inputs.training_extractor.features(inputs.train, inputs.used, number)
+        for number in range(config.passes)
+    ]
+
+
+def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> Fitted:
+    """Train the grid, choose, and train the chosen head anew with the rows of the choice.
+
+    Args:
+        inputs: Everything opened.
+        passes: What :func:`make_passes` gave.
+        log: File of the training's metrics.
+
+    Raises:
+        UserError: The readable rows lack a class.
+        KeyboardInterrupt: Training was stopped by a signal.
+    """
+    config, labels = inputs.config, inputs.labels
+    encoder = inputs.extractor.frozen.identity.config
+    used = set(inputs.used.tolist())
+    unread = {video.row: video for part in passes for video in part.bad if video.row in used}
+    bad = tuple(unread[row] for row in sorted(unread))
+    fit, choose, whole = (
+        np.setdiff1d(rows, list(unread)) for rows in (inputs.fit, inputs.choose, inputs.used)
+    )
+    source = f"manifest {inputs.train.manifest.source}"
+    check_every_class_has_a_sample(labels.take(fit), source)
+    view = inputs.training_extractor.settings.view
+    if not config.probe.is_trained:
+        head = fit_lookup(passes[0].parts(whole), labels, view, config, encoder)
+        return Fitted(head, config.probe, (), bad)
+    grid = config.grid
+    with _open_batches(inputs, passes, fit) as batches:
+        heads = train_heads(batches, grid, config, encoder, len(labels.classes), [MetricLog(log)])
+    bad = bad or batches.bad
+    if len(grid) == 1:
+        return Fitted(heads[0], config.form(grid[0].kind), (), bad)
+    selection = _choose(inputs, passes, choose, heads)
+    best = next(index for index, entry in enumerate(selection) if entry.chosen)
+    form = config.form(grid[best].kind)
+    if inputs.validation is not None or not config.optim.refit:
+        return Fitted(heads[best], form, selection, bad)
+    with _open_batches(inputs, passes, whole) as batches:
+        again = train_heads(batches, [grid[best]], config, encoder, len(labels.classes))
+    return Fitted(again[0], form, selection, bad if passes else batches.bad)
+
+
+@contextmanager
+def _open_batches(
+    inputs: ProbeInputs, passes: Sequence[FeatureSet], rows: NDArray[np.int64]
+) -> Generator[ProbeBatches]:
+    """Batches of some training rows, out of the passes or encoded on the way for all heads."""
+    config, extractor = inputs.config, inputs.training_extractor
+    with extractor.open_clips(inputs.train, rows) as clips:  # starts nothing by itself
+        ahead = 2 * min(config.optim.batch_size, len(rows))
+        yield ProbeBatches(
+            partial(read_passes, passes)
+            if passes
+            else partial(read_clips, extractor, clips, ahead),
+            rows,
+            inputs.labels.take(rows).targets,
+            config.optim.batch_size,
+            config.seed,
+            extractor.settings.view,
+        )
+
+
 def train_heads(
-    data: TrainingPart,
+    batches: ProbeBatches,
     grid: Sequence[HeadSetting],
-    recipe: HeadRecipe,
-    *,
+    config: ProbeConfig,
+    encoder: EncoderConfig,
+    num_classes: int,
     sinks: Sequence[MetricLog] = (),
-    description: str = "probe",
-) -> TrainedHeads:
+) -> ProbeHeads:
     """Train one head for each setting, all on the same batches, by the one training loop.
 
     Every head of a form starts from the same weights, has its own learning rate, weight decay and
     gradient clipping, and comes out as if it had been trained alone.
 
     Args:
-        data: Training rows: features, or clips that are encoded on the way, once for all heads.
+        batches: Training rows.
         grid: Settings, at least one; those of one form next to each other.
-        recipe: How.
+        config: Forms of heads, epochs or steps, schedules, seed, device.
+        encoder: Gives width and attention heads.
+        num_classes: Classes.
         sinks: Where the loop's metrics go.
-        description: For the progress display.
 
     Returns:
-        The trained heads.
+        The heads in the order of the grid, in evaluation mode on the CPU.
 
     Raises:
         KeyboardInterrupt: Training was stopped by a signal.
     """
-    optim, seed = recipe.config.optim, recipe.config.seed
-    classes = len(data.labels.classes)
-    heads = HeadGrid([_fresh_head(recipe, setting, classes) for setting in grid])
-    batches, encode = _batches(data, recipe)
-    try:
-        order = batches.order
-        steps = optim.steps if optim.epochs is None else order.steps_for(optim.epochs)
-        assert steps is not None
-        trainer = Trainer(
-            task=Classification(heads, heads.trainable(), encode),
-            batches=batches.batches,
-            optim=schedules(optim, grid, steps),
-            training=recipe.training,
-            seed=seed,
-            sinks=sinks,
-            description=description,
-        )
-        scale_groups(trainer, list(heads.trainable()), grid)
-        if trainer.fit().interrupted:
-            raise KeyboardInterrupt
-    finally:
-        batches.close()
-    bad = batches.bad if isinstance(batches, ClipBatches) else ()
-    return TrainedHeads(heads.eval().to("cpu"), bad)
+    heads = ProbeHeads([_fresh_head(setting, config, encoder, num_classes) for setting in grid])
+    optim = config.optim
+    steps = optim.steps if optim.epochs is None else batches.order.steps_for(optim.epochs)
+    assert steps is not None
+    trainer = Trainer(
+        task=Classification(heads, heads.trainable()),
+        batches=batches.batches,
+        optim=schedules(optim, grid, steps),
+        training=TrainingConfig(
+            device=config.device,
+            num_threads=config.num_threads,
+            health_every_steps=None,
+            evaluate_every_steps=None,
+        ),
+        seed=config.seed,
+        sinks=sinks,
+        description="probe",
+    )
+    scale_groups(trainer, list(heads.trainable()), grid)
+    if trainer.fit().interrupted:
+        raise KeyboardInterrupt
+    return heads.eval().to("cpu")
 
 
-def fit_lookup(data: LabelledFeatures, recipe: HeadRecipe) -> LookupHead:
+def fit_lookup(
+    parts: Iterable[FeatureSet],
+    labels: Labels,
+    view: ViewConfig,
+    config: ProbeConfig,
+    encoder: EncoderConfig,
+) -> ProbeHead:
     """A head without training: it remembers the mean tokens of the training videos.
 
     Args:
-        data: Training rows; the first pass is taken.
-        recipe: Form of the head, how segments are joined.
-
-    Returns:
-        The head, on the CPU. With `join: average` it remembers every clip.
+        parts: Features of the training rows.
+        labels: Of all rows of the manifest.
+        view: How segments are joined; with ``average`` every clip is remembered by itself.
+        config: Form of the head.
+        encoder: Gives the width.
     """
-    view = recipe.view
-    pooled = [
-        join_clips(part.tokens, view.num_segments, view.join).float().mean(dim=2)
-        for part in data.parts()
-    ]
-    stacked = torch.cat(pooled)
-    labels = torch.from_numpy(data.labels.indices).repeat_interleave(stacked.shape[1])
-    vectors = stacked.flatten(0, 1)
-    form = recipe.config.probe
-    head = build_lookup(form, recipe.encoder.width, len(data.labels.classes), len(vectors))
-    head.fit(vectors, labels)
+    pooled, truth = [], []
+    for part in parts:
+        means = join_clips(part.tokens, view.num_segments, view.join).float().mean(dim=2)
+        pooled.append(means.flatten(0, 1))
+        numbers = torch.from_numpy(labels.indices[part.rows])
+        truth.append(numbers.repeat_interleave(means.shape[1]))
+    vectors = torch.cat(pooled)
+    head = build_head(config.probe, encoder.width, encoder.heads, len(labels.classes), len(vectors))
+    assert isinstance(head, NearestNeighbours | NearestMean)
+    head.fit(vectors, torch.cat(truth))
     return head.eval()
 
 
-def _batches(
-    data: TrainingPart, recipe: HeadRecipe
-) -> tuple[FeatureBatches | ClipBatches, ClipEncoder | None]:
-    """Where batches come from, and what encodes them if they are clips."""
-    size, seed, view = recipe.config.optim.batch_size, recipe.config.seed, recipe.view
-    if isinstance(data, LabelledFeatures):
-        batches = FeatureBatches(
-            data.passes,
-            data.places,
-            data.labels.targets,
-            size,
-            seed,
-            num_segments=view.num_segments,
-            join=view.join,
-        )
-        return batches, None
-    maker = data.maker
-    source = maker.open_clips(data.videos, data.rows)
-    encode = ClipEncoder(
-        maker.frozen.encoder.to(maker.setup.device),
-        view,
-        maker.settings.precision,
-        maker.settings.storage,
-        maker.settings.batch_size,
-    )
-    return ClipBatches(source, data.rows, data.labels.targets, size, seed), encode
-
-
-def _fresh_head(recipe: HeadRecipe, setting: HeadSetting, num_classes: int) -> TrainedHead:
+def _fresh_head(
+    setting: HeadSetting, config: ProbeConfig, encoder: EncoderConfig, num_classes: int
+) -> TrainedHead:
     """A head with the weights of the seed; torch's own generator is left as it was."""
-    encoder, form = recipe.encoder, recipe.config.form(setting.kind)
+    form = config.form(setting.kind)
     with torch.random.fork_rng(devices=[]):
-        seed_torch(recipe.config.seed, "probe head")
-        return build_head(form, encoder.width, encoder.heads, num_classes)
+        seed_torch(config.seed, "probe head")
+        head = build_head(form, encoder.width, encoder.heads, num_classes)
+    assert isinstance(head, TrainedHead)
+    return head
 
 
 def schedules(optim: ProbeOptimConfig, grid: Sequence[HeadSetting], steps: int) -> OptimConfig:
@@ -193,3 +246,80 @@ def scale_groups(trainer: Trainer, names: Sequence[str], grid: Sequence[HeadSett
         group["lr_scale"] = setting.learning_rate / shared.peak_lr
         if shared.start_weight_decay > 0:
             group["weight_decay_scale"] = setting.weight_decay / shared.start_weight_decay
+
+
+def _choose(
+    inputs: ProbeInputs,
+    passes: Sequence[FeatureSet],
+    rows: NDArray[np.int64],
+    heads: ProbeHeads,
+) -> tuple[HeadResult, ...]:
+    """The choice among heads, on the views that are tested."""
+    extractor, training = inputs.extractor, inputs.training_extractor
+    labels, counted = inputs.labels, None
+    as_tested = not training.is_random and training.settings == extractor.settings
+    if inputs.validation is not None:
+        parts, valid = extractor.shards(inputs.validation), inputs.validation.labels
+        assert valid is not None
+        labels = valid
+    elif passes and as_tested:
+        parts = passes[0].parts(rows)
+    else:
+        parts, counted = extractor.shards(inputs.train, inputs.choose), inputs.choose
+    device = extractor.setup.device
+    return choose_head(
+        heads, inputs.config.grid, parts, labels, extractor.settings.view, device, counted
+    )
+
+
+def choose_head(
+    heads: ProbeHeads,
+    grid: Sequence[HeadSetting],
+    parts: Iterable[FeatureSet],
+    labels: Labels,
+    view: ViewConfig,
+    device: torch.device,
+    rows: NDArray[np.int64] | None = None,
+) -> tuple[HeadResult, ...]:
+    """Measure every head on rows that none was trained on, and choose.
+
+    Args:
+        heads: Trained heads, on the CPU.
+        grid: Their settings.
+        parts: Features; never those of the test rows.
+        labels: Of all rows of the manifest.
+        view: How segments are joined.
+        device: Where to compute.
+        rows: int64, the rows that the choice is made on; None: all.
+
+    Returns:
+        One result a head, in the order of the grid. The one with the most right answers is chosen
+        (with several classes a video: the highest mean average precision), among equals the one
+        with the lowest loss, then the first.
+
+    Raises:
+        UserError: Not one of the rows can be read.
+    """
+    answers, _ = count_answers(heads.to(device), len(grid), parts, labels, view, device, rows)
+    heads.to("cpu")
+    if answers[0].count == 0:
+        raise UserError("not one video for the choice among heads can be read")
+    results = [
+        HeadResult(
+            kind=setting.kind,
+            learning_rate=setting.learning_rate,
+            weight_decay=setting.weight_decay,
+            **own.summary(),
+        )
+        for own, setting in zip(answers, grid, strict=True)
+    ]
+
+    def rank(index: int) -> tuple[float, float, int]:
+        found = results[index]
+        score = found.mean_average_precision if found.top1 is None else found.top1
+        assert score is not None
+        return -score, found.loss, index
+
+    best = min(range(len(grid)), key=rank)
+    results[best] = replace(results[best], chosen=True)
+    return tuple(results)

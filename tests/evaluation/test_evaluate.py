@@ -10,11 +10,7 @@ from tests.golden.golden_files import LOGITS, tensors
 from torch import Tensor
 
 from vjepa.checkpoint import load_probe
-from vjepa.evaluation.across_processes import (
-    averaged_probabilities,
-    join_clips,
-    stacked_for_training,
-)
+from vjepa.evaluation.evaluate import averaged_probabilities, join_clips
 
 
 def _clips() -> Tensor:
@@ -27,14 +23,6 @@ def test_segments_of_a_view_stand_one_after_the_other() -> None:
     assert joined.shape == (2, 3, 8, 3)
     assert joined[0, 1, :, 0].tolist() == [2.0] * 4 + [3.0] * 4
     assert torch.equal(join_clips(_clips(), 2, "average"), _clips())
-
-
-def test_every_input_is_a_training_sample() -> None:
-    tokens, labels = stacked_for_training(join_clips(_clips(), 2, "tokens"), torch.tensor([4, 5]))
-    assert tokens.shape == (6, 8, 3)
-    assert labels.tolist() == [4, 4, 4, 5, 5, 5]
-    several = stacked_for_training(_clips(), torch.eye(2))[1]
-    assert several.shape == (12, 2)
 
 
 @pytest.mark.parametrize(("join", "name"), [("tokens", "joined"), ("average", "separate")])

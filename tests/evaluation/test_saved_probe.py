@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import weights_hash
-from vjepa.evaluation.heads import HeadConfig, build_head
-from vjepa.evaluation.saved_probe import (
+from vjepa.evaluation.frozen import (
+    ClipSettings,
     EncoderIdentity,
-    FeatureSettings,
-    ProbeFile,
-    load_probe_file,
+    EncodingConfig,
+    weights_hash,
 )
+from vjepa.evaluation.heads import HeadConfig, build_head
+from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.models import Encoder, EncoderConfig
 
 TINY = EncoderConfig(
@@ -31,17 +31,19 @@ def _encoder(seed: int = 0) -> Encoder:
     return Encoder(TINY)
 
 
-def _probe(form: HeadConfig) -> ProbeFile:
+def _probe(form: HeadConfig) -> SavedProbe:
     torch.manual_seed(1)
-    return ProbeFile(
+    return SavedProbe(
         label="motion",
         classes=("left", "right"),
         encoder=EncoderIdentity(
             weights_hash=weights_hash(_encoder()), config=TINY, path="runs/x", which="target"
         ),
-        clip=ClipConfig(num_frames=4, stride=2),
-        view=ViewConfig(crop_size=16, short_side=16),
-        features=FeatureSettings(batch_size=7, storage="bfloat16"),
+        settings=ClipSettings(
+            clip=ClipConfig(num_frames=4, stride=2),
+            view=ViewConfig(crop_size=16, short_side=16),
+            features=EncodingConfig(batch_size=7, storage="bfloat16"),
+        ),
         form=form,
         head=build_head(form, TINY.width, TINY.heads, 2),
         training={"steps": 3},
@@ -54,7 +56,7 @@ def _probe(form: HeadConfig) -> ProbeFile:
 def test_a_probe_survives_the_disk(tmp_path: Path, form: HeadConfig) -> None:
     probe = _probe(form)
     probe.save(tmp_path)
-    got = load_probe_file(tmp_path)
+    got = load_saved_probe(tmp_path)
     tokens = torch.randn(3, 8, 12)
     assert torch.equal(got.head(tokens), probe.head(tokens))
     assert replace(got, head=probe.head) == probe
@@ -74,7 +76,7 @@ def test_another_number_of_classes_is_refused(tmp_path: Path) -> None:
     described["classes"].append("up")
     (tmp_path / "probe.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match=r"weights for 2 classes, but probe\.json names 3"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
 
 
 def test_missing_and_superfluous_tensors_are_refused(tmp_path: Path) -> None:
@@ -83,28 +85,28 @@ def test_missing_and_superfluous_tensors_are_refused(tmp_path: Path) -> None:
     query = stored.pop("pooler.query_tokens")
     save_file(stored, tmp_path / "probe.safetensors")
     with pytest.raises(UserError, match=r"'pooler\.query_tokens' does not fit"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
     save_file(
         {**stored, "pooler.query_tokens": query, "x": query.clone()}, tmp_path / "probe.safetensors"
     )
     with pytest.raises(UserError, match="'x' does not fit"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
 
 
 def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a probe: probe\.json is missing"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
     (tmp_path / "probe.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
     (tmp_path / "probe.json").write_text('{"format": "other"}')
     with pytest.raises(UserError, match="format 'other'"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
     (tmp_path / "probe.json").write_text('{"format": "vjepa-probe-1"}')
     with pytest.raises(UserError, match="not a complete probe description"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)
     _probe(HeadConfig()).save(tmp_path)
     weights = tmp_path / "probe.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
     with pytest.raises(UserError, match="truncated or missing"):
-        load_probe_file(tmp_path)
+        load_saved_probe(tmp_path)

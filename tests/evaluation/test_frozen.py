@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from vjepa.data.clips.augment import AugmentConfig
+from vjepa.data.clips.dataset import BadVideo, ClipRows, ReadingConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.info import VideoInfo
+from vjepa.errors import UserError
+from vjepa.evaluation import frozen
+from vjepa.evaluation.frozen import (
+    ClipSettings,
+    EncoderIdentity,
+    EncodingConfig,
+    FeatureExtractor,
+    FeatureSet,
+    FrozenEncoder,
+    settings_hash,
+    weights_hash,
+)
+from vjepa.evaluation.labels import Split
+from vjepa.models import Encoder, EncoderConfig, normalise_clip
+from vjepa.runtime.device import DeviceSetup
+
+TINY = EncoderConfig(
+    width=12, depth=1, heads=2, image_size=16, num_frames=2, patch_size=8, tubelet_size=2
+)
+
+
+class _Source:
+    """Clips whose pixels depend on the row; counts what was read."""
+
+    clips_per_video = 1
+
+    def __init__(self, count: int, bad: set[int], stop_at: int | None) -> None:
+        self.rows, self.bad, self.stop_at = np.arange(count), bad, stop_at
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterable[ClipRows]:
+        for first in range(start, stop, batch_size):
+            rows = range(first, min(first + batch_size, stop))
+            if self.stop_at is not None and self.stop_at in rows:
+                raise KeyboardInterrupt
+            self.read.extend(rows)
+            good = [row for row in rows if row not in self.bad]
+            clips = [torch.full((1, 3, 2, 16, 16), row, dtype=torch.uint8) for row in good]
+            bad = tuple(BadVideo(row, f"v{row}.mp4", "bad") for row in rows if row in self.bad)
+            stacked = torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
+            yield ClipRows(np.array(good, dtype=np.int64), stacked, bad)
+
+
+class _Extractor(FeatureExtractor):
+    """Cuts its clips out of nothing: `source` stands for the files."""
+
+    def open_clips(self, split: Split, rows: object, pass_index: int = 0) -> Any:
+        del split, rows, pass_index
+        return SOURCES[-1]
+
+
+SOURCES: list[_Source] = []
+
+
+def _encoder(seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    return Encoder(TINY).eval()
+
+
+def _extractor(cache_dir: Path | None = None, seed: int = 0) -> _Extractor:
+    encoder = _encoder(seed)
+    identity = EncoderIdentity(
+        weights_hash=weights_hash(encoder), config=TINY, path=None, which="random"
+    )
+    settings = ClipSettings(
+        clip=ClipConfig(num_frames=2),
+        view=ViewConfig(crop_size=16),
+        features=EncodingConfig(batch_size=3, shard_clips=8),
+    )
+    setup = DeviceSetup(torch.device("cpu"), "float32")
+    return _Extractor(
+        FrozenEncoder(encoder, identity), settings, setup, ReadingConfig(), cache_dir=cache_dir
+    )
+
+
+def _split(count: int, size: int = 1) -> Split:
+    infos = [
+        VideoInfo(path=f"/v{row}.mp4", num_frames=8, fps=10.0, bytes=size) for row in range(count)
+    ]
+    return Split(Manifest.from_rows([ManifestRow(info=info) for info in infos], "/"), "data.test")
+
+
+def _features(
+    extractor: FeatureExtractor,
+    count: int,
+    bad: set[int] | None = None,
+    stop_at: int | None = None,
+) -> tuple[FeatureSet, list[int]]:
+    """The features of all rows, and the rows that were read for them."""
+    SOURCES.append(_Source(count, bad or set(), stop_at))
+    return extractor.features(_split(count)), SOURCES[-1].read
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_same_key_is_read_back_and_not_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    if not in_memory:
+        monkeypatch.setattr(frozen, "_MOST_IN_MEMORY_BYTES", 100)
+    plain, _ = _features(_extractor(), 20)
+    first, _ = _features(_extractor(tmp_path), 20)
+    second, read = _features(_extractor(tmp_path), 20)
+    assert read == []
+    assert len(plain.shards) == (1 if in_memory else 4)  # 6 rows each: whole batches of 3
+    for got in (first, second):
+        assert torch.equal(got.tokens, plain.tokens)
+        assert np.array_equal(got.rows, plain.rows)
+
+
+def test_other_weights_have_another_key(tmp_path: Path) -> None:
+    first, _ = _features(_extractor(tmp_path), 5)
+    second, read = _features(_extractor(tmp_path, seed=1), 5)
+    assert len(read) == 5
+    assert not torch.equal(first.tokens, second.tokens)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_cache_made_with_other_weights_is_refused(tmp_path: Path) -> None:
+    _features(_extractor(tmp_path), 5)
+    (described,) = tmp_path.glob("*/features.json")
+    foreign = json.loads(described.read_text()) | {"weights_hash": "0" * 64}
+    described.write_text(json.dumps(foreign))
+    with pytest.raises(UserError, match="made with another weights_hash than this folder's name"):
+        _features(_extractor(tmp_path), 5)
+    described.write_text("[")
+    with pytest.raises(UserError, match="made with other settings than"):
+        _features(_extractor(tmp_path), 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip": ClipConfig(num_frames=4)},
+        {"view": ViewConfig(crop_size=8)},
+        {"precision": "bfloat16"},
+        {"storage": "bfloat16"},
+        {"batch_size": 4},
+        {"shard_clips": 9},
+        {"compile": True},
+        {"augment": AugmentConfig(policy="paper")},
+        {"setup": DeviceSetup(torch.device("meta"), "float32")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_everything_that_matters_is_in_the_key(change: dict) -> None:
+    one = _extractor()
+    (name,) = change
+    if name in ("clip", "view"):
+        other = replace(one, settings=replace(one.settings, **change))
+    elif name in ("augment", "setup"):
+        other = replace(one, **change)
+    else:
+        features = replace(one.settings.features, **change)
+        other = replace(one, settings=replace(one.settings, features=features))
+    split, rows = _split(4), np.arange(4)
+    assert other._key(split, rows, 0) != one._key(split, rows, 0)
+    assert one._key(split, rows, 0) == _extractor()._key(split, rows, 1)  # nothing is random
+    assert one._key(split, rows[:3], 0) != one._key(split, rows, 0)
+    assert one._key(_split(4, size=2), rows, 0) != one._key(split, rows, 0)
+    if name == "augment":
+        assert other._key(split, rows, 0) != other._key(split, rows, 1)
+    joined = replace(one.settings, view=replace(one.settings.view, join="average"))
+    assert replace(one, settings=joined)._key(split, rows, 0) == one._key(split, rows, 0)
+
+
+def test_an_interrupted_extraction_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _features(_extractor(tmp_path), 20, stop_at=13)
+    got, read = _features(_extractor(tmp_path), 20)
+    assert read == list(range(12, 20))  # two shards of six were there
+    assert torch.equal(got.tokens, _features(_extractor(), 20)[0].tokens)
+
+
+def test_bad_videos_are_listed_also_from_the_cache(tmp_path: Path) -> None:
+    for _ in range(2):
+        got, _ = _features(_extractor(tmp_path), 9, bad={4, 7})
+        assert got.rows.tolist() == [0, 1, 2, 3, 5, 6, 8]
+        assert [video.path for video in got.bad] == ["v4.mp4", "v7.mp4"]
+
+
+def test_not_one_readable_video() -> None:
+    with pytest.raises(UserError, match=r"not one video.*v0.mp4: bad"):
+        _features(_extractor(), 4, bad={0, 1, 2, 3})
+
+
+def test_a_truncated_shard_is_refused(tmp_path: Path) -> None:
+    _features(_extractor(tmp_path), 4)
+    shard = next(tmp_path.glob("*/shard_00000.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-40])
+    with pytest.raises(UserError, match="shard_00000"):
+        _features(_extractor(tmp_path), 4)
+
+
+def test_shares_of_several_processes_are_the_shards_of_one() -> None:
+    extractor, split = _extractor(), _split(20)
+    SOURCES.append(_Source(20, {7}, None))
+    alone = [part.rows.tolist() for part in extractor.shards(split)]
+    shared = [list(extractor.shards(split, share=(rank, 2))) for rank in range(2)]
+    assert [part.rows.tolist() for part in shared[0]] == alone[::2]
+    assert [part.rows.tolist() for part in shared[1]] == alone[1::2]
+
+
+def test_encoding_is_the_frozen_encoder_on_normalised_clips() -> None:
+    extractor = _extractor()
+    clips = torch.randint(0, 256, (5, 2, 3, 2, 16, 16), dtype=torch.uint8)
+    got = extractor.encode(ClipRows(np.array([0, 1, 3, 4, 5]), clips, (BadVideo(2, "v", "bad"),)))
+    expected = _encoder()(normalise_clip(clips.flatten(0, 1)))
+    torch.testing.assert_close(got.tokens.flatten(0, 1), expected.detach())
+    assert got.tokens.shape == (5, 2, 4, 12)
+    assert not got.tokens.requires_grad
+    assert got.bad == (BadVideo(2, "v", "bad"),)
+    stored = replace(extractor.settings.features, storage="bfloat16", precision="bfloat16")
+    half = replace(extractor, settings=replace(extractor.settings, features=stored))
+    rough = half.encode(ClipRows(np.arange(5), clips)).tokens
+    assert rough.dtype == torch.bfloat16
+    torch.testing.assert_close(rough.float(), got.tokens, atol=0.2, rtol=0.05)
+
+
+@pytest.mark.parametrize("sizes", [[7], [3, 1, 3]])
+def test_gathering_takes_rows_in_their_order(sizes: list[int]) -> None:
+    tokens = torch.randn(7, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    features = FeatureSet(tokens.split(sizes), np.arange(7) * 2)
+    wanted = np.array([8, 0, 12, 8, 6])
+    assert torch.equal(features.gather(wanted), tokens[torch.from_numpy(wanted // 2)])
+    assert torch.equal(features.tokens, tokens)
+    parts = list(features.parts(np.array([0, 4, 12]), size=2))
+    assert [part.rows.tolist() for part in parts] == [[0, 4], [12]]
+    assert torch.equal(parts[1].tokens, tokens[6:])
+    for missing in (3, 14):
+        with pytest.raises(ValueError, match="not in this set"):
+            features.gather(np.array([missing]))
+    with pytest.raises(ValueError, match="do not fit"):
+        FeatureSet((tokens,), np.arange(6))
+
+
+def test_one_changed_bit_changes_the_hash() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 3)
+    twin = nn.Linear(4, 3)
+    assert weights_hash(layer) != weights_hash(twin)
+    twin.load_state_dict(layer.state_dict())
+    assert weights_hash(layer) == weights_hash(twin)
+    with torch.no_grad():
+        twin.bias[0] = torch.nextafter(twin.bias[0], torch.tensor(9.0))
+    assert weights_hash(layer) != weights_hash(twin)
+
+
+def test_names_shapes_and_types_count() -> None:
+    first = nn.ParameterDict({"a": torch.zeros(2, 3)})
+    assert weights_hash(first) != weights_hash(nn.ParameterDict({"b": torch.zeros(2, 3)}))
+    assert weights_hash(first) != weights_hash(nn.ParameterDict({"a": torch.zeros(3, 2)}))
+    assert weights_hash(first) != weights_hash(
+        nn.ParameterDict({"a": torch.zeros(2, 3, dtype=torch.float64)})
+    )
+    assert weights_hash(nn.ParameterDict({"a": torch.zeros((), dtype=torch.bfloat16)}))
+
+
+def test_settings_hash_ignores_order_only() -> None:
+    assert settings_hash({"a": 1, "b": [1, 2]}) == settings_hash({"b": [1, 2], "a": 1})
+    assert settings_hash({"a": 1}) != settings_hash({"a": 2})
+    with pytest.raises(ValueError):
+        settings_hash({"a": float("nan")})
