@@ -22,9 +22,9 @@ from tests.models.tiny import ENCODER, IMAGE_ENCODER, MODEL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from vjepa.evaluation.across_processes import averaged_probabilities
+from vjepa.evaluation.evaluate import averaged_probabilities
 from vjepa.evaluation.frozen import encode_clips
-from vjepa.evaluation.heads import HeadGrid, NearestMean, NearestNeighbours
+from vjepa.evaluation.heads import NearestMean, NearestNeighbours, ProbeHeads
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import (
     VJEPA,
@@ -151,9 +151,9 @@ def test_pretraining(build: Callable[[str], Task], count: str, precision: Precis
         assert is_on_gpu(*(v for name, v in health.items() if not name.startswith(known)))
 
 
-def _heads() -> HeadGrid:
+def _heads() -> ProbeHeads:
     """A grid as a probe trains it: two kinds, several depths and variants."""
-    return HeadGrid(
+    return ProbeHeads(
         [
             AttentiveClassifier(24, 3, 5),
             AttentiveClassifier(24, 3, 5),
