@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.source import Box
+from vjepa.data.video.info import Box
 
 Resize = Literal["antialias", "reference"]
 

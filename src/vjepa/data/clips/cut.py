@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
-from vjepa.data.clips.source import Box, Source
+from vjepa.data.clips.source import Source
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
+from vjepa.data.video.info import Box
 
 
 def cut(

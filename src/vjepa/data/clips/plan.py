@@ -24,7 +24,8 @@ from torch import Tensor
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, TransformConfig, draw_crops
-from vjepa.data.clips.source import Box, Source
+from vjepa.data.clips.source import Source
+from vjepa.data.video.info import Box
 
 Change = Callable[[Tensor], Tensor]
 """An operation on frames uint8 [T, C, H, W] that keeps type and number: the same on every frame."""

@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.info import CropOrder, DecodeError, VideoInfo
-
-Box = tuple[int, int, int, int]
-"""top, left, height, width, in pixels."""
-
-Part = tuple[NDArray[np.int64], Box | None]
-"""Numbers of frames and the part of them that is wanted; None: all of it."""
+from vjepa.data.video.info import DecodeError, Part, VideoInfo
 
 
 class VideoSource:
@@ -60,9 +54,7 @@ class VideoSource:
         from vjepa.data.video.decode import decode_crops, decode_frames
 
         if any(box is not None for _, box in parts):
-            whole = (0, 0, self.height, self.width)
-            orders = [CropOrder(numbers, np.array(box or whole)) for numbers, box in parts]
-            yield from decode_crops(self._info, orders, clock)
+            yield from decode_crops(self._info, parts, clock)
             return
         # Whole frames, which clips may share, are kept once.
         wanted = np.unique(np.concatenate([numbers for numbers, _ in parts]))

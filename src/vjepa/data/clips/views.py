@@ -13,7 +13,8 @@ from vjepa.config import config_dataclass
 from vjepa.counter_random import uniforms
 from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
 from vjepa.data.clips.plan import ClipConfig, ClipPlan, Placement, segment_indices
-from vjepa.data.clips.source import Box, Source
+from vjepa.data.clips.source import Source
+from vjepa.data.video.info import Box
 
 JoinSegments = Literal["tokens", "average"]
 

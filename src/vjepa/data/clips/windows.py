@@ -17,8 +17,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
 from vjepa.data.clips.cut import cut_part
 from vjepa.data.clips.plan import ClipPlan
-from vjepa.data.clips.source import Box
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.info import Box, DecodeError, VideoInfo
 from vjepa.runtime.workers import WorkerPool
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips

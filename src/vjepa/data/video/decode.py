@@ -16,7 +16,7 @@ import bisect
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,7 @@ from vjepa.data.video.container import (
     to_rgb,
 )
 from vjepa.data.video.images import read_images
-from vjepa.data.video.info import CropOrder, DecodeError, LimitsConfig, VideoInfo
+from vjepa.data.video.info import DecodeError, LimitsConfig, Part, VideoInfo
 from vjepa.data.video.inspect import probe, scan_packets, stamp_of
 from vjepa.data.video.packets import PacketSelector
 
@@ -149,29 +149,26 @@ def decode_frames(
 def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]) -> DecodedClip:
     """As :func:`decode_frames`, with the frames' times (exact also at a variable frame rate)."""
     info = probe(source) if isinstance(source, str) else source
-    whole = CropOrder(
-        np.asarray(indices, dtype=np.int64).reshape(-1), np.array([0, 0, info.height, info.width])
-    )
-    return _collect(info, [whole], NO_CLOCK)[0]
+    return _collect(info, [(np.asarray(indices, dtype=np.int64).reshape(-1), None)], NO_CLOCK)[0]
 
 
 def decode_crops(
-    info: VideoInfo, orders: Sequence[CropOrder], clock: StageClock = NO_CLOCK
+    info: VideoInfo, parts: Sequence[Part], clock: StageClock = NO_CLOCK
 ) -> list[NDArray[np.uint8]]:
     """Parts of several clips of one video, decoded in one pass; equal to cutting whole frames.
 
     Args:
         info: A manifest row.
-        orders: At least one clip; boxes lie inside the frame.
+        parts: At least one clip; boxes lie inside the frame. Numbers as in :func:`decode_frames`.
         clock: Told where the time goes.
 
     Returns:
-        For each order uint8 [T, height, width, 3], RGB, upright.
+        For each part uint8 [T, height, width, 3], RGB, upright.
 
     Raises:
         DecodeError: As :func:`decode_frames`.
     """
-    return [clip.frames for clip in _collect(info, orders, clock)]
+    return [clip.frames for clip in _collect(info, parts, clock)]
 
 
 def decode_all(source: VideoInfo | str, max_frames: int) -> NDArray[np.uint8]:
@@ -211,33 +208,32 @@ def _check_usable(info: VideoInfo) -> None:
             raise DecodeError(info.path, "has changed since it was indexed; index it again")
 
 
-def _collect(info: VideoInfo, orders: Sequence[CropOrder], clock: StageClock) -> list[DecodedClip]:
-    """Cut the clips out of the frames, each decoded once, without a copy in between."""
-    wanted = np.concatenate([order.indices for order in orders])
+def _collect(info: VideoInfo, parts: Sequence[Part], clock: StageClock) -> list[DecodedClip]:
+    """Cut the parts out of the frames, each decoded once, without a copy in between."""
+    wanted = np.concatenate([numbers for numbers, _ in parts])
     if wanted.size == 0 or wanted.min() < 0:
         raise ValueError("indices must be one or more frame numbers from 0 on")
-    try:
-        clips = [
-            DecodedClip(
-                np.empty((len(order.indices), *map(int, order.box[2:]), 3), dtype=np.uint8),
-                np.zeros(len(order.indices)),
-            )
-            for order in orders
-        ]
-    except MemoryError as error:
-        raise DecodeError(info.path, f"{len(wanted)} frames of it do not fit in memory") from error
     if info.kind == "image":
         wanted = np.zeros_like(wanted)
+    clips: list[DecodedClip] = []
+    cuts: list[tuple[slice, slice]] = []
+    for numbers, box in parts:
+        top, left, height, width = box or (0, 0, info.height, info.width)
+        cuts.append((slice(top, top + height), slice(left, left + width)))
+        try:
+            frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
+        except MemoryError as error:
+            reason = f"{len(wanted)} frames of it do not fit in memory"
+            raise DecodeError(info.path, reason) from error
+        clips.append(DecodedClip(frames, np.zeros(len(numbers))))
     numbers, inverse = np.unique(wanted, return_inverse=True)
     uses: list[list[tuple[int, int]]] = [[] for _ in numbers]
-    places = [(clip, t) for clip, order in enumerate(orders) for t in range(len(order.indices))]
+    places = [(clip, t) for clip, part in enumerate(parts) for t in range(len(part[0]))]
     for frame, place in zip(inverse.tolist(), places, strict=True):
         uses[frame].append(place)
-    boxes = [tuple(map(int, order.box)) for order in orders]
     for frame, users in zip(read_frames(info, numbers, clock), uses, strict=True):
         for clip, t in users:
-            top, left, height, width = boxes[clip]
-            clips[clip].frames[t] = frame.image[top : top + height, left : left + width]
+            clips[clip].frames[t] = frame.image[cuts[clip]]
             clips[clip].times[t] = frame.seconds
     return clips
 
@@ -319,8 +315,7 @@ def _from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
 
 def _limits_of(info: VideoInfo) -> LimitsConfig:
     """The usual limits, raised to what was let pass when the file was indexed."""
-    usual = LimitsConfig()
-    return replace(usual, max_pixels=max(usual.max_pixels, info.width * info.height))
+    return LimitsConfig(max_pixels=max(LimitsConfig.max_pixels, info.width * info.height))
 
 
 def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:

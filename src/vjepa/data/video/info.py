@@ -7,14 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from vjepa.config import config_dataclass
 
 MediaKind = Literal["video", "image", "image_folder"]
+
+Box = tuple[int, int, int, int]
+"""Part of a frame: top, left, height, width, in pixels."""
+
+Part = tuple[NDArray[np.int64], Box | None]
+"""Numbers of frames, int64 [T], and the part of them that is wanted; None: all of it."""
 
 
 class DecodeError(Exception):
@@ -32,24 +39,6 @@ class DecodeError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class CropOrder:
-    """A clip and the part of its frames that is wanted.
-
-    Attributes:
-        indices: int64 [T], frame numbers, repeats allowed.
-        box: int64 [4]: top, left, height, width, in pixels.
-    """
-
-    indices: NDArray[np.int64]
-    box: NDArray[np.int64]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the cropped clip, in bytes."""
-        return len(self.indices) * int(self.box[2]) * int(self.box[3]) * 3
 
 
 def _no_keyframes() -> NDArray[np.int64]:
@@ -108,7 +97,7 @@ class VideoInfo:
 
 
 def info_to_json(info: VideoInfo) -> dict[str, Any]:
-    """A VideoInfo as plain JSON values, for the pipe from a reader process."""
+    """A VideoInfo as plain JSON values, for a journal."""
     values: dict[str, Any] = {item.name: getattr(info, item.name) for item in fields(info)}
     for name in ("keyframe_pts", "keyframe_index"):
         values[name] = values[name].tolist()
@@ -129,20 +118,11 @@ def info_from_json(values: dict[str, Any]) -> VideoInfo:
 class LimitsConfig:
     """What a file may demand before it is refused instead of decoded."""
 
-    max_pixels: int = 8192 * 8192
+    max_pixels: Annotated[int, Field(ge=1)] = 8192 * 8192
     """Largest width x height of a frame, in pixels."""
-    max_frames: int = 10_000_000
+    max_frames: Annotated[int, Field(ge=1)] = 10_000_000
     """Largest number of frames."""
-    max_bytes: int = 1 << 40
+    max_bytes: Annotated[int, Field(ge=1)] = 1 << 40
     """Largest size on disk, in bytes."""
-    max_memory_gigabytes: float = 8.0
+    max_memory_gigabytes: Annotated[float, Field(gt=0)] = 8.0
     """Memory (address space, in GB) that a reader process may take for the file it reads; Linux."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_frames", "max_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.max_memory_gigabytes > 0:
-            raise ValueError(
-                f"max_memory_gigabytes must be above 0, got {self.max_memory_gigabytes}"
-            )
