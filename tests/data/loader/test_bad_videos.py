@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.data.loader.failures import WINDOW, BadVideo, BadVideoLimit, BadVideoLog
+from vjepa.data.loader.failures import WINDOW, BadVideoLimit, BadVideoLog, FailedVideo
 from vjepa.errors import UserError
 
 
@@ -18,13 +18,13 @@ def _lines(file: Path) -> list[dict]:
 def test_each_path_is_written_once_over_restarts(tmp_path: Path, caplog) -> None:
     file = tmp_path / "run" / "bad_videos.jsonl"
     log = BadVideoLog(file)
-    log.add(BadVideo("/a b.mp4", "truncated", 3))
-    log.add(BadVideo("/a b.mp4", "truncated", 7))
-    log.add(BadVideo("/ü\udcff.mp4", "no frames", 8))
+    log.add(FailedVideo("/a b.mp4", "truncated", 3))
+    log.add(FailedVideo("/a b.mp4", "truncated", 7))
+    log.add(FailedVideo("/ü\udcff.mp4", "no frames", 8))
     again = BadVideoLog(file)
     assert len(again) == 2
-    again.add(BadVideo("/a b.mp4", "truncated", 9))
-    again.add(BadVideo("/ü\udcff.mp4", "no frames", 9))
+    again.add(FailedVideo("/a b.mp4", "truncated", 9))
+    again.add(FailedVideo("/ü\udcff.mp4", "no frames", 9))
     assert [line["step"] for line in _lines(file)] == [3, 8]
     assert _lines(file)[0] == {
         "path": "/a b.mp4",
@@ -38,10 +38,10 @@ def test_each_path_is_written_once_over_restarts(tmp_path: Path, caplog) -> None
 def test_two_processes_share_a_file(tmp_path: Path) -> None:
     file = tmp_path / "bad_videos.jsonl"
     first, second = BadVideoLog(file), BadVideoLog(file)
-    first.add(BadVideo("/a.mp4", "x", 1, "hang"))
-    second.add(BadVideo("/a.mp4", "x", 1, "hang"))
-    second.add(BadVideo("/b.mp4", "x", 2))
-    first.add(BadVideo("/b.mp4", "x", 2))
+    first.add(FailedVideo("/a.mp4", "x", 1, "hang"))
+    second.add(FailedVideo("/a.mp4", "x", 1, "hang"))
+    second.add(FailedVideo("/b.mp4", "x", 2))
+    first.add(FailedVideo("/b.mp4", "x", 2))
     assert [line["path"] for line in _lines(file)] == ["/a.mp4", "/b.mp4"]
     assert second.is_dangerous("/a.mp4")
 
@@ -50,7 +50,7 @@ def test_only_hangs_and_crashes_are_dangerous(tmp_path: Path) -> None:
     file = tmp_path / "bad_videos.jsonl"
     log = BadVideoLog(file)
     for path, kind in (("/d", "decode"), ("/h", "hang"), ("/c", "crash")):
-        log.add(BadVideo(path, "reason", 0, kind))
+        log.add(FailedVideo(path, "reason", 0, kind))
     for known in (log, BadVideoLog(file)):
         assert [known.is_dangerous(path) for path in ("/d", "/h", "/c")] == [False, True, True]
 
@@ -60,7 +60,7 @@ def test_a_torn_last_line_does_no_harm(tmp_path: Path) -> None:
     file.write_text('{"path": "/a.mp4", "reason": "x", "step": 1}\nnull\n{"path": "/b.m')
     log = BadVideoLog(file)
     assert len(log) == 1
-    log.add(BadVideo("/b.mp4", "y", 5))
+    log.add(FailedVideo("/b.mp4", "y", 5))
     again = BadVideoLog(file)
     assert len(again) == 2
     assert json.loads(file.read_text().splitlines()[-1])["path"] == "/b.mp4"
@@ -70,7 +70,7 @@ def test_a_file_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     log = BadVideoLog(tmp_path / "file" / "bad_videos.jsonl")
     with pytest.raises(UserError, match="cannot be written"):
-        log.add(BadVideo("/a.mp4", "x", 1))
+        log.add(FailedVideo("/a.mp4", "x", 1))
 
 
 def test_the_limit_needs_a_share_and_a_number_and_names_the_worst_reason() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from vjepa.config import config_dataclass
 from vjepa.counter_random import derive_seed, uniforms
 from vjepa.data.clips.crops import NUM_UNIFORMS as _CROP_UNIFORMS
-from vjepa.data.clips.crops import TransformConfig, draw_crops
+from vjepa.data.clips.crops import TransformConfig, check_crop_ranges, draw_crops
 from vjepa.data.clips.plan import Change, ClipConfig, ClipPlan
 from vjepa.data.clips.source import Source
 from vjepa.data.clips.views import ViewConfig, segments_of
@@ -71,12 +71,7 @@ class AugmentConfig:
     draws of few labels."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale: must rise within (0, 1], got {self.crop_scale}")
-        low, high = self.crop_aspect
-        if not 0 < low <= high:
-            raise ValueError(f"crop_aspect: must be positive and rise, got {self.crop_aspect}")
+        check_crop_ranges(self.crop_scale, self.crop_aspect)
 
     @property
     def flips(self) -> bool:
@@ -100,16 +95,9 @@ class ClipDraws:
 
 
 def draw_clips(seed: int, row: int, pass_index: int, num_segments: int) -> ClipDraws:
-    """The random numbers of one video: a pure function of the arguments.
+    """The random numbers of one video, enough for every policy: a pure function of the arguments.
 
-    Args:
-        seed: Of the augmentation.
-        row: Row of the manifest.
-        pass_index: Number of the pass over the data, from 0.
-        num_segments: S.
-
-    Returns:
-        Numbers enough for every policy.
+    `row` is its row of the manifest, `pass_index` the number of the pass over the data, from 0.
     """
     each = _CROP_UNIFORMS + RAND_UNIFORMS + _ERASE_UNIFORMS
     stream = f"augment/{pass_index}"
@@ -145,9 +133,7 @@ def plan_augmented(
     crop_u, rand_u, erase_u = np.split(
         draws.pixels, [_CROP_UNIFORMS, _CROP_UNIFORMS + RAND_UNIFORMS], axis=1
     )
-    heights = np.full(len(segments), source.height)
-    widths = np.full(len(segments), source.width)
-    boxes, flips = draw_crops(heights, widths, crop, crop_u)
+    boxes, flips = draw_crops(source.height, source.width, crop, crop_u)
     plans = []
     for number, frames in enumerate(segments):
         before: tuple[Change, ...] = ()
@@ -159,15 +145,14 @@ def plan_augmented(
         if augment.policy in ("released", "image_released"):
             seed = draws.noise_seeds[number]
             after = (*after, partial(erase_box, u=erase_u[number], noise_seed=seed))
-        top, left, height, width = boxes[number].tolist()
         plans.append(
             ClipPlan(
                 frames=frames,
                 before=before,
-                box=(top, left, height, width),
+                box=boxes[number],
                 resize_to=(view.crop_size, view.crop_size),
                 resize=view.resize,
-                flip=bool(flips[number]),
+                flip=flips[number],
                 after=after,
             )
         )

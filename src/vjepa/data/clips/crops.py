@@ -41,61 +41,58 @@ class TransformConfig:
     released code does (shrinking then keeps only the nearest pixels)."""
 
     def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale must rise within (0, 1], got {self.crop_scale}")
-        low, high = self.crop_aspect
-        if not 0 < low <= high:
-            raise ValueError(f"crop_aspect must be positive and rise, got {self.crop_aspect}")
+        check_crop_ranges(self.crop_scale, self.crop_aspect)
+
+
+def check_crop_ranges(scale: tuple[float, float], aspect: tuple[float, float]) -> None:
+    """Refuse ranges of `crop_scale` and `crop_aspect` that mean nothing.
+
+    Raises:
+        ValueError: It begins with the field's name.
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"crop_scale must rise within (0, 1], got {scale}")
+    if not 0 < aspect[0] <= aspect[1]:
+        raise ValueError(f"crop_aspect must be positive and rise, got {aspect}")
 
 
 def draw_crops(
-    heights: NDArray[np.int64],
-    widths: NDArray[np.int64],
-    config: TransformConfig,
-    u: NDArray[np.float64],
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """One box for each clip, shared by its frames.
+    height: int, width: int, config: TransformConfig, u: NDArray[np.float64]
+) -> tuple[list[Box], list[bool]]:
+    """One box for each of n clips of a video, shared by its frames, and whether it is mirrored.
 
     The area is uniform in `crop_scale`, the aspect log-uniform in `crop_aspect`. A box that does
     not fit is drawn again, ten times; then the largest centred box of an allowed aspect is taken.
 
     Args:
-        heights: int64 [B], in pixels.
-        widths: int64 [B], in pixels.
+        height, width: Of the frames, in pixels.
         config: Ranges of area and aspect.
-        u: Uniform numbers in [0, 1), float64 [B, `NUM_UNIFORMS`].
-
-    Returns:
-        The boxes, int64 [B, 4] (top, left, height, width, in pixels), and whether each clip is
-        mirrored, bool [B].
+        u: Uniform numbers in [0, 1), float64 [n, `NUM_UNIFORMS`].
     """
-    area = (heights * widths).astype(np.float64)
     tries = u[:, : 2 * CROP_TRIES].reshape(-1, CROP_TRIES, 2)
     low, high = config.crop_scale
-    target = area[:, None] * (low + (high - low) * tries[..., 0])
+    target = float(height * width) * (low + (high - low) * tries[..., 0])
     log_low, log_high = np.log(config.crop_aspect)
     aspect = np.exp(log_low + (log_high - log_low) * tries[..., 1])
     tried_w = np.rint(np.sqrt(target * aspect)).astype(np.int64)
     tried_h = np.rint(np.sqrt(target / aspect)).astype(np.int64)
-    fits = (tried_w > 0) & (tried_w <= widths[:, None]) & (tried_h > 0)
-    fits &= tried_h <= heights[:, None]
+    fits = (tried_w > 0) & (tried_w <= width) & (tried_h > 0) & (tried_h <= height)
     first = np.argmax(fits, axis=1)
     found = fits.any(axis=1)
     clips = np.arange(len(u))
 
     # Where no try fitted: the whole frame, cut to the nearest allowed aspect.
-    frame_aspect = widths / heights
     least, most = config.crop_aspect
-    full_h = np.where(frame_aspect < least, np.rint(widths / least).astype(np.int64), heights)
-    full_w = np.where(frame_aspect > most, np.rint(heights * most).astype(np.int64), widths)
-    box_h = np.where(found, tried_h[clips, first], np.clip(full_h, 1, heights))
-    box_w = np.where(found, tried_w[clips, first], np.clip(full_w, 1, widths))
-    free_h, free_w = heights - box_h, widths - box_w
+    full_h = round(width / least) if width / height < least else height
+    full_w = round(height * most) if width / height > most else width
+    box_h = np.where(found, tried_h[clips, first], min(max(full_h, 1), height))
+    box_w = np.where(found, tried_w[clips, first], min(max(full_w, 1), width))
+    free_h, free_w = height - box_h, width - box_w
     top = np.where(found, np.floor(u[:, -3] * (free_h + 1)).astype(np.int64), free_h // 2)
     left = np.where(found, np.floor(u[:, -2] * (free_w + 1)).astype(np.int64), free_w // 2)
+    sides = (top.tolist(), left.tolist(), box_h.tolist(), box_w.tolist())
     flips = (u[:, -1] < 0.5) & config.horizontal_flip
-    return np.stack([top, left, box_h, box_w], axis=1), flips
+    return list(zip(*sides, strict=True)), flips.tolist()
 
 
 def resize_frames(

@@ -137,21 +137,17 @@ def plan_training(
         ValueError: No clip can be cut from such a video.
     """
     times = source.times if clip.is_by_time else None
-    count = len(starts)
-    heights, widths = np.full(count, source.height), np.full(count, source.width)
-    boxes, flips = draw_crops(heights, widths, transform, crop_u)
+    boxes, flips = draw_crops(source.height, source.width, transform, crop_u)
     size = transform.crop_size
     return [
         ClipPlan(
             frames=clip_indices(clip, source.num_frames, source.fps, u, times),
-            box=(top, left, height, width),
+            box=box,
             resize_to=(size, size),
             resize=transform.resize,
             flip=flip,
         )
-        for u, (top, left, height, width), flip in zip(
-            starts, boxes.tolist(), flips.tolist(), strict=True
-        )
+        for u, box, flip in zip(starts, boxes, flips, strict=True)
     ]
 
 
@@ -247,7 +243,7 @@ def clip_indices(
     u: float,
     times: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """Frames of one training clip at a random place.
+    """Frames of one training clip at a random place: int64 [T], each in [0, L).
 
     With `sampling: reference` the start is uniform in 0 .. L - window - 1, so that the video's last
     frame is never seen, as in the released code; otherwise every place where the clip fits is
@@ -256,14 +252,10 @@ def clip_indices(
     Args:
         config: The spacing and the policy for short videos.
         num_frames_in_video: L, at least 1.
-        fps: Frame rate of the video, in frames per second; read only when sampling by time. With a
-            variable rate it is the mean rate.
+        fps: (Mean) frame rate of the video, in frames per second; read only when sampling by time.
         u: Uniform number in [0, 1) that chooses the start.
         times: When each frame is shown, float64 [L], seconds from 0, ascending; read only when
             sampling by time. None: evenly, at `fps`.
-
-    Returns:
-        int64 [T], each in [0, L).
 
     Raises:
         ShortVideoError: The video is shorter than the clip and the policy is ``error``.
@@ -289,17 +281,9 @@ def indices_from(
     start_seconds: float,
     times: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """Frames of the clip that begins at a given time; past the video's end its last frame repeats.
+    """Frames [T] of the clip that begins at a given time; past the end the last frame repeats.
 
-    Args:
-        config: The spacing.
-        num_frames_in_video: L, at least 1.
-        fps: Frame rate of the video, in frames per second.
-        start_seconds: Where it begins; rounded to a frame unless `times` are given.
-        times: As for :func:`clip_indices`.
-
-    Returns:
-        int64 [T], each in [0, L).
+    The time is rounded to a frame unless `times` are given; the rest as in :func:`clip_indices`.
     """
     spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
     first = start_seconds * fps if shown is not None else round(start_seconds * fps)
@@ -327,14 +311,13 @@ def segment_indices(
       their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1)
       frames from each other. Only for a `stride` with `sampling: reference`.
 
+    A short video follows its policy and all S clips are the same.
+
     Args:
-        config: The spacing. A short video follows its policy and all S clips are the same.
-        num_frames_in_video: L, at least 1.
-        fps: Frame rate of the video, in frames per second; read only when sampling by time.
+        config, num_frames_in_video, fps, times: As for :func:`clip_indices`.
         num_segments: S, at least 1.
         placement: One of the four above.
         u: float64 [S] in [0, 1): with ``random`` and, as in probe training, with ``reference``.
-        times: As for :func:`clip_indices`.
 
     Returns:
         int64 [S, T], each in [0, L).
@@ -392,16 +375,8 @@ def reference_segments(
     before its end is moved over the video, and without overlap each segment is a short video of its
     own.
 
-    Args:
-        num_frames_in_video: L.
-        num_frames: T.
-        stride: Nominal spacing in frames.
-        num_segments: S.
-        allow_overlap: Evaluation allows it, pretraining does not.
-        u: float64 [S] in [0, 1): random places of the windows; None starts each with its segment.
-
-    Returns:
-        int64 [S, T].
+    Evaluation allows overlap, pretraining does not. `u`, float64 [S] in [0, 1), chooses random
+    places of the windows; None starts each with its segment. Returns int64 [S, T].
     """
     window, segment = num_frames * stride, num_frames_in_video // num_segments
     shift = segment

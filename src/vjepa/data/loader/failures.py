@@ -25,7 +25,7 @@ WINDOW = 1000
 
 
 @dataclass(frozen=True)
-class BadVideo:
+class FailedVideo:
     """A video that could not be read.
 
     Attributes:
@@ -43,14 +43,10 @@ class BadVideo:
 
 
 class BadVideoLog:
-    """The bad videos of a run folder, each once, over restarts too."""
+    """The bad videos of a run folder, each once, over restarts and all processes of the run."""
 
     def __init__(self, file: Path | None) -> None:
-        """Read what earlier runs in the folder recorded.
-
-        Args:
-            file: ``bad_videos.jsonl``; None keeps the record in memory only.
-        """
+        """Read what was recorded in ``bad_videos.jsonl``; None keeps the record in memory only."""
         self._file = file
         self._read_to = 0
         self._paths: set[str] = set()
@@ -73,39 +69,42 @@ class BadVideoLog:
         """
         return path in self._dangerous
 
-    def add(self, video: BadVideo) -> None:
-        """Record a video unless its path stands there already."""
+    def add(self, video: FailedVideo) -> None:
+        """Record a video unless its path stands there already.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
         self._read_new_lines()
+        is_new = video.path not in self._paths
         self._note(video.path, video.kind)
-        if video.path in self._paths:
+        if not is_new:
             return
-        self._paths.add(video.path)
         # A file name need not be valid UTF-8, but what goes to a log has to be.
         path = video.path.encode("utf-8", "backslashreplace").decode()
         _LOGGER.warning("bad video at step %d: %s: %s", video.step, path, video.reason)
-        if self._file is not None:
-            self._append(self._file, json.dumps(asdict(video)))
-
-    def _note(self, path: str, kind: str) -> None:
-        if kind in ("hang", "crash"):
-            self._dangerous.add(path)
-
-    def _append(self, file: Path, line: str) -> None:
-        """One write of one whole line, so that processes sharing the file never mix their lines."""
-        text = line + "\n"
+        if self._file is None:
+            return
+        text = json.dumps(asdict(video)) + "\n"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("ab+") as out:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("ab+") as out:
                 if out.tell():
                     out.seek(-1, os.SEEK_END)
                     if out.read(1) != b"\n":  # the last writer was killed in the middle of its line
                         text = "\n" + text
+                # One write of one whole line: processes that share the file never mix theirs.
                 out.write(text.encode("ascii"))
         except OSError as error:
             raise UserError(
-                f"{file}: cannot be written ({error.strerror or error}): free space or fix "
+                f"{self._file}: cannot be written ({error.strerror or error}): free space or fix "
                 "the folder"
             ) from error
+
+    def _note(self, path: str, kind: str) -> None:
+        self._paths.add(path)
+        if kind in ("hang", "crash"):
+            self._dangerous.add(path)
 
     def _read_new_lines(self) -> None:
         """Take in complete lines that were added since the last look, by whichever process."""
@@ -119,23 +118,16 @@ class BadVideoLog:
         for line in complete.decode("utf-8", "replace").splitlines():
             try:
                 entry = json.loads(line)
-                path, kind = entry["path"], entry.get("kind", "decode")
+                self._note(entry["path"], entry.get("kind", "decode"))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue  # a torn line: its video will be met and recorded again
-            self._paths.add(path)
-            self._note(path, kind)
 
 
 class BadVideoLimit:
     """Stops a run when too large a share of its recent videos had to be replaced."""
 
     def __init__(self, max_fraction: float, min_bad: int) -> None:
-        """Set the limit.
-
-        Args:
-            max_fraction: Largest share among the last `WINDOW` videos asked for.
-            min_bad: So many at least must be bad, whatever their share.
-        """
+        """Allow `max_fraction` of the last `WINDOW` videos, and fewer than `min_bad` always."""
         self._max_fraction = max_fraction
         self._min_bad = min_bad
         self._recent: deque[str | None] = deque(maxlen=WINDOW)

@@ -21,7 +21,7 @@ from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.frame_cache import open_frame_caches
-from vjepa.data.loader.failures import BadVideo, BadVideoLimit, BadVideoLog
+from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
 from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
 from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob, VideoSources
 from vjepa.data.stage_clock import NO_CLOCK, StageClock
@@ -136,8 +136,7 @@ class ClipLoader:
             batch_size: Clips of a step over all processes.
             seed: The run's seed.
             label: Label to give with each clip.
-            rank: Number of this process.
-            world_size: Number of processes.
+            rank, world_size: Number of this process, and how many there are.
             bad_videos_log: ``bad_videos.jsonl`` of the run folder; None records in memory only.
 
         Raises:
@@ -206,14 +205,7 @@ class ClipLoader:
         """The batches of the steps start_step .. stop_step - 1, in order.
 
         Nothing beyond `stop_step` is prepared. Workers stay for the next call. A new call ends an
-        older iterator that is not finished.
-
-        Args:
-            start_step: First step, from 0; a resumed run gives the step that it stands at.
-            stop_step: End of the range.
-
-        Yields:
-            One batch for each step; its tensors belong to the caller.
+        older iterator that is not finished. A batch's tensors belong to the caller.
 
         Raises:
             UserError: Too many bad videos.
@@ -268,7 +260,7 @@ class ClipLoader:
                 return
             job = self._planner.replace(plan, job, failure)
 
-    def _cut(self, plan: BatchPlan, job: VideoJob, out: Tensor) -> BadVideo | None:
+    def _cut(self, plan: BatchPlan, job: VideoJob, out: Tensor) -> FailedVideo | None:
         source: Source
         try:
             if self._caches is None:
@@ -277,11 +269,11 @@ class ClipLoader:
                 video = self._caches[job.source].video(job.row)
                 if video.failure is not None:
                     path = self._sources.path(job.source, job.row)
-                    return BadVideo(path, video.failure.reason, plan.step, video.failure.kind)
+                    return FailedVideo(path, video.failure.reason, plan.step, video.failure.kind)
                 source = FrameSource(video.frames, video.fps, video.times)
             self._clips.cut(source, job.ordinals, out, self.clock)
         except DecodeError as error:
-            return BadVideo(self._sources.path(job.source, job.row), error.reason, plan.step)
+            return FailedVideo(self._sources.path(job.source, job.row), error.reason, plan.step)
         return None
 
     def _start_prefetching(self, steps: range) -> Prefetcher:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.source import VideoSource
-from vjepa.data.loader.failures import BadVideo
+from vjepa.data.loader.failures import FailedVideo
 from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
@@ -35,16 +35,19 @@ class SharedArray:
     def __init__(self, shape: tuple[int, ...]) -> None:
         """Get the memory.
 
-        Args:
-            shape: Its shape.
-
         Raises:
             UserError: There is not so much memory.
         """
         self.shape = shape
-        self._file = _anonymous_file()
+        if hasattr(os, "memfd_create"):  # Linux; not bounded by /dev/shm's size in a container
+            self._file = os.memfd_create("vjepa-batches")
+        else:
+            with tempfile.TemporaryFile() as file:
+                self._file = os.dup(file.fileno())
         try:
-            _reserve(self._file, self._size)
+            os.ftruncate(self._file, self._size)
+            if hasattr(os, "posix_fallocate"):  # take it now rather than die of SIGBUS later
+                os.posix_fallocate(self._file, 0, self._size)
         except OSError as error:
             os.close(self._file)
             raise UserError(
@@ -77,20 +80,6 @@ def _attach(handle: Any, shape: tuple[int, ...]) -> SharedArray:
     array._file = handle.detach()
     array._map()
     return array
-
-
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):  # Linux; not bounded by the size of /dev/shm in a container
-        return os.memfd_create("vjepa-batches")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _reserve(file: int, size: int) -> None:
-    """Grow the file; where possible take the memory now rather than die of SIGBUS later."""
-    os.ftruncate(file, size)
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
 
 
 READY_BATCHES = 1
@@ -134,15 +123,11 @@ class ClipTask:
 
 @dataclass
 class _Building:
+    """A batch in the making, in a slot of the ring."""
+
     plan: BatchPlan
     slot: int
     open_jobs: int
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    building: _Building
-    job: VideoJob
 
 
 class Prefetcher:
@@ -155,13 +140,10 @@ class Prefetcher:
     def __init__(
         self, planner: SamplePlanner, pool: WorkerPool, ring: SharedArray, steps: range
     ) -> None:
-        """Begin to prepare batches.
+        """Begin to prepare the batches of `steps`.
 
-        Args:
-            planner: Says what each step needs.
-            pool: Runs a :class:`ClipTask` on `ring`; in use by this object until :meth:`close`.
-            ring: uint8 [slots, B, C, T, S, S].
-            steps: The steps wanted, in order.
+        `pool` runs a :class:`ClipTask` on `ring`, uint8 [slots, B, C, T, S, S]; both are in use by
+        this object until :meth:`close`.
         """
         self._planner = planner
         self._pool = pool
@@ -170,7 +152,7 @@ class Prefetcher:
         self._has_steps = True
         self._free = deque(range(ring.shape[0]))
         self._building: deque[_Building] = deque()
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[int, tuple[_Building, VideoJob]] = {}
         self._ready: deque[tuple[BatchPlan, Tensor]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -239,19 +221,17 @@ class Prefetcher:
         order = ClipOrder(building.slot, job, video)
         # A replacement holds up a batch whose other clips are done: it goes first.
         ticket = self._pool.submit(order, first=job.attempt > 0)
-        self._waiting[ticket] = _Waiting(building, job)
+        self._waiting[ticket] = building, job
 
     def _settle(self, outcome: Outcome) -> None:
-        waiting = self._waiting.pop(outcome.ticket)
-        building, job = waiting.building, waiting.job
+        building, job = self._waiting.pop(outcome.ticket)
         if outcome.kind == "done" and outcome.value is None:
             building.open_jobs -= 1
             return
         path = self._planner.sources.path(job.source, job.row)
-        if outcome.kind == "done":
-            failure = BadVideo(path, outcome.value, building.plan.step)
-        else:
-            failure = BadVideo(path, outcome.reason, building.plan.step, outcome.kind)
+        reason = outcome.value if outcome.kind == "done" else outcome.reason
+        kind = "decode" if outcome.kind == "done" else outcome.kind
+        failure = FailedVideo(path, reason, building.plan.step, kind)
         self._submit(building, self._planner.replace(building.plan, job, failure))
 
     def _hand_over(self) -> None:

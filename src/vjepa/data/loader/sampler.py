@@ -6,14 +6,14 @@ B is the number of clips of this process's batch, n that of the clips cut from o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.counter_random import permute, random_bits, uniforms
-from vjepa.data.loader.failures import BadVideo, BadVideoLimit, BadVideoLog
+from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 
@@ -55,43 +55,25 @@ class SampleOrder:
     """
 
     def __init__(
-        self,
-        lengths: Sequence[int],
-        weights: Sequence[float | None] | None,
-        seed: int,
-        clips_per_video: int = 1,
+        self, lengths: Sequence[int], weights: Sequence[float], seed: int, clips_per_video: int = 1
     ) -> None:
         """Fix the sources.
 
         Args:
             lengths: Number of rows of each source, at least 1 each.
-            weights: Relative share of samples of each source; None (or all None) means in
-                proportion to the lengths, so that every video is equally likely, as the paper mixes
-                its sets.
+            weights: Relative share of samples of each source.
             seed: The run's seed.
             clips_per_video: Consecutive samples that share a video.
         """
-        if not lengths:
-            raise UserError("no source of videos: name at least one manifest")
-        for number, length in enumerate(lengths):
-            if length < 1:
-                raise UserError(f"source {number} has no videos: leave it out")
-        if clips_per_video < 1:
-            raise ValueError(f"clips_per_video must be at least 1, got {clips_per_video}")
+        if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+            raise UserError(f"weights must not be negative and not all 0, got {list(weights)}")
         self.lengths = tuple(int(length) for length in lengths)
-        self.shares = _shares(self.lengths, weights)
+        self.shares = tuple(weight / sum(weights) for weight in weights)
         self.seed = seed
         self.clips_per_video = clips_per_video
 
     def at(self, ordinals: NDArray[np.int64]) -> Samples:
-        """Where samples come from.
-
-        Args:
-            ordinals: int64 [n], not negative, any order, repeats allowed.
-
-        Returns:
-            Their sources, rows and clip numbers.
-        """
+        """Where samples come from: of ordinals int64 [n], not negative, in any order."""
         ordinals = np.asarray(ordinals, dtype=np.int64)
         slots, clips = np.divmod(ordinals, self.clips_per_video)
         unique, inverse = np.unique(slots, return_inverse=True)
@@ -111,15 +93,7 @@ class SampleOrder:
         """Row that stands in when the video of a slot cannot be read.
 
         It comes from the same source, so that shares hold, and depends on nothing but its
-        arguments.
-
-        Args:
-            slot: Number of the opening.
-            source: Number of the manifest.
-            attempt: 1 for the first replacement.
-
-        Returns:
-            A row of that source.
+        arguments; `attempt` is 1 for the first replacement.
         """
         u = uniforms(self.seed, f"replacement {attempt}", slot, 1)[0]
         return int(u * self.lengths[source])
@@ -143,20 +117,6 @@ class SampleOrder:
             before = _turns_before(blocks * BLOCK, source, self.shares)
             turns[mine] = (before[:, None] + mine.cumsum(axis=1) - 1)[mine]
         return sources[inverse, slots % BLOCK], turns[inverse, slots % BLOCK]
-
-
-def _shares(lengths: tuple[int, ...], weights: Sequence[float | None] | None) -> tuple[float, ...]:
-    given = [None] * len(lengths) if weights is None else list(weights)
-    if len(given) != len(lengths):
-        raise UserError(f"{len(given)} weights for {len(lengths)} sources: give one for each")
-    numbers = [weight for weight in given if weight is not None]
-    if not numbers:
-        numbers = [float(length) for length in lengths]
-    elif len(numbers) != len(lengths):
-        raise UserError("weight: give one to every source or to none")
-    if min(numbers) < 0 or not 0 < sum(numbers) < float("inf"):
-        raise UserError(f"weights must not be negative and not all 0, got {numbers}")
-    return tuple(number / sum(numbers) for number in numbers)
 
 
 def _left_share(shares: tuple[float, ...]) -> int:
@@ -225,7 +185,8 @@ class VideoSources:
 
         Args:
             manifests: At least one, each with at least one usable row.
-            weights: Relative share of samples of each manifest; None means by number of videos.
+            weights: Relative share of samples of each manifest; None (or all None) means by number
+                of videos, so that every video is equally likely, as the paper mixes its sets.
             label: Name of a label that every usable row must have; None for no labels.
         """
         if not manifests:
@@ -234,15 +195,28 @@ class VideoSources:
             raise UserError(
                 f"{len(weights)} weights for {len(manifests)} manifests: give one for each"
             )
-        self.manifests = tuple(manifests)
-        self._manifest_of: list[int] = []
-        self._rows_of: list[NDArray[np.int64]] = []
-        self._weights: list[float | None] = []
         given = [None] * len(manifests) if weights is None else list(weights)
         if any(weight is None for weight in given) and any(weight is not None for weight in given):
             raise UserError("weight: give one to every manifest or to none")
+        self.manifests = tuple(manifests)
+        self._manifest_of: list[int] = []
+        self._rows_of: list[NDArray[np.int64]] = []
+        self._weights: list[float] = []
         for number, (manifest, weight) in enumerate(zip(manifests, given, strict=True)):
-            self._add(number, manifest, weight)
+            usable = np.flatnonzero(manifest.ok)
+            if usable.size == 0:
+                raise UserError(
+                    f"manifest {manifest.source}: none of its {len(manifest)} videos can be used; "
+                    f"see `vjepa data check {manifest.source}`"
+                )
+            row_weights = manifest.weights[usable]
+            total = float(row_weights.sum())
+            for value in np.unique(row_weights):
+                rows = usable[row_weights == value]
+                self._manifest_of.append(number)
+                self._rows_of.append(rows)
+                share = float(value) * len(rows)
+                self._weights.append(share if weight is None else weight * share / total)
         if len(self._rows_of) > MAX_GROUPS:
             raise UserError(
                 f"the manifests hold {len(self._rows_of)} different row weights, at most "
@@ -252,22 +226,6 @@ class VideoSources:
         self._codes: list[NDArray[np.int64]] = []
         if label is not None:
             self._read_labels(label)
-
-    def _add(self, number: int, manifest: Manifest, weight: float | None) -> None:
-        usable = np.flatnonzero(manifest.ok)
-        if usable.size == 0:
-            raise UserError(
-                f"manifest {manifest.source}: none of its {len(manifest)} videos can be used; see "
-                f"`vjepa data check {manifest.source}`"
-            )
-        row_weights = manifest.weights[usable]
-        total = float(row_weights.sum())
-        for value in np.unique(row_weights):
-            rows = usable[row_weights == value]
-            self._manifest_of.append(number)
-            self._rows_of.append(rows)
-            share = float(value) * len(rows)
-            self._weights.append(share if weight is None else weight * share / total)
 
     def _read_labels(self, label: str) -> None:
         from vjepa.data.manifest.manifest import sorted_classes
@@ -366,48 +324,40 @@ class BatchPlan:
     num_bad: int = 0
 
 
+@dataclass
 class SamplePlanner:
-    """Knows which videos a step needs and what stands in for one that fails."""
+    """Knows which videos a step needs and what replaces one that fails.
 
-    def __init__(
-        self,
-        sources: VideoSources,
-        clips_per_video: int,
-        seed: int,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        bad_videos: BadVideoLog,
-        limit: BadVideoLimit,
-        max_retries: int,
-    ) -> None:
-        """Fix the run.
+    Attributes:
+        sources: The videos.
+        clips_per_video: Consecutive ordinals that share a video.
+        seed: The run's seed.
+        batch_size: Clips of a step over all processes, which take equal, contiguous parts of it.
+        rank, world_size: Number of this process, and how many there are.
+        bad_videos: Record of bad videos.
+        limit: Stops the run when too many are bad.
+        max_retries: Replacements tried for one sample.
+    """
 
-        Args:
-            sources: The videos.
-            clips_per_video: Consecutive ordinals that share a video.
-            seed: The run's seed.
-            batch_size: Clips of a step over all processes.
-            rank: Number of this process.
-            world_size: Number of processes; they take equal, contiguous parts of a batch.
-            bad_videos: Record of bad videos.
-            limit: Stops the run when too many are bad.
-            max_retries: Replacements tried for one sample.
-        """
-        self.sources = sources
-        self.order = sources.order(seed, clips_per_video)
-        self.batch_size = batch_size
-        self.rank = rank
-        self.local_batch_size = batch_size // world_size
-        self.bad_videos = bad_videos
-        self._limit = limit
-        self._max_retries = max_retries
+    sources: VideoSources
+    clips_per_video: int
+    seed: int
+    batch_size: int
+    rank: int
+    world_size: int
+    bad_videos: BadVideoLog
+    limit: BadVideoLimit
+    max_retries: int
+
+    def __post_init__(self) -> None:
+        self._order = self.sources.order(self.seed, self.clips_per_video)
 
     def plan(self, step: int) -> BatchPlan:
         """What this process needs for a step: a pure function of the seed and the step."""
-        first = step * self.batch_size + self.rank * self.local_batch_size
-        ordinals = np.arange(first, first + self.local_batch_size, dtype=np.int64)
-        samples = self.order.at(ordinals)
+        count = self.batch_size // self.world_size
+        first = step * self.batch_size + self.rank * count
+        ordinals = np.arange(first, first + count, dtype=np.int64)
+        samples = self._order.at(ordinals)
         places = self.sources.locate(samples)
         starts = np.flatnonzero(np.diff(samples.slots, prepend=-1))
         ends = np.append(starts[1:], len(ordinals))
@@ -433,11 +383,11 @@ class SamplePlanner:
         while self.bad_videos.num_dangerous and self.bad_videos.is_dangerous(
             path := self.sources.path(job.source, job.row)
         ):
-            failure = BadVideo(path, "made a worker hang or die before", plan.step)
+            failure = FailedVideo(path, "made a worker hang or die before", plan.step)
             job = self.replace(plan, job, failure)
         return job
 
-    def replace(self, plan: BatchPlan, job: VideoJob, failure: BadVideo) -> VideoJob:
+    def replace(self, plan: BatchPlan, job: VideoJob, failure: FailedVideo) -> VideoJob:
         """Record a failure and name the video that stands in: pure in (seed, slot, attempt).
 
         Raises:
@@ -447,15 +397,15 @@ class SamplePlanner:
         plan.failures.setdefault(job.slot, failure.reason)
         self.bad_videos.add(failure)
         attempt = job.attempt + 1
-        if attempt > self._max_retries:
+        if attempt > self.max_retries:
             raise UserError(
                 f"{attempt} videos in a row could not be read for sample {job.ordinals[0]}, the "
                 f"last: {failure.path}: {failure.reason}; check the disk and run `vjepa data check`"
             )
-        place = self.order.replacement(job.slot, job.group, attempt)
-        row = self.sources.row_of(job.group, place)
+        member = self._order.replacement(job.slot, job.group, attempt)
+        row = self.sources.row_of(job.group, member)
         plan.places[job.first : job.first + len(job.ordinals), 1] = row
-        return VideoJob(job.slot, job.group, job.source, row, attempt, job.first, job.ordinals)
+        return replace(job, row=row, attempt=attempt)
 
     def finish(self, plan: BatchPlan) -> None:
         """Count a complete batch against the limit; call in the order of steps.
@@ -463,4 +413,4 @@ class SamplePlanner:
         Raises:
             UserError: Too many of the recent videos were bad.
         """
-        self._limit.count(len(plan.jobs) - len(plan.failures), list(plan.failures.values()))
+        self.limit.count(len(plan.jobs) - len(plan.failures), list(plan.failures.values()))
