@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import cast
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.manifest import Manifest, list_lengths
-from vjepa.data.video.info import LimitsConfig, MediaKind, VideoInfo
-from vjepa.data.video.inspect import stamp_of
+from vjepa.data.manifest.index import BATCH, unchanged_files
+from vjepa.data.manifest.manifest import (
+    INFO_COLUMNS,
+    LabelCodes,
+    Manifest,
+    infos_to_table,
+    list_lengths,
+)
+from vjepa.data.video.info import LimitsConfig, VideoInfo
 from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 
 
@@ -82,117 +89,67 @@ def check_manifest(
     Returns:
         Counts and the bad rows with reasons.
     """
-    tally = _Tally(manifest)
-    unchanged = np.zeros(len(manifest), dtype=bool) if deep else _unchanged(manifest)
-    tally.add_unchanged(unchanged)
-    done = int(unchanged.sum())
+    unchanged = np.zeros(len(manifest), dtype=bool)
+    if not deep:
+        unchanged = unchanged_files(manifest, np.arange(len(manifest)))
+    rows = np.flatnonzero(~unchanged)
+    done, num_bad = int(unchanged.sum()), int((unchanged & ~manifest.ok).sum())
     if progress is not None and done:
-        progress(done, len(manifest), len(tally.bad))
-    rows = np.flatnonzero(~unchanged).tolist()
-    orders = _orders(manifest, unchanged, deep)
+        progress(done, len(manifest), num_bad)
+    found = [manifest.table.select(INFO_COLUMNS).filter(pa.array(unchanged))]
+    fresh: list[VideoInfo] = []
+    orders = (_order(manifest.row(row), deep) for row in rows.tolist())
     limits = limits or LimitsConfig()
     with closing(inspect_files(orders, workers, limits, timeout_seconds)) as infos:
-        for row, found in zip(rows, infos, strict=True):
-            tally.add(row, manifest.row(row), found)
-            done += 1
+        for info in infos:
+            fresh.append(info)
+            if len(fresh) == BATCH:
+                found.append(infos_to_table(fresh))
+                fresh = []
+            done, num_bad = done + 1, num_bad + (not info.ok)
             if progress is not None:
-                progress(done, len(manifest), len(tally.bad))
-    return tally.report()
+                progress(done, len(manifest), num_bad)
+    joined = pa.concat_tables([*found, infos_to_table(fresh)]).unify_dictionaries()
+    order = np.concatenate([np.flatnonzero(unchanged), rows])
+    return _report(manifest, Manifest(joined, Path("/")), order)
 
 
-def _unchanged(manifest: Manifest) -> NDArray[np.bool_]:
-    """Whether each file is as when indexed; no where the manifest never recorded that."""
-    kinds = manifest.categories("kind")
-    sizes, times = manifest.numeric("bytes"), manifest.numeric("mtime_ns")
-    unchanged = np.zeros(len(manifest), dtype=bool)
-    row = 0
-    for chunk in manifest.absolute_paths().chunks:
-        for path in chunk.to_pylist():
-            try:
-                stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
-                unchanged[row] = (stamp.bytes, stamp.mtime_ns) == (sizes[row], times[row])
-            except OSError:
-                pass  # it is gone: probing it says so
-            row += 1
-    return unchanged
+def _order(info: VideoInfo, deep: bool) -> InspectOrder:
+    fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
+    return InspectOrder(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
 
 
-def _orders(manifest: Manifest, unchanged: NDArray[np.bool_], deep: bool) -> Iterator[InspectOrder]:
-    for row in np.flatnonzero(~unchanged).tolist():
-        info = manifest.row(row)
-        fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
-        yield InspectOrder(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
+def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> CheckReport:
+    """Compare a manifest with its files as they are `now`, which stand in the given order."""
+    good = now.ok
+    reasons = now.table.column("reason")
+    bad = [
+        BadRow(row, manifest.path(row), reasons[place].as_py() or "marked as bad when indexed")
+        for place, row in enumerate(order.tolist())
+        if not good[place]
+    ]
+    is_changed = np.zeros(len(now), dtype=bool)
+    for name in ("bytes", "mtime_ns"):
+        is_changed |= manifest.numeric(name)[order] != now.numeric(name)
+    kinds, splits = now.categories("kind"), manifest.categories("split")
+    is_video = np.array([*(kind == "video" for kind in kinds.classes), False])[kinds.codes]
+    is_unindexed = is_video & (list_lengths(now.table, "keyframe_pts") == 0)
+    return CheckReport(
+        num_rows=len(manifest),
+        bad=tuple(sorted(bad, key=lambda one: one.row)),
+        num_changed=int(is_changed.sum()),
+        num_frames=int(now.num_frames[good].sum()),
+        duration_hours=float(now.numeric("duration_seconds")[good].sum()) / 3600,
+        num_bytes=int(now.numeric("bytes")[good].sum()),
+        by_codec=_counted(now.categories("codec"), good),
+        by_split=_counted(LabelCodes(splits.codes[order], splits.classes), good),
+        num_variable_rate=int((good & ~now.numeric("constant_rate").astype(bool)).sum()),
+        num_unindexed=int((good & is_unindexed).sum()),
+    )
 
 
-class _Tally:
-    """Adds up a report row by row."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self.bad: list[BadRow] = []
-        self._manifest = manifest
-        self._splits = manifest.categories("split")
-        self._changed = self._frames = self._bytes = self._variable = self._unindexed = 0
-        self._seconds = 0.0
-        self._codecs: Counter[str] = Counter()
-        self._split_counts: Counter[str] = Counter()
-
-    def add_unchanged(self, unchanged: NDArray[np.bool_]) -> None:
-        """Count all rows whose files are as when indexed, column by column."""
-        manifest = self._manifest
-        good = unchanged & manifest.ok
-        for row in np.flatnonzero(unchanged & ~manifest.ok).tolist():
-            reason = manifest.table.column("reason")[row].as_py()
-            self._add_bad(row, manifest.path(row), reason)
-        self._frames += int(manifest.num_frames[good].sum())
-        self._bytes += int(manifest.numeric("bytes")[good].sum())
-        self._seconds += float(manifest.numeric("duration_seconds")[good].sum())
-        self._variable += int((~manifest.numeric("constant_rate").astype(bool) & good).sum())
-        codecs, kinds = manifest.categories("codec"), manifest.categories("kind")
-        self._codecs.update(_counted(codecs.codes[good], codecs.classes))
-        self._split_counts.update(_counted(self._splits.codes[good], self._splits.classes))
-        is_video = kinds.codes == (
-            kinds.classes.index("video") if "video" in kinds.classes else len(kinds.classes)
-        )
-        lengths = list_lengths(manifest.table, "keyframe_pts")
-        self._unindexed += int((is_video & (lengths == 0) & good).sum())
-
-    def _add_bad(self, row: int, path: str, reason: str | None) -> None:
-        self.bad.append(BadRow(row, path, reason or "marked as bad when indexed"))
-
-    def add(self, row: int, recorded: VideoInfo, found: VideoInfo) -> None:
-        """Count one row: as the manifest has it, and as the file is."""
-        is_same = (recorded.bytes, recorded.mtime_ns) == (found.bytes, found.mtime_ns)
-        self._changed += not is_same
-        if not found.ok:
-            self._add_bad(row, found.path, found.reason)
-            return
-        code = self._splits.codes[row]
-        self._split_counts["" if code < 0 else self._splits.classes[code]] += 1
-        self._codecs[found.codec] += 1
-        self._frames += found.num_frames
-        self._seconds += found.duration_seconds
-        self._bytes += found.bytes
-        self._variable += not found.constant_rate
-        self._unindexed += found.kind == "video" and found.num_keyframes == 0
-
-    def report(self) -> CheckReport:
-        """The sums."""
-        return CheckReport(
-            num_rows=len(self._manifest),
-            bad=tuple(sorted(self.bad, key=lambda bad: bad.row)),
-            num_changed=self._changed,
-            num_frames=self._frames,
-            duration_hours=self._seconds / 3600,
-            num_bytes=self._bytes,
-            by_codec=dict(self._codecs.most_common()),
-            by_split=dict(self._split_counts.most_common()),
-            num_variable_rate=self._variable,
-            num_unindexed=self._unindexed,
-        )
-
-
-def _counted(codes: NDArray[np.int32], classes: list[str]) -> dict[str, int]:
-    """How often each class stands there; "" for rows without one (code -1)."""
-    counts = np.bincount(codes + 1, minlength=len(classes) + 1)
-    names = ["", *classes]
-    return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
+def _counted(coded: LabelCodes, good: NDArray[np.bool_]) -> dict[str, int]:
+    """How often each class stands in the good rows, most frequent first; "" where there is none."""
+    counts = np.bincount(coded.codes[good] + 1, minlength=len(coded.classes) + 1)
+    by_name = Counter(dict(zip(["", *coded.classes], counts.tolist(), strict=True)))
+    return {name: count for name, count in by_name.most_common() if count}

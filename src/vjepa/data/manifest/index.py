@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from vjepa.data.manifest.manifest import (
     Manifest,
     infos_to_table,
 )
-from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.data.video.inspect import stamp_of
 from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 from vjepa.errors import UserError
@@ -33,13 +33,34 @@ from vjepa.errors import UserError
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
 _PROBE_VERSION = 1
 _KEY = b"vjepa.probe"
-# Files looked at before their paths are let go.
-_ROWS_AT_ONCE = 1 << 16
+
+Progress = Callable[[int, int, int], None]
+"""Called as progress(files done, files in all, bad files so far)."""
+
+# Rows turned into Arrow columns at a time, so that no index lives in Python lists.
+BATCH = 1 << 13
+
+_LISTING = {name: COLUMNS[name] for name in ("path", "kind", "dataset", "split", "weight")}
 
 
 def partial_path(target: Path) -> Path:
     """Where an interrupted index leaves what it has."""
     return target.with_name(target.name + ".partial")
+
+
+def unchanged_files(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the files of some rows are as when indexed, by size and time: bool, one a row."""
+    kinds = manifest.categories("kind")
+    sizes, times = manifest.numeric("bytes"), manifest.numeric("mtime_ns")
+    is_same = np.zeros(len(rows), dtype=bool)
+    for place, path in enumerate(manifest.paths(rows)):
+        row = rows[place]
+        try:
+            stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
+        except OSError:
+            continue  # it is gone: looking into it says so
+        is_same[place] = (stamp.bytes, stamp.mtime_ns) == (sizes[row], times[row])
+    return is_same
 
 
 class KnownFiles:
@@ -88,55 +109,14 @@ class KnownFiles:
             stored = manifest.categories("kind")
             classes = np.array(stored.classes, dtype=object)
             rows = rows[classes[stored.codes[known[rows]]] == kinds[rows]]
-            holds = self._still_hold(listing, rows, kinds, manifest, known[rows])
+            holds = unchanged_files(manifest, known[rows])
             found[rows[holds]] = start + known[rows[holds]]
         return found
-
-    @staticmethod
-    def _still_hold(
-        listing: pa.Table,
-        rows: NDArray[np.int64],
-        kinds: NDArray[np.object_],
-        manifest: Manifest,
-        known: NDArray[np.int64],
-    ) -> NDArray[np.bool_]:
-        """Whether the files are as the known rows say, by size and time: bool [rows]."""
-        sizes, times = manifest.numeric("bytes")[known], manifest.numeric("mtime_ns")[known]
-        holds = np.zeros(len(rows), dtype=bool)
-        for begin in range(0, len(rows), _ROWS_AT_ONCE):
-            part = rows[begin : begin + _ROWS_AT_ONCE]
-            paths = listing.column("path").take(pa.array(part)).to_pylist()
-            for place, path in enumerate(paths, start=begin):
-                try:
-                    stamp = stamp_of(path, kinds[rows[place]])
-                except OSError:
-                    continue
-                holds[place] = (stamp.bytes, stamp.mtime_ns) == (sizes[place], times[place])
-        return holds
 
     def infos(self, numbers: NDArray[np.int64]) -> pa.Table:
         """What is known under numbers given by :meth:`match`: `INFO_COLUMNS`, one row each."""
         columns = [manifest.table.select(INFO_COLUMNS) for manifest in self._manifests]
-        return pa.concat_tables(columns).take(pa.array(numbers))
-
-
-__all__ = ["IndexConfig", "index_sources"]
-
-Progress = Callable[[int, int, int], None]
-"""Called as progress(files done, files in all, bad files so far)."""
-
-_Row = TypeVar("_Row")
-
-# Rows turned into Arrow columns at a time, so that no index lives in Python lists.
-_BATCH = 1 << 13
-
-_LISTING = {
-    "path": pa.large_string(),
-    "kind": pa.dictionary(pa.int32(), pa.string()),
-    "dataset": pa.dictionary(pa.int32(), pa.string()),
-    "split": pa.dictionary(pa.int32(), pa.string()),
-    "weight": pa.float64(),
-}
+        return pa.concat_tables([infos_to_table([]), *columns]).take(pa.array(numbers))
 
 
 def index_sources(
@@ -172,61 +152,53 @@ def index_sources(
             no manifest, or cannot be written.
     """
     config = config or IndexConfig()
-    plan = _Plan.checked([str(source) for source in sources], names, weights)
+    sources = [str(source) for source in sources]
+    names = _checked_names(sources, names, weights)
     target = Path(out).absolute()
     known = KnownFiles(target, config)
-    listing = list_sources(plan.sources, plan.names, config)
+    listing = list_sources(sources, names, config)
     rows = _RowStore(listing, known)
     try:
-        _probe_listing(rows, config, workers, progress)
+        _inspect_listing(rows, config, workers, progress)
     finally:
-        # After Ctrl-C or a failure, what was probed waits beside the target for the next attempt.
+        # After Ctrl-C or a failure, what was found waits beside the target for the next attempt.
         if 0 < len(rows) < listing.num_rows:
             Manifest(rows.table(), Path("/")).write(partial_path(target), known.metadata)
     manifest = Manifest(rows.table(), Path("/"), str(target))
-    _refuse_all_bad(manifest)
-    _weighted(manifest, plan).write(target, known.metadata)
+    if not manifest.ok.any():
+        first = [manifest.row(row) for row in range(min(3, len(manifest)))]
+        reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
+        raise UserError(f"none of the {len(manifest)} files can be used: {reasons}")
+    if weights is not None:
+        manifest = _weighted(manifest, dict(zip(names, weights, strict=True)))
+    manifest.write(target, known.metadata)
     partial_path(target).unlink(missing_ok=True)
     return Manifest.open(target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """The sources, the data set name of each, and their weights (None: by number of videos)."""
+def _checked_names(
+    sources: list[str], names: Sequence[str] | None, weights: Sequence[float] | None
+) -> list[str]:
+    """The data set name of each source.
 
-    sources: list[str]
-    names: list[str]
-    weights: list[float] | None
-
-    @classmethod
-    def checked(
-        cls, sources: list[str], names: Sequence[str] | None, weights: Sequence[float] | None
-    ) -> _Plan:
-        """Compare the three lists.
-
-        Raises:
-            UserError: Nothing to index, lists of unequal length, a name twice, a bad weight.
-        """
-        if not sources:
-            raise UserError("no source to index: name a folder, a list of videos or a video")
-        for what, given in (("names", names), ("weights", weights)):
-            if given is not None and len(given) != len(sources):
-                raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
-        chosen = list(names) if names is not None else default_names(sources)
-        if len(set(chosen)) != len(chosen):
-            raise UserError(f"names: the same name twice ({', '.join(chosen)})")
-        if weights is not None and not all(0 < weight < float("inf") for weight in weights):
-            raise UserError(f"weights: must be above 0, got {' '.join(map(str, weights))}")
-        return cls(sources, chosen, None if weights is None else list(weights))
+    Raises:
+        UserError: Nothing to index, lists of unequal length, a name twice, a bad weight.
+    """
+    if not sources:
+        raise UserError("no source to index: name a folder, a list of videos or a video")
+    for what, given in (("names", names), ("weights", weights)):
+        if given is not None and len(given) != len(sources):
+            raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
+    chosen = list(names) if names is not None else default_names(sources)
+    if len(set(chosen)) != len(chosen):
+        raise UserError(f"names: the same name twice ({', '.join(chosen)})")
+    if weights is not None and not all(0 < weight < float("inf") for weight in weights):
+        raise UserError(f"weights: must be above 0, got {' '.join(map(str, weights))}")
+    return chosen
 
 
 def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConfig) -> pa.Table:
-    """All rows of all sources as one flat table, read as a stream.
-
-    Args:
-        sources: Folders, lists or media files.
-        names: The data set name of each.
-        config: How to read them.
+    """All rows of all sources as one flat table, read as a stream; `names` are their data sets.
 
     Returns:
         Columns path, kind, dataset, split, weight and `label.<name>`.
@@ -236,8 +208,9 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
     """
     parts: list[pa.Table] = []
     for source, dataset in zip(sources, names, strict=True):
-        for rows in _in_batches(read_source(source, config)):
-            parts.append(_listing_part(rows, dataset))
+        rows = read_source(source, config)
+        while batch := list(islice(rows, BATCH)):
+            parts.append(_listing_part(batch, dataset))
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
 
 
@@ -275,7 +248,7 @@ class _RowStore:
         if fresh is not None:
             self._fresh.append(fresh)
         self._count += 1
-        if self._count - self._stored == _BATCH:
+        if self._count - self._stored == BATCH:
             self._store()
 
     def table(self) -> pa.Table:
@@ -287,17 +260,12 @@ class _RowStore:
         length = self._count - self._stored
         if not length:
             return
-        said, reused = (
-            self.listing.slice(self._stored, length),
-            self.reused[self._stored :][:length],
-        )
+        said = self.listing.slice(self._stored, length)
+        reused = self.reused[self._stored :][:length]
         # Fresh rows first, known ones behind them; `order` puts them back among each other.
         is_fresh = reused < 0
-        found = pa.concat_tables(
-            [infos_to_table(self._fresh), self._known.infos(reused[~is_fresh])]
-            if not is_fresh.all()
-            else [infos_to_table(self._fresh)]
-        )
+        older = self._known.infos(reused[~is_fresh])
+        found = pa.concat_tables([infos_to_table(self._fresh), older])
         order = np.empty(length, dtype=np.int64)
         order[is_fresh] = np.arange(is_fresh.sum())
         order[~is_fresh] = np.arange(is_fresh.sum(), length)
@@ -311,7 +279,7 @@ class _RowStore:
         self._fresh, self._stored = [], self._count
 
 
-def _probe_listing(
+def _inspect_listing(
     rows: _RowStore, config: IndexConfig, workers: int, progress: Progress | None
 ) -> None:
     """Add a row for each listed file, in order; known files are not opened."""
@@ -334,35 +302,20 @@ def _probe_listing(
                 progress(row + 1, total, num_bad)
 
 
-def _in_batches(rows: Iterator[_Row]) -> Iterator[list[_Row]]:
-    while batch := list(islice(rows, _BATCH)):
-        yield batch
+def _weighted(manifest: Manifest, weights: Mapping[str, float]) -> Manifest:
+    """Scale row weights so that each data set is drawn as often as its weight says.
 
-
-def _refuse_all_bad(manifest: Manifest) -> None:
-    if manifest.ok.any():
-        return
-    first = [manifest.row(row) for row in range(min(3, len(manifest)))]
-    reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
-    raise UserError(f"none of the {len(manifest)} files can be used: {reasons}")
-
-
-def _weighted(manifest: Manifest, plan: _Plan) -> Manifest:
-    """Scale row weights so that each source is drawn as often as its weight says.
-
-    Within a source, rows keep their ratios; the mean over all usable rows becomes 1.
+    Within one, rows keep their ratios; the mean over all usable rows becomes 1.
     """
-    if plan.weights is None:
-        return manifest
     scaled = manifest.weights.copy()
     datasets = manifest.categories("dataset")
-    for name, weight in zip(plan.names, plan.weights, strict=True):
+    for name, weight in weights.items():
         of_source = datasets.codes == datasets.classes.index(name)
         total = scaled[of_source & manifest.ok].sum()
         if total <= 0:
             raise UserError(f"data set {name}: has a weight, but no file of it can be used")
         scaled[of_source] *= weight / total
-    scaled *= manifest.ok.sum() / sum(plan.weights)
+    scaled *= manifest.ok.sum() / sum(weights.values())
     place = manifest.table.column_names.index("weight")
     table = manifest.table.set_column(place, "weight", pa.array(scaled))
     return Manifest(table, Path("/"), manifest.source)

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -95,7 +95,10 @@ def read_source(source: str, config: IndexConfig) -> Iterator[SourceRow]:
         rows = _read_list_file(path)
     count = 0
     for count, row in enumerate(rows, start=1):  # noqa: B007 (the count outlives the loop)
-        _check_name(row.path)
+        try:
+            row.path.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{row.path!r}: the name is not valid UTF-8; rename it") from error
         yield row
     if count == 0 and path.is_dir():
         raise UserError(
@@ -106,34 +109,23 @@ def read_source(source: str, config: IndexConfig) -> Iterator[SourceRow]:
         raise UserError(f"source {source}: names no file")
 
 
-def _check_name(path: str) -> None:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path!r}: the name is not valid UTF-8; rename it") from error
-
-
-class _LabelRule:
-    """Sees to it that a label is given to every row of a source or to none."""
-
-    def __init__(self, source: Path | str) -> None:
-        self._source = source
-        self._names: frozenset[str] | None = None
-
-    def check(self, labels: dict[str, str], place: str) -> None:
-        """Compare a row's labels with those of the first row; `place` names the row."""
-        if self._names is None:
-            self._names = frozenset(labels)
-            return
-        lacking, extra = self._names - labels.keys(), labels.keys() - self._names
+def _uniformly_labelled(
+    source: Path | str, rows: Iterator[tuple[str, SourceRow]]
+) -> Iterator[SourceRow]:
+    """The rows, of which all must have the same labels; each comes with its place in the source."""
+    names: frozenset[str] | None = None
+    for place, row in rows:
+        names = frozenset(row.labels) if names is None else names
+        lacking, extra = names - row.labels.keys(), row.labels.keys() - names
         if lacking or extra:
             name = min(lacking or extra)
             what = "has no" if lacking else "has a"
             others = "have one" if lacking else "have none"
             raise UserError(
-                f"{self._source}, {place}: {what} label {name!r}, but the rows above {others};"
+                f"{source}, {place}: {what} label {name!r}, but the rows above {others};"
                 " label every row or none"
             )
+        yield row
 
 
 # --- folder trees ---------------------------------------------------------------------------------
@@ -147,20 +139,20 @@ def _list_storage(address: str, config: IndexConfig) -> Iterator[SourceRow]:
         found = [(path, kind_of(path)) for path in files_beneath(address) if is_media(path)]
     except OSError as error:
         raise UserError(f"source {address}: cannot be listed ({error})") from error
-    return _folder_rows(address.rstrip("/"), iter(found), config)
+    return _folder_rows(address.rstrip("/"), found, config)
 
 
 def _folder_rows(
-    root: str, found: Iterator[tuple[str, MediaKind]], config: IndexConfig
+    root: str, found: Iterable[tuple[str, MediaKind]], config: IndexConfig
 ) -> Iterator[SourceRow]:
-    rule = _LabelRule(root)
-    for path, kind in found:
-        inside = path.removeprefix(root).lstrip("/")
-        split, classes = _split_and_classes(inside)
-        labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
-        if config.label_from_folder:
-            rule.check(labels, f"file {inside}")
-        yield SourceRow(path=path, kind=kind, split=split, labels=labels)
+    def rows() -> Iterator[tuple[str, SourceRow]]:
+        for path, kind in found:
+            inside = path.removeprefix(root).lstrip("/")
+            split, classes = _split_and_classes(inside)
+            labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
+            yield f"file {inside}", SourceRow(path=path, kind=kind, split=split, labels=labels)
+
+    return _uniformly_labelled(root, rows())
 
 
 def _split_and_classes(inside: str) -> tuple[str | None, list[str]]:
@@ -214,12 +206,9 @@ def _find_media(root: Path, config: IndexConfig) -> Iterator[tuple[str, MediaKin
 
 def _read_list_file(path: Path) -> Iterator[SourceRow]:
     """Rows of a CSV, JSON lines or `path label` file; which it is, its first line tells."""
-    rule = _LabelRule(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for place, row in _parse(path, file):
-                rule.check(row.labels, place)
-                yield row
+            yield from _uniformly_labelled(path, _parse(path, file))
     except UnicodeDecodeError as error:
         raise UserError(f"source {path}: is neither a media file nor UTF-8 text") from error
     except (OSError, csv.Error) as error:
@@ -259,7 +248,10 @@ def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str,
         if not any(cell.strip() for cell in cells):
             continue
         if not header:
-            header = _checked_header(path, [cell.strip() for cell in cells])
+            header = [cell.strip() for cell in cells]
+            if len(set(header)) < len(header) or "" in header:
+                named = ", ".join(header)
+                raise UserError(f"{path}: header repeats or omits a column name ({named})")
             continue
         if len(cells) != len(header):
             raise UserError(
@@ -267,13 +259,6 @@ def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str,
                 " (quote a path that contains the separator)"
             )
         yield place, _to_row(path, place, dict(zip(header, cells, strict=True)))
-
-
-def _checked_header(path: Path, header: list[str]) -> list[str]:
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated or "" in header:
-        raise UserError(f"{path}: header repeats or omits a column name ({', '.join(header)})")
-    return header
 
 
 def _parse_json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRow]]:
@@ -326,20 +311,14 @@ def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
     name = name.strip()
     full = name if is_address(name) else absolute(str(path.parent / name))
     split = str(values.get("split") or "").strip() or None
-    weight = _to_weight(path, place, values.get("weight"))
-    return SourceRow(path=full, kind=kind_of(full), split=split, weight=weight, labels=labels)
-
-
-def _to_weight(path: Path, place: str, value: object) -> float:
-    if value is None or value == "":
-        return 1.0
+    given = values.get("weight")
     try:
-        weight = float(str(value))
+        weight = 1.0 if given in (None, "") else float(str(given))
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError(f"{path}, {place}: weight {value!r} is no number from 0 up")
-    return weight
+        raise UserError(f"{path}, {place}: weight {given!r} is no number from 0 up")
+    return SourceRow(path=full, kind=kind_of(full), split=split, weight=weight, labels=labels)
 
 
 def default_names(sources: Sequence[str]) -> list[str]:

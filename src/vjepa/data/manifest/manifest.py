@@ -350,6 +350,14 @@ class Manifest:
         }
         return ManifestRow(info=self.row(row), labels=labels, **stored)
 
+    def paths(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Absolute paths of some rows."""
+        stored = self._table.column("path")
+        for at in range(0, len(rows), _BATCH):
+            yield from map(
+                self._absolute, stored.take(pa.array(rows[at : at + _BATCH])).to_pylist()
+            )
+
     def _checked(self, row: int) -> int:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a manifest with {len(self)} rows")

@@ -93,10 +93,7 @@ def files_beneath(address: str) -> list[str]:
 def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[bytes]:
     """Open bytes `offset` to `offset + length` of a file for reading, as a file of their own.
 
-    Args:
-        path: A local path or an address.
-        offset: First byte.
-        length: Number of bytes; None reads to the end of the file.
+    The file is a local path or an address; a length of None reads to its end.
 
     Raises:
         OSError: It cannot be opened.
@@ -105,11 +102,12 @@ def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[byte
     if not is_address(path):
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         left = max(0, os.fstat(handle).st_size - offset)
-        return _range(
+        part = ByteRange(
             left if length is None else min(left, length),
             lambda place, count: os.pread(handle, count, offset + place),
             lambda: os.close(handle),
         )
+        return cast("IO[bytes]", part)
     storage = _storage_of(path)
     size = int(storage.info(path)["size"])
     end = size if length is None else min(size, offset + length)
@@ -121,13 +119,7 @@ def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[byte
         file.seek(offset + place)
         return file.read(count)
 
-    return _range(end - offset, read_at, file.close)
-
-
-def _range(
-    length: int, read_at: Callable[[int, int], bytes], release: Callable[[], None]
-) -> IO[bytes]:
-    return cast("IO[bytes]", ByteRange(length, read_at, release))
+    return cast("IO[bytes]", ByteRange(end - offset, read_at, file.close))
 
 
 class ByteRange(io.RawIOBase):
@@ -136,12 +128,10 @@ class ByteRange(io.RawIOBase):
     def __init__(
         self, length: int, read_at: Callable[[int, int], bytes], release: Callable[[], None]
     ) -> None:
-        """Take over an open file.
+        """Take over an open file, of which `length` bytes are the part.
 
-        Args:
-            length: Number of bytes of the part.
-            read_at: Gives up to so many bytes (second) from a place in the part (first).
-            release: Closes the file.
+        `read_at` gives up to so many bytes (second) from a place in the part (first), `release`
+        closes the file.
         """
         super().__init__()
         self._length = length
@@ -222,19 +212,16 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where one file lies in a shard.
-
-    Attributes:
-        shard: Path or address of the tar file.
-        offset: Its first byte.
-        length: Its size in bytes.
-        name: Its name in the tar.
-    """
+    """Where one file lies in a shard."""
 
     shard: str
+    """Path or address of the tar file."""
     offset: int
+    """Its first byte."""
     length: int
+    """Its size in bytes."""
     name: str
+    """Its name in the tar."""
 
     @property
     def address(self) -> str:
@@ -248,15 +235,6 @@ def member_at(path: str) -> Member | None:
     if match is None:
         return None
     return Member(match["shard"], int(match["offset"]), int(match["length"]), match["name"])
-
-
-def open_member(member: Member) -> IO[bytes]:
-    """A member as a file of its own that ends where the member ends.
-
-    Raises:
-        OSError: The shard cannot be read.
-    """
-    return open_range(member.shard, member.offset, member.length)
 
 
 def member_status(member: Member) -> FileStatus:
@@ -288,7 +266,8 @@ def opened(path: str) -> Generator[str | IO[bytes]]:
     if member is None and not is_address(name):
         yield name
         return
-    with open_range(name) if member is None else open_member(member) as file:
+    where = (name,) if member is None else (member.shard, member.offset, member.length)
+    with open_range(*where) as file:
         yield file
 
 
@@ -297,17 +276,13 @@ _LONGEST_NAME = 100  # what one ustar header holds
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One video to be put into a shard.
-
-    Attributes:
-        name: Name in the tar without suffix: letters, digits, ``_`` and ``-``.
-        file: The video.
-        facts: What readers of the shard alone should know; becomes ``<name>.json``.
-    """
+    """One video to be put into a shard."""
 
     name: str
+    """Name in the tar without suffix: letters, digits, ``_`` and ``-``."""
     file: Path
     facts: Mapping[str, object]
+    """What readers of the shard alone should know; becomes ``<name>.json``."""
 
 
 def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
