@@ -50,21 +50,18 @@ _READY, _FAILED = -1, -2  # in place of a ticket
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
-
-    Attributes:
-        ticket: As :meth:`WorkerPool.submit` gave it.
-        kind: ``done``; ``hang``: it took too long; ``crash``: two workers died of it.
-        value: What the task returned, if done.
-        reason: Why not, in words, if not done.
-        exit_code: Of the last worker that died of it, if it crashed: minus the signal's number.
-    """
+    """How a job ended."""
 
     ticket: int
+    """As :meth:`WorkerPool.submit` gave it."""
     kind: Literal["done", "hang", "crash"]
+    """``hang``: it took too long; ``crash``: two workers died of it."""
     value: Any = None
+    """What the task returned, if done."""
     reason: str = ""
+    """Why not, in words, if not done."""
     exit_code: int | None = None
+    """Of the last worker that died of it, if it crashed: minus the signal's number."""
 
 
 @dataclass
@@ -100,17 +97,14 @@ def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float
         pipe.send((_READY, None))
         while True:
             ticket, payload = pipe.recv()
-            pipe.send((ticket, _run(task, payload, pipe)))
+            try:
+                answer = task(payload)
+            except Exception as error:
+                pipe.send((_FAILED, "".join(traceback.format_exception(error))))
+                raise SystemExit(1) from error
+            pipe.send((ticket, answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
-
-
-def _run(task: Callable[[Any], Any], payload: object, pipe: Connection) -> Any:
-    try:
-        return task(payload)
-    except Exception as error:
-        pipe.send((_FAILED, "".join(traceback.format_exception(error))))
-        raise SystemExit(1) from error
 
 
 def _end_with(sentinel: int) -> None:
@@ -186,14 +180,9 @@ class WorkerPool:
         return len(self._backlog) + sum(len(worker.jobs) for worker in self._workers)
 
     def submit(self, payload: object, *, first: bool = False) -> int:
-        """Hand in a job.
+        """Hand in a picklable job; gives the number that its outcome will carry.
 
-        Args:
-            payload: Picklable argument of the task.
-            first: Before all jobs that wait, for one that others wait for.
-
-        Returns:
-            A number that its outcome will carry.
+        `first`: before all jobs that wait, for one that others wait for.
         """
         job = _Job(self._tickets, payload)
         self._tickets += 1
@@ -206,11 +195,7 @@ class WorkerPool:
     def wait(self, seconds: float) -> list[Outcome]:
         """Keep the workers busy until something ends, :meth:`wake` is called or time is up.
 
-        Args:
-            seconds: Longest wait.
-
-        Returns:
-            Jobs that ended, in the order in which they did; possibly none.
+        Gives the jobs that ended, in the order in which they did; possibly none.
 
         Raises:
             UserError: Workers cannot start.

@@ -60,39 +60,19 @@ COLUMNS: Mapping[str, pa.DataType] = {
 
 # A hand-made manifest needs these; the others have a neutral value.
 REQUIRED = ("path", "num_frames", "fps", "width", "height")
-_NEUTRAL: Mapping[str, object] = {
-    "kind": "video",
-    "weight": 1.0,
-    "ok": True,
-    "constant_rate": True,
-    "time_base_den": 1,
-}
+_NEUTRAL = {"kind": "video", "weight": 1.0, "ok": True, "constant_rate": True, "time_base_den": 1}
 _NULL_BY_DEFAULT = ("dataset", "split", "reason")
 _SAID = ("split", "dataset", "weight")  # by the source; the other columns were found in the file
 
 # What values must be like: a manifest may come from elsewhere, or be made by hand. Whatever passes
 # cannot make a reader fail in another way than with a file's own reason.
-_SMALLEST: Mapping[str, int] = {
-    "num_frames": 0,
-    "fps": 0,
-    "duration_seconds": 0,
-    "width": 0,
-    "height": 0,
-    "bytes": 0,
-    "weight": 0,
-    "time_base_num": 0,
-    "time_base_den": 1,
+_SIGNED = ("rotation", "mtime_ns", "start_pts")
+_SMALLEST = {
+    name: int(name == "time_base_den")
+    for name, kind in COLUMNS.items()
+    if kind in (pa.int32(), pa.int64(), pa.float64()) and name not in _SIGNED
 }
-_NEVER_NULL = (
-    *_SMALLEST,
-    "path",
-    "ok",
-    "kind",
-    "rotation",
-    "constant_rate",
-    "mtime_ns",
-    "start_pts",
-)
+_MAY_BE_NULL = ("dataset", "split", "reason", "codec", "keyframe_pts", "keyframe_index")
 
 # Fields of VideoInfo that are columns under the same name and type.
 _PLAIN_FIELDS = tuple(name for name in COLUMNS if name in {one.name for one in fields(VideoInfo)})
@@ -150,18 +130,16 @@ def to_schema(table: pa.Table) -> pa.Table:
         KeyError: A required column is missing; its name is the argument.
         pa.ArrowInvalid, pa.ArrowNotImplementedError: A column has another type.
     """
-    for name in REQUIRED:
-        if name not in table.column_names:
-            raise KeyError(name)
+    lacking = [name for name in REQUIRED if name not in table.column_names]
+    if lacking:
+        raise KeyError(lacking[0])
+    labels = [name for name in table.column_names if name.startswith(LABEL_PREFIX)]
     arrays: dict[str, Any] = {}
-    for name, kind in COLUMNS.items():
+    for name, kind in {**COLUMNS, **dict.fromkeys(labels, LABEL_TYPE)}.items():
         if name in table.column_names:
             arrays[name] = _cast(table.column(name), kind)
         else:
             arrays[name] = _filled(name, kind, table.num_rows)
-    for name in table.column_names:
-        if name.startswith(LABEL_PREFIX):
-            arrays[name] = _cast(table.column(name), LABEL_TYPE)
     return pa.table(arrays)
 
 
@@ -190,8 +168,8 @@ def _filled(name: str, kind: pa.DataType, length: int) -> pa.Array:
 
 def _problem_of(table: pa.Table) -> str | None:
     """The first value that cannot be, in words; None: all can. The table is valid Arrow data."""
-    for name in _NEVER_NULL:
-        if table.column(name).null_count:
+    for name in COLUMNS:
+        if name not in _MAY_BE_NULL and table.column(name).null_count:
             row = np.flatnonzero(table.column(name).is_null().to_numpy())[0]
             return f"row {row}: no {name}"
     for name, smallest in _SMALLEST.items():
@@ -424,8 +402,7 @@ class Manifest:
         classes = sorted_classes(stored[code] for code in used)
         place = {label: number for number, label in enumerate(classes)}
         new_code = np.full(len(stored) + 1, -1, dtype=np.int32)
-        for code in used:
-            new_code[code] = place[stored[code]]
+        new_code[used] = [place[stored[code]] for code in used]
         return LabelCodes(new_code[codes], classes)
 
     @property
@@ -486,7 +463,16 @@ class Manifest:
             mask &= values.codes == values.classes.index(wanted)
         usable = mask & self.ok if ok_only else mask
         if not usable.any():
-            raise UserError(self._why_none(mask))
+            reasons = "; ".join(
+                f"{row['path']}: {row['reason']}"
+                for row in self._table.select(["path", "reason"])
+                .take(pa.array(np.flatnonzero(mask)[:3]))
+                .to_pylist()
+            )
+            raise UserError(
+                f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
+                f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
+            )
         # Nothing is copied where nothing is left out; otherwise one column after the other.
         if usable.all():
             return self
@@ -497,31 +483,11 @@ class Manifest:
         }
         return Manifest(pa.table(columns), Path(self._root), self._source)
 
-    def _why_none(self, mask: NDArray[np.bool_]) -> str:
-        """Why no row of these can be used; mask: bool [rows]."""
-        first = pa.array(np.flatnonzero(mask)[:3])
-        reasons = "; ".join(
-            f"{path}: {reason}"
-            for path, reason in zip(
-                self._table.column("path").take(first).to_pylist(),
-                self._table.column("reason").take(first).to_pylist(),
-                strict=True,
-            )
-        )
-        return (
-            f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
-            f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
-        )
-
     def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
-        """Write the manifest as Parquet; an older file is replaced only by a whole new one.
+        """Write the manifest as Parquet, with notes in its schema; whole, or the older file stays.
 
         Paths beneath the file's folder are stored relative to it, so that folder and manifest can
         be moved together.
-
-        Args:
-            path: Where.
-            metadata: Notes kept in the Parquet schema.
 
         Raises:
             UserError: It cannot be written (no such folder, no right, disk full).

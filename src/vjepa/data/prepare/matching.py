@@ -195,26 +195,19 @@ Reason = Literal[
     "not encoded",
 ]
 
-_NO_FRAMES = np.zeros(0, dtype=np.uint64)
-
 
 @dataclass(frozen=True)
 class Removed:
-    """A video, or a window of one, that is not in the result.
-
-    Attributes:
-        number: Its place in the input.
-        path: Its file.
-        reason: Why, in one of a few words.
-        detail: What the decoder said, or how alike the pictures are.
-        same_as: The video that it is the same as.
-    """
+    """A video, or a window of one, that is not in the result."""
 
     number: int
+    """Its place in the input."""
     path: str
     reason: Reason
     detail: str = ""
+    """What the decoder said, or how alike the pictures are."""
     same_as: str = ""
+    """The video that it is the same as."""
 
 
 class Removal:
@@ -271,7 +264,7 @@ class Removal:
         """Take out the videos that show what a validation video (by its path) shows."""
         paths = list(excluded)
         by_content = {excluded[path].content: path for path in reversed(paths)}
-        index = PictureIndex([self._frames(excluded[path]) for path in paths])
+        index = PictureIndex([excluded[path].frames for path in paths])
         for number in self.kept():
             mine = prints.get(number)
             if mine is None:
@@ -289,7 +282,7 @@ class Removal:
         Two parts of one file are meant to be two videos: only their contents are compared.
         """
         numbers = [number for number in self.kept() if number in prints]
-        index = PictureIndex([self._frames(prints[number]) for number in numbers])
+        index = PictureIndex([prints[number].frames for number in numbers])
         is_kept = np.zeros(len(numbers), dtype=bool)
         first: dict[str, int] = {}
         for place, number in enumerate(numbers):
@@ -310,9 +303,6 @@ class Removal:
                 same = self._path(numbers[best[0]])
                 self.remove(number, "duplicate by pictures", f"{best[1]:.0%} alike", same)
 
-    def _frames(self, mine: Fingerprint) -> NDArray[np.uint64]:
-        return mine.frames if self._match.by_pictures else _NO_FRAMES
-
     def _best(
         self,
         index: PictureIndex,
@@ -321,7 +311,7 @@ class Removal:
     ) -> tuple[int, float] | None:
         """The video most alike, and the share of frames that are; the first of equals."""
         best: tuple[int, float] | None = None
-        found = index.matches(self._frames(mine), self._match.hash_bits, self._match.hash_share)
+        found = index.matches(mine.frames, self._match.hash_bits, self._match.hash_share)
         for place, share in found:
             if (best is None or share > best[1]) and is_allowed(place):
                 best = place, share
