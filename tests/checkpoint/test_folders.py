@@ -138,7 +138,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         ('{"model_type": "videomae"}', r"not written by vjepa \(model_type videomae\)"),
         ('{"format": "vjepa", "objective": "vjepa"}', "no group 'model'"),
         ('{"format": "vjepa", "objective": "vjepa", "model": {"encoder": {"widht": 3}}}', "width"),
-        ('{"format": "vjepa", "objective": "x", "model": {}}', "objective 'x'"),
+        ('{"format": "vjepa", "objective": 3, "model": {}}', "objective 3"),
         ('{"format": "vjepa", "objective": "pixel", "step": "1", "model": {}}', "step '1'"),
     ],
 )

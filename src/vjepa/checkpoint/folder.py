@@ -56,7 +56,7 @@ class CheckpointConfig:
     step: int
     """Updates done."""
     objective: str
-    """"vjepa" (feature prediction) or "pixel" (pixel prediction)."""
+    """"vjepa" (feature prediction), "pixel" (pixel prediction), or the name of another task."""
     model: ModelConfig
     run: dict[str, Any]
     """The resolved configuration of the run that wrote it; empty when there was none."""
@@ -128,7 +128,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise UserError(f"{path}: has no group 'model' with the sizes of the model")
     model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
     step, objective, run = content.get("step", 0), content.get("objective"), content.get("run")
-    if not isinstance(step, int) or objective not in ("vjepa", "pixel"):
+    if not isinstance(step, int) or not isinstance(objective, str):
         raise UserError(f"{path}: step {step!r} or objective {objective!r} cannot be")
     run, preprocess = (
         part if isinstance(part, dict) else {} for part in (run, content.get("preprocess"))
@@ -145,7 +145,8 @@ def load_folder_model(folder: Path, num_heads: int | None = None) -> tuple[VJEPA
     config = _plausible_config(folder, num_heads)
     if config.objective != "vjepa":
         raise UserError(
-            f"{folder}: a pixel-prediction checkpoint has no target encoder; use load_encoder"
+            f"{folder}: a {config.objective}-prediction checkpoint has no target encoder; "
+            "use load_encoder"
         )
     with torch.device("meta"):
         model = VJEPA(config.model)
@@ -160,19 +161,21 @@ def load_folder_encoder(
 ) -> tuple[Encoder, LoadReport]:
     """Load one encoder of a checkpoint folder; the rest is not read.
 
-    A pixel-prediction checkpoint has one encoder, which is returned for either `which`.
+    A checkpoint of another task without a target encoder gives its one encoder for either `which`.
 
     Raises:
         UserError: Damaged, or of another shape.
     """
     config = _plausible_config(folder, num_heads)
-    is_pixel = config.objective == "pixel"
-    key = "encoder" if is_pixel else ENCODER_KEYS[which]
+    key = ENCODER_KEYS[which]
+    if config.objective != "vjepa":
+        with opened_weights(folder / WEIGHTS_FILE) as file:
+            key = key if any(name.startswith(f"{key}.") for name in file.keys()) else "encoder"  # noqa: SIM118
     with torch.device("meta"):
         encoder = Encoder(config.model.encoder)
     stored = read_weights(folder / WEIGHTS_FILE, prefix=f"{key}.")
-    kind = f"a vjepa checkpoint{' of pixel prediction' if is_pixel else ''}, step {config.step}"
-    kind += f", its {key.replace('_', ' ')}"
+    of = "" if config.objective == "vjepa" else f" of {config.objective} prediction"
+    kind = f"a vjepa checkpoint{of}, step {config.step}, its {key.replace('_', ' ')}"
     report = load_strictly(encoder, stored, str(folder), kind)
     encoder.reset_position_code()
     return encoder, report
