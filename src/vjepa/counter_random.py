@@ -74,9 +74,12 @@ def uniforms(
 
     Arguments as in :func:`random_bits`.
     """
-    return (random_bits(seed, stream, ordinals, count) >> np.uint64(11)).astype(
-        np.float64
-    ) * 2.0**-53
+    return to_uniform(random_bits(seed, stream, ordinals, count))
+
+
+def to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Random words as numbers in [0, 1)."""
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def derive_seed(seed: int, stream: str, ordinal: int = 0) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.counter_random import random_bits
+from vjepa.counter_random import random_bits, to_uniform
 from vjepa.errors import UserError
 from vjepa.masking.blocks import BlockKinds, Grid
 from vjepa.masking.config import MaskConfig
@@ -115,7 +115,7 @@ class MaskDrawer:
             both = np.concatenate([ordinals, -1 - size_ordinals])
             words = random_bits(self._seed, "masks", both, self._words)
             words, sizes = words[: len(ordinals)], words[len(ordinals) :]
-            shared = _to_uniform(sizes[:, :_SIZE_WORDS])  # [1 or B, 3]
+            shared = to_uniform(sizes[:, :_SIZE_WORDS])  # [1 or B, 3]
         hidden = self._hidden(words, shared)
         missed = minimum.missed(hidden)
         for first in range(1, minimum.max_draws, _DRAWS_AT_ONCE):
@@ -152,7 +152,7 @@ class MaskDrawer:
         """Hidden tokens of one draw, bool [kinds, B, N]."""
         hidden = np.empty((self._num_kinds, len(words), *self.grid), dtype=np.bool_)
         if self._blocks is not None:
-            uniform = _to_uniform(words[:, self._first_uniform :])
+            uniform = to_uniform(words[:, self._first_uniform :])
             size = uniform[:, :_SIZE_WORDS] if shared_size is None else shared_size
             sizes = self._blocks.sizes(size)
             hidden[self._block_kinds] = self._blocks.hidden(sizes, uniform[:, _SIZE_WORDS:])
@@ -164,11 +164,6 @@ class MaskDrawer:
         for kind in self._causal:
             hidden[kind, :, self.seen_steps[kind] :] = True
         return hidden.reshape(self._num_kinds, len(words), -1)
-
-
-def _to_uniform(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Random words as numbers in [0, 1)."""
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _seen_steps(number: int, mask: MaskConfig, grid: Grid, tubelet_size: int) -> int:

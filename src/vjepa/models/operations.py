@@ -55,16 +55,7 @@ class UpdateOperations:
 def update_operations(
     config: ModelConfig, masks: Sequence[MaskTokens], batch_size: int
 ) -> UpdateOperations:
-    """Count the operations of one update of feature prediction (paper, section 3).
-
-    Args:
-        config: Sizes of encoder and predictor.
-        masks: Tokens of each mask kind.
-        batch_size: Clips B.
-
-    Returns:
-        The counts.
-    """
+    """Count the operations of one update of feature prediction (paper, section 3)."""
     encoder, tokens = config.encoder, config.encoder.num_tokens
     embedding = 2 * encoder.patch_values * encoder.width
     target = tokens * embedding + _encoder_blocks(encoder, tokens)
@@ -91,11 +82,8 @@ def _block(tokens: float, width: int, mlp_width: int) -> float:
 def encoder_parameters(config: EncoderConfig) -> int:
     """Number of trained parameters of an encoder."""
     embedding = (config.patch_values + 1) * config.width
-    return (
-        embedding
-        + config.depth * _block_parameters(config.width, config.mlp_width)
-        + (2 * config.width)
-    )
+    blocks = config.depth * _block_parameters(config.width, config.mlp_width)
+    return embedding + blocks + 2 * config.width
 
 
 def predictor_parameters(config: ModelConfig) -> int:
@@ -140,11 +128,8 @@ def update_memory(
     Args:
         config: Sizes of encoder and predictor.
         masks: Tokens of each mask kind.
-        batch_size: Clips B in one micro-batch.
+        batch_size: Clips in one micro-batch.
         activation_checkpointing: Keep each block's input only, and one block in full.
-
-    Returns:
-        The bytes.
     """
     encoder, predictor = config.encoder, config.predictor
     in_encoder, in_predictor = encoder_parameters(encoder), predictor_parameters(config)
