@@ -42,7 +42,7 @@ from vjepa.data.clips.plan import ClipConfig, clip_indices, plan_training
 from vjepa.data.clips.source import FrameSource, VideoSource
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 Frames = NDArray[np.uint8]
 WIDTH, HEIGHT, FPS = 340, 256, 30
@@ -286,7 +286,7 @@ def main() -> None:
             f" {'mean ms':>9} {'x ours (med)':>12} {'(means)':>10}"
         )
         for name, path in files.items():
-            info = probe(str(path))
+            info = inspect_file(str(path))
             if not (info.ok and info.time_base and info.constant_rate):
                 parser.error(f"{path}: the peers need readable frames at a constant rate")
             for num_clips in args.clips:

@@ -26,7 +26,7 @@ from vjepa.data.loader.sampler import VideoSources
 from vjepa.data.manifest.lists import IndexConfig, read_source
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.reporting.runs import read_run, state_lines
 
@@ -52,7 +52,7 @@ def _open_row(file: Path) -> None:
     rng = np.random.default_rng(zlib.crc32(file.read_bytes()))
     samples = file.parents[1] / "samples"
     names = [name for name in ("h264.mp4", "vp9.webm", "a.png") if (samples / name).exists()]
-    info = probe(str(samples / str(rng.choice(names))))
+    info = inspect_file(str(samples / str(rng.choice(names))))
     for _ in range(int(rng.integers(1, 4))):
         info = replace(info, **_other_value(info, rng))
     path = file.with_suffix(".parquet")

@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 NUM_VIDEOS = 40
 
@@ -45,7 +45,7 @@ def make_videos(folder: Path) -> Path:
     rows = []
     for number, file in enumerate(files):
         _write_video(file, number)
-        info = probe(str(file))
+        info = inspect_file(str(file))
         if number == 3:  # a row that never recorded a size, so that the file is opened unseen
             info = replace(info, bytes=0)
         rows.append(ManifestRow(info=info))

@@ -12,7 +12,7 @@ import numpy as np
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 
 def write_video(
@@ -58,7 +58,7 @@ def make_manifest(
             seed=number,
         )
         names = {} if labels is None else {"motion": labels[number]}
-        rows.append(ManifestRow(info=probe(str(file)), labels=names))
+        rows.append(ManifestRow(info=inspect_file(str(file)), labels=names))
     return Manifest.from_rows(rows, folder)
 
 
@@ -76,7 +76,7 @@ def with_rows(manifest: Manifest, infos: Sequence[VideoInfo], folder: Path) -> M
 def damaged(folder: Path, name: str = "damaged.mp4") -> VideoInfo:
     """A row whose file was good when indexed and is rubbish of the same size now."""
     file = write_video(folder / name, seed=99)
-    info = probe(str(file))
+    info = inspect_file(str(file))
     file.write_bytes(os.urandom(info.bytes))
     return info
 
@@ -87,7 +87,7 @@ def hanging(folder: Path, name: str = "hanging.mp4") -> VideoInfo:
     Opening it blocks inside the system, as a dead network disk does.
     """
     file = write_video(folder / f"good_{name}", seed=98)
-    good = probe(str(file))
+    good = inspect_file(str(file))
     pipe = folder / name
     os.mkfifo(pipe)
     fields = {field: getattr(good, field) for field in VideoInfo.__slots__}

@@ -18,7 +18,7 @@ from vjepa.data.frame_cache import FrameCache, open_frame_caches
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_frames
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 
 
@@ -99,7 +99,7 @@ def test_other_files_or_settings_give_another_cache(manifest: Manifest, tmp_path
     folders |= {cache.folder for cache in _caches([other], tmp_path)}
     write_video(Path(other.path(0)), seed=7)  # the same name, another file
     changed = Manifest.from_rows(
-        [ManifestRow(info=probe(other.path(row))) for row in range(2)], tmp_path / "other"
+        [ManifestRow(info=inspect_file(other.path(row))) for row in range(2)], tmp_path / "other"
     )
     assert changed.content_hash == other.content_hash
     folders |= {cache.folder for cache in _caches([changed], tmp_path)}

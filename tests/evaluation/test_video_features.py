@@ -18,7 +18,7 @@ from vjepa.data.clips import windows
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.clips.windows import FramingConfig, WindowConfig, framing_for
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
@@ -43,7 +43,7 @@ def _video(path: Path, count: int, size: tuple[int, int] = (36, 64), fps: int = 
 
 def _by_hand(encoder: nn.Module, path: Path, numbers: list[int]) -> torch.Tensor:
     """Tokens [t, h, w, D] of one window of a file."""
-    info = probe(str(path))
+    info = inspect_file(str(path))
     framing = framing_for(FramingConfig(), info.height, info.width, image_size=32, patch_size=16)
     height, width = framing.size
     clip = torch.empty(1, 3, len(numbers), height, width, dtype=torch.uint8)
@@ -123,7 +123,7 @@ def test_a_bad_file_is_an_error_in_python_and_an_outcome_in_a_job(tmp_path: Path
     good = _video(tmp_path / "a.mp4", 20)
     with pytest.raises(UserError, match=r"bad\.mp4"):
         vjepa.extract_features(_encoder(), [good, tmp_path / "bad.mp4"])
-    infos = [probe(str(tmp_path / name)) for name in ("bad.mp4", "a.mp4", "none.mp4")]
+    infos = [inspect_file(str(tmp_path / name)) for name in ("bad.mp4", "a.mp4", "none.mp4")]
     sinks: dict[int, MemorySink] = {}
     outcomes = list(
         encode_files(
@@ -158,7 +158,7 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
     outcomes = list(
         encode_files(
             _encoder(),
-            [probe(str(path)) for path in paths],
+            [inspect_file(str(path)) for path in paths],
             FileEncoding(batch_size=5),
             lambda index, look: sinks.setdefault(index, MemorySink(look)),
         )
@@ -190,7 +190,7 @@ def test_readers_give_the_same_and_one_that_hangs_is_killed(
 ) -> None:
     monkeypatch.setattr(windows, "_PART_FRAMES", 64)  # several parts, shared out among the readers
     good = _video(tmp_path / "a.mp4", 150)
-    infos = [probe(str(good)), hanging(tmp_path), probe(str(good))]
+    infos = [inspect_file(str(good)), hanging(tmp_path), inspect_file(str(good))]
     sinks: dict[int, MemorySink] = {}
     outcomes = list(
         encode_files(

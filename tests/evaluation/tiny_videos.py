@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 SIZE = 32
 FRAMES = 10
@@ -51,7 +51,7 @@ def make_set(folder: Path, counts: dict[str, int]) -> Path:
             path = folder / f"{split}_{number:03d}.mp4"
             write_video(path, coloured_frames(colour, len(rows)))
             labels = {"colour": colour, "parity": "odd" if number % 2 else "even"}
-            rows.append(ManifestRow(info=probe(str(path)), split=split, labels=labels))
+            rows.append(ManifestRow(info=inspect_file(str(path)), split=split, labels=labels))
     return write_manifest(rows, folder / "manifest.parquet")
 
 

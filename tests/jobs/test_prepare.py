@@ -32,7 +32,7 @@ from vjepa.data.prepare.config import (
     TrimConfig,
 )
 from vjepa.data.prepare.storing import Store
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.jobs.prepare import prepare
 
@@ -42,7 +42,7 @@ _CONFIG = PrepareConfig(transcode=_FAST)
 
 def _row(path: Path, number: int, split: str = "train") -> ManifestRow:
     return ManifestRow(
-        info=probe(str(path)),
+        info=inspect_file(str(path)),
         split=split,
         dataset="set",
         weight=1.0 + number % 2,
@@ -115,7 +115,7 @@ def test_the_folder_can_be_moved(prepared: dict, tmp_path: Path) -> None:
     moved = Manifest.open(tmp_path / "moved" / "manifest.parquet")
     assert moved.path(0).startswith(f"{tmp_path}/moved/shards/")
     assert moved.content_hash == prepared["tar"].content_hash
-    assert probe(moved.path(0)).ok
+    assert inspect_file(moved.path(0)).ok
 
 
 def _batches(
@@ -210,7 +210,7 @@ def test_bad_videos_cost_a_row_each(tmp_path: Path) -> None:
         _row(good, 0),
         ManifestRow(info=damaged(tmp_path)),
         ManifestRow(info=hanging(tmp_path)),
-        replace(_row(late, 1), info=replace(probe(str(late)), ok=False, reason="was bad")),
+        replace(_row(late, 1), info=replace(inspect_file(str(late)), ok=False, reason="was bad")),
     ]
     config = replace(_CONFIG, timeout_seconds=3.0)
     report = prepare([_manifest(rows, tmp_path / "m.parquet")], tmp_path / "out", config, workers=2)
@@ -322,7 +322,7 @@ def test_an_address_for_the_shards(videos: Path, tmp_path: Path) -> None:
     for shard in (tmp_path / "out" / "shards").iterdir():
         with fsspec.open(f"memory://bucket/set/shards/{shard.name}", "wb") as file:
             file.write(shard.read_bytes())
-    assert [probe(manifest.path(row)).ok for row in range(len(manifest))] == [True] * 8
+    assert [inspect_file(manifest.path(row)).ok for row in range(len(manifest))] == [True] * 8
     assert manifest.select("train").content_hash
 
 

@@ -21,7 +21,7 @@ _HOME = {
     "decode_all": "video.decode",
     "decode_clip": "video.decode",
     "decode_frames": "video.decode",
-    "probe": "video.inspect",
+    "inspect_file": "video.inspect",
     "CheckReport": "manifest.check",
     "check_manifest": "manifest.check",
     "ClipConfig": "clips.plan",

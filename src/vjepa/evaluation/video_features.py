@@ -139,7 +139,7 @@ def extract_features(
         UserError: A file cannot be read.
     """
     # PyAV may be missing where only models are used.
-    from vjepa.data.video.inspect import probe
+    from vjepa.data.video.inspect import inspect_file
 
     several = not isinstance(paths, (str, os.PathLike))
     every = [os.fspath(path) for path in paths] if several else [os.fspath(paths)]
@@ -155,7 +155,7 @@ def extract_features(
     def open_sink(index: int, look: Look) -> MemorySink:
         return sinks.setdefault(index, MemorySink(look))
 
-    for outcome in encode_files(encoder, [probe(path) for path in every], how, open_sink):
+    for outcome in encode_files(encoder, [inspect_file(path) for path in every], how, open_sink):
         if outcome.failure is not None:
             raise UserError(f"{every[outcome.index]}: {outcome.failure}; give another file")
     found = [sinks[index].result() for index in range(len(every))]

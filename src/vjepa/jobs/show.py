@@ -20,9 +20,8 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.data.video.inspect import probe
-from vjepa.data.video.media_files import is_media
+from vjepa.data.video.info import DecodeError, VideoInfo, is_media
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
@@ -70,7 +69,7 @@ def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
         manifest = Manifest.open(source).select(split=split, ok_only=False)
         return [manifest.row(row) for row in range(len(manifest))]
     if source.is_file() and is_media(str(source)):
-        return [probe(str(source))]
+        return [inspect_file(str(source))]
     with tempfile.TemporaryDirectory() as folder:
         manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
         return [manifest.row(row) for row in range(len(manifest))]

@@ -171,11 +171,11 @@ def test_the_image_policies_crop_flip_and_augment(policy: str) -> None:
 def test_a_still_clip_is_one_picture_repeated(tmp_path) -> None:
     from PIL import Image
 
-    from vjepa.data.video.inspect import probe
+    from vjepa.data.video.inspect import inspect_file
 
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    info = probe(str(tmp_path / "a.png"))
+    info = inspect_file(str(tmp_path / "a.png"))
     for augment in (None, AugmentConfig(policy="image_released")):
         for count in (16, 2):
             read = ClipViews(ClipConfig(num_frames=count), ViewConfig(crop_size=32), augment)

@@ -19,7 +19,7 @@ from vjepa.data.clips.plan import ClipConfig, plan_training
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import ViewConfig, plan_views
 from vjepa.data.video.decode import decode_frames
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 
 def _video(*shape: int, seed: int = 0) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_a_file_and_its_frames_give_the_same_clips_together_and_alone(
     tmp_path: Path, resize, scale, size
 ) -> None:
     transform = TransformConfig(crop_size=size, crop_scale=scale, resize=resize)
-    info = probe(str(write_video(tmp_path / "a.mp4", num_frames=30, height=32, width=32)))
+    info = inspect_file(str(write_video(tmp_path / "a.mp4", num_frames=30, height=32, width=32)))
     frames = FrameSource(decode_frames(info, range(30)))
     u = _u(12)
     together = _training(frames, transform, u)

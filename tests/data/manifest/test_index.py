@@ -24,7 +24,7 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video import inspect_pool
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.inspect_pool import inspect_files
 from vjepa.errors import UserError
 
@@ -271,5 +271,5 @@ def test_object_storage(tmp_path: Path) -> None:
     # Reader processes do not share memory:// with this one, but file:// they see.
     manifest = index_sources([f"file://{source}"], tmp_path / "m.parquet", workers=1)
     assert manifest.path(0) == f"file://{source}"
-    assert manifest.row(0).num_frames == probe(str(source)).num_frames
+    assert manifest.row(0).num_frames == inspect_file(str(source)).num_frames
     assert len(manifest.content_hash) == 64

@@ -16,7 +16,7 @@ from vjepa.data.clips.load import load_clip
 from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
 from vjepa.data.video.decode import decode_clip
 from vjepa.data.video.info import DecodeError
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 _NAMES = ("h264_gop12.mp4", "h264_vfr.mkv", "mpeg2.ts", "vp9.webm", "animation.gif")
 
@@ -38,7 +38,7 @@ def test_every_kind_of_file_is_read_as_if_it_stood_alone(
     videos: list[Path], members: list[Member]
 ) -> None:
     for path, member in zip(videos, members, strict=True):
-        alone, inside = probe(str(path)), probe(member.address)
+        alone, inside = inspect_file(str(path)), inspect_file(member.address)
         assert inside.ok, (path, inside.reason)
         assert inside.bytes == alone.bytes
         for name in ("num_frames", "fps", "width", "height", "codec", "start_pts", "kind"):
@@ -48,7 +48,7 @@ def test_every_kind_of_file_is_read_as_if_it_stood_alone(
         expected, found = decode_clip(alone, wanted), decode_clip(inside, wanted)
         assert np.array_equal(expected.frames, found.frames)
         assert np.array_equal(expected.times, found.times)
-        assert probe(member.address, deep=True).ok
+        assert inspect_file(member.address, deep=True).ok
     assert load_clip(members[0].address, stride=1).frames.shape == (16, 3, 48, 80)
 
 
@@ -85,7 +85,7 @@ def test_addresses() -> None:
 
 
 def test_a_shard_that_changed_is_refused(members: list[Member], tmp_path: Path) -> None:
-    info = probe(members[1].address)
+    info = inspect_file(members[1].address)
     shard = tmp_path / "s.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: members[1].offset + 10])
@@ -97,7 +97,7 @@ def test_a_shard_that_changed_is_refused(members: list[Member], tmp_path: Path) 
     shard.unlink()
     with pytest.raises(DecodeError, match="No such file"):
         decode_clip(info, [0])
-    assert not probe(members[1].address).ok
+    assert not inspect_file(members[1].address).ok
 
 
 @pytest.mark.parametrize("length", [10, 10**9])
@@ -105,7 +105,7 @@ def test_a_wrong_length_cannot_reach_beyond_the_member(
     members: list[Member], length: int, tmp_path: Path
 ) -> None:
     wrong = replace(members[0], length=length)
-    info = probe(wrong.address)
+    info = inspect_file(wrong.address)
     assert not info.ok
     assert "shard" in str(info.reason)
 
@@ -132,4 +132,4 @@ def test_object_storage(members: list[Member], videos: list[Path], tmp_path: Pat
     there = replace(members[0], shard=f"{base}/s.tar")
     assert np.array_equal(decode_clip(there.address, [3, 50]).frames, expected)
     assert np.array_equal(decode_clip(f"{base}/a.mp4", [3, 50]).frames, expected)
-    assert probe(f"{base}/picture.mp4").reason
+    assert inspect_file(f"{base}/picture.mp4").reason

@@ -21,14 +21,14 @@ from vjepa.data.prepare.fingerprint import (
 from vjepa.data.prepare.inputs import Order, Part
 from vjepa.data.prepare.matching import frame_share
 from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 _MATCH = MatchConfig()
 _WHOLE = Part()
 
 
 def _print(path: Path, part: Part = _WHOLE, match: MatchConfig = _MATCH) -> Fingerprint:
-    return take_fingerprint(probe(str(path)), part, match)
+    return take_fingerprint(inspect_file(str(path)), part, match)
 
 
 @pytest.fixture(scope="module")

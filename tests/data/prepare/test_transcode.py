@@ -28,14 +28,14 @@ from vjepa.data.prepare.transcode import (
 )
 from vjepa.data.video.decode import decode_all, decode_clip
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 _WHOLE = Part()
 
 
 def _encode(source: Path, target: Path, part: Part = _WHOLE, **config: object) -> VideoInfo:
-    encode(probe(str(source)), part, target, TranscodeConfig(**config))
-    return probe(str(target))
+    encode(inspect_file(str(source)), part, target, TranscodeConfig(**config))
+    return inspect_file(str(target))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def _encode(source: Path, target: Path, part: Part = _WHOLE, **config: object) -
 )
 def test_every_frame_is_kept_at_its_time(name: str, tmp_path: Path) -> None:
     source = write_video(tmp_path / name, SPECS[name])
-    before = probe(str(source))
+    before = inspect_file(str(source))
     after = _encode(source, tmp_path / "out.mp4")
     assert after.num_frames == before.num_frames
     assert numbers_of(decode_all(str(tmp_path / "out.mp4"), 30)) == list(range(30))
@@ -59,7 +59,7 @@ def test_every_frame_is_kept_at_its_time(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "degrees"), [("rotated90.mp4", 90), ("mirrored.mp4", 0)])
 def test_turned_videos_are_written_upright(name: str, degrees: int, tmp_path: Path) -> None:
     source = write_video(tmp_path / name, SPECS[name])
-    before, after = probe(str(source)), _encode(source, tmp_path / "out.mp4")
+    before, after = inspect_file(str(source)), _encode(source, tmp_path / "out.mp4")
     assert before.rotation == degrees
     assert after.rotation == 0
     assert (after.width, after.height) == (before.width, before.height)
@@ -80,7 +80,7 @@ def test_a_lower_rate_takes_the_frame_shown_at_each_moment(tmp_path: Path) -> No
     assert after.num_frames == 40
     assert after.fps == pytest.approx(10)
     assert numbers_of(decode_all(after, 8)) == [0, 2, 5, 7, 10, 12, 15, 17]
-    info = probe(str(source))
+    info = inspect_file(str(source))
     assert np.array_equal(taken_frames(info, Part(), TranscodeConfig(fps=60)), np.arange(100))
 
 
@@ -109,7 +109,7 @@ def test_a_folder_of_images_becomes_a_video(tmp_path: Path) -> None:
 def test_the_same_video_gives_the_same_file(tmp_path: Path) -> None:
     """Many times over: with x264's AVX-512 code one of some two hundred files differed."""
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
-    info, found = probe(str(source)), set()
+    info, found = inspect_file(str(source)), set()
     for number in range(100):
         target = tmp_path / f"{number}.mp4"
         encode(info, _WHOLE, target, TranscodeConfig())
@@ -118,7 +118,7 @@ def test_the_same_video_gives_the_same_file(tmp_path: Path) -> None:
 
 
 def _order(source: Path, target: Path) -> Order:
-    return Order("k", probe(str(source)), Part(), str(target))
+    return Order("k", inspect_file(str(source)), Part(), str(target))
 
 
 def test_the_task_answers_failures_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -160,11 +160,11 @@ def test_copies_and_images_keep_their_bytes(tmp_path: Path) -> None:
     image = write_image(tmp_path / "b.png")
     for source, mode in ((video, "copy"), (image, "h264")):
         config = TranscodeConfig(mode=mode)
-        info = probe(str(source))
+        info = inspect_file(str(source))
         target = tmp_path / f"out{output_suffix(info, config)}"
         task = EncodeTask(config, LimitsConfig())
         assert "info" in task(Order("k", info, Part(), str(target)))
         assert target.read_bytes() == source.read_bytes()
-    folder = probe(str(write_image_folder(tmp_path / "clip", 3)))
+    folder = inspect_file(str(write_image_folder(tmp_path / "clip", 3)))
     with pytest.raises(DecodeError, match="cannot be copied"):
         output_suffix(folder, TranscodeConfig(mode="copy"))

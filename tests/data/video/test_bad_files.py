@@ -24,7 +24,7 @@ from tests.data.video_files import (
 from vjepa.data.video.container import VideoFile
 from vjepa.data.video.decode import DecodeError, decode_all, decode_frames
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 
 def make_bad_file(kind: str, folder: Path) -> Path:
@@ -89,7 +89,7 @@ REASONS = {
 @pytest.mark.parametrize("kind", REASONS)
 def test_a_bad_file_has_a_reason_and_its_path_is_in_the_error(kind, tmp_path):
     path = make_bad_file(kind, tmp_path)
-    info = probe(str(path))
+    info = inspect_file(str(path))
     assert not info.ok
     assert info.path == str(path)
     with pytest.raises(DecodeError, match=REASONS[kind]) as error:
@@ -104,7 +104,7 @@ def test_a_bad_file_has_a_reason_and_its_path_is_in_the_error(kind, tmp_path):
     "kind", ["truncated", "zero_byte", "text", "audio_only", "noise", "missing"]
 )
 def test_a_row_that_was_good_once_fails_with_a_decode_error(kind, tmp_path):
-    good = probe(str(write_video(tmp_path / "good.mp4", Spec(num_frames=100))))
+    good = inspect_file(str(write_video(tmp_path / "good.mp4", Spec(num_frames=100))))
     path = make_bad_file(kind, tmp_path)
     size = path.stat().st_size if path.exists() else good.bytes
     with pytest.raises(DecodeError) as error:
@@ -113,14 +113,14 @@ def test_a_row_that_was_good_once_fails_with_a_decode_error(kind, tmp_path):
 
 
 def test_a_bad_row_is_not_even_opened(tmp_path):
-    good = probe(str(write_video(tmp_path / "good.mp4")))
+    good = inspect_file(str(write_video(tmp_path / "good.mp4")))
     with pytest.raises(DecodeError, match="marked by hand"):
         decode_frames(replace(good, ok=False, reason="marked by hand"), [0])
 
 
 def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    info = probe(str(path))
+    info = inspect_file(str(path))
     lost = info.keyframe_index[2:4]
     damage(path, 2, 3)
     before, inside, after = [0, int(lost[0]) - 1], int(lost[0]) + 1, [int(lost[1]), 59]
@@ -131,17 +131,17 @@ def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
 
 def test_deep_probe_finds_damage_in_the_middle(tmp_path):
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    assert probe(str(path), deep=True).ok
+    assert inspect_file(str(path), deep=True).ok
     damage(path, 2, 3)
-    assert probe(str(path)).ok
-    deep = probe(str(path), deep=True)
+    assert inspect_file(str(path)).ok
+    deep = inspect_file(str(path), deep=True)
     assert not deep.ok
     assert "of 60 frames damaged" in (deep.reason or "")
 
 
 def test_a_few_frames_lost_at_the_end_are_replaced_by_the_last_good_one(tmp_path):
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=52, b_frames=0, gop=12))
-    info = probe(str(path))
+    info = inspect_file(str(path))
     last_key = info.num_keyframes - 1
     first_lost = int(info.keyframe_index[last_key])
     assert 52 - first_lost <= 8
@@ -152,7 +152,7 @@ def test_a_few_frames_lost_at_the_end_are_replaced_by_the_last_good_one(tmp_path
 
 def test_a_long_lost_end_is_an_error(tmp_path):
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    info = probe(str(path))
+    info = inspect_file(str(path))
     first_lost = int(info.keyframe_index[3])
     damage(path, 3, info.num_keyframes)
     with pytest.raises(DecodeError, match=f"frame {first_lost + 5} of 60 cannot be decoded"):
@@ -168,7 +168,7 @@ def test_a_cut_stream_without_a_table_is_a_shorter_video(name, tmp_path):
         keep=0.5,
         spec=Spec(codec=codec, container=container, b_frames=0, num_frames=100),
     )
-    info = probe(str(path))
+    info = inspect_file(str(path))
     assert info.ok
     assert 10 < info.num_frames < 90
     numbers = numbers_of(decode_all(info, 1000))
@@ -182,18 +182,18 @@ def test_limits(tmp_path):
         (LimitsConfig(max_frames=59), "more than max_frames = 59 frames"),
         (LimitsConfig(max_bytes=100), "above max_bytes = 100"),
     ):
-        info = probe(path, limits)
+        info = inspect_file(path, limits)
         assert not info.ok
         assert reason in (info.reason or "")
     exactly = LimitsConfig(max_pixels=80 * 48, max_frames=60, max_bytes=Path(path).stat().st_size)
-    assert probe(path, exactly).ok
+    assert inspect_file(path, exactly).ok
     with pytest.raises(ValueError, match=r"^max_frames "):
         LimitsConfig(max_frames=0)
 
 
 def test_a_stream_that_turns_out_larger_than_its_header_is_refused(tmp_path):
     path = write_video(tmp_path / "a.avi", Spec(codec="mpeg4", b_frames=0, size=(320, 240)))
-    info = probe(str(path), LimitsConfig(max_pixels=319 * 240))
+    info = inspect_file(str(path), LimitsConfig(max_pixels=319 * 240))
     assert not info.ok
 
 

@@ -21,7 +21,7 @@ from tests.data.video_files import (
 
 import vjepa.data.video.decode as decode_module
 from vjepa.data.video.decode import DecodeError, decode_all, decode_clip, decode_frames
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 TURNED = ("rotated90.mp4", "rotated180.mp4", "rotated270.mov", "mirrored.mp4")
 UPRIGHT = tuple(name for name in SPECS if name not in TURNED)
@@ -44,7 +44,7 @@ def all_frames_by_pyav(path: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", UPRIGHT)
 def test_every_frame_of_every_kind_is_the_one_asked_for(library, name):
-    info = probe(library.path(name))
+    info = inspect_file(library.path(name))
     assert info.ok, info.reason
     first = FIRST_NUMBER.get(name, 0)
     expected = SPECS[name].num_frames - first
@@ -58,7 +58,7 @@ def test_every_frame_of_every_kind_is_the_one_asked_for(library, name):
 
 @pytest.mark.parametrize("name", UPRIGHT)
 def test_scattered_unsorted_and_repeated_indices(library, name):
-    info = probe(library.path(name))
+    info = inspect_file(library.path(name))
     first = FIRST_NUMBER.get(name, 0)
     indices = np.array([57, 3, 3, 31, 59, 0, 12, 11, 13, 57])
     assert numbers_of(decode_frames(info, indices)) == (indices + first).tolist()
@@ -72,7 +72,7 @@ def test_scattered_unsorted_and_repeated_indices(library, name):
 @pytest.mark.parametrize("stride", [1, 4, 7])
 def test_clips_are_pixel_identical_to_decoding_everything(library, name, stride):
     reference = all_frames_by_pyav(library.path(name))
-    info = probe(library.path(name))
+    info = inspect_file(library.path(name))
     for start in range(0, info.num_frames - 7 * stride, 5):
         indices = start + stride * np.arange(8)
         frames = decode_frames(info, indices)
@@ -89,7 +89,7 @@ def test_healthy_files_are_never_read_from_the_start(library, monkeypatch):
     for name in SPECS:
         # An intra-refresh stream has entry points that are none; h264 in AVI has no timestamps.
         if name not in ("h264_intra_refresh.mkv", "h264.avi"):
-            decode_frames(probe(library.path(name)), [3, 25, 26, 40, 58])
+            decode_frames(inspect_file(library.path(name)), [3, 25, 26, 40, 58])
 
 
 @pytest.mark.parametrize("name", ["h264_gop12.mp4", "h264_open_gop.mkv", "h264.ts", "mpeg4.avi"])
@@ -97,7 +97,7 @@ def test_neighbouring_groups_are_read_without_a_jump(library, name, monkeypatch)
     def fail(self, pts):
         raise AssertionError("jumped")
 
-    info = probe(library.path(name))
+    info = inspect_file(library.path(name))
     monkeypatch.setattr(decode_module._PacketReader, "_seek", fail)
     # Every group a run of its own: what was read of the next one must be kept.
     monkeypatch.setattr(decode_module, "_WORTH_A_JUMP", 0)
@@ -108,7 +108,7 @@ def test_neighbouring_groups_are_read_without_a_jump(library, name, monkeypatch)
 
 
 def test_decodes_no_more_than_needed(library, monkeypatch):
-    info = probe(library.path("h264_gop12.mp4"))
+    info = inspect_file(library.path("h264_gop12.mp4"))
     fed = []
     feed = decode_module.VideoFile.feed
 
@@ -126,7 +126,7 @@ def test_decodes_no_more_than_needed(library, monkeypatch):
 
 def test_variable_rate_gives_exact_times(library):
     for name in ("h264_vfr.mp4", "h264_vfr.mkv"):
-        info = probe(library.path(name))
+        info = inspect_file(library.path(name))
         assert not info.constant_rate
         clip = decode_clip(info, [0, 7, 58])
         expected = np.array(VARIABLE_PTS)[[0, 7, 58]] / 1000
@@ -138,7 +138,7 @@ def test_variable_rate_gives_exact_times(library):
 
 def test_times_count_from_the_first_frame(library):
     for name in ("h264.ts", "h264_offset.mkv", "h264.avi"):
-        info = probe(library.path(name))
+        info = inspect_file(library.path(name))
         np.testing.assert_allclose(decode_clip(info, [0, 25, 50]).times, [0, 1, 2], atol=2e-3)
 
 
@@ -146,7 +146,7 @@ def test_times_count_from_the_first_frame(library):
     ("name", "quarter_turns"), [("rotated90.mp4", 1), ("rotated180.mp4", 2), ("rotated270.mov", 3)]
 )
 def test_rotation_is_applied(library, name, quarter_turns):
-    info = probe(library.path(name))
+    info = inspect_file(library.path(name))
     stored = all_frames_by_pyav(library.path(name))
     expected = np.stack([np.rot90(stored[number], quarter_turns) for number in (5, 44)])
     assert info.rotation == 90 * quarter_turns
@@ -155,14 +155,14 @@ def test_rotation_is_applied(library, name, quarter_turns):
 
 
 def test_mirror_is_applied(library):
-    info = probe(library.path("mirrored.mp4"))
+    info = inspect_file(library.path("mirrored.mp4"))
     stored = all_frames_by_pyav(library.path("mirrored.mp4"))
     np.testing.assert_array_equal(decode_frames(info, [9])[0], stored[9][:, ::-1])
 
 
 def test_grey_becomes_three_equal_channels(library):
     for name in ("h264_grey.mp4", "ffv1_grey.mkv"):
-        frames = decode_frames(probe(library.path(name)), [1, 21])
+        frames = decode_frames(inspect_file(library.path(name)), [1, 21])
         np.testing.assert_array_equal(frames[..., 0], frames[..., 1])
         np.testing.assert_array_equal(frames[..., 0], frames[..., 2])
 
@@ -178,7 +178,7 @@ def test_grey_becomes_three_equal_channels(library):
 def test_alpha_is_laid_over_black(tmp_path, name, codec, pix_fmt):
     options = {"crf": "4", "b": "0", "cpu-used": "8"} if codec == "libvpx-vp9" else {}
     spec = Spec(codec=codec, pix_fmt=pix_fmt, b_frames=0, num_frames=30, alpha=128, options=options)
-    info = probe(str(write_video(tmp_path / name, spec)))
+    info = inspect_file(str(write_video(tmp_path / name, spec)))
     frames = decode_frames(info, [29, 13])
     half = frames.shape[2] // 2
     for frame, number in zip(frames, (29, 13), strict=True):
@@ -193,16 +193,16 @@ def test_files_without_a_frame_count_are_counted(tmp_path, library):
     path = write_without_count(tmp_path / "no_count.avi")
     with av.open(str(path)) as container:
         assert container.streams.video[0].frames == 0
-    info = probe(str(path))
+    info = inspect_file(str(path))
     assert (info.ok, info.num_frames) == (True, 60)
     assert numbers_of(decode_frames(info, [59, 0])) == [59, 0]
-    assert probe(library.path("h264.ts")).num_frames == 60
+    assert inspect_file(library.path("h264.ts")).num_frames == 60
 
 
 def test_one_frame(tmp_path):
     for name, spec in (("one.mp4", Spec(num_frames=1)), ("one.gif", SPECS["animation.gif"])):
         write_video(tmp_path / name, replace(spec, num_frames=1))
-        info = probe(str(tmp_path / name))
+        info = inspect_file(str(tmp_path / name))
         assert (info.ok, info.num_frames) == (True, 1)
         assert info.fps > 0
         assert info.duration_seconds > 0
@@ -229,7 +229,7 @@ def test_a_path_alone_is_enough(library):
 
 
 def test_indices_that_do_not_exist(library):
-    info = probe(library.path("vp9.webm"))
+    info = inspect_file(library.path("vp9.webm"))
     with pytest.raises(DecodeError, match=r"vp9\.webm.*frame 60 asked for, but it has 60") as error:
         decode_frames(info, [0, 60])
     assert error.value.path == info.path
@@ -241,7 +241,7 @@ def test_indices_that_do_not_exist(library):
 
 def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4")
-    info = probe(str(path))
+    info = inspect_file(str(path))
     write_video(path, Spec(num_frames=9))
     with pytest.raises(DecodeError, match="changed since it was indexed"):
         decode_frames(info, [0])
@@ -251,7 +251,7 @@ def test_a_file_that_changed_since_it_was_indexed_is_refused(tmp_path):
 
 
 def test_probe_of_a_good_file(library):
-    info = probe(library.path("h264_gop12.mp4"))
+    info = inspect_file(library.path("h264_gop12.mp4"))
     assert info.codec == "h264"
     assert info.fps == pytest.approx(25)
     assert info.duration_seconds == pytest.approx(4)
@@ -263,14 +263,14 @@ def test_probe_of_a_good_file(library):
 
 
 def test_timestamps_that_cannot_be_trusted_give_no_index(library):
-    assert probe(library.path("h264.avi")).num_keyframes == 0
+    assert inspect_file(library.path("h264.avi")).num_keyframes == 0
     # Every picture of a GIF builds on the one before it.
-    assert probe(library.path("animation.gif")).num_keyframes == 1
+    assert inspect_file(library.path("animation.gif")).num_keyframes == 1
 
 
 @needs_proc
 def test_memory_stays_flat_over_many_opens(library):
-    info = probe(library.path("h264_gop12.mp4"))
+    info = inspect_file(library.path("h264_gop12.mp4"))
 
     def resident_kilobytes() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -293,7 +293,7 @@ def open_files() -> set[str]:
 def test_files_are_closed_also_after_errors(library, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("no video")
-    info = probe(library.path("vp9.webm"))
+    info = inspect_file(library.path("vp9.webm"))
     before = open_files()
     for _ in range(5):
         decode_frames(info, [3])

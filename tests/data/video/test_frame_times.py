@@ -18,7 +18,7 @@ from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import frame_times
 from vjepa.data.video.info import DecodeError
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 
 TIMES = np.array(VARIABLE_PTS) / 1000
 BY_TIME = ClipConfig(num_frames=4, stride=None, fps=3.0)
@@ -36,7 +36,7 @@ def shown_at(seconds: np.ndarray) -> list[int]:
 
 
 def test_times_are_those_of_the_packets(video: Path) -> None:
-    info = probe(str(video))
+    info = inspect_file(str(video))
     np.testing.assert_allclose(frame_times(info), TIMES, atol=1e-9)
 
 
@@ -47,11 +47,11 @@ def test_constant_rates_and_images_have_none(tmp_path: Path) -> None:
 
 def test_a_file_with_other_frames_is_refused(video: Path) -> None:
     with pytest.raises(DecodeError, match="has changed since it was indexed"):
-        frame_times(replace(probe(str(video)), num_frames=50))
+        frame_times(replace(inspect_file(str(video)), num_frames=50))
 
 
 def test_each_moment_gives_the_frame_shown_then(video: Path) -> None:
-    info = probe(str(video))
+    info = inspect_file(str(video))
     for start in (0.0, 0.37, 1.9, 4.05):
         clip = load_clip(video, num_frames=5, start_seconds=start, fps=2.5)
         wanted = shown_at(start + np.arange(5) / 2.5)
@@ -90,7 +90,7 @@ def test_even_times_change_nothing() -> None:
 
 
 def test_cached_frames_give_the_same_batches(video: Path, tmp_path: Path) -> None:
-    manifest = Manifest.from_rows([ManifestRow(info=probe(str(video)))], video.parent)
+    manifest = Manifest.from_rows([ManifestRow(info=inspect_file(str(video)))], video.parent)
     cached = LoaderConfig(num_workers=0, frame_cache_gigabytes=1.0, frame_cache_folder=tmp_path)
     batches = []
     for config in (LoaderConfig(num_workers=0), cached):

@@ -25,7 +25,7 @@ from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
@@ -77,7 +77,7 @@ def test_a_file_cannot_name_another_one_or_an_address(name, tmp_path, server):
     for inside in (f"{address}/remote.ts", str(secret), f"file:{secret}", f"subfile:{secret}"):
         path = tmp_path / name
         path.write_text(_play_lists(inside)[name])
-        assert not probe(str(path)).ok
+        assert not inspect_file(str(path)).ok
     assert asked == []
 
 
@@ -98,7 +98,7 @@ def test_an_address_is_no_path(tmp_path, server):
 
 def test_a_manifest_that_names_an_address_costs_samples_only(tmp_path, server):
     address, asked = server
-    good = probe(str(write_video(tmp_path / "good.mp4")))
+    good = inspect_file(str(write_video(tmp_path / "good.mp4")))
     bad = replace(good, path=f"{address}/remote.ts", bytes=0)
     rows = [ManifestRow(info=info) for info in (bad, good, good)]
     manifest = Manifest.from_rows(rows, tmp_path)
@@ -129,11 +129,11 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(_png_of(12_000, 12_000))
     assert path.stat().st_size < 2_000_000
-    assert "above max_pixels" in (probe(str(path)).reason or "")
+    assert "above max_pixels" in (inspect_file(str(path)).reason or "")
 
 
 def test_an_image_that_was_swapped_after_indexing_is_refused_by_its_header(tmp_path):
-    small = probe(str(write_image(tmp_path / "a.png")))
+    small = inspect_file(str(write_image(tmp_path / "a.png")))
     swapped = tmp_path / "b.png"
     swapped.write_bytes(_png_of(4000, 4000))
     with pytest.raises(DecodeError, match="4000 x 4000 pixels, unlike the rest"):
@@ -164,7 +164,7 @@ def test_a_loader_worker_has_a_limit_to_its_memory_too(tmp_path):
     path.write_bytes(_png_of(8000, 8000))
     pool = WorkerPool(_read, 1, 60.0, memory_gigabytes=0.1)
     try:
-        pool.submit(probe(str(path)))
+        pool.submit(inspect_file(str(path)))
         outcomes = []
         while not outcomes:
             outcomes = pool.wait(10.0)
@@ -176,9 +176,9 @@ def test_a_loader_worker_has_a_limit_to_its_memory_too(tmp_path):
 def test_an_image_is_read_as_what_it_may_be_and_nothing_else(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    assert probe(str(path)).reason == "not an image, or damaged beyond reading"
+    assert inspect_file(str(path)).reason == "not an image, or damaged beyond reading"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, format="GIF")
-    assert not probe(str(path)).ok
+    assert not inspect_file(str(path)).ok
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ from PIL import Image
 from tests.data.video_files import barcode, numbers_of, write_image, write_image_folder
 
 from vjepa.data.video.decode import DecodeError, decode_clip, decode_frames
-from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import probe
-from vjepa.data.video.media_files import is_numbered_sequence, kind_of, natural_key
+from vjepa.data.video.info import LimitsConfig, is_numbered_sequence, kind_of, natural_key
+from vjepa.data.video.inspect import inspect_file
 
 
 def test_a_still_image_is_one_frame_that_repeats(tmp_path):
-    info = probe(str(write_image(tmp_path / "a.png", 37)))
+    info = inspect_file(str(write_image(tmp_path / "a.png", 37)))
     assert (info.ok, info.kind, info.num_frames, info.codec) == (True, "image", 1, "png")
     assert (info.width, info.height, info.fps, info.duration_seconds) == (80, 48, 1.0, 1.0)
     frames = decode_frames(info, np.arange(16))
@@ -64,14 +63,14 @@ def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     write_image(tmp_path / "a.png", 9, exif=exif)
-    info = probe(str(tmp_path / "a.png"))
+    info = inspect_file(str(tmp_path / "a.png"))
     assert (info.width, info.height) == (48, 80)
     np.testing.assert_array_equal(decode_frames(info, [0])[0], np.rot90(barcode(9), -1))
 
 
 def test_a_folder_of_images_is_a_clip_in_order_of_numbers(tmp_path):
     folder = write_image_folder(tmp_path / "clip", 12)
-    info = probe(str(folder), image_folder_fps=12.0)
+    info = inspect_file(str(folder), image_folder_fps=12.0)
     assert (info.ok, info.kind, info.num_frames, info.fps) == (True, "image_folder", 12, 12.0)
     assert info.duration_seconds == pytest.approx(1.0)
     assert info.bytes == sum(path.stat().st_size for path in folder.iterdir())
@@ -82,7 +81,7 @@ def test_a_folder_of_images_is_a_clip_in_order_of_numbers(tmp_path):
 
 def test_a_folder_that_changed_is_refused(tmp_path):
     folder = write_image_folder(tmp_path / "clip", 4)
-    info = probe(str(folder))
+    info = inspect_file(str(folder))
     (folder / "frame_2.png").unlink()
     with pytest.raises(DecodeError, match="3 images, 4 when indexed"):
         decode_frames(info, [0])
@@ -90,7 +89,7 @@ def test_a_folder_that_changed_is_refused(tmp_path):
 
 def test_a_frame_that_is_broken_names_its_file(tmp_path):
     folder = write_image_folder(tmp_path / "clip", 4)
-    info = probe(str(folder))
+    info = inspect_file(str(folder))
     good = (folder / "frame_2.png").read_bytes()
     (folder / "frame_2.png").write_bytes(good[: len(good) // 2])
     assert numbers_of(decode_frames(info, [0, 1, 3])) == [0, 1, 3]
@@ -112,7 +111,7 @@ def test_bad_images(tmp_path):
         ("missing.png", "No such file", None),
         ("large.png", "80 x 48 pixels are above max_pixels", LimitsConfig(max_pixels=100)),
     ):
-        info = probe(str(tmp_path / name), limits)
+        info = inspect_file(str(tmp_path / name), limits)
         assert not info.ok, name
         with pytest.raises(DecodeError, match=f"{name}.*({reason})"):
             decode_frames(info, [0])
@@ -120,13 +119,15 @@ def test_bad_images(tmp_path):
 
 def test_bad_folders(tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "without images" in (probe(str(tmp_path / "empty")).reason or "")
+    assert "without images" in (inspect_file(str(tmp_path / "empty")).reason or "")
     folder = write_image_folder(tmp_path / "sizes", 3)
     Image.new("RGB", (20, 20)).save(folder / "frame_2.png")
     assert "frame_2.png has 20 x 20 pixels, frame_0.png 80 x 48" in (
-        probe(str(folder)).reason or ""
+        inspect_file(str(folder)).reason or ""
     )
-    limited = probe(str(write_image_folder(tmp_path / "many", 5)), LimitsConfig(max_frames=4))
+    limited = inspect_file(
+        str(write_image_folder(tmp_path / "many", 5)), LimitsConfig(max_frames=4)
+    )
     assert "max_frames = 4" in (limited.reason or "")
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import vjepa.data.video.decode as decode_module
 from vjepa.data.video.decode import decode_all, decode_crops, decode_frames
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.packets import PacketSelector
 
 NUM_FRAMES = 40
@@ -89,7 +89,7 @@ def test_any_frames_of_any_structure_equal_decoding_everything(
     muxer = "mpegts" if container == "ts" else None
     write_texture(path, encoder, muxer, {name: parameters, "crf": "20"})
     everything = read_all(path)
-    info = probe(str(path))
+    info = inspect_file(str(path))
     assert (info.ok, info.num_frames) == (True, NUM_FRAMES)
     generator = np.random.default_rng(seed)
     for size in (1, 3, 8):
@@ -108,7 +108,7 @@ def test_any_frames_of_any_structure_equal_decoding_everything(
 )
 def test_unwanted_frames_are_not_decoded(tmp_path, name, codec, options, monkeypatch):
     path = write_texture(tmp_path / name, codec, None, options)
-    info = probe(str(path))
+    info = inspect_file(str(path))
     fed = []
     feed = decode_module.VideoFile.feed
 
@@ -181,7 +181,7 @@ def test_other_codecs_are_decoded_whole():
 
 
 def test_crops_equal_cut_frames(tmp_path):
-    info = probe(str(write_texture(tmp_path / "a.mp4", "libx264", None, {})))
+    info = inspect_file(str(write_texture(tmp_path / "a.mp4", "libx264", None, {})))
     frames = decode_all(info, 40)
     some, others = np.array([3, 7, 7, 30]), np.array([39, 3, 0, 12])
     cut, whole = decode_crops(info, [(some, (4, 6, 20, 33)), (others, None)])

@@ -25,7 +25,7 @@ import vjepa.data.video.decode as decode_module
 from vjepa.data.video.container import VideoFile, to_rgb
 from vjepa.data.video.decode import decode_clip, read_frames
 from vjepa.data.video.info import DecodeError
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.packets import PacketSelector
 
 
@@ -35,7 +35,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> VideoLibrary:
 
 
 def _streamed(path: str, numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    found = list(read_frames(probe(path), np.array(numbers, dtype=np.int64)))
+    found = list(read_frames(inspect_file(path), np.array(numbers, dtype=np.int64)))
     return np.stack([one.image for one in found]), np.array([one.seconds for one in found])
 
 
@@ -71,7 +71,7 @@ def test_groups_of_pictures_that_nobody_wants_are_not_decoded(
         fed.append(packet is not None)
         return original(self, packet)  # ty: ignore[invalid-argument-type]
 
-    info = probe(path)
+    info = inspect_file(path)
     monkeypatch.setattr(VideoFile, "feed", counting)
     frames = [one.image for one in read_frames(info, np.array([3, 90]))]
     assert numbers_of(np.stack(frames)) == [3, 90]
@@ -143,7 +143,7 @@ def test_a_frame_that_cannot_be_converted_is_an_error_of_that_file(
     monkeypatch.setattr(decode_module, "to_rgb", failing)
     given = []
     with pytest.raises(DecodeError, match=f"{name}.*external library") as error:
-        given.extend(read_frames(probe(path), np.arange(10)))
+        given.extend(read_frames(inspect_file(path), np.arange(10)))
     assert error.value.path == path
     assert len(given) == 2
 
@@ -160,7 +160,7 @@ def test_still_images_and_folders(tmp_path: Path) -> None:
 
 def test_damage_in_the_middle_is_an_error_after_the_good_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0))
-    info = probe(str(path))
+    info = inspect_file(str(path))
     damage(path, 2, 3)
     first, after = info.keyframe_index[2:4].tolist()
     given = []
@@ -174,12 +174,12 @@ def test_damage_in_the_middle_is_an_error_after_the_good_frames(tmp_path: Path) 
 
 @pytest.mark.parametrize("numbers", [[3, 2], [-1, 0]])
 def test_numbers_must_rise(library: VideoLibrary, numbers: list[int]) -> None:
-    info = probe(library.path("h264_no_b.mp4"))
+    info = inspect_file(library.path("h264_no_b.mp4"))
     with pytest.raises(ValueError, match="must rise"):
         list(read_frames(info, np.array(numbers)))
 
 
 def test_a_frame_after_the_end_is_refused(library: VideoLibrary) -> None:
-    info = probe(library.path("h264_no_b.mp4"))
+    info = inspect_file(library.path("h264_no_b.mp4"))
     with pytest.raises(DecodeError, match="has 60 frames"):
         list(read_frames(info, np.array([60])))

@@ -15,7 +15,7 @@ from vjepa.checkpoint import save_model
 from vjepa.config import from_dict, load_config
 from vjepa.data import Manifest
 from vjepa.data.manifest.manifest import ManifestRow
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
@@ -316,7 +316,7 @@ def test_an_image_among_videos(
         ManifestRow(info=manifest.row(row), split=splits[row], labels={"colour": colour})
         for row, colour in enumerate(manifest.labels("colour"))
     ]
-    image = ManifestRow(info=probe(str(still)), split="test", labels={"colour": "red"})
+    image = ManifestRow(info=inspect_file(str(still)), split="test", labels={"colour": "red"})
     mixed = write_manifest([*rows, image], tmp_path / "mixed.parquet")
     message = r"split test: 1 of its 12 files are images among videos \(first image: .*still\.png\)"
     with pytest.raises(UserError, match=message):

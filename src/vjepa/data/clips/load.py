@@ -51,9 +51,9 @@ def centre_view(
     elif isinstance(source, VideoInfo):
         opened = VideoSource(source)
     else:
-        from vjepa.data.video.inspect import probe
+        from vjepa.data.video.inspect import inspect_file
 
-        opened = VideoSource(probe(os.fspath(source)))
+        opened = VideoSource(inspect_file(os.fspath(source)))
     one = replace(view, num_segments=1, num_views=1)
     return torch.from_numpy(ClipViews(clip, one).read(opened)[0]).transpose(0, 1)
 
@@ -97,14 +97,14 @@ def load_clip(
     """
     # PyAV and Arrow may be missing where only models are used.
     from vjepa.data.video.decode import decode_clip
-    from vjepa.data.video.inspect import probe
+    from vjepa.data.video.inspect import inspect_file
 
     try:
         config = ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     try:
-        info = probe(os.fspath(path))
+        info = inspect_file(os.fspath(path))
         video = VideoSource(info)
         times = video.times if config.is_by_time else None
         if start_seconds is None:

@@ -20,9 +20,10 @@ from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address
-from vjepa.data.video.info import LimitsConfig, MediaKind
-from vjepa.data.video.media_files import (
+from vjepa.data.video.info import (
     VIDEO_SUFFIXES,
+    LimitsConfig,
+    MediaKind,
     images_in,
     is_image,
     is_media,

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.prepare.config import TrimConfig
-from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.media_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from vjepa.data.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoInfo
 from vjepa.errors import UserError
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")

@@ -22,7 +22,7 @@ from vjepa.data.prepare.inputs import Order, Part
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
 from vjepa.data.video.decode import Frame, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.runtime.files import atomic_path
 
 # Ticks per second of the written timestamps: exact for all usual frame rates.
@@ -58,7 +58,7 @@ class EncodeTask:
                         _copy(order.info, aside)
                     else:
                         encode(order.info, order.part, aside, self.config)
-            info = probe(order.target, self.limits)
+            info = inspect_file(order.target, self.limits)
         except DecodeError as error:
             return {"failed": error.reason}
         except FOREIGN_ERRORS as error:

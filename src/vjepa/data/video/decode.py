@@ -34,7 +34,7 @@ from vjepa.data.video.container import (
 )
 from vjepa.data.video.images import read_images
 from vjepa.data.video.info import DecodeError, LimitsConfig, Part, VideoInfo
-from vjepa.data.video.inspect import probe, scan_packets, stamp_of
+from vjepa.data.video.inspect import inspect_file, scan_packets, stamp_of
 from vjepa.data.video.packets import PacketSelector
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def decode_frames(
 
 def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]) -> DecodedClip:
     """As :func:`decode_frames`, with the frames' times (exact also at a variable frame rate)."""
-    info = probe(source) if isinstance(source, str) else source
+    info = inspect_file(source) if isinstance(source, str) else source
     return _collect(info, [(np.asarray(indices, dtype=np.int64).reshape(-1), None)], NO_CLOCK)[0]
 
 
@@ -173,7 +173,7 @@ def decode_crops(
 
 def decode_all(source: VideoInfo | str, max_frames: int) -> NDArray[np.uint8]:
     """The first `max_frames` frames (all, if it has fewer): uint8 [T, H, W, 3] as decode_frames."""
-    info = probe(source) if isinstance(source, str) else source
+    info = inspect_file(source) if isinstance(source, str) else source
     return decode_frames(info, np.arange(min(info.num_frames, max_frames)))
 
 

@@ -15,8 +15,7 @@ from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePl
 
 from vjepa.data.manifest.storage import opened
 from vjepa.data.video.container import over_black
-from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
-from vjepa.data.video.media_files import images_in
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, images_in
 
 IMAGE_FOLDER_FPS = 30.0
 """Frame rate assumed for a folder of images unless another is given."""
@@ -33,7 +32,7 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
 
 
-def probe_image(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
+def inspect_image(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     """Fill in `info` for one still image, decoding it once.
 
     Raises:
@@ -52,7 +51,7 @@ def probe_image(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     )
 
 
-def probe_image_folder(info: VideoInfo, limits: LimitsConfig, fps: float) -> VideoInfo:
+def inspect_image_folder(info: VideoInfo, limits: LimitsConfig, fps: float) -> VideoInfo:
     """Fill in `info` for a folder of images: all headers are read, the first image is decoded.
 
     Raises:

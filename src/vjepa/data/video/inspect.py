@@ -24,9 +24,20 @@ from vjepa.data.manifest.storage import (
     status_of,
 )
 from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
-from vjepa.data.video.images import IMAGE_FOLDER_FPS, probe_image, probe_image_folder, read_images
-from vjepa.data.video.info import DecodeError, LimitsConfig, MediaKind, VideoInfo
-from vjepa.data.video.media_files import images_in, kind_of
+from vjepa.data.video.images import (
+    IMAGE_FOLDER_FPS,
+    inspect_image,
+    inspect_image_folder,
+    read_images,
+)
+from vjepa.data.video.info import (
+    DecodeError,
+    LimitsConfig,
+    MediaKind,
+    VideoInfo,
+    images_in,
+    kind_of,
+)
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -47,7 +58,7 @@ _LONG_AGO = -(1 << 62)
 _FALLBACK_FPS = 25.0
 
 
-def probe(
+def inspect_file(
     path: str,
     limits: LimitsConfig | None = None,
     kind: MediaKind | None = None,
@@ -73,10 +84,10 @@ def probe(
         status = stamp_of(path, info.kind)
         info = replace(info, bytes=status.bytes, mtime_ns=status.mtime_ns)
         if info.kind == "image_folder":
-            info = probe_image_folder(info, limits, image_folder_fps)
+            info = inspect_image_folder(info, limits, image_folder_fps)
         else:
             _check_file(info, limits)
-            look = probe_image if info.kind == "image" else _probe_video
+            look = inspect_image if info.kind == "image" else _inspect_video
             info = look(info, limits)
         if deep:
             _decode_everything(info, limits)
@@ -177,7 +188,7 @@ def scan_packets(video: VideoFile, max_frames: int | None = None) -> PacketScan:
     return PacketScan(shown_pts, keyframe_pts, count, is_cut_off)
 
 
-def _probe_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
+def _inspect_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     """Count and time the frames from the packets; decode the first few to see that it works."""
     with open_video(info.path, limits) as video:
         scan = scan_packets(video, limits.max_frames)

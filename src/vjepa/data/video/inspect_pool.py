@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from vjepa.data.video.info import LimitsConfig, MediaKind, VideoInfo
-from vjepa.data.video.inspect import probe
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -37,7 +37,7 @@ class InspectTask:
     def __call__(self, order: InspectOrder) -> VideoInfo:
         """What is found in one file, or why it is bad."""
         try:
-            return probe(
+            return inspect_file(
                 order.path, self.limits, order.kind, order.image_folder_fps, deep=order.deep
             )
         except MemoryError:
