@@ -24,67 +24,65 @@ from vjepa.demo.training import (
 )
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.runtime.files import atomic_write
 from vjepa.runtime.process import usable_cpus
 
 _LOGGER = logging.getLogger(__name__)
 
 
-class Stopwatch:
-    """Seconds by stage; a stage that is resumed adds to what is there."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Generator[None]:
-        """Time a block and announce it."""
-        _LOGGER.info("%s", name)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+@contextmanager
+def _stage(name: str, seconds: dict[str, float]) -> Generator[None]:
+    """Announce a stage and add the time that it takes."""
+    _LOGGER.info("%s", name)
+    started = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
 
 def run(config: DemoConfig, out: Path) -> Path:
     """Make the data, pretrain, probe, and write the report; called again, it goes on.
 
-    Args:
-        config: The demo's settings.
-        out: Folder for everything.
-
     Returns:
-        The report's path.
+        The report's path, in `out`.
 
     Raises:
         UserError: `out` holds a demo of other settings or something else; a run failed.
     """
     _claim(config, out)
-    watch = Stopwatch()
-    with watch.stage("making labelled videos"):
+    seconds: dict[str, float] = {}
+    with _stage("making labelled videos", seconds):
         manifest, summary = synthesise(config.data, out / "data")
         _LOGGER.info("%s", summary)
-    settings = _shared_settings(out, manifest)
-    with watch.stage("decoding them once"):
+    settings = {
+        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
+        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
+        "online_probe.manifest": str(manifest.resolve()),
+    }
+    with _stage("decoding them once", seconds):
         _fill_frame_cache(config, settings, manifest)
-    with watch.stage("measuring the speed of this machine"):
+    with _stage("measuring the speed of this machine", seconds):
         rates = measure_rates(out, settings, config.recipe)
     by_objective = {
-        name: settings
-        | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
-        | _own_settings(config, name)
+        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
         for name, rate in rates.items()
+    }
+    # Each has the schedule that suits it best.
+    by_objective["pixel"] |= {
+        "optim.peak_lr": str(config.pixel_peak_lr),
+        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
     }
     for seed in config.seeds:
         tasks = tuple(
             TrainingTask(objective, seed, run_folder(out, objective, seed))
             for objective in OBJECTIVES
         )
-        with watch.stage("pretraining (features and pixels side by side)"):
+        with _stage("pretraining (features and pixels side by side)", seconds):
             train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
-    with watch.stage("probing frozen features"):
+    with _stage("probing frozen features", seconds):
         results = run_probes(config, out, manifest)
     report = out / "report.html"
-    with watch.stage("drawing the report"):
-        write_demo_report(DemoFindings(config, out, manifest, results, watch.seconds), report)
+    with _stage("drawing the report", seconds):
+        write_demo_report(DemoFindings(config, out, manifest, results, seconds), report)
     return report
 
 
@@ -101,26 +99,7 @@ def _claim(config: DemoConfig, out: Path) -> None:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and holds no demo; give a new or empty --out")
     out.mkdir(parents=True, exist_ok=True)
-    stored.write_text(dump_yaml(config), encoding="utf-8")
-
-
-def _shared_settings(out: Path, manifest: Path) -> dict[str, str]:
-    """Overrides of the recipe that both objectives share."""
-    return {
-        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
-        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
-        "online_probe.manifest": str(manifest.resolve()),
-    }
-
-
-def _own_settings(config: DemoConfig, objective: str) -> dict[str, str]:
-    """Where an objective departs from the recipe: each has the schedule that suits it best."""
-    if objective != "pixel":
-        return {}
-    return {
-        "optim.peak_lr": str(config.pixel_peak_lr),
-        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
-    }
+    atomic_write(stored, dump_yaml(config))
 
 
 def _fill_frame_cache(config: DemoConfig, settings: dict[str, str], manifest: Path) -> None:

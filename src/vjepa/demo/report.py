@@ -28,7 +28,6 @@ from vjepa.jobs.show import (
     read_frames,
 )
 from vjepa.masking import MaskSampler
-from vjepa.models import Encoder
 from vjepa.reporting.charts import Estimate, Line, estimate_chart, line_chart
 from vjepa.reporting.html import (
     Block,
@@ -123,7 +122,8 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     pretrained = load_config(PretrainConfig, [findings.run("vjepa") / "config.yaml"])
     test = Manifest.open(findings.manifest).select(split="test")
     rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
-    clips = [_frames(Path(test.path(int(row))), pretrained) for row in rows]
+    size = pretrained.model.encoder.image_size
+    clips = [read_frames(Path(test.path(row)), pretrained.data.clip, size) for row in rows.tolist()]
     answer, figures = headline(findings.config, cells)
     report = Report(
         title="V-JEPA demo: what can a small model learn from watching unlabelled videos?",
@@ -157,10 +157,6 @@ def ordered(cells: Sequence[Cell]) -> list[Cell]:
     )
 
 
-def _frames(video: Path, config: PretrainConfig) -> Picture:
-    return read_frames(video, config.data.clip, config.model.encoder.image_size)
-
-
 def _few(cells: Sequence[Cell], config: DemoConfig, encoder: str) -> Cell:
     """The row that the headline speaks of: motion, few labels, attentive probe."""
     return next(
@@ -188,19 +184,6 @@ def _compared(one: Cell, other: Cell) -> str:
     return "above" if one.top1 > other.top1 else "below"
 
 
-def _shipped_sentence(config: DemoConfig, cells: Sequence[Cell]) -> str:
-    """What the model that ships with the package gets in the same test; empty without it."""
-    if not config.shipped_model:
-        return ""
-    shipped = _few(cells, config, "shipped")
-    updates = read_config(shipped_weights()).step
-    return (
-        f" A model that comes with the package and has {updates:,} updates behind it gets "
-        f"{100 * shipped.top1:.1f} % ({100 * shipped.interval.low:.1f} to "
-        f"{100 * shipped.interval.high:.1f})."
-    )
-
-
 def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
     """The answer in a paragraph and in figures, whatever it is."""
     mine, pixel, random = (_few(cells, config, name) for name in ("vjepa", "pixel", "random"))
@@ -214,8 +197,15 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same time to "
         f"predict pixels {100 * pixel.top1:.1f} %. By the 95 % intervals, V-JEPA is "
         f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
-        f"prediction.{_shipped_sentence(config, cells)}"
+        "prediction."
     )
+    if config.shipped_model:
+        shipped = _few(cells, config, "shipped")
+        answer += (
+            f" A model that comes with the package and has {read_config(shipped_weights()).step:,} "
+            f"updates behind it gets {100 * shipped.top1:.1f} % ({100 * shipped.interval.low:.1f} "
+            f"to {100 * shipped.interval.high:.1f})."
+        )
     figures = [
         Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
         Figure(f"{gain:+.1f} points", "over random weights"),
@@ -233,29 +223,13 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         labels = cell.labels_per_class * classes[cell.label]
         group = f"{cell.label}, {labels} labels"
         chance[group] = 1 / classes[cell.label]
-        estimates.append(
-            Estimate(
-                group,
-                f"{NAMES[cell.encoder]}, {cell.kind}",
-                cell.top1,
-                cell.interval.low,
-                cell.interval.high,
-                _COLOURS[cell.encoder],
-            )
-        )
+        name, low, high = NAMES[cell.encoder], cell.interval.low, cell.interval.high
+        colour = _COLOURS[cell.encoder]
+        estimates.append(Estimate(group, f"{name}, {cell.kind}", cell.top1, low, high, colour))
         if cell.encoder == "vjepa":
             strong.add(len(rows))
-        interval = f"{100 * cell.interval.low:.1f} to {100 * cell.interval.high:.1f}"
-        rows.append(
-            (
-                cell.label,
-                str(labels),
-                cell.kind,
-                NAMES[cell.encoder],
-                f"{100 * cell.top1:.1f}",
-                interval,
-            )
-        )
+        percent, interval = f"{100 * cell.top1:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"
+        rows.append((cell.label, str(labels), cell.kind, name, percent, interval))
     test = next(iter(findings.results.values())).test
     count = test.metrics.count if test else 0
     seeds = len(config.seeds)
@@ -332,17 +306,14 @@ def _curve_section(findings: DemoFindings) -> Section:
     return Section("Training", lede, training_charts(states))
 
 
-def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
-    trained = load_encoder(findings.run("vjepa"), which="target").eval()
-    return {
+def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
+    trained = load_encoder(findings.run("vjepa"), which="target")
+    encoders = {
         "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
-        "pixels": load_encoder(findings.run("pixel")).eval(),
+        "pixels": load_encoder(findings.run("pixel")),
         "V-JEPA": trained,
     }
-
-
-def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
-    picture = features_picture(clips, _encoders(findings))
+    picture = features_picture(clips, encoders)
     caption = (
         f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
         "encoder's features as colours. Equal colour means similar features; what moves should "
@@ -381,12 +352,13 @@ def _real_sections(findings: DemoFindings, config: PretrainConfig) -> list[Secti
     found = find_real_clips(findings.out / "cache" / "real_clips")
     if found.reason:
         return [Section(title, f"Left out: {found.reason}.")]
-    clips = [_frames(path, config) for path in found.paths]
+    size = config.model.encoder.image_size
+    clips = [read_frames(path, config.data.clip, size) for path in found.paths]
     names = ", ".join(path.name for path in found.paths)
     section = _feature_section(findings, clips, f"camera clips ({names})")
     lede = (
         "The same three encoders on footage unlike anything they were trained on, shrunk to the "
-        f"{config.model.encoder.image_size} pixels that they take. Expect little: it is shown so "
+        f"{size} pixels that they take. Expect little: it is shown so "
         "that you see what transfers and what does not."
     )
     return [Section(title, lede, section.blocks)]
