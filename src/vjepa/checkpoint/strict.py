@@ -119,14 +119,18 @@ def load_strictly(
 ) -> LoadReport:
     """Put a file's tensors into a module, which may stand on the meta device.
 
-    The module gets copies as float32, so that the file can go away; buffers that are not saved stay
-    as they are. The other arguments are those of :func:`compare`.
+    The module gets copies, floating point as float32, so that the file can go away; buffers that
+    are not saved stay as they are. The other arguments are those of :func:`compare`.
 
     Raises:
         UserError: Something is missing, unexpected or of another shape; the module is untouched.
     """
     report = compare(source, kind, shapes(stored), shapes(module.state_dict()), dropped, notes)
     report.require_complete(remedy)
-    copies = {name: tensor.detach().float().clone() for name, tensor in stored.items()}
+    copies = {
+        # Counters such as a batch norm's are whole numbers and stay so: they are in a weights hash.
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().clone()
+        for name, tensor in stored.items()
+    }
     module.load_state_dict(copies, strict=True, assign=True)
     return report
