@@ -40,11 +40,13 @@ def test_packed_attention_stays_within_each_clip(lengths: list[int]) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_variable_length_kernel_agrees_with_the_fall_back() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_packed_attention_on_a_gpu_is_the_formula(dtype: torch.dtype) -> None:
+    """The kernel for variable lengths, and the fall-back that pads to a bound."""
     lengths = [40, 1, 65]
     total = sum(lengths)
     generator = torch.Generator("cuda").manual_seed(0)
-    qkv = torch.randn(3, total, 4, 32, device="cuda", generator=generator).bfloat16()
+    qkv = torch.randn(3, total, 4, 32, device="cuda", generator=generator).to(dtype)
     qkv.requires_grad_()
     offsets = torch.tensor([0, *lengths], device="cuda").cumsum(0)
     out = attend(*qkv.unbind(0), Packing.of(offsets, total, max_length=128))

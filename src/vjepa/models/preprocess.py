@@ -12,7 +12,6 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 """Channel standard deviations, red green blue, on the scale 0..1."""
 
-
 Colour = tuple[float, float, float]
 
 
@@ -44,9 +43,6 @@ def normalise_clip(
         dtype: Of the result; the arithmetic is float32.
         mean, deviation: Of red, green and blue on the scale 0..1.
 
-    Returns:
-        `dtype`, the shape of `clips`.
-
     Raises:
         ValueError: The channel axis is not 3 long.
     """
@@ -57,13 +53,8 @@ def normalise_clip(
 
 
 def still_clip(images: Tensor, num_frames: int) -> Tensor:
-    """Still images as clips of repeated frames (the paper's way to encode images).
+    """Still images [B, C, H, W] as clips of repeated frames, a view [B, C, T, H, W].
 
-    Args:
-        images: [B, C, H, W].
-        num_frames: T; the paper repeats 16 times.
-
-    Returns:
-        A view [B, C, T, H, W].
+    The paper's way to encode images; it repeats 16 times.
     """
     return images[:, :, None].expand(-1, -1, num_frames, -1, -1)

@@ -15,16 +15,11 @@ from vjepa.models.predictor import Predictor
 class VJEPA(nn.Module):
     """Encoder E, its moving average, and the predictor P (paper, section 3, Figure 2).
 
-    Attributes:
-        config: The sizes.
-        encoder: The context encoder, trained.
-        target_encoder: Starts as a copy of the encoder and follows it as a moving average; no
-            gradient. It is what is evaluated.
-        predictor: The predictor, trained.
+    Encoder and predictor are trained. The target encoder starts as a copy of the encoder and
+    follows it as a moving average, without gradients; it is what is evaluated.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        """Build with fresh weights."""
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
