@@ -17,7 +17,7 @@ import vjepa
 from vjepa.data.clips import windows
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.source import VideoSource
-from vjepa.data.clips.windows import FramingConfig, WindowConfig, framing_for
+from vjepa.data.clips.windows import FramingConfig, WindowConfig, plan_frame
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
@@ -44,10 +44,10 @@ def _video(path: Path, count: int, size: tuple[int, int] = (36, 64), fps: int = 
 def _by_hand(encoder: nn.Module, path: Path, numbers: list[int]) -> torch.Tensor:
     """Tokens [t, h, w, D] of one window of a file."""
     info = inspect_file(str(path))
-    framing = framing_for(FramingConfig(), info.height, info.width, image_size=32, patch_size=16)
+    framing = plan_frame(FramingConfig(), info.height, info.width, image_size=32, patch_size=16)
     height, width = framing.size
     clip = torch.empty(1, 3, len(numbers), height, width, dtype=torch.uint8)
-    cut(VideoSource(info), [replace(framing.plan, frames=np.array(numbers))], clip)
+    cut(VideoSource(info), [replace(framing, frames=np.array(numbers))], clip)
     with torch.no_grad():
         tokens = encoder(normalise_clip(clip))[0]
     return tokens.reshape(-1, height // 16, width // 16, tokens.shape[-1])

@@ -220,7 +220,7 @@ def metadata(look: Look, origin: FileOrigin) -> str:
         {
             "origin": asdict(origin),
             "grid": look.grid,
-            "box": look.framing.box,
+            "box": look.box,
             "source_size": (look.info.height, look.info.width),
         }
     )

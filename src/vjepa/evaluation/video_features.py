@@ -191,7 +191,7 @@ class MemorySink:
             times=self._times,
             frame_numbers=self._look.plan.frame_numbers,
             grid=self._look.grid,
-            box=self._look.framing.box,
+            box=self._look.box,
         )
 
 

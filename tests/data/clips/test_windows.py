@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.load import centre_view
-from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.plan import ClipConfig, ClipPlan
 from vjepa.data.clips.source import FrameSource
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.clips.windows import (
-    Framing,
     FramingConfig,
     Stitcher,
     WindowConfig,
-    framing_for,
+    plan_frame,
     plan_windows,
     timeline,
 )
@@ -117,10 +116,10 @@ def _frame(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def _seen(framing: Framing, frame: np.ndarray) -> torch.Tensor:
+def _seen(framing: ClipPlan, frame: np.ndarray) -> torch.Tensor:
     """uint8 [C, h, w]."""
     out = torch.empty(1, 3, 1, *framing.size, dtype=torch.uint8)
-    cut(FrameSource(frame[None]), [framing.plan], out)
+    cut(FrameSource(frame[None]), [framing], out)
     return out[0, :, 0]
 
 
@@ -129,19 +128,19 @@ def _seen(framing: Framing, frame: np.ndarray) -> torch.Tensor:
     [(72, 128, (32, 56)), (128, 72, (56, 32)), (50, 50, (32, 32)), (10, 400, (32, 1280))],
 )
 def test_the_whole_frame_in_whole_patches(height: int, width: int, seen: tuple[int, int]) -> None:
-    framing = framing_for(FramingConfig(), height, width, **SIZES)
+    framing = plan_frame(FramingConfig(), height, width, **SIZES)
     assert framing.size == seen
-    assert framing.box == (0, 0, height, width)
+    assert framing.seen_box(height, width) == (0, 0, height, width)
     assert _seen(framing, _frame(height, width)).shape == (3, *seen)
 
 
 def test_another_size_and_a_square() -> None:
-    framing = framing_for(FramingConfig(size=64), 72, 128, **SIZES)
+    framing = plan_frame(FramingConfig(size=64), 72, 128, **SIZES)
     assert framing.size == (64, 112)
-    square = framing_for(FramingConfig(kind="stretch"), 72, 128, **SIZES)
+    square = plan_frame(FramingConfig(kind="stretch"), 72, 128, **SIZES)
     assert square.size == (32, 32)
     with pytest.raises(ValueError, match="size: 60"):
-        framing_for(FramingConfig(size=60), 72, 128, **SIZES)
+        plan_frame(FramingConfig(size=60), 72, 128, **SIZES)
     with pytest.raises(ValueError, match=r"^size"):
         FramingConfig(size=0)
 
@@ -150,11 +149,11 @@ def test_another_size_and_a_square() -> None:
 @pytest.mark.parametrize("shape", [(72, 128), (128, 72)])
 def test_the_centre_is_the_evaluations(shape: tuple[int, int], resize: str) -> None:
     frame = _frame(*shape)
-    framing = framing_for(FramingConfig(kind="centre", resize=resize), *shape, **SIZES)
+    framing = plan_frame(FramingConfig(kind="centre", resize=resize), *shape, **SIZES)
     view = ViewConfig(crop_size=32, resize=resize)
     (wanted,) = centre_view(frame[None], ClipConfig(num_frames=1), view)
     assert torch.equal(_seen(framing, frame), wanted)
-    top, left, height, width = framing.box
+    top, left, height, width = framing.seen_box(*shape)
     assert height == pytest.approx(32 / 36 * 72, rel=0.03)
     assert top + height / 2 == pytest.approx(shape[0] / 2, abs=2)
     assert left + width / 2 == pytest.approx(shape[1] / 2, abs=2)

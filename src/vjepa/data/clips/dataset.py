@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -137,10 +137,13 @@ class ClipViews:
         is_random = self.augment is not None and self.augment.policy != "none"
         return self.augment if is_random else None
 
-    def __call__(self, request: ViewRequest) -> NDArray[np.uint8] | str:
-        """Read one video: uint8 [R, C, T, S, S], RGB, or why that cannot be."""
+    def __call__(
+        self, request: ViewRequest, source: Source | None = None
+    ) -> NDArray[np.uint8] | str:
+        """Read one video, or take it from `source`: uint8 [R, C, T, S, S], RGB, or why not."""
         try:
-            return self.read(VideoSource(request.info), request.row, request.pass_index)
+            opened = source or VideoSource(request.info)
+            return self.read(opened, request.row, request.pass_index)
         except DecodeError as error:
             return error.reason
 
@@ -210,7 +213,7 @@ class ClipRows:
     bad: tuple[BadVideo, ...] = ()
 
 
-class EvaluationClips:
+class EvaluationClips(AbstractContextManager):
     """The clips of a manifest in row order. A context manager: it may hold worker processes.
 
     Attributes:
@@ -266,10 +269,9 @@ class EvaluationClips:
         Raises:
             UserError: A video cannot be read and bad ones are not to be listed.
         """
-        rows = self.rows[start:stop]
-        read = self._read(((row, self._pass_index) for row in rows.tolist()), 2 * batch_size)
-        for first in range(0, len(rows), batch_size):
-            yield self._collect(rows[first : first + batch_size], read)
+        wanted = [(row, self._pass_index) for row in self.rows[start:stop].tolist()]
+        firsts = range(0, len(wanted), batch_size)
+        return self.stream([wanted[first : first + batch_size] for first in firsts], 2 * batch_size)
 
     def stream(
         self, batches: Iterable[Sequence[tuple[int, int]]], ahead: int
@@ -277,82 +279,66 @@ class EvaluationClips:
         """The clips of any rows in any passes, a batch at a time, read ahead over their ends.
 
         Args:
-            batches: For each batch the (manifest row, number of the pass) of its samples.
+            batches: For each batch the (manifest row, number of the pass) of its samples; it may
+                never end.
             ahead: How many videos may wait to be used.
 
         Raises:
             UserError: As :meth:`batches`.
         """
         to_read, to_collect = itertools.tee(batches)
-        read = self._read(itertools.chain.from_iterable(to_read), ahead)
+        requests = (
+            ViewRequest(self._manifest.row(row), row, pass_index)
+            for row, pass_index in itertools.chain.from_iterable(to_read)
+        )
+        read = self._read(requests, ahead)
         for batch in to_collect:
-            yield self._collect(np.array([row for row, _ in batch], dtype=np.int64), read)
-
-    def _collect(
-        self, rows: NDArray[np.int64], read: Iterator[NDArray[np.uint8] | str]
-    ) -> ClipRows:
-        good: list[int] = []
-        clips: list[Tensor] = []
-        bad: list[BadVideo] = []
-        for row, found in zip(rows.tolist(), read, strict=False):
-            if isinstance(found, str):
-                bad.append(self._refuse(row, found))
-            else:
-                clips.append(torch.from_numpy(found))
-                good.append(row)
-        stacked = torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
-        return ClipRows(np.array(good, dtype=np.int64), stacked, tuple(bad))
-
-    def _refuse(self, row: int, reason: str) -> BadVideo:
-        path = self._manifest.path(row)
-        if self._on_bad_video == "error":
-            raise UserError(
-                f"{path}: cannot be evaluated ({reason}); mend it, take it out of the manifest, or "
-                "set on_bad_video: list"
-            )
-        return BadVideo(row, path, reason)
+            good: list[int] = []
+            clips: list[Tensor] = []
+            bad: list[BadVideo] = []
+            for (row, _), found in zip(batch, read, strict=False):
+                if not isinstance(found, str):
+                    good.append(row)
+                    clips.append(torch.from_numpy(found))
+                    continue
+                bad.append(BadVideo(row, self.path(row), found))
+                if self._on_bad_video == "error":
+                    raise UserError(
+                        f"{self.path(row)}: cannot be evaluated ({found}); mend it, take it out of "
+                        "the manifest, or set on_bad_video: list"
+                    )
+            stacked = torch.stack(clips) if clips else torch.empty(0, dtype=torch.uint8)
+            yield ClipRows(np.array(good, dtype=np.int64), stacked, tuple(bad))
 
     def _read(
-        self, rows: Iterable[tuple[int, int]], ahead: int
+        self, requests: Iterator[ViewRequest], ahead: int
     ) -> Iterator[NDArray[np.uint8] | str]:
-        """The clips of videos, or why there are none, in the order of `rows`.
-
-        Args:
-            rows: (manifest row, number of the pass) of each, also an endless stream.
-            ahead: How many videos may wait to be used.
-        """
-        reading = self._reading
-        requests = (ViewRequest(self._manifest.row(row), row, index) for row, index in rows)
-        if reading.frame_cache_gigabytes > 0:
-            yield from map(self._from_cache, requests)
-            return
-        if self._pool is None:
-            self._pool = WorkerPool(
-                self._views, reading.num_workers, reading.sample_timeout_seconds
-            )
-        for _, outcome in self._pool.map(requests, max(1, ahead)):
-            yield outcome.value if outcome.kind == "done" else outcome.reason
-
-    def _from_cache(self, request: ViewRequest) -> NDArray[np.uint8] | str:
+        """The clips of videos, or why there are none, in the order of the requests."""
+        # Arrow may be missing where only models are used.
         from vjepa.data.frame_cache import open_frame_caches
 
+        reading = self._reading
+        if reading.frame_cache_gigabytes == 0:
+            if self._pool is None:
+                self._pool = WorkerPool(
+                    self._views, reading.num_workers, reading.sample_timeout_seconds
+                )
+            for _, outcome in self._pool.map(requests, max(1, ahead)):
+                yield outcome.value if outcome.kind == "done" else outcome.reason
+            return
         if self._cache is None:
             self._cache = open_frame_caches(
                 [self._manifest],
-                self._reading.frame_cache_folder,
-                self._reading.frame_cache_gigabytes,
+                reading.frame_cache_folder,
+                reading.frame_cache_gigabytes,
                 None,
-                max(1, self._reading.num_workers),
-                self._reading.sample_timeout_seconds,
+                max(1, reading.num_workers),
+                reading.sample_timeout_seconds,
             )[0]
-        video = self._cache.video(request.row)
-        if video.failure is not None:
-            return video.failure.reason
-        source = FrameSource(video.frames, video.fps, video.times, request.info.path)
-        try:
-            return self._views.read(source, request.row, request.pass_index)
-        except DecodeError as error:
-            return error.reason
+        for request in requests:
+            video = self._cache.video(request.row)
+            source = FrameSource(video.frames, video.fps, video.times, request.info.path)
+            yield video.failure.reason if video.failure else self._views(request, source)
 
     def close(self) -> None:
         """End the worker processes. Safe to call twice."""
@@ -360,15 +346,5 @@ class EvaluationClips:
             self._pool.close()
             self._pool = None
 
-    def __enter__(self) -> Self:
-        """Nothing starts before the first batch."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -112,6 +112,25 @@ class ClipPlan:
     after: tuple[Change, ...] = ()
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the clip, in pixels."""
+        return self.resize_to if self.crop is None else self.crop[2:]
+
+    def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of a source frame of this size that the clip shows.
+
+        Returns:
+            top, left, height, width, in source pixels.
+        """
+        top, left, height, width = self.box or (0, 0, height, width)
+        if self.crop is None:
+            return float(top), float(left), float(height), float(width)
+        down, across = height / self.resize_to[0], width / self.resize_to[1]
+        first_row, first_column, rows, columns = self.crop
+        seen = (first_row * down, first_column * across, rows * down, columns * across)
+        return top + seen[0], left + seen[1], seen[2], seen[3]
+
+    @property
     def distinct_frames(self) -> NDArray[np.int64]:
         """A still clip's one frame, or all frames [T] of any other clip."""
         return self.frames[:1] if np.all(self.frames == self.frames[0]) else self.frames

@@ -74,10 +74,7 @@ class WindowPlan:
 def timeline(config: WindowConfig, num_frames_in_video: int, fps: float) -> NDArray[np.int64]:
     """Source frames that are looked at: int64 [n], n at least 1, never falling.
 
-    Args:
-        config: The spacing.
-        num_frames_in_video: L, at least 1.
-        fps: Frame rate of the video in frames per second; read only when sampling by time.
+    `fps`, in frames per second, is read only when sampling by time.
 
     Raises:
         ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
@@ -97,18 +94,9 @@ def timeline(config: WindowConfig, num_frames_in_video: int, fps: float) -> NDAr
 def plan_windows(
     frames: NDArray[np.int64], *, num_frames: int, tubelet_size: int, overlap: float
 ) -> WindowPlan:
-    """Cut a timeline into windows.
+    """Cut a timeline [n] into windows; the last is moved back so that it ends with the timeline.
 
-    The last window is moved back so that it ends with the timeline.
-
-    Args:
-        frames: int64 [n], the timeline.
-        num_frames: Frames of one window, whole tubelets.
-        tubelet_size: Frames of one token.
-        overlap: As :attr:`WindowConfig.overlap`; rounded to whole tubelets.
-
-    Returns:
-        The plan.
+    `overlap` is as in :class:`WindowConfig`, rounded to whole tubelets.
 
     Raises:
         ValueError: A window is not whole tubelets.
@@ -191,37 +179,10 @@ class FramingConfig:
     """`antialias`: bilinear with antialias; `reference`: without it, as the released code."""
 
 
-@dataclass(frozen=True)
-class Framing:
-    """The way of one video's frames to the encoder.
-
-    Attributes:
-        plan: What is done to a frame; its frame numbers mean nothing.
-        box: The seen part in the source frame: top, left, height, width, in source pixels.
-    """
-
-    plan: ClipPlan
-    box: tuple[float, float, float, float]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the seen part as the encoder gets it, in pixels."""
-        return self.plan.resize_to if self.plan.crop is None else self.plan.crop[2:]
-
-
-def framing_for(
+def plan_frame(
     config: FramingConfig, height: int, width: int, *, image_size: int, patch_size: int
-) -> Framing:
-    """The framing of a video whose frames have a given size.
-
-    Args:
-        config: What is wanted.
-        height, width: Of the source frames, in pixels.
-        image_size: What the encoder was made for, in pixels.
-        patch_size: Of the encoder, in pixels.
-
-    Returns:
-        The framing.
+) -> ClipPlan:
+    """What is done to one frame of a video, given the sizes of frame and encoder in pixels.
 
     Raises:
         ValueError: The size is not whole patches.
@@ -230,20 +191,15 @@ def framing_for(
     if size % patch_size:
         raise ValueError(f"size: {size} pixels are not whole patches of {patch_size}")
     crop: Box | None = None
-    box = (0.0, 0.0, float(height), float(width))
     resized = (size, size)
     if config.kind == "whole":
         long = max(1, round(max(height, width) / min(height, width) * size / patch_size))
         resized = (size, long * patch_size) if height <= width else (long * patch_size, size)
     elif config.kind == "centre":
-        tall, wide = resized = short_side_size(height, width, usual_short_side(size))
-        crop = centre_of(tall, wide, size)
-        down, across = height / tall, width / wide
-        box = (crop[0] * down, crop[1] * across, size * down, size * across)
-    plan = ClipPlan(
-        frames=np.zeros(1, dtype=np.int64), resize_to=resized, resize=config.resize, crop=crop
-    )
-    return Framing(plan, box)
+        resized = short_side_size(height, width, usual_short_side(size))
+        crop = centre_of(*resized, size)
+    still = np.zeros(1, dtype=np.int64)
+    return ClipPlan(frames=still, resize_to=resized, resize=config.resize, crop=crop)
 
 
 Pool = Literal["none", "space", "video"]
@@ -261,19 +217,24 @@ class Look:
     Attributes:
         info: The file.
         plan: Its windows.
-        framing: The seen part of its frames.
+        framing: What is done to each frame.
         grid: Tokens (t, h, w) of the whole file.
     """
 
     info: VideoInfo
     plan: WindowPlan
-    framing: Framing
+    framing: ClipPlan
     grid: tuple[int, int, int]
 
     @property
     def window_grid(self) -> tuple[int, int, int]:
         """Tokens of one window."""
         return (self.plan.window_tubelets, self.grid[1], self.grid[2])
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The seen part of a source frame: top, left, height, width, in source pixels."""
+        return self.framing.seen_box(self.info.height, self.info.width)
 
 
 def look_at(
@@ -295,9 +256,6 @@ def look_at(
             sees every frame alone), and those of one token.
         image_size, patch_size: The same in pixels.
 
-    Returns:
-        The look.
-
     Raises:
         DecodeError: The file is bad, or its length or rate allow no such look.
     """
@@ -312,38 +270,16 @@ def look_at(
         else:
             frames = timeline(window, info.num_frames, info.fps)
         plan = plan_windows(
-            frames,
-            num_frames=length,
-            tubelet_size=tubelet_size,
-            overlap=window.overlap,
+            frames, num_frames=length, tubelet_size=tubelet_size, overlap=window.overlap
         )
-        seen = framing_for(
-            framing,
-            info.height,
-            info.width,
-            image_size=image_size,
-            patch_size=patch_size,
+        seen = plan_frame(
+            framing, info.height, info.width, image_size=image_size, patch_size=patch_size
         )
     except ValueError as error:
         raise DecodeError(info.path, str(error)) from error
     tall, wide = seen.size
     grid = (plan.num_tubelets, tall // patch_size, wide // patch_size)
     return Look(info, plan, seen, grid)
-
-
-@dataclass(frozen=True)
-class ReadWindow:
-    """One window of a file.
-
-    Attributes:
-        number: Of the window in its file.
-        clip: uint8 [C, T, height, width], RGB.
-        seconds: float64 [T], when its frames are shown.
-    """
-
-    number: int
-    clip: Tensor
-    seconds: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -384,7 +320,7 @@ def parts_of(index: int, look: Look) -> Iterator[FramePart]:
             if stop > first and (too_far or len(following) > most):
                 break
             numbers, stop = following, stop + 1
-        yield FramePart(index, range(first, stop), look.info, numbers, look.framing.plan)
+        yield FramePart(index, range(first, stop), look.info, numbers, look.framing)
         first = stop
 
 
@@ -397,9 +333,8 @@ def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] 
     from vjepa.data.video.decode import read_frames
 
     plan, count = part.plan, len(part.numbers)
-    size = plan.resize_to if plan.crop is None else plan.crop[2:]
     try:
-        out = torch.empty(count, 3, 1, *size, dtype=torch.uint8)
+        out = torch.empty(count, 3, 1, *plan.size, dtype=torch.uint8)
         seconds = np.empty(count)
         previous = None
         for place, frame in enumerate(read_frames(part.info, part.numbers)):
@@ -419,13 +354,28 @@ def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] 
 
 
 @dataclass(frozen=True)
+class ReadWindow:
+    """One window of a file.
+
+    Attributes:
+        number: Of the window in its file.
+        clip: uint8 [C, T, height, width], RGB.
+        seconds: float64 [T], when its frames are shown.
+    """
+
+    number: int
+    clip: Tensor
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class FileEvent:
-    """What comes out of reading many files: a window, or that a file has failed.
+    """What comes out of reading many files: the next window of one, or that it has failed.
 
     Attributes:
         index: Which file.
         look: How it is looked at; None when that could not be decided.
-        window: The next window of it, or None for a failure.
+        window: The window, or None for a failure.
         failure: Why the file failed, or None.
     """
 

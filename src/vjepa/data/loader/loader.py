@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class ClipBatch:
     wait_seconds: float
 
 
-class ClipLoader:
+class ClipLoader(AbstractContextManager):
     """Batches of random training clips from manifests.
 
     The batch of a step is bitwise the same whatever the number of workers or processes, and whether
@@ -307,14 +307,5 @@ class ClipLoader:
             self._ring.close()
             self._ring = None
 
-    def __enter__(self) -> Self:
-        """Nothing starts before the first batch."""
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
