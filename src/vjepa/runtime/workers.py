@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import connection
@@ -25,6 +26,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 from vjepa.errors import UserError
@@ -113,6 +115,17 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+@contextmanager
+def _hidden_main() -> Generator[None]:
+    """Let a process start that does not import the main file: multiprocessing sends its name."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 def limit_memory(gigabytes: float) -> None:
     """Let this process take so much more address space (GB, 1e9 bytes) than it has now, no more.
 
@@ -143,6 +156,7 @@ class WorkerPool:
         timeout_seconds: float,
         memory_gigabytes: float = WORKER_GIGABYTES,
         preload: Sequence[str] = LOADER_MODULES,
+        imports_main: bool = True,
     ) -> None:
         """Describe the pool; processes start with the first job.
 
@@ -157,9 +171,12 @@ class WorkerPool:
             preload: Modules that workers find loaded. The first pool of a program decides: the
                 server that workers are forked from starts once. A program that has torch loaded
                 will cut clips sooner or later, so there it is always `LOADER_MODULES`.
+            imports_main: Whether workers import the program's main file, as a task that is written
+                there needs; that file must then keep its work under ``__name__ == "__main__"``.
         """
         self._memory = memory_gigabytes
         self._preload = LOADER_MODULES if "torch" in sys.modules else preload
+        self._imports_main = imports_main
         self._task = task
         self._num_workers = num_workers
         self._timeout = timeout_seconds
@@ -304,7 +321,8 @@ class WorkerPool:
                 daemon=True,
                 name="vjepa-worker",
             )
-            process.start()
+            with nullcontext() if self._imports_main else _hidden_main():
+                process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours, time.monotonic()))
 

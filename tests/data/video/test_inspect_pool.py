@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +90,18 @@ def test_limits_reach_the_processes(tmp_path):
 def test_at_least_one_worker():
     with pytest.raises(UserError, match="workers: must be at least 1, got 0"):
         next(inspect_files([], 0, LimitsConfig(), 30.0))
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Looking into files imports nothing of the script that asks for it."""
+    write_video(tmp_path / "a.mp4")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from vjepa.data import index_sources\n"
+        f"print(len(index_sources([{str(tmp_path)!r}], {str(tmp_path / 'm.parquet')!r})))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr

@@ -73,6 +73,7 @@ def inspect_files(
         timeout_seconds,
         limits.max_memory_gigabytes,
         preload=["vjepa.data.video.inspect_pool"],
+        imports_main=False,
     )
     with closing(pool):
         for order, outcome in pool.map(orders, _AHEAD * workers):
