@@ -60,28 +60,21 @@ class PictureIndex:
 
     def candidates(self, frames: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Videos that share bands with enough of the frames: int64, ascending."""
-        hits: list[NDArray[np.int64]] = []
-        for at in range(0, len(frames), _CHUNK):
-            hits += self._hits(frames[at : at + _CHUNK], at)
-        if not hits:
-            return np.zeros(0, dtype=np.int64)
+        # (frame << 32 | video) for every frame and every video that shares a band with it
+        hits: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        for first in range(0, len(frames), _CHUNK):
+            for band in range(_BANDS):
+                values = _band(frames[first : first + _CHUNK], band)
+                starts, ends = self._starts[band][values], self._starts[band][values + 1]
+                counts = np.where(ends - starts > _MAX_CROWD, 0, ends - starts)
+                frame = np.repeat(first + np.arange(len(values)), counts)
+                within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+                owners = self._owner[self._sorted[band][np.repeat(starts, counts) + within]]
+                hits.append(frame << 32 | owners)
         # One hit for each frame and video, however many bands they share.
         pairs = np.unique(np.concatenate(hits))
         owners, counts = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
         return owners[counts >= _MIN_HITS]
-
-    def _hits(self, frames: NDArray[np.uint64], first: int) -> list[NDArray[np.int64]]:
-        """(frame << 32 | video) for every frame and every video that shares a band with it."""
-        found = []
-        for band in range(_BANDS):
-            values = _band(frames, band)
-            starts, ends = self._starts[band][values], self._starts[band][values + 1]
-            counts = np.where(ends - starts > _MAX_CROWD, 0, ends - starts)
-            frame = np.repeat(np.arange(len(frames)), counts)
-            within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
-            owners = self._owner[self._sorted[band][np.repeat(starts, counts) + within]]
-            found.append((frame + first) << 32 | owners)
-        return found
 
     def matches(
         self, frames: NDArray[np.uint64], bits: int, share: float
@@ -127,12 +120,12 @@ def read_exclusion(lists: Sequence[ExcludeConfig], match: MatchConfig) -> Exclus
             raise UserError(f"exclude {entry.path}: a split can be chosen of a manifest only")
         else:
             names = _names_in(entry.path)
-        count = len(made.ids)
-        for name in names if match.by_id else ():
-            made.ids.setdefault(video_id(name, match), str(entry.path))
-        is_text = entry.path.suffix != ".parquet"
-        if is_text and match.by_id and len(made.ids) == count and not any(_names_in(entry.path)):
-            raise UserError(f"exclude {entry.path}: names no video")
+        if match.by_id:
+            ids = [video_id(name, match) for name in names]
+            if not ids:
+                raise UserError(f"exclude {entry.path}: names no video")
+            for name in ids:
+                made.ids.setdefault(name, str(entry.path))
     return made
 
 
@@ -148,7 +141,15 @@ def _names_in(path: Path) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".json":
-                yield from _names_in_json(path, json.load(file))
+                # A list of texts, or of objects with an `id` (as Something-Something's).
+                values = json.load(file)
+                for value in values if isinstance(values, list) else ():
+                    name = value
+                    if isinstance(value, dict):
+                        name = next((value[key] for key in _ID_COLUMNS if key in value), None)
+                    if not isinstance(name, str | int):
+                        raise UserError(f"exclude {path}: an entry without `id`")
+                    yield str(name)
                 return
             first = file.readline()
             file.seek(0)
@@ -169,17 +170,6 @@ def _names_in(path: Path) -> Iterator[str]:
             f"exclude {path}: cannot be read as a list of videos ({error}); give a manifest"
             " (.parquet), or text with one video a line"
         ) from error
-
-
-def _names_in_json(path: Path, values: object) -> Iterator[str]:
-    """Ids of a JSON list of texts, or of objects with an `id` (as Something-Something's)."""
-    for value in values if isinstance(values, list) else ():
-        name = value
-        if isinstance(value, dict):
-            name = next((value[key] for key in _ID_COLUMNS if key in value), None)
-        if not isinstance(name, str | int):
-            raise UserError(f"exclude {path}: an entry without `id`")
-        yield str(name)
 
 
 Reason = Literal[

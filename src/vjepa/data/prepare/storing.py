@@ -161,13 +161,12 @@ class Store:
         ]
         members = [member_at(base + path) for path in paths]
         columns: dict[str, list[object]] = {
-            "shard": [member.shard if member else None for member in members],
-            "offset": [member.offset if member else None for member in members],
-            "length": [member.length if member else None for member in members],
-            "source_path": [video.row.info.path for video in videos],
-            "source_start_seconds": [video.part.start for video in videos],
-            "source_end_seconds": [video.end_seconds for video in videos],
+            name: [getattr(member, name, None) for member in members]
+            for name in ("shard", "offset", "length")
         }
+        columns["source_path"] = [video.row.info.path for video in videos]
+        columns["source_start_seconds"] = [video.part.start for video in videos]
+        columns["source_end_seconds"] = [video.end_seconds for video in videos]
         table = rows_to_table(rows, self.label_names)
         for column, kind in _INDEX_COLUMNS.items():
             table = table.append_column(column, pa.array(columns[column], type=kind))
