@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.inspect import inspect_file
+
 NUM_BITS = 10
 WIDTH, HEIGHT = 80, 48
 
@@ -40,6 +43,12 @@ def read_barcode(frame: NDArray[np.uint8]) -> int:
         bar = frame[height // 8 : height // 4, middle - 1 : middle + 2]
         number = number << 1 | int(bar.mean() > 127)
     return number
+
+
+def decode_all(path: str) -> NDArray[np.uint8]:
+    """Every frame: uint8 [L, H, W, 3]."""
+    info = inspect_file(path)
+    return decode_frames(info, np.arange(info.num_frames))
 
 
 def numbers_of(frames: NDArray[np.uint8]) -> list[int]:

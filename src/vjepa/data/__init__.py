@@ -18,7 +18,6 @@ _HOME = {
     "VideoInfo": "video.info",
     "DecodeError": "video.info",
     "DecodedClip": "video.decode",
-    "decode_all": "video.decode",
     "decode_clip": "video.decode",
     "decode_frames": "video.decode",
     "inspect_file": "video.inspect",

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.video_files import decode_all
 
 import vjepa.data.video.decode as decode_module
-from vjepa.data.video.decode import decode_all, decode_crops, decode_frames
+from vjepa.data.video.decode import decode_crops, decode_frames
 from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.packets import PacketSelector
 
@@ -182,7 +183,7 @@ def test_other_codecs_are_decoded_whole():
 
 def test_crops_equal_cut_frames(tmp_path):
     info = inspect_file(str(write_texture(tmp_path / "a.mp4", "libx264", None, {})))
-    frames = decode_all(info, 40)
+    frames = decode_all(info.path)
     some, others = np.array([3, 7, 7, 30]), np.array([39, 3, 0, 12])
     cut, whole = decode_crops(info, [(some, (4, 6, 20, 33)), (others, None)])
     np.testing.assert_array_equal(cut, frames[some, 4:24, 6:39])

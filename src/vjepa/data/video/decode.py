@@ -171,12 +171,6 @@ def decode_crops(
     return [clip.frames for clip in _collect(info, parts, clock)]
 
 
-def decode_all(source: VideoInfo | str, max_frames: int) -> NDArray[np.uint8]:
-    """The first `max_frames` frames (all, if it has fewer): uint8 [T, H, W, 3] as decode_frames."""
-    info = inspect_file(source) if isinstance(source, str) else source
-    return decode_frames(info, np.arange(min(info.num_frames, max_frames)))
-
-
 def frame_times(info: VideoInfo) -> NDArray[np.float64] | None:
     """When the frames of a variable-rate video are shown: float64 [L], seconds from 0, ascending.
 

@@ -32,55 +32,36 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
 
 
-def inspect_image(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
-    """Fill in `info` for one still image, decoding it once.
+def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> VideoInfo:
+    """Fill in `info` for a still image or a folder of images.
+
+    All headers are read, the first image is decoded.
 
     Raises:
-        DecodeError: It is no image, is damaged, or is above the limits.
+        DecodeError: No image in a folder, images of several sizes, a damaged one, or a limit.
     """
-    width, height, codec = _image_header(info.path, limits)
-    read_image(info.path)
+    paths, fps = [info.path], STILL_FPS
+    if info.kind == "image_folder":
+        paths, fps = _paths_in(info.path), folder_fps
+        if not paths:
+            raise DecodeError(info.path, "a folder without images")
+        if len(paths) > limits.max_frames:
+            raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")
+    width, height, codec = _image_header(paths[0], limits)
+    for path in paths[1:]:
+        wide, high, _ = _image_header(path, limits)
+        if (wide, high) != (width, height):
+            other = f"{Path(path).name} has {wide} x {high} pixels"
+            raise DecodeError(info.path, f"{other}, {Path(paths[0]).name} {width} x {height}")
+    read_image(paths[0])
     return replace(
         info,
-        num_frames=1,
-        fps=STILL_FPS,
-        duration_seconds=1.0 / STILL_FPS,
+        num_frames=len(paths),
+        fps=fps,
+        duration_seconds=len(paths) / fps,
         width=width,
         height=height,
         codec=codec,
-    )
-
-
-def inspect_image_folder(info: VideoInfo, limits: LimitsConfig, fps: float) -> VideoInfo:
-    """Fill in `info` for a folder of images: all headers are read, the first image is decoded.
-
-    Raises:
-        DecodeError: No image in it, images of several sizes, one that is none, or a limit.
-    """
-    names = images_in(info.path)
-    if not names:
-        raise DecodeError(info.path, "a folder without images")
-    if len(names) > limits.max_frames:
-        raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")
-    first: tuple[int, int, str] | None = None
-    for name in names:
-        header = _image_header(str(Path(info.path, name)), limits)
-        first = first or header
-        if header[:2] != first[:2]:
-            raise DecodeError(
-                info.path,
-                f"{name} has {header[0]} x {header[1]} pixels, {names[0]} {first[0]} x {first[1]}",
-            )
-    assert first is not None
-    read_image(str(Path(info.path, names[0])))
-    return replace(
-        info,
-        num_frames=len(names),
-        fps=fps,
-        duration_seconds=len(names) / fps,
-        width=first[0],
-        height=first[1],
-        codec=first[2],
     )
 
 
@@ -92,16 +73,12 @@ def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray
     """
     paths = [info.path]
     if info.kind == "image_folder":
-        try:
-            names = images_in(info.path)
-        except OSError as error:
-            raise DecodeError(info.path, f"cannot be listed ({error.strerror})") from error
-        if len(names) != info.num_frames:
+        paths = _paths_in(info.path)
+        if len(paths) != info.num_frames:
             raise DecodeError(
                 info.path,
-                f"has {len(names)} images, {info.num_frames} when indexed; index it again",
+                f"has {len(paths)} images, {info.num_frames} when indexed; index it again",
             )
-        paths = [os.path.join(info.path, name) for name in names]  # noqa: PTH118
     for number in numbers.tolist():
         yield read_image(paths[number], (info.width, info.height))
 
@@ -165,3 +142,10 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
         return height, width
     return width, height
+
+
+def _paths_in(folder: str) -> list[str]:
+    try:
+        return [os.path.join(folder, name) for name in images_in(folder)]  # noqa: PTH118
+    except OSError as error:
+        raise DecodeError(folder, f"cannot be listed ({error.strerror})") from error

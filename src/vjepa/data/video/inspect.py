@@ -24,12 +24,7 @@ from vjepa.data.manifest.storage import (
     status_of,
 )
 from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
-from vjepa.data.video.images import (
-    IMAGE_FOLDER_FPS,
-    inspect_image,
-    inspect_image_folder,
-    read_images,
-)
+from vjepa.data.video.images import IMAGE_FOLDER_FPS, inspect_images, read_images
 from vjepa.data.video.info import (
     DecodeError,
     LimitsConfig,
@@ -83,12 +78,12 @@ def inspect_file(
     try:
         status = stamp_of(path, info.kind)
         info = replace(info, bytes=status.bytes, mtime_ns=status.mtime_ns)
-        if info.kind == "image_folder":
-            info = inspect_image_folder(info, limits, image_folder_fps)
-        else:
+        if info.kind != "image_folder":
             _check_file(info, limits)
-            look = inspect_image if info.kind == "image" else _inspect_video
-            info = look(info, limits)
+        if info.kind == "video":
+            info = _inspect_video(info, limits)
+        else:
+            info = inspect_images(info, limits, image_folder_fps)
         if deep:
             _decode_everything(info, limits)
     except DecodeError as error:
