@@ -14,25 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.toy import OPTIM, ToyObjective
+from tests.training.toy import OPTIM, ToyTask
 from torch import nn
 
-from vjepa.checkpoint.store import load_checkpoint
+from vjepa.checkpoint.state import optimizer_state
+from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
-from vjepa.training import (
-    CheckpointStore,
-    GuardedAdamW,
-    build_optimizer,
-    optimizer_state,
-)
+from vjepa.training import GuardedAdamW, build_optimizer
 
 CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
 EXTRA = {"note": [1, 2.5]}
 
 
-def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
-    objective = ToyObjective(seed)
+def _trained(seed: int = 0) -> tuple[ToyTask, GuardedAdamW]:
+    objective = ToyTask(seed)
     optimizer = build_optimizer(objective.trainable(), OPTIM)
     for _ in range(2):
         optimizer.zero_grad()
@@ -43,25 +39,25 @@ def _trained(seed: int = 0) -> tuple[ToyObjective, GuardedAdamW]:
 
 def _save(store: CheckpointStore, step: int, seed: int = 0) -> Path:
     objective, optimizer = _trained(seed)
-    return store.save(step, objective.all_modules(), optimizer, CONFIG, EXTRA)
+    return store.save(step, objective.saved_modules(), optimizer, CONFIG, EXTRA)
 
 
 def _load(folder: Path) -> None:
     objective, optimizer = _trained(seed=9)
-    load_checkpoint(folder, objective.all_modules(), optimizer, Team())
+    load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
 
 
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     objective, optimizer = _trained(seed=0)
-    folder = store.save(7, objective.all_modules(), optimizer, CONFIG, EXTRA)
+    folder = store.save(7, objective.saved_modules(), optimizer, CONFIG, EXTRA)
     other, other_optimizer = _trained(seed=1)
-    step, extra = load_checkpoint(folder, other.all_modules(), other_optimizer, Team())
+    step, extra = load_checkpoint(folder, other.saved_modules(), other_optimizer, Team())
     assert (step, extra) == (7, EXTRA)
     for name, value in objective.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
-    ours = optimizer_state(optimizer, objective.all_modules())
-    theirs = optimizer_state(other_optimizer, other.all_modules())
+    ours = optimizer_state(optimizer, objective.saved_modules())
+    theirs = optimizer_state(other_optimizer, other.saved_modules())
     assert ours.keys() == theirs.keys()
     assert len(ours) == len(list(nn.ModuleDict(objective.trainable()).parameters()))
     for name, moments in ours.items():
@@ -75,13 +71,13 @@ def test_a_checkpoint_of_before_this_format_had_one_module_resumes() -> None:
     folder = store.latest()
     assert folder is not None
     objective, optimizer = _trained(seed=9)
-    step, extra = load_checkpoint(folder, objective.all_modules(), optimizer, Team())
+    step, extra = load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
     assert (step, extra) == (2, EXTRA)
     stored = load_file(folder / "model.safetensors")
-    tensors = nn.ModuleDict(objective.all_modules()).state_dict()
+    tensors = nn.ModuleDict(objective.saved_modules()).state_dict()
     assert tensors.keys() == stored.keys()
     assert all(torch.equal(tensor, stored[name]) for name, tensor in tensors.items())
-    moments = optimizer_state(optimizer, objective.all_modules())
+    moments = optimizer_state(optimizer, objective.saved_modules())
     assert all(entry["step"] == 2 and entry["exp_avg"].any() for entry in moments.values())
 
 
@@ -102,11 +98,11 @@ def test_layout_is_readable_by_anyone(tmp_path: Path) -> None:
 def test_parameters_without_state_start_afresh(tmp_path: Path) -> None:
     """A fresh optimiser, as after loading weights only, has no moments to store."""
     store = CheckpointStore(tmp_path)
-    objective = ToyObjective()
+    objective = ToyTask()
     optimizer = build_optimizer(objective.trainable(), OPTIM)
-    folder = store.save(1, objective.all_modules(), optimizer, CONFIG, EXTRA)
+    folder = store.save(1, objective.saved_modules(), optimizer, CONFIG, EXTRA)
     other, other_optimizer = _trained()
-    load_checkpoint(folder, other.all_modules(), other_optimizer, Team())
+    load_checkpoint(folder, other.saved_modules(), other_optimizer, Team())
     assert not optimizer_state(other_optimizer, other.trainable())
 
 
@@ -210,7 +206,7 @@ def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
     objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        load_checkpoint(folder, objective.all_modules(), optimizer, Team())
+        load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
     assert "of another shape (predictor.1.weight: file [8, 8], model [9, 8]" in message
@@ -315,7 +311,7 @@ def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
     goes_on, rename = threading.Event(), Path.rename
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "rename", lambda *args: goes_on.wait(60) and rename(*args))
-        folder = store.save(3, objective.all_modules(), optimizer, CONFIG, EXTRA)
+        folder = store.save(3, objective.saved_modules(), optimizer, CONFIG, EXTRA)
         with torch.no_grad():
             for parameter in objective.parameters():
                 parameter.fill_(7.0)
@@ -323,8 +319,8 @@ def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
         goes_on.set()
         store.finish()
     assert store.steps() == [3]
-    loaded = ToyObjective(seed=5)
-    load_checkpoint(folder, loaded.all_modules(), None, Team())
+    loaded = ToyTask(seed=5)
+    load_checkpoint(folder, loaded.saved_modules(), None, Team())
     assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from vjepa.masking import TokenMasks
 from vjepa.tasks import collapse_alarm
 from vjepa.tasks.health import (
-    PredictionHealth,
     effective_rank,
     mask_counts,
     parameter_distance,
+    prediction_health,
     representation_health,
     spread,
 )
@@ -77,10 +77,8 @@ def test_one_clip_compares_with_nothing() -> None:
 
 
 def _explained(predict: Tensor, targets: Tensor) -> dict[str, float]:
-    health = PredictionHealth(targets)
-    health.add(MASK.gather_target(predict), MASK)
-    health.add(MASK.gather_target(predict), MASK)
-    return {name: float(value) for name, value in health.summary().items()}
+    health = prediction_health(targets, [(MASK.gather_target(predict), MASK)] * 2)
+    return {name: float(value) for name, value in health.items()}
 
 
 def test_perfect_prediction_explains_all() -> None:

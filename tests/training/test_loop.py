@@ -27,16 +27,11 @@ from tests.training.toy import (
 )
 from torch import Tensor
 
+from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.metric_log import read_metrics
-from vjepa.training import (
-    Trainer,
-    TrainingConfig,
-    TrainingStopped,
-    learning_rate,
-    optimizer_state,
-)
+from vjepa.training import Trainer, TrainingConfig, TrainingStopped, learning_rate
 
 _TIMES = (
     "clips_per_second",

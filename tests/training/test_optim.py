@@ -10,17 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from vjepa.checkpoint.state import named_parameters
-from vjepa.errors import UserError
-from vjepa.training import (
-    OptimConfig,
-    build_optimizer,
-    clip_gradients,
+from vjepa.checkpoint.state import (
     load_optimizer_state,
+    named_parameters,
     optimizer_state,
     parameter_groups,
-    set_schedules,
 )
+from vjepa.errors import UserError
+from vjepa.training import OptimConfig, build_optimizer, clip_gradients, set_schedules
 
 CONFIG = OptimConfig(steps=20, warmup_steps=4)
 
@@ -212,23 +209,6 @@ def test_state_by_name_continues_bit_for_bit() -> None:
     for name, module in modules.items():
         for ours, theirs in zip(module.parameters(), twins[name].parameters(), strict=True):
             assert torch.equal(ours, theirs)
-
-
-def test_numbered_state_keeps_our_options() -> None:
-    """A state dict of a plain AdamW, whose groups know nothing of ours."""
-    modules = _modules()
-    optimizer = build_optimizer(modules, CONFIG)
-    groups = [{"params": list(g.parameters.values())} for g in parameter_groups(modules)]
-    plain = torch.optim.AdamW(groups, lr=7.0, foreach=False)
-    _fill_gradients(modules)
-    plain.step()
-    optimizer.load_state_dict(plain.state_dict())
-    set_schedules(optimizer, 2, CONFIG)
-    assert [g["decayed"] for g in optimizer.param_groups] == [True, True, False, False]
-    assert all(g["fused"] and g["lr"] < 1.0 for g in optimizer.param_groups)
-    for name, moments in optimizer_state(optimizer, modules).items():
-        assert torch.equal(moments["step"], torch.tensor(1.0)), name
-        assert moments["exp_avg"].any()
 
 
 def test_foreign_state_is_refused_and_nothing_loaded() -> None:

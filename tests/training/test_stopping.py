@@ -21,7 +21,8 @@ from tests.training.toy import (
     short_optim,
 )
 
-from vjepa.training import TrainingConfig, TrainingStopped, optimizer_state
+from vjepa.checkpoint.state import optimizer_state
+from vjepa.training import TrainingConfig, TrainingStopped
 
 
 class SignalledData(ToyData):

@@ -53,9 +53,6 @@ class ToyTask(Task):
         error = (self.predictor(self.encoder(inputs)) - target).abs()
         return Output(error.sum() / (8 * size), {"target_mean": target.sum() / (8 * size)})
 
-    def all_modules(self) -> dict[str, nn.Module]:
-        return self.saved_modules()
-
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.encoder, self.target_encoder)]
 
@@ -88,9 +85,6 @@ class ToyData:
             inputs[0, 0] = torch.nan
         first = step * self.batch_size
         return ToyBatch(np.arange(first, first + self.batch_size), inputs)
-
-
-ToyObjective = ToyTask
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -205,20 +206,6 @@ def build_task(config: PretrainConfig) -> Task:
     return task
 
 
-def open_sources(sources: tuple[SourceConfig, ...]) -> list[Manifest]:
-    """The usable rows of every data set.
-
-    Raises:
-        UserError: No source, a manifest that is missing or unreadable, or one without usable video.
-    """
-    if not sources:
-        raise UserError(
-            "data.sources is empty: name a manifest, for example "
-            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
-        )
-    return [Manifest.open(source.manifest).select(split=source.split) for source in sources]
-
-
 def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
     """The run's batches of clips, of which each process gets its part.
 
@@ -226,6 +213,11 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
         UserError: The batch cannot be divided over the processes, or the data cannot be used.
     """
     data, parts = config.data, team.size * config.optim.accumulation_steps
+    if not data.sources:
+        raise UserError(
+            "data.sources is empty: name a manifest, for example "
+            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
+        )
     if data.batch_size % parts:
         near = max(1, round(data.batch_size / parts)) * parts
         raise UserError(
@@ -234,7 +226,7 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
             f"multiple of {parts}, for example {near}, or another number of processes"
         )
     return ClipLoader(
-        open_sources(data.sources),
+        [Manifest.open(source.manifest).select(split=source.split) for source in data.sources],
         [source.weight for source in data.sources],
         data.clip,
         data.transform,
@@ -271,7 +263,7 @@ def check_run_folder(config: PretrainConfig, out: Path) -> None:
 def run(
     config: PretrainConfig,
     out: str | Path,
-    task: Callable[[PretrainConfig], Task] | None = None,
+    task: Callable[[PretrainConfig], Task] = build_task,
 ) -> TrainingResult:
     """Train, or resume the run in `out`, to the config's last step.
 
@@ -285,34 +277,23 @@ def run(
             :class:`vjepa.tasks.Task`; a resume must be given the same. Weights that it draws follow
             from the config's seed.
 
-    Returns:
-        How the run ended.
-
     Raises:
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
         LostProcessError: Another process of the job ended or hung.
     """
+    out, start = Path(out), config.continue_from
     device = set_up_device(config.training.device, config.training.precision).device
-    with open_team(device.type, config.distributed.timeout_minutes) as team:
-        return _run(config, Path(out), task, team)
-
-
-def _run(
-    config: PretrainConfig,
-    out: Path,
-    make_task: Callable[[PretrainConfig], Task] | None,
-    team: Team,
-) -> TrainingResult:
-    team.on_main(lambda: check_run_folder(config, out))
-    seed_torch(config.seed, "weights")
-    task = (make_task or build_task)(config)
-    objective = config.objective.name if make_task is None else type(task).__name__
-    loader = build_loader(config, out, team)
-    _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
-    try:
+    with ExitStack() as stack:
+        team = stack.enter_context(open_team(device.type, config.distributed.timeout_minutes))
+        team.on_main(lambda: check_run_folder(config, out))
+        seed_torch(config.seed, "weights")
+        made = task(config)
+        loader = build_loader(config, out, team)
+        stack.callback(loader.close)
+        _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
         trainer = Trainer(
-            task=task,
+            task=made,
             batches=loader.batches,
             optim=config.optim,
             training=config.training,
@@ -320,26 +301,25 @@ def _run(
             ema=config.ema,
             folder=out,
             about={
-                "objective": objective,
+                "objective": config.objective.name if task is build_task else type(made).__name__,
                 "model": to_dict(config.model),
                 "run": to_dict(config),
                 "preprocess": to_dict(_preprocess(config)),
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
-            evaluators=_evaluators(config, task, team),
+            evaluators=_evaluators(config, made, team),
             description="pretraining",
             team=team,
             distributed=config.distributed,
         )
         store = trainer.store
-        if config.continue_from is not None and store and team.on_main(store.latest) is None:
-            trainer.start_from(continue_from(config.continue_from, trainer))
+        if start is not None and store is not None and team.on_main(store.latest) is None:
+            trainer.start_from(continue_from(start, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
-        team.on_main(lambda: _write_config(config, out))
-        with log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"):
-            return trainer.fit()
-    finally:
-        loader.close()
+        out.mkdir(parents=True, exist_ok=True)
+        team.on_main(lambda: atomic_write(out / CONFIG_FILE, dump_yaml(config)))
+        stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"))
+        return trainer.fit()
 
 
 def _preprocess(config: PretrainConfig) -> Preprocess:
@@ -348,11 +328,6 @@ def _preprocess(config: PretrainConfig) -> Preprocess:
         clip=replace(config.data.clip, clips_per_video=1),
         view=ViewConfig(crop_size=config.model.encoder.image_size),
     )
-
-
-def _write_config(config: PretrainConfig, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / CONFIG_FILE, dump_yaml(config))
 
 
 def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlineProbe]:
@@ -370,14 +345,7 @@ def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlinePr
 
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
-    """Load another checkpoint's weights and, if wanted, its optimiser; the step to go on from.
-
-    Args:
-        config: What to load.
-        trainer: Its task receives the weights, its optimiser the moments.
-
-    Returns:
-        Updates that the weights have behind them; 0 without the optimiser.
+    """Load another checkpoint's weights and, if wanted, its moments; the step to go on from.
 
     Raises:
         UserError: The checkpoint is missing, damaged, of another shape or objective.
@@ -389,7 +357,17 @@ def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
         step, _ = load_checkpoint(folder, task.saved_modules(), moments, trainer.team)
         _LOGGER.info("continuing from %s (step %d)", folder, step)
     else:
-        _load_released(config.path, task)
+        if not isinstance(task, FeaturePrediction):
+            raise UserError(f"{config.path}: holds feature prediction; set objective.name to vjepa")
+        model, report = read_model(config.path, num_heads=task.config.encoder.heads)
+        different = "; ".join(diff(model.config, task.config))
+        if different:
+            raise UserError(
+                f"{config.path}: is of another model than the config's `model` ({different})"
+            )
+        _LOGGER.info("%s", report)
+        for name, module in task.saved_modules().items():
+            load_whole(module, model.get_submodule(name).state_dict())
         state = released_training_state(config.path) if config.keep_optimizer else None
         step = state.step if state else 0
         if state is not None:
@@ -398,18 +376,3 @@ def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     if not config.keep_optimizer:
         return 0
     return step if config.step is None else config.step
-
-
-def _load_released(path: Path, task: Task) -> None:
-    """Put the weights of an authors' file into the model, which must have its sizes."""
-    if not isinstance(task, FeaturePrediction):
-        raise UserError(f"{path}: holds feature prediction; set objective.name to vjepa")
-    model, report = read_model(path, num_heads=task.config.encoder.heads)
-    different = diff(model.config, task.config)
-    if different:
-        raise UserError(
-            f"{path}: is of another model than the config's `model` ({'; '.join(different)})"
-        )
-    _LOGGER.info("%s", report)
-    for name, module in task.saved_modules().items():
-        load_whole(module, model.get_submodule(name).state_dict())

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder
 from vjepa.tasks.health import (
-    PredictionHealth,
     mask_counts,
     parameter_distance,
+    prediction_health,
     representation_health,
     spread,
 )
@@ -107,17 +107,17 @@ class FeaturePrediction(MaskedPrediction):
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
         """Of targets, context and predictions."""
         targets = self.targets(clips)
-        prediction = PredictionHealth(targets)
-        context_spread = []
-        for kind, mask in enumerate(masks):
-            context = self.encode(clips, mask)
-            context_spread.append(spread(normalise_features(context)))
-            prediction.add(self.predict(context, mask, kind), mask)
+        contexts = [self.encode(clips, mask) for mask in masks]
+        spreads = [spread(normalise_features(context)) for context in contexts]
+        predictions = (
+            (self.predict(context, mask, kind), mask)
+            for kind, (context, mask) in enumerate(zip(contexts, masks, strict=True))
+        )
         return {
             "target_std": spread(targets),
-            "context_std": torch.stack(context_spread).mean(),
+            "context_std": torch.stack(spreads).mean(),
             **representation_health(targets),
-            **prediction.summary(),
+            **prediction_health(targets, predictions),
             "teacher_student_distance": parameter_distance(self.encoder, self.target_encoder),
             **mask_counts(masks, targets),
         }

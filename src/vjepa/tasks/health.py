@@ -28,7 +28,7 @@ Values that compare clips are left out for a batch of one clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,26 +43,12 @@ _COSINE_RISE = 0.1
 
 
 def spread(features: Tensor) -> Tensor:
-    """Standard deviation of a feature over all tokens, averaged over features.
-
-    Args:
-        features: float [..., D].
-
-    Returns:
-        float32 scalar.
-    """
+    """Standard deviation of a feature over all tokens, averaged: [..., D] -> float32 scalar."""
     return features.float().flatten(0, -2).std(dim=0, correction=0).mean()
 
 
 def representation_health(features: Tensor) -> dict[str, Tensor]:
-    """What the features of different clips have in common; empty for a single clip.
-
-    Args:
-        features: float [B, N, D], all tokens of each clip.
-
-    Returns:
-        ``target_std_between_clips``, ``effective_rank``, ``pairwise_cosine``.
-    """
+    """What the features [B, N, D] of different clips have in common; empty for a single clip."""
     features = features.float()
     batch = features.shape[0]
     if batch < 2:
@@ -85,43 +71,37 @@ def effective_rank(vectors: Tensor) -> Tensor:
     return torch.exp(torch.special.entr(shares).sum())
 
 
-class PredictionHealth:
-    """Collects, mask by mask, how much better the predictor is than trivial predictors.
-
-    Masks count equally, as in the loss.
+def prediction_health(
+    targets: Tensor, predictions: Iterable[tuple[Tensor, TokenMasks]]
+) -> dict[str, Tensor]:
+    """How much better a predictor is than trivial ones; masks count equally, as in the loss.
 
     Args:
-        targets: float32 [B, N, D], the targets of all tokens.
+        targets: float32 [B, N, D], of all tokens.
+        predictions: Under each mask float32 [B, M, D], or packed [U, D].
+
+    Returns:
+        ``predictor_std`` and the ``explained_...`` values as float32 scalars.
     """
-
-    def __init__(self, targets: Tensor) -> None:
-        batch = targets.shape[0]
-        self._targets = targets
-        self._trivial = {"mean_token": targets - targets.mean(dim=(0, 1))}
-        if batch > 1:
-            # x - mean of the others = (x - mean of all) * B / (B - 1).
-            residual = (targets - targets.mean(dim=0)) * (batch / (batch - 1))
-            self._trivial["position_mean"] = residual
-        self._errors: dict[str, list[Tensor]] = {name: [] for name in ("", *self._trivial)}
-        self._spreads: list[Tensor] = []
-
-    def add(self, predicted: Tensor, mask: TokenMasks) -> None:
-        """Add the predictions of one mask: float32 [B, M, D], or packed [U, D]."""
-        self._spreads.append(spread(predicted))
-        self._errors[""].append(_errors(predicted - mask.gather_target(self._targets)))
-        for name, residual in self._trivial.items():
-            self._errors[name].append(_errors(mask.gather_target(residual)))
-
-    def summary(self) -> dict[str, Tensor]:
-        """``predictor_std`` and the ``explained_...`` values as float32 scalars."""
-        own = torch.stack(self._errors[""]).mean(dim=0)
-        values = {"predictor_std": torch.stack(self._spreads).mean()}
-        for name in self._trivial:
-            trivial = torch.stack(self._errors[name]).mean(dim=0)
-            squared, absolute = 1 - own / trivial.clamp(min=_TINY)
-            values[f"explained_vs_{name}"] = squared
-            values[f"explained_absolute_vs_{name}"] = absolute
-        return values
+    batch = targets.shape[0]
+    trivial = {"mean_token": targets - targets.mean(dim=(0, 1))}
+    if batch > 1:
+        # x - mean of the others = (x - mean of all) * B / (B - 1).
+        trivial["position_mean"] = (targets - targets.mean(dim=0)) * (batch / (batch - 1))
+    spreads, own = [], []
+    others: dict[str, list[Tensor]] = {name: [] for name in trivial}
+    for predicted, mask in predictions:
+        spreads.append(spread(predicted))
+        own.append(_errors(predicted - mask.gather_target(targets)))
+        for name, residual in trivial.items():
+            others[name].append(_errors(mask.gather_target(residual)))
+    values = {"predictor_std": torch.stack(spreads).mean()}
+    for name, errors in others.items():
+        other = torch.stack(errors).mean(dim=0).clamp(min=_TINY)
+        squared, absolute = 1 - torch.stack(own).mean(dim=0) / other
+        values[f"explained_vs_{name}"] = squared
+        values[f"explained_absolute_vs_{name}"] = absolute
+    return values
 
 
 def _errors(difference: Tensor) -> Tensor:

@@ -117,18 +117,15 @@ class MaskedPrediction(Task):
 
     def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:
         """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
-        count = min(count, self._batch_size)
-        if self._draws_own_part:
-            ordinals = batch.step * self._batch_size + np.arange(count)
-            masks = self._required_sampler.sample(ordinals, batch.step)
-        else:
-            masks = tuple(kind.slice(0, count) for kind in self._draw(batch)[0])
+        sampler, count = self._own_sampler, min(count, self._batch_size)
+        drawn = count if sampler.counts is not None else self._batch_size
+        masks = sampler.sample(batch.step * self._batch_size + np.arange(drawn), batch.step)
         held, clips = len(batch.clips), []
         for rank in range(-(-count // held)):  # the processes that hold them send them to all
-            # A clone, since the others' clips are written into what is sent.
-            own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
-            clips.append(team.send_(own, rank))
-        return self.health_of(normalise_clip(torch.cat(clips)), self._on_device(masks))
+            own = batch.clips[: min(held, count - rank * held)]
+            clips.append(team.send_(own.to(self.device, copy=True), rank))
+        first = self._on_device([kind.slice(0, count) for kind in masks])
+        return self.health_of(normalise_clip(torch.cat(clips)), first)
 
     @abstractmethod
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
@@ -146,23 +143,18 @@ class MaskedPrediction(Task):
         return collapse_alarm(history)
 
     @property
-    def _required_sampler(self) -> MaskSampler:
-        if self._sampler is None:
-            raise ValueError("sampler: a task that makes its own masks needs one")
+    def _own_sampler(self) -> MaskSampler:
+        assert self._sampler is not None, "a task that draws its masks needs a sampler"
         return self._sampler
-
-    @property
-    def _draws_own_part(self) -> bool:
-        """Count mode fixed: the masks of a clip depend on nothing else in the batch."""
-        return self._required_sampler.counts is not None
 
     def _draw(self, batch: Any) -> tuple[tuple[TokenMasks, ...], int]:
         """Masks of a batch, and the index among them of this process's first clip."""
-        whole = batch.step * self._batch_size + np.arange(self._batch_size)
-        ordinals = batch.ordinals if self._draws_own_part else whole
+        sampler = self._own_sampler
+        ordinals = batch.step * self._batch_size + np.arange(self._batch_size)
+        if sampler.counts is not None:  # fixed: they depend on nothing else in the batch
+            ordinals = batch.ordinals
         if batch.step != self._step:
-            masks = self._required_sampler.sample(ordinals, batch.step)
-            self._step, self._masks = batch.step, masks
+            self._step, self._masks = batch.step, sampler.sample(ordinals, batch.step)
         return self._masks, int(batch.ordinals[0] - ordinals[0])
 
     def _on_device(self, masks: Sequence[TokenMasks]) -> tuple[TokenMasks, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, patchify
-from vjepa.tasks.health import PredictionHealth, mask_counts, representation_health, spread
+from vjepa.tasks.health import mask_counts, prediction_health, representation_health, spread
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction, normalise_features
 from vjepa.tasks.task import Output
 
@@ -79,14 +79,15 @@ class PixelPrediction(MaskedPrediction):
         """
         targets = self.targets(clips)
         features = normalise_features(self.encoder(clips))
-        prediction = PredictionHealth(targets)
-        for kind, mask in enumerate(masks):
-            prediction.add(self.predict(self.encode(clips, mask), mask, kind), mask)
+        predictions = (
+            (self.predict(self.encode(clips, mask), mask, kind), mask)
+            for kind, mask in enumerate(masks)
+        )
         return {
             "target_std": spread(targets),
             "context_std": spread(features),
             **representation_health(features),
-            **prediction.summary(),
+            **prediction_health(targets, predictions),
             **mask_counts(masks, targets),
         }
 

@@ -5,12 +5,6 @@ The loop trains a :class:`vjepa.tasks.Task` and knows nothing of video.
 
 from __future__ import annotations
 
-from vjepa.checkpoint.state import (
-    load_optimizer_state,
-    optimizer_state,
-    parameter_groups,
-)
-from vjepa.checkpoint.store import CheckpointStore
 from vjepa.training.guards import TrainingStopped
 from vjepa.training.optim import (
     EmaPairs,
@@ -33,7 +27,6 @@ from vjepa.training.step import Learner, StepValues, build_learner, train_step
 from vjepa.training.trainer import Trainer, TrainingResult
 
 __all__ = [
-    "CheckpointStore",
     "DistributedConfig",
     "EmaConfig",
     "EmaPairs",
@@ -50,9 +43,6 @@ __all__ = [
     "clip_gradients",
     "ema_momentum",
     "learning_rate",
-    "load_optimizer_state",
-    "optimizer_state",
-    "parameter_groups",
     "set_schedules",
     "train_step",
     "update_ema",

@@ -1,14 +1,9 @@
-"""The target encoder as an exponential moving average of the encoder (paper section 3.1).
-
-Pairs are zipped parameter lists, made once and before any wrapping: an average keyed by name would
-silently miss parameters that a compiler or a sharding wrapper has renamed.
-"""
+"""The optimiser, gradient clipping, and the target encoder's moving average (section 3.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,31 +22,11 @@ class GuardedAdamW(torch.optim.AdamW):
 
     found_inf: Tensor | None = None
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take numbered moments, for example those of a released checkpoint.
-
-        Args:
-            state_dict: As ``torch.optim.AdamW.state_dict()`` gives it, for the same groups. Only
-                moments and step counts are taken over: the options stay this run's own.
-        """
-        options = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        groups = [
-            {**own, "params": group["params"]}
-            for own, group in zip(options, state_dict["param_groups"], strict=True)
-        ]
-        super().load_state_dict({"state": state_dict["state"], "param_groups": groups})
-
 
 def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> GuardedAdamW:
-    """Build the fused AdamW of a run.
+    """The fused AdamW of the trained modules; groups also carry ``decayed`` and ``module`` (name).
 
-    Args:
-        modules: The trained modules by name, for example ``{"encoder": ..., "predictor": ...}``.
-        config: Gives betas and eps; learning rate and weight decay are those of update 1 until
-            :func:`set_schedules` is called.
-
-    Returns:
-        AdamW whose groups also carry ``decayed`` (bool) and ``module`` (name).
+    Learning rate and weight decay are those of update 1 until :func:`set_schedules` is called.
 
     Raises:
         UserError: Nothing to train.
@@ -80,15 +55,10 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> Gu
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, update: int, config: OptimConfig) -> None:
-    """Set the learning rate of all groups and the weight decay of the decayed ones.
+    """Set learning rate and weight decay of all groups for the update that follows (from 1).
 
     A group may carry factors of its own, ``lr_scale`` and ``weight_decay_scale``: probe heads of
     different settings are trained side by side that way.
-
-    Args:
-        optimizer: From :func:`build_optimizer`.
-        update: Number of the update that follows, from 1.
-        config: The schedules.
     """
     rate, decay = learning_rate(update, config), weight_decay(update, config)
     for group in optimizer.param_groups:
@@ -102,11 +72,7 @@ def clip_gradients(
 ) -> dict[str, Tensor]:
     """Measure the gradient norm of each module and clip each on its own.
 
-    Args:
-        modules: The trained modules by name.
-        update: Number of the update, from 1; those before `config.clip_from_step` are measured
-            but not clipped.
-        config: Gives `clip_norm` and `clip_from_step`.
+    Updates before `config.clip_from_step` are measured but not clipped.
 
     Returns:
         The L2 norm before clipping of each module: 0-d tensors on the device, not synchronised.
@@ -124,7 +90,11 @@ def clip_gradients(
 
 @dataclass(frozen=True)
 class EmaPairs:
-    """Parameters and their moving averages, of equal length, order and shapes."""
+    """Parameters and their moving averages, of equal length, order and shapes.
+
+    Zipped lists, made once and before any wrapping: an average keyed by name would silently miss
+    parameters that a compiler or a sharding wrapper has renamed.
+    """
 
     online: tuple[Tensor, ...]
     target: tuple[Tensor, ...]
@@ -132,12 +102,6 @@ class EmaPairs:
     @classmethod
     def of(cls, modules: Sequence[tuple[nn.Module, nn.Module]]) -> EmaPairs:
         """Zip the parameters of (online, target) modules.
-
-        Args:
-            modules: Pairs of modules with the same parameters in the same order.
-
-        Returns:
-            The pairs; empty for no modules.
 
         Raises:
             ValueError: Different numbers or shapes, or a target that takes gradients.
@@ -155,12 +119,8 @@ class EmaPairs:
 def update_ema(pairs: EmaPairs, momentum: float) -> None:
     """Move each target towards its online parameter: ``t <- m t + (1 - m) o``.
 
-    Call it once per optimiser step, after the step. Weights should be float32: in bfloat16 a step
-    of 1 - m = 0.002 is below the resolution and the target would stand still.
-
-    Args:
-        pairs: From :meth:`EmaPairs.of`; the targets are changed in place.
-        momentum: m in [0, 1].
+    Once after each optimiser step. Weights should be float32: in bfloat16 a step of 1 - m = 0.002
+    is below the resolution and the target would stand still.
     """
     if pairs.target:
         torch._foreach_lerp_(pairs.target, pairs.online, 1.0 - momentum)

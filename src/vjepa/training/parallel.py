@@ -57,14 +57,9 @@ class DistributedConfig:
 def parallelise(
     task: Task, team: Team, config: DistributedConfig, setup: DeviceSetup
 ) -> DistributedDataParallel | None:
-    """Make a task ready for the processes of a team.
+    """Make a task, on its device and with equal weights everywhere, ready for several processes.
 
-    Args:
-        task: On its device, with equal weights in every process. Under FSDP its trained and
-            averaged modules are sharded in place, each block and the rest.
-        team: The processes; alone, nothing is done.
-        config: The strategy.
-        setup: Device, and the precision in which FSDP gathers weights.
+    Under FSDP its trained and averaged modules are sharded in place, each block and the rest.
 
     Returns:
         The wrapper to call in place of the task, or None: call the task.

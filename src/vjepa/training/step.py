@@ -70,7 +70,7 @@ def build_learner(
     Args:
         task: What is trained; moved in place.
         optim: Optimiser and schedules.
-        ema: Momentum of moving averages; used if the task has any.
+        ema: Momentum of the task's moving averages, if it has any.
         training: Gives device, precision, threads and what counts as a spike.
         team: The processes that train together; None: this one alone.
         distributed: How they do; None: the defaults.
@@ -129,9 +129,6 @@ def train_step(
         learner: What is trained and how.
         micro_batches: The task's inputs of each part of this process's part of the batch.
         update: Number of the update, from 1.
-
-    Returns:
-        Loss, terms and gradient norms of the whole batch, not synchronised with the host.
     """
     optimizer, team, ddp = learner.optimizer, learner.team, learner.ddp
     set_schedules(optimizer, update, learner.optim)
