@@ -38,13 +38,15 @@ from vjepa.reporting.pictures import (
     upscale,
     write_png,
 )
-from vjepa.reporting.run_status import (
+from vjepa.reporting.runs import (
     rank_charts,
     rank_table,
+    read_run,
+    run_charts,
+    state_lines,
     status_lines,
     status_of,
 )
-from vjepa.reporting.runs import read_run, run_charts, state_lines
 
 
 def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:

@@ -1,7 +1,7 @@
-"""Charts as inline SVG that follow the page's light or dark colours.
+"""Charts: as inline SVG that follows the page's light or dark colours, and as files.
 
-Drawn by matplotlib with stand-in colours which are then replaced by the page's CSS variables, so
-one drawing serves both themes and no script is needed.
+Those for a page are drawn by matplotlib with stand-in colours which are then replaced by the page's
+CSS variables, so one drawing serves both themes and no script is needed.
 """
 
 from __future__ import annotations
@@ -11,57 +11,45 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-
-@dataclass(frozen=True)
-class ConfidenceRange:
-    """Answers of one range of confidence.
-
-    Attributes:
-        low, high: The range, in [0, 1].
-        count: How many answers; above 0.
-        accuracy: Share of right ones, in [0, 1].
-        confidence: Their mean confidence, in [0, 1].
-    """
-
-    low: float
-    high: float
-    count: int
-    accuracy: float
-    confidence: float
+_MOST_NAMED = 40  # beyond that names and numbers would not be readable
+_MOST_COUNTED = 20
+_INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
+_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
+_CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
+}
+MAX_LINES = len(_SERIES)
+"""As many lines in one chart as there are colours."""
 
 
-def draw_calibration(ranges: Sequence[ConfidenceRange], path: Path, title: str = "") -> None:
+def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None:
     """Draw accuracy over confidence, and below it how many answers each range holds.
 
     A point below the diagonal is an answer that was surer than it should have been.
 
     Args:
-        ranges: Ranges that hold answers, ascending.
+        ranges: Ranges of confidence that hold answers, ascending: ``low``, ``high``, ``count`` of
+            answers, how many are ``correct``, and their mean ``confidence``.
         path: PNG or SVG file to write, by its ending.
         title: A line above.
     """
     figure = Figure(figsize=(4.2, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--")
-    upper.plot(
-        [entry.confidence for entry in ranges],
-        [entry.accuracy for entry in ranges],
-        color="#08519c",
-        marker="o",
-        markersize=5,
-        linewidth=1,
-    )
+    confidence = [entry.confidence for entry in ranges]
+    accuracy = [entry.correct / entry.count for entry in ranges]
+    upper.plot(confidence, accuracy, color="#08519c", marker="o", markersize=5, linewidth=1)
     upper.set_xlim(0, 1)
     upper.set_ylim(-0.02, 1.02)
     upper.set_ylabel("share of right answers")
-    if title:
-        upper.set_title(title, fontsize=10)
+    upper.set_title(title, fontsize=10)
     lower.bar(
         [entry.low for entry in ranges],
         [entry.count for entry in ranges],
@@ -72,11 +60,7 @@ def draw_calibration(ranges: Sequence[ConfidenceRange], path: Path, title: str =
     )
     lower.set_xlabel("confidence of the answer")
     lower.set_ylabel("answers")
-    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-_MOST_NAMED = 40  # beyond that names and numbers would not be readable
-_MOST_COUNTED = 20
+    _save(figure, path)
 
 
 def draw_confusion(
@@ -102,44 +86,25 @@ def draw_confusion(
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
-    if title:
-        axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10)
     if size <= _MOST_NAMED:
-        many = size > 6
-        axes.set_xticks(
-            range(size),
-            classes,
-            rotation=90 if many else 45,
-            ha="center" if many else "right",
-            rotation_mode="default" if many else "anchor",
-            fontsize=8,
-        )
-        axes.set_yticks(
-            range(size),
-            [f"{name} ({count})" for name, count in zip(classes, of_class[:, 0], strict=True)],
-            fontsize=8,
-        )
+        turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        upright: Any = {"rotation": 90, "ha": "center", "rotation_mode": "default"}
+        axes.set_xticks(range(size), classes, fontsize=8, **(upright if size > 6 else turned))
+        rows = zip(classes, of_class[:, 0], strict=True)
+        axes.set_yticks(range(size), [f"{name} ({count})" for name, count in rows], fontsize=8)
     if size <= _MOST_COUNTED:
         for row, column in np.argwhere(counts > 0):
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if shares[row, column] > 0.6 else "black",
-            )
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            text = str(counts[row, column])
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     bar.set_label("share of the class")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-_INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
-_SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
-_CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
-}
 
 
 @dataclass(frozen=True)
@@ -164,36 +129,6 @@ class Estimate:
     colour: int = 1
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an SVG element with CSS colours and no XML prologue."""
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vjepa"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1
-    )
-    for colour, variable in _CSS.items():
-        text = text.replace(colour, variable)
-    return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)
-
-
-def _words(text: str) -> str:
-    """Text as it is: a "$" in the name of a run or a class begins no formula."""
-    return text.replace("$", r"\$")
-
-
-def _style(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GRID)
-    axes.tick_params(colors=_MUTED, labelsize=8, length=0)
-    axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
 def line_chart(
     lines: Sequence[Line],
     *,
@@ -201,8 +136,6 @@ def line_chart(
     y_label: str,
     reference: float | None = None,
     reference_label: str = "",
-    width: float = 4.6,
-    height: float = 2.7,
 ) -> str:
     """Curves over a common axis as an SVG string.
 
@@ -211,20 +144,18 @@ def line_chart(
         x_label, y_label: Axis names with units.
         reference: A horizontal line, for example chance level.
         reference_label: Its name.
-        width, height: Inches.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes)
+    _style(axes, "y")
     for line in lines:
-        marker = "o" if len(line.x) <= 24 else None
         axes.plot(
             line.x,
             line.y,
             color=_SERIES[line.colour - 1],
             linewidth=1.6,
             label=_words(line.label),
-            marker=marker,
+            marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
     if reference is not None:
@@ -262,15 +193,10 @@ def estimate_chart(
         rows.append(estimate)
     figure = Figure(figsize=(8.2, 0.25 * len(rows) + 0.7), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes)
-    axes.grid(visible=True, axis="x", color=_GRID, linewidth=0.6)
-    axes.grid(visible=False, axis="y")
-    names: list[str] = []
+    _style(axes, "x")
     for position, row in enumerate(rows):
         if isinstance(row, str):
-            names.append(row)
             continue
-        names.append("    " + row.label)
         colour = _SERIES[row.colour - 1]
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
@@ -286,7 +212,8 @@ def estimate_chart(
         if chance and row.group in chance:
             level = 100 * chance[row.group]
             axes.plot([level] * 2, [position - 0.5, position + 0.5], ":", color=_MUTED, linewidth=1)
-    axes.set_yticks(range(len(rows)), [_words(name) for name in names], ha="left", fontsize=8.5)
+    names = [_words(row if isinstance(row, str) else f"    {row.label}") for row in rows]
+    axes.set_yticks(range(len(rows)), names, ha="left", fontsize=8.5)
     for label, row in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(_INK)
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
@@ -295,3 +222,32 @@ def estimate_chart(
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.margins(x=0.12)
     return _svg(figure)
+
+
+def _words(text: str) -> str:
+    """Text as it is: a "$" in the name of a run or a class begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def _style(axes: Axes, grid: Any) -> None:
+    """A quiet frame with the grid lines of one axis."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.tick_params(colors=_MUTED, labelsize=8, length=0)
+    axes.grid(visible=True, axis=grid, color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element with CSS colours and no XML prologue."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vjepa"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1
+    )
+    for colour, variable in _CSS.items():
+        text = text.replace(colour, variable)
+    return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)

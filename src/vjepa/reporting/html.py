@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vjepa.reporting.pictures import Picture, png_data_uri
+from vjepa.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Section:
     """A titled part of the page; `folded` sections open on a click."""
 
     title: str
-    lede: str = ""
+    introduction: str = ""
     blocks: Sequence[Block] = field(default_factory=tuple)
     folded: bool = False
 
@@ -77,7 +78,7 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Render the report and write it (aside first, then renamed) to `path`."""
+    """Render the report and write it, whole, to `path`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -89,8 +90,4 @@ def write_report(report: Report, path: Path) -> None:
     )
     environment.filters["data_uri"] = png_data_uri
     environment.filters["kind"] = lambda block: type(block).__name__
-    text = environment.get_template("report.html").render(report=report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    atomic_write(path, environment.get_template("report.html").render(report=report))

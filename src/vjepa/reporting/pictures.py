@@ -24,71 +24,46 @@ _FONT_PIXELS = 13
 
 
 def upscale(frames: Picture, size: int) -> Picture:
-    """Enlarge small frames by whole pixels, so that a 32-pixel clip can be seen.
-
-    Args:
-        frames: uint8 [T, H, W, 3].
-        size: Wanted height in pixels; the factor is the nearest whole number >= 1.
-
-    Returns:
-        uint8 [T, H*f, W*f, 3].
-    """
+    """Enlarge small frames [T, H, W, 3] by whole pixels, to about `size` pixels of height."""
     factor = max(1, round(size / frames.shape[1]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 def filmstrip(frames: Picture, gap: int = _GAP) -> Picture:
-    """Frames side by side, uint8 [T, H, W, 3] -> [H, T*W + gaps, 3], separated by white."""
-    height = frames.shape[1]
-    white = np.full((height, gap, 3), 255, np.uint8)
-    parts: list[Picture] = []
-    for frame in frames:
-        parts += [frame, white]
-    return np.concatenate(parts[:-1], axis=1)
+    """Frames side by side, [T, H, W, 3] -> [H, T*W + gaps, 3], separated by white."""
+    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(list(padded), axis=1)[:, :-gap]
 
 
 def stack_rows(
     rows: Sequence[Picture], labels: Sequence[str] | None = None, gap: int = _GAP
 ) -> Picture:
-    """Images of any width below each other, left aligned on white.
+    """Images [H, W, 3] of any width below each other, left aligned on white.
 
-    Args:
-        rows: uint8 [H, W, 3] each.
-        labels: A word or two for each row, written in a margin on its left; None: no margin.
-        gap: White pixels between rows.
-
-    Returns:
-        uint8 [H, W, 3].
+    `labels` is a word or two for each row, written in a margin on its left; None: no margin.
     """
-    if labels is not None:
-        rows = [_with_margin(row, label) for row, label in zip(rows, labels, strict=True)]
-    width = max(row.shape[1] for row in rows)
-    parts: list[Picture] = []
-    for row in rows:
-        padded = np.full((row.shape[0] + gap, width, 3), 255, np.uint8)
-        padded[: row.shape[0], : row.shape[1]] = row
-        parts.append(padded)
-    return np.concatenate(parts, axis=0)[:-gap]
-
-
-def _with_margin(row: Picture, label: str) -> Picture:
-    """The row with its label on a white margin at the left."""
-    margin = Image.new("RGB", (_MARGIN, row.shape[0]), "white")
-    position = (_MARGIN - 8, row.shape[0] // 2)
-    font = ImageFont.load_default(_FONT_PIXELS)
-    ImageDraw.Draw(margin).text(position, label, fill="black", font=font, anchor="rm")
-    return np.concatenate([np.asarray(margin), row], axis=1)
+    margin = 0 if labels is None else _MARGIN
+    width = margin + max(row.shape[1] for row in rows)
+    page = Image.new("RGB", (width, sum(row.shape[0] + gap for row in rows) - gap), "white")
+    top = 0
+    for number, row in enumerate(rows):
+        page.paste(Image.fromarray(row), (margin, top))
+        if labels is not None:
+            ImageDraw.Draw(page).text(
+                (margin - 8, top + row.shape[0] // 2),
+                labels[number],
+                fill="black",
+                font=ImageFont.load_default(_FONT_PIXELS),
+                anchor="rm",
+            )
+        top += row.shape[0] + gap
+    return np.array(page)
 
 
 def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) -> NDArray:
     """Spread one value (or vector) per token over the pixels that the token covers.
 
-    Args:
-        grid: Any dtype, [t, h, w] or [t, h, w, c].
-        num_frames, height, width: Target size; need not be multiples of the grid.
-
-    Returns:
-        [T, H, W] or [T, H, W, c], nearest token for every pixel.
+    [t, h, w] or [t, h, w, c] -> [T, H, W] or [T, H, W, c]; need not be multiples of the grid.
     """
     t, h, w = grid.shape[:3]
     frame_of = np.arange(num_frames) * t // num_frames
@@ -98,14 +73,9 @@ def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) ->
 
 
 def hide_masked(frames: Picture, masked: NDArray[np.bool_]) -> Picture:
-    """The clip as the context encoder sees it: masked patches in grey (Figure 9 of the paper).
+    """The clip [T, H, W, 3] as the context encoder sees it (Figure 9 of the paper).
 
-    Args:
-        frames: uint8 [T, H, W, 3].
-        masked: bool [t, h, w], True where a token is hidden.
-
-    Returns:
-        uint8 [T, H, W, 3].
+    Grey where `masked`, bool [t, h, w], says that a token is hidden.
     """
     where = tokens_to_frames(masked, *frames.shape[:3])
     return np.where(where[..., None], np.uint8(_HIDDEN_GREY), frames)
@@ -117,13 +87,10 @@ def heat(
     """Lay a heat map over a grey version of the clip.
 
     Args:
-        frames: uint8 [T, H, W, 3].
+        frames: [T, H, W, 3].
         values: float [t, h, w], for example the prediction error of each token.
         where: bool [t, h, w]; only there the map is drawn.
         limit: The value that is drawn as fully red; 0 is drawn as blue-green.
-
-    Returns:
-        uint8 [T, H, W, 3].
     """
     grey = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.6 + 60
     share = np.clip(values / max(limit, 1e-12), 0.0, 1.0)[..., None]
@@ -134,15 +101,10 @@ def heat(
 
 
 def pca_colours(tokens: NDArray[np.floating]) -> Picture:
-    """The three main directions of a clip's features as red, green, blue.
+    """The three main directions of a clip's features [t, h, w, D] as red, green, blue [t, h, w, 3].
 
-    Args:
-        tokens: float [t, h, w, D], the features of one clip (or clips stacked along t).
-
-    Returns:
-        uint8 [t, h, w, 3]; each channel is stretched between its 1st and 99th percentile. The
-        sign of a component is fixed (its largest loading is positive), so the same features give
-        the same colours.
+    Each channel is stretched between its 1st and 99th percentile. The sign of a component is fixed
+    (its largest loading is positive), so the same features give the same colours.
     """
     flat = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     centred = flat - flat.mean(axis=0)

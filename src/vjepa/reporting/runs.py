@@ -1,61 +1,67 @@
-"""A run folder read back: its metrics, its state in a few lines, its curves."""
+"""A run folder read back: its numbers and curves; is it alive, how fast is it, and if not: why?"""
 
 from __future__ import annotations
 
-import json
 import math
+import re
+import statistics
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
 from vjepa.errors import UserError
-from vjepa.reporting.charts import Line, line_chart
-from vjepa.reporting.html import Chart
+from vjepa.reporting.charts import MAX_LINES, Line, line_chart
+from vjepa.reporting.html import Chart, Table
+from vjepa.runtime.files import holder_of, read_json_lines
 from vjepa.runtime.metric_log import MetricRecord, read_metrics
+from vjepa.strict_yaml import parse_yaml
 
+_RECENT = 20
+"""Newest intervals over which the rate is taken."""
+_FROZEN_SECONDS = 120.0
+"""A live run that logs nothing for so long, and for ten intervals, is called frozen."""
+_OUTLIER = 0.15
+"""A process that waits or works this share of the time more than the others is named."""
+_STARTED = re.compile(r"INFO process \d+ on ")
+_SAID = re.compile(r"^[-0-9]+ [0-9:,]+ (WARNING|ERROR) (.*)$")
+_RANK_COLUMNS: Mapping[str, tuple[str, str]] = {
+    "clips_per_second": ("clips/s", "{:.3g}"),
+    "data_wait_share": ("data wait", "{:.0%}"),
+    "cpu_share": ("CPU", "{:.0%}"),
+    "resident_gigabytes": ("memory GB", "{:.2f}"),
+    "device_gigabytes": ("GPU GB", "{:.2f}"),
+    "bad_videos": ("bad videos", "{:.0f}"),
+}
 _CURVES: tuple[tuple[str, str, str, str], ...] = (
     (
-        "train",
-        "loss",
-        "loss",
-        "Training loss. With an EMA target a rising loss can be healthy: the "
-        "targets get richer. Judge by the probe and by the health curves.",
+        *("train", "loss", "loss"),
+        "Training loss. With an EMA target a rising loss can be healthy: the targets get richer."
+        " Judge by the probe and by the health curves.",
     ),
     (
-        "evaluation",
-        "online_probe/top1",
-        "top-1 share",
-        "Online probe: ridge classifier on mean-pooled "
-        "target features, on videos that it was not fitted on.",
+        *("evaluation", "online_probe/top1", "top-1 share"),
+        "Online probe: ridge classifier on mean-pooled target features, on videos that it was not"
+        " fitted on.",
     ),
     (
-        "health",
-        "target_std_between_clips",
-        "std",
+        *("health", "target_std_between_clips", "std"),
         "Spread of the target features over clips; falling towards 0 is collapse.",
     ),
     (
-        "health",
-        "effective_rank",
-        "rank",
+        *("health", "effective_rank", "rank"),
         "Effective rank of the pooled target features over a batch.",
     ),
     (
-        "health",
-        "explained_vs_position_mean",
-        "share",
-        "How much better the predictor is than the best "
-        "constant for each position; 0 is no better.",
+        *("health", "explained_vs_position_mean", "share"),
+        "How much better the predictor is than the best constant for each position; 0 is no"
+        " better.",
     ),
     (
-        "health",
-        "pairwise_cosine",
-        "cosine",
+        *("health", "pairwise_cosine", "cosine"),
         "Mean cosine between the pooled features of different clips.",
     ),
     ("train", "grad_norm/encoder", "norm", "Gradient norm of the context encoder."),
@@ -70,23 +76,19 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run folder tells about its run.
-
-    Attributes:
-        folder: The run folder.
-        config: Resolved config as plain YAML types.
-        records: Every line of `metrics.jsonl`, in order.
-        checkpoints: Steps of the complete checkpoints, ascending.
-        bad_videos: Lines of `bad_videos.jsonl`.
-        seconds_since_write: Age of the newest metric line; None without metrics.
-    """
+    """What a run folder tells about its run."""
 
     folder: Path
     config: Mapping[str, Any]
+    """Resolved config as plain YAML types."""
     records: Sequence[MetricRecord]
+    """Every line of `metrics.jsonl`, in order."""
     checkpoints: Sequence[int]
+    """Steps of the complete checkpoints, ascending."""
     bad_videos: Sequence[Mapping[str, Any]]
+    """Lines of `bad_videos.jsonl`."""
     seconds_since_write: float | None
+    """Age of the newest metric line; None without metrics."""
 
     @property
     def steps_done(self) -> int:
@@ -99,29 +101,19 @@ class RunState:
         steps = self.config.get("optim", {}).get("steps")
         return int(steps) if steps is not None else None
 
+    def of_kind(self, kind: str) -> list[MetricRecord]:
+        """The records of one kind, in order."""
+        return [record for record in self.records if record.kind == kind]
+
+    def newest(self, kind: str) -> Mapping[str, Any]:
+        """The values of the newest record of a kind; none without one."""
+        return next((record.values for record in reversed(self.of_kind(kind))), {})
+
     def series(self, kind: str, name: str) -> tuple[list[float], list[float]]:
         """Steps and values of one metric, lines without a finite value left out."""
-        found = ((r.step, r.values.get(name)) for r in self.records if r.kind == kind)
-        pairs = [
-            (float(step), float(value))
-            for step, value in found
-            if isinstance(value, int | float) and math.isfinite(value)
-        ]
+        found = [(r.step, _number(r.values.get(name))) for r in self.of_kind(kind)]
+        pairs = [(float(step), value) for step, value in found if value is not None]
         return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def _bad_videos(path: Path) -> list[Mapping[str, Any]]:
-    """Entries of `bad_videos.jsonl`; lines that are none (cut short by a crash) are left out."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = []
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and isinstance(entry.get("path"), str):
-            found.append(entry)
-    return found
 
 
 def read_run(folder: Path) -> RunState:
@@ -130,16 +122,18 @@ def read_run(folder: Path) -> RunState:
     Raises:
         UserError: It is no run folder, or a file in it is damaged.
     """
-    config_path = folder / "config.yaml"
-    if not config_path.is_file():
+    config, metrics, bad = (
+        folder / name for name in ("config.yaml", "metrics.jsonl", "bad_videos.jsonl")
+    )
+    if not config.is_file():
         raise UserError(f"{folder}: no run folder, it has no config.yaml; name the --out of a run")
-    metrics = folder / "metrics.jsonl"
+    entries = [entry for _, entry in read_json_lines(bad)] if bad.is_file() else []
     return RunState(
         folder=folder,
-        config=yaml.safe_load(config_path.read_text(encoding="utf-8")) or {},
+        config=parse_yaml(config.read_text(encoding="utf-8"), str(config)),
         records=read_metrics(metrics) if metrics.is_file() else [],
         checkpoints=list(step_folders(folder / CHECKPOINTS_FOLDER)),
-        bad_videos=_bad_videos(folder / "bad_videos.jsonl"),
+        bad_videos=[entry for entry in entries if entry and isinstance(entry.get("path"), str)],
         seconds_since_write=time.time() - metrics.stat().st_mtime if metrics.is_file() else None,
     )
 
@@ -148,21 +142,19 @@ def state_lines(state: RunState) -> list[str]:
     """The state of a run in plain lines, newest values last."""
     total = state.steps_total
     share = f" of {total} ({100 * state.steps_done / total:.0f} %)" if total else ""
-    lines = [f"run          {state.folder}", f"steps        {state.steps_done}{share}"]
     kept = ", ".join(str(step) for step in state.checkpoints) or "none"
+    lines = [f"run          {state.folder}", f"steps        {state.steps_done}{share}"]
     lines.append(f"checkpoints  {kept}")
     for kind in ("train", "health", "evaluation"):
-        newest = next((r for r in reversed(state.records) if r.kind == kind), None)
-        if newest:
+        for record in state.of_kind(kind)[-1:]:
             values = [
                 f"{name} {value:.4g}"
-                for name, value in newest.values.items()
+                for name, value in record.values.items()
                 if isinstance(value, int | float)
             ]
-            lines.append(f"{kind:<12} step {newest.step}: " + ", ".join(values))
-    for record in state.records:
-        if record.kind == "warning":
-            lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
+            lines.append(f"{kind:<12} step {record.step}: " + ", ".join(values))
+    for record in state.of_kind("warning"):
+        lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
     return lines
 
 
@@ -170,11 +162,209 @@ def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
     """The telling curves of one or several runs; a chart holds every run that has the metric."""
     charts: list[Chart] = []
     for kind, name, label, caption in _CURVES:
-        lines = []
-        for colour, (title, state) in enumerate(states.items(), start=1):
-            steps, values = state.series(kind, name)
-            if len(steps) > 1:
-                lines.append(Line(title, steps, values, colour))
+        found = {title: state.series(kind, name) for title, state in states.items()}
+        lines = [
+            Line(title, steps, values, colour)
+            for colour, (title, (steps, values)) in enumerate(found.items(), start=1)
+            if len(steps) > 1
+        ]
         if lines:
             charts.append(Chart(line_chart(lines, x_label="step", y_label=label), caption))
     return charts
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands."""
+
+    state: str
+    """In words: running, done, or ended and why."""
+    is_running: bool
+    """Whether a process of this machine holds the folder."""
+    steps_per_second: float | None
+    """Over the newest intervals; None before there is one."""
+    seconds_left: float | None
+    """Until the last step at that rate; None if unknown or not running."""
+    skipped: int
+    """Updates that never reached the weights."""
+    starts: int
+    """How often the run was started, as far as its log files tell."""
+    ranks: Mapping[str, Sequence[float]]
+    """The newest numbers of each process, by name; empty for one process."""
+    stragglers: Sequence[str]
+    """Processes that hold the others up, in words."""
+
+
+def status_of(run: RunState) -> RunStatus:
+    """Judge a run from its folder."""
+    train = run.of_kind("train")
+    ranks = _ranks(run.newest("ranks"))
+    pid = holder_of(run.folder)
+    rate = _rate(train[-_RECENT:])
+    is_done = run.steps_total is not None and run.steps_done >= run.steps_total
+    left = None
+    if rate and run.steps_total is not None and pid is not None and not is_done:
+        left = (run.steps_total - run.steps_done) / rate
+    if pid is not None:
+        state = _running(run, pid, train)
+    else:
+        state = "done" if is_done else _why(run.folder)
+    log = _log_lines(run.folder / "logs" / "rank_000.log")
+    return RunStatus(
+        state=state,
+        is_running=pid is not None,
+        steps_per_second=rate,
+        seconds_left=left,
+        skipped=round(sum(_number(record.values.get("skipped")) or 0 for record in train)),
+        starts=sum(bool(_STARTED.search(line)) for line in log),
+        ranks=ranks,
+        stragglers=_stragglers(ranks),
+    )
+
+
+def status_lines(run: RunState, status: RunStatus) -> list[str]:
+    """The status in plain lines, the table of processes last."""
+    newest = {name: _number(value) for name, value in run.newest("train").items()}
+    lines = [f"state        {status.state}"]
+    if status.steps_per_second:
+        rate = f"rate         {status.steps_per_second:.3g} steps/s"
+        if (clips := newest.get("clips_per_second")) is not None:
+            rate += f", {clips:.3g} clips/s"
+        if (waiting := newest.get("data_wait_share")) is not None:
+            rate += f", {waiting:.0%} waiting for data"
+        lines.append(rate)
+    if status.seconds_left is not None:
+        lines.append(f"time left    {_duration(status.seconds_left)}")
+    memory = [
+        f"{value:.2f} GB{where}"
+        for name, where in (("resident_gigabytes", ""), ("device_gigabytes", " on the GPU"))
+        if (value := newest.get(name)) is not None
+    ]
+    if memory:
+        lines.append(f"memory       {', '.join(memory)}")
+    kinds = Counter(str(entry.get("kind", "decode")) for entry in run.bad_videos)
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    lines.append(f"bad videos   {len(run.bad_videos)}" + (f" ({said})" if said else ""))
+    lines.append(f"skipped      {status.skipped} updates")
+    if status.starts:
+        lines.append(f"started      {status.starts} times" if status.starts > 1 else "started once")
+    if status.ranks:
+        table = rank_table(status)
+        rows = [table.header, *table.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            lines.append("  ".join(map(str.rjust, row, widths)))
+    return [*lines, *(f"slow         {text}" for text in status.stragglers)]
+
+
+def rank_table(status: RunStatus) -> Table:
+    """The newest numbers of every process."""
+    columns = {name: column for name, column in _RANK_COLUMNS.items() if name in status.ranks}
+    number = min((len(status.ranks[name]) for name in columns), default=0)
+    rows = [
+        [str(rank), *(form.format(status.ranks[name][rank]) for name, (_, form) in columns.items())]
+        for rank in range(number)
+    ]
+    return Table(["process", *(title for title, _ in columns.values())], rows)
+
+
+def rank_charts(run: RunState) -> list[Chart]:
+    """Data wait and memory of every process over the run; of many only the spread."""
+    records = run.of_kind("ranks")
+    steps = [float(record.step) for record in records]
+    charts = []
+    for name, caption in (
+        ("data_wait_share", "Share of the time that each process waits for its data."),
+        ("resident_gigabytes", "Memory of each process, without its loader workers, in GB."),
+    ):
+        values = [_ranks(record.values).get(name, []) for record in records]
+        number = min((len(value) for value in values), default=0)
+        if len(steps) < 2 or not number:
+            continue
+        curves = {"largest": max, "median": statistics.median, "smallest": min}
+        if number <= MAX_LINES:
+            curves = {f"process {rank}": lambda value, at=rank: value[at] for rank in range(number)}
+        lines = [
+            Line(title, steps, [pick(value) for value in values], colour)
+            for colour, (title, pick) in enumerate(curves.items(), start=1)
+        ]
+        label = _RANK_COLUMNS[name][0]
+        charts.append(Chart(line_chart(lines, x_label="step", y_label=label), caption))
+    return charts
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
+def _ranks(record: Mapping[str, Any]) -> dict[str, list[float]]:
+    """The lists of numbers of a `ranks` record; anything else in it is left out."""
+    lists = {name: values for name, values in record.items() if isinstance(values, list)}
+    return {name: [_number(value) or 0.0 for value in values] for name, values in lists.items()}
+
+
+def _rate(train: Sequence[MetricRecord]) -> float | None:
+    """Steps per second over some intervals."""
+    steps = seconds = 0.0
+    for record in train:
+        first, took = (_number(record.values.get(name)) for name in ("first_step", "seconds"))
+        if first is not None and took is not None:
+            steps += record.step - first + 1
+            seconds += took
+    return steps / seconds if seconds > 0 and steps > 0 else None
+
+
+def _running(run: RunState, pid: int, train: Sequence[MetricRecord]) -> str:
+    state = f"running (process {pid})" if pid else "running (on another machine)"
+    quiet = run.seconds_since_write
+    if quiet is None:
+        return f"{state}, no step logged yet"
+    usual = max((_number(r.values.get("seconds")) or 0.0 for r in train[-_RECENT:]), default=0.0)
+    if quiet > max(_FROZEN_SECONDS, 10 * usual):
+        return f"{state}, but silent for {_duration(quiet)}: frozen, or in a long evaluation"
+    return f"{state}, last step logged {_duration(quiet)} ago"
+
+
+def _why(folder: Path) -> str:
+    """Why a run that is not done does not run, by the log of each process since its last start."""
+    said: list[str] = []
+    for file in sorted((folder / "logs").glob("rank_*.log")):
+        lines = _log_lines(file)
+        start = max((n for n, line in enumerate(lines) if _STARTED.search(line)), default=0)
+        found = [match[2] for line in lines[start:] if (match := _SAID.match(line))]
+        words = [text for text in found if text.startswith(("ends with", "stopped by"))]
+        if words:
+            said.append(f"process {int(file.stem[5:])}: {words[-1]}")
+        elif lines and not lines[-1].endswith("ends"):
+            said.append(f"process {int(file.stem[5:])}: no last words (kill -9, out of memory?)")
+    return "ended: " + ("; ".join(said[:4]) or "nothing tells why; start the same command again")
+
+
+def _log_lines(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _stragglers(ranks: Mapping[str, Sequence[float]]) -> list[str]:
+    """Who waits for data, or works, much more than the others do."""
+    found = []
+    for name, verb in (("data_wait_share", "waits for data"), ("cpu_share", "computes")):
+        values = ranks.get(name, ())
+        for rank, value in enumerate(values):
+            others = [*values[:rank], *values[rank + 1 :]]
+            if others and value > (usual := statistics.median(others)) + _OUTLIER:
+                found.append(
+                    f"process {rank} {verb} {value:.0%} of the time, the others {usual:.0%}"
+                )
+    return found
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.0f} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} d"

@@ -195,7 +195,7 @@ def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None)
 
     Where a video may have several classes there is neither.
     """
-    from vjepa.reporting.charts import ConfidenceRange, draw_calibration, draw_confusion
+    from vjepa.reporting.charts import draw_calibration, draw_confusion
 
     metrics = measured.metrics
     if not isinstance(metrics, ClassificationMetrics):

@@ -1,0 +1,46 @@
+"""Charts as files: calibration and confusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vjepa.evaluation.metrics import CalibrationBin
+from vjepa.reporting.charts import draw_calibration, draw_confusion
+
+RANGES = [
+    CalibrationBin(low=0.2, high=0.4, count=3, correct=0, confidence=0.3),
+    CalibrationBin(low=0.8, high=1.0, count=9, correct=6, confidence=0.95),
+]
+
+
+def test_calibration_as_a_picture(tmp_path: Path) -> None:
+    draw_calibration(RANGES, tmp_path / "c.png", "12 answers")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert 400 < min(picture.size) <= max(picture.size) < 800
+        dark = np.asarray(picture.convert("L")) < 128
+    assert dark.sum() > 500  # axes, words and points
+
+
+def test_the_same_svg_every_time(tmp_path: Path) -> None:
+    draw_calibration(RANGES, tmp_path / "a.svg")
+    assert "<dc:date>" not in (tmp_path / "a.svg").read_text()
+
+
+@pytest.mark.parametrize("size", [2, 9, 60])
+def test_confusion_as_a_picture_of_any_number_of_classes(tmp_path: Path, size: int) -> None:
+    counts = np.eye(size, dtype=int) * 5
+    counts[0, 1] = 2
+    names = [f"class number {index}" for index in range(size)]
+    draw_confusion(counts.tolist(), names, tmp_path / "c.png", "5 of 7 right")
+    with Image.open(tmp_path / "c.png") as picture:
+        assert min(picture.size) > 300
+        assert max(picture.size) < 2200
+
+
+def test_svg_names_classes_and_counts(tmp_path: Path) -> None:
+    draw_confusion([[3, 1], [0, 0]], ["walks", "runs"], tmp_path / "c.svg")
+    assert (tmp_path / "c.svg").read_text().startswith("<?xml")
