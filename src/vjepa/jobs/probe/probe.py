@@ -205,18 +205,8 @@ def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None)
         names = [entry.name for entry in metrics.per_class]
         draw_confusion(metrics.confusion, names, confusion, title)
     if calibration is not None:
-        ranges = [
-            ConfidenceRange(
-                low=entry.low,
-                high=entry.high,
-                count=entry.count,
-                accuracy=entry.correct / entry.count,
-                confidence=entry.confidence,
-            )
-            for entry in metrics.calibration
-        ]
         title = f"{metrics.count} answers, calibration error {metrics.calibration_error:.3f}"
-        draw_calibration(ranges, calibration, title)
+        draw_calibration(metrics.calibration, calibration, title)
 
 
 def versions() -> dict[str, str]:
