@@ -32,7 +32,9 @@ def test_missing_things_are_listed_with_a_remedy(monkeypatch: pytest.MonkeyPatch
         environment, "find_spec", lambda name: None if name in absent else real(name)
     )
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    missing = {finding.name: finding for finding in inspect_environment().missing}
+    report = inspect_environment()
+    looked_for = (*report.packages, *report.decoders, *report.tools)
+    missing = {finding.name: finding for finding in looked_for if finding.found is None}
     assert set(missing) == {"av", "tensorboard", "pyyaml", "C++ compiler"}
     assert missing["pyyaml"].remedy == "pip install pyyaml"
     assert missing["av"].needed_for == "reading videos"

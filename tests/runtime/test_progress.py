@@ -53,6 +53,13 @@ def test_total_may_be_known_later() -> None:
     ]
 
 
+def test_work_that_never_began_says_nothing() -> None:
+    stream = io.StringIO()
+    with open_progress("index", None, stream=stream):
+        pass
+    assert stream.getvalue() == ""
+
+
 def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

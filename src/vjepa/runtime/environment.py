@@ -42,17 +42,13 @@ class EnvironmentReport:
     tools: list[Finding]
     """Programs outside Python."""
 
-    @property
-    def missing(self) -> list[Finding]:
-        """Everything that was not found."""
-        return [f for f in (*self.packages, *self.decoders, *self.tools) if f.found is None]
-
 
 _PACKAGES: Mapping[str, str] = {
     "torch": "everything",
     "numpy": "everything",
     "safetensors": "checkpoints",
     "pyarrow": "manifests",
+    "pydantic": "configs",
     "yaml": "recipes and configs",
     "rich": "progress bars",
     "tensorboard": "event files (metrics.jsonl is written without it)",

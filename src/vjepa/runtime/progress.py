@@ -62,7 +62,7 @@ class Progress:
         """Write the last line, or leave the bar as it is and give the terminal back."""
         if self._bars is not None:
             self._bars.stop()
-        else:
+        elif self._total is not None:  # otherwise nothing has begun
             self._write_line(self._clock())
 
     def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
