@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.data.clips.windows import (
-    FileEvent,
     FramingConfig,
     Look,
     Pool,
+    ReadWindow,
     Stitcher,
     WindowConfig,
     look_at,
@@ -237,16 +237,18 @@ def encode_files(
     was_training = encoder.training
     encoder.eval()
     try:
-        for event in events:
-            if event.failure is not None:
-                if file is not None and file.index == event.index:
+        for index, found in events:
+            look = looks[index]
+            if isinstance(found, DecodeError):
+                if file is not None and file.index == index:
                     file.fail()
-                yield FileOutcome(event.index, event.look, event.failure)
+                seen = look if isinstance(look, Look) else None
+                yield FileOutcome(index, seen, found.reason)
                 continue
-            assert event.look is not None
-            if file is None or file.index != event.index:
-                file = _OpenFile(event.index, event.look, how.pool, open_sink)
-            yield from batch.add(file, event)
+            assert isinstance(look, Look)
+            if file is None or file.index != index:
+                file = _OpenFile(index, look, how.pool, open_sink)
+            yield from batch.add(file, found)
         yield from batch.run()
     finally:
         encoder.train(was_training)
@@ -259,29 +261,25 @@ class _Batch:
         self, encoder: nn.Module, how: FileEncoding, on_windows: Callable[[int], None] | None
     ) -> None:
         self._encoder, self._how, self._on_windows = encoder, how, on_windows
-        self._waiting: list[tuple[_OpenFile, FileEvent]] = []
+        self._waiting: list[tuple[_OpenFile, ReadWindow]] = []
 
-    def add(self, file: _OpenFile, event: FileEvent) -> Iterator[FileOutcome]:
-        assert event.window is not None
-        shape = event.window.clip.shape
-        first = self._waiting[0][1].window if self._waiting else None
-        if first is not None and first.clip.shape != shape:
+    def add(self, file: _OpenFile, window: ReadWindow) -> Iterator[FileOutcome]:
+        if self._waiting and self._waiting[0][1].clip.shape != window.clip.shape:
             yield from self.run()
-        self._waiting.append((file, event))
+        self._waiting.append((file, window))
         if len(self._waiting) >= self._how.batch_size:
             yield from self.run()
 
     def run(self) -> Iterator[FileOutcome]:
         """Encode what waits, and tell which files are done with it."""
-        waiting = [(file, event) for file, event in self._waiting if not file.failed]
+        waiting = [(file, window) for file, window in self._waiting if not file.failed]
         self._waiting = []
         if not waiting:
             return
-        clips = torch.stack([event.window.clip for _, event in waiting if event.window])
+        clips = torch.stack([window.clip for _, window in waiting])
         tokens = encode_clips(self._encoder, clips, self._how.device, self._how.precision)
-        for (file, event), found in zip(waiting, tokens, strict=True):
-            assert event.window is not None
-            file.add(found, event.window.seconds)
+        for (file, window), found in zip(waiting, tokens, strict=True):
+            file.add(found, window.seconds)
             if file.is_done:
                 yield FileOutcome(file.index, file.look)
         if self._on_windows is not None:

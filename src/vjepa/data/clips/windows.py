@@ -358,36 +358,17 @@ class ReadWindow:
     """One window of a file.
 
     Attributes:
-        number: Of the window in its file.
         clip: uint8 [C, T, height, width], RGB.
         seconds: float64 [T], when its frames are shown.
     """
 
-    number: int
     clip: Tensor
     seconds: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class FileEvent:
-    """What comes out of reading many files: the next window of one, or that it has failed.
-
-    Attributes:
-        index: Which file.
-        look: How it is looked at; None when that could not be decided.
-        window: The window, or None for a failure.
-        failure: Why the file failed, or None.
-    """
-
-    index: int
-    look: Look | None
-    window: ReadWindow | None = None
-    failure: str | None = None
-
-
 def read_files(
     looks: Sequence[Look | DecodeError], *, readers: int, timeout_seconds: float
-) -> Iterator[FileEvent]:
+) -> Iterator[tuple[int, ReadWindow | DecodeError]]:
     """Windows of many files, read ahead by worker processes.
 
     Args:
@@ -396,12 +377,12 @@ def read_files(
         timeout_seconds: A file of which one part takes longer is given up.
 
     Yields:
-        Failures to look, then all windows of file 0, those of file 1, and so on; a failure ends
-        its file.
+        The number of a file and its next window, file after file; or why it fails, which ends it.
+        Those that cannot be looked at come first.
     """
     for index, look in enumerate(looks):
         if isinstance(look, DecodeError):
-            yield FileEvent(index, None, failure=look.reason)
+            yield index, look
     failed: set[int] = set()
     parts = (
         part
@@ -414,18 +395,16 @@ def read_files(
         for part, outcome in pool.map(parts, ahead=max(1, 2 * readers)):
             if part.index in failed:
                 continue
-            look = looks[part.index]
-            assert isinstance(look, Look)
             found = outcome.value if outcome.kind == "done" else outcome.reason
             if isinstance(found, str):
                 failed.add(part.index)
-                yield FileEvent(part.index, look, failure=found)
+                yield part.index, DecodeError(part.info.path, found)
                 continue
-            images, seconds = found
-            plan = look.plan
+            look, (images, seconds) = looks[part.index], found
+            assert isinstance(look, Look)
+            plan, length = look.plan, look.plan.window_tubelets * look.plan.tubelet_size
             for number in part.windows:
                 start = (plan.starts[number] - plan.starts[part.windows[0]]) * plan.tubelet_size
-                here = slice(start, start + plan.window_tubelets * plan.tubelet_size)
+                here = slice(start, start + length)
                 clip = torch.from_numpy(images[here]).transpose(0, 1).contiguous()
-                window = ReadWindow(number, clip, seconds[here])
-                yield FileEvent(part.index, look, window=window)
+                yield part.index, ReadWindow(clip, seconds[here])
