@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 
 NUM_BITS = 10
@@ -45,9 +46,9 @@ def read_barcode(frame: NDArray[np.uint8]) -> int:
     return number
 
 
-def decode_all(path: str) -> NDArray[np.uint8]:
+def decode_all(file: str | VideoInfo) -> NDArray[np.uint8]:
     """Every frame: uint8 [L, H, W, 3]."""
-    info = inspect_file(path)
+    info = inspect_file(file) if isinstance(file, str) else file
     return decode_frames(info, np.arange(info.num_frames))
 
 
