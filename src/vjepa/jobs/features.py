@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vjepa.config import config_dataclass, dump_yaml, to_dict
 from vjepa.data.clips.windows import FramingConfig, Look, Pool, WindowConfig
@@ -32,8 +31,7 @@ from vjepa.jobs.show import files_of
 from vjepa.runtime.device import DeviceName, Precision, set_up_device
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
 from vjepa.runtime.progress import open_progress
-
-Engine = Literal["local", "ray"]
+from vjepa.runtime.ray_engine import EngineName, ray_map
 
 
 @config_dataclass
@@ -68,7 +66,7 @@ class FeaturesConfig:
     """Where the encoder runs; `auto` takes a GPU when there is one."""
     num_threads: int | None = None
     """CPU threads of torch; null: torch's choice."""
-    engine: Engine = "local"
+    engine: EngineName = "local"
     """`local`: this process; `ray`: workers of a Ray cluster, or of a Ray started on this machine
     (needs the extra `ray`)."""
     ray_workers: int = 2
@@ -89,6 +87,8 @@ class FeaturesConfig:
             )
 
 
+_Chunk = list[tuple[int, VideoInfo, str | None]]
+
 _FILES_AT_ONCE = 16
 """Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
 
@@ -102,9 +102,6 @@ def encode_on_ray(
 ) -> Iterator[EncodedFile]:
     """Encode files on Ray; as :meth:`vjepa.jobs.features.FeatureWorker.encode`, in any order.
 
-    A Ray that is running (``RAY_ADDRESS``, or :func:`ray.init` before) is used; else one is started
-    on this machine and ended with the job.
-
     Args:
         config: The job.
         out: Folder of the features; every machine must see it under this path.
@@ -115,69 +112,41 @@ def encode_on_ray(
         What was done, as it comes.
 
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, or its workers die of some files.
     """
-    try:
-        # Ray reports its use over the network unless told not to before it is imported.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError("engine: ray is not installed: pip install 'open-vjepa[ray]'") from error
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        yield from _share_out(ray, config, out.absolute(), infos, names, todo)
-    finally:
-        if is_ours:
-            ray.shutdown()
-
-
-def _share_out(
-    ray: Any,
-    config: FeaturesConfig,
-    out: Path,
-    infos: Sequence[VideoInfo],
-    names: Sequence[str | None],
-    todo: Sequence[int],
-) -> Iterator[EncodedFile]:
-    uses_gpu = config.device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
-    actor = ray.remote(num_cpus=1, num_gpus=1 if uses_gpu else 0)(_RayWorker)
     size = max(1, min(_FILES_AT_ONCE, -(-len(todo) // config.ray_workers)))
-    chunks = [todo[start : start + size] for start in range(0, len(todo), size)]
-    workers = [
-        actor.remote(config, out, f"{number:02d}-")
-        for number in range(min(config.ray_workers, len(chunks)))
+    chunks = [
+        [(place, infos[place], names[place]) for place in todo[start : start + size]]
+        for start in range(0, len(todo), size)
     ]
-    waiting = {}
-    idle = list(workers)
-    while chunks or waiting:
-        while chunks and idle:
-            chunk, worker = chunks.pop(0), idle.pop()
-            job = worker.encode.remote(
-                [infos[place] for place in chunk], [names[place] for place in chunk]
+    make_task = partial(_encoder_of_chunks, config, out.absolute())
+    for chunk, outcome in ray_map(
+        make_task, chunks, config.ray_workers, use_gpus=config.device != "cpu"
+    ):
+        if outcome.kind != "done":
+            paths = ", ".join(info.path for _, info, _ in chunk)
+            raise UserError(
+                f"engine ray: {outcome.reason}, while at these files: {paths}; what is done is "
+                "kept: take out the file that they die of, or use --engine local"
             )
-            waiting[job] = (chunk, worker)
-        (ready,), _ = ray.wait(list(waiting), num_returns=1)
-        chunk, worker = waiting.pop(ready)
-        idle.append(worker)
-        for found in ray.get(ready):
-            yield EncodedFile(chunk[found.place], found.record, found.windows)
+        yield from outcome.value
 
 
-class _RayWorker:
-    """One process with its own encoder."""
+def _encoder_of_chunks(
+    config: FeaturesConfig, out: Path, number: int
+) -> Callable[[_Chunk], list[EncodedFile]]:
+    """What a Ray worker does: encode some files with an encoder of its own."""
+    prevent_openmp_spinning()
+    set_num_threads(config.num_threads or 1)
+    worker = FeatureWorker(config, out, f"{number:02d}-")
 
-    def __init__(self, config: FeaturesConfig, out: Path, name: str) -> None:
-        prevent_openmp_spinning()
-        set_num_threads(config.num_threads or 1)
-        self._worker = FeatureWorker(config, out, name)
+    def encode(chunk: _Chunk) -> list[EncodedFile]:
+        places, infos, names = zip(*chunk, strict=True)
+        done = list(worker.encode(infos, names, range(len(chunk))))
+        worker.flush()
+        return [replace(found, place=places[found.place]) for found in done]
 
-    def encode(self, infos: Sequence[VideoInfo], names: Sequence[str | None]) -> list[EncodedFile]:
-        """Encode files; places count these."""
-        done = list(self._worker.encode(infos, names, range(len(infos))))
-        self._worker.flush()
-        return done
+    return encode
 
 
 INDEX_FILE = "index.jsonl"
@@ -291,8 +260,6 @@ def _encoded(
     todo: Sequence[int],
 ) -> Iterator[EncodedFile]:
     if config.engine == "ray":
-        from vjepa.jobs.features import encode_on_ray
-
         yield from encode_on_ray(config, out, infos, names, todo)
     else:
         yield from worker.encode(infos, names, todo)
