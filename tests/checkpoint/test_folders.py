@@ -1,3 +1,5 @@
+"""Folders of ours: written, read, refused; converted; the one that comes with the package."""
+
 from __future__ import annotations
 
 import errno
@@ -11,17 +13,19 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.samples import model, same_outputs
 from tests.models.tiny import MODEL, clips
 
+import vjepa
 from vjepa.checkpoint import (
+    convert,
     find_checkpoint,
     load_encoder,
     load_model,
     read_config,
     read_model,
+    released_layout,
     save_model,
+    shipped_weights,
 )
-from vjepa.checkpoint import (
-    folder as folders,
-)
+from vjepa.checkpoint import folder as folders
 from vjepa.errors import UserError
 
 
@@ -156,3 +160,86 @@ def test_folders_without_both_files_are_refused(tmp_path: Path, missing: str) ->
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"{missing} is missing"):
         load_model(folder)
+
+
+def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
+    made = model()
+    save_model(tmp_path / "ours", made, step=12)
+    report = convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
+    assert report.is_complete
+    assert same_outputs(load_model(tmp_path / "theirs.pth.tar", num_heads=3), made)
+    convert(tmp_path / "theirs.pth.tar", tmp_path / "again", num_heads=3)
+    back = load_model(tmp_path / "again")
+    assert back.config == made.config
+    for name, tensor in made.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"ours", "theirs.pth.tar", "again"}
+
+
+def test_the_step_goes_along(tmp_path: Path) -> None:
+    save_model(tmp_path / "ours", model(), step=12)
+    convert(tmp_path / "ours", tmp_path / "copy")
+    assert read_config(tmp_path / "copy").step == 12
+
+
+def test_files_without_an_optimiser_can_be_converted(tmp_path: Path) -> None:
+    layout = released_layout(model())
+    del layout["opt"]
+    torch.save(layout, tmp_path / "a.pth.tar")
+    convert(tmp_path / "a.pth.tar", tmp_path / "b", num_heads=3)
+    assert read_config(tmp_path / "b").step == 0
+
+
+def test_nothing_is_overwritten_or_left_half_done(tmp_path: Path) -> None:
+    save_model(tmp_path / "ours", model())
+    (tmp_path / "b.pth.tar").write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        convert(tmp_path / "ours", tmp_path / "b.pth.tar")
+    assert (tmp_path / "b.pth.tar").read_text() == "precious"
+    with pytest.raises(UserError, match="cannot be written"):
+        convert(tmp_path / "ours", tmp_path / "b.pth.tar" / "c.pth.tar")
+
+
+def test_exported_optimiser_has_the_authors_groups(tmp_path: Path) -> None:
+    layout = released_layout(model())
+    groups = layout["opt"]["param_groups"]
+    assert [group.get("WD_exclude", False) for group in groups] == [False, False, True, True]
+    assert [group["weight_decay"] for group in groups[2:]] == [0, 0]
+    assert sum(len(group["params"]) for group in groups) == len(layout["encoder"]) + len(
+        layout["predictor"]
+    )
+    assert layout["opt"]["state"] == {}
+
+
+_LARGEST = 8 << 20
+"""Bytes: the package must stay small."""
+
+
+def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None:
+    folder = shipped_weights()
+    model = vjepa.load_model(folder).eval()
+    size = model.config.encoder
+    assert (size.num_frames, size.image_size, size.width, size.depth) == (8, 32, 96, 3)
+    encoder = vjepa.load_encoder(folder).eval()
+    clips = torch.randn(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        features = encoder(clips)
+        assert features.shape == (2, 64, 96)
+        assert torch.equal(features, model.target_encoder(clips))
+    assert features.isfinite().all()
+    # Trained: clips differ in their features far beyond what position does.
+    assert features.std(dim=0).mean() > 0.1
+
+
+def test_the_folder_says_what_was_trained_and_how() -> None:
+    folder = shipped_weights()
+    assert find_checkpoint(folder) == folder
+    config = read_config(folder)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"{config.step:,} updates" in card
+    assert 0 < config.step <= config.run["optim"]["steps"]
+    assert config.run["data"]["sources"] == [], "no path of the machine that it was trained on"
+    for part in ("Trained on", "How", "What it can do", "What it cannot", "Licence"):
+        assert part in card
+    assert sum(file.stat().st_size for file in folder.iterdir()) < _LARGEST

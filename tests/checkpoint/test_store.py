@@ -47,6 +47,20 @@ def _load(folder: Path) -> None:
     load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for step in (3, 6):
+        _save(CheckpointStore(folder), step)
+    return folder
+
+
+@pytest.fixture
+def store(written: Path, tmp_path: Path) -> CheckpointStore:
+    """Two checkpoints, of steps 3 and 6."""
+    return CheckpointStore(Path(shutil.copytree(written, tmp_path / "two")))
+
+
 def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
     objective, optimizer = _trained(seed=0)
@@ -81,14 +95,13 @@ def test_a_checkpoint_of_before_this_format_had_one_module_resumes() -> None:
     assert all(entry["step"] == 2 and entry["exp_avg"].any() for entry in moments.values())
 
 
-def test_layout_is_readable_by_anyone(tmp_path: Path) -> None:
-    folder = _save(CheckpointStore(tmp_path), 100)
-    assert folder.name == "step_00000100"
+def test_layout_is_readable_by_anyone(store: CheckpointStore) -> None:
+    folder = store.path(3)
+    assert folder.name == "step_00000003"
     names = load_file(folder / "model.safetensors").keys()
     assert {name.split(".")[0] for name in names} == {"encoder", "target_encoder", "predictor"}
     config = json.loads((folder / "config.json").read_text())
-    assert config["format"] == "vjepa"
-    assert config["step"] == 100
+    assert (config["format"], config["step"]) == ("vjepa", 3)
     assert {key: config[key] for key in CONFIG} == CONFIG
     manifest = json.loads((folder / "manifest.json").read_text())
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
@@ -116,13 +129,11 @@ def test_last_n_and_every_k_are_kept(tmp_path: Path) -> None:
     assert latest.name == "step_00000014"
 
 
-def test_existing_step_is_never_overwritten(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    folder = _save(store, 3, seed=0)
-    before = (folder / "model.safetensors").read_bytes()
+def test_existing_step_is_never_overwritten(store: CheckpointStore) -> None:
+    before = (store.path(3) / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match=r"step_00000003: .*never overwritten"):
         _save(store, 3, seed=1)
-    assert (folder / "model.safetensors").read_bytes() == before
+    assert (store.path(3) / "model.safetensors").read_bytes() == before
 
 
 def test_leftovers_are_no_checkpoints_and_are_removed_by_the_next_save(tmp_path: Path) -> None:
@@ -158,11 +169,9 @@ def _damage(path: Path, how: str) -> None:
     "file", ["model.safetensors", "config.json", "state/trainer.json", "state/__0_0.distcp"]
 )
 def test_damaged_newest_is_an_error_that_names_the_remedy(
-    tmp_path: Path, file: str, how: str, message: str
+    store: CheckpointStore, file: str, how: str, message: str
 ) -> None:
-    store = CheckpointStore(tmp_path)
-    _save(store, 3)
-    newest = _save(store, 6)
+    newest = store.path(6)
     _damage(newest / file, how)
     assert store.latest() == newest, "never a silent step back"
     with pytest.raises(UserError) as caught:
@@ -173,24 +182,27 @@ def test_damaged_newest_is_an_error_that_names_the_remedy(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '{"format": "other"}', '{"files": 1'])
-def test_damaged_integrity_file(tmp_path: Path, content: str) -> None:
-    store = CheckpointStore(tmp_path)
-    folder = _save(store, 3)
-    (folder / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json.*no older checkpoint"):
-        _load(folder)
-
-
-@pytest.mark.parametrize("entry", ['"x"', '{"bytes": 3}'])
-def test_damaged_entry_of_the_integrity_file(tmp_path: Path, entry: str) -> None:
-    store = CheckpointStore(tmp_path)
-    folder = _save(store, 3)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["config.json"] = json.loads(entry)
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        _load(folder)
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "JSON"),
+        ("[1]", "no JSON object"),
+        ('{"format": "other"}', "not the integrity file"),
+        ('{"files": 1', "JSON"),
+        ('{"format": "vjepa-checkpoint", "files": {}}', "does not list model"),
+        ('"x"', r"entry of config\.json is damaged"),
+        ('{"bytes": 3}', r"entry of config\.json is damaged"),
+    ],
+)
+def test_damaged_integrity_file(store: CheckpointStore, content: str, says: str) -> None:
+    path = store.path(3) / "manifest.json"
+    if "entry" in says:
+        manifest = json.loads(path.read_text())
+        manifest["files"]["config.json"] = json.loads(content)
+        content = json.dumps(manifest)
+    path.write_text(content)
+    with pytest.raises(UserError, match=rf"manifest\.json.*{says}.*no older checkpoint"):
+        _load(store.path(3))
 
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
@@ -199,27 +211,19 @@ def test_foreign_folder_is_refused(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
-def test_other_shape_is_refused_before_anything_changes(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    folder = _save(store, 3)
+def test_another_model_is_refused_before_anything_changes(store: CheckpointStore) -> None:
     objective, optimizer = _trained(seed=5)
     objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
+        load_checkpoint(store.path(3), objective.saved_modules(), optimizer, Team())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
     assert "of another shape (predictor.1.weight: file [8, 8], model [9, 8]" in message
     assert "2 missing (predictor.2.weight, predictor.2.bias)" in message
     assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
-
-
-def test_module_that_the_model_lacks_is_refused(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    folder = _save(store, 3)
-    objective, _ = _trained()
     with pytest.raises(UserError, match="6 unexpected"):
-        load_checkpoint(folder, {"encoder": objective.encoder}, None, Team())
+        load_checkpoint(store.path(3), {"encoder": objective.encoder}, None, Team())
 
 
 @pytest.fixture
@@ -287,23 +291,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_full_disk_where_nothing_can_be_mounted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = CheckpointStore(tmp_path)
-    first = _save(store, 3)
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(UserError, match="the disk is full"):
-        _save(store, 6)
-    monkeypatch.undo()
-    assert store.latest() == first
-    _load(first)
-
-
 def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
     """What training does to the weights meanwhile does not reach the checkpoint."""
     (objective, optimizer), store = _trained(), CheckpointStore(tmp_path, background=True)
@@ -324,22 +311,24 @@ def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
 
 
-def test_a_failure_in_the_background_is_told_at_the_next_occasion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_told_at_the_next_occasion(
+    store: CheckpointStore, background: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = CheckpointStore(tmp_path, background=True)
-    _save(store, 1)
-    store.finish()
-
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
+    store = CheckpointStore(store.folder, background=background)
     monkeypatch.setattr(os, "fsync", fail)
-    _save(store, 2)
-    with pytest.raises(UserError, match=r"step_00000002: .*the disk is full"):
+
+    def save_and_wait() -> None:
+        _save(store, 7)
         store.finish()
+
+    with pytest.raises(UserError, match=r"step_00000007: .*the disk is full"):
+        save_and_wait()
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
-    _save(store, 3)
-    store.finish()
-    assert store.steps() == [1, 3]
+    assert {path.name for path in store.folder.iterdir()} == {"step_00000003", "step_00000006"}
+    _load(store.path(6))
+    save_and_wait()
+    assert store.steps() == [6, 7]

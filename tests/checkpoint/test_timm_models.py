@@ -74,6 +74,10 @@ class TestWithTimm:
         assert not torch.equal(random(video), results[0])
         with pytest.raises(UserError, match="another model"):
             load_timm_encoder("resnet18", tmp_path / "a.safetensors")
+        counted = self.timm.create_model("resnet18").state_dict()
+        save_file(counted, tmp_path / "c.safetensors")
+        loaded = load_timm_encoder("resnet18", tmp_path / "c.safetensors").state_dict()
+        assert {t.dtype for n, t in loaded.items() if "num_batches" in n} == {torch.int64}
         partial = dict(list(whole.state_dict().items())[:-4])
         save_file(partial, tmp_path / "b.safetensors")
         with pytest.raises(UserError, match="missing"):

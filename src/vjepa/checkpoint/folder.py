@@ -127,12 +127,11 @@ def read_config(folder: Path) -> CheckpointConfig:
     if not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: has no group 'model' with the sizes of the model")
     model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
-    step, objective, run = content.get("step", 0), content.get("objective"), content.get("run")
+    step, objective = content.get("step", 0), content.get("objective")
     if not isinstance(step, int) or not isinstance(objective, str):
         raise UserError(f"{path}: step {step!r} or objective {objective!r} cannot be")
-    run, preprocess = (
-        part if isinstance(part, dict) else {} for part in (run, content.get("preprocess"))
-    )
+    groups = (content.get(name) for name in ("run", "preprocess"))
+    run, preprocess = (group if isinstance(group, dict) else {} for group in groups)
     return CheckpointConfig(step, objective, model, run, preprocess)
 
 
@@ -232,13 +231,10 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def write_weights(
     folder: Path, tensors: Mapping[str, Tensor], step: int, config: Mapping[str, Any]
 ) -> None:
-    """Write the two files that every checkpoint has.
+    """Write the two files that every checkpoint has into a folder that nobody reads yet.
 
-    Args:
-        folder: Is there, and is not yet seen by others under its final name.
-        tensors: By full name; their dtype is kept.
-        step: Updates done.
-        config: ``objective``, ``model`` and ``run`` as plain JSON types.
+    Tensors have full names, and keep their dtype; `config` holds ``objective``, ``model`` and
+    ``run`` as plain JSON types.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -253,18 +249,10 @@ def save_model(
     step: int = 0,
     run: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a model as a checkpoint folder: weights and configuration, loadable by anyone.
+    """Write a model as a checkpoint folder, in its dtype; whoever sees the folder sees all of it.
 
-    Whoever sees the folder sees all of it.
-
-    Args:
-        folder: Where; must not exist.
-        model: The model; its dtype is kept.
-        step: Updates done.
-        run: The resolved configuration of the run, plain values.
-
-    Returns:
-        The folder.
+    `step` says how many updates were done, `run` is the resolved configuration of the run in plain
+    values.
 
     Raises:
         UserError: The folder exists, or cannot be written (full disk, no permission).

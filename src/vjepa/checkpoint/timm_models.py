@@ -36,9 +36,6 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
             left out); None draws weights at random.
         seed: Of the random weights; torch's own generator is left as it was.
 
-    Returns:
-        The encoder, float32, on the CPU, in evaluation mode.
-
     Raises:
         UserError: timm is not installed, has no such model, the weights do not fit, or the model
             has no square feature map.
