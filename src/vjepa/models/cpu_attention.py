@@ -24,8 +24,12 @@ _MOST_SCORES = 1 << 22
 # Probabilities that one attention keeps for its backward pass: 64 MiB in bfloat16. A predictor of
 # 12 blocks and two masks so keeps at most 1.5 GiB, as much as one clip of 1568 tokens has.
 _MOST_KEPT = 1 << 25
-# Asked once: a question to the processor inside a block would cut a compiled block in two.
-_HAS_AMX: bool = torch.cpu._is_amx_tile_supported()
+# Asked once: a question to the processor inside a block would cut a compiled block in two. Where
+# torch was told to do without AVX-512 (ATEN_CPU_CAPABILITY), its fused attention stops with an
+# error on a processor that has AMX.
+_HAS_AMX: bool = (
+    torch.cpu._is_amx_tile_supported() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+)
 
 
 def suits(qkv: Tensor) -> bool:
