@@ -64,13 +64,7 @@ class TrainingClips:
         out: Tensor,
         clock: StageClock = NO_CLOCK,
     ) -> None:
-        """Write the clips of n samples that share a video.
-
-        Args:
-            source: The video.
-            ordinals: int64 [n].
-            out: uint8 [n, C, T, S, S], overwritten.
-            clock: Told where the time goes.
+        """Write the clips of n samples that share a video: `out`, uint8 [n, C, T, S, S].
 
         Raises:
             DecodeError: The video cannot give its frames.
@@ -236,8 +230,7 @@ class EvaluationClips(AbstractContextManager):
 
         Args:
             manifest: The videos, also those that the manifest knows to be bad.
-            clip, view: What is seen of each.
-            reading: Workers.
+            clip, view, reading: What is seen of each, and how it is read.
             rows: int64 [n], ascending; None reads all rows.
             on_bad_video: ``error`` stops at the first video that cannot be read; ``list`` leaves it
                 out and reports it. It is never replaced by another video.

@@ -80,17 +80,14 @@ def load_clip(
 ) -> Clip:
     """Read one clip of a video, image or folder of frames.
 
+    Where the video ends before the clip, the last frame is repeated.
+
     Args:
         path: The file or folder.
         num_frames: T.
         stride: Spacing in frames, as in pretraining (16 frames over a window of 64).
         start_seconds: Where the clip begins; None takes the clip around the video's middle.
-        fps: Spacing by time instead: frames of the clip per second of video. It takes the place of
-            `stride`.
-
-    Returns:
-        The frames and their times. Where the video ends before the clip, the last frame is
-        repeated.
+        fps: Spacing by time instead of `stride`: frames of the clip per second of video.
 
     Raises:
         UserError: The file cannot be read, or the clip would begin outside the video.

@@ -57,14 +57,7 @@ class SampleOrder:
     def __init__(
         self, lengths: Sequence[int], weights: Sequence[float], seed: int, clips_per_video: int = 1
     ) -> None:
-        """Fix the sources.
-
-        Args:
-            lengths: Number of rows of each source, at least 1 each.
-            weights: Relative share of samples of each source.
-            seed: The run's seed.
-            clips_per_video: Consecutive samples that share a video.
-        """
+        """Take sources of `lengths` rows each, at least 1, and of relative shares `weights`."""
         if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
             raise UserError(f"weights must not be negative and not all 0, got {list(weights)}")
         self.lengths = tuple(int(length) for length in lengths)
@@ -106,7 +99,7 @@ class SampleOrder:
             return np.zeros_like(slots), slots
         blocks, inverse = np.unique(slots // BLOCK, return_inverse=True)
         members = blocks[:, None] * BLOCK + np.arange(BLOCK)
-        sources, _ = _deal(members.reshape(-1), self.shares)
+        sources = _deal(members.reshape(-1), self.shares)
         order = random_bits(self.seed, "order of sources", members, 1)[..., 0].argsort(
             1, kind="stable"
         )
@@ -134,21 +127,18 @@ def _left_of(counts: NDArray[np.int64], share: int) -> NDArray[np.int64]:
     return (counts * share + (1 << (_SHARE_BITS - 1))) >> _SHARE_BITS
 
 
-def _deal(
-    slots: NDArray[np.int64], shares: tuple[float, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Source of each slot and its turn there, dealt evenly by halving the list of sources."""
+def _deal(slots: NDArray[np.int64], shares: tuple[float, ...]) -> NDArray[np.int64]:
+    """Source of each slot, dealt evenly by halving the list of sources."""
     if len(shares) == 1:
-        return np.zeros_like(slots), slots
+        return np.zeros_like(slots)
     half = (len(shares) + 1) // 2
     share = _left_share(shares)
     before = _left_of(slots, share)
     left = _left_of(slots + 1, share) > before
-    sources, turns = np.empty_like(slots), np.empty_like(slots)
-    sources[left], turns[left] = _deal(before[left], shares[:half])
-    right_sources, turns[~left] = _deal((slots - before)[~left], shares[half:])
-    sources[~left] = right_sources + half
-    return sources, turns
+    sources = np.empty_like(slots)
+    sources[left] = _deal(before[left], shares[:half])
+    sources[~left] = _deal((slots - before)[~left], shares[half:]) + half
+    return sources
 
 
 def _turns_before(
