@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vjepa.errors import UserError
-from vjepa.strict_yaml import Typed, parse_yaml, write_yaml
+from vjepa.strict_yaml import parse_value, parse_yaml, write_yaml
 
 if typing.TYPE_CHECKING:
     from pydantic import ValidationError
@@ -81,32 +81,35 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 
 def _refusal(cls: type, values: Mapping[str, Any], error: ValidationError) -> Exception:
     """The first mistake that pydantic found, in one line that begins with the field's name."""
-    first, *others = error.errors(include_url=False)
+    found = error.errors(include_url=False)
+    first, name = found[0], str(found[0]["loc"][0]) if found[0]["loc"] else ""
     if first["type"] == "value_error":
         return first["ctx"]["error"]  # raised by __post_init__, which has its own words
-    name, *inner = first["loc"]
     if name not in values or name not in field_types(cls):
         return TypeError(f"{cls.__name__}: {name}: {first['msg'].lower()}")
     # A union is refused by each of its alternatives: a bound says more than a wrong type.
-    for other in others:
-        if other["loc"][0] == name and other.get("ctx", {}).keys() & _BOUNDS.keys():
-            first = other
-    path, value, hint = str(name), values[str(name)], field_types(cls)[str(name)]
-    for part in inner:
-        if not isinstance(part, int) or not isinstance(value, tuple) or part >= len(value):
+    bounded = (item for item in found if _BOUNDS.keys() & item.get("ctx", {}).keys())
+    first = next((item for item in bounded if item["loc"][0] == name), first)
+    path, value, hint, kind = name, values[name], field_types(cls)[name], first["type"]
+    for part in first["loc"][1:]:
+        if not isinstance(part, int):
             break
-        path, value, hint = f"{path}.{part}", value[part], _item_types(hint, len(value))[part]
-    for bound, limit in first.get("ctx", {}).items():
-        if bound in _BOUNDS:
-            rule = f"be {_BOUNDS[bound]} {limit:.12g}"
+        kinds = _item_types(hint, len(value)) if isinstance(value, tuple) else ()
+        if not kinds:
+            kind = "too_long"  # or too short: then its items do not matter
+            break
+        path, value, hint = f"{path}.{part}", value[part], kinds[part]
+    for bound in _BOUNDS.keys() & first.get("ctx", {}).keys():
+        if kind == first["type"]:
+            rule = f"be {_BOUNDS[bound]} {first['ctx'][bound]:.12g}"
             rule = "not be negative" if rule == "be at least 0" else rule
-            return ValueError(f"{path} must {rule}, got {show(value)}")
+            return ValueError(f"{path} must {rule}, got {_show(value)}")
     hint = next((arm for arm in _arms(hint) if _arms(hint) == (arm, types.NoneType)), hint)
-    expected = "a finite number" if first["type"] == "finite_number" else describe_type(hint)
+    expected = "a finite number" if kind == "finite_number" else describe_type(hint)
     if typing.get_origin(hint) is typing.Literal:
         near = nearest(str(value), map(str, typing.get_args(hint)))
         expected += f"; did you mean {near}?" if near else ""
-    return ValueError(f"{path}: {show(value)} is not valid here: expected {expected}")
+    return ValueError(f"{path}: {_show(value)} is not valid here: expected {expected}")
 
 
 # What a config dataclass says about itself.
@@ -147,8 +150,8 @@ def _walk(cls: type, base: object, path: str) -> Iterator[tuple[str, type, objec
         if group is not None:
             inner = default if isinstance(default, group) else None
             yield from _walk(group, inner, f"{path}{name}.")
-        for item in filter(_is_config, _item_types(hint, 1)):
-            yield from _walk(typing.cast("type", item), None, f"{path}{name}.N.")
+        for item in filter(None, map(group_of, _item_types(hint, 1))):
+            yield from _walk(item, None, f"{path}{name}.N.")
 
 
 @functools.cache
@@ -171,10 +174,6 @@ def _defaults(cls: type) -> dict[str, object]:
     return found
 
 
-def _is_config(hint: object) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
 def _arms(hint: object) -> tuple[object, ...]:
     """The alternatives of a union, or the type alone."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
@@ -183,7 +182,8 @@ def _arms(hint: object) -> tuple[object, ...]:
 
 def group_of(hint: object) -> type | None:
     """The config dataclass among the alternatives of a type, if there is one."""
-    return next((typing.cast("type", arm) for arm in _arms(hint) if _is_config(arm)), None)
+    found = (arm for arm in _arms(hint) if isinstance(arm, type) and dataclasses.is_dataclass(arm))
+    return next(found, None)
 
 
 def _item_types(hint: object, length: int) -> tuple[object, ...]:
@@ -207,10 +207,10 @@ def describe_type(hint: object) -> str:
         return choices if len(arguments) == 1 else f"one of {choices}"
     if origin is tuple and arguments[1:] == (Ellipsis,):
         one = describe_type(arguments[0]).removeprefix("a ").removeprefix("an ")
-        return "a list of groups" if _is_config(arguments[0]) else f"a list of {one}s"
+        return "a list of groups" if group_of(arguments[0]) else f"a list of {one}s"
     if origin is tuple:
         return f"a list of {len(arguments)} values"
-    if _is_config(hint):
+    if group_of(hint):
         return "a group of settings"
     if hint not in _TYPES:
         raise TypeError(f"a config field cannot have the type {hint!r}")
@@ -221,7 +221,7 @@ def describe_type(hint: object) -> str:
 def meanings(cls: type) -> dict[str, str]:
     """The docstring under each field of a config dataclass, on one line."""
     base = cls.__base__
-    found = meanings(base) if base is not None and dataclasses.is_dataclass(base) else {}
+    found = dict(meanings(base)) if base is not None and dataclasses.is_dataclass(base) else {}
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     for field, text in itertools.pairwise(getattr(body, "body", [])):
         docstring = getattr(getattr(text, "value", None), "value", None)
@@ -253,8 +253,12 @@ def to_dict(config: object) -> dict[str, Any]:
 
 def plain(value: object) -> Any:
     """One config value as YAML and JSON know it."""
+    if isinstance(value, _Given):
+        value = value.value
     if dataclasses.is_dataclass(value):
         return to_dict(value)
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -286,10 +290,10 @@ def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
         yield from _leaves(item, _join(path, str(name)))
 
 
-def show(value: object) -> str:
+def _show(value: object) -> str:
     """A value for an error message: short, on one line, as the user wrote it."""
-    text = value.text or "''" if isinstance(value, Typed) else repr(plain(value))
-    text = " ".join(text.split())
+    typed = value.text if isinstance(value, _Given) else None
+    text = " ".join((typed or repr(plain(value))).split())
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 
@@ -318,17 +322,14 @@ def recipe_path(recipes: str, name: str) -> Path:
 
 
 def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
-    """Build a config dataclass from plain values; what `mapping` leaves out keeps its default.
+    """Build a config from plain values; what `mapping` leaves out keeps its default.
 
-    Args:
-        cls: A config dataclass.
-        mapping: Plain values as YAML gives them; tuples, paths and config objects are taken, too.
-        source: What to call the mapping in an error, usually a file.
+    Tuples, paths and config objects are taken, too. Errors begin with `source`, usually a file.
 
     Raises:
         UserError: Unknown field, wrong type, bad choice or refused value.
     """
-    layers = _Layers(cls)
+    layers = _Layers(cls, source)
     layers.add(mapping, source)
     return layers.build(cls, layers.data, "", None)
 
@@ -353,7 +354,7 @@ def load_config(
     Raises:
         UserError: A file that is missing or no YAML, an unknown field, a wrong or refused value.
     """
-    layers = _Layers(cls)
+    layers = _Layers(cls, "defaults")
     for file in files:
         path, name = _find(file, recipes)
         try:
@@ -365,13 +366,15 @@ def load_config(
         layers.add(parse_yaml(text, name), name)
     if isinstance(overrides, Mapping):
         for dotted, value in overrides.items():
-            layers.set(dotted, value, "overrides")
+            layers.set(dotted, _Given(value, "overrides"))
         return layers.build(cls, layers.data, "", None)
     for override in overrides:
         dotted, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{_COMMAND_LINE}: {dotted}: expected NAME=VALUE")
-        layers.set(dotted, Typed.parse(text), _COMMAND_LINE)
+        # Which type it should have is known only once its field is: 2024 is a number for one and a
+        # name for another. So both readings are kept until then.
+        layers.set(dotted, _Given(parse_value(text), _COMMAND_LINE, text))
     return layers.build(cls, layers.data, "", None)
 
 
@@ -390,107 +393,103 @@ def _find(file: str | Path, recipes: str | None) -> tuple[Path, str]:
     raise UserError(f"{path}: no such config file")
 
 
-class _Layers:
-    """Plain settings laid over each other, which source set each of them, and what they build."""
+@dataclasses.dataclass(frozen=True)
+class _Given:
+    """A value, which source gave it and, on the command line, how it was typed."""
 
-    def __init__(self, root: type) -> None:
+    value: Any
+    source: str
+    text: str | None = None
+
+
+class _Layers:
+    """Settings laid over each other, each with its source, and the config that they make.
+
+    `data` is a tree of groups (dict), down to :class:`_Given`; a list is one of these, whose items
+    may have been changed one by one.
+    """
+
+    def __init__(self, root: type, source: str) -> None:
         self._root = root
-        self._origin = {"": "defaults"}
+        self._source = source
         self.data: dict[str, Any] = {}
 
     def add(self, mapping: Mapping[str, object], source: str) -> None:
         """Lay the settings of one source over those before."""
-        self._origin[""] = source
-        self.data = self._laid_over(self.data, mapping, "", source)
+        self.data = _laid_over(self.data, _Given(mapping, source))
 
-    def set(self, dotted: str, value: object, source: str) -> None:
+    def set(self, dotted: str, given: _Given) -> None:
         """Set one field by its dotted name; a number steps into a list or adds its next item."""
         names = dotted.replace("-", "_").split(".")
         if not all(names):
-            raise UserError(f"{source}: {dotted!r} is not the name of a setting")
-        self.data = self._with(self.data, names, value, "", source)
+            raise UserError(f"{given.source}: {dotted!r} is not the name of a setting")
+        self.data = self._with(self.data, names, given, "")
 
-    def _with(self, present: Any, names: list[str], value: object, path: str, source: str) -> Any:
+    def _with(self, present: Any, names: list[str], given: _Given, path: str) -> Any:
         """What stands at `path`, with the setting that `names` names below it changed."""
         if not names:
-            is_group = isinstance(value, Typed) and isinstance(value.parsed, Mapping)
-            return self._laid_over(present, value.parsed if is_group else value, path, source)
+            return _laid_over(present, given)
         name, *below = names
         full = _join(path, name)
         if not name.isdigit():
-            group = self._group(present, path, source)
-            return group | {name: self._with(group.get(name), below, value, full, source)}
-        items = present.parsed if isinstance(present, Typed) else present
-        if items is None:
+            group = present if isinstance(present, dict) else {}
+            return group | {name: self._with(group.get(name), below, given, full)}
+        if present is None:
             defaults = {known: default for known, _, default in _walk(self._root, None, "")}
-            items = defaults.get(re.sub(r"\b\d+\b", "N", path))
+            present = _Given(defaults.get(re.sub(r"\b\d+\b", "N", path)), self._source)
+        items, index = present.value if isinstance(present, _Given) else present, int(name)
         if not isinstance(items, (list, tuple)):
-            problem = f"{path or 'the config'} is not a list (value {show(value)})"
-            raise UserError(f"{source}: {_join(path, *names)}: {problem}")
-        items, index = list(items), int(name)
+            problem = f"{path or 'the config'} is not a list (value {_show(given)})"
+            raise UserError(f"{given.source}: {_join(path, *names)}: {problem}")
         if index > len(items):
             raise UserError(
-                f"{source}: {full}: there is no such item (value {show(value)}): the list"
+                f"{given.source}: {full}: there is no such item (value {_show(given)}): the list"
                 f" has {len(items)}, counted from 0, and {len(items)} would add one"
             )
-        if index == len(items):
-            items.append({})
-        items[index] = self._with(plain(items[index]), below, value, full, source)
-        return items
-
-    def _laid_over(self, present: Any, value: Any, path: str, source: str) -> Any:
-        """`present` changed by `value`: groups field by field, everything else as a whole."""
-        if not isinstance(value, Mapping):
-            self._claim(path, source)
-            return value
-        group = dict(self._group(present, path, source))
-        for name, item in value.items():
-            group[name] = self._laid_over(group.get(name), item, _join(path, name), source)
-        return group
-
-    def _group(self, present: object, path: str, source: str) -> dict[str, Any]:
-        """The settings that stand at `path`; none where something else stands or nothing."""
-        if isinstance(present, dict):
-            return present
-        self._claim(path, source)
-        return {}
-
-    def _claim(self, path: str, source: str) -> None:
-        """`source` has set `path`, and with it everything below."""
-        for known in [known for known in self._origin if known.startswith(f"{path}.")]:
-            del self._origin[known]
-        self._origin[path] = source
+        items = [*items, {}] if index == len(items) else list(items)
+        items[index] = self._with(plain(items[index]), below, given, full)
+        return dataclasses.replace(present, value=items)
 
     def _place(self, path: str) -> str:
         """A setting for an error, after the source that set it or the nearest thing around it."""
-        around = path
-        while around not in self._origin:
-            around = around.rpartition(".")[0]
-        return f"{self._origin[around]}: {path}" if path else self._origin[around]
+        node, source = self.data, self._source
+        for part in path.split("."):
+            if isinstance(node, _Given):
+                node, source = node.value, node.source
+            if isinstance(node, (list, tuple)) and part.isdigit():
+                node = node[int(part)]
+            elif isinstance(node, Mapping) and part in node:
+                node = node[part]
+            else:
+                break
+        while isinstance(node, Mapping) and node:
+            node = list(node.values())[-1]
+        source = node.source if isinstance(node, _Given) else source
+        return f"{source}: {path}" if path else source
 
-    def build(self, cls: type[Config], mapping: object, path: str, base: Config | None) -> Config:
-        """An instance of `cls`: the values of `base` or the defaults, changed by `mapping`."""
-        given = mapping.parsed if isinstance(mapping, Typed) else mapping
+    def build(self, cls: type[Config], node: object, path: str, base: Config | None) -> Config:
+        """An instance of `cls`: the values of `base` or the defaults, changed by `node`."""
+        given = node.value if isinstance(node, _Given) else node
         if isinstance(given, cls):
             return given
         known = ", ".join(field_types(cls))
         if not isinstance(given, Mapping):
             expected = f"expected a group of settings ({known})"
-            raise UserError(f"{self._place(path)}: {show(mapping)} is not valid here: {expected}")
+            raise UserError(f"{self._place(path)}: {_show(node)} is not valid here: {expected}")
         for name in given:
             if name not in field_types(cls):
                 near = self._nearest_setting(cls, path, str(name))
                 remedy = f"did you mean {near}?" if near else f"known here: {known}"
                 where = f"{self._place(_join(path, name))}: unknown setting"
-                raise UserError(f"{where} (value {show(given[name])}); {remedy}")
+                raise UserError(f"{where} (value {_show(given[name])}); {remedy}")
         values: dict[str, Any] = {}
         for name, hint in field_types(cls).items():
             below = _join(path, name)
             values[name] = _defaults(cls)[name] if base is None else getattr(base, name)
             if name in given:
                 values[name] = self._value(given[name], hint, below, values[name])
-            elif values[name] is REQUIRED and _is_config(hint):
-                values[name] = self.build(typing.cast("type", hint), {}, below, None)
+            elif values[name] is REQUIRED and (group := group_of(hint)):
+                values[name] = self.build(group, {}, below, None)
             elif values[name] is REQUIRED:
                 raise UserError(
                     f"{below}: missing; it has no default, so set it in a --config file or with"
@@ -501,25 +500,25 @@ class _Layers:
         except (ValueError, UserError) as error:
             raise self._refused(path, given, values, str(error)) from error
 
-    def _value(self, value: Any, hint: object, path: str, inherited: object) -> Any:
+    def _value(self, node: object, hint: object, path: str, inherited: object) -> Any:
         """One value in the form that its field wants; the class that it is for checks it."""
-        parsed = value.parsed if isinstance(value, Typed) else value
+        value, text = (node.value, node.text) if isinstance(node, _Given) else (node, None)
         arms, group = _arms(hint), group_of(hint)
-        if parsed is None and types.NoneType in arms:
+        if value is None and types.NoneType in arms:
             return None
         if group is not None:
             base = inherited if isinstance(inherited, group) else None
-            return self.build(group, value, path, base)
-        if isinstance(value, Typed) and {str, Path}.intersection(arms):
-            parsed = parsed if isinstance(parsed, str) else value.text
-        if isinstance(parsed, (list, tuple)):
-            kinds = _item_types(hint, len(parsed)) or (object,) * len(parsed)
+            return self.build(group, node, path, base)
+        if text is not None and {str, Path}.intersection(arms) and not isinstance(value, str):
+            value = text
+        if isinstance(value, (list, tuple)):
+            kinds = _item_types(hint, len(value)) or (object,) * len(value)
             return tuple(
                 self._value(item, kind, f"{path}.{place}", None)
-                for place, (item, kind) in enumerate(zip(parsed, kinds, strict=True))
+                for place, (item, kind) in enumerate(zip(value, kinds, strict=True))
             )
-        is_path = Path in arms and isinstance(parsed, (str, Path)) and str(parsed)
-        return Path(parsed).expanduser() if is_path else parsed
+        is_path = Path in arms and isinstance(value, (str, Path)) and str(value)
+        return Path(value).expanduser() if is_path else value
 
     def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:
         """The nearest valid dotted name: a sibling first, then the same leaf anywhere."""
@@ -541,15 +540,25 @@ class _Layers:
         first, *inner = re.sub(r"\[(\d+)\]", r".\1", name.rstrip(":")).split(".")
         if first not in values:
             return UserError(f"{self._place(path)}: {name} {rest}")
-        value, typed = values[first], given.get(first)
+        value = values[first]
         for part in inner:
             items = isinstance(value, tuple) and part.isdigit()
             value = value[int(part)] if items else getattr(value, part, None)
-        got = "" if show(value) in rest else f" (value {show(value)})"
-        if isinstance(typed, Typed) and not inner and rest.startswith(f"{show(value)} is not"):
-            rest = show(typed) + rest.removeprefix(show(value))
+        got = "" if _show(value) in rest else f" (value {_show(value)})"
+        if not inner and rest.startswith(f"{_show(value)} is not valid"):
+            rest = _show(given.get(first, value)) + rest.removeprefix(_show(value))
         colon = ":" if name.endswith(":") else ""
         return UserError(f"{self._place(_join(path, first, *inner))}{colon} {rest}{got}")
+
+
+def _laid_over(present: Any, given: _Given) -> Any:
+    """`present` changed by what was given: groups field by field, everything else as a whole."""
+    if not isinstance(given.value, Mapping):
+        return given
+    group = dict(present) if isinstance(present, dict) else {}
+    for name, item in given.value.items():
+        group[name] = _laid_over(group.get(name), _Given(item, given.source))
+    return group
 
 
 def _join(*names: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import yaml
 from yaml.composer import ComposerError
@@ -107,26 +106,12 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal_int)
 _Dumper.add_representer(list, _Dumper.represent_list)
 
 
-@dataclass(frozen=True)
-class Typed:
-    """A value given as text on the command line.
-
-    Which type it should have is known only once its field is: ``2024`` is a number for one field
-    and a name for another. So both readings are kept until then.
-    """
-
-    text: str
-    """As typed."""
-    parsed: object
-    """As YAML reads it; the text itself where it is no valid YAML."""
-
-    @classmethod
-    def parse(cls, text: str) -> Typed:
-        """Read `text` as YAML; text that is no YAML stays a text."""
-        try:
-            return cls(text, yaml.load(text, Loader=_Loader))
-        except yaml.YAMLError:
-            return cls(text, text)
+def parse_value(text: str) -> object:
+    """One value of any kind; text that is no YAML stays a text."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
 
 
 def parse_yaml(text: str, source: str) -> dict[str, object]:

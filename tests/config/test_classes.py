@@ -25,6 +25,7 @@ class Ranges:
     tiny: Annotated[float, Field(le=1e-3)] = 0.0
     device: Literal["auto", "cpu"] | Annotated[int, Field(ge=0)] = "auto"
     pair: tuple[float, float] = (0.0, 1.0)
+    corner: tuple[Annotated[float, Field(lt=1)], Annotated[float, Field(lt=1)]] = (0.0, 0.0)
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -37,6 +38,8 @@ BAD = [
     ({"index": -1}, "index must not be negative, got -1"),
     ({"rates": (1.0, 0.0)}, "rates.1 must be above 0, got 0.0"),
     ({"share": 1.5}, "share must be below 1, got 1.5"),
+    ({"corner": (2.0,)}, "corner: [2.0] is not valid here: expected a list of 2 values"),
+    ({"corner": (0.5, 2.0)}, "corner.1 must be below 1, got 2.0"),
     ({"tiny": 1}, "tiny must be at most 0.001, got 1"),
     ({"device": -1}, "device must not be negative, got -1"),
     ({"device": "gpu"}, "device: 'gpu' is not valid here: expected one of auto, cpu or an integer"),
