@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,15 +14,9 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, look_at
-from vjepa.data.video.info import VideoInfo
-from vjepa.evaluation.export import (
-    FeatureFileWriter,
-    FeatureTable,
-    FileOrigin,
-    is_written,
-    metadata,
-    tokens_shape,
-)
+from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.evaluation.export import FeatureTable, FileOrigin, is_written, write_features
+from vjepa.evaluation.video_features import FilePart
 
 SIZES = {"image_size": 32, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
 INFO = VideoInfo(
@@ -33,15 +28,30 @@ def _look(info: VideoInfo = INFO) -> Look:
     return look_at(info, WindowConfig(), FramingConfig(), **SIZES)
 
 
-def _write(target: Path, stored: str = "float32") -> tuple[FileOrigin, Tensor]:
+def _parts(
+    look: Look, tokens: Tensor, times: np.ndarray, failure: str | None = None
+) -> Iterator[FilePart]:
+    """Tokens three tubelets at a time, then the times or a failure."""
+    for part in tokens.split(3) if tokens.ndim > 1 else [tokens]:
+        yield FilePart(0, look, tokens=part)
+    if failure is None:
+        yield FilePart(0, look, times=times)
+    else:
+        yield FilePart(0, look, failure=failure)
+
+
+def _write(
+    target: Path, stored: str = "float32", failure: str | None = None
+) -> tuple[FileOrigin, Tensor]:
     look, origin = _look(), FileOrigin.of(INFO, "settings")
-    shape = tokens_shape(look, "none", 24)
-    tokens = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    writer = FeatureFileWriter(target, look, shape, stored, metadata(look, origin))
-    for part in tokens.split(3):
-        writer.write(part)
-    assert not target.exists()  # only whole files have their name
-    writer.finish(np.arange(8.0))
+    tokens = torch.randn(8, 2, 4, 24, generator=torch.Generator().manual_seed(0))
+
+    def parts() -> Iterator[FilePart]:
+        for part in _parts(look, tokens, np.arange(8.0), failure):
+            assert not target.exists()  # only whole files have their name
+            yield part
+
+    write_features(target, look, origin, parts(), pool="none", width=24, stored=stored)
     return origin, tokens
 
 
@@ -92,27 +102,27 @@ def test_only_a_whole_file_of_the_same_origin_counts_as_written(tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_a_failure_leaves_nothing(tmp_path: Path, kind: str) -> None:
-    look = _look()
-    shape = tokens_shape(look, "none", 24)
-    writer = FeatureFileWriter(tmp_path / f"a.{kind}", look, shape, "float32", "{}")
-    writer.write(torch.zeros(2, *shape[1:]))
-    writer.abandon()
+    with pytest.raises(DecodeError, match="broke off"):
+        _write(tmp_path / f"a.{kind}", failure="broke off")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_shapes_by_pooling() -> None:
-    assert tokens_shape(_look(), "none", 24) == (8, 2, 4, 24)
-    assert tokens_shape(_look(), "space", 24) == (8, 24)
-    assert tokens_shape(_look(), "video", 24) == (24,)
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+@pytest.mark.parametrize("pool", ["space", "video"])
+def test_shapes_by_pooling(tmp_path: Path, kind: str, pool: str) -> None:
+    target, look = tmp_path / f"a.{kind}", _look()
+    tokens = torch.randn(8, 24) if pool == "space" else torch.randn(24)
+    parts = _parts(look, tokens, np.arange(8.0))
+    origin = FileOrigin.of(INFO, "settings")
+    write_features(target, look, origin, parts, pool=pool, width=24, stored="float32")
+    found = load_file(target) if kind == "safetensors" else np.load(target)
+    np.testing.assert_array_equal(found["tokens"], tokens.numpy())
 
 
 def _fill(table: FeatureTable, name: str, tokens: Tensor, times: np.ndarray) -> FileOrigin:
     look = _look(replace(INFO, path=name))
     origin = FileOrigin.of(look.info, "settings")
-    sink = table.sink(look, origin)
-    for part in tokens.split(3) if tokens.ndim == 2 else [tokens]:
-        sink.write(part)
-    sink.finish(times)
+    table.add(look, origin, _parts(look, tokens, times))
     return origin
 
 
@@ -125,7 +135,8 @@ def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
     table.flush()
     whole = torch.randn(24)
     _fill(table, "b.mp4", whole, times)
-    table.sink(_look(), first).abandon()
+    with pytest.raises(DecodeError):
+        table.add(_look(), first, _parts(_look(), rows, times, "broke off"))
     table.flush()
     table.flush()
     parts = sorted(path.name for path in (tmp_path / "table").iterdir())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from vjepa.data.clips import windows
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.clips.windows import FramingConfig, WindowConfig, plan_frame
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
-from vjepa.evaluation.video_features import FileEncoding, MemorySink, encode_files
+from vjepa.evaluation.video_features import FileEncodingConfig, encode_files, tokens_and_times
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
 from vjepa.models.encoder import FrameEncoder
 
@@ -118,27 +121,30 @@ def test_an_image_encoder_sees_every_frame_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(wrapped.tokens, found.tokens)
 
 
+def _encode_all(infos: list[VideoInfo], how: FileEncodingConfig) -> dict[int, Any]:
+    """Of each file its tokens and times, or the reason of its failure."""
+    found: dict[int, Any] = {}
+    for _, parts in encode_files(_encoder(), infos, how):
+        first = next(parts)
+        try:
+            found[first.index] = tokens_and_times(itertools.chain([first], parts))
+        except DecodeError as error:
+            found[first.index] = error.reason
+    return found
+
+
 def test_a_bad_file_is_an_error_in_python_and_an_outcome_in_a_job(tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"none")
     good = _video(tmp_path / "a.mp4", 20)
     with pytest.raises(UserError, match=r"bad\.mp4"):
         vjepa.extract_features(_encoder(), [good, tmp_path / "bad.mp4"])
     infos = [inspect_file(str(tmp_path / name)) for name in ("bad.mp4", "a.mp4", "none.mp4")]
-    sinks: dict[int, MemorySink] = {}
-    outcomes = list(
-        encode_files(
-            _encoder(),
-            infos,
-            FileEncoding(),
-            lambda index, look: sinks.setdefault(index, MemorySink(look)),
-        )
-    )
-    assert {outcome.index: bool(outcome.failure) for outcome in outcomes} == {
+    found = _encode_all(infos, FileEncodingConfig())
+    assert {index: isinstance(value, str) for index, value in found.items()} == {
         0: True,
         1: False,
         2: True,
     }
-    assert list(sinks) == [1]
 
 
 def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
@@ -154,24 +160,13 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
         return original(part)
 
     monkeypatch.setattr(windows, "read_part", breaking)
-    sinks: dict[int, MemorySink] = {}
-    outcomes = list(
-        encode_files(
-            _encoder(),
-            [inspect_file(str(path)) for path in paths],
-            FileEncoding(batch_size=5),
-            lambda index, look: sinks.setdefault(index, MemorySink(look)),
-        )
-    )
-    assert {one.index: one.failure for one in outcomes} == {
-        0: None,
-        1: "breaks off",
-        2: None,
-    }
-    assert sinks[1]._parts == []
+    infos = [inspect_file(str(path)) for path in paths]
+    found = _encode_all(infos, FileEncodingConfig(batch_size=5))
+    assert sorted(found) == [0, 1, 2]
+    assert found[1] == "breaks off"
     for place in (0, 2):
         alone = vjepa.extract_features(_encoder(), paths[place])
-        torch.testing.assert_close(sinks[place].result().tokens, alone.tokens)
+        torch.testing.assert_close(found[place][0], alone.tokens)
 
 
 def test_what_foreign_bytes_make_of_a_decoder_is_their_files_failure(
@@ -191,22 +186,14 @@ def test_readers_give_the_same_and_one_that_hangs_is_killed(
     monkeypatch.setattr(windows, "_PART_FRAMES", 64)  # several parts, shared out among the readers
     good = _video(tmp_path / "a.mp4", 150)
     infos = [inspect_file(str(good)), hanging(tmp_path), inspect_file(str(good))]
-    sinks: dict[int, MemorySink] = {}
-    outcomes = list(
-        encode_files(
-            _encoder(),
-            infos,
-            FileEncoding(readers=2, timeout_seconds=3.0),
-            lambda index, look: sinks.setdefault(index, MemorySink(look)),
-        )
-    )
-    failures = {one.index: one.failure for one in outcomes}
-    assert failures.pop(1) == "reading it did not end within 3 s"
-    assert failures == {0: None, 2: None}
+    found = _encode_all(infos, FileEncodingConfig(readers=2, timeout_seconds=3.0))
+    assert sorted(found) == [0, 1, 2]
+    assert found[1] == "reading it did not end within 3 s"
     alone = vjepa.extract_features(_encoder(), good)
     for index in (0, 2):
-        torch.testing.assert_close(sinks[index].result().tokens, alone.tokens)
-        assert np.array_equal(sinks[index].result().times, alone.times)
+        tokens, times = found[index]
+        torch.testing.assert_close(tokens, alone.tokens)
+        assert np.array_equal(times, alone.times)
 
 
 def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:

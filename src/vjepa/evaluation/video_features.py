@@ -1,22 +1,25 @@
 """Features of whole files: images, short and long videos of any size and frame rate.
 
 The encoder runs over windows (:mod:`vjepa.data.clips.windows`); windows of several files share a
-batch where their sizes agree. Tokens go to a sink as soon as no later window sees them, so that
+batch where their sizes agree. Tokens are handed on as soon as no later window sees them, so that
 memory does not grow with the length of a video.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from vjepa.config import config_dataclass
 from vjepa.data.clips.windows import (
     FramingConfig,
     Look,
@@ -55,60 +58,45 @@ class FileFeatures:
     box: tuple[float, float, float, float]
 
 
-class FeatureSink(Protocol):
-    """Takes the features of one file as they come."""
+@config_dataclass
+class FileEncodingConfig:
+    """How whole files are encoded."""
 
-    def write(self, tokens: Tensor) -> None:
-        """The next tokens, float32 on the CPU: [m, h, w, D] or [m, D]; once [D] for a video."""
-        ...
-
-    def finish(self, times: NDArray[np.float64]) -> None:
-        """All tokens are written; `times` as in :class:`FileFeatures`."""
-        ...
-
-    def abandon(self) -> None:
-        """The file failed: forget what was written."""
-        ...
+    window: WindowConfig = field(default_factory=WindowConfig)
+    """Which frames, in which windows."""
+    framing: FramingConfig = field(default_factory=FramingConfig)
+    """Which part of the frames."""
+    pool: Pool = "none"
+    """`none`: every token, [t, h, w, D]; `space`: a row for each tubelet, [t, D]; `video`: one for
+    each file, [D]. Means over tokens."""
+    precision: Precision = "float32"
+    """Of the encoder's computation."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Windows per call of the encoder."""
+    readers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
 
 
 @dataclass(frozen=True)
-class FileOutcome:
-    """A file that is done.
+class FilePart:
+    """What encoding files gives next.
 
     Attributes:
-        index: Which of the files.
-        look: How it was looked at; None when that could not be decided.
-        failure: Why it failed, or None.
+        index: Which of the files it is of.
+        look: How the file is looked at; None when that could not be decided.
+        tokens: The file's next tokens, float32 on the CPU: [m, h, w, D] or [m, D]; once [D] for a
+            whole video. None while there are none, and for a failure.
+        times: With the last tokens: as in :class:`FileFeatures`.
+        failure: Why the file fails, which ends it, or None.
     """
 
     index: int
     look: Look | None
+    tokens: Tensor | None = None
+    times: NDArray[np.float64] | None = None
     failure: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileEncoding:
-    """How files are encoded.
-
-    Attributes:
-        window: Which frames, in which windows.
-        framing: Which part of them.
-        pool: ``none`` keeps every token, ``space`` the mean over each tubelet's, ``video`` the mean
-            over all.
-        device, precision: Where and how the encoder runs.
-        batch_size: Windows per call of it.
-        readers: Processes that decode; 0 decodes in this one, without a watchdog.
-        timeout_seconds: A file that keeps a reader for longer, at some windows, is given up.
-    """
-
-    window: WindowConfig = field(default_factory=WindowConfig)
-    framing: FramingConfig = field(default_factory=FramingConfig)
-    pool: Pool = "none"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    precision: Precision = "float32"
-    batch_size: int = 8
-    readers: int = 0
-    timeout_seconds: float = 60.0
 
 
 def extract_features(
@@ -129,7 +117,7 @@ def extract_features(
         window: Which frames, in which windows; None takes every fourth frame, windows of the
             encoder's length, half overlapping.
         framing: Which part of the frames; None takes the whole frame.
-        pool: As in :class:`FileEncoding`.
+        pool: As in :class:`FileEncodingConfig`.
         batch_size: Windows per call of the encoder.
 
     Returns:
@@ -143,76 +131,64 @@ def extract_features(
 
     several = not isinstance(paths, (str, os.PathLike))
     every = [os.fspath(path) for path in paths] if several else [os.fspath(paths)]
-    how = FileEncoding(
+    how = FileEncodingConfig(
         window=window or WindowConfig(),
         framing=framing or FramingConfig(),
         pool=pool,
-        device=next(encoder.parameters()).device,
         batch_size=batch_size,
     )
-    sinks: dict[int, MemorySink] = {}
+    found: dict[int, FileFeatures] = {}
+    for look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
+        first = next(parts)
+        try:
+            tokens, times = tokens_and_times(itertools.chain([first], parts))
+        except DecodeError as error:
+            raise UserError(f"{every[first.index]}: {error.reason}; give another file") from error
+        assert look is not None
+        frame_numbers, box = look.plan.frame_numbers, look.box
+        found[first.index] = FileFeatures(tokens, times, frame_numbers, look.grid, box)
+    ordered = [found[index] for index in range(len(every))]
+    return ordered if several else ordered[0]
 
-    def open_sink(index: int, look: Look) -> MemorySink:
-        return sinks.setdefault(index, MemorySink(look))
 
-    for outcome in encode_files(encoder, [inspect_file(path) for path in every], how, open_sink):
-        if outcome.failure is not None:
-            raise UserError(f"{every[outcome.index]}: {outcome.failure}; give another file")
-    found = [sinks[index].result() for index in range(len(every))]
-    return found if several else found[0]
+def tokens_and_times(parts: Iterable[FilePart]) -> tuple[Tensor, NDArray[np.float64]]:
+    """All tokens of one file in memory, and their times.
+
+    Raises:
+        DecodeError: The file fails.
+    """
+    found = list(unless_failed(parts))
+    tokens = [part.tokens for part in found if part.tokens is not None]
+    times = found[-1].times
+    assert times is not None
+    return tokens[0] if len(tokens) == 1 else torch.cat(tokens), times
 
 
-class MemorySink:
-    """Keeps the features of one file in memory."""
+def unless_failed(parts: Iterable[FilePart]) -> Iterator[FilePart]:
+    """The parts of one file.
 
-    def __init__(self, look: Look) -> None:
-        """Hold nothing yet."""
-        self._look = look
-        self._parts: list[Tensor] = []
-        self._times = np.zeros(0)
-
-    def write(self, tokens: Tensor) -> None:
-        """Keep them."""
-        self._parts.append(tokens)
-
-    def finish(self, times: NDArray[np.float64]) -> None:
-        """Keep the times."""
-        self._times = times
-
-    def abandon(self) -> None:
-        """Forget them."""
-        self._parts = []
-
-    def result(self) -> FileFeatures:
-        """The features of the finished file."""
-        parts = self._parts
-        return FileFeatures(
-            tokens=parts[0] if len(parts) == 1 else torch.cat(parts),
-            times=self._times,
-            frame_numbers=self._look.plan.frame_numbers,
-            grid=self._look.grid,
-            box=self._look.box,
-        )
+    Raises:
+        DecodeError: In the place of a failure.
+    """
+    for part in parts:
+        if part.failure is not None:
+            raise DecodeError("" if part.look is None else part.look.info.path, part.failure)
+        yield part
 
 
 def encode_files(
-    encoder: nn.Module,
-    infos: Sequence[VideoInfo],
-    how: FileEncoding,
-    open_sink: Callable[[int, Look], FeatureSink],
-    on_windows: Callable[[int], None] | None = None,
-) -> Iterator[FileOutcome]:
+    encoder: nn.Module, infos: Sequence[VideoInfo], how: FileEncodingConfig
+) -> Iterator[tuple[Look | None, Iterator[FilePart]]]:
     """Encode files one after the other; a file that fails costs only itself.
 
     Args:
-        encoder: Frozen encoder with its sizes as ``config``; on the device of `how`.
-        infos: What probing the files has found.
+        encoder: Frozen encoder with its sizes as ``config``; computes on the device of its weights.
+        infos: What looking into the files has found.
         how: The look and the computation.
-        open_sink: Makes the sink of a file when its first window is there.
-        on_windows: Called after each batch with the number of windows in it.
 
     Yields:
-        One outcome for each file, in the order in which they finish.
+        For each file its look and its parts, at least one, to be used before the next file; those
+        that cannot be looked at come first.
     """
     encoder = _as_video_encoder(encoder)
     config: EncoderConfig = encoder.config  # ty: ignore[invalid-assignment]
@@ -231,104 +207,87 @@ def encode_files(
             looks.append(look)
         except DecodeError as error:
             looks.append(error)
-    batch = _Batch(encoder, how, on_windows)
-    events = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
-    file: _OpenFile | None = None
+    windows = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
     was_training = encoder.training
     encoder.eval()
     try:
-        for index, found in events:
-            look = looks[index]
-            if isinstance(found, DecodeError):
-                if file is not None and file.index == index:
-                    file.fail()
-                seen = look if isinstance(look, Look) else None
-                yield FileOutcome(index, seen, found.reason)
-                continue
-            assert isinstance(look, Look)
-            if file is None or file.index != index:
-                file = _OpenFile(index, look, how.pool, open_sink)
-            yield from batch.add(file, found)
-        yield from batch.run()
+        parts = _encode(encoder, looks, windows, how)
+        for index, own in itertools.groupby(parts, key=lambda part: part.index):
+            seen = looks[index]
+            yield seen if isinstance(seen, Look) else None, own
     finally:
         encoder.train(was_training)
 
 
-class _Batch:
-    """Windows that wait to be encoded together; all have one size."""
+def _encode(
+    encoder: nn.Module,
+    looks: Sequence[Look | DecodeError],
+    windows: Iterable[tuple[int, ReadWindow | DecodeError]],
+    how: FileEncodingConfig,
+) -> Iterator[FilePart]:
+    """Encode windows in batches of one size; the parts of a file come one after the other."""
+    waiting: list[tuple[_OpenFile, ReadWindow]] = []
+    file: _OpenFile | None = None
 
-    def __init__(
-        self, encoder: nn.Module, how: FileEncoding, on_windows: Callable[[int], None] | None
-    ) -> None:
-        self._encoder, self._how, self._on_windows = encoder, how, on_windows
-        self._waiting: list[tuple[_OpenFile, ReadWindow]] = []
-
-    def add(self, file: _OpenFile, window: ReadWindow) -> Iterator[FileOutcome]:
-        if self._waiting and self._waiting[0][1].clip.shape != window.clip.shape:
-            yield from self.run()
-        self._waiting.append((file, window))
-        if len(self._waiting) >= self._how.batch_size:
-            yield from self.run()
-
-    def run(self) -> Iterator[FileOutcome]:
-        """Encode what waits, and tell which files are done with it."""
-        waiting = [(file, window) for file, window in self._waiting if not file.failed]
-        self._waiting = []
+    def run() -> Iterator[FilePart]:
         if not waiting:
             return
         clips = torch.stack([window.clip for _, window in waiting])
-        tokens = encode_clips(self._encoder, clips, self._how.device, self._how.precision)
-        for (file, window), found in zip(waiting, tokens, strict=True):
-            file.add(found, window.seconds)
-            if file.is_done:
-                yield FileOutcome(file.index, file.look)
-        if self._on_windows is not None:
-            self._on_windows(len(waiting))
+        device = next(encoder.parameters()).device
+        tokens = encode_clips(encoder, clips, device, how.precision)
+        for (owner, window), found in zip(waiting, tokens, strict=True):
+            yield owner.add(found, window.seconds)
+        waiting.clear()
+
+    for index, window in windows:
+        look = looks[index]
+        if isinstance(window, DecodeError):
+            yield from run()
+            seen = look if isinstance(look, Look) else None
+            yield FilePart(index, seen, failure=window.reason)
+            continue
+        assert isinstance(look, Look)
+        if file is None or file.index != index:
+            file = _OpenFile(index, look, how.pool)
+        if waiting and waiting[0][1].clip.shape != window.clip.shape:
+            yield from run()
+        waiting.append((file, window))
+        if len(waiting) >= how.batch_size:
+            yield from run()
+    yield from run()
 
 
 class _OpenFile:
     """A file that is being encoded."""
 
-    def __init__(
-        self, index: int, look: Look, pool: Pool, open_sink: Callable[[int, Look], FeatureSink]
-    ) -> None:
-        self.index, self.look, self.failed = index, look, False
-        self._pool = pool
+    def __init__(self, index: int, look: Look, pool: Pool) -> None:
+        self.index, self._look, self._pool = index, look, pool
         self._stitcher = Stitcher(look.plan)
-        self._sink = open_sink(index, look)
         self._times = np.zeros(look.grid[0])
         self._window = 0
         self._sum: Tensor | None = None
 
-    @property
-    def is_done(self) -> bool:
-        return self._stitcher.is_done
-
-    def add(self, tokens: Tensor, seconds: NDArray[np.float64]) -> None:
-        """Add the tokens [N, D] of the next window and the times [T] of its frames."""
-        plan = self.look.plan
+    def add(self, tokens: Tensor, seconds: NDArray[np.float64]) -> FilePart:
+        """Add a window, tokens [N, D] and times [T] of its frames: what is finished with it."""
+        plan = self._look.plan
         start = plan.starts[self._window]
         self._window += 1
         middles = seconds.reshape(plan.window_tubelets, plan.tubelet_size).mean(axis=1)
         kept = min(plan.window_tubelets, len(self._times) - start)
         self._times[start : start + kept] = middles[:kept]
-        done = self._stitcher.add(tokens.reshape(*self.look.window_grid, -1))
+        done = self._stitcher.add(tokens.reshape(*self._look.window_grid, -1))
+        times = self._times if self._stitcher.is_done else None
+        part = FilePart(self.index, self._look, times=times)
         if self._pool == "none":
-            self._sink.write(done.cpu())
-        elif self._pool == "space":
-            self._sink.write(done.mean(dim=(1, 2)).cpu())
-        else:
-            part = done.sum(dim=(0, 1, 2), dtype=torch.float64)
-            self._sum = part if self._sum is None else self._sum + part
-            if self.is_done:
-                t, h, w = self.look.grid
-                self._sink.write((self._sum / (t * h * w)).float().cpu())
-        if self.is_done:
-            self._sink.finish(self._times)
-
-    def fail(self) -> None:
-        self.failed = True
-        self._sink.abandon()
+            return replace(part, tokens=done.cpu())
+        if self._pool == "space":
+            return replace(part, tokens=done.mean(dim=(1, 2)).cpu())
+        added = done.sum(dim=(0, 1, 2), dtype=torch.float64)
+        self._sum = added if self._sum is None else self._sum + added
+        if times is None:
+            return part
+        t, h, w = self._look.grid
+        return replace(part, tokens=(self._sum / (t * h * w)).float().cpu())
 
 
 def _as_video_encoder(encoder: nn.Module) -> nn.Module:

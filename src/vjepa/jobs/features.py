@@ -2,64 +2,52 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from vjepa.config import config_dataclass, dump_yaml, to_dict
-from vjepa.data.clips.windows import FramingConfig, Look, Pool, WindowConfig
-from vjepa.data.video.info import VideoInfo
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
-    FeatureFileWriter,
     FeatureTable,
     FileOrigin,
     StoredType,
     is_written,
-    metadata,
-    tokens_shape,
+    write_features,
 )
 from vjepa.evaluation.frozen import settings_hash
-from vjepa.evaluation.video_features import FeatureSink, FileEncoding, encode_files
+from vjepa.evaluation.video_features import FileEncodingConfig, encode_files
 from vjepa.jobs.probe.config import EncoderSourceConfig
-from vjepa.jobs.probe.encoder import FrozenEncoder, compile_encoder, fit_to_clips, open_encoder
+from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.jobs.show import files_of
-from vjepa.runtime.device import DeviceName, Precision, set_up_device
+from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.files import atomic_write, read_json_lines
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
 from vjepa.runtime.progress import open_progress
 from vjepa.runtime.ray_engine import EngineName, ray_map
 
 
 @config_dataclass
-class FeaturesConfig:
+class FeaturesConfig(FileEncodingConfig):
     """Everything that `vjepa features` needs to know."""
 
     encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
     """The frozen encoder."""
-    window: WindowConfig = field(default_factory=WindowConfig)
-    """Which frames, in which windows."""
-    framing: FramingConfig = field(default_factory=FramingConfig)
-    """Which part of the frames."""
-    pool: Pool = "none"
-    """`none`: every token, [t, h, w, D]; `space`: a row for each tubelet, [t, D]; `video`: one for
-    each file, [D]. Means over tokens."""
     format: Literal["safetensors", "npz", "parquet"] = "safetensors"
     """One `safetensors` or `npz` file for each source; `parquet`: a folder of parts, pooled rows
     only, which other tools read as one table."""
     stored: StoredType = "float32"
     """Type of the stored numbers; `float16` takes half the space."""
-    precision: Precision = "float32"
-    """Of the encoder's computation."""
-    batch_size: int = 8
-    """Windows per call of the encoder."""
-    readers: int = 2
+    readers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
-    timeout_seconds: float = 60.0
-    """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
     compile: bool = False
     """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
     device: DeviceName = "auto"
@@ -69,17 +57,10 @@ class FeaturesConfig:
     engine: EngineName = "local"
     """`local`: this process; `ray`: workers of a Ray cluster, or of a Ray started on this machine
     (needs the extra `ray`)."""
-    ray_workers: int = 2
+    ray_workers: Annotated[int, Field(ge=1)] = 2
     """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "ray_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.readers < 0:
-            raise ValueError(f"readers: must not be negative, got {self.readers}")
-        if not self.timeout_seconds > 0:
-            raise ValueError(f"timeout_seconds: must be above 0, got {self.timeout_seconds}")
         if self.format == "parquet" and self.pool == "none":
             raise ValueError(
                 "format: a table holds pooled rows; choose pool: space or video, or format: "
@@ -87,67 +68,8 @@ class FeaturesConfig:
             )
 
 
-_Chunk = list[tuple[int, VideoInfo, str | None]]
-
 _FILES_AT_ONCE = 16
 """Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
-
-
-def encode_on_ray(
-    config: FeaturesConfig,
-    out: Path,
-    infos: Sequence[VideoInfo],
-    names: Sequence[str | None],
-    todo: Sequence[int],
-) -> Iterator[EncodedFile]:
-    """Encode files on Ray; as :meth:`vjepa.jobs.features.FeatureWorker.encode`, in any order.
-
-    Args:
-        config: The job.
-        out: Folder of the features; every machine must see it under this path.
-        infos, names: All files and where their features go.
-        todo: Places among them to encode.
-
-    Yields:
-        What was done, as it comes.
-
-    Raises:
-        UserError: Ray is not installed, or its workers die of some files.
-    """
-    size = max(1, min(_FILES_AT_ONCE, -(-len(todo) // config.ray_workers)))
-    chunks = [
-        [(place, infos[place], names[place]) for place in todo[start : start + size]]
-        for start in range(0, len(todo), size)
-    ]
-    make_task = partial(_encoder_of_chunks, config, out.absolute())
-    for chunk, outcome in ray_map(
-        make_task, chunks, config.ray_workers, use_gpus=config.device != "cpu"
-    ):
-        if outcome.kind != "done":
-            paths = ", ".join(info.path for _, info, _ in chunk)
-            raise UserError(
-                f"engine ray: {outcome.reason}, while at these files: {paths}; what is done is "
-                "kept: take out the file that they die of, or use --engine local"
-            )
-        yield from outcome.value
-
-
-def _encoder_of_chunks(
-    config: FeaturesConfig, out: Path, number: int
-) -> Callable[[_Chunk], list[EncodedFile]]:
-    """What a Ray worker does: encode some files with an encoder of its own."""
-    prevent_openmp_spinning()
-    set_num_threads(config.num_threads or 1)
-    worker = FeatureWorker(config, out, f"{number:02d}-")
-
-    def encode(chunk: _Chunk) -> list[EncodedFile]:
-        places, infos, names = zip(*chunk, strict=True)
-        done = list(worker.encode(infos, names, range(len(chunk))))
-        worker.flush()
-        return [replace(found, place=places[found.place]) for found in done]
-
-    return encode
-
 
 INDEX_FILE = "index.jsonl"
 SETTINGS_FILE = "features.json"
@@ -195,6 +117,12 @@ class FeaturesReport:
     wall_seconds: float
 
 
+_File = tuple[VideoInfo, str | None]
+"""A source, and where its features go relative to the folder; None for a table."""
+_Done = tuple["FileRecord", int]
+"""The record of a source that is done, and the windows that it took."""
+
+
 def run(
     config: FeaturesConfig, sources: Sequence[Path], out: Path, split: str | None = None
 ) -> FeaturesReport:
@@ -219,54 +147,40 @@ def run(
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
     started = time.perf_counter()
-    todo = [place for place, info in enumerate(infos) if not worker.is_done(info, names[place])]
-    encoded: list[EncodedFile] = []
+    files = list(zip(infos, names, strict=True))
+    todo = [file for file in files if not worker.is_done(*file)]
+    kept, windows = len(files) - len(todo), 0
+    encoded: list[FileRecord] = []
     try:
-        with open_progress("features", len(infos), len(infos) - len(todo)) as progress:
-            for file in _encoded(config, worker, out, infos, names, todo):
-                encoded.append(file)
-                known[file.record.path] = file.record
-                rate = sum(one.windows for one in encoded) / (time.perf_counter() - started)
-                progress.update(len(infos) - len(todo) + len(encoded), f"{rate:.2f} windows/s")
+        with open_progress("features", len(files), kept) as progress:
+            ray = config.engine == "ray"
+            for record, took in _encode_on_ray(config, out, todo) if ray else worker.encode(todo):
+                encoded.append(record)
+                known[record.path] = record
+                windows += took
+                rate = windows / (time.perf_counter() - started)
+                progress.update(kept + len(encoded), f"{rate:.2f} windows/s")
     finally:
         worker.flush()
-        _write_index(out, known)
-    good = [file.record for file in encoded if file.record.failure is None]
+        lines = (json.dumps(asdict(record)) + "\n" for record in known.values())
+        atomic_write(out / INDEX_FILE, "".join(lines))
+    good = [record for record in encoded if record.failure is None]
     return FeaturesReport(
         written=len(good),
-        kept=len(infos) - len(todo),
-        failed=tuple(file.record for file in encoded if file.record.failure is not None),
-        windows=sum(file.windows for file in encoded),
+        kept=kept,
+        failed=tuple(record for record in encoded if record.failure is not None),
+        windows=windows,
         source_seconds=sum(record.seconds for record in good),
         wall_seconds=time.perf_counter() - started,
     )
 
 
-@dataclass(frozen=True)
-class EncodedFile:
-    """A file that is done: its place among the sources, its record, the windows it took."""
-
-    place: int
-    record: FileRecord
-    windows: int
-
-
-def _encoded(
-    config: FeaturesConfig,
-    worker: FeatureWorker,
-    out: Path,
-    infos: Sequence[VideoInfo],
-    names: Sequence[str | None],
-    todo: Sequence[int],
-) -> Iterator[EncodedFile]:
-    if config.engine == "ray":
-        yield from encode_on_ray(config, out, infos, names, todo)
-    else:
-        yield from worker.encode(infos, names, todo)
-
-
 class FeatureWorker:
-    """Encodes files with one encoder and writes what comes out."""
+    """Encodes files with one encoder and writes what comes out.
+
+    Attributes:
+        settings: Everything that the numbers depend on besides the files, as plain values.
+    """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
         """Load the encoder.
@@ -281,97 +195,104 @@ class FeatureWorker:
         """
         self._config, self._out, self._name = config, out, name
         frozen = open_encoder(config.encoder)
-        self._frozen = _fitted(frozen, config)
-        self.settings = _settings(self._frozen, config)
+        sizes = frozen.identity.config
+        num_frames = config.window.num_frames or sizes.num_frames
+        image_size = config.framing.size or sizes.image_size
+        self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
+        self.settings = {
+            "weights_hash": self._frozen.identity.weights_hash,
+            "encoder": to_dict(self._frozen.identity.config),
+            "window": to_dict(config.window),
+            "framing": to_dict(config.framing),
+            "pool": config.pool,
+            "stored": config.stored,
+            "precision": config.precision,
+        }
         self._digest = settings_hash(self.settings)
-        self._device = set_up_device(config.device, config.precision)
-        self._table: FeatureTable | None = None
+        self._device = set_up_device(config.device, config.precision).device
+
+    @functools.cached_property
+    def _table(self) -> FeatureTable:
+        return FeatureTable(self._out / TABLE_FOLDER, self._config.stored, self._name)
 
     def is_done(self, info: VideoInfo, name: str | None) -> bool:
         """Whether the features of a file are there, whole, and made from it as it is now."""
         origin = FileOrigin.of(info, self._digest)
-        if name is None:
-            return self._open_table().holds(origin)
-        return is_written(self._out / name, origin)
+        return self._table.holds(origin) if name is None else is_written(self._out / name, origin)
 
-    def encode(
-        self, infos: Sequence[VideoInfo], names: Sequence[str | None], todo: Sequence[int]
-    ) -> Iterator[EncodedFile]:
-        """Encode the files at the places `todo`."""
-        config = self._config
-        encoder = self._frozen.encoder.to(self._device.device)
+    def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
+        """Encode files and write their features; those of a table may still wait."""
+        config, encoder = self._config, self._frozen.encoder.to(self._device)
         if config.compile:
             compile_encoder(encoder)
-        how = FileEncoding(
-            window=config.window,
-            framing=config.framing,
-            pool=config.pool,
-            device=self._device.device,
-            precision=config.precision,
-            batch_size=config.batch_size,
-            readers=config.readers,
-            timeout_seconds=config.timeout_seconds,
-        )
-
-        def open_sink(index: int, look: Look) -> FeatureSink:
-            return self._sink(look, names[todo[index]])
-
-        some = [infos[place] for place in todo]
-        for outcome in encode_files(encoder, some, how, open_sink):
-            place, look = todo[outcome.index], outcome.look
-            info, failure = infos[place], outcome.failure
-            file = None if failure else names[place]
-            grid = None if failure or look is None else look.grid
-            windows = 0 if failure or look is None else len(look.plan.starts)
-            seconds = 0.0 if info.kind == "image" else info.duration_seconds
-            record = FileRecord(info.path, file, grid, seconds, failure)
-            yield EncodedFile(place, record, windows)
+        for look, parts in encode_files(encoder, [info for info, _ in files], config):
+            first = next(parts)
+            info, name = files[first.index]
+            origin = FileOrigin.of(info, self._digest)
+            whole = itertools.chain([first], parts)
+            try:
+                if look is None:
+                    raise DecodeError(info.path, str(first.failure))
+                if name is None:
+                    self._table.add(look, origin, whole)
+                else:
+                    write_features(
+                        self._out / name,
+                        look,
+                        origin,
+                        whole,
+                        pool=config.pool,
+                        width=self._frozen.identity.config.width,
+                        stored=config.stored,
+                    )
+            except DecodeError as error:
+                yield FileRecord(info.path, None, None, _seconds(info), error.reason), 0
+            else:
+                record = FileRecord(info.path, name, look.grid, _seconds(info), None)
+                yield record, len(look.plan.starts)
 
     def flush(self) -> None:
         """Write table rows that wait."""
-        if self._table is not None:
+        if self._config.format == "parquet":
             self._table.flush()
 
-    def _sink(self, look: Look, name: str | None) -> FeatureSink:
-        origin = FileOrigin.of(look.info, self._digest)
-        if name is None:
-            return self._open_table().sink(look, origin)
-        width = self._frozen.identity.config.width
-        return FeatureFileWriter(
-            self._out / name,
-            look,
-            tokens_shape(look, self._config.pool, width),
-            self._config.stored,
-            metadata(look, origin),
-        )
 
-    def _open_table(self) -> FeatureTable:
-        if self._table is None:
-            self._table = FeatureTable(self._out / TABLE_FOLDER, self._config.stored, self._name)
-        return self._table
+def _seconds(info: VideoInfo) -> float:
+    return 0.0 if info.kind == "image" else info.duration_seconds
 
 
-def _fitted(frozen: FrozenEncoder, config: FeaturesConfig) -> FrozenEncoder:
-    """The encoder with the position code that is wanted for these windows."""
-    sizes = frozen.identity.config
-    num_frames = config.window.num_frames or sizes.num_frames
-    return fit_to_clips(frozen, config.encoder, num_frames, config.framing.size or sizes.image_size)
+def _encode_on_ray(config: FeaturesConfig, out: Path, files: Sequence[_File]) -> Iterator[_Done]:
+    """Encode files on Ray, in any order; every machine must see `out` under its path."""
+    size = max(1, min(_FILES_AT_ONCE, -(-len(files) // config.ray_workers)))
+    chunks = [files[start : start + size] for start in range(0, len(files), size)]
+    make_task = functools.partial(_ray_task, config, out.absolute())
+    for chunk, outcome in ray_map(make_task, chunks, config.ray_workers, config.device != "cpu"):
+        if outcome.kind != "done":
+            paths = ", ".join(info.path for info, _ in chunk)
+            raise UserError(
+                f"engine ray: {outcome.reason}, while at these files: {paths}; what is done is "
+                "kept: take out the file that they die of, or use --engine local"
+            )
+        yield from outcome.value
 
 
-def _settings(frozen: FrozenEncoder, config: FeaturesConfig) -> dict[str, object]:
-    """Everything that the numbers depend on besides the files."""
-    return {
-        "weights_hash": frozen.identity.weights_hash,
-        "encoder": to_dict(frozen.identity.config),
-        "window": to_dict(config.window),
-        "framing": to_dict(config.framing),
-        "pool": config.pool,
-        "stored": config.stored,
-        "precision": config.precision,
-    }
+def _ray_task(
+    config: FeaturesConfig, out: Path, number: int
+) -> Callable[[Sequence[_File]], list[_Done]]:
+    """What a Ray worker does with some files, with its own encoder."""
+    prevent_openmp_spinning()
+    set_num_threads(config.num_threads or 1)
+    worker = FeatureWorker(config, out, f"{number:02d}-")
+
+    def encode(files: Sequence[_File]) -> list[_Done]:
+        done = list(worker.encode(files))
+        worker.flush()
+        return done
+
+    return encode
 
 
-def _claim(out: Path, config: FeaturesConfig, settings: dict[str, object]) -> None:
+def _claim(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) -> None:
     """Make the folder, or find that it holds features of the same settings.
 
     Raises:
@@ -379,16 +300,14 @@ def _claim(out: Path, config: FeaturesConfig, settings: dict[str, object]) -> No
     """
     described = out / SETTINGS_FILE
     text = json.dumps({"format": config.format, **settings}, indent=1, sort_keys=True) + "\n"
-    if described.exists():
-        if described.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"{out}: holds features of other weights or settings (see {SETTINGS_FILE}); "
-                "give another --out"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    described.write_text(text, encoding="utf-8")
-    (out / CONFIG_FILE).write_text(dump_yaml(config), encoding="utf-8")
+    if not described.exists():
+        atomic_write(out / CONFIG_FILE, dump_yaml(config))
+        atomic_write(described, text)
+    elif described.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{out}: holds features of other weights or settings (see {SETTINGS_FILE}); "
+            "give another --out"
+        )
 
 
 def file_names(
@@ -427,11 +346,11 @@ def file_names(
     return [old[path] for path in paths]
 
 
-def read_index(out: Path) -> dict[str, FileRecord]:
-    """The records of earlier runs by the path of their source.
+_RECORD = TypeAdapter(FileRecord)
 
-    Args:
-        out: Folder of features.
+
+def read_index(out: Path) -> dict[str, FileRecord]:
+    """The records of earlier runs in a folder of features, by the path of their source.
 
     Raises:
         UserError: The list is damaged.
@@ -439,18 +358,8 @@ def read_index(out: Path) -> dict[str, FileRecord]:
     index = out / INDEX_FILE
     if not index.exists():
         return {}
-    found = {}
     try:
-        for line in index.read_text(encoding="utf-8").splitlines():
-            record = FileRecord(**json.loads(line))
-            found[record.path] = record
-    except (ValueError, TypeError) as error:
+        records = [_RECORD.validate_python(fields) for _, fields in read_json_lines(index)]
+    except ValueError as error:
         raise UserError(f"{index}: damaged ({error}); delete it") from error
-    return found
-
-
-def _write_index(out: Path, known: Mapping[str, FileRecord]) -> None:
-    aside = out / f"{INDEX_FILE}.partial"
-    text = "".join(json.dumps(asdict(record)) + "\n" for record in known.values())
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(out / INDEX_FILE)
+    return {record.path: record for record in records}
