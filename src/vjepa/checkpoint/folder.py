@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.files import atomic_folder
 from vjepa.version import __version__
 
@@ -85,11 +83,7 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest of a run folder.
-
-    Raises:
-        UserError: There is none with weights and configuration.
-    """
+    """The checkpoint folder that a path means: itself, or the newest of a run folder."""
     folder = path.parent if path.name == WEIGHTS_FILE else path
     if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / CONFIG_FILE).exists():
         found = step_folders(folder / CHECKPOINTS_FOLDER)
@@ -135,80 +129,64 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(step, objective, model, run, preprocess)
 
 
-def load_folder_model(folder: Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
-    """Load the whole model of a checkpoint folder; `num_heads`, if given, must be what it says.
+@dataclass(frozen=True)
+class Held:
+    """What a folder or file holds of a model or an encoder, recognised but not yet compared."""
 
-    Raises:
-        UserError: Not a feature-prediction checkpoint, damaged, or of another shape.
+    source: str
+    kind: str
+    encoder: EncoderConfig
+    predictor: PredictorConfig | None
+    tensors: dict[str, Tensor]
+    """By their name in the module."""
+    dropped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """The last two as in the report of loading."""
+
+
+def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Held:
+    """What a checkpoint folder holds of a model, or of one encoder; the rest is not read.
+
+    A checkpoint of another task without a target encoder gives its one encoder for either `which`;
+    `num_heads`, if given, must be what the folder says.
     """
-    config = _plausible_config(folder, num_heads)
-    if config.objective != "vjepa":
-        raise UserError(
-            f"{folder}: a {config.objective}-prediction checkpoint has no target encoder; "
-            "use load_encoder"
-        )
-    with torch.device("meta"):
-        model = VJEPA(config.model)
-    kind = f"a vjepa checkpoint, step {config.step}"
-    report = load_strictly(model, read_weights(folder / WEIGHTS_FILE), str(folder), kind)
-    model.reset_position_codes()
-    return model, report
-
-
-def load_folder_encoder(
-    folder: Path, which: Which, num_heads: int | None = None
-) -> tuple[Encoder, LoadReport]:
-    """Load one encoder of a checkpoint folder; the rest is not read.
-
-    A checkpoint of another task without a target encoder gives its one encoder for either `which`.
-
-    Raises:
-        UserError: Damaged, or of another shape.
-    """
-    config = _plausible_config(folder, num_heads)
-    key = ENCODER_KEYS[which]
-    if config.objective != "vjepa":
-        with opened_weights(folder / WEIGHTS_FILE) as file:
-            key = key if any(name.startswith(f"{key}.") for name in file.keys()) else "encoder"  # noqa: SIM118
-    with torch.device("meta"):
-        encoder = Encoder(config.model.encoder)
-    stored = read_weights(folder / WEIGHTS_FILE, prefix=f"{key}.")
-    of = "" if config.objective == "vjepa" else f" of {config.objective} prediction"
-    kind = f"a vjepa checkpoint{of}, step {config.step}, its {key.replace('_', ' ')}"
-    report = load_strictly(encoder, stored, str(folder), kind)
-    encoder.reset_position_code()
-    return encoder, report
-
-
-def _plausible_config(folder: Path, num_heads: int | None) -> CheckpointConfig:
-    """The config, unless its sizes cannot be those of the weights: before such a model is built."""
     config, weights = read_config(folder), folder / WEIGHTS_FILE
     encoder, predictor = config.model.encoder, config.model.predictor
     if num_heads is not None and num_heads != encoder.heads:
         raise UserError(
             f"{folder}: has {encoder.heads} heads, not {num_heads}; leave num_heads out"
         )
+    # Before a model of sizes that the weights cannot have is built.
     for name, value in [*to_dict(encoder).items(), *to_dict(predictor).items()]:
         limit = _MAX_RATIO if name == "mlp_ratio" else _MAX_SIZE
         if isinstance(value, int | float) and value > limit:
             raise UserError(f"{folder / CONFIG_FILE}: {name} {value} cannot be")
     with opened_weights(weights) as file:
-        num_tensors = len(file.keys())
+        names = list(file.keys())
     depth = max(encoder.depth, predictor.depth)
-    if depth > num_tensors:
+    if depth > len(names):
         raise UserError(
-            f"{folder / CONFIG_FILE}: depth {depth}, but {weights.name} holds {num_tensors} tensors"
+            f"{folder / CONFIG_FILE}: depth {depth}, but {weights.name} holds {len(names)} tensors"
         )
-    return config
+    of = "" if config.objective == "vjepa" else f" of {config.objective} prediction"
+    kind = f"a vjepa checkpoint{of}, step {config.step}"
+    if which is None:
+        if of:
+            raise UserError(
+                f"{folder}: a {config.objective}-prediction checkpoint has no target encoder; "
+                "use load_encoder"
+            )
+        return Held(str(folder), kind, encoder, predictor, read_weights(weights))
+    key = ENCODER_KEYS[which]
+    if of and not any(name.startswith(f"{key}.") for name in names):
+        key = "encoder"
+    kind += f", its {key.replace('_', ' ')}"
+    return Held(str(folder), kind, encoder, predictor, read_weights(weights, prefix=f"{key}."))
 
 
 @contextmanager
 def opened_weights(path: Path) -> Generator[safe_open]:
-    """A safetensors file for reading.
-
-    Raises:
-        UserError: It is none, or cannot be read.
-    """
+    """A safetensors file for reading."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -266,11 +244,7 @@ def save_model(
 
 @contextmanager
 def explained_writing(destination: Path) -> Generator[None]:
-    """Around the writing of a new file or folder: what goes wrong becomes one line for people.
-
-    Raises:
-        UserError: The destination exists, or the disk refuses.
-    """
+    """Around the writing of a new file or folder: what goes wrong becomes one line for people."""
     require_absent(destination)
     try:
         yield
@@ -279,11 +253,7 @@ def explained_writing(destination: Path) -> Generator[None]:
 
 
 def require_absent(destination: Path) -> None:
-    """Refuse to write where something is.
-
-    Raises:
-        UserError: The destination exists.
-    """
+    """Refuse to write where something is."""
     if destination.exists():
         raise UserError(f"{destination}: exists already; give another name or remove it")
 
@@ -294,11 +264,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint.
-
-    Raises:
-        UserError: The file is missing, too large for one of ours, or no JSON object.
-    """
+    """Read a JSON object of a checkpoint."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UserError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; no file of ours is")

@@ -2,7 +2,7 @@
 
 The authors' files hold no configuration. Shapes give all but the number of heads, which comes from
 a table of the customary sizes or from the caller. State dicts here have plain names; `source` is
-the file, for messages.
+the file, for messages. What is missing or cannot be is refused with a UserError.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ def buildable(what: str, source: str) -> Generator[None]:
 
 
 def heads_of(what: str, width: int, depth: int | None, num_heads: int | None, source: str) -> int:
-    """The caller's number of heads, or that of the preset encoder of this width (and depth).
-
-    Raises:
-        UserError: The size is no preset and no number was given.
-    """
+    """The caller's number of heads, or that of the preset encoder of this width (and depth)."""
     if num_heads:
         return num_heads
     for preset in PRESETS.values():
@@ -60,12 +56,7 @@ def heads_of(what: str, width: int, depth: int | None, num_heads: int | None, so
 def infer_encoder(
     state: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[EncoderConfig, str]:
-    """Configuration of an encoder from its tensors, and a line that says what was inferred.
-
-    Raises:
-        UserError: A needed tensor is missing or has an impossible shape, the stored position code
-            is no sin-cos code, or the heads cannot be told.
-    """
+    """Configuration of an encoder from its tensors, and a line that says what was inferred."""
     kernel = shape_of(state, "patch_embed.proj.weight", (4, 5), source)
     width, channels, patch = kernel[0], kernel[1], kernel[-1]
     tubelet = kernel[2] if len(kernel) == 5 else 1
@@ -97,11 +88,7 @@ def infer_encoder(
 
 
 def infer_predictor(state: Mapping[str, Tensor], source: str) -> PredictorConfig:
-    """Configuration of a predictor from its tensors; the authors give it the encoder's heads.
-
-    Raises:
-        UserError: A needed tensor is missing or has an impossible shape.
-    """
+    """Configuration of a predictor from its tensors; the authors give it the encoder's heads."""
     width = shape_of(state, "predictor_embed.weight", (2,), source)[0]
     hidden = shape_of(state, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
     with buildable("model", source):
@@ -116,11 +103,7 @@ def infer_predictor(state: Mapping[str, Tensor], source: str) -> PredictorConfig
 def check_position_code(
     stored: Tensor | None, name: str, config: EncoderConfig, width: int, source: str
 ) -> None:
-    """Compare a stored position code with the computed one.
-
-    Raises:
-        UserError: The code is missing, has another shape, or differs by more than rounding.
-    """
+    """Refuse a stored position code that differs from the computed one by more than rounding."""
     stored = _code(stored, name, source)
     wanted = position_code(config, width, torch.device("cpu"))
     if stored.shape != wanted.shape:
@@ -200,11 +183,7 @@ def _grid_text(grid: tuple[int, int, int]) -> str:
 def shape_of(
     state: Mapping[str, Tensor], name: str, axes: tuple[int, ...], source: str
 ) -> tuple[int, ...]:
-    """The shape of a tensor that must be there with so many axes.
-
-    Raises:
-        UserError: It is not there, or has another number of axes, or is empty.
-    """
+    """The shape of a tensor that must be there with so many axes."""
     tensor = state.get(name)
     if tensor is None:
         raise UserError(f"{source}: the tensor {name} is missing; this is not a V-JEPA model")

@@ -6,28 +6,25 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    Held,
     Which,
     explained_writing,
     find_checkpoint,
-    load_folder_encoder,
-    load_folder_model,
+    open_folder,
     read_config,
     require_absent,
     save_model,
 )
-from vjepa.checkpoint.released import (
-    load_released_encoder,
-    load_released_model,
-    released_layout,
-    released_step,
-)
-from vjepa.checkpoint.strict import LoadReport
+from vjepa.checkpoint.inference import buildable
+from vjepa.checkpoint.released import open_released, released_layout, released_step
+from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, Encoder
+from vjepa.models import VJEPA, Encoder, ModelConfig
 from vjepa.runtime.files import atomic_path
 
 SHIPPED = "demo"
@@ -36,11 +33,7 @@ _RELEASED_SUFFIXES = (".tar", ".pth", ".pt")
 
 
 def shipped_weights() -> Path:
-    """The checkpoint folder that comes with the package; `README.md` in it is the model card.
-
-    Raises:
-        UserError: The installation lacks it.
-    """
+    """The checkpoint folder that comes with the package; `README.md` in it is the model card."""
     return find_checkpoint(Path(str(resources.files("vjepa") / "weights" / SHIPPED)))
 
 
@@ -58,11 +51,12 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    path = Path(path)
-    if _is_ours(path):
-        model, report = load_folder_model(find_checkpoint(path), num_heads)
-    else:
-        model, report = load_released_model(path, num_heads)
+    held = _open(Path(path), None, num_heads)
+    assert held.predictor is not None
+    with buildable("model", held.source), torch.device("meta"):
+        model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
+    report = _fill(model, held)
+    model.reset_position_codes()
     return model.eval(), report
 
 
@@ -84,13 +78,13 @@ def read_encoder(
     Raises:
         UserError: As :func:`read_model`, or there is no such encoder.
     """
-    path = Path(path)
     if which not in ("target", "context"):
         raise UserError(f"which: {which!r} must be 'target' or 'context'")
-    if _is_ours(path):
-        encoder, report = load_folder_encoder(find_checkpoint(path), which, num_heads)
-    else:
-        encoder, report = load_released_encoder(path, which, num_heads)
+    held = _open(Path(path), which, num_heads)
+    with torch.device("meta"):
+        encoder = Encoder(held.encoder)
+    report = _fill(encoder, held)
+    encoder.reset_position_code()
     return encoder.eval(), report
 
 
@@ -104,6 +98,18 @@ def load_encoder(
 ) -> Encoder:
     """The encoder of :func:`read_encoder`."""
     return read_encoder(path, which, num_heads)[0]
+
+
+def _open(path: Path, which: Which | None, num_heads: int | None) -> Held:
+    if _is_ours(path):
+        return open_folder(find_checkpoint(path), which, num_heads)
+    return open_released(path, which, num_heads)
+
+
+def _fill(module: nn.Module, held: Held) -> LoadReport:
+    return load_strictly(
+        module, held.tensors, held.source, held.kind, dropped=held.dropped, notes=held.notes
+    )
 
 
 def _is_ours(path: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vjepa.checkpoint.folder import ENCODER_KEYS, Which
+from vjepa.checkpoint.folder import ENCODER_KEYS, Held, Which
 from vjepa.checkpoint.inference import (
     buildable,
     check_position_code,
@@ -29,7 +29,7 @@ from vjepa.checkpoint.state import Moments, is_decayed
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.torch_files import read_torch_file, tensors_of
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, AttentiveClassifier, Encoder, ModelConfig
+from vjepa.models import VJEPA, AttentiveClassifier
 
 KIND = "the authors' pretraining checkpoint"
 POSITION_NAMES = {
@@ -53,9 +53,6 @@ def read_released(path: Path) -> dict[str, Any]:
     queries and keys by position instead of adding a code, yet some of their files still hold a
     code, so the shapes alone would load and give wrong features. Their marks: `ema_encoder`; or no
     code; or 8 or 10 mask tokens beside a code that V-JEPA 1 was not released with.
-
-    Raises:
-        UserError: It cannot be read, or it is something else.
     """
     content = read_torch_file(path)
     if "classifier" in content:
@@ -89,54 +86,28 @@ def _held(content: Mapping[str, Any]) -> str:
     return ", ".join(str(key) for key in list(content)[:8]) or "nothing"
 
 
-def load_released_model(path: Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
-    """Build the model that a file holds and load all three parts.
-
-    Raises:
-        UserError: The file cannot be read, is something else, or does not fit.
-    """
-    content = read_released(path)
+def open_released(path: Path, which: Which | None, num_heads: int | None) -> Held:
+    """What a file holds of a model, or of one encoder, beside which it need not hold more."""
+    content, source = read_released(path), str(path)
+    if which is not None:
+        state = tensors_of(content, ENCODER_KEYS[which], path)
+        encoder, note = infer_encoder(state, num_heads, source)
+        del state["pos_embed"]
+        kind = f"{KIND}, its {which} encoder"
+        return Held(source, kind, encoder, None, state, ("pos_embed",), (note,))
     parts = {part: tensors_of(content, part, path) for part in POSITION_NAMES}
-    encoder, note = infer_encoder(parts["encoder"], num_heads, str(path))
-    predictor = infer_predictor(parts["predictor"], str(path))
+    encoder, note = infer_encoder(parts["encoder"], num_heads, source)
+    predictor = infer_predictor(parts["predictor"], source)
     for part, name in POSITION_NAMES.items():
         width = predictor.width if part == "predictor" else encoder.width
         check_position_code(parts[part].pop(name, None), name, encoder, width, f"{path} ({part})")
-    with buildable("model", str(path)), torch.device("meta"):
-        model = VJEPA(ModelConfig(encoder=encoder, predictor=predictor))
-    report = load_strictly(
-        model,
-        {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()},
-        str(path),
-        KIND,
-        dropped=[f"{part}.{name}" for part, name in POSITION_NAMES.items()],
-        notes=[
-            note,
-            f"inferred    predictor width {predictor.width}, depth {predictor.depth}, heads "
-            f"{encoder.heads} (the encoder's), {predictor.num_mask_tokens} mask tokens",
-        ],
+    more = (
+        f"inferred    predictor width {predictor.width}, depth {predictor.depth}, heads "
+        f"{encoder.heads} (the encoder's), {predictor.num_mask_tokens} mask tokens"
     )
-    model.reset_position_codes()
-    return model, report
-
-
-def load_released_encoder(
-    path: Path, which: Which, num_heads: int | None = None
-) -> tuple[Encoder, LoadReport]:
-    """Build and load one encoder of a file, which need not hold the other parts.
-
-    Raises:
-        UserError: The file cannot be read, lacks this encoder, or does not fit.
-    """
-    state = tensors_of(read_released(path), ENCODER_KEYS[which], path)
-    config, note = infer_encoder(state, num_heads, str(path))
-    del state["pos_embed"]
-    with torch.device("meta"):
-        encoder = Encoder(config)
-    kind = f"{KIND}, its {which} encoder"
-    report = load_strictly(encoder, state, str(path), kind, dropped=["pos_embed"], notes=[note])
-    encoder.reset_position_code()
-    return encoder, report
+    tensors = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
+    dropped = tuple(f"{part}.{name}" for part, name in POSITION_NAMES.items())
+    return Held(source, KIND, encoder, predictor, tensors, dropped, (note, more))
 
 
 @dataclass(frozen=True)
@@ -206,11 +177,7 @@ def _moments(entry: Mapping[str, Any], parameter: Tensor, source: str) -> dict[s
 
 
 def released_step(path: Path) -> int:
-    """Updates that the optimiser in an authors' checkpoint made; 0 when it holds none.
-
-    Raises:
-        UserError: The file cannot be read or is something else.
-    """
+    """Updates that the optimiser in an authors' checkpoint made; 0 when it holds none."""
     optimizer = read_released(path).get("opt")
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     entries = states.values() if isinstance(states, dict) else ()

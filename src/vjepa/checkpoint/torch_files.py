@@ -70,9 +70,6 @@ def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Te
 
     ``module.`` comes from the distributed wrapper, ``backbone.`` from the multi-mask wrapper; each
     is removed once, at the front only.
-
-    Raises:
-        UserError: No such entry, or it is not a dict of tensors.
     """
     state = content.get(key)
     if state is None:
