@@ -13,7 +13,7 @@ to RGB, and into place; crop: resize and flip; rest: everything else."""
 
 
 class StageClock:
-    """Is told what happens next, and takes no notice."""
+    """Is told what happens next, and does nothing with it."""
 
     def enter(self, stage: Stage) -> None:
         """Another stage begins."""

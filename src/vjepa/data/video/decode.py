@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 # A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
-# this many frames the last good one stands in; a longer gap is an error.
+# this many frames the last good one is given instead; a longer gap is an error.
 _MAX_LOST_TAIL = 8
 
 # Starting anew at a key frame costs the decoder about as much as this many frames.
@@ -222,9 +222,9 @@ def _collect(info: VideoInfo, parts: Sequence[Part], clock: StageClock) -> list[
         clips.append(DecodedClip(frames, np.zeros(len(numbers))))
     numbers, inverse = np.unique(wanted, return_inverse=True)
     uses: list[list[tuple[int, int]]] = [[] for _ in numbers]
-    places = [(clip, t) for clip, part in enumerate(parts) for t in range(len(part[0]))]
-    for frame, place in zip(inverse.tolist(), places, strict=True):
-        uses[frame].append(place)
+    targets = [(clip, t) for clip, part in enumerate(parts) for t in range(len(part[0]))]
+    for frame, target in zip(inverse.tolist(), targets, strict=True):
+        uses[frame].append(target)
     for frame, users in zip(read_frames(info, numbers, clock), uses, strict=True):
         for clip, t in users:
             clips[clip].frames[t] = frame.image[cuts[clip]]
@@ -252,7 +252,7 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
                 clock.enter("decode")
                 frame = from_start.get(number)
             if frame is None:
-                frame = _stand_in(info, number, from_start.latest)
+                frame = _last_good(info, number, from_start.latest)
             clock.enter("convert")
             if info.num_keyframes and frame.pts is not None:
                 seconds = float((frame.pts - info.start_pts) * info.time_base)
@@ -285,7 +285,7 @@ class _Rising:
         return self._early.pop(number, None)
 
 
-def _stand_in(info: VideoInfo, number: int, latest: tuple[int, VideoFrame] | None) -> VideoFrame:
+def _last_good(info: VideoInfo, number: int, latest: tuple[int, VideoFrame] | None) -> VideoFrame:
     """The last frame of the file in place of one of the few lost ones behind it."""
     if latest is None or number < latest[0] or info.num_frames - 1 - latest[0] > _MAX_LOST_TAIL:
         raise DecodeError(
