@@ -173,6 +173,17 @@ def test_a_loader_worker_has_a_limit_to_its_memory_too(tmp_path):
     assert "memory" in outcomes[0].value
 
 
+def test_a_picture_is_read_though_its_exif_is_nonsense(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "make", 6  # to be turned by a quarter
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.full((8, 12, 3), 200, np.uint8)).save(path, exif=exif)
+    # The maker's name becomes the width, which is no number.
+    path.write_bytes(path.read_bytes().replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"))
+    info = inspect_file(str(path), deep=True)
+    assert (info.ok, info.width, info.height) == (True, 8, 12), info.reason
+
+
 def test_an_image_is_read_as_what_it_may_be_and_nothing_else(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (make them known)
+from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401 (make them known)
 
 from vjepa.data.manifest.storage import opened
 from vjepa.data.video.container import over_black
@@ -27,9 +28,17 @@ STILL_FPS = 1.0
 # and its rarer readers are little tested against hostile files.
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "JPEG2000", "TIFF", "WEBP")
 
-# EXIF orientations that swap width and height.
 _EXIF_ORIENTATION = 0x0112
-_EXIF_TRANSPOSED = (5, 6, 7, 8)
+_EXIF_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_TRANSPOSED = (5, 6, 7, 8)  # those that swap width and height
 
 
 def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> VideoInfo:
@@ -98,7 +107,10 @@ def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uin
         if size is not None and _upright_size(image) != size:
             width, height = _upright_size(image)
             raise DecodeError(path, f"is {width} x {height} pixels, unlike the rest")
-        upright = ImageOps.exif_transpose(image)
+        # Not by Pillow's exif_transpose, which writes all EXIF anew and fails where it is nonsense.
+        image.load()  # a TIFF is turned here, and then says so
+        turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
+        upright = image if turn is None else image.transpose(turn)
         if upright.mode.startswith("I;16"):
             # Pillow would clip 16-bit grey at 255 instead of scaling it.
             grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
@@ -121,7 +133,7 @@ def _open_image(path: str) -> Generator[Image.Image]:
         raise DecodeError(path, "not an image, or damaged beyond reading") from error
     except Image.DecompressionBombError as error:
         raise DecodeError(path, "more pixels than Pillow accepts") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error) as error:
         raise DecodeError(path, f"damaged image ({error})") from error
 
 
