@@ -71,6 +71,8 @@ def test_inputs_of_other_sizes(golden_dir: Path, recorded: dict[str, Tensor], si
 
 def test_image_code_is_resampled_bicubically(recorded: dict[str, Tensor]) -> None:
     config = EncoderConfig(width=48, depth=1, heads=3, image_size=64, num_frames=1, tubelet_size=1)
-    code = resample_position_code(position_code(config, 48), (1, 4, 4), (1, 6, 6), is_image=True)
+    code = resample_position_code(
+        position_code(config, 48, torch.device("cpu")), (1, 4, 4), (1, 6, 6), is_image=True
+    )
     wanted = recorded["interp2d/96x96/pos_embed"]
     assert_close(code.reshape(wanted.shape), wanted, **CODES)
