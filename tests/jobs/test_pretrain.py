@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,21 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.jobs.tiny_run import tiny_config, write_recipe, write_set
+from tests.jobs.tiny_run import metrics, tiny_config, weights, write_recipe, write_set
 
 from vjepa.checkpoint import load_encoder, load_model, save_model
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.models import VJEPA
-
-_TIMINGS = (
-    "clips_per_second",
-    "data_wait_share",
-    "seconds",
-    "elapsed_seconds",
-    "resident_gigabytes",
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +34,12 @@ def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
-
-
-def _lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def _untimed(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in _TIMINGS} for line in lines]
-
-
 def test_the_loss_falls_and_the_target_follows(finished: Path) -> None:
-    losses = [line["loss"] for line in _lines(finished) if line["kind"] == "train"]
+    losses = [line["loss"] for line in metrics(finished) if line["kind"] == "train"]
     assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
-    weights = _weights(finished, 40)
-    name = "blocks.0.attn.qkv.weight"
-    assert not torch.equal(weights[f"encoder.{name}"], weights[f"target_encoder.{name}"])
-    health = [line for line in _lines(finished) if line["kind"] == "health"]
+    saved, name = weights(finished, 40), "blocks.0.attn.qkv.weight"
+    assert not torch.equal(saved[f"encoder.{name}"], saved[f"target_encoder.{name}"])
+    health = [line for line in metrics(finished) if line["kind"] == "health"]
     assert [line["step"] for line in health] == [10, 20, 30, 40]
     assert health[-1]["effective_rank"] > 1
 
@@ -87,10 +64,10 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
-    resumed, whole = _weights(run, 40), _weights(finished, 40)
+    resumed, whole = weights(run, 40), weights(finished, 40)
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
-    assert _untimed(_lines(run)) == _untimed(_lines(finished))
+    assert metrics(run) == metrics(finished)
 
 
 def test_accumulation_gives_the_same_training(
@@ -100,7 +77,7 @@ def test_accumulation_gives_the_same_training(
         tmp_path, manifest, "optim.accumulation_steps=4", "data.loader.num_workers=0"
     )
     pretrain.run(config, tmp_path / "run")
-    whole, parts = _weights(finished, 5), _weights(tmp_path / "run", 5)
+    whole, parts = weights(finished, 5), weights(tmp_path / "run", 5)
     for name, value in whole.items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
             torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
@@ -110,25 +87,25 @@ def test_accumulation_gives_the_same_training(
 def test_other_ways_of_counting_train_too(count: str, manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, manifest, f"masking.count={count}", "optim.steps=6")
     assert pretrain.run(config, tmp_path / "run").step == 6
-    losses = [line["loss"] for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert np.isfinite(losses).all()
 
 
 def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, manifest, "objective.name=pixel", "optim.peak_lr=2e-3")
     pretrain.run(config, tmp_path / "run")
-    losses = [line["loss"] for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    losses = [line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
-    weights = _weights(tmp_path / "run", 40)
-    assert {name.split(".")[0] for name in weights} == {"encoder", "predictor"}
+    saved = weights(tmp_path / "run", 40)
+    assert {name.split(".")[0] for name in saved} == {"encoder", "predictor"}
     assert load_encoder(tmp_path / "run").config.width == 48
 
 
 def test_bfloat16_trains(manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, manifest, "training.precision=bfloat16", "optim.steps=6")
     pretrain.run(config, tmp_path / "run")
-    weights = _weights(tmp_path / "run", 5)
-    assert all(value.dtype == torch.float32 for value in weights.values())
+    saved = weights(tmp_path / "run", 5)
+    assert all(value.dtype == torch.float32 for value in saved.values())
 
 
 def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path) -> None:
@@ -141,7 +118,7 @@ def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path)
         "optim.steps=20",
     )
     pretrain.run(config, tmp_path / "run")
-    probes = [line for line in _lines(tmp_path / "run") if line["kind"] == "evaluation"]
+    probes = [line for line in metrics(tmp_path / "run") if line["kind"] == "evaluation"]
     assert [line["step"] for line in probes] == [10, 20]
     assert probes[0]["online_probe/count"] == 11
 
@@ -165,7 +142,7 @@ def test_released_training_goes_on_as_if_it_had_never_stopped(
     )
     result = pretrain.run(config, tmp_path / "run")
     assert result.step == 5
-    assert [line["step"] for line in _lines(tmp_path / "run") if line["kind"] == "train"] == [5]
+    assert [line["step"] for line in metrics(tmp_path / "run") if line["kind"] == "train"] == [5]
     before = load_model(released, num_heads=3).encoder.state_dict()
     after = load_model(tmp_path / "run").encoder.state_dict()
     moved = {k: float((after[k] - before[k]).abs().max()) for k in before}
@@ -188,7 +165,7 @@ def test_weights_alone_start_at_update_zero(finished: Path, manifest: Path, tmp_
 def test_our_checkpoint_goes_on_at_its_step(finished: Path, manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, manifest, f"continue_from.path={finished}", "optim.steps=42")
     pretrain.run(config, tmp_path / "run")
-    train = [line for line in _lines(tmp_path / "run") if line["kind"] == "train"]
+    train = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert train[0]["first_step"] == 41
 
 

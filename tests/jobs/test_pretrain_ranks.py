@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.jobs.tiny_run import write_recipe, write_set
+from tests.jobs.tiny_run import launch, metrics, weights, write_recipe, write_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-_ROOT = Path(__file__).resolve().parents[2]
-_TIMINGS = ("per_second", "share", "seconds", "gigabytes")
 _COMMON = (
     "optim.steps=4",
     "data.loader.num_workers=0",
@@ -77,22 +71,6 @@ _RUNS = (
 _COMPARED = tuple(run for run in _RUNS if run.name != run.case)
 
 
-def _launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
-    """Run jobs in the host; exit codes of each one's processes, and all that they printed."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(_ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
-        env={**os.environ, "PYTHONPATH": str(_ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout
-
-
 def _job(folder: Path, recipe: Path, run: Run) -> dict[str, Any]:
     manifest = str(recipe.parent / "set" / "manifest.parquet")
     case = (override.replace("MANIFEST", manifest) for override in _CASES[run.case])
@@ -111,28 +89,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs, each in its folder."""
     folder = tmp_path_factory.mktemp("runs")
-    codes, said = _launch(folder, [_job(folder, recipe, run) for run in _RUNS])
+    codes, said = launch(folder, [_job(folder, recipe, run) for run in _RUNS])
     assert codes == [[0] * run.ranks for run in _RUNS], said
     assert "Warning" not in said, said
     return folder
 
 
-def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """The log without what a clock has measured."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not any(word in k for word in _TIMINGS)}
-        for line in lines
-        if line["kind"] != "ranks"
-    ]
-
-
 def _assert_same_weights(found: Path, expected: Path, atol: float = 2e-5, step: int = 4) -> None:
-    ours, theirs = _weights(found, step), _weights(expected, step)
+    ours, theirs = weights(found, step), weights(expected, step)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
@@ -140,7 +104,9 @@ def _assert_same_weights(found: Path, expected: Path, atol: float = 2e-5, step: 
 
 
 def _assert_same_metrics(found: Path, expected: Path, rel: float = 2e-3) -> None:
-    ours, theirs = _metrics(found), _metrics(expected)
+    ours, theirs = (
+        [line for line in metrics(run) if line["kind"] != "ranks"] for run in (found, expected)
+    )
     assert [(line["kind"], line["step"]) for line in ours] == [
         (line["kind"], line["step"]) for line in theirs
     ]
@@ -164,7 +130,7 @@ def test_any_number_of_processes_trains_the_same(runs: Path, run: Run) -> None:
 
 
 def test_the_online_probe_measures_all_videos_once(runs: Path) -> None:
-    (line,) = [line for line in _metrics(runs / "probed_fsdp_2") if line["kind"] == "evaluation"]
+    (line,) = [line for line in metrics(runs / "probed_fsdp_2") if line["kind"] == "evaluation"]
     assert line["online_probe/count"] == 11
 
 
@@ -188,7 +154,7 @@ def test_saved_by_two_processes_goes_on_in_one_and_in_four(
     for run in resumed:
         shutil.copytree(runs / "packed_fsdp_2", tmp_path / run.name)
         shutil.rmtree(tmp_path / run.name / "checkpoints" / "step_00000004")
-    codes, said = _launch(tmp_path, [_job(tmp_path, recipe, run) for run in resumed])
+    codes, said = launch(tmp_path, [_job(tmp_path, recipe, run) for run in resumed])
     assert codes == [[0], [0] * 4, [0] * 4], said
     assert said.count("resuming after step 2") == 3
     for run in resumed:
@@ -206,7 +172,7 @@ def test_bad_input_is_told_by_every_process_and_claims_nothing(
         _job(tmp_path, recipe, Run("full", "prefix", 2)),
         _job(tmp_path, recipe, Run("shards", "prefix", 2, (_FSDP, "distributed.shard_size=3"))),
     ]
-    codes, said = _launch(tmp_path, jobs)
+    codes, said = launch(tmp_path, jobs)
     assert codes == [[2] * 3, [2] * 2, [2] * 2], said
     assert "data.batch_size: 8 clips cannot be divided over 3 processes" in said
     assert "use a multiple of 3, for example 9" in said

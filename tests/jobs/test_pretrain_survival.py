@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tests.data.clip_files import hanging, with_rows
 from tests.jobs.rank_host import free_port
-from tests.jobs.tiny_run import write_recipe, write_set
+from tests.jobs.tiny_run import ENVIRONMENT, launch, metrics, weights, write_recipe, write_set
 
 from vjepa.checkpoint.folder import verify_checkpoint
 from vjepa.config import load_config
@@ -27,9 +26,6 @@ from vjepa.jobs.pretrain import PretrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-_ROOT = Path(__file__).resolve().parents[2]
-_TIMINGS = ("per_second", "share", "seconds", "gigabytes")
-_ENVIRONMENT = {"PYTHONPATH": str(_ROOT / "src"), "OMP_NUM_THREADS": "1"}
 _COMMON = (
     "data.loader.num_workers=0",
     "training.log_every_steps=1",
@@ -44,57 +40,32 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder, write_set(folder))
 
 
-def _launch(folder: Path, *jobs: dict[str, Any]) -> tuple[list[list[int]], str]:
-    """Run jobs in the host; exit codes of each one's processes, and all that they printed."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(_ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
-        env={**os.environ, **_ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout
-
-
 def _job(recipe: Path, out: Path, *overrides: str, ranks: int = 2, **more: Any) -> dict[str, Any]:
     fields = {"ranks": ranks, "config": str(recipe), "out": str(out)}
     return {**fields, "overrides": [*_COMMON, *overrides], **more}
-
-
-def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
 
 
 def _newest(run: Path) -> int:
     return max(int(p.name[5:]) for p in (run / "checkpoints").iterdir() if "." not in p.name)
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not any(word in k for word in _TIMINGS)} for line in lines
-    ]
-
-
 def test_twenty_kills_at_random_moments_change_nothing(recipe: Path, tmp_path: Path) -> None:
     """Also while checkpoints are written, in both ways of writing; bit for bit."""
     config = (f"optim.steps={_STEPS}", f"training.checkpoint_every_steps={_INTERVAL}")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    codes, said = _launch(
+    codes, said = launch(
         tmp_path,
-        _job(recipe, whole, *config, ranks=1),
-        _job(recipe, cut, *config, ranks=1, kills=20, cpu_seconds=0.5),
+        [
+            _job(recipe, whole, *config, ranks=1),
+            _job(recipe, cut, *config, ranks=1, kills=20, cpu_seconds=0.5),
+        ],
     )
     assert codes == [[0], [-signal.SIGKILL] * 20 + [0]], said
     assert "left incomplete: 1" in said, "no kill met a checkpoint in the making"
-    found, expected = _weights(cut, _STEPS), _weights(whole, _STEPS)
+    found, expected = weights(cut, _STEPS), weights(whole, _STEPS)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert _metrics(cut) == _metrics(whole)
+    assert metrics(cut) == metrics(whole)
 
 
 def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path) -> None:
@@ -103,8 +74,7 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
     soon = {"after_lines": 4}
     usr1, term, killed, hung = (tmp_path / name for name in ("usr1", "term", "killed", "hung"))
     last = _job(recipe, usr1, *endless, signals=[[0, signal.SIGTERM]], after_lines=30)
-    codes, said = _launch(
-        tmp_path,
+    jobs = [
         _job(recipe, usr1, *endless, signals=[[1, signal.SIGUSR1]], **soon),
         _job(
             recipe,
@@ -125,14 +95,15 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
             **soon,
         ),
         last,
-    )
+    ]
+    codes, said = launch(tmp_path, jobs)
     assert codes == [[75, 75], [75, 75], [1, -9], [1, -9], [75, 75]], said
     assert "stopped by SIGUSR1 after step" in said
     assert said.count("process 0: process 1 of 2 ended or did not answer") == 2
     assert "Traceback" not in said, said
     for run in (usr1, term):
         step = _newest(run)
-        train = [line["step"] for line in _metrics(run) if line["kind"] == "train"]
+        train = [line["step"] for line in metrics(run) if line["kind"] == "train"]
         assert train == list(range(1, step + 1)), "resumed at the step that both had saved"
     assert not (killed / "checkpoints").exists()
 
@@ -164,7 +135,7 @@ def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(
         _job(recipe, disk / "run", *config, f"training.async_checkpoint={background}")
         for disk, background in zip(small_disks, ("false", "true"), strict=True)
     ]
-    codes, said = _launch(tmp_path, *jobs)
+    codes, said = launch(tmp_path, jobs)
     assert codes == [[2, 2], [2, 2]], said
     assert said.count("step_00000004: the checkpoint could not be written: the disk is full") >= 4
     assert "Traceback" not in said, said
@@ -187,12 +158,12 @@ def test_a_loader_worker_that_hangs_holds_up_no_process(recipe: Path, tmp_path: 
         f"data.sources=[{{manifest: {tmp_path / 'mixed.parquet'}}}]",
         "optim.steps=6",
     ]
-    codes, said = _launch(tmp_path, _job(recipe, out, *overrides))
+    codes, said = launch(tmp_path, [_job(recipe, out, *overrides)])
     assert codes == [[0, 0]], said
     bad = [json.loads(line) for line in (out / "bad_videos.jsonl").read_text().splitlines()]
     assert {(line["kind"], Path(line["path"]).name) for line in bad} == {("hang", "hanging.mp4")}
     assert _newest(run=out) == 6
-    counted = [line["bad_videos"] for line in _metrics(out) if line["kind"] == "train"]
+    counted = [line["bad_videos"] for line in metrics(out) if line["kind"] == "train"]
     assert sum(counted) > 0
 
 
@@ -215,7 +186,7 @@ def test_torchrun_on_two_machines_restarts_what_died_and_saves_what_is_stopped(
     with log.open("w") as out:
         launchers = [
             subprocess.Popen(
-                command, env={**os.environ, **_ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT
+                command, env={**os.environ, **ENVIRONMENT}, stdout=out, stderr=subprocess.STDOUT
             )
             for _ in range(2)
         ]
@@ -232,7 +203,7 @@ def test_torchrun_on_two_machines_restarts_what_died_and_saves_what_is_stopped(
         for launcher in launchers:
             launcher.kill()
     assert "stopped by SIGTERM after step" in log.read_text()
-    train = [line["step"] for line in _metrics(run) if line["kind"] == "train"]
+    train = [line["step"] for line in metrics(run) if line["kind"] == "train"]
     assert train == list(range(1, _newest(run) + 1))
 
 

@@ -1,13 +1,32 @@
-"""A tiny video set and pretraining config for tests of whole jobs."""
+"""A tiny video set, pretraining config and what runs leave, for tests of whole jobs."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from vjepa.config import load_config
 from vjepa.demo import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.jobs.pretrain import PretrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+_TIMINGS = {
+    "clips_per_second",
+    "cpu_share",
+    "data_wait_share",
+    "elapsed_seconds",
+    "resident_gigabytes",
+    "seconds",
+}
 
 RECIPE = """
 seed: 3
@@ -49,3 +68,30 @@ def write_recipe(folder: Path, manifest: Path) -> Path:
 def tiny_config(folder: Path, manifest: Path, *overrides: str) -> PretrainConfig:
     """The recipe as a config."""
     return load_config(PretrainConfig, [write_recipe(folder, manifest)], overrides)
+
+
+def launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
+    """Run jobs in the rank host; exit codes of each one's processes, and all that they printed."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
+        env={**os.environ, **ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """The weights of a run's checkpoint."""
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """A run's log without what was measured of the machine."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in _TIMINGS} for line in lines]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tests.jobs.tiny_run import tiny_config, write_set
+from tests.jobs.tiny_run import metrics, tiny_config, weights, write_set
 from torch import Tensor, nn
 
 from vjepa.checkpoint import load_encoder
@@ -50,10 +48,6 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("data"))
 
 
-def _weights(run: Path) -> dict[str, Tensor]:
-    return load_file(run / "checkpoints" / "step_00000020" / "model.safetensors")
-
-
 def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_path: Path) -> None:
     config = tiny_config(
         tmp_path,
@@ -63,17 +57,19 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
     )
     run, cut = tmp_path / "run", tmp_path / "cut"
     assert pretrain.run(config, run, MeanColour).step == 20
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(run)
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < 0.5 * losses[0]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [20]
-    assert {name.split(".")[0] for name in _weights(run)} == {"encoder", "head"}
+    assert {name.split(".")[0] for name in weights(run, 20)} == {"encoder", "head"}
     assert load_encoder(run).config == config.model.encoder
 
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "checkpoints" / "step_00000020")
     assert pretrain.run(config, str(cut), MeanColour).step == 20
-    assert all(torch.equal(value, _weights(run)[name]) for name, value in _weights(cut).items())
+    assert all(
+        torch.equal(value, weights(run, 20)[name]) for name, value in weights(cut, 20).items()
+    )
     with pytest.raises(UserError, match="head"):
         pretrain.run(config, cut)  # as the config's own objective
 
@@ -84,7 +80,7 @@ def test_accumulation_changes_nothing_but_rounding(manifest: Path, tmp_path: Pat
             tmp_path, manifest, "optim.steps=20", f"optim.accumulation_steps={parts}"
         )
         pretrain.run(config, tmp_path / str(parts), MeanColour)
-    parted = _weights(tmp_path / "4")
-    for name, value in _weights(tmp_path / "1").items():
+    parted = weights(tmp_path / "4", 20)
+    for name, value in weights(tmp_path / "1", 20).items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise
             torch.testing.assert_close(parted[name], value, atol=5e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Non-finite updates, losses that jump, collapse, signals."""
+"""Non-finite updates, losses that jump, signals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from vjepa.training import TrainingConfig, TrainingStopped
 from vjepa.training.guards import (
     SPIKE_WINDOW,
     BadUpdateGuard,
-    HealthAlarm,
     HostStep,
     SpikeGate,
     StopSignals,
@@ -112,36 +110,6 @@ def test_rare_skips_never_add_up() -> None:
     assert guard.skipped == 40
     with pytest.raises(TrainingStopped):
         _guard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
-
-
-def _below_half(history: Sequence[Mapping[str, float]]) -> str | None:
-    spreads = [report.get("std", math.inf) for report in history]
-    highest = max((s for s in spreads if math.isfinite(s)), default=0.0)
-    return f"fell after {len(history)}" if spreads[-1] < highest / 2 else None
-
-
-def test_alarm_rings_once_until_all_is_well_again() -> None:
-    alarm = HealthAlarm(_below_half)
-    said = [alarm.check({"std": std}, loss=0.5) for std in (1.0, 0.4, 0.3, 0.9, 0.2)]
-    assert said == [None, "fell after 2", None, None, "fell after 5"]
-
-
-def test_rule_sees_the_loss_and_no_value_that_is_not_finite() -> None:
-    seen: list[dict[str, float]] = []
-    alarm = HealthAlarm(lambda history: seen.append(dict(history[-1])))
-    alarm.check({"std": 1.0, "rank": math.nan}, loss=0.5)
-    alarm.check({"std": 1.0, "rank": 2.0}, loss=math.inf)
-    assert seen == [{"std": 1.0, "loss": 0.5}, {"std": 1.0, "rank": 2.0}]
-
-
-def test_alarm_goes_on_after_a_resume() -> None:
-    alarm = HealthAlarm(_below_half)
-    alarm.check({"std": 1.0}, loss=0.5)
-    quiet, ringing = HealthAlarm(_below_half), HealthAlarm(_below_half)
-    quiet.load_state(json.loads(json.dumps(alarm.state())))
-    assert quiet.check({"std": 0.4}, loss=0.5) == "fell after 2"
-    ringing.load_state(json.loads(json.dumps(quiet.state())))
-    assert ringing.check({"std": 0.4}, loss=0.5) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])

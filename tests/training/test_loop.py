@@ -1,8 +1,9 @@
-"""The loop: exact resume, logs, checkpoints, guards, signals."""
+"""The loop: exact resume, logs, checkpoints, guards, signals, spikes."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,7 +33,8 @@ from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.metric_log import read_metrics
-from vjepa.training import Trainer, TrainingConfig, TrainingStopped, learning_rate
+from vjepa.training import StepValues, Trainer, TrainingConfig, TrainingStopped, learning_rate
+from vjepa.training.trainer import LogWindow
 
 _TIMES = (
     "clips_per_second",
@@ -60,10 +63,22 @@ def _assert_same_state(ours: Trainer, theirs: Trainer) -> None:
         assert all(torch.equal(v, states[1][name][k]) for k, v in moments.items())
 
 
-def _alarm(history: Sequence[Mapping[str, float]]) -> str | None:
-    """Needs the reports from before, also over a resume."""
-    spread = [report["target_std"] for report in history]
-    return "it has collapsed" if spread[-1] < 0.5 * spread[0] else None
+class WatchedTask(ToyTask):
+    """The spread of its features is a function of the step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, float]] = []
+
+    def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
+        spread = (1.0, 0.4, 0.3, 0.9, 0.2)[int(batch.ordinals[0]) // len(batch.ordinals)]
+        return {"std": torch.tensor(spread), "rank": torch.tensor(math.nan)}
+
+    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Needs the reports from before, also over a resume."""
+        self.seen.append(dict(history[-1]))
+        spreads = [report["std"] for report in history]
+        return f"fell after {len(history)}" if spreads[-1] < max(spreads) / 2 else None
 
 
 @dataclass(frozen=True)
@@ -308,39 +323,27 @@ def test_bad_values_may_be_skipped(tmp_path: Path) -> None:
     assert {int(moments["step"]) for moments in state.values()} == {10}
 
 
-def test_collapse_is_warned_of_and_recorded(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("stop_after", [None, 1, 2, 4])
+def test_an_alarm_is_given_once_until_all_is_well_also_over_a_resume(
+    tmp_path: Path, stop_after: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Collapsing(ToyTask):
-        spread = 2.0
-
-        alarm = staticmethod(_alarm)
-
-        def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
-            self.spread /= 3
-            return {"target_std": torch.tensor(self.spread)}
-
-    make_trainer(tmp_path, task=Collapsing()).fit()
+    settings = {"training": replace(TRAINING, health_every_steps=1), "optim": short_optim(5)}
+    if stop_after is not None:
+        data = InterruptedData(stop_after - 1)
+        make_trainer(tmp_path, data, task=WatchedTask(), **settings).fit()
+    task = WatchedTask()
+    make_trainer(tmp_path, task=task, **settings).fit()
     warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
-    assert warnings == [{"kind": "warning", "step": 12, "message": "it has collapsed"}]
-    assert "step 12: it has collapsed" in caplog.text
+    assert warnings == [
+        {"kind": "warning", "step": step, "message": f"fell after {step}"} for step in (2, 5)
+    ]
+    assert "step 5: fell after 5" in caplog.text
+    assert all(report.keys() == {"std", "loss"} for report in task.seen), "not what is no number"
 
 
-def test_memory_of_alarm_and_clock_survives_a_resume(tmp_path: Path) -> None:
-    class Collapsing(ToyTask):
-        spread = 1.0
-
-        alarm = staticmethod(_alarm)
-
-        def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
-            return {"target_std": torch.tensor(self.spread)}
-
-    make_trainer(tmp_path, InterruptedData(6), task=Collapsing()).fit()
-    collapsed = Collapsing()
-    collapsed.spread = 0.1
-    make_trainer(tmp_path, task=collapsed).fit()
-    warnings = [line["step"] for line in _lines(tmp_path) if line["kind"] == "warning"]
-    assert warnings == [12]
+def test_the_clock_goes_on_over_a_resume(tmp_path: Path) -> None:
+    make_trainer(tmp_path, InterruptedData(6)).fit()
+    make_trainer(tmp_path).fit()
     records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r.kind == "train"]
     elapsed = [record.values["elapsed_seconds"] for record in records]
     assert elapsed == sorted(elapsed)
@@ -423,3 +426,113 @@ def test_time_limit_stops_with_a_checkpoint_and_counts_over_resumes(tmp_path: Pa
     data = ToyData()
     assert make_trainer(other, data, training=limited).fit().step == 5
     assert data.served == []
+
+
+_BATCH = ToyBatch(np.arange(4), torch.empty(0))
+
+
+def _clock() -> Iterator[float]:
+    yield from (10.0, 14.0, 20.0, 21.0)
+
+
+def _values(update: int, loss: float, finite: bool = True) -> StepValues:
+    return StepValues(
+        update, {"loss": torch.tensor(loss)}, torch.tensor(finite), torch.tensor(False)
+    )
+
+
+def test_means_and_rates() -> None:
+    ticks = _clock()
+    window = LogWindow(lambda: next(ticks))
+    for update, loss in enumerate((1.0, 2.0, 6.0), start=5):
+        window.add(_values(update, loss), _BATCH, seconds_waited=0.5)
+    assert len(window) == 3
+    steps, values, ranks = window.read(Team())
+    assert (values["first_step"], values["loss"], values["seconds"]) == (5, 3.0, 4.0)
+    assert values["clips_per_second"] == 3.0
+    assert values["data_wait_share"] == pytest.approx(0.375)
+    assert [step.update for step in steps] == [5, 6, 7]
+    assert ranks == {}
+    window.restart()
+    assert len(window) == 0
+
+
+def test_bad_updates_are_left_out_of_the_means() -> None:
+    window = LogWindow()
+    window.add(_values(1, 2.0), _BATCH, 0.0)
+    window.add(_values(2, math.nan, finite=False), _BATCH, 0.0)
+    assert not window.last_was_applied()
+    steps, values, _ = window.read(Team())
+    assert (values["loss"], values["skipped"]) == (2.0, 1)
+    assert [step.finite for step in steps] == [True, False]
+
+
+def test_all_bad_is_not_a_number() -> None:
+    window = LogWindow()
+    window.add(_values(1, math.inf, finite=False), _BATCH, 0.0)
+    assert math.isnan(window.read(Team())[1]["loss"])
+
+
+class SpikingData(ToyData):
+    """The inputs of one update are far too large."""
+
+    def batch(self, step: int) -> ToyBatch:
+        plain = super().batch(step)
+        return ToyBatch(plain.ordinals, plain.inputs * (1000 if step + 1 == 25 else 1))
+
+
+def _spike_training(policy: Any) -> TrainingConfig:
+    return replace(TRAINING, spike_factor=5.0, spike=policy, health_every_steps=None)
+
+
+def test_a_spike_is_skipped_and_counted(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path, training=_spike_training("skip"), data=SpikingData(), optim=short_optim(30)
+    )
+    result = trainer.fit()
+    assert (result.step, result.skipped_steps) == (30, 1)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    counts = {line["step"]: line["skipped"] for line in lines if "skipped" in line}
+    assert [step for step, count in counts.items() if count] == [25]
+    state = optimizer_state(trainer.learner.optimizer, trainer.learner.modules)
+    assert {int(moments["step"]) for moments in state.values()} == {29}
+
+
+def test_a_spike_may_stop_the_run_and_its_batch_is_kept(tmp_path: Path) -> None:
+    """After a resume too: the losses before it are in the checkpoint."""
+    training, optim = _spike_training("stop"), short_optim(30)
+    data = InterruptedData(21)
+    make_trainer(tmp_path, training=training, data=data, optim=optim).fit()
+    with pytest.raises(TrainingStopped, match="step 25: the loss is far above its running median"):
+        make_trainer(tmp_path, training=training, data=SpikingData(), optim=optim).fit()
+    details = json.loads((tmp_path / "spike_step_00000025.json").read_text())
+    kept = load_file(tmp_path / details["batch"])
+    assert torch.equal(kept["inputs"], SpikingData().batch(24).inputs)
+    assert kept["ordinals"].tolist() == details["sample_ordinals"]
+
+
+def test_checkpoints_in_the_background_are_the_same(tmp_path: Path) -> None:
+    plain = make_trainer(tmp_path / "plain")
+    plain.fit()
+    behind = make_trainer(tmp_path / "behind", training=replace(TRAINING, async_checkpoint=True))
+    behind.fit()
+    for step in ("step_00000010", "step_00000012"):
+        ours, theirs = (
+            load_file(tmp_path / name / "checkpoints" / step / "model.safetensors")
+            for name in ("plain", "behind")
+        )
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    again = make_trainer(tmp_path / "behind", task=ToyTask(seed=77))
+    assert again.fit().step == 12
+    ours, theirs = (
+        optimizer_state(trainer.learner.optimizer, trainer.learner.modules)
+        for trainer in (plain, again)
+    )
+    assert all(torch.equal(v, theirs[name][k]) for name in ours for k, v in ours[name].items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_system_wants_the_job_started_again(tmp_path: Path, number: signal.Signals) -> None:
+    result = make_trainer(tmp_path, data=InterruptedData(7, number)).fit()
+    assert (result.interrupted, result.requeue, result.step) == (True, True, 8)
+    assert not make_trainer(None, data=InterruptedData(2)).fit().requeue, "Ctrl-C"

@@ -1,4 +1,4 @@
-"""What protects a long run: bad updates, spikes, collapse, signals that ask it to stop."""
+"""What protects a long run: bad updates, spikes, signals that ask it to stop."""
 
 from __future__ import annotations
 
@@ -192,42 +192,6 @@ def _arrays(batch: Any) -> dict[str, Tensor]:
 def _describe(values: Mapping[str, float]) -> str:
     shown = {n: v for n, v in values.items() if n == "loss" or n.startswith("grad_norm/")}
     return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-
-
-class HealthAlarm:
-    """Keeps the health reports of a run and passes on what a task says of them, once.
-
-    Args:
-        rule: Looks at all reports so far, each with the ``loss`` of its time; a warning or None.
-    """
-
-    def __init__(self, rule: Callable[[Sequence[Mapping[str, float]]], str | None]) -> None:
-        self._rule = rule
-        self._history: list[dict[str, float]] = []
-        self._ringing = False
-
-    def check(self, health: Mapping[str, float], loss: float) -> str | None:
-        """Add a report; values that are not finite are left out.
-
-        Returns:
-            A warning when the rule begins to see something wrong; it is not repeated until all was
-            well in between.
-        """
-        report = {name: v for name, v in {**health, "loss": loss}.items() if math.isfinite(v)}
-        self._history.append(report)
-        warning = self._rule(self._history)
-        is_new = warning is not None and not self._ringing
-        self._ringing = warning is not None
-        return warning if is_new else None
-
-    def state(self) -> dict[str, Any]:
-        """The reports so far, for the checkpoint (plain JSON types)."""
-        return {"history": self._history, "ringing": self._ringing}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a stored :meth:`state`."""
-        self._history = [dict(report) for report in state["history"]]
-        self._ringing = bool(state["ringing"])
 
 
 class StopSignals:

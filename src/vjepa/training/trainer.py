@@ -35,7 +35,6 @@ from vjepa.tasks import Task
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,
     BadUpdateGuard,
-    HealthAlarm,
     HostStep,
     StopSignals,
     TrainingStopped,
@@ -141,7 +140,8 @@ class Trainer:
         self._guard = BadUpdateGuard(
             training, self.folder, team.rank, lambda update: next(self.batches(update - 1, update))
         )
-        self._alarm = HealthAlarm(self.task.alarm)
+        self._reports: list[dict[str, float]] = []  # of the features' health, all of the run
+        self._ringing = False
         self._window = LogWindow()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
@@ -159,14 +159,10 @@ class Trainer:
         )
 
     def start_from(self, completed_steps: int) -> None:
-        """Continue training that was begun elsewhere.
+        """Continue training that was begun elsewhere, after so many updates.
 
         The caller has loaded its weights, and its moments into ``learner.optimizer``. A checkpoint
         in this run's own folder goes before it.
-
-        Args:
-            completed_steps: Updates that those weights have behind them; schedules and data go on
-                from there.
         """
         self._completed = self._saved_step = completed_steps
 
@@ -290,14 +286,13 @@ class Trainer:
     def _log_window(self) -> None:
         steps, values, ranks = self._window.read(self.team)
         optim, step = self.optim, self._completed
-        schedules = {
-            "learning_rate": learning_rate(step, optim),
-            "weight_decay": weight_decay(step, optim),
-        }
+        values["learning_rate"] = learning_rate(step, optim)
+        values["weight_decay"] = weight_decay(step, optim)
         if self.learner.ema is not None:
-            schedules["momentum"] = ema_momentum(step, self.learner.ema, optim)
-        self._last_means = {**values, **schedules, "elapsed_seconds": self._seconds()}
-        self._write("train", self._last_means)
+            values["momentum"] = ema_momentum(step, self.learner.ema, optim)
+        values["elapsed_seconds"] = self._seconds()
+        self._last_means = values
+        self._write("train", values)
         if ranks:
             self._write("ranks", ranks)
         self._guard.check(steps)
@@ -309,10 +304,14 @@ class Trainer:
         if not health:
             return
         self._write("health", health)
-        warning = self._alarm.check(health, self._last_means.get("loss", math.nan))
-        if warning is not None and self.team.is_main:
+        report = {**health, "loss": self._last_means.get("loss", math.nan)}
+        self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
+        warning = self.task.alarm(self._reports)
+        # It is not repeated until all was well in between.
+        if warning is not None and not self._ringing and self.team.is_main:
             _LOGGER.warning("step %d: %s", self._completed, warning)
             self._write("warning", {"message": warning})
+        self._ringing = warning is not None
 
     def _save(self) -> None:
         if self.store is None:
@@ -320,7 +319,7 @@ class Trainer:
         spikes = self.learner.spikes
         extra = {
             "elapsed_seconds": self._seconds(),
-            "alarm": self._alarm.state(),
+            "alarm": {"history": list(self._reports), "ringing": self._ringing},
             "spikes": None if spikes is None else spikes.state(),
         }
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer
@@ -342,7 +341,8 @@ class Trainer:
         self._completed = self._saved_step = step
         self._checkpoint = newest
         self._elapsed = float(extra["elapsed_seconds"])
-        self._alarm.load_state(extra["alarm"])
+        self._reports = [dict(report) for report in extra["alarm"]["history"]]
+        self._ringing = bool(extra["alarm"]["ringing"])
         losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)

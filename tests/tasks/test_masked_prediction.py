@@ -1,19 +1,22 @@
-"""From a batch of clips to what the task takes, on the device that trains."""
+"""From a batch of clips to what the tasks take, on the device that trains; parts add up."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from tests.models import tiny
+from torch.testing import assert_close
 
 from vjepa.data import ClipConfig, TransformConfig
 from vjepa.data.loader.loader import ClipBatch
 from vjepa.jobs.pretrain import DataConfig, PretrainConfig, build_task
-from vjepa.masking import MaskingConfig, MaskSampler
-from vjepa.models import EncoderConfig, ModelConfig, normalise_clip
-from vjepa.tasks import BatchSize
+from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskingConfig, MaskSampler
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, normalise_clip
+from vjepa.tasks import BatchSize, FeaturePrediction, PixelPrediction
 
 ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=64, num_frames=4)
 
@@ -83,3 +86,34 @@ def test_inputs_reach_a_gpu_without_waiting_for_it(count: str) -> None:
     for mine, theirs in zip(masks, there_masks, strict=True):
         assert torch.equal(mine.context.cpu(), theirs.context)
         assert torch.equal(mine.target.cpu(), theirs.target)
+
+
+@pytest.mark.parametrize("count", ["prefix", "fixed", "packed"])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_uneven_parts_add_up(count: str, pixels: bool) -> None:
+    torch.manual_seed(0)
+    task = (
+        tiny.shaken(PixelPrediction(tiny.MODEL))
+        if pixels
+        else FeaturePrediction(tiny.shaken(VJEPA(tiny.MODEL)), variance_coefficient=0.5)
+    )
+    video = tiny.clips(batch=5)
+    config = MaskingConfig(masks=(SHORT_RANGE, LONG_RANGE), count=count)
+    masks = MaskSampler(config, tiny.ENCODER.grid, 2, 0).sample(np.arange(5), 0)
+    with torch.no_grad():
+        whole = task(video, masks)
+        outputs = []
+        for start, stop in pairwise((0, 1, 3, 5)):
+            part = tuple(kind.slice(start, stop) for kind in masks)
+            outputs.append(task(video[start:stop], part, BatchSize.of(masks)))
+    assert_close(sum(output.loss for output in outputs), whole.loss)
+    for name, value in whole.terms.items():
+        assert_close(sum(output.terms[name] for output in outputs), value, msg=name)
+
+
+def test_the_size_of_a_batch_follows_from_a_part_where_all_clips_count_alike() -> None:
+    config = MaskingConfig(masks=(SHORT_RANGE, LONG_RANGE), count="fixed")
+    masks = MaskSampler(config, tiny.ENCODER.grid, 2, 0).sample(np.arange(6), 0)
+    part = tuple(kind.slice(2, 4) for kind in masks)
+    assert BatchSize.of(part, clips=6) == BatchSize.of(masks)
+    assert BatchSize.of(masks).targets == tuple(kind.target.numel() for kind in masks)
