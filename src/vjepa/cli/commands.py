@@ -32,13 +32,8 @@ def add_demo(parser: Parser) -> None:
     """Options of `vjepa demo`."""
     parser.take_config("vjepa.demo.config:DemoConfig")
     out = Path("runs/demo")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=out,
-        metavar="DIR",
-        help=f"folder for data, runs and report (default: {out})",
-    )
+    text = f"folder for data, runs and report (default: {out})"
+    parser.add_path("--out", "DIR", text, default=out)
     parser.set_defaults(run=_demo)
 
 
@@ -71,7 +66,7 @@ examples:
 def add_pretrain(parser: Parser) -> None:
     """Options of `vjepa pretrain`."""
     parser.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder, made if missing")
+    parser.add_path("--out", "DIR", "run folder, made if missing")
     parser.set_defaults(run=_pretrain)
 
 
@@ -118,8 +113,8 @@ examples:
 def add_features(parser: Parser) -> None:
     """Options of `vjepa features`."""
     parser.take_config("vjepa.jobs.features:FeaturesConfig")
-    parser.add_argument("sources", metavar="SRC", type=Path, nargs="*", help="what to encode")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the features")
+    parser.add_path("sources", "SRC", "what to encode", nargs="*")
+    parser.add_path("--out", "DIR", "folder for the features")
     parser.add_argument("--split", metavar="NAME", help="only this split of the manifests")
     parser.set_defaults(run=_features)
 
@@ -165,8 +160,8 @@ examples:
 
 def add_convert(parser: Parser) -> None:
     """Options of `vjepa convert`."""
-    parser.add_argument("src", metavar="SRC", type=Path, help="what to read")
-    parser.add_argument("dst", metavar="DST", type=Path, help="what to write; must not exist")
+    parser.add_path("src", "SRC", "what to read")
+    parser.add_path("dst", "DST", "what to write; must not exist")
     parser.add_argument(
         "--num-heads",
         type=int,

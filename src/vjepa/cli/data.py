@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from vjepa.cli.parser import Parser, resolve_config
 from vjepa.errors import UserError
@@ -75,10 +74,18 @@ example:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    index = add_action("index", _INDEX_HELP)
+    index, check, prepare, synth = (
+        add_action(name, text)
+        for name, text in (
+            ("index", _INDEX_HELP),
+            ("check", _CHECK_HELP),
+            ("prepare", _PREPARE_HELP),
+            ("synth", _SYNTH_HELP),
+        )
+    )
     index.take_config("vjepa.jobs.videos:IndexConfig")
     index.add_argument("sources", metavar="SRC", nargs="*", help="folder, CSV, JSONL or list")
-    index.add_argument("--out", type=Path, metavar="FILE", help="manifest to write (.parquet)")
+    index.add_path("--out", "FILE", "manifest to write (.parquet)")
     index.add_argument(
         "--source-name", nargs="+", metavar="NAME", help="name of each source, else its file name"
     )
@@ -90,50 +97,29 @@ def add_arguments(parser: Parser) -> None:
         help="how often each source is drawn from, relative to the others; without it every"
         " video is drawn equally often",
     )
-    _add_workers(index)
     index.set_defaults(run=_index)
-    check = add_action("check", _CHECK_HELP)
     check.take_config("vjepa.jobs.videos:IndexConfig")
-    check.add_argument("manifest", type=Path, metavar="MANIFEST", help="made by vjepa data index")
+    check.add_path("manifest", "MANIFEST", "made by vjepa data index")
     check.add_argument("--deep", action="store_true", help="decode every frame of every video")
-    _add_workers(check)
     check.set_defaults(run=_check)
-    _add_prepare(add_action("prepare", _PREPARE_HELP))
-    synth = add_action("synth", _SYNTH_HELP)
-    synth.take_config("vjepa.demo:SyntheticConfig")
-    synth.add_argument("--out", type=Path, metavar="DIR", help="folder of the set")
-    _add_workers(synth)
-    synth.set_defaults(run=_synth)
-
-
-def _add_prepare(parser: Parser) -> None:
-    parser.take_config("vjepa.jobs.prepare:PrepareConfig", recipes="prepare")
-    parser.add_argument(
-        "manifests", type=Path, metavar="MANIFEST", nargs="*", help="made by vjepa data index"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the result")
-    parser.add_argument(
-        "--exclude",
-        type=Path,
-        metavar="LIST",
-        nargs="+",
-        default=[],
-        help="validation lists beside those of the config: manifests, or text with one id a line",
-    )
-    parser.add_argument(
+    prepare.take_config("vjepa.jobs.prepare:PrepareConfig", recipes="prepare")
+    prepare.add_path("manifests", "MANIFEST", "made by vjepa data index", nargs="*")
+    prepare.add_path("--out", "DIR", "folder of the result")
+    text = "validation lists beside those of the config: manifests, or text with one id a line"
+    prepare.add_path("--exclude", "LIST", text, nargs="+", default=[])
+    prepare.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
         help="processes of this machine (default), or a Ray cluster that sees the same files",
     )
-    _add_workers(parser)
-    parser.set_defaults(run=_prepare)
-
-
-def _add_workers(parser: Parser) -> None:
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes; default: one for each CPU core"
-    )
+    prepare.set_defaults(run=_prepare)
+    synth.take_config("vjepa.demo:SyntheticConfig")
+    synth.add_path("--out", "DIR", "folder of the set")
+    synth.set_defaults(run=_synth)
+    for command in (index, check, prepare, synth):
+        text = "processes; default: one for each CPU core"
+        command.add_argument("--workers", type=int, metavar="N", help=text)
 
 
 def _index(args: argparse.Namespace) -> int:

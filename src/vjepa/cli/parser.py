@@ -67,6 +67,10 @@ class Parser(argparse.ArgumentParser):
         self._known = (*self._known, *(name for name in names if name.startswith("--")))
         return super().add_argument(*names, **options)
 
+    def add_path(self, name: str, metavar: str, text: str, **options: Any) -> None:
+        """An argument that is a path, with its help."""
+        self.add_argument(name, type=Path, metavar=metavar, help=text, **options)
+
     def take_config(self, config_class: str, recipes: str | None = None) -> None:
         """Let this command take a config, of the class ``package.module:Class``."""
         self._config_class, self.recipes = config_class, recipes

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa.cli.parser import Parser, resolve_config
 from vjepa.config import dump_yaml
 from vjepa.errors import UserError
+from vjepa.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from vjepa.jobs.probe.probe import Evaluation
@@ -68,11 +68,16 @@ def add_arguments(parser: Parser) -> None:
     add_action = parser.add_commands("ACTION")
     train = add_action("train", _TRAIN_HELP)
     train.take_config("vjepa.jobs.probe.config:ProbeConfig", recipes="probe")
-    train.add_argument("--out", type=Path, metavar="DIR", help="new folder for the probe")
+    train.add_path("--out", "DIR", "new folder for the probe")
     train.set_defaults(run=_train)
-    evaluate = add_action("eval", _EVAL_HELP)
-    _add_probe(evaluate)
-    evaluate.add_argument("manifest", metavar="MANIFEST", type=Path, help="labelled videos")
+    evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
+    for command in (evaluate, predict):
+        command.add_path("probe", "PROBE", "folder of a trained probe")
+        command.add_path("--encoder", "PATH", "where the probe's encoder is, if it has moved")
+        command.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+        )
+    evaluate.add_path("manifest", "MANIFEST", "labelled videos")
     evaluate.add_argument("--split", metavar="NAME", help="only this split; default: all rows")
     evaluate.add_argument(
         "--on-bad-video",
@@ -80,39 +85,18 @@ def add_arguments(parser: Parser) -> None:
         default="error",
         help="stop at a video that cannot be read, or name it in the result (default: error)",
     )
-    evaluate.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="keep features here, or find them here"
+    evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
+    evaluate.add_path("--confusion", "FILE", "draw the confusion matrix (.png or .svg)")
+    evaluate.add_path(
+        "--calibration", "FILE", "draw how far its confidence can be believed (.png or .svg)"
     )
-    evaluate.add_argument(
-        "--confusion", type=Path, metavar="FILE", help="draw the confusion matrix (.png or .svg)"
-    )
-    evaluate.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FILE",
-        help="draw how far its confidence can be believed (.png or .svg)",
-    )
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the metrics here too")
+    evaluate.add_path("--json", "FILE", "write the metrics here too")
     evaluate.set_defaults(run=_eval)
-    predict = add_action("predict", _PREDICT_HELP)
-    _add_probe(predict)
-    predict.add_argument("sources", metavar="SRC", type=Path, nargs="+", help="what to look at")
+    predict.add_path("sources", "SRC", "what to look at", nargs="+")
     predict.add_argument("--split", metavar="NAME", help="only this split of the manifests")
     predict.add_argument("--top", type=int, default=5, metavar="N", help="classes (default: 5)")
-    predict.add_argument(
-        "--out", type=Path, metavar="FILE", help="write them to a .jsonl, .csv or .parquet file"
-    )
+    predict.add_path("--out", "FILE", "write them to a .jsonl, .csv or .parquet file")
     predict.set_defaults(run=_predict)
-
-
-def _add_probe(parser: Parser) -> None:
-    parser.add_argument("probe", metavar="PROBE", type=Path, help="folder of a trained probe")
-    parser.add_argument(
-        "--encoder", type=Path, metavar="PATH", help="where the probe's encoder is, if it has moved"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
-    )
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -159,7 +143,7 @@ def _eval(args: argparse.Namespace) -> int:
         return 0
     _print_metrics(measured)
     if args.json is not None:
-        args.json.write_text(json.dumps(asdict(measured), indent=1) + "\n", encoding="utf-8")
+        atomic_write(args.json, json.dumps(asdict(measured), indent=1) + "\n")
     draw(measured, args.confusion, args.calibration)
     return 0
 

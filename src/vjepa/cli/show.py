@@ -57,61 +57,32 @@ def add_arguments(parser: Parser) -> None:
     masks.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
     masks.set_defaults(run=_masks)
     features = add_command("features", _FEATURES_HELP)
-    features.add_argument(
-        "videos", metavar="VIDEO", type=Path, nargs="+", help="videos, images, folders of images"
-    )
-    features.set_defaults(run=_features)
-    predictions = add_command("predictions", _PREDICTIONS_HELP)
-    predictions.set_defaults(run=_predictions)
-    for command in (masks, predictions):
-        command.add_argument(
-            "video", metavar="VIDEO", type=Path, help="video, image, or folder of images"
-        )
-        command.add_argument(
-            "--sample",
-            type=int,
-            default=0,
-            metavar="N",
-            help="other numbers draw other masks (default: 0)",
-        )
+    features.add_path("videos", "VIDEO", "videos, images, folders of images", nargs="+")
     features.add_argument(
         "--which",
         choices=("target", "context"),
         default="target",
         help="which encoder (default: target, the one that the paper evaluates)",
     )
+    features.set_defaults(run=_features)
+    predictions = add_command("predictions", _PREDICTIONS_HELP)
+    predictions.set_defaults(run=_predictions)
+    for command in (masks, predictions):
+        command.add_path("video", "VIDEO", "video, image, or folder of images")
+        text = "other numbers draw other masks (default: 0)"
+        command.add_argument("--sample", type=int, default=0, metavar="N", help=text)
     for command in (features, predictions):
-        _add_model(command)
+        text = "run folder, checkpoint, or the authors' file"
+        command.add_path("--model", "PATH", text, required=True)
+        text = "attention heads, for an authors' file of a size that is no preset"
+        command.add_argument("--num-heads", type=int, metavar="H", help=text)
     for command, name in ((masks, "masks"), (features, "features"), (predictions, "predictions")):
-        command.add_argument(
-            "--out",
-            type=Path,
-            default=Path(f"{name}.png"),
-            metavar="FILE",
-            help=f"picture to write (default: {name}.png)",
-        )
+        out = Path(f"{name}.png")
+        command.add_path("--out", "FILE", f"picture to write (default: {out})", default=out)
     state = add_command("run", _RUN_HELP)
-    state.add_argument("folder", metavar="RUN", type=Path, help="run folder")
-    state.add_argument(
-        "--out", type=Path, metavar="FILE", help="HTML file (default: report.html in the run)"
-    )
+    state.add_path("folder", "RUN", "run folder")
+    state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
     state.set_defaults(run=_run)
-
-
-def _add_model(parser: Parser) -> None:
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="PATH",
-        help="run folder, checkpoint, or the authors' file",
-    )
-    parser.add_argument(
-        "--num-heads",
-        type=int,
-        metavar="H",
-        help="attention heads, for an authors' file of a size that is no preset",
-    )
 
 
 def _masks(args: argparse.Namespace) -> int:
