@@ -12,7 +12,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels
-from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, _Choice
+from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, choose_rows
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.runtime.device import DeviceSetup
 
@@ -106,9 +106,9 @@ def test_impossible_settings(fields: dict, name: str) -> None:
 
 def test_chosen_videos_are_few_balanced_and_always_the_same() -> None:
     labels = Labels("x", ("a", "b", "c"), np.arange(300) % 3)
-    rows = _Choice(100, 0).rows(labels)
+    rows = choose_rows(labels, 100, 0)
     assert 97 <= len(rows) <= 100
     assert labels.take(rows).counts().min() >= 32
-    assert np.array_equal(rows, _Choice(100, 0).rows(labels))
-    assert len(_Choice(2, 0).rows(labels)) == 2
-    assert len(_Choice(300, 0).rows(labels)) == 300
+    assert np.array_equal(rows, choose_rows(labels, 100, 0))
+    assert len(choose_rows(labels, 2, 0)) == 2
+    assert len(choose_rows(labels, 300, 0)) == 300

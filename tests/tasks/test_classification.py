@@ -67,12 +67,12 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
         torch.testing.assert_close(sum(o.terms[name] for o in outputs), whole.terms[name])
 
 
-def test_several_labels_a_sample_and_batches_that_are_encoded_on_the_way() -> None:
+def test_several_labels_a_sample() -> None:
     torch.manual_seed(0)
     layer, truth = nn.Linear(4, 3), (torch.rand(5, 3) > 0.5).float()
-    task = Classification(layer, encode=lambda batch, device: (batch.to(device), truth))
+    task = Classification(layer)
     inputs = torch.randn(5, 4)
-    output = task(*task.inputs(inputs, 0, 1))
+    output = task(*task.inputs(SimpleNamespace(tokens=inputs, labels=truth), 0, 1))
     wanted = F.binary_cross_entropy_with_logits(layer(inputs), truth)
     torch.testing.assert_close(output.loss, wanted)
     assert set(output.terms) == {"cross_entropy"}

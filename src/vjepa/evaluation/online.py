@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from vjepa.evaluation.labels import (
 from vjepa.evaluation.metrics import wilson_interval
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import Team
+
+if TYPE_CHECKING:
+    from vjepa.data.manifest.manifest import Manifest
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,20 +72,16 @@ class OnlineProbeConfig:
 
 
 @dataclass(frozen=True)
-class LabelledClips:
-    """Clips in memory with their labels.
+class _Clips:
+    """This process's clips of one split, as pixels uint8 [n, C, T, S, S]."""
 
-    Attributes:
-        clips: uint8 [n, C, T, S, S]; of several processes each holds a part.
-        labels: int64 [n].
-        rows: int64 [n], their rows of the split.
-        num_calls: Forward calls that the largest part takes.
-    """
-
-    clips: Tensor
-    labels: Tensor
+    pixels: Tensor
     rows: NDArray[np.int64]
+    """int64 [n], of the split."""
+    labels: Labels
+    """Of all rows of the split."""
     num_calls: int
+    """Forward calls that the largest part of a process takes."""
 
 
 class OnlineProbe:
@@ -122,28 +121,38 @@ class OnlineProbe:
 
         self.every_steps = config.every_steps
         self._encoder, self._config, self._setup = encoder, config, setup
-        self._team = team or Team()
-        self._filler = torch.zeros(
-            1, 3, clip.num_frames, view.crop_size, view.crop_size, dtype=torch.uint8
-        )
+        self._team, self._seed = team or Team(), seed
+        size = (view.crop_size, view.crop_size)
+        self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
+        self._reading = (clip, view, reading or ReadingConfig())
         manifest = Manifest.open(config.manifest)
         train = manifest.select(split=config.train_split)
-        fit_labels = labels_of(train, config.label, part=f"split {config.train_split}")
-        self.classes = fit_labels.classes
-        check_every_class_has_a_sample(fit_labels, f"manifest {manifest.source}")
+        fit = labels_of(train, config.label, part=f"split {config.train_split}")
+        check_every_class_has_a_sample(fit, f"manifest {manifest.source}")
         held = manifest.select(split=config.validation_split)
-        held_labels = labels_of(
-            held, config.label, classes=self.classes, part=f"split {config.validation_split}"
-        )
-        reading = reading or ReadingConfig()
-        choice = _Choice(config.max_clips, seed)
-        mine = slice(self._team.rank, None, self._team.size)
-        rows = choice.rows(fit_labels)[mine]
-        with EvaluationClips(train, clip, view, reading, rows=rows, on_bad_video="list") as clips:
-            self._fit = _read(clips, fit_labels, config.batch_size, self._team)
-        rows = choice.rows(held_labels)[mine]
-        with EvaluationClips(held, clip, view, reading, rows=rows, on_bad_video="list") as clips:
-            self._validation = _read(clips, held_labels, config.batch_size, self._team)
+        part = f"split {config.validation_split}"
+        held_labels = labels_of(held, config.label, classes=fit.classes, part=part)
+        self.classes = fit.classes
+        self._fit, self._validation = self._read(train, fit), self._read(held, held_labels)
+
+    def _read(self, manifest: Manifest, labels: Labels) -> _Clips:
+        """Decode this process's part of the chosen videos of one split."""
+        size = self._config.batch_size
+        rows = choose_rows(labels, self._config.max_clips, self._seed)
+        mine = rows[self._team.rank :: self._team.size]
+        with EvaluationClips(manifest, *self._reading, rows=mine, on_bad_video="list") as source:
+            batches = list(source.batches(0, len(source), size))
+        for bad in (video for batch in batches for video in batch.bad):
+            _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
+        kept = np.concatenate([np.empty(0, dtype=np.int64), *(batch.rows for batch in batches)])
+        counts = self._team.gather(len(kept))
+        if sum(counts) < 2:
+            raise UserError(
+                f"online probe: fewer than two videos of label {labels.name!r} can be read; look "
+                "at the warnings, or leave online_probe out"
+            )
+        pixels = [self._filler[:0], *(batch.clips[:, 0] for batch in batches if len(batch.rows))]
+        return _Clips(torch.cat(pixels), kept, labels, -(-max(counts) // size))
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
@@ -178,53 +187,29 @@ class OnlineProbe:
             "online_probe/penalty": classifier.penalty,
         }
 
-    def _pooled(self, own: LabelledClips) -> tuple[Tensor, Tensor]:
+    def _pooled(self, own: _Clips) -> tuple[Tensor, Tensor]:
         """Mean token of each clip, float32 [n, D], and labels, int64 [n], of all processes."""
         size, means = self._config.batch_size, []
         for call in range(own.num_calls):
-            clips = own.clips[call * size : (call + 1) * size]
+            clips = own.pixels[call * size : (call + 1) * size]
             # Sharded weights are gathered for each call, so every process must make as many.
             given = clips if len(clips) else self._filler
             device, precision = self._setup.device, self._setup.precision
             tokens = encode_clips(self._encoder, given, device, precision)
             means.append(tokens.mean(dim=1).cpu()[: len(clips)])
-        parts = self._team.gather((own.rows, torch.cat(means).numpy(), own.labels.numpy()))
-        rows, features, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        parts = self._team.gather((own.rows, torch.cat(means).numpy()))
+        rows, features = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = rows.argsort()
-        return torch.from_numpy(features[order]), torch.from_numpy(labels[order])
+        labels = own.labels.indices[rows[order]]
+        return torch.from_numpy(features[order]), torch.from_numpy(labels)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which videos of a split are used."""
-
-    max_clips: int
-    seed: int
-
-    def rows(self, labels: Labels) -> NDArray[np.int64]:
-        """At most `max_clips` rows, the same share of every class: int64, ascending."""
-        count = len(labels)
-        if count <= self.max_clips:
-            return np.arange(count, dtype=np.int64)
-        share = self.max_clips / count
-        rows = stratified_subset(labels, fraction=share, seed=self.seed)
-        # Rounding each class may give a few too many.
-        kept = permute(np.arange(len(rows)), len(rows), self.seed, "online probe")
-        return np.sort(rows[kept[: self.max_clips]])
-
-
-def _read(source: EvaluationClips, labels: Labels, batch_size: int, team: Team) -> LabelledClips:
-    """Decode this process's part of the chosen videos of one split."""
-    batches = list(source.batches(0, len(source), batch_size))
-    for bad in (video for batch in batches for video in batch.bad):
-        _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
-    kept = np.concatenate([np.empty(0, dtype=np.int64), *(batch.rows for batch in batches)])
-    counts = team.gather(len(kept))
-    if sum(counts) < 2:
-        raise UserError(f"online probe: fewer than two videos of label {labels.name!r} can be read")
-    truth = torch.from_numpy(labels.indices[kept])
-    clips = [batch.clips[:, 0] for batch in batches if len(batch.rows)]
-    num_calls = -(-max(counts) // batch_size)
-    return LabelledClips(
-        torch.cat(clips) if clips else torch.empty(0, dtype=torch.uint8), truth, kept, num_calls
-    )
+def choose_rows(labels: Labels, most: int, seed: int) -> NDArray[np.int64]:
+    """At most so many rows, the same share of every class: int64, ascending."""
+    count = len(labels)
+    if count <= most:
+        return np.arange(count, dtype=np.int64)
+    rows = stratified_subset(labels, fraction=most / count, seed=seed)
+    # Rounding each class may give a few too many.
+    kept = permute(np.arange(len(rows)), len(rows), seed, "online probe")
+    return np.sort(rows[kept[:most]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,20 +24,14 @@ class Classification(Task):
         classifier: Inputs -> logits [B, classes], or [H, B, classes] of H heads.
         modules: Its trained modules by name, each with its own gradient clipping; None: the
             classifier as a whole, named ``classifier``.
-        encode: ``encode(batch, device)`` makes inputs and labels of a batch; None: they are its
-            ``tokens`` and ``labels``.
     """
 
     def __init__(
-        self,
-        classifier: nn.Module,
-        modules: Mapping[str, nn.Module] | None = None,
-        encode: Callable[[Any, torch.device], tuple[Tensor, Tensor]] | None = None,
+        self, classifier: nn.Module, modules: Mapping[str, nn.Module] | None = None
     ) -> None:
         super().__init__()
         self.classifier = classifier
         self._by_name = {"classifier": classifier} if modules is None else dict(modules)
-        self._encode = encode
 
     def saved_modules(self) -> dict[str, nn.Module]:
         """The heads by name."""
@@ -45,16 +39,10 @@ class Classification(Task):
 
     def inputs(self, batch: Any, part: int, parts: int) -> tuple[Tensor, Tensor, int]:
         """The classifier's inputs, the labels, and the number of samples in the whole batch."""
-        if self._encode is None:
-            tokens, labels = batch.tokens, batch.labels
-        else:
-            tokens, labels = self._encode(batch, self.device)
+        labels = batch.labels
         here = slice_of_part(len(labels), part, parts)
-        return (
-            to_device(tokens[here], self.device),
-            to_device(labels[here], self.device),
-            len(labels),
-        )
+        inputs = to_device(batch.tokens[here], self.device)
+        return inputs, to_device(labels[here], self.device), len(labels)
 
     def forward(self, inputs: Tensor, labels: Tensor, count: int | None = None) -> Output:
         """Loss of one batch.

@@ -14,12 +14,12 @@ from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.probe.config import EncoderSourceConfig, ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     fit_to_clips,
     open_encoder,
-    pretraining_clip,
     reopen_encoder,
 )
 from vjepa.jobs.probe.probe import evaluate, train
@@ -70,7 +70,7 @@ def test_an_image_model_of_ours_sees_frames_alone(image_model: Path) -> None:
     config = EncoderSourceConfig(path=image_model)
     frozen = open_encoder(config)
     assert isinstance(frozen.encoder, FrameEncoder)
-    assert pretraining_clip(config, frozen.identity.config).num_frames == 16
+    assert preprocess_of(image_model, frozen.identity.config).clip.num_frames == 16
     assert frozen.encoder(torch.randn(1, 3, 6, 32, 32)).shape == (1, 6 * 4, 24)
     again = reopen_encoder(frozen.identity)
     assert again.identity == frozen.identity

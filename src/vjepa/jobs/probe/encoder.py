@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from vjepa.checkpoint import find_checkpoint, load_encoder, read_config
+from vjepa.checkpoint import load_encoder
 from vjepa.checkpoint.timm_models import load_timm_encoder
-from vjepa.config import from_dict
-from vjepa.data.clips.plan import ClipConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
 from vjepa.jobs.probe.config import EncoderSourceConfig
@@ -36,23 +33,16 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
     which = "context" if config.which == "context" else "target"
     encoder = load_encoder(config.path, which, config.num_heads)
     if config.which == "random":
-        return random_encoder(encoder.config, config.seed, str(config.path))
-    return _frozen(encoder, str(config.path), config.which)
-
-
-def random_encoder(config: EncoderConfig, seed: int, path: str | None = None) -> FrozenEncoder:
-    """An encoder that has learnt nothing: the baseline beside which every number must stand.
-
-    Args:
-        config: Its sizes.
-        seed: Of its weights; torch's own generator is left as it was.
-        path: The checkpoint whose architecture it has, for the reader of the result.
-    """
-    return _frozen(untrained_encoder(config, seed), path, "random", seed)
+        encoder = untrained_encoder(encoder.config, config.seed)
+    seed = config.seed if config.which == "random" else None
+    return _freeze(encoder, encoder.config, str(config.path), config.which, seed)
 
 
 def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
-    """The bare module of :func:`random_encoder`."""
+    """An encoder that has learnt nothing: the baseline beside which every number must stand.
+
+    Torch's own generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         seed_torch(seed, "random encoder")
         return Encoder(config)
@@ -72,22 +62,23 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
     Raises:
         UserError: Nothing can be loaded from the path.
     """
+    sizes, which = identity.config, identity.which
     if identity.timm is not None:
         weights = path or (Path(identity.path) if identity.path else None)
         return _open_timm(identity.timm, weights, identity.seed or 0)
-    if path is None and identity.which == "random":
-        return random_encoder(identity.config, identity.seed or 0, identity.path)
+    if path is None and which == "random":
+        encoder = untrained_encoder(sizes, identity.seed or 0)
+        return _freeze(encoder, sizes, identity.path, which, identity.seed or 0)
     found = Path(identity.path or "") if path is None else path
     if not found.exists():
         raise UserError(
             f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
         )
-    which = "context" if identity.which == "context" else "target"
-    encoder = load_encoder(found, which, identity.config.heads)
-    image_size, num_frames = identity.config.image_size, identity.config.num_frames
-    if replace(encoder.config, image_size=image_size, num_frames=num_frames) == identity.config:
+    encoder = load_encoder(found, "context" if which == "context" else "target", sizes.heads)
+    image_size, num_frames = sizes.image_size, sizes.num_frames
+    if replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes:
         encoder = _rebuilt(encoder, image_size, num_frames)
-    return _frozen(encoder, str(found), identity.which, identity.seed)
+    return _freeze(encoder, encoder.config, str(found), which, identity.seed)
 
 
 def fit_to_clips(
@@ -95,14 +86,13 @@ def fit_to_clips(
 ) -> FrozenEncoder:
     """The encoder with the position code that is wanted for clips of a size.
 
+    It stays the same where the code is stretched, or the size is its own, or frames are seen alone.
+
     Args:
         frozen: The encoder as it was loaded.
         config: Says how its code is fitted.
         num_frames: Frames of a clip.
         image_size: Side of a clip, in pixels.
-
-    Returns:
-        The same where the code is stretched, or the size is its own, or frames are seen alone.
     """
     sizes = frozen.identity.config
     same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
@@ -136,45 +126,30 @@ def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
     return encoder.rebuilt_for(image_size=image_size, num_frames=num_frames)
 
 
-def pretraining_clip(config: EncoderSourceConfig, encoder: EncoderConfig) -> ClipConfig:
-    """How clips were taken in the encoder's pretraining; the paper's way where a file does not say.
-
-    Raises:
-        UserError: The checkpoint's record of its run cannot be read.
-    """
-    if config.path is not None and config.path.is_dir():
-        folder = find_checkpoint(config.path)
-        data: Any = read_config(folder).run.get("data")
-        if isinstance(data, dict) and isinstance(data.get("clip"), dict):
-            clip = from_dict(ClipConfig, data["clip"], f"{folder}: data.clip")
-            return replace(clip, clips_per_video=1)
-    # An image model has no clip of its own; 16 frames are what a video model would see.
-    return ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
-
-
 def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
     encoder = load_timm_encoder(name, weights, seed)
+    if weights is None:
+        return _freeze(encoder, encoder.config, None, "random", seed, name)
+    return _freeze(encoder, encoder.config, str(weights), "target", None, name)
+
+
+def _freeze(
+    encoder: nn.Module,
+    config: EncoderConfig,
+    path: str | None,
+    which: str,
+    seed: int | None,
+    timm: str | None = None,
+) -> FrozenEncoder:
+    """Freeze an encoder; an image model is shown one frame after another."""
+    if config.is_image_model and not isinstance(encoder, FrameEncoder):
+        encoder = FrameEncoder(encoder, config)
     identity = EncoderIdentity(
         weights_hash=weights_hash(encoder),
-        config=encoder.config,
-        path=None if weights is None else str(weights),
-        which="random" if weights is None else "target",
-        seed=seed if weights is None else None,
-        timm=name,
-    )
-    return FrozenEncoder(encoder.eval().requires_grad_(False), identity)
-
-
-def _frozen(
-    encoder: Encoder, path: str | None, which: str, seed: int | None = None
-) -> FrozenEncoder:
-    """Freeze an encoder of ours; an image model is shown one frame after another."""
-    frozen = FrameEncoder(encoder, encoder.config) if encoder.config.is_image_model else encoder
-    identity = EncoderIdentity(
-        weights_hash=weights_hash(frozen),
-        config=encoder.config,
+        config=config,
         path=path,
         which=which,
         seed=seed,
+        timm=timm,
     )
-    return FrozenEncoder(frozen.eval().requires_grad_(False), identity)
+    return FrozenEncoder(encoder.eval().requires_grad_(False), identity)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, FeatureExtractor
@@ -25,13 +24,9 @@ from vjepa.evaluation.labels import (
     labels_of,
     stratified_subset,
 )
+from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.encoder import (
-    compile_encoder,
-    fit_to_clips,
-    open_encoder,
-    pretraining_clip,
-)
+from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.runtime.device import set_up_device
 
 
@@ -117,8 +112,8 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
     _refuse_overlap(train, np.concatenate([fit, choose]), list(others.values()))
     frozen = open_encoder(config.encoder)
     encoder = frozen.identity.config
-    clip = data.clip or pretraining_clip(config.encoder, encoder)
-    view = data.view or ViewConfig(crop_size=encoder.image_size)
+    usual = preprocess_of(config.encoder.path, encoder)
+    clip, view = data.clip or usual.clip, data.view or usual.view
     if clip.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
         raise UserError(
             f"data.clip.num_frames {clip.num_frames} and data.view.crop_size {view.crop_size} must "
