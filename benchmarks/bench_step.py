@@ -27,6 +27,7 @@ import torch
 from plain_step import PlainTrainer
 
 from vjepa.jobs import bench_step
+from vjepa.jobs.bench_encode import wait
 from vjepa.jobs.bench_step import BenchConfig
 from vjepa.masking import MaskingConfig
 from vjepa.models import normalise_clip
@@ -99,7 +100,7 @@ def work(way: str, config: BenchConfig, pipe: Connection) -> None:
     while (number := pipe.recv()) is not None:
         cpu, clock = time.process_time(), time.perf_counter()
         step(number)
-        bench_step.wait(device)
+        wait(device)
         used = time.process_time() - cpu
         pipe.send(Sample(time.perf_counter() - clock, used, bench_step.peak_memory(device)))
 

@@ -25,7 +25,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from vjepa.jobs import bench_step
+from vjepa.jobs.bench_encode import wait
 from vjepa.runtime import device as device_module
 
 # The first kind of which a word is part of the operation's name.
@@ -70,11 +70,11 @@ def work(way: str, case: str, precision: str, gpu: bool, pipe: Connection) -> No
     device = torch.device("cuda" if gpu else "cpu")
     for number in (1, 2):
         step(number)
-    bench_step.wait(device)
+    wait(device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=activities) as found:
         step(3)
-        bench_step.wait(device)
+        wait(device)
     kinds, operations = Counter[str](), Counter[str]()
     for event in found.events() or []:
         on_cpu = event.device_type == DeviceType.CPU
