@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from vjepa.checkpoint.folder import read_weights
+from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, weights_hash
@@ -141,27 +142,17 @@ def _load_head(
     form: HeadConfig, encoder: EncoderConfig, path: Path, classes: tuple[str, ...]
 ) -> ProbeHead:
     """The head with its stored weights, every one of which must fit."""
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: truncated or missing ({error}); copy the probe again") from error
+    stored = read_weights(path)
     remembered = stored.get("bank", torch.empty(0)).shape[0]
     head = build_head(form, encoder.width, encoder.heads, len(classes), remembered)
-    wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in stored.items()}
-    apart = "the two files do not belong together; copy the probe again"
-    if found != wanted:
-        outputs = stored.get("linear.bias", stored.get("means", torch.empty(0))).shape[0]
-        if outputs != len(classes):
-            raise UserError(
-                f"{path}: weights for {outputs} classes, but {CONFIG_FILE} names {len(classes)}; "
-                f"{apart}"
-            )
-        differing = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+    apart = f"{path.name} and {CONFIG_FILE} do not belong together; copy the probe again"
+    outputs = stored.get("linear.bias", stored.get("means"))
+    if outputs is not None and outputs.shape[0] != len(classes):
         raise UserError(
-            f"{path}: tensor {differing!r} does not fit the form in {CONFIG_FILE}; {apart}"
+            f"{path}: weights for {outputs.shape[0]} classes, but {CONFIG_FILE} names "
+            f"{len(classes)}; {apart}"
         )
-    head.load_state_dict(stored)
+    load_strictly(head, stored, str(path), "the head of a probe", remedy=apart)
     if isinstance(head, NearestNeighbours) and bool((head.bank_labels >= len(classes)).any()):
         raise UserError(
             f"{path}: remembers more classes than the {len(classes)} that {CONFIG_FILE} names; "
