@@ -161,7 +161,6 @@ def test_views_along_the_long_side() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"crop_size": 0}, "crop_size"),
         ({"crop_scale": (0.0, 1.0)}, "crop_scale"),
         ({"crop_scale": (0.9, 0.3)}, "crop_scale"),
         ({"crop_scale": (0.3, 1.1)}, "crop_scale"),

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
 
 from vjepa.data import Manifest
 from vjepa.data.clips.dataset import ClipViews, EvaluationClips, ReadingConfig, ViewRequest
-from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.load import centre_view, load_clip
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import ManifestRow
@@ -144,16 +145,49 @@ def test_the_centre_view_of_a_file_and_of_its_frames_are_one(tiny_set: Path) -> 
             centre_view(wrong, CLIP, view)
 
 
-@pytest.mark.parametrize(
-    ("build", "field"),
-    [
-        (lambda: ViewConfig(crop_size=0), "crop_size"),
-        (lambda: ViewConfig(crop_size=32, short_side=31), "short_side"),
-        (lambda: ReadingConfig(num_workers=-1), "num_workers"),
-        (lambda: ReadingConfig(frame_cache_gigabytes=-1), "frame_cache_gigabytes"),
-        (lambda: ReadingConfig(sample_timeout_seconds=0), "sample_timeout_seconds"),
-    ],
-)
-def test_impossible_settings(build, field: str) -> None:
-    with pytest.raises(ValueError, match=f"^{field}"):
-        build()
+def test_a_short_side_below_the_crop_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^short_side: 31 is smaller than crop_size 32"):
+        ViewConfig(crop_size=32, short_side=31)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("videos") / "a.mp4", num_frames=48)
+
+
+def _frames(video: Path, indices: list[int]) -> torch.Tensor:
+    return torch.from_numpy(decode_frames(str(video), indices)).permute(0, 3, 1, 2)
+
+
+def test_the_default_is_the_clip_around_the_middle(video: Path) -> None:
+    clip = load_clip(video, num_frames=4, stride=2)
+    assert clip.frames.dtype == torch.uint8
+    assert torch.equal(clip.frames, _frames(video, [20, 22, 25, 27]))
+    np.testing.assert_allclose(clip.times, np.array([20, 22, 25, 27]) / 12)
+
+
+def test_a_start_in_seconds(video: Path) -> None:
+    clip = load_clip(str(video), num_frames=4, stride=2, start_seconds=1.5)
+    assert torch.equal(clip.frames, _frames(video, [18, 20, 23, 25]))
+    at_end = load_clip(video, num_frames=4, stride=2, start_seconds=3.5)
+    np.testing.assert_allclose(at_end.times * 12, [42, 44, 47, 47], atol=1e-6)
+    assert torch.equal(load_clip(video, 4, 2, 0).frames, _frames(video, [0, 2, 5, 7]))
+
+
+def test_frames_by_time_take_the_place_of_the_stride(video: Path) -> None:
+    clip = load_clip(video, num_frames=5, start_seconds=0.0, fps=3.0)
+    np.testing.assert_allclose(clip.times, np.arange(5) / 3, atol=1e-6)
+
+
+def test_bad_input_is_one_clear_line(video: Path, tmp_path: Path) -> None:
+    for start in (4.0, -0.1):
+        with pytest.raises(UserError, match=r"start_seconds .* runs from 0 to 4 s"):
+            load_clip(video, start_seconds=start)
+    with pytest.raises(UserError, match=r"missing\.mp4.*give another file"):
+        load_clip(tmp_path / "missing.mp4")
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    with pytest.raises(UserError, match=r"text\.mp4"):
+        load_clip(text)
+    with pytest.raises(UserError, match="load_clip: num_frames must be above 0"):
+        load_clip(video, num_frames=0)

@@ -36,19 +36,9 @@ def test_what_has_no_timeline(frames: int, fps: float, message: str) -> None:
         timeline(WindowConfig(stride=None, fps=2), frames, fps)
 
 
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({"stride": 4, "fps": 3.0}, "stride"),
-        ({"stride": None}, "stride"),
-        ({"stride": 0}, "stride"),
-        ({"overlap": 1.0}, "overlap"),
-        ({"num_frames": 0}, "num_frames"),
-        ({"still_frames": -2}, "still_frames"),
-    ],
-)
-def test_bad_settings_are_named(fields: dict, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^{name}"):
+@pytest.mark.parametrize("fields", [{"stride": 4, "fps": 3.0}, {"stride": None}])
+def test_one_spacing_must_be_given(fields: dict) -> None:
+    with pytest.raises(ValueError, match=r"^stride: exactly one"):
         WindowConfig(**fields)
 
 
@@ -141,8 +131,6 @@ def test_another_size_and_a_square() -> None:
     assert square.size == (32, 32)
     with pytest.raises(ValueError, match="size: 60"):
         plan_frame(FramingConfig(size=60), 72, 128, **SIZES)
-    with pytest.raises(ValueError, match=r"^size"):
-        FramingConfig(size=0)
 
 
 @pytest.mark.parametrize("resize", ["antialias", "reference"])

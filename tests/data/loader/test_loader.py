@@ -21,9 +21,11 @@ from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.loader.prefetch import SharedArray
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.decode import decode_crops
 from vjepa.errors import UserError
+from vjepa.runtime.workers import WorkerPool
 
 CLIP = ClipConfig(num_frames=4, stride=2)
 TRANSFORM = TransformConfig(crop_size=16)
@@ -328,19 +330,57 @@ def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    "fields",
     [
-        ("num_workers", -1),
-        ("prefetch_batches", 0),
-        ("sample_timeout_seconds", 0.0),
-        ("max_retries", -1),
-        ("max_bad_fraction", 1.5),
-        ("min_bad_videos", -1),
-        ("max_clip_gigabytes", 0.0),
-        ("frame_cache_gigabytes", -1.0),
-        ("frame_cache_short_side", 0),
+        {"num_workers": -1},
+        {"max_bad_fraction": 1.5},
+        {"frame_cache_short_side": 0},
+        {"max_worker_gigabytes": 3.0},
     ],
 )
-def test_impossible_configs_name_their_field(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"^{field} must"):
-        LoaderConfig(**{field: value})
+def test_impossible_configs_name_their_field(fields: dict) -> None:
+    with pytest.raises(ValueError, match=f"^{next(iter(fields))} must"):
+        LoaderConfig(**fields)
+
+
+class _Write:
+    def __init__(self, array: SharedArray) -> None:
+        self.array = array
+
+    def __call__(self, value: int) -> None:
+        self.array.tensor[value] = value
+
+
+def test_workers_write_into_it() -> None:
+    array = SharedArray((3, 4))
+    assert array.tensor.tolist() == [[0] * 4] * 3
+    pool = WorkerPool(_Write(array), 2, timeout_seconds=60.0)
+    try:
+        left = {pool.submit(value) for value in (1, 2)}
+        while left:
+            left -= {outcome.ticket for outcome in pool.wait(5.0)}
+    finally:
+        pool.close()
+    assert array.tensor.tolist() == [[0] * 4, [1] * 4, [2] * 4]
+    kept = array.tensor[2]
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    array.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # noqa: PTH208
+    assert kept.tolist() == [2] * 4
+    assert array.tensor.numel() == 0
+
+
+def test_too_little_memory_is_a_user_error(monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"shared memory.*No space left.*prefetch_batches"):
+        SharedArray((1 << 20,))
+
+
+def test_an_empty_shape_is_possible() -> None:
+    array = SharedArray((0, 3))
+    assert array.tensor.shape == (0, 3)
+    assert array.tensor.dtype == torch.uint8
+    array.close()
