@@ -517,8 +517,13 @@ class _Layers:
                 self._value(item, kind, f"{path}.{place}", None)
                 for place, (item, kind) in enumerate(zip(value, kinds, strict=True))
             )
-        is_path = Path in arms and isinstance(value, (str, Path)) and str(value)
-        return Path(value).expanduser() if is_path else value
+        if Path in arms and isinstance(value, (str, Path)) and str(value):
+            try:
+                return Path(value).expanduser()
+            except RuntimeError as error:
+                problem = "no such user on this machine; write the folder out"
+                raise UserError(f"{self._place(path)}: {_show(node)}: {problem}") from error
+        return value
 
     def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:
         """The nearest valid dotted name: a sibling first, then the same leaf anywhere."""

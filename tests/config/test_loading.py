@@ -108,6 +108,7 @@ def test_overrides_as_a_mapping_take_python_values(base: Path) -> None:
         ("optim.0.steps=1", "optim.0.steps: optim is not a list"),
         ("optim..steps=1", "'optim..steps' is not the name of a setting"),
         ("steps", "steps: expected NAME=VALUE"),
+        ("folder=~no_such_user_of_ours/x", "folder: ~no_such_user_of_ours/x: no such user"),
     ],
 )
 def test_mistakes_on_the_command_line(base: Path, override: str, message: str) -> None:

@@ -82,3 +82,18 @@ def test_one_value() -> None:
     assert parse_value("2024") == 2024
     assert parse_value("[1, x]") == [1, "x"]
     assert parse_value("a: b: c") == "a: b: c"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x [1, 1]\nb: *x\n", r"a\.yaml:2:4: not valid YAML: references"),
+        ("a: " + "[" * 60_000, "nested more than 50 levels"),
+        ("a: " + "9" * 10_000, "a number of 10000 digits"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_what_would_grow_in_memory_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_yaml(text, "a.yaml")
+    assert parse_value(text) is not None
