@@ -17,6 +17,7 @@ from vjepa.training import (
     OptimConfig,
     TrainingConfig,
     build_learner,
+    ema_momentum,
     train_step,
 )
 
@@ -41,11 +42,19 @@ def _parts(
         yield clips[span], kinds, BatchSize.of(masks)
 
 
-def _assert_weights(model: torch.nn.Module, recorded: dict[str, Tensor], update: int) -> int:
+def _assert_weights(
+    model: torch.nn.Module, start: dict[str, Tensor], recorded: dict[str, Tensor], update: int
+) -> int:
     state, prefix = model.state_dict(), f"after_{update}/"
     names = [name for name in recorded if name.startswith(prefix)]
+    if update == 3:
+        assert len(names) == 72 + 40, "all trained parameters and the target encoder's"
     for name in names:
-        ours, theirs = state[name.removeprefix(prefix).replace("/", ".")], recorded[name]
+        own_name = name.removeprefix(prefix).replace("/", ".")
+        ours, theirs = state[own_name], recorded[name]
+        if not own_name.startswith("target_encoder"):
+            moved = (theirs - start[own_name]).abs().max()
+            assert moved > 1e-4, f"{name}: the comparison must see the training"
         if name.endswith("qkv.bias"):
             # The keys' bias has no true gradient: AdamW amplifies rounding noise there.
             ours, theirs = (torch.cat([t.chunk(3)[0], t.chunk(3)[2]]) for t in (ours, theirs))
@@ -59,6 +68,7 @@ def test_twenty_updates(golden_dir: Path, parts: int) -> None:
     recorded = tensors(golden_dir, "train_3_steps")
     clips = tensors(golden_dir, "pretrain_forward")["input/clip"]
     model = tiny_model(golden_dir)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
     learner = build_learner(
         FeaturePrediction(model),
         OptimConfig(steps=NUM_UPDATES, warmup_steps=4, clip_norm=None, accumulation_steps=parts),
@@ -74,8 +84,10 @@ def test_twenty_updates(golden_dir: Path, parts: int) -> None:
         decay = recorded["wd"][update - 1].item()
         assert groups[0]["weight_decay"] == pytest.approx(decay, abs=1e-12)
         assert groups[2]["weight_decay"] == 0.0
+        momentum = ema_momentum(update, EmaConfig(), learner.optim)
+        assert momentum == pytest.approx(recorded["momentum"][update - 1].item(), abs=1e-12)
         if update in (1, 3, NUM_UPDATES):
-            compared += _assert_weights(model, recorded, update)
+            compared += _assert_weights(model, start, recorded, update)
     expected = recorded["loss"]
     torch.testing.assert_close(torch.stack(losses), expected, rtol=0.0, atol=LOSS_TOLERANCE)
     assert compared == sum(name.startswith("after_") for name in recorded) > 130

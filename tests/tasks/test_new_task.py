@@ -11,9 +11,8 @@ import torch
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_set
 from torch import Tensor, nn
 
-from vjepa.checkpoint import load_encoder
+import vjepa
 from vjepa.errors import UserError
-from vjepa.jobs import pretrain
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import Encoder, normalise_clip
 from vjepa.runtime.device import to_device
@@ -56,22 +55,22 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
         f"online_probe={{manifest: {manifest}, label: motion, every_steps: 20}}",
     )
     run, cut = tmp_path / "run", tmp_path / "cut"
-    assert pretrain.run(config, run, MeanColour).step == 20
+    assert vjepa.pretrain(config, run, MeanColour).step == 20
     lines = metrics(run)
     losses = [line["loss"] for line in lines if line["kind"] == "train"]
     assert losses[-1] < 0.5 * losses[0]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [20]
     assert {name.split(".")[0] for name in weights(run, 20)} == {"encoder", "head"}
-    assert load_encoder(run).config == config.model.encoder
+    assert vjepa.load_encoder(run).config == config.model.encoder
 
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "checkpoints" / "step_00000020")
-    assert pretrain.run(config, str(cut), MeanColour).step == 20
+    assert vjepa.pretrain(config, str(cut), task=MeanColour).step == 20
     assert all(
         torch.equal(value, weights(run, 20)[name]) for name, value in weights(cut, 20).items()
     )
     with pytest.raises(UserError, match="head"):
-        pretrain.run(config, cut)  # as the config's own objective
+        vjepa.pretrain(config, cut)  # as the config's own objective
 
 
 def test_accumulation_changes_nothing_but_rounding(manifest: Path, tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_accumulation_changes_nothing_but_rounding(manifest: Path, tmp_path: Pat
         config = tiny_config(
             tmp_path, manifest, "optim.steps=20", f"optim.accumulation_steps={parts}"
         )
-        pretrain.run(config, tmp_path / str(parts), MeanColour)
+        vjepa.pretrain(config, tmp_path / str(parts), MeanColour)
     parted = weights(tmp_path / "4", 20)
     for name, value in weights(tmp_path / "1", 20).items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise

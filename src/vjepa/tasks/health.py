@@ -1,6 +1,6 @@
 """Is self-supervised training going well? Numbers that a falling loss does not give.
 
-A predictable target can be a poor one: constant features are predicted perfectly. So the objectives
+A predictable target can be a poor one: constant features are predicted perfectly. So the tasks
 report, on one batch now and then:
 
 * ``target_std``, ``context_std``, ``predictor_std``: standard deviation of a feature over the

@@ -68,16 +68,11 @@ class EmaConfig:
 
 
 def learning_rate(update: int, config: OptimConfig) -> float:
-    """Learning rate of one update: linear warm-up, then half a cosine to `final_lr`.
+    """Learning rate of update k, from 1: linear warm-up, then half a cosine to `final_lr`.
 
-    Args:
-        update: Number of the update, from 1.
-        config: The schedule.
-
-    Returns:
-        ``start + (k / w) (peak - start)`` for k < w, else the cosine from `peak_lr` at k = w to
-        `final_lr` at the end of the stretched schedule (paper Table 8). Past the end, which
-        training never reaches, the cosine goes on and the rate rises again.
+    ``start + (k / w) (peak - start)`` for k < w, else the cosine from `peak_lr` at k = w to
+    `final_lr` at the end of the stretched schedule (paper Table 8). Past the end, which training
+    never reaches, the cosine goes on and the rate rises again.
     """
     warmup, peak, final = config.warmup_steps, config.peak_lr, config.final_lr
     if update < warmup:
@@ -87,15 +82,10 @@ def learning_rate(update: int, config: OptimConfig) -> float:
 
 
 def weight_decay(update: int, config: OptimConfig) -> float:
-    """Weight decay of one update (for the decayed parameter groups).
+    """Weight decay of update k, from 1, for the decayed parameter groups.
 
-    Args:
-        update: Number of the update, from 1.
-        config: The schedule; `weight_decay_schedule` chooses half a cosine (the authors' released
-            code) or a line (the paper's text). They differ by up to 0.038 in the paper's recipe.
-
-    Returns:
-        The weight decay.
+    `weight_decay_schedule` chooses half a cosine (the authors' released code) or a line (the
+    paper's text). They differ by up to 0.038 in the paper's recipe.
     """
     start, final = config.start_weight_decay, config.final_weight_decay
     progress = update / config.schedule_steps
@@ -105,15 +95,10 @@ def weight_decay(update: int, config: OptimConfig) -> float:
 
 
 def ema_momentum(update: int, ema: EmaConfig, optim: OptimConfig) -> float:
-    """Share of the target encoder that one update keeps: a line over the stretched schedule.
+    """Share of the target encoder that update k keeps: a line over the stretched schedule.
 
-    Args:
-        update: Number of the update, from 1; the first one uses exactly `start_momentum`.
-        ema: Both ends of the line.
-        optim: Gives the length of the schedules.
-
-    Returns:
-        ``m0 + (k - 1) (m1 - m0) / K``, never beyond `final_momentum`.
+    ``m0 + (k - 1) (m1 - m0) / K``, never beyond `final_momentum`; the first update, k = 1, uses
+    exactly `start_momentum`.
     """
     progress = min((update - 1) / optim.schedule_steps, 1.0)
     return ema.start_momentum + progress * (ema.final_momentum - ema.start_momentum)
