@@ -71,7 +71,6 @@ def test_every_job_is_answered_once(pool: WorkerPool) -> None:
     for ticket, outcome in _finish(pool, 51).items():
         assert outcome.kind == "done"
         assert outcome.value == 2 * tickets[ticket]
-    assert pool.num_open == 0
     assert len(pool.worker_ids) == 2
 
 
@@ -150,7 +149,6 @@ def test_cancel_forgets_jobs_and_close_leaves_no_process(tmp_path: Path) -> None
     pool.wait(0.2)
     known = pool.worker_ids
     pool.cancel()
-    assert pool.num_open == 0
     again = pool.submit(("double", 3))
     assert _finish(pool, 1)[again].value == 6
     known += pool.worker_ids

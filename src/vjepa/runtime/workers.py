@@ -191,11 +191,6 @@ class WorkerPool:
         """Process ids of the workers that run now."""
         return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
 
-    @property
-    def num_open(self) -> int:
-        """Jobs that have not ended."""
-        return len(self._backlog) + sum(len(worker.jobs) for worker in self._workers)
-
     def submit(self, payload: object, *, first: bool = False) -> int:
         """Hand in a picklable job; gives the number that its outcome will carry.
 
@@ -220,14 +215,7 @@ class WorkerPool:
         """
         self._start_missing()
         self._feed()
-        deadline = min(
-            (
-                worker.started + self._limit(worker)
-                for worker in self._workers
-                if worker.jobs or not worker.is_ready
-            ),
-            default=float("inf"),
-        )
+        deadline = min(map(self._deadline, self._workers), default=float("inf"))
         seconds = max(0.0, min(seconds, deadline - time.monotonic()))
         watched: list[Any] = [self._wake_receiver]
         for worker in self._workers:
@@ -241,7 +229,7 @@ class WorkerPool:
             if not worker.process.is_alive():
                 self._read(worker, outcomes)  # what it sent before it died
                 self._on_death(worker, outcomes)
-            elif time.monotonic() > worker.started + self._limit(worker):
+            elif time.monotonic() > self._deadline(worker):
                 self._on_timeout(worker, outcomes)
         self._feed()
         return outcomes
@@ -305,10 +293,10 @@ class WorkerPool:
         self._wake_receiver.close()
         self._wake_sender.close()
 
-    def _limit(self, worker: _Worker) -> float:
-        if not worker.is_ready:
-            return START_SECONDS
-        return self._timeout if worker.jobs else float("inf")
+    def _deadline(self, worker: _Worker) -> float:
+        """When it is given up: none while it is ready and idle."""
+        limit = self._timeout if worker.is_ready else START_SECONDS
+        return worker.started + limit if worker.jobs or not worker.is_ready else float("inf")
 
     def _start_missing(self) -> None:
         wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
