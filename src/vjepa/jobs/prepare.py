@@ -14,7 +14,7 @@ from vjepa.config import dump_yaml
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
 from vjepa.data.prepare.inputs import PreparedInputs
-from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
+from vjepa.data.prepare.matching import Removal, read_exclusion
 from vjepa.data.prepare.report import PrepareReport, count_removed
 from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
@@ -42,15 +42,8 @@ def prepare(
     A run that was stopped, however, goes on where it was when called again in the same way: no
     video that was done is looked at or encoded again.
 
-    Args:
-        manifests: Made by `vjepa data index`.
-        out: Folder of the result.
-        config: What is done.
-        engine: Processes of this machine, or a Ray cluster that sees the same files.
-        workers: Processes; None takes one for each core.
-
-    Returns:
-        What went in, what came out, what was left out and why.
+    `engine`: processes of this machine, or a Ray cluster that sees the same files; `workers` None
+    takes one process for each core.
 
     Raises:
         UserError: A bad input, a folder that holds something else, a full disk, or more videos
@@ -80,10 +73,8 @@ def _settings_of(inputs: PreparedInputs, config: PrepareConfig) -> str:
     settings = asdict(config)
     for name in ("timeout_seconds", "max_removed"):
         del settings[name]
-    lists = []
-    for entry in config.exclude:
-        if entry.path.is_file():
-            lists.append(hashlib.sha256(entry.path.read_bytes()).hexdigest())
+    paths = [entry.path for entry in config.exclude if entry.path.is_file()]
+    lists = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
     text = json.dumps([_VERSION, inputs.digest, lists, settings], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -129,7 +120,7 @@ def _prepare(
         _, examples = count_removed(removal.all)
         first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
         raise UserError(f"nothing is left to store: {first}")
-    return _store(inputs, out, config, videos, removal.all)
+    return _store(inputs, out, config, videos, removal)
 
 
 def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> None:
@@ -152,7 +143,7 @@ def _store(
     out: Path,
     config: PrepareConfig,
     videos: Sequence[PreparedVideo],
-    removed: Sequence[Removed],
+    removal: Removal,
 ) -> PrepareReport:
     store = Store(out, out / "work", config.shards, sorted(inputs.videos.label_names))
     plan = store.plan(videos)
@@ -163,7 +154,7 @@ def _store(
                 store.store(name, [by_key[key] for key in keys])
             show(number, len(plan))
     table = store.all_rows(list(plan))
-    counts, examples = count_removed(removed)
+    counts, examples = count_removed(removal.all)
     manifest = Manifest(table, out.absolute(), str(out / MANIFEST))
     report = PrepareReport(
         manifest=str(out / MANIFEST),
@@ -176,7 +167,7 @@ def _store(
         removed=counts,
         first_removed=examples,
     )
-    report.write(out, sorted(removed, key=lambda one: one.number))
+    report.write(out, sorted(removal.all, key=lambda one: one.number))
     # The manifest comes last: where it stands, everything it names stands, too.
     manifest.write(out / MANIFEST)
     shutil.rmtree(out / "work" / "parts", ignore_errors=True)

@@ -58,16 +58,10 @@ def check(
     deep: bool = False,
     workers: int | None = None,
 ) -> CheckReport:
-    """Check every row of a manifest against its file.
+    """Check every row of a manifest (a Parquet file) against its file; see `check_manifest`.
 
-    Args:
-        manifest: The Parquet file.
-        config: Its limits and its time for one file; None takes the defaults.
-        deep: Decode every frame of every file, instead of looking only at what has changed.
-        workers: Processes; None takes one for each CPU core.
-
-    Raises:
-        UserError: The manifest cannot be read.
+    Of the config, the limits and the time for one file are used; `workers` None takes one process
+    for each CPU core.
     """
     rows = Manifest.open(manifest)
     config = config or IndexConfig()

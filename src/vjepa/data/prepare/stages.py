@@ -60,19 +60,14 @@ class Journal(JsonLines):
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where the work is done and noted.
-
-    Attributes:
-        work: Folder of unfinished work.
-        engine: Which machines do it.
-        num_workers: How many processes.
-        timeout_seconds: Longest time for one video.
-    """
+    """Where the work is done and noted."""
 
     work: Path
+    """Folder of unfinished work."""
     engine: EngineName
     num_workers: int
     timeout_seconds: float
+    """Longest time for one video."""
 
     def run(self, task: Task, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         """Do all orders, many at once, each in a process that may hang or crash without harm.
@@ -95,13 +90,10 @@ class Workplace:
         orders: Mapping[str, Callable[[], Order]],
         progress: Progress,
     ) -> dict[str, Answer]:
-        """The answers to all orders; those that the journal `name` has are not done again.
+        """The answers to all orders (by key, what makes the order).
 
-        Args:
-            name: Answers are noted there as soon as they come.
-            task: What is done with an order.
-            orders: By key, what makes the order.
-            progress: Called after each order.
+        They are noted in the journal `name` as soon as they come; those that it has are not done
+        again.
 
         Raises:
             UserError: Nothing can be written any more.
