@@ -1,3 +1,5 @@
+"""Labels of a manifest, low-shot subsets and the part held out for choosing."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,7 +11,15 @@ import pytest
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample, labels_of
+from vjepa.evaluation.labels import (
+    Labels,
+    SplitRecord,
+    check_every_class_has_a_sample,
+    hold_out,
+    labels_of,
+    load_split,
+    stratified_subset,
+)
 
 
 def _manifest(values: Sequence[str | None], folder: Path) -> Manifest:
@@ -72,3 +82,94 @@ def test_class_without_training_sample_is_refused(tmp_path: Path) -> None:
 def test_one_class_alone_is_refused() -> None:
     with pytest.raises(UserError, match="only the class 'a'"):
         check_every_class_has_a_sample(Labels("motion", ("a",), np.zeros(3, np.int64)), "m")
+
+
+def _labels(counts: list[int]) -> Labels:
+    indices = np.concatenate([np.full(count, i) for i, count in enumerate(counts)]).astype(np.int64)
+    np.random.default_rng(0).shuffle(indices)
+    return Labels("motion", tuple(f"c{i}" for i in range(len(counts))), indices)
+
+
+def test_per_class_takes_exactly_k_of_every_class() -> None:
+    labels = _labels([30, 12, 7])
+    rows = stratified_subset(labels, per_class=5, seed=1)
+    assert labels.take(rows).counts().tolist() == [5, 5, 5]
+    assert np.all(np.diff(rows) > 0)
+    assert np.array_equal(rows, stratified_subset(labels, per_class=5, seed=1))
+    assert not np.array_equal(rows, stratified_subset(labels, per_class=5, seed=2))
+
+
+def test_fraction_is_of_every_class_and_at_least_one() -> None:
+    labels = _labels([100, 40, 3])
+    rows = stratified_subset(labels, fraction=0.1, seed=0)
+    assert labels.take(rows).counts().tolist() == [10, 4, 1]
+    assert len(stratified_subset(labels, fraction=1.0, seed=0)) == 143
+    assert len(stratified_subset(labels, seed=0)) == 143
+
+
+def test_subsets_of_one_seed_are_nested() -> None:
+    labels = _labels([50, 50])
+    small = stratified_subset(labels, per_class=5, seed=4)
+    large = stratified_subset(labels, per_class=20, seed=4)
+    assert set(small) <= set(large)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"per_class": 8}, "'c2' of label 'motion' has 7"),
+        ({"per_class": 0}, "labels_per_class"),
+        ({"fraction": 0.0}, "label_fraction"),
+        ({"fraction": 1.5}, "label_fraction"),
+        ({"fraction": 0.5, "per_class": 2}, "not both"),
+    ],
+)
+def test_impossible_subsets(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        stratified_subset(_labels([30, 12, 7]), seed=0, **arguments)
+
+
+def test_hold_out_is_a_partition_and_stratified() -> None:
+    labels = _labels([40, 20, 2, 1])
+    rows = stratified_subset(labels, seed=0)
+    fit, choose = hold_out(labels, rows, 0.25, seed=3)
+    assert sorted([*fit, *choose]) == rows.tolist()
+    assert labels.take(choose).counts().tolist() == [10, 5, 1, 0]
+    assert labels.take(fit).counts().min() >= 1
+
+
+def test_hold_out_of_a_subset_stays_inside_it() -> None:
+    labels = _labels([40, 40])
+    rows = stratified_subset(labels, per_class=10, seed=0)
+    fit, choose = hold_out(labels, rows, 0.2, seed=0)
+    assert set(fit) | set(choose) == set(rows)
+    assert labels.take(choose).counts().tolist() == [2, 2]
+
+
+def test_nothing_to_hold_out() -> None:
+    labels = _labels([1, 1])
+    with pytest.raises(UserError, match="nothing can be held out"):
+        hold_out(labels, np.arange(2), 0.2, seed=0)
+    with pytest.raises(UserError, match="held_out_fraction"):
+        hold_out(labels, np.arange(2), 1.0, seed=0)
+
+
+def test_record_survives_the_disk(tmp_path: Path) -> None:
+    record = SplitRecord(
+        label="motion",
+        manifest_hash="abc",
+        seed=3,
+        labels_per_class=20,
+        label_fraction=None,
+        fit=(1, 4),
+        choose=(2,),
+        fit_paths=("a.mp4", "d.mp4"),
+        choose_paths=("b.mp4",),
+    )
+    record.save(tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json") == record
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="not a split file"):
+        load_split(tmp_path / "other.json")
+    with pytest.raises(UserError, match="not a split file"):
+        load_split(tmp_path / "missing.json")

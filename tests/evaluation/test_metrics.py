@@ -1,6 +1,9 @@
+"""Figures by hand, in any order and partition, and their intervals."""
+
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa.evaluation.metrics import Accuracy, probabilities_of
+from vjepa.evaluation.metrics import (
+    Accuracy,
+    AveragePrecision,
+    ConfidenceInterval,
+    average_precision,
+    bootstrap_interval,
+    probabilities_of,
+    wilson_interval,
+)
 
 CLASSES = tuple("abcdefg")
 
@@ -128,3 +139,122 @@ def test_bad_input_is_refused() -> None:
         _add(sums, probabilities * float("nan"), labels)
     with pytest.raises(ValueError, match="no video"):
         sums.metrics()
+
+
+SHOWN = ("a", "b", "c")
+
+
+def _plain_average_precision(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Precision at every threshold, weighted by the recall that it gains."""
+    total, seen = 0.0, 0
+    for threshold in sorted(set(scores), reverse=True):
+        above = scores >= threshold
+        gained = int(positive[above].sum()) - seen
+        seen += gained
+        total += gained / positive.sum() * positive[above].mean()
+    return total
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=30))
+def test_average_precision_is_that_of_the_definition(entries) -> None:
+    scores = np.array([score for score, _ in entries], dtype=np.float64)
+    positive = np.array([value for _, value in entries])
+    positive[0] = True
+    found = average_precision(scores, positive)
+    assert found == pytest.approx(_plain_average_precision(scores, positive))
+
+
+def test_known_values() -> None:
+    scores = np.array([0.9, 0.8, 0.7, 0.6])
+    assert average_precision(scores, np.array([True, False, True, False])) == pytest.approx(5 / 6)
+    assert average_precision(scores, np.array([True, True, False, False])) == 1.0
+    assert average_precision(np.zeros(4), np.array([True, False, False, False])) == 0.25
+
+
+def _shown(splits: list[int], rows: Sequence[int] = range(12)) -> AveragePrecision:
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(12, 3, generator=generator, dtype=torch.float64)
+    truth = (torch.rand(12, 3, generator=generator) > 0.6).float()
+    truth[:, 2] = 0.0  # no video has it
+    truth[:2, :2] = 1.0
+    collected = AveragePrecision(SHOWN)
+    for part in np.split(np.array(rows), splits):
+        other = AveragePrecision(SHOWN)
+        other.add(part, shares[part], truth[part])
+        collected.merge(other)
+    return collected
+
+
+def test_batches_and_processes_do_not_matter() -> None:
+    whole = _shown([])
+    metrics = whole.metrics(seed=3)
+    assert metrics == _shown([5, 6]).metrics(seed=3)
+    backwards = AveragePrecision(SHOWN)
+    for part in ([8, 9, 10, 11], [4, 5, 6, 7], [0, 1, 2, 3]):
+        backwards.merge(_shown([], part))
+    assert backwards.metrics(seed=3) == metrics
+    assert metrics.count == 12
+    assert metrics.per_class[2].average_precision is None
+    values = [entry.average_precision for entry in metrics.per_class[:2]]
+    assert metrics.mean_average_precision == pytest.approx(np.mean(values))
+    assert metrics.bootstrap.low < metrics.mean_average_precision < metrics.bootstrap.high
+    assert whole.summary() == {
+        "count": 12,
+        "mean_average_precision": metrics.mean_average_precision,
+        "loss": metrics.loss,
+    }
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    collected = AveragePrecision(SHOWN)
+    with pytest.raises(ValueError, match="no video"):
+        collected.metrics()
+    with pytest.raises(ValueError, match="expected"):
+        collected.add(np.arange(2), torch.zeros(2, 2), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="finite"):
+        collected.add(np.arange(1), torch.full((1, 3), torch.nan), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="classes"):
+        collected.merge(AveragePrecision(("x",)))
+    collected.add(np.arange(1), torch.zeros(1, 3), torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="no video has any class"):
+        collected.metrics()
+
+
+def test_wilson_against_published_values() -> None:
+    # Newcombe (1998), Statistics in Medicine 17, table I: method 3 (score).
+    got = wilson_interval(81, 263)
+    assert (round(got.low, 4), round(got.high, 4)) == (0.2553, 0.3662)
+    got = wilson_interval(15, 148)
+    assert (round(got.low, 4), round(got.high, 4)) == (0.0624, 0.1605)
+    got = wilson_interval(0, 20)
+    assert (got.low, round(got.high, 4)) == (0.0, 0.1611)
+    got = wilson_interval(1, 29)
+    assert (round(got.low, 4), round(got.high, 4)) == (0.0061, 0.1718)
+
+
+def test_ends_stay_in_the_unit_interval() -> None:
+    assert wilson_interval(7, 7).high == 1.0
+    assert wilson_interval(0, 0) == ConfidenceInterval(0.0, 1.0)
+    assert bootstrap_interval(0, 0) == ConfidenceInterval(0.0, 1.0)
+    assert bootstrap_interval(5, 5) == ConfidenceInterval(1.0, 1.0)
+
+
+def test_bootstrap_is_seeded_and_near_wilson() -> None:
+    first = bootstrap_interval(600, 1000, seed=3)
+    assert first == bootstrap_interval(600, 1000, seed=3)
+    wilson = wilson_interval(600, 1000)
+    assert first.low == pytest.approx(wilson.low, abs=0.004)
+    assert first.high == pytest.approx(wilson.high, abs=0.004)
+    assert first.low < 0.6 < first.high
+
+
+def test_impossible_counts() -> None:
+    for function in (wilson_interval, bootstrap_interval):
+        with pytest.raises(ValueError, match="correct"):
+            function(5, 4)
+
+
+def test_overlap() -> None:
+    assert ConfidenceInterval(0.1, 0.3).overlaps(ConfidenceInterval(0.3, 0.5))
+    assert not ConfidenceInterval(0.1, 0.3).overlaps(ConfidenceInterval(0.31, 0.5))

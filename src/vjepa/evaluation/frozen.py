@@ -45,13 +45,9 @@ _FORMAT = "vjepa-features-2"
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's weights, independent of device, file format and key order.
+    """SHA-256 of names, types, shapes and values of a module's ``state_dict``, as hexadecimal.
 
-    Args:
-        module: Its ``state_dict`` is hashed: names, types, shapes and values.
-
-    Returns:
-        64 hexadecimal digits.
+    It depends on neither device, file format nor the order of keys.
     """
     digest = hashlib.sha256()
     state: Mapping[str, Tensor] = module.state_dict()
@@ -63,11 +59,7 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def settings_hash(settings: Mapping[str, object]) -> str:
-    """SHA-256 of plain settings (numbers, texts, lists, mappings), independent of key order.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """SHA-256 of plain settings (numbers, texts, lists, mappings), independent of key order."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -123,12 +123,8 @@ def labels_of(
         part: Which part of the manifest it is, for messages, for example ``split test``.
         multi_label: Whether a row may name several classes, as ``run|jump``.
 
-    Returns:
-        The labels, one a row.
-
     Raises:
-        UserError: There is no row, no such label, a row without it, or a value that is not among
-            `classes`.
+        UserError: No row, no such label, a row without it, or a value not among `classes`.
     """
     source = f"manifest {manifest.source}" + (f", {part}" if part else "")
     if len(manifest) == 0:
@@ -140,7 +136,12 @@ def labels_of(
             f"{source}: label {name!r} is missing in {missing.size} of {len(manifest)} rows "
             f"(first: {manifest.path(int(missing[0]))}); label them or leave them out"
         )
-    named = [_classes_in(value, multi_label) for value in found.classes]
+    named = [
+        [entry.strip() for entry in value.split(SEPARATOR) if entry.strip()]
+        if multi_label
+        else [value]
+        for value in found.classes
+    ]
     every = list(dict.fromkeys(value for values in named for value in values))
     own = sorted(every) if multi_label else found.classes
     known = tuple(own if classes is None else classes)
@@ -161,22 +162,11 @@ def labels_of(
     return Labels(name, known, rarity.argmin(axis=1).astype(np.int64), members)
 
 
-def _classes_in(value: str, multi_label: bool) -> list[str]:
-    """The classes that one entry of the label column names."""
-    if not multi_label:
-        return [value]
-    return [part.strip() for part in value.split(SEPARATOR) if part.strip()]
-
-
 def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
-    """Refuse training labels in which some class never occurs.
-
-    Args:
-        labels: The training labels.
-        source: Which manifest or split, for the message.
+    """Refuse training labels in which some class never occurs; `source` is for the message.
 
     Raises:
-        UserError: A class has no row, or there is only one class; the message names it.
+        UserError: A class has no row, or there is only one class.
     """
     empty = np.flatnonzero(labels.counts() == 0)
     if empty.size:
@@ -205,7 +195,7 @@ def stratified_subset(
         seed: Another seed, another subset.
 
     Returns:
-        int64 [k], ascending row numbers; all rows when both are None.
+        int64 [k], ascending; all rows when both are None.
 
     Raises:
         UserError: Both are given, a value is out of range, or a class has fewer rows than asked.
@@ -256,7 +246,7 @@ def hold_out(
         seed: Another seed, another division.
 
     Returns:
-        Rows to train heads on and rows to choose among them: disjoint, together all, ascending.
+        Rows to train heads on and rows to choose on: disjoint, together all, ascending.
 
     Raises:
         UserError: The fraction is out of range, or no class has two rows.

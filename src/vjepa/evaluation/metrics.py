@@ -329,10 +329,7 @@ class Accuracy:
         return {"count": count, "correct": correct, "top1": correct / count, "loss": loss}
 
     def metrics(self, seed: int = 0) -> ClassificationMetrics:
-        """All figures.
-
-        Args:
-            seed: Of the bootstrap interval.
+        """All figures; `seed` is that of the bootstrap interval.
 
         Raises:
             ValueError: Nothing was counted.
@@ -398,9 +395,7 @@ def probabilities_of(logits: Tensor) -> Tensor:
 def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     """Sum of precision times the growth of recall, down the ranking; ties are one step.
 
-    Args:
-        scores: float64 [n].
-        positive: bool [n], at least one True.
+    Of scores float64 [n] and bool [n], at least one of which is True.
     """
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
@@ -456,10 +451,7 @@ class AveragePrecision:
         return sum(len(rows) for rows, _, _ in self._batches)
 
     def summary(self) -> dict[str, Any]:
-        """What the choice among heads needs, without the interval that takes long.
-
-        Returns:
-            `count`, `mean_average_precision`, `loss`.
+        """`count`, `mean_average_precision` and `loss`, without the interval that takes long.
 
         Raises:
             ValueError: Nothing was counted, or no class occurs.
@@ -471,10 +463,7 @@ class AveragePrecision:
         return {"count": len(scores), "mean_average_precision": precision, "loss": loss}
 
     def metrics(self, seed: int = 0) -> MultiLabelMetrics:
-        """All figures.
-
-        Args:
-            seed: Of the bootstrap interval.
+        """All figures; `seed` is that of the bootstrap interval.
 
         Raises:
             ValueError: Nothing was counted, or no class occurs.

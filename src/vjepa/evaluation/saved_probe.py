@@ -76,12 +76,8 @@ class SavedProbe:
     def check_encoder(self, encoder: nn.Module, source: str) -> None:
         """Refuse any other encoder than the one that the probe was trained on.
 
-        Args:
-            encoder: The encoder at hand.
-            source: Where it comes from, for the message.
-
         Raises:
-            UserError: Its weights are others.
+            UserError: Its weights are others; `source` says in the message where it comes from.
         """
         found = weights_hash(encoder)
         if found != self.encoder.weights_hash:
