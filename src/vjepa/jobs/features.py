@@ -27,7 +27,7 @@ from vjepa.evaluation.frozen import settings_hash
 from vjepa.evaluation.video_features import FileEncodingConfig, encode_files
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
-from vjepa.jobs.show import files_of
+from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, read_json_lines
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads

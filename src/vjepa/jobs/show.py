@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,7 @@ from vjepa.config import from_dict
 from vjepa.data.clips.load import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.manifest.index import index_sources
-from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video.info import DecodeError, VideoInfo, is_media
-from vjepa.data.video.inspect import inspect_file
+from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
@@ -47,35 +43,6 @@ from vjepa.reporting.runs import (
     status_lines,
     status_of,
 )
-
-
-def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
-    """Every file of the sources, each once, in their order, also those that cannot be read.
-
-    Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split` may
-    choose a split.
-
-    Raises:
-        UserError: A source is missing, or there is no file in any.
-    """
-    found: dict[str, VideoInfo] = {}
-    for source in sources:
-        found |= {info.path: info for info in _files_of(source, split) if info.path not in found}
-    if not found:
-        raise UserError("no video to look at: name a file, a folder, a list or a manifest")
-    return list(found.values())
-
-
-def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
-    if source.suffix == ".parquet":
-        manifest = Manifest.open(source).select(split=split, ok_only=False)
-        return [manifest.row(row) for row in range(len(manifest))]
-    if source.is_file() and is_media(str(source)):
-        return [inspect_file(str(source))]
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
-        return [manifest.row(row) for row in range(len(manifest))]
-
 
 _SHOWN_HEIGHT = 96
 _SHOWN_FRAMES = 8

@@ -1,7 +1,8 @@
-"""Preparing videos: index, check, synthetic sets; what ``vjepa data`` does."""
+"""Finding and preparing videos: index, check, the files of any sources; for ``vjepa data``."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 from vjepa.data.manifest.check import CheckReport, check_manifest
 from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.info import VideoInfo, is_media
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import open_progress
@@ -20,6 +23,7 @@ __all__ = [
     "IndexConfig",
     "check",
     "describe",
+    "files_of",
     "index",
 ]
 
@@ -116,3 +120,31 @@ def late_progress(description: str) -> Generator[Callable[..., None]]:
             display.update(done, f"{bad} bad" if bad else None, total)
 
         yield show
+
+
+def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
+    """Every file of the sources, each once, in their order, also those that cannot be read.
+
+    Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split` may
+    choose a split.
+
+    Raises:
+        UserError: A source is missing, or there is no file in any.
+    """
+    found: dict[str, VideoInfo] = {}
+    for source in sources:
+        found |= {info.path: info for info in _files_of(source, split) if info.path not in found}
+    if not found:
+        raise UserError("no video to look at: name a file, a folder, a list or a manifest")
+    return list(found.values())
+
+
+def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
+    if source.suffix == ".parquet":
+        manifest = Manifest.open(source).select(split=split, ok_only=False)
+        return [manifest.row(row) for row in range(len(manifest))]
+    if source.is_file() and is_media(str(source)):
+        return [inspect_file(str(source))]
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
+        return [manifest.row(row) for row in range(len(manifest))]

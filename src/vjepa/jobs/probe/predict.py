@@ -18,7 +18,7 @@ from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.labels import Split
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.probe import open_extractor
-from vjepa.jobs.show import files_of
+from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName
 from vjepa.runtime.files import atomic_path
 from vjepa.runtime.process import set_num_threads
