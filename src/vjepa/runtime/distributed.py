@@ -72,7 +72,7 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
 class Team(World):
     """What the processes of a job say to each other; without arguments: one process, alone.
 
-    Every method but :meth:`blame` must be called by all processes in the same order.
+    Every method but :meth:`name_silent` must be called by all processes in the same order.
     """
 
     host_group: ProcessGroup | None = None
@@ -140,7 +140,7 @@ class Team(World):
         if said:
             raise UserError(said[0])
 
-    def blame(self) -> str:
+    def name_silent(self) -> str:
         """Who does not answer any more, in words; called by those who are still there."""
         if self.store is None:
             return "another process"
@@ -227,7 +227,7 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
         _record(error)
         if not is_connection_loss(error):
             raise
-        lost = "another process" if team is None else team.blame()
+        lost = "another process" if team is None else team.name_silent()
         raise LostProcessError(
             f"process {place.rank}: {lost} of {place.size} ended or did not answer for "
             f"{timeout_minutes:g} minutes; its own message says why; the same command resumes "
@@ -261,8 +261,8 @@ def _join(place: World, device_type: str, timeout_minutes: float) -> Team:
     host, saving = (
         cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
     )
-    roll_call = dist.PrefixStore("roll call", store)
-    return Team(place.rank, place.size, place.local_rank, host, saving, roll_call)
+    presence = dist.PrefixStore("presence", store)
+    return Team(place.rank, place.size, place.local_rank, host, saving, presence)
 
 
 def meet(store: Store, place: World, timeout_minutes: float) -> str:
