@@ -60,7 +60,8 @@ _FOREVER = 1 << 62
 _WAITING_PIXELS = 1 << 23
 
 # Most bytes of packets that are held back until their run is complete. Those of a clip are far
-# fewer; those of a long video without key frames would be the whole file.
+# fewer; those of a whole video would be the file. Runs are planned for a quarter of it, by the
+# file's mean; what is above it in one group of pictures is decoded in parts.
 _HELD_BYTES = 1 << 25
 
 
@@ -343,6 +344,7 @@ def _jump_to(
                         yield from waiting
                         waiting.clear()
                         clock.enter("decode")
+                needed.clear()  # nothing is held while the next part is read
                 clock.enter("seek")
             video.decoder.flush_buffers()
 
@@ -370,10 +372,16 @@ class _Part:
 
 
 def _plan_runs(info: VideoInfo, numbers: NDArray[np.int64]) -> list[_Run]:
-    """Cut the wanted frames into runs: a new one wherever jumping to a key frame saves decoding."""
+    """Cut the wanted frames into runs: a new one wherever jumping to a key frame saves decoding.
+
+    And at a key frame where the packets would become too many to hold.
+    """
     groups = np.searchsorted(info.keyframe_index, numbers, side="right") - 1
     spared = info.keyframe_index[groups[1:]] - numbers[:-1]
-    starts = np.flatnonzero((np.diff(groups) > 0) & (spared > _WORTH_A_JUMP)) + 1
+    most_frames = max(1, _HELD_BYTES // 4 * info.num_frames // max(info.bytes, info.num_frames))
+    blocks = info.keyframe_index[groups] // most_frames
+    is_worth_it = (np.diff(groups) > 0) & (spared > _WORTH_A_JUMP)
+    starts = np.flatnonzero(is_worth_it | (np.diff(blocks) > 0)) + 1
     return [
         _Run(int(groups[begin]), int(groups[end - 1]), numbers[begin:end])
         for begin, end in itertools.pairwise([0, *starts.tolist(), len(numbers)])
@@ -426,7 +434,8 @@ class _PacketReader:
                     numbers = run.numbers[run.numbers < len(every)]
                     wanted = dict(zip(every[numbers].tolist(), numbers.tolist(), strict=True))
                 yield _Part(packets, wanted, is_end=False)
-                packets, num_bytes = [], 0
+                packets.clear()
+                num_bytes = 0
         if wanted is None:
             wanted = {shown[rank]: rank + first for rank in ranks if rank < len(shown)}
         yield _Part(packets, wanted, is_end=True)
