@@ -140,6 +140,11 @@ def test_the_centre_view_of_a_file_and_of_its_frames_are_one(tiny_set: Path) -> 
         found = centre_view(source, CLIP, view)
         assert found.dtype == torch.uint8
         assert np.array_equal(found.numpy(), wanted[0].transpose(1, 0, 2, 3))
+    by_time = ClipConfig(num_frames=4, stride=None, fps=2.0)
+    as_given = centre_view(frames[:4], by_time, replace(view, placement="reference"))
+    assert torch.equal(as_given, centre_view(frames[:4], CLIP, view))
+    with pytest.raises(DecodeError, match="the frames given: the frame rate is unknown"):
+        centre_view(frames, by_time, view)
     for wrong in (frames.astype(np.float32), frames[0], frames.transpose(0, 3, 1, 2), frames[:0]):
         with pytest.raises(UserError, match=r"uint8 \[T, H, W, 3\]"):
             centre_view(wrong, CLIP, view)

@@ -39,23 +39,24 @@ def centre_view(
         UserError: An array that cannot be frames.
     """
     opened: Source
+    view = replace(view, num_segments=1, num_views=1)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3 or not len(source):
             raise UserError(
                 f"frames must be uint8 [T, H, W, 3] in RGB, 0 to 255, got {source.dtype} "
                 f"{list(source.shape)}: bring them into this form"
             )
-        opened = FrameSource(source)
+        opened = FrameSource(source, path="the frames given")
         if len(source) == clip.num_frames:
             clip = replace(clip, stride=1, fps=None, clip_seconds=None, sampling="exact")
+            view = replace(view, placement="centre")
     elif isinstance(source, VideoInfo):
         opened = VideoSource(source)
     else:
         from vjepa.data.video.inspect import inspect_file
 
         opened = VideoSource(inspect_file(os.fspath(source)))
-    one = replace(view, num_segments=1, num_views=1)
-    return torch.from_numpy(ClipViews(clip, one).read(opened)[0]).transpose(0, 1)
+    return torch.from_numpy(ClipViews(clip, view).read(opened)[0]).transpose(0, 1)
 
 
 @dataclass(frozen=True)

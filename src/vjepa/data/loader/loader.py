@@ -251,7 +251,7 @@ class ClipLoader(AbstractContextManager):
         )
 
     def _read_here(self, plan: BatchPlan, job: VideoJob, clips: Tensor) -> None:
-        """Cut the clips of a job in this process, from its video or from what stands in for it."""
+        """Cut the clips of a job in this process, from its video or the one that replaces it."""
         out = clips[job.first : job.first + len(job.ordinals)]
         while True:
             job = self._planner.avoid_dangerous(plan, job)

@@ -83,7 +83,7 @@ class SampleOrder:
         return Samples(sources[inverse], rows[inverse], clips, slots)
 
     def replacement(self, slot: int, source: int, attempt: int) -> int:
-        """Row that stands in when the video of a slot cannot be read.
+        """Row that replaces the video of a slot that cannot be read.
 
         It comes from the same source, so that shares hold, and depends on nothing but its
         arguments; `attempt` is 1 for the first replacement.
@@ -378,7 +378,7 @@ class SamplePlanner:
         return job
 
     def replace(self, plan: BatchPlan, job: VideoJob, failure: FailedVideo) -> VideoJob:
-        """Record a failure and name the video that stands in: pure in (seed, slot, attempt).
+        """Record a failure and name the video that comes instead: pure in (seed, slot, attempt).
 
         Raises:
             UserError: So many replacements failed in a row that something else must be wrong.
