@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.inspect_pool import InspectOrder, InspectTask
+from vjepa.data.video.inspect import InspectOrder, InspectTask
 
 
 class HangingTask(InspectTask):

@@ -21,11 +21,10 @@ import vjepa.data.manifest.index as index_module
 from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.lists import read_source
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video import inspect_pool
+from vjepa.data.video import inspect as inspect_module
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import inspect_file
-from vjepa.data.video.inspect_pool import inspect_files
+from vjepa.data.video.inspect import inspect_file, inspect_files
 from vjepa.errors import UserError
 
 
@@ -183,7 +182,7 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
 
 def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
     root = make_videos(tmp_path / "set", "a.mp4", "crash.mp4", "hang.mp4", "z.mp4")
-    monkeypatch.setattr(inspect_pool, "InspectTask", HangingTask)
+    monkeypatch.setattr(inspect_module, "InspectTask", HangingTask)
     manifest = index_sources(
         [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=2.0)
     )

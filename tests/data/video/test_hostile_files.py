@@ -25,8 +25,7 @@ from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
-from vjepa.data.video.inspect import inspect_file
-from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
+from vjepa.data.video.inspect import InspectOrder, inspect_file, inspect_files
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 

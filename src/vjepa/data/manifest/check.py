@@ -21,7 +21,7 @@ from vjepa.data.manifest.manifest import (
     list_lengths,
 )
 from vjepa.data.video.info import LimitsConfig, VideoInfo
-from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
+from vjepa.data.video.inspect import InspectOrder, inspect_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,7 @@ from vjepa.data.manifest.manifest import (
     infos_to_table,
 )
 from vjepa.data.video.info import MediaKind, VideoInfo
-from vjepa.data.video.inspect import stamp_of
-from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
+from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import UserError
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.

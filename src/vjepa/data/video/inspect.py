@@ -1,13 +1,15 @@
-"""Looking into one file: what it holds, and whether frames can be had from it.
+"""Looking into files: what they hold, and whether frames can be had from them.
 
-A bad file is no error but a result (`ok` False and a `reason`). This runs in this process;
-`inspect_pool` runs it where a decoder may hang or crash.
+A bad file is no error but a result (`ok` False and a `reason`). :func:`inspect_file` runs in this
+process, :func:`inspect_files` on many files in processes that may hang or crash without harm.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -33,6 +35,8 @@ from vjepa.data.video.info import (
     images_in,
     kind_of,
 )
+from vjepa.errors import UserError
+from vjepa.runtime.workers import WorkerPool
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -283,3 +287,77 @@ def _timed(
         time_base=time_base,
         start_pts=start,
     )
+
+
+# Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
+_AHEAD = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InspectOrder:
+    """One file to look into; with `deep`, every frame of it is decoded."""
+
+    path: str
+    kind: MediaKind | None = None
+    image_folder_fps: float = 30.0
+    deep: bool = False
+
+    def __str__(self) -> str:
+        return self.path
+
+
+@dataclass(frozen=True)
+class InspectTask:
+    """Looks into files; runs in a worker process."""
+
+    limits: LimitsConfig
+
+    def __call__(self, order: InspectOrder) -> VideoInfo:
+        """What is found in one file, or why it is bad."""
+        try:
+            return inspect_file(
+                order.path, self.limits, order.kind, order.image_folder_fps, deep=order.deep
+            )
+        except MemoryError:
+            return _bad(order, "out of memory while reading it")
+
+
+def _bad(order: InspectOrder, reason: str) -> VideoInfo:
+    return VideoInfo(path=order.path, kind=order.kind or "video", ok=False, reason=reason)
+
+
+def inspect_files(
+    orders: Iterable[InspectOrder], workers: int, limits: LimitsConfig, timeout_seconds: float
+) -> Generator[VideoInfo]:
+    """What is found in each file, in the order of the orders, which are read lazily.
+
+    A file at which a process hangs or dies is a bad file; the processes end with the generator.
+
+    Args:
+        orders: The files.
+        workers: Number of processes, at least 1.
+        limits: What a file may demand at most.
+        timeout_seconds: Longest time for one file.
+
+    Raises:
+        UserError: `workers` is below 1.
+        RuntimeError: A mistake in the program, not in a file; its traceback is in the message.
+    """
+    if workers < 1:
+        raise UserError(f"workers: must be at least 1, got {workers}")
+    pool = WorkerPool(
+        InspectTask(limits),
+        workers,
+        timeout_seconds,
+        limits.max_memory_gigabytes,
+        preload=["vjepa.data.video.inspect"],
+        imports_main=False,
+    )
+    with closing(pool):
+        for order, outcome in pool.map(orders, _AHEAD * workers):
+            if outcome.kind == "done":
+                yield outcome.value
+            elif outcome.kind == "hang":
+                yield _bad(order, f"reading it took longer than {timeout_seconds:g} s")
+            else:
+                yield _bad(order, f"the decoder crashed (exit status {outcome.exit_code})")

@@ -12,9 +12,9 @@ import pytest
 from tests.data.video_files import Spec, write_video
 from tests.runtime.hanging_worker import HangingTask
 
-from vjepa.data.video import inspect_pool
+from vjepa.data.video import inspect as inspect_module
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect_pool import InspectOrder, inspect_files
+from vjepa.data.video.inspect import InspectOrder, inspect_files
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -29,8 +29,8 @@ def pools(monkeypatch) -> list[WorkerPool]:
             super().__init__(*args, **options)
             made.append(self)
 
-    monkeypatch.setattr(inspect_pool, "WorkerPool", Recorded)
-    monkeypatch.setattr(inspect_pool, "InspectTask", HangingTask)
+    monkeypatch.setattr(inspect_module, "WorkerPool", Recorded)
+    monkeypatch.setattr(inspect_module, "InspectTask", HangingTask)
     return made
 
 
