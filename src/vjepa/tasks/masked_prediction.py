@@ -122,8 +122,9 @@ class MaskedPrediction(Task):
         masks = sampler.sample(batch.step * self._batch_size + np.arange(drawn), batch.step)
         held, clips = len(batch.clips), []
         for rank in range(-(-count // held)):  # the processes that hold them send them to all
-            own = batch.clips[: min(held, count - rank * held)]
-            clips.append(team.send_(own.to(self.device, copy=True), rank))
+            # A clone, since the others' clips are written into what is sent.
+            own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
+            clips.append(team.send_(own, rank))
         first = self._on_device([kind.slice(0, count) for kind in masks])
         return self.health_of(normalise_clip(torch.cat(clips)), first)
 
