@@ -1,17 +1,30 @@
+"""The authors' files: models and probes read and refused, damaged and harmful files among them."""
+
 from __future__ import annotations
 
+import os
+import pickle
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.checkpoint.samples import model, released_file, same_outputs, with_encoder
-from tests.models.tiny import IMAGE_ENCODER, MODEL, clips
+from tests.models.tiny import IMAGE_ENCODER, MODEL, clips, shaken
 
-from vjepa.checkpoint import load_encoder, load_model, read_encoder, read_model, released_layout
+from vjepa.checkpoint import (
+    load_encoder,
+    load_model,
+    load_probe,
+    read_encoder,
+    read_model,
+    read_probe,
+    released_layout,
+)
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, ModelConfig, PredictorConfig
+from vjepa.models import VJEPA, AttentiveClassifier, ModelConfig, PredictorConfig
 
 WIDE = PredictorConfig(width=24, depth=2)
 
@@ -196,3 +209,162 @@ def test_the_file_can_go_away_after_loading(tmp_path: Path) -> None:
     loaded = load_model(path, num_heads=3)
     path.write_bytes(b"\0" * path.stat().st_size)
     assert same_outputs(loaded, made)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_model(tmp_path / "absent.pth.tar")
+    with pytest.raises(UserError, match="no such file"):
+        load_probe(tmp_path / "absent.pth.tar")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_truncated_files_are_refused_by_name(tmp_path: Path, share: float) -> None:
+    path = released_file(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"released\.pth\.tar: .*truncated"):
+        load_model(path, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, this is text\n", b"PK\x05\x06" + b"\0" * 18, bytes(range(256)) * 40]
+)
+def test_foreign_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.pth.tar"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.pth\.tar"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_damaged_files_never_raise_anything_else(tmp_path: Path, new_format: bool) -> None:
+    path = released_file(tmp_path)
+    whole = torch.load(path, weights_only=True)
+    torch.save(whole, path, _use_new_zipfile_serialization=new_format)
+    content = path.read_bytes()
+    start = content.find(b"encoder") - 40  # the pickled structure, where damage is worst
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for place in random.integers(start, start + 600, size=3):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_model(path, num_heads=3)
+        except UserError:
+            refused += 1
+    assert refused > 20
+
+
+class _Harmful:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("harmed",)
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_code_in_a_file_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_format: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.pth.tar"
+    torch.save({"encoder": _Harmful()}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UserError, match="could run code"):
+        load_model(path)
+    path.write_bytes(pickle.dumps(_Harmful(), protocol=2))
+    with pytest.raises(UserError, match=r"model\.pth\.tar"):
+        load_model(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_old_format_files_are_read(tmp_path: Path) -> None:
+    path = released_file(tmp_path)
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    load_model(path, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ([torch.zeros(1)], "holds a list"),
+        ({"model": {}}, "it holds model"),
+        ({}, "it holds nothing"),
+        ({"encoder": {"a": 1}}, "'encoder' is not a dict of tensors"),
+        ({"encoder": torch.zeros(2)}, "'encoder' is not a dict of tensors"),
+        ({"encoder": {"conv.weight": torch.zeros(2)}, "predictor": {}, "target_encoder": {}}, "V-"),
+        ({"classifier": {}}, "this is a probe"),
+    ],
+)
+def test_other_contents_are_refused(tmp_path: Path, content: object, says: str) -> None:
+    path = tmp_path / "model.pth.tar"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=says):
+        load_model(path)
+
+
+def test_weights_without_configuration_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="without their configuration"):
+        load_model(path)
+
+
+def _probe(width: int, depth: int) -> AttentiveClassifier:
+    torch.manual_seed(0)
+    return shaken(AttentiveClassifier(width, 3, 5, depth))
+
+
+def _released_probe(folder: Path, width: int = 24, depth: int = 1, **changes: object) -> Path:
+    probe = _probe(width, depth)
+    state = {f"module.{k}": v.detach().clone() for k, v in probe.state_dict().items()}
+    unused = "module.pooler.cross_attention_block.xattn.proj"
+    state |= {f"{unused}.weight": torch.randn(width, width), f"{unused}.bias": torch.randn(width)}
+    path = folder / "probe.pth.tar"
+    torch.save({"classifier": state | changes, "opt": {}, "scaler": None, "epoch": 7}, path)
+    return path
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_depth_width_and_classes_are_inferred(tmp_path: Path, depth: int) -> None:
+    loaded, report = read_probe(_released_probe(tmp_path, depth=depth), num_heads=3)
+    assert loaded.pooler.depth == depth
+    assert loaded.linear.weight.shape == (5, 24)
+    assert report.is_complete
+    assert len(report.dropped) == 2
+    assert "trained     7 epochs" in str(report)
+    wanted = _probe(24, depth)
+    tokens = torch.randn(2, 6, 24)
+    assert torch.equal(loaded(tokens), wanted(tokens))
+
+
+def test_heads_come_from_the_preset_of_the_width(tmp_path: Path) -> None:
+    assert load_probe(_released_probe(tmp_path, width=192)).pooler.heads == 3
+    with pytest.raises(UserError, match=r"width 24.*num-heads"):
+        load_probe(_released_probe(tmp_path))
+    with pytest.raises(UserError, match="no probe can be built"):
+        load_probe(_released_probe(tmp_path), num_heads=5)
+
+
+def test_probes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = _released_probe(tmp_path, **{"module.pooler.extra": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"1 unexpected \(pooler\.extra\)"):
+        load_probe(path, num_heads=3)
+    path = _released_probe(tmp_path, **{"module.linear.bias": torch.zeros(4)})
+    with pytest.raises(UserError, match=r"linear\.bias: file \[4\], model \[5\]"):
+        load_probe(path, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"classifiers": [{}]}, "V-JEPA 2"),
+        ({"encoder": {}}, "not a probe"),
+        ({"classifier": {}}, "linear.weight is missing"),
+    ],
+)
+def test_files_that_are_no_probe_are_refused(tmp_path: Path, content: dict, says: str) -> None:
+    path = tmp_path / "probe.pth.tar"
+    torch.save(content, path)
+    with pytest.raises(UserError, match=says):
+        load_probe(path)
