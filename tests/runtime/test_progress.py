@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from vjepa.runtime import progress as progress_module
-from vjepa.runtime.progress import Progress, format_seconds, open_progress
+from vjepa.runtime.progress import Progress, format_seconds
 
 
 def test_plain_lines_come_at_intervals() -> None:
@@ -27,14 +27,14 @@ def test_plain_lines_come_at_intervals() -> None:
 
 def test_finished_work_has_no_time_left() -> None:
     stream = io.StringIO()
-    with open_progress("index", 3, stream=stream) as progress:
+    with Progress("index", 3, stream=stream) as progress:
         progress.update(3, "done")
     assert stream.getvalue() == "index: 3/3 (100 %), done\n"
 
 
 def test_nothing_to_do_is_no_division_by_zero() -> None:
     stream = io.StringIO()
-    with open_progress("index", 0, stream=stream):
+    with Progress("index", 0, stream=stream):
         pass
     assert stream.getvalue() == "index: 0/0 (0 %)\n"
 
@@ -55,7 +55,7 @@ def test_total_may_be_known_later() -> None:
 
 def test_work_that_never_began_says_nothing() -> None:
     stream = io.StringIO()
-    with open_progress("index", None, stream=stream):
+    with Progress("index", None, stream=stream):
         pass
     assert stream.getvalue() == ""
 
@@ -69,7 +69,7 @@ def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=terminal, force_terminal=True, width=160)
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "shared_console", lambda: console)
-    with open_progress("pretrain", 10, completed=4) as progress:
+    with Progress("pretrain", 10, completed=4) as progress:
         progress.update(7, "loss 0.5")
         progress.update(8)
     shown = terminal.getvalue()

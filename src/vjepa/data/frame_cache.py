@@ -25,7 +25,7 @@ from vjepa.data.clips.crops import resize_frames, short_side_size
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_folder
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def _build(
         # All frames are mapped, which counts as memory.
         memory = WORKER_GIGABYTES + file.stat().st_size / 1e9
         with (
-            open_progress("decode videos once", len(rows)) as progress,
+            Progress("decode videos once", len(rows)) as progress,
             closing(WorkerPool(_CacheTask(file), num_workers, timeout_seconds, memory)) as pool,
         ):
             outcomes = pool.map(orders, ahead=4 * num_workers, in_order=False)

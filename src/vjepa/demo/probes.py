@@ -30,7 +30,7 @@ from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import usable_cpus
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 
 _SIDE = 16
 _READ_AT_ONCE = 256
@@ -181,7 +181,7 @@ def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask,
     rest = [task for task in tasks if task not in first]
     log = out / "probes.log"
     with (
-        open_progress("probes", len(tasks)) as progress,
+        Progress("probes", len(tasks)) as progress,
         ProcessPoolExecutor(
             usable_cpus(), multiprocessing.get_context("spawn"), _write_log_to, (log,)
         ) as pool,

@@ -14,7 +14,7 @@ from pathlib import Path
 from vjepa.errors import UserError
 from vjepa.reporting.runs import RunState, read_run
 from vjepa.runtime.files import atomic_write
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 
 OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
@@ -87,7 +87,7 @@ def train_side_by_side(
     """
     processes = {task: _start(task, settings[task.objective], recipe) for task in tasks}
     title = f"pretraining, seed {tasks[0].seed}"
-    with open_progress(title, max(1, round(60 * minutes))) as progress:
+    with Progress(title, max(1, round(60 * minutes))) as progress:
         try:
             while any(process.poll() is None for process in processes.values()):
                 time.sleep(_POLL_SECONDS)

@@ -33,7 +33,7 @@ from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
 from vjepa.runtime.files import atomic_path, atomic_write
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest
@@ -331,7 +331,7 @@ class FeatureExtractor:
             done, what = 0, f"features of {split.name}"
             if self.is_random:
                 what = f"{what}, pass {pass_index + 1}"
-            with open_progress(what, total) as progress:
+            with Progress(what, total) as progress:
                 for start in starts:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"

@@ -31,7 +31,7 @@ from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, read_json_lines
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_map
 
 
@@ -152,7 +152,7 @@ def run(
     kept, windows = len(files) - len(todo), 0
     encoded: list[FileRecord] = []
     try:
-        with open_progress("features", len(files), kept) as progress:
+        with Progress("features", len(files), kept) as progress:
             ray = config.engine == "ray"
             for record, took in _encode_on_ray(config, out, todo) if ray else worker.encode(todo):
                 encoded.append(record)

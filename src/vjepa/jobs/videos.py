@@ -16,7 +16,7 @@ from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 
 __all__ = [
     "CheckReport",
@@ -114,7 +114,7 @@ def checked_workers(workers: int | None) -> int:
 @contextmanager
 def late_progress(description: str) -> Generator[Callable[..., None]]:
     """A progress display and the function to be called as show(files done, in all, bad so far)."""
-    with open_progress(description, None) as display:
+    with Progress(description, None) as display:
 
         def show(done: int, total: int, bad: int = 0) -> None:
             display.update(done, f"{bad} bad" if bad else None, total)

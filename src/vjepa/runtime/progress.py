@@ -14,7 +14,15 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """How far the work is, the time left and a note, from ``with`` to its end."""
+    """How far the work is, the time left and a note, from ``with`` to its end.
+
+    Args:
+        description: What is going on, for example ``"pretrain"``.
+        total: Number of steps of the whole work; None: :meth:`update` brings it.
+        completed: Steps that an earlier run has done; they do not count for the time left.
+        stream: Where to show it; None is stderr, with a bar if that is a terminal.
+        clock: In seconds.
+    """
 
     def __init__(
         self,
@@ -99,20 +107,6 @@ class Progress:
             parts.append(self._note)
         self._stream.write(", ".join(parts) + "\n")
         self._stream.flush()
-
-
-def open_progress(
-    description: str, total: int | None, completed: int = 0, stream: TextIO | None = None
-) -> Progress:
-    """The display that suits the stream, a context manager.
-
-    Args:
-        description: What is going on, for example ``"pretrain"``.
-        total: Number of steps of the whole work; None: :meth:`Progress.update` brings it.
-        completed: Steps that an earlier run has done; they do not count for the time left.
-        stream: Where to show it; None is stderr.
-    """
-    return Progress(description, total, completed, stream)
 
 
 def format_seconds(seconds: float) -> str:

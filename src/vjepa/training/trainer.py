@@ -30,7 +30,7 @@ from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
 from vjepa.runtime.metric_log import MetricLog, MetricRecord
 from vjepa.runtime.process import resident_bytes
-from vjepa.runtime.progress import open_progress
+from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,
@@ -197,7 +197,7 @@ class Trainer:
             signals = stack.enter_context(StopSignals(has_launcher=team.size > 1))
             progress = None
             if team.is_main:
-                bar = open_progress(self.description, total, self._completed)
+                bar = Progress(self.description, total, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
             agreement = Agreement(team)
