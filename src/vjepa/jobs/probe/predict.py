@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
-from vjepa.data.clips.dataset import ReadingConfig
+from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.labels import Split
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
-from vjepa.jobs.probe.probe import open_extractor
+from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.videos import files_of
-from vjepa.runtime.device import DeviceName
+from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_path
 from vjepa.runtime.process import set_num_threads
 
@@ -118,6 +118,9 @@ def load_probe(
     encoder: Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
+    on_bad_video: OnBadVideo = "list",
+    reading: ReadingConfig | None = None,
+    cache_dir: Path | None = None,
 ) -> Probe:
     """Load what training a probe wrote, with the encoder that it reads.
 
@@ -126,13 +129,23 @@ def load_probe(
         encoder: Where the probe's encoder lies now, if not where it lay then.
         device: Where to compute.
         num_threads: CPU threads of torch; None: torch's choice.
+        on_bad_video: ``error`` stops at a video that cannot be read, ``list`` names it.
+        reading: Worker processes; None takes the defaults.
+        cache_dir: Feature cache.
 
     Raises:
         UserError: The probe or its encoder is missing, or the encoder is another.
     """
     set_num_threads(num_threads)
     saved = load_saved_probe(Path(folder))
-    return Probe(saved, open_extractor(saved, encoder, device, "list", ReadingConfig()))
+    frozen = reopen_encoder(saved.encoder, encoder)
+    saved.check_encoder(frozen.encoder, frozen.identity.source)
+    setup = set_up_device(device, saved.settings.features.precision)
+    if saved.settings.features.compile:
+        compile_encoder(frozen.encoder.to(setup.device))
+    reading = reading or ReadingConfig()
+    extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
+    return Probe(saved, extractor)
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -21,13 +21,12 @@ from vjepa.config import dump_yaml, to_dict
 from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
-from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.metrics import ClassificationMetrics
 from vjepa.evaluation.results import Evaluation, ProbeResult
 from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.inputs import open_inputs, open_split
+from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.train import fit_probe, make_passes
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
@@ -144,50 +143,29 @@ def evaluate(
     Args:
         probe_folder: What :func:`train` wrote.
         videos: Manifest and split.
-        encoder: Where the probe's encoder lies now, if not where it lay then.
-        on_bad_video: ``error`` stops at a video that cannot be read, ``list`` names it in the
-            result.
-        reading: Worker processes; None takes the defaults.
-        cache_dir: Feature cache.
-        device: Where to compute.
-        num_threads: CPU threads of torch.
+        encoder, on_bad_video, reading, cache_dir, device, num_threads: As for
+            :func:`vjepa.jobs.probe.predict.load_probe`.
 
     Raises:
         UserError: As :func:`train`, or the encoder is another than the probe's.
         LostProcessError: Another process ended or hung.
     """
-    set_num_threads(num_threads)
     with open_team(set_up_device(device).device.type, _TEAM_MINUTES) as team:
-        probe = load_saved_probe(probe_folder)
+        probe = load_probe(
+            probe_folder,
+            encoder=encoder,
+            device=device,
+            num_threads=num_threads,
+            on_bad_video=on_bad_video,
+            reading=reading,
+            cache_dir=cache_dir,
+        )
+        saved = probe.saved
         split = open_split(
-            videos, "videos", probe.label, classes=probe.classes, multi_label=probe.multi_label
+            videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
         )
-        extractor = open_extractor(
-            probe, encoder, device, on_bad_video, reading or ReadingConfig(), cache_dir
-        )
-        seed = int(probe.training["seed"])
-        return evaluate_head(extractor, split, probe.head, seed=seed, team=team)
-
-
-def open_extractor(
-    probe: SavedProbe,
-    encoder: Path | None,
-    device: DeviceName,
-    on_bad_video: OnBadVideo,
-    reading: ReadingConfig,
-    cache_dir: Path | None = None,
-) -> FeatureExtractor:
-    """What makes the features that a saved probe reads; arguments as in :func:`evaluate`.
-
-    Raises:
-        UserError: The encoder is gone, or is another than the probe's.
-    """
-    frozen = reopen_encoder(probe.encoder, encoder)
-    probe.check_encoder(frozen.encoder, frozen.identity.source)
-    setup = set_up_device(device, probe.settings.features.precision)
-    if probe.settings.features.compile:
-        compile_encoder(frozen.encoder.to(setup.device))
-    return FeatureExtractor(frozen, probe.settings, setup, reading, on_bad_video, cache_dir)
+        seed = int(saved.training["seed"])
+        return evaluate_head(probe.extractor, split, saved.head, seed=seed, team=team)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
