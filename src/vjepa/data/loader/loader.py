@@ -128,14 +128,9 @@ class ClipLoader(AbstractContextManager):
         """Check everything that can be checked; worker processes start with the first batch.
 
         Args:
-            manifests: Where the videos are; unusable rows are left out.
-            weights: Relative share of each manifest; None means by number of videos.
-            clip: Which frames.
-            transform: Crop and flip.
-            loader: Workers, memory, limits.
+            manifests, weights, label: As for :class:`VideoSources`.
+            clip, transform, loader, seed: Which frames, which part of them, and how they are read.
             batch_size: Clips of a step over all processes.
-            seed: The run's seed.
-            label: Label to give with each clip.
             rank, world_size: Number of this process, and how many there are.
             bad_videos_log: ``bad_videos.jsonl`` of the run folder; None records in memory only.
 
