@@ -86,7 +86,7 @@ def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) 
         video = second.video(row)
         np.testing.assert_array_equal(video.frames, decode_frames(info, np.arange(info.num_frames)))
         assert video.fps == info.fps
-        assert video.failure is None
+        assert video.reason is None
     assert sorted(path.name for path in first.folder.iterdir()) == ["frames.npy", "index.npz"]
     expected = sum(manifest.num_frames) * 32 * 48 * 3
     assert abs((first.folder / "frames.npy").stat().st_size - expected) < 4096
@@ -121,12 +121,12 @@ def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path:
     infos = [damaged(tmp_path), hanging(tmp_path), replace(damaged(tmp_path, "x.mp4"), ok=False)]
     mixed = with_rows(manifest, infos, tmp_path)
     (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=2.0)
-    failures = [cache.video(row).failure for row in range(len(mixed))]
-    assert failures[:5] == [None] * 5
-    assert [failure.kind for failure in failures[5:] if failure] == ["decode", "hang", "decode"]
-    assert failures[6] is not None
-    assert "did not end within" in failures[6].reason
-    assert cache.video(6).frames.size == 0
+    videos = [cache.video(row) for row in range(len(mixed))]
+    assert [video.reason for video in videos[:5]] == [None] * 5
+    assert [(video.reason is None, video.kind, video.frames.size) for video in videos[5:]] == [
+        (False, kind, 0) for kind in ("decode", "hang", "decode")
+    ]
+    assert "did not end within" in videos[6].reason
 
 
 def test_a_cache_that_would_be_too_large_is_refused(manifest: Manifest, tmp_path: Path) -> None:

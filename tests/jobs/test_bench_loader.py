@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import LoaderConfig
 from vjepa.errors import UserError
-from vjepa.jobs.bench_loader import BenchConfig, run
+from vjepa.jobs.bench_loader import BenchConfig, MeasuringClock, run
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +91,20 @@ def test_impossible_settings_name_their_field(manifest: Path, field: str, value:
 def test_only_the_rows_of_the_split_are_read(manifest: Path) -> None:
     with pytest.raises(UserError, match="split"):
         run(small(manifest, split="absent"))
+
+
+def test_cpu_time_goes_to_the_stage_that_runs() -> None:
+    clock = MeasuringClock()
+    began = time.thread_time()
+    clock.enter("open")
+    end = time.thread_time() + 0.02
+    while time.thread_time() < end:
+        pass
+    clock.enter("decode")
+    time.sleep(0.01)  # sleeping is no work
+    clock.enter("rest")
+    assert clock.seconds["open"] >= 0.02
+    assert clock.seconds["decode"] < clock.seconds["open"]
+    assert sum(clock.seconds.values()) <= time.thread_time() - began + 1e-3
+    clock.reset()
+    assert sum(clock.seconds.values()) == 0

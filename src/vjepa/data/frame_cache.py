@@ -33,39 +33,29 @@ if TYPE_CHECKING:
 
 _FORMAT = "vjepa frame cache 2"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
-_KINDS: tuple[Literal["decode", "hang", "crash"], ...] = ("decode", "hang", "crash")
-
-
-@dataclass(frozen=True)
-class CacheFailure:
-    """Why a video has no frames in the cache, as in ``bad_videos.jsonl``."""
-
-    reason: str
-    kind: Literal["decode", "hang", "crash"]
+_Kind = Literal["decode", "hang", "crash"]
+_KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
 
 
 @dataclass(frozen=True)
 class CachedVideo:
-    """One video's frames.
+    """One video's frames, uint8 [L, H, W, 3], mapped from the file.
 
-    Attributes:
-        frames: uint8 [L, H, W, 3], mapped from the file.
-        fps: Frame rate in frames per second.
-        failure: Why there are none, for a bad video.
-        times: When each frame is shown, float64 [L], in seconds; None: evenly.
+    `times`, float64 [L], in seconds, is None where frames are shown evenly. Of a bad video there
+    are no frames but a `reason` and its `kind`, as in ``bad_videos.jsonl``.
     """
 
     frames: NDArray[np.uint8]
     fps: float
-    failure: CacheFailure | None
     times: NDArray[np.float64] | None = None
+    reason: str | None = None
+    kind: _Kind = "decode"
 
 
 class FrameCache:
-    """The cached frames of one manifest's rows."""
+    """The cached frames of one manifest's rows, whose frame rates are `fps`, float64 [rows]."""
 
     def __init__(self, folder: Path, fps: NDArray[np.float64]) -> None:
-        """Map a complete cache; `fps`: frame rate of each row, float64 [rows]."""
         self.folder = folder
         self._fps = fps
         self._frames = np.load(folder / _FRAMES, mmap_mode="r").view(np.ndarray)
@@ -82,11 +72,12 @@ class FrameCache:
         """One row's frames, not copied."""
         fps = float(self._fps[row])
         if self._reasons[row]:
-            failure = CacheFailure(str(self._reasons[row]), _KINDS[self._kinds[row]])
-            return CachedVideo(np.empty((0, 1, 1, 3), dtype=np.uint8), fps, failure)
+            none = np.empty((0, 1, 1, 3), dtype=np.uint8)
+            reason, kind = str(self._reasons[row]), _KINDS[self._kinds[row]]
+            return CachedVideo(none, fps, reason=reason, kind=kind)
         frames = self._frames[self._offsets[row] : self._offsets[row + 1]]
         frames = frames.reshape(*self._shapes[row], 3)
-        return CachedVideo(frames, fps, None, self._times.get(row))
+        return CachedVideo(frames, fps, self._times.get(row))
 
 
 def open_frame_caches(
@@ -97,7 +88,7 @@ def open_frame_caches(
     num_workers: int,
     timeout_seconds: float,
 ) -> list[FrameCache]:
-    """The caches of some manifests, made where they do not exist yet.
+    """A cache for each manifest, made where it does not exist yet.
 
     Args:
         manifests: The videos.
@@ -106,9 +97,6 @@ def open_frame_caches(
         short_side: Shrink larger videos to this short side, in pixels.
         num_workers: Processes that decode; 0 decodes here, without a time limit.
         timeout_seconds: Longest time for one video.
-
-    Returns:
-        One cache for each manifest.
 
     Raises:
         UserError: They would be too large, or cannot be written.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import numpy as np
 from pydantic import Field
@@ -20,7 +20,7 @@ from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.prefetch import ClipOrder
 from vjepa.data.loader.sampler import VideoJob
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.stage_clock import NO_CLOCK, STAGES, MeasuringClock, StageClock
+from vjepa.data.video.info import NO_CLOCK, Stage, StageClock
 from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name
 from vjepa.runtime.process import set_num_threads
 
@@ -57,6 +57,25 @@ class BenchConfig:
             )
 
 
+class MeasuringClock(StageClock):
+    """Sums up the CPU time of this thread by stage, in `seconds`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, in stage ``rest``."""
+        self.seconds: dict[Stage, float] = dict.fromkeys(get_args(Stage), 0.0)
+        self._stage: Stage = "rest"
+        self._since = time.thread_time()
+
+    def enter(self, stage: Stage) -> None:
+        """Add the time since the last call to the stage that ends."""
+        now = time.thread_time()
+        self.seconds[self._stage] += now - self._since
+        self._stage, self._since = stage, now
+
+
 def run(config: BenchConfig) -> BenchReport:
     """Read clips in this process, stage by stage, and then through worker processes.
 
@@ -68,7 +87,7 @@ def run(config: BenchConfig) -> BenchReport:
     clock = MeasuringClock()
     here, batch = _read(config, manifest, num_workers=0, clock=clock)
     total = sum(clock.seconds.values())
-    shares = {stage: round(clock.seconds[stage] / total, 4) for stage in STAGES}
+    shares = {stage: round(seconds / total, 4) for stage, seconds in clock.seconds.items()}
     frames, size = config.clip.num_frames, config.transform.crop_size
     pixels = _CHANNELS * frames * size * size
     message = _message_bytes(manifest, batch, config.clip.clips_per_video)

@@ -12,8 +12,7 @@ from torch import Tensor
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.clips.source import Source
-from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.info import Box
+from vjepa.data.video.info import NO_CLOCK, Box, StageClock
 
 
 def cut(

@@ -27,8 +27,7 @@ from vjepa.data.clips.cut import cut
 from vjepa.data.clips.plan import ClipConfig, plan_training
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import ViewConfig, plan_views
-from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -331,7 +330,7 @@ class EvaluationClips(AbstractContextManager):
         for request in requests:
             video = self._cache.video(request.row)
             source = FrameSource(video.frames, video.fps, video.times, request.info.path)
-            yield video.failure.reason if video.failure else self._views(request, source)
+            yield video.reason or self._views(request, source)
 
     def close(self) -> None:
         """End the worker processes. Safe to call twice."""

@@ -8,8 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.info import DecodeError, Part, VideoInfo
+from vjepa.data.video.info import NO_CLOCK, DecodeError, Part, StageClock, VideoInfo
 
 
 class VideoSource:

@@ -24,8 +24,7 @@ from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
 from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
 from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob, VideoSources
-from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.info import DecodeError
+from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -262,9 +261,9 @@ class ClipLoader(AbstractContextManager):
                 source = VideoSource(self._sources.video(job.source, job.row))
             else:
                 video = self._caches[job.source].video(job.row)
-                if video.failure is not None:
+                if video.reason is not None:
                     path = self._sources.path(job.source, job.row)
-                    return FailedVideo(path, video.failure.reason, plan.step, video.failure.kind)
+                    return FailedVideo(path, video.reason, plan.step, video.kind)
                 source = FrameSource(video.frames, video.fps, video.times)
             self._clips.cut(source, job.ordinals, out, self.clock)
         except DecodeError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast
 
 import av
 import av.error
@@ -124,29 +124,6 @@ def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:
     return decoder
 
 
-def _check_size(decoder: VideoCodecContext, path: str, limits: LimitsConfig) -> None:
-    """Refuse a frame size before a single frame of it is allocated."""
-    width, height = decoder.width, decoder.height
-    if width < 1 or height < 1:
-        raise DecodeError(path, "its header gives no frame size, or an impossible one")
-    if width * height > limits.max_pixels:
-        raise DecodeError(
-            path, f"frames of {width} x {height} pixels are above max_pixels = {limits.max_pixels}"
-        )
-    # The header may lie: the decoder itself must refuse a stream that turns out larger. It counts
-    # its padding, too, hence the factor.
-    decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
-
-
-def _open_container(source: str | IO[bytes], path: str) -> InputContainer:
-    try:
-        return av.open(
-            source, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
-        )
-    except av.error.ArgumentError as error:  # the format is not on the list
-        raise DecodeError(path, "not a video (a picture, a play list or a rare format)") from error
-
-
 @contextmanager
 def naming_the_file(path: str) -> Generator[None]:
     """Turn what foreign bytes cause into a DecodeError that names the file."""
@@ -164,15 +141,31 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
         DecodeError: It cannot be opened, has no video, or is above the limits; or reading it in the
             body of the ``with`` failed. Names the file in every case.
     """
-    with (
-        naming_the_file(path),
-        opened(path) as source,
-        _open_container(source, path) as container,
-    ):
-        stream = _pick_stream(container, path)
-        decoder = _pick_decoder(stream, path)
-        _check_size(decoder, path, limits or LimitsConfig())
-        yield VideoFile(path, container, stream, decoder)
+    limits = limits or LimitsConfig()
+    with naming_the_file(path), opened(path) as source:
+        try:
+            container = av.open(
+                source, mode="r", metadata_errors="ignore", container_options=_CONTAINER_OPTIONS
+            )
+        except av.error.ArgumentError as error:  # the format is not on the list
+            reason = "not a video (a picture, a play list or a rare format)"
+            raise DecodeError(path, reason) from error
+        with container:
+            stream = _pick_stream(container, path)
+            decoder = _pick_decoder(stream, path)
+            # A frame size is refused before a single frame of it is allocated.
+            width, height = decoder.width, decoder.height
+            if width < 1 or height < 1:
+                raise DecodeError(path, "its header gives no frame size, or an impossible one")
+            if width * height > limits.max_pixels:
+                size = f"{width} x {height} pixels"
+                raise DecodeError(
+                    path, f"frames of {size} are above max_pixels = {limits.max_pixels}"
+                )
+            # The header may lie: the decoder itself must refuse a stream that turns out larger. It
+            # counts its padding, too, hence the factor.
+            decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
+            yield VideoFile(path, container, stream, decoder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +217,8 @@ def to_rgb(
 ) -> NDArray[np.uint8]:
     """One decoded frame -> uint8 [H, W, 3], RGB, upright, alpha over black: a view, to be copied.
 
-    Args:
-        frame: Of whatever size (a stream may change it midway) and pixel format.
-        width, height: Upright size in pixels that it gets (bilinear).
-        scaler: Keeps FFmpeg's tables from frame to frame.
+    The frame may have any size (a stream may change it midway) and pixel format; `width` and
+    `height` are the upright size it gets (bilinear). The scaler keeps FFmpeg's tables.
     """
     orientation = orientation_of(frame)
     if orientation.transpose:

@@ -24,16 +24,9 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vjepa.data.stage_clock import NO_CLOCK, StageClock
-from vjepa.data.video.container import (
-    VideoFile,
-    naming_the_file,
-    open_video,
-    reason_of,
-    to_rgb,
-)
+from vjepa.data.video.container import VideoFile, naming_the_file, open_video, reason_of, to_rgb
 from vjepa.data.video.images import read_images
-from vjepa.data.video.info import DecodeError, LimitsConfig, Part, VideoInfo
+from vjepa.data.video.info import NO_CLOCK, DecodeError, LimitsConfig, Part, StageClock, VideoInfo
 from vjepa.data.video.inspect import inspect_file, scan_packets, stamp_of
 from vjepa.data.video.packets import PacketSelector
 
@@ -67,11 +60,9 @@ _HELD_BYTES = 1 << 25
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame.
+    """Frame `number` in display order, from 0, shown `seconds` after the first.
 
-    number: In display order, from 0.
-    image: uint8 [H, W, 3], RGB, upright; not to be written to.
-    seconds: When it is shown, since the video's first frame.
+    `image`: uint8 [H, W, 3], RGB, upright; not to be written to.
     """
 
     number: int
@@ -81,11 +72,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class DecodedClip:
-    """Frames of one video.
-
-    frames: uint8 [T, H, W, 3], RGB, upright.
-    times: float64 [T], seconds since the video's first frame.
-    """
+    """Frames uint8 [T, H, W, 3], RGB, upright; times float64 [T], in seconds since the first."""
 
     frames: NDArray[np.uint8]
     times: NDArray[np.float64]
@@ -100,7 +87,6 @@ def read_frames(
         info: A manifest row, or what inspecting a file has found.
         numbers: int64 [n], from 0, never falling; a repeated number gives the same frame again. For
             a still image any number is its one picture.
-        clock: Told where the time goes.
 
     Yields:
         n frames: rotated as the file asks, grey and alpha (over black) made RGB.
@@ -130,19 +116,10 @@ def read_frames(
 def decode_frames(
     source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """The frames with the given numbers in display order.
+    """Frames uint8 [T, H, W, 3] with the given numbers, in any order, repeats allowed.
 
-    Args:
-        source: A manifest row; or a path, which is then inspected first (every packet is read).
-        indices: int64 [T], from 0, in any order, repeats allowed. For a still image any number is
-            its one picture.
-
-    Returns:
-        uint8 [T, H, W, 3], RGB, rotated as the file asks, grey and alpha (over black) made RGB.
-
-    Raises:
-        DecodeError: The file cannot give these frames; it names the path and why.
-        ValueError: `indices` is empty or negative.
+    Of a path instead of a manifest row, which is then inspected first, every packet is read. Else
+    and in its errors as :func:`read_frames`; ValueError also where `indices` is empty.
     """
     return decode_clip(source, indices).frames
 
@@ -156,18 +133,9 @@ def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int
 def decode_crops(
     info: VideoInfo, parts: Sequence[Part], clock: StageClock = NO_CLOCK
 ) -> list[NDArray[np.uint8]]:
-    """Parts of several clips of one video, decoded in one pass; equal to cutting whole frames.
+    """Parts of several clips, each uint8 [T, height, width, 3], decoded in one pass.
 
-    Args:
-        info: A manifest row.
-        parts: At least one clip; boxes lie inside the frame. Numbers as in :func:`decode_frames`.
-        clock: Told where the time goes.
-
-    Returns:
-        For each part uint8 [T, height, width, 3], RGB, upright.
-
-    Raises:
-        DecodeError: As :func:`decode_frames`.
+    They equal cutting whole frames; boxes must lie inside of them. Else as :func:`decode_frames`.
     """
     return [clip.frames for clip in _collect(info, parts, clock)]
 
@@ -208,28 +176,24 @@ def _collect(info: VideoInfo, parts: Sequence[Part], clock: StageClock) -> list[
     wanted = np.concatenate([numbers for numbers, _ in parts])
     if wanted.size == 0 or wanted.min() < 0:
         raise ValueError("indices must be one or more frame numbers from 0 on")
-    if info.kind == "image":
-        wanted = np.zeros_like(wanted)
     clips: list[DecodedClip] = []
-    cuts: list[tuple[slice, slice]] = []
+    targets: list[tuple[DecodedClip, int, slice, slice]] = []
     for numbers, box in parts:
         top, left, height, width = box or (0, 0, info.height, info.width)
-        cuts.append((slice(top, top + height), slice(left, left + width)))
+        rows, columns = slice(top, top + height), slice(left, left + width)
         try:
             frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
         except MemoryError as error:
             reason = f"{len(wanted)} frames of it do not fit in memory"
             raise DecodeError(info.path, reason) from error
-        clips.append(DecodedClip(frames, np.zeros(len(numbers))))
-    numbers, inverse = np.unique(wanted, return_inverse=True)
-    uses: list[list[tuple[int, int]]] = [[] for _ in numbers]
-    targets = [(clip, t) for clip, part in enumerate(parts) for t in range(len(part[0]))]
-    for frame, target in zip(inverse.tolist(), targets, strict=True):
-        uses[frame].append(target)
-    for frame, users in zip(read_frames(info, numbers, clock), uses, strict=True):
-        for clip, t in users:
-            clips[clip].frames[t] = frame.image[cuts[clip]]
-            clips[clip].times[t] = frame.seconds
+        clip = DecodedClip(frames, np.zeros(len(numbers)))
+        clips.append(clip)
+        targets.extend((clip, t, rows, columns) for t in range(len(numbers)))
+    order = np.argsort(wanted)
+    for index, frame in zip(order.tolist(), read_frames(info, wanted[order], clock), strict=True):
+        clip, t, rows, columns = targets[index]
+        clip.frames[t] = frame.image[rows, columns]
+        clip.times[t] = frame.seconds
     return clips
 
 
@@ -253,7 +217,13 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
                 clock.enter("decode")
                 frame = from_start.get(number)
             if frame is None:
-                frame = _last_good(info, number, from_start.latest)
+                # The last frame of the file in place of one of the few lost ones behind it.
+                last = from_start.latest
+                end = info.num_frames - 1
+                if last is None or number < last[0] or end - last[0] > _MAX_LOST_TAIL:
+                    lost = f"frame {number} of {info.num_frames}"
+                    raise DecodeError(info.path, f"{lost} cannot be decoded (damaged file)")
+                frame = last[1]
             clock.enter("convert")
             if info.num_keyframes and frame.pts is not None:
                 seconds = float((frame.pts - info.start_pts) * info.time_base)
@@ -284,15 +254,6 @@ class _Rising:
             if following[0] >= number:
                 self._early[following[0]] = following[1]
         return self._early.pop(number, None)
-
-
-def _last_good(info: VideoInfo, number: int, latest: tuple[int, VideoFrame] | None) -> VideoFrame:
-    """The last frame of the file in place of one of the few lost ones behind it."""
-    if latest is None or number < latest[0] or info.num_frames - 1 - latest[0] > _MAX_LOST_TAIL:
-        raise DecodeError(
-            info.path, f"frame {number} of {info.num_frames} cannot be decoded (damaged file)"
-        )
-    return latest[1]
 
 
 def _from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
@@ -360,14 +321,10 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Packets of a run in decoding order, nearly always all of them.
-
-    wanted: Timestamps and numbers of the run's wanted frames; those that came out are removed.
-    is_end: Whether nothing comes after it.
-    """
+    """Packets of a run in decoding order, nearly always all of them."""
 
     packets: list[Packet]
-    wanted: dict[int, int]
+    wanted: dict[int, int]  # timestamps and numbers of wanted frames that have not come out yet
     is_end: bool
 
 
@@ -439,7 +396,12 @@ class _PacketReader:
         if wanted is None:
             wanted = {shown[rank]: rank + first for rank in ranks if rank < len(shown)}
         yield _Part(packets, wanted, is_end=True)
-        self._put_back(packets, end)
+        # What was read beyond the run is kept: packets from the next key frame on.
+        self._next_group = end
+        for index, packet in enumerate(packets):
+            if not is_open and packet.is_keyframe and packet.pts == end_pts:
+                self._unread.extendleft(reversed(packets[index:]))
+                break
 
     def _go_to(self, group: int) -> bool:
         """Make a group's key frame the next packet, if it can be found."""
@@ -473,14 +435,3 @@ class _PacketReader:
     def _next_packet(self) -> Packet | None:
         """Packets put back first, then those of the file; None at its end."""
         return self._unread.popleft() if self._unread else next(self._packets, None)
-
-    def _put_back(self, packets: list[Packet], next_group: int) -> None:
-        """Keep what was read beyond the run: packets from the next key frame on."""
-        self._next_group = next_group
-        if next_group >= self._info.num_keyframes:
-            return
-        key_pts = int(self._info.keyframe_pts[next_group])
-        for index, packet in enumerate(packets):
-            if packet.is_keyframe and packet.pts == key_pts:
-                self._unread.extendleft(reversed(packets[index:]))
-                return

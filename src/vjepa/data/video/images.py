@@ -21,8 +21,7 @@ from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, images_i
 IMAGE_FOLDER_FPS = 30.0
 """Frame rate assumed for a folder of images unless another is given."""
 
-STILL_FPS = 1.0
-"""Frame rate given to a still image: one frame that lasts one second."""
+_STILL_FPS = 1.0  # one frame that lasts one second
 
 # Whatever the suffix says, only these are tried: Pillow gives a PostScript file to another program,
 # and its rarer readers are little tested against hostile files.
@@ -42,14 +41,12 @@ _EXIF_TRANSPOSED = (5, 6, 7, 8)  # those that swap width and height
 
 
 def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> VideoInfo:
-    """Fill in `info` for a still image or a folder of images.
-
-    All headers are read, the first image is decoded.
+    """Fill in `info` from all headers of an image or a folder, and decode the first image.
 
     Raises:
         DecodeError: No image in a folder, images of several sizes, a damaged one, or a limit.
     """
-    paths, fps = [info.path], STILL_FPS
+    paths, fps = [info.path], _STILL_FPS
     if info.kind == "image_folder":
         paths, fps = _paths_in(info.path), folder_fps
         if not paths:
@@ -95,13 +92,9 @@ def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray
 def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """One image file, upright by its EXIF orientation, as uint8 [H, W, 3]; alpha over black.
 
-    Args:
-        path: The file.
-        size: Width and height in pixels that it must have; another file is refused by its header,
-            before a pixel of it is decoded.
-
     Raises:
-        DecodeError: It cannot be read, or is of another size.
+        DecodeError: It cannot be read, or has not `size` (width, height): by its header, before a
+            pixel of it is decoded.
     """
     with _open_image(path) as image:
         if size is not None and _upright_size(image) != size:

@@ -29,6 +29,21 @@ Part = tuple[NDArray[np.int64], Box | None]
 """Numbers of frames, int64 [T], and the part of them that is wanted; None: all of it."""
 
 
+Stage = Literal["open", "seek", "decode", "convert", "crop", "rest"]
+"""Where the time of reading a clip goes. open: the file and its decoder; seek: jumps and reading of
+packets; decode: the decoder; convert: to RGB, and into place; crop: resize and flip."""
+
+
+class StageClock:
+    """Is told which stage begins, and does nothing with it; `vjepa bench loader` measures."""
+
+    def enter(self, stage: Stage) -> None:
+        """Another stage begins."""
+
+
+NO_CLOCK = StageClock()
+
+
 class DecodeError(Exception):
     """A file that cannot give the frames asked of it.
 
@@ -46,10 +61,6 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}"
 
 
-def _no_keyframes() -> NDArray[np.int64]:
-    return np.zeros(0, dtype=np.int64)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class VideoInfo:
     """One row of a manifest: all that exact decoding and clip sampling need to know.
@@ -62,19 +73,16 @@ class VideoInfo:
     kind: MediaKind = "video"
     """A video file, one still image, or a folder of numbered images that is one clip."""
     ok: bool = True
-    """Whether frames can be had from it."""
     reason: str | None = None
-    """Why not."""
+    """Why frames cannot be had from it."""
     num_frames: int = 0
     """Number of frames that can be asked for, counted from the packets, never from the header."""
     fps: float = 0.0
-    """Mean frame rate in frames per second."""
     duration_seconds: float = 0.0
-    """`num_frames` / `fps`, in seconds."""
+    """Mean frame rate in frames per second, and `num_frames` / `fps`."""
     width: int = 0
-    """Width in pixels as displayed (rotation applied), that is, as decoded."""
     height: int = 0
-    """Height in pixels as displayed."""
+    """Size in pixels as displayed (rotation applied), that is, as decoded."""
     rotation: int = 0
     """Counter-clockwise rotation in degrees that the file asks for: 0, 90, 180 or 270."""
     codec: str = ""
@@ -85,10 +93,10 @@ class VideoInfo:
     """Time of the last change, in ns; with `bytes` it tells an unchanged file."""
     constant_rate: bool = True
     """Whether all frames last equally long (to one tick of the time base)."""
-    keyframe_pts: NDArray[np.int64] = field(default_factory=_no_keyframes)
+    keyframe_pts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Timestamps of the frames where decoding can start, ascending, int64 [n]. Empty: the
     timestamps are missing or unusable, and frames are found by decoding and counting."""
-    keyframe_index: NDArray[np.int64] = field(default_factory=_no_keyframes)
+    keyframe_index: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Number of each key frame in display order, int64 [n]."""
     time_base: Fraction = Fraction(0)
     """Length of one tick in seconds; 0 where there are no timestamps."""

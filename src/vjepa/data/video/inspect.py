@@ -64,7 +64,7 @@ def inspect_file(
     image_folder_fps: float = IMAGE_FOLDER_FPS,
     deep: bool = False,
 ) -> VideoInfo:
-    """Look into a video, an image or a folder of images.
+    """Look into a video, an image or a folder of images; `ok` False if it cannot give frames.
 
     Args:
         path: The file or folder.
@@ -72,9 +72,6 @@ def inspect_file(
         kind: How to read it; None decides by folder or suffix.
         image_folder_fps: Frame rate given to a folder of images, which knows none.
         deep: Then decode every frame: `ok` only if all come out.
-
-    Returns:
-        What was found; `ok` False with a `reason` for anything that cannot give frames.
     """
     limits = limits or LimitsConfig()
     path = absolute(path)
@@ -83,29 +80,33 @@ def inspect_file(
         status = stamp_of(path, info.kind)
         info = replace(info, bytes=status.bytes, mtime_ns=status.mtime_ns)
         if info.kind != "image_folder":
-            _check_file(info, limits)
+            if os.path.isdir(path):  # noqa: PTH112
+                raise DecodeError(path, "is a folder, not a file")
+            is_stored = is_address(path) or member_at(path) is not None
+            if not is_stored and not os.path.isfile(path):  # noqa: PTH113
+                raise DecodeError(path, "is no regular file")
+            if info.bytes == 0:
+                raise DecodeError(path, "empty file (0 bytes)")
+            if info.bytes > limits.max_bytes:
+                reason = f"{info.bytes} bytes, above max_bytes = {limits.max_bytes}"
+                raise DecodeError(path, reason)
         if info.kind == "video":
             info = _inspect_video(info, limits)
         else:
             info = inspect_images(info, limits, image_folder_fps)
-        if deep:
-            _decode_everything(info, limits)
+        if deep and info.kind == "video":
+            with open_video(info.path, limits) as video:
+                lost = info.num_frames - sum(1 for _ in video.frames())
+            if lost > 0:
+                raise DecodeError(path, f"{lost} of {info.num_frames} frames damaged")
+        elif deep:
+            for _ in read_images(info, np.arange(info.num_frames)):
+                pass
     except DecodeError as error:
         return replace(info, ok=False, reason=error.reason)
     except OSError as error:
         return replace(info, ok=False, reason=reason_of(error))
     return info
-
-
-def _decode_everything(info: VideoInfo, limits: LimitsConfig) -> None:
-    if info.kind != "video":
-        for _ in read_images(info, np.arange(info.num_frames)):
-            pass
-        return
-    with open_video(info.path, limits) as video:
-        lost = info.num_frames - sum(1 for _ in video.frames())
-    if lost > 0:
-        raise DecodeError(info.path, f"{lost} of {info.num_frames} frames damaged")
 
 
 def stamp_of(path: str, kind: MediaKind) -> FileStatus:
@@ -125,30 +126,17 @@ def stamp_of(path: str, kind: MediaKind) -> FileStatus:
     return FileStatus(sum(one.st_size for one in each), newest)
 
 
-def _check_file(info: VideoInfo, limits: LimitsConfig) -> None:
-    if os.path.isdir(info.path):  # noqa: PTH112
-        raise DecodeError(info.path, "is a folder, not a file")
-    is_stored = is_address(info.path) or member_at(info.path) is not None
-    if not is_stored and not os.path.isfile(info.path):  # noqa: PTH113
-        raise DecodeError(info.path, "is no regular file")
-    if info.bytes == 0:
-        raise DecodeError(info.path, "empty file (0 bytes)")
-    if info.bytes > limits.max_bytes:
-        raise DecodeError(info.path, f"{info.bytes} bytes, above max_bytes = {limits.max_bytes}")
-
-
 @dataclass(frozen=True, slots=True)
 class PacketScan:
-    """What the packets of a video tell without decoding."""
+    """What the packets of a video tell without decoding.
+
+    Timestamps are int64 [n], in decoding order; empty if unusable.
+    """
 
     shown_pts: NDArray[np.int64]
-    """Timestamps of the displayed frames in decoding order, int64 [n]; empty if unusable."""
     keyframe_pts: NDArray[np.int64]
-    """Timestamps of the key frames in decoding order, int64 [m]; empty if unusable."""
-    num_packets: int
-    """All packets that hold data."""
-    is_cut_off: bool
-    """Whether the last packet is incomplete: the file ends in its middle."""
+    num_packets: int  # that hold data
+    is_cut_off: bool  # the last packet is incomplete: the file ends in its middle
 
 
 def scan_packets(video: VideoFile, max_frames: int | None = None) -> PacketScan:
@@ -196,8 +184,9 @@ def _inspect_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         if scan.is_cut_off or _ends_early(video, scan):
             complete = scan.num_packets - scan.is_cut_off
             raise DecodeError(info.path, f"truncated: only {complete} frames are in the file")
+    shown_pts = np.sort(scan.shown_pts)
     with open_video(info.path, limits) as video:
-        first, num_counted = _look_at_first_frames(video, np.sort(scan.shown_pts))
+        first, num_counted = _look_at_first_frames(video, shown_pts)
         orientation = orientation_of(first)
         size = (first.width, first.height)
         width, height = size[::-1] if orientation.transpose else size
@@ -215,8 +204,24 @@ def _inspect_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     if num_counted is not None:
         seconds = num_counted / fps
         return replace(info, num_frames=num_counted, fps=fps, duration_seconds=seconds)
-    keys = scan.keyframe_pts if is_trusted else scan.keyframe_pts[:1]
-    return _timed(info, np.sort(scan.shown_pts), keys, time_base, fps)
+    num_frames, start = len(shown_pts), int(shown_pts[0])
+    ticks = int(shown_pts[-1]) - start
+    if ticks:
+        fps = float(1 / (Fraction(ticks, num_frames - 1) * time_base))
+    even = start + ticks / max(1, num_frames - 1) * np.arange(num_frames)
+    keyframe_pts = scan.keyframe_pts if is_trusted else scan.keyframe_pts[:1]
+    return replace(
+        info,
+        num_frames=num_frames,
+        fps=fps,
+        duration_seconds=num_frames / fps,
+        # Timestamps are rounded to ticks, so an even rate strays from the line by up to one.
+        constant_rate=bool(np.abs(shown_pts - even).max() <= 1.0),
+        keyframe_pts=keyframe_pts,
+        keyframe_index=np.searchsorted(shown_pts, keyframe_pts).astype(np.int64),
+        time_base=time_base,
+        start_pts=start,
+    )
 
 
 def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
@@ -237,13 +242,11 @@ def _ends_early(video: VideoFile, scan: PacketScan) -> bool:
 def _look_at_first_frames(
     video: VideoFile, expected: NDArray[np.int64]
 ) -> tuple[VideoFrame, int | None]:
-    """Decode the first frames and compare their timestamps with the `expected` ones (ascending).
+    """The first frame, and the number of all if they had to be counted.
 
-    Where they come in another order, the timestamps are worth nothing and the whole file is decoded
-    to count its frames: here and only here. (Frames that do not come at all are damage.)
-
-    Returns:
-        The first frame, and the number of all if they had to be counted.
+    The first frames' timestamps are compared with the `expected` ones (ascending). Where they come
+    in another order, the timestamps are worth nothing and the whole file is decoded to count its
+    frames: here and only here. (Frames that do not come at all are damage.)
     """
     first: VideoFrame | None = None
     number, latest = 0, _LONG_AGO
@@ -260,33 +263,6 @@ def _look_at_first_frames(
     if first is None:
         raise DecodeError(video.path, "no frame of it can be decoded")
     return first, None if is_timed else number
-
-
-def _timed(
-    info: VideoInfo,
-    shown_pts: NDArray[np.int64],
-    keyframe_pts: NDArray[np.int64],
-    time_base: Fraction,
-    stated_fps: float,
-) -> VideoInfo:
-    """Fill in the fields that follow from the sorted timestamps of the frames."""
-    num_frames = len(shown_pts)
-    start, ticks = int(shown_pts[0]), int(shown_pts[-1] - shown_pts[0])
-    step = ticks / max(1, num_frames - 1)
-    even = start + step * np.arange(num_frames)
-    fps = float(1 / (Fraction(ticks, num_frames - 1) * time_base)) if ticks else stated_fps
-    return replace(
-        info,
-        num_frames=num_frames,
-        fps=fps,
-        duration_seconds=num_frames / fps,
-        # Timestamps are rounded to ticks, so an even rate strays from the line by up to one.
-        constant_rate=bool(np.abs(shown_pts - even).max() <= 1.0),
-        keyframe_pts=keyframe_pts,
-        keyframe_index=np.searchsorted(shown_pts, keyframe_pts).astype(np.int64),
-        time_base=time_base,
-        start_pts=start,
-    )
 
 
 # Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
@@ -331,13 +307,8 @@ def inspect_files(
 ) -> Generator[VideoInfo]:
     """What is found in each file, in the order of the orders, which are read lazily.
 
-    A file at which a process hangs or dies is a bad file; the processes end with the generator.
-
-    Args:
-        orders: The files.
-        workers: Number of processes, at least 1.
-        limits: What a file may demand at most.
-        timeout_seconds: Longest time for one file.
+    A file at which a process hangs for `timeout_seconds` or dies is a bad file; the processes end
+    with the generator.
 
     Raises:
         UserError: `workers` is below 1.

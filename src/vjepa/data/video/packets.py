@@ -33,23 +33,16 @@ _HEVC_FIRST_INTRA = 16
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """What a packet's header says.
+    """What a packet's header says."""
 
-    sub_layer: Sub-layer; only pictures of this and higher ones may refer to it.
-    is_reference: Whether pictures of its own sub-layer may refer to it.
-    is_idr: Whether no later picture refers to anything before it.
-    has_parameters: Whether parameter sets come with it, which any later picture may need.
-    """
-
-    sub_layer: int
-    is_reference: bool
-    is_idr: bool
-    has_parameters: bool = False
+    sub_layer: int  # only pictures of this and higher ones may refer to it
+    is_reference: bool  # pictures of its own sub-layer may refer to it
+    is_idr: bool  # no later picture refers to anything before it
+    has_parameters: bool = False  # parameter sets come with it, which any later picture may need
 
 
 # A packet that cannot be read: it may refer to anything, and anything later to it.
 _UNKNOWN = _Picture(sub_layer=7, is_reference=True, is_idr=False, has_parameters=True)
-
 
 _Unit = _Picture | Literal["parameters", "other"]
 
@@ -58,7 +51,6 @@ class PacketSelector:
     """Chooses among the packets of one stream."""
 
     def __init__(self, decoder: VideoCodecContext) -> None:
-        """Args: decoder: The stream's decoder, not yet open or open."""
         extradata = decoder.extradata or b""
         self._length_size = 0
         self._unit_of: Callable[[int, int], _Unit] | None = None
@@ -76,15 +68,12 @@ class PacketSelector:
     def needed(
         self, packets: Sequence[Packet], wanted: Container[int | None], is_end: bool = True
     ) -> list[Packet]:
-        """The packets to decode, in order.
+        """Those that are wanted or may be referred to, up to the last wanted one if it is there.
 
         Args:
             packets: Packets in decoding order, from an entry point on.
             wanted: Timestamps of the wanted frames.
             is_end: Whether no frame is wanted of the packets that follow.
-
-        Returns:
-            Those that are wanted or may be referred to, up to the last wanted one if it is there.
         """
         chosen: list[Packet] = []
         # The highest sub-layer of the chosen packets, and of those to come, that may refer back.
