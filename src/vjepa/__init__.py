@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vjepa.evaluation.preprocess import load_encoder
     from vjepa.evaluation.video_features import extract_features
     from vjepa.jobs.pretrain import run as pretrain
+    from vjepa.jobs.probe.predict import load_probe
 
 __all__ = [
     "__version__",
@@ -23,6 +24,7 @@ __all__ = [
     "load_clip",
     "load_encoder",
     "load_model",
+    "load_probe",
     "pretrain",
 ]
 
@@ -31,6 +33,7 @@ _HOMES = {
     "load_clip": "vjepa.data.clips.load:load_clip",
     "load_encoder": "vjepa.evaluation.preprocess:load_encoder",
     "load_model": "vjepa.checkpoint:load_model",
+    "load_probe": "vjepa.jobs.probe.predict:load_probe",
     "pretrain": "vjepa.jobs.pretrain:run",
 }
 

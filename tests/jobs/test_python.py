@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.jobs.probe.tiny_probe import probe_config
 from tests.jobs.tiny_run import tiny_config, write_set
 
 import vjepa
 from vjepa.data import Manifest
 from vjepa.errors import UserError
+from vjepa.jobs.probe.probe import train
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_a_checkpoint_from_before_there_was_a_record_is_read(run: Path, tmp_path
     assert vjepa.load_encoder(tmp_path / "old").preprocess == vjepa.load_encoder(run).preprocess
 
 
-def test_features_and_pictures_see_what_preprocess_gives(run: Path, video: str) -> None:
+def test_features_of_a_whole_file(run: Path, video: str) -> None:
     encoder = vjepa.load_encoder(run)
     features = vjepa.extract_features(encoder, video)
     assert features.tokens.shape[1:] == (4, 4, encoder.config.width)
@@ -96,3 +98,18 @@ def test_what_cannot_be_a_video_is_refused(run: Path, wrong: object, remedy: str
 def test_what_cannot_be_an_input_is_refused(run: Path, wrong: torch.Tensor, remedy: str) -> None:
     with pytest.raises(ValueError, match=remedy):
         vjepa.load_encoder(run)(wrong)
+
+
+def test_a_probe_answers_for_any_video(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    train(probe_config(videos, checkpoint), tmp_path / "probe")
+    probe = vjepa.load_probe(tmp_path / "probe")
+    paths = [Manifest.open(videos).path(row) for row in (0, 1)]
+    answers = probe.predict(paths)
+    assert [answer.path for answer in answers] == paths
+    for answer in answers:
+        shares = [share.probability for share in answer.classes]
+        assert {share.name for share in answer.classes} <= set(probe.saved.classes)
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(UserError, match="nothing"):
+        vjepa.load_probe(tmp_path / "nothing")
