@@ -52,6 +52,12 @@ def decode_all(file: str | VideoInfo) -> NDArray[np.uint8]:
     return decode_frames(info, np.arange(info.num_frames))
 
 
+def decode_by_pyav(path: str) -> NDArray[np.uint8]:
+    """Every frame as it is stored, by PyAV alone: uint8 [L, H, W, 3]."""
+    with av.open(path) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
 def numbers_of(frames: NDArray[np.uint8]) -> list[int]:
     return [read_barcode(frame) for frame in frames]
 

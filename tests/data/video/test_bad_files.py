@@ -23,8 +23,8 @@ from tests.data.video_files import (
 )
 
 from vjepa.data.video.container import VideoFile
-from vjepa.data.video.decode import DecodeError, decode_frames
-from vjepa.data.video.info import LimitsConfig
+from vjepa.data.video.decode import DecodeError, decode_frames, read_frames
+from vjepa.data.video.info import LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 
 
@@ -119,57 +119,57 @@ def test_a_bad_row_is_not_even_opened(tmp_path):
         decode_frames(replace(good, ok=False, reason="marked by hand"), [0])
 
 
-def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
-    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
+def damaged(folder: Path, num_frames: int, first: int, last: int | None = None) -> VideoInfo:
+    """What was found in a video, before its groups `first` to before `last` were overwritten."""
+    path = write_video(folder / "a.mp4", Spec(num_frames=num_frames, b_frames=0))
     info = inspect_file(str(path))
-    lost = info.keyframe_index[2:4]
-    damage(path, 2, 3)
-    before, inside, after = [0, int(lost[0]) - 1], int(lost[0]) + 1, [int(lost[1]), 59]
+    damage(path, first, info.num_keyframes if last is None else last)
+    return info
+
+
+def test_damage_in_the_middle_costs_only_the_damaged_frames(tmp_path):
+    info = damaged(tmp_path, 60, 2, 3)
+    lost, behind = info.keyframe_index[2:4].tolist()
+    before, after = [0, lost - 1], [behind, 59]
     assert numbers_of(decode_frames(info, before + after)) == before + after
-    with pytest.raises(DecodeError, match=f"frame {inside} of 60 cannot be decoded"):
-        decode_frames(info, [0, inside, 59])
+    with pytest.raises(DecodeError, match=f"frame {lost + 1} of 60 cannot be decoded"):
+        decode_frames(info, [0, lost + 1, 59])
+    given = []
+    with pytest.raises(DecodeError, match="damaged file"):
+        given.extend(one.image for one in read_frames(info, np.arange(60)))
+    assert numbers_of(np.stack(given)) == list(range(lost))
 
 
-def test_deep_probe_finds_damage_in_the_middle(tmp_path):
-    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    assert inspect_file(str(path), deep=True).ok
-    damage(path, 2, 3)
-    assert inspect_file(str(path)).ok
-    deep = inspect_file(str(path), deep=True)
+def test_deep_inspection_finds_damage_in_the_middle(tmp_path):
+    path = damaged(tmp_path, 60, 2, 3).path
+    assert inspect_file(path).ok
+    deep = inspect_file(path, deep=True)
     assert not deep.ok
     assert "of 60 frames damaged" in (deep.reason or "")
 
 
 def test_a_few_frames_lost_at_the_end_are_replaced_by_the_last_good_one(tmp_path):
-    path = write_video(tmp_path / "a.mp4", Spec(num_frames=52, b_frames=0, gop=12))
-    info = inspect_file(str(path))
-    last_key = info.num_keyframes - 1
-    first_lost = int(info.keyframe_index[last_key])
-    assert 52 - first_lost <= 8
-    damage(path, last_key, last_key + 1)
-    frames = decode_frames(info, [0, first_lost - 1, first_lost, 51])
-    assert numbers_of(frames) == [0, first_lost - 1, first_lost - 1, first_lost - 1]
+    info = damaged(tmp_path, 52, -1)
+    lost = int(info.keyframe_index[-1])
+    assert 52 - lost <= 8
+    frames = decode_frames(info, [0, lost - 1, lost, 51])
+    assert numbers_of(frames) == [0, lost - 1, lost - 1, lost - 1]
 
 
 def test_a_long_lost_end_is_an_error(tmp_path):
-    path = write_video(tmp_path / "a.mp4", Spec(num_frames=60, b_frames=0, gop=12))
-    info = inspect_file(str(path))
-    first_lost = int(info.keyframe_index[3])
-    damage(path, 3, info.num_keyframes)
-    with pytest.raises(DecodeError, match=f"frame {first_lost + 5} of 60 cannot be decoded"):
-        decode_frames(info, [0, first_lost + 5])
+    info = damaged(tmp_path, 60, 3)
+    lost = int(info.keyframe_index[3])
+    with pytest.raises(DecodeError, match=f"frame {lost + 5} of 60 cannot be decoded"):
+        decode_frames(info, [0, lost + 5])
 
 
-@pytest.mark.parametrize("name", ["a.mkv", "a.ts", "a.mpg"])
-def test_a_cut_stream_without_a_table_is_a_shorter_video(name, tmp_path):
-    codec, container = ("mpeg2video", "mpeg") if name == "a.mpg" else ("libx264", None)
-    container = "mpegts" if name == "a.ts" else container
-    path = write_truncated(
-        tmp_path / name,
-        keep=0.5,
-        spec=Spec(codec=codec, container=container, b_frames=0, num_frames=100),
-    )
-    info = inspect_file(str(path))
+@pytest.mark.parametrize(
+    ("name", "codec", "container"),
+    [("a.mkv", "libx264", None), ("a.ts", "libx264", "mpegts"), ("a.mpg", "mpeg2video", "mpeg")],
+)
+def test_a_cut_stream_without_a_table_is_a_shorter_video(name, codec, container, tmp_path):
+    spec = Spec(codec=codec, container=container, b_frames=0, num_frames=100)
+    info = inspect_file(str(write_truncated(tmp_path / name, keep=0.5, spec=spec)))
     assert info.ok
     assert 10 < info.num_frames < 90
     numbers = numbers_of(decode_all(info.path))

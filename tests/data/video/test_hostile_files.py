@@ -8,6 +8,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,15 +162,9 @@ def _read(info: VideoInfo) -> str:
 def test_a_loader_worker_has_a_limit_to_its_memory_too(tmp_path):
     path = tmp_path / "large.png"
     path.write_bytes(_png_of(8000, 8000))
-    pool = WorkerPool(_read, 1, 60.0, memory_gigabytes=0.1)
-    try:
-        pool.submit(inspect_file(str(path)))
-        outcomes = []
-        while not outcomes:
-            outcomes = pool.wait(10.0)
-    finally:
-        pool.close()
-    assert "memory" in outcomes[0].value
+    with closing(WorkerPool(_read, 1, 60.0, memory_gigabytes=0.1)) as pool:
+        ((_, outcome),) = pool.map([inspect_file(str(path))], ahead=1)
+    assert "memory" in outcome.value
 
 
 def test_a_picture_is_read_though_its_exif_is_nonsense(tmp_path):

@@ -14,9 +14,9 @@ def test_a_still_image_is_one_frame_that_repeats(tmp_path):
     info = inspect_file(str(write_image(tmp_path / "a.png", 37)))
     assert (info.ok, info.kind, info.num_frames, info.codec) == (True, "image", 1, "png")
     assert (info.width, info.height, info.fps, info.duration_seconds) == (80, 48, 1.0, 1.0)
-    frames = decode_frames(info, np.arange(16))
-    assert frames.shape == (16, 48, 80, 3)
-    np.testing.assert_array_equal(frames, np.stack([barcode(37)] * 16))
+    clip = decode_clip(info, np.arange(16))
+    np.testing.assert_array_equal(clip.frames, np.stack([barcode(37)] * 16))
+    assert clip.times.tolist() == [0] * 16
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.bmp", "a.webp", "a.tif", "a.ppm", "A.JPEG"])
@@ -100,8 +100,7 @@ def test_a_frame_that_is_broken_names_its_file(tmp_path):
 def test_bad_images(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").touch()
-    write_image(tmp_path / "cut.png")
-    data = (tmp_path / "cut.png").read_bytes()
+    data = write_image(tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     write_image(tmp_path / "large.png")
     for name, reason, limits in (
@@ -122,30 +121,21 @@ def test_bad_folders(tmp_path):
     assert "without images" in (inspect_file(str(tmp_path / "empty")).reason or "")
     folder = write_image_folder(tmp_path / "sizes", 3)
     Image.new("RGB", (20, 20)).save(folder / "frame_2.png")
-    assert "frame_2.png has 20 x 20 pixels, frame_0.png 80 x 48" in (
-        inspect_file(str(folder)).reason or ""
-    )
-    limited = inspect_file(
-        str(write_image_folder(tmp_path / "many", 5)), LimitsConfig(max_frames=4)
-    )
-    assert "max_frames = 4" in (limited.reason or "")
+    reason = inspect_file(str(folder)).reason or ""
+    assert "frame_2.png has 20 x 20 pixels, frame_0.png 80 x 48" in reason
+    many = str(write_image_folder(tmp_path / "many", 5))
+    assert "max_frames = 4" in (inspect_file(many, LimitsConfig(max_frames=4)).reason or "")
 
 
 def test_what_is_a_clip(tmp_path):
     assert is_numbered_sequence(["f_1.jpg", "f_2.jpg", "f_3.jpg"])
     assert is_numbered_sequence(["0010.png", "0000.png", "0005.png"])
-    assert not is_numbered_sequence(
-        ["n01440764_10026.JPEG", "n01440764_10027.JPEG", "n01440764_9.JPEG"]
-    )
+    stills = ["n01440764_10026.JPEG", "n01440764_10027.JPEG", "n01440764_9.JPEG"]
+    assert not is_numbered_sequence(stills)
     assert not is_numbered_sequence(["a1.jpg", "b2.jpg"])
     assert not is_numbered_sequence(["1.jpg"])
     assert not is_numbered_sequence(["a.jpg", "b.jpg"])
-    assert sorted(["f10.png", "f9.png", "f1.png"], key=natural_key) == [
-        "f1.png",
-        "f9.png",
-        "f10.png",
-    ]
-    assert kind_of("/a/b.MP4") == "video"
-    assert kind_of("/a/b.PNG") == "image"
-    assert kind_of("/a/b.unknown") == "video"
-    assert kind_of(str(tmp_path)) == "image_folder"
+    ordered = ["f1.png", "f9.png", "f10.png"]
+    assert sorted(["f10.png", "f9.png", "f1.png"], key=natural_key) == ordered
+    paths = ["/a/b.MP4", "/a/b.PNG", "/a/b.unknown", str(tmp_path)]
+    assert [kind_of(path) for path in paths] == ["video", "image", "video", "image_folder"]

@@ -81,13 +81,10 @@ def test_leaving_ends_a_process_that_hangs(tmp_path, pools):
     assert not any(Path(f"/proc/{process}").exists() for process in known)
 
 
-def test_limits_reach_the_processes(tmp_path):
+def test_limits(tmp_path):
     path = str(write_video(tmp_path / "a.mp4"))
     (info,) = inspect_files([InspectOrder(path=path)], 1, LimitsConfig(max_frames=3), 30.0)
     assert "max_frames = 3" in (info.reason or "")
-
-
-def test_at_least_one_worker():
     with pytest.raises(UserError, match="workers: must be at least 1, got 0"):
         next(inspect_files([], 0, LimitsConfig(), 30.0))
 
