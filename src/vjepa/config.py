@@ -43,7 +43,7 @@ REQUIRED = object()
 _RECIPES = Path(__file__).with_name("configs")
 _COMMAND_LINE = "command line"
 _LONGEST_VALUE = 80
-_STRICT: Any = {"strict": True, "allow_inf_nan": False, "extra": "forbid"}
+_STRICT: Any = {"strict": True, "allow_inf_nan": False, "extra": "forbid", "defer_build": True}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 _TYPES: dict[object, str] = {
     bool: "true or false",
@@ -74,6 +74,8 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
             check(self, **values)
         except ValidationError as error:
             raise _refusal(made, values, error) from None
+        finally:
+            made.__init__ = init  # pydantic builds its check at first use, and sets its own then
 
     made.__init__ = init
     return made

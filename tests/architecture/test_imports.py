@@ -151,6 +151,15 @@ def test_the_command_line_starts_without_torch() -> None:
     assert loaded.split() == []
 
 
+def test_what_hands_out_files_to_be_looked_into_starts_without_a_decoder() -> None:
+    """The processes that look into them import it; once more beside them would be for nothing."""
+    loaded = _python(
+        "import sys, vjepa.jobs.videos\n"
+        "print(*(name for name in ('torch', 'av', 'PIL') if name in sys.modules))"
+    )
+    assert loaded.split() == []
+
+
 def test_torchs_compiler_is_not_loaded_before_it_is_used() -> None:
     """It takes seconds, in every worker process and at every start of the command line."""
     names = [f"vjepa.{module.name}" for module in modules() if module.name != "__main__"]

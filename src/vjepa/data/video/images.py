@@ -18,9 +18,6 @@ from vjepa.data.manifest.storage import opened
 from vjepa.data.video.container import over_black
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, images_in
 
-IMAGE_FOLDER_FPS = 30.0
-"""Frame rate assumed for a folder of images unless another is given."""
-
 _STILL_FPS = 1.0  # one frame that lasts one second
 
 # Whatever the suffix says, only these are tried: Pillow gives a PostScript file to another program,

@@ -22,6 +22,9 @@ from vjepa.config import config_dataclass
 
 MediaKind = Literal["video", "image", "image_folder"]
 
+IMAGE_FOLDER_FPS = 30.0
+"""Frame rate assumed for a folder of images unless another is given."""
+
 Box = tuple[int, int, int, int]
 """Part of a frame: top, left, height, width, in pixels."""
 

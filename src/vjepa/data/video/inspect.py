@@ -1,7 +1,8 @@
 """Looking into files: what they hold, and whether frames can be had from them.
 
 A bad file is no error but a result (`ok` False and a `reason`). :func:`inspect_file` runs in this
-process, :func:`inspect_files` on many files in processes that may hang or crash without harm.
+process, :func:`inspect_files` on many files in processes that may hang or crash without harm. PyAV
+and Pillow are imported where a file is opened: the process that hands files out needs neither.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ from vjepa.data.manifest.storage import (
     member_status,
     status_of,
 )
-from vjepa.data.video.container import VideoFile, open_video, orientation_of, reason_of
-from vjepa.data.video.images import IMAGE_FOLDER_FPS, inspect_images, read_images
 from vjepa.data.video.info import (
+    IMAGE_FOLDER_FPS,
     DecodeError,
     LimitsConfig,
     MediaKind,
@@ -40,6 +40,8 @@ from vjepa.runtime.workers import WorkerPool
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+
+    from vjepa.data.video.container import VideoFile
 
 # Decoders whose key-frame flag can be trusted as an entry point. GIF and its like build each
 # picture on the one before, whatever the flag says.
@@ -73,6 +75,8 @@ def inspect_file(
         image_folder_fps: Frame rate given to a folder of images, which knows none.
         deep: Then decode every frame: `ok` only if all come out.
     """
+    from vjepa.data.video.container import open_video, reason_of
+
     limits = limits or LimitsConfig()
     path = absolute(path)
     info = VideoInfo(path=path, kind=kind or kind_of(path))
@@ -93,6 +97,8 @@ def inspect_file(
         if info.kind == "video":
             info = _inspect_video(info, limits)
         else:
+            from vjepa.data.video.images import inspect_images, read_images
+
             info = inspect_images(info, limits, image_folder_fps)
         if deep and info.kind == "video":
             with open_video(info.path, limits) as video:
@@ -177,6 +183,8 @@ def scan_packets(video: VideoFile, max_frames: int | None = None) -> PacketScan:
 
 def _inspect_video(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     """Count and time the frames from the packets; decode the first few to see that it works."""
+    from vjepa.data.video.container import open_video, orientation_of
+
     with open_video(info.path, limits) as video:
         scan = scan_packets(video, limits.max_frames)
         if scan.num_packets == 0:
@@ -275,7 +283,7 @@ class InspectOrder:
 
     path: str
     kind: MediaKind | None = None
-    image_folder_fps: float = 30.0
+    image_folder_fps: float = IMAGE_FOLDER_FPS
     deep: bool = False
 
     def __str__(self) -> str:
@@ -321,7 +329,7 @@ def inspect_files(
         workers,
         timeout_seconds,
         limits.max_memory_gigabytes,
-        preload=["vjepa.data.video.inspect"],
+        preload=["vjepa.data.video.inspect", "vjepa.data.video.container"],
         imports_main=False,
     )
     with closing(pool):
