@@ -21,7 +21,7 @@ from vjepa.checkpoint.state import optimizer_state
 from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
-from vjepa.training import GuardedAdamW, build_optimizer
+from vjepa.training.optim import GuardedAdamW, build_optimizer
 
 CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
 EXTRA = {"note": [1, 2.5]}

@@ -10,7 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vjepa.training import EmaConfig, OptimConfig, ema_momentum, learning_rate, weight_decay
+from vjepa.training.schedules import (
+    EmaConfig,
+    OptimConfig,
+    ema_momentum,
+    learning_rate,
+    weight_decay,
+)
 
 PAPER = OptimConfig()
 TINY = OptimConfig(steps=20, warmup_steps=4)

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from vjepa.masking import TokenMasks
 from vjepa.tasks import BatchSize, FeaturePrediction
-from vjepa.training import (
-    EmaConfig,
-    OptimConfig,
-    TrainingConfig,
-    build_learner,
-    ema_momentum,
-    train_step,
-)
+from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
+from vjepa.training.schedules import ema_momentum
 
 WEIGHT_TOLERANCE, LOSS_TOLERANCE = 1e-5, 1e-6
 NUM_UPDATES = 20

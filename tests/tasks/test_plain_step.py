@@ -17,16 +17,8 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA
 from vjepa.runtime.device import Precision
 from vjepa.tasks import FeaturePrediction
-from vjepa.training import (
-    EmaConfig,
-    OptimConfig,
-    TrainingConfig,
-    build_learner,
-    ema_momentum,
-    learning_rate,
-    train_step,
-    weight_decay,
-)
+from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
+from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 _FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "plain_step.py"
 OPTIM, EMA = OptimConfig(steps=8, warmup_steps=2, clip_norm=0.5), EmaConfig()

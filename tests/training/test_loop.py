@@ -33,7 +33,9 @@ from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
 from vjepa.runtime.metric_log import read_metrics
-from vjepa.training import StepValues, Trainer, TrainingConfig, TrainingStopped, learning_rate
+from vjepa.training import Trainer, TrainingConfig, TrainingStopped
+from vjepa.training.schedules import learning_rate
+from vjepa.training.step import StepValues
 from vjepa.training.trainer import LogWindow
 
 _TIMES = (

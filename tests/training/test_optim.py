@@ -19,9 +19,9 @@ from vjepa.checkpoint.state import (
     parameter_groups,
 )
 from vjepa.errors import UserError
-from vjepa.training import (
+from vjepa.training import OptimConfig
+from vjepa.training.optim import (
     EmaPairs,
-    OptimConfig,
     build_optimizer,
     clip_gradients,
     set_schedules,

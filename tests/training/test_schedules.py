@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vjepa.training import EmaConfig, OptimConfig, ema_momentum, learning_rate, weight_decay
+from vjepa.training.schedules import (
+    EmaConfig,
+    OptimConfig,
+    ema_momentum,
+    learning_rate,
+    weight_decay,
+)
 
 
 @given(steps=st.integers(1, 5000), warmup=st.integers(0, 2000), stretch=st.floats(1.0, 2.0))

@@ -13,12 +13,12 @@ from vjepa.training import (
     EmaConfig,
     Learner,
     OptimConfig,
-    StepValues,
     TrainingConfig,
     build_learner,
-    ema_momentum,
     train_step,
 )
+from vjepa.training.schedules import ema_momentum
+from vjepa.training.step import StepValues
 
 EMA = EmaConfig(start_momentum=0.9)
 DATA = ToyData(batch_size=7)

@@ -31,16 +31,15 @@ from vjepa.runtime.files import atomic_write
 from vjepa.runtime.logging import log_file
 from vjepa.runtime.metric_log import MetricLog
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
-from vjepa.training.parallel import DistributedConfig
-from vjepa.training.schedules import (
-    Count,
+from vjepa.training import (
+    DistributedConfig,
     EmaConfig,
-    NotNegative,
     OptimConfig,
-    Positive,
+    Trainer,
     TrainingConfig,
+    TrainingResult,
 )
-from vjepa.training.trainer import Trainer, TrainingResult
+from vjepa.training.schedules import Count, NotNegative, Positive
 
 
 @config_dataclass
@@ -183,11 +182,7 @@ _MAY_CHANGE = (
 
 
 def build_task(config: PretrainConfig) -> Task:
-    """The task that the config names, with fresh weights.
-
-    Raises:
-        UserError: The masks do not fit the model's grid.
-    """
+    """The task that the config names, with fresh weights."""
     encoder, size = config.model.encoder, config.data.batch_size
     sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
     task: MaskedPrediction
@@ -207,11 +202,7 @@ def build_task(config: PretrainConfig) -> Task:
 
 
 def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
-    """The run's batches of clips, of which each process gets its part.
-
-    Raises:
-        UserError: The batch cannot be divided over the processes, or the data cannot be used.
-    """
+    """The run's batches of clips, of which each process gets its part."""
     data, parts = config.data, team.size * config.optim.accumulation_steps
     if not data.sources:
         raise UserError(
@@ -240,17 +231,11 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
 
 
 def check_run_folder(config: PretrainConfig, out: Path) -> None:
-    """Make sure that `out` is new, empty, or holds this very run. Nothing is written.
-
-    Raises:
-        UserError: The folder holds something else, or the run of another config.
-    """
+    """Make sure that `out` is new, empty, or holds this very run. Nothing is written."""
     stored = out / CONFIG_FILE
     if stored.is_file():
-        before = load_config(PretrainConfig, [stored])
-        changed = [
-            line for line in diff(before, config) if not line.lstrip().startswith(_MAY_CHANGE)
-        ]
+        lines = diff(load_config(PretrainConfig, [stored]), config)
+        changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE)]
         if changed:
             raise UserError(
                 f"{out}: holds a run with another config ({'; '.join(changed)}); "
@@ -268,14 +253,9 @@ def run(
     """Train, or resume the run in `out`, to the config's last step.
 
     Under torchrun, or another launcher that sets the same variables, all processes call this and
-    share each batch.
-
-    Args:
-        config: The whole config; it is stored in the run folder and in every checkpoint.
-        out: The run folder.
-        task: Makes what is trained, in place of the config's objective, for example a subclass of
-            :class:`vjepa.tasks.Task`; a resume must be given the same. Weights that it draws follow
-            from the config's seed.
+    share each batch. `task` makes what is trained, in place of the config's objective: a subclass
+    of :class:`vjepa.tasks.Task`; a resume must be given the same. Weights that it draws follow from
+    the config's seed.
 
     Raises:
         UserError: Bad input of any kind, before work starts where it can be known.
@@ -290,6 +270,8 @@ def run(
         seed_torch(config.seed, "weights")
         made = task(config)
         loader = build_loader(config, out, team)
+        clip = replace(config.data.clip, clips_per_video=1)
+        view = ViewConfig(crop_size=config.model.encoder.image_size)
         stack.callback(loader.close)
         _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
         trainer = Trainer(
@@ -304,7 +286,8 @@ def run(
                 "objective": config.objective.name if task is build_task else type(made).__name__,
                 "model": to_dict(config.model),
                 "run": to_dict(config),
-                "preprocess": to_dict(_preprocess(config)),
+                # How the trained encoder's input is made of a video afterwards.
+                "preprocess": to_dict(Preprocess(clip=clip, view=view)),
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
             evaluators=_evaluators(config, made, team),
@@ -322,14 +305,6 @@ def run(
         return trainer.fit()
 
 
-def _preprocess(config: PretrainConfig) -> Preprocess:
-    """How the trained encoder's input is made of a video afterwards."""
-    return Preprocess(
-        clip=replace(config.data.clip, clips_per_video=1),
-        view=ViewConfig(crop_size=config.model.encoder.image_size),
-    )
-
-
 def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlineProbe]:
     probe, encoder = config.online_probe, task.encoder_for_evaluation
     if probe is None:
@@ -345,11 +320,7 @@ def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlinePr
 
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
-    """Load another checkpoint's weights and, if wanted, its moments; the step to go on from.
-
-    Raises:
-        UserError: The checkpoint is missing, damaged, of another shape or objective.
-    """
+    """Load another checkpoint's weights and, if wanted, its moments; the step to go on from."""
     optimizer, task = trainer.learner.optimizer, trainer.task
     if config.path.is_dir():
         folder = find_checkpoint(config.path)

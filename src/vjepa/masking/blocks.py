@@ -40,16 +40,10 @@ class BlockKinds:
     def sizes(self, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
         """Block sizes from three draws, which all kinds share as in the authors' code.
 
-        The number of places is floor(scale * h * w); height = round(sqrt(places * aspect)) and
-        width = round(sqrt(places / aspect)), both capped by the grid and never below 1.
-
-        Args:
-            uniform: float64 [B, 3] in [0, 1): for length, area and aspect ratio.
-
-        Returns:
-            int64 [kinds, B, 3]: length, height and width in tokens.
+        Length, height and width in tokens, [kinds, B, 3], from [B, 3] in [0, 1): for length, area
+        and aspect ratio. With places = floor(area * h * w), height = round(sqrt(places * aspect))
+        and width = round(sqrt(places / aspect)), both capped by the grid and never below 1.
         """
-        # float64 [kinds, B, 3]: length as a share of the clip, area as a share, aspect ratio.
         drawn = self._low + uniform * self._range
         places = np.maximum(np.floor(self._grid[1] * self._grid[2] * drawn[..., 1]), 1)
         sizes = np.empty(drawn.shape)
@@ -59,14 +53,9 @@ class BlockKinds:
         return np.minimum(np.maximum(sizes, 1), self._grid_sizes).astype(np.int64)
 
     def hidden(self, sizes: NDArray[np.int64], uniform: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """The union of the blocks.
+        """The union of blocks of these sizes, [kinds, B or 1, 3], at places from [B, words] draws.
 
-        Args:
-            sizes: int64 [kinds, B, 3], or [kinds, 1, 3] for one size for all clips.
-            uniform: float64 [B, words] in [0, 1), from which the positions follow.
-
-        Returns:
-            bool [kinds, B, t, h, w], or [kinds, B, 1, h, w] where every block spans the clip.
+        [kinds, B, t, h, w], or [kinds, B, 1, h, w] where every block spans the clip.
         """
         draws = uniform[:, self._columns].swapaxes(0, 1)  # [kinds, B, blocks, 3]
         starts = (draws * (self._grid_sizes + 1 - sizes)[:, :, None, :]).astype(np.uint16)
@@ -81,5 +70,4 @@ class BlockKinds:
             rows = (inside(0)[..., :, None] & rows[..., None, :]).reshape(*rows.shape[:-1], -1)
         # How many blocks cover a token: a product over blocks, one small matrix for each clip.
         cover = rows.astype(np.float32).swapaxes(-1, -2) @ columns.astype(np.float32)
-        shape = (*cover.shape[:2], -1, *self._grid[1:])
-        return (cover > 0.5).reshape(shape)
+        return (cover > 0.5).reshape(*cover.shape[:2], -1, *self._grid[1:])

@@ -17,18 +17,15 @@ from numpy.typing import NDArray
 
 from vjepa.masking.blocks import Grid
 from vjepa.masking.config import LONG_RANGE, SHORT_RANGE, MaskConfig
-from vjepa.masking.drawing import MAX_DRAWS, DrawnMasks, MaskDrawer, Minimum, random_subset
+from vjepa.masking.drawing import DrawnMasks, MaskDrawer, Minimum, random_subset
 from vjepa.masking.token_masks import TokenMasks
 
 
 def count_prefix(drawn: DrawnMasks, max_context: NDArray[np.int64]) -> tuple[TokenMasks, ...]:
     """Cut every clip to the smallest count of the batch, keeping the first tokens in time.
 
-    This is what the authors' released code does; the late frames lose most of their tokens.
-
-    Args:
-        drawn: What the masks hide.
-        max_context: int64 [kinds], show at most so many tokens.
+    This is what the authors' released code does; the late frames lose most of their tokens. At most
+    `max_context` [kinds] tokens are shown.
     """
     chosen, counts = _both_sides(drawn)
     keep = counts.min(axis=-1)
@@ -50,11 +47,11 @@ def count_fixed(
     Args:
         drawn: What the masks hide; changed in place where a side is too small.
         keys: uint32 [kinds * B, N], random keys.
-        keep: int64 [2, kinds], K and M of each kind, together at most N.
-        may_be_seen: int64 [kinds], only the first so many tokens may become context (causal masks);
-            at least K.
+        keep: [2, kinds], K and M of each kind, together at most N.
+        may_be_seen: [kinds], only the first so many tokens may become context (causal masks); at
+            least K.
     """
-    _fill_up(drawn, keys.reshape(drawn.hidden.shape), keep, may_be_seen)
+    _fill_up(drawn.hidden, keys.reshape(drawn.hidden.shape), keep, may_be_seen)
     chosen, counts = _both_sides(drawn)
     wanted = keep[..., None].repeat(counts.shape[-1], axis=-1)
     rows = chosen.reshape(-1, chosen.shape[-1])
@@ -67,11 +64,8 @@ def count_packed(
 ) -> tuple[TokenMasks, ...]:
     """Throw nothing away: lists of different lengths, one after the other, with offsets.
 
-    Args:
-        drawn: What the masks hide.
-        keys: uint32 [kinds * B, N], random keys; None where no kind is limited.
-        max_context: int64 [kinds], show at most so many tokens, a random subset of what the blocks
-            leave.
+    With keys [kinds * B, N], at most `max_context` [kinds] tokens are shown, a random subset of
+    what the blocks leave; None: no kind is limited.
     """
     chosen, counts = _both_sides(drawn)
     if keys is not None:
@@ -91,7 +85,6 @@ def _take_first(
     chosen: NDArray[np.bool_],
     counts: NDArray[np.int64],
     keep: NDArray[np.int64],
-    *,
     packed: bool = False,
 ) -> tuple[TokenMasks, ...]:
     """The first `keep` of the `counts` chosen tokens of each clip: the masks of each kind.
@@ -118,26 +111,21 @@ def _take_first(
 
 
 def _fill_up(
-    drawn: DrawnMasks,
+    hidden: NDArray[np.bool_],
     keys: NDArray[np.uint32],
     keep: NDArray[np.int64],
     may_be_seen: NDArray[np.int64],
 ) -> None:
-    """Move tokens to the side that has too few of them, in place; `keys` uint32 [kinds, B, N]."""
-    hidden = drawn.hidden
-
-    def move(kind: int, clip: int, candidates: NDArray[np.int64], missing: int, to: bool) -> None:
-        order = keys[kind, clip, candidates].argsort()
-        hidden[kind, clip, candidates[order[:missing]]] = to
-
-    missing = keep[0][:, None] - (~hidden).sum(axis=-1)
-    for kind, clip in zip(*(missing > 0).nonzero(), strict=True):
-        candidates = hidden[kind, clip, : may_be_seen[kind]].nonzero()[0]
-        move(kind, clip, candidates, missing[kind, clip], to=False)
-    missing = keep[1][:, None] - hidden.sum(axis=-1)
-    for kind, clip in zip(*(missing > 0).nonzero(), strict=True):
-        candidates = (~hidden[kind, clip]).nonzero()[0]
-        move(kind, clip, candidates, missing[kind, clip], to=True)
+    """Move tokens to the side that has too few of them, in place; keys and masks [kinds, B, N]."""
+    for side, wanted in zip((False, True), keep, strict=True):  # first the visible, then the hidden
+        missing = wanted[:, None] - (hidden == side).sum(axis=-1)
+        for kind, clip in zip(*(missing > 0).nonzero(), strict=True):
+            others = hidden[kind, clip] != side
+            if side is False:
+                others = others[: may_be_seen[kind]]
+            candidates = others.nonzero()[0]
+            order = keys[kind, clip, candidates].argsort()
+            hidden[kind, clip, candidates[order[: missing[kind, clip]]]] = side
 
 
 _BATCH = 24
@@ -170,9 +158,6 @@ def mean_prefix_counts(
     For the paper's masks at 224 and 384 px they are the authors' own, measured; for any other
     setting they are estimated from 128 batches of 24 clips drawn with a fixed seed, so that they
     depend on nothing but the arguments. Their standard error is about 1 % of the tokens.
-
-    Raises:
-        UserError: A kind is impossible on this grid.
     """
     num_tokens = grid[0] * grid[1] * grid[2]
     # By the blocks alone, without what only counting reads.
@@ -194,8 +179,7 @@ def mean_prefix_counts(
 def _simulate(masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int) -> NDArray[np.float64]:
     """Mean smallest counts of a batch: float64 [kinds, 2], context and target."""
     drawer = MaskDrawer(masks, grid, tubelet_size, _SEED)
-    ones = np.ones(len(masks), dtype=np.int64)
-    minimum = Minimum(visible=ones, hidden=ones, max_draws=MAX_DRAWS, required=True)
+    minimum = Minimum.of_one(len(masks))
     smallest: list[NDArray[np.int64]] = []
     for first in range(0, _BATCHES, _BATCHES_AT_ONCE):
         batches = np.arange(first, first + _BATCHES_AT_ONCE)

@@ -47,6 +47,12 @@ class Minimum:
     required: bool
     """Whether giving up is an error."""
 
+    @classmethod
+    def of_one(cls, kinds: int) -> Minimum:
+        """At least one visible and one hidden token of each kind."""
+        ones = np.ones(kinds, dtype=np.int64)
+        return cls(visible=ones, hidden=ones, max_draws=MAX_DRAWS, required=True)
+
     def missed(self, hidden: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which masks fall short: bool [kinds, B, N] -> bool [kinds, B]."""
         num_hidden = hidden.sum(axis=-1)
@@ -55,11 +61,7 @@ class Minimum:
 
 
 class MaskDrawer:
-    """Draws all mask kinds of a batch together; arguments as :class:`vjepa.masking.MaskSampler`'s.
-
-    Raises:
-        UserError: A kind is impossible on this grid.
-    """
+    """Draws all mask kinds of a batch together; refuses kinds that are impossible on this grid."""
 
     def __init__(
         self, masks: Sequence[MaskConfig], grid: Grid, tubelet_size: int, seed: int
@@ -95,17 +97,14 @@ class MaskDrawer:
         size_ordinals: NDArray[np.int64] | None,
         minimum: Minimum,
     ) -> DrawnMasks:
-        """Draw the masks of a batch.
+        """Draw the masks of the samples with these ordinals [B].
 
         Args:
-            ordinals: int64 [B], the samples' ordinals.
+            ordinals: The samples' numbers.
             size_ordinals: What block sizes are drawn from: int64 [1], the number of the batch, for
                 a size shared by all; [B] likewise for several batches at once; None for a size of
                 each clip's own.
             minimum: What a mask must leave.
-
-        Raises:
-            UserError: A required minimum is missed in every draw.
         """
         shared = None
         if size_ordinals is None:
@@ -208,17 +207,10 @@ def _spread(num_tokens: int) -> NDArray[np.uint32]:
 
 
 def token_keys(words: NDArray[np.uint64], num_tokens: int) -> NDArray[np.uint32]:
-    """Random keys for the tokens of many rows: a 32-bit hash of a token's number.
+    """Random keys for the tokens of many rows, uint64 [R] -> uint32 [R, N]; distinct in a row.
 
-    Seeded for each row, it is a bijection, so the tokens of a row with the n smallest keys are a
-    random subset of exactly n, whatever else is in the batch.
-
-    Args:
-        words: uint64 [R], random bits of each row.
-        num_tokens: N.
-
-    Returns:
-        uint32 [R, N]; the keys of a row are distinct.
+    A 32-bit hash of a token's number: seeded for each row, it is a bijection, so the tokens of a
+    row with the n smallest keys are a random subset of exactly n, whatever else is in the batch.
     """
     first = words.astype(np.uint32)[:, None]
     second = (words >> np.uint64(32)).astype(np.uint32)[:, None]
@@ -234,19 +226,7 @@ def token_keys(words: NDArray[np.uint64], num_tokens: int) -> NDArray[np.uint32]
 def random_subset(
     eligible: NDArray[np.bool_], keys: NDArray[np.uint32], count: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Choose exactly `count` of each row's eligible tokens: those with the smallest keys.
-
-    Args:
-        eligible: bool [R, N].
-        keys: uint32 [R, N], distinct in a row.
-        count: int64 [R], how many to choose, from 1 to the number of eligible tokens.
-
-    Returns:
-        bool [R, N], the chosen tokens.
-
-    Raises:
-        ValueError: `count` leaves that range.
-    """
+    """Exactly `count` [R] of each row's eligible tokens [R, N]: those with the smallest keys."""
     if (count < 1).any() or (count > eligible.sum(axis=1)).any():
         raise ValueError("count must lie between 1 and the number of eligible tokens")
     ranked = np.where(eligible, keys, _LARGEST)

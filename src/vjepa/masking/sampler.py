@@ -15,7 +15,7 @@ from vjepa.masking.counting import (
     count_prefix,
     mean_prefix_counts,
 )
-from vjepa.masking.drawing import MAX_DRAWS, DrawnMasks, MaskDrawer, Minimum, token_keys
+from vjepa.masking.drawing import DrawnMasks, MaskDrawer, Minimum, token_keys
 from vjepa.masking.token_masks import TokenMasks
 
 # Count mode fixed can fill up what is missing, so it stops redrawing early.
@@ -33,20 +33,12 @@ class MaskSampler:
     no target is drawn again; in count mode fixed so is one that leaves fewer than K or M tokens, up
     to 9 draws, after which the missing tokens are taken at random from the other side.
 
-    Args:
-        config: Mask kinds and count mode.
-        grid: Tokens in time, height and width (t, h, w).
-        tubelet_size: Frames in a time step of tokens.
-        seed: Of the run.
-
-    Attributes:
-        counts: K and M of each mask kind in count mode fixed, otherwise None.
-
-    Raises:
-        UserError: A mask kind is impossible on this grid.
+    The grid is of tokens in time, height and width, and a tubelet is so many frames long. A mask
+    kind that is impossible on it is refused at once.
     """
 
-    counts: tuple[TokenCounts, ...] | None
+    counts: tuple[TokenCounts, ...] | None = None
+    """K and M of each mask kind in count mode fixed."""
 
     def __init__(self, config: MaskingConfig, grid: Grid, tubelet_size: int, seed: int) -> None:
         masks = config.masks
@@ -67,18 +59,14 @@ class MaskSampler:
                 required=False,
             )
         else:
-            self.counts = None
-            ones = np.ones(len(masks), dtype=np.int64)
-            self._minimum = Minimum(visible=ones, hidden=ones, max_draws=MAX_DRAWS, required=True)
+            self._minimum = Minimum.of_one(len(masks))
         # Masks that can never be drawn are refused here, not in the middle of a run.
         self._draw(np.arange(_TRIAL_CLIPS), 0)
 
     def sample(self, ordinals: NDArray[np.int64], batch_index: int) -> tuple[TokenMasks, ...]:
-        """The masks of a batch, one for each mask kind, on the CPU.
+        """The masks of samples with these ordinals [B], one for each mask kind, on the CPU.
 
-        Args:
-            ordinals: int64 [B], the samples' ordinals.
-            batch_index: Number of the batch; used by count mode prefix only.
+        The number of the batch matters in count mode prefix only.
         """
         drawn = self._draw(ordinals, batch_index)
         if self._config.count == "prefix":
@@ -92,11 +80,7 @@ class MaskSampler:
         return count_packed(drawn, keys, self._max_context)
 
     def full(self, ordinals: NDArray[np.int64], batch_index: int) -> NDArray[np.bool_]:
-        """What the masks hide before counting, for pictures and statistics.
-
-        Returns:
-            bool [kinds, B, t, h, w], True where a token is hidden.
-        """
+        """What the masks hide before counting, [kinds, B, t, h, w], for pictures and statistics."""
         hidden = self._draw(ordinals, batch_index).hidden
         return hidden.reshape(*hidden.shape[:2], *self._drawer.grid)
 

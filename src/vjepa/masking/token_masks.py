@@ -46,7 +46,7 @@ class TokenMasks:
 
     @property
     def num_target_mean(self) -> float:
-        """Target tokens a clip, on average; read from shapes, so free on any device."""
+        """Target tokens a clip, on average."""
         return self.target.numel() / self.batch_size
 
     def target_rows(self) -> Tensor:
@@ -69,13 +69,7 @@ class TokenMasks:
         return TokenMasks(context=part.context[None], target=part.target[None])
 
     def slice(self, start: int, stop: int) -> TokenMasks:
-        """The masks of clips ``start:stop``, for micro-batches.
-
-        Slice before moving to a device: the offsets are read on the CPU.
-
-        Raises:
-            IndexError: The range is empty or leaves the batch.
-        """
+        """The masks of clips ``start:stop``. Slice before moving: offsets are read on the CPU."""
         if not 0 <= start < stop <= self.batch_size:
             raise IndexError(f"clips {start}:{stop} of a batch of {self.batch_size}")
         if self.context_offsets is None or self.target_offsets is None:

@@ -20,10 +20,8 @@ class Classification(Task):
     The loss is the *sum* over heads of each head's mean cross-entropy: a head's gradient is then
     what it would be alone, whatever is trained beside it.
 
-    Args:
-        classifier: Inputs -> logits [B, classes], or [H, B, classes] of H heads.
-        modules: Its trained modules by name, each with its own gradient clipping; None: the
-            classifier as a whole, named ``classifier``.
+    The classifier gives logits [B, classes], or [H, B, classes] of H heads; `modules` are those of
+    it that are trained, each clipped on its own (None: all of it, as ``classifier``).
     """
 
     def __init__(
@@ -39,22 +37,17 @@ class Classification(Task):
 
     def inputs(self, batch: Any, part: int, parts: int) -> tuple[Tensor, Tensor, int]:
         """The classifier's inputs, the labels, and the number of samples in the whole batch."""
-        labels = batch.labels
-        here = slice_of_part(len(labels), part, parts)
-        inputs = to_device(batch.tokens[here], self.device)
-        return inputs, to_device(labels[here], self.device), len(labels)
+        here = slice_of_part(len(batch.labels), part, parts)
+        tokens, labels = (to_device(x[here], self.device) for x in (batch.tokens, batch.labels))
+        return tokens, labels, len(batch.labels)
 
     def forward(self, inputs: Tensor, labels: Tensor, count: int | None = None) -> Output:
-        """Loss of one batch.
+        """The loss; as terms means over samples and heads, and for several heads the best head's.
 
         Args:
             inputs: What the classifier takes, for a probe tokens [B, N, D].
             labels: int64 [B], class numbers; or float [B, classes] of 0 and 1, several a sample.
             count: Samples of the batch that these are a part of; None: they are all of it.
-
-        Returns:
-            The loss; terms ``cross_entropy`` and, for class numbers, ``top1``, means over samples
-            and heads, and for several heads ``cross_entropy_best`` and ``top1_best``, of the best.
         """
         count = count or len(labels)
         logits = self.classifier(inputs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder
@@ -37,13 +37,9 @@ class FeaturePrediction(MaskedPrediction):
     In count mode packed the mean runs over all masked tokens of the batch, so a clip counts by its
     number of masked tokens; with equal counts that is the mean of the clips' means.
 
-    Args:
-        model: Encoder, target encoder and predictor.
-        loss_exponent: p above 0; the paper's L1 is 1.
-        variance_coefficient: Weight of a penalty on predictions that hardly vary over a clip's
-            masked tokens: the mean over clips and features of relu(1 - standard deviation). The
-            authors' code has it with weight 0.
-        sampler, batch_size: As for every masked prediction.
+    A penalty on predictions that hardly vary over a clip's masked tokens, the mean over clips and
+    features of relu(1 - standard deviation), is added with the weight `variance_coefficient`; the
+    authors' code has it with weight 0.
     """
 
     def __init__(
@@ -71,13 +67,7 @@ class FeaturePrediction(MaskedPrediction):
     def forward(
         self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
     ) -> Output:
-        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...) and the penalty.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            masks: One for each mask kind, over the clips' token grid, on the clips' device.
-            size: Of the batch that these are a part of; None: they are all of it.
-        """
+        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...) and the penalty."""
         size = size or BatchSize.of(masks)
         targets = self.targets(clips)
         losses, penalties = [], []
@@ -124,14 +114,9 @@ class FeaturePrediction(MaskedPrediction):
 
 
 def lacking_variance(predicted: Tensor, mask: TokenMasks) -> Tensor:
-    """relu(1 - standard deviation over a clip's masked tokens) of each clip and feature.
+    """relu(1 - standard deviation over a clip's masked tokens): [B, M, D] or [U, D] -> [B, D].
 
-    Args:
-        predicted: float [B, M, D], or packed [U, D].
-        mask: Which clip a packed token belongs to.
-
-    Returns:
-        [B, D] in [0, 1]; a clip with a single masked token has no spread and gives nearly 1.
+    A clip with a single masked token has no spread and gives nearly 1.
     """
     if mask.target_offsets is None:
         variance = predicted.var(dim=1, correction=min(1, predicted.shape[1] - 1))

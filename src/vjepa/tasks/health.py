@@ -17,10 +17,8 @@ report, on one batch now and then:
   trivial ones know the batch's targets: their mean over all tokens, or at each position the mean of
   the *other* clips. 1 is perfect, 0 no better, negative worse. ``explained_absolute_...``: the same
   with absolute errors, as in the loss.
-* ``teacher_student_distance``: distance between encoder and target encoder in weight space, divided
-  by the norm of the encoder's weights.
-* ``context_share/mask_i``, ``target_share/mask_i``, ``context_tokens/mask_i``,
-  ``target_tokens/mask_i``: how much of a clip each mask shows and asks for.
+* ``teacher_student_distance``: of encoder and target encoder, by the encoder's norm.
+* ``context_share/mask_i``, ``target_tokens/mask_i``, ...: what each mask shows and asks for.
 
 Values that compare clips are left out for a batch of one clip.
 """
@@ -31,8 +29,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vjepa.masking import TokenMasks
 
@@ -76,12 +74,7 @@ def prediction_health(
 ) -> dict[str, Tensor]:
     """How much better a predictor is than trivial ones; masks count equally, as in the loss.
 
-    Args:
-        targets: float32 [B, N, D], of all tokens.
-        predictions: Under each mask float32 [B, M, D], or packed [U, D].
-
-    Returns:
-        ``predictor_std`` and the ``explained_...`` values as float32 scalars.
+    `targets` are those of all tokens, float32 [B, N, D]; predictions [B, M, D], or packed [U, D].
     """
     batch = targets.shape[0]
     trivial = {"mean_token": targets - targets.mean(dim=(0, 1))}
@@ -131,22 +124,14 @@ def mask_counts(masks: Sequence[TokenMasks], targets: Tensor) -> dict[str, Tenso
 
 
 def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
-    """Does a run look as if its features were collapsing?
+    """A warning in words if the newest health report, of all so far, looks like a collapse.
 
-    Two signs, both against the run's own past:
+    Two signs, both against the run's own past; values missing or not finite are passed over:
 
     1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
-       highest value so far, while the loss is lower than it was then.
+       highest value so far, while the ``loss`` is lower than it was then.
     2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
        a network that starts with similar features is not accused of having become so.
-
-    Values that are missing or not finite are passed over.
-
-    Args:
-        history: Health reports in order, each with the ``loss`` of its time.
-
-    Returns:
-        The newest report's worst sign in plain words, or None.
     """
     if not history:
         return None

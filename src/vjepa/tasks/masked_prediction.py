@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import functional as F
 
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, normalise_clip
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import Team
 from vjepa.tasks.health import collapse_alarm
-from vjepa.tasks.task import Task, slice_of_part
+from vjepa.tasks.task import Output, Task, slice_of_part
 
 TARGET_NORM_EPS = 1e-5
 """Epsilon of the normalisation of targets (the encoder's own norms use 1e-6)."""
@@ -33,9 +33,9 @@ class BatchSize:
 
     @classmethod
     def of(cls, masks: Sequence[TokenMasks], clips: int | None = None) -> BatchSize:
-        """From the masks of a batch of `clips`, or of some of its clips if all have equally many.
+        """Of a batch of `clips` (None: as many as the masks'), from its masks' shapes.
 
-        Reads shapes only; None: the masks are those of the whole batch.
+        Some of its clips' masks will do if all have equally many tokens.
         """
         held = masks[0].batch_size
         clips = clips or held
@@ -55,9 +55,7 @@ class MaskedPrediction(Task):
     changes what is hidden or what it counts.
 
     Args:
-        config: The model's sizes.
-        encoder: The context encoder.
-        predictor: From context tokens to masked ones.
+        config, encoder, predictor: The model's sizes, the context encoder, and the predictor.
         sampler: Draws the masks; None: ``forward`` is given them.
         batch_size: Clips of the whole batch, over all processes.
     """
@@ -72,8 +70,7 @@ class MaskedPrediction(Task):
     ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = encoder
-        self.predictor = predictor
+        self.encoder, self.predictor = encoder, predictor
         self._sampler, self._batch_size = sampler, batch_size
         self._step, self._masks = -1, tuple[TokenMasks, ...]()
 
@@ -84,29 +81,29 @@ class MaskedPrediction(Task):
     def predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
         """What the masked tokens are thought to be: float32 [B, M, D], or packed [U, D].
 
-        Args:
-            context: From :meth:`encode`.
-            mask: Context and target tokens.
-            kind: Number of the mask kind, which chooses the mask token.
+        `context` is :meth:`encode`'s; the number of the mask kind chooses the mask token.
         """
-        predicted = self.predictor(
-            context,
-            mask.context,
-            mask.target,
-            kind,
-            context_offsets=mask.context_offsets,
-            target_offsets=mask.target_offsets,
-        )
-        return predicted.float()
+        offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
+        return self.predictor(context, mask.context, mask.target, kind, **offsets).float()
+
+    @abstractmethod
+    def forward(
+        self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
+    ) -> Output:
+        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...).
+
+        Args:
+            clips: float [B, C, T, H, W], normalised.
+            masks: One for each mask kind, over the clips' token grid, on the clips' device.
+            size: Of the batch that these are a part of; None: they are all of it.
+        """
 
     def inputs(
         self, batch: Any, part: int, parts: int
     ) -> tuple[Tensor, tuple[TokenMasks, ...], BatchSize]:
         """Clips float32 [b, C, T, H, W] and masks on the device, and the size of the whole batch.
 
-        Args:
-            batch: Has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
-            part, parts: Which micro-batch.
+        A batch has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
         """
         drawn, first = self._draw(batch)
         here = slice_of_part(len(batch.ordinals), part, parts)
@@ -130,13 +127,9 @@ class MaskedPrediction(Task):
 
     @abstractmethod
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
-        """Whether the features stay rich: float32 scalars (see :mod:`vjepa.tasks.health`).
+        """Whether the features stay rich: float32 scalars, for about the cost of a forward pass.
 
-        Costs about one forward pass.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            masks: One for each mask kind.
+        Of normalised clips and their masks; :mod:`vjepa.tasks.health` says what they mean.
         """
 
     def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:

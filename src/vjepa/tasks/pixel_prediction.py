@@ -23,10 +23,6 @@ class PixelPrediction(MaskedPrediction):
     is as wide as a token's pixels, and the target is those pixels, normalised to mean 0 and
     variance 1 within each token's patch. The loss is the mean squared error. There is no target
     encoder, so the encoder itself is evaluated.
-
-    Args:
-        config: Sizes of encoder and predictor.
-        sampler, batch_size: As for every masked prediction.
     """
 
     def __init__(
@@ -45,16 +41,7 @@ class PixelPrediction(MaskedPrediction):
     def forward(
         self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
     ) -> Output:
-        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...).
-
-        It is the mean over masks of the mean over masked tokens and pixels; in count mode packed
-        the mean runs over all masked tokens of the batch.
-
-        Args:
-            clips: float [B, C, T, H, W], normalised.
-            masks: One for each mask kind, over the clips' token grid, on the clips' device.
-            size: Of the batch that these are a part of; None: they are all of it.
-        """
+        """The mean over masks of the mean over masked tokens (of the whole batch) and pixels."""
         size = size or BatchSize.of(masks)
         targets = self.targets(clips)
         losses = []
@@ -73,10 +60,7 @@ class PixelPrediction(MaskedPrediction):
 
     @torch.no_grad()
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
-        """Of the encoder's features of whole clips, to compare with feature prediction.
-
-        What is explained is pixels.
-        """
+        """Of the encoder's features of whole clips; what is explained is pixels."""
         targets = self.targets(clips)
         features = normalise_features(self.encoder(clips))
         predictions = (

@@ -45,21 +45,15 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def inputs(self, batch: Any, part: int, parts: int) -> tuple[Any, ...]:
-        """What ``forward`` takes, on the device.
+        """What ``forward`` takes, on the device, for a micro-batch: `part` (from 0) of `parts`.
 
-        Args:
-            batch: What this process holds of a batch, as the data make it.
-            part: Number of the micro-batch, from 0.
-            parts: How many micro-batches this process cuts its batch into.
+        The batch is what this process holds of it, as the data make it.
         """
 
     def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Scalars that tell whether training goes well, measured now and then without gradients.
 
-        Args:
-            batch: As for :meth:`inputs`.
-            count: On so many samples, the first of the whole batch, in every process.
-            team: All processes.
+        On the first `count` samples of the whole batch, in every process.
         """
         return {}
 

@@ -31,12 +31,9 @@ _SKIP_WINDOW = 1000
 SPIKE_WINDOW = 128
 """Updates over which the running median of the loss is taken."""
 _FEWEST_LOSSES = 16
-_HANDLED = tuple(
-    # Windows has no SIGUSR1.
-    getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")
-    if hasattr(signal, name)
-)
+# Windows has no SIGUSR1.
+_NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_HANDLED = tuple(signal.Signals[name] for name in _NAMES)
 REQUEUE_SIGNALS = frozenset(_HANDLED) - {signal.SIGINT}
 """Sent by systems, not by people: the job wants to be started again."""
 
@@ -46,14 +43,9 @@ class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user 
 
 
 class SpikeGate:
-    """Tells a loss that is far above the running median of the applied updates' losses.
+    """Tells a loss above `factor` times the running median of the applied updates' losses.
 
-    Everything stays on the device. The first 16 updates pass; updates that were not applied do not
-    enter the median.
-
-    Args:
-        factor: How many times the median a loss may be.
-        device: Where the losses are.
+    Everything stays on the device. The first 16 updates pass.
     """
 
     def __init__(self, factor: float, device: torch.device) -> None:
@@ -101,8 +93,7 @@ class BadUpdateGuard:
     Such updates have never changed the weights: the optimiser skips them on the device.
 
     Args:
-        training: Gives ``nonfinite`` and ``spike``: ``stop`` at the first one, or ``skip`` and
-            count up to ``max_skipped`` in any 1000 updates.
+        training: Says for either whether to stop at the first one or to skip and count them.
         folder: Where the details of a stop are written; None: only in the message.
         rank: Of this process; each keeps its part of the batch, the first describes it.
         batch_of: Makes the batch of an update once more, so that it can be kept.
@@ -121,11 +112,7 @@ class BadUpdateGuard:
         self.skipped = 0
 
     def check(self, steps: Sequence[HostStep]) -> None:
-        """Look at an interval of updates, in order.
-
-        Raises:
-            TrainingStopped: By the policy.
-        """
+        """Look at an interval of updates, in order; raises TrainingStopped by the policy."""
         for step in steps:
             if step.applied:
                 continue
@@ -141,12 +128,11 @@ class BadUpdateGuard:
             while self._recent[0] <= step.update - _SKIP_WINDOW:
                 self._recent.popleft()
             if self._rank == 0:
+                shown = _describe(step.values)
                 _LOGGER.warning(
-                    "step %d: %s (%s); this update was skipped",
-                    *(step.update, reason, _describe(step.values)),
+                    "step %d: %s (%s); this update was skipped", step.update, reason, shown
                 )
-            if len(self._recent) > self._training.max_skipped:
-                count = len(self._recent)
+            if (count := len(self._recent)) > self._training.max_skipped:
                 self._stop(step, kind, f"{count} of the last {_SKIP_WINDOW} updates were skipped")
 
     def _stop(self, step: HostStep, kind: str, reason: str) -> None:
@@ -202,9 +188,6 @@ class StopSignals:
     the main thread, where Python allows no handlers, nothing is changed. Processes forked meanwhile
     (loader workers) ignore SIGINT, which a terminal sends to them as well, so that the step can be
     finished; SIGTERM ends them as usual.
-
-    Args:
-        has_launcher: Another process started this one and several like it.
     """
 
     def __init__(self, *, has_launcher: bool = False) -> None:
@@ -213,7 +196,6 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        """Install the handlers."""
         if threading.current_thread() is threading.main_thread():
             _reset_signals_in_forked_children()
             for number in _HANDLED:
@@ -221,7 +203,6 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put the earlier handlers back."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()

@@ -27,22 +27,15 @@ def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> Gu
     """The fused AdamW of the trained modules; groups also carry ``decayed`` and ``module`` (name).
 
     Learning rate and weight decay are those of update 1 until :func:`set_schedules` is called.
-
-    Raises:
-        UserError: Nothing to train.
     """
-    groups = parameter_groups(modules)
-    if not any(group.parameters for group in groups):
+    groups = [
+        {"params": list(g.parameters.values()), "decayed": g.decayed, "module": g.module}
+        for g in parameter_groups(modules)
+    ]
+    if not any(group["params"] for group in groups):
         raise UserError(f"nothing to train: no parameter of {', '.join(modules)} takes a gradient")
     optimizer = GuardedAdamW(
-        [
-            {
-                "params": list(group.parameters.values()),
-                "decayed": group.decayed,
-                "module": group.module,
-            }
-            for group in groups
-        ],
+        groups,
         lr=learning_rate(1, config),
         betas=config.betas,
         eps=config.eps,
@@ -70,12 +63,9 @@ def set_schedules(optimizer: torch.optim.Optimizer, update: int, config: OptimCo
 def clip_gradients(
     modules: Mapping[str, nn.Module], update: int, config: OptimConfig
 ) -> dict[str, Tensor]:
-    """Measure the gradient norm of each module and clip each on its own.
+    """Clip each module's gradient on its own; its L2 norm before that, 0-d and not synchronised.
 
     Updates before `config.clip_from_step` are measured but not clipped.
-
-    Returns:
-        The L2 norm before clipping of each module: 0-d tensors on the device, not synchronised.
     """
     norms = {}
     for name, module in modules.items():
@@ -101,11 +91,7 @@ class EmaPairs:
 
     @classmethod
     def of(cls, modules: Sequence[tuple[nn.Module, nn.Module]]) -> EmaPairs:
-        """Zip the parameters of (online, target) modules.
-
-        Raises:
-            ValueError: Different numbers or shapes, or a target that takes gradients.
-        """
+        """Zip the parameters of (online, target) modules."""
         online = [p for module, _ in modules for p in module.parameters()]
         target = [p for _, module in modules for p in module.parameters()]
         if [p.shape for p in online] != [p.shape for p in target]:

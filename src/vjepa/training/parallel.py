@@ -59,13 +59,8 @@ def parallelise(
 ) -> DistributedDataParallel | None:
     """Make a task, on its device and with equal weights everywhere, ready for several processes.
 
-    Under FSDP its trained and averaged modules are sharded in place, each block and the rest.
-
-    Returns:
-        The wrapper to call in place of the task, or None: call the task.
-
-    Raises:
-        UserError: `shard_size` does not divide the number of processes.
+    Under FSDP its trained and averaged modules are sharded in place, each block and the rest; under
+    DDP it gives the wrapper to call in place of the task.
     """
     if team.size == 1:
         return None

@@ -1,4 +1,4 @@
-"""How a training job runs; every job's root config holds one."""
+"""Settings of a training job, and the schedules of the paper's section 3.1 and Table 8."""
 
 from __future__ import annotations
 
@@ -82,10 +82,9 @@ def learning_rate(update: int, config: OptimConfig) -> float:
 
 
 def weight_decay(update: int, config: OptimConfig) -> float:
-    """Weight decay of update k, from 1, for the decayed parameter groups.
+    """Weight decay of update k, from 1: half a cosine or a line.
 
-    `weight_decay_schedule` chooses half a cosine (the authors' released code) or a line (the
-    paper's text). They differ by up to 0.038 in the paper's recipe.
+    They differ by up to 0.038 in the paper's recipe.
     """
     start, final = config.start_weight_decay, config.final_weight_decay
     progress = update / config.schedule_steps

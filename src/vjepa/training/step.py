@@ -42,7 +42,7 @@ class Learner:
     ddp: DistributedDataParallel | None
     """Called in place of the task, to add up gradients; None alone and under FSDP."""
     modules: Mapping[str, nn.Module]
-    """The trained ones."""
+    """The trained ones, by name."""
     optimizer: GuardedAdamW
     pairs: EmaPairs
     optim: OptimConfig
@@ -63,21 +63,9 @@ def build_learner(
     team: Team | None = None,
     distributed: DistributedConfig | None = None,
 ) -> Learner:
-    """Put a task on its device, or on all devices, and build what an update needs.
+    """Put a task on its device, or on all devices of a team, and build what an update needs.
 
     On a CPU the whole process then keeps the memory that it frees (:mod:`vjepa.runtime.device`).
-
-    Args:
-        task: What is trained; moved in place.
-        optim: Optimiser and schedules.
-        ema: Momentum of the task's moving averages, if it has any.
-        training: Gives device, precision, threads and what counts as a spike.
-        team: The processes that train together; None: this one alone.
-        distributed: How they do; None: the defaults.
-
-    Raises:
-        UserError: No such device or no compiler, or nothing to train.
-        ValueError: The task has moving averages, and `ema` is None.
     """
     team = team or Team()
     set_num_threads(training.num_threads)
@@ -102,17 +90,15 @@ def build_learner(
 
 @dataclass(frozen=True)
 class StepValues:
-    """What one update leaves behind, on the device."""
+    """What one update, counted from 1, leaves behind; all tensors are 0-d and on the device."""
 
     update: int
-    """Its number, from 1."""
     values: Mapping[str, Tensor]
-    """0-d: ``loss``, the task's terms, ``grad_norm/<module>`` before clipping."""
+    """``loss``, the task's terms, ``grad_norm/<module>`` before clipping."""
     finite: Tensor
-    """0-d bool: loss and gradients were finite; otherwise the weights have not been changed."""
+    """Loss and gradients were finite; otherwise the weights have not been changed."""
     spike: Tensor
-    """0-d bool: the loss was far above its running median, and the weights have not been
-    changed."""
+    """The loss was far above its running median, and the weights have not been changed."""
 
 
 def train_step(
@@ -121,14 +107,9 @@ def train_step(
     """Do one optimiser update on one batch.
 
     The gradient is that of the whole batch whatever the number of micro-batches and processes: each
-    contributes its summand. The moving average follows once, after the optimiser (the k-th update
-    uses momentum(k) and the new weights). If the loss or a gradient is not finite, or the loss is
-    a spike, the fused optimiser skips the update on the device, in every process.
-
-    Args:
-        learner: What is trained and how.
-        micro_batches: The task's inputs of each part of this process's part of the batch.
-        update: Number of the update, from 1.
+    contributes its summand. The moving average follows once, after the optimiser (the k-th update,
+    from 1, uses momentum(k) and the new weights). If the loss or a gradient is not finite, or the
+    loss is a spike, the fused optimiser skips the update on the device, in every process.
     """
     optimizer, team, ddp = learner.optimizer, learner.team, learner.ddp
     set_schedules(optimizer, update, learner.optim)

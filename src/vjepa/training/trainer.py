@@ -60,11 +60,9 @@ class Evaluator(Protocol):
     @property
     def every_steps(self) -> int | None:
         """After how many updates each time; None: as the training config says."""
-        ...
 
     def run(self, step: int) -> Mapping[str, float]:
         """Measure after `step` updates."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class TrainingResult:
     checkpoint: Path | None
     """The newest checkpoint."""
     skipped_steps: int
-    """Updates of this process that were skipped because they were not finite or a spike."""
+    """Updates of this process that were not finite or a spike."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last interval's means; empty when nothing was left to do."""
     requeue: bool = False
@@ -90,14 +88,9 @@ class Trainer:
     """Trains a task on batches, with logs, checkpoints, evaluations and guards.
 
     Building one moves the task to its device and makes the optimiser.
-
-    Raises:
-        UserError: Device or compiler missing, nothing to train, or several processes where this
-            job takes one.
     """
 
     task: Task
-    """What is trained."""
     batches: Callable[[int, int], Iterator[Any]]
     """``batches(start, stop)`` gives those of updates ``start + 1`` to ``stop``, as a pure function
     of the step. A batch has ``ordinals``, int64 [B]: its samples' numbers in the run's order; and
@@ -105,9 +98,8 @@ class Trainer:
     optim: OptimConfig
     """Optimiser and schedules; `steps` is where training ends."""
     training: TrainingConfig
-    """Device and intervals."""
     seed: int
-    """The run's seed; each update seeds torch with its own number."""
+    """The run's; each update seeds torch with this and its own number."""
     ema: EmaConfig | None = None
     """Momentum of the task's moving averages, if it has any."""
     folder: Path | None = None
@@ -115,18 +107,14 @@ class Trainer:
     about: Mapping[str, Any] = field(default_factory=dict)
     """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
     sinks: Sequence[MetricLog] = ()
-    """Where metrics go."""
     evaluators: Sequence[Evaluator] = ()
-    """What is measured now and then."""
     description: str = "training"
     """Name of the work in the progress display."""
     team: Team = field(default_factory=Team)
     """All processes that train together; the main one has the sinks."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """How several processes train together."""
 
     def __post_init__(self) -> None:
-        """Build the learner and the guards."""
         if world().size != self.team.size:
             raise UserError(
                 f"WORLD_SIZE={world().size}: this job trains in one process; start it without "
@@ -159,18 +147,14 @@ class Trainer:
         )
 
     def start_from(self, completed_steps: int) -> None:
-        """Continue training that was begun elsewhere, after so many updates.
+        """Continue training that was begun elsewhere, whose weights and moments the caller loaded.
 
-        The caller has loaded its weights, and its moments into ``learner.optimizer``. A checkpoint
-        in this run's own folder goes before it.
+        A checkpoint in this run's own folder goes before it.
         """
         self._completed = self._saved_step = completed_steps
 
     def fit(self) -> TrainingResult:
         """Train to the last update, from the newest checkpoint if there is one.
-
-        Returns:
-            How it ended; after a signal ``interrupted`` is True and the state is saved.
 
         Raises:
             TrainingStopped: The loss or a gradient is not finite, or the loss is a spike.
@@ -211,9 +195,8 @@ class Trainer:
                     asked = time.perf_counter()
                     batch = next(batches, None)
                     if batch is None:
-                        raise RuntimeError(
-                            f"the data ended after step {self._completed} of {total}"
-                        )
+                        done = self._completed
+                        raise RuntimeError(f"the data ended after step {done} of {total}")
                     waited = time.perf_counter() - asked
 
                     update = self._completed + 1
@@ -394,7 +377,6 @@ class LogWindow:
         self._started, self._cpu_started = self._clock(), time.process_time()
 
     def __len__(self) -> int:
-        """Number of updates since the last restart."""
         return len(self._steps)
 
     def add(self, step: StepValues, batch: Any, seconds_waited: float) -> None:
@@ -409,10 +391,7 @@ class LogWindow:
         return bool(newest.finite) and not bool(newest.spike)
 
     def read(self, team: Team) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
-        """Bring the values to the host in one transfer (the only synchronisation).
-
-        Args:
-            team: All processes, which must read together.
+        """Bring the values to the host in one transfer, the only synchronisation.
 
         Returns:
             Each update; for the log the means over those that were applied (NaN when none was) and
@@ -420,22 +399,14 @@ class LogWindow:
         """
         names = list(self._steps[0][0].values)
         rows = [
-            torch.stack(
-                [*(step.values[name] for name in names), step.finite.float(), step.spike.float()]
-            )
-            for step, _ in self._steps
+            torch.stack([*(s.values[name] for name in names), s.finite.float(), s.spike.float()])
+            for s, _ in self._steps
         ]
         table = torch.stack(rows).double().cpu().tolist()
-        steps = [
-            HostStep(
-                step.update,
-                ordinals,
-                dict(zip(names, row, strict=False)),
-                finite=row[-2] == 1.0,
-                spike=row[-1] == 1.0,
-            )
-            for (step, ordinals), row in zip(self._steps, table, strict=True)
-        ]
+        steps = []
+        for (step, ordinals), (*numbers, finite, spike) in zip(self._steps, table, strict=True):
+            told = dict(zip(names, numbers, strict=True))
+            steps.append(HostStep(step.update, ordinals, told, finite == 1.0, spike == 1.0))
         good = [step.values for step in steps if step.applied]
         seconds = max(self._clock() - self._started, 1e-9)
         own = {
@@ -449,8 +420,8 @@ class LogWindow:
         if torch.cuda.is_initialized():
             own["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()
-        told = team.gather(own)
-        ranks = {name: [numbers[name] for numbers in told] for name in own}
+        everywhere = team.gather(own)
+        ranks = {name: [there[name] for there in everywhere] for name in own}
         values: dict[str, Any] = {"first_step": steps[0].update}
         for name in names:
             total = math.fsum(step[name] for step in good)
