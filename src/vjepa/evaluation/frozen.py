@@ -106,12 +106,10 @@ class EncoderIdentity:
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder that is only looked through.
+    """An encoder that is only looked through: in evaluation mode, without gradients.
 
-    Attributes:
-        encoder: In evaluation mode, without gradients: normalised float video [B, C, T, H, W] ->
-            tokens [B, N, D]. An image model sees every frame alone.
-        identity: Its hash, sizes and origin.
+    It takes normalised float video [B, C, T, H, W] and gives tokens [B, N, D]. An image model sees
+    every frame alone.
     """
 
     encoder: nn.Module
@@ -174,7 +172,6 @@ class FeatureSet:
             raise ValueError(f"features of {held} clips do not fit to {len(self.rows)} rows")
 
     def __len__(self) -> int:
-        """The number of videos n."""
         return len(self.rows)
 
     @property
@@ -186,9 +183,6 @@ class FeatureSet:
         """Token maps [b, R, N, D] of rows int64 [b] in the given order, in the stored type.
 
         The set's own rows must be in ascending order.
-
-        Raises:
-            ValueError: A row is not in this set.
         """
         indices = np.searchsorted(self.rows, rows)
         if len(rows) and not np.array_equal(self.rows[indices.clip(max=len(self) - 1)], rows):
@@ -216,16 +210,9 @@ class FeatureSet:
 def encode_clips(
     encoder: nn.Module, clips: Tensor, device: torch.device, precision: Precision
 ) -> Tensor:
-    """Features of one batch, without autograd.
+    """Features float32 [B, N, D], on `device`, of clips uint8 [B, C, T, S, S], without autograd.
 
-    Args:
-        encoder: Frozen encoder, normalised float video [B, C, T, H, W] -> tokens [B, N, D].
-        clips: uint8 [B, C, T, S, S].
-        device: Where to compute.
-        precision: ``bfloat16`` runs the encoder under autocast.
-
-    Returns:
-        float32 [B, N, D] on `device`.
+    ``bfloat16`` runs the encoder under autocast.
     """
     video = normalise_clip(to_device(clips, device))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -237,14 +224,7 @@ def encode_clips(
 class FeatureExtractor:
     """Makes features of one encoder, always in the same way.
 
-    Attributes:
-        frozen: The encoder.
-        settings: What is seen of each video and how it is encoded.
-        setup: Where.
-        reading: Worker processes.
-        on_bad_video: What becomes of videos that cannot be read.
-        cache_dir: Where features are kept, if anywhere.
-        augment: What is random about the clips; None: nothing.
+    They are kept below `cache_dir`, if anywhere; `augment` says what is random about the clips.
     """
 
     frozen: FrozenEncoder
@@ -312,10 +292,6 @@ class FeatureExtractor:
 
         Yields:
             Features of at least these rows, less the videos that cannot be read, in row order.
-
-        Raises:
-            UserError: A video cannot be read and bad ones are not to be listed, or the cache is not
-                readable.
         """
         how = self.settings.features
         with self.open_clips(split, rows, pass_index) as source:
@@ -353,11 +329,7 @@ class FeatureExtractor:
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
     ) -> FeatureSet:
-        """All shards together; arguments and errors as there.
-
-        Raises:
-            UserError: Also when not one video can be read.
-        """
+        """All shards together; refused when not one video can be read."""
         parts = list(self.shards(split, rows, pass_index=pass_index))
         full = [part for part in parts if len(part)]
         bad = tuple(video for part in parts for video in part.bad)

@@ -35,12 +35,12 @@ _SMALLEST_SCALE = 1e-6
 
 @dataclass(frozen=True)
 class RidgeClassifier:
-    """A fitted classifier on standardised features.
+    """A fitted classifier on standardised features; float64, on the CPU.
 
     Attributes:
-        mean, scale: float64 [D], of the training features.
-        weight: float64 [D, classes].
-        bias: float64 [classes].
+        mean, scale: [D], of the training features.
+        weight: [D, classes].
+        bias: [classes].
         penalty: The chosen ridge penalty, per training sample.
     """
 
@@ -62,13 +62,6 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassi
     Args:
         features: float [n, D], n at least 2.
         labels: int64 [n], in 0..num_classes - 1.
-        num_classes: Number of classes.
-
-    Returns:
-        The classifier, in float64 on the CPU.
-
-    Raises:
-        ValueError: Fewer than two rows, or a feature is not finite.
     """
     data = features.detach().to("cpu", torch.float64)
     if data.shape[0] < 2:
@@ -100,7 +93,8 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassi
 class NearestNeighbours(nn.Module):
     """A vote of the k most similar training videos, weighted by exp(cosine / temperature).
 
-    The weighted vote of Wu et al. 2018, as DINO evaluates features.
+    The weighted vote of Wu et al. 2018, as DINO evaluates features. With fewer than k training
+    videos all of them vote.
 
     Attributes:
         bank: float32 [n, D], mean tokens of the training videos, of length 1.
@@ -113,15 +107,6 @@ class NearestNeighbours(nn.Module):
     def __init__(
         self, width: int, num_classes: int, neighbours: int, temperature: float, num_stored: int
     ) -> None:
-        """Build with an empty bank.
-
-        Args:
-            width: Token width D.
-            num_classes: Classes.
-            neighbours: k; with fewer training videos all of them vote.
-            temperature: As above.
-            num_stored: n.
-        """
         super().__init__()
         self.num_classes, self.neighbours, self.temperature = num_classes, neighbours, temperature
         self.register_buffer("bank", torch.zeros(num_stored, width))
@@ -145,14 +130,12 @@ class NearestNeighbours(nn.Module):
 class NearestMean(nn.Module):
     """The class whose mean direction is most similar; logits are cosine / temperature.
 
-    Attributes:
-        means: float32 [classes, D], mean of the training videos' directions, of length 1.
+    `means` float32 [classes, D] are the means of the training videos' directions, of length 1.
     """
 
     means: Tensor
 
     def __init__(self, width: int, num_classes: int, temperature: float) -> None:
-        """Build with means of 0; arguments as in :class:`NearestNeighbours`."""
         super().__init__()
         self.temperature = temperature
         self.register_buffer("means", torch.zeros(num_classes, width))
@@ -228,9 +211,6 @@ def build_head(
 
     Returns:
         tokens float [B, N, D] -> logits [B, num_classes].
-
-    Raises:
-        ValueError: The heads do not divide the width.
     """
     if config.kind == "linear":
         return LinearClassifier(width, num_classes, norm=config.norm)
@@ -245,11 +225,7 @@ def build_head(
 
 
 class ProbeHeads(nn.Module):
-    """Heads that are computed together, those of one form in one go.
-
-    Attributes:
-        heads: The heads, each usable alone.
-    """
+    """Heads that are computed together, those of one form in one go; each is usable alone."""
 
     def __init__(self, heads: Sequence[TrainedHead]) -> None:
         """Take the heads over: at least one, those of one form next to each other."""
@@ -263,11 +239,9 @@ class ProbeHeads(nn.Module):
         self._groups = [_HeadsOfOneForm(list(members)) for _, members in same_form]
 
     def __len__(self) -> int:
-        """Number of heads H."""
         return len(self.heads)
 
     def __getitem__(self, index: int) -> TrainedHead:
-        """One head, to be used alone."""
         head = self.heads[index]
         assert isinstance(head, TrainedHead)
         return head
@@ -277,13 +251,9 @@ class ProbeHeads(nn.Module):
         return {f"head_{index:02d}": head for index, head in enumerate(self.heads)}
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of all heads.
+        """Logits of all heads: tokens float [B, N, D] -> [H, B, classes].
 
-        Args:
-            tokens: float [B, N, D]; taken in the type of the weights (float32).
-
-        Returns:
-            [H, B, classes]; row i is what ``heads[i](tokens)`` gives, up to rounding.
+        Row i is what ``heads[i](tokens)`` gives, up to rounding.
         """
         tokens = tokens.to(next(self.parameters()).dtype)
         return torch.cat([group.logits(tokens) for group in self._groups])
@@ -368,11 +338,9 @@ class _HeadsOfOneForm:
         return torch.baddbmm(bias[:, None], inputs, weight.transpose(1, 2))
 
     def _stack(self, name: str) -> Tensor:
-        """A parameter of all heads: [H, *shape]."""
         return torch.stack([head.get_parameter(name) for head in self.heads])
 
     def _has(self, name: str) -> bool:
-        """Whether this form of head has a parameter."""
         module: object = self.heads[0]
         for part in name.split("."):
             module = getattr(module, part, None)

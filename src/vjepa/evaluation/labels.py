@@ -43,7 +43,6 @@ class Labels:
     members: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
-        """The number of rows."""
         return int(self.indices.shape[0])
 
     def counts(self) -> NDArray[np.int64]:
@@ -122,9 +121,6 @@ def labels_of(
             None takes the values that occur, whole numbers by value, others by alphabet.
         part: Which part of the manifest it is, for messages, for example ``split test``.
         multi_label: Whether a row may name several classes, as ``run|jump``.
-
-    Raises:
-        UserError: No row, no such label, a row without it, or a value not among `classes`.
     """
     source = f"manifest {manifest.source}" + (f", {part}" if part else "")
     if len(manifest) == 0:
@@ -163,11 +159,7 @@ def labels_of(
 
 
 def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
-    """Refuse training labels in which some class never occurs; `source` is for the message.
-
-    Raises:
-        UserError: A class has no row, or there is only one class.
-    """
+    """Refuse training labels with a single class or an empty one; `source` is for the message."""
     empty = np.flatnonzero(labels.counts() == 0)
     if empty.size:
         raise UserError(
@@ -184,21 +176,16 @@ def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
 def stratified_subset(
     labels: Labels, *, per_class: int | None = None, fraction: float | None = None, seed: int
 ) -> NDArray[np.int64]:
-    """A random subset of rows with the same share (or number) of every class.
+    """A random subset of rows with the same share (or number) of every class: int64 [k], ascending.
 
-    Subsets of one seed are nested: the rows of a smaller subset are all in a larger one.
+    Subsets of one seed are nested: the rows of a smaller subset are all in a larger one. All rows
+    when neither `per_class` nor `fraction` is given.
 
     Args:
         labels: The labels to choose from.
         per_class: Rows per class; exclusive with `fraction`.
         fraction: Share of each class's rows, in (0, 1]; rounded, at least one row a class.
         seed: Another seed, another subset.
-
-    Returns:
-        int64 [k], ascending; all rows when both are None.
-
-    Raises:
-        UserError: Both are given, a value is out of range, or a class has fewer rows than asked.
     """
     if per_class is not None and fraction is not None:
         raise UserError("give labels_per_class or label_fraction, not both")
@@ -234,22 +221,10 @@ def stratified_subset(
 def hold_out(
     labels: Labels, rows: NDArray[np.int64], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Set a stratified part of training rows aside for choosing among probe heads.
+    """Divide rows, stratified: those to train heads on and those to choose on, ascending.
 
     A class of one row stays wholly in the part to fit on; any other class gives at least one row
-    and keeps at least one.
-
-    Args:
-        labels: Labels of all rows.
-        rows: int64, the rows to divide (for example a low-shot subset).
-        fraction: Share of each class to hold out, in (0, 1).
-        seed: Another seed, another division.
-
-    Returns:
-        Rows to train heads on and rows to choose on: disjoint, together all, ascending.
-
-    Raises:
-        UserError: The fraction is out of range, or no class has two rows.
+    and keeps at least one. `fraction` is the share of each class to hold out, in (0, 1).
     """
     if not 0.0 < fraction < 1.0:
         raise UserError(f"held_out_fraction: {fraction} is not in (0, 1)")
@@ -282,14 +257,9 @@ def _shuffled_rows(labels: Labels, class_index: int, seed: int, stream: str) -> 
 class SplitRecord:
     """What a probe was trained, chosen and tested on; saved with its result.
 
-    Attributes:
-        label: Name of the label.
-        manifest_hash: Content hash of the training manifest that the rows count in.
-        seed: Seed of the subset and of the held-out part.
-        labels_per_class, label_fraction: How the subset was asked for; both None = all rows.
-        fit, choose: Row numbers (after the split's selection) that heads were trained on and
-            chosen on; `choose` is empty when there was nothing to choose.
-        fit_paths, choose_paths: The same as paths, for a manifest that was sorted anew.
+    `fit` and `choose` are row numbers after the split's selection (`choose` is empty when there
+    was nothing to choose), the paths the same for a manifest that was sorted anew. The content
+    hash is that of the training manifest.
     """
 
     label: str
@@ -311,11 +281,7 @@ _RECORD = TypeAdapter(SplitRecord)
 
 
 def load_split(path: Path) -> SplitRecord:
-    """Read a record that :meth:`SplitRecord.save` wrote.
-
-    Raises:
-        UserError: The file is missing or not such a record.
-    """
+    """Read a record that :meth:`SplitRecord.save` wrote."""
     try:
         return _RECORD.validate_json(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -37,13 +37,7 @@ class ConfidenceInterval:
 
 
 def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
-    """Wilson's 95 % score interval (E. B. Wilson 1927) of the share `correct` / `count`.
-
-    (0, 1) when nothing was counted.
-
-    Raises:
-        ValueError: `correct` is not in 0..count.
-    """
+    """Wilson's 95 % interval (E. B. Wilson 1927) of `correct` / `count`; (0, 1) of nothing."""
     _check_counts(correct, count)
     if count == 0:
         return ConfidenceInterval(0.0, 1.0)
@@ -59,12 +53,9 @@ def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
 
 
 def bootstrap_interval(correct: int, count: int, seed: int = 0) -> ConfidenceInterval:
-    """Percentile bootstrap 95 % interval of a share, resampling videos, 10 000 resamples.
+    """Percentile bootstrap 95 % interval of a share, resampling videos; (0, 1) of nothing.
 
-    A pure function of (correct, count, seed); (0, 1) when nothing was counted.
-
-    Raises:
-        ValueError: `correct` is not in 0..count.
+    A pure function of (correct, count, seed).
     """
     _check_counts(correct, count)
     if count == 0:
@@ -93,12 +84,9 @@ answers come and however they are dealt out to batches and processes, and nothin
 class ClassMetrics:
     """Results of one class.
 
-    Attributes:
-        name: Class name.
-        count: Videos of the class.
-        correct: Those among them whose top answer was right; None where a video may have several.
-        average_precision: There instead: area under precision over recall, in [0, 1]; None for a
-            class without a video.
+    `correct`, the right top answers among its videos, is None where a video may have several
+    classes; there `average_precision`, the area under precision over recall, says how good it is,
+    or None for a class without a video.
     """
 
     name: str
@@ -114,14 +102,7 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The answers of one range of confidence; empty ranges are left out.
-
-    Attributes:
-        low, high: The range, (low, high].
-        count: Answers in it.
-        correct: Right ones among them.
-        confidence: Their mean confidence.
-    """
+    """The answers whose confidence is in (low, high]; `confidence` is their mean one."""
 
     low: float
     high: float
@@ -136,17 +117,14 @@ class ClassificationMetrics:
 
     Attributes:
         count: Videos counted; equals the data set (less the listed bad videos).
-        correct: Videos whose most probable class was right.
         top1: correct / count.
         top5: Share with the right class among the five most probable; None up to five classes.
         mean_class_accuracy: Mean over the classes that occur of their own accuracy.
         loss: Mean cross-entropy in nats.
         calibration_error: Expected calibration error, 15 bins (Guo et al. 2017).
         wilson, bootstrap: 95 % intervals of `top1`.
-        per_class: One entry a class, in class order.
         confusion: ``confusion[i][j]`` = videos of class i that were taken for class j.
-        calibration: The ranges of confidence that `calibration_error` is summed over, where any
-            answer is; empty in results of versions that did not keep them.
+        calibration: Bins that hold any answer; empty in results of versions that did not keep them.
     """
 
     count: int
@@ -202,7 +180,6 @@ class MultiLabelMetrics:
         mean_average_precision: Mean over the classes that occur, in [0, 1].
         loss: Mean binary cross-entropy in nats, over videos and classes.
         bootstrap: 95 % interval of the mean average precision, over videos (200 resamples).
-        per_class: One entry a class, in class order.
     """
 
     count: int
@@ -249,7 +226,6 @@ class Accuracy:
     """
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        """Start without an answer."""
         self.classes = classes
         self._confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         self._top5_correct = 0
@@ -264,9 +240,6 @@ class Accuracy:
             rows: int64 [B], the videos' rows of the manifest.
             probabilities: float [B, classes], each row sums to 1 (softmax, averaged over views).
             targets: int64 [B], class numbers.
-
-        Raises:
-            ValueError: A shape or a label does not fit the classes, or a value is not finite.
         """
         size = len(self.classes)
         shares = _checked(probabilities, (len(rows), size))
@@ -302,11 +275,7 @@ class Accuracy:
             entry[2] += summand
 
     def merge(self, other: Accuracy) -> None:
-        """Add the answers of another process or of another part of the data.
-
-        Raises:
-            ValueError: The classes differ.
-        """
+        """Add the answers of another process or of another part of the data."""
         if other.classes != self.classes:
             raise ValueError("classes: answers over different classes cannot be put together")
         self._confusion = self._confusion + other._confusion
@@ -329,11 +298,7 @@ class Accuracy:
         return {"count": count, "correct": correct, "top1": correct / count, "loss": loss}
 
     def metrics(self, seed: int = 0) -> ClassificationMetrics:
-        """All figures; `seed` is that of the bootstrap interval.
-
-        Raises:
-            ValueError: Nothing was counted.
-        """
+        """All figures; `seed` is that of the bootstrap interval."""
         count = self.count
         if count == 0:
             raise ValueError("metrics: no video was counted")
@@ -374,11 +339,7 @@ def _fixed_point(values: NDArray[np.float64]) -> list[int]:
 
 
 def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Probabilities of a batch as float64 on the CPU.
-
-    Raises:
-        ValueError: Another shape, or a value is not finite.
-    """
+    """Probabilities of a batch as float64 on the CPU."""
     if probabilities.shape != shape:
         raise ValueError(f"probabilities: shape {tuple(probabilities.shape)}, expected {shape}")
     shares = probabilities.detach().to("cpu", torch.float64)
@@ -414,7 +375,6 @@ class AveragePrecision:
     """
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        """Start without an answer."""
         self.classes = classes
         self._batches: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]] = []
 
@@ -425,9 +385,6 @@ class AveragePrecision:
             rows: int64 [B], the videos' rows of the manifest.
             probabilities: float [B, classes], each in [0, 1].
             targets: float or bool [B, classes].
-
-        Raises:
-            ValueError: Shapes do not fit or a value is not finite.
         """
         shape = (len(rows), len(self.classes))
         shares = _checked(probabilities, shape)
@@ -436,11 +393,7 @@ class AveragePrecision:
         self._batches.append((rows, shares.numpy(), (targets > 0.5).cpu().numpy()))
 
     def merge(self, other: AveragePrecision) -> None:
-        """Add the answers of another process or of another part of the data.
-
-        Raises:
-            ValueError: The classes differ.
-        """
+        """Add the answers of another process or of another part of the data."""
         if other.classes != self.classes:
             raise ValueError("classes: answers over different classes cannot be put together")
         self._batches += other._batches
@@ -451,11 +404,7 @@ class AveragePrecision:
         return sum(len(rows) for rows, _, _ in self._batches)
 
     def summary(self) -> dict[str, Any]:
-        """`count`, `mean_average_precision` and `loss`, without the interval that takes long.
-
-        Raises:
-            ValueError: Nothing was counted, or no class occurs.
-        """
+        """`count`, `mean_average_precision` and `loss`, without the interval that takes long."""
         scores, truth = self._in_order()
         own = np.where(truth, scores, 1.0 - scores)
         loss = float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
@@ -463,11 +412,7 @@ class AveragePrecision:
         return {"count": len(scores), "mean_average_precision": precision, "loss": loss}
 
     def metrics(self, seed: int = 0) -> MultiLabelMetrics:
-        """All figures; `seed` is that of the bootstrap interval.
-
-        Raises:
-            ValueError: Nothing was counted, or no class occurs.
-        """
+        """All figures; `seed` is that of the bootstrap interval."""
         scores, truth = self._in_order()
         counts = truth.sum(axis=0).tolist()
         per_class = tuple(

@@ -28,14 +28,8 @@ _OLDER_FORMAT = "vjepa-probe-result-1"
 class HeadResult:
     """One head of the grid on the rows that the choice was made on.
 
-    Attributes:
-        kind: Form of the head.
-        learning_rate, weight_decay: Its peak learning rate and starting weight decay.
-        count, correct: Rows, and those answered rightly (None with several classes a video).
-        top1: correct / count, or None.
-        mean_average_precision: With several classes a video; None otherwise.
-        loss: Mean cross-entropy in nats.
-        chosen: Whether this head was taken.
+    With several classes a video it has `mean_average_precision` instead of `correct` and `top1`.
+    `loss` is the mean cross-entropy in nats.
     """
 
     kind: str = "attentive"
@@ -58,14 +52,10 @@ class HeadResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Metrics on one set of videos.
+    """Metrics on one set of videos; their count plus the bad videos is the number of rows.
 
-    Attributes:
-        manifest: Path of the manifest.
-        manifest_hash: Content hash of the rows evaluated.
-        split: Name of the split, or None for all rows.
-        metrics: The figures; their count plus the bad videos is the number of rows.
-        bad_videos: Videos that could not be read (``on_bad_video: list``).
+    `manifest_hash` is the content hash of the rows evaluated, `split` None for all rows, and
+    `bad_videos` are those that could not be read (``on_bad_video: list``).
     """
 
     manifest: str
@@ -80,16 +70,11 @@ class ProbeResult:
     """The outcome of training one probe.
 
     Attributes:
-        label: Name of the label.
         encoder: Path of the encoder, or what it is.
         which: ``target``, ``context`` or ``random`` weights.
-        weights_hash: SHA-256 of the encoder's weights.
         num_train: Labelled videos that were used in all, those of the choice included.
-        num_classes: Classes.
         test: Metrics on the test rows, which nothing was chosen on; None without a test split.
         selection: Every head of the grid; empty when there was only one.
-        train_manifest_hash: Content hash of the training rows.
-        train_bad_videos: Training videos that could not be read (``on_bad_video: list``).
         config: The resolved config of the job.
         versions: Of vjepa, Python and the libraries that a number may depend on.
         date: When, UTC, ISO 8601.
@@ -155,11 +140,7 @@ _RESULT = TypeAdapter(ProbeResult)
 
 
 def load_result(folder: Path) -> ProbeResult:
-    """Read the result that a probe's training wrote into a folder.
-
-    Raises:
-        UserError: It is missing or of another format.
-    """
+    """Read the result that a probe's training wrote into a folder."""
     path = folder / RESULT_FILE
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -182,12 +163,10 @@ def load_result(folder: Path) -> ProbeResult:
 
 
 def compare(results: Mapping[str, ProbeResult]) -> str:
-    """A Markdown table of probes with their 95 % intervals, one row a result.
+    """A Markdown table of probes with their 95 % intervals, one row a result, by name.
 
-    Args:
-        results: The results by the name that each row shall have; all with one class a video (top-1
-            in percent with Wilson's interval) or all with several (mean average precision with its
-            bootstrap interval).
+    All with one class a video (top-1 in percent with Wilson's interval) or all with several (mean
+    average precision with its bootstrap interval).
     """
     cells = {
         name: {} if result.test is None else result.test.metrics.cells()
@@ -210,7 +189,6 @@ _UNTESTED = {"top-1 %": "-", "95 % interval": "-", "videos": "-"}
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
     ruler = "|---" * len(headings) + "|"
     return [f"| {' | '.join(headings)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)]
 
@@ -223,11 +201,8 @@ _STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 
 class SeedSummary:
     """The mean of a figure over seeds.
 
-    Attributes:
-        values: One a seed.
-        mean: Their mean.
-        deviation: Sample standard deviation; 0 for one seed.
-        interval: 95 % interval of the mean (Student's t over seeds); infinite for one seed.
+    `deviation` is the sample standard deviation, 0 for one seed; `interval` the 95 % interval of
+    the mean (Student's t over seeds), infinite for one seed.
     """
 
     values: tuple[float, ...]
@@ -241,15 +216,6 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
 
     The interval of one test set says nothing about what another seed of the pretraining or
     another draw of the labels would have given: this one does.
-
-    Args:
-        values: One value a seed, for example ``result.test.metrics.top1``.
-
-    Returns:
-        Mean, deviation and interval.
-
-    Raises:
-        ValueError: No value.
     """
     if not values:
         raise ValueError("values: at least one is needed")
@@ -270,14 +236,9 @@ _SPLITS_FORMAT = "vjepa-probe-splits-1"
 
 @dataclass(frozen=True, kw_only=True)
 class SplitsResult:
-    """Probes that were trained on several draws of labels.
+    """Probes trained on several draws of labels, and their test figure over the draws, if any.
 
-    Attributes:
-        results: One a draw, in the order of seeds.
-        seeds: Of the draws.
-        figure: ``top1`` or ``mean_average_precision``.
-        summary: Values, mean, standard deviation and 95 % interval over draws of the test figure;
-            None without test videos.
+    `figure` is ``top1`` or ``mean_average_precision``.
     """
 
     results: tuple[ProbeResult, ...]
