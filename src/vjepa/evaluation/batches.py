@@ -31,13 +31,9 @@ Read = Callable[[Iterable[Wanted]], Iterator[FeatureSet]]
 
 @dataclass(frozen=True)
 class SampleOrder:
-    """Which samples every batch takes.
+    """Which of `count` samples every batch takes.
 
-    Attributes:
-        count: Samples n.
-        batch_size: Samples per update, at most n: a batch larger than the data would hold one
-            sample twice while another is not in it.
-        seed: Of the order.
+    At most `count` a batch: a larger one would hold one sample twice while another is not in it.
     """
 
     count: int
@@ -61,12 +57,12 @@ class SampleOrder:
 
 @dataclass(frozen=True)
 class ProbeBatch:
-    """One batch of a probe's training.
+    """One batch of a probe's training; P inputs of each of B videos.
 
     Attributes:
         ordinals: int64 [B], the samples' numbers in the endless stream.
         samples: int64 [B], numbers of the samples among the training rows.
-        tokens: [B * P, N, D], as stored; P inputs of each video.
+        tokens: [B * P, N, D], as stored.
         labels: [B * P] int64, or [B * P, classes] float32 where a video has several labels.
     """
 
@@ -76,16 +72,11 @@ class ProbeBatch:
     labels: Tensor
 
     def __len__(self) -> int:
-        """The number of samples B."""
         return len(self.samples)
 
 
 class ProbeBatches:
-    """Gives the batches of any range of steps.
-
-    Attributes:
-        order: Which samples every batch takes.
-    """
+    """Gives the batches of any range of steps."""
 
     def __init__(
         self,
@@ -105,9 +96,6 @@ class ProbeBatches:
             batch_size: Samples per update; at most n are taken.
             seed: Of the order.
             view: How segments become the probe's input.
-
-        Raises:
-            ValueError: There is nothing to train on, or lengths differ.
         """
         if len(rows) == 0 or len(rows) != len(targets):
             raise ValueError(f"rows: {len(rows)} of them with {len(targets)} labels")
@@ -121,12 +109,7 @@ class ProbeBatches:
         return tuple(self._bad[row] for row in sorted(self._bad))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[ProbeBatch]:
-        """The batches of steps `start_step` (counted from 0) to before `stop_step`.
-
-        Raises:
-            UserError: A video cannot be read and bad ones are not to be listed; or all of a batch
-                are bad.
-        """
+        """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
         size, view = self.order.batch_size, self._view
         orders, later = itertools.tee(map(self.order.batch, range(start_step, stop_step)))
         found = self._read((self._rows[samples], epochs) for samples, epochs in later)

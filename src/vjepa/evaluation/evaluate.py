@@ -39,17 +39,9 @@ def evaluate(
     seed: int = 0,
     team: Team | None = None,
 ) -> Evaluation:
-    """Metrics of one head on labelled videos.
+    """Metrics of one head on labelled videos; `seed` is that of the bootstrap interval.
 
-    Args:
-        extractor: Makes the features that the head reads.
-        split: The videos, with labels.
-        head: Tokens -> logits.
-        seed: Of the bootstrap interval.
-        team: Processes that share the videos; all get the whole figures. None: this one alone.
-
-    Raises:
-        UserError: A video cannot be read and bad ones are not to be listed; or none can.
+    The processes of a team share the videos, and all get the whole figures.
     """
     assert split.labels is not None
     team, device = team or Team(), extractor.setup.device
@@ -139,16 +131,10 @@ def probabilities(
 
 
 def join_clips(tokens: Tensor, num_segments: int, join: JoinSegments) -> Tensor:
-    """Arrange the token maps of R = V * S clips, clip r = v * S + s.
+    """Arrange the token maps [B, R, N, D] of R = V * S clips, clip r = v * S + s.
 
-    Args:
-        tokens: [B, R, N, D].
-        num_segments: S.
-        join: ``tokens``: the maps of a view's segments one after the other in time; ``average``:
-            every clip by itself.
-
-    Returns:
-        [B, P, N', D]: P = V inputs of N' = S * N tokens, or P = R of N' = N.
+    ``tokens`` puts the maps of a view's S segments one after the other in time, ``average`` leaves
+    every clip by itself: [B, P, N', D] with P = V and N' = S * N, or P = R and N' = N.
     """
     if join == "average":
         return tokens
@@ -157,15 +143,10 @@ def join_clips(tokens: Tensor, num_segments: int, join: JoinSegments) -> Tensor:
 
 
 def averaged_probabilities(head: nn.Module, tokens: Tensor, *, multi_label: bool = False) -> Tensor:
-    """Probabilities of each video: the mean over its P inputs.
+    """Probabilities of each video: the mean over its P inputs, float [B, P, N', D].
 
-    Args:
-        head: [b, N', D] -> logits [b, classes], or [H, b, classes] of several heads.
-        tokens: float [B, P, N', D].
-        multi_label: Each class by itself (sigmoid) instead of one of all (softmax).
-
-    Returns:
-        float64 [B, classes], or [H, B, classes], on the CPU.
+    Of several heads [H, B, classes], of one [B, classes]: float64 on the CPU. With `multi_label`
+    each class by itself (sigmoid) instead of one of all (softmax).
     """
     logits = head(tokens.flatten(0, 1)).cpu()
     shares = logits.double().sigmoid() if multi_label else probabilities_of(logits)

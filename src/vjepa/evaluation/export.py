@@ -31,12 +31,9 @@ _META = "vjepa"
 
 @dataclass(frozen=True)
 class FileOrigin:
-    """What a file of features was made from.
+    """What a file of features was made from: a video or image, and how.
 
-    Attributes:
-        path: The video or image.
-        bytes, mtime_ns: Its size and time of change.
-        settings: Hash of everything else: weights, windows, framing, pooling, precision.
+    `settings` is the hash of everything else: weights, windows, framing, pooling, precision.
     """
 
     path: str
@@ -59,12 +56,9 @@ class FeatureTable:
     """
 
     def __init__(self, folder: Path, stored: StoredType, writer: str = "") -> None:
-        """Read which files the parts hold already.
+        """Read which files the parts ``part-00000.parquet``, ... of the folder hold already.
 
-        Args:
-            folder: Of the parts ``part-00000.parquet``, ...; made when new.
-            stored: Type of the numbers.
-            writer: Name of this writer among several that write to the folder at the same time.
+        `writer` is the name of this writer among several that write to the folder at the same time.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -87,11 +81,7 @@ class FeatureTable:
         return json.dumps(asdict(origin)) in self._origins
 
     def add(self, look: Look, origin: FileOrigin, parts: Iterable[FilePart]) -> None:
-        """Add the rows of a file: of each tubelet, or one of the whole file.
-
-        Raises:
-            DecodeError: The file fails; nothing is added.
-        """
+        """Add rows of a file: one for each tubelet, or for the whole; for one that fails none."""
         tokens, times = tokens_and_times(parts)
         numbers = look.plan.frame_numbers
         rows = np.atleast_2d(tokens.numpy()).astype(self._stored)
@@ -146,22 +136,11 @@ def write_features(
     width: int,
     stored: StoredType,
 ) -> None:
-    """Write the features of one file to the disk as they come.
+    """Write the features of one file to the disk as they come; of one that fails nothing is left.
 
-    The file holds ``tokens`` (shape by pooling), ``times`` float64 [t] and ``frame_numbers`` int64
-    [t, tubelet], and the metadata ``vjepa``: JSON of origin, grid, box and the source's size.
-
-    Args:
-        target: Where it goes; the suffix, ``.safetensors`` or ``.npz``, chooses the format.
-        look: How the source is looked at.
-        origin: What it is made from.
-        parts: Of the source.
-        pool: As the parts are pooled.
-        width: Token width D.
-        stored: Type of the tokens on disk.
-
-    Raises:
-        DecodeError: The source fails; nothing is left.
+    The suffix, ``.safetensors`` or ``.npz``, chooses the format. The file holds ``tokens`` (shape
+    by pooling), ``times`` float64 [t] and ``frame_numbers`` int64 [t, tubelet], and the metadata
+    ``vjepa``: JSON of origin, grid, box and the source's size.
     """
     meta = {
         "origin": asdict(origin),

@@ -85,12 +85,7 @@ class _Clips:
 
 
 class OnlineProbe:
-    """An evaluator of the training loop: ``every_steps`` and ``run(step)``.
-
-    Attributes:
-        every_steps: As configured.
-        classes: Class names.
-    """
+    """An evaluator of the training loop: ``every_steps`` and ``run(step)``."""
 
     def __init__(
         self,
@@ -113,9 +108,6 @@ class OnlineProbe:
             seed: Of the choice of videos, where there are more than `max_clips`.
             reading: Workers, for the time of this call; None takes the defaults.
             team: Processes that share the videos; all must measure together. None: this one alone.
-
-        Raises:
-            UserError: Manifest, split or label is missing, or labels are incomplete.
         """
         from vjepa.data.manifest.manifest import Manifest
 
@@ -156,10 +148,7 @@ class OnlineProbe:
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
-        """Fit on the train part, measure on the validation part.
-
-        Args:
-            step: Updates done; the measurement depends on the weights alone.
+        """Fit on the train part, measure on the validation part, by the weights alone.
 
         Returns:
             ``online_probe/top1`` (share in [0, 1]), the ends of its 95 % interval

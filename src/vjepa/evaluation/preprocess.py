@@ -50,11 +50,7 @@ class Preprocess:
     """Standard deviations of red, green and blue, which the pixels are divided by."""
 
     def __call__(self, videos: Video | Sequence[Video]) -> Tensor:
-        """Read, cut and normalise.
-
-        Raises:
-            UserError: A video cannot be read, or an array cannot be frames.
-        """
+        """Read, cut and normalise."""
         one = isinstance(videos, (str, os.PathLike, np.ndarray, Tensor))
         several: Sequence[Any] = [videos] if one else videos
         if not len(several):
@@ -68,11 +64,7 @@ class Preprocess:
         return normalise_clip(clips, mean=self.mean, deviation=self.deviation)
 
     def pixels(self, video: Video) -> Tensor:
-        """The view of one video before it is normalised: uint8 [3, T, S, S].
-
-        Raises:
-            UserError: It cannot be read, or the array cannot be frames.
-        """
+        """The view of one video before it is normalised: uint8 [3, T, S, S]."""
         source = np.asarray(video) if isinstance(video, Tensor) else video
         try:
             return centre_view(source, self.clip, self.view).transpose(0, 1)
@@ -83,12 +75,7 @@ class Preprocess:
 def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -> Preprocess:
     """What a checkpoint says of its encoder's input; the paper's way where it does not say.
 
-    Args:
-        path: A checkpoint or run folder of ours, or any other file, which does not say.
-        encoder: The encoder's sizes.
-
-    Raises:
-        UserError: The checkpoint's record cannot be read.
+    `path` is a checkpoint or run folder of ours, or any other file, which does not say.
     """
     # An image model has no clip of its own; 16 frames are what a video model would see.
     clip = ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)

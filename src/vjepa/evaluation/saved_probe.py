@@ -36,14 +36,11 @@ class SavedProbe:
     """A trained probe without its encoder.
 
     Attributes:
-        label: Name of the label that it tells.
         classes: Class names in the order of the outputs.
-        encoder: The encoder that it reads.
         settings: What is seen of each video and how it is encoded.
-        form: The head's form.
         head: The weights: tokens [B, N, D] -> logits [B, classes].
-        multi_label: Whether a video may have several classes at once.
         training: How it was trained and chosen, and its metrics: plain values, for the reader.
+        multi_label: Whether a video may have several classes at once.
     """
 
     label: str
@@ -74,11 +71,7 @@ class SavedProbe:
         atomic_write(folder / CONFIG_FILE, json.dumps(description, indent=1) + "\n")
 
     def check_encoder(self, encoder: nn.Module, source: str) -> None:
-        """Refuse any other encoder than the one that the probe was trained on.
-
-        Raises:
-            UserError: Its weights are others; `source` says in the message where it comes from.
-        """
+        """Refuse any other encoder than the probe's; `source` says where it comes from."""
         found = weights_hash(encoder)
         if found != self.encoder.weights_hash:
             raise UserError(
@@ -89,12 +82,7 @@ class SavedProbe:
 
 
 def load_saved_probe(folder: Path) -> SavedProbe:
-    """Read a probe; everything must fit. Its head is in evaluation mode on the CPU.
-
-    Raises:
-        UserError: A file is missing, truncated or foreign, or weights do not fit the description
-            (for example another number of classes).
-    """
+    """Read a probe; everything must fit. Its head is in evaluation mode on the CPU."""
     described = _read_description(folder / CONFIG_FILE)
     source = str(folder / CONFIG_FILE)
     try:

@@ -108,7 +108,7 @@ def extract_features(
     pool: Pool = "none",
     batch_size: int = 8,
 ) -> FileFeatures | list[FileFeatures]:
-    """Features of a file, or of several, in memory.
+    """Features of a file, or of several, in memory; a list for a sequence of paths.
 
     Args:
         encoder: Video encoder, or image encoder, which then sees every frame alone; computes in
@@ -119,9 +119,6 @@ def extract_features(
         framing: Which part of the frames; None takes the whole frame.
         pool: As in :class:`FileEncodingConfig`.
         batch_size: Windows per call of the encoder.
-
-    Returns:
-        The features; a list for a sequence of paths.
 
     Raises:
         UserError: A file cannot be read.
@@ -152,11 +149,7 @@ def extract_features(
 
 
 def tokens_and_times(parts: Iterable[FilePart]) -> tuple[Tensor, NDArray[np.float64]]:
-    """All tokens of one file in memory, and their times.
-
-    Raises:
-        DecodeError: The file fails.
-    """
+    """All tokens of one file in memory, and their times; a failure raises DecodeError."""
     found = list(unless_failed(parts))
     tokens = [part.tokens for part in found if part.tokens is not None]
     times = found[-1].times
@@ -165,11 +158,7 @@ def tokens_and_times(parts: Iterable[FilePart]) -> tuple[Tensor, NDArray[np.floa
 
 
 def unless_failed(parts: Iterable[FilePart]) -> Iterator[FilePart]:
-    """The parts of one file.
-
-    Raises:
-        DecodeError: In the place of a failure.
-    """
+    """The parts of one file; a failure raises DecodeError."""
     for part in parts:
         if part.failure is not None:
             raise DecodeError("" if part.look is None else part.look.info.path, part.failure)
@@ -181,10 +170,7 @@ def encode_files(
 ) -> Iterator[tuple[Look | None, Iterator[FilePart]]]:
     """Encode files one after the other; a file that fails costs only itself.
 
-    Args:
-        encoder: Frozen encoder with its sizes as ``config``; computes on the device of its weights.
-        infos: What looking into the files has found.
-        how: The look and the computation.
+    The encoder has its sizes as ``config``, and computes on the device of its weights.
 
     Yields:
         For each file its look and its parts, at least one, to be used before the next file; those

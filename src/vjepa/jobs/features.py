@@ -82,7 +82,6 @@ class FileRecord:
     """One line of ``index.jsonl``.
 
     Attributes:
-        path: The source.
         file: Where its features lie, relative to the folder; None for a table and for failures.
         grid: Tokens (t, h, w) before pooling; None for failures.
         seconds: Length of the source in seconds; 0 for a still image.
@@ -98,15 +97,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class FeaturesReport:
-    """What a run has done.
+    """What a run has done: files encoded, found there already, without features; windows; seconds.
 
-    Attributes:
-        written: Files that were encoded.
-        kept: Files whose features were there already.
-        failed: Sources without features, with reasons.
-        windows: Windows encoded.
-        source_seconds: Length of the encoded sources in seconds.
-        wall_seconds: Time that encoding took, loading included.
+    `source_seconds` is the length of the encoded sources, `wall_seconds` includes loading.
     """
 
     written: int
@@ -128,17 +121,8 @@ def run(
 ) -> FeaturesReport:
     """Write the features of every file of the sources; what is there already is kept.
 
-    Args:
-        config: The job.
-        sources: Videos, images, folders, lists of files, or Parquet manifests.
-        out: Folder of the features.
-        split: Only this split of the manifests among the sources.
-
-    Returns:
-        Counts, and the files that failed.
-
-    Raises:
-        UserError: No source, no encoder, or `out` holds features of other settings.
+    Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split`
+    takes only that split.
     """
     set_num_threads(config.num_threads)
     infos = files_of(sources, split)
@@ -178,21 +162,11 @@ def run(
 class FeatureWorker:
     """Encodes files with one encoder and writes what comes out.
 
-    Attributes:
-        settings: Everything that the numbers depend on besides the files, as plain values.
+    `settings` is everything that the numbers depend on besides the files, as plain values.
     """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
-        """Load the encoder.
-
-        Args:
-            config: The job.
-            out: Folder of the features.
-            name: Of this worker among several, for the parts of a table.
-
-        Raises:
-            UserError: No encoder can be loaded, or the device is not there.
-        """
+        """Load the encoder; `name` is that of this worker among several, for a table's parts."""
         self._config, self._out, self._name = config, out, name
         frozen = open_encoder(config.encoder)
         sizes = frozen.identity.config
@@ -293,11 +267,7 @@ def _ray_task(
 
 
 def _claim(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) -> None:
-    """Make the folder, or find that it holds features of the same settings.
-
-    Raises:
-        UserError: It holds others.
-    """
+    """Make the folder, or find that it holds features of the same settings."""
     described = out / SETTINGS_FILE
     text = json.dumps({"format": config.format, **settings}, indent=1, sort_keys=True) + "\n"
     if not described.exists():
@@ -315,13 +285,9 @@ def file_names(
 ) -> list[str | None]:
     """Where the features of each source go, relative to the folder; None for a table.
 
-    Where an earlier run has put them; else the source's own path below what all new sources share,
-    with its suffix, and numbered where that name is taken.
-
-    Args:
-        paths: Absolute paths or addresses, each once.
-        kind: The format.
-        known: Records of earlier runs, by path.
+    Where an earlier run has put them (`known`, by path); else the source's own path below what all
+    new sources share, with its suffix, and numbered where that name is taken. `paths` are absolute
+    or addresses, each once.
     """
     if kind == "parquet":
         return [None] * len(paths)
@@ -350,11 +316,7 @@ _RECORD = TypeAdapter(FileRecord)
 
 
 def read_index(out: Path) -> dict[str, FileRecord]:
-    """The records of earlier runs in a folder of features, by the path of their source.
-
-    Raises:
-        UserError: The list is damaged.
-    """
+    """The records of earlier runs in a folder of features, by the path of their source."""
     index = out / INDEX_FILE
     if not index.exists():
         return {}

@@ -19,11 +19,7 @@ from vjepa.runtime.device import compile_blocks, seed_torch
 
 
 def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
-    """Load the encoder of a probe, or make the random one of the same architecture.
-
-    Raises:
-        UserError: No path is given, or nothing can be loaded from it.
-    """
+    """Load the encoder of a probe, or make the random one of the same architecture."""
     if config.timm is not None:
         return _open_timm(config.timm, config.timm_weights, config.seed)
     if config.path is None:
@@ -49,18 +45,10 @@ def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
 
 
 def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> FrozenEncoder:
-    """The encoder that a probe was trained on.
+    """The encoder that a probe was trained on; `path` says where it lies now, if elsewhere.
 
-    Args:
-        identity: From the probe file.
-        path: Where it lies now, if not where it lay then.
-
-    Returns:
-        The encoder; whether its weights are the right ones is for
-        :meth:`vjepa.evaluation.saved_probe.SavedProbe.check_encoder` to say.
-
-    Raises:
-        UserError: Nothing can be loaded from the path.
+    Whether its weights are the right ones is for
+    :meth:`vjepa.evaluation.saved_probe.SavedProbe.check_encoder` to say.
     """
     sizes, which = identity.config, identity.which
     if identity.timm is not None:
@@ -87,12 +75,6 @@ def fit_to_clips(
     """The encoder with the position code that is wanted for clips of a size.
 
     It stays the same where the code is stretched, or the size is its own, or frames are seen alone.
-
-    Args:
-        frozen: The encoder as it was loaded.
-        config: Says how its code is fitted.
-        num_frames: Frames of a clip.
-        image_size: Side of a clip, in pixels.
     """
     sizes = frozen.identity.config
     same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
@@ -105,11 +87,7 @@ def fit_to_clips(
 
 
 def compile_encoder(encoder: nn.Module) -> None:
-    """Compile a frozen encoder in place: blocks of ours, the whole of another library's model.
-
-    Raises:
-        UserError: No C++ compiler for the CPU.
-    """
+    """Compile a frozen encoder in place: blocks of ours, the whole of another library's model."""
     ours = [module for module in encoder.modules() if isinstance(module, Encoder)]
     if ours:
         compile_blocks(ours)

@@ -39,8 +39,6 @@ class ProbeInputs:
         extractor: Makes features of the views that are evaluated.
         training_extractor: Makes those of the clips that are trained on: one crop, and random where
             augmentation is on.
-        train: The training videos with labels.
-        labels: Their labels.
         fit: int64, ascending rows of `train` that heads are trained on.
         choose: int64, ascending rows held out for the choice; empty where there is none to make or
             where validation videos are given for it.
@@ -82,12 +80,7 @@ class ProbeInputs:
 def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = None) -> ProbeInputs:
     """Open and check everything.
 
-    Args:
-        config: The job's config.
-        cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
-
-    Raises:
-        UserError: Something is not set, missing, unlabelled, or does not fit together.
+    `cached_rows` (int64, ascending) are the training rows that a feature cache holds; None: all.
     """
     data = config.data
     train, labels = _open_training(config, cached_rows)
@@ -156,6 +149,8 @@ def open_split(
 ) -> Split:
     """Open one part of the data, with its labels.
 
+    Images among videos are refused: a still clip's label would be told from its stillness.
+
     Args:
         config: Manifest and split.
         name: The field in the config, for messages, for example ``data.test``.
@@ -163,10 +158,6 @@ def open_split(
         classes: The classes to number by; None takes those that occur.
         multi_label: Whether a row may name several classes.
         fallback: The manifest where the config names none.
-
-    Raises:
-        UserError: No manifest is named, or it is missing, empty, or has no such split or label, or
-            images stand among videos: a still clip's label would be told from its stillness.
     """
     path = config.manifest or fallback
     if path is None:
@@ -188,11 +179,7 @@ def open_split(
 
 
 def rows_of_all_splits(config: ProbeConfig) -> NDArray[np.int64]:
-    """The training rows that any of the low-shot splits of a config uses: int64, ascending.
-
-    Raises:
-        UserError: As :func:`open_inputs`.
-    """
+    """The training rows that any of the low-shot splits of a config uses: int64, ascending."""
     seeds = range(config.seed, config.seed + config.data.num_splits)
     _, labels = _open_training(config)
     drawn = [part for seed in seeds for part in _choose_rows(replace(config, seed=seed), labels)]
@@ -225,11 +212,7 @@ def _choose_rows(
 
 
 def _refuse_overlap(train: Split, used: NDArray[np.int64], others: list[Split]) -> None:
-    """A video that is measured on must not have been trained or chosen on.
-
-    Raises:
-        UserError: The same file stands in two parts.
-    """
+    """A video that is measured on must not have been trained or chosen on."""
     owner = {train.manifest.path(row): train.name for row in used.tolist()}
     for other in others:
         paths = [other.manifest.path(row) for row in range(len(other.manifest))]

@@ -37,13 +37,7 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one video.
-
-    Attributes:
-        path: The video.
-        classes: The most probable classes, most probable first; empty when it cannot be read.
-        failure: Why it cannot be read, or None.
-    """
+    """The answer for one video: its most probable classes first, or why it cannot be read."""
 
     path: str
     classes: tuple[ClassShare, ...]
@@ -52,12 +46,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained probe with its encoder, ready for any video.
-
-    Attributes:
-        saved: What it tells, and its head.
-        extractor: Makes the features that the head reads.
-    """
+    """A trained probe with its encoder, ready for any video."""
 
     saved: SavedProbe
     extractor: FeatureExtractor
@@ -70,17 +59,15 @@ class Probe:
         split: str | None = None,
         reading: ReadingConfig | None = None,
     ) -> list[Prediction]:
-        """The most probable classes of videos; no label is needed.
+        """The most probable classes of videos, in the order of the sources; no label is needed.
+
+        One that cannot be read has `failure`.
 
         Args:
             sources: Videos, images, folders, lists of files, or Parquet manifests.
             top: How many classes to give of each.
             split: Only this split of the manifests among the sources.
             reading: Worker processes; None takes the defaults, and none for a few videos.
-
-        Returns:
-            One prediction a video, in the order of the sources; one that cannot be read has
-            `failure`.
 
         Raises:
             UserError: A source is missing, or not one video can be read.
@@ -154,13 +141,6 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     ``.jsonl``: one object a video with `path`, `classes` (name, probability), `failure`.
     ``.csv``: columns path, failure, class_1, probability_1, class_2, and so on. ``.parquet``:
     columns path, failure, classes (list of text), probabilities (list of numbers).
-
-    Args:
-        path: The file.
-        predictions: What :meth:`Probe.predict` gave.
-
-    Raises:
-        UserError: The suffix is none of these.
     """
     check_predictions_file(path)
     with atomic_path(path) as aside:
@@ -184,11 +164,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def check_predictions_file(path: Path) -> None:
-    """Refuse a file that predictions cannot be written to, before they are computed.
-
-    Raises:
-        UserError: An unknown suffix, or no such folder.
-    """
+    """Refuse a file that predictions cannot be written to, before they are computed."""
     if path.suffix not in (".jsonl", ".csv", ".parquet"):
         raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
     if not path.absolute().parent.is_dir():

@@ -47,19 +47,13 @@ def train(
 ) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
+    For several draws of the labels see :func:`vjepa.jobs.probe.splits.train_splits`.
+
     Args:
         config: The job.
         out: A new folder: receives the probe, ``result.json``, ``result.md``, ``split.json``,
             ``config.yaml``, ``metrics.jsonl``, ``confusion.png`` and ``calibration.png``.
         cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
-
-    Returns:
-        The result; ``result.test`` is None when no test videos are named. For several draws of the
-        labels see :func:`vjepa.jobs.probe.splits.train_splits`.
-
-    Raises:
-        UserError: Bad input: missing labels, a class without a training sample, an unknown label or
-            split, a video that cannot be read, no encoder, or `out` holds a probe already.
     """
     if (out / CONFIG_FILE).exists():
         raise UserError(f"{out}: holds a probe already; give another --out or remove it")
@@ -138,17 +132,7 @@ def evaluate(
     """Measure a saved probe; on the test videos of its training this gives the same number again.
 
     The processes that a launcher such as torchrun has started share the videos, and all get the
-    whole figures.
-
-    Args:
-        probe_folder: What :func:`train` wrote.
-        videos: Manifest and split.
-        encoder, on_bad_video, reading, cache_dir, device, num_threads: As for
-            :func:`vjepa.jobs.probe.predict.load_probe`.
-
-    Raises:
-        UserError: As :func:`train`, or the encoder is another than the probe's.
-        LostProcessError: Another process ended or hung.
+    whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
     """
     with open_team(set_up_device(device).device.type, _TEAM_MINUTES) as team:
         probe = load_probe(

@@ -18,22 +18,12 @@ _TEMPORARY_CACHE = "features"
 
 
 def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
-    """Train and test one probe on each draw of the labels.
+    """Train and test one probe on each draw of the labels; seeds ``seed``, ``seed + 1``, ...
 
     Every video is encoded once for all draws: in the job's own cache folder, or in a temporary one
     below `out`, which then holds only the rows that a draw uses. An interrupted job goes on where
-    it stopped when it is started again with the same config.
-
-    Args:
-        config: The job; ``data.num_splits`` draws with the seeds ``seed``, ``seed + 1``, ...
-        out: Gets a folder ``split_<seed>`` for each draw, as `train` makes
-            it, and the summary.
-
-    Returns:
-        All results with mean and standard deviation.
-
-    Raises:
-        UserError: As `train`, or a draw was made with another config.
+    it stopped when it is started again with the same config. Each draw has a folder
+    ``split_<seed>`` in `out`, as `train` makes it.
     """
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
@@ -54,11 +44,7 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
 
 
 def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
-    """The result of a draw that an earlier call has trained; an unfinished one is made anew.
-
-    Raises:
-        UserError: It was made with another config.
-    """
+    """The result of a draw that an earlier call has trained; an unfinished one is made anew."""
     if not (folder / RESULT_FILE).exists():
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         return None

@@ -41,13 +41,10 @@ from vjepa.training.trainer import Trainer, TrainingConfig
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came out of training.
+    """What came out of training: the chosen head, in evaluation mode on the CPU, and its form.
 
-    Attributes:
-        head: The chosen head, in evaluation mode on the CPU.
-        form: Its form.
-        selection: How every head did in the choice; empty where there was only one.
-        bad: Training videos that could not be read.
+    `selection` says how every head did in the choice; empty where there was only one. `bad` are
+    the training videos that could not be read.
     """
 
     head: ProbeHead
@@ -70,14 +67,7 @@ def make_passes(inputs: ProbeInputs) -> list[FeatureSet]:
 def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> Fitted:
     """Train the grid, choose, and train the chosen head anew with the rows of the choice.
 
-    Args:
-        inputs: Everything opened.
-        passes: What :func:`make_passes` gave.
-        log: File of the training's metrics.
-
-    Raises:
-        UserError: The readable rows lack a class.
-        KeyboardInterrupt: Training was stopped by a signal.
+    `passes` are those of :func:`make_passes`; the training's metrics go to the file `log`.
     """
     config, labels = inputs.config, inputs.labels
     encoder = inputs.extractor.frozen.identity.config
@@ -140,21 +130,8 @@ def train_heads(
     """Train one head for each setting, all on the same batches, by the one training loop.
 
     Every head of a form starts from the same weights, has its own learning rate, weight decay and
-    gradient clipping, and comes out as if it had been trained alone.
-
-    Args:
-        batches: Training rows.
-        grid: Settings, at least one; those of one form next to each other.
-        config: Forms of heads, epochs or steps, schedules, seed, device.
-        encoder: Gives width and attention heads.
-        num_classes: Classes.
-        sinks: Where the loop's metrics go.
-
-    Returns:
-        The heads in the order of the grid, in evaluation mode on the CPU.
-
-    Raises:
-        KeyboardInterrupt: Training was stopped by a signal.
+    gradient clipping, and comes out as if it had been trained alone: in the order of the grid,
+    where those of one form stand next to each other, in evaluation mode on the CPU.
     """
     heads = ProbeHeads([_fresh_head(setting, config, encoder, num_classes) for setting in grid])
     optim = config.optim
@@ -189,12 +166,8 @@ def fit_lookup(
 ) -> ProbeHead:
     """A head without training: it remembers the mean tokens of the training videos.
 
-    Args:
-        parts: Features of the training rows.
-        labels: Of all rows of the manifest.
-        view: How segments are joined; with ``average`` every clip is remembered by itself.
-        config: Form of the head.
-        encoder: Gives the width.
+    `labels` are those of all rows of the manifest. Where segments are joined by ``average`` every
+    clip is remembered by itself.
     """
     pooled, truth = [], []
     for part in parts:
@@ -283,6 +256,9 @@ def choose_head(
 ) -> tuple[HeadResult, ...]:
     """Measure every head on rows that none was trained on, and choose.
 
+    The one with the most right answers is chosen (with several classes a video: the highest mean
+    average precision), among equals the one with the lowest loss, then the first.
+
     Args:
         heads: Trained heads, on the CPU.
         grid: Their settings.
@@ -293,12 +269,7 @@ def choose_head(
         rows: int64, the rows that the choice is made on; None: all.
 
     Returns:
-        One result a head, in the order of the grid. The one with the most right answers is chosen
-        (with several classes a video: the highest mean average precision), among equals the one
-        with the lowest loss, then the first.
-
-    Raises:
-        UserError: Not one of the rows can be read.
+        One result a head, in the order of the grid.
     """
     answers, _ = count_answers(heads.to(device), len(grid), parts, labels, view, device, rows)
     heads.to("cpu")
