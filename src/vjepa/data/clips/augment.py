@@ -33,9 +33,7 @@ _LEVEL_MEAN, _LEVEL_DEVIATION, _LEVEL_MAX = 7.0, 0.5, 10.0
 _PROBABILITY = 0.5
 _UNIFORMS_EACH = 5  # which, whether, two for the level, sign
 RAND_UNIFORMS = NUM_OPERATIONS * _UNIFORMS_EACH
-"""Uniform numbers that RandAugment takes."""
-AUTO_UNIFORMS = 5
-"""Uniform numbers that AutoAugment takes: which pair, whether and sign of each operation."""
+AUTO_UNIFORMS = 5  # which pair, whether and sign of each operation
 _LARGEST_MAGNITUDE = 9.0  # of AutoAugment, from 0
 
 _ERASE_PROBABILITY = 0.25
@@ -81,46 +79,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class ClipDraws:
-    """The random numbers of one video's S clips in one pass.
+    """The random numbers of one video's S clips in one pass."""
 
-    Attributes:
-        windows: float64 [S] in [0, 1): the place of each clip in its segment.
-        pixels: float64 [S, numbers]: what crops and operations are made of.
-        noise_seeds: S seeds of the erased box's noise.
-    """
-
-    windows: NDArray[np.float64]
-    pixels: NDArray[np.float64]
-    noise_seeds: tuple[int, ...]
+    windows: NDArray[np.float64]  # [S] in [0, 1): the place of each clip in its segment
+    pixels: NDArray[np.float64]  # [S, numbers]: what crops and operations are made of
+    noise_seeds: tuple[int, ...]  # [S], of the erased box's noise
 
 
 def draw_clips(seed: int, row: int, pass_index: int, num_segments: int) -> ClipDraws:
-    """The random numbers of one video, enough for every policy: a pure function of the arguments.
-
-    `row` is its row of the manifest, `pass_index` the number of the pass over the data, from 0.
-    """
+    """The random numbers of one manifest row in one pass, enough for every policy."""
     each = _CROP_UNIFORMS + RAND_UNIFORMS + _ERASE_UNIFORMS
     stream = f"augment/{pass_index}"
     drawn = uniforms(seed, stream, row, num_segments * (each + 1)).reshape(num_segments, -1)
-    noise = tuple(
-        derive_seed(seed, f"{stream}/noise/{segment}", row) for segment in range(num_segments)
-    )
-    return ClipDraws(drawn[:, 0], drawn[:, 1:], noise)
+    noise = [derive_seed(seed, f"{stream}/noise/{number}", row) for number in range(num_segments)]
+    return ClipDraws(drawn[:, 0], drawn[:, 1:], tuple(noise))
 
 
 def plan_augmented(
     clip: ClipConfig, view: ViewConfig, augment: AugmentConfig, source: Source, draws: ClipDraws
 ) -> list[ClipPlan]:
-    """Plans of one random clip for each of the S segments.
+    """Plans of one random clip for each of the S segments; the policy is not ``none``.
 
-    Args:
-        clip, view: Which frames, and the size.
-        augment: The policy; not ``none``.
-        source: The video.
-        draws: Its random numbers.
-
-    Raises:
-        ValueError: No clip can be cut from such a video.
+    ValueError: no clip can be cut from such a video.
     """
     segments = segments_of(clip, view, source, draws.windows)
     crop = TransformConfig(
@@ -245,9 +225,7 @@ def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
     (the paper's text does not name it): each operation is done with probability 0.5, its level
     drawn from a normal distribution of mean 7 and deviation 0.5 in 0..10. All grow with the level.
 
-    Args:
-        frames: uint8 [T, C, H, W], RGB.
-        u: Uniform numbers in [0, 1), float64 [`RAND_UNIFORMS`].
+    `frames` are uint8 [T, C, H, W], `u` [`RAND_UNIFORMS`] uniform in [0, 1).
     """
     names = list(OPERATIONS)
     for which, whether, radius, angle, side in u.reshape(NUM_OPERATIONS, _UNIFORMS_EACH):
@@ -264,11 +242,7 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
     """AutoAugment: one of 25 pairs of operations that were found on ImageNet, on all frames alike.
 
     The paper (Table 9) uses it for image tasks only. Pairs, probabilities and magnitudes (0 .. 9)
-    are torchvision's, from arXiv 1805.09501.
-
-    Args:
-        frames: uint8 [T, C, H, W], RGB.
-        u: Uniform numbers in [0, 1), float64 [`AUTO_UNIFORMS`].
+    are torchvision's, from arXiv 1805.09501. `u` [`AUTO_UNIFORMS`] is uniform in [0, 1).
     """
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
@@ -288,16 +262,11 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
 
 
 def erase_box(frames: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
-    """Random erasing: with probability 0.25 one box of the clip becomes noise.
+    """Random erasing: with probability 0.25 one box of the clip [T, C, S, S] becomes noise.
 
     The box is the same in all frames, the noise another in each. In the released code it is
     normal noise after normalisation; here it is put into grey levels, so that its tails (beyond
     about two standard deviations) are cut off at 0 and 255.
-
-    Args:
-        frames: uint8 [T, C, S, S].
-        u: Uniform numbers in [0, 1).
-        noise_seed: Of the noise.
     """
     if u[0] >= _ERASE_PROBABILITY:
         return frames

@@ -42,19 +42,12 @@ OnBadVideo = Literal["error", "list"]
 
 @dataclass(frozen=True)
 class TrainingClips:
-    """Random clips; all that is random about one is a pure function of (seed, ordinal).
-
-    Attributes:
-        clip: Which frames.
-        transform: Crop, resize, flip.
-        seed: The run's seed.
-        max_gigabytes: Largest memory that the decoded frames of one opened video may take, in GB.
-    """
+    """Random clips; all that is random about one is a pure function of (seed, ordinal)."""
 
     clip: ClipConfig
     transform: TransformConfig
     seed: int
-    max_gigabytes: float
+    max_gigabytes: float  # that the decoded frames of one opened video may take
 
     def cut(
         self,
@@ -63,10 +56,9 @@ class TrainingClips:
         out: Tensor,
         clock: StageClock = NO_CLOCK,
     ) -> None:
-        """Write the clips of n samples that share a video: `out`, uint8 [n, C, T, S, S].
+        """Write the clips of n samples that share a video (or DecodeError) to `out`.
 
-        Raises:
-            DecodeError: The video cannot give its frames.
+        `ordinals` are int64 [n], `out` uint8 [n, C, T, S, S].
         """
         clock.enter("seek")
         starts = uniforms(self.seed, "clip start", ordinals, 1)[:, 0]
@@ -88,13 +80,7 @@ class TrainingClips:
 
 @dataclass(frozen=True)
 class ViewRequest:
-    """One video to be read.
-
-    Attributes:
-        info: Its row of the manifest.
-        row: The row's number, which random views depend on.
-        pass_index: Which pass over the data it is for; only random views differ between passes.
-    """
+    """One video to be read; random views depend on its row in the manifest and on the pass."""
 
     info: VideoInfo
     row: int = 0
@@ -106,19 +92,11 @@ class ViewRequest:
 
 @dataclass(frozen=True)
 class ClipViews:
-    """All clips through which a probe sees a video.
-
-    Called in worker processes, so that it must be picklable.
-
-    Attributes:
-        clip: Which frames.
-        view: Which segments and which part of the frames.
-        augment: What is random about them; None or policy ``none``: nothing.
-    """
+    """All clips through which a probe sees a video; picklable, as workers call it."""
 
     clip: ClipConfig
     view: ViewConfig
-    augment: AugmentConfig | None = None
+    augment: AugmentConfig | None = None  # None or policy `none`: nothing is random
 
     @property
     def clips_per_video(self) -> int:
@@ -141,11 +119,7 @@ class ClipViews:
             return error.reason
 
     def read(self, source: Source, row: int = 0, pass_index: int = 0) -> NDArray[np.uint8]:
-        """The clips of one video: uint8 [R, C, T, S, S], RGB.
-
-        Raises:
-            DecodeError: It cannot give its frames.
-        """
+        """The clips of one video, uint8 [R, C, T, S, S] in RGB, or DecodeError."""
         view, augment = self.view, self._policy
         try:
             if augment is None:
@@ -178,13 +152,7 @@ class ReadingConfig:
 
 @dataclass(frozen=True)
 class BadVideo:
-    """A video that could not be evaluated, listed in the result and never replaced by another.
-
-    Attributes:
-        row: Its row in the manifest.
-        path: Its file.
-        reason: Why.
-    """
+    """A video that could not be evaluated, listed in the result and never replaced by another."""
 
     row: int
     path: str
@@ -193,25 +161,15 @@ class BadVideo:
 
 @dataclass(frozen=True)
 class ClipRows:
-    """Clips of some manifest rows, as the encoder's input is made from them.
+    """Clips of some manifest rows, as the encoder's input is made from them."""
 
-    Attributes:
-        rows: int64 [B], manifest rows in ascending order.
-        clips: uint8 [B, R, C, T, S, S], RGB; empty when there is no row.
-        bad: Videos of the same span of rows that could not be read; they are not in `rows`.
-    """
-
-    rows: NDArray[np.int64]
-    clips: Tensor
+    rows: NDArray[np.int64]  # [B], without those in `bad`
+    clips: Tensor  # uint8 [B, R, C, T, S, S], RGB; empty when there is no row
     bad: tuple[BadVideo, ...] = ()
 
 
 class EvaluationClips(AbstractContextManager):
-    """The clips of a manifest in row order. A context manager: it may hold worker processes.
-
-    Attributes:
-        rows: int64 [n], ascending: the manifest rows that are read.
-    """
+    """The clips of manifest rows, int64 [n] `rows`, in order; it may hold worker processes."""
 
     def __init__(
         self,
@@ -232,7 +190,7 @@ class EvaluationClips(AbstractContextManager):
             clip, view, reading: What is seen of each, and how it is read.
             rows: int64 [n], ascending; None reads all rows.
             on_bad_video: ``error`` stops at the first video that cannot be read; ``list`` leaves it
-                out and reports it. It is never replaced by another video.
+                out and reports it.
             augment: What is random about the clips, for training.
             pass_index: Which pass over the data :meth:`batches` gives.
         """
@@ -243,7 +201,6 @@ class EvaluationClips(AbstractContextManager):
         self._cache: FrameCache | None = None
 
     def __len__(self) -> int:
-        """Number of rows n."""
         return len(self.rows)
 
     def path(self, row: int) -> str:
@@ -256,11 +213,7 @@ class EvaluationClips(AbstractContextManager):
         return self._views.clips_per_video
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[ClipRows]:
-        """Clips of ``rows[start:stop]``, `batch_size` rows at a time.
-
-        Raises:
-            UserError: A video cannot be read and bad ones are not to be listed.
-        """
+        """Clips of ``rows[start:stop]``, `batch_size` rows at a time."""
         wanted = [(row, self._pass_index) for row in self.rows[start:stop].tolist()]
         firsts = range(0, len(wanted), batch_size)
         return self.stream([wanted[first : first + batch_size] for first in firsts], 2 * batch_size)
@@ -270,13 +223,8 @@ class EvaluationClips(AbstractContextManager):
     ) -> Iterator[ClipRows]:
         """The clips of any rows in any passes, a batch at a time, read ahead over their ends.
 
-        Args:
-            batches: For each batch the (manifest row, number of the pass) of its samples; it may
-                never end.
-            ahead: How many videos may wait to be used.
-
-        Raises:
-            UserError: As :meth:`batches`.
+        `batches` gives for each the (manifest row, pass) of its samples and may never end; up to
+        `ahead` videos wait to be used. UserError: a video is bad, and such are not to be listed.
         """
         to_read, to_collect = itertools.tee(batches)
         requests = (

@@ -86,20 +86,12 @@ class ClipConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipPlan:
-    """What one clip takes of its video, in the order in which it is done.
+    """What one clip takes of its video: frames int64 [T] and what is done to them.
 
-    Training crops and then resizes (`box`), evaluation resizes and then crops (`crop`), as the
-    released code does.
-
-    Attributes:
-        frames: int64 [T], numbers of frames.
-        before: Changes of the whole frames.
-        box: Part of the source frame; None: all of it.
-        resize_to: Height and width that the box is brought to, in pixels.
-        resize: How.
-        crop: Part of the resized box; None: all of it.
-        flip: Whether it is mirrored left to right.
-        after: Changes of the finished clip.
+    In this order: whole frames are changed (`before`), the `box` (None: all) of the source frame is
+    taken and brought to `resize_to` (height, width), the `crop` (None: all) of that is taken,
+    mirrored and changed (`after`). Training crops and then resizes (`box`), evaluation resizes and
+    then crops (`crop`), as the released code does.
     """
 
     frames: NDArray[np.int64]
@@ -117,11 +109,7 @@ class ClipPlan:
         return self.resize_to if self.crop is None else self.crop[2:]
 
     def seen_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The part of a source frame of this size that the clip shows.
-
-        Returns:
-            top, left, height, width, in source pixels.
-        """
+        """The part of such a source frame that the clip shows: top, left, height, width."""
         top, left, height, width = self.box or (0, 0, height, width)
         if self.crop is None:
             return float(top), float(left), float(height), float(width)
@@ -145,15 +133,8 @@ def plan_training(
 ) -> list[ClipPlan]:
     """Plans of n random clips of one video: a random place, a random resized crop and a flip.
 
-    Args:
-        clip: Which frames.
-        transform: Which part of them.
-        source: The video.
-        starts: Uniform numbers in [0, 1) of the clips' places, float64 [n].
-        crop_u: Uniform numbers of the crops, float64 [n, :data:`NUM_UNIFORMS`].
-
-    Raises:
-        ValueError: No clip can be cut from such a video.
+    `starts` [n] and `crop_u` [n, `NUM_UNIFORMS`] are uniform in [0, 1). ValueError: no clip can be
+    cut from such a video.
     """
     times = source.times if clip.is_by_time else None
     boxes, flips = draw_crops(source.height, source.width, transform, crop_u)
@@ -172,17 +153,11 @@ def plan_training(
 
 @dataclass(frozen=True)
 class _Spacing:
-    """The frames of a clip that starts at frame 0 of a long enough video.
+    """The frames of a clip that starts at frame 0 of a long enough video."""
 
-    Attributes:
-        offsets: float64 [T], in source frames.
-        window: Frames that a video must have for a clip without a short-video policy.
-        latest_included: Whether a clip may start at the very last place where it fits.
-    """
-
-    offsets: NDArray[np.float64]
-    window: float
-    latest_included: bool
+    offsets: NDArray[np.float64]  # [T], in source frames
+    window: float  # frames that a video must have for a clip without a short-video policy
+    latest_included: bool  # whether a clip may start at the very last place where it fits
 
 
 @lru_cache(maxsize=256)
@@ -193,11 +168,8 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
         places = np.minimum(np.linspace(0, window, count), window - 1)
         return _Spacing(np.floor(places), window, False)
     if config.stride is not None:
-        return _Spacing(
-            np.arange(count, dtype=np.float64) * config.stride,
-            (count - 1) * config.stride + 1,
-            True,
-        )
+        offsets = np.arange(count, dtype=np.float64) * config.stride
+        return _Spacing(offsets, (count - 1) * config.stride + 1, True)
     period = 1 / config.fps if config.fps is not None else (config.clip_seconds or 0.0) / count
     offsets = np.arange(count, dtype=np.float64) * (period * fps)
     return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
@@ -206,10 +178,7 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
 def _checked_spacing(
     config: ClipConfig, num_frames_in_video: int, fps: float, times: NDArray[np.float64] | None
 ) -> tuple[_Spacing, NDArray[np.float64] | None]:
-    """The spacing, and when frames are shown, float64 [L], in frames of the mean rate.
-
-    The second is None where frames are counted, or follow each other evenly.
-    """
+    """The spacing, and when frames are shown [L], in frames of the mean rate (None: evenly)."""
     if num_frames_in_video < 1:
         raise ValueError("the video has no frames")
     if config.stride is not None:
@@ -271,7 +240,7 @@ def clip_indices(
     Args:
         config: The spacing and the policy for short videos.
         num_frames_in_video: L, at least 1.
-        fps: (Mean) frame rate of the video, in frames per second; read only when sampling by time.
+        fps: (Mean) frame rate of the video; read only when sampling by time.
         u: Uniform number in [0, 1) that chooses the start.
         times: When each frame is shown, float64 [L], seconds from 0, ascending; read only when
             sampling by time. None: evenly, at `fps`.
@@ -289,8 +258,7 @@ def clip_indices(
         start = u * (num_frames_in_video - spacing.offsets[-1])
         return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
     starts = num_frames_in_video - int(spacing.window) + int(spacing.latest_included)
-    start = np.floor(u * starts)
-    return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
+    return _frames_at(spacing.offsets + np.floor(u * starts), num_frames_in_video, shown)
 
 
 def indices_from(
@@ -330,20 +298,9 @@ def segment_indices(
       their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1)
       frames from each other. Only for a `stride` with `sampling: reference`.
 
-    A short video follows its policy and all S clips are the same.
-
-    Args:
-        config, num_frames_in_video, fps, times: As for :func:`clip_indices`.
-        num_segments: S, at least 1.
-        placement: One of the four above.
-        u: float64 [S] in [0, 1): with ``random`` and, as in probe training, with ``reference``.
-
-    Returns:
-        int64 [S, T], each in [0, L).
-
-    Raises:
-        ShortVideoError: The video is shorter than the clip and the policy is ``error``.
-        ValueError: A combination that has no meaning, or a video without frames.
+    A short video follows its policy and all S clips are the same. `u`, float64 [S] in [0, 1), goes
+    with ``random`` and, as in probe training, with ``reference``; all else as in
+    :func:`clip_indices`. Returns int64 [S, T], each in [0, L).
     """
     if num_segments < 1:
         raise ValueError(f"num_segments must be at least 1, got {num_segments}")
@@ -394,8 +351,8 @@ def reference_segments(
     before its end is moved over the video, and without overlap each segment is a short video of its
     own.
 
-    Evaluation allows overlap, pretraining does not. `u`, float64 [S] in [0, 1), chooses random
-    places of the windows; None starts each with its segment. Returns int64 [S, T].
+    Evaluation allows overlap, pretraining does not. `u` [S] in [0, 1) chooses random places of the
+    windows; None starts each with its segment. Returns int64 [S, T].
     """
     window, segment = num_frames * stride, num_frames_in_video // num_segments
     shift = segment

@@ -21,26 +21,17 @@ if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
 
 
-BLOCK = 256
-"""Slots in which sources are interleaved in random order."""
-
+BLOCK = 256  # slots in which sources are interleaved in random order
 _SHARE_BITS = 28  # shares of sources are multiples of 2**-28; ordinals stay below 2**35
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where n samples come from.
-
-    Attributes:
-        sources: int64 [n], number of the manifest.
-        rows: int64 [n], row of the manifest.
-        clips: int64 [n], which clip of that opening of the video, 0 .. clips_per_video - 1.
-        slots: int64 [n], number of the opening; samples of one slot share their video.
-    """
+    """Where n samples come from, each int64 [n]; samples of one slot share their opened video."""
 
     sources: NDArray[np.int64]
     rows: NDArray[np.int64]
-    clips: NDArray[np.int64]
+    clips: NDArray[np.int64]  # which clip of that opening, 0 .. clips_per_video - 1
     slots: NDArray[np.int64]
 
 
@@ -83,10 +74,9 @@ class SampleOrder:
         return Samples(sources[inverse], rows[inverse], clips, slots)
 
     def replacement(self, slot: int, source: int, attempt: int) -> int:
-        """Row that replaces the video of a slot that cannot be read.
+        """Row of the same source, so that shares hold, for a slot whose video cannot be read.
 
-        It comes from the same source, so that shares hold, and depends on nothing but its
-        arguments; `attempt` is 1 for the first replacement.
+        It depends on nothing but the arguments; `attempt` is 1 for the first replacement.
         """
         u = uniforms(self.seed, f"replacement {attempt}", slot, 1)[0]
         return int(u * self.lengths[source])
@@ -173,11 +163,9 @@ class VideoSources:
     ) -> None:
         """Group the rows.
 
-        Args:
-            manifests: At least one, each with at least one usable row.
-            weights: Relative share of samples of each manifest; None (or all None) means by number
-                of videos, so that every video is equally likely, as the paper mixes its sets.
-            label: Name of a label that every usable row must have; None for no labels.
+        `weights` are relative shares of samples; None (or all None) means by number of videos, so
+        that every video is equally likely, as the paper mixes its sets. Every usable row must have
+        the `label`.
         """
         if not manifests:
             raise UserError("no source of videos: name at least one manifest")
@@ -272,67 +260,37 @@ class VideoSources:
 
 @dataclass(frozen=True)
 class VideoJob:
-    """One video to open and the clips to cut from it.
+    """One video to open and the clips to cut from it."""
 
-    Attributes:
-        slot: Number of the opening in the order of samples.
-        group: Group of rows that a replacement comes from.
-        source: Number of the manifest.
-        row: Row of the manifest.
-        attempt: 0, or how many videos failed before this one.
-        first: Place of the first clip in the batch.
-        ordinals: int64 [n], consecutive.
-    """
-
-    slot: int
-    group: int
-    source: int
+    slot: int  # number of the opening in the order of samples
+    group: int  # the rows that a replacement comes from
+    source: int  # number of the manifest
     row: int
-    attempt: int
-    first: int
-    ordinals: NDArray[np.int64]
+    attempt: int  # 0, or how many videos failed before this one
+    first: int  # place of the first clip in the batch
+    ordinals: NDArray[np.int64]  # [n], consecutive
 
 
 @dataclass
 class BatchPlan:
-    """One process's share of a step's batch, kept up to date while videos are replaced.
-
-    Attributes:
-        step: The step.
-        ordinals: int64 [B].
-        places: int64 [B, 2], manifest and row that each clip comes from.
-        jobs: The videos to open, as first planned.
-        failures: First reason for each slot that needed a replacement.
-        num_bad: Failed attempts.
-    """
+    """One process's share of a step's batch, kept up to date while videos are replaced."""
 
     step: int
-    ordinals: NDArray[np.int64]
-    places: NDArray[np.int64]
-    jobs: list[VideoJob]
-    failures: dict[int, str] = field(default_factory=dict)
-    num_bad: int = 0
+    ordinals: NDArray[np.int64]  # [B]
+    places: NDArray[np.int64]  # [B, 2], manifest and row that each clip comes from
+    jobs: list[VideoJob]  # as first planned
+    failures: dict[int, str] = field(default_factory=dict)  # first reason for each replaced slot
+    num_bad: int = 0  # failed attempts
 
 
 @dataclass
 class SamplePlanner:
-    """Knows which videos a step needs and what replaces one that fails.
-
-    Attributes:
-        sources: The videos.
-        clips_per_video: Consecutive ordinals that share a video.
-        seed: The run's seed.
-        batch_size: Clips of a step over all processes, which take equal, contiguous parts of it.
-        rank, world_size: Number of this process, and how many there are.
-        bad_videos: Record of bad videos.
-        limit: Stops the run when too many are bad.
-        max_retries: Replacements tried for one sample.
-    """
+    """Knows which videos a step needs and what replaces one that fails."""
 
     sources: VideoSources
     clips_per_video: int
     seed: int
-    batch_size: int
+    batch_size: int  # clips over all processes, which take equal, contiguous parts of them
     rank: int
     world_size: int
     bad_videos: BadVideoLog
@@ -380,8 +338,7 @@ class SamplePlanner:
     def replace(self, plan: BatchPlan, job: VideoJob, failure: FailedVideo) -> VideoJob:
         """Record a failure and name the video that comes instead: pure in (seed, slot, attempt).
 
-        Raises:
-            UserError: So many replacements failed in a row that something else must be wrong.
+        UserError: so many failed in a row that something else must be wrong.
         """
         plan.num_bad += 1
         plan.failures.setdefault(job.slot, failure.reason)
@@ -398,9 +355,5 @@ class SamplePlanner:
         return replace(job, row=row, attempt=attempt)
 
     def finish(self, plan: BatchPlan) -> None:
-        """Count a complete batch against the limit; call in the order of steps.
-
-        Raises:
-            UserError: Too many of the recent videos were bad.
-        """
+        """Count a complete batch against the limit (UserError); call in the order of steps."""
         self.limit.count(len(plan.jobs) - len(plan.failures), list(plan.failures.values()))
