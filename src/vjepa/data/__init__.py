@@ -9,36 +9,22 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = {
-    "Manifest": "manifest.manifest",
-    "LabelCodes": "manifest.manifest",
-    "IndexConfig": "manifest.index",
-    "index_sources": "manifest.index",
-    "LimitsConfig": "video.info",
-    "VideoInfo": "video.info",
-    "DecodeError": "video.info",
-    "DecodedClip": "video.decode",
-    "decode_clip": "video.decode",
-    "decode_frames": "video.decode",
-    "inspect_file": "video.inspect",
-    "CheckReport": "manifest.check",
-    "check_manifest": "manifest.check",
-    "ClipConfig": "clips.plan",
-    "clip_indices": "clips.plan",
-    "TransformConfig": "clips.crops",
-    "ViewConfig": "clips.views",
-    "ClipPlan": "clips.plan",
-    "plan_training": "clips.plan",
-    "plan_views": "clips.views",
-    "cut": "clips.cut",
-    "centre_view": "clips.load",
-    "SampleOrder": "loader.sampler",
-    "LoaderConfig": "loader.loader",
-    "ClipBatch": "loader.loader",
-    "ClipLoader": "loader.loader",
-    "Clip": "clips.load",
-    "load_clip": "clips.load",
+_NAMES = {
+    "manifest.manifest": ("Manifest", "LabelCodes"),
+    "manifest.index": ("IndexConfig", "index_sources"),
+    "manifest.check": ("CheckReport", "check_manifest"),
+    "video.info": ("LimitsConfig", "VideoInfo", "DecodeError"),
+    "video.decode": ("DecodedClip", "decode_clip", "decode_frames"),
+    "video.inspect": ("inspect_file",),
+    "clips.plan": ("ClipConfig", "ClipPlan", "clip_indices", "plan_training"),
+    "clips.crops": ("TransformConfig",),
+    "clips.views": ("ViewConfig", "plan_views"),
+    "clips.cut": ("cut",),
+    "clips.load": ("Clip", "load_clip", "centre_view"),
+    "loader.sampler": ("SampleOrder",),
+    "loader.loader": ("LoaderConfig", "ClipBatch", "ClipLoader"),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_HOME)
 

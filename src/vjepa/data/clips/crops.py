@@ -45,11 +45,7 @@ class TransformConfig:
 
 
 def check_crop_ranges(scale: tuple[float, float], aspect: tuple[float, float]) -> None:
-    """Refuse ranges of `crop_scale` and `crop_aspect` that mean nothing.
-
-    Raises:
-        ValueError: It begins with the field's name.
-    """
+    """Refuse ranges that mean nothing, by a ValueError that begins with the field's name."""
     if not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(f"crop_scale must rise within (0, 1], got {scale}")
     if not 0 < aspect[0] <= aspect[1]:
@@ -63,11 +59,7 @@ def draw_crops(
 
     The area is uniform in `crop_scale`, the aspect log-uniform in `crop_aspect`. A box that does
     not fit is drawn again, ten times; then the largest centred box of an allowed aspect is taken.
-
-    Args:
-        height, width: Of the frames, in pixels.
-        config: Ranges of area and aspect.
-        u: Uniform numbers in [0, 1), float64 [n, `NUM_UNIFORMS`].
+    `u` [n, `NUM_UNIFORMS`] is uniform in [0, 1).
     """
     tries = u[:, : 2 * CROP_TRIES].reshape(-1, CROP_TRIES, 2)
     low, high = config.crop_scale
@@ -100,14 +92,8 @@ def resize_frames(
 ) -> Tensor:
     """Frames of another size, bilinear with half-pixel centres; of this size already: themselves.
 
-    Args:
-        frames: uint8 [T, C, H, W], any strides (channels last is the fast one).
-        height, width: In pixels.
-        resize: ``antialias`` works on uint8; ``reference`` on float without antialias.
-        rounded: Round what ``reference`` gives to whole grey levels.
-
-    Returns:
-        uint8 [T, C, height, width]; float32 in 0..255 with ``reference`` unless `rounded`.
+    Frames are uint8 [T, C, H, W], of any strides (channels last is the fast one); so is the result,
+    but float32 in 0..255 with ``reference`` (no antialias, on floats) unless `rounded`.
     """
     if rounded and tuple(frames.shape[-2:]) == (height, width):
         return frames
@@ -118,10 +104,7 @@ def resize_frames(
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width, in pixels, after bringing the short side to `short_side`.
-
-    The long side is rounded down, as the released code does.
-    """
+    """Height and width with such a short side; the long one rounded down, as released."""
     if height <= width:
         return short_side, max(short_side, width * short_side // height)
     return max(short_side, height * short_side // width), short_side

@@ -18,16 +18,9 @@ from vjepa.data.video.info import NO_CLOCK, Box, StageClock
 def cut(
     source: Source, plans: Sequence[ClipPlan], out: Tensor, clock: StageClock = NO_CLOCK
 ) -> None:
-    """Read what the clips of one video need, once, and write the clips.
+    """Read what n clips of one video need, once, and write them to `out`: uint8 [n, C, T, S, S].
 
-    Args:
-        source: The video.
-        plans: n clips, all of one size.
-        out: uint8 [n, C, T, S, S], overwritten.
-        clock: Told where the time goes.
-
-    Raises:
-        DecodeError: The video cannot give its frames.
+    DecodeError: the video cannot give its frames.
     """
     # Views of one clip that differ in their crop alone share its frames, read and resized once.
     groups: dict[object, list[int]] = {}
@@ -43,13 +36,10 @@ def cut(
 
 
 def cut_part(part: NDArray[np.uint8], plans: Sequence[ClipPlan], out: Sequence[Tensor]) -> None:
-    """Make clips of the frames that they take.
+    """Make clips, which differ in crop, flip and what is done after alone, of their frames.
 
-    Args:
-        part: uint8 [T, h, w, C]: the box of every frame, all of it where frames are changed first;
-            of a still clip one frame.
-        plans: Clips that differ in crop, flip and what is done after alone.
-        out: For each uint8 [C, T, S, S], overwritten.
+    `part` is uint8 [T, h, w, C]: the box of every frame, all of it where frames are changed first;
+    of a still clip one frame. `out` holds for each plan uint8 [C, T, S, S], overwritten.
     """
     first = plans[0]
     pixels = torch.from_numpy(part).movedim(-1, -3)

@@ -25,14 +25,9 @@ def centre_view(
 ) -> Tensor:
     """The clip around the middle of one video, centre crop: nothing random.
 
-    Args:
-        source: A video, image or folder of images; what probing it has found; or its frames, uint8
-            [L, H, W, C]. As many frames as a clip has are taken as they are.
-        clip: Which frames.
-        view: Which part of them.
-
-    Returns:
-        uint8 [T, C, S, S], RGB.
+    `source` is a video, image or folder of images; what probing it has found; or its frames, uint8
+    [L, H, W, C], of which as many as a clip has are taken as they are. Returns uint8 [T, C, S, S],
+    RGB.
 
     Raises:
         DecodeError: The frames cannot be had.
@@ -61,15 +56,10 @@ def centre_view(
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a video and when they are shown.
+    """Frames of a video and when they are shown."""
 
-    Attributes:
-        frames: uint8 [T, C, H, W], RGB, 0..255, upright, at the file's size.
-        times: float64 [T], seconds since the first frame of the video.
-    """
-
-    frames: Tensor
-    times: NDArray[np.float64]
+    frames: Tensor  # uint8 [T, C, H, W], RGB, 0..255, upright, at the file's size
+    times: NDArray[np.float64]  # [T], seconds since the first frame of the video
 
 
 def load_clip(

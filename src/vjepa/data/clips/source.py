@@ -12,18 +12,10 @@ from vjepa.data.video.info import NO_CLOCK, DecodeError, Part, StageClock, Video
 
 
 class VideoSource:
-    """A video, still image or folder of images.
-
-    Attributes:
-        path, num_frames, height, width, fps: As in :class:`VideoInfo`.
-    """
+    """A video, still image or folder of images; attributes as in :class:`VideoInfo`."""
 
     def __init__(self, info: VideoInfo) -> None:
-        """Read nothing yet.
-
-        Raises:
-            DecodeError: The manifest knows that it cannot be read.
-        """
+        """Read nothing yet; DecodeError if the manifest knows that it cannot be read."""
         if not info.ok:
             raise DecodeError(info.path, info.reason or "marked as bad in the manifest")
         self._info = info
@@ -32,11 +24,7 @@ class VideoSource:
 
     @cached_property
     def times(self) -> NDArray[np.float64] | None:
-        """When each frame is shown, float64 [L], in seconds from 0; None: evenly, at `fps`.
-
-        Raises:
-            DecodeError: The file cannot be read.
-        """
+        """When each frame is shown, float64 [L], in seconds from 0; None: evenly, at `fps`."""
         # PyAV may be missing where only models are used; only here and below is it needed.
         from vjepa.data.video.decode import frame_times
 
@@ -45,11 +33,7 @@ class VideoSource:
     def read(
         self, parts: Sequence[Part], clock: StageClock = NO_CLOCK
     ) -> Iterator[NDArray[np.uint8]]:
-        """The parts, each uint8 [T, h, w, C]; every frame is decoded once.
-
-        Raises:
-            DecodeError: The video cannot give its frames.
-        """
+        """The parts, each uint8 [T, h, w, C], or DecodeError; every frame is decoded once."""
         from vjepa.data.video.decode import decode_crops, decode_frames
 
         if any(box is not None for _, box in parts):
@@ -63,11 +47,7 @@ class VideoSource:
 
 
 class FrameSource:
-    """The frames of a whole video, decoded already.
-
-    Attributes:
-        path, num_frames, height, width, fps, times: As in :class:`VideoSource`.
-    """
+    """The frames of a whole video, decoded already; attributes as in :class:`VideoSource`."""
 
     def __init__(
         self,

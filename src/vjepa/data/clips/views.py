@@ -63,8 +63,7 @@ def segments_of(
 ) -> NDArray[np.int64]:
     """Frames of the segments' clips: int64 [S, T], at random places where `u` [S] is given.
 
-    Raises:
-        ValueError: The video is too short, without frames, or of an unknown rate.
+    ValueError: the video is too short, without frames, or of an unknown rate.
     """
     placement: Placement = "random" if u is not None else "centre"
     if view.placement == "even" and u is None:
@@ -80,11 +79,7 @@ def segments_of(
 
 
 def plan_views(clip: ClipConfig, view: ViewConfig, source: Source) -> list[ClipPlan]:
-    """Plans of the R = V * S clips of an evaluated video; clip r = v * S + s.
-
-    Raises:
-        ValueError: As :func:`segments_of`.
-    """
+    """Plans of the R = V * S clips of an evaluated video; clip r = v * S + s."""
     size = view.crop_size
     short = view.short_side or (usual_short_side(size) if view.num_views == 1 else size)
     resized = short_side_size(source.height, source.width, short)

@@ -47,22 +47,13 @@ class WindowConfig:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """The windows of one video.
+    """The windows of one video."""
 
-    Attributes:
-        frames: int64 [n], source frames of the timeline, a whole number of windows' tubelets; a
-            padded one repeats the last frame.
-        num_tubelets: t, tubelets of the video that are kept.
-        tubelet_size: Frames of one.
-        window_tubelets: Tubelets of one window.
-        starts: Tubelet that each window starts with, ascending from 0.
-    """
-
-    frames: NDArray[np.int64]
-    num_tubelets: int
-    tubelet_size: int
+    frames: NDArray[np.int64]  # [n], the timeline; the last frame repeats to whole tubelets
+    num_tubelets: int  # t, of the video, without those that only pad a window
+    tubelet_size: int  # in frames
     window_tubelets: int
-    starts: tuple[int, ...]
+    starts: tuple[int, ...]  # tubelet that each window starts with, ascending from 0
 
     @property
     def frame_numbers(self) -> NDArray[np.int64]:
@@ -74,10 +65,7 @@ class WindowPlan:
 def timeline(config: WindowConfig, num_frames_in_video: int, fps: float) -> NDArray[np.int64]:
     """Source frames that are looked at: int64 [n], n at least 1, never falling.
 
-    `fps`, in frames per second, is read only when sampling by time.
-
-    Raises:
-        ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
+    ValueError: the video has no frames, or sampling by time needs a rate that is unknown.
     """
     if num_frames_in_video < 1:
         raise ValueError("the video has no frames")
@@ -96,10 +84,7 @@ def plan_windows(
 ) -> WindowPlan:
     """Cut a timeline [n] into windows; the last is moved back so that it ends with the timeline.
 
-    `overlap` is as in :class:`WindowConfig`, rounded to whole tubelets.
-
-    Raises:
-        ValueError: A window is not whole tubelets.
+    `overlap` is rounded to whole tubelets. ValueError: a window is not whole tubelets.
     """
     if num_frames % tubelet_size:
         raise ValueError(
@@ -119,7 +104,6 @@ class Stitcher:
     """Puts the token maps of windows together, keeping only what later windows still see."""
 
     def __init__(self, plan: WindowPlan) -> None:
-        """Start before the first window of `plan`."""
         self._plan = plan
         self._window = 0
         self._first = 0
@@ -132,14 +116,10 @@ class Stitcher:
         return self._window == len(self._plan.starts)
 
     def add(self, tokens: Tensor) -> Tensor:
-        """Add the next window.
+        """Add the next window, float32 [window_tubelets, h, w, D].
 
-        Args:
-            tokens: float32 [window_tubelets, h, w, D].
-
-        Returns:
-            The tubelets that are finished with this window, following those returned before:
-            float32 [m, h, w, D], the mean over the windows that saw each.
+        Returns the tubelets that are finished with it, following those returned before: float32
+        [m, h, w, D], the mean over the windows that saw each.
         """
         plan = self._plan
         start = plan.starts[self._window]
@@ -182,11 +162,7 @@ class FramingConfig:
 def plan_frame(
     config: FramingConfig, height: int, width: int, *, image_size: int, patch_size: int
 ) -> ClipPlan:
-    """What is done to one frame of a video, given the sizes of frame and encoder in pixels.
-
-    Raises:
-        ValueError: The size is not whole patches.
-    """
+    """What is done to one frame of a video; ValueError if the size is not whole patches."""
     size = config.size or image_size
     if size % patch_size:
         raise ValueError(f"size: {size} pixels are not whole patches of {patch_size}")
@@ -212,19 +188,12 @@ _PART_FRAMES = 2048
 
 @dataclass(frozen=True)
 class Look:
-    """How one file is looked at.
-
-    Attributes:
-        info: The file.
-        plan: Its windows.
-        framing: What is done to each frame.
-        grid: Tokens (t, h, w) of the whole file.
-    """
+    """How one file is looked at."""
 
     info: VideoInfo
     plan: WindowPlan
-    framing: ClipPlan
-    grid: tuple[int, int, int]
+    framing: ClipPlan  # what is done to each frame
+    grid: tuple[int, int, int]  # tokens (t, h, w) of the whole file
 
     @property
     def window_grid(self) -> tuple[int, int, int]:
@@ -247,26 +216,18 @@ def look_at(
     image_size: int,
     patch_size: int,
 ) -> Look:
-    """Decide how a file is looked at.
+    """Decide how a file is looked at, by the sizes that the encoder and its tokens have.
 
-    Args:
-        info: What probing it has found.
-        window, framing: What is wanted.
-        num_frames, tubelet_size: Frames that the encoder was made for (1: an image model, which
-            sees every frame alone), and those of one token.
-        image_size, patch_size: The same in pixels.
-
-    Raises:
-        DecodeError: The file is bad, or its length or rate allow no such look.
+    `num_frames` 1 means an image model, which sees every frame alone. DecodeError: the file is bad,
+    or its length or rate allow no such look.
     """
     if not info.ok:
         raise DecodeError(info.path, info.reason or "marked as bad in the manifest")
     length = window.num_frames or (16 if num_frames == 1 else num_frames)
     try:
         if info.kind == "image":
-            still = 1 if num_frames == 1 else window.still_frames or length
-            frames = np.zeros(still, dtype=np.int64)
-            length = still
+            length = 1 if num_frames == 1 else window.still_frames or length
+            frames = np.zeros(length, dtype=np.int64)
         else:
             frames = timeline(window, info.num_frames, info.fps)
         plan = plan_windows(
@@ -284,21 +245,13 @@ def look_at(
 
 @dataclass(frozen=True)
 class FramePart:
-    """Some windows of a file, to be read in one go; told to worker processes.
+    """Some windows of a file, to be read in one go; told to worker processes."""
 
-    Attributes:
-        index: Which file.
-        windows: Which of its windows.
-        info: The file.
-        numbers: int64 [n], source frames of these windows' timeline.
-        plan: What is done to each.
-    """
-
-    index: int
+    index: int  # which file
     windows: range
     info: VideoInfo
-    numbers: NDArray[np.int64]
-    plan: ClipPlan
+    numbers: NDArray[np.int64]  # [n], source frames of these windows' timeline
+    plan: ClipPlan  # what is done to each
 
     def __str__(self) -> str:
         return self.info.path
@@ -325,10 +278,7 @@ def parts_of(index: int, look: Look) -> Iterator[FramePart]:
 
 
 def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | str:
-    """Frames uint8 [n, C, height, width] and their times [n] in seconds, or why they fail.
-
-    Every frame is decoded and resized once.
-    """
+    """Frames uint8 [n, C, height, width] and their times [n] in seconds, or why they fail."""
     # PyAV may be missing where only models are used.
     from vjepa.data.video.decode import read_frames
 
@@ -355,30 +305,20 @@ def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] 
 
 @dataclass(frozen=True)
 class ReadWindow:
-    """One window of a file.
+    """One window of a file."""
 
-    Attributes:
-        clip: uint8 [C, T, height, width], RGB.
-        seconds: float64 [T], when its frames are shown.
-    """
-
-    clip: Tensor
-    seconds: NDArray[np.float64]
+    clip: Tensor  # uint8 [C, T, height, width], RGB
+    seconds: NDArray[np.float64]  # [T], when its frames are shown
 
 
 def read_files(
     looks: Sequence[Look | DecodeError], *, readers: int, timeout_seconds: float
 ) -> Iterator[tuple[int, ReadWindow | DecodeError]]:
-    """Windows of many files, read ahead by worker processes.
+    """Windows of many files, read ahead by `readers` processes (0: here, without a watchdog).
 
-    Args:
-        looks: The files, or why one cannot be looked at.
-        readers: Processes that decode; 0 decodes here, without a watchdog for files that hang.
-        timeout_seconds: A file of which one part takes longer is given up.
-
-    Yields:
-        The number of a file and its next window, file after file; or why it fails, which ends it.
-        Those that cannot be looked at come first.
+    A file of which one part takes longer than the timeout is given up. Yields the number of a file
+    and its next window, file after file; or why it fails, which ends it. Those that cannot be
+    looked at come first.
     """
     for index, look in enumerate(looks):
         if isinstance(look, DecodeError):

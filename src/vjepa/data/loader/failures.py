@@ -20,25 +20,19 @@ from vjepa.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 
-WINDOW = 1000
-"""Videos over which the share of bad ones is taken."""
+WINDOW = 1000  # videos over which the share of bad ones is taken
 
 
 @dataclass(frozen=True)
 class FailedVideo:
-    """A video that could not be read.
+    """A video that could not be read; also a line of ``bad_videos.jsonl``.
 
-    Attributes:
-        path: Absolute path.
-        reason: What went wrong, in words.
-        step: Step of the batch that wanted it.
-        kind: ``decode``: the decoder refused it; ``hang``: it did not come to an end in time;
-            ``crash``: it took the worker process with it, twice.
+    `kind`: the decoder refused it, it did not end in time, or it took the worker with it, twice.
     """
 
     path: str
     reason: str
-    step: int
+    step: int  # of the batch that wanted it
     kind: Literal["decode", "hang", "crash"] = "decode"
 
 
@@ -54,7 +48,6 @@ class BadVideoLog:
         self._read_new_lines()
 
     def __len__(self) -> int:
-        """Distinct bad videos so far."""
         return len(self._paths)
 
     @property
@@ -70,11 +63,7 @@ class BadVideoLog:
         return path in self._dangerous
 
     def add(self, video: FailedVideo) -> None:
-        """Record a video unless its path stands there already.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
+        """Record a video unless its path stands there already."""
         self._read_new_lines()
         is_new = video.path not in self._paths
         self._note(video.path, video.kind)
@@ -133,15 +122,10 @@ class BadVideoLimit:
         self._recent: deque[str | None] = deque(maxlen=WINDOW)
 
     def count(self, good: int, bad_reasons: list[str]) -> None:
-        """Count one batch.
+        """Count a batch; UserError when the limit is passed.
 
-        Args:
-            good: Videos that were read at the first attempt.
-            bad_reasons: For each that was not, why; each counts once, however often it was
-                replaced.
-
-        Raises:
-            UserError: The limit is passed.
+        `good` videos were read at the first attempt; each other has one of `bad_reasons`, however
+        often it was replaced.
         """
         self._recent.extend([None] * good)
         self._recent.extend(bad_reasons)

@@ -77,26 +77,15 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """One process's clips of a step; B is its part of the batch.
-
-    Attributes:
-        step: The step.
-        ordinals: int64 [B], the samples' numbers; masks are drawn from them.
-        clips: uint8 [B, C, T, S, S], RGB, 0..255.
-        labels: int64 [B], places in `ClipLoader.class_names`; None if no label was asked for.
-        rows: int64 [B, 2], number of the manifest and row that each clip comes from, replacements
-            included.
-        num_bad: Videos that failed while this batch was made.
-        wait_seconds: How long the consumer waited for it.
-    """
+    """One process's clips of a step; B is its part of the batch."""
 
     step: int
-    ordinals: NDArray[np.int64]
-    clips: Tensor
-    labels: Tensor | None
-    rows: NDArray[np.int64]
-    num_bad: int
-    wait_seconds: float
+    ordinals: NDArray[np.int64]  # [B], the samples' numbers; masks are drawn from them
+    clips: Tensor  # uint8 [B, C, T, S, S], RGB, 0..255
+    labels: Tensor | None  # int64 [B], places in `ClipLoader.class_names`; None if not asked for
+    rows: NDArray[np.int64]  # [B, 2], manifest and row of each clip, replacements included
+    num_bad: int  # videos that failed while this batch was made
+    wait_seconds: float  # how long the consumer waited for it
 
 
 class ClipLoader(AbstractContextManager):
@@ -105,9 +94,7 @@ class ClipLoader(AbstractContextManager):
     The batch of a step is bitwise the same whatever the number of workers or processes, and whether
     the run was resumed or not. Use it as a context manager or call :meth:`close`.
 
-    Attributes:
-        bad_videos: What could not be read so far.
-        clock: Told where the time goes while this process itself decodes; none unless set.
+    `clock` is told where the time goes while this process itself decodes; none unless set.
     """
 
     def __init__(
@@ -126,15 +113,8 @@ class ClipLoader(AbstractContextManager):
     ) -> None:
         """Check everything that can be checked; worker processes start with the first batch.
 
-        Args:
-            manifests, weights, label: As for :class:`VideoSources`.
-            clip, transform, loader, seed: Which frames, which part of them, and how they are read.
-            batch_size: Clips of a step over all processes.
-            rank, world_size: Number of this process, and how many there are.
-            bad_videos_log: ``bad_videos.jsonl`` of the run folder; None records in memory only.
-
-        Raises:
-            UserError: Data that cannot be used so.
+        `manifests`, `weights` and `label` are as for :class:`VideoSources`; `batch_size` counts the
+        clips of all processes; without `bad_videos_log` bad videos are recorded in memory only.
         """
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
@@ -199,10 +179,8 @@ class ClipLoader(AbstractContextManager):
         """The batches of the steps start_step .. stop_step - 1, in order.
 
         Nothing beyond `stop_step` is prepared. Workers stay for the next call. A new call ends an
-        older iterator that is not finished. A batch's tensors belong to the caller.
-
-        Raises:
-            UserError: Too many bad videos.
+        older iterator that is not finished. A batch's tensors belong to the caller. UserError: too
+        many bad videos.
         """
         if self._is_closed:
             raise ValueError("the loader is closed")
@@ -272,8 +250,7 @@ class ClipLoader(AbstractContextManager):
 
     def _start_prefetching(self, steps: range) -> Prefetcher:
         if self._ring is None:
-            slots = self._config.prefetch_batches
-            self._ring = SharedArray((slots, *self._batch_shape))
+            self._ring = SharedArray((self._config.prefetch_batches, *self._batch_shape))
         if self._pool is None:
             # Batches wait in the order of steps, so a worker never waits for another.
             self._pool = WorkerPool(

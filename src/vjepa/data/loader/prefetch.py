@@ -33,11 +33,6 @@ class SharedArray:
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        """Get the memory.
-
-        Raises:
-            UserError: There is not so much memory.
-        """
         self.shape = shape
         if hasattr(os, "memfd_create"):  # Linux; not bounded by /dev/shm's size in a container
             self._file = os.memfd_create("vjepa-batches")
@@ -82,8 +77,7 @@ def _attach(handle: Any, shape: tuple[int, ...]) -> SharedArray:
     return array
 
 
-READY_BATCHES = 1
-"""Batches copied out of the shared memory before anybody asks for them."""
+READY_BATCHES = 1  # batches copied out of the shared memory before anybody asks for them
 
 
 @dataclass(frozen=True)
@@ -100,15 +94,10 @@ class ClipOrder:
 
 @dataclass(frozen=True)
 class ClipTask:
-    """Cuts the clips of one video into the shared batches; runs in a worker.
-
-    Attributes:
-        clips: How they are cut.
-        ring: uint8 [slots, B, C, T, S, S].
-    """
+    """Cuts the clips of one video into the shared batches; runs in a worker."""
 
     clips: TrainingClips
-    ring: SharedArray
+    ring: SharedArray  # [slots, B, C, T, S, S]
 
     def __call__(self, order: ClipOrder) -> str | None:
         """Cut; the answer is None or why the video is bad."""
@@ -140,11 +129,7 @@ class Prefetcher:
     def __init__(
         self, planner: SamplePlanner, pool: WorkerPool, ring: SharedArray, steps: range
     ) -> None:
-        """Begin to prepare the batches of `steps`.
-
-        `pool` runs a :class:`ClipTask` on `ring`, uint8 [slots, B, C, T, S, S]; both are in use by
-        this object until :meth:`close`.
-        """
+        """Begin to prepare `steps`; `pool`, a :class:`ClipTask` on `ring`, is in use till close."""
         self._planner = planner
         self._pool = pool
         self._ring = ring
@@ -164,9 +149,7 @@ class Prefetcher:
     def take(self) -> tuple[BatchPlan, Tensor]:
         """Wait for the next batch: its plan and its clips, uint8 [B, C, T, S, S], the caller's own.
 
-        Raises:
-            UserError: Too many bad videos, or workers that cannot start.
-            RuntimeError: The preparing thread failed.
+        UserError: too many bad videos, or workers that cannot start; others: the thread failed.
         """
         with self._changed:
             while not self._ready and not self._ended:
