@@ -60,11 +60,11 @@ def steps(way: str, config: BenchConfig) -> Callable[[int], None]:
     """The training step of one way, on weights, clips and masks that are equal for both."""
     learner = bench_step.build(config)
     setup = learner.setup
-    batch = bench_step.synthetic_batch(config, setup.device)
+    clips, masks = bench_step.synthetic_batch(config, setup.device)
     if way == "ours":
 
         def ours(number: int) -> None:
-            train_step(learner, [(normalise_clip(batch.clips), batch.masks)], number)
+            train_step(learner, [(normalise_clip(clips), masks)], number)
 
         return ours
     optim, ema = learner.optim, learner.ema
@@ -75,8 +75,8 @@ def steps(way: str, config: BenchConfig) -> Callable[[int], None]:
 
     def theirs(number: int) -> None:
         plain.step(
-            normalise_clip(batch.clips),
-            batch.masks,
+            normalise_clip(clips),
+            masks,
             rate=learning_rate(number, optim),
             decay=weight_decay(number, optim),
             momentum=ema_momentum(number, ema, optim),
@@ -125,7 +125,8 @@ def measure(config: BenchConfig, rounds: int, warmup: int) -> dict[str, object]:
 def _row(config: BenchConfig, samples: dict[str, list[Sample]]) -> dict[str, object]:
     setup = set_up_device(config.training.device, config.training.precision)
     set_num_threads(config.training.num_threads)
-    tokens = bench_step.mask_tokens(bench_step.synthetic_batch(config, torch.device("cpu")).masks)
+    _, masks = bench_step.synthetic_batch(config, torch.device("cpu"))
+    tokens = bench_step.mask_tokens(masks)
     operations = update_operations(config.sizes, tokens, config.batch_size).total
     wall = {way: statistics.median(s.wall for s in samples[way]) for way in WAYS}
     cpu = {way: statistics.median(s.cpu for s in samples[way]) for way in WAYS}

@@ -39,6 +39,8 @@ Config = TypeVar("Config")
 
 REQUIRED = object()
 """Stands for the default of a field that has none."""
+RESOLVED_CONFIG_FILE = "config.yaml"
+"""In the folder that a job writes: its whole config, as :func:`dump_yaml` writes it."""
 
 _RECIPES = Path(__file__).with_name("configs")
 _COMMAND_LINE = "command line"

@@ -45,8 +45,7 @@ def test_reports_speed_and_where_the_time_goes(manifest: Path) -> None:
     shares = values["share_of_cpu_time"]
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
     assert min(shares[stage] for stage in ("open", "seek", "decode", "convert", "crop")) > 0
-    assert values["queue_bytes_per_clip"]["pixels"] == 3 * 4 * 16 * 16
-    assert values["queue_bytes_per_clip"]["messages"] > 100
+    assert values["queue_bytes_per_clip"] == {"pixels": 3 * 4 * 16 * 16}
     assert any("share of CPU time: open" in line for line in report.lines)
 
 

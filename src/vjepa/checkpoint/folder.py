@@ -57,7 +57,7 @@ class CheckpointConfig:
     """"vjepa" (feature prediction), "pixel" (pixel prediction), or the name of another task."""
     model: ModelConfig
     run: dict[str, Any]
-    """The resolved configuration of the run that wrote it; empty when there was none."""
+    """The resolved config of the run that wrote it, in plain values; empty if there was none."""
     preprocess: dict[str, Any]
     """How the encoder's input is made of a video; empty where that was not recorded."""
 
@@ -221,16 +221,9 @@ def write_weights(
 
 
 def save_model(
-    folder: str | Path,
-    model: VJEPA,
-    *,
-    step: int = 0,
-    run: Mapping[str, Any] | None = None,
+    folder: str | Path, model: VJEPA, *, step: int = 0, run: Mapping[str, Any] | None = None
 ) -> Path:
     """Write a model as a checkpoint folder, in its dtype; whoever sees the folder sees all of it.
-
-    `step` says how many updates were done, `run` is the resolved configuration of the run in plain
-    values.
 
     Raises:
         UserError: The folder exists, or cannot be written (full disk, no permission).

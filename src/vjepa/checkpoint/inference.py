@@ -123,13 +123,11 @@ def is_uniform_code(state: Mapping[str, Tensor]) -> bool:
     kernel = state.get("patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 5:
         return False
+    code = state.get("pos_embed")
     try:
-        _, split, _ = _match_grid(
-            state.get("pos_embed"), kernel.shape[0], is_image=False, source=""
-        )
+        return _match_grid(code, kernel.shape[0], is_image=False, source="")[1] == "uniform"
     except UserError:
         return False
-    return split == "uniform"
 
 
 def _match_grid(

@@ -27,26 +27,17 @@ from vjepa.errors import UserError
 from vjepa.models import VJEPA, Encoder, ModelConfig
 from vjepa.runtime.files import atomic_path
 
-SHIPPED = "demo"
-"""Name of the only model so far, and of its folder."""
-_RELEASED_SUFFIXES = (".tar", ".pth", ".pt")
-
 
 def shipped_weights() -> Path:
     """The checkpoint folder that comes with the package; `README.md` in it is the model card."""
-    return find_checkpoint(Path(str(resources.files("vjepa") / "weights" / SHIPPED)))
+    return find_checkpoint(Path(str(resources.files("vjepa") / "weights" / "demo")))
 
 
 def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
-    """Load encoder, target encoder and predictor, strictly.
+    """Load encoder, target encoder and predictor, strictly: float32, CPU, evaluation mode.
 
-    Args:
-        path: A checkpoint folder of ours, a run folder (its latest checkpoint), or the authors'
-            ``.pth.tar`` file.
-        num_heads: For an authors' file whose size is no preset.
-
-    Returns:
-        The model, float32, on the CPU, in evaluation mode, and what matched.
+    `path` is a checkpoint folder of ours, a run folder (its latest checkpoint), or the authors'
+    ``.pth.tar`` file, which needs `num_heads` where its size is no preset.
 
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
@@ -63,17 +54,10 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
 def read_encoder(
     path: str | Path, which: Which = "target", num_heads: int | None = None
 ) -> tuple[Encoder, LoadReport]:
-    """Load one encoder, strictly; the rest of the file is not needed and not read.
+    """Load one encoder as :func:`read_model`; the rest of the file is not needed and not read.
 
-    Args:
-        path: As in :func:`read_model`. A pixel-prediction checkpoint has one encoder, which is
-            returned for either `which`.
-        which: "target" (the moving average, which the paper evaluates) or "context". There is no
-            falling back from one to the other.
-        num_heads: For an authors' file whose size is no preset.
-
-    Returns:
-        The encoder, float32, on the CPU, in evaluation mode, and what matched.
+    `which` is "target" (the moving average, which the paper evaluates) or "context"; there is no
+    falling back from one to the other. A pixel-prediction checkpoint has one encoder for either.
 
     Raises:
         UserError: As :func:`read_model`, or there is no such encoder.
@@ -127,16 +111,10 @@ def _is_ours(path: Path) -> bool:
 
 
 def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> LoadReport:
-    """Read a model in one layout, write it in the other, and compare what is there then.
+    """Read what :func:`read_model` reads, write it in one of the layouts, compare what is there.
 
-    Args:
-        src: Anything that :func:`read_model` reads.
-        dst: Ending in .tar, .pth or .pt: the authors' layout; otherwise a checkpoint folder of
-            ours. Must not exist.
-        num_heads: For an authors' file whose size is no preset.
-
-    Returns:
-        The report of reading `src`.
+    `dst` must not exist. Ending in .tar, .pth or .pt it gets the authors' layout, otherwise it
+    becomes a checkpoint folder of ours. The report is that of reading `src`.
 
     Raises:
         UserError: `src` cannot be read, `dst` exists or cannot be written, or they differ.
@@ -144,7 +122,7 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
     src, dst = Path(src), Path(dst)
     require_absent(dst)
     model, report = read_model(src, num_heads)
-    if dst.suffix in _RELEASED_SUFFIXES:
+    if dst.suffix in (".tar", ".pth", ".pt"):
         with explained_writing(dst), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
     else:

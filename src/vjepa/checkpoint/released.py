@@ -220,14 +220,10 @@ def released_layout(model: VJEPA) -> dict[str, Any]:
 def read_probe(
     path: str | Path, num_heads: int | None = None
 ) -> tuple[AttentiveClassifier, LoadReport]:
-    """Read a released probe file, of one layer or more.
+    """Read a released probe (tokens [B, N, D] to logits [B, classes]), float32 on the CPU.
 
-    Args:
-        path: The ``.pth.tar`` file. It holds no class names: their order is the authors' own.
-        num_heads: Heads, where no preset encoder has this width.
-
-    Returns:
-        The probe (tokens [B, N, D] to logits [B, classes]), float32 on the CPU, and its report.
+    The ``.pth.tar`` file holds no class names: their order is the authors' own; `num_heads` is
+    needed where no preset encoder has its width.
 
     Raises:
         UserError: The file cannot be read, is something else, or does not fit.

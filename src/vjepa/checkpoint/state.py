@@ -85,8 +85,7 @@ def load_optimizer_state(
     never get a gradient have no state).
 
     Raises:
-        UserError: A name that is no trained parameter, or a moment of another shape; `source` is
-            named as where it comes from.
+        UserError: A name that is no trained parameter, or a moment of another shape.
     """
     parameters = named_parameters(modules)
     for name, moments in state.items():
@@ -171,13 +170,8 @@ def read_state(folder: Path, parameters: Mapping[str, Tensor], team: Team) -> Mo
     """Read what :func:`write_state` wrote, by however many processes.
 
     DCP's index file is a pickle: training state is only read from folders that the user trusts,
-    after their integrity has been checked. Weights alone never need it.
-
-    Args:
-        folder: The state folder of a verified checkpoint.
-        parameters: The trained parameters by name; moments of sharded ones come sharded in the same
-            way, all others whole and on the CPU.
-        team: All processes.
+    after their integrity has been checked. Weights alone never need it. Moments of those
+    `parameters` that are sharded come sharded in the same way, all others whole and on the CPU.
     """
     reader = dcp.FileSystemReader(folder)
     flat: dict[str, Tensor] = {}

@@ -77,12 +77,9 @@ class CheckpointStore:
     ) -> None:
         """Nothing is touched before the first save.
 
-        Args:
-            folder: For example ``runs/a/checkpoints``; made when needed.
-            keep_last: How many of the newest checkpoints stay, at least 1.
-            keep_every_steps: Checkpoints at multiples of this stay for ever; None: none.
-            team: All processes; each makes a store. None: this one alone.
-            background: Training goes on while a checkpoint is written, from a copy.
+        The newest `keep_last` stay, and for ever those at multiples of `keep_every_steps`. Every
+        process of the `team` makes a store; None: this one is alone. In the `background` a copy is
+        written while training goes on.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last: must be at least 1, got {keep_last}")
@@ -104,16 +101,14 @@ class CheckpointStore:
         """The newest complete checkpoint, or None."""
         return next(reversed(step_folders(self.folder).values()), None)
 
-    def clean(self) -> None:
-        """Remove what an interrupted save or removal has left; only the writing run calls this."""
-        if self.folder.is_dir():
-            for leftover in self.folder.glob(f"step_*{PARTIAL_SUFFIX}"):
-                _LOGGER.warning("removing the incomplete checkpoint %s", leftover)
-                shutil.rmtree(leftover)
+    def clean(self) -> Path | None:
+        """Remove what an interrupted save or removal has left; the newest complete checkpoint.
 
-    def clean_latest(self) -> Path | None:
-        """The newest complete checkpoint, after what was left incomplete has been removed."""
-        self.clean()
+        Only the run that writes calls this.
+        """
+        for leftover in self.folder.glob(f"step_*{PARTIAL_SUFFIX}"):
+            _LOGGER.warning("removing the incomplete checkpoint %s", leftover)
+            shutil.rmtree(leftover)
         return self.latest()
 
     def save(
@@ -127,7 +122,8 @@ class CheckpointStore:
         """Write a checkpoint after the one before is complete; remove those that need not stay.
 
         Sharded weights are gathered in the main process, one tensor at a time; every process writes
-        its part of the optimiser's state, the main process all else.
+        its part of the optimiser's state, the main process all else. Returned is where it stands,
+        or will stand.
 
         Args:
             step: Optimiser updates done.
@@ -135,9 +131,6 @@ class CheckpointStore:
             optimizer: From :func:`vjepa.training.build_optimizer`.
             config: ``objective``, ``model`` and ``run`` for `config.json` (plain JSON types).
             extra: What the trainer wants back at the resume (plain JSON types).
-
-        Returns:
-            Where it stands, or will stand.
 
         Raises:
             UserError: The step has a checkpoint already (it is never overwritten), or the disk is
@@ -247,16 +240,9 @@ def load_checkpoint(
 ) -> tuple[int, dict[str, Any]]:
     """Verify a checkpoint of a training run and load it: completely, or not at all.
 
-    It may have been written by another number of processes, sharded or not.
-
-    Args:
-        folder: For example ``runs/a/checkpoints/step_00001000``.
-        modules: As they were given to :meth:`CheckpointStore.save`; every name and shape must fit.
-        optimizer: Takes the stored moments; None: weights only.
-        team: All processes; the main one verifies.
-
-    Returns:
-        Updates done, and what the trainer stored for itself.
+    It may have been written by another number of processes, sharded or not. `modules` are those of
+    :meth:`CheckpointStore.save`; without an `optimizer` only weights are loaded. Returned are the
+    updates done and what the trainer stored for itself.
 
     Raises:
         UserError: Truncated, altered, foreign, or of another shape; the message names the file and,

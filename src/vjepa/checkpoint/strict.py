@@ -25,11 +25,10 @@ class LoadReport:
     kind: str
     """What was recognised in it."""
     matched: tuple[str, ...]
-    """Tensors that were loaded."""
     missing: tuple[str, ...] = ()
-    """Tensors that the model has and the file has not."""
+    """The model has them, the file has not."""
     unexpected: tuple[str, ...] = ()
-    """Tensors that the file has and the model has not."""
+    """The file has them, the model has not."""
     resized: tuple[str, ...] = ()
     """Tensors of another shape in the file, as "name: file [..], model [..]"."""
     dropped: tuple[str, ...] = ()

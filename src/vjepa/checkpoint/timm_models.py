@@ -32,9 +32,8 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
 
     Args:
         name: Name in timm, for example ``vit_base_patch16_224``.
-        weights: ``.safetensors`` or torch file with the model's state dict (a classifier in it is
-            left out); None draws weights at random.
-        seed: Of the random weights; torch's own generator is left as it was.
+        weights: ``.safetensors`` or torch file with the model's state dict; None draws them.
+        seed: Of weights drawn at random; torch's own generator is left as it was.
 
     Raises:
         UserError: timm is not installed, has no such model, the weights do not fit, or the model

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, resolve_config
-from vjepa.config import dump_yaml
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.errors import UserError
 from vjepa.runtime.environment import inspect_environment
 
@@ -71,8 +71,7 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    """Train, or resume the run in ``--out``."""
-    stored = args.out / "config.yaml" if args.out else None
+    stored = args.out / RESOLVED_CONFIG_FILE if args.out else None
     files = [stored] if stored and stored.is_file() and not args.config else None
     config = resolve_config(args, files)
     if args.out is None:
@@ -173,7 +172,6 @@ def add_convert(parser: Parser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    """Convert, verify, print the load report."""
     from vjepa.checkpoint import convert
 
     print(convert(args.src, args.dst, args.num_heads))
@@ -233,7 +231,6 @@ def add_bench(parser: Parser) -> None:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    """Measure, then print the report and its values as one line of JSON."""
     config = resolve_config(args)
     report = importlib.import_module(args.module).run(config)
     print(*report.lines, json.dumps(report.values), sep="\n")

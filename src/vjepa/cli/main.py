@@ -66,14 +66,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: Arguments after the program's name; None takes those of the process.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command, by default that of this process's own arguments; returns the exit code."""
     try:
         prevent_openmp_spinning()
         configure_logging()
@@ -106,7 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    """Print the one line of an error."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_BAD_INPUT
 

@@ -30,19 +30,14 @@ from vjepa.strict_yaml import write_yaml
 
 EXIT_LOST_PROCESS = 1
 """Another process of the same job ended or hung; its own message says why."""
-
 EXIT_BAD_INPUT = 2
 """The input was bad; one line on stderr says what and what to do."""
-
 EXIT_REQUEUE = 75
 """The system asked for an end (SIGTERM, SIGUSR1), the state is saved: start the job again.
 
 The number is that of EX_TEMPFAIL in sysexits.h."""
-
 EXIT_INTERRUPTED = 130
 """The user stopped the work before it was done (Ctrl-C)."""
-
-_WIDTH = 100
 
 
 class Answered(Exception):  # noqa: N818 (it is no error)
@@ -92,13 +87,10 @@ class Parser(argparse.ArgumentParser):
         return getattr(importlib.import_module(module), name) if module else None
 
     def add_commands(self, what: str) -> Callable[[str, str], Parser]:
-        """Let this command have subcommands, as in ``vjepa data index``.
+        """Let this command have subcommands, called `what` (in capitals) in the usage line.
 
-        Args:
-            what: Names them in the usage line, in capitals.
-
-        Returns:
-            A function that adds one: (its name, its help, whose first line is the summary).
+        The function that is returned adds one: (its name, its help, whose first line is the
+        summary).
         """
         self.set_defaults(parser=self)
         commands = self.add_subparsers(
@@ -164,11 +156,7 @@ class Parser(argparse.ArgumentParser):
         return bare not in top and nearest(bare, [*top, *options]) in options
 
     def refuse_unknown(self, extras: Sequence[str]) -> None:
-        """Refuse what neither argparse nor a config knows.
-
-        Raises:
-            UserError: Something is left; names the nearest option.
-        """
+        """Refuse what neither argparse nor a config knows, and name the nearest option."""
         if extras:
             name = extras[0].partition("=")[0]
             near = nearest(name.lstrip("-"), [option[2:] for option in self._known])
@@ -201,13 +189,12 @@ class Parser(argparse.ArgumentParser):
                 lines.append("")
             lines.append(f"  --{setting.path}  {setting.kind}{_default(setting)}")
             lines += textwrap.wrap(
-                setting.meaning, _WIDTH - 8, initial_indent=" " * 8, subsequent_indent=" " * 8
+                setting.meaning, 92, initial_indent=" " * 8, subsequent_indent=" " * 8
             )
         return "\n".join(lines) + "\n"
 
 
 def _default(setting: Setting) -> str:
-    """The default in words."""
     if setting.default is REQUIRED:
         return " (required)"
     value = plain(setting.default)
@@ -224,10 +211,8 @@ def resolve_config(
 ) -> Any:
     """The config of a job from its command line; ``--print-config`` prints it and ends here.
 
-    Args:
-        args: Parsed arguments of a command that takes a config.
-        files: Files to use instead of those of ``--config``.
-        amend: What other options change in it.
+    `files` are used instead of those of ``--config``; `amend` makes the changes that other options
+    ask for.
 
     Raises:
         UserError: A bad file or override.

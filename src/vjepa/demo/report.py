@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vjepa.checkpoint import load_encoder, load_model, read_config, shipped_weights
-from vjepa.config import dump_yaml, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.probes import LABELS, Cell, ProbeTask, pixel_baselines, summarise
@@ -119,7 +119,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         summarise(findings.results)
         + pixel_baselines(findings.config, findings.out, findings.manifest)
     )
-    pretrained = load_config(PretrainConfig, [findings.run("vjepa") / "config.yaml"])
+    pretrained = load_config(PretrainConfig, [findings.run("vjepa") / RESOLVED_CONFIG_FILE])
     test = Manifest.open(findings.manifest).select(split="test")
     rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
     size = pretrained.model.encoder.image_size

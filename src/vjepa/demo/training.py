@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.runs import RunState, read_run
 from vjepa.runtime.files import atomic_write
@@ -142,7 +143,7 @@ def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subp
 
 
 def _state(task: TrainingTask) -> RunState | None:
-    return read_run(task.folder) if (task.folder / "config.yaml").is_file() else None
+    return read_run(task.folder) if (task.folder / RESOLVED_CONFIG_FILE).is_file() else None
 
 
 def _newest(state: RunState | None, name: str) -> float:

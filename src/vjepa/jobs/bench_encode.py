@@ -163,17 +163,10 @@ def encoder_flops(config: EncoderConfig) -> float:
 def time_calls(
     call: Callable[[int], object], device: torch.device, calls: int, warmup: int
 ) -> tuple[list[float], list[float]]:
-    """Time each of several calls, waiting for the device after each.
+    """Time each of several calls, waiting for the device; `call` gets its number, from 1.
 
-    Args:
-        call: Gets the number of the call, from 1.
-        device: Where it works.
-        calls: How many are timed.
-        warmup: How many come before.
-
-    Returns:
-        `calls` wall-clock times, and as many CPU times of the whole process, which other processes
-        do not disturb; in seconds.
+    Returned are `calls` wall-clock times, and as many CPU times of the whole process, which other
+    processes do not disturb; in seconds.
     """
     wall, cpu = [], []
     for number in range(1, warmup + calls + 1):

@@ -6,25 +6,19 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
-from vjepa.data.loader.prefetch import ClipOrder
-from vjepa.data.loader.sampler import VideoJob
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import NO_CLOCK, Stage, StageClock
 from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name
 from vjepa.runtime.process import set_num_threads
-
-_CHANNELS = 3
 
 
 @config_dataclass
@@ -85,12 +79,11 @@ def run(config: BenchConfig) -> BenchReport:
     set_num_threads(1)
     manifest = Manifest.open(config.manifest).select(config.split)
     clock = MeasuringClock()
-    here, batch = _read(config, manifest, num_workers=0, clock=clock)
+    here = _read(config, manifest, num_workers=0, clock=clock)
     total = sum(clock.seconds.values())
     shares = {stage: round(seconds / total, 4) for stage, seconds in clock.seconds.items()}
     frames, size = config.clip.num_frames, config.transform.crop_size
-    pixels = _CHANNELS * frames * size * size
-    message = _message_bytes(manifest, batch, config.clip.clips_per_video)
+    pixels = 3 * frames * size * size
     values = {
         "benchmark": "loader",
         "machine": machine_name(),
@@ -100,7 +93,7 @@ def run(config: BenchConfig) -> BenchReport:
         "one_process": here,
         "share_of_cpu_time": shares,
         "workers": None,
-        "queue_bytes_per_clip": {"pixels": pixels, "messages": round(message)},
+        "queue_bytes_per_clip": {"pixels": pixels},
     }
     lines = [
         f"{here['clips']} clips of {frames} frames, cut to {size} x {size} pixels, one thread:",
@@ -109,13 +102,11 @@ def run(config: BenchConfig) -> BenchReport:
     ]
     num_bad = here["bad_videos"]
     if workers := config.loader.num_workers:
-        pooled, _ = _read(config, manifest, workers, NO_CLOCK)
+        pooled = _read(config, manifest, workers, NO_CLOCK)
         values["workers"] = {"number": workers, **pooled}
         lines += [f"through {workers} worker processes:", "  " + _speed(pooled)]
         num_bad += pooled["bad_videos"]
-    lines.append(
-        f"queue: {pixels / 1e6:.2f} MB of pixels and {message:.0f} bytes of messages a clip"
-    )
+    lines.append(f"queue: {pixels / 1e6:.2f} MB of pixels a clip")
     if num_bad:
         lines.append(f"{num_bad} videos could not be read; see `vjepa data check`")
     return BenchReport(lines=tuple(lines), values=values)
@@ -123,25 +114,16 @@ def run(config: BenchConfig) -> BenchReport:
 
 def _read(
     config: BenchConfig, manifest: Manifest, num_workers: int, clock: StageClock
-) -> tuple[dict[str, Any], ClipBatch]:
+) -> dict[str, Any]:
     """Time batches in the steady state: the queue is as full at the end as at the beginning.
 
-    Returns:
-        Numbers for the report, CPU time being that of this process and its workers together, and
-        one of the batches.
+    CPU time is that of this process and its workers together.
     """
     settings = replace(config.loader, num_workers=num_workers)
     ahead = config.loader.prefetch_batches + 2 if num_workers else 0
     timed = range(config.warmup_batches, config.warmup_batches + config.batches)
-    with ClipLoader(
-        [manifest],
-        None,
-        config.clip,
-        config.transform,
-        settings,
-        config.batch_size,
-        config.seed,
-    ) as loader:
+    sizes = (config.batch_size, config.seed)
+    with ClipLoader([manifest], None, config.clip, config.transform, settings, *sizes) as loader:
         loader.clock = clock
         batches = loader.batches(0, timed.stop + ahead)
         for _ in range(config.warmup_batches):
@@ -155,20 +137,18 @@ def _read(
         clock.enter("rest")
     clips = len(read) * config.batch_size
     known = cpu is not None and after is not None
-    values = {
+    return {
         "clips": clips,
         "bad_videos": sum(batch.num_bad for batch in read),
         "clips_per_core_second": round(clips / (after - cpu), 2) if known else None,
         "clips_per_second": round(clips / wall_seconds, 2),
     }
-    return values, read[-1]
 
 
 def _speed(values: Mapping[str, Any]) -> str:
-    clock, per_core = f"{values['clips_per_second']:.1f} clips/s by the clock", ""
-    if values["clips_per_core_second"] is not None:
-        per_core = f"{values['clips_per_core_second']:.1f} clips/s per core (CPU time), "
-    return per_core + clock
+    clock, per_core = values["clips_per_second"], values["clips_per_core_second"]
+    said = "" if per_core is None else f"{per_core:.1f} clips/s per core (CPU time), "
+    return f"{said}{clock:.1f} clips/s by the clock"
 
 
 def _cpu_seconds(worker_ids: Sequence[int]) -> float | None:
@@ -182,14 +162,3 @@ def _cpu_seconds(worker_ids: Sequence[int]) -> float | None:
         fields = stat.read_text().rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
-
-
-def _message_bytes(manifest: Manifest, batch: ClipBatch, clips_per_video: int) -> float:
-    """Mean size of what a worker is told, for each clip of a batch, in bytes."""
-    starts = np.flatnonzero(np.diff(batch.ordinals // clips_per_video, prepend=-1))
-    total = 0
-    for ordinals in np.split(batch.ordinals, starts[1:]):
-        row = int(batch.rows[ordinals[0] - batch.ordinals[0], 1])
-        job = VideoJob(0, 0, 0, row, 0, 0, ordinals)
-        total += len(ForkingPickler.dumps((0, ClipOrder(0, job, manifest.row(row)))))
-    return total / len(batch.ordinals)

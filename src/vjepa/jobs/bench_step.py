@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 import numpy as np
@@ -71,20 +71,12 @@ class BenchConfig:
         )
 
 
-@dataclass(frozen=True)
-class SyntheticBatch:
-    """Random clips and their masks."""
-
-    clips: Tensor
-    """uint8 [B, 3, T, H, W], in the device's memory."""
-    masks: tuple[TokenMasks, ...]
-    """One for each mask kind, on the device."""
-
-
-def synthetic_batch(config: BenchConfig, device: torch.device) -> SyntheticBatch:
-    """One batch, the same for equal configs."""
+def synthetic_batch(
+    config: BenchConfig, device: torch.device
+) -> tuple[Tensor, tuple[TokenMasks, ...]]:
+    """Clips uint8 [B, 3, T, H, W] and the masks of each kind; the same for equal configs."""
     clips = random_clips(config.batch_size, config.sizes.encoder)
-    return SyntheticBatch(clips.to(device), tuple(mask.to(device) for mask in _masks(config)))
+    return clips.to(device), tuple(mask.to(device) for mask in _masks(config))
 
 
 def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
@@ -115,15 +107,15 @@ def run(config: BenchConfig) -> BenchReport:
         return _estimate(config)
     learner = build(config)
     setup = learner.setup
-    batch = synthetic_batch(config, setup.device)
+    clips, token_masks = synthetic_batch(config, setup.device)
 
     def update(number: int) -> None:
-        train_step(learner, [(normalise_clip(batch.clips), batch.masks)], number)
+        train_step(learner, [(normalise_clip(clips), token_masks)], number)
 
     wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)
     is_gpu = setup.device.type == "cuda"
-    masks = mask_tokens(batch.masks)
+    masks = mask_tokens(token_masks)
     operations = update_operations(config.sizes, masks, config.batch_size)
     values = _facts(config, masks, operations) | {
         "machine": torch.cuda.get_device_name(setup.device) if is_gpu else machine_name(),

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from vjepa.config import config_dataclass, dump_yaml, to_dict
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, dump_yaml, to_dict
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
@@ -73,7 +73,6 @@ _FILES_AT_ONCE = 16
 
 INDEX_FILE = "index.jsonl"
 SETTINGS_FILE = "features.json"
-CONFIG_FILE = "config.yaml"
 TABLE_FOLDER = "table"
 
 
@@ -271,7 +270,7 @@ def _claim(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) ->
     described = out / SETTINGS_FILE
     text = json.dumps({"format": config.format, **settings}, indent=1, sort_keys=True) + "\n"
     if not described.exists():
-        atomic_write(out / CONFIG_FILE, dump_yaml(config))
+        atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
         atomic_write(described, text)
     elif described.read_text(encoding="utf-8") != text:
         raise UserError(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vjepa.config import dump_yaml
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
 from vjepa.data.prepare.inputs import PreparedInputs
@@ -160,7 +160,7 @@ def _claim(out: Path, settings: str, config: PrepareConfig) -> bool:
             )
     elif any(entry.name != ".lock" for entry in out.iterdir()):
         raise UserError(f"{out}: is not empty and was not made by data prepare; choose another")
-    atomic_write(out / "config.yaml", dump_yaml(config))
+    atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
     atomic_write(note, json.dumps({"settings": settings}))
     return True
 

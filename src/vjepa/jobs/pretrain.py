@@ -14,7 +14,14 @@ from pydantic import Field
 from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import load_checkpoint
-from vjepa.config import config_dataclass, diff, dump_yaml, load_config, to_dict
+from vjepa.config import (
+    RESOLVED_CONFIG_FILE,
+    config_dataclass,
+    diff,
+    dump_yaml,
+    load_config,
+    to_dict,
+)
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
@@ -162,7 +169,6 @@ class PretrainConfig:
 
 _LOGGER = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
 LOG_FOLDER = "logs"
 _MAY_CHANGE = (
     "distributed.",
@@ -232,7 +238,7 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
 
 def check_run_folder(config: PretrainConfig, out: Path) -> None:
     """Make sure that `out` is new, empty, or holds this very run. Nothing is written."""
-    stored = out / CONFIG_FILE
+    stored = out / RESOLVED_CONFIG_FILE
     if stored.is_file():
         lines = diff(load_config(PretrainConfig, [stored]), config)
         changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE)]
@@ -300,7 +306,7 @@ def run(
             trainer.start_from(continue_from(start, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
         out.mkdir(parents=True, exist_ok=True)
-        team.on_main(lambda: atomic_write(out / CONFIG_FILE, dump_yaml(config)))
+        team.on_main(lambda: atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config)))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"))
         return trainer.fit()
 

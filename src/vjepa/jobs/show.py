@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vjepa.checkpoint import Which, find_checkpoint, load_encoder, load_model, read_config
-from vjepa.config import from_dict
+from vjepa.config import RESOLVED_CONFIG_FILE, from_dict
 from vjepa.data.clips.load import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
@@ -76,11 +76,7 @@ def masks_picture(
 ) -> Picture:
     """The clip and, below it, what each mask kind leaves visible (Figure 9 of the paper).
 
-    Args:
-        frames: uint8 [T, H, W, 3], cropped to the model's input size.
-        masking: The mask kinds.
-        tubelet_size, patch_size: Of the patch embedding.
-        seed, ordinal: Which masks; the same numbers give the same picture.
+    `frames` are uint8 [T, H, W, 3]; the same `seed` and `ordinal` give the same masks.
     """
     grid = _grid(frames, tubelet_size, patch_size)
     sampler = MaskSampler(masking, grid, tubelet_size, seed)
@@ -109,14 +105,10 @@ def features_picture(clips: Sequence[Picture], encoders: Mapping[str, Encoder]) 
         flat = pca_colours(grids.reshape(-1, *grids.shape[2:]))
         colours[name] = flat.reshape(*grids.shape[:4], 3)
     rows: list[Picture] = []
-    labels: list[str] = []
     for number, clip in enumerate(clips):
         rows.append(_strip(clip))
-        labels.append("clip")
-        for name, grids in colours.items():
-            rows.append(_strip(tokens_to_frames(grids[number], *clip.shape[:3])))
-            labels.append(name)
-    return stack_rows(rows, labels)
+        rows += [_strip(tokens_to_frames(g[number], *clip.shape[:3])) for g in colours.values()]
+    return stack_rows(rows, ["clip", *colours] * len(clips))
 
 
 @dataclass(frozen=True)
@@ -141,11 +133,8 @@ def prediction_error(
 ) -> PredictionError:
     """The predictor's error on one clip, with layer-normed target features as in the loss.
 
-    Args:
-        model: Encoder, target encoder and predictor.
-        frames: uint8 [T, H, W, 3].
-        masks: Context and target indices of one clip, [1, K] and [1, M].
-        mask_index: Which mask token the predictor uses.
+    `frames` are uint8 [T, H, W, 3], `masks` have indices [1, K] and [1, M], and `mask_index` says
+    which mask token the predictor uses.
     """
     config = model.config.encoder
     clip = model_input(frames)
@@ -193,10 +182,7 @@ def read_frames(video: Path, clip: ClipConfig, image_size: int) -> Picture:
 
 
 def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0) -> None:
-    """Draw what each mask kind of a config leaves visible of a video or image, as a PNG file.
-
-    `ordinal` says which sample's masks.
-    """
+    """Draw what each mask kind leaves visible of a video or image, for one sample's masks."""
     encoder = config.model.encoder
     frames = read_frames(video, config.data.clip, encoder.image_size)
     picture = masks_picture(
@@ -225,15 +211,8 @@ def show_predictions(
 ) -> list[str]:
     """Draw where the predictor errs, one picture for each mask kind that it was trained with.
 
-    Args:
-        video: Any video or image.
-        model: A model with its predictor.
-        out: PNG file; with several mask kinds the number of the kind is put before the suffix.
-        ordinal: Which sample's masks.
-        num_heads: For an authors' file whose size is no preset.
-
-    Returns:
-        One line for each picture: file and mean relative error.
+    With several mask kinds the number of the kind is put before the suffix of `out`. Returned is
+    one line for each picture: file and mean relative error.
     """
     loaded = load_model(model, num_heads)
     run, encoder = _run_config(model), loaded.config.encoder
@@ -274,13 +253,10 @@ def show_run(folder: Path, out: Path) -> list[str]:
         slow = [Text(f"Process {text.removeprefix('process ')}.") for text in status.stragglers]
         blocks = [rank_table(status), *slow, *rank_charts(state)]
         sections.append(Section("Processes", blocks=blocks))
+    config = (folder / RESOLVED_CONFIG_FILE).read_text(encoding="utf-8")
     sections += [
         Section("State", blocks=[Text("\n".join(lines), preformatted=True)]),
-        Section(
-            "Config",
-            blocks=[Text((folder / "config.yaml").read_text(encoding="utf-8"), preformatted=True)],
-            folded=True,
-        ),
+        Section("Config", blocks=[Text(config, preformatted=True)], folded=True),
     ]
     report = Report(
         title=f"Run {folder.name}",

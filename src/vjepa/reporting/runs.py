@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
+from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.charts import MAX_LINES, Line, line_chart
 from vjepa.reporting.html import Chart, Table
@@ -123,7 +124,7 @@ def read_run(folder: Path) -> RunState:
         UserError: It is no run folder, or a file in it is damaged.
     """
     config, metrics, bad = (
-        folder / name for name in ("config.yaml", "metrics.jsonl", "bad_videos.jsonl")
+        folder / name for name in (RESOLVED_CONFIG_FILE, "metrics.jsonl", "bad_videos.jsonl")
     )
     if not config.is_file():
         raise UserError(f"{folder}: no run folder, it has no config.yaml; name the --out of a run")

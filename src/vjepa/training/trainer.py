@@ -316,7 +316,7 @@ class Trainer:
     def _resume(self) -> None:
         if self.store is None:
             return
-        newest = self.team.on_main(self.store.clean_latest)
+        newest = self.team.on_main(self.store.clean)
         if newest is None:
             return
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.config import dump_yaml, to_dict
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, to_dict
 from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
@@ -35,7 +35,6 @@ from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
 SPLIT_FILE = "split.json"
-RESOLVED_CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
 CALIBRATION_FILE = "calibration.png"
