@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoint.samples import model, same_outputs
+from tests.checkpoint.samples import model, released_file, same_outputs
 from tests.models.tiny import MODEL, clips
 
 import vjepa
@@ -29,8 +29,13 @@ from vjepa.checkpoint import folder as folders
 from vjepa.errors import UserError
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "m", model())
+
+
 def test_saved_models_come_back_identical(tmp_path: Path) -> None:
-    made = model()
+    made, video = model(), clips(1)
     folder = save_model(tmp_path / "a" / "b", made, step=7, run={"optim": {"steps": 9}})
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     loaded, report = read_model(folder)
@@ -42,12 +47,6 @@ def test_saved_models_come_back_identical(tmp_path: Path) -> None:
     assert (config.step, config.objective) == (7, "vjepa")
     assert config.run == {"optim": {"steps": 9}}
     assert same_outputs(load_model(folder / "model.safetensors"), made)
-
-
-def test_one_encoder_can_be_read_alone(tmp_path: Path) -> None:
-    made = model()
-    folder = save_model(tmp_path / "m", made)
-    video = clips(1)
     with torch.no_grad():
         assert torch.equal(load_encoder(folder)(video), made.target_encoder(video))
         assert torch.equal(load_encoder(folder, which="context")(video), made.encoder(video))
@@ -69,34 +68,23 @@ def test_a_run_folder_means_its_latest_checkpoint(tmp_path: Path) -> None:
         load_model(run)
 
 
-def test_pixel_checkpoints_have_one_encoder(tmp_path: Path) -> None:
-    made = model()
-    folder = save_model(tmp_path / "m", made)
+def test_pixel_checkpoints_have_one_encoder(folder: Path) -> None:
+    context = load_encoder(folder, which="context")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"objective": "pixel"}))
     tensors = load_file(folder / "model.safetensors")
     kept = {k: v for k, v in tensors.items() if not k.startswith("target_encoder.")}
     save_file(kept, folder / "model.safetensors")
-    video = clips(1)
     with torch.no_grad():
-        assert torch.equal(load_encoder(folder)(video), made.encoder(video))
+        assert torch.equal(load_encoder(folder)(clips(1)), context(clips(1)))
     with pytest.raises(UserError, match="pixel-prediction"):
         load_model(folder)
 
 
-def test_heads_are_known_from_the_folder(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "m", model())
+def test_heads_are_known_from_the_folder(folder: Path) -> None:
     load_model(folder, num_heads=3)
     with pytest.raises(UserError, match="has 3 heads, not 6"):
         load_model(folder, num_heads=6)
-
-
-def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "m", model())
-    before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match="exists already"):
-        save_model(folder, model(), step=1)
-    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,16 +99,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_truncated_weights_are_refused(tmp_path: Path, share: float) -> None:
-    path = save_model(tmp_path / "m", model()) / "model.safetensors"
+def test_truncated_weights_are_refused(folder: Path, share: float) -> None:
+    path = folder / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=r"model\.safetensors: truncated"):
-        load_model(tmp_path / "m")
+        load_model(folder)
 
 
-def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "m", model())
+def test_weights_of_another_shape_are_refused(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())
     config["model"]["encoder"]["depth"] = 3
@@ -146,8 +133,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         ('{"format": "vjepa", "objective": "pixel", "step": "1", "model": {}}', "step '1'"),
     ],
 )
-def test_bad_configurations_are_refused(tmp_path: Path, content: str, says: str) -> None:
-    folder = save_model(tmp_path / "m", model())
+def test_bad_configurations_are_refused(folder: Path, content: str, says: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(UserError, match=says) as caught:
         load_model(folder)
@@ -155,8 +141,7 @@ def test_bad_configurations_are_refused(tmp_path: Path, content: str, says: str)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
-def test_folders_without_both_files_are_refused(tmp_path: Path, missing: str) -> None:
-    folder = save_model(tmp_path / "m", model())
+def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"{missing} is missing"):
         load_model(folder)
@@ -173,32 +158,29 @@ def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
     assert back.config == made.config
     for name, tensor in made.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
-    names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"ours", "theirs.pth.tar", "again"}
-
-
-def test_the_step_goes_along(tmp_path: Path) -> None:
-    save_model(tmp_path / "ours", model(), step=12)
     convert(tmp_path / "ours", tmp_path / "copy")
     assert read_config(tmp_path / "copy").step == 12
+    names = {p.name for p in tmp_path.iterdir()}
+    assert names == {"ours", "theirs.pth.tar", "again", "copy"}
 
 
 def test_files_without_an_optimiser_can_be_converted(tmp_path: Path) -> None:
-    layout = released_layout(model())
-    del layout["opt"]
-    torch.save(layout, tmp_path / "a.pth.tar")
-    convert(tmp_path / "a.pth.tar", tmp_path / "b", num_heads=3)
+    convert(released_file(tmp_path, opt=None), tmp_path / "b", num_heads=3)
     assert read_config(tmp_path / "b").step == 0
 
 
-def test_nothing_is_overwritten_or_left_half_done(tmp_path: Path) -> None:
-    save_model(tmp_path / "ours", model())
+def test_nothing_is_overwritten_or_left_half_done(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "b.pth.tar").write_text("precious")
+    before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        convert(tmp_path / "ours", tmp_path / "b.pth.tar")
-    assert (tmp_path / "b.pth.tar").read_text() == "precious"
+        save_model(folder, model(), step=1)
+    with pytest.raises(UserError, match="exists already"):
+        convert(folder, tmp_path / "b.pth.tar")
     with pytest.raises(UserError, match="cannot be written"):
-        convert(tmp_path / "ours", tmp_path / "b.pth.tar" / "c.pth.tar")
+        convert(folder, tmp_path / "b.pth.tar" / "c.pth.tar")
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "b.pth.tar").read_text() == "precious"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.pth.tar", "m"]
 
 
 def test_exported_optimiser_has_the_authors_groups(tmp_path: Path) -> None:
@@ -210,10 +192,6 @@ def test_exported_optimiser_has_the_authors_groups(tmp_path: Path) -> None:
         layout["predictor"]
     )
     assert layout["opt"]["state"] == {}
-
-
-_LARGEST = 8 << 20
-"""Bytes: the package must stay small."""
 
 
 def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None:
@@ -242,4 +220,5 @@ def test_the_folder_says_what_was_trained_and_how() -> None:
     assert config.run["data"]["sources"] == [], "no path of the machine that it was trained on"
     for part in ("Trained on", "How", "What it can do", "What it cannot", "Licence"):
         assert part in card
-    assert sum(file.stat().st_size for file in folder.iterdir()) < _LARGEST
+    # The package must stay small.
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +26,9 @@ from vjepa.checkpoint import (
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, AttentiveClassifier, ModelConfig, PredictorConfig
 
+Edit = Callable[[dict], dict]
 WIDE = PredictorConfig(width=24, depth=2)
+OTHER_GRID = with_encoder(num_frames=8)
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,9 @@ WIDE = PredictorConfig(width=24, depth=2)
         ModelConfig(encoder=IMAGE_ENCODER, predictor=PredictorConfig(width=12, depth=1)),
         replace(MODEL, predictor=PredictorConfig(width=24, depth=3, num_mask_tokens=5)),
         replace(MODEL, predictor=PredictorConfig(width=24, depth=1, num_mask_tokens=1)),
+        replace(MODEL, predictor=PredictorConfig(width=12, depth=1, num_mask_tokens=10)),
     ],
-    ids=["tiny", "half", "tubelet 1", "image", "five masks", "shared mask"],
+    ids=["tiny", "half", "tubelet 1", "image", "five masks", "shared mask", "ten masks"],
 )
 def test_everything_but_the_heads_is_inferred(tmp_path: Path, config: ModelConfig) -> None:
     path = released_file(tmp_path, model(config))
@@ -49,24 +52,20 @@ def test_everything_but_the_heads_is_inferred(tmp_path: Path, config: ModelConfi
     assert len(report.matched) == len(loaded.state_dict())
 
 
-def test_weights_and_outputs_come_back(tmp_path: Path) -> None:
-    made = model()
-    loaded = load_model(released_file(tmp_path, made), num_heads=3)
+def test_weights_come_back_and_the_two_encoders_are_not_mixed_up(tmp_path: Path) -> None:
+    made, video = model(), clips(1)
+    path = released_file(tmp_path, made)
+    loaded = load_model(path, num_heads=3)
     assert same_outputs(loaded, made)
     assert not any(p.requires_grad for p in loaded.target_encoder.parameters())
     assert all(p.requires_grad for p in loaded.encoder.parameters())
-
-
-def test_the_two_encoders_are_not_mixed_up(tmp_path: Path) -> None:
-    made = model()
-    path = released_file(tmp_path, made)
-    video = clips(1)
+    target, context = (load_encoder(path, which, 3) for which in ("target", "context"))
     with torch.no_grad():
-        target = load_encoder(path, num_heads=3)(video)
-        context = load_encoder(path, which="context", num_heads=3)(video)
-        assert torch.equal(target, made.target_encoder(video))
-        assert torch.equal(context, made.encoder(video))
-    assert not torch.equal(target, context)
+        assert torch.equal(target(video), made.target_encoder(video))
+        assert torch.equal(context(video), made.encoder(video))
+        assert not torch.equal(target(video), context(video))
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert same_outputs(loaded, made), "the file can go away after loading"
 
 
 def test_report_can_be_read(tmp_path: Path) -> None:
@@ -85,30 +84,61 @@ def test_any_scaler_entry_is_taken(tmp_path: Path, scaler: dict | None) -> None:
     load_model(released_file(tmp_path, scaler=scaler), num_heads=3)
 
 
-def test_prefixes_are_removed_once_and_only_at_the_front(tmp_path: Path) -> None:
+def _without(word: str) -> Edit:
+    return lambda state: {k: v for k, v in state.items() if word not in k}
+
+
+def _renamed(old: str, new: str) -> Edit:
+    return lambda state: {k.replace(old, new): v for k, v in state.items()}
+
+
+def _code_off_by(size: float) -> Edit:
+    def edit(state: dict) -> dict:
+        name = next(k for k in state if k.endswith("pos_embed"))
+        return {**state, name: state[name] + size * torch.randn(state[name].shape)}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("part", "edit", "says"),
+    [
+        # Prefixes are removed once, and only at the front.
+        ("encoder", _renamed("module.", "module.module."), r"patch_embed\.proj\.weight is missing"),
+        ("encoder", _renamed("blocks.", "blocks.module."), "missing"),
+        ("predictor", _without("blocks.0.norm1"), r"2 missing \(predictor\..*blocks\.0\.norm1"),
+        ("encoder", _renamed("blocks.1.", "blocks.999999."), "12 missing .*12 unex.*999999"),
+        ("encoder", _code_off_by(0.1), "pos_embed"),
+        ("target_encoder", _code_off_by(0.1), "pos_embed"),
+        ("predictor", _code_off_by(0.1), "pos_embed"),
+        ("predictor", lambda _: released_layout(model(OTHER_GRID))["predictor"], r"\(pre.*shape"),
+        ("target_encoder", _without("pos_embed"), "looks like V-JEPA 2 .*no position code"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused(
+    tmp_path: Path, part: str, edit: Edit, says: str
+) -> None:
+    state = edit(released_layout(model())[part])
+    with pytest.raises(UserError, match=says):
+        load_model(released_file(tmp_path, **{part: state}), num_heads=3)
+
+
+def test_fewer_prefixes_and_rounding_of_the_moving_average_are_fine(tmp_path: Path) -> None:
     layout = released_layout(model())
-    bare = OrderedDict((k.removeprefix("module."), v) for k, v in layout["encoder"].items())
-    load_model(released_file(tmp_path, encoder=bare), num_heads=3)
-    deep = OrderedDict((f"module.{k}", v) for k, v in layout["encoder"].items())
-    with pytest.raises(UserError, match=r"patch_embed\.proj\.weight is missing"):
-        load_model(released_file(tmp_path, encoder=deep), num_heads=3)
-    inside = OrderedDict((k.replace("blocks.", "blocks.module."), v) for k, v in bare.items())
-    with pytest.raises(UserError, match="missing"):
-        load_model(released_file(tmp_path, encoder=inside), num_heads=3)
+    bare = _renamed("module.", "")(layout["encoder"])
+    rounded = _code_off_by(1e-5)(layout["target_encoder"])
+    path = released_file(tmp_path, encoder=bare, target_encoder=rounded)
+    loaded = load_model(path, num_heads=3)
+    assert torch.equal(loaded.target_encoder.pos_embed, loaded.encoder.pos_embed)
 
 
-def test_heads_must_be_given_for_an_unknown_size(tmp_path: Path) -> None:
+def test_heads_are_those_of_the_preset_or_must_be_given(tmp_path: Path) -> None:
     path = released_file(tmp_path)
     with pytest.raises(UserError, match=r"heads.*width 24 and depth 2.*num-heads"):
         load_model(path)
     with pytest.raises(UserError, match="multiple of heads 5"):
         load_model(path, num_heads=5)
-
-
-def test_heads_of_a_preset_are_known(tmp_path: Path) -> None:
-    config = with_encoder(width=192, depth=12)
-    made = VJEPA(config)
-    path = released_file(tmp_path, made)
+    path = released_file(tmp_path, VJEPA(with_encoder(width=192, depth=12)))
     assert load_model(path).config.encoder.heads == 3
     assert load_encoder(path, num_heads=6).config.heads == 6
 
@@ -129,20 +159,6 @@ def test_missing_unexpected_and_resized_tensors_are_named(tmp_path: Path) -> Non
     assert "\n" not in message
 
 
-def test_a_missing_block_is_found(tmp_path: Path) -> None:
-    predictor = released_layout(model())["predictor"]
-    cut = {k: v for k, v in predictor.items() if "predictor_blocks.0.norm1" not in k}
-    with pytest.raises(UserError, match=r"2 missing \(predictor\.predictor_blocks\.0\.norm1"):
-        load_model(released_file(tmp_path, predictor=cut), num_heads=3)
-
-
-def test_a_gap_between_blocks_is_found(tmp_path: Path) -> None:
-    encoder = released_layout(model())["encoder"]
-    moved = {k.replace("blocks.1.", "blocks.123456789."): v for k, v in encoder.items()}
-    with pytest.raises(UserError, match=r"12 missing .*12 unexpected .*blocks\.123456789"):
-        load_model(released_file(tmp_path, encoder=moved), num_heads=3)
-
-
 def test_no_silent_fall_back_between_encoders(tmp_path: Path) -> None:
     path = released_file(tmp_path, target_encoder=None)
     with pytest.raises(UserError, match="no entry 'target_encoder'"):
@@ -154,46 +170,14 @@ def test_no_silent_fall_back_between_encoders(tmp_path: Path) -> None:
         load_encoder(path, which="ema", num_heads=3)
 
 
-@pytest.mark.parametrize("part", ["encoder", "target_encoder", "predictor"])
-def test_a_foreign_position_code_is_refused(tmp_path: Path, part: str) -> None:
-    state = released_layout(model())[part]
-    name = next(k for k in state if k.endswith("pos_embed"))
-    state[name] = state[name] + 0.1 * torch.randn(state[name].shape)
-    with pytest.raises(UserError, match="pos_embed"):
-        load_model(released_file(tmp_path, **{part: state}), num_heads=3)
-
-
-def test_rounding_of_the_moving_average_is_not_foreign(tmp_path: Path) -> None:
-    state = released_layout(model())["target_encoder"]
-    name = next(k for k in state if k.endswith("pos_embed"))
-    state[name] = state[name] + 1e-5
-    loaded = load_model(released_file(tmp_path, target_encoder=state), num_heads=3)
-    assert torch.equal(loaded.target_encoder.pos_embed, loaded.encoder.pos_embed)
-
-
-def test_a_code_of_another_grid_in_one_part_is_refused(tmp_path: Path) -> None:
-    other = released_layout(model(with_encoder(num_frames=8)))
-    with pytest.raises(UserError, match=r"\(predictor\).*shape"):
-        load_model(released_file(tmp_path, predictor=other["predictor"]), num_heads=3)
-
-
 def test_vjepa2_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     ten = PredictorConfig(width=24, depth=1, num_mask_tokens=10)
-    halves = with_encoder(ten, position_split="half")
-    made = model(halves)
+    path = released_file(tmp_path, model(with_encoder(ten, position_split="half")))
     with pytest.raises(UserError, match=r"looks like V-JEPA 2 .*10 mask tokens"):
-        load_encoder(released_file(tmp_path, made), num_heads=3)
-    layout = released_layout(model())
+        load_encoder(path, num_heads=3)
+    path = released_file(tmp_path, ema_encoder=released_layout(model())["encoder"])
     with pytest.raises(UserError, match=r"looks like V-JEPA 2 .*'ema_encoder'"):
-        load_model(released_file(tmp_path, ema_encoder=layout["encoder"]), num_heads=3)
-    target = {k: v for k, v in layout["target_encoder"].items() if "pos_embed" not in k}
-    with pytest.raises(UserError, match=r"looks like V-JEPA 2 .*no position code"):
-        load_model(released_file(tmp_path, target_encoder=target), num_heads=3)
-
-
-def test_ten_mask_tokens_of_a_vjepa1_model_are_fine(tmp_path: Path) -> None:
-    config = replace(MODEL, predictor=PredictorConfig(width=12, depth=1, num_mask_tokens=10))
-    assert load_model(released_file(tmp_path, model(config)), num_heads=3).config == config
+        load_model(path, num_heads=3)
 
 
 def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
@@ -203,19 +187,10 @@ def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
     assert {b.dtype for b in loaded.buffers()} == {torch.float32}
 
 
-def test_the_file_can_go_away_after_loading(tmp_path: Path) -> None:
-    made = model()
-    path = released_file(tmp_path, made)
-    loaded = load_model(path, num_heads=3)
-    path.write_bytes(b"\0" * path.stat().st_size)
-    assert same_outputs(loaded, made)
-
-
-def test_files_that_are_not_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("load", [load_model, load_probe])
+def test_files_that_are_not_there(tmp_path: Path, load: Callable) -> None:
     with pytest.raises(UserError, match="no such file"):
-        load_model(tmp_path / "absent.pth.tar")
-    with pytest.raises(UserError, match="no such file"):
-        load_probe(tmp_path / "absent.pth.tar")
+        load(tmp_path / "absent.pth.tar")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
@@ -238,10 +213,13 @@ def test_foreign_bytes_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("new_format", [True, False])
-def test_damaged_files_never_raise_anything_else(tmp_path: Path, new_format: bool) -> None:
+def test_either_format_is_read_and_damaged_never_raises_anything_else(
+    tmp_path: Path, new_format: bool
+) -> None:
     path = released_file(tmp_path)
     whole = torch.load(path, weights_only=True)
     torch.save(whole, path, _use_new_zipfile_serialization=new_format)
+    load_model(path, num_heads=3)
     content = path.read_bytes()
     start = content.find(b"encoder") - 40  # the pickled structure, where damage is worst
     random = np.random.default_rng(0)
@@ -276,12 +254,6 @@ def test_code_in_a_file_is_not_run(
     with pytest.raises(UserError, match=r"model\.pth\.tar"):
         load_model(path)
     assert not (tmp_path / "harmed").exists()
-
-
-def test_old_format_files_are_read(tmp_path: Path) -> None:
-    path = released_file(tmp_path)
-    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
-    load_model(path, num_heads=3)
 
 
 @pytest.mark.parametrize(

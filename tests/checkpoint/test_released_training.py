@@ -14,30 +14,27 @@ from vjepa.checkpoint.state import load_optimizer_state
 from vjepa.errors import UserError
 
 
-def _decayed(name: str, parameter: torch.Tensor) -> bool:
-    return parameter.ndim > 1 and "bias" not in name
-
-
 def _authors_optimizer(parts: dict[str, dict[str, nn.Parameter]]) -> torch.optim.AdamW:
     """Their groups over their parameters, position codes among them."""
     groups: list[dict[str, Any]] = []
-    for decayed in (True, False):
+    for decay in ({}, {"weight_decay": 0}):
         for part in ("encoder", "predictor"):
-            members = [p for n, p in parts[part].items() if _decayed(n, p) == decayed]
-            groups.append({"params": members, **({} if decayed else {"weight_decay": 0})})
+            members = [
+                parameter
+                for name, parameter in parts[part].items()
+                if (parameter.ndim > 1 and "bias" not in name) == (not decay)
+            ]
+            groups.append({"params": members, **decay})
     return torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
-
-
-def _gradient(name: str, like: torch.Tensor, step: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(hash((len(name), name[-9:], step)) % 2**31)
-    return torch.randn(like.shape, generator=generator)
 
 
 def _step(parts: dict[str, dict[str, nn.Parameter]], optimizer: Any, step: int) -> None:
     for part, named in parts.items():
         for name, parameter in named.items():
             if not name.endswith("pos_embed"):
-                parameter.grad = _gradient(f"{part}.{name}", parameter, step)
+                seed = len(part) + 1000 * len(name) + step
+                generator = torch.Generator().manual_seed(seed)
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimizer.step()
 
 
@@ -92,32 +89,31 @@ def test_an_export_has_no_steps(tmp_path: Path) -> None:
     assert (state.step, state.epoch, state.moments) == (0, 0, {})
 
 
-def _without_two_groups(saved: dict) -> dict:
-    return {**saved, "param_groups": saved["param_groups"][:2]}
+def _groups(change: Callable[[list], list]) -> Callable[[dict], dict]:
+    return lambda saved: {**saved, "param_groups": change(saved["param_groups"])}
 
 
-def _with_smaller_groups(saved: dict) -> dict:
-    groups = [{**group, "params": group["params"][1:]} for group in saved["param_groups"]]
-    return {**saved, "param_groups": groups}
+def _entry(**changes: torch.Tensor) -> Callable[[dict], dict]:
+    """Another entry for the first parameter that has a state."""
 
+    def change(saved: dict) -> dict:
+        kept = saved["state"][1] if "exp_avg" in changes else {}
+        return {**saved, "state": {**saved["state"], 1: {**kept, **changes}}}
 
-def _with_small_moments(saved: dict) -> dict:
-    entry = {**saved["state"][1], "exp_avg": torch.zeros(2)}
-    return {**saved, "state": {**saved["state"], 1: entry}}
-
-
-def _with_momentum(saved: dict) -> dict:
-    return {**saved, "state": {**saved["state"], 1: {"momentum_buffer": torch.zeros(2)}}}
+    return change
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda _: None, "no optimiser state"),
-        (_without_two_groups, "2 groups, not 4"),
-        (_with_smaller_groups, "group 0"),
-        (_with_small_moments, r"encoder\.patch_embed\.proj\.weight: .*shape \[2\]"),
-        (_with_momentum, "not AdamW's"),
+        (_groups(lambda groups: groups[:2]), "2 groups, not 4"),
+        (_groups(lambda gs: [{**g, "params": g["params"][1:]} for g in gs]), "group 0"),
+        (
+            _entry(exp_avg=torch.zeros(2)),
+            r"encoder\.patch_embed\.proj\.weight: .*shape \[2\]",
+        ),
+        (_entry(momentum_buffer=torch.zeros(2)), "not AdamW's"),
     ],
 )
 def test_optimisers_that_do_not_fit_are_refused(

@@ -104,23 +104,16 @@ def test_bad_input_of_pretrain(
 def demo_job(monkeypatch: pytest.MonkeyPatch) -> list:
     """Calls of the job, which itself is replaced."""
     calls: list = []
-
-    def run(config: DemoConfig, out: Path) -> Path:
-        calls.append((config, out))
-        return out / "report.html"
-
-    monkeypatch.setattr(demo, "run", run)
+    report = Path("report.html")
+    monkeypatch.setattr(demo, "run", lambda *call: calls.append(call) or call[1] / report)
     return calls
 
 
-def test_says_where_the_report_is(demo_job: list, vjepa: Callable) -> None:
-    outcome = vjepa("demo")
-    assert outcome.code == 0
-    assert outcome.out == "report: runs/demo/report.html\n"
-    assert demo_job == [(DemoConfig(), Path("runs/demo"))]
-
-
 def test_demo_settings(demo_job: list, vjepa: Callable, tmp_path: Path) -> None:
+    assert vjepa("demo", "--print-config").out.startswith("minutes: ")
+    assert demo_job == [], "printing does no work"
+    assert vjepa("demo").out == "report: runs/demo/report.html\n"
+    assert demo_job.pop() == (DemoConfig(), Path("runs/demo"))
     assert vjepa("demo", "--minutes", 60, "--seeds", "[0, 1]", "--out", tmp_path).code == 0
     [(config, out)] = demo_job
     assert (config.minutes, config.seeds, out) == (60.0, (0, 1), tmp_path)
@@ -136,12 +129,6 @@ def test_demo_settings(demo_job: list, vjepa: Callable, tmp_path: Path) -> None:
 )
 def test_bad_input_of_demo(argv: list[str], message: str, demo_job: list, vjepa: Callable) -> None:
     assert message in vjepa("demo", *argv).error
-    assert demo_job == []
-
-
-def test_print_config_does_no_work(demo_job: list, vjepa: Callable) -> None:
-    outcome = vjepa("demo", "--print-config")
-    assert outcome.out.startswith("minutes: ")
     assert demo_job == []
 
 
@@ -183,10 +170,9 @@ def test_estimate_runs_nothing(vjepa: Callable, monkeypatch: pytest.MonkeyPatch)
     assert "counted, not run" in outcome.out
 
 
-def test_every_field_is_checked(vjepa: Callable) -> None:
-    assert "steps" in vjepa("bench", "step", "--steps", "0").error
-    assert "batch_size" in vjepa("bench", "step", "--batch_size", "0").error
-    assert "model" in vjepa("bench", "step", "--model", "vitxx").error
+@pytest.mark.parametrize("field", ["steps", "batch_size", "model"])
+def test_every_field_is_checked(field: str, vjepa: Callable) -> None:
+    assert field in vjepa("bench", "step", f"--{field}", "0").error
 
 
 def test_reports_versions_devices_and_decoders(vjepa: Callable) -> None:

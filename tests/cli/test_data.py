@@ -15,6 +15,9 @@ _SMALL = [
 ]
 
 
+_PREPARE = ["prepare", "m.parquet", "--out", "x"]
+
+
 @pytest.fixture
 def synthetic(tmp_path: Path, vjepa: Callable) -> Path:
     outcome = vjepa("data", "synth", "--out", tmp_path / "set", *_SMALL)
@@ -32,6 +35,9 @@ def test_check_lists_what_is_bad_and_says_so_by_its_exit_code(
     assert outcome.code == 0
     assert "usable: 5 of 5 videos\nlength: 20 frames" in outcome.out
     assert "splits: train 3" in outcome.out
+    outcome = vjepa("data", "check", synthetic, "--deep", "--workers", 1, "--limits.max_frames", 3)
+    assert outcome.code == 1
+    assert "more than max_frames = 3 frames" in outcome.out
     bad = next((synthetic.parent / "train").glob("*.mp4"))
     bad.write_bytes(b"")
     outcome = vjepa("data", "check", synthetic, "--workers", 1)
@@ -98,23 +104,11 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
         (["synth"], "data synth needs --out DIR"),
         (["prepare"], "data prepare needs a manifest"),
         (["prepare", "m.parquet"], "data prepare needs --out DIR"),
-        (["prepare", "m.parquet", "--out", "x"], "m.parquet: no such file"),
+        (_PREPARE, "m.parquet: no such file"),
+        ([*_PREPARE, "--transcode.gop", "0"], "gop must be at least 1, got 0"),
+        ([*_PREPARE, "--config", "k71"], "k710"),
         (
-            ["prepare", "m.parquet", "--out", "x", "--transcode.gop", "0"],
-            "gop must be at least 1, got 0",
-        ),
-        (["prepare", "m.parquet", "--out", "x", "--config", "k71"], "k710"),
-        (
-            [
-                "prepare",
-                "m",
-                "--out",
-                "x",
-                "--transcode.mode",
-                "copy",
-                "--trim.window_seconds",
-                "2",
-            ],
+            [*_PREPARE, "--transcode.mode", "copy", "--trim.window_seconds", "2"],
             "trim cannot be used with transcode.mode copy",
         ),
         (["synth", "--out", "x", "--num_frames", "1"], "num_frames must be at least 2, got 1"),
@@ -130,9 +124,3 @@ def test_print_config_does_no_work(vjepa: Callable, tmp_path: Path) -> None:
     assert outcome.code == 0
     assert "\nseed: 5\n" in outcome.out
     assert not (tmp_path / "x").exists()
-
-
-def test_check_keeps_to_limits(synthetic: Path, vjepa: Callable) -> None:
-    outcome = vjepa("data", "check", synthetic, "--deep", "--workers", 1, "--limits.max_frames", 3)
-    assert outcome.code == 1
-    assert "more than max_frames = 3 frames" in outcome.out

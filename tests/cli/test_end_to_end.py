@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,16 +62,13 @@ def video(folder: Path) -> Path:
     return folder / "set" / "test" / "000000.mp4"
 
 
-def test_the_run_folder(folder: Path) -> None:
+def test_a_finished_run_has_all_files_and_nothing_left_to_do(folder: Path, vjepa: Callable) -> None:
     run = folder / "run"
     assert (run / "config.yaml").is_file()
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
     assert steps[-1] == 4
     assert (run / "checkpoints" / "step_00000004" / "model.safetensors").is_file()
-
-
-def test_a_finished_run_has_nothing_left_to_do(folder: Path, vjepa: Callable) -> None:
-    outcome = vjepa("pretrain", "--out", folder / "run")
+    outcome = vjepa("pretrain", "--out", run)
     assert outcome.code == 0
     assert "done at step 4 of 4" in outcome.out
 
@@ -108,45 +110,46 @@ def test_probe_eval_refuses_files_that_it_could_not_write(
     assert "top-1" not in outcome.out  # before any work
 
 
-def test_probe_predict_names_classes(folder: Path, video: Path, vjepa: Callable) -> None:
-    outcome = vjepa("probe", "predict", folder / "probe", video, "--top", 2, "--device", "cpu")
+def test_probe_predict_names_classes_and_what_it_cannot_read(
+    folder: Path, video: Path, tmp_path: Path, vjepa: Callable
+) -> None:
+    predict = ("probe", "predict", folder / "probe", video, "--top", 2, "--device", "cpu")
+    outcome = vjepa(*predict)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert lines[0] == str(video)
     assert len(lines) == 3
     assert all("%" in line for line in lines[1:])
-
-
-def test_probe_predict_says_what_it_cannot_read(
-    folder: Path, video: Path, tmp_path: Path, vjepa: Callable
-) -> None:
     (tmp_path / "empty.mp4").write_bytes(b"")
-    outcome = vjepa(
-        "probe", "predict", folder / "probe", video, tmp_path / "empty.mp4", "--device", "cpu"
-    )
+    outcome = vjepa(*predict[:4], tmp_path / "empty.mp4", *predict[4:])
     assert outcome.code == 1
+    assert outcome.out.splitlines()[:3] == lines
     assert f"{tmp_path / 'empty.mp4'}\n  cannot be read: " in outcome.out
 
 
-def test_show_masks(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
-    out = tmp_path / "masks.png"
-    outcome = vjepa("show", "masks", video, "--config", folder / "tiny.yaml", "--out", out)
+@pytest.mark.parametrize(
+    ("what", "options", "pictures"),
+    [
+        ("masks", ("--config", "tiny.yaml"), 1),
+        ("features", ("--model", "run"), 1),
+        ("predictions", ("--model", "run"), 2),  # one for each kind of mask
+    ],
+)
+def test_show_draws(
+    folder: Path,
+    video: Path,
+    tmp_path: Path,
+    vjepa: Callable,
+    what: str,
+    options: tuple[str, str],
+    pictures: int,
+) -> None:
+    option, name = options
+    outcome = vjepa("show", what, video, option, folder / name, "--out", tmp_path / "out.png")
     assert outcome.code == 0, outcome.err
-    assert out.read_bytes().startswith(b"\x89PNG")
-
-
-def test_show_features(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
-    out = tmp_path / "features.png"
-    outcome = vjepa("show", "features", video, "--model", folder / "run", "--out", out)
-    assert outcome.code == 0, outcome.err
-    assert out.read_bytes().startswith(b"\x89PNG")
-
-
-def test_show_predictions(folder: Path, video: Path, tmp_path: Path, vjepa: Callable) -> None:
-    out = tmp_path / "predictions.png"
-    outcome = vjepa("show", "predictions", video, "--model", folder / "run", "--out", out)
-    assert outcome.code == 0, outcome.err
-    assert len(list(tmp_path.glob("predictions*.png"))) == 2, "one for each kind of mask"
+    drawn = [path.read_bytes() for path in tmp_path.glob("out*.png")]
+    assert len(drawn) == pictures
+    assert all(content.startswith(b"\x89PNG") for content in drawn)
 
 
 def test_show_run(folder: Path, tmp_path: Path, vjepa: Callable) -> None:
@@ -155,6 +158,35 @@ def test_show_run(folder: Path, tmp_path: Path, vjepa: Callable) -> None:
     assert outcome.code == 0, outcome.err
     assert "4 of 4" in outcome.out
     assert "<svg" in out.read_text()
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(folder: Path, tmp_path: Path) -> None:
+    """In the middle of a real process."""
+    command = [sys.executable, "-m", "vjepa", "pretrain", "--config", str(folder / "tiny.yaml")]
+    command += ["--data.sources.0.manifest", str(folder / "set" / "manifest.parquet")]
+    command += ["--out", "run", "--optim.steps", "1000000", "--training.num_threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--training.checkpoint_every_steps", "1000000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 1):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no step in two minutes"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
+    stopped = re.search(r"stopped at your request at step (\d+) of 1000000: run", out)
+    assert stopped, out
+    assert "resume with: vjepa pretrain --out run" in out
+    checkpoint = tmp_path / "run" / "checkpoints" / f"step_{int(stopped[1]):08d}"
+    assert (checkpoint / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

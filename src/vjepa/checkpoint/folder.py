@@ -100,11 +100,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_config(folder: Path) -> CheckpointConfig:
-    """Read ``config.json`` of a checkpoint folder.
-
-    Raises:
-        UserError: It is not JSON, not ours, or holds a value that cannot be.
-    """
+    """Read ``config.json`` of a checkpoint folder; what is not ours or cannot be is refused."""
     path = folder / CONFIG_FILE
     content = read_json(path)
     if content.get("format") != FORMAT:
@@ -252,12 +248,12 @@ def require_absent(destination: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object as readable JSON."""
+    """Write an object, indented."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a checkpoint."""
+    """Read an object; a file that is too large or holds none is refused."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UserError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; no file of ours is")
@@ -284,12 +280,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Compare every file of a training run's checkpoint with its manifest.
-
-    Raises:
-        UserError: A file is missing, has another size (truncated) or other content, or the folder
-            is no checkpoint of ours; the message names the file and the reason.
-    """
+    """Refuse a training run's checkpoint of which a file is not as its manifest says."""
     path = folder / MANIFEST_FILE
     manifest = read_json(path)
     files = manifest.get("files")

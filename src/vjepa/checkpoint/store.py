@@ -158,11 +158,7 @@ class CheckpointStore:
         return self.path(step)
 
     def finish(self) -> None:
-        """Wait until nothing is being written.
-
-        Raises:
-            UserError: The last checkpoint could not be written, in any process.
-        """
+        """Wait until nothing is being written; a failure in any process is raised in all."""
         if self._thread is None:
             return
         self._thread.join()

@@ -43,11 +43,7 @@ class LoadReport:
         return not (self.missing or self.unexpected or self.resized)
 
     def require_complete(self, remedy: str) -> None:
-        """Refuse a file that does not fit.
-
-        Raises:
-            UserError: Something is missing, unexpected or of another shape.
-        """
+        """Refuse a file that does not fit."""
         if self.is_complete:
             return
         faults = {
@@ -81,10 +77,7 @@ def compare(
     dropped: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> LoadReport:
-    """Compare names and shapes of a file's tensors with a model's; the report may be incomplete.
-
-    `source`, `kind`, `dropped` (left out of `stored` on purpose) and `notes` go into the report.
-    """
+    """Compare names and shapes of a file's tensors with a model's; the report may be incomplete."""
     common = [name for name in wanted if name in stored]
     resized = [name for name in common if list(stored[name]) != list(wanted[name])]
     return LoadReport(
@@ -119,7 +112,7 @@ def load_strictly(
     """Put a file's tensors into a module, which may stand on the meta device.
 
     The module gets copies, floating point as float32, so that the file can go away; buffers that
-    are not saved stay as they are. The other arguments are those of :func:`compare`.
+    are not saved stay as they are. The other arguments are those of the report.
 
     Raises:
         UserError: Something is missing, unexpected or of another shape; the module is untouched.
