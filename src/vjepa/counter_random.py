@@ -48,16 +48,10 @@ def _steps(count: int) -> NDArray[np.uint64]:
 def random_bits(
     seed: int, stream: str, ordinals: NDArray[np.int64] | int, count: int
 ) -> NDArray[np.uint64]:
-    """`count` independent 64-bit words for each ordinal.
+    """`count` independent 64-bit words for each ordinal: uint64 [..., count].
 
-    Args:
-        seed: The run's seed, any integer.
-        stream: What the numbers are for, for example ``"crop"``; streams are independent.
-        ordinals: The samples' ordinals, int64 of any shape [...], or one int.
-        count: How many words each.
-
-    Returns:
-        uint64 [..., count].
+    `seed` is any integer; `stream` says what the numbers are for, for example ``"crop"``, and
+    streams are independent; `ordinals` are the samples', int64 of any shape [...], or one int.
     """
     given = np.asarray(ordinals, dtype=np.int64)
     base = given.reshape(-1).astype(np.uint64)
@@ -70,10 +64,7 @@ def random_bits(
 def uniforms(
     seed: int, stream: str, ordinals: NDArray[np.int64] | int, count: int
 ) -> NDArray[np.float64]:
-    """`count` independent uniform numbers in [0, 1) for each ordinal: float64 [..., count].
-
-    Arguments as in :func:`random_bits`.
-    """
+    """As :func:`random_bits`, but uniform numbers in [0, 1): float64 [..., count]."""
     return to_uniform(random_bits(seed, stream, ordinals, count))
 
 
@@ -93,16 +84,8 @@ def permute(
     """Where a pseudo-random permutation of ``range(length)`` sends `indices`, without a table.
 
     A Feistel network with cycle walking: ten million rows are shuffled without a byte of memory,
-    and any position of any epoch can be asked for at once.
-
-    Args:
-        indices: int64, any shape, each in [0, length).
-        length: Size of the permuted range, at least 1.
-        seed, stream: As in :func:`random_bits`.
-        epoch: Another permutation for each epoch.
-
-    Returns:
-        int64, the shape of `indices`; distinct inputs give distinct outputs in [0, length).
+    and any position of any epoch can be asked for at once. `indices` is int64 of any shape, each in
+    [0, length), and so is the result; each epoch has another permutation.
     """
     half_bits = max(1, (max(length - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)

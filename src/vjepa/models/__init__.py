@@ -22,9 +22,8 @@ from vjepa.models.positions import (
     sincos_2d,
     sincos_3d,
 )
-from vjepa.models.predictor import Predictor
+from vjepa.models.predictor import VJEPA, Predictor
 from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip
-from vjepa.models.vjepa import VJEPA
 
 __all__ = [
     "PIXEL_MEAN",

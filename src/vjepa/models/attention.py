@@ -33,11 +33,8 @@ class Packing:
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> Tensor:
     """Scaled dot-product attention, fused; logits are scaled by head_dim^-1/2.
 
-    Args:
-        q: [B, n, heads, head_dim], or packed [S, heads, head_dim].
-        k: [B, m, heads, head_dim], or packed as `q`.
-        v: As `k`.
-        packing: For packed input: tokens attend only within their own clip.
+    `q` is [B, n, heads, head_dim], `k` and `v` are [B, m, heads, head_dim]; or with `packing` all
+    are [S, heads, head_dim], and tokens attend only within their own clip.
     """
     if packing is None:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)

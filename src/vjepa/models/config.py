@@ -123,11 +123,9 @@ class ModelConfig:
 
 
 def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
-    """Check that a sin-cos code of this width exists for the encoder's kind of grid.
+    """Refuse, by its `name`, a width for which the encoder's kind of grid has no sin-cos code.
 
-    Raises:
-        ValueError: Some axis would get an odd number of columns (sines and cosines come in pairs);
-            the message begins with `name`, the field.
+    Some axis would get an odd number of columns; sines and cosines come in pairs.
     """
     if encoder.is_image_model and width % 4:
         raise ValueError(f"{name}: {width} must be a multiple of 4 for a 2-D position code")

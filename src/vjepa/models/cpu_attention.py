@@ -33,11 +33,7 @@ _HAS_AMX: bool = (
 
 
 def suits(qkv: Tensor) -> bool:
-    """Whether this is the fastest attention for such an input here: bfloat16 on a CPU without AMX.
-
-    Args:
-        qkv: Queries, keys and values, of any shape.
-    """
+    """Whether this is the fastest attention for it here: bfloat16 on a CPU without AMX."""
     on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
     return on_cpu and not _HAS_AMX
 
@@ -108,28 +104,16 @@ def _probabilities(part: _Part, scores: Tensor, result: Tensor) -> Tensor:
 
 
 def self_attention(qkv: Tensor) -> Tensor:
-    """Scaled dot-product self-attention; see :func:`cpu_self_attention`.
-
-    Args:
-        qkv: bfloat16 (or float32) [B, n, 3, heads, head_dim].
-
-    Returns:
-        [B, n, heads, head_dim], contiguous.
-    """
+    """Of bfloat16 (or float32) [B, n, 3, heads, head_dim]: [B, n, heads, head_dim], contiguous."""
     return cpu_self_attention(qkv, torch.is_grad_enabled() and qkv.requires_grad)[0]
 
 
 @torch.library.custom_op("vjepa::cpu_self_attention", mutates_args=())
 def cpu_self_attention(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Scaled dot-product self-attention; one operation also for a compiler.
+    """The same as one operation, also for a compiler.
 
-    Args:
-        qkv: bfloat16 (or float32) [B, n, 3, heads, head_dim].
-        keep: Keep probabilities for a backward pass.
-
-    Returns:
-        [B, n, heads, head_dim], contiguous; and the kept probabilities of the first heads,
-        [K, n, n].
+    The result is contiguous; beside it come the probabilities of the first heads, [K, n, n], that
+    are kept for a backward pass.
     """
     batch, length, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, length, heads, width)

@@ -20,14 +20,10 @@ _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
 
 
 class Encoder(nn.Module):
-    """A vision transformer over tubelets; tokens are dropped at the input.
-
-    Attributes:
-        config: The sizes.
-        pos_embed: Fixed position code, float32 [1, N, D]; a buffer that is not saved.
-    """
+    """A vision transformer over tubelets; tokens are dropped at the input."""
 
     pos_embed: Tensor
+    """Fixed position code, float32 [1, N, D]; a buffer that is not saved."""
     preprocess: Callable[..., Tensor]
     """Videos -> normalised input; set by :func:`vjepa.load_encoder`."""
 
@@ -147,11 +143,10 @@ class Encoder(nn.Module):
             )
         if video.ndim == 5 and video.shape[1] != config.channels:
             swapped = video.shape[2] == config.channels
-            remedy = (
-                "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)" if swapped else ""
-            )
+            remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
             raise ValueError(
-                f"video has {video.shape[1]} channels, the model {config.channels}{remedy}"
+                f"video has {video.shape[1]} channels, the model {config.channels}"
+                f"{remedy if swapped else ''}"
             )
         # On a GPU the question would make the host wait, and in training it would cost time.
         may_look = video.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -186,22 +181,13 @@ class Encoder(nn.Module):
 class FrameEncoder(nn.Module):
     """An image model as a video encoder: every frame alone, token maps joined in time (section 4).
 
-    No time code is added. One frame is one tubelet.
+    No time code is added. One frame is one tubelet. `image_encoder`, whose sizes are `config`, maps
+    float [B, C, 1, H, W] to tokens [B, h*w, D]; one call takes at most `frames_at_once` frames.
     """
 
     def __init__(
         self, image_encoder: nn.Module, config: EncoderConfig, frames_at_once: int = 256
     ) -> None:
-        """Wrap an image encoder.
-
-        Args:
-            image_encoder: Clips of one frame, float [B, C, 1, H, W] -> tokens [B, h*w, D].
-            config: Its sizes (`num_frames` and tubelet are 1).
-            frames_at_once: Most frames encoded in one call of the image encoder.
-
-        Raises:
-            ValueError: `config` is that of a video model.
-        """
         super().__init__()
         if config.num_frames != 1 or config.tubelet_size != 1:
             raise ValueError("config: FrameEncoder takes an image model (num_frames 1, tubelet 1)")
@@ -213,6 +199,5 @@ class FrameEncoder(nn.Module):
         """Encode normalised clips float [B, C, T, H, W] to [B, T*h*w, D], frame 0 first."""
         batch, channels, frames, height, width = video.shape
         images = video.transpose(1, 2).reshape(batch * frames, channels, 1, height, width)
-        parts = [self.image_encoder(some) for some in images.split(self.frames_at_once)]
-        tokens = torch.cat(parts)
+        tokens = torch.cat([self.image_encoder(some) for some in images.split(self.frames_at_once)])
         return tokens.reshape(batch, frames * tokens.shape[1], tokens.shape[2])

@@ -120,16 +120,10 @@ def update_memory(
     *,
     activation_checkpointing: bool = False,
 ) -> UpdateMemory:
-    """Estimate the memory of one update with fused attention.
+    """Estimate the memory of one update of `batch_size` clips with fused attention.
 
-    A CPU in bfloat16 keeps up to 64 MiB more for each attention
-    (:mod:`vjepa.models.cpu_attention`).
-
-    Args:
-        config: Sizes of encoder and predictor.
-        masks: Tokens of each mask kind.
-        batch_size: Clips in one micro-batch.
-        activation_checkpointing: Keep each block's input only, and one block in full.
+    With `activation_checkpointing` each block's input is kept, and one block in full. A CPU in
+    bfloat16 keeps up to 64 MiB more for each attention (:mod:`vjepa.models.cpu_attention`).
     """
     encoder, predictor = config.encoder, config.predictor
     in_encoder, in_predictor = encoder_parameters(encoder), predictor_parameters(config)

@@ -19,11 +19,7 @@ from vjepa.models.config import EncoderConfig
 def token_grid(
     video_shape: Sequence[int], tubelet_size: int, patch_size: int
 ) -> tuple[int, int, int]:
-    """The token grid (t, h, w) of a video of shape [B, C, T, H, W].
-
-    Raises:
-        ValueError: The shape has not five axes, or an axis is not a multiple of the patch.
-    """
+    """The token grid (t, h, w) of a video of shape [B, C, T, H, W] in whole patches."""
     if len(video_shape) != 5:
         raise ValueError(f"video must be [B, C, T, H, W], got shape {tuple(video_shape)}")
     frames, height, width = video_shape[2:]
@@ -44,12 +40,8 @@ def _patch_view(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
 def patchify(video: Tensor, tubelet_size: int, patch_size: int) -> Tensor:
     """Cut a video [B, C, T, H, W] into the pixels of its tokens.
 
-    Returns:
-        [B, N, C*tubelet*patch*patch], tokens time-major (index = (t*h + row)*w + column), inside a
-        token the order is channel, frame, row, column.
-
-    Raises:
-        ValueError: The video is not whole patches.
+    The result is [B, N, C*tubelet*patch*patch], tokens time-major (index = (t*h + row)*w + column),
+    inside a token the order is channel, frame, row, column.
     """
     token_grid(video.shape, tubelet_size, patch_size)
     return _patch_view(video, tubelet_size, patch_size).flatten(4).flatten(1, 3)
@@ -67,16 +59,13 @@ def unpatchify(
 def gather_patches(
     video: Tensor, tubelet_size: int, patch_size: int, clip_index: Tensor, token_indices: Tensor
 ) -> Tensor:
-    """The pixels of chosen tokens; the others are not copied.
+    """The pixels of chosen tokens, [..., C*tubelet*patch*patch] as in :func:`patchify`.
+
+    The other pixels of the video [B, C, T, H, W] are not copied.
 
     Args:
-        video: [B, C, T, H, W].
-        tubelet_size, patch_size: Frames and side of a token.
         clip_index: int64, row of the batch for each wanted token; broadcasts with `token_indices`.
         token_indices: int64 [...] in 0..N-1.
-
-    Returns:
-        [..., C*tubelet*patch*patch], ordered as in :func:`patchify`.
     """
     _, height, width = token_grid(video.shape, tubelet_size, patch_size)
     time = torch.div(token_indices, height * width, rounding_mode="floor")

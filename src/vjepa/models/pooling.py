@@ -37,7 +37,9 @@ class AttentivePooler(nn.Module):
     """Learnt queries that read all tokens by cross-attention (paper, section 4 and appendix).
 
     "released" is what the authors' code computes: no projection after the cross-attention, no
-    LayerNorm at the end. "paper" is their text: both are there.
+    LayerNorm at the end. "paper" is their text: both are there. Depth 1 is the cross-attention
+    block alone; each one more adds an ordinary block over the queries. The authors take as many
+    heads as the encoder has.
     """
 
     def __init__(
@@ -49,20 +51,6 @@ class AttentivePooler(nn.Module):
         variant: PoolerVariant = "released",
         num_queries: int = 1,
     ) -> None:
-        """Build with fresh weights.
-
-        Args:
-            width: Token width D.
-            heads: Attention heads; the authors take the encoder's number.
-            depth: 1 = the cross-attention block alone; each one more adds an ordinary block over
-                the queries.
-            mlp_ratio: Hidden width of the MLPs over D.
-            variant: As above.
-            num_queries: Q, learnt queries.
-
-        Raises:
-            ValueError: A number is below 1 or the heads do not divide the width.
-        """
         super().__init__()
         if min(width, heads, depth, num_queries) < 1 or width % heads:
             raise ValueError(

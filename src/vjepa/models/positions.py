@@ -17,11 +17,7 @@ from vjepa.models.config import EncoderConfig
 
 
 def sincos_1d(positions: Tensor, width: int) -> Tensor:
-    """The 1-D code at positions [n] of any dtype: float64 [n, width], sines, then cosines.
-
-    Raises:
-        ValueError: `width` is odd.
-    """
+    """The 1-D code at positions [n] of any dtype: float64 [n, width], sines, then cosines."""
     if width % 2:
         raise ValueError(f"width: {width} must be even: sines and cosines come in pairs")
     exponents = torch.arange(width // 2, dtype=torch.float64, device=positions.device)
@@ -47,15 +43,12 @@ def sincos_3d(
     tables = [
         sincos_1d(torch.arange(n, device="cpu"), d) for n, d in zip(grid, widths, strict=True)
     ]
-    code = torch.cat(
-        [
-            tables[0][:, None, None].expand(t, h, w, widths[0]),
-            tables[1][None, :, None].expand(t, h, w, widths[1]),
-            tables[2][None, None, :].expand(t, h, w, widths[2]),
-        ],
-        dim=-1,
-    )
-    return code.reshape(t * h * w, -1)[:, :width]
+    parts = [
+        tables[0][:, None, None].expand(t, h, w, -1),
+        tables[1][None, :, None].expand(t, h, w, -1),
+        tables[2][None, None, :].expand(t, h, w, -1),
+    ]
+    return torch.cat(parts, dim=-1).reshape(t * h * w, -1)[:, :width]
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
@@ -66,14 +59,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
     h, w = grid
     rows = sincos_1d(torch.arange(h, device="cpu"), width // 2)
     columns = sincos_1d(torch.arange(w, device="cpu"), width // 2)
-    code = torch.cat(
-        [
-            rows[:, None].expand(h, w, width // 2),
-            columns[None, :].expand(h, w, width // 2),
-        ],
-        dim=-1,
-    )
-    return code.reshape(h * w, -1)
+    parts = [rows[:, None].expand(h, w, -1), columns[None, :].expand(h, w, -1)]
+    return torch.cat(parts, dim=-1).reshape(h * w, -1)
 
 
 def position_code(config: EncoderConfig, width: int, device: torch.device) -> Tensor:
@@ -90,15 +77,11 @@ def position_code(config: EncoderConfig, width: int, device: torch.device) -> Te
 def resample_position_code(
     code: Tensor, grid: tuple[int, int, int], new_grid: tuple[int, int, int], *, is_image: bool
 ) -> Tensor:
-    """Stretch a code over another grid, as the authors do for inputs of another size.
+    """Stretch a code [1, t*h*w, D] over another grid, as the authors do for other input sizes.
 
-    Trilinear for video, bicubic over the two sides for an image model; half-pixel centres, no
-    antialiasing. The target size is given, not a scale factor, so that no grid comes out one short.
-
-    Args:
-        code: [1, t*h*w, D].
-        grid, new_grid: Its (t, h, w), and the wanted.
-        is_image: Whether `code` is a 2-D code (t = 1 in both grids).
+    Trilinear for video, bicubic over the two sides for an image model (t = 1 in both grids);
+    half-pixel centres, no antialiasing. The target size is given, not a scale factor, so that no
+    grid comes out one short.
     """
     volume = code.to(torch.float32).reshape(1, *grid, code.shape[-1]).permute(0, 4, 1, 2, 3)
     if is_image:

@@ -1,14 +1,19 @@
-"""The predictor P: from context tokens to the target encoder's features at other places."""
+"""The predictor P: from context tokens to the target encoder's features at other places.
+
+And the whole model: context encoder, target encoder, predictor.
+"""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
 
 from vjepa.models.attention import Packing
 from vjepa.models.blocks import Block, init_layer
-from vjepa.models.config import EncoderConfig, PredictorConfig, check_position_width
-from vjepa.models.encoder import NORM_EPS
+from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
+from vjepa.models.encoder import NORM_EPS, Encoder
 from vjepa.models.positions import position_code
 
 
@@ -18,12 +23,13 @@ class Predictor(nn.Module):
     Mask tokens are learnt vectors, one per kind of mask (or one shared), that start at zero; both
     they and the projected context tokens get the predictor's own position code.
 
-    Attributes:
-        config: The sizes.
-        predictor_pos_embed: Fixed position code, float32 [1, N, P]; a buffer that is not saved.
+    `encoder_config` is that of the encoder whose tokens come in; it gives grid, width and heads.
+    `out_width` numbers are predicted for a token: the encoder's width D unless given (pixel
+    prediction gives the numbers in a patch).
     """
 
     predictor_pos_embed: Tensor
+    """Fixed position code, float32 [1, N, P]; a buffer that is not saved."""
 
     def __init__(
         self,
@@ -31,17 +37,6 @@ class Predictor(nn.Module):
         predictor_config: PredictorConfig,
         out_width: int | None = None,
     ) -> None:
-        """Build with fresh weights.
-
-        Args:
-            encoder_config: Of the encoder whose tokens come in; gives grid, width and heads.
-            predictor_config: The predictor's sizes.
-            out_width: Numbers predicted per token; none means the encoder's width D. Pixel
-                prediction gives the numbers in a patch.
-
-        Raises:
-            ValueError: The heads do not divide the width, or no position code has this width.
-        """
         super().__init__()
         width = predictor_config.width
         heads = predictor_config.heads or encoder_config.heads
@@ -98,9 +93,6 @@ class Predictor(nn.Module):
 
         Returns:
             float [B, M, D], or packed [U, D] (`out_width` in place of D where one was given).
-
-        Raises:
-            ValueError: There is no such mask token, or only one of the two offsets is given.
         """
         code = self.predictor_pos_embed[0]
         context = self.predictor_embed(context_tokens) + code[context_indices]
@@ -145,3 +137,32 @@ class Predictor(nn.Module):
         for block in self.predictor_blocks:
             tokens = block(tokens, packing)
         return tokens.index_select(0, target_places)
+
+
+class VJEPA(nn.Module):
+    """Encoder E, its moving average, and the predictor P (paper, section 3, Figure 2).
+
+    Encoder and predictor are trained. The target encoder starts as a copy of the encoder and
+    follows it as a moving average, without gradients; it is what is evaluated.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False)
+        self.predictor = Predictor(config.encoder, config.predictor)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew; the target encoder becomes a copy of the encoder."""
+        self.encoder.init_weights()
+        self.predictor.init_weights()
+        self.target_encoder.load_state_dict(self.encoder.state_dict())
+        self.target_encoder.reset_position_code()
+
+    def reset_position_codes(self) -> None:
+        """Recompute all position codes on the weights' devices."""
+        self.encoder.reset_position_code()
+        self.target_encoder.reset_position_code()
+        self.predictor.reset_position_code()

@@ -36,15 +36,10 @@ def normalise_clip(
     mean: Colour = PIXEL_MEAN,
     deviation: Colour = PIXEL_STD,
 ) -> Tensor:
-    """Pixels to normalised numbers: (x / 255 - mean) / std for each colour.
+    """Pixels to normalised numbers: (x / 255 - mean) / deviation for each colour, on 0..1.
 
-    Args:
-        clips: uint8 (or float on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB.
-        dtype: Of the result; the arithmetic is float32.
-        mean, deviation: Of red, green and blue on the scale 0..1.
-
-    Raises:
-        ValueError: The channel axis is not 3 long.
+    `clips` is uint8 (or float on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB; the
+    arithmetic is float32, whatever `dtype` the result is to have.
     """
     if clips.ndim not in (4, 5) or clips.shape[-4] != 3:
         raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")

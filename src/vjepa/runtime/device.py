@@ -141,12 +141,8 @@ def seed_torch(seed: int, purpose: str, ordinal: int = 0) -> None:
     """Seed torch's generators of the CPU and of the GPUs in use, purely by the three arguments.
 
     A training step seeds with its own number, so that dropout and the like depend on the step
-    alone and a resumed run draws what the uninterrupted one would have drawn.
-
-    Args:
-        seed: The run's seed, any integer.
-        purpose: What the draws are for, for example ``"weights"`` or ``"step"``.
-        ordinal: Which one, for example the number of the update.
+    alone and a resumed run draws what the uninterrupted one would have drawn. `purpose` is what the
+    draws are for, for example ``"weights"`` or ``"step"``, `ordinal` the number of the update.
     """
     value = derive_seed(seed, purpose, ordinal)
     torch.default_generator.manual_seed(value)

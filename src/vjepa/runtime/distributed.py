@@ -153,10 +153,9 @@ class Team(World):
                 silent = [rank for rank in ranks if not self.store.check([f"here/{rank}"])]
                 if not silent or time.monotonic() > deadline:
                     break
-                time.sleep(0.1)
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
             if silent:
-                noun = "process" if len(silent) == 1 else "processes"
-                return f"{noun} {', '.join(map(str, silent))}"
+                return _named(silent)
         return "another process"
 
 
@@ -199,9 +198,7 @@ class Agreement:
 def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
     """Join the process group for the time of a job, if a launcher has started several processes.
 
-    Args:
-        device_type: ``cpu`` (gloo) or ``cuda`` (NCCL for tensors on GPUs, gloo for the host).
-        timeout_minutes: A process that leaves the others waiting longer has hung.
+    A process that leaves the others waiting for more than `timeout_minutes` has hung.
 
     Raises:
         UserError: The launcher's variables are incomplete.
@@ -317,11 +314,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _absent(place: World, missing: list[int], timeout_minutes: float) -> str:
-    noun = "process" if len(missing) == 1 else "processes"
     return (
-        f"process {place.rank}: {noun} {', '.join(map(str, missing))} of {place.size} did not come "
-        f"within {timeout_minutes:g} minutes; see the log of each machine, and start all again"
+        f"process {place.rank}: {_named(missing)} of {place.size} did not come within "
+        f"{timeout_minutes:g} minutes; see the log of each machine, and start all again"
     )
+
+
+def _named(ranks: list[int]) -> str:
+    return f"{'process' if len(ranks) == 1 else 'processes'} {', '.join(map(str, ranks))}"
 
 
 def _record(error: Exception) -> None:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from vjepa.errors import UserError
@@ -37,12 +36,9 @@ def sync(path: Path) -> None:
 def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
     """A place to write a file to that becomes `path`, whole, when the block ends without an error.
 
-    An older file at `path` stays until then, and stays if the block fails. The folder is made.
-
-    Args:
-        path: The file.
-        durable: Wait for the disk. False is for one of thousands of small files that can be made
-            again: whole after a kill, but perhaps empty after a power cut.
+    An older file at `path` stays until then, and stays if the block fails. The folder is made. Not
+    to wait for the disk (`durable`) is for one of thousands of small files that can be made again:
+    whole after a kill, but perhaps empty after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
@@ -66,11 +62,7 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> N
 
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
-    """A new folder to write to that becomes `path`, whole, when the block ends without an error.
-
-    Raises:
-        FileExistsError: There is something at `path` already.
-    """
+    """A new folder to write to that becomes `path`, whole, when the block ends without an error."""
     if path.exists():
         raise FileExistsError(f"{path} exists")
     aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
@@ -93,16 +85,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
-            if raw.endswith(b"\n"):
-                yield number, _parse(raw)
-
-
-def _parse(raw: bytes) -> dict[str, Any] | None:
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                values = json.loads(raw)
+            except (ValueError, RecursionError):
+                values = None
+            yield number, values if isinstance(values, dict) else None
 
 
 class JsonLines:
@@ -114,11 +103,7 @@ class JsonLines:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or make the file, and its folder.
-
-        Raises:
-            UserError: It cannot be written.
-        """
+        """Open or make the file, and its folder."""
         self.path = path
         self._unsynced = 0
         try:
@@ -131,11 +116,7 @@ class JsonLines:
             ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line.
-
-        Raises:
-            UserError: The disk is full or gone.
-        """
+        """Add a line; UserError if the disk is full or gone."""
         line = json.dumps(record) + "\n"
         with self._closed_on_failure():
             self._file.write(line.encode("ascii"))
@@ -173,12 +154,7 @@ class JsonLines:
         """Itself."""
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
 
@@ -230,9 +206,8 @@ _FLOCK = "hhqqi"
 def holder_of(folder: Path) -> int | None:
     """Process that holds a run folder, without touching the lock.
 
-    Returns:
-        Its id, 0 if it runs on another machine; None if nobody holds it. Only Linux can tell;
-        elsewhere always None.
+    Its id, 0 if it runs on another machine; None if nobody holds it, and always where only Linux
+    could tell.
     """
     file = folder / ".lock"
     if sys.platform != "linux" or not file.is_file():

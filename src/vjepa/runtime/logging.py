@@ -32,11 +32,9 @@ def shared_console() -> Console:
 
 
 def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> None:
-    """Send the package's log lines to stderr; calling it again replaces the earlier set-up.
+    """Send the package's log lines to `stream`, or stderr; called again it replaces the set-up.
 
-    Args:
-        verbose: Show debug lines too.
-        stream: Where plain lines go; None is stderr. A terminal gets rich's colours.
+    stderr gets rich's colours if it is a terminal. `verbose` shows debug lines too.
     """
     logger = logging.getLogger("vjepa")
     for handler in list(logger.handlers):

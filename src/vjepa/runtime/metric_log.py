@@ -44,7 +44,16 @@ class MetricLog:
 
     def __init__(self, path: Path, *, events: bool = False) -> None:
         self._path = path
-        self._events = events and _has_tensorboard()
+        if events:
+            try:
+                import torch.utils.tensorboard  # noqa: F401
+            except ImportError:
+                events = False
+                _LOGGER.warning(
+                    "tensorboard is not installed, so no event files can be written; metrics.jsonl "
+                    "holds everything (pip install tensorboard, or leave it off)"
+                )
+        self._events = events
         self._lines: JsonLines | None = None
         self._writer: SummaryWriter | None = None
 
@@ -64,11 +73,7 @@ class MetricLog:
             self._writer = SummaryWriter(str(self._path.parent), purge_step=purge)
 
     def write(self, record: MetricRecord) -> None:
-        """Add a record.
-
-        Raises:
-            UserError: The disk is full or gone.
-        """
+        """Add a record; UserError if the disk is full or gone."""
         if self._lines is None:
             raise RuntimeError("start() the log before writing to it")
         line = {"kind": record.kind, "step": record.step}
@@ -100,24 +105,8 @@ class MetricLog:
             lines.close()
 
 
-def _has_tensorboard() -> bool:
-    try:
-        import torch.utils.tensorboard  # noqa: F401
-    except ImportError:
-        _LOGGER.warning(
-            "tensorboard is not installed, so no event files can be written; metrics.jsonl holds "
-            "everything (pip install tensorboard, or leave it off)"
-        )
-        return False
-    return True
-
-
 def read_metrics(path: Path) -> list[MetricRecord]:
-    """The records of a `metrics.jsonl` in order; null is NaN.
-
-    Raises:
-        UserError: The file is missing, or a line is no record.
-    """
+    """The records of a `metrics.jsonl` in order; null is NaN."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a run folder that has been trained in")
     records = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self, TextIO
 
 from vjepa.runtime.logging import shared_console
@@ -16,12 +15,9 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """How far the work is, the time left and a note, from ``with`` to its end.
 
-    Args:
-        description: What is going on, for example ``"pretrain"``.
-        total: Number of steps of the whole work; None: :meth:`update` brings it.
-        completed: Steps that an earlier run has done; they do not count for the time left.
-        stream: Where to show it; None is stderr, with a bar if that is a terminal.
-        clock: In seconds.
+    `total` is the number of steps (files, clips, ...) of the whole work, unless :meth:`update`
+    brings it; those that an earlier run has `completed` do not count for the time left. Without a
+    `stream` it is shown on stderr, with a bar if that is a terminal.
     """
 
     def __init__(
@@ -61,12 +57,7 @@ class Progress:
             self._bars.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Write the last line, or leave the bar as it is and give the terminal back."""
         if self._bars is not None:
             self._bars.stop()
@@ -74,13 +65,7 @@ class Progress:
             self._write_line(self._clock())
 
     def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
-        """Show how much is done.
-
-        Args:
-            completed: Steps (files, clips, ...) done so far, of the total.
-            note: A few words behind the bar (loss, clips/s); None keeps the last ones.
-            total: For work whose size was not known before; None keeps it.
-        """
+        """Show how many steps are done; None keeps the last note (a few words) and the total."""
         self._completed = completed
         self._note = self._note if note is None else note
         self._total = self._total if total is None else total
