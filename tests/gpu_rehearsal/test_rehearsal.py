@@ -255,44 +255,28 @@ def test_a_number_that_is_read_or_a_tensor_elsewhere_is_found(dtype: torch.dtype
             numbers + torch.zeros(3, dtype=dtype, device="cpu")
 
 
-def _read_log_window() -> None:
-    window = LogWindow()
-    one = torch.empty((), device=GPU)
+def _log_window() -> LogWindow:
+    window, one = LogWindow(), torch.empty((), device=GPU)
     window.add(step_module.StepValues(1, {"loss": one}, one > 0, one > 0), _loaded(), 0.0)
-    window.read(Team())
+    return window
 
 
-def _look_at_last_update() -> None:
-    window = LogWindow()
-    one = torch.empty((), device=GPU)
-    window.add(step_module.StepValues(1, {"loss": one}, one > 0, one > 0), _loaded(), 0.0)
-    window.last_was_applied()
+def _probabilities_of_videos() -> object:
+    outputs = torch.empty(BATCH, 2, 3, 5, device=GPU).mean(dim=2)
+    return averaged_probabilities(nn.Identity(), outputs)
 
 
-def _spikes_for_a_checkpoint() -> None:
-    SpikeGate(3.0, GPU).state()
-
-
-def _position_code() -> None:
-    position_code(ENCODER, ENCODER.width, GPU)
-
-
-def _probabilities_of_videos() -> None:
-    averaged_probabilities(nn.Identity(), torch.empty(BATCH, 2, 3, 5, device=GPU).mean(dim=2))
-
-
-MAY_WAIT: dict[str, tuple[Callable[[], None], str]] = {
-    "LogWindow.read": (_read_log_window, "one transfer for all updates since the last log line"),
-    "LogWindow.last_was_applied": (
-        _look_at_last_update,
-        "before a checkpoint and after the last update: a bad one must not be saved as good",
-    ),
-    "SpikeGate.state": (_spikes_for_a_checkpoint, "a checkpoint holds the losses of the median"),
-    "position_code": (_position_code, "once when a model is built, loaded or rebuilt for a size"),
-    "averaged_probabilities": (
-        _probabilities_of_videos,
-        "one transfer a batch: measures are exact sums in float64 on the host",
-    ),
+MAY_WAIT: dict[str, Callable[[], object]] = {
+    # One transfer for all updates since the last log line.
+    "LogWindow.read": lambda: _log_window().read(Team()),
+    # Before a checkpoint and after the last update: a bad one must not be saved as good.
+    "LogWindow.last_was_applied": lambda: _log_window().last_was_applied(),
+    # A checkpoint holds the losses of the median.
+    "SpikeGate.state": lambda: SpikeGate(3.0, GPU).state(),
+    # Once when a model is built, loaded or rebuilt for a size.
+    "position_code": lambda: position_code(ENCODER, ENCODER.width, GPU),
+    # One transfer a batch: measures are exact sums in float64 on the host.
+    "averaged_probabilities": _probabilities_of_videos,
 }
 """Where the host waits for the device, and why it may.
 
@@ -303,6 +287,5 @@ Besides, features that are stored or shown leave the device once a batch (`encod
 
 @pytest.mark.parametrize("name", MAY_WAIT)
 def test_places_that_may_wait(name: str) -> None:
-    wait, _ = MAY_WAIT[name]
     with pretended_gpu(), pytest.raises((HostWaitsError, DataDependentOutputException)):
-        wait()  # a place that does not wait any more leaves the list
+        MAY_WAIT[name]()  # a place that does not wait any more leaves the list

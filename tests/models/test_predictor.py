@@ -1,13 +1,15 @@
+"""The predictor, and the whole model."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.tiny import ENCODER, MODEL, shaken
+from tests.models.tiny import ENCODER, MODEL, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Predictor, PredictorConfig
+from vjepa.models import VJEPA, Predictor, PredictorConfig
 
 
 @pytest.fixture
@@ -51,11 +53,8 @@ def test_packed_clips_equal_one_clip_at_a_time(predictor: Predictor) -> None:
     ours = {name: p.grad for name, p in predictor.named_parameters()}
     ours_tokens, tokens.grad = tokens.grad, None
     predictor.zero_grad(set_to_none=True)
-    parts = [
-        predictor(part[None], contexts[b][None], targets[b][None], 1)[0]
-        for b, part in enumerate(tokens.split([4, 11, 1]))
-    ]
-    single = torch.cat(parts)
+    clips_alone = zip(tokens.split([4, 11, 1]), contexts, targets, strict=True)
+    single = torch.cat([predictor(*(part[None] for part in clip), 1)[0] for clip in clips_alone])
     assert_close(packed, single, atol=1e-5, rtol=0)
     (single * weights).sum().backward()
     assert_close(ours_tokens, tokens.grad, atol=1e-4, rtol=1e-4)
@@ -83,11 +82,8 @@ def test_one_shared_token_serves_every_kind_of_mask() -> None:
 
 def test_mask_tokens_start_at_zero_and_heads_can_differ() -> None:
     fresh = Predictor(ENCODER, PredictorConfig(width=16, depth=1, heads=4, num_mask_tokens=3))
-    assert [name for name, _ in fresh.named_parameters() if "mask" in name] == [
-        "mask_tokens.0",
-        "mask_tokens.1",
-        "mask_tokens.2",
-    ]
+    names = [name for name, _ in fresh.named_parameters() if "mask" in name]
+    assert names == ["mask_tokens.0", "mask_tokens.1", "mask_tokens.2"]
     assert not any(token.any() for token in fresh.mask_tokens)
     assert fresh.predictor_blocks[0].attn.heads == 4
     shaken(fresh).init_weights()
@@ -101,13 +97,9 @@ def test_pixel_predictor_has_its_own_output_width() -> None:
 
 
 def test_one_sort_of_offsets_alone_is_refused(predictor: Predictor) -> None:
+    args = torch.randn(3, 24), torch.arange(3), torch.arange(2)
     with pytest.raises(ValueError, match="together"):
-        predictor(
-            torch.randn(3, 24),
-            torch.arange(3),
-            torch.arange(2),
-            context_offsets=torch.tensor([0, 3]),
-        )
+        predictor(*args, context_offsets=torch.tensor([0, 3]))
 
 
 def test_a_width_without_a_code_or_heads_is_refused() -> None:
@@ -116,3 +108,42 @@ def test_a_width_without_a_code_or_heads_is_refused() -> None:
     halves = replace(ENCODER, position_split="half")
     with pytest.raises(ValueError, match="position_split"):
         Predictor(halves, PredictorConfig(width=12))
+
+
+def test_target_starts_as_a_copy_without_gradient() -> None:
+    model = VJEPA(MODEL)
+    assert not any(p.requires_grad for p in model.target_encoder.parameters())
+    assert all(p.requires_grad for p in model.encoder.parameters())
+    pairs = zip(model.encoder.parameters(), model.target_encoder.parameters(), strict=True)
+    assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+
+
+def test_state_has_the_three_parts_and_no_position_codes() -> None:
+    names = VJEPA(MODEL).state_dict()
+    assert {name.split(".")[0] for name in names} == {"encoder", "target_encoder", "predictor"}
+    assert not any("pos_embed" in name for name in names)
+
+
+def test_meta_model_comes_to_life() -> None:
+    with torch.device("meta"):
+        model = VJEPA(MODEL)
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    model.to_empty(device="cpu")
+    model.init_weights()
+    video = clips(1)
+    assert torch.equal(model.encoder(video), model.target_encoder(video))
+    assert torch.isfinite(model.encoder(video)).all()
+    born = VJEPA(MODEL)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, born.get_buffer(name)), name
+
+
+def test_reset_position_codes_mends_all_three() -> None:
+    model = shaken(VJEPA(MODEL))
+    wanted = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert len(wanted) == 3
+    for buffer in model.buffers():
+        buffer.zero_()
+    model.reset_position_codes()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, wanted[name]), name

@@ -10,6 +10,7 @@ from torch import nn
 
 from vjepa.errors import UserError
 from vjepa.runtime.device import (
+    Precision,
     checkpoint_blocks,
     compile_blocks,
     seed_torch,
@@ -33,15 +34,11 @@ class Model(nn.Module):
 def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert set_up_device("auto").device.type == "cpu"
+    with pytest.raises(UserError, match=r"device: cuda was asked for.*--training\.device cpu"):
+        set_up_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert set_up_device("auto").device.type == "cuda"
     assert set_up_device("cpu").device.type == "cpu"
-
-
-def test_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"device: cuda was asked for.*--training\.device cpu"):
-        set_up_device("cuda")
 
 
 def test_gpu_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,9 +53,8 @@ def test_gpu_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )
-def test_precision_of_products(precision: str, dtype: torch.dtype) -> None:
-    setup = set_up_device("cpu", "bfloat16" if precision == "bfloat16" else "float32")
-    with setup.autocast():
+def test_precision_of_products(precision: Precision, dtype: torch.dtype) -> None:
+    with set_up_device("cpu", precision).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
@@ -84,9 +80,8 @@ def test_memory_may_be_used_again_after_a_copy_to_a_gpu() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_compiled_blocks_keep_names_and_results() -> None:
-    if not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
     torch.manual_seed(0)
     model, x = Model(), torch.randn(3, 4)
     names, expected = list(model.state_dict()), model(x)

@@ -20,12 +20,9 @@ from vjepa.runtime.distributed import (
 )
 
 
-def test_one_process_without_a_launcher() -> None:
+def test_the_launchers_variables_say_who_is_who() -> None:
     assert world({}) == World(0, 1)
     assert world({}).is_main
-
-
-def test_launcher_variables() -> None:
     place = world({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"})
     assert (place.rank, place.size, place.local_rank, place.is_main) == (3, 4, 1, False)
 
@@ -48,13 +45,8 @@ def test_alone_everything_is_as_if_nobody_else_could_be_there() -> None:
     team.agree([])
     with pytest.raises(UserError, match="no more"):
         team.agree(["no more"])
-
-
-def test_alone_a_request_is_answered_at_once() -> None:
-    agreement = Agreement(Team())
-    assert agreement.exchange(0) == 0
-    assert agreement.exchange(15) == 15
-    assert agreement.finish() == 0
+    agreement = Agreement(team)
+    assert [agreement.exchange(0), agreement.exchange(15), agreement.finish()] == [0, 15, 0]
 
 
 def test_without_a_launcher_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:

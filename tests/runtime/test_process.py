@@ -34,17 +34,15 @@ def test_spinning_is_prevented_in_a_fresh_process_without_importing_torch() -> N
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_too_late_is_reported() -> None:
-    environment: dict[str, str] = {}
-    assert not prevent_openmp_spinning(environment)
-    assert environment == {"OMP_WAIT_POLICY": "passive"}
-
-
-@pytest.mark.parametrize(("value", "in_force"), [("active", False), ("PASSIVE", True)])
-def test_the_users_choice_stays(value: str, in_force: bool) -> None:
-    environment = {"OMP_WAIT_POLICY": value}
+@pytest.mark.parametrize(
+    ("chosen", "value", "in_force"),
+    [(None, "passive", False), ("active", "active", False), ("PASSIVE", "PASSIVE", True)],
+    ids=["too late", "the user's choice", "as we would"],
+)
+def test_the_users_choice_stays(chosen: str | None, value: str, in_force: bool) -> None:
+    environment = {} if chosen is None else {"OMP_WAIT_POLICY": chosen}
     assert prevent_openmp_spinning(environment) == in_force
-    assert environment["OMP_WAIT_POLICY"] == value
+    assert environment == {"OMP_WAIT_POLICY": value}
 
 
 def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,10 +76,7 @@ print(faults() - before)
 
 
 def _faults(how: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", _COUNT_FAULTS, how], check=True, capture_output=True, text=True
-    )
-    return int(done.stdout)
+    return int(subprocess.check_output([sys.executable, "-c", _COUNT_FAULTS, how], text=True))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc only")
@@ -90,11 +85,10 @@ def test_freed_memory_is_not_faulted_in_again() -> None:
     assert _faults("keep") < 0.5 * _faults("default")
 
 
-def test_the_users_setting_stays() -> None:
+def test_the_users_setting_and_other_systems_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert not keep_freed_memory({"MALLOC_TRIM_THRESHOLD_": "131072"})
-
-
-def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory({})
 
@@ -122,10 +116,5 @@ def test_resident_memory_grows_with_what_is_held() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to the limit")
 def test_the_limit_holds_for_what_comes_after_it() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", _TAKE_TOO_MUCH],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == "refused\n"
+    command = [sys.executable, "-c", _TAKE_TOO_MUCH]
+    assert subprocess.check_output(command, text=True) == "refused\n"

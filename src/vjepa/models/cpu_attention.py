@@ -104,7 +104,7 @@ def _probabilities(part: _Part, scores: Tensor, result: Tensor) -> Tensor:
 
 
 def self_attention(qkv: Tensor) -> Tensor:
-    """Of bfloat16 (or float32) [B, n, 3, heads, head_dim]: [B, n, heads, head_dim], contiguous."""
+    """Attend in [B, n, 3, heads, head_dim], bfloat16 or float32: [B, n, heads, head_dim]."""
     return cpu_self_attention(qkv, torch.is_grad_enabled() and qkv.requires_grad)[0]
 
 
