@@ -83,12 +83,16 @@ def test_accumulation_gives_the_same_training(
             torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("count", ["fixed", "packed"])
-def test_other_ways_of_counting_train_too(count: str, manifest: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, manifest, f"masking.count={count}", "optim.steps=6")
+@pytest.mark.parametrize(
+    "setting", ["masking.count=fixed", "masking.count=packed", "training.precision=bfloat16"]
+)
+def test_other_counts_and_bfloat16_train_too(setting: str, manifest: Path, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, manifest, setting, "optim.steps=6")
     assert pretrain.run(config, tmp_path / "run").step == 6
     losses = [line["loss"] for line in metrics(tmp_path / "run") if line["kind"] == "train"]
     assert np.isfinite(losses).all()
+    saved = weights(tmp_path / "run", 5)
+    assert all(value.dtype == torch.float32 for value in saved.values())
 
 
 def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) -> None:
@@ -99,13 +103,6 @@ def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) ->
     saved = weights(tmp_path / "run", 40)
     assert {name.split(".")[0] for name in saved} == {"encoder", "predictor"}
     assert load_encoder(tmp_path / "run").config.width == 48
-
-
-def test_bfloat16_trains(manifest: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, manifest, "training.precision=bfloat16", "optim.steps=6")
-    pretrain.run(config, tmp_path / "run")
-    saved = weights(tmp_path / "run", 5)
-    assert all(value.dtype == torch.float32 for value in saved.values())
 
 
 def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path) -> None:
@@ -152,21 +149,15 @@ def test_released_training_goes_on_as_if_it_had_never_stopped(
     assert {int(entry["step"]) for entry in state.values()} == {4}
 
 
-def test_weights_alone_start_at_update_zero(finished: Path, manifest: Path, tmp_path: Path) -> None:
-    config = tiny_config(
-        tmp_path,
-        manifest,
-        f"continue_from={{path: {finished}, keep_optimizer: false}}",
-        "optim.steps=2",
-    )
-    assert pretrain.run(config, tmp_path / "run").step == 2
-
-
-def test_our_checkpoint_goes_on_at_its_step(finished: Path, manifest: Path, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, manifest, f"continue_from.path={finished}", "optim.steps=42")
-    pretrain.run(config, tmp_path / "run")
+@pytest.mark.parametrize(("keep", "first"), [("true", 41), ("false", 1)])
+def test_our_checkpoint_goes_on_at_its_step_and_weights_alone_at_zero(
+    keep: str, first: int, finished: Path, manifest: Path, tmp_path: Path
+) -> None:
+    start = f"continue_from={{path: {finished}, keep_optimizer: {keep}}}"
+    config = tiny_config(tmp_path, manifest, start, f"optim.steps={first + 1}")
+    assert pretrain.run(config, tmp_path / "run").step == first + 1
     train = [line for line in metrics(tmp_path / "run") if line["kind"] == "train"]
-    assert train[0]["first_step"] == 41
+    assert train[0]["first_step"] == first
 
 
 Change = Callable[[Path], tuple[str, ...]]

@@ -37,12 +37,9 @@ def test_bad_value_is_refused_by_name(field: str, value: object) -> None:
         MaskConfig(**{field: value})
 
 
-def test_fractions_that_overlap_are_refused() -> None:
+def test_fractions_that_overlap_and_no_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"context_fraction 0\.6 and target_fraction 0\.5"):
         MaskConfig(context_fraction=0.6, target_fraction=0.5)
-
-
-def test_no_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^masks "):
         MaskingConfig(masks=())
 

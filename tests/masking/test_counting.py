@@ -27,15 +27,10 @@ def _keys(drawn: DrawnMasks) -> np.ndarray:
     return token_keys(drawn.key_words.reshape(-1), drawn.hidden.shape[-1])
 
 
-def test_prefix_keeps_the_first_tokens() -> None:
-    (masks,) = count_prefix(_drawn(), np.array([6]))
-    assert masks.context.tolist() == [[0, 3], [2, 4]]
-    assert masks.target.tolist() == [[1, 2, 5], [0, 1, 3]]
-
-
-def test_prefix_can_limit_the_context() -> None:
-    (masks,) = count_prefix(_drawn(), np.array([1]))
-    assert masks.context.tolist() == [[0], [2]]
+@pytest.mark.parametrize(("limit", "context"), [(6, [[0, 3], [2, 4]]), (1, [[0], [2]])])
+def test_prefix_keeps_the_first_tokens(limit: int, context: list[list[int]]) -> None:
+    (masks,) = count_prefix(_drawn(), np.array([limit]))
+    assert masks.context.tolist() == context
     assert masks.target.tolist() == [[1, 2, 5], [0, 1, 3]]
 
 
@@ -111,14 +106,11 @@ def test_causal_context_is_filled_up_from_the_early_tokens_only() -> None:
 PAIR = (SHORT_RANGE, LONG_RANGE)
 
 
-def test_the_papers_masks_at_224_have_the_authors_counts() -> None:
-    counts = mean_prefix_counts(PAIR, (8, 14, 14), 2)
-    assert counts == (TokenCounts(366, 753), TokenCounts(105, 1098))
-
-
-def test_the_papers_masks_at_384_have_the_authors_counts() -> None:
-    counts = mean_prefix_counts(PAIR, (8, 24, 24), 2)
-    assert counts == (TokenCounts(1297, 2313), TokenCounts(418, 3331))
+@pytest.mark.parametrize(
+    ("side", "counts"), [(14, ((366, 753), (105, 1098))), (24, ((1297, 2313), (418, 3331)))]
+)
+def test_the_papers_masks_have_the_authors_counts(side: int, counts: tuple) -> None:
+    assert mean_prefix_counts(PAIR, (8, side, side), 2) == counts
 
 
 def test_what_only_counting_reads_changes_nothing() -> None:
@@ -132,10 +124,8 @@ def test_what_only_counting_reads_changes_nothing() -> None:
 def test_estimate_agrees_with_the_measured_counts() -> None:
     """Blocks span the clip, so the shares at one time step are those measured at eight."""
     estimated = mean_prefix_counts(PAIR, (1, 14, 14), 2)
-    assert estimated[0].context == pytest.approx(0.2335 * 196, abs=0.02 * 196)
-    assert estimated[0].target == pytest.approx(0.4805 * 196, abs=0.02 * 196)
-    assert estimated[1].context == pytest.approx(0.0669 * 196, abs=0.02 * 196)
-    assert estimated[1].target == pytest.approx(0.7002 * 196, abs=0.02 * 196)
+    shares = np.array(estimated) / 196
+    assert shares == pytest.approx(np.array([[0.2335, 0.4805], [0.0669, 0.7002]]), abs=0.02)
 
 
 def test_estimate_is_the_mean_of_prefix_batches_of_24() -> None:

@@ -65,7 +65,9 @@ def test_context_and_target_of_a_clip(count, masks, grid, batch, seed) -> None:
     sampler = _sampler(count, masks, grid, seed)
     num_tokens = grid[0] * grid[1] * grid[2]
     ordinals = np.arange(seed % 1000, seed % 1000 + batch)
-    hidden = sampler.full(ordinals, 3).reshape(len(masks), batch, num_tokens)
+    pictures = sampler.full(ordinals, 3)
+    assert pictures.shape == (len(masks), batch, *grid)
+    hidden = pictures.reshape(len(masks), batch, num_tokens)
     drawn = sampler.sample(ordinals, 3)
     assert len(drawn) == len(masks)
     for kind, (mask, config) in enumerate(zip(drawn, masks, strict=True)):
@@ -248,13 +250,3 @@ def test_prefix_loses_the_end_of_the_clip() -> None:
     short, _ = sampler.sample(np.arange(24), 0)
     steps = np.bincount(short.context.numpy().ravel() // 196, minlength=8)
     assert steps[:2].min() > 3 * steps[6:].max()
-
-
-def test_mask_pictures_agree_with_the_masks() -> None:
-    sampler = MaskSampler(MaskingConfig(count="packed"), (4, 8, 8), 2, 3)
-    hidden = sampler.full(np.arange(5), 0)
-    assert hidden.shape == (2, 5, 4, 8, 8)
-    assert hidden.dtype == np.bool_
-    for kind, drawn in enumerate(sampler.sample(np.arange(5), 0)):
-        for clip in range(5):
-            assert _sides(drawn, clip)[1] == np.flatnonzero(hidden[kind, clip]).tolist()

@@ -53,13 +53,10 @@ def test_sample_of_a_packed_clip_is_dense() -> None:
     assert clip.target.tolist() == [[0, 2, 4, 5]]
 
 
-def test_slice_of_dense() -> None:
+def test_slice_of_dense_and_of_packed_whose_offsets_start_at_zero() -> None:
     part = _dense().slice(1, 3)
     assert part.context.tolist() == [[1, 5], [3, 4]]
     assert part.target.tolist() == [[0, 2, 3], [0, 1, 2]]
-
-
-def test_slice_of_packed_has_offsets_from_zero() -> None:
     part = _packed().slice(1, 3)
     assert part.context.tolist() == [5, 1, 3]
     assert part.target.tolist() == [0, 2, 4, 5, 4]

@@ -136,10 +136,23 @@ def _report(**values: float) -> dict[str, float]:
     return healthy | values
 
 
-def test_a_healthy_run_raises_no_alarm() -> None:
-    assert collapse_alarm([]) is None
-    assert collapse_alarm([_report()]) is None
-    run = [_report(loss=0.5 - 0.01 * step, effective_rank=20 - 0.3 * step) for step in range(30)]
+@pytest.mark.parametrize(
+    "run",
+    [
+        [],
+        [_report()],
+        [_report(loss=0.5 - 0.01 * step, effective_rank=20 - 0.3 * step) for step in range(30)],
+        # A fall with a rising loss is learning.
+        [_report(), _report(effective_rank=5.0, loss=0.7)],
+        # Features that start alike are not accused.
+        [_report(pairwise_cosine=0.99), _report(pairwise_cosine=0.97)],
+        # Missing values, and those that are not finite, are passed over.
+        [_report(effective_rank=math.nan), {"loss": 0.4, "target_std": 0.7}],
+        [_report(), {"loss": 0.4}, _report(effective_rank=math.nan, loss=0.1)],
+        [_report(), {"loss": 0.1}],
+    ],
+)
+def test_a_healthy_run_raises_no_alarm(run: list[dict[str, float]]) -> None:
     assert collapse_alarm(run) is None
 
 
@@ -153,23 +166,7 @@ def test_a_fall_with_the_loss_raises_the_alarm(name: str) -> None:
     assert collapse_alarm([*run[:2], _report(**{name: 1.6}, loss=0.4)]) is None
 
 
-def test_a_fall_with_a_rising_loss_is_learning() -> None:
-    assert collapse_alarm([_report(), _report(effective_rank=5.0, loss=0.7)]) is None
-
-
 def test_features_that_become_alike_raise_the_alarm() -> None:
     message = collapse_alarm([_report(), _report(pairwise_cosine=0.97, loss=0.9)])
     assert message is not None
     assert "mean cosine rose from 0.4 to 0.97" in message
-
-
-def test_features_that_start_alike_are_not_accused() -> None:
-    run = [_report(pairwise_cosine=0.99), _report(pairwise_cosine=0.97)]
-    assert collapse_alarm(run) is None
-
-
-def test_missing_and_nonfinite_values_are_passed_over() -> None:
-    run = [_report(effective_rank=math.nan), {"loss": 0.4, "target_std": 0.7}]
-    assert collapse_alarm(run) is None
-    assert collapse_alarm([*run, _report(effective_rank=math.nan, loss=0.1)]) is None
-    assert collapse_alarm([_report(), {"loss": 0.1}]) is None

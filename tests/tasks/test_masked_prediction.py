@@ -41,28 +41,21 @@ def _batch(step: int) -> ClipBatch:
 
 
 @pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
-def test_a_part_holds_its_clips_and_their_masks(count: str) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_part_holds_its_clips_and_their_masks(count: str, processes: int) -> None:
+    """The second of two parts, or all that the second of two processes holds."""
     config, batch = _config(count), _batch(3)
     sampler = MaskSampler(config.masking, ENCODER.grid, ENCODER.tubelet_size, config.seed)
     wanted = sampler.sample(batch.ordinals, batch.step)
-    clips, masks, size = build_task(config).inputs(batch, 1, 2)
+    half = replace(batch, ordinals=batch.ordinals[2:], clips=batch.clips[2:])
+    inputs = build_task(config).inputs
+    clips, masks, size = inputs(batch, 1, 2) if processes == 1 else inputs(half, 0, 1)
     torch.testing.assert_close(clips, normalise_clip(batch.clips[2:]), rtol=0.0, atol=0.0)
     assert size == BatchSize.of(wanted)
     for mine, all_masks in zip(masks, wanted, strict=True):
         theirs = all_masks.slice(2, 4)
         assert torch.equal(mine.context, theirs.context)
         assert torch.equal(mine.target, theirs.target)
-
-
-@pytest.mark.parametrize("count", ["fixed", "prefix", "packed"])
-def test_one_of_two_processes_takes_its_part_of_the_masks(count: str) -> None:
-    config, batch = _config(count), _batch(3)
-    whole = build_task(config).inputs(batch, 0, 1)
-    half = replace(batch, ordinals=batch.ordinals[2:], clips=batch.clips[2:])
-    _, masks, size = build_task(config).inputs(half, 0, 1)
-    assert size == whole[2]
-    for mine, all_masks in zip(masks, whole[1], strict=True):
-        assert torch.equal(mine.target, all_masks.slice(2, 4).target)
 
 
 @pytest.mark.gpu

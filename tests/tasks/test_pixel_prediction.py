@@ -52,10 +52,7 @@ def test_loss_is_the_mean_squared_error_at_the_masked_tokens(count: str) -> None
 
 def test_what_is_trained_and_evaluated() -> None:
     task = shaken(PixelPrediction(MODEL))
-    assert task.trainable() == {
-        "encoder": task.encoder,
-        "predictor": task.predictor,
-    }
+    assert task.trainable() == {"encoder": task.encoder, "predictor": task.predictor}
     assert task.ema_pairs() == []
     assert task.encoder_for_evaluation is task.encoder
     assert task.config is MODEL
@@ -87,9 +84,8 @@ def test_no_value_is_read_from_the_device() -> None:
 def test_health() -> None:
     task = shaken(PixelPrediction(MODEL))
     health = task.health_of(clips(), _masks("packed"))
-    assert {"target_std", "effective_rank", "pairwise_cosine", "explained_vs_mean_token"} <= set(
-        health
-    )
+    wanted = {"target_std", "effective_rank", "pairwise_cosine", "explained_vs_mean_token"}
+    assert wanted <= set(health)
     assert "teacher_student_distance" not in health
     assert all(torch.isfinite(value) for value in health.values())
     assert health["target_std"] == pytest.approx(1.0, abs=0.1)

@@ -75,10 +75,8 @@ def test_groups_of_two_modules() -> None:
 
 def test_one_module_makes_two_groups() -> None:
     optimizer = build_optimizer({"classifier": Small()}, CONFIG)
-    assert [(g["module"], g["decayed"]) for g in optimizer.param_groups] == [
-        ("classifier", True),
-        ("classifier", False),
-    ]
+    assert [g["decayed"] for g in optimizer.param_groups] == [True, False]
+    assert {g["module"] for g in optimizer.param_groups} == {"classifier"}
 
 
 def test_order_is_that_of_the_released_checkpoints(golden_dir: Path) -> None:
@@ -263,17 +261,6 @@ def test_closed_form(momenta: list[float]) -> None:
         torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
 
 
-def test_constant_online_is_approached_geometrically() -> None:
-    online, target = _pair()
-    with torch.no_grad():
-        for parameter in target.parameters():
-            parameter.add_(1.0)
-    for _ in range(5):
-        update_ema(EmaPairs.of([(online, target)]), 0.9)
-    for o, t in zip(online.parameters(), target.parameters(), strict=True):
-        torch.testing.assert_close(t - o, torch.full_like(t, 0.9**5))
-
-
 def test_pairs_survive_wrapping_of_the_online_module() -> None:
     """A wrapper that prefixes names must not detach the average from its weights."""
     online, target = _pair()
@@ -298,11 +285,8 @@ def test_no_pairs_is_no_work() -> None:
     update_ema(EmaPairs.of([]), 0.9)
 
 
-def test_unequal_modules_are_refused() -> None:
+def test_unequal_modules_and_targets_with_gradients_are_refused() -> None:
     with pytest.raises(ValueError, match="differ"):
         EmaPairs.of([(nn.Linear(2, 3), nn.Linear(3, 2).requires_grad_(False))])
-
-
-def test_target_with_gradients_is_refused() -> None:
     with pytest.raises(ValueError, match="must not take gradients"):
         EmaPairs.of([(nn.Linear(2, 3), nn.Linear(2, 3))])
