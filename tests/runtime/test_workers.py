@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,28 @@ def _task(job: tuple[str, Any]) -> Any:
 
 
 @pytest.fixture
-def pool() -> Iterator[WorkerPool]:
-    made = WorkerPool(_task, 2, timeout_seconds=60.0)
-    yield made
-    made.close()
+def new_pool() -> Iterator[Callable[..., WorkerPool]]:
+    made: list[WorkerPool] = []
+
+    def new(num_workers: int, timeout_seconds: float = 60.0) -> WorkerPool:
+        made.append(WorkerPool(_task, num_workers, timeout_seconds))
+        return made[-1]
+
+    yield new
+    for pool in made:
+        pool.close()
+
+
+@pytest.fixture
+def pool(new_pool: Callable[..., WorkerPool]) -> WorkerPool:
+    return new_pool(2)
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> str:
+    """A file that blocks whoever reads it."""
+    os.mkfifo(tmp_path / "pipe")
+    return str(tmp_path / "pipe")
 
 
 def _finish(pool: WorkerPool, count: int) -> dict[int, Outcome]:
@@ -74,23 +92,18 @@ def test_every_job_is_answered_once(pool: WorkerPool) -> None:
     assert len(pool.worker_ids) == 2
 
 
-def test_a_job_that_blocks_costs_its_worker_and_nothing_else(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    pool = WorkerPool(_task, 1, timeout_seconds=1.5)
-    try:
-        whoami = pool.submit(("whoami", None))
-        first = _finish(pool, 1)[whoami].value
-        stuck = pool.submit(("block", str(pipe)))
-        others = [pool.submit(("double", number)) for number in range(3)]
-        found = _finish(pool, 4)
-        assert found[stuck].kind == "hang"
-        assert "1.5 s" in found[stuck].reason
-        assert [found[ticket].value for ticket in others] == [0, 2, 4]
-        assert not _is_running(first)
-        assert first not in pool.worker_ids
-    finally:
-        pool.close()
+def test_a_job_that_blocks_costs_its_worker_and_nothing_else(new_pool, pipe: str) -> None:
+    pool = new_pool(1, timeout_seconds=1.5)
+    whoami = pool.submit(("whoami", None))
+    first = _finish(pool, 1)[whoami].value
+    stuck = pool.submit(("block", pipe))
+    others = [pool.submit(("double", number)) for number in range(3)]
+    found = _finish(pool, 4)
+    assert found[stuck].kind == "hang"
+    assert "1.5 s" in found[stuck].reason
+    assert [found[ticket].value for ticket in others] == [0, 2, 4]
+    assert not _is_running(first)
+    assert first not in pool.worker_ids
 
 
 def test_a_job_whose_worker_dies_is_tried_once_more(
@@ -127,24 +140,18 @@ def test_a_mistake_in_the_task_is_not_taken_for_bad_data(pool: WorkerPool) -> No
         _finish(pool, 1)
 
 
-def test_a_waiting_job_can_be_put_first() -> None:
-    pool = WorkerPool(_task, 1, timeout_seconds=60.0)
-    try:
-        tickets = [pool.submit(("double", number)) for number in range(3)]
-        urgent = pool.submit(("double", 9), first=True)
-        order = list(_finish(pool, 4))
-        assert order == [urgent, *tickets]
-    finally:
-        pool.close()
+def test_a_waiting_job_can_be_put_first(new_pool) -> None:
+    pool = new_pool(1)
+    tickets = [pool.submit(("double", number)) for number in range(3)]
+    urgent = pool.submit(("double", 9), first=True)
+    assert list(_finish(pool, 4)) == [urgent, *tickets]
 
 
-def test_cancel_forgets_jobs_and_close_leaves_no_process(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
+def test_cancel_forgets_jobs_and_close_leaves_no_process(pipe: str) -> None:
     pool = WorkerPool(_task, 2, timeout_seconds=60.0)
     pool.submit(("double", 1))
     _finish(pool, 1)
-    pool.submit(("block", str(pipe)))
+    pool.submit(("block", pipe))
     pool.submit(("double", 2))
     pool.wait(0.2)
     known = pool.worker_ids
@@ -157,25 +164,19 @@ def test_cancel_forgets_jobs_and_close_leaves_no_process(tmp_path: Path) -> None
     assert pool.worker_ids == []
 
 
-def test_workers_that_cannot_start_are_a_clear_error(monkeypatch) -> None:
+def test_workers_that_cannot_start_are_a_clear_error(pool: WorkerPool, monkeypatch) -> None:
     monkeypatch.setattr(workers, "_serve", _leave_at_once)
-    pool = WorkerPool(_task, 1, timeout_seconds=60.0)
-    try:
-        pool.submit(("double", 1))
-        with pytest.raises(UserError, match=r"could not start .* `if __name__"):
-            _finish(pool, 1)
-    finally:
-        pool.close()
+    pool.submit(("double", 1))
+    with pytest.raises(UserError, match=r"could not start .* `if __name__"):
+        _finish(pool, 1)
 
 
 def _leave_at_once(*_: object) -> None:
     sys.exit(3)
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_workers_end_with_a_parent_that_is_killed(pipe: str, tmp_path: Path) -> None:
     """Also when they are inside a call that does not come back."""
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
@@ -200,7 +201,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         )
     )
     with subprocess.Popen(
-        [sys.executable, str(script), str(pipe)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), pipe], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         known = [int(word) for word in parent.stdout.readline().split()]
@@ -247,8 +248,6 @@ def test_map_raises_a_mistake_in_the_task(pool: WorkerPool) -> None:
         list(pool.map([("double", 1), ("fail", None)], 2))
 
 
-def test_map_without_workers_works_here() -> None:
-    pool = WorkerPool(_task, 0, timeout_seconds=60.0)
-    found = list(pool.map(iter([("whoami", None), ("double", 3)]), 1))
+def test_map_without_workers_works_here(new_pool) -> None:
+    found = list(new_pool(0).map(iter([("whoami", None), ("double", 3)]), 1))
     assert [outcome.value for _, outcome in found] == [os.getpid(), 6]
-    pool.close()

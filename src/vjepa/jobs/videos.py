@@ -18,14 +18,7 @@ from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress
 
-__all__ = [
-    "CheckReport",
-    "IndexConfig",
-    "check",
-    "describe",
-    "files_of",
-    "index",
-]
+__all__ = ["CheckReport", "IndexConfig", "check", "describe", "files_of", "index"]
 
 
 def index(
@@ -101,11 +94,7 @@ def describe(manifest: Manifest) -> str:
 
 
 def checked_workers(workers: int | None) -> int:
-    """The number of worker processes; None takes one for each CPU core.
-
-    Raises:
-        UserError: It is below 1.
-    """
+    """The number of worker processes, at least 1; None takes one for each CPU core."""
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
     return workers or usable_cpus()

@@ -218,21 +218,19 @@ def test_a_mistake_in_a_source_costs_no_probing(tmp_path, probed):
 def test_what_is_asked_must_make_sense(tmp_path):
     root = make_videos(tmp_path / "set", "a.mp4")
     out = tmp_path / "m.parquet"
-    with pytest.raises(UserError, match="no source to index"):
-        index_sources([], out)
-    with pytest.raises(UserError, match="weights: 2 given for 1 sources"):
-        index_sources([root], out, weights=[1, 2])
-    with pytest.raises(UserError, match="names: the same name twice"):
-        index_sources([root, root], out, names=["A", "A"])
-    with pytest.raises(UserError, match="weights: must be above 0, got 0"):
-        index_sources([root], out, weights=[0])
-    with pytest.raises(UserError, match="workers: must be at least 1"):
-        index_sources([root], out, workers=0)
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "x.mp4").write_text("no video")
-    with pytest.raises(UserError, match="data set bad: has a weight, but no file of it"):
-        index_sources([root, bad], out, weights=[1, 1])
+    for sources, options, message in (
+        ([], {}, "no source to index"),
+        ([root], {"weights": [1, 2]}, "weights: 2 given for 1 sources"),
+        ([root, root], {"names": ["A", "A"]}, "names: the same name twice"),
+        ([root], {"weights": [0]}, "weights: must be above 0, got 0"),
+        ([root], {"workers": 0}, "workers: must be at least 1"),
+        ([root, bad], {"weights": [1, 1]}, "data set bad: has a weight, but no file of it"),
+    ):
+        with pytest.raises(UserError, match=message):
+            index_sources(sources, out, **options)
 
 
 def test_a_file_that_is_no_manifest_is_not_replaced(tmp_path):

@@ -184,38 +184,25 @@ def test_a_single_row_has_a_hash(tmp_path):
     assert len(hashes) == 2
 
 
-def test_what_is_no_manifest(tmp_path):
-    with pytest.raises(UserError, match=r"nothing\.parquet: no such file"):
-        Manifest.open(tmp_path / "nothing.parquet")
-    text = tmp_path / "text.parquet"
-    text.write_text("not Parquet")
-    with pytest.raises(UserError, match=r"text\.parquet: cannot be read"):
-        Manifest.open(text)
-    text.touch()
-    text.write_bytes(b"")
-    with pytest.raises(UserError, match=r"text\.parquet: cannot be read"):
-        Manifest.open(text)
-    other = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"path": ["a"], "num_frames": [1]}), other)
-    with pytest.raises(UserError, match=r"other\.parquet: no column 'fps'.*vjepa data index"):
-        Manifest.open(other)
-    pq.write_table(Manifest.from_rows([], tmp_path).table, other)
-    with pytest.raises(UserError, match=r"other\.parquet: has no rows"):
-        Manifest.open(other)
+def test_what_is_no_manifest(manifest, tmp_path):
+    file = tmp_path / "m.parquet"
 
+    def check(message: str) -> None:
+        with pytest.raises(UserError, match=rf"m\.parquet: {message}"):
+            Manifest.open(file)
 
-def test_a_truncated_manifest_is_refused(manifest, tmp_path):
-    path = tmp_path / "set" / "manifest.parquet"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="cannot be read"):
-        Manifest.open(path)
-
-
-def test_a_column_of_another_type_is_refused(tmp_path):
+    check("no such file")
+    truncated = (tmp_path / "set" / "manifest.parquet").read_bytes()[:-20]
+    for data in (b"not Parquet", b"", truncated):
+        file.write_bytes(data)
+        check("cannot be read")
+    pq.write_table(pa.table({"path": ["a"], "num_frames": [1]}), file)
+    check("no column 'fps'.*vjepa data index")
+    pq.write_table(Manifest.from_rows([], tmp_path).table, file)
+    check("has no rows")
     columns = {"path": ["a"], "num_frames": ["many"], "fps": [25.0], "width": [1], "height": [1]}
-    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
-    with pytest.raises(UserError, match="cannot be read"):
-        Manifest.open(tmp_path / "m.parquet")
+    pq.write_table(pa.table(columns), file)
+    check("cannot be read")
 
 
 def test_a_manifest_made_by_hand_needs_five_columns(tmp_path):

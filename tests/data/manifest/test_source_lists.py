@@ -42,6 +42,7 @@ def test_a_folder_tree(tmp_path):
     assert names(rows, root) == ["c.gif", "a/1.MKV", "b/2.mp4"]
     assert all(row.kind == "video" and not row.labels and row.split is None for row in rows)
     assert all(Path(row.path).is_absolute() for row in rows)
+    assert names(read(root / "c.gif"), root) == ["c.gif"], "one video is a source, too"
 
 
 def test_folder_names_as_labels(tmp_path):
@@ -115,11 +116,6 @@ def test_folders_without_media(tmp_path):
         read(make_tree(tmp_path / "empty", "notes.txt"))
 
 
-def test_one_video_is_a_source(tmp_path):
-    root = make_tree(tmp_path, "a.mp4")
-    assert names(read(root / "a.mp4"), root) == ["a.mp4"]
-
-
 # --- lists ---
 
 
@@ -143,15 +139,10 @@ def test_csv(tmp_path):
         ),
     ]
 
-
-def test_csv_with_tabs_and_absolute_paths(tmp_path):
     rows = read(write(tmp_path / "list.tsv", "label\tpath\nrun\t/data/a b.mp4\n"))
     assert rows == [SourceRow(path="/data/a b.mp4", kind="video", labels={"label": "run"})]
-
-
-def test_an_empty_label_column_is_no_label(tmp_path):
     rows = read(write(tmp_path / "list.csv", "path,label\na.mp4,\nb.mp4,\n"))
-    assert [row.labels for row in rows] == [{}, {}]
+    assert [row.labels for row in rows] == [{}, {}], "an empty label column is no label"
 
 
 def test_json_lines(tmp_path):
@@ -215,13 +206,10 @@ def test_mistakes_name_the_file_and_the_row(name, text, message, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_list_that_is_no_text(tmp_path):
+def test_texts_and_names_that_are_not_utf8(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00\x80" * 20)
     with pytest.raises(UserError, match="neither a media file nor UTF-8 text"):
         read(tmp_path / "l.csv")
-
-
-def test_a_name_that_is_not_utf8(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")).write_text("x")
     with pytest.raises(UserError, match="not valid UTF-8; rename it"):
         read(tmp_path)

@@ -75,9 +75,6 @@ def test_status(stored: str, tmp_path: Path) -> None:
         status_of(f"{stored}.missing")
     with pytest.raises(OSError):
         open_range(f"{stored}.missing")
-
-
-def test_folders_are_not_files(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         status_of(f"file://{tmp_path}")
 

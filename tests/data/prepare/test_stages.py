@@ -143,15 +143,13 @@ def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_answers_are_found_again(tmp_path: Path) -> None:
     file = tmp_path / "deep" / "a.jsonl"
-    with Journal(file) as journal:
-        journal.add("a", {"x": 1})
-        assert journal.answers.get("a") == {"x": 1}
-        assert journal.answers.get("b") is None
-    with Journal(file) as journal:
-        assert journal.answers.get("a") == {"x": 1}
-        journal.add("b", {"x": 2})
-    with Journal(file) as journal:
-        assert journal.answers.get("b") == {"x": 2}
+    expected: dict[str, dict[str, int]] = {}
+    for key in "abc":
+        with Journal(file) as journal:
+            assert journal.answers == expected
+            expected[key] = {"x": len(expected)}
+            journal.add(key, expected[key])
+            assert journal.answers == expected
 
 
 def test_a_line_cut_off_anywhere_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:

@@ -122,12 +122,14 @@ def _order(source: Path, target: Path) -> Order:
     return Order("k", inspect_file(str(source)), Part(), str(target))
 
 
+_TASK = EncodeTask(TranscodeConfig(), LimitsConfig())
+
+
 def test_the_task_answers_failures_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    task = EncodeTask(TranscodeConfig(), LimitsConfig())
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
     order = _order(source, tmp_path / "out" / "a.mp4")
     write_truncated(source, 0.5)
-    answer = task(order)
+    answer = _TASK(order)
     assert list(answer) == ["failed"]
     assert answer["failed"]
     assert list((tmp_path / "out").iterdir()) == []
@@ -135,13 +137,11 @@ def test_the_task_answers_failures_and_leaves_nothing_behind(tmp_path: Path) -> 
 
 def test_a_finished_file_is_taken_as_it_is(tmp_path: Path) -> None:
     """Its maker was killed after the file was complete and before that was noted."""
-    task = EncodeTask(TranscodeConfig(), LimitsConfig())
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=40))
     order = _order(source, tmp_path / "out" / "a.mp4")
-    first = task(order)["info"]
+    first = _TASK(order)["info"]
     source.unlink()
-    again = task(order)["info"]
-    assert again["mtime_ns"] == first["mtime_ns"]
+    assert _TASK(order)["info"]["mtime_ns"] == first["mtime_ns"]
 
 
 def test_a_full_disk_is_not_the_videos_fault(
@@ -152,7 +152,7 @@ def test_a_full_disk_is_not_the_videos_fault(
 
     monkeypatch.setattr("vjepa.data.prepare.transcode.encode", full)
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=20))
-    answer = EncodeTask(TranscodeConfig(), LimitsConfig())(_order(source, tmp_path / "o.mp4"))
+    answer = _TASK(_order(source, tmp_path / "o.mp4"))
     assert answer == {"disk": "No space left on device"}
 
 

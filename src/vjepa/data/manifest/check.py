@@ -26,7 +26,7 @@ from vjepa.data.video.inspect import InspectOrder, inspect_files
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that gives no frames: its number, file and reason."""
+    """A row that gives no frames."""
 
     row: int
     path: str
@@ -38,25 +38,22 @@ class CheckReport:
     """What a check found."""
 
     num_rows: int
-    """Rows of the manifest."""
     bad: tuple[BadRow, ...]
     """Rows that cannot be used, in the manifest's order."""
     num_changed: int
     """Files that are not as they were when indexed (size, time, or gone): index them again."""
+    # All that follows counts the usable rows alone.
     num_frames: int
-    """Frames of the usable rows."""
     duration_hours: float
-    """Duration of the usable rows in hours."""
     num_bytes: int
-    """Size of the usable rows' files, in bytes."""
     by_codec: dict[str, int]
-    """Number of usable rows by codec, most frequent first."""
+    """Number of rows by codec, most frequent first."""
     by_split: dict[str, int]
-    """Number of usable rows by split ("" where none is given), most frequent first."""
+    """Number of rows by split ("" where none is given), most frequent first."""
     num_variable_rate: int
-    """Usable rows whose frames do not all last equally long."""
+    """Rows whose frames do not all last equally long."""
     num_unindexed: int
-    """Usable rows without usable timestamps: slow to read, worth re-encoding."""
+    """Rows without usable timestamps: slow to read, worth re-encoding."""
 
     @property
     def num_ok(self) -> int:
@@ -77,17 +74,7 @@ def check_manifest(
 
     Without `deep`, a file of unchanged size and time keeps its verdict and a changed one is probed
     anew. With `deep`, every frame of every file is decoded. Bad files are findings, not errors.
-
-    Args:
-        manifest: The rows to check.
-        deep: Decode everything.
-        workers: Number of reader processes.
-        timeout_seconds: Longest time for one file.
-        limits: What a file may demand at most.
-        progress: Called as progress(rows done, rows in all, bad rows so far).
-
-    Returns:
-        Counts and the bad rows with reasons.
+    `progress` is called as progress(rows done, rows in all, bad rows so far).
     """
     unchanged = np.zeros(len(manifest), dtype=bool)
     if not deep:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, SourceRow, default_names, read_source
+from vjepa.data.manifest.lists import IndexConfig, default_names, read_source
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -128,7 +128,7 @@ def index_sources(
     weights: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Probe every file of the sources and write the manifest.
+    """Probe every file of the sources; write the manifest and give it, with bad rows (`ok` False).
 
     Files that did not change (path, size, time) since an older manifest at `out`, or since an index
     that was interrupted, are not probed again.
@@ -137,14 +137,11 @@ def index_sources(
         sources: Folders, lists (CSV with header, JSON lines, `path label` lines) or media files.
         out: The Parquet file to write.
         workers: Number of reader processes.
-        config: How to read sources and probe; None takes the defaults.
+        config: How to read sources and probe.
         names: Data set name for each source; None takes their file names.
         weights: How often each source is drawn from, relative to the others, whatever its number of
             videos; None draws every video equally often.
         progress: Called after each file.
-
-    Returns:
-        The manifest as written, with its bad rows (`ok` False).
 
     Raises:
         UserError: A source is missing, empty or malformed; no file can be used; `out` exists and is
@@ -199,8 +196,7 @@ def _checked_names(
 def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConfig) -> pa.Table:
     """All rows of all sources as one flat table, read as a stream; `names` are their data sets.
 
-    Returns:
-        Columns path, kind, dataset, split, weight and `label.<name>`.
+    Its columns are path, kind, dataset, split, weight and `label.<name>`.
 
     Raises:
         UserError: A source is missing, empty or malformed.
@@ -209,23 +205,17 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
     for source, dataset in zip(sources, names, strict=True):
         rows = read_source(source, config)
         while batch := list(islice(rows, BATCH)):
-            parts.append(_listing_part(batch, dataset))
+            arrays = {
+                name: pa.array([getattr(row, name) for row in batch], type=kind)
+                for name, kind in _LISTING.items()
+                if name != "dataset"
+            }
+            arrays["dataset"] = pa.array([dataset] * len(batch), type=_LISTING["dataset"])
+            for name in sorted(batch[0].labels):
+                values = [row.labels.get(name) for row in batch]
+                arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
+            parts.append(pa.table(arrays))
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
-
-
-def _listing_part(rows: Sequence[SourceRow], dataset: str) -> pa.Table:
-    columns: dict[str, list[object]] = {
-        "path": [row.path for row in rows],
-        "kind": [row.kind for row in rows],
-        "dataset": [dataset] * len(rows),
-        "split": [row.split for row in rows],
-        "weight": [row.weight for row in rows],
-    }
-    arrays = {name: pa.array(values, type=_LISTING[name]) for name, values in columns.items()}
-    for name in sorted(rows[0].labels):
-        values = [row.labels.get(name) for row in rows]
-        arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
-    return pa.table(arrays)
 
 
 class _RowStore:

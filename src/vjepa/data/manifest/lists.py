@@ -227,18 +227,14 @@ def _parse(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRow]]:
     header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
     if "path" in header:
         return _parse_csv(path, file, delimiter)
-    if len(header) > 1 and not _names_a_file(path, first):
+    # A first line that holds commas may be a `path label` line all the same.
+    name = _split_pair(path, first.strip())[0]
+    if len(header) > 1 and not is_media(name) and not (path.parent / name).exists():
         raise UserError(
             f"source {path}: no column 'path' in its header ({', '.join(header)}); name the column"
             " of files 'path', or give lines of the form 'path label' without header"
         )
     return _parse_pairs(path, file)
-
-
-def _names_a_file(source: Path, line: str) -> bool:
-    """Whether a first line that holds commas is a `path label` line all the same."""
-    pair = _split_pair(source, line.strip())
-    return is_media(pair[0]) or (source.parent / pair[0]).exists()
 
 
 def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str, SourceRow]]:

@@ -288,7 +288,6 @@ class Manifest:
         return cls(made._rooted_at(str(folder)), folder)
 
     def __len__(self) -> int:
-        """Number of rows."""
         return self._table.num_rows
 
     @property
@@ -381,11 +380,7 @@ class Manifest:
         return np.array([*coded.classes, None], dtype=object)[coded.codes]
 
     def label_codes(self, name: str) -> LabelCodes:
-        """One label column as numbers and class names; -1 where a row has none.
-
-        Raises:
-            UserError: There is no such column; the message names those there are.
-        """
+        """One label column as numbers and class names; a UserError if there is none such."""
         if name not in self.label_names:
             found = ", ".join(self.label_names) or "none"
             raise UserError(f"manifest {self._source}: no label {name!r} (labels: {found})")
@@ -428,19 +423,15 @@ class Manifest:
             coded = self.categories(name)
             digest.update(json.dumps([name, coded.classes]).encode())
             digest.update(coded.codes.astype("<i4").tobytes())
-        start = len(self._common_folder())
-        for paths in self._paths_in_batches():
-            digest.update(json.dumps([path[start:] for path in paths]).encode())
-        return digest.hexdigest()
-
-    def _common_folder(self) -> str:
-        """The deepest folder that holds all files, with its final slash."""
         lowest = highest = self.path(0)
         for paths in self._paths_in_batches():
             lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
         # All strings between two share what those two share.
         common = os.path.commonprefix([lowest, highest])  # noqa: RUF071 (cut at a slash below)
-        return common[: common.rfind("/") + 1]
+        start = common.rfind("/") + 1
+        for paths in self._paths_in_batches():
+            digest.update(json.dumps([path[start:] for path in paths]).encode())
+        return digest.hexdigest()
 
     def select(
         self, split: str | None = None, *, dataset: str | None = None, ok_only: bool = True
@@ -516,7 +507,7 @@ class Manifest:
         return self._table.set_column(place, "path", pa.chunked_array(batches, COLUMNS["path"]))
 
     def absolute_paths(self) -> pa.ChunkedArray:
-        """All paths, absolute, as large_string."""
+        """All absolute paths as large_string."""
         batches = [pa.array(paths, type=COLUMNS["path"]) for paths in self._paths_in_batches()]
         return pa.chunked_array(batches, COLUMNS["path"])
 

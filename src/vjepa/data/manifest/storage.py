@@ -1,4 +1,4 @@
-"""Writing tar shards as the WebDataset convention wants them, byte for byte the same every time."""
+"""Bytes of files: on this disk, in object storage, inside tar shards; and writing such shards."""
 
 from __future__ import annotations
 
@@ -91,9 +91,7 @@ def files_beneath(address: str) -> list[str]:
 
 
 def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[bytes]:
-    """Open bytes `offset` to `offset + length` of a file for reading, as a file of their own.
-
-    The file is a local path or an address; a length of None reads to its end.
+    """Bytes `offset` to `offset + length` (None: to the end) of a file, as a file of their own.
 
     Raises:
         OSError: It cannot be opened.
@@ -289,6 +287,7 @@ def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
     """Write a whole shard (a tar file); says where each video lies in it.
 
     Each video stands beside its facts under the same name, which WebDataset makes one sample of.
+    The same videos give the same bytes every time.
 
     Raises:
         OSError: A video cannot be read, or the shard cannot be written.

@@ -72,15 +72,12 @@ def hash_thumbnail(thumbnail: NDArray[np.float32]) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fingerprint:
-    """What a video, or the used part of one, is known by.
-
-    Attributes:
-        content: SHA-256 (hex) of its encoded pictures and of where the part begins and ends.
-        frames: uint64 [F], perceptual hashes of frames that show something, in order.
-    """
+    """What a video, or the used part of one, is known by."""
 
     content: str
+    """SHA-256 (hex) of its encoded pictures and of where the part begins and ends."""
     frames: NDArray[np.uint64]
+    """uint64 [F], perceptual hashes of frames that show something, in order."""
 
     def to_json(self) -> dict[str, str]:
         """As plain values."""

@@ -61,11 +61,6 @@ class PreparedInputs:
     """Rows of several manifests under one numbering, and which part of each is used."""
 
     def __init__(self, manifests: Sequence[Manifest], trim: TrimConfig) -> None:
-        """Put them together.
-
-        Raises:
-            UserError: None, or a label column that `trim` names is missing or holds no numbers.
-        """
         if not manifests:
             raise UserError("nothing to prepare: name a manifest made by `vjepa data index`")
         self._starts = _seconds(manifests, trim.start_label, 0.0)
@@ -88,7 +83,6 @@ class PreparedInputs:
         self._labels_of = [one.label_names for one in manifests]
 
     def __len__(self) -> int:
-        """Number of videos."""
         return len(self.videos)
 
     def row(self, number: int) -> ManifestRow:

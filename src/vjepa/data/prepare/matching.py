@@ -45,7 +45,7 @@ class PictureIndex:
     """Frame hashes of many videos, to be looked up by band."""
 
     def __init__(self, videos: Sequence[NDArray[np.uint64]]) -> None:
-        """Sort the frames of all videos (uint64 [F_v] each) by each of their bands."""
+        # The frames of all videos (uint64 [F_v] each), sorted by each of their bands.
         self._videos = videos
         lengths = [len(frames) for frames in videos]
         self._owner = np.repeat(np.arange(len(videos), dtype=np.int32), lengths)
@@ -204,7 +204,6 @@ class Removal:
     """Collects what is removed; a video is removed once, for the first reason found."""
 
     def __init__(self, inputs: PreparedInputs, match: MatchConfig) -> None:
-        """Begin with nothing removed."""
         self._path = inputs.videos.path
         self._inputs = inputs
         self._match = match

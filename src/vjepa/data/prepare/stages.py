@@ -41,11 +41,7 @@ class Journal(JsonLines):
     """Answers by key, in a file of JSON lines. A line that says nothing is passed over."""
 
     def __init__(self, path: Path) -> None:
-        """Read what there is and make ready to add to it.
-
-        Raises:
-            UserError: The file cannot be read or written.
-        """
+        """Read what there is and make ready to add to it."""
         super().__init__(path)
         self.answers: dict[str, Answer] = {}
         for _, values in read_json_lines(path):
@@ -70,11 +66,7 @@ class Workplace:
     """Longest time for one video."""
 
     def run(self, task: Task, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
-        """Do all orders, many at once, each in a process that may hang or crash without harm.
-
-        Raises:
-            UserError: Workers cannot start; Ray is not installed or cannot be reached.
-        """
+        """Do all orders, many at once, each in a process that may hang or crash without harm."""
         if self.engine == "ray":
             make_task = partial(_in_a_process, task, self.timeout_seconds)
             for order, outcome in ray_map(make_task, orders, self.num_workers):
@@ -144,12 +136,9 @@ def look_at_all(
     place: Workplace,
     progress: Progress,
 ) -> tuple[dict[int, Fingerprint], dict[str, Fingerprint]]:
-    """Take the fingerprint of every video that is not removed yet, and of all validation videos.
+    """Fingerprints of videos not removed yet, by number, and of validation videos, by path.
 
     Videos that cannot be read are removed.
-
-    Returns:
-        Fingerprints by number of the video, and by path of the validation video.
 
     Raises:
         UserError: A validation video cannot be read: nothing could be compared with it.

@@ -13,7 +13,6 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
@@ -45,9 +44,8 @@ class EncodeTask:
     def __call__(self, order: Order) -> dict[str, Any]:
         """Encode one video into the order's target, which appears only when complete.
 
-        Returns:
-            What was made, as `info`; or why it has `failed`; or, as `disk`, why nothing can be
-            written any more, which is no fault of the video.
+        The answer is what was made, as `info`; or why it has `failed`; or, as `disk`, why nothing
+        can be written any more, which is no fault of the video.
         """
         target = Path(order.target)
         try:
@@ -102,7 +100,14 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
         stream.time_base = Fraction(1, _CLOCK)
         encoder = stream.codec_context
         encoder.time_base = Fraction(1, _CLOCK)
-        _set_up(encoder, config)
+        encoder.gop_size = config.gop
+        encoder.max_b_frames = config.b_frames
+        encoder.thread_count = 1
+        # Every key frame is an entry point; none is added at cuts, so groups are of equal length.
+        params = f"keyint={config.gop}:min-keyint={config.gop}:scenecut=0:open-gop=0"
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            params += f":asm={_UP_TO_AVX2}"
+        encoder.options = {"preset": config.preset, "crf": str(config.crf), "x264-params": params}
         frames = read_frames(info, numbers)
         is_even = info.constant_rate or config.fps is not None
         for stamp, shown in _stamped(frames, fps if is_even else None):
@@ -111,17 +116,6 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-def _set_up(encoder: VideoCodecContext, config: TranscodeConfig) -> None:
-    encoder.gop_size = config.gop
-    encoder.max_b_frames = config.b_frames
-    encoder.thread_count = 1
-    # Every key frame is an entry point; none is added at cuts, so groups are of equal length.
-    params = f"keyint={config.gop}:min-keyint={config.gop}:scenecut=0:open-gop=0"
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        params += f":asm={_UP_TO_AVX2}"
-    encoder.options = {"preset": config.preset, "crf": str(config.crf), "x264-params": params}
 
 
 def _rate(fps: float) -> Fraction:
@@ -159,7 +153,7 @@ def taken_frames(info: VideoInfo, part: Part, config: TranscodeConfig) -> NDArra
 
 
 def output_size(info: VideoInfo, config: TranscodeConfig) -> tuple[int, int]:
-    """Width and height of the written frames in pixels: even, the aspect kept, never enlarged."""
+    """Width and height of the written frames in pixels: even, aspect kept, never enlarged."""
     short = min(info.width, info.height)
     side = short if config.short_side is None else min(short, config.short_side)
     width, height = (
