@@ -89,13 +89,8 @@ class ProbeBatches:
     ) -> None:
         """Read nothing yet.
 
-        Args:
-            read: Gives features.
-            rows: int64 [n], manifest rows to train on.
-            targets: int64 [n], their class numbers; or float32 [n, classes].
-            batch_size: Samples per update; at most n are taken.
-            seed: Of the order.
-            view: How segments become the probe's input.
+        `rows` int64 [n] are trained on; `targets` are their class numbers int64 [n], or float32
+        [n, classes]; `view` says how segments become the probe's input.
         """
         if len(rows) == 0 or len(rows) != len(targets):
             raise ValueError(f"rows: {len(rows)} of them with {len(targets)} labels")

@@ -75,14 +75,8 @@ def count_answers(
 ) -> tuple[list[Answers], tuple[BadVideo, ...]]:
     """The answers of each of several heads, or of one, and the videos that could not be read.
 
-    Args:
-        heads: Tokens -> logits [b, classes], or [H, b, classes] of several, on `device`.
-        num_heads: H.
-        parts: Features.
-        labels: Of all rows of the manifest.
-        view: How segments are joined.
-        device: Where to compute.
-        rows: int64, the rows that count; None: all.
+    The heads, on `device`, take tokens and give logits [b, classes], several of them [H, b,
+    classes]. `rows` int64 are those that count; None: all.
     """
     kind = AveragePrecision if labels.multi_label else Accuracy
     answers: list[Answers] = [kind(labels.classes) for _ in range(num_heads)]
@@ -106,17 +100,10 @@ def count_answers(
 def probabilities(
     head: nn.Module, tokens: Tensor, view: ViewConfig, device: torch.device, *, multi_label: bool
 ) -> Tensor:
-    """Class probabilities of some videos, averaged over views.
+    """Class probabilities of some videos, from tokens [b, R, N, D] as stored, averaged over views.
 
-    Args:
-        head: One head, or several together, on `device`.
-        tokens: [b, R, N, D], as stored.
-        view: How segments are joined.
-        device: Where the head is.
-        multi_label: Whether each class stands by itself.
-
-    Returns:
-        float64 [b, classes], for several heads [H, b, classes], on the CPU.
+    Of one head float64 [b, classes], of several together [H, b, classes], on the CPU. `device` is
+    where the head is; with `multi_label` each class stands by itself.
     """
     rows = max(1, _CLASSIFY_CLIPS // tokens.shape[1])
     parts = [

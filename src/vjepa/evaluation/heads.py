@@ -202,15 +202,8 @@ def build_head(
 ) -> ProbeHead:
     """One head: with fresh weights, drawn from torch's generator, or that remembers nothing yet.
 
-    Args:
-        config: Its form.
-        width: Token width D.
-        encoder_heads: The encoder's attention heads, for `config.num_heads` None.
-        num_classes: Classes.
-        num_stored: Training videos, for `knn`.
-
-    Returns:
-        tokens float [B, N, D] -> logits [B, num_classes].
+    It takes tokens float [B, N, width] and gives logits [B, num_classes]. `encoder_heads` are for
+    `config.num_heads` None; `num_stored` is the number of training videos, for `knn`.
     """
     if config.kind == "linear":
         return LinearClassifier(width, num_classes, norm=config.norm)

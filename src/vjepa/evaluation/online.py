@@ -100,14 +100,9 @@ class OnlineProbe:
     ) -> None:
         """Read the labelled videos once; unreadable ones are left out with a warning.
 
-        Args:
-            encoder: The target encoder that training keeps changing.
-            config: Which videos and how often.
-            clip, view: As the pretraining's clips, without the random part.
-            setup: Device and precision to encode in.
-            seed: Of the choice of videos, where there are more than `max_clips`.
-            reading: Workers, for the time of this call; None takes the defaults.
-            team: Processes that share the videos; all must measure together. None: this one alone.
+        `encoder` is the target encoder that training keeps changing; `clip` and `view` are those of
+        the pretraining without the random part. `seed` draws the videos, where there are more than
+        `max_clips`; the processes of a team share them, and all must measure together.
         """
         from vjepa.data.manifest.manifest import Manifest
 

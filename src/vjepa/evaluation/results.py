@@ -69,17 +69,10 @@ class Evaluation:
 class ProbeResult:
     """The outcome of training one probe.
 
-    Attributes:
-        encoder: Path of the encoder, or what it is.
-        which: ``target``, ``context`` or ``random`` weights.
-        num_train: Labelled videos that were used in all, those of the choice included.
-        test: Metrics on the test rows, which nothing was chosen on; None without a test split.
-        selection: Every head of the grid; empty when there was only one.
-        config: The resolved config of the job.
-        versions: Of vjepa, Python and the libraries that a number may depend on.
-        date: When, UTC, ISO 8601.
-        seconds: Wall-clock seconds by stage.
-        folder: Where probe and split file lie.
+    `encoder` is the path of the encoder, or what it is; `which` is ``target``, ``context`` or
+    ``random``. `num_train` counts all labelled videos used, those of the choice included. Nothing
+    was chosen on the test rows; `test` is None without a test split, `selection` empty with one
+    head only. `config` is the resolved one, `date` UTC in ISO 8601, `seconds` wall-clock by stage.
     """
 
     label: str
@@ -269,15 +262,9 @@ class SplitsResult:
         ]
         lines = _table(("draw", "labels used", name), rows)
         if self.summary is not None:
-            lines.append(f"| mean | | {self.in_words} |")
+            mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
+            lines.append(f"| mean | | {mean:.1f} +- {deviation:.1f} |")
         return "\n".join(lines) + "\n"
-
-    @property
-    def in_words(self) -> str:
-        """Mean and standard deviation in percent, for example ``61.2 +- 1.4``."""
-        if self.summary is None:
-            return "-"
-        return f"{100 * self.summary.mean:.1f} +- {100 * self.summary.deviation:.1f}"
 
 
 def summarise(results: Sequence[ProbeResult], seeds: Sequence[int]) -> SplitsResult:

@@ -81,10 +81,9 @@ class FileEncodingConfig:
 
 @dataclass(frozen=True)
 class FilePart:
-    """What encoding files gives next.
+    """What encoding files gives next of file number `index`.
 
     Attributes:
-        index: Which of the files it is of.
         look: How the file is looked at; None when that could not be decided.
         tokens: The file's next tokens, float32 on the CPU: [m, h, w, D] or [m, D]; once [D] for a
             whole video. None while there are none, and for a failure.
@@ -176,8 +175,11 @@ def encode_files(
         For each file its look and its parts, at least one, to be used before the next file; those
         that cannot be looked at come first.
     """
-    encoder = _as_video_encoder(encoder)
-    config: EncoderConfig = encoder.config  # ty: ignore[invalid-assignment]
+    config = getattr(encoder, "config", None)
+    if not isinstance(config, EncoderConfig):
+        raise UserError("the encoder has no `config` with its sizes (vjepa.models.EncoderConfig)")
+    if config.is_image_model and not isinstance(encoder, FrameEncoder):
+        encoder = FrameEncoder(encoder, config)
     looks: list[Look | DecodeError] = []
     for info in infos:
         try:
@@ -274,13 +276,3 @@ class _OpenFile:
             return part
         t, h, w = self._look.grid
         return replace(part, tokens=(self._sum / (t * h * w)).float().cpu())
-
-
-def _as_video_encoder(encoder: nn.Module) -> nn.Module:
-    """The encoder itself, or an image encoder of ours that is shown one frame after another."""
-    config = getattr(encoder, "config", None)
-    if not isinstance(config, EncoderConfig):
-        raise UserError("the encoder has no `config` with its sizes (vjepa.models.EncoderConfig)")
-    if config.is_image_model and not isinstance(encoder, FrameEncoder):
-        return FrameEncoder(encoder, config)
-    return encoder

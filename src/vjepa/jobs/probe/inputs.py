@@ -32,18 +32,12 @@ from vjepa.runtime.device import set_up_device
 
 @dataclass(frozen=True)
 class ProbeInputs:
-    """Everything opened.
+    """Everything opened, and the config with every null resolved.
 
-    Attributes:
-        config: The job's config with every null resolved.
-        extractor: Makes features of the views that are evaluated.
-        training_extractor: Makes those of the clips that are trained on: one crop, and random where
-            augmentation is on.
-        fit: int64, ascending rows of `train` that heads are trained on.
-        choose: int64, ascending rows held out for the choice; empty where there is none to make or
-            where validation videos are given for it.
-        validation: Videos for the choice, if given.
-        test: Videos for the result, if given.
+    `training_extractor` makes features of the clips that are trained on: one crop, and random where
+    augmentation is on; `extractor` those of the views that are evaluated. `fit` and `choose` int64
+    are ascending rows of `train`; `choose`, held out for the choice, is empty where there is none
+    to make or where validation videos are given for it.
     """
 
     config: ProbeConfig
@@ -147,17 +141,10 @@ def open_split(
     multi_label: bool = False,
     fallback: Path | None = None,
 ) -> Split:
-    """Open one part of the data, with its labels.
+    """Open one part of the data, with its labels numbered by `classes`; None: by those that occur.
 
-    Images among videos are refused: a still clip's label would be told from its stillness.
-
-    Args:
-        config: Manifest and split.
-        name: The field in the config, for messages, for example ``data.test``.
-        label: Name of the label.
-        classes: The classes to number by; None takes those that occur.
-        multi_label: Whether a row may name several classes.
-        fallback: The manifest where the config names none.
+    Images among videos are refused: a still clip's label would be told from its stillness. `name`
+    is the field in the config, for messages; `fallback` the manifest where the config names none.
     """
     path = config.manifest or fallback
     if path is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -148,7 +148,14 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
             lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
             aside.write_text("".join(lines), encoding="utf-8")
         elif path.suffix == ".csv":
-            _write_csv(aside, predictions)
+            width = max((len(entry.classes) for entry in predictions), default=0)
+            names = [f"{what}_{n + 1}" for n in range(width) for what in ("class", "probability")]
+            with aside.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["path", "failure", *names])
+                for entry in predictions:
+                    cells = [cell for share in entry.classes for cell in astuple(share)]
+                    writer.writerow([entry.path, entry.failure or "", *cells])
         else:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -169,14 +176,3 @@ def check_predictions_file(path: Path) -> None:
         raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--out {path}: its folder does not exist; make it first")
-
-
-def _write_csv(path: Path, predictions: Sequence[Prediction]) -> None:
-    width = max((len(entry.classes) for entry in predictions), default=0)
-    names = [f"{what}_{place + 1}" for place in range(width) for what in ("class", "probability")]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "failure", *names])
-        for entry in predictions:
-            cells = [cell for share in entry.classes for cell in (share.name, share.probability)]
-            writer.writerow([entry.path, entry.failure or "", *cells])

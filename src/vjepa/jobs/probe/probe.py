@@ -27,7 +27,7 @@ from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, load_saved_pro
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.inputs import open_inputs, open_split
 from vjepa.jobs.probe.predict import load_probe
-from vjepa.jobs.probe.train import fit_probe, make_passes
+from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
 from vjepa.runtime.files import atomic_write
@@ -63,7 +63,10 @@ def train(
     atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
     inputs.record().save(out / SPLIT_FILE)
     times.append(time.perf_counter())
-    passes = make_passes(inputs)
+    passes = [
+        inputs.training_extractor.features(inputs.train, inputs.used, number)
+        for number in range(0 if config.features.online else config.features.passes)
+    ]
     times.append(time.perf_counter())
     fitted = fit_probe(inputs, passes, out / METRICS_FILE)
     times.append(time.perf_counter())

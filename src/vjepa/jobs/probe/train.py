@@ -53,21 +53,11 @@ class Fitted:
     bad: tuple[BadVideo, ...]
 
 
-def make_passes(inputs: ProbeInputs) -> list[FeatureSet]:
-    """Features of the training rows, one set for each pass; none where clips are encoded anew."""
-    config = inputs.config.features
-    if config.online:
-        return []
-    return [
-        inputs.training_extractor.features(inputs.train, inputs.used, number)
-        for number in range(config.passes)
-    ]
-
-
 def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> Fitted:
     """Train the grid, choose, and train the chosen head anew with the rows of the choice.
 
-    `passes` are those of :func:`make_passes`; the training's metrics go to the file `log`.
+    `passes` are features of the training rows, one set for each pass; none where clips are encoded
+    anew. The training's metrics go to the file `log`.
     """
     config, labels = inputs.config, inputs.labels
     encoder = inputs.extractor.frozen.identity.config
@@ -133,7 +123,15 @@ def train_heads(
     gradient clipping, and comes out as if it had been trained alone: in the order of the grid,
     where those of one form stand next to each other, in evaluation mode on the CPU.
     """
-    heads = ProbeHeads([_fresh_head(setting, config, encoder, num_classes) for setting in grid])
+    fresh: list[TrainedHead] = []
+    for setting in grid:
+        with torch.random.fork_rng(devices=[]):  # torch's own generator is left as it was
+            seed_torch(config.seed, "probe head")
+            form = config.form(setting.kind)
+            head = build_head(form, encoder.width, encoder.heads, num_classes)
+        assert isinstance(head, TrainedHead)
+        fresh.append(head)
+    heads = ProbeHeads(fresh)
     optim = config.optim
     steps = optim.steps if optim.epochs is None else batches.order.steps_for(optim.epochs)
     assert steps is not None
@@ -180,18 +178,6 @@ def fit_lookup(
     assert isinstance(head, NearestNeighbours | NearestMean)
     head.fit(vectors, torch.cat(truth))
     return head.eval()
-
-
-def _fresh_head(
-    setting: HeadSetting, config: ProbeConfig, encoder: EncoderConfig, num_classes: int
-) -> TrainedHead:
-    """A head with the weights of the seed; torch's own generator is left as it was."""
-    form = config.form(setting.kind)
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(config.seed, "probe head")
-        head = build_head(form, encoder.width, encoder.heads, num_classes)
-    assert isinstance(head, TrainedHead)
-    return head
 
 
 def schedules(optim: ProbeOptimConfig, grid: Sequence[HeadSetting], steps: int) -> OptimConfig:
@@ -254,22 +240,11 @@ def choose_head(
     device: torch.device,
     rows: NDArray[np.int64] | None = None,
 ) -> tuple[HeadResult, ...]:
-    """Measure every head on rows that none was trained on, and choose.
+    """Measure every head on rows that none was trained on, and choose: one result a head.
 
     The one with the most right answers is chosen (with several classes a video: the highest mean
-    average precision), among equals the one with the lowest loss, then the first.
-
-    Args:
-        heads: Trained heads, on the CPU.
-        grid: Their settings.
-        parts: Features; never those of the test rows.
-        labels: Of all rows of the manifest.
-        view: How segments are joined.
-        device: Where to compute.
-        rows: int64, the rows that the choice is made on; None: all.
-
-    Returns:
-        One result a head, in the order of the grid.
+    average precision), among equals the one with the lowest loss, then the first. `parts` are
+    never features of test rows; `rows` int64 those that the choice is made on, None: all.
     """
     answers, _ = count_answers(heads.to(device), len(grid), parts, labels, view, device, rows)
     heads.to("cpu")
