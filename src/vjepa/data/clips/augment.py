@@ -164,24 +164,20 @@ def _enhance(name: str) -> Operation:
 def _affine(
     frames: Tensor, *, translate: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)
 ) -> Tensor:
-    from torchvision.transforms.v2 import InterpolationMode
-
     return _torchvision().affine(
         frames,
         angle=0.0,
         translate=list(translate),
         scale=1.0,
         shear=[math.degrees(math.atan(value)) for value in shear],
-        interpolation=InterpolationMode.BILINEAR,
+        interpolation=_torchvision().InterpolationMode.BILINEAR,
         fill=_FILL,
         center=[0.0, 0.0],
     )
 
 
 def _rotate(frames: Tensor, amount: float, sign: float) -> Tensor:
-    from torchvision.transforms.v2 import InterpolationMode
-
-    bilinear = InterpolationMode.BILINEAR
+    bilinear = _torchvision().InterpolationMode.BILINEAR
     return _torchvision().rotate(frames, sign * 30.0 * amount, interpolation=bilinear, fill=_FILL)
 
 

@@ -183,16 +183,10 @@ class EvaluationClips(AbstractContextManager):
         augment: AugmentConfig | None = None,
         pass_index: int = 0,
     ) -> None:
-        """Read nothing yet.
+        """Read nothing yet; `rows` None means all, also those that are known to be bad.
 
-        Args:
-            manifest: The videos, also those that the manifest knows to be bad.
-            clip, view, reading: What is seen of each, and how it is read.
-            rows: int64 [n], ascending; None reads all rows.
-            on_bad_video: ``error`` stops at the first video that cannot be read; ``list`` leaves it
-                out and reports it.
-            augment: What is random about the clips, for training.
-            pass_index: Which pass over the data :meth:`batches` gives.
+        `on_bad_video`: ``error`` stops at the first video that cannot be read, ``list`` leaves it
+        out and reports it. `pass_index` is the pass over the data that :meth:`batches` gives.
         """
         self.rows = np.arange(len(manifest), dtype=np.int64) if rows is None else rows
         self._manifest, self._on_bad_video, self._pass_index = manifest, on_bad_video, pass_index

@@ -27,11 +27,7 @@ def centre_view(
 
     `source` is a video, image or folder of images; what probing it has found; or its frames, uint8
     [L, H, W, C], of which as many as a clip has are taken as they are. Returns uint8 [T, C, S, S],
-    RGB.
-
-    Raises:
-        DecodeError: The frames cannot be had.
-        UserError: An array that cannot be frames.
+    RGB. DecodeError: the frames cannot be had; UserError: an array that cannot be frames.
     """
     opened: Source
     view = replace(view, num_segments=1, num_views=1)

@@ -50,11 +50,6 @@ class BadVideoLog:
     def __len__(self) -> int:
         return len(self._paths)
 
-    @property
-    def num_dangerous(self) -> int:
-        """How many videos made a worker hang or die."""
-        return len(self._dangerous)
-
     def is_dangerous(self, path: str) -> bool:
         """Whether a video made a worker hang or die before; it is not opened a second time.
 

@@ -328,9 +328,7 @@ class SamplePlanner:
 
         Such a video fails without being tried, which changes nothing but the time it takes.
         """
-        while self.bad_videos.num_dangerous and self.bad_videos.is_dangerous(
-            path := self.sources.path(job.source, job.row)
-        ):
+        while self.bad_videos.is_dangerous(path := self.sources.path(job.source, job.row)):
             failure = FailedVideo(path, "made a worker hang or die before", plan.step)
             job = self.replace(plan, job, failure)
         return job
