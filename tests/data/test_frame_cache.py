@@ -29,37 +29,18 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 
 def _caches(manifests: list[Manifest], folder: Path, **fields) -> list[FrameCache]:
-    arguments = {
-        "max_gigabytes": 1.0,
-        "short_side": None,
-        "num_workers": 2,
-        "timeout_seconds": 60.0,
-    }
-    return open_frame_caches(manifests, folder, **{**arguments, **fields})
+    usual = {"max_gigabytes": 1.0, "short_side": None, "num_workers": 2, "timeout_seconds": 60.0}
+    return open_frame_caches(manifests, folder, **{**usual, **fields})
 
 
 def _take(
     manifests: list[Manifest], stop: int, loader: LoaderConfig, clips_per_video: int = 1
 ) -> list[ClipBatch]:
-    made = ClipLoader(
-        manifests,
-        None,
-        ClipConfig(num_frames=4, stride=2, clips_per_video=clips_per_video),
-        TransformConfig(crop_size=16),
-        loader,
-        batch_size=8,
-        seed=3,
-    )
-    with made:
+    clip = ClipConfig(num_frames=4, stride=2, clips_per_video=clips_per_video)
+    transform = TransformConfig(crop_size=16)
+    with ClipLoader(manifests, None, clip, transform, loader, batch_size=8, seed=3) as made:
         assert made.uses_workers == (loader.num_workers > 0 and not loader.frame_cache_gigabytes)
         return list(made.batches(0, stop))
-
-
-def _assert_equal(ours: list[ClipBatch], theirs: list[ClipBatch]) -> None:
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.equal(a.clips, b.clips)
-        np.testing.assert_array_equal(a.rows, b.rows)
-        assert a.num_bad == b.num_bad
 
 
 @pytest.mark.parametrize("clips_per_video", [1, 2])
@@ -73,7 +54,10 @@ def test_cached_batches_equal_decoded_ones(
     cached = replace(decode, frame_cache_gigabytes=1.0, frame_cache_folder=tmp_path / "cache")
     expected = _take([mixed, wide], 6, decode, clips_per_video)
     assert sum(batch.num_bad for batch in expected) > 0
-    _assert_equal(_take([mixed, wide], 6, cached, clips_per_video), expected)
+    for a, b in zip(_take([mixed, wide], 6, cached, clips_per_video), expected, strict=True):
+        assert torch.equal(a.clips, b.clips)
+        np.testing.assert_array_equal(a.rows, b.rows)
+        assert a.num_bad == b.num_bad
 
 
 def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) -> None:
@@ -93,17 +77,15 @@ def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) 
 
 
 def test_other_files_or_settings_give_another_cache(manifest: Manifest, tmp_path: Path) -> None:
-    folders = {cache.folder for cache in _caches([manifest], tmp_path)}
-    folders |= {cache.folder for cache in _caches([manifest], tmp_path, short_side=16)}
     other = make_manifest(tmp_path / "other", 2)
-    folders |= {cache.folder for cache in _caches([other], tmp_path)}
+    caches = _caches([manifest, other], tmp_path) + _caches([manifest], tmp_path, short_side=16)
     write_video(Path(other.path(0)), seed=7)  # the same name, another file
     changed = Manifest.from_rows(
         [ManifestRow(info=inspect_file(other.path(row))) for row in range(2)], tmp_path / "other"
     )
     assert changed.content_hash == other.content_hash
-    folders |= {cache.folder for cache in _caches([changed], tmp_path)}
-    assert len(folders) == 4
+    caches += _caches([changed], tmp_path)
+    assert len({cache.folder for cache in caches}) == 4
 
 
 def test_a_short_side_shrinks_only_larger_videos(manifest: Manifest, tmp_path: Path) -> None:

@@ -90,13 +90,9 @@ def open_frame_caches(
 ) -> list[FrameCache]:
     """A cache for each manifest, made where it does not exist yet.
 
-    Args:
-        manifests: The videos.
-        folder: Folder of all caches; None takes ``$XDG_CACHE_HOME/vjepa/frames``.
-        max_gigabytes: Largest size of all these caches together, in GB.
-        short_side: Shrink larger videos to this short side, in pixels.
-        num_workers: Processes that decode; 0 decodes here, without a time limit.
-        timeout_seconds: Longest time for one video.
+    `folder` holds all caches; None takes ``$XDG_CACHE_HOME/vjepa/frames``. Together they may take
+    `max_gigabytes`. Larger videos are shrunk to `short_side` pixels. With 0 workers this process
+    decodes, without a time limit for a video.
 
     Raises:
         UserError: They would be too large, or cannot be written.

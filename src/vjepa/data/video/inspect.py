@@ -58,6 +58,9 @@ _LONG_AGO = -(1 << 62)
 
 _FALLBACK_FPS = 25.0
 
+# Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
+_AHEAD = 16
+
 
 def inspect_file(
     path: str,
@@ -68,12 +71,7 @@ def inspect_file(
 ) -> VideoInfo:
     """Look into a video, an image or a folder of images; `ok` False if it cannot give frames.
 
-    Args:
-        path: The file or folder.
-        limits: What it may demand at most.
-        kind: How to read it; None decides by folder or suffix.
-        image_folder_fps: Frame rate given to a folder of images, which knows none.
-        deep: Then decode every frame: `ok` only if all come out.
+    `kind` None decides by folder or suffix. With `deep` every frame is decoded and has to come out.
     """
     from vjepa.data.video.container import open_video, reason_of
 
@@ -271,10 +269,6 @@ def _look_at_first_frames(
     if first is None:
         raise DecodeError(video.path, "no frame of it can be decoded")
     return first, None if is_timed else number
-
-
-# Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
-_AHEAD = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -70,10 +70,8 @@ class PacketSelector:
     ) -> list[Packet]:
         """Those that are wanted or may be referred to, up to the last wanted one if it is there.
 
-        Args:
-            packets: Packets in decoding order, from an entry point on.
-            wanted: Timestamps of the wanted frames.
-            is_end: Whether no frame is wanted of the packets that follow.
+        `packets` come in decoding order, from an entry point on; `wanted` are timestamps; at the
+        end no frame is wanted of the packets that follow.
         """
         chosen: list[Packet] = []
         # The highest sub-layer of the chosen packets, and of those to come, that may refer back.
