@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -68,37 +69,49 @@ def test_grid_and_token_count() -> None:
     assert replace(config, num_frames=1, tubelet_size=1).is_image_model
 
 
+WIDE = EncoderConfig(width=48, heads=3)
+HALVES = EncoderConfig(width=48, heads=3, position_split="half")
+
+
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("build", "sizes", "says"),
     [
-        ("heads", 5, "width"),
-        ("width", 0, "width"),
-        ("image_size", 100, "image_size"),
-        ("num_frames", 15, "num_frames"),
-        ("mlp_ratio", -1.0, "mlp_ratio"),
-        ("channels", 0, "channels"),
+        (EncoderConfig, {"heads": 5}, "width: "),
+        (EncoderConfig, {"width": 0}, "width must be above 0"),
+        (EncoderConfig, {"image_size": 100}, "image_size: "),
+        (EncoderConfig, {"num_frames": 15}, "num_frames: "),
+        (EncoderConfig, {"mlp_ratio": -1.0}, "mlp_ratio must be above 0"),
+        (EncoderConfig, {"channels": 0}, "channels must be above 0"),
+        (
+            EncoderConfig,
+            {"width": 36, "heads": 3, "position_split": "half"},
+            "width: .*multiple of 8",
+        ),
+        (
+            EncoderConfig,
+            {"width": 42, "heads": 3, "num_frames": 1, "tubelet_size": 1},
+            "width: .*multiple of 4",
+        ),
+        (PredictorConfig, {"num_mask_tokens": 0}, "num_mask_tokens must be above 0"),
+        (PredictorConfig, {"width": 25, "heads": 3}, "width: "),
+        (
+            ModelConfig,
+            {"encoder": HALVES, "predictor": PredictorConfig(width=36, heads=3)},
+            r"predictor\.width: ",
+        ),
+        (
+            ModelConfig,
+            {"encoder": WIDE, "predictor": PredictorConfig(width=32)},
+            r"predictor\.width: ",
+        ),
     ],
 )
-def test_impossible_encoders_name_their_field(field: str, value: float, says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{says}(: | must be above 0)"):
-        EncoderConfig(**{field: value})
+def test_impossible_sizes_name_their_field(
+    build: Callable[..., object], sizes: dict[str, object], says: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        build(**sizes)
 
 
-def test_position_code_must_exist_for_the_width() -> None:
-    with pytest.raises(ValueError, match=r"^width: .*multiple of 8"):
-        EncoderConfig(width=36, heads=3, position_split="half")
-    with pytest.raises(ValueError, match=r"^width: .*multiple of 4"):
-        EncoderConfig(width=42, heads=3, num_frames=1, tubelet_size=1)
+def test_a_uniform_position_code_exists_for_any_even_width() -> None:
     EncoderConfig(width=42, heads=3)
-    encoder = EncoderConfig(width=48, heads=3, position_split="half")
-    with pytest.raises(ValueError, match=r"^predictor\.width: "):
-        ModelConfig(encoder=encoder, predictor=PredictorConfig(width=36, heads=3))
-
-
-def test_impossible_predictors_name_their_field() -> None:
-    with pytest.raises(ValueError, match=r"^num_mask_tokens must be above 0"):
-        PredictorConfig(num_mask_tokens=0)
-    with pytest.raises(ValueError, match=r"^width: "):
-        PredictorConfig(width=25, heads=3)
-    with pytest.raises(ValueError, match=r"^predictor\.width: "):
-        ModelConfig(encoder=EncoderConfig(width=48, heads=3), predictor=PredictorConfig(width=32))
