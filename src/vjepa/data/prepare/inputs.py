@@ -106,20 +106,17 @@ def _seconds(
     for place, manifest in enumerate(manifests):
         coded = manifest.label_codes(label)
         for value in coded.classes:
-            if not _is_time(value):
+            try:
+                seconds = float(value)
+            except ValueError:
+                seconds = math.nan
+            if not 0 <= seconds < math.inf:
                 raise UserError(
                     f"manifest {manifest.source}: label {label} is {value!r}, not a number"
                     " of seconds; see trim.start_label and trim.end_label"
                 )
         found[place] = np.array([*map(float, coded.classes), default])[coded.codes]
     return np.concatenate(found)
-
-
-def _is_time(value: str) -> bool:
-    try:
-        return 0 <= float(value) < math.inf
-    except ValueError:
-        return False
 
 
 def windows(part: Part, duration: float, trim: TrimConfig) -> list[Part]:

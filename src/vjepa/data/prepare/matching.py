@@ -225,8 +225,7 @@ class Removal:
 
     def remove_window(self, number: int, detail: str) -> None:
         """Take out a window that could not be encoded; others of its video stay."""
-        one = Removed(number, self._path(number), "not encoded", detail)
-        self.failed_windows.append(one)
+        self.failed_windows.append(Removed(number, self._path(number), "not encoded", detail))
 
     def by_name(self, exclusion: Exclusion, deduplicate: bool) -> None:
         """Take out what can be told without opening a file: bad rows, ids, repeated names."""
