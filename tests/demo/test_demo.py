@@ -142,7 +142,7 @@ def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
 def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) -> None:
     shares: dict[EncoderName, float] = {"vjepa": mine, "pixel": 0.5, "random": 0.2}
     cells = [
-        Cell("motion", "attentive", 15, name, x, ConfidenceInterval(x - 0.02, x + 0.02), 1, (x,))
+        Cell("motion", "attentive", 15, name, x, ConfidenceInterval(x - 0.02, x + 0.02), (x,))
         for name, x in shares.items()
     ]
     assert said in headline(DemoConfig(shipped_model=False), cells)[0]
@@ -150,9 +150,7 @@ def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) ->
 
 def _seeds(name: EncoderName, *shares: float) -> Cell:
     mean = sum(shares) / len(shares)
-    return Cell(
-        "motion", "attentive", 15, name, mean, ConfidenceInterval(0, 1), len(shares), shares
-    )
+    return Cell("motion", "attentive", 15, name, mean, ConfidenceInterval(0, 1), shares)
 
 
 def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
@@ -172,9 +170,7 @@ def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
 
 def test_the_headline_names_the_shipped_model() -> None:
     cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
-    shipped = Cell(
-        "motion", "attentive", 15, "shipped", 0.9, ConfidenceInterval(0.88, 0.92), 1, (0.9,)
-    )
+    shipped = replace(_seeds("shipped", 0.9), interval=ConfidenceInterval(0.88, 0.92))
     answer = headline(DemoConfig(), [*cells, shipped])[0]
     updates = read_config(shipped_weights()).step
     assert f"has {updates:,} updates behind it gets 90.0 % (88.0 to 92.0)" in answer

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.demo import SyntheticConfig
+from vjepa.demo.synthetic import SyntheticConfig
 
 
 @config_dataclass

@@ -12,7 +12,7 @@ from vjepa.config import diff, dump_yaml, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import run_probes
+from vjepa.demo.probes import pixel_baselines, run_probes
 from vjepa.demo.report import DemoFindings, write_demo_report
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.demo.training import (
@@ -48,46 +48,6 @@ def run(config: DemoConfig, out: Path) -> Path:
     Raises:
         UserError: `out` holds a demo of other settings or something else; a run failed.
     """
-    _claim(config, out)
-    seconds: dict[str, float] = {}
-    with _stage("making labelled videos", seconds):
-        manifest, summary = synthesise(config.data, out / "data")
-        _LOGGER.info("%s", summary)
-    settings = {
-        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
-        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
-        "online_probe.manifest": str(manifest.resolve()),
-    }
-    with _stage("decoding them once", seconds):
-        _fill_frame_cache(config, settings, manifest)
-    with _stage("measuring the speed of this machine", seconds):
-        rates = measure_rates(out, settings, config.recipe)
-    by_objective = {
-        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
-        for name, rate in rates.items()
-    }
-    # Each has the schedule that suits it best.
-    by_objective["pixel"] |= {
-        "optim.peak_lr": str(config.pixel_peak_lr),
-        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
-    }
-    for seed in config.seeds:
-        tasks = tuple(
-            TrainingTask(objective, seed, run_folder(out, objective, seed))
-            for objective in OBJECTIVES
-        )
-        with _stage("pretraining (features and pixels side by side)", seconds):
-            train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
-    with _stage("probing frozen features", seconds):
-        results = run_probes(config, out, manifest)
-    report = out / "report.html"
-    with _stage("drawing the report", seconds):
-        write_demo_report(DemoFindings(config, out, manifest, results, seconds), report)
-    return report
-
-
-def _claim(config: DemoConfig, out: Path) -> None:
-    """Take the folder, or check that it holds a demo of the same settings."""
     stored = out / "demo.yaml"
     if stored.is_file():
         changed = diff(load_config(DemoConfig, [stored]), config)
@@ -100,17 +60,48 @@ def _claim(config: DemoConfig, out: Path) -> None:
         raise UserError(f"{out}: exists and holds no demo; give a new or empty --out")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(stored, dump_yaml(config))
-
-
-def _fill_frame_cache(config: DemoConfig, settings: dict[str, str], manifest: Path) -> None:
-    """Decode every training video once, so that the two runs find the frames ready."""
-    overrides = [f"{name}={value}" for name, value in settings.items()]
-    loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
-    open_frame_caches(
-        [Manifest.open(manifest).select(split="train")],
-        loader.frame_cache_folder,
-        loader.frame_cache_gigabytes,
-        loader.frame_cache_short_side,
-        usable_cpus(),
-        loader.sample_timeout_seconds,
-    )
+    seconds: dict[str, float] = {}
+    with _stage("making labelled videos", seconds):
+        manifest, summary = synthesise(config.data, out / "data")
+        _LOGGER.info("%s", summary)
+    settings = {
+        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
+        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
+        "online_probe.manifest": str(manifest.resolve()),
+    }
+    with _stage("decoding them once", seconds):
+        # Every training video, so that the two runs find the frames ready.
+        overrides = [f"{name}={value}" for name, value in settings.items()]
+        loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
+        open_frame_caches(
+            [Manifest.open(manifest).select(split="train")],
+            loader.frame_cache_folder,
+            loader.frame_cache_gigabytes,
+            loader.frame_cache_short_side,
+            usable_cpus(),
+            loader.sample_timeout_seconds,
+        )
+    with _stage("measuring the speed of this machine", seconds):
+        rates = measure_rates(out, settings, config.recipe)
+    by_objective = {
+        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+        for name, rate in rates.items()
+    }
+    # Each has the schedule that suits it best.
+    by_objective["pixel"] |= {
+        "optim.peak_lr": str(config.pixel_peak_lr),
+        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
+    }
+    for seed in config.seeds:
+        tasks = tuple(TrainingTask(name, seed, run_folder(out, name, seed)) for name in OBJECTIVES)
+        with _stage("pretraining (features and pixels side by side)", seconds):
+            train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
+    with _stage("probing frozen features", seconds):
+        # First: it decodes the test videos, for which the probes could start no processes.
+        baselines = pixel_baselines(config, out, manifest)
+        results = run_probes(config, out, manifest)
+    report = out / "report.html"
+    with _stage("drawing the report", seconds):
+        findings = DemoFindings(config, out, manifest, results, baselines, seconds)
+        write_demo_report(findings, report)
+    return report

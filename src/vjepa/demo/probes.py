@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,96 +19,35 @@ from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
+from vjepa.errors import UserError
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
-from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result, over_seeds
+from vjepa.evaluation.results import (
+    RESULT_FILE,
+    Evaluation,
+    ProbeResult,
+    load_result,
+    over_seeds,
+)
+from vjepa.evaluation.saved_probe import CONFIG_FILE
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress
-
-_SIDE = 16
-_READ_AT_ONCE = 256
-
-
-def middle_frame(grey: Tensor) -> Tensor:
-    """The middle frame alone, which cannot show motion: float [n, T, S, S] -> [n, S*S]."""
-    return grey[:, grey.shape[1] // 2].flatten(1)
-
-
-def frame_differences(grey: Tensor) -> Tensor:
-    """What changes from each frame to the next: float [n, T, S, S] -> [n, (T-1)*S*S]."""
-    return grey.diff(dim=1).flatten(1)
-
-
-_BASELINES: dict[EncoderName, Callable[[Tensor], Tensor]] = {
-    "middle frame": middle_frame,
-    "frame differences": frame_differences,
-}
-
-
-def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]:
-    """Ridge classifiers on raw pixels, for the same draws of labelled clips as the probes.
-
-    One row for each baseline, label and number of labels. Intervals are Wilson's over test clips:
-    there is no pretraining whose seed could matter.
-    """
-    train_rows, train = _read_grey(config, out, manifest, "train")
-    test_rows, test = _read_grey(config, out, manifest, "test")
-    cells = []
-    for label in LABELS:
-        fit_labels = labels_of(train_rows, label)
-        truth = labels_of(test_rows, label, classes=fit_labels.classes)
-        expected = torch.from_numpy(truth.indices)
-        for per_class, draws in (
-            (config.few_labels_per_class, config.label_draws),
-            (config.many_labels_per_class, 1),
-        ):
-            for name, features in _BASELINES.items():
-                inputs, held = features(train), features(test)
-                shares = []
-                for draw in range(draws):
-                    rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
-                    numbers = torch.from_numpy(fit_labels.indices[rows])
-                    fitted = fit_ridge(inputs[rows], numbers, len(fit_labels.classes))
-                    right = fitted.scores(held).argmax(dim=1) == expected
-                    shares.append(float(right.double().mean()))
-                top1 = statistics.fmean(shares)
-                interval = wilson_interval(round(top1 * len(expected)), len(expected))
-                cells.append(Cell(label, "ridge", per_class, name, top1, interval, 0, ()))
-    return cells
-
-
-def _read_grey(
-    config: DemoConfig, out: Path, manifest: Path, split: str
-) -> tuple[Manifest, Tensor]:
-    """A split's rows, and its clips as the encoders see them, grey: float32 [n, T, 16, 16]."""
-    pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
-    probe = load_config(
-        ProbeConfig,
-        [config.probe_recipe],
-        {"data.reading.frame_cache_folder": str(out / "cache" / "frames")},
-        recipes="probe",
-    ).data
-    view = probe.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
-    rows = Manifest.open(manifest).select(split=split)
-    with EvaluationClips(rows, pretrain.data.clip, view, probe.reading) as source:
-        parts = [
-            torch.nn.functional.adaptive_avg_pool2d(batch.clips[:, 0].float().mean(dim=1), _SIDE)
-            for batch in source.batches(0, len(source), _READ_AT_ONCE)
-        ]
-    return rows, torch.cat(parts)
-
+from vjepa.runtime.workers import WorkerPool
 
 EncoderName = Literal["vjepa", "shipped", "pixel", "random", "frame differences", "middle frame"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 """Those that every pretraining seed has one of."""
-SHIPPED_SEED = 0
-"""Seed of the shipped model, of which there is one."""
 LABELS = ("motion", "appearance")
+_SHIPPED_SEED = 0  # the model is trained once
+_PROBE_SECONDS = 86400.0
+_NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
+_SIDE = 16
+_READ_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -145,25 +82,21 @@ class Cell:
     interval: ConfidenceInterval
     """95 %: over seeds (Student's t) with three seeds or more, otherwise over the test videos
     (Wilson)."""
-    num_seeds: int
-    """Pretraining seeds; 0 where nothing is pretrained."""
-    by_seed: tuple[float, ...]
-    """Mean over draws for each seed."""
+    by_seed: tuple[float, ...] = ()
+    """Mean over draws for each pretraining seed; none where nothing is pretrained."""
 
 
 def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
     """Every probe of the demo: few labels drawn several times, many labels once."""
     encoders = [(encoder, seed) for seed in config.seeds for encoder in ENCODERS]
     if config.shipped_model:
-        encoders.append(("shipped", SHIPPED_SEED))
+        encoders.append(("shipped", _SHIPPED_SEED))
     few, many = config.few_labels_per_class, config.many_labels_per_class
     tasks = []
     for label in LABELS:
         for encoder, seed in encoders:
-            tasks += [
-                ProbeTask(encoder, seed, label, few, draw, "attentive")
-                for draw in range(config.label_draws)
-            ]
+            for draw in range(config.label_draws):
+                tasks.append(ProbeTask(encoder, seed, label, few, draw, "attentive"))
             tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
             tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
     return tasks
@@ -179,40 +112,38 @@ def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask,
     # The first probe of an encoder computes its features; the others find them in the cache.
     first = list({(task.encoder, task.seed): task for task in reversed(tasks)}.values())
     rest = [task for task in tasks if task not in first]
-    log = out / "probes.log"
-    with (
-        Progress("probes", len(tasks)) as progress,
-        ProcessPoolExecutor(
-            usable_cpus(), multiprocessing.get_context("spawn"), _write_log_to, (log,)
-        ) as pool,
-    ):
-        try:
-            for stage in (first, rest):
-                todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
-                futures = [pool.submit(_train_probe, task, config, out, manifest) for task in todo]
-                for future in as_completed(futures):
-                    future.result()
-                    done = sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks)
-                    progress.update(done)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    workers = usable_cpus()
+    pool = WorkerPool(_train_probe, workers, _PROBE_SECONDS, memory_gigabytes=_NO_LIMIT)
+    with Progress("probes", len(tasks)) as progress, closing(pool):
+        for stage in (first, rest):
+            todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
+            jobs = (
+                (_probe_config(task, config, out, manifest), task.folder(out), out) for task in todo
+            )
+            # No more jobs than workers: each takes long, so none may wait behind another.
+            for (_, folder, _), outcome in pool.map(jobs, ahead=workers, in_order=False):
+                if problem := outcome.value or outcome.reason:
+                    raise UserError(f"{folder}: the probe cannot be trained: {problem}")
+                progress.update(sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks))
     return {task: load_result(task.folder(out)) for task in tasks}
 
 
-def _write_log_to(log: Path) -> None:
-    """Send a worker's messages to a file: several at once would be no help on a terminal."""
-    sys.stderr = log.open("a", encoding="utf-8", buffering=1)
-    configure_logging(stream=sys.stderr)
-
-
-def _train_probe(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> None:
-    probe.train(_probe_config(task, demo, out, manifest), task.folder(out))
+def _train_probe(job: tuple[ProbeConfig, Path, Path]) -> str:
+    """A worker's job; gives the user's mistake, if there is one."""
+    config, folder, out = job
+    # To a file: the messages of several probes at once would be no help on a terminal.
+    with (out / "probes.log").open("a", encoding="utf-8", buffering=1) as log, redirect_stderr(log):
+        configure_logging(stream=log)
+        (folder / CONFIG_FILE).unlink(missing_ok=True)  # of a probe that was stopped at its test
+        try:
+            probe.train(config, folder)
+        except UserError as error:
+            return str(error)
+    return ""
 
 
 def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) -> ProbeConfig:
-    objective = "pixel" if task.encoder == "pixel" else "vjepa"
-    run = run_folder(out, objective, task.seed)
+    run = run_folder(out, "pixel" if task.encoder == "pixel" else "vjepa", task.seed)
     return load_config(
         ProbeConfig,
         [demo.probe_recipe],
@@ -227,6 +158,7 @@ def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) 
             "data.test.manifest": str(manifest),
             "data.test.split": "test",
             "data.labels_per_class": task.labels_per_class,
+            "data.reading.num_workers": 0,  # a worker of a pool can start no processes
             "data.reading.frame_cache_folder": str(out / "cache" / "frames"),
             "features.cache_dir": str(out / "cache" / "features"),
             "probe.kind": task.kind,
@@ -237,35 +169,82 @@ def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) 
 
 def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
     """The rows of the table, one for each label, number of labels, head and encoder."""
-    groups: dict[tuple[str, str, int, EncoderName], list[ProbeTask]] = {}
-    for task in results:
-        key = (task.label, task.kind, task.labels_per_class, task.encoder)
-        groups.setdefault(key, []).append(task)
+    groups: dict[tuple[str, str, int, EncoderName], dict[int, list[Evaluation]]] = {}
+    for task, result in results.items():
+        if result.test is None:
+            raise ValueError(f"{result.folder}: the probe was not tested")
+        row = (task.label, task.kind, task.labels_per_class, task.encoder)
+        groups.setdefault(row, {}).setdefault(task.seed, []).append(result.test)
     cells = []
-    for (label, kind, per_class, encoder), tasks in groups.items():
-        seeds = sorted({task.seed for task in tasks})
+    for row, by in groups.items():
         by_seed = tuple(
-            statistics.fmean(_top1(results[task]) for task in tasks if task.seed == seed)
-            for seed in seeds
+            statistics.fmean(one.metrics.score for one in by[seed]) for seed in sorted(by)
         )
         top1 = statistics.fmean(by_seed)
-        interval = _interval(by_seed, top1, [results[task] for task in tasks])
-        cells.append(Cell(label, kind, per_class, encoder, top1, interval, len(seeds), by_seed))
+        count = next(iter(by.values()))[0].metrics.count  # of test videos, which all share
+        interval = wilson_interval(round(top1 * count), count)
+        if len(by_seed) >= 3:
+            interval = over_seeds(by_seed).interval
+        cells.append(Cell(*row, top1, interval, by_seed))
     return cells
 
 
-def _top1(result: ProbeResult) -> float:
-    if result.test is None:
-        raise ValueError(f"{result.folder}: the probe was not tested")
-    return result.test.metrics.score
+def middle_frame(grey: Tensor) -> Tensor:
+    """The middle frame alone, which cannot show motion: float [n, T, S, S] -> [n, S*S]."""
+    return grey[:, grey.shape[1] // 2].flatten(1)
 
 
-def _interval(
-    by_seed: Sequence[float], top1: float, results: Sequence[ProbeResult]
-) -> ConfidenceInterval:
-    """Over seeds where there are enough of them, otherwise over test videos (counted once)."""
-    if len(by_seed) >= 3:
-        return over_seeds(by_seed).interval
-    test = results[0].test
-    count = test.metrics.count if test else 0
-    return wilson_interval(round(top1 * count), count)
+def frame_differences(grey: Tensor) -> Tensor:
+    """What changes from each frame to the next: float [n, T, S, S] -> [n, (T-1)*S*S]."""
+    return grey.diff(dim=1).flatten(1)
+
+
+def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]:
+    """Ridge classifiers on raw pixels, for the same draws of labelled clips as the probes.
+
+    One row for each baseline, label and number of labels. Intervals are Wilson's over test clips:
+    there is no pretraining whose seed could matter.
+    """
+    train_rows, train = _read_grey(config, out, manifest, "train")
+    test_rows, test = _read_grey(config, out, manifest, "test")
+    baselines: dict[EncoderName, Callable[[Tensor], Tensor]] = {
+        "middle frame": middle_frame,
+        "frame differences": frame_differences,
+    }
+    sizes = (config.few_labels_per_class, config.label_draws), (config.many_labels_per_class, 1)
+    cells = []
+    for label in LABELS:
+        fit_labels = labels_of(train_rows, label)
+        truth = labels_of(test_rows, label, classes=fit_labels.classes)
+        expected = torch.from_numpy(truth.indices)
+        for per_class, draws in sizes:
+            for name, features in baselines.items():
+                inputs, held = features(train), features(test)
+                shares = []
+                for draw in range(draws):
+                    rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
+                    numbers = torch.from_numpy(fit_labels.indices[rows])
+                    fitted = fit_ridge(inputs[rows], numbers, len(fit_labels.classes))
+                    right = fitted.scores(held).argmax(dim=1) == expected
+                    shares.append(float(right.double().mean()))
+                top1 = statistics.fmean(shares)
+                interval = wilson_interval(round(top1 * len(expected)), len(expected))
+                cells.append(Cell(label, "ridge", per_class, name, top1, interval))
+    return cells
+
+
+def _read_grey(
+    config: DemoConfig, out: Path, manifest: Path, split: str
+) -> tuple[Manifest, Tensor]:
+    """A split's rows, and its clips as the encoders see them, grey: float32 [n, T, 16, 16]."""
+    pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
+    frames = {"data.reading.frame_cache_folder": str(out / "cache" / "frames")}
+    data = load_config(ProbeConfig, [config.probe_recipe], frames, "probe").data
+    view = data.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
+    rows = Manifest.open(manifest).select(split=split)
+    with EvaluationClips(rows, pretrain.data.clip, view, data.reading) as source:
+        parts = [
+            torch.nn.functional.adaptive_avg_pool2d(batch.clips[:, 0].float().mean(dim=1), _SIDE)
+            for batch in source.batches(0, len(source), _READ_AT_ONCE)
+        ]
+    return rows, torch.cat(parts)

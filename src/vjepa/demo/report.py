@@ -14,7 +14,7 @@ from vjepa.checkpoint import load_encoder, load_model, read_config, shipped_weig
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import LABELS, Cell, ProbeTask, pixel_baselines, summarise
+from vjepa.demo.probes import LABELS, Cell, ProbeTask, summarise
 from vjepa.demo.synthetic_files import find_real_clips
 from vjepa.demo.training import OBJECTIVES, run_folder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
@@ -44,55 +44,15 @@ from vjepa.reporting.pictures import Picture
 from vjepa.reporting.runs import RunState, read_run, run_charts
 from vjepa.version import __version__
 
-_TOP1 = "online_probe/top1"
-
-
-def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
-    """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
-    minutes = {
-        record.step: record.values["elapsed_seconds"] / 60
-        for record in state.records
-        if record.kind == "train" and "elapsed_seconds" in record.values
-    }
-    steps, shares = state.series("evaluation", _TOP1)
-    known = [(minutes[int(step)], share) for step, share in zip(steps, shares, strict=True)]
-    return [minute for minute, _ in known], [share for _, share in known]
-
-
-def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
-    """All curves of the runs (by the title of their line), the online probe against time first."""
-    lines = []
-    for colour, (title, state) in enumerate(states.items(), start=1):
-        minutes, shares = probe_by_time(state)
-        if len(minutes) > 1:
-            lines.append(Line(title, minutes, shares, colour))
-    if not lines:
-        return run_charts(states)
-    caption = (
-        "The same online probe against time, which both models had alike: a curve that still rises "
-        "has not had enough of it. Schedules are laid out for this time, so a longer run is not "
-        "this curve drawn on."
-    )
-    chart = Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)
-    return [chart, *run_charts(states)]
-
-
-NAMES = {
-    "vjepa": "V-JEPA (predicts features)",
-    "shipped": "V-JEPA trained longer (shipped)",
-    "pixel": "same model, predicts pixels",
-    "random": "random weights",
-    "frame differences": "no encoder: frame differences",
-    "middle frame": "no encoder: middle frame",
+_ENCODERS: Mapping[str, tuple[str, int]] = {
+    "vjepa": ("V-JEPA (predicts features)", 1),
+    "shipped": ("V-JEPA trained longer (shipped)", 1),
+    "pixel": ("same model, predicts pixels", 2),
+    "random": ("random weights", 3),
+    "frame differences": ("no encoder: frame differences", 4),
+    "middle frame": ("no encoder: middle frame", 4),
 }
-_COLOURS = {
-    "vjepa": 1,
-    "shipped": 1,
-    "pixel": 2,
-    "random": 3,
-    "frame differences": 4,
-    "middle frame": 4,
-}
+"""Name and colour of each in tables and charts, in their order."""
 _HEADS = ("attentive", "linear", "ridge")
 _SHOWN_CLIPS = 3
 
@@ -105,6 +65,7 @@ class DemoFindings:
     out: Path
     manifest: Path
     results: dict[ProbeTask, ProbeResult]
+    baselines: list[Cell]
     seconds: dict[str, float]
     """Wall-clock seconds of this call by stage."""
 
@@ -115,9 +76,14 @@ class DemoFindings:
 
 def write_demo_report(findings: DemoFindings, path: Path) -> None:
     """Write the report as one HTML file."""
-    cells = ordered(
-        summarise(findings.results)
-        + pixel_baselines(findings.config, findings.out, findings.manifest)
+    cells = sorted(
+        summarise(findings.results) + findings.baselines,
+        key=lambda cell: (
+            LABELS.index(cell.label),
+            cell.labels_per_class,
+            _HEADS.index(cell.kind),
+            list(_ENCODERS).index(cell.encoder),
+        ),
     )
     pretrained = load_config(PretrainConfig, [findings.run("vjepa") / RESOLVED_CONFIG_FILE])
     test = Manifest.open(findings.manifest).select(split="test")
@@ -144,29 +110,6 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     write_report(report, path)
 
 
-def ordered(cells: Sequence[Cell]) -> list[Cell]:
-    """Rows by label, number of labels, head and encoder, as the table shows them."""
-    return sorted(
-        cells,
-        key=lambda cell: (
-            LABELS.index(cell.label),
-            cell.labels_per_class,
-            _HEADS.index(cell.kind),
-            list(NAMES).index(cell.encoder),
-        ),
-    )
-
-
-def _few(cells: Sequence[Cell], config: DemoConfig, encoder: str) -> Cell:
-    """The row that the headline speaks of: motion, few labels, attentive probe."""
-    return next(
-        cell
-        for cell in cells
-        if (cell.label, cell.kind, cell.labels_per_class, cell.encoder)
-        == ("motion", "attentive", config.few_labels_per_class, encoder)
-    )
-
-
 def difference(one: Cell, other: Cell) -> SeedSummary:
     """How far a row is above another, seed by seed: both share data, labels and probe."""
     return over_seeds([a - b for a, b in zip(one.by_seed, other.by_seed, strict=True)])
@@ -174,11 +117,10 @@ def difference(one: Cell, other: Cell) -> SeedSummary:
 
 def _compared(one: Cell, other: Cell) -> str:
     """How two rows stand to each other: by the paired difference where there are seeds enough."""
-    if one.num_seeds >= 3:
+    told_apart = not one.interval.overlaps(other.interval)
+    if len(one.by_seed) >= 3:
         gap = difference(one, other).interval
         told_apart = gap.low > 0 or gap.high < 0
-    else:
-        told_apart = not one.interval.overlaps(other.interval)
     if not told_apart:
         return "not told apart from"
     return "above" if one.top1 > other.top1 else "below"
@@ -186,9 +128,13 @@ def _compared(one: Cell, other: Cell) -> str:
 
 def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
     """The answer in a paragraph and in figures, whatever it is."""
-    mine, pixel, random = (_few(cells, config, name) for name in ("vjepa", "pixel", "random"))
-    gain = 100 * (mine.top1 - random.top1)
-    over_pixel = 100 * (mine.top1 - pixel.top1)
+    few = ("motion", "attentive", config.few_labels_per_class)
+    by_encoder = {
+        cell.encoder: cell
+        for cell in cells
+        if (cell.label, cell.kind, cell.labels_per_class) == few
+    }
+    mine, pixel, random = by_encoder["vjepa"], by_encoder["pixel"], by_encoder["random"]
     answer = (
         f"Trained for {config.minutes:g} minutes on one CPU thread without any label, the V-JEPA "
         f"encoder was frozen and a small probe learnt to name the motion in a clip from "
@@ -200,7 +146,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         "prediction."
     )
     if config.shipped_model:
-        shipped = _few(cells, config, "shipped")
+        shipped = by_encoder["shipped"]
         answer += (
             f" A model that comes with the package and has {read_config(shipped_weights()).step:,} "
             f"updates behind it gets {100 * shipped.top1:.1f} % ({100 * shipped.interval.low:.1f} "
@@ -208,8 +154,8 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         )
     figures = [
         Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
-        Figure(f"{gain:+.1f} points", "over random weights"),
-        Figure(f"{over_pixel:+.1f} points", "over pixel prediction"),
+        Figure(f"{100 * (mine.top1 - random.top1):+.1f} points", "over random weights"),
+        Figure(f"{100 * (mine.top1 - pixel.top1):+.1f} points", "over pixel prediction"),
         Figure(f"{config.minutes:g} min", "pretraining, one CPU thread"),
     ]
     return answer, figures
@@ -223,8 +169,8 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         labels = cell.labels_per_class * classes[cell.label]
         group = f"{cell.label}, {labels} labels"
         chance[group] = 1 / classes[cell.label]
-        name, low, high = NAMES[cell.encoder], cell.interval.low, cell.interval.high
-        colour = _COLOURS[cell.encoder]
+        name, colour = _ENCODERS[cell.encoder]
+        low, high = cell.interval.low, cell.interval.high
         estimates.append(Estimate(group, f"{name}, {cell.kind}", cell.top1, low, high, colour))
         if cell.encoder == "vjepa":
             strong.add(len(rows))
@@ -239,18 +185,15 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         if seeds >= 3
         else f"of the test clips (Wilson, n = {count}), not of another training run"
     )
+    caption = (
+        f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
+        f"Few-label rows are means over {config.label_draws} draws of the labelled clips."
+    )
+    head = ("label", "labels", "probe", "encoder", "top-1 %", "95 % interval")
+    dots = estimate_chart(estimates, x_label="test clips named rightly (%)", chance=chance)
     blocks: list[Block] = [
-        Chart(
-            estimate_chart(estimates, x_label="test clips named rightly (%)", chance=chance),
-            f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
-            f"Few-label rows are means over {config.label_draws} draws of the labelled clips.",
-            wide=True,
-        ),
-        Table(
-            ("label", "labels", "probe", "encoder", "top-1 %", "95 % interval"),
-            rows,
-            strong_rows=frozenset(strong),
-        ),
+        Chart(dots, caption, wide=True),
+        Table(head, rows, strong_rows=frozenset(strong)),
         *_difference_table(cells, classes),
     ]
     lede = (
@@ -264,32 +207,25 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
 def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list[Block]:
     """V-JEPA minus the others with the same probe, paired by seed; nothing below three seeds."""
     rows = []
-    for mine in (cell for cell in cells if cell.encoder == "vjepa" and cell.num_seeds >= 3):
+    for mine in cells:
+        if mine.encoder != "vjepa" or len(mine.by_seed) < 3:
+            continue
+        row = (mine.label, mine.kind, mine.labels_per_class)
+        labels = str(mine.labels_per_class * classes[mine.label])
         for other in cells:
-            same = (other.label, other.kind, other.labels_per_class) == (
-                (mine.label, mine.kind, mine.labels_per_class)
-            )
+            same = (other.label, other.kind, other.labels_per_class) == row
             if same and other.encoder in ("pixel", "random"):
-                gap = difference(mine, other)
-                rows.append(
-                    (
-                        mine.label,
-                        str(mine.labels_per_class * classes[mine.label]),
-                        mine.kind,
-                        f"V-JEPA minus {NAMES[other.encoder]}",
-                        f"{100 * gap.mean:+.1f}",
-                        f"{100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}",
-                    )
-                )
+                gap, name = difference(mine, other), f"V-JEPA minus {_ENCODERS[other.encoder][0]}"
+                interval = f"{100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}"
+                points = f"{100 * gap.mean:+.1f}"
+                rows.append((mine.label, labels, mine.kind, name, points, interval))
     head = ("label", "labels", "probe", "difference, paired by seed", "points", "95 % interval")
     return [Table(head, rows)] if rows else []
 
 
 def _mask_section(config: PretrainConfig, clips: Sequence[Picture]) -> Section:
-    encoder = config.model.encoder
-    picture = masks_picture(
-        clips[0], config.masking, encoder.tubelet_size, encoder.patch_size, config.seed, 0
-    )
+    tubelet, patch = config.model.encoder.tubelet_size, config.model.encoder.patch_size
+    picture = masks_picture(clips[0], config.masking, tubelet, patch, config.seed, 0)
     caption = (
         "First row: the clip. Below: what the context encoder is shown under each mask kind; grey "
         "is hidden, and its features have to be predicted."
@@ -298,12 +234,40 @@ def _mask_section(config: PretrainConfig, clips: Sequence[Picture]) -> Section:
 
 
 def _curve_section(findings: DemoFindings) -> Section:
-    states = {
-        {"vjepa": "V-JEPA", "pixel": "pixels"}[objective]: read_run(findings.run(objective))
-        for objective in OBJECTIVES
-    }
+    runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
+    states = {title: read_run(findings.run(objective)) for title, objective in runs}
     lede = "Losses of the two objectives are different quantities: compare probes, not losses."
     return Section("Training", lede, training_charts(states))
+
+
+def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
+    """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
+    minutes = {
+        record.step: record.values["elapsed_seconds"] / 60
+        for record in state.records
+        if record.kind == "train" and "elapsed_seconds" in record.values
+    }
+    steps, shares = state.series("evaluation", "online_probe/top1")
+    known = [(minutes[int(step)], share) for step, share in zip(steps, shares, strict=True)]
+    return [minute for minute, _ in known], [share for _, share in known]
+
+
+def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
+    """All curves of the runs (by the title of their line), the online probe against time first."""
+    lines = []
+    for colour, (title, state) in enumerate(states.items(), start=1):
+        minutes, shares = probe_by_time(state)
+        if len(minutes) > 1:
+            lines.append(Line(title, minutes, shares, colour))
+    if not lines:
+        return run_charts(states)
+    caption = (
+        "The same online probe against time, which both models had alike: a curve that still rises "
+        "has not had enough of it. Schedules are laid out for this time, so a longer run is not "
+        "this curve drawn on."
+    )
+    chart = Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)
+    return [chart, *run_charts(states)]
 
 
 def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
@@ -332,14 +296,12 @@ def _prediction_section(
     for number, clip in enumerate(clips[:2]):
         masks = sampler.sample(np.array([number], dtype=np.int64), number)[0]
         error = prediction_error(model, clip, masks.sample(0), 0)
-        blocks.append(
-            PictureBlock(
-                prediction_picture(clip, error),
-                "The clip; what the model saw; the error of its prediction over what was hidden, "
-                f"from green (0) to red (no better than the clip's mean feature). Mean "
-                f"{error.mean:.2f}.",
-            )
+        caption = (
+            "The clip; what the model saw; the error of its prediction over what was hidden, from "
+            "green (0) to red (no better than the clip's mean feature). Mean "
+            f"{error.mean:.2f}."
         )
+        blocks.append(PictureBlock(prediction_picture(clip, error), caption))
     lede = "Predicted and true features of hidden patches, compared one by one."
     return Section("Where the prediction is right and wrong", lede, blocks)
 
@@ -349,12 +311,12 @@ def _real_sections(findings: DemoFindings, config: PretrainConfig) -> list[Secti
     if not findings.config.real_clips:
         return []
     title = "Real camera footage"
-    found = find_real_clips(findings.out / "cache" / "real_clips")
-    if found.reason:
-        return [Section(title, f"Left out: {found.reason}.")]
+    paths, reason = find_real_clips(findings.out / "cache" / "real_clips")
+    if reason:
+        return [Section(title, f"Left out: {reason}.")]
     size = config.model.encoder.image_size
-    clips = [read_frames(path, config.data.clip, size) for path in found.paths]
-    names = ", ".join(path.name for path in found.paths)
+    clips = [read_frames(path, config.data.clip, size) for path in paths]
+    names = ", ".join(path.name for path in paths)
     section = _feature_section(findings, clips, f"camera clips ({names})")
     lede = (
         "The same three encoders on footage unlike anything they were trained on, shrunk to the "
@@ -372,10 +334,8 @@ def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
         _, rates = state.series("train", "clips_per_second")
         rate = f", {np.median(rates):.0f} clips/s (median)" if rates else ""
         rows.append((f"{objective} run", f"{state.steps_done:,} steps, {clips:,} clips{rate}"))
-    rows += [
-        ("machine", f"{platform.processor() or platform.machine()}, {platform.system()}"),
-        ("Python", platform.python_version()),
-    ]
+    machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
+    rows += [("machine", machine), ("Python", platform.python_version())]
     blocks: list[Block] = [
         Table(("what", "how long, how much"), rows),
         Text("demo.yaml\n\n" + dump_yaml(findings.config), preformatted=True),

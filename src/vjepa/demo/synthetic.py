@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -88,15 +87,13 @@ class SyntheticConfig:
 
     def num_clips(self, split: str) -> int:
         """Number of clips of one split."""
-        counts = {
-            "train": self.num_clips_train,
-            "validation": self.num_clips_validation,
-            "test": self.num_clips_test,
-        }
-        if split not in counts:
+        if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-        return counts[split]
+        return getattr(self, f"num_clips_{split}")
 
+
+Array = NDArray[np.float64]
+Image = NDArray[np.float32]
 
 _MARGIN = 0.16
 _ATTEMPTS = 12
@@ -106,17 +103,23 @@ _DIRECTIONS = {
     "move_up": (0.0, -1.0),
     "move_down": (0.0, 1.0),
 }
+_MEETINGS = {
+    "pass_in_front": lambda time: 1.0 - 2.0 * time,
+    "stop_at": lambda time: np.maximum(1.0 - time / 0.6, 0.0),
+    "turn_back": lambda time: np.abs(1.0 - 2.0 * time),
+}
+"""Place of A along its line at each time: 1 the start, 0 the meeting point."""
 
 
 @dataclass(frozen=True)
 class Track:
-    """The poses of one object: float64, lengths as fractions of the frame's side."""
+    """The poses of one object; lengths are fractions of the frame's side."""
 
-    centre: NDArray[np.float64]
+    centre: Array
     """[T, 2], x and y."""
-    side: NDArray[np.float64]
+    side: Array
     """[T]."""
-    angle: NDArray[np.float64]
+    angle: Array
     """[T], clockwise, in radians."""
 
 
@@ -128,72 +131,39 @@ def draw_tracks(
     side_a, side_b = config.object_size * rng.uniform(0.85, 1.15, size=2)
     tilt_a, tilt_b = rng.uniform(-0.2, 0.2, size=2)
     if motion in _DIRECTIONS:
-        centre = _straight_path(config, np.array(_DIRECTIONS[motion]), time, rng)
+        # Straight, and inside the frame all the time.
+        shift = np.array(_DIRECTIONS[motion]) * config.travel * rng.uniform(0.75, 1.25)
+        low = _MARGIN + np.maximum(-shift, 0.0)
+        high = 1.0 - _MARGIN - np.maximum(shift, 0.0)
+        start = rng.uniform(np.minimum(low, high), np.maximum(low, high))
+        centre = start + time[:, None] * shift
         place_b = _place_apart(centre, 0.75 * config.object_size, rng)
     elif motion in _MEETINGS:
+        # Towards B: across it, up to its side, or nearly there and back.
         place_b = rng.uniform(0.35, 0.65, size=2)
-        centre = _meeting_path(config, motion, place_b, time, rng)
+        heading = rng.uniform(0.0, 2.0 * math.pi)
+        length = config.travel * rng.uniform(0.75, 1.25)
+        crosses = motion == "pass_in_front"
+        gap, reach = (0.0, 0.5) if crosses else (0.8 * config.object_size, 0.75)
+        along = gap + reach * length * _MEETINGS[motion](time)
+        centre = place_b + along[:, None] * np.array([math.cos(heading), math.sin(heading)])
     else:
-        centre = np.broadcast_to(rng.uniform(0.25, 0.75, size=2), (config.num_frames, 2))
+        centre = np.tile(rng.uniform(0.25, 0.75, size=2), (config.num_frames, 1))
         place_b = _place_apart(centre, 0.75 * config.object_size, rng)
-    still = np.zeros_like(time)
-    turn = _signed(motion, "rotate_clockwise", "rotate_counterclockwise")
-    growth = _signed(motion, "approach", "recede")
+    turn = {"rotate_clockwise": 1, "rotate_counterclockwise": -1}.get(motion, 0)
+    growth = {"approach": 1, "recede": -1}.get(motion, 0)
     amount = rng.uniform(0.75, 1.25)
     angle = tilt_a + turn * math.radians(config.rotation_degrees) * amount * time
     side = side_a * np.exp(growth * math.log(config.zoom) * amount * (time - 0.5))
-    return (
-        Track(np.array(centre), side, angle),
-        Track(np.tile(place_b, (config.num_frames, 1)), side_b + still, tilt_b + still),
+    still = Track(
+        np.tile(place_b, (config.num_frames, 1)),
+        np.full_like(time, side_b),
+        np.full_like(time, tilt_b),
     )
+    return Track(centre, side, angle), still
 
 
-def _signed(motion: str, positive: str, negative: str) -> int:
-    return int(motion == positive) - int(motion == negative)
-
-
-def _straight_path(
-    config: SyntheticConfig,
-    direction: NDArray[np.float64],
-    time: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """A straight path `[T, 2]` that stays inside the frame."""
-    shift = direction * config.travel * rng.uniform(0.75, 1.25)
-    low = _MARGIN + np.maximum(-shift, 0.0)
-    high = 1.0 - _MARGIN - np.maximum(shift, 0.0)
-    start = rng.uniform(np.minimum(low, high), np.maximum(low, high))
-    return start + time[:, None] * shift
-
-
-_MEETINGS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "pass_in_front": lambda time: 1.0 - 2.0 * time,
-    "stop_at": lambda time: np.maximum(1.0 - time / 0.6, 0.0),
-    "turn_back": lambda time: np.abs(1.0 - 2.0 * time),
-}
-"""Place of A along its line at each time: 1 the start, 0 the meeting point."""
-
-
-def _meeting_path(
-    config: SyntheticConfig,
-    motion: str,
-    place_b: NDArray[np.float64],
-    time: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> NDArray[np.float64]:
-    """A's path `[T, 2]` towards B: across it, up to its side, or nearly there and back."""
-    heading = rng.uniform(0.0, 2.0 * math.pi)
-    away = np.array([math.cos(heading), math.sin(heading)])
-    length = config.travel * rng.uniform(0.75, 1.25)
-    gap = 0.0 if motion == "pass_in_front" else 0.8 * config.object_size
-    reach = 0.5 * length if motion == "pass_in_front" else 0.75 * length
-    along = gap + reach * _MEETINGS[motion](time)
-    return place_b + along[:, None] * away
-
-
-def _place_apart(
-    path: NDArray[np.float64], distance: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _place_apart(path: Array, distance: float, rng: np.random.Generator) -> Array:
     """A place for B at `distance` or more from A's path, or the farthest of those tried."""
     tried = rng.uniform(_MARGIN, 1.0 - _MARGIN, size=(_ATTEMPTS, 2))
     gaps = np.linalg.norm(tried[:, None] - path[None], axis=-1).min(axis=1)
@@ -209,7 +179,7 @@ _PARTS = {"train": (0.0, 0.7), "validation": (0.7, 0.8), "test": (0.8, 1.0)}
 class DigitSet:
     """Digit images of one split."""
 
-    images: NDArray[np.float32]
+    images: Image
     """[N, 8, 8], 0 (paper) to 1 (ink)."""
     labels: NDArray[np.int64]
     """[N], the digit."""
@@ -220,8 +190,6 @@ class DigitSet:
 @cache
 def load_digits(split: str) -> DigitSet:
     """Load the digits of `split`; splits are disjoint and hold every class in equal shares."""
-    if split not in _PARTS:
-        raise UserError(f"unknown split {split!r}; the splits are {', '.join(_PARTS)}")
     with (resources.files("vjepa.demo") / "digits.npz").open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         images, labels = archive["images"], archive["labels"].astype(np.int64)
@@ -234,64 +202,48 @@ def load_digits(split: str) -> DigitSet:
     return DigitSet(images[ids].astype(np.float32) / _GREY_MAXIMUM, labels[ids], ids)
 
 
-Image = NDArray[np.float32]
-
-_FLICKER_CELLS = 5
-
-
-def draw_background(
-    num_frames: int,
-    size: int,
-    contrast: float,
-    grain: int,
-    pan: NDArray[np.float64],
-    rng: np.random.Generator,
-) -> Image:
-    """Draw smooth coloured noise that slides by `pan` (x, y; fractions of the side) over the clip.
-
-    Returns:
-        float32 `[T, size, size, 3]`.
-    """
-    time = np.linspace(0.0, 1.0, num_frames)
-    margin = np.abs(pan)
+def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> Image:
+    """Background and distractors `[T, H, W, 3]`, 0 to 1: smooth noise that slides, and discs."""
+    size, grain = config.size, config.background_grain
+    time = np.linspace(0.0, 1.0, config.num_frames)
+    pan = rng.uniform(-1.0, 1.0, size=2) * config.background_speed  # x, y over the clip
     offset = time[:, None] * pan + np.maximum(-pan, 0.0)
-    axes = np.arange(size) / size
-    columns, rows = axes + offset[:, :1], axes + offset[:, 1:]
-    frames = np.zeros((num_frames, size, size, 3), dtype=np.float32)
+    axis = np.arange(size) / size
+    columns, rows = axis + offset[:, :1], axis + offset[:, 1:]
+    frames = np.zeros((config.num_frames, size, size, 3), dtype=np.float32)
     for cells, share in ((max(2, round(0.4 * grain)), 0.75), (grain, 0.66)):
-        counts = np.ceil((1.0 + margin[::-1]) * cells).astype(int) + 2
-        noise = rng.standard_normal((counts[0], counts[1], 1)) * 0.85
-        noise = noise + rng.standard_normal((counts[0], counts[1], 3)) * 0.5
-        frames += share * _sample_grid(noise.astype(np.float32), rows * cells, columns * cells)
-    level = 0.35
-    return np.clip(level + contrast * frames, 0.0, 1.0).astype(np.float32)
+        height, width = np.ceil((1.0 + np.abs(pan[::-1])) * cells).astype(int) + 2
+        noise = rng.standard_normal((height, width, 1)) * 0.85
+        noise = (noise + rng.standard_normal((height, width, 3)) * 0.5).astype(np.float32)
+        across = np.einsum("txw,hwc->thxc", _linear_weights(columns * cells, width), noise)
+        frames += share * np.einsum("tyh,thxc->tyxc", _linear_weights(rows * cells, height), across)
+    frames = np.clip(0.35 + config.background_contrast * frames, 0.0, 1.0).astype(np.float32)
+    for _ in range(config.num_distractors):
+        start = rng.uniform(0.0, 1.0, size=2)
+        shift = rng.uniform(-1.0, 1.0, size=2) * config.travel
+        side = np.full_like(time, rng.uniform(0.12, 0.25))
+        track = Track(start + time[:, None] * shift, side, np.zeros_like(time))
+        paint(frames, _disc_coverage(track, size), rng.uniform(0.1, 0.8, size=3))
+    return frames
 
 
-def add_disturbance(frames: Image, flicker: float, noise: float, rng: np.random.Generator) -> None:
-    """Add what no one can predict to `frames` `[T, H, W, 3]` in place: flicker and grain."""
-    num_frames, size = frames.shape[:2]
-    if flicker > 0:
-        cells = _FLICKER_CELLS
-        grid = rng.standard_normal((num_frames, cells + 1, cells + 1, 3), dtype=np.float32)
-        weights = _linear_weights((np.arange(size) / size * cells)[None], cells + 1)[0]
-        frames += flicker * np.einsum("yh,thwc,xw->tyxc", weights, grid, weights, optimize=True)
-    if noise > 0:
-        frames += noise * rng.standard_normal(frames.shape, dtype=np.float32)
-
-
-def _sample_grid(noise: Image, rows: NDArray[np.float64], columns: NDArray[np.float64]) -> Image:
-    """Sample `noise` `[h, w, 3]` linearly at `rows` `[T, H]` times `columns` `[T, W]`."""
-    return np.einsum(
-        "tyh,thxc->tyxc",
-        _linear_weights(rows, noise.shape[0]),
-        np.einsum("txw,hwc->thxc", _linear_weights(columns, noise.shape[1]), noise),
-    )
-
-
-def _linear_weights(places: NDArray[np.float64], count: int) -> Image:
+def _linear_weights(places: Array, count: int) -> Image:
     """Hat functions: weight `[T, N, count]` of each grid line at each of `places` `[T, N]`."""
     distance = np.abs(places[..., None] - np.arange(count))
     return np.maximum(1.0 - distance, 0.0).astype(np.float32)
+
+
+def _disturb(frames: Image, config: SyntheticConfig, rng: np.random.Generator) -> None:
+    """Add what no one can predict to `frames` `[T, H, W, 3]` in place: flicker and grain."""
+    num_frames, size = frames.shape[:2]
+    if config.flicker > 0:
+        lines = 6
+        grid = rng.standard_normal((num_frames, lines, lines, 3), dtype=np.float32)
+        weights = _linear_weights((np.arange(size) / size * (lines - 1))[None], lines)[0]
+        smooth = np.einsum("yh,thwc,xw->tyxc", weights, grid, weights, optimize=True)
+        frames += config.flicker * smooth
+    if config.noise > 0:
+        frames += config.noise * rng.standard_normal(frames.shape, dtype=np.float32)
 
 
 def digit_coverage(digit: Image, track: Track, size: int) -> Image:
@@ -311,7 +263,7 @@ def digit_coverage(digit: Image, track: Track, size: int) -> Image:
     return np.clip(2.0 * ink - 0.4, 0.0, 1.0)
 
 
-def disc_coverage(track: Track, size: int) -> Image:
+def _disc_coverage(track: Track, size: int) -> Image:
     """Coverage `[T, size, size]`, 0 to 1, of a disc that follows `track`."""
     u, v = _object_coordinates(track, size)
     edge = (0.5 - np.sqrt(u * u + v * v)) * track.side[:, None, None].astype(np.float32) * size
@@ -330,7 +282,7 @@ def _object_coordinates(track: Track, size: int) -> tuple[Image, Image]:
     return cosine * x + sine * y, cosine * y - sine * x
 
 
-def paint(frames: Image, coverage: Image, colour: NDArray[np.float64]) -> None:
+def paint(frames: Image, coverage: Image, colour: Array) -> None:
     """Paint `colour` `[3]` over `frames` `[T, H, W, 3]` in place, as far as `coverage` says."""
     frames += coverage[..., None] * (colour.astype(np.float32) - frames)
 
@@ -343,14 +295,12 @@ class SyntheticClip:
     """[T, H, W, 3], RGB."""
     motion: str
     appearance: str
-    split: str
-    index: int
     digit_a: int
     """Row of A's image in the digit archive: the identity of the object."""
     digit_b: int
-    centre_a: NDArray[np.float64]
+    centre_a: Array
     """[T, 2], x and y, fractions of the frame's side."""
-    centre_b: NDArray[np.float64]
+    centre_b: Array
 
 
 def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticClip:
@@ -363,13 +313,11 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     for row, track in ((row_b, track_b), (row_a, track_a)):
         coverage = digit_coverage(digits.images[row], track, config.size)
         paint(frames, coverage, rng.uniform(0.6, 1.0, size=3))
-    add_disturbance(frames, config.flicker, config.noise, rng)
+    _disturb(frames, config, rng)
     return SyntheticClip(
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
         motion=motion,
         appearance=APPEARANCE_CLASSES[digits.labels[row_a]],
-        split=split,
-        index=index,
         digit_a=int(digits.ids[row_a]),
         digit_b=int(digits.ids[row_b]),
         centre_a=track_a.centre,
@@ -399,28 +347,3 @@ def _draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
     """Draw a class first, so that classes are equally frequent, then one of its images."""
     digit = rng.integers(len(APPEARANCE_CLASSES))
     return int(rng.choice(np.flatnonzero(digits.labels == digit)))
-
-
-def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Background and distractors `[T, H, W, 3]`, float32 in 0 to 1."""
-    pan = rng.uniform(-1.0, 1.0, size=2) * config.background_speed
-    frames = draw_background(
-        config.num_frames,
-        config.size,
-        config.background_contrast,
-        config.background_grain,
-        pan,
-        rng,
-    )
-    for _ in range(config.num_distractors):
-        coverage = disc_coverage(_drifting_track(config, rng), config.size)
-        paint(frames, coverage, rng.uniform(0.1, 0.8, size=3))
-    return frames
-
-
-def _drifting_track(config: SyntheticConfig, rng: np.random.Generator) -> Track:
-    start = rng.uniform(0.0, 1.0, size=2)
-    shift = rng.uniform(-1.0, 1.0, size=2) * config.travel
-    time = np.linspace(0.0, 1.0, config.num_frames)
-    side = np.full_like(time, rng.uniform(0.12, 0.25))
-    return Track(start + time[:, None] * shift, side, np.zeros_like(time))

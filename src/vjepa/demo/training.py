@@ -7,20 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
-from vjepa.reporting.runs import RunState, read_run
+from vjepa.reporting.runs import read_run
 from vjepa.runtime.files import atomic_write
 from vjepa.runtime.progress import Progress
 
 OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
-_PLAN_FILE = "plan.json"
+_SHOWN = ("elapsed_seconds", "clips_per_second", "loss")
 _TRIAL_STEPS = 160
 _TRIAL = {
     "online_probe": "null",
@@ -37,6 +37,11 @@ class TrainingTask:
     seed: int
     folder: Path
 
+    @property
+    def log(self) -> Path:
+        """What its process writes, beside its folder."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
 
 def run_folder(out: Path, objective: str, seed: int) -> Path:
     """Where the run of an objective and seed lies."""
@@ -51,7 +56,7 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
     up). The result is kept in ``plan.json``, so that a demo that is called again goes on with it.
     `settings` are overrides of the recipe that all runs share, by dotted name.
     """
-    plan = out / _PLAN_FILE
+    plan = out / "plan.json"
     if plan.is_file():
         return json.loads(plan.read_text(encoding="utf-8"))["updates_per_second"]
     trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}
@@ -76,11 +81,7 @@ def train_side_by_side(
 
     A task that a former call has begun is resumed; one that is complete ends at once.
 
-    Args:
-        tasks: The runs.
-        settings: Overrides of the recipe for each objective, by dotted name.
-        recipe: Name of the pretraining recipe, or a YAML file.
-        minutes: What the progress display counts to.
+    `settings` holds each objective's overrides of the recipe; the display counts to `minutes`.
 
     Raises:
         UserError: A run failed; the message ends with the last lines of its log.
@@ -92,15 +93,13 @@ def train_side_by_side(
         try:
             while any(process.poll() is None for process in processes.values()):
                 time.sleep(_POLL_SECONDS)
-                states = {task.objective: _state(task) for task in tasks}
-                # Of the run that is furthest behind.
-                seconds = min(_newest(state, "elapsed_seconds") for state in states.values())
-                notes = (
-                    f"{name}: {_newest(state, 'clips_per_second'):.0f} clips/s, "
-                    f"loss {_newest(state, 'loss'):.3f}"
-                    for name, state in states.items()
-                )
-                progress.update(round(seconds), ", ".join(notes))
+                seconds, notes = [], []
+                for task in tasks:
+                    elapsed, rate, loss = _newest(task, _SHOWN)
+                    seconds.append(elapsed)
+                    notes.append(f"{task.objective}: {rate:.0f} clips/s, loss {loss:.3f}")
+                # The time of the run that is furthest behind.
+                progress.update(round(min(seconds)), ", ".join(notes))
         except BaseException:
             # They must not outlive us: let them save their checkpoints and end.
             for process in processes.values():
@@ -109,16 +108,11 @@ def train_side_by_side(
             raise
     for task, process in processes.items():
         if process.returncode != 0:
-            log = _log_file(task)
-            tail = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            tail = task.log.read_text(encoding="utf-8", errors="replace").splitlines()
             raise UserError(
                 f"pretraining {task.objective} seed {task.seed} ended with code "
-                f"{process.returncode}; end of {log}:\n" + "\n".join(tail[-_LOG_TAIL_LINES:])
+                f"{process.returncode}; end of {task.log}:\n" + "\n".join(tail[-_LOG_TAIL_LINES:])
             )
-
-
-def _log_file(task: TrainingTask) -> Path:
-    return task.folder.parent / f"{task.folder.name}.log"
 
 
 def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subprocess.Popen[bytes]:
@@ -129,7 +123,7 @@ def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subp
     task.folder.parent.mkdir(parents=True, exist_ok=True)
     # One thread each: two runs with two threads each on two cores would only wait for one another.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with _log_file(task).open("ab") as log:
+    with task.log.open("ab") as log:
         return subprocess.Popen(
             command,
             stdout=log,
@@ -142,12 +136,9 @@ def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subp
         )
 
 
-def _state(task: TrainingTask) -> RunState | None:
-    return read_run(task.folder) if (task.folder / RESOLVED_CONFIG_FILE).is_file() else None
-
-
-def _newest(state: RunState | None, name: str) -> float:
-    if state is None:
-        return 0.0
-    _, values = state.series("train", name)
-    return values[-1] if values else 0.0
+def _newest(task: TrainingTask, names: Sequence[str]) -> list[float]:
+    """The last values of some metrics, 0 where there is none yet."""
+    if not (task.folder / RESOLVED_CONFIG_FILE).is_file():
+        return [0.0] * len(names)
+    run = read_run(task.folder)
+    return [(run.series("train", name)[1] or [0.0])[-1] for name in names]
