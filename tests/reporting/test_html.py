@@ -32,7 +32,7 @@ def _report() -> Report:
         charts.Estimate("appearance", "pretrained", 0.2, 0.18, 0.22, 1),
     ]
     blocks = (
-        Chart(charts.line_chart(lines, x_label="step", y_label="loss", reference=1.0), "curves"),
+        Chart(charts.line_chart(lines, x_label="step", y_label="loss"), "curves"),
         Chart(
             charts.estimate_chart(estimates, x_label="%", chance={"appearance": 0.1}),
             "probes",
@@ -81,7 +81,7 @@ def test_names_of_files_and_runs_are_text_and_never_markup(tmp_path: Path) -> No
         title=evil,
         answer=evil,
         figures=[Figure(evil, evil)],
-        sections=[Section(evil, evil, [chart, Table([evil], [[evil]], evil), Text(evil)])],
+        sections=[Section(evil, evil, [chart, Table([evil], [[evil]]), Text(evil)])],
         footer=evil,
     )
     write_report(report, tmp_path / "r.html")

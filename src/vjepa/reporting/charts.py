@@ -32,13 +32,9 @@ MAX_LINES = len(_SERIES)
 def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None:
     """Draw accuracy over confidence, and below it how many answers each range holds.
 
-    A point below the diagonal is an answer that was surer than it should have been.
-
-    Args:
-        ranges: Ranges of confidence that hold answers, ascending: ``low``, ``high``, ``count`` of
-            answers, how many are ``correct``, and their mean ``confidence``.
-        path: PNG or SVG file to write, by its ending.
-        title: A line above.
+    A point below the diagonal is an answer that was surer than it should have been. `ranges` of
+    confidence hold answers and ascend: ``low``, ``high``, ``count`` of answers, how many are
+    ``correct``, and their mean ``confidence``. `path` ends with .png or .svg.
     """
     figure = Figure(figsize=(4.2, 4.8), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -50,14 +46,9 @@ def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None
     upper.set_ylim(-0.02, 1.02)
     upper.set_ylabel("share of right answers")
     upper.set_title(title, fontsize=10)
-    lower.bar(
-        [entry.low for entry in ranges],
-        [entry.count for entry in ranges],
-        width=[entry.high - entry.low for entry in ranges],
-        align="edge",
-        color="#6baed6",
-        edgecolor="white",
-    )
+    lows, widths = [one.low for one in ranges], [one.high - one.low for one in ranges]
+    counts = [entry.count for entry in ranges]
+    lower.bar(lows, counts, widths, align="edge", color="#6baed6", edgecolor="white")
     lower.set_xlabel("confidence of the answer")
     lower.set_ylabel("answers")
     _save(figure, path)
@@ -66,15 +57,10 @@ def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None
 def draw_confusion(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str = ""
 ) -> None:
-    """Draw which classes are taken for which.
+    """Draw which classes are taken for which: `confusion[i][j]` videos of class i for class j.
 
     Colour is the share of the true class's videos; up to 20 classes the counts stand in the cells.
-
-    Args:
-        confusion: ``confusion[i][j]`` = videos of class i that were taken for class j.
-        classes: Class names.
-        path: PNG or SVG file to write, by its ending.
-        title: A line above.
+    `path` ends with .png or .svg.
     """
     counts = np.asarray(confusion, dtype=np.int64)
     of_class = counts.sum(axis=1, keepdims=True)
@@ -129,22 +115,8 @@ class Estimate:
     colour: int = 1
 
 
-def line_chart(
-    lines: Sequence[Line],
-    *,
-    x_label: str,
-    y_label: str,
-    reference: float | None = None,
-    reference_label: str = "",
-) -> str:
-    """Curves over a common axis as an SVG string.
-
-    Args:
-        lines: At least one curve; several get a legend.
-        x_label, y_label: Axis names with units.
-        reference: A horizontal line, for example chance level.
-        reference_label: Its name.
-    """
+def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
+    """One or more curves over a common axis as an SVG string; several get a legend."""
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "y")
@@ -158,17 +130,6 @@ def line_chart(
             marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
-    if reference is not None:
-        axes.axhline(reference, color=_MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.annotate(
-            _words(reference_label),
-            (0.995, reference),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            fontsize=7.5,
-            color=_MUTED,
-        )
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=8.5)
     if len(lines) > 1:
@@ -181,10 +142,7 @@ def estimate_chart(
 ) -> str:
     """Measured shares as dots with interval bars, one row each, grouped: an SVG string.
 
-    Args:
-        estimates: In drawing order; rows of one group must be neighbours.
-        x_label: What is measured.
-        chance: Chance level of a group, drawn as a short dashed line.
+    Estimates of one group are neighbours; its `chance` level is drawn as a short dashed line.
     """
     rows: list[Estimate | str] = []
     for estimate in estimates:
@@ -200,15 +158,8 @@ def estimate_chart(
         colour = _SERIES[row.colour - 1]
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
-        axes.annotate(
-            f"{100 * row.value:.1f}",
-            (100 * row.high, position),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=_INK,
-        )
+        style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": _INK}
+        axes.annotate(f"{100 * row.value:.1f}", (100 * row.high, position), (6, 0), **style)
         if chance and row.group in chance:
             level = 100 * chance[row.group]
             axes.plot([level] * 2, [position - 0.5, position + 0.5], ":", color=_MUTED, linewidth=1)

@@ -33,7 +33,6 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    caption: str = ""
     strong_rows: frozenset[int] = frozenset()
 
 

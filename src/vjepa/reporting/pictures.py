@@ -49,13 +49,9 @@ def stack_rows(
     for number, row in enumerate(rows):
         page.paste(Image.fromarray(row), (margin, top))
         if labels is not None:
-            ImageDraw.Draw(page).text(
-                (margin - 8, top + row.shape[0] // 2),
-                labels[number],
-                fill="black",
-                font=ImageFont.load_default(_FONT_PIXELS),
-                anchor="rm",
-            )
+            place = (margin - 8, top + row.shape[0] // 2)
+            font = ImageFont.load_default(_FONT_PIXELS)
+            ImageDraw.Draw(page).text(place, labels[number], "black", font, anchor="rm")
         top += row.shape[0] + gap
     return np.array(page)
 
@@ -84,13 +80,10 @@ def hide_masked(frames: Picture, masked: NDArray[np.bool_]) -> Picture:
 def heat(
     frames: Picture, values: NDArray[np.floating], where: NDArray[np.bool_], limit: float
 ) -> Picture:
-    """Lay a heat map over a grey version of the clip.
+    """Lay a heat map over a grey version of the clip [T, H, W, 3].
 
-    Args:
-        frames: [T, H, W, 3].
-        values: float [t, h, w], for example the prediction error of each token.
-        where: bool [t, h, w]; only there the map is drawn.
-        limit: The value that is drawn as fully red; 0 is drawn as blue-green.
+    Float `values` [t, h, w], such as the prediction error of each token, are drawn where the bool
+    `where` [t, h, w] says so: 0 as blue-green, `limit` as fully red.
     """
     grey = frames.mean(axis=-1, keepdims=True).repeat(3, axis=-1) * 0.6 + 60
     share = np.clip(values / max(limit, 1e-12), 0.0, 1.0)[..., None]

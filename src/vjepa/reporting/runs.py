@@ -19,6 +19,7 @@ from vjepa.reporting.charts import MAX_LINES, Line, line_chart
 from vjepa.reporting.html import Chart, Table
 from vjepa.runtime.files import holder_of, read_json_lines
 from vjepa.runtime.metric_log import MetricRecord, read_metrics
+from vjepa.runtime.progress import format_seconds
 from vjepa.strict_yaml import parse_yaml
 
 _RECENT = 20
@@ -83,11 +84,11 @@ class RunState:
     config: Mapping[str, Any]
     """Resolved config as plain YAML types."""
     records: Sequence[MetricRecord]
-    """Every line of `metrics.jsonl`, in order."""
+    """Of `metrics.jsonl`, in order."""
     checkpoints: Sequence[int]
-    """Steps of the complete checkpoints, ascending."""
+    """Steps of the complete ones, ascending."""
     bad_videos: Sequence[Mapping[str, Any]]
-    """Lines of `bad_videos.jsonl`."""
+    """Of `bad_videos.jsonl`."""
     seconds_since_write: float | None
     """Age of the newest metric line; None without metrics."""
 
@@ -148,12 +149,12 @@ def state_lines(state: RunState) -> list[str]:
     lines.append(f"checkpoints  {kept}")
     for kind in ("train", "health", "evaluation"):
         for record in state.of_kind(kind)[-1:]:
-            values = [
+            values = ", ".join(
                 f"{name} {value:.4g}"
                 for name, value in record.values.items()
                 if isinstance(value, int | float)
-            ]
-            lines.append(f"{kind:<12} step {record.step}: " + ", ".join(values))
+            )
+            lines.append(f"{kind:<12} step {record.step}: {values}")
     for record in state.of_kind("warning"):
         lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
     return lines
@@ -181,7 +182,6 @@ class RunStatus:
     state: str
     """In words: running, done, or ended and why."""
     is_running: bool
-    """Whether a process of this machine holds the folder."""
     steps_per_second: float | None
     """Over the newest intervals; None before there is one."""
     seconds_left: float | None
@@ -201,7 +201,13 @@ def status_of(run: RunState) -> RunStatus:
     train = run.of_kind("train")
     ranks = _ranks(run.newest("ranks"))
     pid = holder_of(run.folder)
-    rate = _rate(train[-_RECENT:])
+    steps = seconds = 0.0
+    for record in train[-_RECENT:]:
+        first, took = (_number(record.values.get(name)) for name in ("first_step", "seconds"))
+        if first is not None and took is not None:
+            steps += record.step - first + 1
+            seconds += took
+    rate = steps / seconds if seconds > 0 and steps > 0 else None
     is_done = run.steps_total is not None and run.steps_done >= run.steps_total
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
@@ -211,16 +217,10 @@ def status_of(run: RunState) -> RunStatus:
     else:
         state = "done" if is_done else _why(run.folder)
     log = _log_lines(run.folder / "logs" / "rank_000.log")
-    return RunStatus(
-        state=state,
-        is_running=pid is not None,
-        steps_per_second=rate,
-        seconds_left=left,
-        skipped=round(sum(_number(record.values.get("skipped")) or 0 for record in train)),
-        starts=sum(bool(_STARTED.search(line)) for line in log),
-        ranks=ranks,
-        stragglers=_stragglers(ranks),
-    )
+    starts = sum(bool(_STARTED.search(line)) for line in log)
+    skipped = round(sum(_number(record.values.get("skipped")) or 0 for record in train))
+    stragglers = _stragglers(ranks)
+    return RunStatus(state, pid is not None, rate, left, skipped, starts, ranks, stragglers)
 
 
 def status_lines(run: RunState, status: RunStatus) -> list[str]:
@@ -235,7 +235,7 @@ def status_lines(run: RunState, status: RunStatus) -> list[str]:
             rate += f", {waiting:.0%} waiting for data"
         lines.append(rate)
     if status.seconds_left is not None:
-        lines.append(f"time left    {_duration(status.seconds_left)}")
+        lines.append(f"time left    {format_seconds(status.seconds_left)}")
     memory = [
         f"{value:.2f} GB{where}"
         for name, where in (("resident_gigabytes", ""), ("device_gigabytes", " on the GPU"))
@@ -305,17 +305,6 @@ def _ranks(record: Mapping[str, Any]) -> dict[str, list[float]]:
     return {name: [_number(value) or 0.0 for value in values] for name, values in lists.items()}
 
 
-def _rate(train: Sequence[MetricRecord]) -> float | None:
-    """Steps per second over some intervals."""
-    steps = seconds = 0.0
-    for record in train:
-        first, took = (_number(record.values.get(name)) for name in ("first_step", "seconds"))
-        if first is not None and took is not None:
-            steps += record.step - first + 1
-            seconds += took
-    return steps / seconds if seconds > 0 and steps > 0 else None
-
-
 def _running(run: RunState, pid: int, train: Sequence[MetricRecord]) -> str:
     state = f"running (process {pid})" if pid else "running (on another machine)"
     quiet = run.seconds_since_write
@@ -323,8 +312,8 @@ def _running(run: RunState, pid: int, train: Sequence[MetricRecord]) -> str:
         return f"{state}, no step logged yet"
     usual = max((_number(r.values.get("seconds")) or 0.0 for r in train[-_RECENT:]), default=0.0)
     if quiet > max(_FROZEN_SECONDS, 10 * usual):
-        return f"{state}, but silent for {_duration(quiet)}: frozen, or in a long evaluation"
-    return f"{state}, last step logged {_duration(quiet)} ago"
+        return f"{state}, but silent for {format_seconds(quiet)}: frozen, or in a long evaluation"
+    return f"{state}, last step logged {format_seconds(quiet)} ago"
 
 
 def _why(folder: Path) -> str:
@@ -360,12 +349,3 @@ def _stragglers(ranks: Mapping[str, Sequence[float]]) -> list[str]:
                     f"process {rank} {verb} {value:.0%} of the time, the others {usual:.0%}"
                 )
     return found
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    if minutes < 120:
-        return f"{minutes:.0f} min"
-    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 1440:.1f} d"
