@@ -1,4 +1,4 @@
-"""The demo as a whole at toy size, with real processes, and the sums in its table."""
+"""The demo as a whole at toy size, with real processes; its table, headline and curves."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from vjepa.config import dump_yaml, load_config
 from vjepa.demo import demo
 from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import Cell, EncoderName, probe_tasks, summarise
-from vjepa.demo.report import difference, headline
+from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
+from vjepa.demo.report import difference, headline, probe_by_time, training_charts
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
+from vjepa.reporting.runs import RunState
+from vjepa.runtime.metric_log import MetricRecord
 from vjepa.training.schedules import OptimConfig
+
+Finished = tuple[DemoConfig, Path]
 
 _PROBE = """
 data:
@@ -61,7 +65,7 @@ def _config(folder: Path) -> DemoConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoConfig, Path]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("demo")
     config = _config(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoConfig, Path
     return config, folder / "out"
 
 
-def test_the_report_holds_every_part(finished: tuple[DemoConfig, Path]) -> None:
+def test_the_report_holds_every_part(finished: Finished) -> None:
     _, out = finished
     text = (out / "report.html").read_text()
     for title in ("What do the frozen features know?", "The task", "Training", "What ran"):
@@ -80,37 +84,30 @@ def test_the_report_holds_every_part(finished: tuple[DemoConfig, Path]) -> None:
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
 
 
-def test_both_objectives_got_the_updates_that_fit_into_the_time(
-    finished: tuple[DemoConfig, Path],
+def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
+    finished: Finished,
 ) -> None:
     config, out = finished
     rates = json.loads((out / "plan.json").read_text())["updates_per_second"]
+    optim = {}
     for objective in ("vjepa", "pixel"):
+        run = out / "runs" / f"{objective}_seed0"
+        optim[objective] = yaml.safe_load((run / "config.yaml").read_text())["optim"]
         steps = max(1, round(60 * config.minutes * rates[objective]))
-        checkpoint = out / "runs" / f"{objective}_seed0" / "checkpoints" / f"step_{steps:08d}"
-        assert checkpoint.is_dir()
+        assert (run / "checkpoints" / f"step_{steps:08d}").is_dir()
+    assert optim["vjepa"]["peak_lr"] == OptimConfig().peak_lr, "the recipe names none"
+    assert optim["pixel"]["peak_lr"] == config.pixel_peak_lr != OptimConfig().peak_lr
+    assert optim["pixel"]["schedule_stretch"] == config.pixel_schedule_stretch
 
 
-def test_each_objective_has_its_own_schedule(finished: tuple[DemoConfig, Path]) -> None:
-    config, out = finished
-    rates = {
-        objective: yaml.safe_load((out / "runs" / f"{objective}_seed0" / "config.yaml").read_text())
-        for objective in ("vjepa", "pixel")
-    }
-    assert rates["vjepa"]["optim"]["peak_lr"] == OptimConfig().peak_lr, "the recipe names none"
-    assert rates["pixel"]["optim"]["peak_lr"] == config.pixel_peak_lr != OptimConfig().peak_lr
-    assert rates["pixel"]["optim"]["schedule_stretch"] == config.pixel_schedule_stretch
-
-
-def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
+def test_every_probe_is_in_the_table(finished: Finished) -> None:
     config, out = finished
     results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
     assert len(results) == 2 * 3 * (2 + 1 + 1)
     cells = summarise(results)
     assert len(cells) == 2 * 3 * 3
-    cell = next(
-        c for c in cells if (c.label, c.encoder, c.labels_per_class) == ("motion", "pixel", 1)
-    )
+    few = {c.encoder: c for c in cells if (c.label, c.labels_per_class) == ("motion", 1)}
+    cell = few["pixel"]
     draws = [
         result.test.metrics.top1
         for task, result in results.items()
@@ -122,11 +119,9 @@ def test_every_probe_is_in_the_table(finished: tuple[DemoConfig, Path]) -> None:
     assert cell.interval.low < cell.top1 < cell.interval.high
     assert len({result.weights_hash for result in results.values()}) == 3, "three encoders"
     answer, figures = headline(config, cells)
-    mine = next(
-        c for c in cells if (c.label, c.encoder, c.labels_per_class) == ("motion", "vjepa", 1)
-    )
-    assert f"{100 * mine.top1:.1f} % of unseen test clips" in answer
-    assert figures[0].value == f"{100 * mine.top1:.1f} %"
+    top1 = f"{100 * few['vjepa'].top1:.1f} %"
+    assert f"{top1} of unseen test clips" in answer
+    assert figures[0].value == top1
 
 
 @pytest.mark.parametrize(
@@ -183,19 +178,32 @@ def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
     assert len({task.folder(Path("out")) for task in tasks}) == len(tasks)
 
 
-def test_a_second_call_does_nothing_twice(
-    finished: tuple[DemoConfig, Path], monkeypatch: pytest.MonkeyPatch
+def test_a_second_call_makes_what_is_missing_and_nothing_twice(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    stopped, *_ = before
+    found = load_result(stopped.parent).test
+    stopped.unlink()  # as if stopped while its probe, which is saved, was tested
     monkeypatch.setattr(demo, "train_side_by_side", lambda *_: None)
     demo.run(config, out)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("result.json")} == before
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert {path for path in after if after[path] != before[path]} == {stopped}
+    again = load_result(stopped.parent).test
+    assert found
+    assert again
+    assert again.metrics == found.metrics
 
 
-def test_another_demo_does_not_take_the_folder(
-    finished: tuple[DemoConfig, Path], tmp_path: Path
-) -> None:
+def test_a_probe_that_cannot_be_trained_is_one_line(finished: Finished) -> None:
+    config, out = finished
+    too_many = replace(config, many_labels_per_class=1000)
+    with pytest.raises(UserError, match="1000_draw0: the probe cannot be trained: class"):
+        run_probes(too_many, out, out / "data" / "manifest.parquet")
+
+
+def test_another_demo_does_not_take_the_folder(finished: Finished, tmp_path: Path) -> None:
     _, out = finished
     with pytest.raises(UserError, match="minutes"):
         demo.run(DemoConfig(minutes=1), out)
@@ -205,14 +213,9 @@ def test_another_demo_does_not_take_the_folder(
 
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
-    config = load_config(DemoConfig, overrides={"recipe": "nosuch"})
+    task = demo_training.TrainingTask("vjepa", 0, tmp_path / "runs" / "a")
     with pytest.raises(UserError, match="nosuch"):
-        demo_training.train_side_by_side(
-            (demo_training.TrainingTask("vjepa", 0, tmp_path / "runs" / "a"),),
-            {"vjepa": {}},
-            config.recipe,
-            0.1,
-        )
+        demo_training.train_side_by_side((task,), {"vjepa": {}}, "nosuch", 0.1)
 
 
 def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -257,3 +260,25 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
 def test_bad_settings_name_the_field(overrides: dict, field: str) -> None:
     with pytest.raises(UserError, match=field):
         load_config(DemoConfig, overrides=overrides)
+
+
+def _run(*points: tuple[int, float, float]) -> RunState:
+    """A run that measured, at a step, after so many seconds, this top-1."""
+    records = []
+    for step, seconds, top1 in points:
+        records.append(MetricRecord("train", step, {"loss": 1.0, "elapsed_seconds": seconds}))
+        records.append(MetricRecord("evaluation", step, {"online_probe/top1": top1}))
+    return RunState(Path("run"), {}, records, [], [], None)
+
+
+def test_top1_stands_at_the_minutes_of_its_step() -> None:
+    assert probe_by_time(_run((10, 30.0, 0.2), (20, 90.0, 0.4))) == ([0.5, 1.5], [0.2, 0.4])
+
+
+def test_the_chart_over_time_comes_first_and_needs_two_points() -> None:
+    long, short = _run((10, 30.0, 0.2), (20, 90.0, 0.4)), _run((10, 30.0, 0.2))
+    charts = training_charts({"V-JEPA": long, "another": long, "pixels": short})
+    assert "minutes" in charts[0].svg
+    assert "V-JEPA" in charts[0].svg
+    assert "pixels" not in charts[0].svg
+    assert not any("minutes" in chart.svg for chart in training_charts({"pixels": short}))

