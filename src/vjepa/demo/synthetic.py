@@ -87,9 +87,10 @@ class SyntheticConfig:
 
     def num_clips(self, split: str) -> int:
         """Number of clips of one split."""
+        numbers = (self.num_clips_train, self.num_clips_validation, self.num_clips_test)
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-        return getattr(self, f"num_clips_{split}")
+        return numbers[SPLITS.index(split)]
 
 
 Array = NDArray[np.float64]
