@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vjepa.runtime.metric_log import MetricRecord, read_metrics
+from vjepa.runtime.logging import MetricRecord, read_metrics
 
 if TYPE_CHECKING:
     from soak import Job, Soak

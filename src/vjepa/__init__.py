@@ -12,7 +12,7 @@ from vjepa.version import __version__
 
 if TYPE_CHECKING:
     from vjepa.checkpoint import load_model
-    from vjepa.data.clips.load import load_clip
+    from vjepa.data.clips.dataset import load_clip
     from vjepa.evaluation.preprocess import load_encoder
     from vjepa.evaluation.video_features import extract_features
     from vjepa.jobs.pretrain import run as pretrain
@@ -30,7 +30,7 @@ __all__ = [
 
 _HOMES = {
     "extract_features": "vjepa.evaluation.video_features:extract_features",
-    "load_clip": "vjepa.data.clips.load:load_clip",
+    "load_clip": "vjepa.data.clips.dataset:load_clip",
     "load_encoder": "vjepa.evaluation.preprocess:load_encoder",
     "load_model": "vjepa.checkpoint:load_model",
     "load_probe": "vjepa.jobs.probe.predict:load_probe",

@@ -26,7 +26,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
 from vjepa.reporting.runs import RunState
-from vjepa.runtime.metric_log import MetricRecord
+from vjepa.runtime.logging import MetricRecord
 from vjepa.training.schedules import OptimConfig
 
 Finished = tuple[DemoConfig, Path]

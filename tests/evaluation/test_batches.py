@@ -10,7 +10,7 @@ import torch
 from vjepa.data.clips.dataset import BadVideo
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.batches import ProbeBatches, read_passes
+from vjepa.evaluation.evaluate import ProbeBatches, read_passes
 from vjepa.evaluation.frozen import FeatureSet
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vjepa.counter_random import uniforms
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskConfig, MaskingConfig, MaskSampler
-from vjepa.masking.blocks import BlockKinds
+from vjepa.masking.drawing import BlockKinds
 
 KINDS = {"short": SHORT_RANGE, "long": LONG_RANGE}
 BATCHES = {1: 2000, 8: 400, 24: 200, 64: 100}

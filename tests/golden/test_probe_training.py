@@ -12,7 +12,7 @@ from tests.golden.golden_files import GRADIENTS, LOGITS, LOSSES, plain_names, te
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.evaluation.batches import ProbeBatch
+from vjepa.evaluation.evaluate import ProbeBatch
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.jobs.probe.config import HeadSetting, ProbeOptimConfig
 from vjepa.jobs.probe.train import scale_groups, schedules

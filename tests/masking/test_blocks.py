@@ -4,7 +4,7 @@ import numpy as np
 
 from vjepa.counter_random import uniforms
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskConfig
-from vjepa.masking.blocks import BlockKinds
+from vjepa.masking.drawing import BlockKinds
 
 
 def test_sizes_of_the_papers_masks() -> None:

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vjepa.models import cpu_attention
-from vjepa.models.attention import Attention
-from vjepa.models.blocks import Block
+from vjepa.models.attention import Attention, Block
 from vjepa.models.cpu_attention import cpu_self_attention, self_attention
 
 SHAPES = [(3, 17, 2, 8), (1, 5, 3, 4), (2, 1, 1, 8)]

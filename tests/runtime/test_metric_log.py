@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.full_disk import no_file_may_pass
 
 from vjepa.errors import UserError
-from vjepa.runtime.metric_log import MetricLog, MetricRecord, read_metrics
+from vjepa.runtime.logging import MetricLog, MetricRecord, read_metrics
 
 
 def _write(path: Path, completed: int, steps: list[int]) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import Team
-from vjepa.runtime.metric_log import read_metrics
+from vjepa.runtime.logging import read_metrics
 from vjepa.training import Trainer, TrainingConfig, TrainingStopped
 from vjepa.training.schedules import learning_rate
 from vjepa.training.step import StepValues

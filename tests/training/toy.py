@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.runtime.distributed import Team
-from vjepa.runtime.metric_log import MetricLog
+from vjepa.runtime.logging import MetricLog
 from vjepa.tasks import Output, Task
 from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig
 

@@ -105,7 +105,7 @@ def _train(args: argparse.Namespace) -> int:
         raise UserError("probe train needs --out DIR, a new folder for the probe")
     print(dump_yaml(config), end="")
     if config.data.num_splits > 1:
-        from vjepa.jobs.probe.splits import train_splits
+        from vjepa.jobs.probe.probe import train_splits
 
         splits = train_splits(config, args.out)
         print(splits.markdown(), end="")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vjepa.checkpoint import Which, find_checkpoint, read_config, read_encoder
 from vjepa.config import config_dataclass, from_dict
-from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig
-from vjepa.data.prepare.inputs import PreparedInputs
+from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig, PreparedInputs
 from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
 from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store

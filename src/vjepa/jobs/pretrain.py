@@ -35,8 +35,7 @@ from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import Team, open_team
 from vjepa.runtime.files import atomic_write
-from vjepa.runtime.logging import log_file
-from vjepa.runtime.metric_log import MetricLog
+from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
     DistributedConfig,

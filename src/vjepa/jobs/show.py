@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from vjepa.checkpoint import Which, find_checkpoint, load_encoder, load_model, read_config
 from vjepa.config import RESOLVED_CONFIG_FILE, from_dict
-from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError

@@ -5,9 +5,8 @@ the clips of a batch to a common count.
 """
 
 from vjepa.masking.config import LONG_RANGE, SHORT_RANGE, CountMode, MaskConfig, MaskingConfig
-from vjepa.masking.counting import TokenCounts
+from vjepa.masking.counting import TokenCounts, TokenMasks
 from vjepa.masking.sampler import MaskSampler
-from vjepa.masking.token_masks import TokenMasks
 
 __all__ = [
     "LONG_RANGE",

@@ -6,17 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.errors import UserError
-from vjepa.masking.blocks import Grid
 from vjepa.masking.config import MaskingConfig
 from vjepa.masking.counting import (
     TokenCounts,
+    TokenMasks,
     count_fixed,
     count_packed,
     count_prefix,
     mean_prefix_counts,
 )
-from vjepa.masking.drawing import DrawnMasks, MaskDrawer, Minimum, token_keys
-from vjepa.masking.token_masks import TokenMasks
+from vjepa.masking.drawing import DrawnMasks, Grid, MaskDrawer, Minimum, token_keys
 
 # Count mode fixed can fill up what is missing, so it stops redrawing early.
 _MAX_DRAWS_FIXED = 9

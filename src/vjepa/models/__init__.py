@@ -4,23 +4,25 @@ Everything here needs torch alone. Shapes: B batch, C channels, T frames, H W pi
 grid, N = t*h*w tokens, K context tokens, M target tokens, D encoder width, P predictor width.
 """
 
-from vjepa.models.attention import Packing, attend
-from vjepa.models.blocks import Block
+from vjepa.models.attention import Block, Packing, attend
 from vjepa.models.config import PRESETS, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.models.encoder import Encoder
-from vjepa.models.patches import gather_patches, patchify, token_grid, unpatchify
-from vjepa.models.pooling import (
-    AttentiveClassifier,
-    AttentivePooler,
-    LinearClassifier,
-    PoolerVariant,
-)
-from vjepa.models.positions import (
+from vjepa.models.embedding import (
+    gather_patches,
+    patchify,
     position_code,
     resample_position_code,
     sincos_1d,
     sincos_2d,
     sincos_3d,
+    token_grid,
+    unpatchify,
+)
+from vjepa.models.encoder import Encoder
+from vjepa.models.pooling import (
+    AttentiveClassifier,
+    AttentivePooler,
+    LinearClassifier,
+    PoolerVariant,
 )
 from vjepa.models.predictor import VJEPA, Predictor
 from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip

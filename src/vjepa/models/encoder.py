@@ -9,11 +9,9 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import Packing
-from vjepa.models.blocks import Block, init_layer
+from vjepa.models.attention import Block, Packing, init_layer
 from vjepa.models.config import EncoderConfig
-from vjepa.models.patches import PatchEmbed, token_grid
-from vjepa.models.positions import position_code, resample_position_code
+from vjepa.models.embedding import PatchEmbed, position_code, resample_position_code, token_grid
 
 NORM_EPS = 1e-6
 _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255

@@ -8,8 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import CrossAttention
-from vjepa.models.blocks import INIT_STD, Block, Mlp, init_layer
+from vjepa.models.attention import INIT_STD, Block, CrossAttention, Mlp, init_layer
 
 PoolerVariant = Literal["paper", "released"]
 """The paper's text, or what the authors' released code computes."""

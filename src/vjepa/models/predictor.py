@@ -10,11 +10,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import Packing
-from vjepa.models.blocks import Block, init_layer
+from vjepa.models.attention import Block, Packing, init_layer
 from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
+from vjepa.models.embedding import position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
-from vjepa.models.positions import position_code
 
 
 class Predictor(nn.Module):

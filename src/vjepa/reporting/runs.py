@@ -18,7 +18,7 @@ from vjepa.errors import UserError
 from vjepa.reporting.charts import MAX_LINES, Line, line_chart
 from vjepa.reporting.html import Chart, Table
 from vjepa.runtime.files import holder_of, read_json_lines
-from vjepa.runtime.metric_log import MetricRecord, read_metrics
+from vjepa.runtime.logging import MetricRecord, read_metrics
 from vjepa.runtime.progress import format_seconds
 from vjepa.strict_yaml import parse_yaml
 

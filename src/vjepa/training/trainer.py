@@ -28,7 +28,7 @@ from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import Agreement, Team, world
 from vjepa.runtime.files import locked_folder
-from vjepa.runtime.metric_log import MetricLog, MetricRecord
+from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task

@@ -11,8 +11,14 @@ from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifest
 
 from vjepa.data import Manifest
-from vjepa.data.clips.dataset import ClipViews, EvaluationClips, ReadingConfig, ViewRequest
-from vjepa.data.clips.load import centre_view, load_clip
+from vjepa.data.clips.dataset import (
+    ClipViews,
+    EvaluationClips,
+    ReadingConfig,
+    ViewRequest,
+    centre_view,
+    load_clip,
+)
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import ManifestRow

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vjepa.data.clips.cut import cut
-from vjepa.data.clips.load import centre_view
+from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig, ClipPlan
 from vjepa.data.clips.source import FrameSource
 from vjepa.data.clips.views import ViewConfig

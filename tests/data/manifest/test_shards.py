@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.data.video_files import SPECS, write_image, write_video
 
-from vjepa.data.clips.load import load_clip
+from vjepa.data.clips.dataset import load_clip
 from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
 from vjepa.data.video.decode import decode_clip
 from vjepa.data.video.info import DecodeError

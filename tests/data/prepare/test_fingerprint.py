@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.data.prepare.copies import remux, scene, write
 
-from vjepa.data.prepare.config import MatchConfig
+from vjepa.data.prepare.config import MatchConfig, Order, Part
 from vjepa.data.prepare.fingerprint import (
     Fingerprint,
     FingerprintTask,
@@ -18,7 +18,6 @@ from vjepa.data.prepare.fingerprint import (
     is_informative,
     take_fingerprint,
 )
-from vjepa.data.prepare.inputs import Order, Part
 from vjepa.data.prepare.matching import frame_share
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file

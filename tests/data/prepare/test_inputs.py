@@ -10,8 +10,7 @@ import pytest
 from tests.data.clip_files import make_manifest
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.prepare.config import TrimConfig
-from vjepa.data.prepare.inputs import Part, PreparedInputs, safe_name, stem_of, windows
+from vjepa.data.prepare.config import Part, PreparedInputs, TrimConfig, safe_name, stem_of, windows
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 

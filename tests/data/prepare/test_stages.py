@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.data.prepare.inputs import Order, Part
+from vjepa.data.prepare.config import Order, Part
 from vjepa.data.prepare.stages import Journal, Workplace
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError

@@ -18,9 +18,8 @@ from tests.data.video_files import (
     write_video,
 )
 
-from vjepa.data.prepare.config import TranscodeConfig
-from vjepa.data.prepare.inputs import Order, Part
-from vjepa.data.prepare.transcode import (
+from vjepa.data.prepare.config import Order, Part, TranscodeConfig
+from vjepa.data.prepare.storing import (
     EncodeTask,
     encode,
     output_size,
@@ -150,7 +149,7 @@ def test_a_full_disk_is_not_the_videos_fault(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("vjepa.data.prepare.transcode.encode", full)
+    monkeypatch.setattr("vjepa.data.prepare.storing.encode", full)
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=20))
     answer = _TASK(_order(source, tmp_path / "o.mp4"))
     assert answer == {"disk": "No space left on device"}

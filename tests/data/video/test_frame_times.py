@@ -11,7 +11,7 @@ import torch
 from tests.data.video_files import SPECS, VARIABLE_PTS, numbers_of, write_image, write_video
 
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.load import load_clip
+from vjepa.data.clips.dataset import load_clip
 from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from, segment_indices
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow

@@ -11,7 +11,7 @@ from tests.jobs.probe.tiny_probe import probe_config
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
-from vjepa.jobs.probe.splits import train_splits
+from vjepa.jobs.probe.probe import train_splits
 
 FEW = {
     "data.labels_per_class": 4,

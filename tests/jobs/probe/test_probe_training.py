@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from vjepa.data.clips.views import ViewConfig
-from vjepa.evaluation.batches import ProbeBatches, read_passes
-from vjepa.evaluation.evaluate import probabilities
+from vjepa.evaluation.evaluate import ProbeBatches, probabilities, read_passes
 from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.evaluation.labels import Labels

@@ -1,4 +1,4 @@
-"""Clips of videos by number: random ones for training, fixed or random views for evaluation.
+"""Clips of videos by number: random for training, views for evaluation, one for people.
 
 A file that hangs or crashes its decoder costs itself and nothing else: the worker process that
 reads it is given up after a time limit and the file counts as bad.
@@ -7,9 +7,10 @@ reads it is given up after a time limit and the file counts as bad.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +25,7 @@ from vjepa.counter_random import uniforms
 from vjepa.data.clips.augment import AugmentConfig, draw_clips, plan_augmented
 from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig
 from vjepa.data.clips.cut import cut
-from vjepa.data.clips.plan import ClipConfig, plan_training
+from vjepa.data.clips.plan import ClipConfig, indices_from, plan_training, segment_indices
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import ViewConfig, plan_views
 from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
@@ -34,6 +35,7 @@ from vjepa.runtime.workers import WorkerPool
 if TYPE_CHECKING:
     from vjepa.data.frame_cache import FrameCache
     from vjepa.data.manifest.manifest import Manifest
+
 
 _CHANNELS = 3
 
@@ -282,3 +284,91 @@ class EvaluationClips(AbstractContextManager):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def centre_view(
+    source: str | os.PathLike[str] | VideoInfo | NDArray[np.uint8],
+    clip: ClipConfig,
+    view: ViewConfig,
+) -> Tensor:
+    """The clip around the middle of one video, centre crop: nothing random.
+
+    `source` is a video, image or folder of images; what probing it has found; or its frames, uint8
+    [L, H, W, C], of which as many as a clip has are taken as they are. Returns uint8 [T, C, S, S],
+    RGB. DecodeError: the frames cannot be had; UserError: an array that cannot be frames.
+    """
+    opened: Source
+    view = replace(view, num_segments=1, num_views=1)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3 or not len(source):
+            raise UserError(
+                f"frames must be uint8 [T, H, W, 3] in RGB, 0 to 255, got {source.dtype} "
+                f"{list(source.shape)}: bring them into this form"
+            )
+        opened = FrameSource(source, path="the frames given")
+        if len(source) == clip.num_frames:
+            clip = replace(clip, stride=1, fps=None, clip_seconds=None, sampling="exact")
+            view = replace(view, placement="centre")
+    elif isinstance(source, VideoInfo):
+        opened = VideoSource(source)
+    else:
+        from vjepa.data.video.inspect import inspect_file
+
+        opened = VideoSource(inspect_file(os.fspath(source)))
+    return torch.from_numpy(ClipViews(clip, view).read(opened)[0]).transpose(0, 1)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video and when they are shown."""
+
+    frames: Tensor  # uint8 [T, C, H, W], RGB, 0..255, upright, at the file's size
+    times: NDArray[np.float64]  # [T], seconds since the first frame of the video
+
+
+def load_clip(
+    path: str | os.PathLike[str],
+    num_frames: int = 16,
+    stride: int | None = 4,
+    start_seconds: float | None = None,
+    fps: float | None = None,
+) -> Clip:
+    """Read one clip of a video, image or folder of frames.
+
+    Where the video ends before the clip, the last frame is repeated.
+
+    Args:
+        path: The file or folder.
+        num_frames: T.
+        stride: Spacing in frames, as in pretraining (16 frames over a window of 64).
+        start_seconds: Where the clip begins; None takes the clip around the video's middle.
+        fps: Spacing by time instead of `stride`: frames of the clip per second of video.
+
+    Raises:
+        UserError: The file cannot be read, or the clip would begin outside the video.
+    """
+    # PyAV and Arrow may be missing where only models are used.
+    from vjepa.data.video.decode import decode_clip
+    from vjepa.data.video.inspect import inspect_file
+
+    try:
+        config = ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
+    except ValueError as error:
+        raise UserError(f"load_clip: {error}") from error
+    try:
+        info = inspect_file(os.fspath(path))
+        video = VideoSource(info)
+        times = video.times if config.is_by_time else None
+        if start_seconds is None:
+            frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
+        elif 0 <= round(start_seconds * info.fps) < info.num_frames:
+            frames = indices_from(config, info.num_frames, info.fps, start_seconds, times)
+        else:
+            raise UserError(
+                f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
+                f"{info.duration_seconds:.3g} s"
+            )
+        decoded = decode_clip(info, frames)
+    except DecodeError as error:
+        raise UserError(f"{error.path}: {error.reason}; give another file") from error
+    return Clip(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2), decoded.times)

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
-from vjepa.data.prepare.config import MatchConfig
-from vjepa.data.prepare.inputs import Order, Part
+from vjepa.data.prepare.config import MatchConfig, Order, Part
 from vjepa.data.video.container import open_video, reason_of
 from vjepa.data.video.decode import read_frames
 from vjepa.data.video.images import images_in

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.prepare.config import ExcludeConfig, MatchConfig
+from vjepa.data.prepare.config import ExcludeConfig, MatchConfig, PreparedInputs, stem_of
 from vjepa.data.prepare.fingerprint import Fingerprint
-from vjepa.data.prepare.inputs import PreparedInputs, stem_of
 from vjepa.errors import UserError
 
 _BANDS, _BAND_BITS = 4, 16

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vjepa.data.prepare.config import PrepareConfig
+from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, safe_name, windows
 from vjepa.data.prepare.fingerprint import Fingerprint, FingerprintTask
-from vjepa.data.prepare.inputs import Order, Part, PreparedInputs, safe_name, windows
 from vjepa.data.prepare.matching import Exclusion, Removal
-from vjepa.data.prepare.storing import PreparedVideo
-from vjepa.data.prepare.transcode import EncodeTask, output_suffix
+from vjepa.data.prepare.storing import EncodeTask, PreparedVideo, output_suffix
 from vjepa.data.video.info import DecodeError, VideoInfo, info_from_json
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines, read_json_lines

@@ -1,4 +1,4 @@
-"""Frozen evaluation: train a probe and measure it, or measure a saved one.
+"""Frozen evaluation: probes trained and measured, on one draw of the labels or several.
 
 The number of a training run is measured on the saved probe by the same function that
 :func:`evaluate` calls, so that evaluating the probe again gives the same number, digit for digit.
@@ -7,8 +7,9 @@ The number of a training run is measured on the saved probe by the same function
 from __future__ import annotations
 
 import platform
+import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +23,17 @@ from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
 from vjepa.evaluation.metrics import ClassificationMetrics
-from vjepa.evaluation.results import Evaluation, ProbeResult
+from vjepa.evaluation.results import (
+    RESULT_FILE,
+    Evaluation,
+    ProbeResult,
+    SplitsResult,
+    load_result,
+    summarise,
+)
 from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.inputs import open_inputs, open_split
+from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
@@ -46,7 +54,7 @@ def train(
 ) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
-    For several draws of the labels see :func:`vjepa.jobs.probe.splits.train_splits`.
+    For several draws of the labels see :func:`vjepa.jobs.probe.probe.train_splits`.
 
     Args:
         config: The job.
@@ -179,3 +187,48 @@ def versions() -> dict[str, str]:
     others = {name: metadata.version(name) for name in ("av", "numpy", "torchvision")}
     own = {"vjepa": __version__, "torch": torch.__version__, "python": platform.python_version()}
     return own | others
+
+
+_TEMPORARY_CACHE = "features"
+
+
+def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
+    """Train and test one probe on each draw of the labels; seeds ``seed``, ``seed + 1``, ...
+
+    Every video is encoded once for all draws: in the job's own cache folder, or in a temporary one
+    below `out`, which then holds only the rows that a draw uses. An interrupted job goes on where
+    it stopped when it is started again with the same config. Each draw has a folder
+    ``split_<seed>`` in `out`, as `train` makes it.
+    """
+    single = replace(config, data=replace(config.data, num_splits=1))
+    seeds = range(config.seed, config.seed + config.data.num_splits)
+    rows = None
+    own_cache = out / _TEMPORARY_CACHE
+    if config.features.cache_dir is None and not config.features.online:
+        rows = rows_of_all_splits(config)
+        single = replace(single, features=replace(single.features, cache_dir=own_cache))
+    results = []
+    for seed in seeds:
+        folder, own = out / f"split_{seed}", replace(single, seed=seed)
+        done = _finished(folder, own)
+        results.append(done or train(own, folder, cached_rows=rows))
+    found = summarise(results, seeds)
+    found.save(out)
+    shutil.rmtree(own_cache, ignore_errors=True)
+    return found
+
+
+def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
+    """The result of a draw that an earlier call has trained; an unfinished one is made anew."""
+    if not (folder / RESULT_FILE).exists():
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        return None
+    result = load_result(folder)
+    wanted = to_dict(config)
+    # Clip and view may have been null and are resolved in the result.
+    for name, value in wanted["data"].items():
+        if value is None:
+            wanted["data"][name] = result.config["data"].get(name)
+    if result.config != wanted:
+        raise UserError(f"{folder}: holds a probe of another config; give another --out")
+    return result

@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 from vjepa.data.clips.dataset import BadVideo
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.batches import ProbeBatches, read_clips, read_passes
-from vjepa.evaluation.evaluate import count_answers, join_clips
+from vjepa.evaluation.evaluate import (
+    ProbeBatches,
+    count_answers,
+    join_clips,
+    read_clips,
+    read_passes,
+)
 from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import (
     HeadConfig,
@@ -33,7 +38,7 @@ from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
 from vjepa.jobs.probe.inputs import ProbeInputs
 from vjepa.models import EncoderConfig
 from vjepa.runtime.device import seed_torch
-from vjepa.runtime.metric_log import MetricLog
+from vjepa.runtime.logging import MetricLog
 from vjepa.tasks import Classification
 from vjepa.training.schedules import OptimConfig
 from vjepa.training.trainer import Trainer, TrainingConfig
