@@ -20,7 +20,7 @@ _NAMES = {
     "clips.crops": ("TransformConfig",),
     "clips.views": ("ViewConfig", "plan_views"),
     "clips.cut": ("cut",),
-    "clips.load": ("Clip", "load_clip", "centre_view"),
+    "clips.dataset": ("Clip", "load_clip", "centre_view"),
     "loader.sampler": ("SampleOrder",),
     "loader.loader": ("LoaderConfig", "ClipBatch", "ClipLoader"),
 }
