@@ -71,7 +71,7 @@ ROOTS = (
     "vjepa.jobs.videos:IndexConfig",
     "vjepa.data.prepare.config:PrepareConfig",
     "vjepa.demo.config:DemoConfig",
-    "vjepa.demo:SyntheticConfig",
+    "vjepa.demo.synthetic:SyntheticConfig",
 )
 
 

@@ -21,12 +21,10 @@ from vjepa.demo import demo
 from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
-from vjepa.demo.report import difference, headline, probe_by_time, training_charts
+from vjepa.demo.report import difference, headline
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
-from vjepa.reporting.runs import RunState
-from vjepa.runtime.logging import MetricRecord
 from vjepa.training.schedules import OptimConfig
 
 Finished = tuple[DemoConfig, Path]
@@ -260,25 +258,3 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
 def test_bad_settings_name_the_field(overrides: dict, field: str) -> None:
     with pytest.raises(UserError, match=field):
         load_config(DemoConfig, overrides=overrides)
-
-
-def _run(*points: tuple[int, float, float]) -> RunState:
-    """A run that measured, at a step, after so many seconds, this top-1."""
-    records = []
-    for step, seconds, top1 in points:
-        records.append(MetricRecord("train", step, {"loss": 1.0, "elapsed_seconds": seconds}))
-        records.append(MetricRecord("evaluation", step, {"online_probe/top1": top1}))
-    return RunState(Path("run"), {}, records, [], [], None)
-
-
-def test_top1_stands_at_the_minutes_of_its_step() -> None:
-    assert probe_by_time(_run((10, 30.0, 0.2), (20, 90.0, 0.4))) == ([0.5, 1.5], [0.2, 0.4])
-
-
-def test_the_chart_over_time_comes_first_and_needs_two_points() -> None:
-    long, short = _run((10, 30.0, 0.2), (20, 90.0, 0.4)), _run((10, 30.0, 0.2))
-    charts = training_charts({"V-JEPA": long, "another": long, "pixels": short})
-    assert "minutes" in charts[0].svg
-    assert "V-JEPA" in charts[0].svg
-    assert "pixels" not in charts[0].svg
-    assert not any("minutes" in chart.svg for chart in training_charts({"pixels": short}))

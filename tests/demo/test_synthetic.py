@@ -6,8 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vjepa.demo import MOTION_CLASSES, SPLITS, SyntheticConfig, clip_labels, render_clip, synthetic
-from vjepa.demo.synthetic import APPEARANCE_CLASSES, Track, digit_coverage, draw_tracks, load_digits
+from vjepa.demo import synthetic
+from vjepa.demo.synthetic import (
+    APPEARANCE_CLASSES,
+    MOTION_CLASSES,
+    SPLITS,
+    SyntheticConfig,
+    Track,
+    clip_labels,
+    digit_coverage,
+    draw_tracks,
+    load_digits,
+    render_clip,
+)
 from vjepa.errors import UserError
 
 CONFIG = SyntheticConfig(num_clips_train=300, num_clips_validation=5, num_clips_test=5, size=32)

@@ -11,8 +11,9 @@ import av
 import numpy as np
 import pytest
 
-from vjepa.demo import SyntheticConfig, clip_path, render_clip, synthetic_files, write_synthetic_set
-from vjepa.demo.synthetic_files import find_real_clips
+from vjepa.demo import synthetic_files
+from vjepa.demo.synthetic import SyntheticConfig, render_clip
+from vjepa.demo.synthetic_files import clip_path, find_real_clips, write_synthetic_set
 from vjepa.errors import UserError
 
 CONFIG = SyntheticConfig(num_clips_train=20, num_clips_validation=3, num_clips_test=4, size=32)

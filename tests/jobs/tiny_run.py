@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from vjepa.config import load_config
-from vjepa.demo import SyntheticConfig
+from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.jobs.pretrain import PretrainConfig
 

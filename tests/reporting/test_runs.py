@@ -13,6 +13,8 @@ import pytest
 
 from vjepa.errors import UserError
 from vjepa.reporting.runs import (
+    RunState,
+    probe_by_time,
     rank_charts,
     rank_table,
     read_run,
@@ -22,7 +24,7 @@ from vjepa.reporting.runs import (
     status_of,
 )
 from vjepa.runtime.files import holder_of, locked_folder
-from vjepa.runtime.logging import log_file
+from vjepa.runtime.logging import MetricRecord, log_file
 
 _HOLD = """
 import sys
@@ -197,3 +199,25 @@ def test_a_run_before_its_first_metrics(tmp_path: Path) -> None:
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.yaml"):
         read_run(tmp_path)
+
+
+def _run(*points: tuple[int, float, float]) -> RunState:
+    """A run that measured, at a step, after so many seconds, this top-1."""
+    records = []
+    for step, seconds, top1 in points:
+        records.append(MetricRecord("train", step, {"loss": 1.0, "elapsed_seconds": seconds}))
+        records.append(MetricRecord("evaluation", step, {"online_probe/top1": top1}))
+    return RunState(Path("run"), {}, records, [], [], None)
+
+
+def test_top1_stands_at_the_minutes_of_its_step() -> None:
+    assert probe_by_time(_run((10, 30.0, 0.2), (20, 90.0, 0.4))) == ([0.5, 1.5], [0.2, 0.4])
+
+
+def test_the_chart_over_time_comes_first_and_needs_two_points() -> None:
+    long, short = _run((10, 30.0, 0.2), (20, 90.0, 0.4)), _run((10, 30.0, 0.2))
+    charts = run_charts({"V-JEPA": long, "another": long, "pixels": short})
+    assert "minutes" in charts[0].svg
+    assert "V-JEPA" in charts[0].svg
+    assert "pixels" not in charts[0].svg
+    assert not any("minutes" in chart.svg for chart in run_charts({"pixels": short}))

@@ -114,7 +114,7 @@ def add_arguments(parser: Parser) -> None:
         help="processes of this machine (default), or a Ray cluster that sees the same files",
     )
     prepare.set_defaults(run=_prepare)
-    synth.take_config("vjepa.demo:SyntheticConfig")
+    synth.take_config("vjepa.demo.synthetic:SyntheticConfig")
     synth.add_path("--out", "DIR", "folder of the set")
     synth.set_defaults(run=_synth)
     for command in (index, check, prepare, synth):

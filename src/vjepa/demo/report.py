@@ -20,28 +20,11 @@ from vjepa.demo.training import OBJECTIVES, run_folder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
-from vjepa.jobs.show import (
-    features_picture,
-    masks_picture,
-    prediction_error,
-    prediction_picture,
-    read_frames,
-)
-from vjepa.masking import MaskSampler
-from vjepa.reporting.charts import Estimate, Line, estimate_chart, line_chart
-from vjepa.reporting.html import (
-    Block,
-    Chart,
-    Figure,
-    PictureBlock,
-    Report,
-    Section,
-    Table,
-    Text,
-    write_report,
-)
-from vjepa.reporting.pictures import Picture
-from vjepa.reporting.runs import RunState, read_run, run_charts
+from vjepa.jobs.show import feature_section, mask_section, prediction_section, read_frames
+from vjepa.models import Encoder
+from vjepa.reporting.charts import Estimate, estimate_chart
+from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
+from vjepa.reporting.runs import read_run, run_charts
 from vjepa.version import __version__
 
 _ENCODERS: Mapping[str, tuple[str, int]] = {
@@ -91,17 +74,21 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     size = pretrained.model.encoder.image_size
     clips = [read_frames(Path(test.path(row)), pretrained.data.clip, size) for row in rows.tolist()]
     answer, figures = headline(findings.config, cells)
+    encoders = _encoders(findings)
+    runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
+    states = {title: read_run(findings.run(objective)) for title, objective in runs}
+    curves = "Losses of the two objectives are different quantities: compare probes, not losses."
     report = Report(
         title="V-JEPA demo: what can a small model learn from watching unlabelled videos?",
         answer=answer,
         figures=figures,
         sections=(
             _probe_section(findings, cells),
-            _mask_section(pretrained, clips),
-            _curve_section(findings),
-            _feature_section(findings, clips, "synthetic test clips"),
-            _prediction_section(findings, pretrained, clips),
-            *_real_sections(findings, pretrained),
+            mask_section(pretrained, clips[0]),
+            Section("Training", curves, run_charts(states)),
+            feature_section(clips, encoders, "synthetic test clips"),
+            prediction_section(load_model(findings.run("vjepa")).eval(), pretrained, clips[:2]),
+            *_real_sections(findings, pretrained, encoders),
             _record_section(findings, pretrained),
         ),
         footer=f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was "
@@ -223,90 +210,18 @@ def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list
     return [Table(head, rows)] if rows else []
 
 
-def _mask_section(config: PretrainConfig, clips: Sequence[Picture]) -> Section:
-    tubelet, patch = config.model.encoder.tubelet_size, config.model.encoder.patch_size
-    picture = masks_picture(clips[0], config.masking, tubelet, patch, config.seed, 0)
-    caption = (
-        "First row: the clip. Below: what the context encoder is shown under each mask kind; grey "
-        "is hidden, and its features have to be predicted."
-    )
-    return Section("The task", blocks=[PictureBlock(picture, caption)])
-
-
-def _curve_section(findings: DemoFindings) -> Section:
-    runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
-    states = {title: read_run(findings.run(objective)) for title, objective in runs}
-    lede = "Losses of the two objectives are different quantities: compare probes, not losses."
-    return Section("Training", lede, training_charts(states))
-
-
-def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
-    """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
-    minutes = {
-        record.step: record.values["elapsed_seconds"] / 60
-        for record in state.records
-        if record.kind == "train" and "elapsed_seconds" in record.values
-    }
-    steps, shares = state.series("evaluation", "online_probe/top1")
-    known = [(minutes[int(step)], share) for step, share in zip(steps, shares, strict=True)]
-    return [minute for minute, _ in known], [share for _, share in known]
-
-
-def training_charts(states: Mapping[str, RunState]) -> list[Chart]:
-    """All curves of the runs (by the title of their line), the online probe against time first."""
-    lines = []
-    for colour, (title, state) in enumerate(states.items(), start=1):
-        minutes, shares = probe_by_time(state)
-        if len(minutes) > 1:
-            lines.append(Line(title, minutes, shares, colour))
-    if not lines:
-        return run_charts(states)
-    caption = (
-        "The same online probe against time, which both models had alike: a curve that still rises "
-        "has not had enough of it. Schedules are laid out for this time, so a longer run is not "
-        "this curve drawn on."
-    )
-    chart = Chart(line_chart(lines, x_label="minutes", y_label="top-1 share"), caption)
-    return [chart, *run_charts(states)]
-
-
-def _feature_section(findings: DemoFindings, clips: Sequence[Picture], what: str) -> Section:
+def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
     trained = load_encoder(findings.run("vjepa"), which="target")
-    encoders = {
+    return {
         "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
         "pixels": load_encoder(findings.run("pixel")),
         "V-JEPA": trained,
     }
-    picture = features_picture(clips, encoders)
-    caption = (
-        f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
-        "encoder's features as colours. Equal colour means similar features; what moves should "
-        "stand out from what does not."
-    )
-    return Section("What the features look like", blocks=[PictureBlock(picture, caption)])
 
 
-def _prediction_section(
-    findings: DemoFindings, config: PretrainConfig, clips: Sequence[Picture]
-) -> Section:
-    model = load_model(findings.run("vjepa")).eval()
-    encoder = config.model.encoder
-    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
-    blocks = []
-    for number, clip in enumerate(clips[:2]):
-        masks = sampler.sample(np.array([number], dtype=np.int64), number)[0]
-        error = prediction_error(model, clip, masks.sample(0), 0)
-        caption = (
-            "The clip; what the model saw; the error of its prediction over what was hidden, from "
-            "green (0) to red (no better than the clip's mean feature). Mean "
-            f"{error.mean:.2f}."
-        )
-        blocks.append(PictureBlock(prediction_picture(clip, error), caption))
-    lede = "Predicted and true features of hidden patches, compared one by one."
-    return Section("Where the prediction is right and wrong", lede, blocks)
-
-
-def _real_sections(findings: DemoFindings, config: PretrainConfig) -> list[Section]:
+def _real_sections(
+    findings: DemoFindings, config: PretrainConfig, encoders: Mapping[str, Encoder]
+) -> list[Section]:
     """Real camera clips, or the reason why there are none."""
     if not findings.config.real_clips:
         return []
@@ -317,7 +232,7 @@ def _real_sections(findings: DemoFindings, config: PretrainConfig) -> list[Secti
     size = config.model.encoder.image_size
     clips = [read_frames(path, config.data.clip, size) for path in paths]
     names = ", ".join(path.name for path in paths)
-    section = _feature_section(findings, clips, f"camera clips ({names})")
+    section = feature_section(clips, encoders, f"camera clips ({names})")
     lede = (
         "The same three encoders on footage unlike anything they were trained on, shrunk to the "
         f"{size} pixels that they take. Expect little: it is shown so "

@@ -1,4 +1,9 @@
-"""One synthetic clip as a pure function of the settings, the split and the clip's index."""
+"""A synthetic labelled video: real handwritten digits that move over textured backgrounds.
+
+A clip is a pure function of the settings, the split and its index. Two independent labels stand on
+it: `motion` (what object A does) and `appearance` (which digit A is). It is made by a simulator and
+says so: never report it as camera footage.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, normalise_clip
-from vjepa.reporting.html import Figure, Report, Section, Text, write_report
+from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     Picture,
     filmstrip,
@@ -161,6 +161,58 @@ def prediction_picture(frames: Picture, error: PredictionError) -> Picture:
     )
 
 
+def prediction_pictures(
+    model: VJEPA, frames: Picture, masking: MaskingConfig, seed: int, ordinal: int
+) -> list[tuple[Picture, float]]:
+    """For each mask kind the picture of the errors on one clip, and their mean."""
+    encoder, found = model.config.encoder, []
+    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
+    for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
+        error = prediction_error(model, frames, masks.sample(0), kind)
+        found.append((prediction_picture(frames, error), error.mean))
+    return found
+
+
+def mask_section(config: PretrainConfig, clip: Picture) -> Section:
+    """What is hidden of a clip."""
+    encoder = config.model.encoder
+    picture = masks_picture(
+        clip, config.masking, encoder.tubelet_size, encoder.patch_size, config.seed, 0
+    )
+    caption = (
+        "First row: the clip. Below: what the context encoder is shown under each mask kind; grey "
+        "is hidden, and its features have to be predicted."
+    )
+    return Section("The task", blocks=[PictureBlock(picture, caption)])
+
+
+def feature_section(
+    clips: Sequence[Picture], encoders: Mapping[str, Encoder], what: str
+) -> Section:
+    """The features of clips, which are `what`, as colours."""
+    caption = (
+        f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
+        "encoder's features as colours. Equal colour means similar features; what moves should "
+        "stand out from what does not."
+    )
+    block = PictureBlock(features_picture(clips, encoders), caption)
+    return Section("What the features look like", blocks=[block])
+
+
+def prediction_section(model: VJEPA, config: PretrainConfig, clips: Sequence[Picture]) -> Section:
+    """How right the predictor is on clips."""
+    blocks = []
+    for number, clip in enumerate(clips):
+        picture, mean = prediction_pictures(model, clip, config.masking, config.seed, number)[0]
+        caption = (
+            "The clip; what the model saw; the error of its prediction over what was hidden, from "
+            f"green (0) to red (no better than the clip's mean feature). Mean {mean:.2f}."
+        )
+        blocks.append(PictureBlock(picture, caption))
+    introduction = "Predicted and true features of hidden patches, compared one by one."
+    return Section("Where the prediction is right and wrong", introduction, blocks)
+
+
 def _run_config(model: Path) -> PretrainConfig | None:
     """The pretraining config inside a checkpoint; None for a released file."""
     run = read_config(find_checkpoint(model)).run if model.is_dir() else None
@@ -219,14 +271,13 @@ def show_predictions(
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     frames = read_frames(video, clip, encoder.image_size)
-    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, run.seed if run else 0)
+    found = prediction_pictures(loaded, frames, masking, run.seed if run else 0, ordinal)
     lines = []
-    for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
-        error = prediction_error(loaded, frames, masks.sample(0), kind)
-        path = out if len(masking.masks) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        write_png(prediction_picture(frames, error), path)
+    for kind, (picture, mean) in enumerate(found):
+        path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
+        write_png(picture, path)
         lines.append(
-            f"{path}: mask kind {kind}, error {error.mean:.2f} of that of the clip's mean feature"
+            f"{path}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )
     return lines
 

@@ -161,18 +161,41 @@ def state_lines(state: RunState) -> list[str]:
 
 
 def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
-    """The telling curves of one or several runs; a chart holds every run that has the metric."""
+    """The telling curves of one or several runs; a chart holds every run that has the metric.
+
+    Of several runs the online probe against time comes first.
+    """
     charts: list[Chart] = []
+    found = {title: probe_by_time(state) for title, state in states.items()}
+    if len(states) > 1 and (lines := _lines(found)):
+        caption = (
+            "The same online probe against time, which the runs had alike: a curve that still rises"
+            " has not had enough of it. Schedules are laid out for this time, so a longer run is"
+            " not this curve drawn on."
+        )
+        drawing = line_chart(lines, x_label="minutes", y_label="top-1 share")
+        charts.append(Chart(drawing, caption))
     for kind, name, label, caption in _CURVES:
-        found = {title: state.series(kind, name) for title, state in states.items()}
-        lines = [
-            Line(title, steps, values, colour)
-            for colour, (title, (steps, values)) in enumerate(found.items(), start=1)
-            if len(steps) > 1
-        ]
-        if lines:
+        if lines := _lines({title: state.series(kind, name) for title, state in states.items()}):
             charts.append(Chart(line_chart(lines, x_label="step", y_label=label), caption))
     return charts
+
+
+def _lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> list[Line]:
+    """A curve for each title that has more than one point, always in the same colour."""
+    numbered = enumerate(found.items(), start=1)
+    return [Line(title, x, y, colour) for colour, (title, (x, y)) in numbered if len(x) > 1]
+
+
+def probe_by_time(state: RunState) -> tuple[list[float], list[float]]:
+    """Minutes of training and top-1 of the online probe then, as far as the run has measured it."""
+    minutes = {
+        record.step: record.values["elapsed_seconds"] / 60
+        for record in state.of_kind("train")
+        if "elapsed_seconds" in record.values
+    }
+    steps, shares = state.series("evaluation", "online_probe/top1")
+    return [minutes[int(step)] for step in steps], shares
 
 
 @dataclass(frozen=True)
@@ -285,10 +308,9 @@ def rank_charts(run: RunState) -> list[Chart]:
         curves = {"largest": max, "median": statistics.median, "smallest": min}
         if number <= MAX_LINES:
             curves = {f"process {rank}": lambda value, at=rank: value[at] for rank in range(number)}
-        lines = [
-            Line(title, steps, [pick(value) for value in values], colour)
-            for colour, (title, pick) in enumerate(curves.items(), start=1)
-        ]
+        lines = _lines(
+            {title: (steps, [pick(value) for value in values]) for title, pick in curves.items()}
+        )
         label = _RANK_COLUMNS[name][0]
         charts.append(Chart(line_chart(lines, x_label="step", y_label=label), caption))
     return charts
