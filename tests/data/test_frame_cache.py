@@ -60,6 +60,12 @@ def test_cached_batches_equal_decoded_ones(
         assert a.num_bad == b.num_bad
 
 
+def frames_of(cache: FrameCache, row: int) -> np.ndarray:
+    source = cache.source(row)
+    (frames,) = source.read([(np.arange(source.num_frames), None)])
+    return frames
+
+
 def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) -> None:
     (first,) = _caches([manifest], tmp_path)
     monkeypatch.setattr(frame_cache, "_build", None)  # calling it again would fail
@@ -67,10 +73,11 @@ def test_a_cache_is_built_once(manifest: Manifest, tmp_path: Path, monkeypatch) 
     assert first.folder == second.folder
     for row in range(len(manifest)):
         info = manifest.row(row)
-        video = second.video(row)
-        np.testing.assert_array_equal(video.frames, decode_frames(info, np.arange(info.num_frames)))
-        assert video.fps == info.fps
-        assert video.reason is None
+        source = second.source(row)
+        frames = frames_of(second, row)
+        np.testing.assert_array_equal(frames, decode_frames(info, np.arange(info.num_frames)))
+        assert (source.fps, source.path) == (info.fps, info.path)
+        assert second.failure(row) is None
     assert sorted(path.name for path in first.folder.iterdir()) == ["frames.npy", "index.npz"]
     expected = sum(manifest.num_frames) * 32 * 48 * 3
     assert abs((first.folder / "frames.npy").stat().st_size - expected) < 4096
@@ -91,10 +98,10 @@ def test_other_files_or_settings_give_another_cache(manifest: Manifest, tmp_path
 def test_a_short_side_shrinks_only_larger_videos(manifest: Manifest, tmp_path: Path) -> None:
     small = make_manifest(tmp_path / "small", 1, height=16, width=32)
     large, kept = _caches([manifest, small], tmp_path, short_side=16)
-    assert large.video(0).frames.shape == (24, 16, 24, 3)
-    assert kept.video(0).frames.shape == (24, 16, 32, 3)
+    assert frames_of(large, 0).shape == (24, 16, 24, 3)
+    assert frames_of(kept, 0).shape == (24, 16, 32, 3)
     original = decode_frames(manifest.row(0), np.arange(24)).astype(float)
-    shrunk = large.video(0).frames.astype(float)
+    shrunk = frames_of(large, 0).astype(float)
     halves = original.reshape(24, 16, 2, 24, 2, 3).mean(axis=(2, 4))
     assert np.abs(shrunk - halves).mean() < 8
 
@@ -103,12 +110,10 @@ def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path:
     infos = [damaged(tmp_path), hanging(tmp_path), replace(damaged(tmp_path, "x.mp4"), ok=False)]
     mixed = with_rows(manifest, infos, tmp_path)
     (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=2.0)
-    videos = [cache.video(row) for row in range(len(mixed))]
-    assert [video.reason for video in videos[:5]] == [None] * 5
-    assert [(video.reason is None, video.kind, video.frames.size) for video in videos[5:]] == [
-        (False, kind, 0) for kind in ("decode", "hang", "decode")
-    ]
-    assert "did not end within" in videos[6].reason
+    failures = [cache.failure(row) for row in range(len(mixed))]
+    assert failures[:5] == [None] * 5
+    assert [kind for _, kind in failures[5:]] == ["decode", "hang", "decode"]
+    assert "did not end within" in failures[6][0]
 
 
 def test_a_cache_that_would_be_too_large_is_refused(manifest: Manifest, tmp_path: Path) -> None:
@@ -131,7 +136,7 @@ def test_a_build_that_breaks_off_leaves_no_cache(
             _caches([manifest], tmp_path, num_workers=0)
     assert not list(tmp_path.glob("*/"))
     (cache,) = _caches([manifest], tmp_path)
-    assert cache.video(0).frames.any()
+    assert frames_of(cache, 0).any()
 
 
 def test_what_a_killed_build_left_is_removed(manifest: Manifest, tmp_path: Path) -> None:

@@ -7,19 +7,17 @@ import signal
 import time
 from pathlib import Path
 
-from vjepa.data.video.info import VideoInfo
-from vjepa.data.video.inspect import InspectOrder, InspectTask
+from vjepa.data.video.info import LimitsConfig, VideoInfo
+from vjepa.data.video.inspect import InspectOrder, inspect_order
 
 
-class HangingTask(InspectTask):
+def hanging_order(order: InspectOrder, limits: LimitsConfig) -> VideoInfo:
     """Runs in a worker process."""
-
-    def __call__(self, order: InspectOrder) -> VideoInfo:
-        name = Path(order.path).name
-        if name.startswith("hang"):
-            time.sleep(600)
-        if name.startswith("crash"):
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if name.startswith("mistake"):
-            raise KeyError("a mistake in the program")
-        return super().__call__(order)
+    name = Path(order.path).name
+    if name.startswith("hang"):
+        time.sleep(600)
+    if name.startswith("crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("mistake"):
+        raise KeyError("a mistake in the program")
+    return inspect_order(order, limits)

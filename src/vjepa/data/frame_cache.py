@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.data.clips.crops import resize_frames, short_side_size
+from vjepa.data.clips.source import FrameSource
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_folder
@@ -37,27 +38,12 @@ _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
 
 
-@dataclass(frozen=True)
-class CachedVideo:
-    """One video's frames, uint8 [L, H, W, 3], mapped from the file.
-
-    `times`, float64 [L], in seconds, is None where frames are shown evenly. Of a bad video there
-    are no frames but a `reason` and its `kind`, as in ``bad_videos.jsonl``.
-    """
-
-    frames: NDArray[np.uint8]
-    fps: float
-    times: NDArray[np.float64] | None = None
-    reason: str | None = None
-    kind: _Kind = "decode"
-
-
 class FrameCache:
-    """The cached frames of one manifest's rows, whose frame rates are `fps`, float64 [rows]."""
+    """The cached frames of one manifest's rows."""
 
-    def __init__(self, folder: Path, fps: NDArray[np.float64]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
-        self._fps = fps
+        self._manifest = manifest
         self._frames = np.load(folder / _FRAMES, mmap_mode="r").view(np.ndarray)
         with np.load(folder / _INDEX) as index:
             self._shapes, self._offsets = index["shapes"], index["offsets"]
@@ -68,16 +54,17 @@ class FrameCache:
             pieces = np.split(index["times"], ends[:-1])
             self._times = dict(zip(rows.tolist(), pieces, strict=False))
 
-    def video(self, row: int) -> CachedVideo:
-        """One row's frames, not copied."""
-        fps = float(self._fps[row])
-        if self._reasons[row]:
-            none = np.empty((0, 1, 1, 3), dtype=np.uint8)
-            reason, kind = str(self._reasons[row]), _KINDS[self._kinds[row]]
-            return CachedVideo(none, fps, reason=reason, kind=kind)
+    def failure(self, row: int) -> tuple[str, _Kind] | None:
+        """Why there are no frames of a row, and the kind of that, as in ``bad_videos.jsonl``."""
+        reason = str(self._reasons[row])
+        return (reason, _KINDS[self._kinds[row]]) if reason else None
+
+    def source(self, row: int) -> FrameSource:
+        """A row's frames, mapped from the file and not copied."""
         frames = self._frames[self._offsets[row] : self._offsets[row + 1]]
         frames = frames.reshape(*self._shapes[row], 3)
-        return CachedVideo(frames, fps, self._times.get(row))
+        fps, path = float(self._manifest.fps[row]), self._manifest.path(row)
+        return FrameSource(frames, fps, self._times.get(row), path)
 
 
 def open_frame_caches(
@@ -123,7 +110,7 @@ def open_frame_caches(
                 f"frame cache {target}: cannot be written ({error.strerror or error}): free space, "
                 "choose another loader.frame_cache_folder, or set loader.frame_cache_gigabytes to 0"
             ) from error
-        caches.append(FrameCache(target, manifest.fps))
+        caches.append(FrameCache(target, manifest))
     return caches
 
 

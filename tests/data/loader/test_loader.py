@@ -23,7 +23,7 @@ from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.prefetch import SharedArray
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video.decode import decode_crops
+from vjepa.data.video.decode import decode_parts
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
 
@@ -141,9 +141,9 @@ def test_clips_of_one_video_are_decoded_in_one_opening(manifest: Manifest, monke
 
     def counted(video, orders, clock):
         calls.append(video.path)
-        return decode_crops(video, orders, clock)
+        return decode_parts(video, orders, clock)
 
-    monkeypatch.setattr("vjepa.data.video.decode.decode_crops", counted)
+    monkeypatch.setattr("vjepa.data.video.decode.decode_parts", counted)
     (batch,) = _take([manifest], 0, 1, clip=replace(CLIP, clips_per_video=3))
     assert len(calls) == 2
     assert batch.rows[:, 1].tolist() == [batch.rows[0, 1]] * 3 + [batch.rows[3, 1]] * 3

@@ -15,7 +15,7 @@ from tests.data.video_files import (
     write_truncated,
     write_video,
 )
-from tests.runtime.hanging_worker import HangingTask
+from tests.runtime.hanging_worker import hanging_order
 
 import vjepa.data.manifest.index as index_module
 from vjepa.data.manifest.index import IndexConfig, index_sources
@@ -182,7 +182,7 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
 
 def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
     root = make_videos(tmp_path / "set", "a.mp4", "crash.mp4", "hang.mp4", "z.mp4")
-    monkeypatch.setattr(inspect_module, "InspectTask", HangingTask)
+    monkeypatch.setattr(inspect_module, "inspect_order", hanging_order)
     manifest = index_sources(
         [root], tmp_path / "m.parquet", config=IndexConfig(timeout_seconds=2.0)
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.data.video_files import Spec, write_video
-from tests.runtime.hanging_worker import HangingTask
+from tests.runtime.hanging_worker import hanging_order
 
 from vjepa.data.video import inspect as inspect_module
 from vjepa.data.video.info import LimitsConfig
@@ -21,7 +21,7 @@ from vjepa.runtime.workers import WorkerPool
 
 @pytest.fixture
 def pools(monkeypatch) -> list[WorkerPool]:
-    """The pools that are made, with :class:`HangingTask` for the task."""
+    """The pools that are made, with :func:`hanging_order` for the task."""
     made: list[WorkerPool] = []
 
     class Recorded(WorkerPool):
@@ -30,7 +30,7 @@ def pools(monkeypatch) -> list[WorkerPool]:
             made.append(self)
 
     monkeypatch.setattr(inspect_module, "WorkerPool", Recorded)
-    monkeypatch.setattr(inspect_module, "InspectTask", HangingTask)
+    monkeypatch.setattr(inspect_module, "inspect_order", hanging_order)
     return made
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.data.video_files import decode_all, decode_by_pyav
 
-from vjepa.data.video.decode import decode_crops, decode_frames
+from vjepa.data.video.decode import decode_frames, decode_parts
 from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.packets import PacketSelector
 
@@ -167,6 +167,8 @@ def test_crops_equal_cut_frames(tmp_path):
     info = inspect_file(str(write_texture(tmp_path / "a.mp4", "libx264", None, {})))
     frames = decode_all(info.path)
     some, others = np.array([3, 7, 7, 30]), np.array([39, 3, 0, 12])
-    cut, whole = decode_crops(info, [(some, (4, 6, 20, 33)), (others, None)])
+    cut, whole = [
+        clip.frames for clip in decode_parts(info, [(some, (4, 6, 20, 33)), (others, None)])
+    ]
     np.testing.assert_array_equal(cut, frames[some, 4:24, 6:39])
     np.testing.assert_array_equal(whole, frames[others])

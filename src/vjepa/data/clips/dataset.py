@@ -272,9 +272,8 @@ class EvaluationClips(AbstractContextManager):
                 reading.sample_timeout_seconds,
             )[0]
         for request in requests:
-            video = self._cache.video(request.row)
-            source = FrameSource(video.frames, video.fps, video.times, request.info.path)
-            yield video.reason or self._views(request, source)
+            failure = self._cache.failure(request.row)
+            yield failure[0] if failure else self._views(request, self._cache.source(request.row))
 
     def close(self) -> None:
         """End the worker processes. Safe to call twice."""

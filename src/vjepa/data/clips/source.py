@@ -34,16 +34,16 @@ class VideoSource:
         self, parts: Sequence[Part], clock: StageClock = NO_CLOCK
     ) -> Iterator[NDArray[np.uint8]]:
         """The parts, each uint8 [T, h, w, C], or DecodeError; every frame is decoded once."""
-        from vjepa.data.video.decode import decode_crops, decode_frames
+        from vjepa.data.video.decode import decode_parts
 
         if any(box is not None for _, box in parts):
-            yield from decode_crops(self._info, parts, clock)
+            yield from (clip.frames for clip in decode_parts(self._info, parts, clock))
             return
         # Whole frames, which clips may share, are kept once.
         wanted = np.unique(np.concatenate([numbers for numbers, _ in parts]))
-        frames = decode_frames(self._info, wanted)
+        whole = decode_parts(self._info, [(wanted, None)], clock)[0].frames
         for numbers, _ in parts:
-            yield frames[np.searchsorted(wanted, numbers)]
+            yield whole[np.searchsorted(wanted, numbers)]
 
 
 class FrameSource:

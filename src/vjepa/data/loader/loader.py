@@ -19,7 +19,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.source import FrameSource, Source, VideoSource
+from vjepa.data.clips.source import Source, VideoSource
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
 from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
@@ -238,11 +238,12 @@ class ClipLoader(AbstractContextManager):
             if self._caches is None:
                 source = VideoSource(self._sources.video(job.source, job.row))
             else:
-                video = self._caches[job.source].video(job.row)
-                if video.reason is not None:
+                cache = self._caches[job.source]
+                if (failure := cache.failure(job.row)) is not None:
+                    reason, kind = failure
                     path = self._sources.path(job.source, job.row)
-                    return FailedVideo(path, video.reason, plan.step, video.kind)
-                source = FrameSource(video.frames, video.fps, video.times)
+                    return FailedVideo(path, reason, plan.step, kind)
+                source = cache.source(job.row)
             self._clips.cut(source, job.ordinals, out, self.clock)
         except DecodeError as error:
             return FailedVideo(self._sources.path(job.source, job.row), error.reason, plan.step)

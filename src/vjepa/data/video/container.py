@@ -72,14 +72,14 @@ class VideoFile:
             return []
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Every frame in the order in which the decoder hands them out."""
+        """Every frame in display order."""
         for packet in self.packets():
             yield from self.feed(packet)
         yield from self.feed(None)
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's message in a few words, without the path, which the caller names anyway."""
+    """An error's message in a few words, without the path."""
     if isinstance(error, av.error.InvalidDataError):
         return "not a video, truncated, or damaged beyond reading"
     if isinstance(error, UserError):

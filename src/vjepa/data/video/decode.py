@@ -107,10 +107,16 @@ def read_frames(
             info.path, f"frame {numbers[-1]} asked for, but it has {info.num_frames} frames"
         )
     unique, counts = np.unique(numbers, return_counts=True)
-    read = _video_frames if info.kind == "video" else _image_frames
-    for frame, count in zip(read(info, unique, clock), counts.tolist(), strict=True):
-        for _ in range(count):
-            yield frame
+    if info.kind == "video":
+        frames = _video_frames(info, unique, clock)
+    else:
+        clock.enter("decode")
+        frames = (
+            Frame(number, image, number / info.fps)
+            for number, image in zip(unique.tolist(), read_images(info, unique), strict=True)
+        )
+    for frame, count in zip(frames, counts.tolist(), strict=True):
+        yield from itertools.repeat(frame, count)
 
 
 def decode_frames(
@@ -118,8 +124,7 @@ def decode_frames(
 ) -> NDArray[np.uint8]:
     """Frames uint8 [T, H, W, 3] with the given numbers, in any order, repeats allowed.
 
-    Of a path instead of a manifest row, which is then inspected first, every packet is read. Else
-    and in its errors as :func:`read_frames`; ValueError also where `indices` is empty.
+    A path is inspected first. Errors as :func:`read_frames`; ValueError also if `indices` is empty.
     """
     return decode_clip(source, indices).frames
 
@@ -127,17 +132,37 @@ def decode_frames(
 def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int64]) -> DecodedClip:
     """As :func:`decode_frames`, with the frames' times (exact also at a variable frame rate)."""
     info = inspect_file(source) if isinstance(source, str) else source
-    return _collect(info, [(np.asarray(indices, dtype=np.int64).reshape(-1), None)], NO_CLOCK)[0]
+    return decode_parts(info, [(np.asarray(indices, dtype=np.int64).reshape(-1), None)])[0]
 
 
-def decode_crops(
+def decode_parts(
     info: VideoInfo, parts: Sequence[Part], clock: StageClock = NO_CLOCK
-) -> list[NDArray[np.uint8]]:
-    """Parts of several clips, each uint8 [T, height, width, 3], decoded in one pass.
+) -> list[DecodedClip]:
+    """Parts of several clips, each frame decoded once and cut without a copy in between.
 
-    They equal cutting whole frames; boxes must lie inside of them. Else as :func:`decode_frames`.
+    Boxes must lie inside of the frames. Else as :func:`decode_frames`.
     """
-    return [clip.frames for clip in _collect(info, parts, clock)]
+    wanted = np.concatenate([numbers for numbers, _ in parts])
+    if wanted.size == 0 or wanted.min() < 0:
+        raise ValueError("indices must be one or more frame numbers from 0 on")
+    clips: list[DecodedClip] = []
+    targets: list[tuple[DecodedClip, int, slice, slice]] = []
+    for numbers, box in parts:
+        top, left, height, width = box or (0, 0, info.height, info.width)
+        rows, columns = slice(top, top + height), slice(left, left + width)
+        try:
+            frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
+        except MemoryError as error:
+            reason = f"{len(wanted)} frames of it do not fit in memory"
+            raise DecodeError(info.path, reason) from error
+        clips.append(DecodedClip(frames, np.zeros(len(numbers))))
+        targets.extend((clips[-1], t, rows, columns) for t in range(len(numbers)))
+    order = np.argsort(wanted)
+    for index, frame in zip(order.tolist(), read_frames(info, wanted[order], clock), strict=True):
+        clip, t, rows, columns = targets[index]
+        clip.frames[t] = frame.image[rows, columns]
+        clip.times[t] = frame.seconds
+    return clips
 
 
 def frame_times(info: VideoInfo) -> NDArray[np.float64] | None:
@@ -169,38 +194,6 @@ def _check_usable(info: VideoInfo) -> None:
             raise DecodeError(info.path, reason_of(error)) from error
         if num_bytes != info.bytes:
             raise DecodeError(info.path, "has changed since it was indexed; index it again")
-
-
-def _collect(info: VideoInfo, parts: Sequence[Part], clock: StageClock) -> list[DecodedClip]:
-    """Cut the parts out of the frames, each decoded once, without a copy in between."""
-    wanted = np.concatenate([numbers for numbers, _ in parts])
-    if wanted.size == 0 or wanted.min() < 0:
-        raise ValueError("indices must be one or more frame numbers from 0 on")
-    clips: list[DecodedClip] = []
-    targets: list[tuple[DecodedClip, int, slice, slice]] = []
-    for numbers, box in parts:
-        top, left, height, width = box or (0, 0, info.height, info.width)
-        rows, columns = slice(top, top + height), slice(left, left + width)
-        try:
-            frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
-        except MemoryError as error:
-            reason = f"{len(wanted)} frames of it do not fit in memory"
-            raise DecodeError(info.path, reason) from error
-        clip = DecodedClip(frames, np.zeros(len(numbers)))
-        clips.append(clip)
-        targets.extend((clip, t, rows, columns) for t in range(len(numbers)))
-    order = np.argsort(wanted)
-    for index, frame in zip(order.tolist(), read_frames(info, wanted[order], clock), strict=True):
-        clip, t, rows, columns = targets[index]
-        clip.frames[t] = frame.image[rows, columns]
-        clip.times[t] = frame.seconds
-    return clips
-
-
-def _image_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:
-    clock.enter("decode")
-    for number, image in zip(wanted.tolist(), read_images(info, wanted), strict=True):
-        yield Frame(number, image, number / info.fps)
 
 
 def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:

@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -283,25 +284,17 @@ class InspectOrder:
     def __str__(self) -> str:
         return self.path
 
-
-@dataclass(frozen=True)
-class InspectTask:
-    """Looks into files; runs in a worker process."""
-
-    limits: LimitsConfig
-
-    def __call__(self, order: InspectOrder) -> VideoInfo:
-        """What is found in one file, or why it is bad."""
-        try:
-            return inspect_file(
-                order.path, self.limits, order.kind, order.image_folder_fps, deep=order.deep
-            )
-        except MemoryError:
-            return _bad(order, "out of memory while reading it")
+    def bad(self, reason: str) -> VideoInfo:
+        """The file, known to be bad."""
+        return VideoInfo(path=self.path, kind=self.kind or "video", ok=False, reason=reason)
 
 
-def _bad(order: InspectOrder, reason: str) -> VideoInfo:
-    return VideoInfo(path=order.path, kind=order.kind or "video", ok=False, reason=reason)
+def inspect_order(order: InspectOrder, limits: LimitsConfig) -> VideoInfo:
+    """What is found in one file, or why it is bad; runs in a worker process."""
+    try:
+        return inspect_file(order.path, limits, order.kind, order.image_folder_fps, order.deep)
+    except MemoryError:
+        return order.bad("out of memory while reading it")
 
 
 def inspect_files(
@@ -319,7 +312,7 @@ def inspect_files(
     if workers < 1:
         raise UserError(f"workers: must be at least 1, got {workers}")
     pool = WorkerPool(
-        InspectTask(limits),
+        partial(inspect_order, limits=limits),
         workers,
         timeout_seconds,
         limits.max_memory_gigabytes,
@@ -331,6 +324,6 @@ def inspect_files(
             if outcome.kind == "done":
                 yield outcome.value
             elif outcome.kind == "hang":
-                yield _bad(order, f"reading it took longer than {timeout_seconds:g} s")
+                yield order.bad(f"reading it took longer than {timeout_seconds:g} s")
             else:
-                yield _bad(order, f"the decoder crashed (exit status {outcome.exit_code})")
+                yield order.bad(f"the decoder crashed (exit status {outcome.exit_code})")
