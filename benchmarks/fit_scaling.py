@@ -27,8 +27,7 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.operations import (
     MaskTokens,
-    encoder_parameters,
-    predictor_parameters,
+    count_parameters,
     update_operations,
 )
 from vjepa.tasks import FeaturePrediction
@@ -94,7 +93,8 @@ def terms(size: Size, masks: list[MaskTokens]) -> NDArray[np.float64]:
     in_attention = sum(d * k * 4 * n**2 * w for n, w, _, d, k in passes)
     scores = sum(d * k * h * n**2 for n, _, h, d, k in passes)
     kept = sum(d * k * n * w for n, w, _, d, k in passes)
-    weights = 2 * encoder_parameters(encoder) + predictor_parameters(size.config)
+    in_encoder, in_predictor = count_parameters(size.config)
+    weights = 2 * in_encoder + in_predictor
     blocks = sum(d * k for *_, d, k in passes)
     batch = size.batch
     return np.array([total - batch * in_attention, batch * scores, batch * kept, weights, blocks])

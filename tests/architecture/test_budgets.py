@@ -20,7 +20,7 @@ MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (1830, 61),
+    "checkpoint": (1760, 58),
     "cli": (1150, 15),
     "data": (290, 3),
     "data/clips": (1790, 54),
@@ -32,8 +32,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "evaluation": (3100, 75),
     "jobs": (1940, 61),
     "jobs/probe": (1290, 35),
-    "masking": (820, 16),
-    "models": (1490, 42),
+    "masking": (795, 16),
+    "models": (1410, 41),
     "reporting": (800, 33),
     "runtime": (1830, 43),
     "tasks": (740, 19),

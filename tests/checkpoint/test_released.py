@@ -14,14 +14,14 @@ import torch
 from tests.checkpoint.samples import model, released_file, same_outputs, with_encoder
 from tests.models.tiny import IMAGE_ENCODER, MODEL, clips, shaken
 
+from vjepa import load_encoder
 from vjepa.checkpoint import (
-    load_encoder,
     load_model,
-    load_probe,
     read_encoder,
     read_model,
     read_probe,
     released_layout,
+    released_training_state,
 )
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, AttentiveClassifier, ModelConfig, PredictorConfig
@@ -187,7 +187,7 @@ def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
     assert {b.dtype for b in loaded.buffers()} == {torch.float32}
 
 
-@pytest.mark.parametrize("load", [load_model, load_probe])
+@pytest.mark.parametrize("load", [load_model, read_probe])
 def test_files_that_are_not_there(tmp_path: Path, load: Callable) -> None:
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "absent.pth.tar")
@@ -311,20 +311,20 @@ def test_depth_width_and_classes_are_inferred(tmp_path: Path, depth: int) -> Non
 
 
 def test_heads_come_from_the_preset_of_the_width(tmp_path: Path) -> None:
-    assert load_probe(_released_probe(tmp_path, width=192)).pooler.heads == 3
+    assert read_probe(_released_probe(tmp_path, width=192))[0].pooler.heads == 3
     with pytest.raises(UserError, match=r"width 24.*num-heads"):
-        load_probe(_released_probe(tmp_path))
+        read_probe(_released_probe(tmp_path))
     with pytest.raises(UserError, match="no probe can be built"):
-        load_probe(_released_probe(tmp_path), num_heads=5)
+        read_probe(_released_probe(tmp_path), num_heads=5)
 
 
 def test_probes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = _released_probe(tmp_path, **{"module.pooler.extra": torch.zeros(1)})
     with pytest.raises(UserError, match=r"1 unexpected \(pooler\.extra\)"):
-        load_probe(path, num_heads=3)
+        read_probe(path, num_heads=3)
     path = _released_probe(tmp_path, **{"module.linear.bias": torch.zeros(4)})
     with pytest.raises(UserError, match=r"linear\.bias: file \[4\], model \[5\]"):
-        load_probe(path, num_heads=3)
+        read_probe(path, num_heads=3)
 
 
 @pytest.mark.parametrize(
@@ -339,4 +339,37 @@ def test_files_that_are_no_probe_are_refused(tmp_path: Path, content: dict, says
     path = tmp_path / "probe.pth.tar"
     torch.save(content, path)
     with pytest.raises(UserError, match=says):
-        load_probe(path)
+        read_probe(path)
+
+
+def test_an_export_has_no_steps(tmp_path: Path) -> None:
+    state = released_training_state(released_file(tmp_path))
+    assert (state.step, state.epoch, state.moments) == (0, 0, {})
+
+
+def _entry(**changes: torch.Tensor) -> Edit:
+    """Another optimiser entry for the first parameter that has a state."""
+    return lambda opt: {**opt, "state": {**opt["state"], 1: {**opt["state"][1], **changes}}}
+
+
+def _groups(change: Callable[[list], list]) -> Edit:
+    return lambda opt: {**opt, "param_groups": change(opt["param_groups"])}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda _: None, "no optimiser state"),
+        (_groups(lambda groups: groups[:2]), "2 groups, not 4"),
+        (_groups(lambda gs: [{**g, "params": g["params"][1:]} for g in gs]), "group 0"),
+        (_entry(exp_avg=torch.zeros(2)), r"encoder\.patch_embed\.proj\.weight: .*shape \[2\]"),
+        (lambda opt: {**opt, "state": {1: {"momentum_buffer": torch.zeros(2)}}}, "not AdamW's"),
+    ],
+)
+def test_optimisers_that_do_not_fit_are_refused(
+    tmp_path: Path, golden_dir: Path, change: Edit, says: str
+) -> None:
+    content = torch.load(golden_dir / "pretrain_tiny.pth.tar", weights_only=True)
+    torch.save(content | {"opt": change(content["opt"])}, tmp_path / "a.pth.tar")
+    with pytest.raises(UserError, match=says):
+        released_training_state(tmp_path / "a.pth.tar")

@@ -9,7 +9,7 @@ import torch
 from tests.golden.golden_files import LOGITS, tensors
 from torch import Tensor
 
-from vjepa.checkpoint import load_probe
+from vjepa.checkpoint import read_probe
 from vjepa.evaluation.evaluate import averaged_probabilities, join_clips
 
 
@@ -29,7 +29,7 @@ def test_segments_of_a_view_stand_one_after_the_other() -> None:
 def test_probabilities_are_the_references(golden_dir: Path, join, name: str) -> None:
     recorded = tensors(golden_dir, "clip_aggregation")
     wanted = tensors(golden_dir, "attentive_probe_forward")[f"eval/{name}/probabilities"]
-    probe = load_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)
+    probe = read_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)[0]
     clips = [recorded[f"separate/view{v}/segment{s}"] for v in range(3) for s in range(2)]
     tokens = torch.stack(clips, dim=1)  # [batch, view * segments + segment, N, D]
     with torch.no_grad():

@@ -10,8 +10,9 @@ from tests.golden.golden_files import FEATURES, LOGITS, tensors, tiny_model
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.checkpoint import load_probe
-from vjepa.models import Encoder, sincos_1d
+from vjepa.checkpoint import read_probe
+from vjepa.models import Encoder
+from vjepa.models.embedding import sincos_1d
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_segments_apart_and_joined(
 def test_probe_on_joined_and_separate_segments(
     golden_dir: Path, recorded: dict[str, Tensor]
 ) -> None:
-    probe = load_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)
+    probe = read_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)[0]
     wanted = tensors(golden_dir, "attentive_probe_forward")
     with torch.no_grad():
         joined = torch.stack([probe(recorded[f"joined/view{v}"]) for v in range(3)])

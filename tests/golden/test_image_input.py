@@ -10,7 +10,7 @@ from tests.golden.golden_files import FEATURES, LOGITS, tensors, tiny_model
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.checkpoint import load_probe
+from vjepa.checkpoint import read_probe
 from vjepa.models import VJEPA, still_clip
 
 
@@ -49,7 +49,7 @@ def test_the_two_ways_to_encode_two_frames_differ(recorded: dict[str, Tensor]) -
 
 
 def test_probe_on_images(golden_dir: Path, model: VJEPA, recorded: dict[str, Tensor]) -> None:
-    probe = load_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)
+    probe = read_probe(golden_dir / "attentive_probe_tiny.pth.tar", num_heads=3)[0]
     images = recorded["input/images"]
     two_frames = model.target_encoder.rebuilt_for(image_size=64, num_frames=2)
     with torch.no_grad():

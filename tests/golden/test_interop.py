@@ -18,9 +18,9 @@ from tests.golden.golden_files import (
 from torch import nn
 from torch.testing import assert_close
 
+from vjepa import load_encoder
 from vjepa.checkpoint import (
     convert,
-    load_encoder,
     load_model,
     read_config,
     read_model,

@@ -10,8 +10,8 @@ from tests.golden.golden_files import FEATURES, tensors, tiny_model
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.models import (
-    EncoderConfig,
+from vjepa.models import EncoderConfig
+from vjepa.models.embedding import (
     position_code,
     resample_position_code,
     sincos_1d,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from vjepa.checkpoint import load_probe
+from vjepa.checkpoint import read_probe
 
 FILES = {1: "attentive_probe_tiny.pth.tar", 2: "attentive_probe_tiny_depth2.pth.tar"}
 
@@ -26,7 +26,7 @@ def recorded(golden_dir: Path) -> dict[str, Tensor]:
 def test_pooled_and_logits(
     golden_dir: Path, recorded: dict[str, Tensor], depth: int, count: int
 ) -> None:
-    probe = load_probe(golden_dir / FILES[depth], num_heads=3)
+    probe = read_probe(golden_dir / FILES[depth], num_heads=3)[0]
     tokens = recorded[f"forward/input_{count}"]
     with torch.no_grad():
         pooled, logits = probe.pooler(tokens), probe(tokens)
@@ -35,7 +35,7 @@ def test_pooled_and_logits(
 
 
 def test_gradients_of_every_parameter(golden_dir: Path, recorded: dict[str, Tensor]) -> None:
-    probe = load_probe(golden_dir / FILES[1], num_heads=3)
+    probe = read_probe(golden_dir / FILES[1], num_heads=3)[0]
     loss = F.cross_entropy(probe(recorded["train/features_0"]), recorded["train/labels"][0])
     loss.backward()
     assert_close(loss.detach(), recorded["grad/depth1/loss"], **LOSSES)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_recipe, write_set
 
-from vjepa.checkpoint import load_encoder, load_model, save_model
+from vjepa import load_encoder
+from vjepa.checkpoint import load_model, save_model
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.models import VJEPA

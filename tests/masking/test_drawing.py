@@ -157,18 +157,6 @@ def test_takes_the_eligible_tokens_with_the_smallest_keys(
         assert set(np.flatnonzero(chosen[row])) == set(order[: counts[row]])
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    keys = token_keys(_words(1, 3), 100)
-    eligible = np.ones((3, 100), dtype=bool)
-    eligible[0, 5:] = False
-    counts = np.array([4, 99, 1])
-    together = random_subset(eligible, keys, counts)
-    for row in range(3):
-        part = slice(row, row + 1)
-        alone = random_subset(eligible[part], keys[part], counts[part])
-        assert (alone == together[part]).all()
-
-
 @pytest.mark.parametrize("count", [0, 6])
 def test_a_count_out_of_range_is_refused(count: int) -> None:
     eligible = np.ones((2, 5), dtype=bool)

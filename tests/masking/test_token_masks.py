@@ -73,9 +73,9 @@ def test_slice_outside_the_batch_is_refused(start: int, stop: int) -> None:
             masks.slice(start, stop)
 
 
-def test_to_moves_everything() -> None:
-    moved = _packed().to("meta")
+def test_map_reaches_everything() -> None:
+    moved = _packed().map(lambda tensor: tensor.to("meta"))
     for tensor in (moved.context, moved.target, moved.context_offsets, moved.target_offsets):
         assert tensor is not None
         assert tensor.is_meta
-    assert _dense().to("meta").context_offsets is None
+    assert _dense().map(torch.clone).context_offsets is None

@@ -5,7 +5,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Encoder, EncoderConfig, still_clip
+from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 
 PAIRS = torch.tensor([0, 4, 8])
@@ -90,14 +90,6 @@ def test_image_model_takes_single_frames_of_any_size() -> None:
         encoder(clips(2, frames=2))
     with pytest.raises(ValueError, match="num_frames"):
         encoder.rebuilt_for(image_size=16, num_frames=2)
-
-
-def test_still_clip_repeats_the_image() -> None:
-    images = torch.randn(2, 3, 16, 16)
-    clip = still_clip(images, 4)
-    assert clip.shape == (2, 3, 4, 16, 16)
-    assert all(torch.equal(clip[:, :, t], images) for t in range(4))
-    assert Encoder(ENCODER)(clip).shape == (2, 32, 24)
 
 
 def test_misuse_is_refused(encoder: Encoder) -> None:

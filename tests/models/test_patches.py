@@ -5,8 +5,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips
 from torch.testing import assert_close
 
-from vjepa.models import gather_patches, patchify, token_grid, unpatchify
-from vjepa.models.embedding import PatchEmbed
+from vjepa.models.embedding import PatchEmbed, gather_patches, patchify, token_grid, unpatchify
 
 
 def test_patches_are_time_major_and_hold_channel_frame_row_column() -> None:

@@ -7,7 +7,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER
 from torch.testing import assert_close
 
-from vjepa.models import (
+from vjepa.models.embedding import (
     position_code,
     resample_position_code,
     sincos_1d,
@@ -26,29 +26,6 @@ def test_1d_code_is_the_formula() -> None:
     assert_close(code[1], torch.cat([(3 * rates).sin(), (3 * rates).cos()]), atol=1e-15, rtol=0)
     with pytest.raises(ValueError, match="even"):
         sincos_1d(torch.arange(2), 7)
-
-
-@pytest.mark.parametrize(("split", "parts"), [("uniform", (16, 16, 16)), ("half", (24, 12, 12))])
-def test_3d_code_puts_time_height_width_side_by_side(split: str, parts: tuple[int, ...]) -> None:
-    code = sincos_3d((2, 3, 4), 48, split)
-    assert code.shape == (24, 48)
-    t, h, w = 1, 2, 3
-    row = code[(t * 3 + h) * 4 + w]
-    for value, place, width in zip(row.split(list(parts)), (t, h, w), parts, strict=True):
-        assert_close(value, sincos_1d(torch.tensor([place]), width)[0])
-
-
-def test_uniform_code_is_cut_when_the_width_is_no_multiple_of_six() -> None:
-    code = sincos_3d((2, 2, 2), 40)
-    assert code.shape == (8, 40)
-    assert_close(code[7, :14], sincos_1d(torch.tensor([1]), 14)[0])
-    assert_close(code[7, 28:], sincos_1d(torch.tensor([1]), 14)[0, :12])
-
-
-def test_2d_code_puts_height_before_width() -> None:
-    code = sincos_2d((3, 4), 16)
-    assert_close(code[2 * 4 + 1, :8], sincos_1d(torch.tensor([2]), 8)[0])
-    assert_close(code[2 * 4 + 1, 8:], sincos_1d(torch.tensor([1]), 8)[0])
 
 
 def test_codes_of_an_encoder_follow_its_configuration() -> None:

@@ -13,7 +13,6 @@ from vjepa.checkpoint.folder import (
 )
 from vjepa.checkpoint.load import (
     convert,
-    load_encoder,
     load_model,
     read_encoder,
     read_model,
@@ -21,7 +20,6 @@ from vjepa.checkpoint.load import (
 )
 from vjepa.checkpoint.released import (
     ReleasedTrainingState,
-    load_probe,
     read_probe,
     released_layout,
     released_training_state,
@@ -35,9 +33,7 @@ __all__ = [
     "Which",
     "convert",
     "find_checkpoint",
-    "load_encoder",
     "load_model",
-    "load_probe",
     "read_config",
     "read_encoder",
     "read_model",

@@ -8,6 +8,7 @@ every file, so that a truncated or altered checkpoint is refused instead of half
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -15,11 +16,13 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
@@ -68,11 +71,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by step, ascending.
-
-    Whether their content is intact is checked when they are loaded: a damaged newest checkpoint is
-    an error there, never a silent step back to an older one.
-    """
+    """The complete checkpoints of a run by step, ascending; loading checks that they are intact."""
     found = {
         int(name[1]): path
         for path in (checkpoints.iterdir() if checkpoints.is_dir() else ())
@@ -225,26 +224,45 @@ def save_model(
         UserError: The folder exists, or cannot be written (full disk, no permission).
     """
     folder = Path(folder)
+    require_absent(folder)
     config = {"objective": "vjepa", "model": to_dict(model.config), "run": dict(run or {})}
-    with explained_writing(folder), atomic_folder(folder) as aside:
+    with explained_writing(folder, also=RuntimeError), atomic_folder(folder) as aside:
         write_weights(aside, model.state_dict(), step, config)
     return folder
-
-
-@contextmanager
-def explained_writing(destination: Path) -> Generator[None]:
-    """Around the writing of a new file or folder: what goes wrong becomes one line for people."""
-    require_absent(destination)
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{destination}: cannot be written ({error})") from error
 
 
 def require_absent(destination: Path) -> None:
     """Refuse to write where something is."""
     if destination.exists():
         raise UserError(f"{destination}: exists already; give another name or remove it")
+
+
+@contextmanager
+def explained_writing(
+    destination: Path,
+    remedy: str = "choose another place",
+    what: str = "",
+    also: type[Exception] = OSError,
+) -> Generator[None]:
+    """Turn what goes wrong while a file or folder is written into one line for people.
+
+    `also`: RuntimeError is what torch and safetensors raise, but lost connections are that as well.
+    """
+    try:
+        yield
+    # DCP's exception derives from BaseException and hides the OSError behind it.
+    except (OSError, SafetensorError, CheckpointException, also) as error:
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            # The libraries below wrap or lose the error number; text and free space are left.
+            or "No space left" in str(error)
+            or (destination.parent.is_dir() and disk_usage(destination.parent).free < 2**20)
+        )
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{destination}: {what}could not be written: {'the disk is full' if full else said}; "
+            f"{remedy}"
+        ) from error
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -17,14 +17,8 @@ import torch
 from torch import Tensor
 
 from vjepa.errors import UserError
-from vjepa.models import (
-    PRESETS,
-    EncoderConfig,
-    PredictorConfig,
-    position_code,
-    sincos_2d,
-    sincos_3d,
-)
+from vjepa.models import PRESETS, EncoderConfig, PredictorConfig, position_code
+from vjepa.models.embedding import sincos_2d, sincos_3d
 
 Split = Literal["uniform", "half"]
 

@@ -77,13 +77,6 @@ def load_model(path: str | Path, num_heads: int | None = None) -> VJEPA:
     return read_model(path, num_heads)[0]
 
 
-def load_encoder(
-    path: str | Path, which: Which = "target", num_heads: int | None = None
-) -> Encoder:
-    """The encoder of :func:`read_encoder`."""
-    return read_encoder(path, which, num_heads)[0]
-
-
 def _open(path: Path, which: Which | None, num_heads: int | None) -> Held:
     if _is_ours(path):
         return open_folder(find_checkpoint(path), which, num_heads)
@@ -123,7 +116,7 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
     require_absent(dst)
     model, report = read_model(src, num_heads)
     if dst.suffix in (".tar", ".pth", ".pt"):
-        with explained_writing(dst), atomic_path(dst) as aside:
+        with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
     else:
         ours = _is_ours(src)

@@ -178,10 +178,8 @@ def _moments(entry: Mapping[str, Any], parameter: Tensor, source: str) -> dict[s
 
 def released_step(path: Path) -> int:
     """Updates that the optimiser in an authors' checkpoint made; 0 when it holds none."""
-    optimizer = read_released(path).get("opt")
-    states = optimizer.get("state") if isinstance(optimizer, dict) else None
-    entries = states.values() if isinstance(states, dict) else ()
-    return max((int(entry["step"]) for entry in entries if "step" in entry), default=0)
+    states = (read_released(path).get("opt") or {}).get("state") or {}
+    return max((int(entry["step"]) for entry in states.values() if "step" in entry), default=0)
 
 
 def released_layout(model: VJEPA) -> dict[str, Any]:
@@ -254,8 +252,3 @@ def read_probe(
         ],
     )
     return classifier, report
-
-
-def load_probe(path: str | Path, num_heads: int | None = None) -> AttentiveClassifier:
-    """The classifier of :func:`read_probe`."""
-    return read_probe(path, num_heads)[0]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from vjepa.checkpoint.folder import (
     STATE_FOLDER,
     TRAINER_FILE,
     WEIGHTS_FILE,
+    explained_writing,
     opened_weights,
     read_json,
     step_folder,
@@ -48,15 +46,7 @@ from vjepa.runtime.distributed import Team
 from vjepa.runtime.files import PARTIAL_SUFFIX, atomic_folder
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def _tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """All tensors of modules; ``x`` of module ``encoder`` is called ``encoder.x``."""
-    return {
-        f"{module_name}.{name}": tensor
-        for module_name, module in modules.items()
-        for name, tensor in module.state_dict().items()
-    }
+_UNTOUCHED = "earlier checkpoints are untouched: free some space (or mend the disk) and resume"
 
 
 class CheckpointStore:
@@ -138,7 +128,7 @@ class CheckpointStore:
         """
         self.finish()
         weights: dict[str, Tensor] = {}
-        for name, tensor in _tensors_of(modules).items():
+        for name, tensor in nn.ModuleDict(modules).state_dict().items():
             full = whole(tensor)
             if self._team.is_main:
                 weights[name] = full.to("cpu", copy=self._background or full is not tensor)
@@ -187,13 +177,14 @@ class CheckpointStore:
         team: Team,
     ) -> None:
         target = self.path(step)
+        explained = partial(explained_writing, target, _UNTOUCHED, "the checkpoint ")
 
         def begin() -> Path:
             if target.exists():
                 raise UserError(
                     f"{target}: exists already and is never overwritten; remove it first"
                 )
-            with _explained_failure(target):
+            with explained():
                 self.clean()
                 aside = open_folder.enter_context(atomic_folder(target))
                 (aside / STATE_FOLDER).mkdir()
@@ -202,13 +193,13 @@ class CheckpointStore:
             return aside
 
         def finish() -> None:
-            with _explained_failure(target):
+            with explained():
                 write_manifest(aside)
                 open_folder.close()
             self._prune()
 
         # Holds, in the main process, the folder that is renamed when all have written their part.
-        with _explained_failure(target), ExitStack() as open_folder:
+        with explained(), ExitStack() as open_folder:
             aside = team.on_main(begin)
             write_state(aside / STATE_FOLDER, moments, team)
             team.on_main(finish)
@@ -246,7 +237,7 @@ def load_checkpoint(
     """
     team.on_main(lambda: _verify(folder))
     trainer = read_json(folder / TRAINER_FILE)
-    path, targets = folder / WEIGHTS_FILE, _tensors_of(modules)
+    path, targets = folder / WEIGHTS_FILE, nn.ModuleDict(modules).state_dict()
     with opened_weights(path) as file, torch.no_grad():
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
         report = compare(str(path), "weights", found, shapes(targets))
@@ -272,23 +263,3 @@ def _verify(folder: Path) -> None:
                     f"({path.name})"
                 )
         raise UserError(f"{error}; {remedy}") from error
-
-
-@contextmanager
-def _explained_failure(folder: Path) -> Generator[None]:
-    """Turn what goes wrong while a checkpoint is written into one line for people."""
-    try:
-        yield
-    # DCP's exception derives from BaseException and hides the OSError behind it.
-    except (OSError, SafetensorError, CheckpointException) as error:
-        full = (
-            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-            # The libraries below wrap or lose the error number; text and free space are left.
-            or "No space left" in str(error)
-            or (folder.parent.is_dir() and shutil.disk_usage(folder.parent).free < 2**20)
-        )
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{folder}: the checkpoint could not be written: {'the disk is full' if full else said}"
-            "; earlier checkpoints are untouched: free some space (or mend the disk) and resume"
-        ) from error

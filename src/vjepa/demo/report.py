@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vjepa.checkpoint import load_encoder, load_model, read_config, shipped_weights
+from vjepa.checkpoint import load_model, read_config, shipped_weights
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.probes import LABELS, Cell, ProbeTask, summarise
 from vjepa.demo.synthetic_files import find_real_clips
 from vjepa.demo.training import OBJECTIVES, run_folder
+from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder

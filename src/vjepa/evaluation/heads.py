@@ -27,7 +27,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
-from vjepa.models import AttentiveClassifier, LinearClassifier, PoolerVariant
+from vjepa.models import AttentiveClassifier, LinearClassifier
+from vjepa.models.pooling import PoolerVariant
 
 _RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 _SMALLEST_SCALE = 1e-6

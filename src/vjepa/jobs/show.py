@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vjepa.checkpoint import Which, find_checkpoint, load_encoder, load_model, read_config
+from vjepa.checkpoint import Which, find_checkpoint, load_model, read_config
 from vjepa.config import RESOLVED_CONFIG_FILE, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, normalise_clip
@@ -248,7 +249,7 @@ def show_features(
 ) -> None:
     """Draw the principal directions of a model's features over videos, as a PNG file.
 
-    `model` is anything that :func:`vjepa.checkpoint.load_encoder` reads. Clips are taken as in its
+    `model` is anything that :func:`vjepa.load_encoder` reads. Clips are taken as in its
     run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, num_heads)

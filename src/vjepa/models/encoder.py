@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -67,26 +66,6 @@ class Encoder(nn.Module):
         other.patch_embed, other.blocks, other.norm = self.patch_embed, self.blocks, self.norm
         other.reset_position_code()
         return other.train(self.training)
-
-    @overload
-    def forward(
-        self,
-        video: Tensor,
-        token_indices: Tensor | None = None,
-        *,
-        offsets: Tensor | None = None,
-        layers: None = None,
-    ) -> Tensor: ...
-
-    @overload
-    def forward(
-        self,
-        video: Tensor,
-        token_indices: Tensor | None = None,
-        *,
-        offsets: Tensor | None = None,
-        layers: Sequence[int],
-    ) -> list[Tensor]: ...
 
     def forward(
         self,

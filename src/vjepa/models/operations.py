@@ -14,7 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from vjepa.models.config import EncoderConfig, ModelConfig
+from vjepa.models.encoder import Encoder
+from vjepa.models.predictor import Predictor
 
 # Bytes for each number of a token's width that a block keeps for the backward pass under bfloat16
 # autocast: two float32 residuals (8), two normalised inputs (4), q k v (6), the attended (2), and
@@ -79,23 +83,12 @@ def _block(tokens: float, width: int, mlp_width: int) -> float:
     return 2 * tokens * (4 * width**2 + 2 * width * mlp_width) + 4 * tokens**2 * width
 
 
-def encoder_parameters(config: EncoderConfig) -> int:
-    """Number of trained parameters of an encoder."""
-    embedding = (config.patch_values + 1) * config.width
-    blocks = config.depth * _block_parameters(config.width, config.mlp_width)
-    return embedding + blocks + 2 * config.width
-
-
-def predictor_parameters(config: ModelConfig) -> int:
-    """Number of trained parameters of the predictor."""
-    sizes, width = config.predictor, config.predictor.width
-    ends = (config.encoder.width + 1) * width + (width + 1) * config.encoder.width
-    blocks = sizes.depth * _block_parameters(width, sizes.mlp_width)
-    return ends + blocks + 2 * width + sizes.num_mask_tokens * width
-
-
-def _block_parameters(width: int, mlp_width: int) -> int:
-    return 4 * width**2 + 2 * width * mlp_width + 4 * width + mlp_width + width + 4 * width
+def count_parameters(config: ModelConfig) -> tuple[int, int]:
+    """Numbers of trained parameters of encoder and predictor; no memory is taken for them."""
+    with torch.device("meta"):
+        parts = Encoder(config.encoder), Predictor(config.encoder, config.predictor)
+    encoder, predictor = (sum(p.numel() for p in part.parameters()) for part in parts)
+    return encoder, predictor
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ def update_memory(
     bfloat16 keeps up to 64 MiB more for each attention (:mod:`vjepa.models.cpu_attention`).
     """
     encoder, predictor = config.encoder, config.predictor
-    in_encoder, in_predictor = encoder_parameters(encoder), predictor_parameters(config)
+    in_encoder, in_predictor = count_parameters(config)
     states = _FLOAT32 * (_TRAINED_COPIES * (in_encoder + in_predictor) + in_encoder)
     context = sum(mask.context for mask in masks)
     joint = sum(mask.context + mask.target for mask in masks)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vjepa.checkpoint import load_encoder
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
+from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
