@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from vjepa.data.loader.sampler import VideoSources
 from vjepa.data.manifest import index as index_reuse
-from vjepa.data.manifest.index import KnownFiles, list_sources
+from vjepa.data.manifest.index import known_files, list_sources, note_of, still_known
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import LABEL_PREFIX, Manifest, to_schema
 from vjepa.data.manifest.storage import FileStatus
@@ -78,7 +78,7 @@ def _rows(first: int, count: int) -> pa.Table:
 def _make(rows: int, folder: Path) -> None:
     """The Parquet file, written in pieces by other means, for the stages to work on."""
     # As `data index` marks what it probed; without it nothing would be used again.
-    way = KnownFiles(folder / "no such file", IndexConfig()).metadata
+    way = note_of(IndexConfig())
     schema = _rows(0, 1).schema
     schema = schema.with_metadata({**(schema.metadata or {}), **way})
     with pq.ParquetWriter(folder / "rows.parquet", schema, compression="zstd") as writer:
@@ -145,7 +145,7 @@ def _reuse(folder: Path) -> dict[str, Any]:
     """Looking each listed file up in an older manifest, and then on disk, where none of them is."""
     listing = list_sources([str(folder / "list.csv")], ["list"], IndexConfig())
     began = time.process_time()
-    known = KnownFiles(folder / "rows.parquet", IndexConfig())
+    known = known_files(folder / "rows.parquet", note_of(IndexConfig()))
     looked_at = 0
 
     def look(path: str, kind: MediaKind) -> FileStatus:
@@ -154,7 +154,7 @@ def _reuse(folder: Path) -> dict[str, Any]:
         return stamp_of(path, kind)
 
     index_reuse.stamp_of = look
-    matched = int((known.match(listing) >= 0).sum())
+    matched = int((still_known(known, listing) >= 0).sum())
     used = round(time.process_time() - began, 1)
     return {"cpu s of the matching": used, "files looked at": looked_at, "matched": matched}
 

@@ -117,7 +117,8 @@ def fuzz_media(files: list[Path], work: Path, tally: Tally, kept: Path) -> None:
         info = manifest.row(row)
         tally.note("index", "usable" if info.ok else "refused", info.reason or "")
         _judge("index", info.reason or "", Path(info.path), tally, kept)
-    report = check_manifest(manifest, deep=True, timeout_seconds=FILE_SECONDS, limits=LIMITS)
+    config = IndexConfig(timeout_seconds=FILE_SECONDS, limits=LIMITS)
+    report = check_manifest(manifest, deep=True, config=config)
     tally.outcomes["check of every frame: usable"] += report.num_ok
     for bad in report.bad:
         tally.note("check of every frame", "refused", bad.reason)

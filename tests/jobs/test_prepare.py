@@ -85,7 +85,7 @@ def test_labels_weights_and_splits_are_carried(videos: Path, prepared: dict) -> 
         assert len(manifest) == 8
         assert manifest.ok.all()
         assert manifest.splits == ["train", "validation"]
-        assert manifest.dataset_names == ["set"]
+        assert manifest.categories("dataset").classes == ["set"]
         source = pq.read_table(manifest.source).column("source_path").to_pylist()
         place = {before.path(row): row for row in range(8)}
         order = [place[path] for path in source]

@@ -135,9 +135,14 @@ def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:
 
 
 def test_a_mistake_in_the_task_is_not_taken_for_bad_data(pool: WorkerPool) -> None:
-    pool.submit(("fail", None))
-    with pytest.raises(RuntimeError, match=r"(?s)test_workers.py.*KeyError: 'a mistake in the"):
+    pool.submit(("fail", "a whole batch " * 10_000))
+    with pytest.raises(
+        RuntimeError, match=r"(?s)test_workers.py.*KeyError: 'a mistake in the"
+    ) as error:
         _finish(pool, 1)
+    first = str(error.value).splitlines()[0]
+    assert "failed at ('fail', 'a whole batch" in first
+    assert len(first) < 300
 
 
 def test_a_waiting_job_can_be_put_first(new_pool) -> None:

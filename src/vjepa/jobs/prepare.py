@@ -52,17 +52,6 @@ class PrepareReport:
     first_removed: dict[str, list[str]]
     """Up to three examples for each reason."""
 
-    def write(self, folder: Path, removed: Sequence[Removed]) -> None:
-        """Write ``removed.jsonl``, then ``report.json``."""
-        lines = "".join(json.dumps(asdict(one)) + "\n" for one in removed)
-        atomic_write(folder / REMOVED_FILE, lines)
-        atomic_write(folder / REPORT_FILE, json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def read(cls, folder: Path) -> PrepareReport:
-        """The report of a finished folder."""
-        return cls(**json.loads((folder / REPORT_FILE).read_text()))
-
     def lines(self) -> list[str]:
         """The report for people."""
         found = [
@@ -117,7 +106,7 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         with locked_folder(out), ExitStack() as stack:
             if not _claim(out, _settings_of(inputs, config), config):
-                return PrepareReport.read(out)
+                return PrepareReport(**json.loads((out / REPORT_FILE).read_text()))
             if engine == "ray":  # one for both stages
                 ray = stack.enter_context(ray_cluster())
                 workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -213,7 +202,7 @@ def _store(
     by_key = {video.key: video for video in videos}
     with late_progress("store videos") as show:
         for number, (name, keys) in enumerate(plan.items(), start=1):
-            if not store.is_stored(name):
+            if not store.rows_file(name).exists():
                 store.store(name, [by_key[key] for key in keys])
             show(number, len(plan))
     table = store.all_rows(list(plan))
@@ -230,7 +219,10 @@ def _store(
         removed=counts,
         first_removed=examples,
     )
-    report.write(out, sorted(removal.all, key=lambda one: one.number))
+    listed = sorted(removal.all, key=lambda one: one.number)
+    lines = "".join(json.dumps(asdict(one)) + "\n" for one in listed)
+    atomic_write(out / REMOVED_FILE, lines)
+    atomic_write(out / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
     # The manifest comes last: where it stands, everything it names stands, too.
     manifest.write(out / MANIFEST)
     shutil.rmtree(out / "work" / "parts", ignore_errors=True)

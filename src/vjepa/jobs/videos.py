@@ -55,22 +55,13 @@ def check(
     deep: bool = False,
     workers: int | None = None,
 ) -> CheckReport:
-    """Check every row of a manifest (a Parquet file) against its file; see `check_manifest`.
+    """Check every row of a manifest against its file; arguments as :func:`check_manifest`.
 
-    Of the config, the limits and the time for one file are used; `workers` None takes one process
-    for each CPU core.
+    `workers` None takes one process for each CPU core.
     """
-    rows = Manifest.open(manifest)
-    config = config or IndexConfig()
+    rows, workers = Manifest.open(manifest), checked_workers(workers)
     with late_progress("check") as show:
-        return check_manifest(
-            rows,
-            deep=deep,
-            workers=checked_workers(workers),
-            timeout_seconds=config.timeout_seconds,
-            limits=config.limits,
-            progress=show,
-        )
+        return check_manifest(rows, deep=deep, workers=workers, config=config, progress=show)
 
 
 def describe(manifest: Manifest) -> str:

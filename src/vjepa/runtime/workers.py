@@ -48,6 +48,7 @@ _Payload = TypeVar("_Payload")
 _AHEAD_BYTES = 4096
 _JOBS_PER_WORKER = 2
 _READY, _FAILED = -1, -2  # in place of a ticket
+_LONGEST_JOB = 200  # characters of a job in a message
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class _Job:
     ticket: int
     payload: object
     deaths: int = 0
+
+    def __str__(self) -> str:
+        """What it is at, for a message: not the arrays of a whole batch."""
+        text = " ".join(str(self.payload).split())
+        return text if len(text) <= _LONGEST_JOB else f"{text[:_LONGEST_JOB]} ..."
 
 
 @dataclass(eq=False)
@@ -339,7 +345,7 @@ class WorkerPool:
                 ticket, value = worker.pipe.recv()
                 worker.started = time.monotonic()
                 if ticket == _FAILED:
-                    job = worker.jobs[0].payload
+                    job = worker.jobs[0]
                     raise RuntimeError(f"a worker process failed at {job}:\n{value}")
                 if ticket == _READY:
                     worker.is_ready = True
@@ -363,7 +369,7 @@ class WorkerPool:
         reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
         job = worker.jobs.popleft() if worker.jobs else None
         _LOGGER.warning(
-            "%s while at job %s; it is replaced", reason, "none" if job is None else job.payload
+            "%s while at job %s; it is replaced", reason, "none" if job is None else job
         )
         self._stop(worker)
         if job is not None and job.deaths:
@@ -383,9 +389,7 @@ class WorkerPool:
             )
         job = worker.jobs.popleft()
         reason = f"reading it did not end within {self._timeout:g} s"
-        _LOGGER.warning(
-            "worker process %s killed: %s; job %s", worker.process.pid, reason, job.payload
-        )
+        _LOGGER.warning("worker process %s killed: %s; job %s", worker.process.pid, reason, job)
         self._stop(worker)
         outcomes.append(Outcome(job.ticket, "hang", reason=reason))
 

@@ -79,7 +79,7 @@ def test_a_folder_of_everything(tmp_path):
     ]
     assert manifest.labels("label").tolist() == ["run", "walk", "walk", "run", "run", "walk"]
     assert manifest.splits == ["train", "validation"]
-    assert manifest.dataset_names == ["set"]
+    assert manifest.categories("dataset").classes == ["set"]
     assert manifest.ok.tolist() == [True, True, True, True, False, True]
     assert "truncated" in (manifest.row(found["val/run/cut.mp4"]).reason or "")
     clip = manifest.row(found["val/walk/clip"])
@@ -106,7 +106,7 @@ def test_several_sources_with_weights(tmp_path):
     (tmp_path / "list.csv").write_text("path,colour\nlarge/1.mp4,red\nlarge/2.mp4,blue\n")
     sources = [large, small, tmp_path / "list.csv"]
     plain = index_sources(sources, tmp_path / "m.parquet")
-    assert plain.dataset_names == ["large", "list", "small"]
+    assert plain.categories("dataset").classes == ["large", "list", "small"]
     assert plain.weights.tolist() == [1.0] * 7
     assert plain.labels("colour").tolist() == [None] * 5 + ["red", "blue"]
     manifest = index_sources(
@@ -117,6 +117,14 @@ def test_several_sources_with_weights(tmp_path):
     shares = [manifest.weights[manifest.ok & (datasets.codes == code)].sum() for code in range(3)]
     np.testing.assert_allclose(np.array(shares) / sum(shares), np.array([1, 3, 0.5]) / 4.5)
     assert manifest.weights[manifest.ok].mean() == pytest.approx(1.0)
+
+
+def test_sources_of_one_name_are_numbered(tmp_path):
+    for folder in ("a", "b"):
+        make_videos(tmp_path / folder / "k400", "1.mp4")
+    sources = [tmp_path / "a" / "k400", tmp_path / "b" / "k400", tmp_path / "a" / "k400" / "1.mp4"]
+    manifest = index_sources(sources, tmp_path / "m.parquet")
+    assert manifest.categories("dataset").classes == ["1", "k400-1", "k400-2"]
 
 
 def test_row_weights_keep_their_ratio_within_a_source(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.data.video_files import write_image, write_image_folder
 
-from vjepa.data.manifest.lists import IndexConfig, SourceRow, default_names, read_source
+from vjepa.data.manifest.lists import IndexConfig, SourceRow, read_source
 from vjepa.errors import UserError
 
 
@@ -213,11 +213,6 @@ def test_texts_and_names_that_are_not_utf8(tmp_path):
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.mp4")).write_text("x")
     with pytest.raises(UserError, match="not valid UTF-8; rename it"):
         read(tmp_path)
-
-
-def test_names_of_data_sets(tmp_path):
-    sources = ["/a/k400.csv", "/b/ssv2", "/c/k400.txt"]
-    assert default_names(sources) == ["k400-1", "ssv2", "k400-2"]
 
 
 def test_config_is_checked():

@@ -11,7 +11,7 @@ from tests.data.prepare.copies import remux, scene, write
 from vjepa.data.prepare.config import MatchConfig, Order, Part
 from vjepa.data.prepare.fingerprint import (
     Fingerprint,
-    FingerprintTask,
+    fingerprint,
     grey_thumbnail,
     hash_thumbnail,
     hashed_frames,
@@ -102,7 +102,7 @@ def test_json_and_failures(original: Path, tmp_path: Path) -> None:
     assert again.content == mine.content
     assert np.array_equal(again.frames, mine.frames)
     missing = VideoInfo(path=str(tmp_path / "no.mp4"), num_frames=5, fps=1.0)
-    assert "No such file" in FingerprintTask(_MATCH)(Order("k", missing, Part()))["failed"]
+    assert "No such file" in fingerprint(_MATCH, Order("k", missing, Part()))["failed"]
 
 
 def _hash(frame: np.ndarray) -> np.uint64:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from vjepa.data.prepare.config import Order, Part
-from vjepa.data.prepare.stages import Journal, Workplace
+from vjepa.data.prepare.stages import Workplace
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
+from vjepa.runtime.files import JsonLines
 from vjepa.runtime.ray_engine import EngineName, ray_map
 from vjepa.runtime.workers import Outcome
 
@@ -141,45 +142,38 @@ def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
         _run("ray", 1.0)
 
 
-def test_answers_are_found_again(tmp_path: Path) -> None:
-    file = tmp_path / "deep" / "a.jsonl"
-    expected: dict[str, dict[str, int]] = {}
-    for key in "abc":
-        with Journal(file) as journal:
-            assert journal.answers == expected
-            expected[key] = {"x": len(expected)}
-            journal.add(key, expected[key])
-            assert journal.answers == expected
+def _noted(file: Path) -> dict:
+    """The answers that a run with nothing new to do finds."""
+    return Workplace(file.parent, "local", 1, 60.0).do_all(file.name, Work(), {}, lambda *_: None)
+
+
+def _note(file: Path, key: str, answer: dict) -> None:
+    with JsonLines(file) as journal:
+        journal.append({"key": key, **answer})
 
 
 def test_a_line_cut_off_anywhere_is_dropped_and_the_rest_kept(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl"
-    with Journal(file) as journal:
-        journal.add("a", {"text": "one"})
-        start = file.stat().st_size
-        journal.add("b", {"text": "ü\n"})
+    file = tmp_path / "deep" / "a.jsonl"
+    _note(file, "a", {"text": "one"})
+    start = file.stat().st_size
+    _note(file, "b", {"text": "ü\n"})
     whole = file.read_bytes()
+    assert _noted(file) == {"a": {"text": "one"}, "b": {"text": "ü\n"}}
     for end in range(start, len(whole)):
         file.write_bytes(whole[:end])
-        with Journal(file) as journal:
-            assert journal.answers.get("a") == {"text": "one"}
-            assert journal.answers.get("b") is None
-            journal.add("c", {})
-        with Journal(file) as journal:
-            assert journal.answers.get("c") == {}
+        _note(file, "c", {})
+        assert _noted(file) == {"a": {"text": "one"}, "c": {}}
 
 
 def test_rubbish_is_passed_over(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"key": "a", "x": 1}\n\0\0\0\n[1]\n{"x": 2}\n{"key": "b", "x": 3}\n{"key')
-    with Journal(file) as journal:
-        assert journal.answers == {"a": {"x": 1}, "b": {"x": 3}}
-        journal.add("c", {"x": 4})
-    with Journal(file) as journal:
-        assert sorted(journal.answers) == ["a", "b", "c"]
+    assert _noted(file) == {"a": {"x": 1}, "b": {"x": 3}}
+    _note(file, "c", {"x": 4})
+    assert sorted(_noted(file)) == ["a", "b", "c"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="cannot be written"), Journal(tmp_path / "a" / "b.jsonl"):
-        pass
+    with pytest.raises(UserError, match="cannot be written"):
+        _noted(tmp_path / "a" / "b.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ from tests.data.video_files import (
 
 from vjepa.data.prepare.config import Order, Part, TranscodeConfig
 from vjepa.data.prepare.storing import (
-    EncodeTask,
     encode,
+    encode_order,
     output_size,
     output_suffix,
     taken_frames,
@@ -121,7 +122,7 @@ def _order(source: Path, target: Path) -> Order:
     return Order("k", inspect_file(str(source)), Part(), str(target))
 
 
-_TASK = EncodeTask(TranscodeConfig(), LimitsConfig())
+_TASK = partial(encode_order, TranscodeConfig(), LimitsConfig())
 
 
 def test_the_task_answers_failures_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_copies_and_images_keep_their_bytes(tmp_path: Path) -> None:
         config = TranscodeConfig(mode=mode)
         info = inspect_file(str(source))
         target = tmp_path / f"out{output_suffix(info, config)}"
-        task = EncodeTask(config, LimitsConfig())
+        task = partial(encode_order, config, LimitsConfig())
         assert "info" in task(Order("k", info, Part(), str(target)))
         assert target.read_bytes() == source.read_bytes()
     folder = inspect_file(str(write_image_folder(tmp_path / "clip", 3)))

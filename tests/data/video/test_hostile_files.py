@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from tests.data.video_files import Spec, write_image, write_video
@@ -184,40 +182,3 @@ def test_an_image_is_read_as_what_it_may_be_and_nothing_else(tmp_path):
     assert inspect_file(str(path)).reason == "not an image, or damaged beyond reading"
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path, format="GIF")
     assert not inspect_file(str(path)).ok
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "message"),
-    [
-        ("num_frames", [5, -1], "row 1: num_frames -1 cannot be"),
-        ("fps", [25.0, float("nan")], "row 1: fps nan cannot be"),
-        ("fps", [None, 25.0], "row 0: no fps"),
-        ("time_base_den", [1, 0], "row 1: time_base_den 0 cannot be"),
-        ("kind", ["video", "program"], "kind 'program' is unknown"),
-        ("keyframe_index", [[0, 12], [5, 12]], "keyframe_index: the key frames of a row do not"),
-        ("keyframe_pts", [[0, 12], [12, 12]], "keyframe_pts: the key frames of a row do not"),
-        ("keyframe_pts", [[0, None], [0]], "keyframe_pts: an empty place"),
-        ("keyframe_pts", [[0, 12], [0]], "row 1: not as many keyframe_pts as keyframe_index"),
-        ("height", [48, 0], "row 1: usable, but height 0"),
-        ("path", ["a.mp4", b"\xff\xfe.mp4"], "Invalid UTF8"),
-    ],
-)
-def test_a_manifest_with_values_that_cannot_be_is_refused(tmp_path, column, values, message):
-    columns = {
-        "path": ["a.mp4", "b.mp4"],
-        "num_frames": [20, 20],
-        "fps": [25.0, 25.0],
-        "width": [64, 64],
-        "height": [48, 48],
-        "keyframe_pts": [[0, 12], [0, 12]],
-        "keyframe_index": [[0, 12], [0, 12]],
-    }
-    columns[column] = values
-    table = pa.table(columns)
-    if column == "path":  # text that is none
-        raw = [value if isinstance(value, bytes) else value.encode() for value in values]
-        broken = pa.Array.from_buffers(pa.string(), 2, pa.array(raw, pa.binary()).buffers())
-        table = table.set_column(0, "path", broken)
-    pq.write_table(table, tmp_path / "m.parquet")
-    with pytest.raises(UserError, match=message):
-        Manifest.open(tmp_path / "m.parquet")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.index import BATCH, unchanged_files
-from vjepa.data.manifest.manifest import (
-    INFO_COLUMNS,
-    LabelCodes,
-    Manifest,
-    infos_to_table,
-    list_lengths,
-)
-from vjepa.data.video.info import LimitsConfig, VideoInfo
-from vjepa.data.video.inspect import InspectOrder, inspect_files
+from vjepa.data.manifest.index import Progress, inspect_all, unchanged_files
+from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.manifest import INFO_COLUMNS, LabelCodes, Manifest, list_lengths
+from vjepa.data.video.info import IMAGE_FOLDER_FPS
+from vjepa.data.video.inspect import InspectOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,44 +59,33 @@ def check_manifest(
     *,
     deep: bool = False,
     workers: int = 2,
-    timeout_seconds: float = 60.0,
-    limits: LimitsConfig | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    config: IndexConfig | None = None,
+    progress: Progress | None = None,
 ) -> CheckReport:
     """Check every row against its file.
 
-    Without `deep`, a file of unchanged size and time keeps its verdict and a changed one is probed
-    anew. With `deep`, every frame of every file is decoded. Bad files are findings, not errors.
-    `progress` is called as progress(rows done, rows in all, bad rows so far).
+    Without `deep`, a file of unchanged size and time keeps its verdict and a changed one is looked
+    into anew. With `deep`, every frame of every file is decoded. Bad files are findings, not
+    errors. Of the config, the limits and the time for one file are used.
     """
     unchanged = np.zeros(len(manifest), dtype=bool)
     if not deep:
         unchanged = unchanged_files(manifest, np.arange(len(manifest)))
-    rows = np.flatnonzero(~unchanged)
-    done, num_bad = int(unchanged.sum()), int((unchanged & ~manifest.ok).sum())
-    if progress is not None and done:
-        progress(done, len(manifest), num_bad)
+    rows = np.argsort(~unchanged, kind="stable")  # the unchanged ones, then the others
     found = [manifest.table.select(INFO_COLUMNS).filter(pa.array(unchanged))]
-    fresh: list[VideoInfo] = []
-    orders = (_order(manifest.row(row), deep) for row in rows.tolist())
-    limits = limits or LimitsConfig()
-    with closing(inspect_files(orders, workers, limits, timeout_seconds)) as infos:
-        for info in infos:
-            fresh.append(info)
-            if len(fresh) == BATCH:
-                found.append(infos_to_table(fresh))
-                fresh = []
-            done, num_bad = done + 1, num_bad + (not info.ok)
-            if progress is not None:
-                progress(done, len(manifest), num_bad)
-    joined = pa.concat_tables([*found, infos_to_table(fresh)]).unify_dictionaries()
-    order = np.concatenate([np.flatnonzero(unchanged), rows])
-    return _report(manifest, Manifest(joined, Path("/")), order)
-
-
-def _order(info: VideoInfo, deep: bool) -> InspectOrder:
-    fps = info.fps if info.kind == "image_folder" and info.fps > 0 else 30.0
-    return InspectOrder(path=info.path, kind=info.kind, image_folder_fps=fps, deep=deep)
+    infos = (manifest.row(row) for row in rows[unchanged.sum() :].tolist())
+    orders = (
+        InspectOrder(
+            path=info.path,
+            kind=info.kind,
+            image_folder_fps=(info.kind == "image_folder" and info.fps) or IMAGE_FOLDER_FPS,
+            deep=deep,
+        )
+        for info in infos
+    )
+    inspect_all(orders, len(manifest), found, config or IndexConfig(), workers, progress)
+    now = Manifest(pa.concat_tables(found).unify_dictionaries(), Path("/"))
+    return _report(manifest, now, rows)
 
 
 def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> CheckReport:

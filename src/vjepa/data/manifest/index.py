@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, default_names, read_source
+from vjepa.data.manifest.lists import IndexConfig, read_source
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -31,20 +31,66 @@ from vjepa.errors import UserError
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
 _PROBE_VERSION = 1
-_KEY = b"vjepa.probe"
+_KEY = "vjepa.probe"
 
 Progress = Callable[[int, int, int], None]
 """Called as progress(files done, files in all, bad files so far)."""
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
-BATCH = 1 << 13
+_BATCH = 1 << 13
 
 _LISTING = {name: COLUMNS[name] for name in ("path", "kind", "dataset", "split", "weight")}
 
 
-def partial_path(target: Path) -> Path:
+def _partial_path(target: Path) -> Path:
     """Where an interrupted index leaves what it has."""
     return target.with_name(target.name + ".partial")
+
+
+def note_of(config: IndexConfig) -> dict[str, str]:
+    """What a manifest's schema says of how its files were looked into."""
+    way = {"version": _PROBE_VERSION, "fps": config.image_folder_fps, **asdict(config.limits)}
+    return {_KEY: json.dumps(way, sort_keys=True)}
+
+
+def known_files(target: Path, note: Mapping[str, str]) -> Manifest:
+    """What an interrupted index and the manifest at its target know of files looked into so.
+
+    Raises:
+        UserError: The target exists and is no manifest: it is not ours to replace.
+    """
+    found = [infos_to_table([])]
+    for path in (_partial_path(target), target):
+        if not path.exists():
+            continue
+        try:
+            manifest = Manifest.open(path)
+            metadata = pq.read_schema(path).metadata or {}
+        except (UserError, pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path}: exists and is no manifest; delete it or choose another --out"
+            ) from error
+        if metadata.get(_KEY.encode()) == note[_KEY].encode():
+            found.append(manifest.rooted_at(None).select(INFO_COLUMNS))
+    return Manifest(pa.concat_tables(found).unify_dictionaries(), Path("/"))
+
+
+def still_known(known: Manifest, listing: pa.Table) -> NDArray[np.int64]:
+    """For each listed file the row of a known one that has not changed since, or -1: int64 [L].
+
+    Bad files are always looked into again: what was wrong may have been mended.
+    """
+    lookup = pc.SetLookupOptions(value_set=known.table.column("path"))
+    places = pc.call_function("index_in", [listing.column("path")], lookup)
+    found = np.asarray(places.fill_null(-1), dtype=np.int64)
+    rows = np.flatnonzero(found >= 0)
+    rows = rows[known.ok[found[rows]]]
+    kinds = [table.column("kind").cast(pa.string()).to_numpy() for table in (listing, known.table)]
+    rows = rows[kinds[0][rows] == kinds[1][found[rows]]]
+    holds = unchanged_files(known, found[rows])
+    still = np.full(len(found), -1, dtype=np.int64)
+    still[rows[holds]] = found[rows[holds]]
+    return still
 
 
 def unchanged_files(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -52,7 +98,7 @@ def unchanged_files(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.b
     kinds = manifest.categories("kind")
     sizes, times = manifest.numeric("bytes"), manifest.numeric("mtime_ns")
     is_same = np.zeros(len(rows), dtype=bool)
-    for place, path in enumerate(manifest.paths(rows)):
+    for place, path in enumerate(chain.from_iterable(manifest.paths(rows))):
         row = rows[place]
         try:
             stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
@@ -62,60 +108,36 @@ def unchanged_files(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.b
     return is_same
 
 
-class KnownFiles:
-    """Usable rows of the manifest at the target and of an interrupted index beside it."""
+def inspect_all(
+    orders: Iterable[InspectOrder],
+    total: int,
+    found: list[pa.Table],
+    config: IndexConfig,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    """Look into files; what is found is added to `found`, also what was until Ctrl-C or a failure.
 
-    def __init__(self, target: Path, config: IndexConfig) -> None:
-        """Read what is there and was probed in the same way.
-
-        Raises:
-            UserError: The target exists and is no manifest: it is not ours to replace.
-        """
-        way = {"version": _PROBE_VERSION, "fps": config.image_folder_fps, **asdict(config.limits)}
-        self.metadata = {_KEY.decode(): json.dumps(way, sort_keys=True)}
-        self._manifests = [
-            manifest
-            for path in (target, partial_path(target))
-            if path.exists() and (manifest := self._open(path)) is not None
-        ]
-        self._starts = np.cumsum([0, *(len(manifest) for manifest in self._manifests)])
-
-    def _open(self, path: Path) -> Manifest | None:
-        try:
-            manifest = Manifest.open(path)
-            metadata = pq.read_schema(path).metadata or {}
-        except (UserError, pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path}: exists and is no manifest; delete it or choose another --out"
-            ) from error
-        is_same_way = metadata.get(_KEY) == self.metadata[_KEY.decode()].encode()
-        return manifest if is_same_way else None
-
-    def match(self, listing: pa.Table) -> NDArray[np.int64]:
-        """For each listed file the number of a known row that still holds, or -1: int64 [rows]."""
-        found = np.full(listing.num_rows, -1, dtype=np.int64)
-        kinds = np.asarray(listing.column("kind").cast(pa.string()).to_numpy())
-        for start, manifest in zip(self._starts, self._manifests, strict=False):
-            places = pc.call_function(
-                "index_in",
-                [listing.column("path")],
-                pc.SetLookupOptions(value_set=manifest.absolute_paths()),
-            )
-            known = np.asarray(places.fill_null(-1), dtype=np.int64)
-            rows = np.flatnonzero((known >= 0) & (found < 0))
-            # Bad files are always tried again: what was wrong may have been mended.
-            rows = rows[manifest.ok[known[rows]]]
-            stored = manifest.categories("kind")
-            classes = np.array(stored.classes, dtype=object)
-            rows = rows[classes[stored.codes[known[rows]]] == kinds[rows]]
-            holds = unchanged_files(manifest, known[rows])
-            found[rows[holds]] = start + known[rows[holds]]
-        return found
-
-    def infos(self, numbers: NDArray[np.int64]) -> pa.Table:
-        """What is known under numbers given by :meth:`match`: `INFO_COLUMNS`, one row each."""
-        columns = [manifest.table.select(INFO_COLUMNS) for manifest in self._manifests]
-        return pa.concat_tables([infos_to_table([]), *columns]).take(pa.array(numbers))
+    `found` are tables of `INFO_COLUMNS` that count as done, of `total` files.
+    """
+    done = sum(table.num_rows for table in found)
+    num_bad = done - sum(pc.call_function("sum", [table["ok"]]).as_py() or 0 for table in found)
+    if progress is not None and done:
+        progress(done, total, num_bad)
+    fresh: list[VideoInfo] = []
+    try:
+        infos = inspect_files(orders, workers, config.limits, config.timeout_seconds)
+        with closing(infos):
+            for info in infos:
+                fresh.append(info)
+                if len(fresh) == _BATCH:
+                    found.append(infos_to_table(fresh))
+                    fresh = []
+                done, num_bad = done + 1, num_bad + (not info.ok)
+                if progress is not None:
+                    progress(done, total, num_bad)
+    finally:
+        found.append(infos_to_table(fresh))
 
 
 def index_sources(
@@ -151,24 +173,36 @@ def index_sources(
     sources = [str(source) for source in sources]
     names = _checked_names(sources, names, weights)
     target = Path(out).absolute()
-    known = KnownFiles(target, config)
+    note = note_of(config)
+    known = known_files(target, note)
     listing = list_sources(sources, names, config)
-    rows = _RowStore(listing, known)
+    reused = still_known(known, listing)
+    rows = np.argsort(reused < 0, kind="stable")  # those that are known, then the others
+    num_known = int((reused >= 0).sum())
+    found = [known.table.take(pa.array(reused[rows[:num_known]]))]
+    orders = (
+        InspectOrder(
+            path=listing.column("path")[int(row)].as_py(),
+            kind=listing.column("kind")[int(row)].as_py(),
+            image_folder_fps=config.image_folder_fps,
+        )
+        for row in rows[num_known:]
+    )
     try:
-        _inspect_listing(rows, config, workers, progress)
+        inspect_all(orders, listing.num_rows, found, config, workers, progress)
     finally:
         # After Ctrl-C or a failure, what was found waits beside the target for the next attempt.
-        if 0 < len(rows) < listing.num_rows:
-            Manifest(rows.table(), Path("/")).write(partial_path(target), known.metadata)
-    manifest = Manifest(rows.table(), Path("/"), str(target))
+        manifest = _put_together(listing, found, rows, str(target))
+        if 0 < len(manifest) < listing.num_rows:
+            manifest.write(_partial_path(target), note)
     if not manifest.ok.any():
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
         raise UserError(f"none of the {len(manifest)} files can be used: {reasons}")
     if weights is not None:
         manifest = _weighted(manifest, dict(zip(names, weights, strict=True)))
-    manifest.write(target, known.metadata)
-    partial_path(target).unlink(missing_ok=True)
+    manifest.write(target, note)
+    _partial_path(target).unlink(missing_ok=True)
     return Manifest.open(target)
 
 
@@ -185,7 +219,13 @@ def _checked_names(
     for what, given in (("names", names), ("weights", weights)):
         if given is not None and len(given) != len(sources):
             raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
-    chosen = list(names) if names is not None else default_names(sources)
+    stems = [Path(source).absolute().stem for source in sources]
+    chosen = list(names or ())
+    if names is None:  # numbered where they repeat
+        chosen = [
+            stem if stems.count(stem) == 1 else f"{stem}-{stems[: place + 1].count(stem)}"
+            for place, stem in enumerate(stems)
+        ]
     if len(set(chosen)) != len(chosen):
         raise UserError(f"names: the same name twice ({', '.join(chosen)})")
     if weights is not None and not all(0 < weight < float("inf") for weight in weights):
@@ -204,7 +244,7 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
     parts: list[pa.Table] = []
     for source, dataset in zip(sources, names, strict=True):
         rows = read_source(source, config)
-        while batch := list(islice(rows, BATCH)):
+        while batch := list(islice(rows, _BATCH)):
             arrays = {
                 name: pa.array([getattr(row, name) for row in batch], type=kind)
                 for name, kind in _LISTING.items()
@@ -218,77 +258,18 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
 
 
-class _RowStore:
-    """The rows done so far, in the listing's order, as flat Arrow columns but for the newest."""
-
-    def __init__(self, listing: pa.Table, known: KnownFiles) -> None:
-        self.listing = listing
-        self.reused = known.match(listing)
-        self._known = known
-        self._tables: list[pa.Table] = []
-        self._fresh: list[VideoInfo] = []
-        self._count = self._stored = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, fresh: VideoInfo | None) -> None:
-        """The next row: what was found in its file, or None where an older row holds."""
-        if fresh is not None:
-            self._fresh.append(fresh)
-        self._count += 1
-        if self._count - self._stored == BATCH:
-            self._store()
-
-    def table(self) -> pa.Table:
-        """All rows done, with the columns of a manifest."""
-        self._store()
-        return pa.concat_tables(self._tables)
-
-    def _store(self) -> None:
-        length = self._count - self._stored
-        if not length:
-            return
-        said = self.listing.slice(self._stored, length)
-        reused = self.reused[self._stored :][:length]
-        # Fresh rows first, known ones behind them; `order` puts them back among each other.
-        is_fresh = reused < 0
-        older = self._known.infos(reused[~is_fresh])
-        found = pa.concat_tables([infos_to_table(self._fresh), older])
-        order = np.empty(length, dtype=np.int64)
-        order[is_fresh] = np.arange(is_fresh.sum())
-        order[~is_fresh] = np.arange(is_fresh.sum(), length)
-        found = found.unify_dictionaries().combine_chunks().take(pa.array(order))
-        labels = [name for name in said.column_names if name.startswith(LABEL_PREFIX)]
-        columns = {
-            name: said.column(name) if name in _LISTING else found.column(name) for name in COLUMNS
-        }
-        columns |= {name: said.column(name) for name in labels}
-        self._tables.append(pa.table(columns))
-        self._fresh, self._stored = [], self._count
-
-
-def _inspect_listing(
-    rows: _RowStore, config: IndexConfig, workers: int, progress: Progress | None
-) -> None:
-    """Add a row for each listed file, in order; known files are not opened."""
-    listing, total, num_bad = rows.listing, rows.listing.num_rows, 0
-    is_new = rows.reused < 0
-    orders = (
-        InspectOrder(
-            path=listing.column("path")[int(row)].as_py(),
-            kind=listing.column("kind")[int(row)].as_py(),
-            image_folder_fps=config.image_folder_fps,
-        )
-        for row in np.flatnonzero(is_new)
+def _put_together(
+    listing: pa.Table, found: Sequence[pa.Table], rows: NDArray[np.int64], source: str
+) -> Manifest:
+    """What the sources say and what was found, of those of the listed `rows` that are done."""
+    infos = pa.concat_tables(found).unify_dictionaries().combine_chunks()
+    order = np.argsort(rows[: infos.num_rows])
+    said, infos = listing.take(pa.array(rows[order])), infos.take(pa.array(order))
+    columns = {name: (said if name in _LISTING else infos).column(name) for name in COLUMNS}
+    labels = [name for name in said.column_names if name.startswith(LABEL_PREFIX)]
+    return Manifest(
+        pa.table(columns | {name: said.column(name) for name in labels}), Path("/"), source
     )
-    with closing(inspect_files(orders, workers, config.limits, config.timeout_seconds)) as found:
-        for row in range(total):
-            info = next(found) if is_new[row] else None
-            num_bad += info is not None and not info.ok
-            rows.add(info)
-            if progress is not None:
-                progress(row + 1, total, num_bad)
 
 
 def _weighted(manifest: Manifest, weights: Mapping[str, float]) -> Manifest:

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -21,6 +21,7 @@ from pydantic import Field
 from vjepa.config import config_dataclass
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address
 from vjepa.data.video.info import (
+    IMAGE_FOLDER_FPS,
     VIDEO_SUFFIXES,
     LimitsConfig,
     MediaKind,
@@ -59,7 +60,7 @@ class IndexConfig:
     """Folders of images without subfolders: `clips` makes each one clip, `images` makes each image
     one row; `auto` makes it a clip if the images are numbered without gaps. With
     `label_from_folder`, a folder directly below the source or its split is a class of images."""
-    image_folder_fps: Annotated[float, Field(gt=0)] = 30.0
+    image_folder_fps: Annotated[float, Field(gt=0)] = IMAGE_FOLDER_FPS
     """Frame rate given to folders of images, in frames per second."""
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     """What a file may demand before it is refused."""
@@ -316,12 +317,3 @@ def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
     if not 0 <= weight < math.inf:
         raise UserError(f"{path}, {place}: weight {given!r} is no number from 0 up")
     return SourceRow(path=full, kind=kind_of(full), split=split, weight=weight, labels=labels)
-
-
-def default_names(sources: Sequence[str]) -> list[str]:
-    """A data set name for each source: its file's or folder's stem, numbered where they repeat."""
-    stems = [Path(source).absolute().stem for source in sources]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{stems[: place + 1].count(stem)}"
-        for place, stem in enumerate(stems)
-    ]

@@ -153,17 +153,12 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     return column.cast(pa.string()).dictionary_encode().unify_dictionaries().cast(kind)
 
 
-def _filled(name: str, kind: pa.DataType, length: int) -> pa.Array:
+def _filled(name: str, kind: pa.DataType, length: int) -> pa.ChunkedArray:
     """A column for a name that the file lacks."""
-    if name in _NULL_BY_DEFAULT:
-        return pa.nulls(length, kind)
-    if pa.types.is_large_list(kind):
-        offsets = pa.array(np.zeros(length + 1, dtype=np.int64))
-        return pa.LargeListArray.from_arrays(offsets, pa.array([], type=pa.int64()))
-    if pa.types.is_dictionary(kind):
-        codes = pa.array(np.zeros(length, dtype=np.int32))
-        return pa.DictionaryArray.from_arrays(codes, pa.array([str(_NEUTRAL.get(name, ""))]))
-    return pa.repeat(pa.scalar(_NEUTRAL.get(name, 0), type=kind), length)
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    neutral = [] if pa.types.is_large_list(kind) else "" if pa.types.is_dictionary(kind) else 0
+    value = None if name in _NULL_BY_DEFAULT else _NEUTRAL.get(name, neutral)
+    return _cast(pa.chunked_array([pa.repeat(pa.scalar(value, plain), length)]), kind)
 
 
 def _problem_of(table: pa.Table) -> str | None:
@@ -285,7 +280,7 @@ class Manifest:
         names = sorted({name for row in listed for name in row.labels})
         made = cls(rows_to_table(listed, names), Path("/"))
         folder = Path(root).absolute()
-        return cls(made._rooted_at(str(folder)), folder)
+        return cls(made.rooted_at(str(folder)), folder)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -327,13 +322,13 @@ class Manifest:
         }
         return ManifestRow(info=self.row(row), labels=labels, **stored)
 
-    def paths(self, rows: NDArray[np.int64]) -> Iterator[str]:
-        """Absolute paths of some rows."""
+    def paths(self, rows: NDArray[np.int64] | None = None) -> Iterator[list[str]]:
+        """Absolute paths of some rows (None: of all), in lists of bounded length."""
         stored = self._table.column("path")
-        for at in range(0, len(rows), _BATCH):
-            yield from map(
-                self._absolute, stored.take(pa.array(rows[at : at + _BATCH])).to_pylist()
-            )
+        if rows is not None:
+            stored = stored.take(pa.array(rows))
+        for at in range(0, len(stored), _BATCH):
+            yield list(map(self._absolute, stored.slice(at, _BATCH).to_pylist()))
 
     def _checked(self, row: int) -> int:
         if not 0 <= row < len(self):
@@ -405,11 +400,6 @@ class Manifest:
         """Names of the splits that occur, by alphabet."""
         return self.categories("split").classes
 
-    @property
-    def dataset_names(self) -> list[str]:
-        """Names of the data sets that occur, by alphabet."""
-        return self.categories("dataset").classes
-
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 (hex) of every row's path, split and labels, in order.
@@ -423,13 +413,11 @@ class Manifest:
             coded = self.categories(name)
             digest.update(json.dumps([name, coded.classes]).encode())
             digest.update(coded.codes.astype("<i4").tobytes())
-        lowest = highest = self.path(0)
-        for paths in self._paths_in_batches():
-            lowest, highest = min(lowest, min(paths)), max(highest, max(paths))
+        lowest, highest = min(map(min, self.paths())), max(map(max, self.paths()))
         # All strings between two share what those two share.
         common = os.path.commonprefix([lowest, highest])  # noqa: RUF071 (cut at a slash below)
         start = common.rfind("/") + 1
-        for paths in self._paths_in_batches():
+        for paths in self.paths():
             digest.update(json.dumps([path[start:] for path in paths]).encode())
         return digest.hexdigest()
 
@@ -484,7 +472,7 @@ class Manifest:
             UserError: It cannot be written (no such folder, no right, disk full).
         """
         target = Path(path).absolute()
-        table = self._rooted_at(str(target.parent)).replace_schema_metadata(metadata)
+        table = self.rooted_at(str(target.parent)).replace_schema_metadata(metadata)
         try:
             with atomic_path(target) as aside, aside.open("wb") as file:
                 pq.write_table(table, file, compression="zstd")
@@ -494,28 +482,17 @@ class Manifest:
                 " choose another place with --out"
             ) from error
 
-    def _rooted_at(self, folder: str) -> pa.Table:
-        """The table with its paths relative to `folder` where they lie beneath it."""
+    def rooted_at(self, folder: str | None) -> pa.Table:
+        """The table with paths relative to `folder` where they lie beneath it; None: absolute."""
         if folder == self._root:
             return self._table
-        prefix = folder.rstrip("/") + "/"
+        prefix = "" if folder is None else folder.rstrip("/") + "/"
         batches = [
             pa.array([path.removeprefix(prefix) for path in paths], type=COLUMNS["path"])
-            for paths in self._paths_in_batches()
+            for paths in self.paths()
         ]
         place = self._table.column_names.index("path")
         return self._table.set_column(place, "path", pa.chunked_array(batches, COLUMNS["path"]))
-
-    def absolute_paths(self) -> pa.ChunkedArray:
-        """All absolute paths as large_string."""
-        batches = [pa.array(paths, type=COLUMNS["path"]) for paths in self._paths_in_batches()]
-        return pa.chunked_array(batches, COLUMNS["path"])
-
-    def _paths_in_batches(self) -> Iterator[list[str]]:
-        """Absolute paths, a bounded number of Python strings at a time."""
-        stored = self._table.column("path")
-        for at in range(0, len(stored), _BATCH):
-            yield [self._absolute(path) for path in stored.slice(at, _BATCH).to_numpy().tolist()]
 
 
 def _read_columns(file: Path) -> pa.Table:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_path
@@ -32,8 +32,7 @@ class UnreadableAddressError(UserError, OSError):
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://")
 
 _NAMES = "file local memory s3 s3a gs gcs az abfs abfss adl oss hdfs"
-PROTOCOLS = frozenset(_NAMES.split())
-"""Storage systems whose addresses are accepted."""
+_PROTOCOLS = frozenset(_NAMES.split())  # storage systems whose addresses are accepted
 
 # A range of at most this many bytes is fetched in one request; a longer one is read in blocks.
 _ONE_REQUEST = 64 << 20
@@ -71,7 +70,14 @@ def status_of(path: str) -> FileStatus:
     info = _storage_of(path).info(path)
     if info.get("type") == "directory":
         raise IsADirectoryError(f"{path} is a folder, not a file")
-    return FileStatus(int(info["size"]), _nanoseconds(info))
+    # The time of the last change as the storage's listing gives it, under any of its names.
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        changed = info.get(name)
+        if isinstance(changed, datetime):
+            changed = changed.timestamp()
+        if isinstance(changed, int | float):
+            return FileStatus(int(info["size"]), int(changed * 1e9))
+    return FileStatus(int(info["size"]), 0)
 
 
 def files_beneath(address: str) -> list[str]:
@@ -174,8 +180,8 @@ def _storage_of(path: str) -> AbstractFileSystem:
     """The file system behind an address."""
     match = _ADDRESS.match(path)
     protocol = match[1] if match else ""
-    if protocol not in PROTOCOLS or "::" in path:
-        known = ", ".join(sorted(PROTOCOLS))
+    if protocol not in _PROTOCOLS or "::" in path:
+        known = ", ".join(sorted(_PROTOCOLS))
         raise UnreadableAddressError(
             f"{path}: no storage system that is read from here (these are: {known})"
         )
@@ -189,17 +195,6 @@ def _storage_of(path: str) -> AbstractFileSystem:
         return fsspec.filesystem(protocol)
     except ImportError as error:
         raise UnreadableAddressError(f"{path}: {error}") from error
-
-
-def _nanoseconds(info: dict[str, Any]) -> int:
-    """Time of the last change as the storage's listing gives it, under any of its names."""
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        value = info.get(name)
-        if isinstance(value, datetime):
-            return int(value.timestamp() * 1e9)
-        if isinstance(value, int | float):
-            return int(value * 1e9)
-    return 0
 
 
 _IN_SHARD = re.compile(r"(?P<shard>.+\.tar)!(?P<offset>\d+)\+(?P<length>\d+)/(?P<name>[^/]+)", re.S)
@@ -270,6 +265,7 @@ def opened(path: str) -> Generator[str | IO[bytes]]:
 
 
 _LONGEST_NAME = 100  # what one ustar header holds
+_SAFE_NAME = re.compile(r"[-_]*[A-Za-z0-9][-_A-Za-z0-9]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,27 +289,26 @@ def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
         OSError: A video cannot be read, or the shard cannot be written.
         ValueError: A name is not safe in a tar.
     """
+    members = []
     with (
         atomic_path(path) as aside,
         tarfile.open(aside, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        return [_add(tar, path, entry) for entry in entries]
-
-
-def _add(tar: tarfile.TarFile, path: Path, entry: ShardEntry) -> Member:
-    if not entry.name.replace("-", "").replace("_", "").isalnum() or not entry.name.isascii():
-        raise ValueError(f"name must consist of letters, digits, _ and -, got {entry.name!r}")
-    name = f"{entry.name}{entry.file.suffix}"
-    if len(name) > _LONGEST_NAME:
-        raise ValueError(f"name must be at most {_LONGEST_NAME} characters long, got {name!r}")
-    header = tarfile.TarInfo(name)
-    header.mode = 0o644
-    with entry.file.open("rb") as file:
-        header.size = os.fstat(file.fileno()).st_size
-        offset = tar.offset + BLOCK
-        tar.addfile(header, file)
-    facts = json.dumps(entry.facts, ensure_ascii=False).encode()
-    beside = tarfile.TarInfo(f"{entry.name}.json")
-    beside.mode, beside.size = 0o644, len(facts)
-    tar.addfile(beside, io.BytesIO(facts))
-    return Member(str(path), offset, header.size, name)
+        for entry in entries:
+            if not _SAFE_NAME.fullmatch(entry.name):
+                raise ValueError(f"name must be of letters, digits, _ and -, got {entry.name!r}")
+            header = tarfile.TarInfo(f"{entry.name}{entry.file.suffix}")
+            if len(header.name) > _LONGEST_NAME:
+                raise ValueError(
+                    f"name must be of at most {_LONGEST_NAME} characters: {header.name!r}"
+                )
+            header.mode = 0o644
+            with entry.file.open("rb") as file:
+                header.size = os.fstat(file.fileno()).st_size
+                members.append(Member(str(path), tar.offset + BLOCK, header.size, header.name))
+                tar.addfile(header, file)
+            facts = json.dumps(entry.facts, ensure_ascii=False).encode()
+            beside = tarfile.TarInfo(f"{entry.name}.json")
+            beside.mode, beside.size = 0o644, len(facts)
+            tar.addfile(beside, io.BytesIO(facts))
+    return members

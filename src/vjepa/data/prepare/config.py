@@ -219,10 +219,7 @@ class PreparedInputs:
                 digest.update(np.ascontiguousarray(manifest.numeric(name)).tobytes())
         self.digest = digest.hexdigest()
         """Hash of everything that the result depends on."""
-        tables = [
-            one.table.set_column(one.table.column_names.index("path"), "path", one.absolute_paths())
-            for one in manifests
-        ]
+        tables = [manifest.rooted_at(None) for manifest in manifests]
         joined = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
         self.videos = Manifest(joined, Path("/"))
         """All rows."""

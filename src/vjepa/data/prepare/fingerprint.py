@@ -29,14 +29,6 @@ _MIN_CONTRAST = 3.0
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
-def _cosines() -> NDArray[np.float32]:
-    """The lowest rows of the orthonormal cosine transform: float32 [_LOW, SIDE]."""
-    frequency, place = np.mgrid[0:_LOW, 0:SIDE]
-    rows = np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE)) * np.sqrt(2 / SIDE)
-    rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
-
-
 def grey_thumbnail(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A frame, uint8 [H, W, 3] RGB, as the mean grey of 32 x 32 equal parts: float32, 0 to 255."""
     down = _area_weights(frame.shape[0])
@@ -62,7 +54,11 @@ def is_informative(thumbnail: NDArray[np.float32]) -> bool:
 
 def hash_thumbnail(thumbnail: NDArray[np.float32]) -> int:
     """The hash of a thumbnail, float32 [32, 32]: 64 bits as an unsigned integer."""
-    cosines = _cosines()
+    # The lowest rows of the orthonormal cosine transform.
+    frequency, place = np.mgrid[0:_LOW, 0:SIDE]
+    cosines = np.cos(np.pi * frequency * (2 * place + 1) / (2 * SIDE)) * np.sqrt(2 / SIDE)
+    cosines[0] /= np.sqrt(2)
+    cosines = cosines.astype(np.float32)
     low = (cosines @ thumbnail @ cosines.T).reshape(-1)
     bits = low > np.median(low[1:])
     bits[0] = False  # the mean brightness says nothing
@@ -90,20 +86,14 @@ class Fingerprint:
         return cls(values["content"], data.astype(np.uint64))
 
 
-@dataclass(frozen=True, slots=True)
-class FingerprintTask:
-    """Takes fingerprints; runs in a worker process."""
-
-    match: MatchConfig
-
-    def __call__(self, order: Order) -> dict[str, str]:
-        """Look at one video; the answer is its fingerprint as JSON, or why it has `failed`."""
-        try:
-            return take_fingerprint(order.info, order.part, self.match).to_json()
-        except DecodeError as error:
-            return {"failed": error.reason}
-        except (OSError, MemoryError) as error:
-            return {"failed": reason_of(error)}
+def fingerprint(match: MatchConfig, order: Order) -> dict[str, str]:
+    """A task for workers: a video's fingerprint as JSON, or why it has `failed`."""
+    try:
+        return take_fingerprint(order.info, order.part, match).to_json()
+    except DecodeError as error:
+        return {"failed": error.reason}
+    except (OSError, MemoryError) as error:
+        return {"failed": reason_of(error)}
 
 
 def take_fingerprint(info: VideoInfo, part: Part, match: MatchConfig) -> Fingerprint:

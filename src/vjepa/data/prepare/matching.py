@@ -57,10 +57,14 @@ class PictureIndex:
             counts = np.bincount(values, minlength=1 << _BAND_BITS)
             self._starts.append(np.concatenate([[0], counts.cumsum()]))
 
-    def candidates(self, frames: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Videos that share bands with enough of the frames: int64, ascending."""
+    def matches(
+        self, frames: NDArray[np.uint64], bits: int, share: float
+    ) -> Iterator[tuple[int, float]]:
+        """Videos that show the same as these frames, with the share of frames that are alike."""
+        if len(frames) < _MIN_FRAMES:
+            return
         # (frame << 32 | video) for every frame and every video that shares a band with it
-        hits: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
+        hits: list[NDArray[np.int64]] = []
         for first in range(0, len(frames), _CHUNK):
             for band in range(_BANDS):
                 values = _band(frames[first : first + _CHUNK], band)
@@ -73,15 +77,7 @@ class PictureIndex:
         # One hit for each frame and video, however many bands they share.
         pairs = np.unique(np.concatenate(hits))
         owners, counts = np.unique(pairs & 0xFFFFFFFF, return_counts=True)
-        return owners[counts >= _MIN_HITS]
-
-    def matches(
-        self, frames: NDArray[np.uint64], bits: int, share: float
-    ) -> Iterator[tuple[int, float]]:
-        """Videos that show the same as these frames, with the share of frames that are alike."""
-        if len(frames) < _MIN_FRAMES:
-            return
-        for candidate in self.candidates(frames).tolist():
+        for candidate in owners[counts >= _MIN_HITS].tolist():
             found = frame_share(frames, self._videos[candidate], bits)
             if found >= share:
                 yield candidate, found

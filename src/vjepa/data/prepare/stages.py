@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, safe_name, windows
-from vjepa.data.prepare.fingerprint import Fingerprint, FingerprintTask
+from vjepa.data.prepare.fingerprint import Fingerprint, fingerprint
 from vjepa.data.prepare.matching import Exclusion, Removal
-from vjepa.data.prepare.storing import EncodeTask, PreparedVideo, output_suffix
+from vjepa.data.prepare.storing import PreparedVideo, encode_order, output_suffix
 from vjepa.data.video.info import DecodeError, VideoInfo, info_from_json
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines, read_json_lines
@@ -33,23 +33,6 @@ Progress = Callable[[int, int, int], None]
 
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
-
-
-class Journal(JsonLines):
-    """Answers by key, in a file of JSON lines. A line that says nothing is passed over."""
-
-    def __init__(self, path: Path) -> None:
-        """Read what there is and make ready to add to it."""
-        super().__init__(path)
-        self.answers: dict[str, Answer] = {}
-        for _, values in read_json_lines(path):
-            if values is not None and "key" in values:
-                self.answers[values.pop("key")] = values
-
-    def add(self, key: str, answer: Answer) -> None:
-        """Note an answer."""
-        self.append({"key": key, **answer})
-        self.answers[key] = answer
 
 
 @dataclass(frozen=True)
@@ -82,14 +65,15 @@ class Workplace:
     ) -> dict[str, Answer]:
         """The answers to all orders (by key, what makes the order).
 
-        They are noted in the journal `name` as soon as they come; those that it has are not done
-        again.
+        They are noted in the file `name` as soon as they come; those that stand there are not done
+        again. A line of it that says nothing is passed over.
 
         Raises:
             UserError: Nothing can be written any more.
         """
-        with Journal(self.work / name) as journal:
-            answers = journal.answers
+        with JsonLines(self.work / name) as journal:
+            lines = (values for _, values in read_json_lines(journal.path) if values is not None)
+            answers = {values.pop("key"): values for values in lines if "key" in values}
             missing = [key for key in orders if key not in answers]
             done = len(orders) - len(missing)
             num_failed = sum("failed" in answers.get(key, ()) for key in orders)
@@ -101,7 +85,8 @@ class Workplace:
                         f"writing prepared videos: {answer['disk']}; free space and run the same"
                         " command again"
                     )
-                journal.add(order.key, answer)
+                journal.append({"key": order.key, **answer})
+                answers[order.key] = answer
                 done, num_failed = done + 1, num_failed + ("failed" in answer)
                 progress(done, len(orders), num_failed)
             return answers
@@ -154,7 +139,7 @@ def look_at_all(
             info = manifest.row(row)
             their_keys[info.path] = key = _key(info, Part(), way)
             orders[key] = lambda k=key, m=manifest, r=row: Order(k, m.row(r), Part())
-    task = FingerprintTask(config.match)
+    task = partial(fingerprint, config.match)
     answers = place.do_all("fingerprints.jsonl", task, orders, progress)
     found: dict[int, Fingerprint] = {}
     for number, key in keys.items():
@@ -187,30 +172,8 @@ def encode_all(
     Raises:
         UserError: The disk is full or cannot be written.
     """
-    planned = _planned(inputs, removal, config, place.work / "parts")
-    orders: dict[str, Callable[[], Order]] = {
-        key: lambda k=key, w=window: Order(k, inputs.videos.row(w[0]), *w[1:])
-        for key, window in planned.items()
-    }
-    task = EncodeTask(config.transcode, config.limits)
-    answers = place.do_all("encoded.jsonl", task, orders, progress)
-    videos: list[PreparedVideo] = []
-    for key, (number, part, target) in planned.items():
-        if "failed" in answers[key]:
-            removal.remove_window(number, answers[key]["failed"])
-            continue
-        row = inputs.row(number)
-        name = safe_name(row, part, number)
-        info = info_from_json(answers[key]["info"])
-        videos.append(PreparedVideo(key, name, Path(target), row, part, info))
-    return videos
-
-
-def _planned(
-    inputs: PreparedInputs, removal: Removal, config: PrepareConfig, parts: Path
-) -> dict[str, tuple[int, Part, str]]:
-    """Windows to be encoded by key: number of the video, part of it, file that it becomes."""
     way = json.dumps(asdict(config.transcode), sort_keys=True)
+    parts = place.work / "parts"
     planned: dict[str, tuple[int, Part, str]] = {}
     for number in removal.kept():
         info = inputs.videos.row(number)
@@ -225,4 +188,18 @@ def _planned(
                 removal.remove_window(number, error.reason)
                 continue
             planned[key] = number, part, str(parts / key[:2] / f"{key}{suffix}")
-    return planned
+    orders: dict[str, Callable[[], Order]] = {
+        key: lambda k=key, w=window: Order(k, inputs.videos.row(w[0]), *w[1:])
+        for key, window in planned.items()
+    }
+    task = partial(encode_order, config.transcode, config.limits)
+    answers = place.do_all("encoded.jsonl", task, orders, progress)
+    videos: list[PreparedVideo] = []
+    for key, (number, part, target) in planned.items():
+        if "failed" in answers[key]:
+            removal.remove_window(number, answers[key]["failed"])
+            continue
+        row, info = inputs.row(number), info_from_json(answers[key]["info"])
+        name = safe_name(row, part, number)
+        videos.append(PreparedVideo(key, name, Path(target), row, part, info))
+    return videos

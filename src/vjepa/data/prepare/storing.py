@@ -37,39 +37,32 @@ _UP_TO_AVX2 = "MMX2,SSE2Fast,SSSE3,SSE4.2,AVX,FMA3,BMI2,AVX2"
 _DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
-@dataclass(frozen=True, slots=True)
-class EncodeTask:
-    """Encodes videos; runs in a worker process."""
+def encode_order(config: TranscodeConfig, limits: LimitsConfig, order: Order) -> dict[str, Any]:
+    """A task for workers: encode a video into the order's target, which appears when complete.
 
-    config: TranscodeConfig
-    limits: LimitsConfig
-
-    def __call__(self, order: Order) -> dict[str, Any]:
-        """Encode one video into the order's target, which appears only when complete.
-
-        The answer is what was made, as `info`; or why it has `failed`; or, as `disk`, why nothing
-        can be written any more, which is no fault of the video.
-        """
-        target = Path(order.target)
-        try:
-            # A file that stands there is complete: its maker was killed before it could say so.
-            if not target.exists():
-                with atomic_path(target) as aside:
-                    if self.config.mode == "copy" or order.info.kind == "image":
-                        _copy(order.info, aside)
-                    else:
-                        encode(order.info, order.part, aside, self.config)
-            info = inspect_file(order.target, self.limits)
-        except DecodeError as error:
-            return {"failed": error.reason}
-        except FOREIGN_ERRORS as error:
-            is_ours = getattr(error, "errno", None) in _DISK_ERRORS
-            return {"disk" if is_ours else "failed": reason_of(error)}
-        if not info.ok:
-            return {"failed": f"what was made of it cannot be read: {info.reason}"}
-        if info.bytes > _LARGEST:
-            return {"failed": "encoded it is larger than 8 GiB; trim it"}
-        return {"info": info_to_json(info)}
+    The answer is what was made, as `info`; or why it has `failed`; or, as `disk`, why nothing can
+    be written any more, which is no fault of the video.
+    """
+    target = Path(order.target)
+    try:
+        # A file that stands there is complete: its maker was killed before it could say so.
+        if not target.exists():
+            with atomic_path(target) as aside:
+                if config.mode == "copy" or order.info.kind == "image":
+                    _copy(order.info, aside)
+                else:
+                    encode(order.info, order.part, aside, config)
+        info = inspect_file(order.target, limits)
+    except DecodeError as error:
+        return {"failed": error.reason}
+    except FOREIGN_ERRORS as error:
+        is_ours = getattr(error, "errno", None) in _DISK_ERRORS
+        return {"disk" if is_ours else "failed": reason_of(error)}
+    if not info.ok:
+        return {"failed": f"what was made of it cannot be read: {info.reason}"}
+    if info.bytes > _LARGEST:
+        return {"failed": "encoded it is larger than 8 GiB; trim it"}
+    return {"info": info_to_json(info)}
 
 
 def output_suffix(info: VideoInfo, config: TranscodeConfig) -> str:
@@ -244,85 +237,74 @@ class Store:
         Fixed once and read back ever after: from then on the set of videos is fixed.
         """
         file = self.work / PLAN
-        if not file.exists():
-            atomic_write(file, json.dumps(dict(self._grouped(videos))))
-        return json.loads(file.read_text())
-
-    def _grouped(self, videos: Sequence[PreparedVideo]) -> Iterator[tuple[str, list[str]]]:
+        if file.exists():
+            return json.loads(file.read_text())
         order = np.arange(len(videos))
         if self.config.shuffle_seed is not None:
             order = np.random.default_rng(self.config.shuffle_seed).permutation(len(videos))
-        by_split: dict[str, list[PreparedVideo]] = {}
-        for place in order.tolist():
-            by_split.setdefault(videos[place].row.split or "all", []).append(videos[place])
-        for split, members in sorted(by_split.items()):
-            safe = plain_name(split)
-            for number, group in enumerate(self._cut(members)):
-                yield f"{safe}-{number:06d}", [video.key for video in group]
-
-    def _cut(self, videos: Sequence[PreparedVideo]) -> Iterator[list[PreparedVideo]]:
         most = _MOST_FILES if self.config.form == "files" else len(videos)
-        group: list[PreparedVideo] = []
-        size = 0
-        for video in videos:
+        groups: dict[str, list[str]] = {}
+        open_groups: dict[str, tuple[int, int]] = {}  # of each split: its number, its bytes
+        for video in (videos[place] for place in order.tolist()):
+            split = plain_name(video.row.split or "all")
+            number, size = open_groups.get(split, (0, 0))
+            group = groups.setdefault(f"{split}-{number:06d}", [])
             is_full = size + video.info.bytes > self.config.megabytes * 1_000_000
             if group and (is_full or len(group) == most):
-                yield group
-                group, size = [], 0
-            group.append(video)
-            size += video.info.bytes
-        if group:
-            yield group
+                number, size = number + 1, 0
+                group = groups.setdefault(f"{split}-{number:06d}", [])
+            group.append(video.key)
+            open_groups[split] = number, size + video.info.bytes
+        groups = dict(sorted(groups.items()))
+        atomic_write(file, json.dumps(groups))
+        return groups
 
-    def is_stored(self, name: str) -> bool:
-        """Whether a group of videos is in its place, and its rows are written."""
-        return self._rows_file(name).exists()
+    def rows_file(self, name: str) -> Path:
+        """The rows of a group of videos; where they stand, the group is in its place."""
+        return self.work / "rows" / f"{name}.parquet"
 
     def store(self, name: str, videos: Sequence[PreparedVideo]) -> None:
         """Put a group of videos in its place and write its rows of the manifest."""
-        store = self._store_shard if self.config.form == "tar" else self._store_files
-        table = store(name, videos)
-        with atomic_path(self._rows_file(name)) as aside:
-            pq.write_table(table, aside)
+        if self.config.form == "tar":
+            shard = self.out / "shards" / f"{name}.tar"
+            entries = (ShardEntry(video.name, video.file, video.facts) for video in videos)
+            members = write_shard(shard, entries)
+            paths = [replace(member, shard=f"shards/{shard.name}").address for member in members]
+            changed = [shard.stat().st_mtime_ns] * len(videos)
+        else:
+            targets = [
+                self.out / "videos" / name / f"{video.name}{video.file.suffix}" for video in videos
+            ]
+            targets[0].parent.mkdir(parents=True, exist_ok=True)
+            for video, target in zip(videos, targets, strict=True):
+                if video.file.exists():
+                    video.file.replace(target)
+            sync(targets[0].parent)
+            paths = [f"videos/{name}/{target.name}" for target in targets]
+            changed = [target.stat().st_mtime_ns for target in targets]
+        with atomic_path(self.rows_file(name)) as aside:
+            pq.write_table(self._rows(videos, paths, changed), aside)
         for video in videos:
             video.file.unlink(missing_ok=True)
-
-    def _store_shard(self, name: str, videos: Sequence[PreparedVideo]) -> pa.Table:
-        shard = self.out / "shards" / f"{name}.tar"
-        entries = (ShardEntry(video.name, video.file, video.facts) for video in videos)
-        members = write_shard(shard, entries)
-        paths = [replace(member, shard=f"shards/{shard.name}").address for member in members]
-        return self._rows(videos, paths, [shard.stat().st_mtime_ns] * len(videos))
-
-    def _store_files(self, name: str, videos: Sequence[PreparedVideo]) -> pa.Table:
-        folder = self.out / "videos" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        paths, changed = [], []
-        for video in videos:
-            target = folder / f"{video.name}{video.file.suffix}"
-            if video.file.exists():
-                video.file.replace(target)
-            paths.append(f"videos/{name}/{target.name}")
-            changed.append(target.stat().st_mtime_ns)
-        sync(folder)
-        return self._rows(videos, paths, changed)
 
     def _rows(
         self, videos: Sequence[PreparedVideo], paths: Sequence[str], changed: Sequence[int]
     ) -> pa.Table:
         base = "" if self.config.url is None else self.config.url.rstrip("/") + "/"
+        paths = [base + path for path in paths]
         rows = [
-            replace(video.row, info=replace(video.info, path=base + path, mtime_ns=mtime))
+            replace(video.row, info=replace(video.info, path=path, mtime_ns=mtime))
             for video, path, mtime in zip(videos, paths, changed, strict=True)
         ]
-        members = [member_at(base + path) for path in paths]
+        members = [member_at(path) for path in paths]
         columns: dict[str, list[object]] = {
-            name: [getattr(member, name, None) for member in members]
-            for name in ("shard", "offset", "length")
+            "shard": [getattr(member, "shard", None) for member in members],
+            "offset": [getattr(member, "offset", None) for member in members],
+            "length": [getattr(member, "length", None) for member in members],
+            "source_path": [video.row.info.path for video in videos],
+            "source_start_seconds": [video.part.start for video in videos],
+            "source_end_seconds": [video.end_seconds for video in videos],
         }
-        columns["source_path"] = [video.row.info.path for video in videos]
-        columns["source_start_seconds"] = [video.part.start for video in videos]
-        columns["source_end_seconds"] = [video.end_seconds for video in videos]
         table = rows_to_table(rows, self.label_names)
         for column, kind in _INDEX_COLUMNS.items():
             table = table.append_column(column, pa.array(columns[column], type=kind))
@@ -330,12 +312,9 @@ class Store:
 
     def all_rows(self, names: Sequence[str]) -> pa.Table:
         """Rows of all groups, with weights whose mean is 1."""
-        table = pa.concat_tables(pq.read_table(self._rows_file(name)) for name in names)
+        table = pa.concat_tables(pq.read_table(self.rows_file(name)) for name in names)
         table = table.unify_dictionaries().combine_chunks()
         weights = table.column("weight").to_numpy()
         mean = weights.mean()
         place = table.column_names.index("weight")
         return table.set_column(place, "weight", pa.array(weights / mean if mean > 0 else weights))
-
-    def _rows_file(self, name: str) -> Path:
-        return self.work / "rows" / f"{name}.parquet"
