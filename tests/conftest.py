@@ -41,6 +41,16 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of 24 train, 9 validation and 11 test videos with two labels."""
+    # Imported here: it needs a video decoder, which a machine for GPU tests may lack.
+    from tests.evaluation.tiny_videos import make_set
+
+    folder = tmp_path_factory.mktemp("videos")
+    return make_set(folder, {"train": 24, "validation": 9, "test": 11})
+
+
+@pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Folder of the reference implementation's recorded numbers."""
     candidates = [os.environ.get("VJEPA_GOLDEN"), _ROOT.parent / "shared" / "golden"]

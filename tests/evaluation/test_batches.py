@@ -45,6 +45,10 @@ def test_a_batch_is_a_pure_function_of_its_step() -> None:
     whole = list(_batches().batches(0, 6))
     resumed = list(_batches().batches(4, 6))
     assert [batch.ordinals[0] for batch in resumed] == [16, 20]
+    for batch in whole:
+        assert torch.equal(batch.tokens[:, 0, 0], torch.from_numpy(2 * batch.samples).float())
+        assert torch.equal(batch.labels, torch.from_numpy(batch.samples % 3))
+        assert len(batch) == 4
     for left, right in zip(whole[4:], resumed, strict=True):
         assert np.array_equal(left.samples, right.samples)
         assert torch.equal(left.tokens, right.tokens)
@@ -52,19 +56,12 @@ def test_a_batch_is_a_pure_function_of_its_step() -> None:
     assert not np.array_equal(other.samples, whole[0].samples)
 
 
-def test_tokens_and_labels_belong_to_the_places() -> None:
-    batch = next(_batches().batches(1, 2))
-    assert torch.equal(batch.tokens[:, 0, 0], torch.from_numpy(2 * batch.samples).float())
-    assert torch.equal(batch.labels, torch.from_numpy(batch.samples % 3))
-    assert len(batch) == 4
-
-
 def test_a_batch_is_never_larger_than_the_data() -> None:
     provider = _batches(count=3, batch_size=256)
     assert sorted(next(provider.batches(0, 1)).samples) == [0, 1, 2]
-    assert provider.order.steps_for(20) == 20
-    assert _batches(count=10, batch_size=4).order.steps_for(1) == 3
-    assert _batches().order.steps_for(0.01) == 1
+    assert provider.steps_for(20) == 20
+    assert _batches(count=10, batch_size=4).steps_for(1) == 3
+    assert _batches().steps_for(0.01) == 1
 
 
 def test_nothing_to_train_on() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, look_at
 from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.evaluation.export import FeatureTable, FileOrigin, is_written, write_features
-from vjepa.evaluation.video_features import FilePart
+from vjepa.evaluation.export import FeatureTable, Origin, is_written, origin_of, write_features
+from vjepa.evaluation.video_features import Part
 
 SIZES = {"image_size": 32, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
 INFO = VideoInfo(
@@ -28,26 +28,23 @@ def _look(info: VideoInfo = INFO) -> Look:
     return look_at(info, WindowConfig(), FramingConfig(), **SIZES)
 
 
-def _parts(
-    look: Look, tokens: Tensor, times: np.ndarray, failure: str | None = None
-) -> Iterator[FilePart]:
+def _parts(tokens: Tensor, times: np.ndarray, failure: str | None = None) -> Iterator[Part]:
     """Tokens three tubelets at a time, then the times or a failure."""
     for part in tokens.split(3) if tokens.ndim > 1 else [tokens]:
-        yield FilePart(0, look, tokens=part)
-    if failure is None:
-        yield FilePart(0, look, times=times)
-    else:
-        yield FilePart(0, look, failure=failure)
+        yield part, None
+    if failure is not None:
+        raise DecodeError("video.mp4", failure)
+    yield None, times
 
 
 def _write(
     target: Path, stored: str = "float32", failure: str | None = None
-) -> tuple[FileOrigin, Tensor]:
-    look, origin = _look(), FileOrigin.of(INFO, "settings")
+) -> tuple[Origin, Tensor]:
+    look, origin = _look(), origin_of(INFO, "settings")
     tokens = torch.randn(8, 2, 4, 24, generator=torch.Generator().manual_seed(0))
 
-    def parts() -> Iterator[FilePart]:
-        for part in _parts(look, tokens, np.arange(8.0), failure):
+    def parts() -> Iterator[Part]:
+        for part in _parts(tokens, np.arange(8.0), failure):
             assert not target.exists()  # only whole files have their name
             yield part
 
@@ -73,7 +70,7 @@ def test_what_was_written_is_read_by_the_usual_readers(
     else:
         text = str(found["vjepa"])
     said = json.loads(text)
-    assert said["origin"] == asdict(origin)
+    assert said["origin"] == origin
     assert said["grid"] == [8, 2, 4]
     assert said["source_size"] == [36, 64]
     assert sorted(path.name for path in target.parent.iterdir()) == [target.name]
@@ -82,13 +79,16 @@ def test_what_was_written_is_read_by_the_usual_readers(
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_only_a_whole_file_of_the_same_origin_counts_as_written(tmp_path: Path, kind: str) -> None:
     target = tmp_path / f"a.{kind}"
+    with pytest.raises(DecodeError, match="broke off"):
+        _write(target, failure="broke off")
+    assert list(tmp_path.iterdir()) == []  # a failure leaves nothing
     origin, _ = _write(target)
     assert is_written(target, origin)
     for other in (
-        replace(origin, bytes=1),
-        replace(origin, mtime_ns=1),
-        replace(origin, settings="others"),
-        replace(origin, path="elsewhere.mp4"),
+        origin | {"bytes": 1},
+        origin | {"mtime_ns": 1},
+        origin | {"settings": "others"},
+        origin | {"path": "elsewhere.mp4"},
     ):
         assert not is_written(target, other)
     whole = target.read_bytes()
@@ -101,28 +101,21 @@ def test_only_a_whole_file_of_the_same_origin_counts_as_written(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
-def test_a_failure_leaves_nothing(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(DecodeError, match="broke off"):
-        _write(tmp_path / f"a.{kind}", failure="broke off")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "npz"])
 @pytest.mark.parametrize("pool", ["space", "video"])
 def test_shapes_by_pooling(tmp_path: Path, kind: str, pool: str) -> None:
     target, look = tmp_path / f"a.{kind}", _look()
     tokens = torch.randn(8, 24) if pool == "space" else torch.randn(24)
-    parts = _parts(look, tokens, np.arange(8.0))
-    origin = FileOrigin.of(INFO, "settings")
+    parts = _parts(tokens, np.arange(8.0))
+    origin = origin_of(INFO, "settings")
     write_features(target, look, origin, parts, pool=pool, width=24, stored="float32")
     found = load_file(target) if kind == "safetensors" else np.load(target)
     np.testing.assert_array_equal(found["tokens"], tokens.numpy())
 
 
-def _fill(table: FeatureTable, name: str, tokens: Tensor, times: np.ndarray) -> FileOrigin:
+def _fill(table: FeatureTable, name: str, tokens: Tensor, times: np.ndarray) -> Origin:
     look = _look(replace(INFO, path=name))
-    origin = FileOrigin.of(look.info, "settings")
-    table.add(look, origin, _parts(look, tokens, times))
+    origin = origin_of(look.info, "settings")
+    table.add(look, origin, _parts(tokens, times))
     return origin
 
 
@@ -136,7 +129,7 @@ def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
     whole = torch.randn(24)
     _fill(table, "b.mp4", whole, times)
     with pytest.raises(DecodeError):
-        table.add(_look(), first, _parts(_look(), rows, times, "broke off"))
+        table.add(_look(), first, _parts(rows, times, "broke off"))
     table.flush()
     table.flush()
     parts = sorted(path.name for path in (tmp_path / "table").iterdir())
@@ -149,4 +142,4 @@ def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
     assert found.column("last_frame").to_pylist()[-1] == 56
     again = FeatureTable(tmp_path / "table", "float32")
     assert again.holds(first)
-    assert not again.holds(replace(first, settings="others"))
+    assert not again.holds(first | {"settings": "others"})

@@ -14,12 +14,10 @@ from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, choose_rows
 from vjepa.models import Encoder, EncoderConfig
-from vjepa.runtime.device import DeviceSetup
 
 TINY = EncoderConfig(
     width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=8, tubelet_size=2
 )
-SETUP = DeviceSetup(torch.device("cpu"), "float32")
 
 
 def _encoder() -> Encoder:
@@ -33,15 +31,15 @@ def _probe(encoder: Encoder, config: OnlineProbeConfig) -> OnlineProbe:
         config,
         ClipConfig(num_frames=4, stride=2),
         ViewConfig(crop_size=32, short_side=32),
-        SETUP,
+        "float32",
         seed=0,
         reading=ReadingConfig(num_workers=0),
     )
 
 
-def test_it_measures_the_label_on_the_validation_part(tiny_set: Path) -> None:
+def test_it_measures_the_label_on_the_validation_part(videos: Path) -> None:
     encoder = _encoder().train()
-    probe = _probe(encoder, OnlineProbeConfig(manifest=tiny_set, label="colour", every_steps=7))
+    probe = _probe(encoder, OnlineProbeConfig(manifest=videos, label="colour", every_steps=7))
     assert probe.every_steps == 7
     got = probe.run(7)
     assert got["online_probe/count"] == 9  # every validation video, no more
@@ -56,9 +54,9 @@ def test_it_measures_the_label_on_the_validation_part(tiny_set: Path) -> None:
     assert probe.run(9)["online_probe/top1"] <= 4 / 9
 
 
-def test_it_follows_the_live_encoder_and_leaves_no_gradient(tiny_set: Path) -> None:
+def test_it_follows_the_live_encoder_and_leaves_no_gradient(videos: Path) -> None:
     encoder = _encoder()
-    probe = _probe(encoder, OnlineProbeConfig(manifest=tiny_set, label="colour", max_clips=9))
+    probe = _probe(encoder, OnlineProbeConfig(manifest=videos, label="colour", max_clips=9))
     before = probe.run(1)
     with torch.no_grad():
         encoder.patch_embed.proj.weight.normal_()
@@ -68,9 +66,9 @@ def test_it_follows_the_live_encoder_and_leaves_no_gradient(tiny_set: Path) -> N
 
 
 def test_bad_videos_are_left_out_with_a_warning(
-    tiny_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = with_bad_video(tiny_set, "validation", tmp_path / "m.parquet")
+    broken = with_bad_video(videos, "validation", tmp_path / "m.parquet")
     config = OnlineProbeConfig(manifest=tmp_path / "m.parquet", label="colour", batch_size=4)
     assert _probe(_encoder(), config).run(0)["online_probe/count"] == 8
     assert broken in caplog.text
@@ -84,8 +82,8 @@ def test_bad_videos_are_left_out_with_a_warning(
         ({"train_split": "training"}, "no row of split 'training'"),
     ],
 )
-def test_bad_input(tiny_set: Path, fields: dict, message: str) -> None:
-    config = OnlineProbeConfig(**{"manifest": tiny_set, "label": "colour", **fields})
+def test_bad_input(videos: Path, fields: dict, message: str) -> None:
+    config = OnlineProbeConfig(**{"manifest": videos, "label": "colour", **fields})
     with pytest.raises(UserError, match=message):
         _probe(_encoder(), config)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,12 +123,12 @@ def test_an_image_encoder_sees_every_frame_alone(tmp_path: Path) -> None:
 def _encode_all(infos: list[VideoInfo], how: FileEncodingConfig) -> dict[int, Any]:
     """Of each file its tokens and times, or the reason of its failure."""
     found: dict[int, Any] = {}
-    for _, parts in encode_files(_encoder(), infos, how):
-        first = next(parts)
+    for index, look, parts in encode_files(_encoder(), infos, how):
         try:
-            found[first.index] = tokens_and_times(itertools.chain([first], parts))
+            found[index] = tokens_and_times(parts)
         except DecodeError as error:
-            found[first.index] = error.reason
+            found[index] = error.reason
+        assert isinstance(look, DecodeError) == (not infos[index].ok)
     return found
 
 

@@ -199,7 +199,7 @@ def test_encoding(precision: Precision) -> None:
     encoder = on_meta(lambda: Encoder(ENCODER))
     with pretended_gpu(encoder):
         clips = torch.zeros(BATCH, 3, *SIZE, dtype=torch.uint8, device="cpu")
-        tokens = encode_clips(encoder, clips, GPU, precision)
+        tokens = encode_clips(encoder, clips, precision)
         assert is_on_gpu(tokens)
         assert tokens.dtype == torch.float32
 

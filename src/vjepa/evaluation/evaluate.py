@@ -38,32 +38,6 @@ Read = Callable[[Iterable[Wanted]], Iterator[FeatureSet]]
 
 
 @dataclass(frozen=True)
-class SampleOrder:
-    """Which of `count` samples every batch takes.
-
-    At most `count` a batch: a larger one would hold one sample twice while another is not in it.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
-
-    def steps_for(self, epochs: float) -> int:
-        """Updates that make up so many passes over the data, rounded up, at least one."""
-        return max(1, math.ceil(epochs * self.count / self.batch_size))
-
-    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Samples of batch `step` (from 0) and the pass that each belongs to: int64 [B] twice."""
-        stream = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
-        epochs, inside = np.divmod(stream, self.count)
-        samples = np.empty_like(stream)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            samples[now] = permute(inside[now], self.count, self.seed, "probe", int(epoch))
-        return samples, epochs
-
-
-@dataclass(frozen=True)
 class ProbeBatch:
     """One batch of a probe's training; P inputs of each of B videos.
 
@@ -104,7 +78,22 @@ class ProbeBatches:
             raise ValueError(f"rows: {len(rows)} of them with {len(targets)} labels")
         self._read, self._rows, self._targets, self._view = read, rows, targets, view
         self._bad: dict[int, BadVideo] = {}
-        self.order = SampleOrder(len(rows), min(batch_size, len(rows)), seed)
+        # A larger batch would hold one sample twice while another is not in it.
+        self._size, self._seed = min(batch_size, len(rows)), seed
+
+    def steps_for(self, epochs: float) -> int:
+        """Updates that make up so many passes over the data, rounded up, at least one."""
+        return max(1, math.ceil(epochs * len(self._rows) / self._size))
+
+    def _samples(self, step: int) -> Wanted:
+        """Samples of batch `step` (from 0) and the pass that each belongs to: int64 [B] twice."""
+        stream = np.arange(step * self._size, (step + 1) * self._size, dtype=np.int64)
+        epochs, inside = np.divmod(stream, len(self._rows))
+        samples = np.empty_like(stream)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            samples[now] = permute(inside[now], len(self._rows), self._seed, "probe", int(epoch))
+        return samples, epochs
 
     @property
     def bad(self) -> tuple[BadVideo, ...]:
@@ -113,8 +102,8 @@ class ProbeBatches:
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[ProbeBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
-        size, view = self.order.batch_size, self._view
-        orders, later = itertools.tee(map(self.order.batch, range(start_step, stop_step)))
+        size, view = self._size, self._view
+        orders, later = itertools.tee(map(self._samples, range(start_step, stop_step)))
         found = self._read((self._rows[samples], epochs) for samples, epochs in later)
         steps = range(start_step, stop_step)
         for step, (samples, _), part in zip(steps, orders, found, strict=True):

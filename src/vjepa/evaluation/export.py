@@ -7,19 +7,19 @@ it may stay.
 from __future__ import annotations
 
 import json
-import zipfile
+import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
 from vjepa.data.clips.windows import Look, Pool
 from vjepa.data.video.info import VideoInfo
-from vjepa.evaluation.video_features import FilePart, tokens_and_times, unless_failed
+from vjepa.evaluation.video_features import Part, tokens_and_times
 from vjepa.runtime.files import atomic_path
 
 StoredType = Literal["float32", "float16"]
@@ -29,22 +29,20 @@ _SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "int
 _META = "vjepa"
 
 
-@dataclass(frozen=True)
-class FileOrigin:
-    """What a file of features was made from: a video or image, and how.
+Origin = dict[str, str | int]
+
+
+def origin_of(info: VideoInfo, settings: str) -> Origin:
+    """What a file of features is made from: a video or image as it is now, and how.
 
     `settings` is the hash of everything else: weights, windows, framing, pooling, precision.
     """
-
-    path: str
-    bytes: int
-    mtime_ns: int
-    settings: str
-
-    @classmethod
-    def of(cls, info: VideoInfo, settings: str) -> FileOrigin:
-        """The origin of features of a file as it is now."""
-        return cls(info.path, info.bytes, info.mtime_ns, settings)
+    return {
+        "path": info.path,
+        "bytes": info.bytes,
+        "mtime_ns": info.mtime_ns,
+        "settings": settings,
+    }
 
 
 class FeatureTable:
@@ -76,11 +74,11 @@ class FeatureTable:
         self._prefix = f"part-{writer}"
         self._next_part = len(parts)
 
-    def holds(self, origin: FileOrigin) -> bool:
+    def holds(self, origin: Origin) -> bool:
         """Whether a part that is on the disk holds the rows of this origin."""
-        return json.dumps(asdict(origin)) in self._origins
+        return json.dumps(origin) in self._origins
 
-    def add(self, look: Look, origin: FileOrigin, parts: Iterable[FilePart]) -> None:
+    def add(self, look: Look, origin: Origin, parts: Iterable[Part]) -> None:
         """Add rows of a file: one for each tubelet, or for the whole; for one that fails none."""
         tokens, times = tokens_and_times(parts)
         numbers = look.plan.frame_numbers
@@ -93,7 +91,7 @@ class FeatureTable:
             "first_frame": numbers[:, 0].tolist(),
             "last_frame": numbers[:, -1].tolist(),
             "features": list(rows),
-            "origin": [json.dumps(asdict(origin))] * len(rows),
+            "origin": [json.dumps(origin)] * len(rows),
         }
         for name, values in columns.items():
             self._columns.setdefault(name, []).extend(values)
@@ -116,21 +114,20 @@ class FeatureTable:
                 ("origin", pa.dictionary(pa.int32(), pa.string())),
             ]
         )
-        target = self._folder / f"{self._prefix}{self._next_part:05d}.parquet"
-        while target.exists():
-            self._next_part += 1
+        target = None
+        while target is None or target.exists():
             target = self._folder / f"{self._prefix}{self._next_part:05d}.parquet"
+            self._next_part += 1
         with atomic_path(target) as aside:
             self._pq.write_table(pa.table(self._columns, schema=schema), aside)
-        self._next_part += 1
         self._columns = {}
 
 
 def write_features(
     target: Path,
     look: Look,
-    origin: FileOrigin,
-    parts: Iterable[FilePart],
+    origin: Origin,
+    parts: Iterable[Part],
     *,
     pool: Pool,
     width: int,
@@ -143,7 +140,7 @@ def write_features(
     ``vjepa``: JSON of origin, grid, box and the source's size.
     """
     meta = {
-        "origin": asdict(origin),
+        "origin": origin,
         "grid": look.grid,
         "box": look.box,
         "source_size": (look.info.height, look.info.width),
@@ -151,33 +148,33 @@ def write_features(
     t, h, w = look.grid
     shape = {"none": (t, h, w, width), "space": (t, width), "video": (width,)}[pool]
     write = _write_safetensors if target.suffix == ".safetensors" else _write_npz
+    numbers = look.plan.frame_numbers
     with atomic_path(target) as aside:
-        write(
-            aside,
-            unless_failed(parts),
-            look.plan.frame_numbers,
-            shape,
-            np.dtype(stored),
-            json.dumps(meta),
-        )
+        write(aside, parts, numbers, shape, np.dtype(stored), json.dumps(meta))
 
 
-def is_written(target: Path, origin: FileOrigin) -> bool:
+def is_written(target: Path, origin: Origin) -> bool:
     """Whether a file is there, whole, and made from this very origin.
 
     Its header and its length are looked at, not its numbers.
     """
-    read = _read_safetensors_meta if target.suffix == ".safetensors" else _read_npz_meta
+    unreadable = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, SafetensorError)
     try:
-        found = json.loads(read(target))["origin"]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        if target.suffix == ".safetensors":
+            with safe_open(target, "np") as file:
+                meta = file.metadata()[_META]
+        else:
+            # A zip's table of contents is at its end: a truncated file has none.
+            with np.load(target) as file:
+                meta = str(file[_META])
+        return json.loads(meta)["origin"] == origin
+    except unreadable:
         return False
-    return found == asdict(origin)
 
 
 def _write_safetensors(
     path: Path,
-    parts: Iterable[FilePart],
+    parts: Iterable[Part],
     numbers: NDArray[np.int64],
     shape: tuple[int, ...],
     dtype: np.dtype,
@@ -192,7 +189,7 @@ def _write_safetensors(
         ("frame_numbers", numbers.shape, np.dtype(np.int64)),
         ("tokens", shape, dtype),
     ):
-        end = start + int(np.prod(shape_, dtype=np.int64)) * kind.itemsize
+        end = start + math.prod(shape_) * kind.itemsize
         header[name] = {
             "dtype": _SAFETENSORS_NAMES[kind.name],
             "shape": list(shape_),
@@ -201,60 +198,41 @@ def _write_safetensors(
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    times = np.zeros(len(numbers))
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         early = file.tell()
         # Times are known last; their place is written twice.
-        file.write(times.tobytes() + numbers.tobytes())
-        for part in parts:
-            times = times if part.times is None else part.times
-            file.write(_bytes(part.tokens, dtype))
+        file.write(bytes(8 * len(numbers)) + numbers.tobytes())
+        times = _write_tokens(file, parts, dtype)
         file.seek(early)
         file.write(times.tobytes())
 
 
 def _write_npz(
     path: Path,
-    parts: Iterable[FilePart],
+    parts: Iterable[Part],
     numbers: NDArray[np.int64],
     shape: tuple[int, ...],
     dtype: np.dtype,
     meta: str,
 ) -> None:
     """A zip of .npy files; the tokens' header is written first, from the known shape."""
-    times = np.zeros(len(numbers))
-    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+    with ZipFile(path, "w") as archive:
         with archive.open("tokens.npy", "w", force_zip64=True) as file:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
             np.lib.format.write_array_header_2_0(file, {**header, "shape": shape})
-            for part in parts:
-                times = times if part.times is None else part.times
-                file.write(_bytes(part.tokens, dtype))
+            times = _write_tokens(file, parts, dtype)
         arrays = {_META: np.array(meta), "times": times, "frame_numbers": numbers}
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
 
 
-def _bytes(tokens: Tensor | None, dtype: np.dtype) -> bytes:
-    return b"" if tokens is None else tokens.numpy().astype(dtype).tobytes()
-
-
-def _read_safetensors_meta(path: Path) -> str:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        size = path.stat().st_size
-        if not 0 < length <= size - 8:
-            raise ValueError("truncated")
-        header = json.loads(file.read(length))
-    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-    if size != 8 + length + end:
-        raise ValueError("truncated")
-    return header["__metadata__"][_META]
-
-
-def _read_npz_meta(path: Path) -> str:
-    # A zip's table of contents is at its end: a truncated file has none.
-    with zipfile.ZipFile(path) as archive, archive.open(f"{_META}.npy") as file:
-        return str(np.lib.format.read_array(file, allow_pickle=False))
+def _write_tokens(file: IO[bytes], parts: Iterable[Part], dtype: np.dtype) -> NDArray[np.float64]:
+    """Write tokens as they come; returns the times that come with the last."""
+    times = np.zeros(0)
+    for tokens, found in parts:
+        times = times if found is None else found
+        if tokens is not None:
+            file.write(tokens.numpy().astype(dtype).tobytes())
+    return times

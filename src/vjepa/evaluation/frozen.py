@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,9 +167,19 @@ class FeatureSet:
     bad: tuple[BadVideo, ...] = ()
 
     def __post_init__(self) -> None:
-        held = sum(int(shard.shape[0]) for shard in self.shards)
+        held = sum(len(shard) for shard in self.shards)
         if held != len(self.rows):
             raise ValueError(f"features of {held} clips do not fit to {len(self.rows)} rows")
+
+    @classmethod
+    def joined(cls, parts: Sequence[FeatureSet]) -> FeatureSet:
+        """Sets of some rows after one another, without a copy."""
+        shards = [shard for part in parts for shard in part.shards if len(shard)]
+        return cls(
+            tuple(shards) or parts[0].shards,
+            np.concatenate([part.rows for part in parts]),
+            tuple(video for part in parts for video in part.bad),
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,17 +217,15 @@ class FeatureSet:
 
 
 @torch.no_grad()
-def encode_clips(
-    encoder: nn.Module, clips: Tensor, device: torch.device, precision: Precision
-) -> Tensor:
-    """Features float32 [B, N, D], on `device`, of clips uint8 [B, C, T, S, S], without autograd.
+def encode_clips(encoder: nn.Module, clips: Tensor, precision: Precision) -> Tensor:
+    """Features float32 [B, N, D] of clips uint8 [B, C, T, S, S], where the encoder's weights lie.
 
     ``bfloat16`` runs the encoder under autocast.
     """
+    device = next(encoder.parameters()).device
     video = normalise_clip(to_device(clips, device))
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        tokens = encoder(video)
-    return tokens.float()
+        return encoder(video).float()
 
 
 @dataclass(frozen=True)
@@ -263,13 +271,11 @@ class FeatureExtractor:
         kept = _DTYPES[self.settings.features.storage]
         if len(clips.rows) == 0:
             return FeatureSet((torch.empty(0, 0, 0, 0, dtype=kept),), clips.rows, clips.bad)
-        encoder, device = self.frozen.encoder.to(self.setup.device), self.setup.device
-        precision = self.settings.features.precision
-        calls = clips.clips.flatten(0, 1).split(self.settings.features.batch_size)
-        parts = [encode_clips(encoder, call, device, precision).to("cpu", kept) for call in calls]
-        return FeatureSet(
-            (torch.cat(parts).unflatten(0, clips.clips.shape[:2]),), clips.rows, clips.bad
-        )
+        encoder, how = self.frozen.encoder.to(self.setup.device), self.settings.features
+        calls = clips.clips.flatten(0, 1).split(how.batch_size)
+        parts = [encode_clips(encoder, call, how.precision).to("cpu", kept) for call in calls]
+        tokens = torch.cat(parts).unflatten(0, clips.clips.shape[:2])
+        return FeatureSet((tokens,), clips.rows, clips.bad)
 
     def shards(
         self,
@@ -299,48 +305,45 @@ class FeatureExtractor:
             folder = None if self.cache_dir is None else _open_folder(self.cache_dir, key)
             batch_rows = max(1, how.batch_size // source.clips_per_video)
             # Whole batches per shard, so that a resumed extraction forms the very same batches.
-            shard_rows = batch_rows * max(
-                1, how.shard_clips // (batch_rows * source.clips_per_video)
-            )
+            batch_clips = batch_rows * source.clips_per_video
+            shard_rows = batch_rows * max(1, how.shard_clips // batch_clips)
             starts = range(share[0] * shard_rows, len(source), share[1] * shard_rows)
             total = sum(min(shard_rows, len(source) - start) for start in starts)
-            done, what = 0, f"features of {split.name}"
-            if self.is_random:
-                what = f"{what}, pass {pass_index + 1}"
-            with Progress(what, total) as progress:
+            which = f", pass {pass_index + 1}" if self.is_random else ""
+            with Progress(f"features of {split.name}{which}", total) as progress:
+                done = 0
                 for start in starts:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"
                     path = None if folder is None else folder / name
-                    if path is None or not path.exists():
-                        parts = []
-                        for batch in source.batches(start, stop, batch_rows):
-                            parts.append(self.encode(batch))
-                            done += len(batch.rows) + len(batch.bad)
-                            progress.update(done)
-                        part = _joined(parts)
-                        if path is not None:
-                            _write_shard(path, part)
-                    else:
+                    if path is not None and path.exists():
                         done += stop - start
                         progress.update(done)
+                        yield _read_shard(path)
+                        continue
+                    parts = []
+                    for batch in source.batches(start, stop, batch_rows):
+                        parts.append(self.encode(batch))
+                        done += len(batch.rows) + len(batch.bad)
+                        progress.update(done)
+                    part = FeatureSet.joined(parts)
+                    part = replace(part, shards=(part.tokens,))
+                    if path is not None:
+                        _write_shard(path, part)
                     yield part if path is None else _read_shard(path)
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
     ) -> FeatureSet:
         """All shards together; refused when not one video can be read."""
-        parts = list(self.shards(split, rows, pass_index=pass_index))
-        full = [part for part in parts if len(part)]
-        bad = tuple(video for part in parts for video in part.bad)
-        if not full:
-            reason = f" (first: {bad[0].path}: {bad[0].reason})" if bad else ""
+        found = FeatureSet.joined(list(self.shards(split, rows, pass_index=pass_index)))
+        if not len(found):
+            reason = "".join(f" (first: {bad.path}: {bad.reason})" for bad in found.bad[:1])
             raise UserError(f"not one video could be read{reason}")
-        shards = tuple(shard for part in full for shard in part.shards)
-        if sum(shard.nbytes for shard in shards) <= _MOST_IN_MEMORY_BYTES:
-            # Small sets are read once: gathering from one tensor is several times faster.
-            shards = (torch.cat(shards),)
-        return FeatureSet(shards, np.concatenate([part.rows for part in full]), bad)
+        if sum(shard.nbytes for shard in found.shards) > _MOST_IN_MEMORY_BYTES:
+            return found
+        # Small sets are read once: gathering from one tensor is several times faster.
+        return replace(found, shards=(found.tokens,))
 
     def _key(self, split: Split, rows: NDArray[np.int64], pass_index: int) -> dict[str, Any]:
         """Everything that the numbers depend on, as plain values."""
@@ -364,14 +367,6 @@ class FeatureExtractor:
         }
 
 
-def _joined(parts: list[FeatureSet]) -> FeatureSet:
-    """Parts of one shard in one tensor."""
-    full = [part.tokens for part in parts if len(part)]
-    tokens = torch.cat(full) if full else parts[0].tokens
-    rows = np.concatenate([part.rows for part in parts])
-    return FeatureSet((tokens,), rows, tuple(video for part in parts for video in part.bad))
-
-
 def _open_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     """The folder of a key, made when new; a shortened digest is checked against the whole key."""
     folder = cache_dir / settings_hash(key)[:20]
@@ -382,23 +377,21 @@ def _open_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     try:
         stored = json.loads(described.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(key))
-        names = [name for name, value in wanted.items() if stored.get(name) != value]
-        difference = "another " + ", ".join(names)
+        names = ", ".join(name for name, value in wanted.items() if stored.get(name) != value)
     except (ValueError, AttributeError):
-        names, difference = ["all"], "other settings"
+        names = "description"
     if names:
         raise UserError(
-            f"{described}: made with {difference} than this folder's name says; delete the folder"
+            f"{described}: made with another {names} than this folder's name says; delete it"
         )
     return folder
 
 
 def _write_shard(path: Path, part: FeatureSet) -> None:
     tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
+    bad = json.dumps([asdict(video) for video in part.bad])
     with atomic_path(path) as aside:
-        save_file(
-            tensors, aside, metadata={"bad": json.dumps([asdict(video) for video in part.bad])}
-        )
+        save_file(tensors, aside, metadata={"bad": bad})
 
 
 def _read_shard(path: Path) -> FeatureSet:

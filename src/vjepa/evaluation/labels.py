@@ -183,16 +183,10 @@ def stratified_subset(
 
     Args:
         labels: The labels to choose from.
-        per_class: Rows per class; exclusive with `fraction`.
+        per_class: Rows per class, at least 1; exclusive with `fraction`.
         fraction: Share of each class's rows, in (0, 1]; rounded, at least one row a class.
         seed: Another seed, another subset.
     """
-    if per_class is not None and fraction is not None:
-        raise UserError("give labels_per_class or label_fraction, not both")
-    if per_class is not None and per_class < 1:
-        raise UserError(f"labels_per_class: {per_class} is below 1")
-    if fraction is not None and not 0.0 < fraction <= 1.0:
-        raise UserError(f"label_fraction: {fraction} is not in (0, 1]")
     if per_class is not None and labels.multi_label:
         raise UserError(
             "labels_per_class: videos have several classes each; give label_fraction instead"
@@ -204,11 +198,7 @@ def stratified_subset(
         rows = _shuffled_rows(labels, class_index, seed, "subset")
         if rows.size == 0 and labels.multi_label:  # the rarest class of no video
             continue
-        if per_class is not None:
-            wanted = per_class
-        else:
-            assert fraction is not None
-            wanted = max(1, round(fraction * rows.size))
+        wanted = per_class or max(1, round((fraction or 1.0) * rows.size))
         if rows.size < wanted:
             raise UserError(
                 f"class {name!r} of label {labels.name!r} has {rows.size} training rows, "
@@ -226,15 +216,13 @@ def hold_out(
     A class of one row stays wholly in the part to fit on; any other class gives at least one row
     and keeps at least one. `fraction` is the share of each class to hold out, in (0, 1).
     """
-    if not 0.0 < fraction < 1.0:
-        raise UserError(f"held_out_fraction: {fraction} is not in (0, 1)")
     inside = labels.take(rows)
-    choose: list[NDArray[np.int64]] = []
+    choose: list[int] = []
     for class_index in range(len(labels.classes)):
         own = _shuffled_rows(inside, class_index, seed, "hold_out")
         wanted = min(max(1, round(fraction * own.size)), own.size - 1)
-        choose.append(own[: max(wanted, 0)])
-    positions = np.sort(np.concatenate(choose))
+        choose += own[: max(wanted, 0)].tolist()
+    positions = np.sort(np.array(choose, dtype=np.int64))
     if positions.size == 0:
         raise UserError(
             f"no class of label {labels.name!r} has two training rows, so nothing can be held out "
@@ -249,8 +237,7 @@ def _shuffled_rows(labels: Labels, class_index: int, seed: int, stream: str) -> 
     rows = np.flatnonzero(labels.indices == class_index).astype(np.int64)
     if rows.size == 0:
         return rows
-    places = np.arange(rows.size, dtype=np.int64)
-    return rows[permute(places, rows.size, seed, f"{stream}/{class_index}")]
+    return rows[permute(np.arange(rows.size), rows.size, seed, f"{stream}/{class_index}")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,15 @@
 """Figures of frozen evaluation: shares of right answers, mean average precision, intervals.
 
-Answers are collected by one of two metrics with the same methods: :class:`Accuracy` where a video
-has one class, :class:`AveragePrecision` where it may have several. Both give the same figures, to
-the last bit, in whatever order answers come and however they are dealt out to processes.
+Answers are kept one by one in one of two metrics with the same methods: :class:`Accuracy` where a
+video has one class, :class:`AveragePrecision` where it may have several. Both give the same
+figures, to the last bit, in whatever order answers come and however processes share them.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -73,11 +73,6 @@ def _check_counts(correct: int, count: int) -> None:
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the confidence in [0, 1] for the expected calibration error."""
-
-_ONE = 1 << 50
-"""1.0 in fixed point. Every answer's loss and confidence is rounded once to 2 ** -50 (9e-16), then
-summed as a whole number of any length, which is exact: a figure is the same in whatever order the
-answers come and however they are dealt out to batches and processes, and nothing overflows."""
 
 
 @dataclass(frozen=True)
@@ -218,20 +213,39 @@ class MultiLabelMetrics:
 Metrics = ClassificationMetrics | MultiLabelMetrics
 
 
-class Accuracy:
-    """Exact running sums over answers of videos with one class each.
+class _Answers:
+    """Answers in batches of columns; the first is the videos' rows, int64 [B]."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+        self._batches: list[tuple[NDArray[Any], ...]] = []
+
+    def merge(self, other: Self) -> None:
+        """Add the answers of another process or of another part of the data."""
+        if other.classes != self.classes:
+            raise ValueError("classes: answers over different classes cannot be put together")
+        self._batches += other._batches
+
+    @property
+    def count(self) -> int:
+        """Videos counted so far."""
+        return sum(len(batch[0]) for batch in self._batches)
+
+    def _columns(self) -> list[NDArray[Any]]:
+        """All answers, in the order of rows, without these."""
+        if self.count == 0:
+            raise ValueError("metrics: no video was counted")
+        rows, *columns = (np.concatenate(column) for column in zip(*self._batches, strict=True))
+        order = np.argsort(rows, kind="stable")
+        return [column[order] for column in columns]
+
+
+class Accuracy(_Answers):
+    """Answers of videos with one class each.
 
     Ties between classes go to the lowest class number, for top-1 as for top-5, so that an answer
     does not depend on the sorting algorithm of a device.
     """
-
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
-        self._confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        self._top5_correct = 0
-        self._loss = 0  # in units of 1 / _ONE, as the confidences
-        # For each bin of confidence: answers, right ones, sum of confidences.
-        self._bins = [[0, 0, 0] for _ in range(CALIBRATION_BINS)]
 
     def add(self, rows: NDArray[np.int64], probabilities: Tensor, targets: Tensor) -> None:
         """Count a batch.
@@ -258,84 +272,55 @@ class Accuracy:
         numbers = torch.arange(size).expand_as(shares)
         confidence = shares.amax(dim=1)
         answers = torch.where(shares == confidence[:, None], numbers, size).amin(dim=1)
-        np.add.at(self._confusion, (truth.numpy(), answers.numpy()), 1)
-        self._top5_correct += int((rank < 5).sum())
         # One by one: a vectorised logarithm may differ in the last bit at the end of a batch.
         least = torch.finfo(torch.float64).tiny
         losses = [-math.log(max(share, least)) for share in own.flatten().tolist()]
-        self._loss += sum(_fixed_point(np.array(losses)))
-        # A bin holds (low, high], the first also 0.
-        places = np.ceil(confidence.numpy() * CALIBRATION_BINS).astype(np.int64) - 1
-        places = places.clip(0, CALIBRATION_BINS - 1).tolist()
-        summands = _fixed_point(confidence.numpy())
-        for place, right, summand in zip(places, (rank == 0).tolist(), summands, strict=True):
-            entry = self._bins[place]
-            entry[0] += 1
-            entry[1] += right
-            entry[2] += summand
-
-    def merge(self, other: Accuracy) -> None:
-        """Add the answers of another process or of another part of the data."""
-        if other.classes != self.classes:
-            raise ValueError("classes: answers over different classes cannot be put together")
-        self._confusion = self._confusion + other._confusion
-        self._top5_correct += other._top5_correct
-        self._loss += other._loss
-        self._bins = [
-            [own + more for own, more in zip(*pair, strict=True)]
-            for pair in zip(self._bins, other._bins, strict=True)
-        ]
-
-    @property
-    def count(self) -> int:
-        """Videos counted so far."""
-        return int(self._confusion.sum())
+        columns = (truth, answers, rank, confidence)
+        self._batches.append((rows, *(column.numpy() for column in columns), np.array(losses)))
 
     def summary(self) -> dict[str, Any]:
         """What the choice among heads needs: `count`, `correct`, `top1`, `loss`."""
-        count, correct = self.count, int(np.trace(self._confusion))
-        loss = self._loss / (count * _ONE)
+        _, _, rank, _, losses = self._columns()
+        count, correct = len(rank), int((rank == 0).sum())
+        # math.fsum is exact: the order of the answers does not matter.
+        loss = math.fsum(losses) / count
         return {"count": count, "correct": correct, "top1": correct / count, "loss": loss}
 
     def metrics(self, seed: int = 0) -> ClassificationMetrics:
         """All figures; `seed` is that of the bootstrap interval."""
-        count = self.count
-        if count == 0:
-            raise ValueError("metrics: no video was counted")
-        correct = int(np.trace(self._confusion))
-        of_class = self._confusion.sum(axis=1)
+        truth, answers, rank, confidence, _ = self._columns()
+        found = self.summary()
+        confusion = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        np.add.at(confusion, (truth, answers), 1)
         per_class = tuple(
-            ClassMetrics(name, int(of_class[index]), int(self._confusion[index, index]))
+            ClassMetrics(name, int(confusion[index].sum()), int(confusion[index, index]))
             for index, name in enumerate(self.classes)
         )
         present = [entry.accuracy for entry in per_class if entry.accuracy is not None]
-        gap = sum(abs(right * _ONE - confidence) for _, right, confidence in self._bins)
-        return ClassificationMetrics(
-            **self.summary(),
-            top5=self._top5_correct / count if len(self.classes) > 5 else None,
-            mean_class_accuracy=float(np.mean(present)),
-            calibration_error=gap / (count * _ONE),
-            wilson=wilson_interval(correct, count),
-            bootstrap=bootstrap_interval(correct, count, seed),
-            per_class=per_class,
-            confusion=tuple(tuple(row) for row in self._confusion.tolist()),
-            calibration=tuple(
-                CalibrationBin(
-                    low=number / CALIBRATION_BINS,
-                    high=(number + 1) / CALIBRATION_BINS,
-                    count=answers,
-                    correct=right,
-                    confidence=confidence / (answers * _ONE),
-                )
-                for number, (answers, right, confidence) in enumerate(self._bins)
-                if answers
-            ),
+        # A bin holds (low, high], the first also 0.
+        places = np.ceil(confidence * CALIBRATION_BINS).astype(np.int64).clip(1) - 1
+        bins = tuple(
+            CalibrationBin(
+                low=place / CALIBRATION_BINS,
+                high=(place + 1) / CALIBRATION_BINS,
+                count=int((places == place).sum()),
+                correct=int((rank[places == place] == 0).sum()),
+                confidence=math.fsum(confidence[places == place]) / int((places == place).sum()),
+            )
+            for place in np.unique(places).tolist()
         )
-
-
-def _fixed_point(values: NDArray[np.float64]) -> list[int]:
-    """Values of at most 709 (the largest loss) as whole multiples of 1 / _ONE."""
-    return np.rint(values * _ONE).astype(np.int64).tolist()
+        gap = math.fsum(abs(entry.correct - entry.count * entry.confidence) for entry in bins)
+        return ClassificationMetrics(
+            **found,
+            top5=int((rank < 5).sum()) / len(rank) if len(self.classes) > 5 else None,
+            mean_class_accuracy=float(np.mean(present)),
+            calibration_error=gap / len(rank),
+            wilson=wilson_interval(found["correct"], len(rank)),
+            bootstrap=bootstrap_interval(found["correct"], len(rank), seed),
+            per_class=per_class,
+            confusion=tuple(tuple(row) for row in confusion.tolist()),
+            calibration=bins,
+        )
 
 
 def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -367,16 +352,8 @@ def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) 
     return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
 
 
-class AveragePrecision:
-    """Answers of videos that may have several classes each.
-
-    Average precision needs the order of all scores, so scores are kept instead of counts, and put
-    in the order of rows before anything is computed.
-    """
-
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
-        self._batches: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.bool_]]] = []
+class AveragePrecision(_Answers):
+    """Answers of videos that may have several classes each."""
 
     def add(self, rows: NDArray[np.int64], probabilities: Tensor, targets: Tensor) -> None:
         """Keep a batch.
@@ -392,20 +369,9 @@ class AveragePrecision:
             raise ValueError(f"targets: shape {tuple(targets.shape)}, expected {shape}")
         self._batches.append((rows, shares.numpy(), (targets > 0.5).cpu().numpy()))
 
-    def merge(self, other: AveragePrecision) -> None:
-        """Add the answers of another process or of another part of the data."""
-        if other.classes != self.classes:
-            raise ValueError("classes: answers over different classes cannot be put together")
-        self._batches += other._batches
-
-    @property
-    def count(self) -> int:
-        """Videos counted so far."""
-        return sum(len(rows) for rows, _, _ in self._batches)
-
     def summary(self) -> dict[str, Any]:
         """`count`, `mean_average_precision` and `loss`, without the interval that takes long."""
-        scores, truth = self._in_order()
+        scores, truth = self._columns()
         own = np.where(truth, scores, 1.0 - scores)
         loss = float(-np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
         precision = _mean_precision(scores, truth)
@@ -413,19 +379,12 @@ class AveragePrecision:
 
     def metrics(self, seed: int = 0) -> MultiLabelMetrics:
         """All figures; `seed` is that of the bootstrap interval."""
-        scores, truth = self._in_order()
-        counts = truth.sum(axis=0).tolist()
-        per_class = tuple(
-            ClassMetrics(
-                name,
-                count,
-                average_precision=average_precision(scores[:, index], truth[:, index])
-                if count
-                else None,
-            )
-            for index, (name, count) in enumerate(zip(self.classes, counts, strict=True))
-        )
+        scores, truth = self._columns()
         found = self.summary()
+        per_class = []
+        for name, own, right in zip(self.classes, scores.T, truth.T, strict=True):
+            precision = average_precision(own, right) if right.any() else None
+            per_class.append(ClassMetrics(name, int(right.sum()), average_precision=precision))
         generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
         resampled = []
         for _ in range(_PRECISION_RESAMPLES):
@@ -434,16 +393,7 @@ class AveragePrecision:
                 resampled.append(_mean_precision(scores[drawn], truth[drawn]))
         low, high = np.quantile(resampled, [0.025, 0.975])
         interval = ConfidenceInterval(float(low), float(high))
-        return MultiLabelMetrics(**found, bootstrap=interval, per_class=per_class)
-
-    def _in_order(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        if not self._batches:
-            raise ValueError("metrics: no video was counted")
-        rows, scores, truth = (
-            np.concatenate(column) for column in zip(*self._batches, strict=True)
-        )
-        order = np.argsort(rows, kind="stable")
-        return scores[order], truth[order]
+        return MultiLabelMetrics(**found, bootstrap=interval, per_class=tuple(per_class))
 
 
 def _mean_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:

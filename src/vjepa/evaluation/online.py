@@ -34,7 +34,7 @@ from vjepa.evaluation.labels import (
     stratified_subset,
 )
 from vjepa.evaluation.metrics import wilson_interval
-from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.device import Precision
 from vjepa.runtime.distributed import Team
 
 if TYPE_CHECKING:
@@ -73,15 +73,12 @@ class OnlineProbeConfig:
 
 @dataclass(frozen=True)
 class _Clips:
-    """This process's clips of one split, as pixels uint8 [n, C, T, S, S]."""
+    """This process's clips of one split: rows int64 [n] and pixels uint8 [n, C, T, S, S]."""
 
-    pixels: Tensor
     rows: NDArray[np.int64]
-    """int64 [n], of the split."""
-    labels: Labels
-    """Of all rows of the split."""
-    num_calls: int
-    """Forward calls that the largest part of a process takes."""
+    pixels: Tensor
+    labels: Labels  # of all rows of the split
+    num_calls: int  # forward calls of the process that has most clips
 
 
 class OnlineProbe:
@@ -93,7 +90,7 @@ class OnlineProbe:
         config: OnlineProbeConfig,
         clip: ClipConfig,
         view: ViewConfig,
-        setup: DeviceSetup,
+        precision: Precision,
         seed: int,
         reading: ReadingConfig | None = None,
         team: Team | None = None,
@@ -107,24 +104,22 @@ class OnlineProbe:
         from vjepa.data.manifest.manifest import Manifest
 
         self.every_steps = config.every_steps
-        self._encoder, self._config, self._setup = encoder, config, setup
+        self._encoder, self._config, self._precision = encoder, config, precision
         self._team, self._seed = team or Team(), seed
         size = (view.crop_size, view.crop_size)
         self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
         self._reading = (clip, view, reading or ReadingConfig())
         manifest = Manifest.open(config.manifest)
-        train = manifest.select(split=config.train_split)
-        fit = labels_of(train, config.label, part=f"split {config.train_split}")
-        check_every_class_has_a_sample(fit, f"manifest {manifest.source}")
-        held = manifest.select(split=config.validation_split)
-        part = f"split {config.validation_split}"
-        held_labels = labels_of(held, config.label, classes=fit.classes, part=part)
-        self.classes = fit.classes
-        self._fit, self._validation = self._read(train, fit), self._read(held, held_labels)
+        self._fit = self._read(manifest, config.train_split, None)
+        self.classes = self._fit.labels.classes
+        self._validation = self._read(manifest, config.validation_split, self.classes)
 
-    def _read(self, manifest: Manifest, labels: Labels) -> _Clips:
+    def _read(self, whole: Manifest, split: str, classes: tuple[str, ...] | None) -> _Clips:
         """Decode this process's part of the chosen videos of one split."""
-        size = self._config.batch_size
+        size, manifest = self._config.batch_size, whole.select(split=split)
+        labels = labels_of(manifest, self._config.label, classes=classes, part=f"split {split}")
+        if classes is None:
+            check_every_class_has_a_sample(labels, f"manifest {whole.source}")
         rows = choose_rows(labels, self._config.max_clips, self._seed)
         mine = rows[self._team.rank :: self._team.size]
         with EvaluationClips(manifest, *self._reading, rows=mine, on_bad_video="list") as source:
@@ -139,7 +134,7 @@ class OnlineProbe:
                 "at the warnings, or leave online_probe out"
             )
         pixels = [self._filler[:0], *(batch.clips[:, 0] for batch in batches if len(batch.rows))]
-        return _Clips(torch.cat(pixels), kept, labels, -(-max(counts) // size))
+        return _Clips(kept, torch.cat(pixels), labels, -(-max(counts) // size))
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the evaluators' protocol)
@@ -178,8 +173,7 @@ class OnlineProbe:
             clips = own.pixels[call * size : (call + 1) * size]
             # Sharded weights are gathered for each call, so every process must make as many.
             given = clips if len(clips) else self._filler
-            device, precision = self._setup.device, self._setup.precision
-            tokens = encode_clips(self._encoder, given, device, precision)
+            tokens = encode_clips(self._encoder, given, self._precision)
             means.append(tokens.mean(dim=1).cpu()[: len(clips)])
         parts = self._team.gather((own.rows, torch.cat(means).numpy()))
         rows, features = (np.concatenate(column) for column in zip(*parts, strict=True))

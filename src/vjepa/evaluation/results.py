@@ -102,21 +102,19 @@ class ProbeResult:
         lines = [f"# Probe of `{self.label}`", "", compare({self.which: self}), ""]
         if self.selection:
             lines += ["Heads, by their figures on the rows held out for the choice:", ""]
-            lines += _table(
-                ("head", "learning rate", "weight decay", "held-out rows", "loss", "chosen"),
-                [
-                    (
-                        head.kind,
-                        f"{head.learning_rate:g}",
-                        f"{head.weight_decay:g}",
-                        head.score,
-                        f"{head.loss:.3f}",
-                        "yes" if head.chosen else "",
-                    )
-                    for head in self.selection
-                ],
-            )
-            lines.append("")
+            headings = ("head", "learning rate", "weight decay", "held-out rows", "loss", "chosen")
+            rows = [
+                (
+                    head.kind,
+                    f"{head.learning_rate:g}",
+                    f"{head.weight_decay:g}",
+                    head.score,
+                    f"{head.loss:.3f}",
+                    "yes" if head.chosen else "",
+                )
+                for head in self.selection
+            ]
+            lines += [*_table(headings, rows), ""]
         if self.test is not None:
             classes = self.test.metrics.per_class
             heading, figures = self.test.metrics.class_cells()

@@ -8,9 +8,10 @@ memory does not grow with the length of a video.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import numpy as np
@@ -79,23 +80,9 @@ class FileEncodingConfig:
     """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
 
 
-@dataclass(frozen=True)
-class FilePart:
-    """What encoding files gives next of file number `index`.
-
-    Attributes:
-        look: How the file is looked at; None when that could not be decided.
-        tokens: The file's next tokens, float32 on the CPU: [m, h, w, D] or [m, D]; once [D] for a
-            whole video. None while there are none, and for a failure.
-        times: With the last tokens: as in :class:`FileFeatures`.
-        failure: Why the file fails, which ends it, or None.
-    """
-
-    index: int
-    look: Look | None
-    tokens: Tensor | None = None
-    times: NDArray[np.float64] | None = None
-    failure: str | None = None
+Part = tuple[Tensor | None, NDArray[np.float64] | None]
+"""The next tokens of a file, float32 on the CPU: [m, h, w, D] or [m, D], once [D] for a whole
+video; None while there are none. With the last come the times, as in :class:`FileFeatures`."""
 
 
 def extract_features(
@@ -134,46 +121,37 @@ def extract_features(
         batch_size=batch_size,
     )
     found: dict[int, FileFeatures] = {}
-    for look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
-        first = next(parts)
+    for index, look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
         try:
-            tokens, times = tokens_and_times(itertools.chain([first], parts))
+            tokens, times = tokens_and_times(parts)
         except DecodeError as error:
-            raise UserError(f"{every[first.index]}: {error.reason}; give another file") from error
-        assert look is not None
+            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+        assert isinstance(look, Look)
         frame_numbers, box = look.plan.frame_numbers, look.box
-        found[first.index] = FileFeatures(tokens, times, frame_numbers, look.grid, box)
+        found[index] = FileFeatures(tokens, times, frame_numbers, look.grid, box)
     ordered = [found[index] for index in range(len(every))]
     return ordered if several else ordered[0]
 
 
-def tokens_and_times(parts: Iterable[FilePart]) -> tuple[Tensor, NDArray[np.float64]]:
-    """All tokens of one file in memory, and their times; a failure raises DecodeError."""
-    found = list(unless_failed(parts))
-    tokens = [part.tokens for part in found if part.tokens is not None]
-    times = found[-1].times
+def tokens_and_times(parts: Iterable[Part]) -> tuple[Tensor, NDArray[np.float64]]:
+    """All tokens of one file in memory, and their times; DecodeError if it fails."""
+    found = list(parts)
+    tokens, times = [part for part, _ in found if part is not None], found[-1][1]
     assert times is not None
     return tokens[0] if len(tokens) == 1 else torch.cat(tokens), times
 
 
-def unless_failed(parts: Iterable[FilePart]) -> Iterator[FilePart]:
-    """The parts of one file; a failure raises DecodeError."""
-    for part in parts:
-        if part.failure is not None:
-            raise DecodeError("" if part.look is None else part.look.info.path, part.failure)
-        yield part
-
-
 def encode_files(
     encoder: nn.Module, infos: Sequence[VideoInfo], how: FileEncodingConfig
-) -> Iterator[tuple[Look | None, Iterator[FilePart]]]:
+) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
     """Encode files one after the other; a file that fails costs only itself.
 
     The encoder has its sizes as ``config``, and computes on the device of its weights.
 
     Yields:
-        For each file its look and its parts, at least one, to be used before the next file; those
-        that cannot be looked at come first.
+        For each file its number, how it is looked at, or why that cannot be decided, and its parts,
+        to be used before the next file, which raise DecodeError if it fails; those that cannot be
+        looked at come first.
     """
     config = getattr(encoder, "config", None)
     if not isinstance(config, EncoderConfig):
@@ -199,12 +177,17 @@ def encode_files(
     was_training = encoder.training
     encoder.eval()
     try:
-        parts = _encode(encoder, looks, windows, how)
-        for index, own in itertools.groupby(parts, key=lambda part: part.index):
-            seen = looks[index]
-            yield seen if isinstance(seen, Look) else None, own
+        encoded = _encode(encoder, looks, windows, how)
+        for index, own in itertools.groupby(encoded, key=lambda part: part[0]):
+            yield index, looks[index], (_unless_failed(found) for _, found in own)
     finally:
         encoder.train(was_training)
+
+
+def _unless_failed(found: Part | DecodeError) -> Part:
+    if isinstance(found, DecodeError):
+        raise found
+    return found
 
 
 def _encode(
@@ -212,30 +195,28 @@ def _encode(
     looks: Sequence[Look | DecodeError],
     windows: Iterable[tuple[int, ReadWindow | DecodeError]],
     how: FileEncodingConfig,
-) -> Iterator[FilePart]:
+) -> Iterator[tuple[int, Part | DecodeError]]:
     """Encode windows in batches of one size; the parts of a file come one after the other."""
     waiting: list[tuple[_OpenFile, ReadWindow]] = []
     file: _OpenFile | None = None
 
-    def run() -> Iterator[FilePart]:
+    def run() -> Iterator[tuple[int, Part | DecodeError]]:
         if not waiting:
             return
         clips = torch.stack([window.clip for _, window in waiting])
-        device = next(encoder.parameters()).device
-        tokens = encode_clips(encoder, clips, device, how.precision)
+        tokens = encode_clips(encoder, clips, how.precision)
         for (owner, window), found in zip(waiting, tokens, strict=True):
-            yield owner.add(found, window.seconds)
+            yield owner.index, owner.add(found, window.seconds)
         waiting.clear()
 
     for index, window in windows:
-        look = looks[index]
         if isinstance(window, DecodeError):
             yield from run()
-            seen = look if isinstance(look, Look) else None
-            yield FilePart(index, seen, failure=window.reason)
+            yield index, window
             continue
-        assert isinstance(look, Look)
         if file is None or file.index != index:
+            look = looks[index]
+            assert isinstance(look, Look)
             file = _OpenFile(index, look, how.pool)
         if waiting and waiting[0][1].clip.shape != window.clip.shape:
             yield from run()
@@ -255,7 +236,7 @@ class _OpenFile:
         self._window = 0
         self._sum: Tensor | None = None
 
-    def add(self, tokens: Tensor, seconds: NDArray[np.float64]) -> FilePart:
+    def add(self, tokens: Tensor, seconds: NDArray[np.float64]) -> Part:
         """Add a window, tokens [N, D] and times [T] of its frames: what is finished with it."""
         plan = self._look.plan
         start = plan.starts[self._window]
@@ -265,14 +246,12 @@ class _OpenFile:
         self._times[start : start + kept] = middles[:kept]
         done = self._stitcher.add(tokens.reshape(*self._look.window_grid, -1))
         times = self._times if self._stitcher.is_done else None
-        part = FilePart(self.index, self._look, times=times)
         if self._pool == "none":
-            return replace(part, tokens=done.cpu())
+            return done.cpu(), times
         if self._pool == "space":
-            return replace(part, tokens=done.mean(dim=(1, 2)).cpu())
+            return done.mean(dim=(1, 2)).cpu(), times
         added = done.sum(dim=(0, 1, 2), dtype=torch.float64)
         self._sum = added if self._sum is None else self._sum + added
         if times is None:
-            return part
-        t, h, w = self._look.grid
-        return replace(part, tokens=(self._sum / (t * h * w)).float().cpu())
+            return None, None
+        return (self._sum / math.prod(self._look.grid)).float().cpu(), times

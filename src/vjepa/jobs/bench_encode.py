@@ -56,15 +56,28 @@ class BenchReport:
 
 
 @config_dataclass
-class BenchConfig:
-    """What is measured."""
+class BenchModelConfig:
+    """Which encoder is measured, and on which clips."""
 
     model: ModelName = "vitl16"
-    """Size of the encoder; its weights are random."""
+    """Size of the encoder; weights are random, and the predictor of an update is the paper's (12
+    blocks, 384 wide)."""
     image_size: Positive = 224
     """Side of a clip, in pixels."""
     num_frames: Positive = 16
     """Frames of a clip."""
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The encoder's sizes."""
+        own = PRESETS[PRESET_OF[self.model]]
+        return replace(own, image_size=self.image_size, num_frames=self.num_frames)
+
+
+@config_dataclass
+class BenchConfig(BenchModelConfig):
+    """What is measured."""
+
     batch_size: Positive = 8
     """Clips per call."""
     calls: Positive = 5
@@ -89,7 +102,7 @@ def run(config: BenchConfig) -> BenchReport:
     """
     threads = set_num_threads(config.num_threads)
     setup = set_up_device(config.device, config.precision)
-    sizes = preset(config.model, config.image_size, config.num_frames)
+    sizes = config.encoder
     with torch.random.fork_rng(devices=[]):
         seed_torch(0, "bench encode")
         encoder = Encoder(sizes).eval().requires_grad_(False).to(setup.device)
@@ -140,11 +153,6 @@ def machine_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def preset(model: ModelName, image_size: int, num_frames: int) -> EncoderConfig:
-    """The encoder of a name, for clips of a size."""
-    return replace(PRESETS[PRESET_OF[model]], image_size=image_size, num_frames=num_frames)
 
 
 def random_clips(batch_size: int, sizes: EncoderConfig) -> torch.Tensor:

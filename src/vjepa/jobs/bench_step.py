@@ -15,11 +15,10 @@ from torch import Tensor
 
 from vjepa.config import config_dataclass
 from vjepa.jobs.bench_encode import (
+    BenchModelConfig,
     BenchReport,
-    ModelName,
     Positive,
     machine_name,
-    preset,
     random_clips,
     time_calls,
 )
@@ -39,15 +38,9 @@ from vjepa.training import (
 
 
 @config_dataclass
-class BenchConfig:
+class BenchConfig(BenchModelConfig):
     """What is measured."""
 
-    model: ModelName = "vitl16"
-    """Size of the encoder; the predictor is the paper's (12 blocks, 384 wide)."""
-    image_size: Positive = 224
-    """Side of the clips in pixels."""
-    num_frames: Positive = 16
-    """Frames of a clip."""
     batch_size: Positive = 24
     """Clips in an update; one micro-batch."""
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(count="fixed"))
@@ -66,7 +59,7 @@ class BenchConfig:
     def sizes(self) -> ModelConfig:
         """The model's sizes."""
         return ModelConfig(
-            encoder=preset(self.model, self.image_size, self.num_frames),
+            encoder=self.encoder,
             predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks)),
         )
 

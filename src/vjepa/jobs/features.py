@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +17,9 @@ from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
     FeatureTable,
-    FileOrigin,
     StoredType,
     is_written,
+    origin_of,
     write_features,
 )
 from vjepa.evaluation.frozen import settings_hash
@@ -190,7 +189,7 @@ class FeatureWorker:
 
     def is_done(self, info: VideoInfo, name: str | None) -> bool:
         """Whether the features of a file are there, whole, and made from it as it is now."""
-        origin = FileOrigin.of(info, self._digest)
+        origin = origin_of(info, self._digest)
         return self._table.holds(origin) if name is None else is_written(self._out / name, origin)
 
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
@@ -198,25 +197,19 @@ class FeatureWorker:
         config, encoder = self._config, self._frozen.encoder.to(self._device)
         if config.compile:
             compile_encoder(encoder)
-        for look, parts in encode_files(encoder, [info for info, _ in files], config):
-            first = next(parts)
-            info, name = files[first.index]
-            origin = FileOrigin.of(info, self._digest)
-            whole = itertools.chain([first], parts)
+        for index, look, parts in encode_files(encoder, [info for info, _ in files], config):
+            info, name = files[index]
+            origin = origin_of(info, self._digest)
             try:
-                if look is None:
-                    raise DecodeError(info.path, str(first.failure))
+                if isinstance(look, DecodeError):
+                    raise look
                 if name is None:
-                    self._table.add(look, origin, whole)
+                    self._table.add(look, origin, parts)
                 else:
+                    width, stored = self._frozen.identity.config.width, config.stored
+                    target, pool = self._out / name, config.pool
                     write_features(
-                        self._out / name,
-                        look,
-                        origin,
-                        whole,
-                        pool=config.pool,
-                        width=self._frozen.identity.config.width,
-                        stored=config.stored,
+                        target, look, origin, parts, pool=pool, width=width, stored=stored
                     )
             except DecodeError as error:
                 yield FileRecord(info.path, None, None, _seconds(info), error.reason), 0

@@ -320,8 +320,8 @@ def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlinePr
         )
     transform = config.data.transform
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
-    setup = set_up_device(config.training.device, config.training.precision)
-    return [OnlineProbe(encoder, probe, config.data.clip, view, setup, config.seed, team=team)]
+    precision = config.training.precision
+    return [OnlineProbe(encoder, probe, config.data.clip, view, precision, config.seed, team=team)]
 
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:

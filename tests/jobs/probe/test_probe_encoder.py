@@ -8,21 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.evaluation.tiny_videos import make_set
+from tests.jobs.probe.tiny_probe import evaluate_here, train_probe
 
 from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
-from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import preprocess_of
-from vjepa.jobs.probe.config import EncoderSourceConfig, ProbeConfig, VideosConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     fit_to_clips,
     open_encoder,
     reopen_encoder,
 )
-from vjepa.jobs.probe.probe import evaluate, train
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.encoder import FrameEncoder
 
@@ -112,40 +110,17 @@ def test_a_model_of_timm_is_opened_again_by_name_and_seed(tmp_path: Path) -> Non
     assert reopen_encoder(loaded.identity).identity == loaded.identity
 
 
-def _settings(manifest: Path, **more: object) -> dict[str, object]:
-    return {
-        "data.label": "colour",
-        "data.train.manifest": str(manifest),
-        "data.train.split": "train",
-        "data.test.split": "test",
-        "data.reading.num_workers": 0,
-        "optim.epochs": 30,
-        "optim.batch_size": 8,
-        "optim.learning_rates": [3e-3],
-        "device": "cpu",
-        "num_threads": 1,
-        **more,
+def test_an_image_model_through_the_whole_video_protocol(
+    videos: Path, image_model: Path, tmp_path: Path
+) -> None:
+    changes = {
+        "data.clip.num_frames": 3,
+        "data.clip.stride": 2,
+        "data.view.num_segments": 2,
+        "optim.epochs": 2,
     }
-
-
-def test_an_image_model_through_the_whole_video_protocol(image_model: Path, tmp_path: Path) -> None:
-    manifest = make_set(tmp_path, {"train": 18, "test": 6})
-    settings = _settings(
-        manifest,
-        **{
-            "encoder.path": str(image_model),
-            "data.clip.num_frames": 3,
-            "data.clip.stride": 2,
-            "data.view.crop_size": 32,
-            "data.view.num_segments": 2,
-        },
-    )
-    result = train(load_config(ProbeConfig, overrides=settings), tmp_path / "probe")
-    assert result.test is not None
-    again = evaluate(
-        tmp_path / "probe", VideosConfig(manifest=manifest, split="test"), num_threads=1
-    )
-    assert again.metrics == result.test.metrics
+    _, test = train_probe(videos, image_model, tmp_path / "probe", **changes)
+    assert evaluate_here(tmp_path / "probe", videos).metrics == test.metrics
 
 
 def _write_images(folder: Path) -> None:
@@ -169,47 +144,22 @@ def test_class_folders_of_images_to_a_number(
     manifest = tmp_path / "m.parquet"
     index = ["data", "index", str(tmp_path / "set"), "--label_from_folder", "true"]
     assert main([*index, "--out", str(manifest)]) == 0
-    settings = _settings(
-        manifest,
-        **{
-            "encoder.path": str(video_model),
-            "encoder.position_code": "computed",
-            "data.label": "label",
-            "data.test.split": "validation",
-            "data.clip.num_frames": frames,
-            "data.view.crop_size": 32,
-            "data.augment.policy": "image_paper",
-            "features.online": True,
-            "optim.epochs": 15,
-        },
-    )
-    result = train(load_config(ProbeConfig, overrides=settings), tmp_path / "probe")
-    assert result.test is not None
-    assert result.test.metrics.count == 8
+    changes = {
+        "encoder.position_code": "computed",
+        "data.label": "label",
+        "data.test.split": "validation",
+        "data.clip.num_frames": frames,
+        "data.augment.policy": "image_paper",
+        "features.online": True,
+        "optim.epochs": 15,
+        "optim.learning_rates": [3e-3],
+        "optim.weight_decays": [0.01],
+    }
+    result, test = train_probe(manifest, video_model, tmp_path / "probe", **changes)
+    assert test.metrics.count == 8
     assert result.num_classes == 2
-    assert result.test.metrics.top1 >= 0.75
-    again = evaluate(
-        tmp_path / "probe", VideosConfig(manifest=manifest, split="validation"), num_threads=1
-    )
-    assert again.metrics == result.test.metrics
-
-
-def test_a_list_of_images_with_labels(tmp_path: Path) -> None:
-    """Places205's form: one line `path number` an image."""
-    _write_images(tmp_path / "set")
-    paths = sorted((tmp_path / "set" / "train").rglob("*.JPEG"))
-    lines = [f"{path.relative_to(tmp_path)} {place % 2}" for place, path in enumerate(paths)]
-    (tmp_path / "train_places205.csv").write_text("\n".join(lines) + "\n")
-    manifest = tmp_path / "m.parquet"
-    assert (
-        main(["data", "index", str(tmp_path / "train_places205.csv"), "--out", str(manifest)]) == 0
-    )
-    from vjepa.data.manifest.manifest import Manifest
-
-    opened = Manifest.open(manifest)
-    assert len(opened) == len(paths)
-    assert opened.label_names == ["label"] or tuple(opened.label_names) == ("label",)
-    assert {opened.row(row).kind for row in range(len(opened))} == {"image"}
+    assert test.metrics.top1 >= 0.75
+    assert evaluate_here(tmp_path / "probe", manifest, split="validation").metrics == test.metrics
 
 
 def test_no_encoder_is_an_error() -> None:

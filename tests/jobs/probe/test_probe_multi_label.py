@@ -4,11 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.evaluation.tiny_videos import write_manifest
-from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
+from tests.jobs.probe.tiny_probe import evaluate_here, probe_config, relabelled, train_probe
 
-from vjepa.data import Manifest
-from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import MultiLabelMetrics
 from vjepa.evaluation.results import load_result
@@ -22,23 +19,12 @@ MULTI = {"data.label": "shows", "data.multi_label": True, "optim.epochs": 20}
 @pytest.fixture(scope="module")
 def several(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny videos with a column of several classes each."""
-    manifest = Manifest.open(videos)
-    splits = manifest.table.column("split").to_pylist()
-    rows = [
-        ManifestRow(
-            info=manifest.row(row),
-            split=splits[row],
-            labels={"shows": SHOWS[manifest.labels("colour")[row] or ""]},
-        )
-        for row in range(len(manifest))
-    ]
-    return write_manifest(rows, tmp_path_factory.mktemp("several") / "m.parquet")
+    target = tmp_path_factory.mktemp("several") / "m.parquet"
+    return relabelled(videos, target, lambda colour, *_: {"shows": SHOWS[colour]})
 
 
 def test_a_probe_of_several_classes(several: Path, checkpoint: Path, tmp_path: Path) -> None:
-    result = train(probe_config(several, checkpoint, **MULTI), tmp_path / "p")
-    measured = result.test
-    assert measured is not None
+    result, measured = train_probe(several, checkpoint, tmp_path / "p", **MULTI)
     assert isinstance(measured.metrics, MultiLabelMetrics)
     assert measured.metrics.count == 11
     assert measured.metrics.mean_average_precision > 0.8
@@ -52,9 +38,7 @@ def test_a_probe_of_several_classes(several: Path, checkpoint: Path, tmp_path: P
         head.mean_average_precision or 0.0 for head in result.selection
     )
     assert chosen.top1 is None
-    again = evaluate_here(tmp_path / "p", several)
-    assert isinstance(again.metrics, MultiLabelMetrics)
-    assert asdict(again) == asdict(measured)
+    assert asdict(evaluate_here(tmp_path / "p", several)) == asdict(measured)
     assert load_result(tmp_path / "p") == result
     assert "mAP" in (tmp_path / "p/result.md").read_text()
 
@@ -68,17 +52,10 @@ def test_a_share_of_the_labels(several: Path, checkpoint: Path, tmp_path: Path) 
         train(probe_config(several, checkpoint, **changes), tmp_path / "q")
 
 
-def test_one_class_too_many(several: Path, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = Manifest.open(several)
-    splits = manifest.table.column("split").to_pylist()
-    rows = [
-        ManifestRow(
-            info=manifest.row(row),
-            split=splits[row],
-            labels={"shows": "red|mauve" if splits[row] == "test" else "red|warm"},
-        )
-        for row in range(len(manifest))
-    ]
-    other = write_manifest(rows, tmp_path / "m.parquet")
+def test_one_class_too_many(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    def relabel(_: str, split: str, __: int) -> dict[str, str | None]:
+        return {"shows": "red|mauve" if split == "test" else "red|warm"}
+
+    other = relabelled(videos, tmp_path / "m.parquet", relabel)
     with pytest.raises(UserError, match="class 'mauve' of label 'shows' has no training sample"):
         train(probe_config(other, checkpoint, **MULTI), tmp_path / "p")

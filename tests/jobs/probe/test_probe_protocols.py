@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
+from tests.jobs.probe.tiny_probe import evaluate_here, probe_config, train_probe
 
 from vjepa.errors import UserError
 from vjepa.evaluation.saved_probe import load_saved_probe
@@ -38,19 +38,19 @@ SEVERAL = {
         {**SEVERAL, "probe.kind": "knn"},
         {**SEVERAL, "probe.kind": "nearest_mean", "data.view.join": "average"},
         {**SEVERAL, "optim.poolings": ["linear", "attentive"], "features.shard_clips": 7},
+        {**SEVERAL, "probe.variant": "paper", "probe.kind": "attentive"},
     ],
     ids=lambda changes: ", ".join(f"{k}={v}" for k, v in changes.items() if k not in SEVERAL),
 )
 def test_evaluating_again_gives_the_number_exactly_in_every_protocol(
     videos: Path, checkpoint: Path, tmp_path: Path, changes: dict
 ) -> None:
-    result = train(probe_config(videos, checkpoint, **changes), tmp_path / "p")
-    assert result.test is not None
-    assert result.test.metrics.count == 11
-    assert asdict(evaluate_here(tmp_path / "p", videos)) == asdict(result.test)
+    result, test = train_probe(videos, checkpoint, tmp_path / "p", **changes)
+    assert test.metrics.count == 11
+    assert asdict(evaluate_here(tmp_path / "p", videos)) == asdict(test)
     probe = load_saved_probe(tmp_path / "p")
     assert (probe.settings.view.num_segments, probe.settings.view.num_views) == (2, 3)
-    if changes.get("probe.kind") is None:
+    if changes.get("probe.kind", "attentive") == "attentive":
         assert {head.count for head in result.selection} == {6}
     else:
         assert result.selection == ()
@@ -75,9 +75,8 @@ def test_segments_and_views_change_what_is_seen(
             "data.view.num_views": views,
             "data.view.join": join,
         }
-        result = train(probe_config(videos, checkpoint, **changes), tmp_path / name)
-        assert result.test is not None
-        losses.add(round(result.test.metrics.loss, 9))
+        _, test = train_probe(videos, checkpoint, tmp_path / name, **changes)
+        losses.add(round(test.metrics.loss, 9))
     assert len(losses) == 4
 
 
@@ -92,24 +91,20 @@ def test_online_and_as_many_cached_passes_train_the_same_probe(
         "data.augment.policy": "paper",
         "features.batch_size": 1,
     }
-    online = train(
-        probe_config(videos, checkpoint, **one, **{"features.online": True}), tmp_path / "online"
-    )
-    cache = {"features.cache_dir": str(tmp_path / "cache"), "features.passes": 3}
-    cached = train(probe_config(videos, checkpoint, **one, **cache), tmp_path / "cached")
-    assert online.test is not None
-    assert cached.test is not None
-    assert online.test.metrics == cached.test.metrics
+    online = {**one, "features.online": True}
+    _, first = train_probe(videos, checkpoint, tmp_path / "online", **online)
+    cached = {**one, "features.cache_dir": str(tmp_path / "cache"), "features.passes": 3}
+    _, second = train_probe(videos, checkpoint, tmp_path / "cached", **cached)
+    assert first.metrics == second.metrics
     weights = [
         (tmp_path / name / "probe.safetensors").read_bytes() for name in ("online", "cached")
     ]
     assert weights[0] == weights[1]
     # One folder for each pass and one for the test; with fewer passes the probe is another.
     assert len(list((tmp_path / "cache").iterdir())) == 4
-    fewer = {**cache, "features.passes": 1}
-    other = train(probe_config(videos, checkpoint, **one, **fewer), tmp_path / "fewer")
-    assert other.test is not None
-    assert other.test.metrics.loss != cached.test.metrics.loss
+    fewer = {**cached, "features.passes": 1}
+    _, other = train_probe(videos, checkpoint, tmp_path / "fewer", **fewer)
+    assert other.metrics.loss != second.metrics.loss
     assert len(list((tmp_path / "cache").iterdir())) == 4  # the first pass was there
 
 
@@ -142,39 +137,8 @@ def test_a_video_shorter_than_a_segment_follows_the_policy(
     with pytest.raises(UserError, match="10 frames, a clip takes 16"):
         train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
     changes["data.clip"] = {**long, "short_video": "loop"}
-    result = train(probe_config(videos, checkpoint, **changes), tmp_path / "y")
-    assert result.test is not None
-    assert result.test.metrics.count == 11
-
-
-def test_unreadable_videos_are_listed_online_too(
-    videos: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    from tests.evaluation.tiny_videos import with_bad_video
-
-    broken = with_bad_video(videos, "train", tmp_path / "m.parquet")
-    changes = {
-        "features.online": True,
-        "optim.epochs": 2,
-        "optim.learning_rates": [1e-3],
-        "optim.weight_decays": [0.0],
-    }
-    config = probe_config(tmp_path / "m.parquet", checkpoint, **changes)
-    with pytest.raises(UserError, match=r"broken\.mp4"):
-        train(config, tmp_path / "x")
-    changes["data.on_bad_video"] = "list"
-    config = probe_config(tmp_path / "m.parquet", checkpoint, **changes)
-    result = train(config, tmp_path / "y")
-    assert [bad.path for bad in result.train_bad_videos] == [broken]
-    assert result.num_train == 23
-
-
-def test_confusion_and_calibration_are_drawn(
-    videos: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "p")
-    for name in ("confusion.png", "calibration.png"):
-        assert (tmp_path / "p" / name).read_bytes().startswith(b"\x89PNG")
+    _, test = train_probe(videos, checkpoint, tmp_path / "y", **changes)
+    assert test.metrics.count == 11
 
 
 def test_nothing_is_drawn_from_torchs_generator(
@@ -184,7 +148,6 @@ def test_nothing_is_drawn_from_torchs_generator(
     losses = []
     for number in range(2):
         torch.manual_seed(number)
-        result = train(probe_config(videos, checkpoint, **changes), tmp_path / str(number))
-        assert result.test is not None
-        losses.append(result.test.metrics.loss)
+        _, test = train_probe(videos, checkpoint, tmp_path / str(number), **changes)
+        losses.append(test.metrics.loss)
     assert losses[0] == losses[1]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tests.evaluation.tiny_videos import write_manifest
 
 from vjepa.checkpoint import save_model
 from vjepa.config import load_config
 from vjepa.data.clips.dataset import ReadingConfig
-from vjepa.evaluation.results import Evaluation
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.evaluation.results import Evaluation, ProbeResult
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.probe import evaluate
+from vjepa.jobs.probe.probe import evaluate, train
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 
 TINY = ModelConfig(
@@ -50,11 +54,35 @@ def probe_config(videos: Path, checkpoint: Path, **changes: object) -> ProbeConf
     return load_config(ProbeConfig, overrides={**plain, **changes})
 
 
-def evaluate_here(probe: Path, videos: Path, encoder: Path | None = None) -> Evaluation:
+def train_probe(
+    videos: Path, checkpoint: Path, out: Path, **changes: object
+) -> tuple[ProbeResult, Evaluation]:
+    """Train the probe of `probe_config`; its result and what it measured on the test videos."""
+    result = train(probe_config(videos, checkpoint, **changes), out)
+    assert result.test is not None
+    return result, result.test
+
+
+def relabelled(
+    videos: Path, target: Path, relabel: Callable[[str, str, int], dict[str, str | None]]
+) -> Path:
+    """A copy of a manifest; `relabel` gives the labels for (colour, split, number in the split)."""
+    manifest, seen = Manifest.open(videos), Counter()
+    rows = []
+    for row, split in enumerate(manifest.table.column("split").to_pylist()):
+        labels = relabel(manifest.labels("colour")[row], split, seen[split])
+        rows.append(ManifestRow(info=manifest.row(row), split=split, labels=labels))
+        seen[split] += 1
+    return write_manifest(rows, target)
+
+
+def evaluate_here(
+    probe: Path, videos: Path, encoder: Path | None = None, split: str = "test"
+) -> Evaluation:
     """Measure a saved probe on the test videos, without worker processes."""
     return evaluate(
         probe,
-        VideosConfig(manifest=videos, split="test"),
+        VideosConfig(manifest=videos, split=split),
         encoder=encoder,
         reading=ReadingConfig(num_workers=0),
         device="cpu",

@@ -31,7 +31,7 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
     if config.which == "random":
         encoder = untrained_encoder(encoder.config, config.seed)
     seed = config.seed if config.which == "random" else None
-    return _freeze(encoder, encoder.config, str(config.path), config.which, seed)
+    return _freeze(encoder, str(config.path), config.which, seed)
 
 
 def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
@@ -55,8 +55,8 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         weights = path or (Path(identity.path) if identity.path else None)
         return _open_timm(identity.timm, weights, identity.seed or 0)
     if path is None and which == "random":
-        encoder = untrained_encoder(sizes, identity.seed or 0)
-        return _freeze(encoder, sizes, identity.path, which, identity.seed or 0)
+        seed = identity.seed or 0
+        return _freeze(untrained_encoder(sizes, seed), identity.path, which, seed)
     found = Path(identity.path or "") if path is None else path
     if not found.exists():
         raise UserError(
@@ -66,7 +66,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
     image_size, num_frames = sizes.image_size, sizes.num_frames
     if replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes:
         encoder = _rebuilt(encoder, image_size, num_frames)
-    return _freeze(encoder, encoder.config, str(found), which, identity.seed)
+    return _freeze(encoder, str(found), which, identity.seed)
 
 
 def fit_to_clips(
@@ -107,27 +107,23 @@ def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
 def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
     encoder = load_timm_encoder(name, weights, seed)
     if weights is None:
-        return _freeze(encoder, encoder.config, None, "random", seed, name)
-    return _freeze(encoder, encoder.config, str(weights), "target", None, name)
+        return _freeze(encoder, None, "random", seed, name)
+    return _freeze(encoder, str(weights), "target", None, name)
 
 
 def _freeze(
-    encoder: nn.Module,
-    config: EncoderConfig,
+    encoder: Encoder | FrameEncoder,
     path: str | None,
     which: str,
     seed: int | None,
     timm: str | None = None,
 ) -> FrozenEncoder:
     """Freeze an encoder; an image model is shown one frame after another."""
+    config, found = encoder.config, encoder
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
-        encoder = FrameEncoder(encoder, config)
+        found = FrameEncoder(encoder, config)
+    hashed = weights_hash(found)
     identity = EncoderIdentity(
-        weights_hash=weights_hash(encoder),
-        config=config,
-        path=path,
-        which=which,
-        seed=seed,
-        timm=timm,
+        weights_hash=hashed, config=config, path=path, which=which, seed=seed, timm=timm
     )
-    return FrozenEncoder(encoder.eval().requires_grad_(False), identity)
+    return FrozenEncoder(found.eval().requires_grad_(False), identity)

@@ -138,7 +138,7 @@ def train_heads(
         fresh.append(head)
     heads = ProbeHeads(fresh)
     optim = config.optim
-    steps = optim.steps if optim.epochs is None else batches.order.steps_for(optim.epochs)
+    steps = optim.steps if optim.epochs is None else batches.steps_for(optim.epochs)
     assert steps is not None
     trainer = Trainer(
         task=Classification(heads, heads.trainable()),
