@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 25_900
+MOST_LINES = 25_910
 MOST_FILES = 139
 MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
@@ -30,12 +30,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (1510, 38),
     "demo": (1410, 33),
     "evaluation": (2910, 71),
-    "jobs": (1930, 61),
+    "jobs": (1940, 61),
     "jobs/probe": (1256, 34),
     "masking": (795, 16),
     "models": (1410, 41),
     "reporting": (800, 33),
-    "runtime": (1830, 43),
+    "runtime": (1890, 46),
     "tasks": (740, 19),
     "top level": (920, 27),
     "training": (1290, 29),

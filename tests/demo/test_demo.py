@@ -206,7 +206,7 @@ def test_another_demo_does_not_take_the_folder(finished: Finished, tmp_path: Pat
     with pytest.raises(UserError, match="minutes"):
         demo.run(DemoConfig(minutes=1), out)
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="holds no demo"):
+    with pytest.raises(UserError, match="holds nothing of `vjepa demo`"):
         demo.run(DemoConfig(), tmp_path)
 
 

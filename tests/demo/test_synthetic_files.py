@@ -97,7 +97,7 @@ def test_a_foreign_folder_is_not_touched_and_a_spoilt_settings_file_is_named(tmp
     with pytest.raises(UserError, match="workers is 0"):
         write_synthetic_set(CONFIG, tmp_path, workers=0)
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="not a synthetic set"):
+    with pytest.raises(UserError, match="holds nothing of `vjepa data synth`"):
         write_synthetic_set(CONFIG, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["train"]
     (tmp_path / "synthetic.json").write_text("{")

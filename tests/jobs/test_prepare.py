@@ -306,7 +306,7 @@ def test_a_finished_folder_is_left_alone(videos: Path, prepared: dict, tmp_path:
     with pytest.raises(UserError, match="made from other videos or with other settings"):
         prepare([videos], out, replace(config, deduplicate=False), workers=1)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(UserError, match="was not made by data prepare"):
+    with pytest.raises(UserError, match="holds nothing of `vjepa data prepare`"):
         prepare([videos], tmp_path, config, workers=1)
 
 

@@ -188,7 +188,7 @@ def test_bad_input_is_one_error_and_claims_nothing(
 def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="holds nothing of `vjepa pretrain`"):
         pretrain.run(tiny_config(tmp_path, manifest), tmp_path / "run")
     assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
 

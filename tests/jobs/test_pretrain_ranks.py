@@ -176,6 +176,6 @@ def test_bad_input_is_told_by_every_process_and_claims_nothing(
     assert codes == [[2] * 3, [2] * 2, [2] * 2], said
     assert "data.batch_size: 8 clips cannot be divided over 3 processes" in said
     assert "use a multiple of 3, for example 9" in said
-    assert "is no run folder" in said
+    assert "holds nothing of `vjepa pretrain`" in said
     assert "distributed.shard_size: 3 does not divide the 2 processes" in said
     assert not (tmp_path / "odd").exists()

@@ -23,15 +23,15 @@ from vjepa.reporting.runs import (
     status_lines,
     status_of,
 )
-from vjepa.runtime.files import holder_of, locked_folder
+from vjepa.runtime.files import claimed_folder, holder_of
 from vjepa.runtime.logging import MetricRecord, log_file
 
 _HOLD = """
 import sys
 from pathlib import Path
-from vjepa.runtime.files import locked_folder
+from vjepa.runtime.files import claimed_folder
 
-with locked_folder(Path(sys.argv[1])):
+with claimed_folder(Path(sys.argv[1]), "pretrain"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -39,7 +39,7 @@ _needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells w
 
 
 def _write_run(folder: Path, *, steps: int = 40, total: int = 100) -> Path:
-    (folder / "config.yaml").write_text(f"optim: {{steps: {total}}}\n")
+    (folder / "config.yaml").write_text(f"# vjepa pretrain\noptim: {{steps: {total}}}\n")
     lines = []
     for last in range(10, steps + 1, 10):
         shared = {"step": last, "clips_per_second": 80.0, "data_wait_share": 0.1}
@@ -106,7 +106,7 @@ def test_a_live_run_is_known_by_its_lock_and_a_silent_one_is_named(tmp_path: Pat
         assert "silent for 60 min: frozen" in status_of(read_run(tmp_path)).state
         process.communicate("")
     assert holder_of(tmp_path) is None
-    with locked_folder(tmp_path):
+    with claimed_folder(tmp_path, "pretrain"):
         pass
 
 

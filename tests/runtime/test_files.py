@@ -10,15 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.config.sample import Mask
 from tests.runtime.full_disk import no_file_may_pass
 
+from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import (
     JsonLines,
     atomic_folder,
     atomic_path,
     atomic_write,
-    locked_folder,
+    begin_folder,
+    claimed_folder,
+    job_of,
     read_json_lines,
 )
 
@@ -195,8 +199,8 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 _HOLD = """
 import sys, time
 from pathlib import Path
-from vjepa.runtime.files import locked_folder
-with locked_folder(Path(sys.argv[1])):
+from vjepa.runtime.files import claimed_folder
+with claimed_folder(Path(sys.argv[1]), "learn"):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -208,8 +212,71 @@ def test_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> No
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(UserError, match="another process is at work"), locked_folder(tmp_path):
+        with (
+            pytest.raises(UserError, match="another process is at work"),
+            claimed_folder(tmp_path, "learn"),
+        ):
             pass
         holder.kill()
-    with pytest.raises(json.JSONDecodeError), locked_folder(tmp_path):
+    with pytest.raises(json.JSONDecodeError), claimed_folder(tmp_path, "learn"):
         json.loads("an error inside passes through")
+
+
+def _claim(folder: Path, job: str) -> bool:
+    with claimed_folder(folder, job) as has_begun:
+        return has_begun
+
+
+def test_a_job_goes_on_in_its_own_folder_and_leaves_those_of_others(tmp_path: Path) -> None:
+    with claimed_folder(tmp_path / "a" / "run", "features") as has_begun:
+        assert not has_begun
+        begin_folder(tmp_path / "a" / "run", "features", Mask(num_blocks=3))
+    assert _claim(tmp_path / "a" / "run", "features")
+    assert load_config(Mask, [tmp_path / "a" / "run" / "config.yaml"]).num_blocks == 3
+    for job in ("pretrain", "probe train", "learn"):
+        with pytest.raises(UserError, match=r"run: belongs to `vjepa features`; give another"):
+            _claim(tmp_path / "a" / "run", job)
+
+
+OLD_MARKS = {
+    "config.yaml": ("model: {}\nobjective:\n  name: vjepa\n", "pretrain"),
+    "features.json": ("{}", "features"),
+    "probe.json": ("{}", "probe train"),
+    "split.json": ("{}", "probe train"),
+    "work/settings.json": ("{}", "data prepare"),
+    "synthetic.json": ("{}", "data synth"),
+    "demo.yaml": ("seeds: [0]\n", "demo"),
+}
+
+
+@pytest.mark.parametrize("name", OLD_MARKS)
+def test_folders_that_older_versions_wrote_are_known(tmp_path: Path, name: str) -> None:
+    content, job = OLD_MARKS[name]
+    atomic_write(tmp_path / name, content)
+    assert job_of(tmp_path) == job
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"belongs to `vjepa {job}`"):
+        _claim(tmp_path, "learn")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert _claim(tmp_path, job)
+
+
+def test_other_files_are_left_alone_and_what_never_began_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("theme: dark\n")
+    for place in ("mine", "mine/config.yaml"):
+        with pytest.raises(UserError, match="exists and holds nothing of `vjepa learn`"):
+            _claim(tmp_path / place, "learn")
+    assert _names(tmp_path / "mine") == ["config.yaml"]
+    assert not _claim(tmp_path / "new", "learn")
+    (tmp_path / "empty").mkdir()
+    assert not _claim(tmp_path / "empty", "learn")
+    assert not _claim(tmp_path / "empty", "pretrain")
+    assert _names(tmp_path) == ["empty", "mine"]
+
+
+@pytest.mark.parametrize("place", ["file/run", "file/below/run", "n" * 300])
+def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(.+\); choose another --out"):
+        _claim(tmp_path / place, "learn")

@@ -24,7 +24,7 @@ from vjepa.demo.training import (
 )
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.process import usable_cpus
 
 _LOGGER = logging.getLogger(__name__)
@@ -48,17 +48,19 @@ def run(config: DemoConfig, out: Path) -> Path:
     Raises:
         UserError: `out` holds a demo of other settings or something else; a run failed.
     """
+    with claimed_folder(out, "demo") as has_begun:
+        return _run(config, out, has_begun)
+
+
+def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
     stored = out / "demo.yaml"
-    if stored.is_file():
+    if has_begun:
         changed = diff(load_config(DemoConfig, [stored]), config)
         if changed:
             raise UserError(
                 f"{out}: holds a demo with other settings ({'; '.join(changed)}); "
                 "give another --out, or remove it"
             )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and holds no demo; give a new or empty --out")
-    out.mkdir(parents=True, exist_ok=True)
     atomic_write(stored, dump_yaml(config))
     seconds: dict[str, float] = {}
     with _stage("making labelled videos", seconds):

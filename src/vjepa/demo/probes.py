@@ -30,7 +30,6 @@ from vjepa.evaluation.results import (
     load_result,
     over_seeds,
 )
-from vjepa.evaluation.saved_probe import CONFIG_FILE
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
@@ -134,7 +133,6 @@ def _train_probe(job: tuple[ProbeConfig, Path, Path]) -> str:
     # To a file: the messages of several probes at once would be no help on a terminal.
     with (out / "probes.log").open("a", encoding="utf-8", buffering=1) as log, redirect_stderr(log):
         configure_logging(stream=log)
-        (folder / CONFIG_FILE).unlink(missing_ok=True)  # of a probe that was stopped at its test
         try:
             probe.train(config, folder)
         except UserError as error:

@@ -23,7 +23,7 @@ from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers, describe, late_progress
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.workers import WorkerPool
 
 _SETTINGS_FILE = "synthetic.json"
@@ -66,7 +66,14 @@ def write_synthetic_set(
     """
     if workers < 1:
         raise UserError(f"workers is {workers}, must be at least 1")
-    _claim_folder(config, out)
+    with claimed_folder(out, "data synth") as has_begun:
+        _begin(config, out, has_begun)
+        return _write(config, out, workers, progress)
+
+
+def _write(
+    config: SyntheticConfig, out: Path, workers: int, progress: Callable[[int, int], None] | None
+) -> Path:
     tasks: list[_Task] = []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -100,12 +107,12 @@ def clip_path(split: str, index: int) -> Path:
     return Path(split) / f"{index:06d}.mp4"
 
 
-def _claim_folder(config: SyntheticConfig, out: Path) -> None:
-    """Make `out` and note the settings in it, or check that it already holds just these."""
+def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
+    """Note the settings in a claimed folder, or check that it already holds just these."""
     here = asdict(config)
     wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": here}
     settings = out / _SETTINGS_FILE
-    if settings.exists():
+    if has_begun:
         try:
             found = json.loads(settings.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -125,11 +132,6 @@ def _claim_folder(config: SyntheticConfig, out: Path) -> None:
             f"({'; '.join(unlike) or 'written by another version'}); "
             "choose another folder or delete that one"
         )
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file, not a folder")
-    if any((out / name).exists() for name in (_LABELS_FILE, *SPLITS)):
-        raise UserError(f"{out} holds videos that are not a synthetic set; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
     atomic_write(settings, json.dumps(wanted, indent=2) + "\n")
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, dump_yaml, to_dict
+from vjepa.config import config_dataclass, to_dict
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
@@ -28,7 +28,7 @@ from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.files import atomic_write, read_json_lines
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json_lines
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_map
@@ -122,10 +122,17 @@ def run(
     Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split`
     takes only that split.
     """
+    with claimed_folder(out, "features"):
+        return _run(config, sources, out, split)
+
+
+def _run(
+    config: FeaturesConfig, sources: Sequence[Path], out: Path, split: str | None
+) -> FeaturesReport:
     set_num_threads(config.num_threads)
     infos = files_of(sources, split)
     worker = FeatureWorker(config, out)
-    _claim(out, config, worker.settings)
+    _begin(out, config, worker.settings)
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
     started = time.perf_counter()
@@ -258,12 +265,12 @@ def _ray_task(
     return encode
 
 
-def _claim(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) -> None:
-    """Make the folder, or find that it holds features of the same settings."""
+def _begin(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) -> None:
+    """Begin in a claimed folder, or find that it holds features of the same settings."""
     described = out / SETTINGS_FILE
     text = json.dumps({"format": config.format, **settings}, indent=1, sort_keys=True) + "\n"
     if not described.exists():
-        atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
+        begin_folder(out, "features", config)
         atomic_write(described, text)
     elif described.read_text(encoding="utf-8") != text:
         raise UserError(

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig, PreparedInputs
 from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
@@ -19,7 +18,7 @@ from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers, late_progress
-from vjepa.runtime.files import atomic_write, locked_folder
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, written
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
@@ -102,22 +101,15 @@ def prepare(
             removed than `max_removed`.
     """
     inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locked_folder(out), ExitStack() as stack:
-            if not _claim(out, _settings_of(inputs, config), config):
-                return PrepareReport(**json.loads((out / REPORT_FILE).read_text()))
-            if engine == "ray":  # one for both stages
-                ray = stack.enter_context(ray_cluster())
-                workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            num_workers = checked_workers(workers)
-            place = Workplace(out / "work", engine, num_workers, config.timeout_seconds)
-            return _prepare(inputs, out, config, place)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror or error}); free space or choose another"
-            " --out, and run the same command again"
-        ) from error
+    with written(out), claimed_folder(out, "data prepare"), ExitStack() as stack:
+        if not _begin(out, _settings_of(inputs, config), config):
+            return PrepareReport(**json.loads((out / REPORT_FILE).read_text()))
+        if engine == "ray":  # one for both stages
+            ray = stack.enter_context(ray_cluster())
+            workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        num_workers = checked_workers(workers)
+        place = Workplace(out / "work", engine, num_workers, config.timeout_seconds)
+        return _prepare(inputs, out, config, place)
 
 
 def _settings_of(inputs: PreparedInputs, config: PrepareConfig) -> str:
@@ -131,11 +123,11 @@ def _settings_of(inputs: PreparedInputs, config: PrepareConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _claim(out: Path, settings: str, config: PrepareConfig) -> bool:
-    """Make sure that the folder is this run's; False if the run is finished already.
+def _begin(out: Path, settings: str, config: PrepareConfig) -> bool:
+    """Begin, or go on with, a set in a claimed folder; False if it is finished already.
 
     Raises:
-        UserError: It holds another set, or something else.
+        UserError: It holds another set.
     """
     note = out / "work" / "settings.json"
     if note.exists():
@@ -146,9 +138,7 @@ def _claim(out: Path, settings: str, config: PrepareConfig) -> bool:
                 f"{out}: holds a set made from other videos or with other settings; choose another"
                 " --out, or delete it"
             )
-    elif any(entry.name != ".lock" for entry in out.iterdir()):
-        raise UserError(f"{out}: is not empty and was not made by data prepare; choose another")
-    atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
+    begin_folder(out, "data prepare", config)
     atomic_write(note, json.dumps({"settings": settings}))
     return True
 

@@ -18,7 +18,6 @@ from vjepa.config import (
     RESOLVED_CONFIG_FILE,
     config_dataclass,
     diff,
-    dump_yaml,
     load_config,
     to_dict,
 )
@@ -34,7 +33,7 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import Team, open_team
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
@@ -168,6 +167,7 @@ class PretrainConfig:
 
 _LOGGER = logging.getLogger(__name__)
 
+JOB = "pretrain"
 LOG_FOLDER = "logs"
 _MAY_CHANGE = (
     "distributed.",
@@ -235,19 +235,15 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
     )
 
 
-def check_run_folder(config: PretrainConfig, out: Path) -> None:
-    """Make sure that `out` is new, empty, or holds this very run. Nothing is written."""
-    stored = out / RESOLVED_CONFIG_FILE
-    if stored.is_file():
-        lines = diff(load_config(PretrainConfig, [stored]), config)
-        changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE)]
-        if changed:
-            raise UserError(
-                f"{out}: holds a run with another config ({'; '.join(changed)}); "
-                "give another --out, or the config of that run to resume it"
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is no run folder; give a new or empty --out")
+def check_same_run(config: PretrainConfig, out: Path) -> None:
+    """Make sure that the run in `out` is this very run."""
+    lines = diff(load_config(PretrainConfig, [out / RESOLVED_CONFIG_FILE]), config)
+    changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{out}: holds a run with another config ({'; '.join(changed)}); "
+            "give another --out, or the config of that run to resume it"
+        )
 
 
 def run(
@@ -271,7 +267,8 @@ def run(
     device = set_up_device(config.training.device, config.training.precision).device
     with ExitStack() as stack:
         team = stack.enter_context(open_team(device.type, config.distributed.timeout_minutes))
-        team.on_main(lambda: check_run_folder(config, out))
+        if team.on_main(lambda: stack.enter_context(claimed_folder(out, JOB))):
+            team.on_main(lambda: check_same_run(config, out))
         seed_torch(config.seed, "weights")
         made = task(config)
         loader = build_loader(config, out, team)
@@ -304,8 +301,7 @@ def run(
         if start is not None and store is not None and team.on_main(store.latest) is None:
             trainer.start_from(continue_from(start, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
-        out.mkdir(parents=True, exist_ok=True)
-        team.on_main(lambda: atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config)))
+        team.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"))
         return trainer.fit()
 

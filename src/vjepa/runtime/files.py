@@ -1,4 +1,4 @@
-"""Files that are whole or not there, logs of JSON lines, and one process to a folder.
+"""Files that are whole or not there, logs of JSON lines, and one job and process to a folder.
 
 The only place that writes aside and renames. One rule: the content reaches the disk before the
 name does, and the name before the call returns, so that neither a kill nor a power cut leaves half
@@ -7,7 +7,9 @@ a file under its final name. What was being written stands in ``NAME.PID.partial
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import shutil
 import struct
@@ -15,12 +17,32 @@ import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
+_LOGGER = logging.getLogger(__name__)
 _SYNC_EVERY_LINES = 100
+_DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+
+
+def unwritable(path: Path | str, error: OSError) -> UserError:
+    """What a user is told when the system does not let a file or folder be written."""
+    remedy = "choose another --out"
+    if error.errno in _DISK_FULL:
+        remedy = "free some space and run the same command again"
+    return UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+
+
+@contextmanager
+def written(path: Path) -> Generator[None]:
+    """Turn what the system refuses while `path` is written into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def sync(path: Path) -> None:
@@ -106,14 +128,10 @@ class JsonLines:
         """Open or make the file, and its folder."""
         self.path = path
         self._unsynced = 0
-        try:
+        with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab")
             self._file.truncate(_end_of_whole_lines(path))
-        except OSError as error:
-            raise UserError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another --out"
-            ) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line; UserError if the disk is full or gone."""
@@ -139,10 +157,7 @@ class JsonLines:
             # Closing later would try to write the rest once more and hide this error.
             with suppress(OSError):
                 self._file.close()
-            raise UserError(
-                f"{self.path}: cannot be written ({error.strerror or error}); free some space and "
-                "run the same command again"
-            ) from error
+            raise unwritable(self.path, error) from error
 
     def close(self) -> None:
         """Bring every line to the disk and close the file."""
@@ -173,30 +188,101 @@ def _end_of_whole_lines(path: Path) -> int:
     return 0
 
 
+_FIRST_LINE = "# vjepa "
+"""Begins a `config.yaml`; the name of the job that wrote it follows."""
+_OTHER_MARKS: Mapping[str, str] = {
+    "work/settings.json": "data prepare",
+    "synthetic.json": "data synth",
+    "demo.yaml": "demo",
+    "features.json": "features",
+    "probe.json": "probe train",
+    "split.json": "probe train",
+    "splits.json": "probe train",
+}
+"""What tells a job's folder where no first line does: the files that it writes first."""
+
+
+def job_of(folder: Path) -> str | None:
+    """The job that a folder belongs to, as in ``vjepa JOB``; None where nothing tells."""
+    config = folder / RESOLVED_CONFIG_FILE
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    if text.startswith(_FIRST_LINE):
+        return text.partition("\n")[0].removeprefix(_FIRST_LINE).strip()
+    for name, job in _OTHER_MARKS.items():
+        if (folder / name).is_file():
+            return job
+    return "pretrain" if "\nobjective:" in text else None
+
+
 @contextmanager
-def locked_folder(folder: Path) -> Generator[None]:
-    """Hold a folder for this process, so that the same command started twice spoils nothing.
+def claimed_folder(folder: Path, job: str) -> Generator[bool]:
+    """Hold the folder that a job writes to: what every job with an ``--out`` does first.
+
+    The folder must be new, empty, or one in which the same job has begun; whether it has is what
+    is yielded. The job then compares the config there with its own, and says with
+    :func:`begin_folder` that it begins. A folder of another job or of other files is left as it
+    is, byte for byte; one that is made here and in which nothing begins goes away again.
 
     The lock is the file `.lock` in the folder. It belongs to the process: the system gives it back
     however the process ends, and worker processes do not inherit it. Nothing is locked on Windows.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: It is another's, another process holds it, or it cannot be written.
     """
+    with written(folder):
+        is_new, owner = not folder.exists(), job_of(folder)
+        if owner not in (None, job):
+            raise UserError(f"{folder}: belongs to `vjepa {owner}`; give another --out")
+        if owner is None and not is_new and _files_in(folder):
+            raise UserError(
+                f"{folder}: exists and holds nothing of `vjepa {job}`; give a new or empty --out"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    with lock:
+        _lock(lock, folder)
+        try:
+            with written(folder):  # once more, now that nobody else can begin
+                owner = job_of(folder)
+            yield owner == job
+        finally:
+            if is_new:
+                with suppress(OSError):
+                    if not _files_in(folder):
+                        (folder / ".lock").unlink()
+                        folder.rmdir()
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Names in a folder but for the lock; a file's own name."""
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else [folder.name]
+    return [name for name in names if name != ".lock"]
+
+
+def _lock(file: IO[str], folder: Path) -> None:
     if sys.platform == "win32":
-        yield
         return
     import fcntl
 
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is at work in this folder; "
-                "wait for it, stop it, or give another --out"
-            ) from None
-        yield
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise UserError(
+            f"{folder}: another process is at work in this folder; "
+            "wait for it, stop it, or give another --out"
+        ) from None
+    except OSError as error:  # some network drives have no locks
+        _LOGGER.warning(
+            "%s: cannot be locked (%s): do not start the same command twice",
+            *(folder, error.strerror),
+        )
+
+
+def begin_folder(folder: Path, job: str, config: object) -> None:
+    """Write a job's `config.yaml`, which marks a claimed folder as its own."""
+    text = f"{_FIRST_LINE}{job}\n{dump_yaml(config)}"
+    with written(folder):
+        atomic_write(folder / RESOLVED_CONFIG_FILE, text)
 
 
 _FLOCK = "hhqqi"

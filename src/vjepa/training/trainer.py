@@ -27,7 +27,6 @@ from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import Agreement, Team, world
-from vjepa.runtime.files import locked_folder
 from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.progress import Progress
@@ -103,7 +102,7 @@ class Trainer:
     ema: EmaConfig | None = None
     """Momentum of the task's moving averages, if it has any."""
     folder: Path | None = None
-    """For checkpoints and diagnostics; None: nothing is kept and nothing resumed."""
+    """For checkpoints and diagnostics, claimed by the job; None: nothing is kept or resumed."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """``objective``, ``model`` and ``run`` for each checkpoint's `config.json`."""
     sinks: Sequence[MetricLog] = ()
@@ -158,17 +157,15 @@ class Trainer:
 
         Raises:
             TrainingStopped: The loss or a gradient is not finite, or the loss is a spike.
-            UserError: The newest checkpoint is damaged or does not fit; the disk is full; another
-                process trains in the folder.
+            UserError: The newest checkpoint is damaged or does not fit; the disk is full.
         """
         task, team, training = self.task, self.team, self.training
         total, parts = self.optim.steps, self.optim.accumulation_steps
         stream = f"step of process {team.rank}" if team.rank else "step"
         request = 0
         with ExitStack() as stack:
-            if (folder := self.folder) is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                team.on_main(lambda: stack.enter_context(locked_folder(folder)))
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
             self._resume()
             self._started = time.perf_counter()
             # By the time that is stored, which is the same in every process; no clock is.

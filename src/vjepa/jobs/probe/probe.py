@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, to_dict
+from vjepa.config import to_dict
 from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
@@ -31,17 +31,18 @@ from vjepa.evaluation.results import (
     load_result,
     summarise,
 )
-from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, load_saved_probe
+from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_team
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
+JOB = "probe train"
 SPLIT_FILE = "split.json"
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
@@ -62,13 +63,18 @@ def train(
             ``config.yaml``, ``metrics.jsonl``, ``confusion.png`` and ``calibration.png``.
         cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
     """
-    if (out / CONFIG_FILE).exists():
-        raise UserError(f"{out}: holds a probe already; give another --out or remove it")
+    with claimed_folder(out, JOB):
+        if (out / RESULT_FILE).exists():
+            raise UserError(f"{out}: holds a probe already; give another --out or remove it")
+        return _train(config, out, cached_rows)
+
+
+def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None) -> ProbeResult:
     times = [time.perf_counter()]
     set_num_threads(config.num_threads)
     inputs = open_inputs(config, cached_rows)
     config, identity = inputs.config, inputs.extractor.frozen.identity
-    atomic_write(out / RESOLVED_CONFIG_FILE, dump_yaml(config))
+    begin_folder(out, JOB, config)
     inputs.record().save(out / SPLIT_FILE)
     times.append(time.perf_counter())
     passes = [
@@ -202,26 +208,27 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
     """
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
-    rows = None
-    own_cache = out / _TEMPORARY_CACHE
-    if config.features.cache_dir is None and not config.features.online:
-        rows = rows_of_all_splits(config)
-        single = replace(single, features=replace(single.features, cache_dir=own_cache))
-    results = []
-    for seed in seeds:
-        folder, own = out / f"split_{seed}", replace(single, seed=seed)
-        done = _finished(folder, own)
-        results.append(done or train(own, folder, cached_rows=rows))
-    found = summarise(results, seeds)
-    found.save(out)
-    shutil.rmtree(own_cache, ignore_errors=True)
-    return found
+    with claimed_folder(out, JOB):
+        rows = None
+        own_cache = out / _TEMPORARY_CACHE
+        if config.features.cache_dir is None and not config.features.online:
+            rows = rows_of_all_splits(config)
+            single = replace(single, features=replace(single.features, cache_dir=own_cache))
+        begin_folder(out, JOB, config)
+        results = []
+        for seed in seeds:
+            folder, own = out / f"split_{seed}", replace(single, seed=seed)
+            done = _finished(folder, own)
+            results.append(done or train(own, folder, cached_rows=rows))
+        found = summarise(results, seeds)
+        found.save(out)
+        shutil.rmtree(own_cache, ignore_errors=True)
+        return found
 
 
 def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
-    """The result of a draw that an earlier call has trained; an unfinished one is made anew."""
+    """The result of a draw that an earlier call has trained; `train` makes others anew."""
     if not (folder / RESULT_FILE).exists():
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
         return None
     result = load_result(folder)
     wanted = to_dict(config)
