@@ -31,7 +31,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "demo": (1410, 33),
     "evaluation": (2910, 71),
     "jobs": (1940, 61),
-    "jobs/probe": (1256, 34),
+    "jobs/probe": (1266, 34),
     "masking": (795, 16),
     "models": (1410, 41),
     "reporting": (800, 33),
