@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from vjepa.jobs.show import (
+    Shot,
     feature_grid,
-    features_picture,
-    masks_picture,
+    feature_strips,
+    mask_strips,
     prediction_error,
-    prediction_picture,
+    prediction_strips,
 )
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
@@ -36,12 +37,11 @@ def model() -> VJEPA:
     return VJEPA(_MODEL).eval()
 
 
-def test_masks_picture_hides_the_future(frames: np.ndarray) -> None:
-    picture = masks_picture(frames, _FUTURE, 2, 8, seed=0, ordinal=0)
-    height = (picture.shape[0] - 4) // 2
-    second = picture[height + 4 :, -(8 * 100) :]
-    assert (second[:, -96:] == 128).all(), "the last frame is hidden"
-    assert (picture[:height, -96:] != 128).any()
+def test_masks_hide_the_future(frames: np.ndarray) -> None:
+    clip, shown = mask_strips(frames, _FUTURE, _MODEL.encoder, seed=0, ordinal=0)
+    assert [frame.shape for frame in clip.frames] == [(192, 192, 3)] * 4, "32 pixels, six times"
+    assert (shown.frames[3] == 128).all(), "the last frame is hidden"
+    np.testing.assert_array_equal(shown.frames[0], clip.frames[0])
 
 
 def test_feature_grid_is_the_encoders_output(frames: np.ndarray, model: VJEPA) -> None:
@@ -52,11 +52,15 @@ def test_feature_grid_is_the_encoders_output(frames: np.ndarray, model: VJEPA) -
     np.testing.assert_allclose(grid.reshape(64, 48), tokens.numpy(), atol=1e-6)
 
 
-def test_features_picture_has_a_row_for_each_encoder(frames: np.ndarray, model: VJEPA) -> None:
-    one = features_picture([frames], {"a": model.encoder})
-    two = features_picture([frames], {"a": model.encoder, "b": model.target_encoder})
-    assert two.shape[0] > one.shape[0]
-    assert two.shape[1] == one.shape[1]
+def test_a_clip_has_a_strip_of_colours_for_each_encoder(frames: np.ndarray, model: VJEPA) -> None:
+    sharp = frames.repeat(7, axis=1).repeat(7, axis=2)
+    encoders = {"a": model.encoder, "b": model.target_encoder}
+    strips = feature_strips([Shot(frames, sharp, "walk.mp4")], encoders)
+    assert [strip.label for strip in strips] == ["walk.mp4", "a", "b"]
+    assert all(frame.shape == (224, 224, 3) for strip in strips for frame in strip.frames)
+    np.testing.assert_array_equal(strips[0].frames[-1], sharp[-1])
+    patch = strips[1].frames[0][:56, :56]
+    assert (patch == patch[0, 0]).all(), "one colour over a patch of 8 of 32 pixels"
 
 
 def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, model: VJEPA) -> None:
@@ -77,4 +81,6 @@ def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, mo
     assert prediction_error(model, frames, masks, 0).mean == pytest.approx(
         float(expected), rel=1e-4
     )
-    assert prediction_picture(frames, error).ndim == 3
+    [(strips, mean)] = prediction_strips(model, Shot(frames, frames), _FUTURE, 0, 0)
+    assert mean == pytest.approx(float(expected), rel=1e-4)
+    assert [strip.label for strip in strips] == ["clip", "shown", "error"]

@@ -19,6 +19,7 @@ from vjepa.reporting.html import (
     Text,
     write_report,
 )
+from vjepa.reporting.pictures import Strip
 
 
 def _report() -> Report:
@@ -38,7 +39,9 @@ def _report() -> Report:
             "probes",
             True,
         ),
-        PictureBlock(np.zeros((4, 4, 3), np.uint8), "a picture"),
+        PictureBlock(
+            [Strip("a <b>", np.zeros((2, 4, 4, 3), np.uint8), ("x & y", "z"))], "a picture"
+        ),
         Table(("a", "b"), (("1", "<script>"),), strong_rows=frozenset({0})),
         Text("plain"),
         Text("key: 1", preformatted=True),
@@ -60,6 +63,9 @@ def test_report_is_self_contained_and_escaped(tmp_path) -> None:
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "Answer &amp; more" in text
+    assert "<b>a &lt;b&gt;</b>" in text
+    assert "x &amp; y" in text
+    assert text.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "prefers-color-scheme: dark" in text
     assert not list(path.parent.glob("*.partial"))

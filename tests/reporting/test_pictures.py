@@ -6,28 +6,24 @@ import numpy as np
 from PIL import Image
 
 from vjepa.reporting import pictures
+from vjepa.reporting.pictures import Strip
 
 
-def test_filmstrip_and_rows_keep_every_pixel() -> None:
-    frames = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
-    strip = pictures.filmstrip(frames, gap=1)
-    assert strip.shape == (3, 9, 3)
-    np.testing.assert_array_equal(strip[:, :4], frames[0])
-    np.testing.assert_array_equal(strip[:, 5:], frames[1])
-    assert (strip[:, 4] == 255).all()
-    both = pictures.stack_rows([strip, strip[:, :4]], gap=2)
-    assert both.shape == (8, 9, 3)
-    np.testing.assert_array_equal(both[5:, :4], frames[0])
-
-
-def test_labels_stand_in_a_margin_and_change_no_pixel_of_the_row() -> None:
-    row = np.full((20, 30, 3), 7, np.uint8)
-    plain = pictures.stack_rows([row, row])
-    labelled = pictures.stack_rows([row, row], ["one", "two"])
-    margin = labelled.shape[1] - plain.shape[1]
-    np.testing.assert_array_equal(labelled[:, margin:], plain)
-    assert (labelled[:20, :margin] < 128).any()
-    assert not np.array_equal(labelled[:20, :margin], labelled[24:, :margin])
+def test_strips_keep_every_pixel_beside_a_margin_of_labels() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3)).astype(np.uint8)
+    other = frames[:1, :, :12]
+    picture = pictures.picture_of([Strip("one", list(frames)), Strip("two", list(other))], gap=2)
+    margin = picture.shape[1] - (30 + 2 + 30)
+    assert picture.shape[0] == 20 + 2 + 20
+    inside = picture[:, margin:]
+    np.testing.assert_array_equal(inside[:20, :30], frames[0])
+    np.testing.assert_array_equal(inside[:20, 32:], frames[1])
+    np.testing.assert_array_equal(inside[22:, :12], other[0])
+    assert (inside[:20, 30:32] == 255).all()
+    assert (inside[20:22] == 255).all()
+    labels = picture[:20, :margin], picture[22:, :margin]
+    assert all((label < 128).any() for label in labels)
+    assert not np.array_equal(*labels)
 
 
 def test_hide_masked_greys_only_the_masked_patches() -> None:

@@ -21,7 +21,7 @@ from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
-from vjepa.jobs.show import feature_section, mask_section, prediction_section, read_frames
+from vjepa.jobs.show import feature_section, mask_section, prediction_section, read_shot
 from vjepa.models import Encoder
 from vjepa.reporting.charts import Estimate, estimate_chart
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
@@ -73,7 +73,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     test = Manifest.open(findings.manifest).select(split="test")
     rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
     size = pretrained.model.encoder.image_size
-    clips = [read_frames(Path(test.path(row)), pretrained.data.clip, size) for row in rows.tolist()]
+    shots = [read_shot(Path(test.path(row)), pretrained.data.clip, size) for row in rows.tolist()]
     answer, figures = headline(findings.config, cells)
     encoders = _encoders(findings)
     runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
@@ -85,10 +85,10 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         figures=figures,
         sections=(
             _probe_section(findings, cells),
-            mask_section(pretrained, clips[0]),
+            mask_section(pretrained, shots[0]),
             Section("Training", curves, run_charts(states)),
-            feature_section(clips, encoders, "synthetic test clips"),
-            prediction_section(load_model(findings.run("vjepa")).eval(), pretrained, clips[:2]),
+            feature_section(shots, encoders, "synthetic test clips"),
+            prediction_section(load_model(findings.run("vjepa")).eval(), pretrained, shots[:2]),
             *_real_sections(findings, pretrained, encoders),
             _record_section(findings, pretrained),
         ),
@@ -231,9 +231,9 @@ def _real_sections(
     if reason:
         return [Section(title, f"Left out: {reason}.")]
     size = config.model.encoder.image_size
-    clips = [read_frames(path, config.data.clip, size) for path in paths]
+    shots = [read_shot(path, config.data.clip, size) for path in paths]
     names = ", ".join(path.name for path in paths)
-    section = feature_section(clips, encoders, f"camera clips ({names})")
+    section = feature_section(shots, encoders, f"camera clips ({names})")
     lede = (
         "The same three encoders on footage unlike anything they were trained on, shrunk to the "
         f"{size} pixels that they take. Expect little: it is shown so "

@@ -22,15 +22,15 @@ from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, normalise_clip
+from vjepa.models import VJEPA, Encoder, EncoderConfig, normalise_clip
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     Picture,
-    filmstrip,
+    Strip,
     heat,
     hide_masked,
     pca_colours,
-    stack_rows,
+    picture_of,
     tokens_to_frames,
     upscale,
     write_png,
@@ -45,8 +45,8 @@ from vjepa.reporting.runs import (
     status_of,
 )
 
-_SHOWN_HEIGHT = 96
-_SHOWN_FRAMES = 8
+_SHOWN_HEIGHT = 192
+_SHOWN_FRAMES = 4
 
 
 def model_input(frames: Picture) -> Tensor:
@@ -55,61 +55,62 @@ def model_input(frames: Picture) -> Tensor:
     return normalise_clip(clip)
 
 
-def _strip(frames: Picture) -> Picture:
-    """At most eight evenly spaced frames side by side."""
+@dataclass(frozen=True)
+class Shot:
+    """The middle of a video: `frames` uint8 [T, S, S, 3] as a model takes them, and for people."""
+
+    frames: Picture
+    sharp: Picture
+    name: str = "clip"
+
+
+def _strip(label: str, frames: Picture) -> Strip:
+    """At most four evenly spaced frames."""
     count = min(len(frames), _SHOWN_FRAMES)
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(np.int64)
-    return filmstrip(upscale(frames[chosen], _SHOWN_HEIGHT))
+    return Strip(label, list(upscale(frames[chosen], _SHOWN_HEIGHT)))
 
 
-def _grid(frames: Picture, tubelet_size: int, patch_size: int) -> tuple[int, int, int]:
-    steps, height, width = frames.shape[:3]
-    return (steps // tubelet_size, height // patch_size, width // patch_size)
-
-
-def masks_picture(
-    frames: Picture,
-    masking: MaskingConfig,
-    tubelet_size: int,
-    patch_size: int,
-    seed: int,
-    ordinal: int,
-) -> Picture:
+def mask_strips(
+    frames: Picture, masking: MaskingConfig, encoder: EncoderConfig, seed: int, ordinal: int
+) -> list[Strip]:
     """The clip and, below it, what each mask kind leaves visible (Figure 9 of the paper).
 
     `frames` are uint8 [T, H, W, 3]; the same `seed` and `ordinal` give the same masks.
     """
-    grid = _grid(frames, tubelet_size, patch_size)
-    sampler = MaskSampler(masking, grid, tubelet_size, seed)
+    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
     masked = sampler.full(np.array([ordinal], dtype=np.int64), 0)
-    rows = [_strip(frames)] + [_strip(hide_masked(frames, kind[0])) for kind in masked]
-    return stack_rows(rows, ["clip", *(f"mask {kind}" for kind in range(len(masked)))])
+    strips = [_strip("clip", frames)]
+    for number, kind in enumerate(masked):
+        name = f"mask {number}" if len(masked) > 1 else "shown"
+        strips.append(_strip(name, hide_masked(frames, kind[0])))
+    return strips
 
 
 @torch.no_grad()
 def feature_grid(encoder: Encoder, frames: Picture) -> NDArray[np.float32]:
     """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
     tokens = encoder(model_input(frames))[0]
-    grid = _grid(frames, encoder.config.tubelet_size, encoder.config.patch_size)
-    return tokens.reshape(*grid, -1).float().numpy()
+    return tokens.reshape(*encoder.config.grid, -1).float().numpy()
 
 
-def features_picture(clips: Sequence[Picture], encoders: Mapping[str, Encoder]) -> Picture:
+def feature_strips(shots: Sequence[Shot], encoders: Mapping[str, Encoder]) -> list[Strip]:
     """For every clip: its frames, then one row of PCA colours for each encoder.
 
     The principal directions are those of all shown clips together, so one colour means one thing
-    over time and over clips. `clips` are uint8 [T, H, W, 3] of one shape.
+    over time and over clips.
     """
     colours: dict[str, Picture] = {}
     for name, encoder in encoders.items():
-        grids = np.stack([feature_grid(encoder, clip) for clip in clips])
+        grids = np.stack([feature_grid(encoder, shot.frames) for shot in shots])
         flat = pca_colours(grids.reshape(-1, *grids.shape[2:]))
         colours[name] = flat.reshape(*grids.shape[:4], 3)
-    rows: list[Picture] = []
-    for number, clip in enumerate(clips):
-        rows.append(_strip(clip))
-        rows += [_strip(tokens_to_frames(g[number], *clip.shape[:3])) for g in colours.values()]
-    return stack_rows(rows, ["clip", *colours] * len(clips))
+    strips: list[Strip] = []
+    for number, shot in enumerate(shots):
+        strips.append(_strip(shot.name, shot.sharp))
+        size = shot.sharp.shape[:3]
+        strips += [_strip(n, tokens_to_frames(g[number], *size)) for n, g in colours.items()]
+    return strips
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def prediction_error(
     """
     config = model.config.encoder
     clip = model_input(frames)
-    grid = _grid(frames, config.tubelet_size, config.patch_size)
+    grid = config.grid
     target = functional.layer_norm(model.target_encoder(clip), (config.width,))[0]
     context = model.encoder(clip, masks.context)
     predicted = model.predictor(context, masks.context, masks.target, mask_index)[0]
@@ -153,63 +154,53 @@ def prediction_error(
     return PredictionError(relative.reshape(grid).numpy(), where.reshape(grid).numpy())
 
 
-def prediction_picture(frames: Picture, error: PredictionError) -> Picture:
-    """Three rows: the clip, what the context encoder saw, the error over what was hidden."""
-    seen = hide_masked(frames, error.predicted)
-    return stack_rows(
-        [_strip(frames), _strip(seen), _strip(heat(frames, error.relative, error.predicted, 1.0))],
-        ["clip", "shown", "error"],
-    )
-
-
-def prediction_pictures(
-    model: VJEPA, frames: Picture, masking: MaskingConfig, seed: int, ordinal: int
-) -> list[tuple[Picture, float]]:
-    """For each mask kind the picture of the errors on one clip, and their mean."""
+def prediction_strips(
+    model: VJEPA, shot: Shot, masking: MaskingConfig, seed: int, ordinal: int
+) -> list[tuple[list[Strip], float]]:
+    """For each mask kind: the clip, what was shown, the error over the rest; and its mean."""
     encoder, found = model.config.encoder, []
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
     for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
-        error = prediction_error(model, frames, masks.sample(0), kind)
-        found.append((prediction_picture(frames, error), error.mean))
+        error = prediction_error(model, shot.frames, masks.sample(0), kind)
+        seen = hide_masked(shot.sharp, error.predicted)
+        wrong = heat(shot.sharp, error.relative, error.predicted, 1.0)
+        strips = [_strip(shot.name, shot.sharp), _strip("shown", seen), _strip("error", wrong)]
+        found.append((strips, error.mean))
     return found
 
 
-def mask_section(config: PretrainConfig, clip: Picture) -> Section:
+def mask_section(config: PretrainConfig, shot: Shot) -> Section:
     """What is hidden of a clip."""
-    encoder = config.model.encoder
-    picture = masks_picture(
-        clip, config.masking, encoder.tubelet_size, encoder.patch_size, config.seed, 0
-    )
+    strips = mask_strips(shot.sharp, config.masking, config.model.encoder, config.seed, 0)
     caption = (
-        "First row: the clip. Below: what the context encoder is shown under each mask kind; grey "
-        "is hidden, and its features have to be predicted."
+        "First row: the clip. Below: what the model is shown; grey is hidden from it, and what is "
+        "there has to be predicted: not its pixels but its features."
     )
-    return Section("The task", blocks=[PictureBlock(picture, caption)])
+    return Section("The task", blocks=[PictureBlock(strips, caption)])
 
 
-def feature_section(
-    clips: Sequence[Picture], encoders: Mapping[str, Encoder], what: str
-) -> Section:
+def feature_section(shots: Sequence[Shot], encoders: Mapping[str, Encoder], what: str) -> Section:
     """The features of clips, which are `what`, as colours."""
     caption = (
-        f"For each of {len(clips)} {what}: the frames, then the three main directions of each "
+        f"For each of {len(shots)} {what}: the frames, then the three main directions of each "
         "encoder's features as colours. Equal colour means similar features; what moves should "
         "stand out from what does not."
     )
-    block = PictureBlock(features_picture(clips, encoders), caption)
+    block = PictureBlock(feature_strips(shots, encoders), caption)
     return Section("What the features look like", blocks=[block])
 
 
-def prediction_section(model: VJEPA, config: PretrainConfig, clips: Sequence[Picture]) -> Section:
+def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Shot]) -> Section:
     """How right the predictor is on clips."""
     blocks = []
-    for number, clip in enumerate(clips):
-        picture, mean = prediction_pictures(model, clip, config.masking, config.seed, number)[0]
+    for number, shot in enumerate(shots):
+        strips, mean = prediction_strips(model, shot, config.masking, config.seed, number)[0]
         caption = (
             "The clip; what the model saw; the error of its prediction over what was hidden, from "
-            f"green (0) to red (no better than the clip's mean feature). Mean {mean:.2f}."
+            "green (0: right) to red (1: no better than guessing the clip's mean feature). Mean "
+            f"{mean:.2f}."
         )
-        blocks.append(PictureBlock(picture, caption))
+        blocks.append(PictureBlock(strips, caption))
     introduction = "Predicted and true features of hidden patches, compared one by one."
     return Section("Where the prediction is right and wrong", introduction, blocks)
 
@@ -220,28 +211,28 @@ def _run_config(model: Path) -> PretrainConfig | None:
     return from_dict(PretrainConfig, run, str(model)) if run else None
 
 
-def read_frames(video: Path, clip: ClipConfig, image_size: int) -> Picture:
-    """The clip around the middle of a video as a model sees it: uint8 [T, S, S, 3].
+def read_shot(video: Path, clip: ClipConfig, image_size: int, name: str = "clip") -> Shot:
+    """The clip around the middle of a video as a model sees it, and the same part sharper.
 
     Raises:
         UserError: The file is missing or cannot be decoded.
     """
+    both = []
     try:
-        view = ViewConfig(crop_size=image_size, short_side=image_size)
-        frames = centre_view(video, clip, view)
+        for size in (image_size, max(image_size, _SHOWN_HEIGHT)):
+            frames = centre_view(video, clip, ViewConfig(crop_size=size, short_side=size))
+            both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     except DecodeError as error:
         raise UserError(f"{error}; `vjepa data check` tells more") from error
-    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
+    return Shot(*both, name)
 
 
 def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0) -> None:
     """Draw what each mask kind leaves visible of a video or image, for one sample's masks."""
     encoder = config.model.encoder
-    frames = read_frames(video, config.data.clip, encoder.image_size)
-    picture = masks_picture(
-        frames, config.masking, encoder.tubelet_size, encoder.patch_size, config.seed, ordinal
-    )
-    write_png(picture, out)
+    shot = read_shot(video, config.data.clip, encoder.image_size)
+    strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, ordinal)
+    write_png(picture_of(strips), out)
 
 
 def show_features(
@@ -249,14 +240,14 @@ def show_features(
 ) -> None:
     """Draw the principal directions of a model's features over videos, as a PNG file.
 
-    `model` is anything that :func:`vjepa.load_encoder` reads. Clips are taken as in its
+    `model` is anything that :func:`vjepa.checkpoint.load_encoder` reads. Clips are taken as in its
     run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, num_heads)
     run, config = _run_config(model), encoder.config
     clip = run.data.clip if run else ClipConfig(num_frames=config.num_frames)
-    clips = [read_frames(video, clip, config.image_size) for video in videos]
-    write_png(features_picture(clips, {"features": encoder}), out)
+    shots = [read_shot(video, clip, config.image_size) for video in videos]
+    write_png(picture_of(feature_strips(shots, {"features": encoder})), out)
 
 
 def show_predictions(
@@ -271,12 +262,12 @@ def show_predictions(
     run, encoder = _run_config(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
-    frames = read_frames(video, clip, encoder.image_size)
-    found = prediction_pictures(loaded, frames, masking, run.seed if run else 0, ordinal)
+    shot = read_shot(video, clip, encoder.image_size)
+    found = prediction_strips(loaded, shot, masking, run.seed if run else 0, ordinal)
     lines = []
-    for kind, (picture, mean) in enumerate(found):
+    for kind, (strips, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        write_png(picture, path)
+        write_png(picture_of(strips), path)
         lines.append(
             f"{path}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )

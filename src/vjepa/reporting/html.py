@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vjepa.reporting.pictures import Picture, png_data_uri
+from vjepa.reporting.pictures import Strip, png_data_uri
 from vjepa.runtime.files import atomic_write
 
 
@@ -21,9 +21,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class PictureBlock:
-    """An image uint8 [H, W, 3] with its caption; small pictures are shown without smoothing."""
+    """Strips of frames below each other, with their caption."""
 
-    picture: Picture
+    strips: Sequence[Strip]
     caption: str
 
 

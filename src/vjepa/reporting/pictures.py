@@ -1,6 +1,7 @@
 """Pictures of clips, masks, features and predictions as uint8 images `[H, W, 3]`.
 
-Every function takes plain NumPy arrays and returns one image; nothing here knows a model or a job.
+Every function takes plain NumPy arrays; nothing here knows a model or a job. What is shown is made
+of :class:`Strip`: a page lays them out itself, a file gets them below each other.
 Shapes: `T` frames, `H W` pixels, `t h w` token grid, `D` feature width.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,36 +25,36 @@ _MARGIN = 110
 _FONT_PIXELS = 13
 
 
+@dataclass(frozen=True)
+class Strip:
+    """Frames uint8 [H, W, 3] of one height side by side, a word or two for all, and for each."""
+
+    label: str
+    frames: Sequence[Picture]
+    notes: Sequence[str] = ()
+
+
 def upscale(frames: Picture, size: int) -> Picture:
     """Enlarge small frames [T, H, W, 3] by whole pixels, to about `size` pixels of height."""
     factor = max(1, round(size / frames.shape[1]))
     return frames.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def filmstrip(frames: Picture, gap: int = _GAP) -> Picture:
-    """Frames side by side, [T, H, W, 3] -> [H, T*W + gaps, 3], separated by white."""
-    padded = np.pad(frames, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
-    return np.concatenate(list(padded), axis=1)[:, :-gap]
-
-
-def stack_rows(
-    rows: Sequence[Picture], labels: Sequence[str] | None = None, gap: int = _GAP
-) -> Picture:
-    """Images [H, W, 3] of any width below each other, left aligned on white.
-
-    `labels` is a word or two for each row, written in a margin on its left; None: no margin.
-    """
-    margin = 0 if labels is None else _MARGIN
-    width = margin + max(row.shape[1] for row in rows)
-    page = Image.new("RGB", (width, sum(row.shape[0] + gap for row in rows) - gap), "white")
-    top = 0
-    for number, row in enumerate(rows):
-        page.paste(Image.fromarray(row), (margin, top))
-        if labels is not None:
-            place = (margin - 8, top + row.shape[0] // 2)
-            font = ImageFont.load_default(_FONT_PIXELS)
-            ImageDraw.Draw(page).text(place, labels[number], "black", font, anchor="rm")
-        top += row.shape[0] + gap
+def picture_of(strips: Sequence[Strip], gap: int = _GAP) -> Picture:
+    """Strips below each other on white, their labels in a margin on the left."""
+    heights = [strip.frames[0].shape[0] for strip in strips]
+    widths = [sum(frame.shape[1] + gap for frame in strip.frames) - gap for strip in strips]
+    size = (_MARGIN + max(widths), sum(heights) + gap * (len(strips) - 1))
+    page, top = Image.new("RGB", size, "white"), 0
+    font = ImageFont.load_default(_FONT_PIXELS)
+    for strip, height in zip(strips, heights, strict=True):
+        left = _MARGIN
+        for frame in strip.frames:
+            page.paste(Image.fromarray(frame), (left, top))
+            left += frame.shape[1] + gap
+        place = (_MARGIN - 8, top + height // 2)
+        ImageDraw.Draw(page).text(place, strip.label, "black", font, anchor="rm")
+        top += height + gap
     return np.array(page)
 
 
