@@ -35,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.counter_random import uniforms
-from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig
+from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig, clip_indices, plan_training
@@ -165,11 +165,10 @@ def with_crop(
     def finish(info: VideoInfo, clips: NDArray[np.int64], ordinals: NDArray[np.int64]) -> None:
         unique, places = np.unique(clips, return_inverse=True)
         source = FrameSource(read(info, unique))
-        crop_u = uniforms(0, "crop", ordinals, NUM_UNIFORMS)
         plans = [
             replace(plan, frames=frames)
             for plan, frames in zip(
-                plan_training(ClipConfig(), config, source, np.zeros(len(clips)), crop_u),
+                plan_training(ClipConfig(), config, source, 0, ordinals),
                 places.reshape(clips.shape),
                 strict=True,
             )

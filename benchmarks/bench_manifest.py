@@ -126,7 +126,7 @@ def _sample(folder: Path) -> dict[str, Any]:
     resumed = time.process_time() - began
     began = time.process_time()
     for source, row in places[:1000]:
-        sources.video(int(source), int(row))
+        sources.manifests[int(source)].row(int(row))
     rows_each = (time.process_time() - began) / 1000
     return {
         "milliseconds a batch": round(1e3 * each, 2),

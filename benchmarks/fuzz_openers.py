@@ -43,7 +43,7 @@ def _open_manifest(file: Path) -> None:
     sources = VideoSources([usable], None)
     order = sources.order(0, 1)
     for row in range(min(4, len(usable))):
-        sources.video(0, int(sources.row_of(0, row)))
+        sources.manifests[0].row(sources.row_of(0, row))
     order.replacement(0, 0, 1)
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from vjepa.config import load_config
-from vjepa.data.clips.dataset import EvaluationClips
+from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.probes import frame_differences, middle_frame
 from vjepa.evaluation.heads import fit_ridge

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.data.clips.dataset import BadVideo
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import ProbeBatches, read_passes
 from vjepa.evaluation.frozen import FeatureSet

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from vjepa.data.clips.augment import AugmentConfig
-from vjepa.data.clips.dataset import BadVideo, ClipRows, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.views import ViewConfig
+from vjepa.data.clips.views import AugmentConfig, ViewConfig
+from vjepa.data.loader.evaluation import BadVideo, ClipRows
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError

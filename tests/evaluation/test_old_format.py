@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.data.clips.dataset import ReadingConfig
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.metrics import ClassificationMetrics, MultiLabelMetrics
 from vjepa.evaluation.results import load_result

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tests.evaluation.tiny_videos import with_bad_video
 
-from vjepa.data.clips.dataset import ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, choose_rows

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from vjepa.checkpoint import shipped_weights
 from vjepa.config import load_config
-from vjepa.data.clips.dataset import EvaluationClips
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder

@@ -10,7 +10,6 @@ average over segments and views; `golden` tests hold both to recorded numbers.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.counter_random import permute
-from vjepa.data.clips.dataset import BadVideo, EvaluationClips
 from vjepa.data.clips.views import JoinSegments, ViewConfig
+from vjepa.data.loader.evaluation import BadVideo, EvaluationClips
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import FeatureExtractor, FeatureSet
 from vjepa.evaluation.labels import Labels, Split
@@ -103,10 +102,11 @@ class ProbeBatches:
     def batches(self, start_step: int, stop_step: int) -> Iterator[ProbeBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
         size, view = self._size, self._view
-        orders, later = itertools.tee(map(self._samples, range(start_step, stop_step)))
-        found = self._read((self._rows[samples], epochs) for samples, epochs in later)
         steps = range(start_step, stop_step)
-        for step, (samples, _), part in zip(steps, orders, found, strict=True):
+        orders = map(self._samples, steps)  # may be read in another thread
+        found = self._read((self._rows[samples], epochs) for samples, epochs in orders)
+        for step, part in zip(steps, found, strict=True):
+            samples, _ = self._samples(step)
             self._bad |= {video.row: video for video in part.bad}
             good = ~np.isin(self._rows[samples], [video.row for video in part.bad])
             if not good.any():
@@ -134,11 +134,11 @@ def read_passes(passes: Sequence[FeatureSet], wanted: Iterable[Wanted]) -> Itera
 
 
 def read_clips(
-    extractor: FeatureExtractor, clips: EvaluationClips, ahead: int, wanted: Iterable[Wanted]
+    extractor: FeatureExtractor, clips: EvaluationClips, batch_size: int, wanted: Iterable[Wanted]
 ) -> Iterator[FeatureSet]:
-    """Clips that are cut and encoded now; at most `ahead` videos wait to be used."""
+    """Clips that are cut and encoded now, at most `batch_size` videos at once."""
     requests = (list(zip(rows.tolist(), epochs.tolist(), strict=True)) for rows, epochs in wanted)
-    return map(extractor.encode, clips.stream(requests, ahead))
+    return map(extractor.encode, clips.stream(requests, batch_size))
 
 
 _CLASSIFY_CLIPS = 64

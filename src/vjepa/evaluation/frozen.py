@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass, to_dict
-from vjepa.data.clips.augment import AugmentConfig
-from vjepa.data.clips.dataset import BadVideo, ClipRows, EvaluationClips, OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.views import ViewConfig
+from vjepa.data.clips.views import AugmentConfig, ViewConfig
+from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
 from vjepa.counter_random import permute
-from vjepa.data.clips.dataset import EvaluationClips, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import EvaluationClips
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from vjepa.data.clips.dataset import BadVideo
+from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ClassificationMetrics, ConfidenceInterval, Metrics
 from vjepa.runtime.files import atomic_write

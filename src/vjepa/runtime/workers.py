@@ -39,7 +39,7 @@ START_SECONDS = 300.0
 WORKER_GIGABYTES = 16.0
 """Address space that a worker may take beyond what it starts with, unless said otherwise."""
 
-LOADER_MODULES = ("torch", "av", "vjepa.data.clips.dataset", "vjepa.data.video.decode")
+LOADER_MODULES = ("torch", "av", "vjepa.data.loader.reading", "vjepa.data.video.decode")
 """What cutting clips needs."""
 
 _Payload = TypeVar("_Payload")

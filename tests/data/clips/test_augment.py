@@ -5,19 +5,19 @@ import pytest
 import torch
 
 from vjepa.counter_random import uniforms
-from vjepa.data.clips.augment import (
+from vjepa.data.clips.dataset import ClipViews
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.source import FrameSource, Source, VideoSource
+from vjepa.data.clips.views import (
     OPERATIONS,
     RAND_UNIFORMS,
     AugmentConfig,
+    ViewConfig,
     auto_augment,
-    draw_clips,
     erase_box,
+    plan_augmented,
     rand_augment,
 )
-from vjepa.data.clips.dataset import ClipViews, ViewRequest
-from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.source import FrameSource
-from vjepa.data.clips.views import ViewConfig
 
 
 def _frames(count: int = 3, height: int = 20, width: int = 30) -> np.ndarray:
@@ -26,9 +26,15 @@ def _frames(count: int = 3, height: int = 20, width: int = 30) -> np.ndarray:
     return np.repeat(frame, count, axis=0)  # a still clip: whatever differs came from us
 
 
+def _read(views: ClipViews, source: Source, row: int = 0, pass_index: int = 0) -> torch.Tensor:
+    out = torch.empty(views.clips_per_video, *views.shape, dtype=torch.uint8)
+    views.cut(source, (row, pass_index), out)
+    return out
+
+
 def _clip(config: AugmentConfig, row: int = 0, pass_index: int = 0) -> torch.Tensor:
     views = ClipViews(ClipConfig(num_frames=3, stride=1), ViewConfig(crop_size=16), config)
-    return torch.from_numpy(views.read(FrameSource(_frames()), row, pass_index)[0])
+    return _read(views, FrameSource(_frames()), row, pass_index)[0]
 
 
 @pytest.mark.parametrize("policy", ["paper", "released"])
@@ -43,13 +49,17 @@ def test_a_clip_is_a_pure_function_of_seed_row_and_pass(policy: str) -> None:
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_every_segment_has_its_own_numbers_and_windows() -> None:
-    draws = draw_clips(0, 7, 2, 3)
-    assert draws.windows.shape == (3,)
-    assert len({*draws.windows.tolist(), *draws.pixels[:, 0].tolist()}) == 6
-    assert len(set(draws.noise_seeds)) == 3
+def test_every_segment_has_its_own_window_crop_and_noise() -> None:
+    clip, source = ClipConfig(num_frames=3, stride=1), FrameSource(_frames(90))
+    augment = AugmentConfig(policy="released")
+    plans = plan_augmented(clip, ViewConfig(crop_size=16, num_segments=3), augment, source, 7, 2)
+    assert len({plan.box for plan in plans}) == 3
+    assert [int(plan.frames[0]) // 30 for plan in plans] == [0, 1, 2]
+    assert len({int(plan.frames[0]) % 30 for plan in plans}) == 3
+    assert len({plan.after[0].keywords["noise_seed"] for plan in plans}) == 3
     # The first segment's numbers stand whatever the number of segments.
-    assert draw_clips(0, 7, 2, 1).windows[0] == draws.windows[0]
+    (alone,) = plan_augmented(clip, ViewConfig(crop_size=16), augment, source, 7, 2)
+    assert alone.box == plans[0].box
 
 
 def test_frames_of_a_clip_stay_alike() -> None:
@@ -162,9 +172,9 @@ def test_the_image_policies_crop_flip_and_augment(policy: str) -> None:
     config = AugmentConfig(policy=policy)
     assert config.flips
     views = ClipViews(ClipConfig(num_frames=1), ViewConfig(crop_size=16), config)
-    seen = [views.read(FrameSource(frames), row).tobytes() for row in range(40)]
+    seen = [_read(views, FrameSource(frames), row).numpy().tobytes() for row in range(40)]
     assert len(seen[0]) == 3 * 16 * 16
-    assert seen == [views.read(FrameSource(frames), row).tobytes() for row in range(40)]
+    assert seen == [_read(views, FrameSource(frames), row).numpy().tobytes() for row in range(40)]
     assert len(set(seen)) == 40
 
 
@@ -176,9 +186,10 @@ def test_a_still_clip_is_one_picture_repeated(tmp_path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     info = inspect_file(str(tmp_path / "a.png"))
-    for augment in (None, AugmentConfig(policy="image_released")):
+    for policy in ("none", "image_released"):
         for count in (16, 2):
-            read = ClipViews(ClipConfig(num_frames=count), ViewConfig(crop_size=32), augment)
-            clip = read(ViewRequest(info, row=3))
+            augment, view = AugmentConfig(policy=policy), ViewConfig(crop_size=32)
+            views = ClipViews(ClipConfig(num_frames=count), view, augment)
+            clip = _read(views, VideoSource(info), row=3).numpy()
             assert clip.shape == (1, 3, count, 32, 32)
             assert np.array_equal(clip, np.repeat(clip[:, :, :1], count, axis=2))

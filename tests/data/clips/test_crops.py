@@ -30,12 +30,14 @@ def _u(count: int, seed: int = 0) -> np.ndarray:
     return uniforms(seed, "crop", np.arange(count), NUM_UNIFORMS)
 
 
-def _training(source: Source, transform: TransformConfig, u: np.ndarray, **fields) -> torch.Tensor:
-    """Clips uint8 [n, C, T, S, S] with the crops of `u` [n, ...]; of few frames all of them."""
+def _training(
+    source: Source, transform: TransformConfig, ordinals: range, **fields
+) -> torch.Tensor:
+    """The clips of some samples, uint8 [n, C, T, S, S]; of few frames all of them."""
     clip = ClipConfig(**{"num_frames": min(source.num_frames, 5), "stride": 1, **fields})
-    plans = plan_training(clip, transform, source, np.linspace(0, 0.9, len(u)), u)
+    plans = plan_training(clip, transform, source, 0, np.array(ordinals))
     size = transform.crop_size
-    out = torch.zeros(len(u), 3, clip.num_frames, size, size, dtype=torch.uint8)
+    out = torch.zeros(len(plans), 3, clip.num_frames, size, size, dtype=torch.uint8)
     cut(source, plans, out)
     return out
 
@@ -78,7 +80,7 @@ def test_a_shape_that_fits_no_box_gets_the_centre() -> None:
 
 def test_every_frame_gets_the_same_box_and_flip() -> None:
     video = np.repeat(_video(1, 40, 60, 3), 5, axis=0)
-    clips = _training(FrameSource(video), TransformConfig(crop_size=24), _u(6))
+    clips = _training(FrameSource(video), TransformConfig(crop_size=24), range(6))
     assert (clips == clips[:, :, :1]).all()
     assert len(torch.unique(clips.flatten(1), dim=0)) == 6
 
@@ -91,7 +93,7 @@ def test_half_of_the_clips_are_mirrored_if_asked_for() -> None:
     assert not any(draw_crops(64, 64, off, u)[1])
     whole = TransformConfig(crop_size=16, crop_scale=(1.0, 1.0), crop_aspect=(1.0, 1.0))
     video = _video(2, 16, 16, 3)
-    clips = _training(FrameSource(video), whole, u[:8], sampling="exact")
+    clips = _training(FrameSource(video), whole, range(8), sampling="exact")
     assert 0 < sum(flips[:8]) < 8
     for clip, mirrored in zip(clips, flips[:8], strict=True):
         expected = video[:, :, ::-1] if mirrored else video
@@ -108,16 +110,11 @@ def test_a_file_and_its_frames_give_the_same_clips_together_and_alone(
     transform = TransformConfig(crop_size=size, crop_scale=scale, resize=resize)
     info = inspect_file(str(write_video(tmp_path / "a.mp4", num_frames=30, height=32, width=32)))
     frames = FrameSource(decode_frames(info, range(30)))
-    u = _u(12)
-    together = _training(frames, transform, u)
-    assert torch.equal(_training(VideoSource(info), transform, u), together)
-    clip = ClipConfig(num_frames=5, stride=1)
-    for number, start in enumerate(np.linspace(0, 0.9, 12)):
-        own = slice(number, number + 1)
-        plans = plan_training(clip, transform, frames, np.array([start]), u[own])
-        alone = torch.zeros_like(together[own])
-        cut(frames, plans, alone)
-        assert torch.equal(alone, together[own])
+    together = _training(frames, transform, range(12))
+    assert torch.equal(_training(VideoSource(info), transform, range(12)), together)
+    for number in range(12):
+        alone = _training(frames, transform, range(number, number + 1))
+        assert torch.equal(alone[0], together[number])
 
 
 def test_antialias_follows_the_float_resize_to_one_grey_level() -> None:
@@ -126,7 +123,9 @@ def test_antialias_follows_the_float_resize_to_one_grey_level() -> None:
     ((top, left, height, width),) = draw_crops(90, 90, config, u)[0]
     part = torch.from_numpy(video).permute(0, 3, 1, 2)[..., top : top + height, left : left + width]
     expected = functional.interpolate(part.float(), (24, 24), mode="bilinear", antialias=True)
-    ours = _training(FrameSource(video), config, u, sampling="exact")[0].transpose(0, 1).float()
+    ours = (
+        _training(FrameSource(video), config, range(1), sampling="exact")[0].transpose(0, 1).float()
+    )
     assert (ours - expected).abs().max() <= 1.0
 
 

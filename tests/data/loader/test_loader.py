@@ -21,7 +21,7 @@ from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
-from vjepa.data.loader.prefetch import SharedArray
+from vjepa.data.loader.reading import SharedArray
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.decode import decode_parts
 from vjepa.errors import UserError
@@ -303,12 +303,15 @@ def test_prefetching_is_bounded_and_announced(manifest: Manifest) -> None:
         assert loader.queue_bytes == 4 * 6 * 3 * 4 * 16 * 16
         steps = loader.batches(0, 100)
         next(steps)
-        planned = loader._planner.plan
+        planned = loader._plan
         seen: list[int] = []
-        loader._planner.plan = lambda step: (seen.append(step), planned(step))[1]
-        time.sleep(0.5)
-        # One batch is out; three stand in the ring and one is copied: nothing beyond step 5.
-        assert max(seen, default=0) <= 5
+        loader._plan = lambda step: (seen.append(step), planned(step))[1]
+        next(steps)
+        while 5 not in seen:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        # Two batches are out; three stand in the ring and one is copied: nothing beyond step 5.
+        assert max(seen) == 5
     with _loader([manifest]) as loader:
         assert loader.queue_bytes == 0
 

@@ -11,7 +11,7 @@ from tests.evaluation.tiny_videos import coloured_frames, write_video
 from tests.jobs.probe.tiny_probe import probe_config
 
 from vjepa.cli.main import main
-from vjepa.data.clips.dataset import ReadingConfig
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.jobs.probe.predict import check_predictions_file, load_probe
 from vjepa.jobs.probe.probe import train

@@ -11,7 +11,7 @@ from tests.evaluation.tiny_videos import write_manifest
 
 from vjepa.checkpoint import save_model
 from vjepa.config import load_config
-from vjepa.data.clips.dataset import ReadingConfig
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.evaluation.results import Evaluation, ProbeResult
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig

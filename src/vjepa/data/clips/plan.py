@@ -23,9 +23,10 @@ from pydantic import Field
 from torch import Tensor
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.crops import Resize, TransformConfig, draw_crops
+from vjepa.counter_random import uniforms
+from vjepa.data.clips.crops import NUM_UNIFORMS, Resize, TransformConfig, draw_crops
 from vjepa.data.clips.source import Source
-from vjepa.data.video.info import Box
+from vjepa.data.video.info import Box, DecodeError
 
 Change = Callable[[Tensor], Tensor]
 """An operation on frames uint8 [T, C, H, W] that keeps type and number: the same on every frame."""
@@ -128,26 +129,26 @@ def plan_training(
     clip: ClipConfig,
     transform: TransformConfig,
     source: Source,
-    starts: NDArray[np.float64],
-    crop_u: NDArray[np.float64],
+    seed: int,
+    ordinals: NDArray[np.int64],
 ) -> list[ClipPlan]:
     """Plans of n random clips of one video: a random place, a random resized crop and a flip.
 
-    `starts` [n] and `crop_u` [n, `NUM_UNIFORMS`] are uniform in [0, 1). ValueError: no clip can be
-    cut from such a video.
+    What is random follows from the seed and the samples' numbers, `ordinals` int64 [n].
+    DecodeError: no clip can be cut from such a video.
     """
-    times = source.times if clip.is_by_time else None
+    starts = uniforms(seed, "clip start", ordinals, 1)[:, 0]
+    crop_u = uniforms(seed, "crop", ordinals, NUM_UNIFORMS)
     boxes, flips = draw_crops(source.height, source.width, transform, crop_u)
-    size = transform.crop_size
+    size, length, fps = transform.crop_size, source.num_frames, source.fps
+    times = source.times if clip.is_by_time else None
+    try:
+        segments = [clip_indices(clip, length, fps, u, times) for u in starts]
+    except ValueError as error:  # too short, without frames, or of an unknown rate
+        raise DecodeError(source.path, str(error)) from error
     return [
-        ClipPlan(
-            frames=clip_indices(clip, source.num_frames, source.fps, u, times),
-            box=box,
-            resize_to=(size, size),
-            resize=transform.resize,
-            flip=flip,
-        )
-        for u, box, flip in zip(starts, boxes, flips, strict=True)
+        ClipPlan(frames=frames, box=box, resize_to=(size, size), resize=transform.resize, flip=flip)
+        for frames, box, flip in zip(segments, boxes, flips, strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ from vjepa.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 
+FailureKind = Literal["decode", "hang", "crash"]
 WINDOW = 1000  # videos over which the share of bad ones is taken
 
 
@@ -33,7 +34,7 @@ class FailedVideo:
     path: str
     reason: str
     step: int  # of the batch that wanted it
-    kind: Literal["decode", "hang", "crash"] = "decode"
+    kind: FailureKind = "decode"
 
 
 class BadVideoLog:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,34 +19,32 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.source import Source, VideoSource
-from vjepa.data.frame_cache import open_frame_caches
-from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
-from vjepa.data.loader.prefetch import READY_BATCHES, ClipTask, Prefetcher, SharedArray
-from vjepa.data.loader.sampler import BatchPlan, SamplePlanner, VideoJob, VideoSources
-from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock
+from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo, FailureKind
+from vjepa.data.loader.reading import (
+    READY_BATCHES,
+    BatchPlan,
+    ClipReader,
+    ReadingConfig,
+    VideoJob,
+)
+from vjepa.data.loader.sampler import VideoSources
 from vjepa.errors import UserError
-from vjepa.runtime.workers import WorkerPool
 
 if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
 
-_CHANNELS = 3
+_DANGEROUS = "made a worker hang or die before"
 
 
 @config_dataclass
-class LoaderConfig:
+class LoaderConfig(ReadingConfig):
     """How clips get from files to batches.
 
     Of videos that can be read, only `frame_cache_short_side` changes what a batch holds.
     """
 
-    num_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that decode; 0 decodes in the training process, without a watchdog."""
     prefetch_batches: Annotated[int, Field(gt=0)] = 4
     """Batches in the making ahead of the one in use."""
-    sample_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A video that takes longer is given up and its worker process killed."""
     max_retries: Annotated[int, Field(ge=0)] = 10
     """Replacements tried for one sample before the run stops."""
     max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -58,11 +56,6 @@ class LoaderConfig:
     max_worker_gigabytes: float = 16.0
     """Memory (address space, in GB) that a worker process may take for the video it reads; a video
     that needs more counts as bad. Linux."""
-    frame_cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
-    """Decode every video once and keep its frames, if they take no more than this, in GB; 0:
-    off."""
-    frame_cache_folder: Path | None = None
-    """Where such frames are kept; null: the user's cache folder."""
     frame_cache_short_side: Annotated[int, Field(ge=1)] | None = None
     """Shrink cached frames to this short side in pixels, which changes pixels; null keeps their
     size."""
@@ -88,13 +81,11 @@ class ClipBatch:
     wait_seconds: float  # how long the consumer waited for it
 
 
-class ClipLoader(AbstractContextManager):
+class ClipLoader(ClipReader):
     """Batches of random training clips from manifests.
 
     The batch of a step is bitwise the same whatever the number of workers or processes, and whether
-    the run was resumed or not. Use it as a context manager or call :meth:`close`.
-
-    `clock` is told where the time goes while this process itself decodes; none unless set.
+    the run was resumed or not.
     """
 
     def __init__(
@@ -120,39 +111,22 @@ class ClipLoader(AbstractContextManager):
             raise UserError(
                 f"batch_size {batch_size} does not divide equally among {world_size} processes"
             )
-        self._sources = VideoSources(manifests, weights, label)
-        self._clips = TrainingClips(clip, transform, seed, loader.max_clip_gigabytes)
-        self.clock: StageClock = NO_CLOCK
-        self.bad_videos = BadVideoLog(bad_videos_log)
-        self._planner = SamplePlanner(
-            self._sources,
-            clip.clips_per_video,
-            seed,
-            batch_size,
-            rank,
-            world_size,
-            self.bad_videos,
-            BadVideoLimit(loader.max_bad_fraction, loader.min_bad_videos),
-            loader.max_retries,
+        super().__init__(
+            manifests,
+            TrainingClips(clip, transform, seed, loader.max_clip_gigabytes),
+            loader,
+            prefetch_batches=loader.prefetch_batches,
+            memory_gigabytes=loader.max_worker_gigabytes,
+            short_side=loader.frame_cache_short_side,
         )
-        size = transform.crop_size
-        self._batch_shape = (batch_size // world_size, _CHANNELS, clip.num_frames, size, size)
-        self._config = loader
-        self._caches = None
-        if loader.frame_cache_gigabytes > 0:
-            self._caches = open_frame_caches(
-                self._sources.manifests,
-                loader.frame_cache_folder,
-                loader.frame_cache_gigabytes,
-                loader.frame_cache_short_side,
-                loader.num_workers,
-                loader.sample_timeout_seconds,
-            )
-        self._ring: SharedArray | None = None
-        self._pool: WorkerPool | None = None
-        self._prefetcher: Prefetcher | None = None
-        self._generation = 0
-        self._is_closed = False
+        self._sources = VideoSources(manifests, weights, label)
+        self._order = self._sources.order(seed, clip.clips_per_video)
+        self.bad_videos = BadVideoLog(bad_videos_log)
+        self._limit = BadVideoLimit(loader.max_bad_fraction, loader.min_bad_videos)
+        self._max_retries = loader.max_retries
+        self._batch_size, self._own = batch_size, batch_size // world_size
+        self._first = rank * self._own
+        self._open_caches()
 
     @property
     def class_names(self) -> list[str] | None:
@@ -160,20 +134,10 @@ class ClipLoader(AbstractContextManager):
         return self._sources.class_names
 
     @property
-    def uses_workers(self) -> bool:
-        """Whether worker processes decode: not with `num_workers: 0` nor from cached frames."""
-        return self._config.num_workers > 0 and self._caches is None
-
-    @property
     def queue_bytes(self) -> int:
         """Memory that waiting batches take at most, in bytes; the batch in use comes on top."""
-        waiting = self._config.prefetch_batches + READY_BATCHES if self.uses_workers else 0
-        return waiting * int(np.prod(self._batch_shape))
-
-    @property
-    def worker_ids(self) -> list[int]:
-        """Process ids of the workers that run now."""
-        return [] if self._pool is None else self._pool.worker_ids
+        waiting = self._prefetch + READY_BATCHES if self.uses_workers else 0
+        return waiting * self._own * int(np.prod(self._clips.shape))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
         """The batches of the steps start_step .. stop_step - 1, in order.
@@ -182,102 +146,78 @@ class ClipLoader(AbstractContextManager):
         older iterator that is not finished. A batch's tensors belong to the caller. UserError: too
         many bad videos.
         """
-        if self._is_closed:
-            raise ValueError("the loader is closed")
         if not 0 <= start_step <= stop_step:
             raise ValueError(f"steps {start_step} .. {stop_step} are not a range from 0 on")
-        self._generation += 1
-        generation = self._generation
-        self._end_prefetching()
-        steps = range(start_step, stop_step)
-        if self.uses_workers and steps:
-            self._prefetcher = self._start_prefetching(steps)
-        try:
-            for step in steps:
-                if generation != self._generation:
-                    raise RuntimeError("this iterator was ended by a later call of the loader")
-                yield self._next_batch(step)
-        finally:
-            if generation == self._generation:
-                self._end_prefetching()
-
-    def _next_batch(self, step: int) -> ClipBatch:
+        plans = (self._plan(step) for step in range(start_step, stop_step))
         began = time.perf_counter()
-        if self._prefetcher is not None:
-            plan, clips = self._prefetcher.take()
-        else:
-            plan = self._planner.plan(step)
-            clips = torch.empty(self._batch_shape, dtype=torch.uint8)
-            for job in plan.jobs:
-                self._read_here(plan, job, clips)
-            self._planner.finish(plan)
-        labels = self._sources.labels(plan.places)
-        return ClipBatch(
-            step=plan.step,
-            ordinals=plan.ordinals,
-            clips=clips,
-            labels=None if labels is None else torch.from_numpy(labels),
-            rows=plan.places,
-            num_bad=plan.num_bad,
-            wait_seconds=time.perf_counter() - began,
-        )
+        with closing(self._read(plans, self._own)) as read:
+            for plan, clips in read:
+                labels = self._sources.labels(plan.places)
+                yield ClipBatch(
+                    step=plan.step,
+                    ordinals=plan.ordinals,
+                    clips=clips,
+                    labels=None if labels is None else torch.from_numpy(labels),
+                    rows=plan.places,
+                    num_bad=plan.num_bad,
+                    wait_seconds=time.perf_counter() - began,
+                )
+                began = time.perf_counter()
 
-    def _read_here(self, plan: BatchPlan, job: VideoJob, clips: Tensor) -> None:
-        """Cut the clips of a job in this process, from its video or the one that replaces it."""
-        out = clips[job.first : job.first + len(job.ordinals)]
-        while True:
-            job = self._planner.avoid_dangerous(plan, job)
-            failure = self._cut(plan, job, out)
-            if failure is None:
-                return
-            job = self._planner.replace(plan, job, failure)
+    def _plan(self, step: int) -> BatchPlan:
+        """What this process needs for a step: a pure function of the seed and the step.
 
-    def _cut(self, plan: BatchPlan, job: VideoJob, out: Tensor) -> FailedVideo | None:
-        source: Source
-        try:
-            if self._caches is None:
-                source = VideoSource(self._sources.video(job.source, job.row))
-            else:
-                cache = self._caches[job.source]
-                if (failure := cache.failure(job.row)) is not None:
-                    reason, kind = failure
-                    path = self._sources.path(job.source, job.row)
-                    return FailedVideo(path, reason, plan.step, kind)
-                source = cache.source(job.row)
-            self._clips.cut(source, job.ordinals, out, self.clock)
-        except DecodeError as error:
-            return FailedVideo(self._sources.path(job.source, job.row), error.reason, plan.step)
-        return None
-
-    def _start_prefetching(self, steps: range) -> Prefetcher:
-        if self._ring is None:
-            self._ring = SharedArray((self._config.prefetch_batches, *self._batch_shape))
-        if self._pool is None:
-            # Batches wait in the order of steps, so a worker never waits for another.
-            self._pool = WorkerPool(
-                ClipTask(self._clips, self._ring),
-                self._config.num_workers,
-                self._config.sample_timeout_seconds,
-                self._config.max_worker_gigabytes,
+        But for videos that made a worker hang or die before: they are replaced without being tried.
+        """
+        first = step * self._batch_size + self._first
+        ordinals = np.arange(first, first + self._own, dtype=np.int64)
+        samples = self._order.at(ordinals)
+        plan = BatchPlan(step, ordinals, self._sources.locate(samples))
+        starts = np.flatnonzero(np.diff(samples.slots, prepend=-1))
+        for start, end in zip(starts, np.append(starts[1:], self._own), strict=True):
+            source, row = plan.places[start].tolist()
+            job = VideoJob(
+                self.manifests[source].row(row),
+                source,
+                row,
+                slice(int(start), int(end)),
+                ordinals[start:end],
+                slot=int(samples.slots[start]),
+                group=int(samples.sources[start]),
             )
-        return Prefetcher(self._planner, self._pool, self._ring, steps)
+            if self.bad_videos.is_dangerous(job.video.path):
+                job = self.replace(plan, job, _DANGEROUS)
+            plan.jobs.append(job)
+        return plan
 
-    def _end_prefetching(self) -> None:
-        if self._prefetcher is not None:
-            self._prefetcher.close()
-            self._prefetcher = None
+    def replace(
+        self, plan: BatchPlan, job: VideoJob, reason: str, kind: FailureKind = "decode"
+    ) -> VideoJob:
+        """Record a failure and name the video that comes instead: pure in (seed, slot, attempt).
 
-    def close(self) -> None:
-        """End the worker processes and give their memory back. Safe to call twice."""
-        self._is_closed = True
-        self._generation += 1
-        self._end_prefetching()
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
-        if self._ring is not None:
-            self._ring.close()
-            self._ring = None
+        UserError: so many failed in a row that something else must be wrong.
+        """
+        while True:
+            failure = FailedVideo(job.video.path, reason, plan.step, kind)
+            plan.num_bad += 1
+            plan.failures.setdefault(job.slot, failure)
+            self.bad_videos.add(failure)
+            attempt = job.attempt + 1
+            if attempt > self._max_retries:
+                raise UserError(
+                    f"{attempt} videos in a row could not be read for sample {job.numbers[0]}, the "
+                    f"last: {failure.path}: {reason}; check the disk and run `vjepa data check`"
+                )
+            member = self._order.replacement(job.slot, job.group, attempt)
+            row = self._sources.row_of(job.group, member)
+            plan.places[job.clips, 1] = row
+            video = self.manifests[job.source].row(row)
+            job = replace(job, video=video, row=row, attempt=attempt)
+            if not self.bad_videos.is_dangerous(video.path):
+                return job
+            reason, kind = _DANGEROUS, "decode"
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def finish(self, plan: BatchPlan) -> None:
+        """Count a complete batch against the limit (UserError)."""
+        reasons = [failure.reason for failure in plan.failures.values()]
+        self._limit.count(len(plan.jobs) - len(reasons), reasons)

@@ -1,20 +1,15 @@
-"""Which videos a batch takes, from one or several manifests, and what replaces a bad one.
-
-B is the number of clips of this process's batch, n that of the clips cut from one opened video.
-"""
+"""Which videos samples take, from one or several manifests, and what replaces a bad one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.counter_random import permute, random_bits, uniforms
-from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo
-from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -239,14 +234,6 @@ class VideoSources:
         """Row, in its manifest, of the member `place` of a group."""
         return int(self._rows_of[group][place])
 
-    def video(self, source: int, row: int) -> VideoInfo:
-        """All that is known about one video."""
-        return self.manifests[source].row(row)
-
-    def path(self, source: int, row: int) -> str:
-        """Absolute path of one video."""
-        return self.manifests[source].path(row)
-
     def labels(self, places: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Class numbers int64 [n] of places int64 [n, 2]; None where no label was asked for."""
         if self.class_names is None:
@@ -256,102 +243,3 @@ class VideoSources:
             mine = places[:, 0] == source
             labels[mine] = codes[places[mine, 1]]
         return labels
-
-
-@dataclass(frozen=True)
-class VideoJob:
-    """One video to open and the clips to cut from it."""
-
-    slot: int  # number of the opening in the order of samples
-    group: int  # the rows that a replacement comes from
-    source: int  # number of the manifest
-    row: int
-    attempt: int  # 0, or how many videos failed before this one
-    first: int  # place of the first clip in the batch
-    ordinals: NDArray[np.int64]  # [n], consecutive
-
-
-@dataclass
-class BatchPlan:
-    """One process's share of a step's batch, kept up to date while videos are replaced."""
-
-    step: int
-    ordinals: NDArray[np.int64]  # [B]
-    places: NDArray[np.int64]  # [B, 2], manifest and row that each clip comes from
-    jobs: list[VideoJob]  # as first planned
-    failures: dict[int, str] = field(default_factory=dict)  # first reason for each replaced slot
-    num_bad: int = 0  # failed attempts
-
-
-@dataclass
-class SamplePlanner:
-    """Knows which videos a step needs and what replaces one that fails."""
-
-    sources: VideoSources
-    clips_per_video: int
-    seed: int
-    batch_size: int  # clips over all processes, which take equal, contiguous parts of them
-    rank: int
-    world_size: int
-    bad_videos: BadVideoLog
-    limit: BadVideoLimit
-    max_retries: int
-
-    def __post_init__(self) -> None:
-        self._order = self.sources.order(self.seed, self.clips_per_video)
-
-    def plan(self, step: int) -> BatchPlan:
-        """What this process needs for a step: a pure function of the seed and the step."""
-        count = self.batch_size // self.world_size
-        first = step * self.batch_size + self.rank * count
-        ordinals = np.arange(first, first + count, dtype=np.int64)
-        samples = self._order.at(ordinals)
-        places = self.sources.locate(samples)
-        starts = np.flatnonzero(np.diff(samples.slots, prepend=-1))
-        ends = np.append(starts[1:], len(ordinals))
-        jobs = [
-            VideoJob(
-                slot=int(samples.slots[start]),
-                group=int(samples.sources[start]),
-                source=int(places[start, 0]),
-                row=int(places[start, 1]),
-                attempt=0,
-                first=int(start),
-                ordinals=ordinals[start:end],
-            )
-            for start, end in zip(starts, ends, strict=True)
-        ]
-        return BatchPlan(step, ordinals, places, jobs)
-
-    def avoid_dangerous(self, plan: BatchPlan, job: VideoJob) -> VideoJob:
-        """The job itself, or its replacement if its video made a worker hang or die before.
-
-        Such a video fails without being tried, which changes nothing but the time it takes.
-        """
-        while self.bad_videos.is_dangerous(path := self.sources.path(job.source, job.row)):
-            failure = FailedVideo(path, "made a worker hang or die before", plan.step)
-            job = self.replace(plan, job, failure)
-        return job
-
-    def replace(self, plan: BatchPlan, job: VideoJob, failure: FailedVideo) -> VideoJob:
-        """Record a failure and name the video that comes instead: pure in (seed, slot, attempt).
-
-        UserError: so many failed in a row that something else must be wrong.
-        """
-        plan.num_bad += 1
-        plan.failures.setdefault(job.slot, failure.reason)
-        self.bad_videos.add(failure)
-        attempt = job.attempt + 1
-        if attempt > self.max_retries:
-            raise UserError(
-                f"{attempt} videos in a row could not be read for sample {job.ordinals[0]}, the "
-                f"last: {failure.path}: {failure.reason}; check the disk and run `vjepa data check`"
-            )
-        member = self._order.replacement(job.slot, job.group, attempt)
-        row = self.sources.row_of(job.group, member)
-        plan.places[job.first : job.first + len(job.ordinals), 1] = row
-        return replace(job, row=row, attempt=attempt)
-
-    def finish(self, plan: BatchPlan) -> None:
-        """Count a complete batch against the limit (UserError); call in the order of steps."""
-        self.limit.count(len(plan.jobs) - len(plan.failures), list(plan.failures.values()))

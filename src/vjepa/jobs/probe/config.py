@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.data.clips.augment import AugmentConfig
-from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.views import ViewConfig
+from vjepa.data.clips.views import AugmentConfig, ViewConfig
+from vjepa.data.loader.evaluation import OnBadVideo
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.evaluation.frozen import EncodingConfig
 from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
 from vjepa.runtime.device import DeviceName

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
+from vjepa.data.loader.evaluation import OnBadVideo
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.config import to_dict
-from vjepa.data.clips.dataset import OnBadVideo, ReadingConfig
+from vjepa.data.loader.evaluation import OnBadVideo
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
 from vjepa.evaluation.metrics import ClassificationMetrics

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.data.clips.dataset import BadVideo
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import (
     ProbeBatches,
@@ -101,11 +101,9 @@ def _open_batches(
     """Batches of some training rows, out of the passes or encoded on the way for all heads."""
     config, extractor = inputs.config, inputs.training_extractor
     with extractor.open_clips(inputs.train, rows) as clips:  # starts nothing by itself
-        ahead = 2 * min(config.optim.batch_size, len(rows))
+        size = min(config.optim.batch_size, len(rows))
         yield ProbeBatches(
-            partial(read_passes, passes)
-            if passes
-            else partial(read_clips, extractor, clips, ahead),
+            partial(read_passes, passes) if passes else partial(read_clips, extractor, clips, size),
             rows,
             inputs.labels.take(rows).targets,
             config.optim.batch_size,
