@@ -23,7 +23,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import normalise_clip, preprocess
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -74,8 +73,7 @@ def _on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:
 def pretended_gpu(*modules: nn.Module) -> Generator[None]:
     """Modules built on the meta device are on the GPU, with weights, in this block.
 
-    What a process does once is done before it begins: weights, position codes, the constants of
-    normalisation.
+    What a process does once is done before it begins: weights and position codes.
     """
     patches = [
         # Otherwise autocast for CUDA turns itself off.
@@ -90,15 +88,12 @@ def pretended_gpu(*modules: nn.Module) -> Generator[None]:
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        # The constants of normalisation are kept by device, and would be pretended ones.
-        stack.callback(preprocess._scale_and_shift.cache_clear)
         with FakeTensorMode(allow_non_fake_inputs=True):
             for module in modules:
                 module.to_empty(device=GPU)
                 for part in module.modules():
                     if hasattr(part, "reset_position_code"):
                         part.reset_position_code()
-            normalise_clip(torch.empty(1, 3, 1, 2, 2, dtype=torch.uint8, device=GPU))
             with _RefuseWaitingCopies():
                 yield
 

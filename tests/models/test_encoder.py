@@ -103,8 +103,14 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
             encoder(video, indices, offsets=offsets)
     with pytest.raises(ValueError, match="offsets"):
         encoder(video, offsets=PAIRS)
-    with pytest.raises(IndexError):
-        encoder(video, torch.full((2, 1), 32))
+    for wrong in (torch.full((2, 1), 32), torch.full((2, 1), -1)):
+        with pytest.raises(ValueError, match="numbered 0 to 31"):
+            encoder(video, wrong)
+    for mask in (torch.ones(2, 32).bool(), torch.ones(2, 32).byte(), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match=r"token_indices is torch\..*int64"):
+            encoder(video, mask)
+    with pytest.raises(ValueError, match="ndarray"):
+        encoder(video.numpy())
 
 
 def test_position_code_is_neither_trained_nor_saved(encoder: Encoder) -> None:
@@ -145,6 +151,19 @@ def test_half_precision_copy(encoder: Encoder) -> None:
     out = small(video.bfloat16())
     assert out.dtype == torch.bfloat16
     assert_close(out.float(), exact, atol=0.2, rtol=0)
+    assert torch.equal(small(video), out), "input comes to the type of the weights"
+
+
+def test_values_that_are_not_normalised_are_told(encoder: Encoder) -> None:
+    encoder.eval()
+    pixels = torch.rand(1, 3, 4, 16, 16)
+    with pytest.raises(ValueError, match=r"up to 2.*not normalised"):
+        encoder(255 * pixels)
+    with pytest.warns(UserWarning, match="between 0 and 1"):
+        encoder(pixels)
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            encoder(torch.where(pixels > 0.9, wrong, clips(1)))
 
 
 def test_compiles_without_graph_breaks(encoder: Encoder) -> None:

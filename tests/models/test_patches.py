@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips
+from torch import nn
 from torch.testing import assert_close
 
+from vjepa.models import EncoderConfig
 from vjepa.models.embedding import PatchEmbed, gather_patches, patchify, token_grid, unpatchify
 
 
@@ -53,3 +55,41 @@ def test_embedding_is_the_convolution() -> None:
 def test_videos_that_are_not_whole_patches_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="video"):
         patchify(torch.zeros(shape), 2, 4)
+
+
+class _Adapter(nn.Module):
+    """A low-rank adapter round a layer, as libraries for fine-tuning make it of a convolution."""
+
+    def __init__(self, layer: nn.Conv2d | nn.Conv3d) -> None:
+        super().__init__()
+        kind = type(layer).__mro__[1]
+        self.base_layer = layer
+        self.a = kind(3, 2, layer.kernel_size, stride=layer.stride, bias=False)
+        self.b = kind(2, layer.out_channels, 1, bias=False)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.b(self.a(x))
+
+
+@pytest.mark.parametrize(("config", "frames"), [(ENCODER, 4), (IMAGE_ENCODER, 1)])
+def test_adapters_and_hooks_on_the_embedding_take_effect(
+    config: EncoderConfig, frames: int
+) -> None:
+    video, embed = clips(2, frames=frames), PatchEmbed(config)
+    plain = embed(video)
+    adapter = _Adapter(embed.proj)
+    embed.proj = adapter
+    whole = adapter(video if frames > 1 else video[:, :, 0])
+    wanted = whole.flatten(2).transpose(1, 2)
+    assert not torch.allclose(wanted, plain, atol=1e-3)
+    assert_close(embed(video), wanted, atol=1e-5, rtol=0)
+    rows, tokens = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 9])
+    assert_close(embed(video, rows, tokens), wanted[rows, tokens], atol=1e-5, rtol=0)
+    embed(video).sum().backward()
+    assert adapter.a.weight.grad is not None
+    adapter.register_forward_hook(lambda _, __, out: 2 * out)
+    assert_close(embed(video, rows, tokens), 2 * wanted[rows, tokens], atol=1e-5, rtol=0)

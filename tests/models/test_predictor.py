@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.models.tiny import ENCODER, MODEL, clips, shaken
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vjepa.models import VJEPA, Predictor, PredictorConfig
@@ -96,10 +97,45 @@ def test_pixel_predictor_has_its_own_output_width() -> None:
     assert out.shape == (1, 2, 3 * 2 * 4 * 4)
 
 
-def test_one_sort_of_offsets_alone_is_refused(predictor: Predictor) -> None:
-    args = torch.randn(3, 24), torch.arange(3), torch.arange(2)
+@pytest.mark.parametrize("grid", [(2, 2, 8), (1, 2, 2), (3, 4, 6), (2, 4, 4)])
+def test_clips_of_another_grid_are_predicted_at_their_places(
+    predictor: Predictor, grid: tuple[int, int, int]
+) -> None:
+    """The code of the places is that which an encoder of the predictor's width would take."""
+    count = grid[0] * grid[1] * grid[2]
+    context, target = torch.arange(count // 2)[None], torch.arange(count // 2, count)[None]
+    tokens = torch.randn(1, count // 2, 24)
+    found = predictor(tokens, context, target, grid=grid)
+    offsets = torch.tensor([0, count // 2])
+    packed = predictor(
+        tokens[0],
+        context[0],
+        target[0],
+        grid=grid,
+        context_offsets=offsets,
+        target_offsets=offsets,
+    )
+    assert_close(packed, found[0], atol=1e-5, rtol=0)
+    code = predictor.predictor_pos_embed
+    stretched = F.interpolate(code.reshape(1, 2, 4, 4, 12).movedim(-1, 1), grid, mode="trilinear")
+    predictor.predictor_pos_embed = stretched.flatten(2).transpose(1, 2)
+    assert_close(predictor(tokens, context, target), found, atol=1e-5, rtol=0)
+
+
+def test_misuse_is_refused(predictor: Predictor) -> None:
+    packed = torch.randn(3, 24), torch.arange(3), torch.arange(2)
     with pytest.raises(ValueError, match="together"):
-        predictor(*args, context_offsets=torch.tensor([0, 3]))
+        predictor(*packed, context_offsets=torch.tensor([0, 3]))
+    tokens, context, target = torch.randn(1, 3, 24), torch.arange(3)[None], torch.arange(2)[None]
+    for wrong in (target + 31, target - 1):
+        with pytest.raises(ValueError, match=r"target_indices .* numbered 0 to 31.*grid"):
+            predictor(tokens, context, wrong)
+    with pytest.raises(ValueError, match=r"target_indices .* numbered 0 to 3"):
+        predictor(tokens, context, target + 3, grid=(1, 2, 2))
+    with pytest.raises(ValueError, match=r"context_indices is torch\.bool"):
+        predictor(tokens, torch.ones(1, 32).bool(), target)
+    with pytest.raises(ValueError, match="same tokens"):
+        predictor(tokens, context[:, :2], target)
 
 
 def test_a_width_without_a_code_or_heads_is_refused() -> None:

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, normalise_clip
+
+PIXELS = torch.randint(0, 256, (1, 3, 2, 4, 4), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (3, 4, 5, 6)])
@@ -23,3 +27,47 @@ def test_normalisation_is_the_formula_in_any_dtype(shape: tuple[int, ...]) -> No
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="clips"):
         normalise_clip(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("clips", "says"),
+    [
+        (PIXELS / 255, "between 0 and 1"),
+        (PIXELS > 100, "between 0 and 1"),
+        (PIXELS / 127.5 - 1, "normalised before"),
+        (normalise_clip(PIXELS), "normalised before"),
+        (PIXELS.to(torch.int32) * 257, "between .* and 6"),
+        (torch.full((3, 1, 2, 2), torch.nan), "not finite"),
+    ],
+)
+def test_another_scale_is_refused(clips: torch.Tensor, says: str) -> None:
+    with pytest.raises(ValueError, match=rf"{says}.*scale 0 to 255"):
+        normalise_clip(clips)
+
+
+def test_any_type_on_the_scale_of_pixels_gives_the_same() -> None:
+    wanted = normalise_clip(PIXELS)
+    for dtype in (torch.float32, torch.float64, torch.int64, torch.int16):
+        assert torch.equal(normalise_clip(PIXELS.to(dtype)), wanted)
+    black = torch.zeros(3, 1, 2, 2)
+    assert torch.equal(normalise_clip(black), normalise_clip(black.to(torch.uint8)))
+    normalise_clip(PIXELS * 1.1 - 10)  # what a bicubic filter overshoots by
+
+
+class _Pixels(nn.Module):
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        return normalise_clip(clips, mean=(0.1, 0.2, 0.3))
+
+
+def test_no_mode_of_an_earlier_call_is_left_in_the_process() -> None:
+    with torch.inference_mode():
+        normalise_clip(PIXELS, mean=(0.1, 0.2, 0.3))
+    torch.export.export(_Pixels(), (PIXELS,))
+    with FakeTensorMode() as mode:
+        normalise_clip(mode.from_tensor(PIXELS), mean=(0.1, 0.2, 0.3))
+    found = normalise_clip(PIXELS, mean=(0.1, 0.2, 0.3))
+    assert type(found) is torch.Tensor
+    assert not found.is_inference()
+    weight = torch.ones(1, requires_grad=True)
+    (found * weight).sum().backward()
+    assert_close(found[0, 1], (PIXELS[0, 1] / 255 - 0.2) / PIXEL_STD[1], atol=2e-6, rtol=0)

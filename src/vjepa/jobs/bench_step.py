@@ -69,7 +69,7 @@ def synthetic_batch(
 ) -> tuple[Tensor, tuple[TokenMasks, ...]]:
     """Clips uint8 [B, 3, T, H, W] and the masks of each kind; the same for equal configs."""
     clips = random_clips(config.batch_size, config.sizes.encoder)
-    return clips.to(device), tuple(mask.map(lambda t: t.to(device)) for mask in _masks(config))
+    return clips.to(device), tuple(mask.to(device) for mask in _masks(config))
 
 
 def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:

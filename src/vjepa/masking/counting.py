@@ -104,6 +104,10 @@ class TokenMasks:
             target_offsets=None if target_offsets is None else function(target_offsets),
         )
 
+    def to(self, device: torch.device | str) -> TokenMasks:
+        """The same masks on another device."""
+        return self.map(lambda indices: indices.to(device))
+
 
 def count_prefix(drawn: DrawnMasks, max_context: NDArray[np.int64]) -> tuple[TokenMasks, ...]:
     """Cut every clip to the smallest count of the batch, keeping the first tokens in time.

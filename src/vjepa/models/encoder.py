@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,7 +12,14 @@ from torch import Tensor, nn
 
 from vjepa.models.attention import Block, Packing, init_layer
 from vjepa.models.config import EncoderConfig
-from vjepa.models.embedding import PatchEmbed, position_code, resample_position_code, token_grid
+from vjepa.models.embedding import (
+    PatchEmbed,
+    check_indices,
+    position_code,
+    resample_position_code,
+    token_grid,
+)
+from vjepa.models.preprocess import may_look
 
 NORM_EPS = 1e-6
 _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
@@ -92,7 +101,8 @@ class Encoder(nn.Module):
             list of such, in the order asked for.
 
         Raises:
-            ValueError: The video is not whole patches, or an argument does not fit.
+            ValueError: The video is not whole patches, or an argument does not fit. On the CPU, in
+                evaluation mode, values are looked at as well: not finite, or not normalised.
         """
         tokens, packing = self._embed(video, token_indices, offsets)
         if layers is None:
@@ -113,11 +123,10 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Packing | None]:
         """Tokens with their position codes, and how they are packed."""
         config = self.config
-        if not video.is_floating_point():
-            raise ValueError(
-                f"video is {video.dtype}, not float: encoder.preprocess or "
-                "vjepa.models.normalise_clip makes it so"
-            )
+        makes = "encoder.preprocess or vjepa.models.normalise_clip makes it so"
+        if not isinstance(video, Tensor) or not video.is_floating_point():
+            kind = video.dtype if isinstance(video, Tensor) else type(video).__name__
+            raise ValueError(f"video is {kind}, not a float tensor: {makes}")
         if video.ndim == 5 and video.shape[1] != config.channels:
             swapped = video.shape[2] == config.channels
             remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
@@ -125,14 +134,15 @@ class Encoder(nn.Module):
                 f"video has {video.shape[1]} channels, the model {config.channels}"
                 f"{remedy if swapped else ''}"
             )
-        # On a GPU the question would make the host wait, and in training it would cost time.
-        may_look = video.device.type == "cpu" and not torch.compiler.is_compiling()
-        if may_look and not self.training and video.amax() > _NO_MORE_NORMALISED:
-            raise ValueError(
-                f"video holds values up to {float(video.amax()):.0f}, so it is not normalised: "
-                "encoder.preprocess or vjepa.models.normalise_clip does that"
-            )
         grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
+        if not self.training and may_look(video):
+            low, high = (float(end) for end in video.aminmax())
+            if not math.isfinite(high - low):
+                raise ValueError("video holds numbers that are not finite")
+            if high > _NO_MORE_NORMALISED:
+                raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
+            if 0 <= low < 0.02 and 0.5 < high <= 1:
+                warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=5)
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
         code = self.pos_embed
@@ -142,6 +152,7 @@ class Encoder(nn.Module):
             if offsets is not None:
                 raise ValueError("offsets: given without token_indices")
             return self.patch_embed(video) + code, None
+        check_indices("token_indices", token_indices, code.shape[1])
         if (token_indices.ndim == 1) != (offsets is not None):
             raise ValueError("token_indices must be [B, K], or [S] together with offsets")
         packing = None

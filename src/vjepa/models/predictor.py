@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vjepa.models.attention import Block, Packing, init_layer
 from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
-from vjepa.models.embedding import position_code
+from vjepa.models.embedding import check_indices, position_code, resample_position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
 
 
@@ -79,6 +79,7 @@ class Predictor(nn.Module):
         *,
         context_offsets: Tensor | None = None,
         target_offsets: Tensor | None = None,
+        grid: tuple[int, int, int] | None = None,
     ) -> Tensor:
         """Predict the features at the target places.
 
@@ -89,11 +90,27 @@ class Predictor(nn.Module):
             mask_index: Which kind of mask, and so which mask token; with one shared token any.
             context_offsets: int64 [B+1] of the packed context tokens.
             target_offsets: int64 [B+1] of the packed target tokens.
+            grid: Tokens (t, h, w) of the clips, which the indices count; None: as the model was
+                made for. For another one the position code is resampled, as the encoder's is. It
+                cannot be seen from the tokens: of a clip of another size, always give it.
 
         Returns:
             float [B, M, D], or packed [U, D] (`out_width` in place of D where one was given).
+
+        Raises:
+            ValueError: An index that is none of the grid's, or an argument that does not fit.
         """
-        code = self.predictor_pos_embed[0]
+        sizes, code = self.encoder_config, self.predictor_pos_embed
+        if grid is not None and tuple(grid) != sizes.grid:
+            code = resample_position_code(code, sizes.grid, grid, is_image=sizes.is_image_model)
+        num_tokens, code = code.shape[1], code[0]
+        check_indices("context_indices", context_indices, num_tokens)
+        check_indices("target_indices", target_indices, num_tokens)
+        if context_tokens.shape[:-1] != context_indices.shape:
+            raise ValueError(
+                f"context_tokens {list(context_tokens.shape)} and context_indices "
+                f"{list(context_indices.shape)} must be of the same tokens"
+            )
         context = self.predictor_embed(context_tokens) + code[context_indices]
         count = len(self.mask_tokens)
         if count > 1 and not 0 <= mask_index < count:
@@ -110,14 +127,21 @@ class Predictor(nn.Module):
         elif context_offsets is None or target_offsets is None:
             raise ValueError("context_offsets and target_offsets must be given together")
         else:
-            tokens = self._forward_packed(context, targets, context_offsets, target_offsets)
+            longest = num_tokens * 2  # context and targets may overlap
+            tokens = self._forward_packed(
+                context, targets, context_offsets, target_offsets, longest
+            )
         return self.predictor_proj(self.predictor_norm(tokens))
 
     def _forward_packed(
-        self, context: Tensor, targets: Tensor, context_offsets: Tensor, target_offsets: Tensor
+        self,
+        context: Tensor,
+        targets: Tensor,
+        context_offsets: Tensor,
+        target_offsets: Tensor,
+        longest: int,
     ) -> Tensor:
         """Blocks over one sequence [clip 0: context, targets; clip 1: ...]; the target part."""
-        longest = self.encoder_config.num_tokens * 2  # context and targets may overlap
         contexts = Packing.of(context_offsets, context.shape[0], longest)
         wanted = Packing.of(target_offsets, targets.shape[0], longest)
         device = context.device

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 """Channel means of the input, red green blue, on the scale 0..1."""
@@ -15,17 +16,12 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 Colour = tuple[float, float, float]
 
 
-@lru_cache(maxsize=16)
-def _scale_and_shift(
-    device: torch.device, means: Colour, deviations: Colour
-) -> tuple[Tensor, Tensor]:
-    """Factors [3,1,1,1] of the affine map, once per device (a copy to a GPU would stop it)."""
-    mean = torch.tensor(means, dtype=torch.float64)
-    std = torch.tensor(deviations, dtype=torch.float64)
-    scale, shift = 1.0 / (255.0 * std), -mean / std
+def may_look(tensor: Tensor) -> bool:
+    """Whether asking for a tensor's values is free: on a GPU the host would wait for it."""
     return (
-        scale.to(torch.float32).to(device)[:, None, None, None],
-        shift.to(torch.float32).to(device)[:, None, None, None],
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, nn.Parameter)  # not one that only pretends to hold numbers
     )
 
 
@@ -38,13 +34,42 @@ def normalise_clip(
 ) -> Tensor:
     """Pixels to normalised numbers: (x / 255 - mean) / deviation for each colour, on 0..1.
 
-    `clips` is uint8 (or float on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB; the
+    `clips` is uint8 (or another type on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB; the
     arithmetic is float32, whatever `dtype` the result is to have.
+
+    Raises:
+        ValueError: Another layout; or, for numbers on the CPU that are not uint8, another scale.
     """
     if clips.ndim not in (4, 5) or clips.shape[-4] != 3:
         raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")
-    scale, shift = _scale_and_shift(clips.device, mean, deviation)
-    return torch.addcmul(shift, clips.to(torch.float32), scale).to(dtype)
+    pixels = clips.to(torch.float32)
+    if clips.dtype != torch.uint8 and clips.numel() and may_look(clips):
+        _require_pixels(*map(float, pixels.aminmax()))
+    shift = [-m / d for m, d in zip(mean, deviation, strict=True)]
+    scale = [1.0 / (255.0 * d) for d in deviation]
+    return torch.addcmul(_column(shift, clips), pixels, _column(scale, clips)).to(dtype)
+
+
+def _require_pixels(low: float, high: float) -> None:
+    """Refuse what does not lie on the scale 0 to 255, but for what resizing adds at its ends."""
+    remedy = "give pixels on the scale 0 to 255, best as uint8"
+    if not math.isfinite(high - low):
+        raise ValueError(f"clips hold numbers that are not finite; {remedy}")
+    if low >= 0 and 0 < high <= 1:
+        raise ValueError(f"clips lie between 0 and 1, so they are nearly black; {remedy} (x * 255)")
+    if low < 0 and high < 10:
+        raise ValueError(f"clips lie between {low:.2g} and {high:.2g}: normalised before; {remedy}")
+    if low < -128 or high > 384:
+        raise ValueError(f"clips lie between {low:.0f} and {high:.0f}; {remedy}")
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    """Float32 [3,1,1,1] beside a tensor.
+
+    Filled, since a copy to a GPU would stop it, and made anew, since a tensor that is kept would
+    be of the mode (inference, export) in which it was first asked for.
+    """
+    return torch.stack([torch.full((1, 1, 1), value, device=like.device) for value in values])
 
 
 def still_clip(images: Tensor, num_frames: int) -> Tensor:
