@@ -8,6 +8,18 @@ import sys
 
 from tests.architecture.source_tree import PACKAGE, ROOT, Module, modules, nodes, place
 
+_BELOW_JOBS = {
+    "reporting",
+    "evaluation",
+    "training",
+    "tasks",
+    "checkpoint",
+    "models",
+    "masking",
+    "data",
+    "runtime",
+    "config",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "runtime": {"config"},
@@ -19,31 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"masking", "runtime", "config"},
     "evaluation": {"models", "data", "checkpoint", "runtime", "config"},
     "reporting": {"checkpoint", "runtime", "config"},
-    "jobs": {
-        "reporting",
-        "evaluation",
-        "training",
-        "tasks",
-        "checkpoint",
-        "models",
-        "masking",
-        "data",
-        "runtime",
-        "config",
-    },
-    "demo": {
-        "jobs",
-        "reporting",
-        "evaluation",
-        "training",
-        "tasks",
-        "checkpoint",
-        "models",
-        "masking",
-        "data",
-        "runtime",
-        "config",
-    },
+    "jobs": _BELOW_JOBS,
+    "demo": _BELOW_JOBS | {"jobs"},
     "cli": {"demo", "jobs", "reporting", "checkpoint", "runtime", "config"},
 }
 """Rooms and the rooms that each may import (besides itself)."""

@@ -20,7 +20,7 @@ from torch import nn
 from vjepa.checkpoint.state import optimizer_state
 from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.training.optim import GuardedAdamW, build_optimizer
 
 CONFIG = {"objective": "toy", "model": {"width": 8}, "run": {"seed": 3}}
@@ -44,7 +44,7 @@ def _save(store: CheckpointStore, step: int, seed: int = 0) -> Path:
 
 def _load(folder: Path) -> None:
     objective, optimizer = _trained(seed=9)
-    load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
+    load_checkpoint(folder, objective.saved_modules(), optimizer, ProcessGroup())
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_weights_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
         7, objective.saved_modules(), optimizer, CONFIG, EXTRA
     )
     other, other_optimizer = _trained(seed=1)
-    loaded = load_checkpoint(folder, other.saved_modules(), other_optimizer, Team())
+    loaded = load_checkpoint(folder, other.saved_modules(), other_optimizer, ProcessGroup())
     assert loaded == (7, EXTRA)
     for name, value in objective.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_before_this_format_had_one_module_resumes() -> None:
     folder = store.latest()
     assert folder is not None
     objective, optimizer = _trained(seed=9)
-    step, extra = load_checkpoint(folder, objective.saved_modules(), optimizer, Team())
+    step, extra = load_checkpoint(folder, objective.saved_modules(), optimizer, ProcessGroup())
     assert (step, extra) == (2, EXTRA)
     stored = load_file(folder / "model.safetensors")
     tensors = nn.ModuleDict(objective.saved_modules()).state_dict()
@@ -116,7 +116,7 @@ def test_parameters_without_state_start_afresh(tmp_path: Path) -> None:
     optimizer = build_optimizer(objective.trainable(), OPTIM)
     folder = store.save(1, objective.saved_modules(), optimizer, CONFIG, EXTRA)
     other, other_optimizer = _trained()
-    load_checkpoint(folder, other.saved_modules(), other_optimizer, Team())
+    load_checkpoint(folder, other.saved_modules(), other_optimizer, ProcessGroup())
     assert not optimizer_state(other_optimizer, other.trainable())
 
 
@@ -213,14 +213,14 @@ def test_another_model_is_refused_before_anything_changes(store: CheckpointStore
     objective.predictor = nn.Sequential(nn.Dropout(), nn.Linear(8, 9), nn.Linear(9, 8))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        load_checkpoint(store.path(3), objective.saved_modules(), optimizer, Team())
+        load_checkpoint(store.path(3), objective.saved_modules(), optimizer, ProcessGroup())
     message = str(caught.value)
     assert "model.safetensors: does not fit the model" in message
     assert "of another shape (predictor.1.weight: file [8, 8], model [9, 8]" in message
     assert "2 missing (predictor.2.weight, predictor.2.bias)" in message
     assert all(torch.equal(v, before[k]) for k, v in objective.state_dict().items())
     with pytest.raises(UserError, match="6 unexpected"):
-        load_checkpoint(store.path(3), {"encoder": objective.encoder}, None, Team())
+        load_checkpoint(store.path(3), {"encoder": objective.encoder}, None, ProcessGroup())
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_what_is_written_in_the_background_is_a_copy(tmp_path: Path) -> None:
         store.finish()
     assert store.steps() == [3]
     loaded = ToyTask(seed=5)
-    load_checkpoint(folder, loaded.saved_modules(), None, Team())
+    load_checkpoint(folder, loaded.saved_modules(), None, ProcessGroup())
     assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
 
 

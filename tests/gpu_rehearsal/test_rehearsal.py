@@ -37,7 +37,7 @@ from vjepa.models import (
 )
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import DeviceSetup, Precision
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks.classification import Classification
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.pixel_prediction import PixelPrediction
@@ -144,7 +144,7 @@ def test_pretraining(build: Callable[[str], Task], count: str, precision: Precis
             assert output.loss.dtype == torch.float32
             assert output.loss.requires_grad
         with torch.no_grad(), _autocast(precision):
-            health = task.health(_loaded(), 3, Team())
+            health = task.health(_loaded(), 3, ProcessGroup())
         assert {"target_std", "effective_rank", "explained_vs_mean_token"} <= health.keys()
         # Numbers that come from shapes are on the host already.
         known = ("context_tokens/", "target_tokens/", "context_share/", "target_share/")
@@ -230,7 +230,7 @@ def test_a_whole_update(count: str, precision: Precision, monkeypatch: pytest.Mo
             optim=optim,
             ema=EmaConfig(),
             setup=DeviceSetup(GPU, precision),
-            team=Team(),
+            group=ProcessGroup(),
             spikes=SpikeGate(3.0, GPU),
         )
         for update in (1, 2):
@@ -268,7 +268,7 @@ def _probabilities_of_videos() -> object:
 
 MAY_WAIT: dict[str, Callable[[], object]] = {
     # One transfer for all updates since the last log line.
-    "LogWindow.read": lambda: _log_window().read(Team()),
+    "LogWindow.read": lambda: _log_window().read(ProcessGroup()),
     # Before a checkpoint and after the last update: a bad one must not be saved as good.
     "LogWindow.last_was_applied": lambda: _log_window().last_was_applied(),
     # A checkpoint holds the losses of the median.

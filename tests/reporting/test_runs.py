@@ -130,7 +130,8 @@ def test_why_a_run_ended_is_told_by_the_log_of_its_last_start(tmp_path: Path) ->
     with log.open("a") as file:
         file.write("2026-01-01 10:00:00,000 INFO process 7 on here\n")
     assert (
-        "process 0: no last words (kill -9, out of memory?)" in status_of(read_run(tmp_path)).state
+        "process 0: ended without a message (killed, or out of memory?)"
+        in status_of(read_run(tmp_path)).state
     )
 
 

@@ -11,11 +11,11 @@ import torch
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.distributed import (
     Agreement,
-    Team,
+    ProcessGroup,
     World,
     is_connection_loss,
     meet,
-    open_team,
+    open_process_group,
     world,
 )
 
@@ -36,24 +36,24 @@ def test_nonsense_is_refused(rank: str, size: str) -> None:
 
 
 def test_alone_everything_is_as_if_nobody_else_could_be_there() -> None:
-    team = Team()
-    assert team.on_main(lambda: 3) == 3
-    assert team.gather("x") == ["x"]
+    group = ProcessGroup()
+    assert group.on_main(lambda: 3) == 3
+    assert group.gather("x") == ["x"]
     numbers = torch.tensor([1.0, 2.0])
-    assert team.sum_(numbers) is numbers
-    assert team.send_(numbers, 0) is numbers
-    team.agree([])
+    assert group.sum_(numbers) is numbers
+    assert group.send_(numbers, 0) is numbers
+    group.agree([])
     with pytest.raises(UserError, match="no more"):
-        team.agree(["no more"])
-    agreement = Agreement(team)
+        group.agree(["no more"])
+    agreement = Agreement(group)
     assert [agreement.exchange(0), agreement.exchange(15), agreement.finish()] == [0, 15, 0]
 
 
 def test_without_a_launcher_there_is_no_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with open_team("cpu", 1.0) as team:
-        assert team == Team()
+    with open_process_group("cpu", 1.0) as group:
+        assert group == ProcessGroup()
         assert not torch.distributed.is_initialized()
 
 
@@ -64,13 +64,13 @@ def test_an_incomplete_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MASTER_PORT", "29500")
     with (
         pytest.raises(UserError, match=r"WORLD_SIZE=2, but MASTER_ADDR is not set"),
-        open_team("cpu", 1.0),
+        open_process_group("cpu", 1.0),
     ):
         pass
 
 
 def _meet_all(store: torch.distributed.Store, size: int, *, slow: int = -1) -> set[str]:
-    """What every process of a team of `size` takes for the team's name; one may come late."""
+    """What every process of a group of `size` takes for the group's name; one may come late."""
 
     def come(rank: int) -> str:
         if rank == slow:
@@ -82,12 +82,12 @@ def _meet_all(store: torch.distributed.Store, size: int, *, slow: int = -1) -> s
 
 
 def test_teams_meet_whatever_earlier_ones_have_left_in_the_store() -> None:
-    """The store outlives a restart; its old keys name neither the team nor its members."""
+    """The store outlives a restart; its old keys name neither the group nor its members."""
     store = torch.distributed.HashStore()
     names = _meet_all(store, 3)
-    # A whole team was here: its answer and its words stand when a process comes before all others.
+    # A whole group was here: its answer and its words stand when a process comes before all others.
     names |= _meet_all(store, 3, slow=0) | _meet_all(store, 3, slow=1)
-    # Of the next team only one process came before all were ended; then a smaller one.
+    # Of the next group only one process came before all were ended; then a smaller one.
     for rank in (0, 2):
         with pytest.raises(LostProcessError, match=r"did not come within 0.005 minutes"):
             meet(store, World(rank, 3), 0.005)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.logging import read_metrics
 from vjepa.training import Trainer, TrainingConfig, TrainingStopped
 from vjepa.training.schedules import learning_rate
@@ -72,7 +72,7 @@ class WatchedTask(ToyTask):
         super().__init__()
         self.seen: list[dict[str, float]] = []
 
-    def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
+    def health(self, batch: ToyBatch, count: int, group: ProcessGroup) -> dict[str, Tensor]:
         spread = (1.0, 0.4, 0.3, 0.9, 0.2)[int(batch.ordinals[0]) // len(batch.ordinals)]
         return {"std": torch.tensor(spread), "rank": torch.tensor(math.nan)}
 
@@ -442,7 +442,7 @@ def test_means_and_rates() -> None:
     for update, loss in enumerate((1.0, 2.0, 6.0), start=5):
         window.add(_values(update, loss), _BATCH, seconds_waited=0.5)
     assert len(window) == 3
-    steps, values, ranks = window.read(Team())
+    steps, values, ranks = window.read(ProcessGroup())
     assert (values["first_step"], values["loss"], values["seconds"]) == (5, 3.0, 4.0)
     assert values["clips_per_second"] == 3.0
     assert values["data_wait_share"] == pytest.approx(0.375)
@@ -457,12 +457,12 @@ def test_bad_updates_are_left_out_of_the_means() -> None:
     window.add(_values(1, 2.0), _BATCH, 0.0)
     window.add(_values(2, math.nan, finite=False), _BATCH, 0.0)
     assert not window.last_was_applied()
-    steps, values, _ = window.read(Team())
+    steps, values, _ = window.read(ProcessGroup())
     assert (values["loss"], values["skipped"]) == (2.0, 1)
     assert [step.finite for step in steps] == [True, False]
     window.restart()
     window.add(_values(1, math.inf, finite=False), _BATCH, 0.0)
-    assert math.isnan(window.read(Team())[1]["loss"])
+    assert math.isnan(window.read(ProcessGroup())[1]["loss"])
 
 
 class SpikingData(ToyData):

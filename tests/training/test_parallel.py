@@ -9,7 +9,7 @@ import torch
 from tests.training.toy import ToyTask
 
 from vjepa.runtime.device import DeviceSetup
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.training.parallel import DistributedConfig, choose_strategy, parallelise
 
 _CPU = torch.device("cpu")
@@ -36,4 +36,4 @@ def test_auto_is_ddp_on_the_cpu() -> None:
 
 def test_alone_the_task_is_called_as_it_is() -> None:
     config = DistributedConfig(strategy="fsdp")
-    assert parallelise(ToyTask(), Team(), config, DeviceSetup(_CPU, "float32")) is None
+    assert parallelise(ToyTask(), ProcessGroup(), config, DeviceSetup(_CPU, "float32")) is None

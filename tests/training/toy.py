@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.logging import MetricLog
 from vjepa.tasks import Output, Task
 from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig
@@ -56,7 +56,7 @@ class ToyTask(Task):
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.encoder, self.target_encoder)]
 
-    def health(self, batch: ToyBatch, count: int, team: Team) -> dict[str, Tensor]:
+    def health(self, batch: ToyBatch, count: int, group: ProcessGroup) -> dict[str, Tensor]:
         return {"feature_std": self.encoder(batch.inputs[:count]).std(0).mean()}
 
 

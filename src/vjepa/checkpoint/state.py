@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vjepa.errors import UserError
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 
 Moments = dict[str, dict[str, Tensor]]
 """By full parameter name: ``step`` (0-d float32), ``exp_avg`` and ``exp_avg_sq`` (its shape)."""
@@ -158,15 +158,19 @@ def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return staged
 
 
-def write_state(folder: Path, state: Mapping[str, Mapping[str, Tensor]], team: Team) -> None:
+def write_state(
+    folder: Path, state: Mapping[str, Mapping[str, Tensor]], group: ProcessGroup
+) -> None:
     """Write moments through torch.distributed.checkpoint, each process its part."""
     flat = {f"{name}/{key}": value for name, keys in state.items() for key, value in keys.items()}
     writer = dcp.FileSystemWriter(folder)
     with _quiet():
-        dcp.save(flat, storage_writer=writer, process_group=team.host_group, no_dist=team.size == 1)
+        dcp.save(
+            flat, storage_writer=writer, process_group=group.host_group, no_dist=group.size == 1
+        )
 
 
-def read_state(folder: Path, parameters: Mapping[str, Tensor], team: Team) -> Moments:
+def read_state(folder: Path, parameters: Mapping[str, Tensor], group: ProcessGroup) -> Moments:
     """Read what :func:`write_state` wrote, by however many processes.
 
     DCP's index file is a pickle: training state is only read from folders that the user trusts,
@@ -183,7 +187,9 @@ def read_state(folder: Path, parameters: Mapping[str, Tensor], team: Team) -> Mo
             else:
                 flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
     with _quiet():
-        dcp.load(flat, storage_reader=reader, process_group=team.host_group, no_dist=team.size == 1)
+        dcp.load(
+            flat, storage_reader=reader, process_group=group.host_group, no_dist=group.size == 1
+        )
     state: Moments = {}
     for name, value in flat.items():
         parameter, key = name.rsplit("/", 1)

@@ -42,7 +42,7 @@ from vjepa.checkpoint.state import (
 )
 from vjepa.checkpoint.strict import compare, shapes
 from vjepa.errors import UserError
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import PARTIAL_SUFFIX, atomic_folder
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,20 +62,20 @@ class CheckpointStore:
         keep_last: int = 2,
         keep_every_steps: int | None = None,
         *,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
         background: bool = False,
     ) -> None:
         """Nothing is touched before the first save.
 
         The newest `keep_last` stay, and for ever those at multiples of `keep_every_steps`. Every
-        process of the `team` makes a store; None: this one is alone. In the `background` a copy is
+        process of the `group` makes a store; None: this one is alone. In the `background` a copy is
         written while training goes on.
         """
         if keep_last < 1:
             raise ValueError(f"keep_last: must be at least 1, got {keep_last}")
         self.folder = folder
         self._keep_last, self._keep_every_steps = keep_last, keep_every_steps
-        self._team, self._background = team or Team(), background
+        self._group, self._background = group or ProcessGroup(), background
         self._thread: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -130,7 +130,7 @@ class CheckpointStore:
         weights: dict[str, Tensor] = {}
         for name, tensor in nn.ModuleDict(modules).state_dict().items():
             full = whole(tensor)
-            if self._team.is_main:
+            if self._group.is_main:
                 weights[name] = full.to("cpu", copy=self._background or full is not tensor)
         moments = optimizer_state(optimizer, modules)
         if self._background:
@@ -144,7 +144,7 @@ class CheckpointStore:
             )
             self._thread.start()
         else:
-            write(self._team)
+            write(self._group)
         return self.path(step)
 
     def finish(self) -> None:
@@ -156,12 +156,12 @@ class CheckpointStore:
         failure = self._failure
         if failure is not None and not isinstance(failure, UserError):
             raise failure
-        self._team.agree([] if failure is None else [str(failure)])
+        self._group.agree([] if failure is None else [str(failure)])
 
-    def _write_aside(self, write: Callable[[Team], None]) -> None:
+    def _write_aside(self, write: Callable[[ProcessGroup], None]) -> None:
         try:
             # Messages of this thread must not meet those of the training thread.
-            write(replace(self._team, host_group=self._team.save_group))
+            write(replace(self._group, host_group=self._group.save_group))
             self._failure = None
         except (UserError, RuntimeError, OSError) as failure:  # raised again by `finish`
             _LOGGER.warning("%s", failure)
@@ -174,7 +174,7 @@ class CheckpointStore:
         moments: Moments,
         config: Mapping[str, Any],
         extra: Mapping[str, Any],
-        team: Team,
+        group: ProcessGroup,
     ) -> None:
         target = self.path(step)
         explained = partial(explained_writing, target, _UNTOUCHED, "the checkpoint ")
@@ -200,9 +200,9 @@ class CheckpointStore:
 
         # Holds, in the main process, the folder that is renamed when all have written their part.
         with explained(), ExitStack() as open_folder:
-            aside = team.on_main(begin)
-            write_state(aside / STATE_FOLDER, moments, team)
-            team.on_main(finish)
+            aside = group.on_main(begin)
+            write_state(aside / STATE_FOLDER, moments, group)
+            group.on_main(finish)
 
     def _prune(self) -> None:
         every = self._keep_every_steps
@@ -223,7 +223,7 @@ def load_checkpoint(
     folder: Path,
     modules: Mapping[str, nn.Module],
     optimizer: torch.optim.Optimizer | None,
-    team: Team,
+    group: ProcessGroup,
 ) -> tuple[int, dict[str, Any]]:
     """Verify a checkpoint of a training run and load it: completely, or not at all.
 
@@ -235,7 +235,7 @@ def load_checkpoint(
         UserError: Truncated, altered, foreign, or of another shape; the message names the file and,
             where an older checkpoint is there, how to go back to it.
     """
-    team.on_main(lambda: _verify(folder))
+    group.on_main(lambda: _verify(folder))
     trainer = read_json(folder / TRAINER_FILE)
     path, targets = folder / WEIGHTS_FILE, nn.ModuleDict(modules).state_dict()
     with opened_weights(path) as file, torch.no_grad():
@@ -246,7 +246,7 @@ def load_checkpoint(
             target.copy_(part_like(file.get_tensor(name), target))
     if optimizer is not None:
         source = folder / STATE_FOLDER
-        state = read_state(source, named_parameters(modules), team)
+        state = read_state(source, named_parameters(modules), group)
         load_optimizer_state(optimizer, modules, state, str(source))
     return int(trainer["step"]), dict(trainer["extra"])
 

@@ -28,7 +28,7 @@ from vjepa.evaluation.frozen import FeatureExtractor, FeatureSet
 from vjepa.evaluation.labels import Labels, Split
 from vjepa.evaluation.metrics import Accuracy, AveragePrecision, probabilities_of
 from vjepa.evaluation.results import Evaluation
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 
 Wanted = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of the manifest and the pass that each is wanted from, int64 [b] twice."""
@@ -154,18 +154,18 @@ def evaluate(
     head: nn.Module,
     *,
     seed: int = 0,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
 ) -> Evaluation:
     """Metrics of one head on labelled videos; `seed` is that of the bootstrap interval.
 
-    The processes of a team share the videos, and all get the whole figures.
+    The processes of a group share the videos, and all get the whole figures.
     """
     assert split.labels is not None
-    team, device = team or Team(), extractor.setup.device
-    shards = extractor.shards(split, share=(team.rank, team.size))
+    group, device = group or ProcessGroup(), extractor.setup.device
+    shards = extractor.shards(split, share=(group.rank, group.size))
     view = extractor.settings.view
     (own,), own_bad = count_answers(head.to(device), 1, shards, split.labels, view, device)
-    gathered: list[Any] = team.gather((own, own_bad))
+    gathered: list[Any] = group.gather((own, own_bad))
     total: Answers = gathered[0][0]
     for other, _ in gathered[1:]:
         total.merge(other)

@@ -36,7 +36,7 @@ from vjepa.evaluation.labels import (
 )
 from vjepa.evaluation.metrics import wilson_interval
 from vjepa.runtime.device import Precision
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
@@ -94,19 +94,19 @@ class OnlineProbe:
         precision: Precision,
         seed: int,
         reading: ReadingConfig | None = None,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Read the labelled videos once; unreadable ones are left out with a warning.
 
         `encoder` is the target encoder that training keeps changing; `clip` and `view` are those of
         the pretraining without the random part. `seed` draws the videos, where there are more than
-        `max_clips`; the processes of a team share them, and all must measure together.
+        `max_clips`; the processes of a group share them, and all must measure together.
         """
         from vjepa.data.manifest.manifest import Manifest
 
         self.every_steps = config.every_steps
         self._encoder, self._config, self._precision = encoder, config, precision
-        self._team, self._seed = team or Team(), seed
+        self._group, self._seed = group or ProcessGroup(), seed
         size = (view.crop_size, view.crop_size)
         self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
         self._reading = (clip, view, reading or ReadingConfig())
@@ -122,13 +122,13 @@ class OnlineProbe:
         if classes is None:
             check_every_class_has_a_sample(labels, f"manifest {whole.source}")
         rows = choose_rows(labels, self._config.max_clips, self._seed)
-        mine = rows[self._team.rank :: self._team.size]
+        mine = rows[self._group.rank :: self._group.size]
         with EvaluationClips(manifest, *self._reading, rows=mine, on_bad_video="list") as source:
             batches = list(source.batches(0, len(source), size))
         for bad in (video for batch in batches for video in batch.bad):
             _LOGGER.warning("online probe: %s is left out: %s", bad.path, bad.reason)
         kept = np.concatenate([np.empty(0, dtype=np.int64), *(batch.rows for batch in batches)])
-        counts = self._team.gather(len(kept))
+        counts = self._group.gather(len(kept))
         if sum(counts) < 2:
             raise UserError(
                 f"online probe: fewer than two videos of label {labels.name!r} can be read; look "
@@ -176,7 +176,7 @@ class OnlineProbe:
             given = clips if len(clips) else self._filler
             tokens = encode_clips(self._encoder, given, self._precision)
             means.append(tokens.mean(dim=1).cpu()[: len(clips)])
-        parts = self._team.gather((own.rows, torch.cat(means).numpy()))
+        parts = self._group.gather((own.rows, torch.cat(means).numpy()))
         rows, features = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = rows.argsort()
         labels = own.labels.indices[rows[order]]

@@ -32,7 +32,7 @@ from vjepa.evaluation.preprocess import Preprocess
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
-from vjepa.runtime.distributed import Team, open_team
+from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
@@ -206,9 +206,9 @@ def build_task(config: PretrainConfig) -> Task:
     return task
 
 
-def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
+def build_loader(config: PretrainConfig, out: Path, group: ProcessGroup) -> ClipLoader:
     """The run's batches of clips, of which each process gets its part."""
-    data, parts = config.data, team.size * config.optim.accumulation_steps
+    data, parts = config.data, group.size * config.optim.accumulation_steps
     if not data.sources:
         raise UserError(
             "data.sources is empty: name a manifest, for example "
@@ -217,7 +217,7 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
     if data.batch_size % parts:
         near = max(1, round(data.batch_size / parts)) * parts
         raise UserError(
-            f"data.batch_size: {data.batch_size} clips cannot be divided over {team.size} "
+            f"data.batch_size: {data.batch_size} clips cannot be divided over {group.size} "
             f"processes with optim.accumulation_steps {config.optim.accumulation_steps}: use a "
             f"multiple of {parts}, for example {near}, or another number of processes"
         )
@@ -229,8 +229,8 @@ def build_loader(config: PretrainConfig, out: Path, team: Team) -> ClipLoader:
         data.loader,
         batch_size=data.batch_size,
         seed=config.seed,
-        rank=team.rank,
-        world_size=team.size,
+        rank=group.rank,
+        world_size=group.size,
         bad_videos_log=out / "bad_videos.jsonl",
     )
 
@@ -266,12 +266,14 @@ def run(
     out, start = Path(out), config.continue_from
     device = set_up_device(config.training.device, config.training.precision).device
     with ExitStack() as stack:
-        team = stack.enter_context(open_team(device.type, config.distributed.timeout_minutes))
-        if team.on_main(lambda: stack.enter_context(claimed_folder(out, JOB))):
-            team.on_main(lambda: check_same_run(config, out))
+        group = stack.enter_context(
+            open_process_group(device.type, config.distributed.timeout_minutes)
+        )
+        if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB))):
+            group.on_main(lambda: check_same_run(config, out))
         seed_torch(config.seed, "weights")
         made = task(config)
-        loader = build_loader(config, out, team)
+        loader = build_loader(config, out, group)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
         stack.callback(loader.close)
@@ -291,22 +293,22 @@ def run(
                 # How the trained encoder's input is made of a video afterwards.
                 "preprocess": to_dict(Preprocess(clip=clip, view=view)),
             },
-            sinks=[MetricLog(out / "metrics.jsonl", events=True)] if team.is_main else [],
-            evaluators=_evaluators(config, made, team),
+            sinks=[MetricLog(out / "metrics.jsonl", events=True)] if group.is_main else [],
+            evaluators=_evaluators(config, made, group),
             description="pretraining",
-            team=team,
+            group=group,
             distributed=config.distributed,
         )
         store = trainer.store
-        if start is not None and store is not None and team.on_main(store.latest) is None:
+        if start is not None and store is not None and group.on_main(store.latest) is None:
             trainer.start_from(continue_from(start, trainer))
         # Only now: a run that could not even begin must not claim the folder for its config.
-        team.on_main(lambda: begin_folder(out, JOB, config))
-        stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{team.rank:03d}.log"))
+        group.on_main(lambda: begin_folder(out, JOB, config))
+        stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
         return trainer.fit()
 
 
-def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlineProbe]:
+def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list[OnlineProbe]:
     probe, encoder = config.online_probe, task.encoder_for_evaluation
     if probe is None:
         return []
@@ -317,7 +319,9 @@ def _evaluators(config: PretrainConfig, task: Task, team: Team) -> list[OnlinePr
     transform = config.data.transform
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     precision = config.training.precision
-    return [OnlineProbe(encoder, probe, config.data.clip, view, precision, config.seed, team=team)]
+    return [
+        OnlineProbe(encoder, probe, config.data.clip, view, precision, config.seed, group=group)
+    ]
 
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
@@ -326,7 +330,7 @@ def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     if config.path.is_dir():
         folder = find_checkpoint(config.path)
         moments = optimizer if config.keep_optimizer else None
-        step, _ = load_checkpoint(folder, task.saved_modules(), moments, trainer.team)
+        step, _ = load_checkpoint(folder, task.saved_modules(), moments, trainer.group)
         _LOGGER.info("continuing from %s (step %d)", folder, step)
     else:
         if not isinstance(task, FeaturePrediction):

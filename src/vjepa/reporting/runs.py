@@ -349,7 +349,9 @@ def _why(folder: Path) -> str:
         if words:
             said.append(f"process {int(file.stem[5:])}: {words[-1]}")
         elif lines and not lines[-1].endswith("ends"):
-            said.append(f"process {int(file.stem[5:])}: no last words (kill -9, out of memory?)")
+            said.append(
+                f"process {int(file.stem[5:])}: ended without a message (killed, or out of memory?)"
+            )
     return "ended: " + ("; ".join(said[:4]) or "nothing tells why; start the same command again")
 
 

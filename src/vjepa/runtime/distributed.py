@@ -22,7 +22,8 @@ from vjepa.errors import LostProcessError, UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed import ProcessGroup, Store, Work
+    from torch.distributed import ProcessGroup as TorchGroup
+    from torch.distributed import Store, Work
 
 T = TypeVar("T")
 
@@ -69,15 +70,15 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
 
 
 @dataclass(frozen=True)
-class Team(World):
+class ProcessGroup(World):
     """What the processes of a job say to each other; without arguments: one process, alone.
 
     Every method but :meth:`name_silent` must be called by all processes in the same order.
     """
 
-    host_group: ProcessGroup | None = None
+    host_group: TorchGroup | None = None
     """For talk between the hosts (gloo), in the training thread."""
-    save_group: ProcessGroup | None = None
+    save_group: TorchGroup | None = None
     """The same for the thread that writes checkpoints."""
     store: Store | None = None
     """The launcher's key-value store, for finding out who is gone."""
@@ -166,14 +167,14 @@ class Agreement:
     at once.
     """
 
-    def __init__(self, team: Team) -> None:
-        self._team = team
+    def __init__(self, group: ProcessGroup) -> None:
+        self._group = group
         self._asked: torch.Tensor | None = None
         self._work: Work | None = None
 
     def exchange(self, request: int) -> int:
         """Tell this process's request (0: none); learn the largest one of the call before."""
-        if self._team.size == 1:
+        if self._group.size == 1:
             return request
         import torch
         import torch.distributed as dist
@@ -181,7 +182,7 @@ class Agreement:
         answer = self.finish()
         self._asked = torch.tensor(request)
         self._work = dist.all_reduce(
-            self._asked, dist.ReduceOp.MAX, group=self._team.host_group, async_op=True
+            self._asked, dist.ReduceOp.MAX, group=self._group.host_group, async_op=True
         )
         return answer
 
@@ -195,7 +196,7 @@ class Agreement:
 
 
 @contextmanager
-def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
+def open_process_group(device_type: str, timeout_minutes: float) -> Generator[ProcessGroup]:
     """Join the process group for the time of a job, if a launcher has started several processes.
 
     A process that leaves the others waiting for more than `timeout_minutes` has hung.
@@ -206,7 +207,7 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
     """
     place = world()
     if place.size == 1:
-        yield Team()
+        yield ProcessGroup()
         return
     import torch.distributed as dist
 
@@ -216,15 +217,15 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
             f"WORLD_SIZE={place.size}, but {' and '.join(missing)} is not set: start the processes "
             "with torchrun, or set it as torchrun does"
         )
-    team = None
+    group = None
     try:
-        team = _join(place, device_type, timeout_minutes)
-        yield team
+        group = _join(place, device_type, timeout_minutes)
+        yield group
     except RuntimeError as error:
         _record(error)
         if not is_connection_loss(error):
             raise
-        lost = "another process" if team is None else team.name_silent()
+        lost = "another process" if group is None else group.name_silent()
         raise LostProcessError(
             f"process {place.rank}: {lost} of {place.size} ended or did not answer for "
             f"{timeout_minutes:g} minutes; its own message says why; the same command resumes "
@@ -237,7 +238,7 @@ def open_team(device_type: str, timeout_minutes: float) -> Generator[Team]:
     dist.destroy_process_group()
 
 
-def _join(place: World, device_type: str, timeout_minutes: float) -> Team:
+def _join(place: World, device_type: str, timeout_minutes: float) -> ProcessGroup:
     """Meet the other processes and open the groups in which they talk."""
     import torch.distributed as dist
 
@@ -256,21 +257,21 @@ def _join(place: World, device_type: str, timeout_minutes: float) -> Team:
         timeout=timeout if device_type == "cpu" else 1.5 * timeout,
     )
     host, saving = (
-        cast("ProcessGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
+        cast("TorchGroup", dist.new_group(backend="gloo", timeout=timeout)) for _ in range(2)
     )
     presence = dist.PrefixStore("presence", store)
-    return Team(place.rank, place.size, place.local_rank, host, saving, presence)
+    return ProcessGroup(place.rank, place.size, place.local_rank, host, saving, presence)
 
 
 def meet(store: Store, place: World, timeout_minutes: float) -> str:
-    """Agree on a name that no earlier team of this store has had.
+    """Agree on a name that no earlier group of this store has had.
 
     The store may outlive processes: torchrun's does, and each of its agents counts restarts for
-    itself, so that no number that a launcher gives tells one team from the next. Here every process
-    leaves a random word; process 0 answers with its own and the words that it has seen, as often as
-    they change; whoever finds its word in the answer has met the process 0 of its own team, and
-    says so. What dead processes have left is overwritten, or not believed. `store` is the
-    launcher's, without a prefix.
+    itself, so that no number that a launcher gives tells one group from the next. Here every
+    process leaves a random word; process 0 answers with its own and the words that it has seen, as
+    often as they change; whoever finds its word in the answer has met the process 0 of its own
+    group, and says so. What dead processes have left is overwritten, or not believed. `store` is
+    the launcher's, without a prefix.
 
     Raises:
         LostProcessError: Others did not come.

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
-from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
 from vjepa.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
@@ -204,6 +203,8 @@ _OTHER_MARKS: Mapping[str, str] = {
 
 def job_of(folder: Path) -> str | None:
     """The job that a folder belongs to, as in ``vjepa JOB``; None where nothing tells."""
+    from vjepa.config import RESOLVED_CONFIG_FILE  # not for every worker that imports this
+
     config = folder / RESOLVED_CONFIG_FILE
     text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
     if text.startswith(_FIRST_LINE):
@@ -280,6 +281,8 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 def begin_folder(folder: Path, job: str, config: object) -> None:
     """Write a job's `config.yaml`, which marks a claimed folder as its own."""
+    from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
+
     text = f"{_FIRST_LINE}{job}\n{dump_yaml(config)}"
     with written(folder):
         atomic_write(folder / RESOLVED_CONFIG_FILE, text)

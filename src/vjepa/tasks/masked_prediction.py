@@ -15,7 +15,7 @@ from torch import Tensor
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, normalise_clip
 from vjepa.runtime.device import to_device
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks.health import collapse_alarm
 from vjepa.tasks.task import Output, Task, slice_of_part
 
@@ -112,7 +112,7 @@ class MaskedPrediction(Task):
         size = BatchSize.of(drawn, self._batch_size)
         return normalise_clip(clips), self._on_device(masks), size
 
-    def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:
+    def health(self, batch: Any, count: int, group: ProcessGroup) -> Mapping[str, Tensor]:
         """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
         sampler, count = self._own_sampler, min(count, self._batch_size)
         drawn = count if sampler.counts is not None else self._batch_size
@@ -121,7 +121,7 @@ class MaskedPrediction(Task):
         for rank in range(-(-count // held)):  # the processes that hold them send them to all
             # A clone, since the others' clips are written into what is sent.
             own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
-            clips.append(team.send_(own, rank))
+            clips.append(group.send_(own, rank))
         first = self._on_device([kind.slice(0, count) for kind in masks])
         return self.health_of(normalise_clip(torch.cat(clips)), first)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class Task(nn.Module, ABC):
         The batch is what this process holds of it, as the data make it.
         """
 
-    def health(self, batch: Any, count: int, team: Team) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def health(self, batch: Any, count: int, group: ProcessGroup) -> Mapping[str, Tensor]:  # noqa: ARG002
         """Scalars that tell whether training goes well, measured now and then without gradients.
 
         On the first `count` samples of the whole batch, in every process.

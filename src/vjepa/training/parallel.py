@@ -19,7 +19,7 @@ from torch.nn import functional
 from vjepa.config import config_dataclass
 from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks import Task
 from vjepa.training.schedules import Count, Positive
 
@@ -55,25 +55,25 @@ class DistributedConfig:
 
 
 def parallelise(
-    task: Task, team: Team, config: DistributedConfig, setup: DeviceSetup
+    task: Task, group: ProcessGroup, config: DistributedConfig, setup: DeviceSetup
 ) -> DistributedDataParallel | None:
     """Make a task, on its device and with equal weights everywhere, ready for several processes.
 
     Under FSDP its trained and averaged modules are sharded in place, each block and the rest; under
     DDP it gives the wrapper to call in place of the task.
     """
-    if team.size == 1:
+    if group.size == 1:
         return None
     if choose_strategy(task, config, setup.device) == "fsdp":
-        shard_size = config.shard_size or team.size
-        _shard(task, team.size, shard_size, setup)
-        copies = team.size // shard_size
+        shard_size = config.shard_size or group.size
+        _shard(task, group.size, shard_size, setup)
+        copies = group.size // shard_size
         said = "one copy of the weights" if copies == 1 else f"{copies} copies of the weights"
-        _LOGGER.info("%d processes: FSDP2, %s", team.size, said)
+        _LOGGER.info("%d processes: FSDP2, %s", group.size, said)
         return None
     from torch.nn.parallel import DistributedDataParallel
 
-    _LOGGER.info("%d processes: DDP", team.size)
+    _LOGGER.info("%d processes: DDP", group.size)
     with warnings.catch_warnings():
         # torch 2.14 calls the argument by another name, which older ones do not know.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)

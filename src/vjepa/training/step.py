@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.runtime.device import DeviceSetup, checkpoint_blocks, compile_blocks, set_up_device
-from vjepa.runtime.distributed import Team
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import Task
 from vjepa.training.guards import SpikeGate
@@ -49,7 +49,7 @@ class Learner:
     ema: EmaConfig | None
     """None: the task has no moving averages."""
     setup: DeviceSetup
-    team: Team
+    group: ProcessGroup
     spikes: SpikeGate | None
     """Judges losses; None: every finite one is good."""
 
@@ -60,21 +60,21 @@ def build_learner(
     ema: EmaConfig | None,
     training: TrainingConfig,
     *,
-    team: Team | None = None,
+    group: ProcessGroup | None = None,
     distributed: DistributedConfig | None = None,
 ) -> Learner:
-    """Put a task on its device, or on all devices of a team, and build what an update needs.
+    """Put a task on its device, or on all devices of a group, and build what an update needs.
 
     On a CPU the whole process then keeps the memory that it frees (:mod:`vjepa.runtime.device`).
     """
-    team = team or Team()
+    group = group or ProcessGroup()
     set_num_threads(training.num_threads)
     setup = set_up_device(training.device, training.precision)
     task.to(setup.device)
     trained = task.trainable()
     if training.activation_checkpointing:
         checkpoint_blocks(trained.values())
-    ddp = parallelise(task, team, distributed or DistributedConfig(), setup)
+    ddp = parallelise(task, group, distributed or DistributedConfig(), setup)
     # After sharding, so that the pairs hold shards; before compiling.
     pairs = EmaPairs.of(task.ema_pairs())
     if pairs.target and ema is None:
@@ -85,7 +85,7 @@ def build_learner(
     if training.compile:
         compile_blocks(list(task.saved_modules().values()))
     ema = ema if pairs.target else None
-    return Learner(task, ddp, trained, optimizer, pairs, optim, ema, setup, team, spikes)
+    return Learner(task, ddp, trained, optimizer, pairs, optim, ema, setup, group, spikes)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def train_step(
     from 1, uses momentum(k) and the new weights). If the loss or a gradient is not finite, or the
     loss is a spike, the fused optimiser skips the update on the device, in every process.
     """
-    optimizer, team, ddp = learner.optimizer, learner.team, learner.ddp
+    optimizer, group, ddp = learner.optimizer, learner.group, learner.ddp
     set_schedules(optimizer, update, learner.optim)
     optimizer.zero_grad(set_to_none=True)
     values: dict[str, Tensor] = {}
@@ -123,12 +123,12 @@ def train_step(
             with learner.setup.autocast():
                 output = (ddp or learner.task)(*inputs)
             # DDP and FSDP take the mean of the processes' gradients, and the batch's is their sum.
-            (output.loss * team.size).backward()
+            (output.loss * group.size).backward()
         for name, value in {"loss": output.loss, **output.terms}.items():
             summand = value.detach().float()
             values[name] = values[name] + summand if name in values else summand
-    if team.size > 1:
-        sums = team.sum_(torch.stack(list(values.values())))
+    if group.size > 1:
+        sums = group.sum_(torch.stack(list(values.values())))
         values = dict(zip(values, sums.unbind(), strict=True))
     norms = clip_gradients(learner.modules, update, learner.optim)
     finite = torch.stack([values["loss"], *norms.values()]).isfinite().all()

@@ -26,7 +26,7 @@ from vjepa.checkpoint.state import whole
 from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
-from vjepa.runtime.distributed import Agreement, Team, world
+from vjepa.runtime.distributed import Agreement, ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.progress import Progress
@@ -109,23 +109,23 @@ class Trainer:
     evaluators: Sequence[Evaluator] = ()
     description: str = "training"
     """Name of the work in the progress display."""
-    team: Team = field(default_factory=Team)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     """All processes that train together; the main one has the sinks."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
-        if world().size != self.team.size:
+        if world().size != self.group.size:
             raise UserError(
                 f"WORLD_SIZE={world().size}: this job trains in one process; start it without "
                 "a launcher such as torchrun"
             )
-        training, team = self.training, self.team
+        training, group = self.training, self.group
         self.learner = build_learner(
-            self.task, self.optim, self.ema, training, team=team, distributed=self.distributed
+            self.task, self.optim, self.ema, training, group=group, distributed=self.distributed
         )
         self.store = None if self.folder is None else self._open_store(self.folder)
         self._guard = BadUpdateGuard(
-            training, self.folder, team.rank, lambda update: next(self.batches(update - 1, update))
+            training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
         self._reports: list[dict[str, float]] = []  # of the features' health, all of the run
         self._ringing = False
@@ -141,7 +141,7 @@ class Trainer:
             folder / CHECKPOINTS_FOLDER,
             training.keep_last,
             training.keep_every_steps,
-            team=self.team,
+            group=self.group,
             background=training.async_checkpoint,
         )
 
@@ -159,9 +159,9 @@ class Trainer:
             TrainingStopped: The loss or a gradient is not finite, or the loss is a spike.
             UserError: The newest checkpoint is damaged or does not fit; the disk is full.
         """
-        task, team, training = self.task, self.team, self.training
+        task, group, training = self.task, self.group, self.training
         total, parts = self.optim.steps, self.optim.accumulation_steps
-        stream = f"step of process {team.rank}" if team.rank else "step"
+        stream = f"step of process {group.rank}" if group.rank else "step"
         request = 0
         with ExitStack() as stack:
             if self.folder is not None:
@@ -175,13 +175,13 @@ class Trainer:
             for sink in self.sinks:
                 stack.callback(sink.close)
                 sink.start(self._completed)
-            signals = stack.enter_context(StopSignals(has_launcher=team.size > 1))
+            signals = stack.enter_context(StopSignals(has_launcher=group.size > 1))
             progress = None
-            if team.is_main:
+            if group.is_main:
                 bar = Progress(self.description, total, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
-            agreement = Agreement(team)
+            agreement = Agreement(group)
             self._set_training_mode()
             self._window.restart()
             try:
@@ -240,7 +240,7 @@ class Trainer:
         """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
         if signals.received is not None:
             return signals.received.value
-        return _OUT_OF_TIME if self.team.is_main and self._is_out_of_time(self._seconds()) else 0
+        return _OUT_OF_TIME if self.group.is_main and self._is_out_of_time(self._seconds()) else 0
 
     def _seconds(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -264,7 +264,7 @@ class Trainer:
             module.train()
 
     def _log_window(self) -> None:
-        steps, values, ranks = self._window.read(self.team)
+        steps, values, ranks = self._window.read(self.group)
         optim, step = self.optim, self._completed
         values["learning_rate"] = learning_rate(step, optim)
         values["weight_decay"] = weight_decay(step, optim)
@@ -279,7 +279,7 @@ class Trainer:
 
     def _log_health(self, batch: Any) -> None:
         with torch.no_grad(), self.learner.setup.autocast():
-            found = self.task.health(batch, self.training.health_clips, self.team)
+            found = self.task.health(batch, self.training.health_clips, self.group)
             health = {name: float(whole(value)) for name, value in found.items()}
         if not health:
             return
@@ -288,7 +288,7 @@ class Trainer:
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
         warning = self.task.alarm(self._reports)
         # It is not repeated until all was well in between.
-        if warning is not None and not self._ringing and self.team.is_main:
+        if warning is not None and not self._ringing and self.group.is_main:
             _LOGGER.warning("step %d: %s", self._completed, warning)
             self._write("warning", {"message": warning})
         self._ringing = warning is not None
@@ -313,11 +313,11 @@ class Trainer:
     def _resume(self) -> None:
         if self.store is None:
             return
-        newest = self.team.on_main(self.store.clean)
+        newest = self.group.on_main(self.store.clean)
         if newest is None:
             return
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer
-        step, extra = load_checkpoint(newest, modules, optimizer, self.team)
+        step, extra = load_checkpoint(newest, modules, optimizer, self.group)
         self._completed = self._saved_step = step
         self._checkpoint = newest
         self._elapsed = float(extra["elapsed_seconds"])
@@ -326,7 +326,7 @@ class Trainer:
         losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)
-        if self.team.is_main:
+        if self.group.is_main:
             _LOGGER.info("resuming after step %d from %s", step, newest)
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -343,7 +343,7 @@ class Trainer:
 
     def _result(self, stopped_by: signal.Signals | None) -> TrainingResult:
         interrupted = stopped_by is not None and self._completed < self.optim.steps
-        if interrupted and self.team.is_main:
+        if interrupted and self.group.is_main:
             saved = f"saved as {self._checkpoint}: the same command resumes"
             _LOGGER.warning(
                 "stopped by %s after step %d of %d; %s",
@@ -387,7 +387,9 @@ class LogWindow:
         newest = self._steps[-1][0]
         return bool(newest.finite) and not bool(newest.spike)
 
-    def read(self, team: Team) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
+    def read(
+        self, group: ProcessGroup
+    ) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
         """Bring the values to the host in one transfer, the only synchronisation.
 
         Returns:
@@ -417,7 +419,7 @@ class LogWindow:
         if torch.cuda.is_initialized():
             own["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()
-        everywhere = team.gather(own)
+        everywhere = group.gather(own)
         ranks = {name: [there[name] for there in everywhere] for name in own}
         values: dict[str, Any] = {"first_step": steps[0].update}
         for name in names:
@@ -425,11 +427,11 @@ class LogWindow:
             values[name] = total / len(good) if good else math.nan
         values |= {
             "clips_per_second": sum(ranks["clips_per_second"]),
-            "data_wait_share": sum(ranks["data_wait_share"]) / team.size,
+            "data_wait_share": sum(ranks["data_wait_share"]) / group.size,
             # Of the process that holds most.
             **{name: max(ranks[name]) for name in ranks if name.endswith("_gigabytes")},
             "seconds": seconds,
             "bad_videos": round(sum(ranks["bad_videos"])),
             "skipped": sum(not step.applied for step in steps),
         }
-        return steps, values, ranks if team.size > 1 else {}
+        return steps, values, ranks if group.size > 1 else {}

@@ -38,7 +38,7 @@ from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.distributed import open_team
+from vjepa.runtime.distributed import open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
@@ -151,7 +151,7 @@ def evaluate(
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
     """
-    with open_team(set_up_device(device).device.type, _TEAM_MINUTES) as team:
+    with open_process_group(set_up_device(device).device.type, _TEAM_MINUTES) as group:
         probe = load_probe(
             probe_folder,
             encoder=encoder,
@@ -166,7 +166,7 @@ def evaluate(
             videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
         )
         seed = int(saved.training["seed"])
-        return evaluate_head(probe.extractor, split, saved.head, seed=seed, team=team)
+        return evaluate_head(probe.extractor, split, saved.head, seed=seed, group=group)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
