@@ -116,11 +116,25 @@ def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path:
     assert "did not end within" in failures[6][0]
 
 
-def test_a_cache_that_would_be_too_large_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_set_that_would_be_too_large_is_decoded_from_its_files(
+    manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     gigabytes = sum(manifest.num_frames) * 32 * 48 * 3 / 1e9
-    _caches([manifest], tmp_path, max_gigabytes=gigabytes)
-    with pytest.raises(UserError, match=r"frame_cache_gigabytes is .* but the decoded frames take"):
-        _caches([manifest, manifest], tmp_path, max_gigabytes=1.9 * gigabytes)
+    assert _caches([manifest], tmp_path, max_gigabytes=gigabytes)
+    caplog.set_level("INFO", "vjepa")
+    small = 1.9 * gigabytes
+    assert _caches([manifest, manifest], tmp_path, max_gigabytes=small) == []
+    assert "decoded from their files" in caplog.text
+    loaders = []
+    for limit in (0.5 * gigabytes, 0.0):
+        config = LoaderConfig(
+            num_workers=0, frame_cache_gigabytes=limit, frame_cache_folder=tmp_path / "other"
+        )
+        clip, transform = ClipConfig(num_frames=2, stride=1), TransformConfig(crop_size=16)
+        with ClipLoader([manifest], None, clip, transform, config, 4, seed=0) as loader:
+            loaders.append(next(loader.batches(0, 1)).clips)
+    torch.testing.assert_close(*loaders, rtol=0, atol=0)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_build_that_breaks_off_leaves_no_cache(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
 if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
+
+_LOGGER = logging.getLogger(__name__)
 
 _FORMAT = "vjepa frame cache 2"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
@@ -75,23 +78,24 @@ def open_frame_caches(
     num_workers: int,
     timeout_seconds: float,
 ) -> list[FrameCache]:
-    """A cache for each manifest, made where it does not exist yet.
+    """A cache for each manifest, made where it does not exist yet; none if they would be too large.
 
     `folder` holds all caches; None takes ``$XDG_CACHE_HOME/vjepa/frames``. Together they may take
     `max_gigabytes`. Larger videos are shrunk to `short_side` pixels. With 0 workers this process
     decodes, without a time limit for a video.
 
     Raises:
-        UserError: They would be too large, or cannot be written.
+        UserError: They cannot be written.
     """
     layouts = [_layout(manifest, short_side) for manifest in manifests]
     gigabytes = sum(int(offsets[-1]) for _, offsets in layouts) / 1e9
     if gigabytes > max_gigabytes:
-        raise UserError(
-            f"loader.frame_cache_gigabytes is {max_gigabytes:g} but the decoded frames take "
-            f"{gigabytes:.3g} GB: raise it, set loader.frame_cache_short_side, or set it to 0 to "
-            "decode videos each time"
+        _LOGGER.info(
+            "videos are decoded from their files: all frames would take %.3g GB, "
+            "frame_cache_gigabytes is %g",
+            *(gigabytes, max_gigabytes),
         )
+        return []
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(base) if base else Path.home() / ".cache") / "vjepa" / "frames"

@@ -48,7 +48,8 @@ class ReadingConfig:
     """A video that takes longer is given up and its worker process killed."""
     frame_cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Decode every video once for all runs and keep its frames on disk, if they take no more than
-    this, in GB; 0: off. Pays for small videos that are read many times."""
+    this, in GB, else decode from the files as with 0. Pays for small videos that are read many
+    times."""
     frame_cache_folder: Path | None = None
     """Where such frames are kept; null: the user's cache folder."""
 
@@ -304,7 +305,7 @@ class ClipReader(AbstractContextManager):
         self._prefetch, self._memory = prefetch_batches, memory_gigabytes
         self._short_side = short_side
         self.clock: StageClock = NO_CLOCK
-        self._caches: list[FrameCache] = []
+        self._caches: list[FrameCache] | None = None  # not opened yet; none: read from the files
         self._ring: SharedArray | None = None
         self._pool: WorkerPool | None = None
         self._prefetcher: _Prefetcher | None = None
@@ -324,7 +325,8 @@ class ClipReader(AbstractContextManager):
     @property
     def uses_workers(self) -> bool:
         """Whether worker processes decode: not with `num_workers: 0` nor from cached frames."""
-        return self._reading.num_workers > 0 and self._reading.frame_cache_gigabytes == 0
+        from_files = self._reading.frame_cache_gigabytes == 0 or self._caches == []
+        return self._reading.num_workers > 0 and from_files
 
     @property
     def worker_ids(self) -> list[int]:
@@ -362,7 +364,7 @@ class ClipReader(AbstractContextManager):
         # It reads the manifest's columns, which where only models are used may be impossible.
         from vjepa.data.frame_cache import open_frame_caches
 
-        if self._reading.frame_cache_gigabytes > 0 and not self._caches:
+        if self._reading.frame_cache_gigabytes > 0 and self._caches is None:
             self._caches = open_frame_caches(
                 self.manifests,
                 self._reading.frame_cache_folder,
