@@ -24,7 +24,7 @@ def synthetic(tmp_path: Path, vjepa: Callable) -> Path:
     assert outcome.code == 0, outcome.err
     manifest = tmp_path / "set" / "manifest.parquet"
     assert outcome.out.startswith(f"{manifest}: 5 videos")
-    assert "labels appearance, motion" in outcome.out
+    assert "splits train 3, test 1, validation 1, labels appearance (" in outcome.out
     return manifest
 
 
@@ -55,7 +55,8 @@ def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: 
         *("--out", out, "--workers", 1),
     )
     assert outcome.code == 0
-    assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad")
+    assert outcome.out.startswith(f"{out}: 4 videos, 1 of them bad (first: ")
+    assert "empty.mp4: empty file (0 bytes); the others: `vjepa data check`" in outcome.out
 
 
 def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
@@ -64,10 +65,10 @@ def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callab
         Image.new("RGB", (32, 24)).save(tmp_path / "all" / name / "a.png")
     out = tmp_path / "m.parquet"
     arguments = ("data", "index", "--label_from_folder", "true", "--out", out, "--workers", 1)
-    assert vjepa(*arguments, tmp_path / "all").out == f"{out}: 2 images, labels label\n"
+    assert vjepa(*arguments, tmp_path / "all").out == f"{out}: 2 images, labels label (2 values)\n"
     shutil.copy(synthetic.parent / "train" / "000000.mp4", tmp_path / "all" / "cat")
     said = vjepa(*arguments, tmp_path / "all").out
-    assert said == f"{out}: 1 videos, 2 images, 0.00 hours, labels label\n"
+    assert said == f"{out}: 1 videos, 2 images, 0.00 hours, labels label (2 values)\n"
 
 
 def test_prepare_says_what_it_left_out(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
@@ -89,7 +90,9 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
     folder, out = synthetic.parent, tmp_path / "mix.parquet"
     sources = [folder / "train", folder / "test"]
     arguments = ["data", "index", *sources, "--out", out, "--workers", 1, "--source-weight"]
-    assert vjepa(*arguments, 2, 1).code == 0
+    outcome = vjepa(*arguments, 2, 1)
+    assert outcome.code == 0
+    assert "sources train 3, test 1" in outcome.out
     assert "weights: 1 given for 2 sources" in vjepa(*arguments, 2).error
 
 

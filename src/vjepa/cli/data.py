@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import replace
 
 from vjepa.cli.parser import Parser, resolve_config
@@ -152,17 +151,13 @@ def _check(args: argparse.Namespace) -> int:
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
     print(f"size: {report.num_bytes / 2**30:.3f} GiB")
-    print(f"codecs: {_counts(report.by_codec)}")
-    print(f"splits: {_counts(report.by_split)}")
+    print(f"codecs: {videos.counted(report.by_codec)}")
+    print(f"splits: {videos.counted(report.by_split)}")
     print(f"variable frame rate: {report.num_variable_rate}")
     print(f"slow to read, without usable timestamps: {report.num_unindexed}")
     if report.num_changed:
         print(f"changed since they were indexed: {report.num_changed}; run vjepa data index again")
     return 1 if report.bad else 0
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name or 'none'} {count}" for name, count in counts.items()) or "none"
 
 
 def _prepare(args: argparse.Namespace) -> int:

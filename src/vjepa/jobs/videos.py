@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,20 +68,33 @@ def describe(manifest: Manifest) -> str:
     """A manifest in one line: how many videos and images, how long, which splits and labels."""
     good = manifest.ok
     hours = float(manifest.numeric("duration_seconds")[good].sum()) / 3600
-    kinds = manifest.categories("kind")
-    is_image = np.array([kind == "image" for kind in kinds.classes] + [False])[kinds.codes]
-    images, videos = int(is_image.sum()), int((~is_image).sum())
+    images = manifest.categories("kind").counts().get("image", 0)
+    videos = len(manifest) - images
     parts = [f"{videos} videos"] if videos or not images else []
     parts += [f"{images} images"] if images else []
     if not good.all():
-        parts.append(f"{int((~good).sum())} of them bad (see its column `reason`)")
+        first = manifest.row(int(np.argmin(good)))
+        parts.append(
+            f"{int((~good).sum())} of them bad (first: {first.path}: {first.reason}; the others:"
+            " `vjepa data check`)"
+        )
     if videos or not images:
         parts.append(f"{hours:.2f} hours")
+    datasets = manifest.categories("dataset")
+    if len(datasets.classes) > 1:
+        parts.append(f"sources {counted(datasets.counts())}")
     if manifest.splits:
-        parts.append("splits " + ", ".join(manifest.splits))
-    if manifest.label_names:
-        parts.append("labels " + ", ".join(manifest.label_names))
+        parts.append(f"splits {counted(manifest.categories('split').counts())}")
+    if names := manifest.label_names:
+        classes = [len(manifest.label_codes(name).classes) for name in names]
+        of = [f"{name} ({count} values)" for name, count in zip(names, classes, strict=True)]
+        parts.append("labels " + ", ".join(of))
     return ", ".join(parts)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Numbers by name in words; "" stands for none."""
+    return ", ".join(f"{name or 'none'} {count}" for name, count in counts.items()) or "none"
 
 
 def checked_workers(workers: int | None) -> int:

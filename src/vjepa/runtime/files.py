@@ -75,6 +75,19 @@ def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
         sync(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """See that a file can be written, before hours of work for it; its folder is made.
+
+    Raises:
+        UserError: It cannot.
+    """
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+        aside.touch()
+        aside.unlink()
+
+
 def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a whole file: text as UTF-8, or bytes; `durable` as in :func:`atomic_path`."""
     with atomic_path(path, durable=durable) as aside:

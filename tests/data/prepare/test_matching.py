@@ -97,11 +97,15 @@ def test_text_lists(tmp_path: Path) -> None:
     assert _ids(tmp_path / "a.txt", "one\n\ntwo\n") == ["one", "two"]
     assert _ids(tmp_path / "b.csv", "/v/abc_000010_000020.mp4 17\n/v/de.mp4 3\n") == ["abc", "de"]
     assert _ids(tmp_path / "c.csv", "k1,5\nk2,6\n") == ["k1", "k2"]
+    assert _ids(tmp_path / "d.txt", "/my videos/a b.mp4 17\n/v/c d.mp4,3\n") == ["a b", "c d"]
+    assert _ids(tmp_path / "e.txt", "k1 riding a bike\nk2 3 7\n") == ["k1", "k2"]
 
 
 def test_the_authors_of_data_sets_lists(tmp_path: Path) -> None:
     kinetics = 'label,youtube_id,time_start,time_end,split\n"a, b",abc,1,11,val\nx,def,2,12,val\n'
     assert _ids(tmp_path / "kinetics.csv", kinetics) == ["abc", "def"]
+    assert _ids(tmp_path / "rows.jsonl", '{"path": "/v/a.mp4"}\n{"id": 7}\n') == ["a", "7"]
+    assert _ids(tmp_path / "half.csv", "id;label\nk1;a\nk2;b\n") == ["k1", "k2"]
     something = json.dumps([{"id": "74225", "template": "x"}, {"id": 3}])
     assert _ids(tmp_path / "validation.json", something) == ["74225", "3"]
 
@@ -121,8 +125,8 @@ def test_a_manifest_is_compared_in_every_way(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.txt", "", "names no video"),
-        ("a.json", "{", "cannot be read as a list of videos"),
-        ("a.json", '[{"x": 1}]', "an entry without `id`"),
+        ("a.json", "{", r"a\.json, row 1: not valid JSON"),
+        ("a.json", '[{"x": 1}]', r"a\.json, entry 1: names no video; it needs id or"),
         ("a.parquet", "x", "cannot be read"),
     ],
 )

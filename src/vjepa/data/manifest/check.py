@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,15 +109,8 @@ def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> Chec
         num_frames=int(now.num_frames[good].sum()),
         duration_hours=float(now.numeric("duration_seconds")[good].sum()) / 3600,
         num_bytes=int(now.numeric("bytes")[good].sum()),
-        by_codec=_counted(now.categories("codec"), good),
-        by_split=_counted(LabelCodes(splits.codes[order], splits.classes), good),
+        by_codec=now.categories("codec").counts(good),
+        by_split=LabelCodes(splits.codes[order], splits.classes).counts(good),
         num_variable_rate=int((good & ~now.numeric("constant_rate").astype(bool)).sum()),
         num_unindexed=int((good & is_unindexed).sum()),
     )
-
-
-def _counted(coded: LabelCodes, good: NDArray[np.bool_]) -> dict[str, int]:
-    """How often each class stands in the good rows, most frequent first; "" where there is none."""
-    counts = np.bincount(coded.codes[good] + 1, minlength=len(coded.classes) + 1)
-    by_name = Counter(dict(zip(["", *coded.classes], counts.tolist(), strict=True)))
-    return {name: count for name, count in by_name.most_common() if count}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, read_source
+from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -28,6 +29,9 @@ from vjepa.data.manifest.manifest import (
 from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import UserError
+from vjepa.runtime.files import check_writable
+
+_LOGGER = logging.getLogger(__name__)
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
 _PROBE_VERSION = 1
@@ -176,6 +180,7 @@ def index_sources(
     note = note_of(config)
     known = known_files(target, note)
     listing = list_sources(sources, names, config)
+    check_writable(target)
     reused = still_known(known, listing)
     rows = np.argsort(reused < 0, kind="stable")  # those that are known, then the others
     num_known = int((reused >= 0).sum())
@@ -242,8 +247,9 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
         UserError: A source is missing, empty or malformed.
     """
     parts: list[pa.Table] = []
+    left_out = LeftOut()
     for source, dataset in zip(sources, names, strict=True):
-        rows = read_source(source, config)
+        rows = read_source(source, config, left_out)
         while batch := list(islice(rows, _BATCH)):
             arrays = {
                 name: pa.array([getattr(row, name) for row in batch], type=kind)
@@ -255,6 +261,8 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
                 values = [row.labels.get(name) for row in batch]
                 arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
             parts.append(pa.table(arrays))
+    if left_out:
+        _LOGGER.warning("in all: %s", left_out)
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
 
 

@@ -1,18 +1,23 @@
 """Reading the sources of an index: which files, with which split, weight and labels.
 
-A source is a folder tree, a list of files (CSV with a header, JSON lines, or lines ``path label``),
-or one media file. Sources are read before any file is probed, so that a mistake in row nine million
-costs seconds, not hours.
+A source is a folder tree, a list of files (CSV with a header, JSON, or lines ``path label``), or
+one media file. Sources are read before any file is probed, so that a mistake in row nine million
+costs seconds, not hours. A row of a list that cannot be understood is an error; what a folder holds
+and cannot be a row is left out, named and counted.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -33,6 +38,8 @@ from vjepa.data.video.info import (
 )
 from vjepa.errors import UserError
 
+_LOGGER = logging.getLogger(__name__)
+
 FOLDER_LABEL = LIST_LABEL = "label"
 """Name of the label column of folder trees and of `path label` lists."""
 
@@ -45,6 +52,14 @@ _SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+
+
+# What other programs write where there is no value.
+_NO_VALUE = frozenset(("nan", "<na>"))
+_HEADER_WORDS = frozenset(("path", "file", "filename", "video", "name"))
+# Fewer numbered images, or numbers with larger gaps, look like a collection and not like a clip.
+_LEAST_FRAMES, _LEAST_SHARE = 8, 0.8
+_FIRST_NAMED = 3
 
 
 @config_dataclass
@@ -66,6 +81,24 @@ class IndexConfig:
     """What a file may demand before it is refused."""
 
 
+class LeftOut(Counter[str]):
+    """How often a source held what is no row, or was read in another way than it looks, by why."""
+
+    def note(self, path: str, why: str) -> None:
+        """Count it; the first of each kind are named in a warning."""
+        self[why] += 1
+        if self[why] <= _FIRST_NAMED:
+            _LOGGER.warning("%s: %s", path if _is_text(path) else repr(path), why)
+
+    def __str__(self) -> str:
+        return "; ".join(f"{why} ({count})" for why, count in self.items())
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be stored: no bytes that are not UTF-8, no half characters, no NUL."""
+    return not re.search("[\0\ud800-\udfff]", text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRow:
     """One file named by a source."""
@@ -75,59 +108,56 @@ class SourceRow:
     split: str | None = None
     weight: float = 1.0
     labels: dict[str, str] = field(default_factory=dict)
+    place: str = field(default="", compare=False)
+    """Where in the source it stands, for messages."""
 
 
-def read_source(source: str, config: IndexConfig) -> Iterator[SourceRow]:
-    """All files that one source names, in a fixed order.
+def read_source(
+    source: str, config: IndexConfig, left_out: LeftOut | None = None
+) -> Iterator[SourceRow]:
+    """All files that one source names, in a fixed order; what is no row is noted in `left_out`.
 
     Raises:
         UserError: The source is missing, empty or malformed, or gives a label to only some of its
             rows; the message names the source and the row.
     """
     path = Path(source).absolute()
+    left_out = LeftOut() if left_out is None else left_out
+    if not _is_text(str(path)):
+        raise UserError(f"source {str(path)!r}: the name is not valid UTF-8; rename it")
+    remedy = "label every row or none"
     if is_address(source):
         rows = _list_storage(source, config)
     elif not path.exists():
         raise UserError(f"source {source}: no such file or folder")
     elif path.is_dir():
-        rows = _folder_rows(str(path), _find_media(path, config), config)
+        rows = _folder_rows(str(path), _find_media(str(path), config, left_out), config)
     elif is_media(path.name):
         rows = iter([SourceRow(path=str(path), kind=kind_of(str(path)))])
     else:
-        rows = _read_list_file(path)
-    count = 0
-    for count, row in enumerate(rows, start=1):  # noqa: B007 (the count outlives the loop)
-        try:
-            row.path.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{row.path!r}: the name is not valid UTF-8; rename it") from error
-        yield row
-    if count == 0 and path.is_dir():
-        raise UserError(
-            f"source {source}: no video or image in this folder (looked for"
-            f" {' '.join(sorted(VIDEO_SUFFIXES)[:6])} ... and images)"
-        )
-    if count == 0:
-        raise UserError(f"source {source}: names no file")
-
-
-def _uniformly_labelled(
-    source: Path | str, rows: Iterator[tuple[str, SourceRow]]
-) -> Iterator[SourceRow]:
-    """The rows, of which all must have the same labels; each comes with its place in the source."""
-    names: frozenset[str] | None = None
-    for place, row in rows:
-        names = frozenset(row.labels) if names is None else names
-        lacking, extra = names - row.labels.keys(), row.labels.keys() - names
-        if lacking or extra:
-            name = min(lacking or extra)
+        rows = (_to_row(path, place, values) for place, values in list_entries(path))
+        remedy += " (where a video may have several classes, a lone | says that it has none)"
+    first: SourceRow | None = None
+    for row in rows:
+        first = first or row
+        if row.labels.keys() != first.labels.keys():
+            lacking = first.labels.keys() - row.labels.keys()
+            name = min(lacking or row.labels.keys() - first.labels.keys())
             what = "has no" if lacking else "has a"
             others = "have one" if lacking else "have none"
             raise UserError(
-                f"{source}, {place}: {what} label {name!r}, but the rows above {others};"
-                " label every row or none"
+                f"{source}, {row.place}: {what} label {name!r}, but the rows above {others};"
+                f" {remedy}"
             )
         yield row
+    if first is None and path.is_dir():
+        raise UserError(
+            f"source {source}: no video or image in this folder (looked for"
+            f" {' '.join(sorted(VIDEO_SUFFIXES)[:6])} ... and images)"
+            + (f"; {left_out}" if left_out else "")
+        )
+    if first is None:
+        raise UserError(f"source {source}: names no file")
 
 
 # --- folder trees ---------------------------------------------------------------------------------
@@ -147,14 +177,11 @@ def _list_storage(address: str, config: IndexConfig) -> Iterator[SourceRow]:
 def _folder_rows(
     root: str, found: Iterable[tuple[str, MediaKind]], config: IndexConfig
 ) -> Iterator[SourceRow]:
-    def rows() -> Iterator[tuple[str, SourceRow]]:
-        for path, kind in found:
-            inside = path.removeprefix(root).lstrip("/")
-            split, classes = _split_and_classes(inside)
-            labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
-            yield f"file {inside}", SourceRow(path=path, kind=kind, split=split, labels=labels)
-
-    return _uniformly_labelled(root, rows())
+    for path, kind in found:
+        inside = path.removeprefix(root).lstrip("/")
+        split, classes = _split_and_classes(inside)
+        labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
+        yield SourceRow(path=path, kind=kind, split=split, labels=labels, place=f"file {inside}")
 
 
 def _split_and_classes(inside: str) -> tuple[str | None, list[str]]:
@@ -164,151 +191,298 @@ def _split_and_classes(inside: str) -> tuple[str | None, list[str]]:
     return split, folders[1:] if split else folders
 
 
-def _find_media(root: Path, config: IndexConfig) -> Iterator[tuple[str, MediaKind]]:
-    """Media files and clip folders beneath `root`, folder by folder in alphabetical order."""
-    image_folders = config.image_folders
+def _find_media(
+    root: str, config: IndexConfig, left_out: LeftOut
+) -> Iterator[tuple[str, MediaKind]]:
+    """Media files and clip folders beneath `root`, folder by folder in alphabetical order.
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"folder {error.filename}: cannot be read ({error.strerror})") from error
-
-    def is_class(folder: str) -> bool:
-        """Whether a clip in place of this folder would have no folder to be labelled by."""
-        inside = folder.removeprefix(str(root)).lstrip("/")
-        return config.label_from_folder and not _split_and_classes(inside)[1]
-
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
-        status = os.stat(folder)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:  # a link back up the tree
-            subfolders.clear()
+    Links are followed, and every path under the root counts: only a link to a folder that it lies
+    in is not gone into.
+    """
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while folders:
+        folder, above = folders.pop()
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                left_out.note(folder, "left out, a link to a folder that it lies in")
+                continue
+            with os.scandir(folder) as scanned:
+                entries = [entry for entry in scanned if not entry.name.startswith(".")]
+        except OSError as error:
+            if folder == root:
+                raise UserError(f"folder {root}: cannot be read ({error.strerror})") from error
+            left_out.note(folder, f"left out, cannot be read ({error.strerror})")
             continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        media = sorted(name for name in files if not name.startswith(".") and is_media(name))
+        subfolders, media = [], []
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            is_folder = _is_folder(entry)
+            if not is_folder and not is_media(entry.name):
+                continue
+            if not _is_text(entry.name):
+                left_out.note(entry.path, "left out, the name is not valid UTF-8; rename it")
+                continue
+            (subfolders if is_folder else media).append(entry.name)
+        # The last is taken next.
+        folders += [(f"{folder}/{name}", above | {here}) for name in reversed(subfolders)]
         images = [name for name in media if is_image(name)]
-        is_clip = (
-            image_folders != "images"
-            and bool(images)
-            and not subfolders
-            and len(images) == len(media)
-            and (
-                image_folders == "clips"
-                or (not is_class(folder) and is_numbered_sequence(images_in(folder)))
-            )
-        )
+        is_alone = bool(images) and not subfolders and len(images) == len(media)
+        # Whether a clip in place of this folder would have no folder to be labelled by.
+        inside = folder.removeprefix(root).lstrip("/")
+        is_class = config.label_from_folder and not _split_and_classes(inside)[1]
+        is_clip = is_alone and config.image_folders == "clips"
+        if config.image_folders == "auto" and not is_class and images:
+            is_clip = is_alone and is_numbered_sequence(images_in(folder))
+            if not is_clip and (why := _looks_like_a_clip(images)):
+                left_out.note(folder, why)
         if is_clip:
             yield folder, "image_folder"
             continue
         for name in media:
-            yield os.path.join(folder, name), "image" if is_image(name) else "video"  # noqa: PTH118
+            yield f"{folder}/{name}", "image" if is_image(name) else "video"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead round in a circle
+        return False
+
+
+def _looks_like_a_clip(images: Sequence[str]) -> str | None:
+    """What to say of a folder of stills most of which could be the frames of one clip."""
+    series: dict[tuple[str, str], list[int]] = {}
+    for name in images:
+        if match := re.fullmatch(r"(.*?)(\d+)(\.\w+)", name):
+            series.setdefault((match[1], match[3].lower()), []).append(int(match[2]))
+    numbers = sorted(set(max(series.values(), key=len, default=[])))
+    if len(numbers) < _LEAST_FRAMES:
+        return None
+    step = min(after - before for before, after in pairwise(numbers))
+    if len(numbers) * step < _LEAST_SHARE * (numbers[-1] - numbers[0] + step):
+        return None
+    return (
+        "its images are taken as stills, though many are numbered like the frames of a clip: they"
+        " are no single series without gaps, or other files or folders lie beside them. Take those"
+        " elsewhere, or set image_folders to clips (all images of a folder that holds nothing else"
+        " are one clip) or to images (stills, without this warning)"
+    )
 
 
 # --- lists of files -------------------------------------------------------------------------------
 
 
-def _read_list_file(path: Path) -> Iterator[SourceRow]:
-    """Rows of a CSV, JSON lines or `path label` file; which it is, its first line tells."""
+def list_entries(
+    path: Path, columns: Sequence[str] = ("path",), *, of_ids: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of a list as columns and values, each with its place in the file.
+
+    The file is CSV (or with tabs or semicolons) with a header, JSON lines, a JSON array, or text
+    with a line ``path label`` for each; which it is, its first line tells.
+
+    Args:
+        path: The list.
+        columns: A header has at least one of these; the first is that of lines without header.
+        of_ids: Lines without header begin with an id or a path; what follows is of no interest.
+
+    Raises:
+        UserError: It cannot be read or understood; the message names the file and the row.
+    """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from _uniformly_labelled(path, _parse(path, file))
-    except UnicodeDecodeError as error:
-        raise UserError(f"source {path}: is neither a media file nor UTF-8 text") from error
-    except (OSError, csv.Error) as error:
-        raise UserError(f"source {path}: cannot be read ({error})") from error
+        # Bytes that are no text come out as halves of characters, and their row is refused.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            yield from _parse(path, file, columns, of_ids)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _parse(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRow]]:
+def _parse(
+    path: Path, file: IO[str], columns: Sequence[str], of_ids: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
     first = file.readline()
     while first and not first.strip():
         first = file.readline()
+    if not _is_text(first):
+        raise UserError(f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8")
     file.seek(0)
-    if first.lstrip().startswith("{"):
-        return _parse_json_lines(path, file)
-    delimiter = "\t" if "\t" in first and "," not in first else ","
-    header = [name.strip() for name in next(csv.reader([first], delimiter=delimiter), [])]
-    if "path" in header:
+    if first.lstrip().startswith(("{", "[")):
+        return _parse_json(path, file, columns[0], is_array=first.lstrip().startswith("["))
+    delimiter = max(",;\t", key=first.count)
+    header = [name.strip().strip('"') for name in first.split(delimiter)]
+    if set(columns) & set(header):
         return _parse_csv(path, file, delimiter)
-    # A first line that holds commas may be a `path label` line all the same.
-    name = _split_pair(path, first.strip())[0]
-    if len(header) > 1 and not is_media(name) and not (path.parent / name).exists():
+    is_header = delimiter != "\t" and len(header) > 1
+    is_header |= bool(first.strip()) and first.split()[0].lower() in _HEADER_WORDS
+    if is_header and not of_ids and _split_line(first.strip(), path.parent) is None:
         raise UserError(
-            f"source {path}: no column 'path' in its header ({', '.join(header)}); name the column"
-            " of files 'path', or give lines of the form 'path label' without header"
+            f"{path}: no column {columns[0]!r} in its header ({_shortened(', '.join(header))});"
+            f" name the column of files {columns[0]!r}, with commas between the columns, or give"
+            " lines of the form 'path label' without header"
         )
-    return _parse_pairs(path, file)
+    return _parse_lines(path, file, columns[0], of_ids)
 
 
-def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str, SourceRow]]:
+def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(file, delimiter=delimiter, strict=True)
     header: list[str] = []
-    for cells in reader:
-        place = f"row {reader.line_num}"
-        if not any(cell.strip() for cell in cells):
-            continue
-        if not header:
-            header = [cell.strip() for cell in cells]
-            if len(set(header)) < len(header) or "" in header:
-                named = ", ".join(header)
-                raise UserError(f"{path}: header repeats or omits a column name ({named})")
-            continue
-        if len(cells) != len(header):
-            raise UserError(
-                f"{path}, {place}: {len(cells)} cells under {len(header)} column names"
-                " (quote a path that contains the separator)"
-            )
-        yield place, _to_row(path, place, dict(zip(header, cells, strict=True)))
+    try:
+        for cells in reader:
+            place = f"row {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = [cell.strip() for cell in cells]
+                if len(set(header)) < len(header) or "" in header:
+                    named = ", ".join(header)
+                    raise UserError(f"{path}: header repeats or omits a column name ({named})")
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}, {place}: {len(cells)} cells under {len(header)} column names"
+                    " (quote a path that contains the separator)"
+                )
+            yield place, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, row {reader.line_num}: cannot be read ({error}); is a quote not closed?"
+        ) from error
 
 
-def _parse_json_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRow]]:
-    for number, line in enumerate(file, start=1):
-        place = f"row {number}"
-        if not line.strip():
-            continue
+def _parse_json(
+    path: Path, file: IO[str], column: str, is_array: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One object a line, or one array of objects or paths."""
+
+    def decoded(text: str, place: str) -> Any:
         try:
-            values = json.loads(line)
+            return json.loads(text, parse_constant=_json_constant)
         except (ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
-            raise UserError(f"{path}, {place}: not valid JSON ({reason})") from error
+            raise UserError(f"{path}{place}: not valid JSON ({reason})") from error
+
+    if is_array:
+        entries = ((f"entry {n}", values) for n, values in enumerate(decoded(file.read(), ""), 1))
+    else:
+        entries = (
+            (f"row {n}", decoded(line, f", row {n}"))
+            for n, line in enumerate(file, start=1)
+            if line.strip()
+        )
+    for place, values in entries:
+        if isinstance(values, str) and is_array:
+            values = {column: values}
         if not isinstance(values, dict):
             raise UserError(f"{path}, {place}: not a JSON object")
-        yield place, _to_row(path, place, values)
+        yield place, values
 
 
-def _parse_pairs(path: Path, file: IO[str]) -> Iterator[tuple[str, SourceRow]]:
+def _json_constant(name: str) -> None:
+    """NaN is how some programs write null; an infinite number says nothing."""
+    if name != "NaN":
+        raise ValueError(f"{name} is no JSON")
+
+
+def _parse_lines(
+    path: Path, file: IO[str], column: str, of_ids: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, start=1):
-        if not line.strip():
+        text = line.strip()
+        if not text:
             continue
-        name, label = _split_pair(path, line.strip())
-        values = {"path": name} if label is None else {"path": name, LIST_LABEL: label}
-        yield f"row {number}", _to_row(path, f"row {number}", values)
+        if of_ids:
+            ends = _ends_of_names(text)
+            name = text[: ends[0]] if ends else re.split(r"[\s,;]", text)[0]
+            yield f"row {number}", {column: name}
+            continue
+        found = _split_line(text, path.parent)
+        words = re.split(r"[\s,;]+", found[1]) if found else []
+        if found is None or (len(words) > 1 and all(map(_is_number, words))):
+            raise UserError(
+                f"{path}, row {number}: cannot tell path and label apart, or there are several"
+                f" labels ({_shortened(text)}); give a CSV file with the header path,label (where a"
+                " video has several classes, the label is written 3|7)"
+            )
+        name, label = found
+        yield f"row {number}", {column: name, LIST_LABEL: label}
 
 
-def _split_pair(source: Path, line: str) -> tuple[str, str | None]:
-    """Cut ``path label`` at its last space; paths may hold spaces, and the label may be absent."""
-    if is_media(line):
-        return line, None
-    head, _, last = line.rpartition(" ")
-    head = head.rstrip()
-    if not head or (not is_media(head) and (source.parent / line).exists()):
-        return line, None
-    return head, last
+def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
+    """Cut ``path label`` behind the path; both may hold spaces, and the label may be empty.
+
+    The path ends at a tab, or with the suffix of a video or an image and a space, comma or
+    semicolon. Where that does not decide it is what exists, or the first of two words. None where
+    it cannot be told.
+    """
+    name, tab, label = line.partition("\t")
+    first = (name if tab else line.split()[0]).strip().lower()
+    is_header = first in _HEADER_WORDS and not os.path.exists(folder / first)  # noqa: PTH110
+    if tab:
+        return None if is_header else (name.strip(), label.strip())
+    ends = _ends_of_names(line)
+    if len(ends) != 1:
+        spaces = [match.start() for match in re.finditer(r"\s+", line)]
+        candidates = ends or [*spaces, len(line)]
+        existing = [end for end in candidates if os.path.exists(folder / line[:end])]  # noqa: PTH110
+        if existing:
+            ends = existing[-1:]
+        elif not (ends or is_header or len(spaces) > 1 or set(line) & set(",;")):
+            ends = candidates[:1]
+        else:
+            return None
+    name, rest = line[: ends[0]], line[ends[0] :]
+    if rest[:1] in (",", ";"):
+        rest = rest.removeprefix(rest[0])
+        return None if rest.count(line[ends[0]]) else (name, rest.strip())
+    return name, rest.strip()
+
+
+def _ends_of_names(line: str) -> list[int]:
+    """Where in a line the names of videos and images end, as their suffixes tell."""
+    found = re.finditer(r"[^\s/]\.\w+(?=[\s,;]|$)", line)
+    return [match.end() for match in found if is_media(match[0])]
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+", word) is not None
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
     """One row of a list; relative paths start at the list's own folder."""
-    name = values.get("path")
-    if not isinstance(name, str) or not name.strip():
+
+    def text_of(column: str, value: object) -> str | None:
+        if isinstance(value, list):
+            texts = [text_of(column, item) or "" for item in value]
+            if any(not text or "|" in text for text in texts):
+                raise UserError(f"{path}, {place}: {column} is no list of classes: {value!r}")
+            return "|".join(texts) or "|"
+        if isinstance(value, bool):
+            value = str(value).lower()  # as JSON writes it
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if value is not None and not isinstance(value, str | int | float):
+            shown = _shortened(repr(value))
+            raise UserError(f"{path}, {place}: {column} is no text or number but {shown}")
+        text = "" if value is None else str(value).strip()
+        if not _is_text(column + text):
+            raise UserError(f"{path}, {place}: {column} is not valid UTF-8 text ({text!r})")
+        if text.lower() in _NO_VALUE:
+            raise UserError(
+                f"{path}, {place}: {column} is {text!r}, which other programs write for a missing"
+                " value; leave it empty, or give the class another name"
+            )
+        return text or None
+
+    given = values.get("path")
+    name = text_of("path", given) if isinstance(given, str) else None
+    if name is None:
         raise UserError(f"{path}, {place}: no path")
-    labels: dict[str, str] = {}
-    for column, value in values.items():
-        if column in ("path", "split", "weight") or value is None or value == "":
-            continue
-        if not isinstance(value, str | int | float):
-            raise UserError(f"{path}, {place}: {column} is no text or number but {value!r}")
-        labels[column] = str(value).strip()
-    name = name.strip()
     full = name if is_address(name) else absolute(str(path.parent / name))
-    split = str(values.get("split") or "").strip() or None
     given = values.get("weight")
     try:
         weight = 1.0 if given in (None, "") else float(str(given))
@@ -316,4 +490,16 @@ def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
         weight = math.nan
     if not 0 <= weight < math.inf:
         raise UserError(f"{path}, {place}: weight {given!r} is no number from 0 up")
-    return SourceRow(path=full, kind=kind_of(full), split=split, weight=weight, labels=labels)
+    labels = {
+        column: text
+        for column, value in values.items()
+        if column not in ("path", "split", "weight") and (text := text_of(column, value))
+    }
+    return SourceRow(
+        path=full,
+        kind=kind_of(full),
+        split=text_of("split", values.get("split")),
+        weight=weight,
+        labels=labels,
+        place=place,
+    )

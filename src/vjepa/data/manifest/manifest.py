@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from vjepa.data.manifest.storage import is_address
 from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import atomic_path, written
 
 LABEL_PREFIX = "label."
 """Label columns are named ``label.<name>``."""
@@ -225,6 +226,13 @@ class LabelCodes:
     """int32 [rows], place in `classes`, -1 where the row has no label."""
     classes: list[str]
     """The distinct labels, in the order of :func:`sorted_classes`."""
+
+    def counts(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
+        """How many rows (of all, or of some) have each class, most first; "" for those of none."""
+        codes = self.codes if rows is None else self.codes[rows]
+        found = np.bincount(codes + 1, minlength=len(self.classes) + 1).tolist()
+        by_name = Counter(dict(zip(["", *self.classes], found, strict=True)))
+        return {name: count for name, count in by_name.most_common() if count}
 
     def numbered_by(self, classes: Sequence[str]) -> NDArray[np.int64]:
         """Places in another list of classes, which has all of these: int64 [rows], -1 for none."""
@@ -473,14 +481,8 @@ class Manifest:
         """
         target = Path(path).absolute()
         table = self.rooted_at(str(target.parent)).replace_schema_metadata(metadata)
-        try:
-            with atomic_path(target) as aside, aside.open("wb") as file:
-                pq.write_table(table, file, compression="zstd")
-        except OSError as error:
-            raise UserError(
-                f"manifest {target}: cannot be written ({error.strerror or error});"
-                " choose another place with --out"
-            ) from error
+        with written(target), atomic_path(target) as aside, aside.open("wb") as file:
+            pq.write_table(table, file, compression="zstd")
 
     def rooted_at(self, folder: str | None) -> pa.Table:
         """The table with paths relative to `folder` where they lie beneath it; None: absolute."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.data.manifest.lists import list_entries
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, MatchConfig, PreparedInputs, stem_of
 from vjepa.data.prepare.fingerprint import Fingerprint
@@ -132,39 +131,17 @@ def video_id(path: str, match: MatchConfig) -> str:
 
 
 def _names_in(path: Path) -> Iterator[str]:
-    """Ids, names or paths of a text list: the first word of each line, a column, or JSON."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".json":
-                # A list of texts, or of objects with an `id` (as Something-Something's).
-                values = json.load(file)
-                for value in values if isinstance(values, list) else ():
-                    name = value
-                    if isinstance(value, dict):
-                        name = next((value[key] for key in _ID_COLUMNS if key in value), None)
-                    if not isinstance(name, str | int):
-                        raise UserError(f"exclude {path}: an entry without `id`")
-                    yield str(name)
-                return
-            first = file.readline()
-            file.seek(0)
-            delimiter = "\t" if "\t" in first else ","
-            header = [name.strip() for name in first.split(delimiter)]
-            column = next((name for name in _ID_COLUMNS if name in header), None)
-            if column is not None:
-                for row in csv.DictReader(file, delimiter=delimiter, skipinitialspace=True):
-                    yield str(row.get(column) or "").strip()
-                return
-            for line in file:
-                if line.strip():
-                    yield line.split()[0].split(",")[0]
-    except FileNotFoundError as error:
-        raise UserError(f"exclude {path}: no such file") from error
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise UserError(
-            f"exclude {path}: cannot be read as a list of videos ({error}); give a manifest"
-            " (.parquet), or text with one video a line"
-        ) from error
+    """Ids, names or paths of a list of any form that an index takes."""
+    if not path.is_file():
+        raise UserError(f"exclude {path}: no such file")
+    for place, values in list_entries(path, _ID_COLUMNS, of_ids=True):
+        given = (values.get(key) for key in _ID_COLUMNS)
+        name = next((value for value in given if value not in (None, "")), None)
+        if not isinstance(name, str | int) or not str(name).strip():
+            raise UserError(
+                f"exclude {path}, {place}: names no video; it needs {' or '.join(_ID_COLUMNS)}"
+            )
+        yield str(name).strip()
 
 
 Reason = Literal[
