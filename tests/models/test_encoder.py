@@ -96,7 +96,7 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
     video = clips(2)
     with pytest.raises(ValueError, match="channels"):
         encoder(video[:, :1])
-    with pytest.raises(ValueError, match="normalise_clip"):
+    with pytest.raises(ValueError, match=r"encoder\.preprocess"):
         encoder(video.to(torch.uint8))
     for indices, offsets in ((torch.arange(4), None), (torch.zeros(2, 4).long(), PAIRS)):
         with pytest.raises(ValueError, match="token_indices"):

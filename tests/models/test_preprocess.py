@@ -6,9 +6,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
-from vjepa.models import PIXEL_MEAN, PIXEL_STD, normalise_clip
+from vjepa.models import PIXEL_MEAN, PIXEL_STD, InputConfig, normalise_clip
 
 PIXELS = torch.randint(0, 256, (1, 3, 2, 4, 4), dtype=torch.uint8)
+_HOW = InputConfig(mean=(0.1, 0.2, 0.3))
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (3, 4, 5, 6)])
@@ -56,16 +57,16 @@ def test_any_type_on_the_scale_of_pixels_gives_the_same() -> None:
 
 class _Pixels(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        return normalise_clip(clips, mean=(0.1, 0.2, 0.3))
+        return normalise_clip(clips, how=_HOW)
 
 
 def test_no_mode_of_an_earlier_call_is_left_in_the_process() -> None:
     with torch.inference_mode():
-        normalise_clip(PIXELS, mean=(0.1, 0.2, 0.3))
+        normalise_clip(PIXELS, how=_HOW)
     torch.export.export(_Pixels(), (PIXELS,))
     with FakeTensorMode() as mode:
-        normalise_clip(mode.from_tensor(PIXELS), mean=(0.1, 0.2, 0.3))
-    found = normalise_clip(PIXELS, mean=(0.1, 0.2, 0.3))
+        normalise_clip(mode.from_tensor(PIXELS), how=_HOW)
+    found = normalise_clip(PIXELS, how=_HOW)
     assert type(found) is torch.Tensor
     assert not found.is_inference()
     weight = torch.ones(1, requires_grad=True)

@@ -30,7 +30,7 @@ from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, normalise_clip
+from vjepa.models import EncoderConfig, InputConfig, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
 from vjepa.runtime.files import atomic_path, atomic_write
 from vjepa.runtime.progress import Progress
@@ -96,6 +96,14 @@ class EncoderIdentity:
     which: str
     seed: int | None = None
     timm: str | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config as plain values; the usual input is not named, as before there was another."""
+        values = to_dict(self.config)
+        if self.config.input == InputConfig():
+            del values["input"]
+        return values
 
     @property
     def source(self) -> str:
@@ -218,12 +226,14 @@ class FeatureSet:
 
 @torch.no_grad()
 def encode_clips(encoder: nn.Module, clips: Tensor, precision: Precision) -> Tensor:
-    """Features float32 [B, N, D] of clips uint8 [B, C, T, S, S], where the encoder's weights lie.
+    """Features float32 [B, N, D] of clips uint8 [B, 3, T, S, S], where the encoder's weights lie.
 
-    ``bfloat16`` runs the encoder under autocast.
+    The encoder's ``config.input`` says how it is shown pixels. ``bfloat16`` runs it under autocast.
     """
     device = next(encoder.parameters()).device
-    video = normalise_clip(to_device(clips, device))
+    config = encoder.config
+    assert isinstance(config, EncoderConfig)
+    video = normalise_clip(to_device(clips, device), how=config.input)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return encoder(video).float()
 
@@ -356,7 +366,7 @@ class FeatureExtractor:
         return {
             "format": _FORMAT,
             "weights_hash": self.frozen.identity.weights_hash,
-            "encoder": to_dict(self.frozen.identity.config),
+            "encoder": self.frozen.identity.settings,
             "data_hash": data_hash(split.manifest, rows),
             "clip": settings["clip"],
             "view": settings["view"],

@@ -24,8 +24,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
-from vjepa.models import Encoder, EncoderConfig, normalise_clip
-from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD
+from vjepa.models import Encoder, EncoderConfig, InputConfig, normalise_clip
 
 Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """A video, image or folder of frames by its path, or its frames: uint8 [T, H, W, 3], RGB."""
@@ -37,17 +36,15 @@ _MOST_AT_ONCE = 4096
 class Preprocess:
     """How an encoder's input is made of a video: frames around its middle, short side, centre crop.
 
-    Calling it gives float32 [B, 3, T, S, S], normalised, of one video or a sequence of them.
+    Calling it gives float32 [B, C, T, S, S], normalised, of one video or a sequence of them.
     """
 
     clip: ClipConfig = field(default_factory=ClipConfig)
     """Which frames: how many, and at which spacing."""
     view: ViewConfig = field(default_factory=ViewConfig)
     """Which part of them, and how it is resized."""
-    mean: tuple[float, float, float] = PIXEL_MEAN
-    """Of red, green and blue on the scale 0 to 1; taken off the pixels."""
-    deviation: tuple[float, float, float] = PIXEL_STD
-    """Standard deviations of red, green and blue, which the pixels are divided by."""
+    input: InputConfig = field(default_factory=InputConfig)
+    """How its pixels are normalised: the encoder's ``config.input``."""
 
     def __call__(self, videos: Video | Sequence[Video]) -> Tensor:
         """Read, cut and normalise."""
@@ -61,7 +58,7 @@ class Preprocess:
                 "array uint8 [T, H, W, 3]"
             )
         clips = torch.stack([self.pixels(video) for video in several])
-        return normalise_clip(clips, mean=self.mean, deviation=self.deviation)
+        return normalise_clip(clips, how=self.input)
 
     def pixels(self, video: Video) -> Tensor:
         """The view of one video before it is normalised: uint8 [3, T, S, S]."""
@@ -79,13 +76,18 @@ def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -
     """
     # An image model has no clip of its own; 16 frames are what a video model would see.
     clip = ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
-    plain = Preprocess(clip=clip, view=ViewConfig(crop_size=encoder.image_size))
+    view = ViewConfig(crop_size=encoder.image_size)
+    plain = Preprocess(clip=clip, view=view, input=encoder.input)
     if path is None or not Path(path).is_dir():
         return plain
     folder = find_checkpoint(Path(path))
     config = read_config(folder)
     if config.preprocess:
-        return from_dict(Preprocess, config.preprocess, f"{folder}: preprocess")
+        # The encoder's own config says how pixels are normalised.
+        stored = {
+            key: config.preprocess[key] for key in ("clip", "view") if key in config.preprocess
+        }
+        return replace(from_dict(Preprocess, stored, f"{folder}: preprocess"), input=encoder.input)
     data = config.run.get("data")  # of a checkpoint of before there was a record
     if isinstance(data, dict) and isinstance(data.get("clip"), dict):
         clip = from_dict(ClipConfig, data["clip"], f"{folder}: data.clip")

@@ -18,7 +18,7 @@ from torch import nn
 
 from vjepa.checkpoint.folder import read_weights
 from vjepa.checkpoint.strict import load_strictly
-from vjepa.config import from_dict, to_dict
+from vjepa.config import diff, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, weights_hash
 from vjepa.evaluation.heads import HeadConfig, NearestNeighbours, ProbeHead, build_head
@@ -72,6 +72,14 @@ class SavedProbe:
 
     def check_encoder(self, encoder: nn.Module, source: str) -> None:
         """Refuse any other encoder than the probe's; `source` says where it comes from."""
+        config = encoder.config
+        assert isinstance(config, EncoderConfig)
+        if config.input != self.encoder.config.input:
+            raise UserError(
+                f"{source}: the probe was trained on another input "
+                f"({'; '.join(diff(self.encoder.config.input, config.input))}); give the "
+                "checkpoint it was trained on or train a new probe"
+            )
         found = weights_hash(encoder)
         if found != self.encoder.weights_hash:
             raise UserError(

@@ -20,7 +20,6 @@ from vjepa.models import (
     EncoderConfig,
     ModelConfig,
     PredictorConfig,
-    normalise_clip,
 )
 from vjepa.models.operations import update_operations
 from vjepa.runtime.device import (
@@ -112,7 +111,7 @@ def run(config: BenchConfig) -> BenchReport:
 
     def encode(_: int) -> None:
         with torch.no_grad(), setup.autocast():
-            encoder(normalise_clip(to_device(clips, setup.device)))
+            encoder(encoder.normalise(to_device(clips, setup.device)))
 
     walls, cpus = time_calls(encode, setup.device, config.calls, config.warmup_calls)
     wall, cpu = statistics.median(walls), statistics.median(cpus)

@@ -180,7 +180,7 @@ class FeatureWorker:
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
         self.settings = {
             "weights_hash": self._frozen.identity.weights_hash,
-            "encoder": to_dict(self._frozen.identity.config),
+            "encoder": self._frozen.identity.settings,
             "window": to_dict(config.window),
             "framing": to_dict(config.framing),
             "pool": config.pool,

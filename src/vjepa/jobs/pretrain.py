@@ -28,7 +28,6 @@ from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
-from vjepa.evaluation.preprocess import Preprocess
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
@@ -291,7 +290,7 @@ def run(
                 "model": to_dict(config.model),
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
-                "preprocess": to_dict(Preprocess(clip=clip, view=view)),
+                "preprocess": {"clip": to_dict(clip), "view": to_dict(view)},
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if group.is_main else [],
             evaluators=_evaluators(config, made, group),

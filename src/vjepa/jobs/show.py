@@ -22,7 +22,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, EncoderConfig, normalise_clip
+from vjepa.models import VJEPA, Encoder, EncoderConfig
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     Picture,
@@ -49,10 +49,10 @@ _SHOWN_HEIGHT = 192
 _SHOWN_FRAMES = 4
 
 
-def model_input(frames: Picture) -> Tensor:
-    """A clip uint8 [T, H, W, 3] as the model takes it: float32 [1, 3, T, H, W], normalised."""
+def model_input(encoder: Encoder, frames: Picture) -> Tensor:
+    """A clip uint8 [T, H, W, 3] as the encoder takes it: float32 [1, C, T, H, W], normalised."""
     clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
-    return normalise_clip(clip)
+    return encoder.normalise(clip)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def mask_strips(
 @torch.no_grad()
 def feature_grid(encoder: Encoder, frames: Picture) -> NDArray[np.float32]:
     """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
-    tokens = encoder(model_input(frames))[0]
+    tokens = encoder(model_input(encoder, frames))[0]
     return tokens.reshape(*encoder.config.grid, -1).float().numpy()
 
 
@@ -139,7 +139,7 @@ def prediction_error(
     which mask token the predictor uses.
     """
     config = model.config.encoder
-    clip = model_input(frames)
+    clip = model_input(model.encoder, frames)
     grid = config.grid
     target = functional.layer_norm(model.target_encoder(clip), (config.width,))[0]
     context = model.encoder(clip, masks.context)

@@ -4,12 +4,20 @@ Everything here needs torch alone. Shapes: B batch, C channels, T frames, H W pi
 grid, N = t*h*w tokens, K context tokens, M target tokens, D encoder width, P predictor width.
 """
 
-from vjepa.models.config import PRESETS, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models.config import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    PRESETS,
+    EncoderConfig,
+    InputConfig,
+    ModelConfig,
+    PredictorConfig,
+)
 from vjepa.models.embedding import patchify, position_code, resample_position_code, unpatchify
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.predictor import VJEPA, Predictor
-from vjepa.models.preprocess import PIXEL_MEAN, PIXEL_STD, normalise_clip, still_clip
+from vjepa.models.preprocess import input_content, normalise_clip, still_clip
 
 __all__ = [
     "PIXEL_MEAN",
@@ -20,10 +28,12 @@ __all__ = [
     "AttentivePooler",
     "Encoder",
     "EncoderConfig",
+    "InputConfig",
     "LinearClassifier",
     "ModelConfig",
     "Predictor",
     "PredictorConfig",
+    "input_content",
     "normalise_clip",
     "patchify",
     "position_code",

@@ -13,6 +13,44 @@ _Count = Annotated[int, Field(gt=0)]
 _Positive = Annotated[float, Field(gt=0)]
 
 
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+"""Channel means of ImageNet, red green blue, on the scale 0..1."""
+PIXEL_STD = (0.229, 0.224, 0.225)
+"""Channel standard deviations of ImageNet, red green blue, on the scale 0..1."""
+
+_INPUT_CHANNELS = {"rgb": 3, "rgb_without_mean": 3, "change": 3, "rgb_and_change": 6}
+
+
+@config_dataclass
+class InputConfig:
+    """What an encoder is shown of a clip's pixels: part of the model, as its weights are.
+
+    The defaults are those of the paper's release and of every image model.
+    """
+
+    content: Literal["rgb", "rgb_without_mean", "change", "rgb_and_change"] = "rgb"
+    """`rgb`: the pixels; `rgb_without_mean`: less their mean over the clip, so that what never
+    changes is not seen; `change`: less those of the frame before (the first frame's is the
+    second's); `rgb_and_change`: both, six channels."""
+    mean: tuple[float, ...] = PIXEL_MEAN
+    """Of each channel on the scale 0..1; taken off."""
+    deviation: tuple[Annotated[float, Field(gt=0)], ...] = PIXEL_STD
+    """Standard deviation of each channel on that scale, by which it is divided."""
+
+    def __post_init__(self) -> None:
+        for name, numbers in (("mean", self.mean), ("deviation", self.deviation)):
+            if len(numbers) != self.channels:
+                raise ValueError(
+                    f"{name}: content {self.content} has {self.channels} channels, got "
+                    f"{len(numbers)} numbers"
+                )
+
+    @property
+    def channels(self) -> int:
+        """Channels that the encoder is given."""
+        return _INPUT_CHANNELS[self.content]
+
+
 @config_dataclass
 class EncoderConfig:
     """A vision transformer over tubelets (video) or patches (image model).
@@ -41,6 +79,8 @@ class EncoderConfig:
     """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
     channels: _Count = 3
     """Channels of the input video."""
+    input: InputConfig = field(default_factory=InputConfig)
+    """How pixels become that input."""
     patch_init_std: _Positive = 0.02
     """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
     encoder's features mostly position; larger lets pixels lead the first targets, which a small
@@ -51,6 +91,11 @@ class EncoderConfig:
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
         check_position_width("width", self.width, self)
+        if self.input.content != "rgb" and self.channels != self.input.channels:
+            raise ValueError(
+                f"channels: input.content {self.input.content} has {self.input.channels}, got "
+                f"{self.channels}"
+            )
 
     @property
     def grid(self) -> tuple[int, int, int]:

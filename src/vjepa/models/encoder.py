@@ -19,7 +19,7 @@ from vjepa.models.embedding import (
     resample_position_code,
     token_grid,
 )
-from vjepa.models.preprocess import may_look
+from vjepa.models.preprocess import may_look, normalise_clip
 
 NORM_EPS = 1e-6
 _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
@@ -76,6 +76,10 @@ class Encoder(nn.Module):
         other.reset_position_code()
         return other.train(self.training)
 
+    def normalise(self, clips: Tensor) -> Tensor:
+        """Pixels uint8 [B, 3, T, H, W] -> input float32 [B, C, T, H, W], as this model takes it."""
+        return normalise_clip(clips, how=self.config.input)
+
     def forward(
         self,
         video: Tensor,
@@ -87,7 +91,7 @@ class Encoder(nn.Module):
         """Encode clips.
 
         Args:
-            video: float [B, C, T, H, W], normalised (:func:`vjepa.models.normalise_clip`). Any size
+            video: float [B, C, T, H, W], normalised (:meth:`normalise`). Any size
                 in whole patches: for a size other than the configured one the position code is
                 resampled. An image model takes T = 1.
             token_indices: int64 [B, K]: only these tokens are seen, in this order; indices count
@@ -123,7 +127,7 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Packing | None]:
         """Tokens with their position codes, and how they are packed."""
         config = self.config
-        makes = "encoder.preprocess or vjepa.models.normalise_clip makes it so"
+        makes = "encoder.preprocess or encoder.normalise makes it so"
         if not isinstance(video, Tensor) or not video.is_floating_point():
             kind = video.dtype if isinstance(video, Tensor) else type(video).__name__
             raise ValueError(f"video is {kind}, not a float tensor: {makes}")

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""Channel means of the input, red green blue, on the scale 0..1."""
-PIXEL_STD = (0.229, 0.224, 0.225)
-"""Channel standard deviations, red green blue, on the scale 0..1."""
+from vjepa.models.config import InputConfig
 
-Colour = tuple[float, float, float]
+_IMAGENET = InputConfig()
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -26,28 +23,38 @@ def may_look(tensor: Tensor) -> bool:
 
 
 def normalise_clip(
-    clips: Tensor,
-    dtype: torch.dtype = torch.float32,
-    *,
-    mean: Colour = PIXEL_MEAN,
-    deviation: Colour = PIXEL_STD,
+    clips: Tensor, dtype: torch.dtype = torch.float32, how: InputConfig = _IMAGENET
 ) -> Tensor:
-    """Pixels to normalised numbers: (x / 255 - mean) / deviation for each colour, on 0..1.
+    """Pixels to an encoder's input [.., C, T, H, W]: (x / 255 - mean) / deviation by channel.
 
     `clips` is uint8 (or another type on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB; the
-    arithmetic is float32, whatever `dtype` the result is to have.
+    arithmetic is float32, whatever `dtype` the result is to have. `how` is the encoder's
+    ``config.input``.
 
     Raises:
         ValueError: Another layout; or, for numbers on the CPU that are not uint8, another scale.
     """
     if clips.ndim not in (4, 5) or clips.shape[-4] != 3:
         raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")
-    pixels = clips.to(torch.float32)
     if clips.dtype != torch.uint8 and clips.numel() and may_look(clips):
-        _require_pixels(*map(float, pixels.aminmax()))
-    shift = [-m / d for m, d in zip(mean, deviation, strict=True)]
-    scale = [1.0 / (255.0 * d) for d in deviation]
-    return torch.addcmul(_column(shift, clips), pixels, _column(scale, clips)).to(dtype)
+        _require_pixels(*map(float, clips.float().aminmax()))
+    shift = [-m / d for m, d in zip(how.mean, how.deviation, strict=True)]
+    scale = [1.0 / (255.0 * d) for d in how.deviation]
+    content = input_content(clips, how)
+    return torch.addcmul(_column(shift, clips), content, _column(scale, clips)).to(dtype)
+
+
+def input_content(clips: Tensor, how: InputConfig) -> Tensor:
+    """What is normalised of clips [.., 3, T, H, W]: float32 [.., C, T, H, W], scale 0..255."""
+    pixels = clips.to(torch.float32)
+    if how.content == "rgb":
+        return pixels
+    if how.content == "rgb_without_mean":
+        return pixels - pixels.mean(dim=-3, keepdim=True)
+    change = pixels.diff(dim=-3)
+    first = change[..., :1, :, :] if pixels.shape[-3] > 1 else torch.zeros_like(pixels)
+    change = torch.cat([first, change], dim=-3)
+    return change if how.content == "change" else torch.cat([pixels, change], dim=-4)
 
 
 def _require_pixels(low: float, high: float) -> None:

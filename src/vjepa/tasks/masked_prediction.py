@@ -110,7 +110,7 @@ class MaskedPrediction(Task):
         masks = tuple(kind.slice(first + here.start, first + here.stop) for kind in drawn)
         clips = to_device(batch.clips[here], self.device)
         size = BatchSize.of(drawn, self._batch_size)
-        return normalise_clip(clips), self._on_device(masks), size
+        return self._normalised(clips), self._on_device(masks), size
 
     def health(self, batch: Any, count: int, group: ProcessGroup) -> Mapping[str, Tensor]:
         """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
@@ -123,7 +123,7 @@ class MaskedPrediction(Task):
             own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
             clips.append(group.send_(own, rank))
         first = self._on_device([kind.slice(0, count) for kind in masks])
-        return self.health_of(normalise_clip(torch.cat(clips)), first)
+        return self.health_of(self._normalised(torch.cat(clips)), first)
 
     @abstractmethod
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
@@ -150,6 +150,9 @@ class MaskedPrediction(Task):
         if batch.step != self._step:
             self._step, self._masks = batch.step, sampler.sample(ordinals, batch.step)
         return self._masks, int(batch.ordinals[0] - ordinals[0])
+
+    def _normalised(self, clips: Tensor) -> Tensor:
+        return normalise_clip(clips, how=self.config.encoder.input)
 
     def _on_device(self, masks: Sequence[TokenMasks]) -> tuple[TokenMasks, ...]:
         device = self.device
