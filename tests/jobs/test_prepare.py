@@ -173,6 +173,7 @@ def test_copies_and_validation_videos_are_left_out(tmp_path: Path) -> None:
         exclude=(ExcludeConfig(path=lists),),
         match=MatchConfig(duplicate_names=True),
         max_removed=0.6,
+        near_copies="remove",
     )
     out = tmp_path / "out"
     report = prepare([listed], out, config, workers=2)
@@ -189,6 +190,43 @@ def test_copies_and_validation_videos_are_left_out(tmp_path: Path) -> None:
     assert report.num_videos == 5
     assert json.loads((out / "report.json").read_text())["removed"]["excluded by id"] == 1
     assert any("left out, excluded by pictures: 1" in line for line in report.lines())
+
+
+def test_recordings_of_a_camera_that_does_not_move_are_all_kept(tmp_path: Path) -> None:
+    """They look alike, half of one's frames or more; only the same bytes are a copy for certain."""
+    room, other = scene(3, 48, speed=0), scene(7, 48)
+    days = []
+    for day, begin in enumerate((0, 8, 16, 20)):
+        frames = room.copy()
+        frames[begin : begin + 12] = other[begin : begin + 12]  # something else happens
+        days.append(write(tmp_path / f"day{day}.mp4", frames))
+    days.append(remux(days[0], tmp_path / "again.mkv"))
+    listed = _manifest([_row(path, n) for n, path in enumerate(days)], tmp_path / "m.parquet")
+    out = tmp_path / "out"
+    report = prepare([listed], out, _CONFIG, workers=2)
+    assert report.removed == {"duplicate by content": 1}
+    assert (report.num_videos, report.num_sources, report.near_copies) == (4, 4, 3)
+    near = [json.loads(line) for line in (out / "near_copies.jsonl").read_text().splitlines()]
+    assert [Path(one["path"]).stem for one in near] == ["day1", "day2", "day3"]
+    assert all("alike" in one["detail"] and one["same_as"] for one in near)
+    said = "\n".join(report.lines())
+    assert "kept, but their pictures are like those of another one: 3 (all in near_copies" in said
+    assert prepare([listed], out, _CONFIG, workers=1) == report
+    asked = replace(_CONFIG, near_copies="remove", max_removed=1.0)
+    report = prepare([listed], tmp_path / "other", asked, workers=2)
+    assert report.removed == {"duplicate by content": 1, "duplicate by pictures": 3}
+    assert report.near_copies == 0
+
+
+def test_splits_whose_names_become_alike_share_no_shard_file(tmp_path: Path) -> None:
+    rows = [
+        _row(write(tmp_path / f"{n}.mp4", scene(n, 12)), n, split)
+        for n, split in enumerate(("part a", "part_a", "part/a"))
+    ]
+    report = prepare([_manifest(rows, tmp_path / "m.parquet")], tmp_path / "out", _CONFIG)
+    made = Manifest.open(report.manifest)
+    assert made.splits == ["part a", "part/a", "part_a"]
+    assert [inspect_file(made.path(row)).ok for row in range(3)] == [True] * 3
 
 
 def test_running_numbers_as_names_stop_the_run(videos: Path, tmp_path: Path) -> None:
@@ -225,6 +263,7 @@ def test_windows_become_videos(videos: Path, tmp_path: Path) -> None:
     manifest = Manifest.open(report.manifest)
     # 30 frames at 12 a second are two windows and half a second that is too short.
     assert len(manifest) == 16
+    assert "kept: parts of 8 of the 8 videos" in report.lines()
     assert set(manifest.num_frames.tolist()) == {12}
     table = pq.read_table(report.manifest)
     assert set(table.column("source_start_seconds").to_pylist()) == {0.0, 1.0}

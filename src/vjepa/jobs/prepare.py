@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vjepa.data.manifest.manifest import Manifest
@@ -24,8 +24,8 @@ from vjepa.runtime.ray_engine import EngineName, ray_cluster
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
 
 MANIFEST = "manifest.parquet"
-REPORT_FILE, REMOVED_FILE = "report.json", "removed.jsonl"
-_VERSION = 1  # raised whenever the same settings give another result
+REPORT_FILE, REMOVED_FILE, NEAR_COPIES_FILE = "report.json", "removed.jsonl", "near_copies.jsonl"
+_VERSION = 2  # raised whenever the same settings give another result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,12 @@ class PrepareReport:
     """Number of videos (of windows, where only one failed) left out, by reason."""
     first_removed: dict[str, list[str]]
     """Up to three examples for each reason."""
+    num_sources: int = 0
+    """Videos of the input that those of the result come from."""
+    near_copies: int = 0
+    """Videos of the result whose pictures are like those of another one."""
+    first_near_copies: list[str] = field(default_factory=list)
+    """Up to three examples."""
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -64,6 +70,14 @@ class PrepareReport:
             found += [f"  {example}" for example in self.first_removed[reason]]
         if not self.removed:
             found.append("left out: none")
+        if self.num_videos != self.num_sources:
+            found.append(f"kept: parts of {self.num_sources} of the {self.num_inputs} videos")
+        if self.near_copies:
+            found.append(
+                f"kept, but their pictures are like those of another one: {self.near_copies} (all"
+                f" in {NEAR_COPIES_FILE}; --near_copies remove leaves them out)"
+            )
+            found += [f"  {example}" for example in self.first_near_copies]
         return found
 
 
@@ -73,11 +87,13 @@ def count_removed(removed: Sequence[Removed]) -> tuple[dict[str, int], dict[str,
     examples: dict[str, list[str]] = {reason: [] for reason in counts}
     for one in removed:
         if len(examples[one.reason]) < 3:
-            words = [one.path]
-            words += [f"is {one.same_as}"] if one.same_as else []
-            words += [f"({one.detail})"] if one.detail else []
-            examples[one.reason].append(" ".join(words))
+            examples[one.reason].append(_in_words(one))
     return dict(counts), examples
+
+
+def _in_words(one: Removed, how: str = "is") -> str:
+    words = [one.path, one.same_as and f"{how} {one.same_as}", one.detail and f"({one.detail})"]
+    return " ".join(filter(None, words))
 
 
 def prepare(
@@ -154,7 +170,7 @@ def _prepare(
             prints, excluded = look_at_all(inputs, removal, exclusion, config, place, show)
             removal.by_exclusion(prints, excluded)
             if config.deduplicate:
-                removal.by_likeness(prints)
+                removal.by_likeness(prints, config.near_copies == "remove")
     _check_removed(inputs, removal, config.max_removed)
     with late_progress("encode videos") as show:
         videos = encode_all(inputs, removal, config, place, show)
@@ -197,6 +213,8 @@ def _store(
             show(number, len(plan))
     table = store.all_rows(list(plan))
     counts, examples = count_removed(removal.all)
+    sources = {video.number for video in videos}
+    near_copies = [one for one in removal.near_copies if one.number in sources]
     manifest = Manifest(table, out.absolute(), str(out / MANIFEST))
     report = PrepareReport(
         manifest=str(out / MANIFEST),
@@ -208,10 +226,13 @@ def _store(
         output_gigabytes=float(manifest.numeric("bytes").sum()) / 1e9,
         removed=counts,
         first_removed=examples,
+        num_sources=len(sources),
+        near_copies=len(near_copies),
+        first_near_copies=[_in_words(one, "is like") for one in near_copies[:3]],
     )
-    listed = sorted(removal.all, key=lambda one: one.number)
-    lines = "".join(json.dumps(asdict(one)) + "\n" for one in listed)
-    atomic_write(out / REMOVED_FILE, lines)
+    for file, listed in ((REMOVED_FILE, removal.all), (NEAR_COPIES_FILE, near_copies)):
+        ordered = sorted(listed, key=lambda one: one.number)
+        atomic_write(out / file, "".join(json.dumps(asdict(one)) + "\n" for one in ordered))
     atomic_write(out / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
     # The manifest comes last: where it stands, everything it names stands, too.
     manifest.write(out / MANIFEST)

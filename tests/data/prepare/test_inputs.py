@@ -6,6 +6,7 @@ import math
 import string
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.data.clip_files import make_manifest
 
@@ -40,11 +41,30 @@ def test_few_windows_are_spread_over_the_video() -> None:
 
 def test_frames_of_a_part() -> None:
     info = VideoInfo(path="/a.mp4", num_frames=100, fps=25.0, duration_seconds=4.0)
-    assert Part().frames(info) == (0, 100)
-    assert Part(1, 2).frames(info) == (25, 50)
-    assert Part(3.9, 9).frames(info) == (98, 100)
-    assert Part(2, 2.001).frames(info) == (50, 51)
-    assert Part(99).frames(info) == (99, 100)
+    assert Part().frames(info, None) == (0, 100)
+    assert Part(1, 2).frames(info, None) == (25, 50)
+    assert Part(3.9, 9).frames(info, None) == (98, 100)
+    assert Part(2, 2.001).frames(info, None) == (50, 51)
+    assert Part(99).frames(info, None) == (99, 100)
+    assert Part(1, 2).seconds(info, None) == 1.0
+    assert Part(1, 2).shown_at(info, None, np.array([0, 0.5, 9])).tolist() == [25, 37, 49]
+
+
+def test_frames_of_a_part_at_a_variable_rate() -> None:
+    """Twelve frames half a second apart, then 40 of 40 ms; as a mean 7.2 a second."""
+    times = np.concatenate([np.arange(12) * 0.5, 5.54 + np.arange(40) * 0.04])
+    info = VideoInfo(path="/a.mkv", num_frames=52, fps=51 / 7.1, duration_seconds=7.24)
+    assert Part().frames(info, times) == (0, 52)
+    assert Part(0, 5).frames(info, times) == (0, 10)
+    assert Part(5.6, 7.06).frames(info, times) == (14, 50)
+    assert Part(0.6, 0.9).frames(info, times) == (1, 2), "the one shown throughout"
+    assert Part(0.5, 1.0).frames(info, times) == (1, 2)
+    assert Part(99).frames(info, times) == (51, 52)
+    assert Part(0, 5).seconds(info, times) == pytest.approx(5)
+    assert Part().seconds(info, times) == pytest.approx(7.1 + 7.1 / 51)
+    moments = np.array([0, 0.49, 0.5, 4.9, 5.6, 99])
+    assert Part().shown_at(info, times, moments).tolist() == [0, 0, 1, 9, 13, 51]
+    assert Part(0.5, 2).shown_at(info, times, np.array([0, 0.6, 9])).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +83,50 @@ def test_a_lower_rate_takes_the_frame_shown_at_each_moment(tmp_path: Path) -> No
     assert after.fps == pytest.approx(10)
     assert numbers_of(decode_all(after)[:8]) == [0, 2, 5, 7, 10, 12, 15, 17]
     info = inspect_file(str(source))
-    assert np.array_equal(taken_frames(info, Part(), TranscodeConfig(fps=60)), np.arange(100))
+    assert np.array_equal(taken_frames(info, Part(), TranscodeConfig(fps=60), None), np.arange(100))
+
+
+def _write_at(path: Path, times: list[float]) -> Path:
+    """A video whose frames are shown at these seconds."""
+    pts = [round(1000 * seconds) for seconds in times]
+    return write_video(path, Spec(num_frames=len(pts), pts=pts, time_base=Fraction(1, 1000)))
+
+
+_SLOW_THEN_FAST = [*(np.arange(12) * 0.5), *(5.54 + np.arange(40) * 0.04)]
+_FAST_THEN_SLOW = [*(np.arange(40) * 0.04), *(1.6 + np.arange(12) * 0.5)]
+_WITH_A_PAUSE = [*(np.arange(25) * 0.04), *(31 + np.arange(25) * 0.04)]
+
+
+@pytest.mark.parametrize("times", [_SLOW_THEN_FAST, _FAST_THEN_SLOW, _WITH_A_PAUSE])
+@pytest.mark.parametrize("part", [Part(0, 1), Part(0.3, 5), Part(5.6, 7.06), Part(1.5), Part()])
+def test_parts_of_a_variable_rate_hold_what_is_shown_then(
+    times: list[float], part: Part, tmp_path: Path
+) -> None:
+    source = _write_at(tmp_path / "a.mkv", times)
+    shown = [n for n, t in enumerate(times) if part.start - 1e-6 <= t < part.end - 1e-6]
+    shown = shown or [max(n for n, t in enumerate(times) if t <= part.start)]
+    after = _encode(source, tmp_path / "out.mp4", part)
+    assert numbers_of(decode_all(after)) == shown
+    expected = np.array(times)[shown] - times[shown[0]]
+    assert np.allclose(decode_clip(after, np.arange(len(shown))).times, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("fps", [5.0, 10.0])
+@pytest.mark.parametrize("times", [_SLOW_THEN_FAST, _FAST_THEN_SLOW, _WITH_A_PAUSE])
+def test_a_lower_rate_of_a_variable_one_keeps_times(
+    times: list[float], fps: float, tmp_path: Path
+) -> None:
+    """Where frames come fast they are thinned, where they come slowly all stay, at their time."""
+    after = _encode(_write_at(tmp_path / "a.mkv", times), tmp_path / "out.mp4", fps=fps)
+    numbers = numbers_of(decode_all(after))
+    found = decode_clip(after, np.arange(after.num_frames)).times
+    assert np.allclose(found, np.array(times)[numbers], atol=2e-3)
+    slow = [n for n in range(len(times) - 1) if times[n + 1] - times[n] >= 0.4]
+    assert set(slow) <= set(numbers)
+    for moment in np.arange(0, times[-1], 1 / fps):
+        shown = max(n for n, t in enumerate(times) if t <= moment + 1e-6)
+        assert shown in numbers
+    assert len(numbers) <= fps * (times[-1] - times[0]) + 1
 
 
 @pytest.mark.parametrize(

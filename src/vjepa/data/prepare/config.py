@@ -137,7 +137,11 @@ class PrepareConfig:
     exclude: tuple[ExcludeConfig, ...] = ()
     """Validation lists whose videos are taken out."""
     deduplicate: bool = True
-    """Keep only the first of several videos that are the same."""
+    """Keep only the first of several videos that are the same for certain: by content or name."""
+    near_copies: Literal["list", "remove"] = "list"
+    """Of videos that are the same by their pictures alone: `list` names all but the first and keeps
+    them, since a camera that does not move takes alike pictures at all times; `remove` leaves them
+    out. Those like a video of `exclude` are left out in any case."""
     match: MatchConfig = field(default_factory=MatchConfig)
     """When two videos are the same."""
     trim: TrimConfig = field(default_factory=TrimConfig)
@@ -167,7 +171,7 @@ class PrepareConfig:
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST = 60
-# Windows that are this much (of one) too long are not cut off by rounding.
+# Seconds, frames and windows that differ by less differ by rounding alone.
 _TOLERANCE = 1e-6
 
 
@@ -183,12 +187,43 @@ class Part:
         """Whether it is the whole video."""
         return self.start == 0.0 and self.end == math.inf
 
-    def frames(self, info: VideoInfo) -> tuple[int, int]:
-        """First frame and the one behind the last; by the mean rate, at least one frame."""
+    def frames(self, info: VideoInfo, times: NDArray[np.float64] | None) -> tuple[int, int]:
+        """First frame and the one behind the last, at least one frame.
+
+        `times` are those of :func:`vjepa.data.video.decode.frame_times`: a part holds the frames
+        that begin in it, or the one shown throughout. None: by the rate, to the nearest frame.
+        """
+        if times is not None:
+            ends = np.array([self.start, self.end]) - _TOLERANCE
+            first, end = np.searchsorted(times, ends).tolist()
+            if first >= end:
+                first = max(0, int(np.searchsorted(times, self.start + _TOLERANCE, "right")) - 1)
+            return first, max(first + 1, end)
         first = min(max(0, round(self.start * info.fps)), info.num_frames - 1)
         if self.end == math.inf:
             return first, info.num_frames
         return first, min(max(first + 1, round(self.end * info.fps)), info.num_frames)
+
+    def seconds(self, info: VideoInfo, times: NDArray[np.float64] | None) -> float:
+        """How long its frames last together."""
+        first, end = self.frames(info, times)
+        if times is None:
+            return (end - first) / info.fps
+        return (times[end] if end < len(times) else times[-1] + 1 / info.fps) - times[first]
+
+    def shown_at(
+        self,
+        info: VideoInfo,
+        times: NDArray[np.float64] | None,
+        moments: NDArray[np.float64],
+    ) -> NDArray[np.int64]:
+        """Numbers (int64) of its frames shown at `moments`, float64, in seconds from its first."""
+        first, end = self.frames(info, times)
+        if times is None:
+            numbers = first + np.floor(moments * info.fps + _TOLERANCE).astype(np.int64)
+        else:
+            numbers = np.searchsorted(times, times[first] + moments + _TOLERANCE, "right") - 1
+        return np.minimum(numbers, end - 1)
 
 
 @dataclass(frozen=True, slots=True)

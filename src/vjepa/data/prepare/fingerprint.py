@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vjepa.data.manifest.storage import opened
 from vjepa.data.prepare.config import MatchConfig, Order, Part
 from vjepa.data.video.container import open_video, reason_of
-from vjepa.data.video.decode import read_frames
+from vjepa.data.video.decode import frame_times, read_frames
 from vjepa.data.video.images import images_in
 from vjepa.data.video.info import DecodeError, VideoInfo
 
@@ -120,12 +120,10 @@ def hashed_frames(info: VideoInfo, part: Part, match: MatchConfig) -> NDArray[np
     Their times depend on the part's length in seconds alone, so that a copy of another frame rate
     is looked at in the same places.
     """
-    first, end = part.frames(info)
-    seconds = (end - first) / info.fps
+    times = frame_times(info)
+    seconds = part.seconds(info, times)
     step = max(min(match.hash_seconds, seconds / _LEAST_FRAMES), seconds / match.hash_frames)
-    times = np.arange(0.5 * step, seconds, step)
-    numbers = first + np.floor(times * info.fps + 1e-6).astype(np.int64)
-    return np.unique(np.minimum(numbers, end - 1))
+    return np.unique(part.shown_at(info, times, np.arange(0.5 * step, seconds, step)))
 
 
 def _encoded_pictures(info: VideoInfo) -> Iterator[bytes]:

@@ -181,6 +181,8 @@ class Removal:
         self._match = match
         self.removed: dict[int, Removed] = {}
         self.failed_windows: list[Removed] = []
+        self.near_copies: list[Removed] = []
+        """Videos that stay, though their pictures are like another one's."""
 
     @property
     def all(self) -> list[Removed]:
@@ -236,8 +238,8 @@ class Removal:
             if best is not None:
                 self.remove(number, "excluded by pictures", f"{best[1]:.0%} alike", paths[best[0]])
 
-    def by_likeness(self, prints: Mapping[int, Fingerprint]) -> None:
-        """Take out the later ones of videos that show the same.
+    def by_likeness(self, prints: Mapping[int, Fingerprint], remove_near_copies: bool) -> None:
+        """Take out the later ones of videos with the same content; note or take out near-copies.
 
         Two parts of one file are meant to be two videos: only their contents are compared.
         """
@@ -257,11 +259,12 @@ class Removal:
                 return bool(is_kept[found]) and self._path(numbers[found]) != path
 
             best = self._best(index, mine, is_other)
-            if best is None:
-                is_kept[place] = True
-            else:
+            is_kept[place] = best is None or not remove_near_copies
+            if best is not None:
                 same = self._path(numbers[best[0]])
                 self.remove(number, "duplicate by pictures", f"{best[1]:.0%} alike", same)
+                if not remove_near_copies:
+                    self.near_copies.append(self.removed.pop(number))
 
     def _best(
         self,

@@ -33,6 +33,8 @@ Progress = Callable[[int, int, int], None]
 
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
+# Raised whenever the same order gives another answer.
+_WAY = 2
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _in_a_process(task: Task, timeout_seconds: float, _number: int) -> Callable[
 
 
 def _key(info: VideoInfo, part: Part, *settings: object) -> str:
-    text = repr((info.path, info.bytes, info.mtime_ns, part.start, part.end, settings))
+    way = (_WAY, *settings)
+    text = repr((info.path, info.bytes, info.mtime_ns, part.start, part.end, way))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
@@ -201,5 +204,5 @@ def encode_all(
             continue
         row, info = inputs.row(number), info_from_json(answers[key]["info"])
         name = safe_name(row, part, number)
-        videos.append(PreparedVideo(key, name, Path(target), row, part, info))
+        videos.append(PreparedVideo(key, number, name, Path(target), row, part, info))
     return videos

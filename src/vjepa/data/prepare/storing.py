@@ -22,7 +22,7 @@ from vjepa.data.manifest.manifest import ManifestRow, rows_to_table
 from vjepa.data.manifest.storage import ShardEntry, member_at, opened, write_shard
 from vjepa.data.prepare.config import Order, Part, ShardConfig, TranscodeConfig, plain_name
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
-from vjepa.data.video.decode import Frame, read_frames
+from vjepa.data.video.decode import Frame, frame_times, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
 from vjepa.data.video.inspect import inspect_file
 from vjepa.runtime.files import atomic_path, atomic_write, sync
@@ -88,7 +88,8 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
         OSError: The file cannot be written.
     """
     width, height = output_size(info, config)
-    numbers = taken_frames(info, part, config)
+    times = frame_times(info)
+    numbers = taken_frames(info, part, config, times)
     fps = min(info.fps, config.fps) if config.fps is not None else info.fps
     with av.open(str(target), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=_rate(fps))
@@ -105,8 +106,7 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
             params += f":asm={_UP_TO_AVX2}"
         encoder.options = {"preset": config.preset, "crf": str(config.crf), "x264-params": params}
         frames = read_frames(info, numbers)
-        is_even = info.constant_rate or config.fps is not None
-        for stamp, shown in _stamped(frames, fps if is_even else None):
+        for stamp, shown in _stamped(frames, fps if times is None else None):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.image), "rgb24")
             frame = picture.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
@@ -134,18 +134,19 @@ def _stamped(frames: Iterator[Frame], fps: float | None) -> Iterator[tuple[int, 
         yield latest, shown
 
 
-def taken_frames(info: VideoInfo, part: Part, config: TranscodeConfig) -> NDArray[np.int64]:
+def taken_frames(
+    info: VideoInfo, part: Part, config: TranscodeConfig, times: NDArray[np.float64] | None
+) -> NDArray[np.int64]:
     """Numbers of the frames that are kept: all of the part, or fewer for a lower rate.
 
-    At a lower rate, frame k is the one shown at k / fps seconds; with a variable frame rate, times
-    go by the mean rate.
+    At a lower rate they are the ones shown at k / fps seconds; where frames come less often than
+    that for a while (`times` tell, None at a constant rate), all of these.
     """
-    first, end = part.frames(info)
-    if config.fps is None or info.fps <= config.fps:
-        return np.arange(first, end)
-    count = max(1, round((end - first) * config.fps / info.fps))
-    numbers = first + np.floor(np.arange(count) * info.fps / config.fps + 1e-6).astype(np.int64)
-    return np.minimum(numbers, end - 1)
+    if config.fps is None or (times is None and info.fps <= config.fps):
+        return np.arange(*part.frames(info, times))
+    count = max(1, round(part.seconds(info, times) * config.fps))
+    numbers = part.shown_at(info, times, np.arange(count) / config.fps)
+    return numbers if times is None else np.unique(numbers)
 
 
 def output_size(info: VideoInfo, config: TranscodeConfig) -> tuple[int, int]:
@@ -186,6 +187,8 @@ class PreparedVideo:
 
     key: str
     """What its order was noted under."""
+    number: int
+    """Place of its source in the input."""
     name: str
     """Its name in the result, without suffix."""
     file: Path
