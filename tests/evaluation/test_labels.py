@@ -47,6 +47,14 @@ def test_classes_are_numbered_by_value_or_as_given(tmp_path: Path) -> None:
     assert given.counts().tolist() == [0, 2, 1]
 
 
+def test_a_video_of_several_classes_may_have_none(tmp_path: Path) -> None:
+    labels = labels_of(_manifest(["a", "a|b", "|", "b"], tmp_path), "motion", multi_label=True)
+    assert labels.counts().tolist() == [2, 2]
+    assert labels.targets.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
+    with pytest.raises(UserError, match=r"label them \(a video of no class has the label \|\)"):
+        labels_of(_manifest(["a|b", None], tmp_path), "motion", multi_label=True)
+
+
 def test_what_has_no_such_label_is_refused_and_named(tmp_path: Path) -> None:
     whole = _manifest(["a"], tmp_path)
     empty = Manifest(whole.table.slice(0, 0), tmp_path, "m.parquet")

@@ -101,7 +101,7 @@ class Split:
 
 
 SEPARATOR = "|"
-"""Between the classes of one row, where it may have several: ``run|jump``."""
+"""Between the classes of one row, where it may have several: ``run|jump``; alone: it has none."""
 
 
 def labels_of(
@@ -128,9 +128,10 @@ def labels_of(
     found = manifest.label_codes(name)
     missing = np.flatnonzero(found.codes < 0)
     if missing.size:
+        none = f" (a video of no class has the label {SEPARATOR})" if multi_label else ""
         raise UserError(
             f"{source}: label {name!r} is missing in {missing.size} of {len(manifest)} rows "
-            f"(first: {manifest.path(int(missing[0]))}); label them or leave them out"
+            f"(first: {manifest.path(int(missing[0]))}); label them{none} or leave them out"
         )
     named = [
         [entry.strip() for entry in value.split(SEPARATOR) if entry.strip()]

@@ -18,6 +18,8 @@ from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress
 
+_MOST_NAMED = 12
+
 __all__ = ["CheckReport", "IndexConfig", "check", "describe", "files_of", "index"]
 
 
@@ -81,7 +83,9 @@ def describe(manifest: Manifest) -> str:
     if videos or not images:
         parts.append(f"{hours:.2f} hours")
     datasets = manifest.categories("dataset")
-    if len(datasets.classes) > 1:
+    if len(datasets.classes) > _MOST_NAMED:
+        parts.append(f"{len(datasets.classes)} sources")
+    elif len(datasets.classes) > 1:
         parts.append(f"sources {counted(datasets.counts())}")
     if manifest.splits:
         parts.append(f"splits {counted(manifest.categories('split').counts())}")

@@ -241,12 +241,20 @@ def test_what_is_asked_must_make_sense(tmp_path):
             index_sources(sources, out, **options)
 
 
-def test_a_file_that_is_no_manifest_is_not_replaced(tmp_path):
+def test_out_is_tried_before_the_work(tmp_path, probed):
     root = make_videos(tmp_path / "set", "a.mp4")
     out = tmp_path / "thesis.txt"
     out.write_text("years of work")
-    with pytest.raises(UserError, match=r"thesis\.txt: exists and is no manifest"):
-        index_sources([root], out)
+    for target, message in (
+        (out, r"thesis\.txt: exists and is no manifest"),
+        (out / "m.parquet", r"m\.parquet: cannot be written \(\w+.*choose another --out"),
+        (root, r"set: exists and is no manifest"),
+        (Path("/proc/m.parquet"), r"/proc/m\.parquet: cannot be written"),
+        (tmp_path / ("x" * 300), r"cannot be written \(File name too long\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            index_sources([root], target)
+    assert probed == []
     assert out.read_text() == "years of work"
 
 

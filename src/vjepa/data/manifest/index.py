@@ -29,7 +29,7 @@ from vjepa.data.manifest.manifest import (
 from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import UserError
-from vjepa.runtime.files import check_writable
+from vjepa.runtime.files import check_writable, written
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def known_files(target: Path, note: Mapping[str, str]) -> Manifest:
             metadata = pq.read_schema(path).metadata or {}
         except (UserError, pa.ArrowException, OSError) as error:
             raise UserError(
-                f"{path}: exists and is no manifest; delete it or choose another --out"
+                f"{path}: exists and is no manifest or cannot be read; choose another --out"
             ) from error
         if metadata.get(_KEY.encode()) == note[_KEY].encode():
             found.append(manifest.rooted_at(None).select(INFO_COLUMNS))
@@ -178,7 +178,8 @@ def index_sources(
     names = _checked_names(sources, names, weights)
     target = Path(out).absolute()
     note = note_of(config)
-    known = known_files(target, note)
+    with written(target):
+        known = known_files(target, note)
     listing = list_sources(sources, names, config)
     check_writable(target)
     reused = still_known(known, listing)
