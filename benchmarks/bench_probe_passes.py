@@ -45,6 +45,7 @@ def _config(args: argparse.Namespace, seed: int) -> ProbeConfig:
             "data.reading.frame_cache_folder": str(args.frames),
             "features.batch_size": 64,
             "optim.epochs": EPOCHS,
+            "optim.min_steps": 0,
             "optim.steps": None,
             "optim.learning_rates": [3e-3],
         },

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vjepa.data.clips.dataset import load_clip
     from vjepa.evaluation.preprocess import load_encoder
     from vjepa.evaluation.video_features import extract_features
+    from vjepa.jobs.features import load_features
     from vjepa.jobs.pretrain import run as pretrain
     from vjepa.jobs.probe.predict import load_probe
 
@@ -23,6 +24,7 @@ __all__ = [
     "extract_features",
     "load_clip",
     "load_encoder",
+    "load_features",
     "load_model",
     "load_probe",
     "pretrain",
@@ -32,6 +34,7 @@ _HOMES = {
     "extract_features": "vjepa.evaluation.video_features:extract_features",
     "load_clip": "vjepa.data.clips.dataset:load_clip",
     "load_encoder": "vjepa.evaluation.preprocess:load_encoder",
+    "load_features": "vjepa.jobs.features:load_features",
     "load_model": "vjepa.checkpoint:load_model",
     "load_probe": "vjepa.jobs.probe.predict:load_probe",
     "pretrain": "vjepa.jobs.pretrain:run",

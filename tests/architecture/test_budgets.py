@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 25_910
+MOST_LINES = 26_380
 MOST_FILES = 139
 MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
@@ -29,9 +29,9 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (1510, 38),
     "demo": (1410, 33),
-    "evaluation": (2930, 71),
-    "jobs": (1935, 62),
-    "jobs/probe": (1266, 34),
+    "evaluation": (3200, 79),
+    "jobs": (2050, 64),
+    "jobs/probe": (1322, 35),
     "masking": (800, 16),
     "models": (1580, 44),
     "reporting": (800, 33),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, look_at
 from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.evaluation.export import FeatureTable, Origin, is_written, origin_of, write_features
+from vjepa.evaluation.export import FeatureTable, Origin, meta_of, origin_of, write_features
 from vjepa.evaluation.video_features import Part
 
 SIZES = {"image_size": 32, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
@@ -83,21 +83,21 @@ def test_only_a_whole_file_of_the_same_origin_counts_as_written(tmp_path: Path, 
         _write(target, failure="broke off")
     assert list(tmp_path.iterdir()) == []  # a failure leaves nothing
     origin, _ = _write(target)
-    assert is_written(target, origin)
+    assert meta_of(target, origin) is not None
     for other in (
         origin | {"bytes": 1},
         origin | {"mtime_ns": 1},
         origin | {"settings": "others"},
         origin | {"path": "elsewhere.mp4"},
     ):
-        assert not is_written(target, other)
+        assert not meta_of(target, other)
     whole = target.read_bytes()
     for length in (len(whole) - 1, len(whole) // 2, 20, 5, 0):
         target.write_bytes(whole[:length])
-        assert not is_written(target, origin)
+        assert not meta_of(target, origin)
     target.write_bytes(bytes(len(whole)))
-    assert not is_written(target, origin)
-    assert not is_written(tmp_path / f"none.{kind}", origin)
+    assert not meta_of(target, origin)
+    assert not meta_of(tmp_path / f"none.{kind}", origin)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])

@@ -37,7 +37,8 @@ def _result(*, tested: bool = True) -> ProbeResult:
     )
     return ProbeResult(
         label="motion",
-        encoder="runs/x",
+        encoder="runs/x, target encoder (weights 000000000000)",
+        steps=300,
         which="target",
         weights_hash="0" * 64,
         num_train=20,
@@ -63,7 +64,9 @@ def test_result_survives_the_disk(tmp_path: Path, tested: bool) -> None:
 
 def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
     text = _result().markdown()
-    assert "| target | motion | 20 | 66.7 | 20.8 to 93.9 | 3 | - |" in text
+    assert "| target | motion | 20 | 66.7 | 20.8 to 93.9 | 3 | 0.511 |\n" in text
+    assert "Encoder: runs/x, target" in text
+    assert "Head: 300 updates on 20 labelled videos" in text
     assert "| attentive | 0.001 | 0.01 | 75.0 % (3/4) | 0.500 | yes |" in text
     assert "| right | 2 | 50.0 |" in text
     assert "Not evaluated: v3.mp4: truncated" in text
@@ -71,10 +74,25 @@ def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
 
 def test_comparison_has_a_row_for_each() -> None:
     lines = compare({"pretrained": _result(), "random": _result(tested=False)}).splitlines()
-    assert len(lines) == 4
+    assert lines[0].endswith("| top-1 % | 95 % interval | videos | loss |")
     assert lines[2].startswith("| pretrained | motion | 20 | 66.7 |")
-    assert lines[3].startswith("| random | motion | 20 | - |")
-    assert len({line.count("|") for line in lines}) == 1
+    assert lines[3:] == ["Not measured, without test videos: random, motion, 20 labels used"]
+    untested = _result(tested=False).markdown()
+    assert " - " not in untested
+    assert "Not measured" in untested
+
+
+def test_calibration_is_shown_from_a_hundred_answers_on() -> None:
+    for count in (99, 100):
+        sums = Accuracy(("a", "b", "never"))
+        shares = torch.tensor([[0.8, 0.1, 0.1]]).repeat(count, 1)
+        sums.add(np.arange(count), shares, torch.arange(count) % 2)
+        metrics = sums.metrics()
+        assert ("ECE" in metrics.cells()) == (count == 100)
+        assert [row[0] for row in metrics.class_rows()] == ["a", "b"]  # no row of dashes
+    shown = Evaluation(manifest="m", manifest_hash="", split=None, metrics=metrics, trained_on=3)
+    assert shown.lines()[0] == "No video of class: never"
+    assert shown.lines()[1].startswith("3 of these videos")
 
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:

@@ -195,6 +195,20 @@ def test_readers_give_the_same_and_one_that_hangs_is_killed(
         assert np.array_equal(times, alone.times)
 
 
+@pytest.mark.parametrize("config", [VIDEO, IMAGE], ids=["video", "image"])
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.bfloat16, 0.1), (torch.float16, 0.01), (torch.float64, 1e-5)]
+)
+def test_an_encoder_of_another_type_gives_float32(
+    tmp_path: Path, config: EncoderConfig, dtype: torch.dtype, near: float
+) -> None:
+    encoder, path = _encoder(config), _video(tmp_path / "a.mp4", 20)
+    wanted = vjepa.extract_features(encoder, path).tokens
+    found = vjepa.extract_features(encoder.to(dtype), path).tokens
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, atol=near, rtol=0)
+
+
 def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="config"):
         vjepa.extract_features(nn.Linear(2, 2), _video(tmp_path / "a.mp4", 9))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +22,17 @@ from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.data.clips.windows import WindowConfig
 from vjepa.errors import UserError
-from vjepa.jobs.features import FeaturesConfig, FileRecord, file_names, read_index, run
+from vjepa.jobs.features import (
+    NOT_YET,
+    FeaturesConfig,
+    FeatureWorker,
+    FileRecord,
+    file_names,
+    read_index,
+    run,
+)
 from vjepa.jobs.probe.config import EncoderSourceConfig
-from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 
 TINY = ModelConfig(
     encoder=EncoderConfig(
@@ -80,6 +91,19 @@ def test_one_file_for_each_source_and_the_bad_one_named(
     )
     np.testing.assert_allclose(found["tokens"], wanted.tokens.numpy(), atol=1e-5)
     assert np.array_equal(found["times"], wanted.times)
+    loaded = vjepa.load_features(out)
+    assert loaded.paths == tuple(str(videos / name) for name in ("a.mp4", "still.png", "sub/a.mp4"))
+    assert [file.path for file in loaded] == list(loaded.paths)
+    assert list(loaded.failures) == [str(videos / "broken.mp4")]
+    same = loaded[str(videos / "a.mp4")]
+    assert torch.equal(same.tokens, loaded[0].tokens)
+    torch.testing.assert_close(same.tokens, wanted.tokens, atol=1e-5, rtol=0)
+    assert np.array_equal(same.times, wanted.times)
+    assert np.array_equal(same.frame_numbers, wanted.frame_numbers)
+    assert (same.grid, same.box) == (wanted.grid, wanted.box)
+    assert [file.path for file in loaded[1:]] == list(loaded.paths[1:])
+    with pytest.raises(UserError, match=r"no features of .*broken\.mp4"):
+        loaded[str(videos / "broken.mp4")]
 
 
 def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
@@ -104,6 +128,60 @@ def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
     assert read_index(out)[str(videos / "a.mp4")].grid == (3, 2, 2)
 
 
+def test_a_half_written_folder_is_refused_until_it_is_whole(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (videos / "broken.mp4").unlink()
+    out, config, encode = tmp_path / "out", _config(model), FeatureWorker.encode
+
+    def interrupted(self: FeatureWorker, files: Sequence) -> Iterator:
+        yield next(encode(self, files))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureWorker, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, [videos], out)
+    with pytest.raises(UserError, match=r"half-written: 2 of its 3 files .* run the same"):
+        vjepa.load_features(out)
+    monkeypatch.undo()
+    assert run(config, [videos], out).kept == 1
+    whole = vjepa.load_features(out)
+    # The list as a killed run leaves it: it knows the files, but not which of them are done.
+    lines = [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+    killed = [{**line, "grid": None, "failure": NOT_YET} for line in lines]
+    (out / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in killed))
+    with pytest.raises(UserError, match="3 of its 3 files"):
+        vjepa.load_features(out)
+    assert run(config, [videos], out).kept == 3
+    again = vjepa.load_features(out)
+    assert again.paths == whole.paths
+    assert [file.grid for file in again] == [file.grid for file in whole]
+    damaged = out / "a.mp4.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"a\.mp4\.safetensors: missing or not whole"):
+        again[str(videos / "a.mp4")]
+    (out / "index.jsonl").unlink()
+    with pytest.raises(UserError, match="half-written"):
+        vjepa.load_features(out)
+    with pytest.raises(UserError, match=r"not a folder of features: features\.json is missing"):
+        vjepa.load_features(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_never_written(
+    model: Path, videos: Path, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Encoder, *_: object) -> torch.Tensor:
+        return torch.full((1, 8, 24), value)
+
+    monkeypatch.setattr(Encoder, "forward", broken)
+    with pytest.raises(UserError, match="features that are not finite"):
+        run(_config(model), [videos / "a.mp4"], tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.safetensors*"))
+    with pytest.raises(UserError, match="features that are not finite"):
+        vjepa.extract_features(vjepa.load_encoder(model), videos / "a.mp4")
+
+
 def test_another_source_later_takes_no_name_that_is_taken(
     model: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +204,31 @@ def test_a_folder_of_other_settings_is_refused(model: Path, videos: Path, tmp_pa
             run(other, [videos / "a.mp4"], out)
 
 
+def test_the_folder_of_another_job_or_process_is_left_alone(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.yaml").write_text("seed: 0\nobjective: vjepa\n")
+    with pytest.raises(UserError, match="belongs to `vjepa pretrain`"):
+        run(_config(model), [videos], out)
+    assert [path.name for path in out.iterdir()] == ["config.yaml"]
+    hold = (
+        "import sys, pathlib, vjepa.runtime.files as files\n"
+        "with files.claimed_folder(pathlib.Path(sys.argv[1]), 'features'):\n"
+        "    print('held', flush=True), sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path / "held")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is at work in this folder"):
+            run(_config(model), [videos], tmp_path / "held")
+        holder.communicate()
+
+
 @pytest.mark.parametrize(("pool", "rows"), [("video", 1), ("space", 3)])
 def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int) -> None:
     out, config = tmp_path / "out", _config(model, format="parquet", pool=pool)
@@ -138,6 +241,16 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     again = run(config, [videos], out)
     assert (again.written, again.kept) == (0, 3)
     assert pq.read_table(out / "table").num_rows == table.num_rows
+    first = {file.path: file for file in vjepa.load_features(out)}[str(videos / "a.mp4")]
+    encoder, window = vjepa.load_encoder(model), WindowConfig(stride=2)
+    wanted = vjepa.extract_features(encoder, videos / "a.mp4", window=window, pool=pool)
+    torch.testing.assert_close(first.tokens, wanted.tokens, atol=1e-5, rtol=0)
+    assert (len(first.times), first.grid) == (rows, wanted.grid)
+    write_video(videos / "a.mp4", coloured_frames("blue", 9))
+    run(config, [videos], out)  # the table keeps the old rows, which are not taken for these
+    again = vjepa.load_features(out)[str(videos / "a.mp4")]
+    assert len(again.times) == rows
+    assert not torch.allclose(again.tokens, first.tokens, atol=1e-3)
 
 
 def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:

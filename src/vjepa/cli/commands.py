@@ -125,6 +125,7 @@ def _features(args: argparse.Namespace) -> int:
     from vjepa.jobs.features import INDEX_FILE, run
 
     report = run(config, args.sources, args.out, args.split)
+    print(f"encoder: {report.encoder}")
     for record in report.failed:
         print(f"no features: {record.path}: {record.failure}")
     parts = [f"{report.written} files encoded"]

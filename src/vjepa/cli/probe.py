@@ -25,7 +25,7 @@ JSONL or folder names); the class names are kept in the probe.
 _TRAIN_HELP = """\
 train probe heads on the frozen features of labelled videos, and measure the chosen one once
 
-Test videos are never used to choose anything. Compare with `--encoder.which random`, the same
+Test videos are never used to choose anything. Compare with `--encoder.random true`, the same
 architecture untrained: a number alone says little. The folder gets the probe, result.json and
 result.md.
 
@@ -85,11 +85,17 @@ def add_arguments(parser: Parser) -> None:
         default="error",
         help="stop at a video that cannot be read, or name it in the result (default: error)",
     )
+    evaluate.add_argument(
+        "--allow-training-videos",
+        action="store_true",
+        help="count videos that the probe was trained on too, instead of refusing them",
+    )
     evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
     evaluate.add_path("--confusion", "FILE", "draw the confusion matrix (.png or .svg)")
     evaluate.add_path(
         "--calibration", "FILE", "draw how far its confidence can be believed (.png or .svg)"
     )
+    evaluate.add_path("--answers", "FILE", "write every video's answer here (.csv)")
     evaluate.add_path("--json", "FILE", "write the metrics here too")
     evaluate.set_defaults(run=_eval)
     predict.add_path("sources", "SRC", "what to look at", nargs="+")
@@ -114,6 +120,9 @@ def _train(args: argparse.Namespace) -> int:
     from vjepa.jobs.probe.probe import train
 
     result = train(config, args.out)
+    print(f"encoder: {result.encoder}")
+    if result.steps:
+        print(f"head: {result.steps} updates on {result.num_train} labelled videos")
     for head in result.selection:
         mark = "  <- chosen" if head.chosen else ""
         print(
@@ -122,13 +131,15 @@ def _train(args: argparse.Namespace) -> int:
         )
     if result.test is not None:
         _print_metrics(result.test)
+    else:
+        print("not measured: no test videos are named (data.test)")
     print(f"probe: {args.out}")
     return 0
 
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe.probe import VideosConfig, draw, evaluate
+    from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw, evaluate
     from vjepa.runtime.distributed import world
 
     measured = evaluate(
@@ -138,20 +149,28 @@ def _eval(args: argparse.Namespace) -> int:
         on_bad_video=args.on_bad_video,
         cache_dir=args.cache_dir,
         device=args.device,
+        allow_training_videos=args.allow_training_videos,
+        answers=args.answers,
     )
     if not world().is_main:
         return 0
+    print(f"encoder: {measured.encoder}")
     _print_metrics(measured)
     if args.json is not None:
         atomic_write(args.json, json.dumps(asdict(measured), indent=1) + "\n")
     draw(measured, args.confusion, args.calibration)
+    if args.calibration is not None and measured.metrics.count < CALIBRATION_ANSWERS:
+        raise UserError(
+            f"--calibration: {measured.metrics.count} answers are too few to say how far a "
+            f"confidence can be believed; it takes {CALIBRATION_ANSWERS}"
+        )
     return 0
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse files that cannot be written, before hours of evaluation and not after them."""
     pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
-    for option, path in {**pictures, "--json": args.json}.items():
+    for option, path in {**pictures, "--json": args.json, "--answers": args.answers}.items():
         if path is None:
             continue
         if option in pictures and path.suffix not in (".png", ".svg"):
@@ -167,13 +186,12 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _print_metrics(measured: Evaluation) -> None:
-    for bad in measured.bad_videos:
-        print(f"not evaluated: {bad.path}: {bad.reason}")
     metrics = measured.metrics
-    heading, figures = metrics.class_cells()
-    for entry, figure in zip(metrics.per_class, figures, strict=True):
-        unit = " %" if heading.endswith("%") and figure != "-" else ""
-        print(f"{entry.name:<28} {figure:>5}{unit}  of {entry.count}")
+    unit = " %" if metrics.class_figure.endswith("%") else ""
+    for name, count, figure in metrics.class_rows():
+        print(f"{name:<28} {figure:>5}{unit}  of {count}")
+    for line in measured.lines():
+        print(line)
     print(metrics.sentence(f"videos of split {measured.split or 'all'}"))
 
 
@@ -183,6 +201,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_predictions_file(args.out)
     probe = load_probe(args.probe, encoder=args.encoder, device=args.device)
+    print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:
         write_predictions(args.out, predictions)

@@ -10,9 +10,12 @@ average over segments and views; `golden` tests hold both to recorded numbers.
 
 from __future__ import annotations
 
+import csv
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,7 @@ from vjepa.evaluation.labels import Labels, Split
 from vjepa.evaluation.metrics import Accuracy, AveragePrecision, probabilities_of
 from vjepa.evaluation.results import Evaluation
 from vjepa.runtime.distributed import ProcessGroup
+from vjepa.runtime.files import atomic_path
 
 Wanted = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Rows of the manifest and the pass that each is wanted from, int64 [b] twice."""
@@ -155,10 +159,12 @@ def evaluate(
     *,
     seed: int = 0,
     group: ProcessGroup | None = None,
+    answers: Path | None = None,
 ) -> Evaluation:
     """Metrics of one head on labelled videos; `seed` is that of the bootstrap interval.
 
-    The processes of a group share the videos, and all get the whole figures.
+    The processes of a group share the videos, and all get the whole figures; one of them writes
+    every video's own answer to the CSV file `answers`, for tests on pairs of probes.
     """
     assert split.labels is not None
     group, device = group or ProcessGroup(), extractor.setup.device
@@ -172,12 +178,21 @@ def evaluate(
     bad = sorted((video for _, part in gathered for video in part), key=lambda video: video.row)
     if len(bad) == len(split.labels):
         raise UserError(f"not one video could be read (first: {bad[0].path}: {bad[0].reason})")
+    if answers is not None and group.is_main:
+        rows, names, lines = total.table()
+        with atomic_path(answers) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["path", *names])
+            paths = itertools.chain.from_iterable(split.manifest.paths(rows))
+            writer.writerows([path, *line] for path, line in zip(paths, lines, strict=True))
     return Evaluation(
         manifest=split.manifest.source,
         manifest_hash=split.manifest.content_hash,
         split=split.split,
         metrics=total.metrics(seed),
         bad_videos=tuple(bad),
+        encoder=extractor.frozen.identity.sentence,
+        trained_on=split.trained_on,
     )
 
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from vjepa.data.clips.windows import Look, Pool
 from vjepa.data.video.info import VideoInfo
-from vjepa.evaluation.video_features import Part, tokens_and_times
+from vjepa.errors import UserError
+from vjepa.evaluation.video_features import FileFeatures, Part, tokens_and_times
 from vjepa.runtime.files import atomic_path
 
 StoredType = Literal["float32", "float16"]
@@ -153,23 +156,83 @@ def write_features(
         write(aside, parts, numbers, shape, np.dtype(stored), json.dumps(meta))
 
 
-def is_written(target: Path, origin: Origin) -> bool:
-    """Whether a file is there, whole, and made from this very origin.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, SafetensorError)
+
+
+def meta_of(target: Path, origin: Origin) -> dict[str, Any] | None:
+    """The metadata of a file that is there, whole, and made from this very origin; else None.
 
     Its header and its length are looked at, not its numbers.
     """
-    unreadable = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, SafetensorError)
     try:
-        if target.suffix == ".safetensors":
-            with safe_open(target, "np") as file:
-                meta = file.metadata()[_META]
-        else:
-            # A zip's table of contents is at its end: a truncated file has none.
-            with np.load(target) as file:
-                meta = str(file[_META])
-        return json.loads(meta)["origin"] == origin
-    except unreadable:
-        return False
+        with _opened(target) as (meta, _):
+            return meta if meta["origin"] == origin else None
+    except _UNREADABLE:
+        return None
+
+
+def sources_of_table(folder: Path) -> dict[str, list[Path]]:
+    """The parts of a table that hold rows of each source."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, list[Path]] = {}
+    for part in sorted(folder.glob("part-*.parquet")):
+        for path in pq.read_table(part, columns=["path"]).column("path").unique().to_pylist():
+            found.setdefault(path, []).append(part)
+    return found
+
+
+def read_rows(
+    parts: Sequence[Path], path: str, grid: tuple[int, int, int], pool: Pool
+) -> FileFeatures:
+    """The rows of a source in parts of a table: those written last, if it was encoded again."""
+    import pyarrow.parquet as pq
+
+    rows = [
+        row
+        for part in parts
+        for row in pq.read_table(part, filters=[("path", "==", path)]).to_pylist()
+    ]
+    rows = [row for row in rows if row["origin"] == rows[-1]["origin"]]
+    tokens = torch.tensor([row["features"] for row in rows])
+    return FileFeatures(
+        tokens[0] if pool == "video" else tokens,
+        np.array([row["seconds"] for row in rows]),
+        np.array([(row["first_frame"], row["last_frame"]) for row in rows]),
+        grid,
+        None,
+        path,
+    )
+
+
+def read_features(target: Path) -> FileFeatures:
+    """What :func:`write_features` wrote, in the stored type; UserError if it cannot be read."""
+    try:
+        with _opened(target) as (meta, read):
+            return FileFeatures(
+                torch.from_numpy(read("tokens")),
+                read("times"),
+                read("frame_numbers"),
+                tuple(meta["grid"]),
+                tuple(meta["box"]),
+                meta["origin"]["path"],
+            )
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{target}: missing or not whole ({error}); run the same `vjepa features` again"
+        ) from error
+
+
+@contextmanager
+def _opened(target: Path) -> Generator[tuple[dict[str, Any], Callable[[str], NDArray[Any]]]]:
+    """A file's metadata, and what reads an array of it by name."""
+    if target.suffix == ".safetensors":
+        with safe_open(target, "np") as file:
+            yield json.loads(file.metadata()[_META]), file.get_tensor
+    else:
+        # A zip's table of contents is at its end: a truncated file has none.
+        with np.load(target) as file:
+            yield json.loads(str(file[_META])), file.__getitem__
 
 
 def _write_safetensors(

@@ -88,6 +88,7 @@ class EncoderIdentity:
         seed: Of random weights; None otherwise.
         timm: Name of the model in timm, for image models of that library; None for ours. `path` is
             then the file of its weights.
+        file: The checkpoint folder or file that the weights were read from.
     """
 
     weights_hash: str
@@ -96,6 +97,7 @@ class EncoderIdentity:
     which: str
     seed: int | None = None
     timm: str | None = None
+    file: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,6 +112,17 @@ class EncoderIdentity:
         """What to call it in messages."""
         origin = self.path or "random weights"
         return origin if self.timm is None else f"timm {self.timm} ({origin})"
+
+    @property
+    def sentence(self) -> str:
+        """Which encoder a number is of: file, weights and their hash, or that it is untrained."""
+        name = "" if self.timm is None else f"timm {self.timm}, "
+        if self.which == "random":
+            sizes = "" if self.path is None else f" with the sizes of {self.path}"
+            name += f"UNTRAINED, random weights of seed {self.seed or 0}{sizes}"
+        else:
+            name += f"{self.file or self.path}" + ("" if self.timm else f", {self.which} encoder")
+        return f"{name} (weights {self.weights_hash[:12]})"
 
 
 @dataclass(frozen=True)
@@ -228,14 +241,25 @@ class FeatureSet:
 def encode_clips(encoder: nn.Module, clips: Tensor, precision: Precision) -> Tensor:
     """Features float32 [B, N, D] of clips uint8 [B, 3, T, S, S], where the encoder's weights lie.
 
-    The encoder's ``config.input`` says how it is shown pixels. ``bfloat16`` runs it under autocast.
+    The encoder's ``config.input`` says how it is shown pixels. It computes in the type of its
+    weights, which may be half precision; ``bfloat16`` runs it under autocast. Whether the numbers
+    are finite is for :func:`check_finite`, once they are waited for.
     """
-    device = next(encoder.parameters()).device
-    config = encoder.config
+    config, weight = encoder.config, next(encoder.parameters())
     assert isinstance(config, EncoderConfig)
-    video = normalise_clip(to_device(clips, device), how=config.input)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    video = normalise_clip(to_device(clips, weight.device), weight.dtype, how=config.input)
+    with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return encoder(video).float()
+
+
+def check_finite(features: Tensor, source: str = "the encoder") -> Tensor:
+    """The features, or UserError: some are NaN or infinite. `source` says whose they are."""
+    if not bool(torch.isfinite(features).all()):
+        raise UserError(
+            f"{source}: gives features that are not finite: its weights have diverged or are "
+            "damaged, or need a wider type; give another checkpoint, or float32"
+        )
+    return features
 
 
 @dataclass(frozen=True)
@@ -284,7 +308,8 @@ class FeatureExtractor:
         encoder, how = self.frozen.encoder.to(self.setup.device), self.settings.features
         calls = clips.clips.flatten(0, 1).split(how.batch_size)
         parts = [encode_clips(encoder, call, how.precision).to("cpu", kept) for call in calls]
-        tokens = torch.cat(parts).unflatten(0, clips.clips.shape[:2])
+        found = check_finite(torch.cat(parts), self.frozen.identity.source)
+        tokens = found.unflatten(0, clips.clips.shape[:2])
         return FeatureSet((tokens,), clips.rows, clips.bad)
 
     def shards(

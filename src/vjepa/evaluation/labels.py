@@ -7,9 +7,13 @@ section 5 (Table 7) takes 5, 10 and 50 % of the training set, three random split
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,8 @@ from vjepa.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from vjepa.data import Manifest
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Split:
         split: Name of the split in the manifest, or None for all rows.
         labels: Of each row, numbered by the training classes; None where none are needed.
         cached_rows: int64, ascending: the rows that a feature cache holds; None: all.
+        trained_on: How many of its videos the probe was trained or chosen on.
     """
 
     manifest: Manifest
@@ -84,6 +91,7 @@ class Split:
     split: str | None = None
     labels: Labels | None = None
     cached_rows: NDArray[np.int64] | None = None
+    trained_on: int = 0
 
     @property
     def kind(self) -> str:
@@ -98,6 +106,78 @@ class Split:
     def part(self) -> str:
         """The split in words, for messages; empty for all rows."""
         return f"split {self.split}" if self.split else ""
+
+
+Files = Mapping[str, int]
+"""Paths of videos and their sizes in bytes, 0 where unknown."""
+
+
+def paths_and_sizes(manifest: Manifest, rows: NDArray[np.int64] | None = None) -> Files:
+    """The files of some rows int64 [n]; None: of all."""
+    sizes = manifest.numeric("bytes") if rows is None else manifest.numeric("bytes")[rows]
+    paths = itertools.chain.from_iterable(manifest.paths(rows))
+    return dict(zip(paths, sizes.tolist(), strict=True))
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file on this disk; 0 for any other."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> Split:
+    """A split to be measured on, none of whose videos was trained on; otherwise UserError.
+
+    Every way to a figure goes through this. A copy of a known file under another name, found by
+    size and content, is warned of and counted in `trained_on`, and so is, where `remedy` is None, a
+    known video itself. `what` says what the known ones are.
+    """
+    found, count = paths_and_sizes(split.manifest), len(split.manifest)
+    paths = itertools.chain.from_iterable(split.manifest.paths())
+    same = [path for path in paths if path in known]
+    if same and remedy is not None:
+        shown = f"{len(same)} of its {count} videos are {what} (first: {same[0]})"
+        raise UserError(f"{split.name}: {shown}; {remedy}")
+    copies = _copies({path: size for path, size in found.items() if path not in known}, known)
+    if copies:
+        path, other = next(iter(copies.items()))
+        _LOGGER.warning(
+            "%s: %d of its %d videos are copies of ones that are %s (first: %s is %s): its figure "
+            "is too good",
+            *(split.name, len(copies), count, what, path, other),
+        )
+    return replace(split, trained_on=split.trained_on + len(same) + len(copies))
+
+
+def _copies(found: Files, known: Files) -> dict[str, str]:
+    """Which files have the content of a known one, and of which."""
+    sizes = set(found.values()) - {0}
+    contents: dict[tuple[int, bytes], str] = {}
+    for path, size in known.items():
+        if size in sizes and (ends := _ends(path)):
+            contents[size, ends] = path
+    sizes = {size for size, _ in contents}
+    return {
+        path: contents[size, ends]
+        for path, size in found.items()
+        if size in sizes and (ends := _ends(path)) and (size, ends) in contents
+    }
+
+
+_END_BYTES = 1 << 16
+
+
+def _ends(path: str) -> bytes:
+    """Digest of a file's first and last 64 KiB; empty for what is no file that can be read."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(_END_BYTES)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _END_BYTES))
+            return hashlib.sha256(head + file.read()).digest()
+    except OSError:
+        return b""
 
 
 SEPARATOR = "|"
@@ -168,10 +248,8 @@ def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
             f"training sample ({empty.size} such); add videos of it"
         )
     if len(labels.classes) < 2:
-        raise UserError(
-            f"{source}: label {labels.name!r} has only the class {labels.classes[0]!r}; "
-            "a probe needs at least two"
-        )
+        only = f"only the class {labels.classes[0]!r}" if labels.classes else "no class"
+        raise UserError(f"{source}: label {labels.name!r} has {only}; a probe needs at least two")
 
 
 def stratified_subset(
@@ -265,6 +343,7 @@ class SplitRecord:
         atomic_write(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
+SPLIT_FILE = "split.json"
 _RECORD = TypeAdapter(SplitRecord)
 
 

@@ -71,6 +71,8 @@ def _check_counts(correct: int, count: int) -> None:
         raise ValueError(f"correct = {correct} is not in 0..{count}")
 
 
+CALIBRATION_ANSWERS = 100
+"""From so many answers on the calibration is shown; with fewer a bin holds a handful."""
 CALIBRATION_BINS = 15
 """Equal-width bins of the confidence in [0, 1] for the expected calibration error."""
 
@@ -142,19 +144,25 @@ class ClassificationMetrics:
 
     def cells(self) -> dict[str, str]:
         """The figures as text, by the headings of a table."""
+        is_calibrated = self.count >= CALIBRATION_ANSWERS
         return {
             "top-1 %": f"{100 * self.top1:.1f}",
             "95 % interval": f"{100 * self.wilson.low:.1f} to {100 * self.wilson.high:.1f}",
             "videos": str(self.count),
-            "top-5 %": "-" if self.top5 is None else f"{100 * self.top5:.1f}",
-            "ECE": f"{self.calibration_error:.3f}",
+            **({} if self.top5 is None else {"top-5 %": f"{100 * self.top5:.1f}"}),
+            **({"ECE": f"{self.calibration_error:.3f}"} if is_calibrated else {}),
             "loss": f"{self.loss:.3f}",
         }
 
-    def class_cells(self) -> tuple[str, list[str]]:
-        """Heading and text of the figure of each class."""
-        accuracies = [entry.accuracy for entry in self.per_class]
-        return "accuracy %", ["-" if a is None else f"{100 * a:.1f}" for a in accuracies]
+    class_figure = "accuracy %"
+
+    def class_rows(self) -> list[tuple[str, str, str]]:
+        """Name, number of videos and figure, as text, of each class that has a video."""
+        return [
+            (entry.name, str(entry.count), f"{100 * entry.accuracy:.1f}")
+            for entry in self.per_class
+            if entry.accuracy is not None
+        ]
 
     def sentence(self, where: str) -> str:
         """The result in one line; `where` says of which videos."""
@@ -197,10 +205,15 @@ class MultiLabelMetrics:
             "loss": f"{self.loss:.3f}",
         }
 
-    def class_cells(self) -> tuple[str, list[str]]:
-        """Heading and text of the figure of each class."""
-        precisions = [entry.average_precision for entry in self.per_class]
-        return "average precision", ["-" if p is None else f"{p:.3f}" for p in precisions]
+    class_figure = "average precision"
+
+    def class_rows(self) -> list[tuple[str, str, str]]:
+        """Name, number of videos and figure, as text, of each class that has a video."""
+        return [
+            (entry.name, str(entry.count), f"{entry.average_precision:.3f}")
+            for entry in self.per_class
+            if entry.average_precision is not None
+        ]
 
     def sentence(self, where: str) -> str:
         """The result in one line; `where` says of which videos."""
@@ -211,6 +224,10 @@ class MultiLabelMetrics:
 
 
 Metrics = ClassificationMetrics | MultiLabelMetrics
+
+
+AnswerTable = tuple[NDArray[np.int64], list[str], list[list[str]]]
+"""Every answer: rows int64 [n], ascending; names of columns; and of each row a line of texts."""
 
 
 class _Answers:
@@ -230,6 +247,10 @@ class _Answers:
     def count(self) -> int:
         """Videos counted so far."""
         return sum(len(batch[0]) for batch in self._batches)
+
+    def _table(self, names: list[str], columns: list[list[str]]) -> AnswerTable:
+        rows = np.sort(np.concatenate([batch[0] for batch in self._batches]))
+        return rows, names, [list(line) for line in zip(*columns, strict=True)]
 
     def _columns(self) -> list[NDArray[Any]]:
         """All answers, in the order of rows, without these."""
@@ -277,6 +298,17 @@ class Accuracy(_Answers):
         losses = [-math.log(max(share, least)) for share in own.flatten().tolist()]
         columns = (truth, answers, rank, confidence)
         self._batches.append((rows, *(column.numpy() for column in columns), np.array(losses)))
+
+    def table(self) -> AnswerTable:
+        """Class, answer, share of the class and confidence of each video."""
+        truth, answers, _, confidence, losses = self._columns()
+        columns = [
+            [self.classes[number] for number in truth],
+            [self.classes[number] for number in answers],
+            [repr(math.exp(-loss)) for loss in losses.tolist()],
+            [repr(share) for share in confidence.tolist()],
+        ]
+        return self._table(["class", "answer", "share", "confidence"], columns)
 
     def summary(self) -> dict[str, Any]:
         """What the choice among heads needs: `count`, `correct`, `top1`, `loss`."""
@@ -368,6 +400,14 @@ class AveragePrecision(_Answers):
         if targets.shape != shape:
             raise ValueError(f"targets: shape {tuple(targets.shape)}, expected {shape}")
         self._batches.append((rows, shares.numpy(), (targets > 0.5).cpu().numpy()))
+
+    def table(self) -> AnswerTable:
+        """Classes and every class's share of each video."""
+        scores, truth = self._columns()
+        named = ["|".join(np.array(self.classes)[own]) for own in truth]
+        shares = [[repr(share) for share in column] for column in scores.T.tolist()]
+        names = ["classes", *(f"share {name}" for name in self.classes)]
+        return self._table(names, [named, *shares])
 
     def summary(self) -> dict[str, Any]:
         """`count`, `mean_average_precision` and `loss`, without the interval that takes long."""

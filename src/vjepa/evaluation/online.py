@@ -26,12 +26,15 @@ from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.frozen import check_finite, encode_clips
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import (
     Labels,
+    Split,
     check_every_class_has_a_sample,
     labels_of,
+    paths_and_sizes,
+    refuse_known,
     stratified_subset,
 )
 from vjepa.evaluation.metrics import wilson_interval
@@ -111,6 +114,14 @@ class OnlineProbe:
         self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
         self._reading = (clip, view, reading or ReadingConfig())
         manifest = Manifest.open(config.manifest)
+        train, held = (
+            Split(manifest.select(split=name), f"online_probe: split {name}")
+            for name in (config.train_split, config.validation_split)
+        )
+        remedy = "give every video one split"
+        refuse_known(
+            held, paths_and_sizes(train.manifest), f"in split {config.train_split} too", remedy
+        )
         self._fit = self._read(manifest, config.train_split, None)
         self.classes = self._fit.labels.classes
         self._validation = self._read(manifest, config.validation_split, self.classes)
@@ -175,7 +186,7 @@ class OnlineProbe:
             # Sharded weights are gathered for each call, so every process must make as many.
             given = clips if len(clips) else self._filler
             tokens = encode_clips(self._encoder, given, self._precision)
-            means.append(tokens.mean(dim=1).cpu()[: len(clips)])
+            means.append(check_finite(tokens.mean(dim=1).cpu()[: len(clips)]))
         parts = self._group.gather((own.rows, torch.cat(means).numpy()))
         rows, features = (np.concatenate(column) for column in zip(*parts, strict=True))
         order = rows.argsort()

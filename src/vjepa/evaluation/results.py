@@ -55,7 +55,8 @@ class Evaluation:
     """Metrics on one set of videos; their count plus the bad videos is the number of rows.
 
     `manifest_hash` is the content hash of the rows evaluated, `split` None for all rows, and
-    `bad_videos` are those that could not be read (``on_bad_video: list``).
+    `bad_videos` are those that could not be read (``on_bad_video: list``). `encoder` says which one
+    it was, `trained_on` how many of the videos, or copies of them, the probe was trained on.
     """
 
     manifest: str
@@ -63,16 +64,32 @@ class Evaluation:
     split: str | None
     metrics: Metrics
     bad_videos: tuple[BadVideo, ...] = ()
+    encoder: str = ""
+    trained_on: int = 0
+
+    def lines(self) -> list[str]:
+        """What belongs beside the figures: what was left out, and what makes them too good."""
+        lines = [f"Not evaluated: {bad.path}: {bad.reason}" for bad in self.bad_videos]
+        empty = [entry.name for entry in self.metrics.per_class if not entry.count]
+        if empty:
+            lines.append(f"No video of class: {', '.join(empty)}")
+        if self.trained_on:
+            lines.append(
+                f"{self.trained_on} of these videos, or copies of them, trained the probe: the "
+                "figures are too good"
+            )
+        return lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
     """The outcome of training one probe.
 
-    `encoder` is the path of the encoder, or what it is; `which` is ``target``, ``context`` or
-    ``random``. `num_train` counts all labelled videos used, those of the choice included. Nothing
-    was chosen on the test rows; `test` is None without a test split, `selection` empty with one
-    head only. `config` is the resolved one, `date` UTC in ISO 8601, `seconds` wall-clock by stage.
+    `encoder` says which encoder: file, weights, hash, or that it is untrained; `which` is
+    ``target``, ``context`` or ``random``. `num_train` counts all labelled videos used, those of the
+    choice included; `steps` are the head's updates. Nothing was chosen on the test rows; `test` is
+    None without a test split, `selection` empty with one head only. `config` is the resolved one,
+    `date` UTC in ISO 8601, `seconds` wall-clock by stage.
     """
 
     label: str
@@ -90,6 +107,7 @@ class ProbeResult:
     date: str
     seconds: dict[str, float] = field(default_factory=dict)
     folder: str = ""
+    steps: int = 0
 
     def save(self, folder: Path) -> None:
         """Write ``result.json`` and a Markdown table beside it."""
@@ -99,7 +117,10 @@ class ProbeResult:
 
     def markdown(self) -> str:
         """The result as a short Markdown text: number, interval, heads, classes."""
-        lines = [f"# Probe of `{self.label}`", "", compare({self.which: self}), ""]
+        lines = [f"# Probe of `{self.label}`", "", f"Encoder: {self.encoder}", ""]
+        if self.steps:
+            lines += [f"Head: {self.steps} updates on {self.num_train} labelled videos", ""]
+        lines += [compare({self.which: self}), ""]
         if self.selection:
             lines += ["Heads, by their figures on the rows held out for the choice:", ""]
             headings = ("head", "learning rate", "weight decay", "held-out rows", "loss", "chosen")
@@ -116,14 +137,9 @@ class ProbeResult:
             ]
             lines += [*_table(headings, rows), ""]
         if self.test is not None:
-            classes = self.test.metrics.per_class
-            heading, figures = self.test.metrics.class_cells()
-            rows = [
-                (entry.name, str(entry.count), figure)
-                for entry, figure in zip(classes, figures, strict=True)
-            ]
-            lines += [*_table(("class", "videos", heading), rows), ""]
-            lines += [f"Not evaluated: {bad.path}: {bad.reason}" for bad in self.test.bad_videos]
+            rows = self.test.metrics.class_rows()
+            lines += [*_table(("class", "videos", self.test.metrics.class_figure), rows), ""]
+            lines += self.test.lines()
         return "\n".join(lines)
 
 
@@ -160,23 +176,27 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
     average precision with its bootstrap interval).
     """
     cells = {
-        name: {} if result.test is None else result.test.metrics.cells()
+        name: result.test.metrics.cells()
         for name, result in results.items()
+        if result.test is not None
     }
-    headings = next((found for found in cells.values() if found), _UNTESTED)
+    headings = tuple(dict.fromkeys(heading for found in cells.values() for heading in found))
     rows = [
         (
             name,
-            result.label,
-            str(result.num_train),
-            *(cells[name].get(heading, "-") for heading in headings),
+            results[name].label,
+            str(results[name].num_train),
+            *(found.get(heading, "-") for heading in headings),
         )
-        for name, result in results.items()
+        for name, found in cells.items()
     ]
-    return "\n".join(_table(("encoder", "label", "labels used", *headings), rows))
-
-
-_UNTESTED = {"top-1 %": "-", "95 % interval": "-", "videos": "-"}
+    lines = _table(("encoder", "label", "labels used", *headings), rows) if rows else []
+    lines += [
+        f"Not measured, without test videos: {name}, {result.label}, {result.num_train} labels used"
+        for name, result in results.items()
+        if name not in cells
+    ]
+    return "\n".join(lines)
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -252,17 +272,21 @@ class SplitsResult:
 
     def markdown(self) -> str:
         """A Markdown table with one row a draw, and the mean."""
-        name = "top-1 %" if self.figure == "top1" else "mAP %"
-        values = self.summary.values if self.summary is not None else (None,) * len(self.results)
         rows = [
-            (f"seed {seed}", str(found.num_train), "-" if value is None else f"{100 * value:.1f}")
-            for seed, found, value in zip(self.seeds, self.results, values, strict=True)
+            (f"seed {seed}", str(found.num_train))
+            for seed, found in zip(self.seeds, self.results, strict=True)
         ]
-        lines = _table(("draw", "labels used", name), rows)
-        if self.summary is not None:
-            mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
-            lines.append(f"| mean | | {mean:.1f} +- {deviation:.1f} |")
-        return "\n".join(lines) + "\n"
+        if self.summary is None:
+            return "\n".join(_table(("draw", "labels used"), rows)) + "\n"
+        name = "top-1 %" if self.figure == "top1" else "mAP %"
+        shown = [
+            (*row, f"{100 * value:.1f}")
+            for row, value in zip(rows, self.summary.values, strict=True)
+        ]
+        mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
+        shown.append(("mean", "", f"{mean:.1f} +- {deviation:.1f}"))
+        encoder = self.results[0].encoder
+        return "\n".join([f"Encoder: {encoder}", "", *_table(("draw", "labels used", name), shown)])
 
 
 def summarise(results: Sequence[ProbeResult], seeds: Sequence[int]) -> SplitsResult:

@@ -33,7 +33,7 @@ from vjepa.data.clips.windows import (
 )
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.frozen import check_finite, encode_clips
 from vjepa.models import EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import Precision
@@ -44,19 +44,22 @@ class FileFeatures:
     """Features of one file.
 
     Attributes:
-        tokens: float32 [t, h, w, D]; [t, D] pooled over space; [D] pooled over the video.
+        tokens: float32, or as stored, [t, h, w, D]; [t, D] pooled over space; [D] pooled over the
+            video.
         times: float64 [t], seconds from the first frame to the middle of what each tubelet shows.
         frame_numbers: int64 [t, tubelet], the source frames of each tubelet.
         grid: (t, h, w).
         box: The part of the source frame that the token grid covers: top, left, height, width, in
-            source pixels.
+            source pixels; None in a table.
+        path: The file.
     """
 
     tokens: Tensor
     times: NDArray[np.float64]
     frame_numbers: NDArray[np.int64]
     grid: tuple[int, int, int]
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float] | None
+    path: str = ""
 
 
 @config_dataclass
@@ -107,7 +110,7 @@ def extract_features(
         batch_size: Windows per call of the encoder.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read, or the features are not finite.
     """
     # PyAV may be missing where only models are used.
     from vjepa.data.video.inspect import inspect_file
@@ -127,8 +130,8 @@ def extract_features(
         except DecodeError as error:
             raise UserError(f"{error.path}: {error.reason}; give another file") from error
         assert isinstance(look, Look)
-        frame_numbers, box = look.plan.frame_numbers, look.box
-        found[index] = FileFeatures(tokens, times, frame_numbers, look.grid, box)
+        numbers, path = look.plan.frame_numbers, every[index]
+        found[index] = FileFeatures(tokens, times, numbers, look.grid, look.box, path)
     ordered = [found[index] for index in range(len(every))]
     return ordered if several else ordered[0]
 
@@ -161,16 +164,7 @@ def encode_files(
     looks: list[Look | DecodeError] = []
     for info in infos:
         try:
-            look = look_at(
-                info,
-                how.window,
-                how.framing,
-                num_frames=config.num_frames,
-                tubelet_size=config.tubelet_size,
-                image_size=config.image_size,
-                patch_size=config.patch_size,
-            )
-            looks.append(look)
+            looks.append(look_of(info, how, config))
         except DecodeError as error:
             looks.append(error)
     windows = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
@@ -182,6 +176,19 @@ def encode_files(
             yield index, looks[index], (_unless_failed(found) for _, found in own)
     finally:
         encoder.train(was_training)
+
+
+def look_of(info: VideoInfo, how: FileEncodingConfig, encoder: EncoderConfig) -> Look:
+    """How a file is looked at; DecodeError if that cannot be decided."""
+    return look_at(
+        info,
+        how.window,
+        how.framing,
+        num_frames=encoder.num_frames,
+        tubelet_size=encoder.tubelet_size,
+        image_size=encoder.image_size,
+        patch_size=encoder.patch_size,
+    )
 
 
 def _unless_failed(found: Part | DecodeError) -> Part:
@@ -204,7 +211,7 @@ def _encode(
         if not waiting:
             return
         clips = torch.stack([window.clip for _, window in waiting])
-        tokens = encode_clips(encoder, clips, how.precision)
+        tokens = check_finite(encode_clips(encoder, clips, how.precision))
         for (owner, window), found in zip(waiting, tokens, strict=True):
             yield owner.index, owner.add(found, window.seconds)
         waiting.clear()

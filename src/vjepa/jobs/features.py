@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field, TypeAdapter
 
@@ -18,12 +18,20 @@ from vjepa.errors import UserError
 from vjepa.evaluation.export import (
     FeatureTable,
     StoredType,
-    is_written,
+    meta_of,
     origin_of,
+    read_features,
+    read_rows,
+    sources_of_table,
     write_features,
 )
 from vjepa.evaluation.frozen import settings_hash
-from vjepa.evaluation.video_features import FileEncodingConfig, encode_files
+from vjepa.evaluation.video_features import (
+    FileEncodingConfig,
+    FileFeatures,
+    encode_files,
+    look_of,
+)
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.jobs.videos import files_of
@@ -71,13 +79,15 @@ _FILES_AT_ONCE = 16
 """Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
 
 INDEX_FILE = "index.jsonl"
+NOT_YET = "not encoded yet"
+"""Why a source has no features whose run has not come to it, or was stopped before."""
 SETTINGS_FILE = "features.json"
 TABLE_FOLDER = "table"
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One line of ``index.jsonl``.
+    """One line of ``index.jsonl``; every source has one from the start of a run.
 
     Attributes:
         file: Where its features lie, relative to the folder; None for a table and for failures.
@@ -97,6 +107,7 @@ class FileRecord:
 class FeaturesReport:
     """What a run has done: files encoded, found there already, without features; windows; seconds.
 
+    `encoder` says which it was: file, weights and hash, or untrained.
     `source_seconds` is the length of the encoded sources, `wall_seconds` includes loading.
     """
 
@@ -106,6 +117,7 @@ class FeaturesReport:
     windows: int
     source_seconds: float
     wall_seconds: float
+    encoder: str
 
 
 _File = tuple[VideoInfo, str | None]
@@ -137,7 +149,16 @@ def _run(
     names = file_names([info.path for info in infos], config.format, known)
     started = time.perf_counter()
     files = list(zip(infos, names, strict=True))
-    todo = [file for file in files if not worker.is_done(*file)]
+    todo: list[_File] = []
+    for info, name in files:
+        before = known.get(info.path)
+        if not worker.is_done(info, name):
+            todo.append((info, name))
+            known[info.path] = FileRecord(info.path, name, None, _seconds(info), NOT_YET)
+        elif before is None or before.failure is not None:  # a killed run had come to it
+            grid = worker.grid_of(info)
+            known[info.path] = FileRecord(info.path, name, grid, _seconds(info), None)
+    _write_index(out, known)
     kept, windows = len(files) - len(todo), 0
     encoded: list[FileRecord] = []
     try:
@@ -151,8 +172,7 @@ def _run(
                 progress.update(kept + len(encoded), f"{rate:.2f} windows/s")
     finally:
         worker.flush()
-        lines = (json.dumps(asdict(record)) + "\n" for record in known.values())
-        atomic_write(out / INDEX_FILE, "".join(lines))
+        _write_index(out, known)
     good = [record for record in encoded if record.failure is None]
     return FeaturesReport(
         written=len(good),
@@ -161,13 +181,15 @@ def _run(
         windows=windows,
         source_seconds=sum(record.seconds for record in good),
         wall_seconds=time.perf_counter() - started,
+        encoder=worker.encoder,
     )
 
 
 class FeatureWorker:
     """Encodes files with one encoder and writes what comes out.
 
-    `settings` is everything that the numbers depend on besides the files, as plain values.
+    `settings` is everything that the numbers depend on besides the files, as plain values;
+    `encoder` says which it is.
     """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
@@ -187,6 +209,7 @@ class FeatureWorker:
             "stored": config.stored,
             "precision": config.precision,
         }
+        self.encoder = self._frozen.identity.sentence
         self._digest = settings_hash(self.settings)
         self._device = set_up_device(config.device, config.precision).device
 
@@ -197,7 +220,13 @@ class FeatureWorker:
     def is_done(self, info: VideoInfo, name: str | None) -> bool:
         """Whether the features of a file are there, whole, and made from it as it is now."""
         origin = origin_of(info, self._digest)
-        return self._table.holds(origin) if name is None else is_written(self._out / name, origin)
+        if name is None:
+            return self._table.holds(origin)
+        return meta_of(self._out / name, origin) is not None
+
+    def grid_of(self, info: VideoInfo) -> tuple[int, int, int]:
+        """Tokens (t, h, w) of a file before pooling."""
+        return look_of(info, self._config, self._frozen.identity.config).grid
 
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
@@ -324,3 +353,90 @@ def read_index(out: Path) -> dict[str, FileRecord]:
     except ValueError as error:
         raise UserError(f"{index}: damaged ({error}); delete it") from error
     return {record.path: record for record in records}
+
+
+def _write_index(out: Path, records: Mapping[str, FileRecord]) -> None:
+    lines = (json.dumps(asdict(record)) + "\n" for record in records.values())
+    atomic_write(out / INDEX_FILE, "".join(lines))
+
+
+class SavedFeatures(Sequence[FileFeatures]):
+    """What `vjepa features` wrote: a sequence of each file's tokens, times and path.
+
+    Nothing but the list of files is read until a file is asked for, by number or by path.
+
+    Attributes:
+        paths: Of the files that have features, in order.
+        failures: Why the others have none, by path.
+        settings: What the features were made with, as plain values.
+    """
+
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], records: Sequence[FileRecord]
+    ) -> None:
+        self._folder, self.settings = folder, settings
+        self._records = {record.path: record for record in records if record.failure is None}
+        self.paths = tuple(self._records)
+        self.failures = {one.path: one.failure for one in records if one.failure is not None}
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, list[Path]]:
+        return sources_of_table(self._folder / TABLE_FOLDER)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int | str) -> FileFeatures: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[FileFeatures]: ...
+
+    def __getitem__(self, index: int | str | slice) -> FileFeatures | list[FileFeatures]:
+        """Read one file's features; UserError if they are missing or not whole."""
+        if isinstance(index, slice):
+            return [self[path] for path in self.paths[index]]
+        path = self.paths[index] if isinstance(index, int) else index
+        record = self._records.get(path)
+        if record is None:
+            raise UserError(
+                f"{self._folder}: has no features of {path} "
+                f"({self.failures.get(path, 'it is not in the list')})"
+            )
+        if record.file is not None:
+            return read_features(self._folder / record.file)
+        if path not in self._parts or record.grid is None:
+            raise UserError(f"{self._folder}: the table has no rows of {path}; {_AGAIN}")
+        return read_rows(self._parts[path], path, record.grid, self.settings["pool"])
+
+
+_AGAIN = "run the same `vjepa features` again, which goes on where it stopped"
+
+
+def load_features(folder: str | Path) -> SavedFeatures:
+    """What `vjepa features` wrote in a folder, to be read file by file.
+
+    ``found = load_features("features")``; ``found[0].tokens``, ``found[0].times``, ``found.paths``.
+
+    Raises:
+        UserError: No such folder, or its run has not come to the end.
+    """
+    folder = Path(folder)
+    described = folder / SETTINGS_FILE
+    if not described.is_file():
+        raise UserError(
+            f"{folder}: not a folder of features: {SETTINGS_FILE} is missing; give the --out of "
+            "`vjepa features`"
+        )
+    records = list(read_index(folder).values())
+    waiting = sum(record.failure == NOT_YET for record in records)
+    if waiting or not records:
+        raise UserError(
+            f"{folder}: half-written: {waiting or 'all'} of its {len(records) or ''} files are "
+            f"not encoded yet; {_AGAIN}"
+        )
+    try:
+        settings = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{described}: damaged ({error}); {_AGAIN}") from error
+    return SavedFeatures(folder, settings, records)

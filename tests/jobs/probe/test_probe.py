@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +30,8 @@ from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
 from vjepa.evaluation.saved_probe import load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
-from vjepa.jobs.probe.probe import evaluate, train
+from vjepa.jobs.probe.predict import load_probe
+from vjepa.jobs.probe.probe import evaluate, train, train_splits
 from vjepa.models import VJEPA
 
 
@@ -70,8 +73,15 @@ def test_a_probe_learns_counts_every_video_and_writes_everything_down(
     assert saved.encoder.path == str(checkpoint)
     assert result.test.metrics.loss > 0.0
     assert asdict(evaluate_here(trained, videos)) == asdict(result.test)  # the very same figures
-    for name in ("confusion.png", "calibration.png"):
-        assert (trained / name).read_bytes().startswith(b"\x89PNG")
+    assert (trained / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert not (trained / "calibration.png").exists()  # 11 answers say nothing of it
+    with (trained / "answers.csv").open(newline="") as file:
+        answers = list(csv.DictReader(file))
+    assert len({answer["path"] for answer in answers}) == 11
+    right = sum(answer["answer"] == answer["class"] for answer in answers)
+    assert right == result.test.metrics.correct
+    losses = [-math.log(float(answer["share"])) for answer in answers]
+    assert math.fsum(losses) / 11 == pytest.approx(result.test.metrics.loss, rel=1e-9)
 
 
 def test_training_again_gives_the_same_probe(
@@ -248,6 +258,67 @@ def test_incomplete_labels(
         train(probe_config(manifest, checkpoint), tmp_path / "x")
 
 
+def test_every_way_to_a_figure_refuses_training_videos(
+    trained: Path, videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    message = r"24 of its 44 videos are training videos of this probe \(first: .*\); name the test"
+    with pytest.raises(UserError, match=message):
+        evaluate_here(trained, videos, split=None)
+    with pytest.raises(UserError, match="24 of its 24 videos are training videos"):
+        evaluate_here(trained, videos, split="train")
+    found = evaluate_here(trained, videos, split="train", allow_training_videos=True)
+    assert (found.metrics.count, found.trained_on) == (24, 24)
+    paths = sorted(videos.parent.glob("train_*.mp4"))[:2]
+    load_probe(trained, device="cpu").predict([*paths, videos.parent / "test_000.mp4"])
+    assert "2 of these 3 videos trained the probe" in caplog.text
+
+
+def test_copies_of_training_videos_under_other_names_are_counted(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest, rows = Manifest.open(videos), []
+    for row in range(3):  # of the training part; the last is no copy but of equal size
+        own = tmp_path / f"{row}.mp4"
+        content = bytearray(Path(manifest.path(row)).read_bytes())
+        if row == 2:
+            content[-5] ^= 1
+        own.write_bytes(content)
+        labels = {"colour": manifest.labels("colour")[row]}
+        rows.append(ManifestRow(info=replace(manifest.row(row), path=str(own)), labels=labels))
+    copied = write_manifest(rows, tmp_path / "copied.parquet")
+    found = evaluate_here(trained, copied, split=None)
+    assert (found.metrics.count, found.trained_on) == (3, 2)
+    assert "videos: 2 of its 3 videos are copies of ones that are training videos" in caplog.text
+    changes = {"data.test.manifest": str(copied), "data.test.split": None, "optim.epochs": 1}
+    _, test = train_probe(videos, checkpoint, tmp_path / "x", **changes)
+    assert test.trained_on == 2
+    assert "2 of these videos, or copies" in (tmp_path / "x/result.md").read_text()
+
+
+def test_few_labels_train_for_some_hundred_updates(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = {"optim.learning_rates": [1e-3], "optim.weight_decays": [0.0], "optim.epochs": 1}
+    result, _ = train_probe(videos, checkpoint, tmp_path / "x", **one, **{"optim.min_steps": 300})
+    assert result.steps == 300
+    assert "Head: 300 updates on 24 labelled videos" in (tmp_path / "x/result.md").read_text()
+    more, _ = train_probe(videos, checkpoint, tmp_path / "y", **one, **{"optim.min_steps": 2})
+    assert more.steps == 3  # one pass in batches of 8
+    assert load_config(ProbeConfig).optim.min_steps == 300
+
+
+def test_weights_that_are_not_finite_are_refused(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    for number, value in enumerate((float("nan"), float("inf"), -float("inf"))):
+        broken = Path(shutil.copytree(checkpoint, tmp_path / f"model{number}"))
+        state["target_encoder.blocks.0.mlp.fc1.weight"][0, 0] = value
+        save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match="finite"):
+            train(probe_config(videos, broken), tmp_path / f"probe{number}")
+
+
 def test_an_image_among_videos(
     trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -280,9 +351,23 @@ def test_an_empty_manifest(videos: Path, checkpoint: Path, tmp_path: Path) -> No
         train(probe_config(tmp_path / "m.parquet", checkpoint), tmp_path / "x")
 
 
-def test_a_probe_is_never_overwritten(trained: Path, videos: Path, checkpoint: Path) -> None:
+def test_nothing_in_out_is_overwritten(
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = probe_config(videos, checkpoint)
     with pytest.raises(UserError, match="holds a probe already"):
-        train(probe_config(videos, checkpoint), trained)
+        train(config, trained)
+    for name, text in (("config.yaml", "seed: 0\nobjective: vjepa\n"), ("notes.txt", "mine")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_text(text)
+        (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        several = replace(config, data=replace(config.data, num_splits=2, labels_per_class=3))
+        for job, wanted in ((train, config), (train_splits, several)):
+            with pytest.raises(UserError, match=r"give (another|a new or empty) --out"):
+                job(wanted, folder)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_probe_for_another_encoder_is_refused(

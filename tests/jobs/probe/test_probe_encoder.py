@@ -75,6 +75,19 @@ def test_an_image_model_of_ours_sees_frames_alone(image_model: Path) -> None:
     assert fit_to_clips(frozen, config, 6, 32) is frozen
 
 
+def test_a_random_encoder_is_asked_for_in_two_ways_and_says_so(video_model: Path) -> None:
+    one, other = (
+        open_encoder(EncoderSourceConfig(path=video_model, seed=3, **fields))
+        for fields in ({"random": True}, {"which": "random"})
+    )
+    assert one.identity == other.identity
+    assert "UNTRAINED, random weights of seed 3" in one.identity.sentence
+    trained = open_encoder(EncoderSourceConfig(path=video_model)).identity
+    assert (
+        trained.sentence == f"{video_model}, target encoder (weights {trained.weights_hash[:12]})"
+    )
+
+
 def test_compiling_goes_block_by_block(image_model: Path, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
@@ -87,6 +100,8 @@ def test_compiling_goes_block_by_block(image_model: Path, monkeypatch) -> None:
     [
         ({"path": Path("x"), "timm": "resnet18"}, "timm: give path or timm"),
         ({"timm_weights": Path("x")}, "timm_weights"),
+        ({"timm": "resnet18"}, "timm_weights: give the file of its weights, or ask for fresh"),
+        ({"timm": "resnet18", "timm_weights": Path("x"), "random": True}, "one of the two"),
     ],
 )
 def test_impossible_sources(fields: dict, message: str) -> None:
@@ -96,12 +111,13 @@ def test_impossible_sources(fields: dict, message: str) -> None:
 
 def test_a_model_of_timm_is_opened_again_by_name_and_seed(tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    frozen = open_encoder(EncoderSourceConfig(timm="resnet18", seed=4))
+    frozen = open_encoder(EncoderSourceConfig(timm="resnet18", random=True, seed=4))
     assert (frozen.identity.timm, frozen.identity.which, frozen.identity.seed) == (
         "resnet18",
         "random",
         4,
     )
+    assert frozen.identity.sentence.startswith("timm resnet18, UNTRAINED, random weights of seed 4")
     assert reopen_encoder(frozen.identity).identity == frozen.identity
     torch.save(frozen.encoder.image_encoder.model.state_dict(), tmp_path / "w.pth")
     loaded = open_encoder(EncoderSourceConfig(timm="resnet18", timm_weights=tmp_path / "w.pth"))

@@ -61,4 +61,4 @@ def test_without_test_videos_there_is_no_figure(
     config = replace(config, data=replace(config.data, test=None))
     found = train_splits(config, tmp_path / "out")
     assert found.summary is None
-    assert "| seed 5 | 12 | - |" in found.markdown()
+    assert "| seed 5 | 12 |\n" in found.markdown()

@@ -46,6 +46,7 @@ def probe_config(videos: Path, checkpoint: Path, **changes: object) -> ProbeConf
         "data.reading.num_workers": 0,
         "features.batch_size": 5,
         "optim.epochs": 25,
+        "optim.min_steps": 0,
         "optim.batch_size": 8,
         "optim.learning_rates": [1e-3, 3e-3],
         "optim.weight_decays": [0.01, 0.1],
@@ -77,7 +78,7 @@ def relabelled(
 
 
 def evaluate_here(
-    probe: Path, videos: Path, encoder: Path | None = None, split: str = "test"
+    probe: Path, videos: Path, encoder: Path | None = None, split: str | None = "test", **more: bool
 ) -> Evaluation:
     """Measure a saved probe on the test videos, without worker processes."""
     return evaluate(
@@ -87,4 +88,5 @@ def evaluate_here(
         reading=ReadingConfig(num_workers=0),
         device="cpu",
         num_threads=1,
+        **more,
     )

@@ -26,9 +26,12 @@ class EncoderSourceConfig:
     """Run folder, checkpoint folder, or a released `.pth.tar` file; must be given, or `timm`."""
     which: Literal["target", "context", "random"] = "target"
     """`target`: the moving average, which the paper evaluates; `context`: the trained one;
-    `random`: the same architecture with fresh weights, the baseline that every number needs."""
+    `random`: as `random: true`."""
+    random: bool = False
+    """Fresh weights instead, untrained: the baseline that every number needs. An image model of
+    timm without a file of weights must ask for it."""
     seed: int = 0
-    """Of the fresh weights of `which: random`."""
+    """Of fresh weights."""
     num_heads: int | None = None
     """Attention heads of a released file whose size is no preset."""
     position_code: Literal["stretched", "computed"] = "stretched"
@@ -39,13 +42,23 @@ class EncoderSourceConfig:
     """Instead of `path`: an image model of the timm library by its name, which sees every frame
     alone (needs the extra `baselines`)."""
     timm_weights: Path | None = None
-    """File with the weights of `timm`; null draws them at random. Nothing is downloaded."""
+    """File with the weights of `timm`. Nothing is downloaded."""
 
     def __post_init__(self) -> None:
         if self.timm is not None and self.path is not None:
             raise ValueError("timm: give path or timm, not both")
         if self.timm is None and self.timm_weights is not None:
             raise ValueError("timm_weights: given without the model's name in timm")
+        if self.timm is not None and (self.timm_weights is None) != self.is_random:
+            raise ValueError(
+                "timm_weights: give the file of its weights, or ask for fresh, untrained ones "
+                "(encoder.random: true); one of the two"
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether fresh weights are asked for."""
+        return self.random or self.which == "random"
 
 
 @config_dataclass
@@ -136,6 +149,8 @@ class ProbeOptimConfig:
     """Passes over the training rows; null when `steps` is given."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Updates, instead of passes."""
+    min_steps: Annotated[int, Field(ge=0)] = 300
+    """At least so many updates, whatever `epochs` says: with few labels passes are short."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Training rows per update; at most as many as there are."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (1e-3,)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vjepa.checkpoint import read_encoder
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
-from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
@@ -27,11 +27,11 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
             "encoder.path: not set; give a run folder, a checkpoint or a released .pth.tar file"
         )
     which = "context" if config.which == "context" else "target"
-    encoder = load_encoder(config.path, which, config.num_heads)
-    if config.which == "random":
-        encoder = untrained_encoder(encoder.config, config.seed)
-    seed = config.seed if config.which == "random" else None
-    return _freeze(encoder, str(config.path), config.which, seed)
+    encoder, report = read_encoder(config.path, which, config.num_heads)
+    if config.is_random:
+        fresh = untrained_encoder(encoder.config, config.seed)
+        return _freeze(fresh, str(config.path), "random", config.seed)
+    return _freeze(encoder, str(config.path), which, None, file=report.source)
 
 
 def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
@@ -62,11 +62,13 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         raise UserError(
             f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
         )
-    encoder = load_encoder(found, "context" if which == "context" else "target", sizes.heads)
+    encoder, report = read_encoder(
+        found, "context" if which == "context" else "target", sizes.heads
+    )
     image_size, num_frames = sizes.image_size, sizes.num_frames
     if replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes:
         encoder = _rebuilt(encoder, image_size, num_frames)
-    return _freeze(encoder, str(found), which, identity.seed)
+    return _freeze(encoder, str(found), which, identity.seed, file=report.source)
 
 
 def fit_to_clips(
@@ -108,7 +110,7 @@ def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
     encoder = load_timm_encoder(name, weights, seed)
     if weights is None:
         return _freeze(encoder, None, "random", seed, name)
-    return _freeze(encoder, str(weights), "target", None, name)
+    return _freeze(encoder, str(weights), "target", None, name, str(weights))
 
 
 def _freeze(
@@ -117,13 +119,19 @@ def _freeze(
     which: str,
     seed: int | None,
     timm: str | None = None,
+    file: str | None = None,
 ) -> FrozenEncoder:
     """Freeze an encoder; an image model is shown one frame after another."""
     config, found = encoder.config, encoder
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         found = FrameEncoder(encoder, config)
-    hashed = weights_hash(found)
     identity = EncoderIdentity(
-        weights_hash=hashed, config=config, path=path, which=which, seed=seed, timm=timm
+        weights_hash=weights_hash(found),
+        config=config,
+        path=path,
+        which=which,
+        seed=seed,
+        timm=timm,
+        file=file,
     )
     return FrozenEncoder(found.eval().requires_grad_(False), identity)

@@ -22,6 +22,8 @@ from vjepa.evaluation.labels import (
     check_every_class_has_a_sample,
     hold_out,
     labels_of,
+    paths_and_sizes,
+    refuse_known,
     stratified_subset,
 )
 from vjepa.evaluation.preprocess import preprocess_of
@@ -96,7 +98,12 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
             raise UserError(
                 f"{other.name}: its files are {other.kind}s, those of data.train are {train.kind}s"
             )
-    _refuse_overlap(train, np.concatenate([fit, choose]), list(others.values()))
+    earlier = {train.name: paths_and_sizes(train.manifest, np.concatenate([fit, choose]))}
+    for key, other in others.items():
+        for name, known in earlier.items():
+            remedy = f"set the splits ({name}.split, {other.name}.split)"
+            others[key] = refuse_known(others[key], known, f"in {name} too", remedy)
+        earlier[other.name] = paths_and_sizes(other.manifest)
     frozen = open_encoder(config.encoder)
     encoder = frozen.identity.config
     usual = preprocess_of(config.encoder.path, encoder)
@@ -196,18 +203,3 @@ def _choose_rows(
     if len(config.grid) == 1 or data.validation is not None:
         return used, np.empty(0, dtype=np.int64)
     return hold_out(labels, used, data.held_out_fraction, config.seed)
-
-
-def _refuse_overlap(train: Split, used: NDArray[np.int64], others: list[Split]) -> None:
-    """A video that is measured on must not have been trained or chosen on."""
-    owner = {train.manifest.path(row): train.name for row in used.tolist()}
-    for other in others:
-        paths = [other.manifest.path(row) for row in range(len(other.manifest))]
-        shared = [path for path in paths if path in owner]
-        if shared:
-            raise UserError(
-                f"{other.name}: {len(shared)} of its {len(paths)} videos are in "
-                f"{owner[shared[0]]} too (first: {shared[0]}); set the splits "
-                f"({owner[shared[0]]}.split, {other.name}.split)"
-            )
-        owner |= dict.fromkeys(paths, other.name)

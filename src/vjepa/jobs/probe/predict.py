@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
-from vjepa.evaluation.labels import Split
+from vjepa.evaluation.labels import SPLIT_FILE, Split, load_split
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.videos import files_of
@@ -24,6 +25,7 @@ from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_path
 from vjepa.runtime.process import set_num_threads
 
+_LOGGER = logging.getLogger(__name__)
 _FEW_VIDEOS = 16
 """Up to so many videos are read in this process: starting workers would take longer."""
 
@@ -47,10 +49,14 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained probe with its encoder, ready for any video."""
+    """A trained probe with its encoder, ready for any video.
+
+    `trained_on` are the videos whose labels it was trained or chosen with.
+    """
 
     saved: SavedProbe
     extractor: FeatureExtractor
+    trained_on: frozenset[str] = frozenset()
 
     def predict(
         self,
@@ -77,6 +83,12 @@ class Probe:
             raise UserError(f"top: must be at least 1, got {top}")
         rows = [ManifestRow(info=info) for info in files_of([Path(one) for one in sources], split)]
         manifest = Manifest.from_rows(rows, "/")
+        known = sum(row.info.path in self.trained_on for row in rows)
+        if known:
+            _LOGGER.warning(
+                "%d of these %d videos trained the probe: its answers there say little",
+                *(known, len(rows)),
+            )
         few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
         extractor, classes = replace(self.extractor, reading=reading or few), self.saved.classes
         view, device = extractor.settings.view, extractor.setup.device
@@ -133,7 +145,12 @@ def load_probe(
         compile_encoder(frozen.encoder.to(setup.device))
     reading = reading or ReadingConfig()
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
-    return Probe(saved, extractor)
+    record = Path(folder) / SPLIT_FILE
+    if not record.is_file():
+        _LOGGER.warning("%s is missing: training videos are not known again", record)
+        return Probe(saved, extractor)
+    split = load_split(record)
+    return Probe(saved, extractor, frozenset(split.fit_paths + split.choose_paths))
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

@@ -23,7 +23,8 @@ from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
-from vjepa.evaluation.metrics import ClassificationMetrics
+from vjepa.evaluation.labels import SPLIT_FILE, refuse_known, size_of
+from vjepa.evaluation.metrics import CALIBRATION_ANSWERS, ClassificationMetrics
 from vjepa.evaluation.results import (
     RESULT_FILE,
     Evaluation,
@@ -44,7 +45,7 @@ from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
 JOB = "probe train"
-SPLIT_FILE = "split.json"
+ANSWERS_FILE = "answers.csv"
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
 CALIBRATION_FILE = "calibration.png"
@@ -61,7 +62,8 @@ def train(
     Args:
         config: The job.
         out: A new folder: receives the probe, ``result.json``, ``result.md``, ``split.json``,
-            ``config.yaml``, ``metrics.jsonl``, ``confusion.png`` and ``calibration.png``.
+            ``config.yaml``, ``metrics.jsonl``, ``answers.csv``, ``confusion.png`` and
+            ``calibration.png``.
         cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
     """
     with claimed_folder(out, JOB):
@@ -97,6 +99,8 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
         multi_label=inputs.labels.multi_label,
         training={
             "num_train": num_train,
+            "kind": inputs.train.kind,
+            "steps": fitted.steps,
             "train_manifest_hash": train_manifest_hash,
             "selection": [asdict(entry) for entry in fitted.selection],
             "optim": to_dict(config.optim),
@@ -107,15 +111,14 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
     test = None
     if inputs.test is not None:
         # The probe as it lies on the disk, as `evaluate` does it.
-        test = evaluate_head(
-            inputs.extractor, inputs.test, load_saved_probe(out).head, seed=config.seed
-        )
+        head, answers = load_saved_probe(out).head, out / ANSWERS_FILE
+        test = evaluate_head(inputs.extractor, inputs.test, head, seed=config.seed, answers=answers)
         times.append(time.perf_counter())
     stages = ("set-up", "features", "training", "test")
     result = ProbeResult(
         label=inputs.labels.name,
-        encoder=identity.source,
-        which=config.encoder.which,
+        encoder=identity.sentence,
+        which=identity.which,
         weights_hash=identity.weights_hash,
         num_train=num_train,
         num_classes=len(inputs.labels.classes),
@@ -128,6 +131,7 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=dict(zip(stages, np.diff(times).round(3).tolist(), strict=False)),
         folder=str(out),
+        steps=fitted.steps,
     )
     result.save(out)
     if test is not None:
@@ -145,9 +149,13 @@ def evaluate(
     cache_dir: Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
+    allow_training_videos: bool = False,
+    answers: Path | None = None,
 ) -> Evaluation:
     """Measure a saved probe; on the test videos of its training this gives the same number again.
 
+    Videos that it was trained or chosen on are refused, or with `allow_training_videos` counted.
+    Every video's answer is written to the CSV file `answers`, if it is given.
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
     """
@@ -165,14 +173,25 @@ def evaluate(
         split = open_split(
             videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
         )
+        kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
+        if split.kind != kind:
+            raise UserError(
+                f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
+                f"trained on {kind}s"
+            )
+        known = {path: size_of(path) for path in probe.trained_on}
+        remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
+        what = "training videos of this probe"
+        split = refuse_known(split, known, what, None if allow_training_videos else remedy)
         seed = int(saved.training["seed"])
-        return evaluate_head(probe.extractor, split, saved.head, seed=seed, group=group)
+        extractor, head = probe.extractor, saved.head
+        return evaluate_head(extractor, split, head, seed=seed, group=group, answers=answers)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
     """Draw the confusion matrix, and accuracy over confidence, as PNG or SVG; None: not.
 
-    Where a video may have several classes there is neither.
+    Where a video may have several classes there is neither, with few answers no calibration.
     """
     from vjepa.reporting.charts import draw_calibration, draw_confusion
 
@@ -183,7 +202,7 @@ def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None)
         title = f"{metrics.correct} of {metrics.count} right ({100 * metrics.top1:.1f} %)"
         names = [entry.name for entry in metrics.per_class]
         draw_confusion(metrics.confusion, names, confusion, title)
-    if calibration is not None:
+    if calibration is not None and metrics.count >= CALIBRATION_ANSWERS:
         title = f"{metrics.count} answers, calibration error {metrics.calibration_error:.3f}"
         draw_calibration(metrics.calibration, calibration, title)
 

@@ -49,13 +49,22 @@ class Fitted:
     """What came out of training: the chosen head, in evaluation mode on the CPU, and its form.
 
     `selection` says how every head did in the choice; empty where there was only one. `bad` are
-    the training videos that could not be read.
+    the training videos that could not be read, `steps` the updates of the head.
     """
 
     head: ProbeHead
     form: HeadConfig
     selection: tuple[HeadResult, ...]
     bad: tuple[BadVideo, ...]
+    steps: int = 0
+
+
+def steps_of(optim: ProbeOptimConfig, batches: ProbeBatches) -> int:
+    """Updates of a training."""
+    if optim.epochs is None:
+        assert optim.steps is not None
+        return optim.steps
+    return max(optim.min_steps, batches.steps_for(optim.epochs))
 
 
 def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> Fitted:
@@ -81,17 +90,19 @@ def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> F
     grid = config.grid
     with _open_batches(inputs, passes, fit) as batches:
         heads = train_heads(batches, grid, config, encoder, len(labels.classes), [MetricLog(log)])
+        steps = steps_of(config.optim, batches)
     bad = bad or batches.bad
     if len(grid) == 1:
-        return Fitted(heads[0], config.form(grid[0].kind), (), bad)
+        return Fitted(heads[0], config.form(grid[0].kind), (), bad, steps)
     selection = _choose(inputs, passes, choose, heads)
     best = next(index for index, entry in enumerate(selection) if entry.chosen)
     form = config.form(grid[best].kind)
     if inputs.validation is not None or not config.optim.refit:
-        return Fitted(heads[best], form, selection, bad)
+        return Fitted(heads[best], form, selection, bad, steps)
     with _open_batches(inputs, passes, whole) as batches:
         again = train_heads(batches, [grid[best]], config, encoder, len(labels.classes))
-    return Fitted(again[0], form, selection, bad if passes else batches.bad)
+        steps = steps_of(config.optim, batches)
+    return Fitted(again[0], form, selection, bad if passes else batches.bad, steps)
 
 
 @contextmanager
@@ -135,13 +146,10 @@ def train_heads(
         assert isinstance(head, TrainedHead)
         fresh.append(head)
     heads = ProbeHeads(fresh)
-    optim = config.optim
-    steps = optim.steps if optim.epochs is None else batches.steps_for(optim.epochs)
-    assert steps is not None
     trainer = Trainer(
         task=Classification(heads, heads.trainable()),
         batches=batches.batches,
-        optim=schedules(optim, grid, steps),
+        optim=schedules(config.optim, grid, steps_of(config.optim, batches)),
         training=TrainingConfig(
             device=config.device,
             num_threads=config.num_threads,
