@@ -5,7 +5,8 @@ compose them. :func:`config_dataclass` makes one, of fields of type int, float, 
 Literal, ``X | None``, tuple, another config dataclass or a tuple of them. A range is part of the
 type, ``Annotated[int, Field(ge=1)]`` with pydantic's ``Field``; a docstring under each field says
 what it means; ``__post_init__`` refuses bad combinations with a ``ValueError`` whose message begins
-with the field's name.
+with the field's name. ``TEXT_MEANS = "path"`` lets a text stand for the whole group:
+it is that field.
 
 Pydantic checks types and ranges. What users trip over is a wrong setting that is silently ignored,
 so the messages decide, and those are made here: one line with the file that holds the mistake, the
@@ -437,6 +438,8 @@ class _Layers:
         full = _join(path, name)
         if not name.isdigit():
             group = present if isinstance(present, dict) else {}
+            if isinstance(present, _Given) and isinstance(present.value, (str, Path)):
+                group = {"": present}
             return group | {name: self._with(group.get(name), below, given, full)}
         if present is None:
             defaults = {known: default for known, _, default in _walk(self._root, None, "")}
@@ -476,6 +479,16 @@ class _Layers:
         given = node.value if isinstance(node, _Given) else node
         if isinstance(given, cls):
             return given
+        text_means = getattr(cls, "TEXT_MEANS", None)
+        if isinstance(given, Mapping) and "" in given:
+            node = given = dict(given)
+            whole = given.pop("")
+            if text_means is None:
+                node, given = whole, whole.value
+            else:
+                given[text_means] = whole
+        elif isinstance(given, (str, Path)) and text_means is not None:
+            node = given = {text_means: node}
         known = ", ".join(field_types(cls))
         if not isinstance(given, Mapping):
             expected = f"expected a group of settings ({known})"
@@ -562,6 +575,8 @@ class _Layers:
 
 def _laid_over(present: Any, given: _Given) -> Any:
     """`present` changed by what was given: groups field by field, everything else as a whole."""
+    if isinstance(given.value, (str, Path)) and isinstance(present, dict) and present:
+        return present | {"": given}  # a text for a group: some say what it means
     if not isinstance(given.value, Mapping):
         return given
     group = dict(present) if isinstance(present, dict) else {}

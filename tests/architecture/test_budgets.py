@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 26_380
+MOST_LINES = 26_630
 MOST_FILES = 139
 MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (1763, 58),
+    "checkpoint": (1965, 67),
     "cli": (1150, 15),
     "data": (290, 3),
     "data/clips": (1580, 50),
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (1510, 38),
     "demo": (1410, 33),
     "evaluation": (3200, 79),
-    "jobs": (2050, 64),
+    "jobs": (2095, 65),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),
     "models": (1580, 44),

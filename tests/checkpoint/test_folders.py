@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import shutil
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoint.samples import model, released_file, same_outputs
 from tests.models.tiny import MODEL, clips
+from torch import nn
 
 import vjepa
 from vjepa import load_encoder
@@ -146,9 +148,75 @@ def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> N
         load_model(folder)
 
 
+@pytest.mark.parametrize("wrapped", ["whole", "part", "blocks", "parallel"])
+def test_compiled_and_wrapped_models_are_saved_as_plain_ones(tmp_path: Path, wrapped: str) -> None:
+    made = model()
+    plain, whole = copy.deepcopy(made), made
+    if wrapped == "part":
+        made.encoder = torch.compile(made.encoder, backend="eager")
+    elif wrapped == "blocks":
+        made.predictor.predictor_blocks[0] = torch.compile(made.predictor.predictor_blocks[0])
+    else:
+        whole = torch.compile(made, backend="eager")
+        whole = nn.DataParallel(whole) if wrapped == "parallel" else whole
+    folder = save_model(tmp_path / "m", whole)
+    assert not [name for name in load_file(folder / "model.safetensors") if "_orig_mod" in name]
+    assert same_outputs(load_model(folder), plain)
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    made = model()
+    made.encoder.norm.adapter = nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"2 unexpected \(encoder\.norm\.adapter.*adapters"):
+        save_model(tmp_path / "m", made)
+    with pytest.raises(UserError, match="a Encoder is no whole model"):
+        save_model(tmp_path / "m", made.target_encoder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_written_with_wrappers_names_are_read(folder: Path) -> None:
+    plain, tensors = load_model(folder), load_file(folder / "model.safetensors")
+    names = {
+        k: k.replace("encoder.", "encoder._orig_mod.").replace("blocks.1.", "blocks.1.module.")
+        for k in tensors
+    }
+    save_file({names[k]: v for k, v in tensors.items()}, folder / "model.safetensors")
+    assert same_outputs(load_model(folder), plain)
+    assert torch.equal(load_encoder(folder)(clips(1)), plain.target_encoder(clips(1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    made = model().to(dtype)
+    made.target_encoder.blocks[0].mlp.fc1.weight.data[0, :2] = torch.tensor([torch.nan, torch.inf])
+    folder = save_model(tmp_path / "m", made)
+    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc1\.weight holds 2 of .*not finite"):
+        load_encoder(folder)
+    load_encoder(folder, "context")
+
+
+def test_a_newer_version_is_named_where_reading_fails(folder: Path) -> None:
+    path = folder / "config.json"
+    good = json.loads(path.read_text())
+    for version, newer in (("9.9.0", True), (good["version"], False), ("0.0.1", False)):
+        path.write_text(json.dumps(good | {"version": version}))
+        load_model(folder)
+        unknown = json.loads(json.dumps(good | {"version": version}))
+        unknown["model"]["encoder"]["register_tokens"] = 4
+        deeper = json.loads(json.dumps(good | {"version": version}))
+        deeper["model"]["encoder"]["depth"] = 3
+        for content in (unknown, deeper):
+            path.write_text(json.dumps(content))
+            with pytest.raises(UserError) as caught:
+                load_model(folder)
+            told = "written by vjepa 9.9.0, which is newer than this" in str(caught.value)
+            assert told == newer, str(caught.value)
+
+
 def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
     made = model()
-    save_model(tmp_path / "ours", made, step=12)
+    said: dict = {"run": {"seed": 3}, "preprocess": {"clip": {"num_frames": 4, "stride": 2}}}
+    save_model(tmp_path / "ours", made, step=12, **said)
     report = convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
     assert report.is_complete
     assert same_outputs(load_model(tmp_path / "theirs.pth.tar", num_heads=3), made)
@@ -158,7 +226,8 @@ def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
     for name, tensor in made.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
     convert(tmp_path / "ours", tmp_path / "copy")
-    assert read_config(tmp_path / "copy").step == 12
+    copied = read_config(tmp_path / "copy")
+    assert (copied.step, copied.run, copied.preprocess) == (12, *said.values())
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"ours", "theirs.pth.tar", "again", "copy"}
 
@@ -183,11 +252,11 @@ def test_nothing_is_overwritten_or_left_half_done(folder: Path, tmp_path: Path) 
 
 
 def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None:
-    folder = shipped_weights()
-    model = vjepa.load_model(folder).eval()
+    model = vjepa.load_model("demo").eval()
     size = model.config.encoder
     assert (size.num_frames, size.image_size, size.width, size.depth) == (8, 32, 96, 3)
-    encoder = vjepa.load_encoder(folder).eval()
+    encoder = vjepa.load_encoder("demo").eval()
+    assert encoder.preprocess.view.crop_size == 32
     clips = torch.randn(2, 3, 8, 32, 32)
     with torch.no_grad():
         features = encoder(clips)
@@ -196,6 +265,17 @@ def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None
     assert features.isfinite().all()
     # Trained: clips differ in their features far beyond what position does.
     assert features.std(dim=0).mean() > 0.1
+
+
+def test_a_file_goes_before_a_name_and_unknown_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"vitl16: no such file.*\(demo\)"):
+        load_model("vitl16")
+    save_model("demo", model())
+    assert load_model("demo").config == MODEL
+    assert read_config(shipped_weights()).model != MODEL
 
 
 def test_the_folder_says_what_was_trained_and_how() -> None:

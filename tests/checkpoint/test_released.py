@@ -92,6 +92,14 @@ def _renamed(old: str, new: str) -> Edit:
     return lambda state: {k.replace(old, new): v for k, v in state.items()}
 
 
+def _infinite(word: str) -> Edit:
+    def edit(state: dict) -> dict:
+        name = next(k for k in state if k.endswith(word))
+        return {**state, name: torch.cat([state[name][1:], torch.tensor([torch.inf])])}
+
+    return edit
+
+
 def _code_off_by(size: float) -> Edit:
     def edit(state: dict) -> dict:
         name = next(k for k in state if k.endswith("pos_embed"))
@@ -103,9 +111,10 @@ def _code_off_by(size: float) -> Edit:
 @pytest.mark.parametrize(
     ("part", "edit", "says"),
     [
-        # Prefixes are removed once, and only at the front.
-        ("encoder", _renamed("module.", "module.module."), r"patch_embed\.proj\.weight is missing"),
-        ("encoder", _renamed("blocks.", "blocks.module."), "missing"),
+        ("encoder", _renamed("module.", "modul."), r"patch_embed\.proj\.weight is missing"),
+        ("encoder", _renamed("blocks.", "blocks.backbone."), "missing"),
+        ("encoder", lambda state: {**state, "norm.bias": torch.ones(24)}, "both module.*norm.bias"),
+        ("predictor", _infinite("norm.bias"), "predictor_norm.bias holds 1 of 12 .* not finite"),
         ("predictor", _without("blocks.0.norm1"), r"2 missing \(predictor\..*blocks\.0\.norm1"),
         ("encoder", _renamed("blocks.1.", "blocks.999999."), "12 missing .*12 unex.*999999"),
         ("encoder", _code_off_by(0.1), "pos_embed"),
@@ -123,13 +132,19 @@ def test_a_part_that_does_not_fit_is_refused(
         load_model(released_file(tmp_path, **{part: state}), num_heads=3)
 
 
-def test_fewer_prefixes_and_rounding_of_the_moving_average_are_fine(tmp_path: Path) -> None:
-    layout = released_layout(model())
-    bare = _renamed("module.", "")(layout["encoder"])
+@pytest.mark.parametrize("prefix", ["", "module.module.", "_orig_mod.module.", "module._orig_mod."])
+def test_any_prefixes_and_rounding_of_the_moving_average_are_fine(
+    tmp_path: Path, prefix: str
+) -> None:
+    made = model()
+    layout = released_layout(made)
+    other = _renamed("module.", prefix)(layout["encoder"])
+    other = _renamed("blocks.0.", "blocks.0._fsdp_wrapped_module.")(other)
     rounded = _code_off_by(1e-5)(layout["target_encoder"])
-    path = released_file(tmp_path, encoder=bare, target_encoder=rounded)
+    path = released_file(tmp_path, made, encoder=other, target_encoder=rounded)
     loaded = load_model(path, num_heads=3)
     assert torch.equal(loaded.target_encoder.pos_embed, loaded.encoder.pos_embed)
+    assert same_outputs(loaded, made)
 
 
 def test_heads_are_those_of_the_preset_or_must_be_given(tmp_path: Path) -> None:
@@ -273,6 +288,23 @@ def test_other_contents_are_refused(tmp_path: Path, content: object, says: str) 
     torch.save(content, path)
     with pytest.raises(UserError, match=says):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (np.float64(0.5), "numpy.*scalar"),
+        (np.zeros(2), "numpy.*_reconstruct"),
+        (Path("a"), r"pathlib\.\w*Path"),
+        (_Harmful(), "mkdir"),
+    ],
+)
+def test_what_is_no_plain_value_is_named(tmp_path: Path, value: object, named: str) -> None:
+    path = released_file(tmp_path, loss=value)
+    with pytest.raises(UserError, match=rf"plain values: holds \S*{named}") as caught:
+        load_model(path, num_heads=3)
+    assert str(caught.value).isprintable()
+    assert "weights_only" not in str(caught.value)
 
 
 def test_weights_without_configuration_are_refused(tmp_path: Path) -> None:

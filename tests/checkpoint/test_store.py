@@ -204,8 +204,39 @@ def test_damaged_integrity_file(store: CheckpointStore, content: str, says: str)
 
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+    with pytest.raises(UserError, match=r"no optimiser state.*keep_optimizer false"):
         _load(tmp_path)
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        load_checkpoint(tmp_path, _trained()[0].saved_modules(), None, ProcessGroup())
+
+
+def test_weights_alone_need_no_state(store: CheckpointStore) -> None:
+    folder = store.path(6)
+    objective = ToyTask(seed=5)
+    wanted = load_file(folder / "model.safetensors")
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+        load_checkpoint(folder, objective.saved_modules(), None, ProcessGroup())
+    shutil.rmtree(folder / "state")
+    load_checkpoint(folder, objective.saved_modules(), None, ProcessGroup())
+    assert all(torch.equal(v, wanted[k]) for k, v in objective.state_dict().items())
+
+
+def test_compiled_and_plain_modules_resume_from_each_other(tmp_path: Path) -> None:
+    store, (objective, optimizer) = CheckpointStore(tmp_path), _trained()
+    modules = objective.saved_modules()
+    compiled = {name: torch.compile(part, backend="eager") for name, part in modules.items()}
+    folder = store.save(3, compiled, optimizer, CONFIG, EXTRA)
+    assert not [name for name in load_file(folder / "model.safetensors") if "_orig_mod" in name]
+    for wrap in (lambda part: part, lambda part: torch.compile(part, backend="eager")):
+        other, other_optimizer = _trained(seed=1)
+        parts = {name: wrap(part) for name, part in other.saved_modules().items()}
+        assert load_checkpoint(folder, parts, other_optimizer, ProcessGroup()) == (3, EXTRA)
+        assert all(torch.equal(v, objective.state_dict()[k]) for k, v in other.state_dict().items())
+        found = optimizer_state(other_optimizer, other.saved_modules())
+        moments = optimizer_state(optimizer, modules)
+        assert found.keys() == moments.keys()
+        assert all(torch.equal(found[k]["exp_avg"], v["exp_avg"]) for k, v in moments.items())
 
 
 def test_another_model_is_refused_before_anything_changes(store: CheckpointStore) -> None:

@@ -33,6 +33,8 @@ class Optim:
 class Mask:
     """One mask kind."""
 
+    TEXT_MEANS = "kind"
+
     kind: Literal["multiblock", "tube"] = "multiblock"
     """shape of the mask,
     in two lines."""

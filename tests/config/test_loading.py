@@ -80,6 +80,27 @@ def test_a_group_may_be_given_as_yaml() -> None:
     assert (config.optim.steps, config.optim.fused, config.optim.peak_lr) == (1, True, 3.0)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["probe=tube", "probe.num_blocks=3"],
+        ["probe.num_blocks=3", "probe=tube"],
+        ["probe={kind: multiblock, num_blocks: 3}", "probe=tube"],
+        ["probe.kind=tube", "probe.num_blocks=3"],
+    ],
+)
+def test_a_text_may_stand_for_a_group_that_says_what_it_means(
+    base: Path, overrides: list[str]
+) -> None:
+    assert load_config(Root, [base], overrides).probe == Mask(kind="tube", num_blocks=3)
+
+
+def test_a_text_that_stands_for_a_group_is_checked(base: Path) -> None:
+    assert _error([base], ["probe=tub"]).startswith("command line: probe.kind: tub is not valid")
+    assert "expected a group of settings" in _error([base], ["masking=tube"])
+    assert "expected a group of settings" in _error([base], ["masking.count=prefix", "masking=a"])
+
+
 def test_null_and_regaining_a_group(base: Path) -> None:
     assert load_config(Root, [base], ["probe.kind=tube", "probe=null"]).probe is None
     assert load_config(Root, [base], ["probe=null", "probe.kind=tube"]).probe == Mask(kind="tube")

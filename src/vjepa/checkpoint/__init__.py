@@ -8,6 +8,7 @@ from vjepa.checkpoint.folder import (
     CheckpointConfig,
     Which,
     find_checkpoint,
+    locate,
     read_config,
     save_model,
 )
@@ -16,7 +17,9 @@ from vjepa.checkpoint.load import (
     load_model,
     read_encoder,
     read_model,
+    read_sizes,
     shipped_weights,
+    start_training,
 )
 from vjepa.checkpoint.released import (
     ReleasedTrainingState,
@@ -34,12 +37,15 @@ __all__ = [
     "convert",
     "find_checkpoint",
     "load_model",
+    "locate",
     "read_config",
     "read_encoder",
     "read_model",
     "read_probe",
+    "read_sizes",
     "released_layout",
     "released_training_state",
     "save_model",
     "shipped_weights",
+    "start_training",
 ]

@@ -15,15 +15,19 @@ import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
+from os import PathLike
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
@@ -39,6 +43,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 """In a run folder; holds one folder for each step that is kept."""
 FORMAT = "vjepa"
 MANIFEST_FORMAT = "vjepa-checkpoint"
+SHIPPED = Path(str(resources.files("vjepa"))) / "weights"
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 _MAX_JSON_BYTES = 1 << 24
 _MAX_SIZE = 1 << 20
@@ -48,6 +53,33 @@ _MAX_RATIO = 1000
 Which = Literal["target", "context"]
 """The two encoders of a model: the moving average, which is evaluated, and the trained one."""
 ENCODER_KEYS: dict[Which, str] = {"target": "target_encoder", "context": "encoder"}
+
+
+def locate(path: str | PathLike[str]) -> Path:
+    """What a path means, or the name of weights that come with the package (``demo``)."""
+    if not Path(path).exists() and str(path) in shipped_names():
+        return SHIPPED / path
+    return Path(path)
+
+
+def shipped_names() -> list[str]:
+    """Names of the weights that come with the package."""
+    return sorted(folder.name for folder in SHIPPED.iterdir() if folder.is_dir())
+
+
+@contextmanager
+def explained_version(source: str, version: object) -> Generator[None]:
+    """Where reading fails and a newer version wrote the file, that is said."""
+    try:
+        yield
+    except UserError as error:
+        ours, theirs = (re.findall(r"\d+", str(of)) for of in (__version__, version))
+        if [int(n) for n in theirs] <= [int(n) for n in ours]:
+            raise
+        raise UserError(
+            f"{source}: written by vjepa {version}, which is newer than this {__version__}: "
+            f"upgrade vjepa to read it ({error})"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -63,6 +95,8 @@ class CheckpointConfig:
     """The resolved config of the run that wrote it, in plain values; empty if there was none."""
     preprocess: dict[str, Any]
     """How the encoder's input is made of a video; empty where that was not recorded."""
+    version: str
+    """Of vjepa, that wrote it."""
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -82,7 +116,8 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path means: itself, or the newest of a run folder."""
+    """The checkpoint folder that a path or name means: itself, or the newest of a run folder."""
+    path = locate(path)
     folder = path.parent if path.name == WEIGHTS_FILE else path
     if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / CONFIG_FILE).exists():
         found = step_folders(folder / CHECKPOINTS_FOLDER)
@@ -115,13 +150,15 @@ def read_config(folder: Path) -> CheckpointConfig:
         )
     if not isinstance(content.get("model"), dict):
         raise UserError(f"{path}: has no group 'model' with the sizes of the model")
-    model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
+    version = str(content.get("version", ""))
+    with explained_version(str(path), version):
+        model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
     step, objective = content.get("step", 0), content.get("objective")
     if not isinstance(step, int) or not isinstance(objective, str):
         raise UserError(f"{path}: step {step!r} or objective {objective!r} cannot be")
     groups = (content.get(name) for name in ("run", "preprocess"))
     run, preprocess = (group if isinstance(group, dict) else {} for group in groups)
-    return CheckpointConfig(step, objective, model, run, preprocess)
+    return CheckpointConfig(step, objective, model, run, preprocess, version)
 
 
 @dataclass(frozen=True)
@@ -137,6 +174,8 @@ class Held:
     dropped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """The last two as in the report of loading."""
+    version: str = ""
+    """Of vjepa, that wrote it."""
 
 
 def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Held:
@@ -157,7 +196,7 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
         if isinstance(value, int | float) and value > limit:
             raise UserError(f"{folder / CONFIG_FILE}: {name} {value} cannot be")
     with opened_weights(weights) as file:
-        names = list(file.keys())
+        names = plain_names(file.keys(), str(weights))
     depth = max(encoder.depth, predictor.depth)
     if depth > len(names):
         raise UserError(
@@ -171,12 +210,14 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
                 f"{folder}: a {config.objective}-prediction checkpoint has no target encoder; "
                 "use load_encoder"
             )
-        return Held(str(folder), kind, encoder, predictor, read_weights(weights))
+        tensors = read_weights(weights)
+        return Held(str(folder), kind, encoder, predictor, tensors, version=config.version)
     key = ENCODER_KEYS[which]
     if of and not any(name.startswith(f"{key}.") for name in names):
         key = "encoder"
     kind += f", its {key.replace('_', ' ')}"
-    return Held(str(folder), kind, encoder, predictor, read_weights(weights, prefix=f"{key}."))
+    tensors = read_weights(weights, prefix=f"{key}.")
+    return Held(str(folder), kind, encoder, predictor, tensors, version=config.version)
 
 
 @contextmanager
@@ -192,11 +233,11 @@ def opened_weights(path: Path) -> Generator[safe_open]:
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose name begins with `prefix`, without it."""
+    """Tensors of a safetensors file whose plain name begins with `prefix`, without it."""
     with opened_weights(path) as file:
         return {
-            name.removeprefix(prefix): file.get_tensor(name)
-            for name in file.keys()  # noqa: SIM118 - the handle is not iterable
+            name.removeprefix(prefix): file.get_tensor(stored)
+            for name, stored in plain_names(file.keys(), str(path)).items()
             if name.startswith(prefix)
         }
 
@@ -209,25 +250,49 @@ def write_weights(
     Tensors have full names, and keep their dtype; `config` holds ``objective``, ``model`` and
     ``run`` as plain JSON types.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    names = plain_names(tensors, str(folder))
+    plain = {name: tensors[full].detach().cpu().contiguous() for name, full in names.items()}
     save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     header = {"format": FORMAT, "version": __version__, "step": step}
     write_json(folder / CONFIG_FILE, header | dict(config))
 
 
 def save_model(
-    folder: str | Path, model: VJEPA, *, step: int = 0, run: Mapping[str, Any] | None = None
+    folder: str | Path,
+    model: nn.Module,
+    *,
+    step: int = 0,
+    run: Mapping[str, Any] | None = None,
+    preprocess: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as a checkpoint folder, in its dtype; whoever sees the folder sees all of it.
 
+    `model` is a :class:`vjepa.models.VJEPA`; it, or parts of it, may be compiled or wrapped by
+    ``DistributedDataParallel``.
+
     Raises:
-        UserError: The folder exists, or cannot be written (full disk, no permission).
+        UserError: The folder exists, or cannot be written (full disk, no permission); or the model
+            has other tensors than its config says, which no reader would take.
     """
     folder = Path(folder)
     require_absent(folder)
-    config = {"objective": "vjepa", "model": to_dict(model.config), "run": dict(run or {})}
+    inner = model
+    while not isinstance(inner, VJEPA):
+        wrapped = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if wrapped is None:
+            raise UserError(f"{folder}: a {type(model).__name__} is no whole model: give the VJEPA")
+        inner = wrapped
+    tensors = {plain_name(name): tensor for name, tensor in inner.state_dict().items()}
+    with torch.device("meta"):
+        wanted = shapes(VJEPA(inner.config).state_dict())
+    compare(str(folder), "", shapes(tensors), wanted).require_complete(
+        "nothing was written: merge or remove adapters and other changes first"
+    )
+    config = {"objective": "vjepa", "model": to_dict(inner.config), "run": dict(run or {})}
+    if preprocess:
+        config["preprocess"] = dict(preprocess)
     with explained_writing(folder, also=RuntimeError), atomic_folder(folder) as aside:
-        write_weights(aside, model.state_dict(), step, config)
+        write_weights(aside, tensors, step, config)
     return folder
 
 

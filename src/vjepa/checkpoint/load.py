@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,39 +10,52 @@ from torch import nn
 
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
+    SHIPPED,
     WEIGHTS_FILE,
     Held,
     Which,
+    explained_version,
     explained_writing,
     find_checkpoint,
+    locate,
     open_folder,
     read_config,
     require_absent,
     save_model,
+    shipped_names,
 )
 from vjepa.checkpoint.inference import buildable
-from vjepa.checkpoint.released import open_released, released_layout, released_step
+from vjepa.checkpoint.released import (
+    open_released,
+    released_layout,
+    released_step,
+    released_training_state,
+)
+from vjepa.checkpoint.state import load_optimizer_state, load_whole
+from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path
 
 
 def shipped_weights() -> Path:
     """The checkpoint folder that comes with the package; `README.md` in it is the model card."""
-    return find_checkpoint(Path(str(resources.files("vjepa") / "weights" / "demo")))
+    return find_checkpoint(SHIPPED / "demo")
 
 
 def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
     """Load encoder, target encoder and predictor, strictly: float32, CPU, evaluation mode.
 
-    `path` is a checkpoint folder of ours, a run folder (its latest checkpoint), or the authors'
-    ``.pth.tar`` file, which needs `num_heads` where its size is no preset.
+    `path` is a checkpoint folder of ours, a run folder (its latest checkpoint), the name of weights
+    that come with the package (``demo``), or the authors' ``.pth.tar`` file, which needs
+    `num_heads` where its size is no preset.
 
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    held = _open(Path(path), None, num_heads)
+    held = _open(path, None, num_heads)
     assert held.predictor is not None
     with buildable("model", held.source), torch.device("meta"):
         model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
@@ -64,7 +77,7 @@ def read_encoder(
     """
     if which not in ("target", "context"):
         raise UserError(f"which: {which!r} must be 'target' or 'context'")
-    held = _open(Path(path), which, num_heads)
+    held = _open(path, which, num_heads)
     with torch.device("meta"):
         encoder = Encoder(held.encoder)
     report = _fill(encoder, held)
@@ -77,30 +90,78 @@ def load_model(path: str | Path, num_heads: int | None = None) -> VJEPA:
     return read_model(path, num_heads)[0]
 
 
-def _open(path: Path, which: Which | None, num_heads: int | None) -> Held:
+def _open(path: str | Path, which: Which | None, num_heads: int | None) -> Held:
+    """What a path or name holds of a model, or of one encoder."""
     if _is_ours(path):
-        return open_folder(find_checkpoint(path), which, num_heads)
-    return open_released(path, which, num_heads)
+        return open_folder(find_checkpoint(Path(path)), which, num_heads)
+    return open_released(Path(path), which, num_heads)
 
 
 def _fill(module: nn.Module, held: Held) -> LoadReport:
-    return load_strictly(
-        module, held.tensors, held.source, held.kind, dropped=held.dropped, notes=held.notes
-    )
+    with explained_version(held.source, held.version):
+        return load_strictly(
+            module, held.tensors, held.source, held.kind, dropped=held.dropped, notes=held.notes
+        )
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether to read a path as a folder of ours; otherwise it is a file of torch."""
+def _is_ours(path: str | Path) -> bool:
+    """Whether to read a path or name as a folder of ours; otherwise it is a file of torch."""
+    path = locate(path)
     if path.is_dir() or path.name == WEIGHTS_FILE:
         return True
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise UserError(
+            f"{path}: no such file or folder; give a run, a checkpoint folder, an authors' file, "
+            f"or the name of weights that come with vjepa ({', '.join(shipped_names())})"
+        )
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path}: weights without their configuration; give the folder that holds "
             f"{WEIGHTS_FILE} and {CONFIG_FILE}"
         )
     return False
+
+
+def read_sizes(path: str | Path, num_heads: int | None = None) -> ModelConfig:
+    """The sizes of the model that :func:`read_model` would read."""
+    if _is_ours(path):
+        return read_config(find_checkpoint(Path(path))).model
+    held = open_released(Path(path), None, num_heads)
+    assert held.predictor is not None
+    return ModelConfig(encoder=held.encoder, predictor=held.predictor)
+
+
+def start_training(
+    path: Path,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    keep: bool | None,
+    group: ProcessGroup,
+) -> tuple[int | None, str]:
+    """Load what :func:`read_model` reads into a training: weights, and the optimiser's state.
+
+    `keep` says whether that is taken over; None: where there is one. `modules` are those of
+    :class:`vjepa.tasks.Task`, perhaps sharded. Returned are the updates behind the state, None
+    without it, and what was read, in words.
+
+    Raises:
+        UserError: As :func:`read_model`; or no state is there that must be.
+    """
+    if _is_ours(path):
+        folder = find_checkpoint(path)
+        keep = has_state(folder) if keep is None else keep
+        step, _ = load_checkpoint(folder, modules, optimizer if keep else None, group)
+        return (step if keep else None), str(folder)
+    # Heads change no tensor; any number that the widths allow will do to look at them.
+    held = open_released(path, None, 1)
+    report = load_whole(modules, held.tensors, held.source, "nothing was loaded", held.dropped)
+    keep = released_step(path) > 0 if keep is None else keep
+    if not keep:
+        return None, str(report)
+    state = released_training_state(path)
+    trained = {name: modules[name] for name in ("encoder", "predictor")}
+    load_optimizer_state(optimizer, trained, state.moments, str(path))
+    return state.step, str(report)
 
 
 def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> LoadReport:
@@ -119,9 +180,11 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
     else:
-        ours = _is_ours(src)
-        step = read_config(find_checkpoint(src)).step if ours else released_step(src)
-        save_model(dst, model, step=step)
+        about = read_config(find_checkpoint(src)) if _is_ours(src) else None
+        if about is None:
+            save_model(dst, model, step=released_step(src))
+        else:
+            save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
     written = load_model(dst, model.config.encoder.heads).state_dict()
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, written[name]):

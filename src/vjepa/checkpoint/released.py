@@ -139,7 +139,7 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not isinstance(states, dict):
-        raise UserError(f"{path}: holds no optimiser state; start training from its weights only")
+        raise UserError(f"{path}: holds no optimiser state; start with keep_optimizer false")
     if len(groups) != len(_GROUPS):
         raise UserError(f"{path}: its optimiser has {len(groups)} groups, not {len(_GROUPS)}")
     moments: Moments = {}

@@ -6,7 +6,7 @@ Under FSDP2 every process holds a part of each parameter and its moments, as a D
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vjepa.checkpoint.strict import LoadReport, compare, plain_name, require_finite, shapes
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
 
@@ -48,7 +49,7 @@ def parameter_groups(modules: Mapping[str, nn.Module]) -> list[ParameterGroup]:
     for decayed in (True, False):
         for module_name, module in modules.items():
             members = {
-                f"{module_name}.{name}": parameter
+                f"{module_name}.{plain_name(name)}": parameter
                 for name, parameter in module.named_parameters()
                 if parameter.requires_grad and is_decayed(name, parameter) == decayed
             }
@@ -88,6 +89,7 @@ def load_optimizer_state(
         UserError: A name that is no trained parameter, or a moment of another shape.
     """
     parameters = named_parameters(modules)
+    state = {plain_name(name): moments for name, moments in state.items()}
     for name, moments in state.items():
         if name not in parameters:
             raise UserError(
@@ -132,11 +134,28 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load whole weights, the same in every process, into a module that may be sharded."""
+def load_whole(
+    modules: Mapping[str, nn.Module],
+    weights: Mapping[str, Tensor],
+    source: str,
+    remedy: str,
+    dropped: Sequence[str] = (),
+) -> LoadReport:
+    """Load whole weights, the same in every process, into modules that may be sharded.
+
+    Raises:
+        UserError: Something is missing, unexpected, of another shape or not finite; nothing was
+            loaded.
+    """
+    state = nn.ModuleDict(modules).state_dict()
+    targets = {plain_name(name): target for name, target in state.items()}
+    report = compare(source, "weights", shapes(weights), shapes(targets), dropped)
+    report.require_complete(remedy)
+    require_finite(source, weights)
     with torch.no_grad():
-        for name, target in module.state_dict().items():
+        for name, target in targets.items():
             target.copy_(part_like(weights[name], target))
+    return report
 
 
 def cpu_copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,7 +200,7 @@ def read_state(folder: Path, parameters: Mapping[str, Tensor], group: ProcessGro
     flat: dict[str, Tensor] = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
-            like = parameters.get(name.rpartition("/")[0])
+            like = parameters.get(plain_name(name.rpartition("/")[0]))
             if isinstance(like, DTensor) and like.shape == entry.size:
                 flat[name] = torch.empty_like(like, requires_grad=False)
             else:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.checkpoint.folder import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
     STATE_FOLDER,
     TRAINER_FILE,
     WEIGHTS_FILE,
+    explained_version,
     explained_writing,
-    opened_weights,
     read_json,
+    read_weights,
     step_folder,
     step_folders,
     verify_checkpoint,
@@ -33,14 +36,13 @@ from vjepa.checkpoint.state import (
     Moments,
     cpu_copies,
     load_optimizer_state,
+    load_whole,
     named_parameters,
     optimizer_state,
-    part_like,
     read_state,
     whole,
     write_state,
 )
-from vjepa.checkpoint.strict import compare, shapes
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import PARTIAL_SUFFIX, atomic_folder
@@ -228,27 +230,37 @@ def load_checkpoint(
     """Verify a checkpoint of a training run and load it: completely, or not at all.
 
     It may have been written by another number of processes, sharded or not. `modules` are those of
-    :meth:`CheckpointStore.save`; without an `optimizer` only weights are loaded. Returned are the
-    updates done and what the trainer stored for itself.
+    :meth:`CheckpointStore.save`; without an `optimizer` only weights are loaded, which a folder of
+    weights alone (saved or converted) will do for. Returned are the updates done and what the
+    trainer stored for itself.
 
     Raises:
         UserError: Truncated, altered, foreign, or of another shape; the message names the file and,
             where an older checkpoint is there, how to go back to it.
     """
-    group.on_main(lambda: _verify(folder))
-    trainer = read_json(folder / TRAINER_FILE)
-    path, targets = folder / WEIGHTS_FILE, nn.ModuleDict(modules).state_dict()
-    with opened_weights(path) as file, torch.no_grad():
-        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        report = compare(str(path), "weights", found, shapes(targets))
-        report.require_complete("use the model config stored beside it in config.json")
-        for name, target in targets.items():
-            target.copy_(part_like(file.get_tensor(name), target))
+    bare = not has_state(folder)
+    if bare and optimizer is not None:
+        raise UserError(
+            f"{folder}: holds weights alone and no optimiser state; start from them with "
+            "keep_optimizer false"
+        )
+    if not bare:
+        group.on_main(lambda: _verify(folder))
+    path = folder / WEIGHTS_FILE
+    with explained_version(str(folder), read_json(folder / CONFIG_FILE).get("version")):
+        remedy = "nothing was loaded, use the model config stored beside it in config.json"
+        load_whole(modules, read_weights(path), str(path), remedy)
+    trainer = {"step": 0, "extra": {}} if bare else read_json(folder / TRAINER_FILE)
     if optimizer is not None:
         source = folder / STATE_FOLDER
         state = read_state(source, named_parameters(modules), group)
         load_optimizer_state(optimizer, modules, state, str(source))
     return int(trainer["step"]), dict(trainer["extra"])
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a folder is a training run's checkpoint (perhaps damaged), not weights alone."""
+    return (folder / MANIFEST_FILE).exists() or (folder / STATE_FOLDER).exists()
 
 
 def _verify(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vjepa.errors import UserError
 
 _SHOWN = 8
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 Shape = Sequence[int]
 
 
@@ -52,9 +53,7 @@ class LoadReport:
             "of another shape": self.resized,
         }
         said = "; ".join(f"{len(v)} {k} ({_listed(v)})" for k, v in faults.items() if v)
-        raise UserError(
-            f"{self.source}: does not fit the model: {said}; nothing was loaded, {remedy}"
-        )
+        raise UserError(f"{self.source}: does not fit the model: {said}; {remedy}")
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.kind}", f"  matched     {len(self.matched)} tensors"]
@@ -94,6 +93,35 @@ def compare(
     )
 
 
+def plain_name(name: str) -> str:
+    """A tensor's name without what compiling and the wrappers of parallel training put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def plain_names(names: Iterable[str], source: str, front: str = "") -> dict[str, str]:
+    """Names by :func:`plain_name` and without `front`; two that become one are refused."""
+    plain: dict[str, str] = {}
+    for name in names:
+        short = plain_name(name).removeprefix(front)
+        if short in plain:
+            raise UserError(
+                f"{source}: holds both {plain[short]} and {name}; save the model without wrappers"
+            )
+        plain[short] = name
+    return plain
+
+
+def require_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights with NaN or infinity: every feature would be NaN."""
+    for name, tensor in tensors.items():
+        bad = tensor.numel() - int(tensor.isfinite().sum())
+        if bad:
+            raise UserError(
+                f"{source}: {name} holds {bad} of {tensor.numel()} numbers that are not finite: "
+                "that training diverged; take an earlier checkpoint of it"
+            )
+
+
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
     """Names and shapes, for :func:`compare`."""
     return {name: tensor.shape for name, tensor in tensors.items()}
@@ -107,7 +135,7 @@ def load_strictly(
     *,
     dropped: Sequence[str] = (),
     notes: Sequence[str] = (),
-    remedy: str = "use the file that belongs to this architecture",
+    remedy: str = "nothing was loaded, use the file that belongs to this architecture",
 ) -> LoadReport:
     """Put a file's tensors into a module, which may stand on the meta device.
 
@@ -115,10 +143,12 @@ def load_strictly(
     are not saved stay as they are. The other arguments are those of the report.
 
     Raises:
-        UserError: Something is missing, unexpected or of another shape; the module is untouched.
+        UserError: Something is missing, unexpected, of another shape or not finite; the module is
+            untouched.
     """
     report = compare(source, kind, shapes(stored), shapes(module.state_dict()), dropped, notes)
     report.require_complete(remedy)
+    require_finite(source, stored)
     copies = {
         # Counters such as a batch norm's are whole numbers and stay so: they are in a weights hash.
         name: (tensor.float() if tensor.is_floating_point() else tensor).detach().clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vjepa.checkpoint.strict import plain_names
 from vjepa.errors import UserError
 
 _OLD_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
@@ -28,6 +30,8 @@ _DAMAGED = (
     struct.error,
 )
 """What unpickling raises, by Python's documentation and by trial, when bytes were changed."""
+_FOUND = re.compile(r"GLOBAL ([\w.]+)|(?:class|global|type) `?<?'?([\w.]+\.\w+)")
+"""What torch names in its refusal, among advice that does not fit here."""
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
@@ -51,9 +55,11 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
+        found = _FOUND.search(str(error))
+        what = f"holds {found[1] or found[2]}" if found else "the list of its content is damaged"
         raise UserError(
-            f"{path}: not a checkpoint of tensors and plain values ({_first_line(error)}); "
-            "anything else is refused because loading it could run code"
+            f"{path}: not a checkpoint of tensors and plain values: {what}; anything else is "
+            "refused because loading it could run code: save it without (a NumPy number as float)"
         ) from error
     except _DAMAGED as error:
         raise UserError(
@@ -68,20 +74,19 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Tensor]:
     """The state dict under a key, names without the training wrappers' prefixes.
 
-    ``module.`` comes from the distributed wrapper, ``backbone.`` from the multi-mask wrapper; each
-    is removed once, at the front only.
+    ``module.`` comes from the distributed wrapper, ``_orig_mod.`` from compiling, ``backbone.``, at
+    the front only, from the multi-mask wrapper.
     """
     state = content.get(key)
     if state is None:
         raise UserError(f"{path}: has no entry '{key}'; it holds {', '.join(map(str, content))}")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: the entry '{key}' is not a dict of tensors")
-    return {
-        str(name).removeprefix("module.").removeprefix("backbone."): tensor
-        for name, tensor in state.items()
-    }
+    plain = plain_names(map(str, state), f"{path} ({key})", front="backbone.")
+    return {short: state[name] for short, name in plain.items()}
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".")[:120] if lines else type(error).__name__
+    shown = "".join(filter(str.isprintable, lines[0])) if lines else type(error).__name__
+    return shown.rstrip(".")[:120]

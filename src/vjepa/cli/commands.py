@@ -76,9 +76,10 @@ def _pretrain(args: argparse.Namespace) -> int:
     config = resolve_config(args, files)
     if args.out is None:
         raise UserError("pretrain needs --out DIR, the folder that the run is written to")
-    from vjepa.jobs.pretrain import run
+    from vjepa.jobs.pretrain import run, sized_as_source
     from vjepa.runtime.distributed import world
 
+    config = sized_as_source(config, args.out)
     is_main = world().is_main
     if is_main:
         print(dump_yaml(config), end="")

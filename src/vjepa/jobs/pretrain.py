@@ -11,9 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vjepa.checkpoint import find_checkpoint, read_model, released_training_state
-from vjepa.checkpoint.state import load_optimizer_state, load_whole
-from vjepa.checkpoint.store import load_checkpoint
+from vjepa.checkpoint import read_sizes, start_training
 from vjepa.config import (
     RESOLVED_CONFIG_FILE,
     config_dataclass,
@@ -95,18 +93,27 @@ class DataConfig:
 
 @config_dataclass
 class ContinueConfig:
-    """Start from another run's or the authors' checkpoint instead of random weights."""
+    """Start from another run's or the authors' weights, and their sizes, instead of random ones."""
+
+    TEXT_MEANS = "path"
 
     path: Path
-    """Checkpoint or run folder of ours, or a released `.pth.tar` file."""
-    keep_optimizer: bool = True
-    """Take over optimiser state and step, as if training had never stopped; false: weights only."""
+    """Run, checkpoint or converted folder, `.pth.tar` file, or the name of weights that come with
+    vjepa (`demo`). `continue_from: PATH` is short for this."""
+    keep_optimizer: bool | None = None
+    """Take over optimiser state and step, as if training had never stopped; false: weights only,
+    from update 0; null: the state where there is one."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Number of updates behind the weights, which is where the schedules go on; null: as the
-    optimiser's own count in the file says. Only together with `keep_optimizer`."""
+    optimiser's own count in the file says. Only with the optimiser's state."""
+    input_size: Literal["weights", "config"] = "weights"
+    """Pixels and frames of the clips: as the weights were made for, or as the config says; then
+    position codes are computed for that size."""
+    num_heads: Count | None = None
+    """Attention heads, for an authors' file of a size that is no preset."""
 
     def __post_init__(self) -> None:
-        if self.step is not None and not self.keep_optimizer:
+        if self.step is not None and self.keep_optimizer is False:
             raise ValueError("step: needs keep_optimizer true; weights alone start at update 0")
 
 
@@ -245,6 +252,50 @@ def check_same_run(config: PretrainConfig, out: Path) -> None:
         )
 
 
+def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
+    """The config with the sizes of what it continues from; those of the run in `out`, if begun.
+
+    Raises:
+        UserError: The source cannot be read, or its sizes do not go with the rest of the config.
+    """
+    start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
+    if start is None:
+        return config
+    own, encoder = config.model, None
+    begun = load_config(PretrainConfig, [stored]) if stored.is_file() else None
+    if begun is not None and begun.continue_from == start:
+        model, encoder = begun.model, begun.model.encoder
+    elif start.num_heads is not None:
+        model = read_sizes(start.path, start.num_heads)
+    else:
+        # An authors' file does not say its heads: a config that describes the model does.
+        try:
+            model = read_sizes(start.path, own.encoder.heads)
+            found = model.encoder
+            described = (found.width, found.depth) == (own.encoder.width, own.encoder.depth)
+        except UserError:
+            described = False
+        model = model if described else read_sizes(start.path)
+    try:
+        if encoder is None:
+            encoder = model.encoder
+            if start.input_size == "config":
+                size, frames = own.encoder.image_size, own.encoder.num_frames
+                encoder = replace(encoder, image_size=size, num_frames=frames)
+        data = replace(
+            config.data,
+            clip=replace(config.data.clip, num_frames=encoder.num_frames),
+            transform=replace(config.data.transform, crop_size=encoder.image_size),
+        )
+        made = replace(config, model=replace(model, encoder=encoder), data=data)
+    except ValueError as error:
+        raise UserError(f"continue_from.path: {start.path} does not fit: {error}") from error
+    changed = diff(config, made)
+    if changed:
+        _LOGGER.info("sizes from %s: %s", start.path, "; ".join(changed))
+    return made
+
+
 def run(
     config: PretrainConfig,
     out: str | Path,
@@ -262,7 +313,9 @@ def run(
         TrainingStopped: The loss or a gradient became non-finite.
         LostProcessError: Another process of the job ended or hung.
     """
-    out, start = Path(out), config.continue_from
+    out = Path(out)
+    config = sized_as_source(config, out)
+    start = config.continue_from
     device = set_up_device(config.training.device, config.training.precision).device
     with ExitStack() as stack:
         group = stack.enter_context(
@@ -325,29 +378,18 @@ def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     """Load another checkpoint's weights and, if wanted, its moments; the step to go on from."""
-    optimizer, task = trainer.learner.optimizer, trainer.task
-    if config.path.is_dir():
-        folder = find_checkpoint(config.path)
-        moments = optimizer if config.keep_optimizer else None
-        step, _ = load_checkpoint(folder, task.saved_modules(), moments, trainer.group)
-        _LOGGER.info("continuing from %s (step %d)", folder, step)
-    else:
-        if not isinstance(task, FeaturePrediction):
-            raise UserError(f"{config.path}: holds feature prediction; set objective.name to vjepa")
-        model, report = read_model(config.path, num_heads=task.config.encoder.heads)
-        different = "; ".join(diff(model.config, task.config))
-        if different:
-            raise UserError(
-                f"{config.path}: is of another model than the config's `model` ({different})"
-            )
-        _LOGGER.info("%s", report)
-        for name, module in task.saved_modules().items():
-            load_whole(module, model.get_submodule(name).state_dict())
-        state = released_training_state(config.path) if config.keep_optimizer else None
-        step = state.step if state else 0
-        if state is not None:
-            trained = trainer.learner.modules
-            load_optimizer_state(optimizer, trained, state.moments, str(config.path))
-    if not config.keep_optimizer:
+    modules, optimizer = trainer.task.saved_modules(), trainer.learner.optimizer
+    keep = config.keep_optimizer
+    step, read = start_training(config.path, modules, optimizer, keep, trainer.group)
+    if step is None:
+        _LOGGER.info("starting at update 1 with the weights of %s", read)
         return 0
-    return step if config.step is None else config.step
+    step = step if config.step is None else config.step
+    if step >= trainer.optim.steps:
+        raise UserError(
+            f"continue_from.path: {config.path} stands after {step} updates, and optim.steps is "
+            f"{trainer.optim.steps}: raise that, or start a new schedule from its weights with "
+            "--continue_from.keep_optimizer false"
+        )
+    _LOGGER.info("going on after update %d of %s", step, read)
+    return step
