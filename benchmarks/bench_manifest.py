@@ -164,7 +164,7 @@ def _worker(folder: Path) -> dict[str, Any]:
     from vjepa.runtime.workers import WorkerPool
 
     manifest = Manifest.open(folder / "rows.parquet")
-    pool = WorkerPool(_resident_mb, 1, 60.0)
+    pool = WorkerPool(_resident_mb, 1, 60.0, imports_main=True)
     try:
         pool.submit(manifest.row(len(manifest) // 2))
         outcomes = []

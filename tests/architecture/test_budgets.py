@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 26_630
+MOST_LINES = 26_780
 MOST_FILES = 139
 MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
@@ -24,7 +24,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (1150, 15),
     "data": (290, 3),
     "data/clips": (1580, 50),
-    "data/loader": (1180, 18),
+    "data/loader": (1240, 18),
     "data/manifest": (1750, 37),
     "data/prepare": (1300, 37),
     "data/video": (1510, 38),
@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 16),
     "models": (1580, 44),
     "reporting": (800, 33),
-    "runtime": (1905, 47),
+    "runtime": (1960, 48),
     "tasks": (740, 19),
     "top level": (920, 27),
     "training": (1290, 29),

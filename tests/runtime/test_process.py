@@ -8,11 +8,14 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from vjepa.runtime import process
 from vjepa.runtime.process import (
+    available_bytes,
     keep_freed_memory,
     prevent_openmp_spinning,
     resident_bytes,
@@ -118,3 +121,22 @@ def test_resident_memory_grows_with_what_is_held() -> None:
 def test_the_limit_holds_for_what_comes_after_it() -> None:
     command = [sys.executable, "-c", _TAKE_TOO_MUCH]
     assert subprocess.check_output(command, text=True) == "refused\n"
+
+
+def test_free_memory_is_less_than_all_of_it() -> None:
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = available_bytes()
+    assert available is not None
+    assert 0 < available <= everything
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch) -> None:
+    """What files hold in memory is free; a group without a limit says nothing."""
+    files = {"memory.max": "900000", "memory.current": "700000", "memory.stat": "anon 1"}
+    files["memory.stat"] += "\ninactive_file 300000\n"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(process, "_CGROUPS", tmp_path)
+    assert available_bytes() == 500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes() > 10**7

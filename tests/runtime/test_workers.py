@@ -172,7 +172,7 @@ def test_cancel_forgets_jobs_and_close_leaves_no_process(pipe: str) -> None:
 def test_workers_that_cannot_start_are_a_clear_error(pool: WorkerPool, monkeypatch) -> None:
     monkeypatch.setattr(workers, "_serve", _leave_at_once)
     pool.submit(("double", 1))
-    with pytest.raises(UserError, match=r"could not start .* `if __name__"):
+    with pytest.raises(UserError, match=r"could not start .* with num_workers 0"):
         _finish(pool, 1)
 
 
@@ -194,7 +194,7 @@ def test_workers_end_with_a_parent_that_is_killed(pipe: str, tmp_path: Path) -> 
                 return Path(path).read_bytes()
 
             if __name__ == "__main__":
-                pool = WorkerPool(task, 2, 60.0)
+                pool = WorkerPool(task, 2, 60.0, imports_main=True)
                 pool.submit(__file__)
                 while not pool.wait(5.0):
                     pass

@@ -88,18 +88,29 @@ class CountingBatch(ToyBatch):
     num_bad: int
 
 
+class SignallingBatch:
+    """A batch that sends signals to the process when a step first uses it."""
+
+    def __init__(self, batch: ToyBatch, numbers: Sequence[signal.Signals]) -> None:
+        self._batch, self._numbers = batch, list(numbers)
+
+    def __getattr__(self, name: str) -> Any:
+        while self._numbers:
+            signal.raise_signal(self._numbers.pop())
+        return getattr(self._batch, name)
+
+
 class InterruptedData(ToyData):
-    """Sends a signal to the process while a batch is being fetched."""
+    """Sends signals to the process during a step."""
 
-    def __init__(self, at_step: int, number: signal.Signals = signal.SIGINT) -> None:
+    def __init__(self, at_step: int, *numbers: signal.Signals) -> None:
         super().__init__()
-        self._at_step, self._number = at_step, number
+        self._at_step, self._numbers = at_step, numbers or (signal.SIGINT,)
 
-    def batches(self, start_step: int, stop_step: int) -> Iterator[ToyBatch]:
+    def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
         for batch in super().batches(start_step, stop_step):
-            if self.served[-1] == self._at_step:
-                signal.raise_signal(self._number)
-            yield batch
+            is_now = self.served[-1] == self._at_step
+            yield SignallingBatch(batch, self._numbers) if is_now else batch
 
 
 def test_training_learns_and_reports(tmp_path: Path) -> None:
@@ -295,17 +306,29 @@ def test_signal_without_a_folder_says_that_nothing_is_saved(
     assert "nothing was saved" in caplog.text
 
 
-def test_second_signal_aborts_and_a_resume_still_works(tmp_path: Path) -> None:
-    class Impatient(ToyData):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_data_is_waited_for_ends_at_once(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    class Endless(ToyData):
         def batches(self, start_step: int, stop_step: int) -> Iterator[ToyBatch]:
             for batch in super().batches(start_step, stop_step):
                 if self.served[-1] == 7:
-                    signal.raise_signal(signal.SIGINT)
-                    signal.raise_signal(signal.SIGINT)
+                    signal.raise_signal(number)
+                    raise AssertionError("it went on waiting")
                 yield batch
 
+    result = make_trainer(tmp_path, data=Endless()).fit()
+    assert (result.step, result.interrupted) == (7, True)
+    assert result.requeue == (number != signal.SIGINT)
+    data = ToyData()
+    assert make_trainer(tmp_path, data).fit().step == 12
+    assert data.served[0] == 7
+
+
+def test_second_signal_aborts_and_a_resume_still_works(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path, data=Impatient()).fit()
+        make_trainer(tmp_path, data=InterruptedData(7, signal.SIGINT, signal.SIGINT)).fit()
     data = ToyData()
     assert make_trainer(tmp_path, data).fit().step == 12
     assert data.served[0] == 5

@@ -54,8 +54,7 @@ def write_synthetic_set(
     Args:
         config: What to draw.
         out: Folder to write into; made if it is not there.
-        workers: Processes to draw with; 1 draws in this process. With more, a script that calls
-            this needs the usual `if __name__ == "__main__":` guard.
+        workers: Processes to draw with; 1 draws in this process.
         progress: Called with (clips done, clips in all), also for clips found complete.
 
     Returns:

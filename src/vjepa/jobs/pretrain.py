@@ -180,6 +180,7 @@ _MAY_CHANGE = (
     "optim.accumulation_steps",
     "data.loader.num_workers",
     "data.loader.prefetch_batches",
+    "data.loader.max_queue_gigabytes",
     "data.loader.frame_cache_gigabytes",
     "data.loader.frame_cache_folder",
     "training.device",

@@ -17,6 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 _LARGEST_BLOCK = 1 << 30
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def prevent_openmp_spinning(environment: MutableMapping[str, str] = os.environ) -> bool:
@@ -94,3 +95,27 @@ def resident_bytes(pid: int | None = None) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_bytes() -> int | None:
+    """Memory that this process could take without swapping (Linux, containers included), or None.
+
+    Pages that hold files count as available: the system gives them up when asked.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = 1024 * int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    # Of the second and the first version of control groups.
+    v2 = (_CGROUPS, "memory.max", "memory.current", "inactive_file")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for folder, limit, used, files in (v2, (_CGROUPS / "memory", *v1)):
+        try:
+            stat = dict(line.split() for line in (folder / "memory.stat").open())
+            free = int((folder / limit).read_text()) - int((folder / used).read_text())
+            free += int(stat[files])
+        except (OSError, ValueError, KeyError):  # no such group, or none with a limit ("max")
+            continue
+        available = min(available, max(0, free))
+    return available

@@ -21,7 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
@@ -121,6 +121,21 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
+def _start_server() -> None:
+    """Start the process that workers are forked from, if it does not run yet.
+
+    It shares the terminal: a Ctrl-C while it imports modules would end it with a traceback.
+    """
+    resource_tracker.ensure_running()  # lets the signal through again
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 @contextmanager
 def _hidden_main() -> Generator[None]:
     """Let a process start that does not import the main file: multiprocessing sends its name."""
@@ -162,7 +177,7 @@ class WorkerPool:
         timeout_seconds: float,
         memory_gigabytes: float = WORKER_GIGABYTES,
         preload: Sequence[str] = LOADER_MODULES,
-        imports_main: bool = True,
+        imports_main: bool = False,
     ) -> None:
         """Describe the pool; processes start with the first job.
 
@@ -178,7 +193,8 @@ class WorkerPool:
                 server that workers are forked from starts once. A program that has torch loaded
                 will cut clips sooner or later, so there it is always `LOADER_MODULES`.
             imports_main: Whether workers import the program's main file, as a task that is written
-                there needs; that file must then keep its work under ``__name__ == "__main__"``.
+                there needs; that file must then keep its work under ``__name__ == "__main__"``. No
+                task of this package needs it, so any script may use workers, also one from stdin.
         """
         self._memory = memory_gigabytes
         self._preload = LOADER_MODULES if "torch" in sys.modules else preload
@@ -190,12 +206,25 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._backlog: deque[_Job] = deque()
         self._tickets = 0
+        self._is_closed = False
         self._wake_receiver, self._wake_sender = self._context.Pipe(duplex=False)
 
     @property
     def worker_ids(self) -> list[int]:
         """Process ids of the workers that run now."""
         return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
+
+    def describe(self) -> str:
+        """How many workers run, and which job takes longest: words for people who wait."""
+        starting = sum(not worker.is_ready for worker in self._workers)
+        words = f"{len(self._workers)} worker processes"
+        words += f", {starting} of them starting" if starting else ""
+        busy = [worker for worker in self._workers if worker.is_ready and worker.jobs]
+        if busy:
+            slowest = min(busy, key=lambda worker: worker.started)
+            seconds = time.monotonic() - slowest.started
+            words += f"; the slowest is at {slowest.jobs[0]} for {seconds:.0f} s"
+        return words
 
     def submit(self, payload: object, *, first: bool = False) -> int:
         """Hand in a picklable job; gives the number that its outcome will carry.
@@ -289,10 +318,11 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all workers and wait for them. The pool can be used no more."""
+        self._is_closed = True
         for worker in self._workers:
             worker.pipe.close()
         for worker in list(self._workers):
-            if not worker.jobs:
+            if worker.is_ready and not worker.jobs:
                 worker.process.join(timeout=2)
             self._stop(worker)
         self._backlog.clear()
@@ -308,6 +338,7 @@ class WorkerPool:
         wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
         while len(self._workers) < wanted:
             self._context.set_forkserver_preload(list(self._preload))
+            _start_server()
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
                 target=_serve,
@@ -319,6 +350,9 @@ class WorkerPool:
                 process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours, time.monotonic()))
+            if self._is_closed:  # meanwhile, by another thread: a start may take seconds
+                self._stop(self._workers[-1])
+                raise OSError("the pool was closed while a worker started")
 
     def _feed(self) -> None:
         """Send waiting jobs: to idle workers, and small ones one ahead to busy workers."""
@@ -359,10 +393,10 @@ class WorkerPool:
         """A worker died by itself: judge the job that it was at, pass the others on."""
         code = worker.process.exitcode
         if not worker.is_ready:
+            guard = "keep the work of the main file under `if __name__ == '__main__':`; "
             raise UserError(
-                f"a worker process could not start (exit code {code}, its message stands above). A "
-                "script that uses workers must keep its own work under `if __name__ == "
-                "'__main__':`; a loader needs none with loader.num_workers 0"
+                f"a worker process could not start (exit code {code}, its message stands above): "
+                f"{guard if self._imports_main else ''}with num_workers 0 this process reads itself"
             )
         if code is not None and code >= 0:
             raise RuntimeError(f"a worker process left with exit code {code}")

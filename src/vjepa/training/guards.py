@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from vjepa.errors import UserError
 from vjepa.training.schedules import TrainingConfig
 
 _LOGGER = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _SKIP_WINDOW = 1000
 SPIKE_WINDOW = 128
 """Updates over which the running median of the loss is taken."""
@@ -180,6 +181,10 @@ def _describe(values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
 
+class _WaitEnded(BaseException):
+    """A stop was asked for while nothing but data was waited for."""
+
+
 class StopSignals:
     """Turns SIGINT (Ctrl-C), SIGTERM and SIGUSR1 into a request to stop after the running step.
 
@@ -192,6 +197,7 @@ class StopSignals:
 
     def __init__(self, *, has_launcher: bool = False) -> None:
         self.received: signal.Signals | None = None
+        self._is_waiting = False
         self._has_launcher = has_launcher
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -207,6 +213,22 @@ class StopSignals:
             signal.signal(number, handler)
         self._previous.clear()
 
+    def wait_for(self, call: Callable[[], _T]) -> _T | None:
+        """What a call gives that mostly waits; None as soon as a stop is asked for.
+
+        With several processes, which all have to come to the same step, it is waited for.
+        """
+        if self._has_launcher:
+            return call()
+        try:
+            try:
+                self._is_waiting = True
+                return call() if self.received is None else None
+            finally:
+                self._is_waiting = False
+        except _WaitEnded:
+            return None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received is not None:
             # A launcher passes a Ctrl-C on to processes that have had it from the terminal.
@@ -214,6 +236,8 @@ class StopSignals:
                 raise KeyboardInterrupt
             return
         self.received = signal.Signals(number)
+        if self._is_waiting:
+            raise _WaitEnded
         # A handler may interrupt any line, also one that holds a lock of logging or of the
         # console, so this writes to the descriptor itself.
         if not self._has_launcher:

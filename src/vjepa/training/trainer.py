@@ -190,7 +190,9 @@ class Trainer:
                     if request:
                         break
                     asked = time.perf_counter()
-                    batch = next(batches, None)
+                    batch = signals.wait_for(lambda: next(batches, None))
+                    if batch is None and signals.received is not None:
+                        continue
                     if batch is None:
                         done = self._completed
                         raise RuntimeError(f"the data ended after step {done} of {total}")
@@ -345,6 +347,8 @@ class Trainer:
         interrupted = stopped_by is not None and self._completed < self.optim.steps
         if interrupted and self.group.is_main:
             saved = f"saved as {self._checkpoint}: the same command resumes"
+            if self._checkpoint is None:
+                saved = "the same command starts it again"
             _LOGGER.warning(
                 "stopped by %s after step %d of %d; %s",
                 *(stopped_by.name, self._completed, self.optim.steps),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +23,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import VideoSource
+from vjepa.data.loader import reading
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.reading import SharedArray
 from vjepa.data.manifest.manifest import Manifest
@@ -46,7 +50,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 
 def _loader(manifests: list[Manifest], **fields) -> ClipLoader:
     names = ("num_workers", "prefetch_batches", "sample_timeout_seconds", "max_retries")
-    names += ("max_bad_fraction", "min_bad_videos", "max_clip_gigabytes")
+    names += ("max_bad_fraction", "min_bad_videos", "max_clip_gigabytes", "max_queue_gigabytes")
     config = {"num_workers": 0, **{name: fields.pop(name) for name in names if name in fields}}
     arguments = {
         "weights": None,
@@ -257,6 +261,36 @@ def test_batches_belong_to_the_caller(manifest: Manifest) -> None:
     assert torch.equal(first.clips, kept)
 
 
+@pytest.mark.parametrize("place", ["stdin", "file"])
+def test_any_script_may_use_workers(manifest: Manifest, tmp_path: Path, place: str) -> None:
+    """One from stdin too, and one that does not guard its work by ``__name__``."""
+    manifest.write(tmp_path / "videos.parquet")
+    script = (
+        "from vjepa.data import ClipConfig, ClipLoader, LoaderConfig, Manifest, TransformConfig\n"
+        "clip, transform = ClipConfig(num_frames=4, stride=2), TransformConfig(crop_size=16)\n"
+        "loader = LoaderConfig(num_workers=1)\n"
+        "manifests = [Manifest.open('videos.parquet')]\n"
+        "with ClipLoader(manifests, None, clip, transform, loader, 6, 5) as made:\n"
+        "    for batch in made.batches(0, 2):\n"
+        "        print(int(batch.clips.sum()))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, "-" if place == "stdin" else "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, input=script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = [int(batch.clips.sum()) for batch in _take([manifest], 0, 2)]
+    assert [int(line) for line in done.stdout.split()] == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_waiting_says_for_what(manifest: Manifest, monkeypatch, caplog, num_workers: int) -> None:
+    monkeypatch.setattr(reading, "_REPORT_SECONDS", 0.0001)
+    caplog.set_level("INFO", "vjepa")
+    _take([manifest], 3, 4, num_workers=num_workers)
+    assert re.search(r"waiting for clips .*: \d of 6 videos of batch 3 are read; ", caplog.text)
+    assert ("worker processes" in caplog.text) == (num_workers > 0)
+
+
 def _processes() -> set[int]:
     return {int(name) for name in os.listdir("/proc") if name.isdecimal()}  # noqa: PTH208
 
@@ -314,6 +348,32 @@ def test_prefetching_is_bounded_and_announced(manifest: Manifest) -> None:
         assert max(seen) == 5
     with _loader([manifest]) as loader:
         assert loader.queue_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("free", "field", "ahead"),
+    [(1000, None, 3), (16, None, 3), (12, None, 2), (4, None, 1), (1.1, None, 1), (1000, 2.5, 1)],
+)
+def test_the_queue_is_bounded_by_memory_too(
+    manifest: Manifest, monkeypatch, free: float, field: float | None, ahead: int
+) -> None:
+    """By a quarter of what is free, or as the config says; the batches stay the same."""
+    each = 6 * 3 * 4 * 16 * 16
+    monkeypatch.setattr(reading, "available_bytes", lambda: int(free * each))
+    limit = {} if field is None else {"max_queue_gigabytes": field * each / 1e9}
+    with _loader([manifest], num_workers=1, prefetch_batches=3, **limit) as loader:
+        assert loader.queue_bytes == (ahead + 1) * each
+        got = list(loader.batches(0, 6))
+    _assert_equal(got, _take([manifest], 0, 6))
+
+
+def test_a_batch_that_no_memory_is_there_for_is_refused(manifest: Manifest, monkeypatch) -> None:
+    monkeypatch.setattr(reading, "available_bytes", lambda: 10_000)
+    with (
+        _loader([manifest], num_workers=1) as loader,
+        pytest.raises(UserError, match=r"a batch of 6 clips takes .* of memory are free"),
+    ):
+        next(loader.batches(0, 1))
 
 
 def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path: Path) -> None:

@@ -28,7 +28,11 @@ def cut(
         key = (plan.frames.tobytes(), plan.box, plan.before, plan.resize_to, plan.resize)
         groups.setdefault(key, []).append(number)
     firsts = [plans[members[0]] for members in groups.values()]
-    parts = [(plan.distinct_frames, None if plan.before else plan.box) for plan in firsts]
+    parts = [
+        # Of a still clip one frame is read.
+        (plan.frames[: 1 if np.ptp(plan.frames) == 0 else None], None if plan.before else plan.box)
+        for plan in firsts
+    ]
     for members, part in zip(groups.values(), source.read(parts, clock), strict=True):
         clock.enter("crop")
         cut_part(part, [plans[number] for number in members], [out[number] for number in members])

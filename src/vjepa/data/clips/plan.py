@@ -119,11 +119,6 @@ class ClipPlan:
         seen = (first_row * down, first_column * across, rows * down, columns * across)
         return top + seen[0], left + seen[1], seen[2], seen[3]
 
-    @property
-    def distinct_frames(self) -> NDArray[np.int64]:
-        """A still clip's one frame, or all frames [T] of any other clip."""
-        return self.frames[:1] if np.all(self.frames == self.frames[0]) else self.frames
-
 
 def plan_training(
     clip: ClipConfig,

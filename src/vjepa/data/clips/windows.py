@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
 from vjepa.data.clips.cut import cut_part
-from vjepa.data.clips.plan import ClipPlan
+from vjepa.data.clips.plan import ClipConfig, ClipPlan, indices_from
 from vjepa.data.video.info import Box, DecodeError, VideoInfo
 from vjepa.runtime.workers import WorkerPool
 
@@ -67,16 +68,11 @@ def timeline(config: WindowConfig, num_frames_in_video: int, fps: float) -> NDAr
 
     ValueError: the video has no frames, or sampling by time needs a rate that is unknown.
     """
-    if num_frames_in_video < 1:
-        raise ValueError("the video has no frames")
-    if config.stride is not None:
-        return np.arange(0, num_frames_in_video, config.stride, dtype=np.int64)
-    if not fps > 0:
-        raise ValueError("the frame rate is unknown: give window.stride instead of window.fps")
-    step = fps / (config.fps or fps)
-    count = max(1, int(np.ceil(num_frames_in_video / step - _ROUNDING)))
-    places = np.floor(np.arange(count) * step + _ROUNDING).astype(np.int64)
-    return np.minimum(places, num_frames_in_video - 1)
+    step = config.stride or (max(fps, 0.0) or 1.0) / (config.fps or 1.0)
+    count = max(1, math.ceil(num_frames_in_video / step - _ROUNDING))
+    sampling = "reference" if config.stride is None else "exact"
+    clip = ClipConfig(num_frames=count, stride=config.stride, fps=config.fps, sampling=sampling)
+    return indices_from(clip, num_frames_in_video, fps, 0.0)
 
 
 def plan_windows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -136,8 +137,10 @@ class ClipLoader(ClipReader):
     @property
     def queue_bytes(self) -> int:
         """Memory that waiting batches take at most, in bytes; the batch in use comes on top."""
-        waiting = self._prefetch + READY_BATCHES if self.uses_workers else 0
-        return waiting * self._own * int(np.prod(self._clips.shape))
+        if not self.uses_workers:
+            return 0
+        waiting = self._batches_ahead(self._own) + READY_BATCHES
+        return waiting * self._own * math.prod(self._clips.shape)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
         """The batches of the steps start_step .. stop_step - 1, in order.

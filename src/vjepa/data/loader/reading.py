@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
 import os
 import tempfile
 import threading
+import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -29,12 +31,16 @@ from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.failures import FailedVideo, FailureKind
 from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
 from vjepa.errors import UserError
+from vjepa.runtime.process import available_bytes
+from vjepa.runtime.progress import format_seconds
 from vjepa.runtime.workers import WORKER_GIGABYTES, Outcome, WorkerPool
 
 if TYPE_CHECKING:
     from vjepa.data.frame_cache import FrameCache
     from vjepa.data.manifest.manifest import Manifest
 
+_LOGGER = logging.getLogger(__name__)
+_REPORT_SECONDS, _REPORT_LATER_SECONDS = 10.0, 60.0  # while waiting for the first batch, and later
 READY_BATCHES = 1  # batches copied out of the shared memory before anybody asks for them
 
 
@@ -52,6 +58,9 @@ class ReadingConfig:
     times."""
     frame_cache_folder: Path | None = None
     """Where such frames are kept; null: the user's cache folder."""
+    max_queue_gigabytes: Annotated[float, Field(gt=0)] | None = None
+    """Memory that clips may take before they are used, in GB: fewer batches are read ahead then,
+    but always one; null: a quarter of the memory that is free."""
 
 
 class SharedArray:
@@ -180,11 +189,13 @@ class _Prefetcher:
         """Begin to prepare `plans`; `pool`, a :class:`ClipTask` on `ring`, is in use till close."""
         self._reader, self._pool, self._ring = reader, pool, ring
         self._plans: Iterator[BatchPlan] | None = plans
-        self._free = deque(range(0, ring.shape[0] - most_clips + 1, most_clips))
+        self._starts = range(0, ring.shape[0] - most_clips + 1, most_clips)
+        self._free = deque(self._starts)
         self._building: deque[_Building] = deque()
         self._waiting: dict[int, tuple[_Building, VideoJob]] = {}
         self._ready: deque[tuple[BatchPlan, Tensor]] = deque()
         self._changed = threading.Condition()
+        self._asked: float | None = None  # since when the consumer waits
         self._stopping = False
         self._ended = False
         self._error: Exception | None = RuntimeError(
@@ -198,9 +209,13 @@ class _Prefetcher:
 
         UserError: too many bad videos, or workers that cannot start; others: the thread failed.
         """
+        self._asked = time.monotonic()
+        if len(self._starts) == 1:  # then a batch is copied out only for somebody who waits
+            self._pool.wake()
         with self._changed:
             while not self._ready and not self._ended:
                 self._changed.wait()
+            self._asked = None
             if not self._ready:
                 if self._error is not None:
                     raise self._error
@@ -210,12 +225,16 @@ class _Prefetcher:
             self._pool.wake()
         return batch
 
-    def close(self) -> None:
-        """Stop preparing. Afterwards no worker writes to the ring any more."""
+    def close(self) -> bool:
+        """Stop preparing. Afterwards no worker writes to the ring any more.
+
+        False: the thread waits for a worker to start, and the pool must not be used again.
+        """
         self._stopping = True
         self._pool.wake()
-        self._thread.join()
+        self._thread.join(timeout=0.5)
         self._pool.cancel()
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
@@ -224,8 +243,11 @@ class _Prefetcher:
                 self._hand_over()
                 if not self._building and self._plans is None:
                     break
-                for outcome in self._pool.wait(60.0):
+                for outcome in self._pool.wait(_REPORT_SECONDS):
                     self._settle(outcome)
+                if self._asked is not None and self._building:
+                    first, waited = self._building[0], time.monotonic() - self._asked
+                    self._reader.report(first.plan, first.open_jobs, waited, self._pool.describe())
             self._error = None
         except (UserError, OSError, RuntimeError) as error:
             self._error = error  # raised where the consumer takes the batch that cannot come
@@ -266,7 +288,8 @@ class _Prefetcher:
     def _hand_over(self) -> None:
         """Copy complete batches out of the ring, oldest first, as long as there is room."""
         while self._building and not self._building[0].open_jobs:
-            if len(self._ready) >= READY_BATCHES:
+            is_wanted = self._asked is not None or len(self._starts) > 1
+            if len(self._ready) >= READY_BATCHES or not is_wanted:
                 return
             building = self._building.popleft()
             self._reader.finish(building.plan)
@@ -311,6 +334,7 @@ class ClipReader(AbstractContextManager):
         self._prefetcher: _Prefetcher | None = None
         self._generation = 0
         self._is_closed = False
+        self._num_read = self._num_reports = 0  # batches of this range; about the next batch
 
     @abstractmethod
     def replace(
@@ -345,6 +369,7 @@ class ClipReader(AbstractContextManager):
             raise ValueError("the loader is closed")
         self._generation += 1
         generation = self._generation
+        self._num_read = 0
         self._end_prefetching()
         self._open_caches()
         take = partial(self._read_here, plans)
@@ -353,12 +378,25 @@ class ClipReader(AbstractContextManager):
             take = self._prefetcher.take
         try:
             while (batch := take()) is not None:
+                self._num_read, self._num_reports = self._num_read + 1, 0
                 yield batch
                 if generation != self._generation:
                     raise RuntimeError("this iterator was ended by a later call of the loader")
         finally:
             if generation == self._generation:
                 self._end_prefetching()
+
+    def report(self, plan: BatchPlan, open_jobs: int, waited: float, reader: str) -> None:
+        """Say now and then what a batch that is waited for is waiting for: the first one often."""
+        every = _REPORT_SECONDS if self._num_read == 0 else _REPORT_LATER_SECONDS
+        if waited < (self._num_reports + 1) * every:
+            return
+        self._num_reports = int(waited / every)
+        _LOGGER.info(
+            "waiting for clips since %s: %d of %d videos of batch %d are read; %s",
+            *(format_seconds(waited), len(plan.jobs) - open_jobs, len(plan.jobs), plan.step),
+            reader,
+        )
 
     def _open_caches(self) -> None:
         # It reads the manifest's columns, which where only models are used may be impossible.
@@ -380,8 +418,10 @@ class ClipReader(AbstractContextManager):
         if plan is None:
             return None
         clips = torch.empty(plan.jobs[-1].clips.stop, *self._clips.shape, dtype=torch.uint8)
-        for planned in plan.jobs:
+        began = time.monotonic()
+        for done, planned in enumerate(plan.jobs):
             job: VideoJob | None = planned
+            self.report(plan, len(plan.jobs) - done, time.monotonic() - began, f"next: {planned}")
             while job is not None and (failure := self._cut(job, clips[job.clips])):
                 job = self.replace(plan, job, *failure)
         self.finish(plan)
@@ -400,9 +440,27 @@ class ClipReader(AbstractContextManager):
             return error.reason, "decode"
         return None
 
+    def _batches_ahead(self, most_clips: int) -> int:
+        """Batches in the making at once: as many as are wanted and have room, at least one."""
+        each = most_clips * math.prod(self._clips.shape)
+        limit = self._reading.max_queue_gigabytes
+        room = None if limit is None else limit * 1e9
+        available = available_bytes()
+        if available is not None:
+            if each > available:
+                raise UserError(
+                    f"a batch of {most_clips} clips takes {each / 1e9:.3g} GB, but "
+                    f"{available / 1e9:.3g} GB of memory are free: use smaller batches or clips"
+                )
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            room = available / (4 * processes) if room is None else room
+        if room is None:
+            return self._prefetch
+        return max(1, min(self._prefetch, int(room / each) - READY_BATCHES))
+
     def _start_prefetching(self, plans: Iterator[BatchPlan], most_clips: int) -> _Prefetcher:
-        shape = (self._prefetch * most_clips, *self._clips.shape)
-        if self._ring is not None and self._ring.shape[0] < shape[0]:
+        shape = (self._batches_ahead(most_clips) * most_clips, *self._clips.shape)
+        if self._ring is not None and self._ring.shape[0] < most_clips:
             self._end_workers()
         if self._ring is None or self._pool is None:
             self._ring = SharedArray(shape)
@@ -417,8 +475,9 @@ class ClipReader(AbstractContextManager):
 
     def _end_prefetching(self) -> None:
         if self._prefetcher is not None:
-            self._prefetcher.close()
-            self._prefetcher = None
+            prefetcher, self._prefetcher = self._prefetcher, None
+            if not prefetcher.close():
+                self._end_workers()
 
     def _end_workers(self) -> None:
         self._end_prefetching()

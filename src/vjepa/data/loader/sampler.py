@@ -197,15 +197,13 @@ class VideoSources:
             )
         self.class_names: list[str] | None = None
         self._codes: list[NDArray[np.int64]] = []
-        if label is not None:
-            self._read_labels(label)
-
-    def _read_labels(self, label: str) -> None:
+        if label is None:
+            return
         from vjepa.data.manifest.manifest import sorted_classes
 
-        coded = [manifest.label_codes(label) for manifest in self.manifests]
-        classes = sorted_classes({name for codes in coded for name in codes.classes})
-        for manifest, codes in zip(self.manifests, coded, strict=True):
+        coded = [manifest.label_codes(label) for manifest in manifests]
+        self.class_names = sorted_classes({name for codes in coded for name in codes.classes})
+        for manifest, codes in zip(manifests, coded, strict=True):
             lacking = int(((codes.codes < 0) & manifest.ok).sum())
             if lacking:
                 raise UserError(
@@ -213,8 +211,7 @@ class VideoSources:
                     f"rows have no label {label!r}: label them, drop them, or "
                     "train without this label"
                 )
-            self._codes.append(codes.numbered_by(classes))
-        self.class_names = classes
+            self._codes.append(codes.numbered_by(self.class_names))
 
     def order(self, seed: int, clips_per_video: int) -> SampleOrder:
         """The order of samples over the groups; give its answers to :meth:`locate`."""

@@ -317,7 +317,6 @@ def inspect_files(
         timeout_seconds,
         limits.max_memory_gigabytes,
         preload=["vjepa.data.video.inspect", "vjepa.data.video.container"],
-        imports_main=False,
     )
     with closing(pool):
         for order, outcome in pool.map(orders, _AHEAD * workers):
