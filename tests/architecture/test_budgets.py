@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 26_780
+MOST_LINES = 26_900
 MOST_FILES = 139
 MOST_CLASSES = 272
 LONGEST_READING_PATH = 6_000
@@ -30,10 +30,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (1510, 38),
     "demo": (1410, 33),
     "evaluation": (3200, 79),
-    "jobs": (2095, 65),
+    "jobs": (2160, 67),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),
-    "models": (1580, 44),
+    "models": (1590, 44),
     "reporting": (800, 33),
     "runtime": (1960, 48),
     "tasks": (740, 19),

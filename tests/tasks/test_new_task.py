@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 import vjepa
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.models import Encoder, normalise_clip
+from vjepa.models import Encoder
 from vjepa.runtime.device import to_device
 from vjepa.tasks import Output, Task, slice_of_part
 
@@ -30,7 +31,7 @@ class MeanColour(Task):
 
     def inputs(self, batch: Any, part: int, parts: int) -> tuple[Tensor]:
         here = slice_of_part(len(batch.clips), part, parts)
-        return (normalise_clip(to_device(batch.clips[here], self.device)),)
+        return (self.encoder.normalise(to_device(batch.clips[here], self.device)),)
 
     def forward(self, clips: Tensor) -> Output:
         predicted = self.head(self.encoder(clips).mean(dim=1))
@@ -61,7 +62,8 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
     assert losses[-1] < 0.5 * losses[0]
     assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [20]
     assert {name.split(".")[0] for name in weights(run, 20)} == {"encoder", "head"}
-    assert vjepa.load_encoder(run).config == config.model.encoder
+    found = vjepa.load_encoder(run).config
+    assert found == replace(config.model.encoder, input=found.input)  # which was measured
 
     shutil.copytree(run, cut)
     shutil.rmtree(cut / "checkpoints" / "step_00000020")

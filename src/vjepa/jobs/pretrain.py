@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from vjepa.checkpoint import read_sizes, start_training
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
 from vjepa.config import (
     RESOLVED_CONFIG_FILE,
     config_dataclass,
@@ -27,7 +30,14 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
 from vjepa.masking import MaskingConfig, MaskSampler
-from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models import (
+    VJEPA,
+    EncoderConfig,
+    InputConfig,
+    ModelConfig,
+    PredictorConfig,
+    input_content,
+)
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
@@ -87,6 +97,10 @@ class DataConfig:
     """Which frames a clip takes."""
     transform: TransformConfig = field(default_factory=TransformConfig)
     """Crop, resize and flip."""
+    normalisation: Literal["measured", "model"] = "measured"
+    """Mean and deviation of the model's input. `measured`: those of the first 128 clips, taken
+    once, before the first update; `model`: as `model.encoder.input` says (unless given, the
+    paper's: ImageNet's). A run that is resumed or continued keeps its own."""
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     """Worker processes, prefetching, limits for bad videos."""
 
@@ -174,10 +188,13 @@ class PretrainConfig:
 _LOGGER = logging.getLogger(__name__)
 
 JOB = "pretrain"
+_MEASURED_CLIPS = 128
+_LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 LOG_FOLDER = "logs"
 _MAY_CHANGE = (
     "distributed.",
     "optim.accumulation_steps",
+    "data.normalisation",  # the checkpoint has the numbers
     "data.loader.num_workers",
     "data.loader.prefetch_batches",
     "data.loader.max_queue_gigabytes",
@@ -240,6 +257,50 @@ def build_loader(config: PretrainConfig, out: Path, group: ProcessGroup) -> Clip
         world_size=group.size,
         bad_videos_log=out / "bad_videos.jsonl",
     )
+
+
+def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> PretrainConfig:
+    """The config with the numbers by which the model's input is normalised.
+
+    They are part of a model. A run that is resumed has them in its checkpoint, one that continues
+    another takes that one's; else they are measured, if the config says so: the same in any number
+    of processes.
+    """
+    encoder = config.model.encoder
+    checkpoints = out / CHECKPOINTS_FOLDER
+    newest = group.on_main(lambda: next(reversed(step_folders(checkpoints).values()), None))
+    if newest is not None:
+        how = read_config(newest).model.encoder.input
+    elif config.continue_from is not None or config.data.normalisation == "model":
+        return config
+    else:
+        parts = group.size * config.optim.accumulation_steps
+        clips = -(-_MEASURED_CLIPS // parts) * parts
+        some = replace(config, data=replace(config.data, batch_size=clips))
+        with closing(build_loader(some, out, group)) as loader:
+            (batch,) = loader.batches(0, 1)
+        how = measured(encoder.input, batch.clips, group)
+        numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
+        _LOGGER.info("input: mean %s, deviation %s (measured on %d clips)", *numbers, clips)
+    model = replace(config.model, encoder=replace(encoder, input=how))
+    return replace(config, model=model)
+
+
+def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfig:
+    """An input with the mean and deviation of its content over the clips of all processes.
+
+    `clips` are this process's, uint8 [B, 3, T, H, W]. To four places, which do not depend on how
+    the clips are shared out.
+    """
+    sums = torch.zeros(3, how.channels, dtype=torch.float64)
+    for clip in clips:
+        content = input_content(clip, how).double().flatten(1)
+        sums += torch.stack([content**power for power in range(3)]).sum(-1)
+    sums = torch.stack(group.gather(sums)).sum(0) / 255.0 ** torch.arange(3)[:, None]
+    mean, square = sums[1] / sums[0], sums[2] / sums[0]
+    deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
+    mean, deviation = (tuple(round(x, 4) for x in part.tolist()) for part in (mean, deviation))
+    return replace(how, mean=mean, deviation=deviation)
 
 
 def check_same_run(config: PretrainConfig, out: Path) -> None:
@@ -324,8 +385,9 @@ def run(
         )
         if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB))):
             group.on_main(lambda: check_same_run(config, out))
+        settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
-        made = task(config)
+        made = task(settled)
         loader = build_loader(config, out, group)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
@@ -341,7 +403,7 @@ def run(
             folder=out,
             about={
                 "objective": config.objective.name if task is build_task else type(made).__name__,
-                "model": to_dict(config.model),
+                "model": to_dict(settled.model),
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
                 "preprocess": {"clip": to_dict(clip), "view": to_dict(view)},

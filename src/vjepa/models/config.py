@@ -32,14 +32,14 @@ class InputConfig:
     """`rgb`: the pixels; `rgb_without_mean`: less their mean over the clip, so that what never
     changes is not seen; `change`: less those of the frame before (the first frame's is the
     second's); `rgb_and_change`: both, six channels."""
-    mean: tuple[float, ...] = PIXEL_MEAN
-    """Of each channel on the scale 0..1; taken off."""
-    deviation: tuple[Annotated[float, Field(gt=0)], ...] = PIXEL_STD
-    """Standard deviation of each channel on that scale, by which it is divided."""
+    mean: tuple[float, ...] | None = None
+    """Of each channel on the scale 0..1; taken off. null: ImageNet's of pixels, 0 of changes."""
+    deviation: tuple[_Positive, ...] | None = None
+    """Of each channel on that scale; divided by. null: ImageNet's."""
 
     def __post_init__(self) -> None:
         for name, numbers in (("mean", self.mean), ("deviation", self.deviation)):
-            if len(numbers) != self.channels:
+            if numbers is not None and len(numbers) != self.channels:
                 raise ValueError(
                     f"{name}: content {self.content} has {self.channels} channels, got "
                     f"{len(numbers)} numbers"
@@ -49,6 +49,13 @@ class InputConfig:
     def channels(self) -> int:
         """Channels that the encoder is given."""
         return _INPUT_CHANNELS[self.content]
+
+    @property
+    def mean_and_deviation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Of each channel, the defaults put in."""
+        usual = {"rgb": PIXEL_MEAN, "rgb_and_change": (*PIXEL_MEAN, 0.0, 0.0, 0.0)}
+        mean = self.mean or usual.get(self.content, (0.0, 0.0, 0.0))
+        return mean, self.deviation or PIXEL_STD * (self.channels // 3)
 
 
 @config_dataclass

@@ -38,8 +38,9 @@ def normalise_clip(
         raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")
     if clips.dtype != torch.uint8 and clips.numel() and may_look(clips):
         _require_pixels(*map(float, clips.float().aminmax()))
-    shift = [-m / d for m, d in zip(how.mean, how.deviation, strict=True)]
-    scale = [1.0 / (255.0 * d) for d in how.deviation]
+    means, deviations = how.mean_and_deviation
+    shift = [-m / d for m, d in zip(means, deviations, strict=True)]
+    scale = [1.0 / (255.0 * d) for d in deviations]
     content = input_content(clips, how)
     return torch.addcmul(_column(shift, clips), content, _column(scale, clips)).to(dtype)
 

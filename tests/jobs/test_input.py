@@ -1,0 +1,120 @@
+"""How pixels become the model's input: measured once, part of the model, asked by all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.jobs.tiny_run import tiny_config, write_set
+
+from vjepa import load_encoder
+from vjepa.checkpoint import find_checkpoint, read_config
+from vjepa.config import from_dict
+from vjepa.errors import UserError
+from vjepa.jobs import pretrain
+from vjepa.models import EncoderConfig, InputConfig, input_content, normalise_clip
+from vjepa.runtime.distributed import ProcessGroup
+
+STEPS = ("optim.steps=2", "optim.warmup_steps=1")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"))
+
+
+def input_of(run: Path) -> InputConfig:
+    return read_config(find_checkpoint(run)).model.encoder.input
+
+
+def test_a_run_measures_its_clips_once_and_its_encoder_keeps_the_numbers(
+    manifest: Path, tmp_path: Path
+) -> None:
+    config, run = tiny_config(tmp_path, manifest, *STEPS), tmp_path / "run"
+    pretrain.run(config, run)
+    how = input_of(run)
+
+    group = ProcessGroup()
+    with_128 = replace(config, data=replace(config.data, batch_size=128))
+    loader = pretrain.build_loader(with_128, tmp_path, group)
+    (batch,) = loader.batches(0, 1)
+    loader.close()
+    pixels = batch.clips.numpy().transpose(1, 0, 2, 3, 4).reshape(3, -1) / 255
+    np.testing.assert_allclose(how.mean, pixels.mean(1), atol=1e-4)
+    np.testing.assert_allclose(how.deviation, pixels.std(1), atol=1e-4)
+
+    encoder = load_encoder(run)
+    assert encoder.config.input == how
+    seen = encoder.normalise(batch.clips)
+    torch.testing.assert_close(seen.mean(), torch.tensor(0.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(seen.std(), torch.tensor(1.0), atol=1e-2, rtol=0)
+    frames = np.full((4, 32, 32, 3), 200, dtype=np.uint8)
+    wanted = (200 / 255 - how.mean[1]) / how.deviation[1]
+    assert float(encoder.preprocess(frames)[0, 1, 0, 0, 0]) == pytest.approx(wanted, abs=1e-5)
+
+    # What a run has begun with it keeps, whatever is said later.
+    pretrain.run(tiny_config(tmp_path, manifest, "data.normalisation=model", *STEPS), run)
+    assert input_of(run) == how
+
+
+def test_given_numbers_are_taken_and_imagenets_are_the_papers(
+    manifest: Path, tmp_path: Path
+) -> None:
+    told = ("data.normalisation=model", *STEPS)
+    pretrain.run(tiny_config(tmp_path, manifest, *told), tmp_path / "plain")
+    assert input_of(tmp_path / "plain") == InputConfig()
+    given = "model.encoder.input.mean=[0.1, 0.2, 0.3]"
+    pretrain.run(tiny_config(tmp_path, manifest, *told, given), tmp_path / "given")
+    assert input_of(tmp_path / "given").mean == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("content", ["rgb_without_mean", "change", "rgb_and_change"])
+def test_every_content_trains_and_is_measured(manifest: Path, tmp_path: Path, content: str) -> None:
+    channels = 6 if content == "rgb_and_change" else 3
+    told = (f"model.encoder.channels={channels}", f"model.encoder.input.content={content}")
+    pretrain.run(tiny_config(tmp_path, manifest, *told, *STEPS), tmp_path / "run")
+    how = input_of(tmp_path / "run")
+    assert len(how.mean) == len(how.deviation) == channels
+    assert how.mean[-1] == pytest.approx(0.0, abs=0.05)  # changes cancel out
+    assert load_encoder(tmp_path / "run").preprocess(np.zeros((4, 32, 32, 3), np.uint8)).shape == (
+        *(1, channels),
+        *(4, 32, 32),
+    )
+
+
+def test_contents_are_what_they_say() -> None:
+    clips = torch.randint(0, 256, (2, 3, 4, 5, 6), dtype=torch.uint8)
+    pixels = clips.float()
+    without = input_content(clips, InputConfig(content="rgb_without_mean"))
+    torch.testing.assert_close(without, pixels - pixels.mean(2, keepdim=True))
+    change = input_content(clips, InputConfig(content="change"))
+    torch.testing.assert_close(change[:, :, 1:], pixels[:, :, 1:] - pixels[:, :, :-1])
+    torch.testing.assert_close(change[:, :, 0], change[:, :, 1])
+    six = InputConfig(content="rgb_and_change")
+    torch.testing.assert_close(input_content(clips, six), torch.cat([pixels, change], dim=1))
+    assert normalise_clip(clips, how=six).shape == (2, 6, 4, 5, 6)
+    still = clips[:, :, :1].expand(-1, -1, 4, -1, -1)
+    for content in ("rgb_without_mean", "change"):
+        assert not input_content(still, InputConfig(content=content)).any()
+    assert not input_content(clips[:, :, :1], InputConfig(content="change")).any()
+
+
+def test_measuring_does_not_depend_on_how_clips_are_shared_out() -> None:
+    clips = torch.randint(0, 90, (6, 3, 4, 8, 8), dtype=torch.uint8)
+    whole = pretrain.measured(InputConfig(), clips, ProcessGroup())
+    turned = pretrain.measured(InputConfig(), clips.flip(0), ProcessGroup())
+    assert whole == turned
+    flat = torch.full((2, 3, 4, 8, 8), 7, dtype=torch.uint8)
+    assert pretrain.measured(InputConfig(), flat, ProcessGroup()).deviation == (0.01,) * 3
+
+
+def test_numbers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="mean: content rgb has 3 channels, got 2"):
+        from_dict(InputConfig, {"mean": [0.5, 0.5]}, "file")
+    with pytest.raises(UserError, match="deviation"):
+        from_dict(InputConfig, {"deviation": [0.5, 0.5, 0.0]}, "file")
+    with pytest.raises(UserError, match=r"channels: input\.content rgb_and_change has 6, got 3"):
+        from_dict(EncoderConfig, {"input": {"content": "rgb_and_change"}}, "file")
