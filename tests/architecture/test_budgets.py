@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (1510, 38),
     "demo": (1410, 33),
-    "evaluation": (3200, 79),
+    "evaluation": (3240, 80),
     "jobs": (2160, 67),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),

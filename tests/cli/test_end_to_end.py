@@ -84,9 +84,12 @@ def test_probe_eval_repeats_the_number_of_its_training(folder: Path, vjepa: Call
     outcome = vjepa(
         *("probe", "eval", folder / "probe", folder / "set" / "manifest.parquet"),
         *("--split", "test", "--device", "cpu", "--json", folder / "again.json"),
-        *("--calibration", folder / "again.svg"),
+        *("--confusion", folder / "again.svg", "--calibration", folder / "calibration.svg"),
     )
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 2  # all else is done
+    assert "error: --calibration: 11 answers are too few" in outcome.err
+    assert not (folder / "calibration.svg").exists()
+    assert outcome.out.startswith(f"encoder: {folder / 'run'}")
     again = json.loads((folder / "again.json").read_text())
     assert again["metrics"] == result["test"]["metrics"]
     assert (folder / "again.svg").read_text().startswith("<?xml")
@@ -117,13 +120,14 @@ def test_probe_predict_names_classes_and_what_it_cannot_read(
     outcome = vjepa(*predict)
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0] == str(video)
-    assert len(lines) == 3
-    assert all("%" in line for line in lines[1:])
+    assert lines[0].startswith(f"encoder: {folder / 'run'}")
+    assert lines[1] == str(video)
+    assert len(lines) == 4
+    assert all("%" in line for line in lines[2:])
     (tmp_path / "empty.mp4").write_bytes(b"")
     outcome = vjepa(*predict[:4], tmp_path / "empty.mp4", *predict[4:])
     assert outcome.code == 1
-    assert outcome.out.splitlines()[:3] == lines
+    assert outcome.out.splitlines()[:4] == lines
     assert f"{tmp_path / 'empty.mp4'}\n  cannot be read: " in outcome.out
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,15 @@ from torch import Tensor
 
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, look_at
 from vjepa.data.video.info import DecodeError, VideoInfo
-from vjepa.evaluation.export import FeatureTable, Origin, meta_of, origin_of, write_features
+from vjepa.errors import UserError
+from vjepa.evaluation.export import (
+    FeatureTable,
+    Origin,
+    meta_of,
+    origin_of,
+    read_features,
+    write_features,
+)
 from vjepa.evaluation.video_features import Part
 
 SIZES = {"image_size": 32, "num_frames": 8, "patch_size": 16, "tubelet_size": 2}
@@ -110,6 +119,20 @@ def test_shapes_by_pooling(tmp_path: Path, kind: str, pool: str) -> None:
     write_features(target, look, origin, parts, pool=pool, width=24, stored="float32")
     found = load_file(target) if kind == "safetensors" else np.load(target)
     np.testing.assert_array_equal(found["tokens"], tokens.numpy())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz"])
+def test_numbers_too_large_for_the_stored_type_are_refused(tmp_path: Path, kind: str) -> None:
+    target, origin = tmp_path / f"a.{kind}", origin_of(INFO, "settings")
+    tokens, how = torch.full((24,), 7e4), {"pool": "video", "width": 24}
+    parts = partial(_parts, tokens, np.arange(8.0))
+    with pytest.raises(UserError, match=r"stored: float16 cannot hold 7e\+04; choose float32"):
+        write_features(target, _look(), origin, parts(), **how, stored="float16")
+    assert list(tmp_path.iterdir()) == []
+    write_features(target, _look(), origin, parts(), **how, stored="float32")
+    assert torch.equal(read_features(target).tokens, tokens)
+    with pytest.raises(UserError, match="stored: float16"):
+        FeatureTable(tmp_path / "table", "float16").add(_look(), origin, parts())
 
 
 def _fill(table: FeatureTable, name: str, tokens: Tensor, times: np.ndarray) -> Origin:

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.evaluation.tiny_videos import with_bad_video
+from PIL import Image
+from tests.evaluation.tiny_videos import with_bad_video, write_manifest
 
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.reading import ReadingConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig, choose_rows
@@ -86,6 +90,39 @@ def test_bad_input(videos: Path, fields: dict, message: str) -> None:
     config = OnlineProbeConfig(**{"manifest": videos, "label": "colour", **fields})
     with pytest.raises(UserError, match=message):
         _probe(_encoder(), config)
+
+
+def _with_rows(videos: Path, target: Path, rows: list[ManifestRow]) -> Path:
+    manifest = Manifest.open(videos)
+    own = [manifest.full_row(row) for row in range(len(manifest))]
+    return write_manifest([*own, *rows], target)
+
+
+def test_a_video_in_both_parts_and_images_among_videos_are_refused(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, still = Manifest.open(videos).full_row(0), tmp_path / "still.png"
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(still)
+    image = ManifestRow(info=inspect_file(str(still)), split="train", labels={"colour": "red"})
+    for row, message in (
+        (replace(known, split="validation"), "split validation: 1 of its 10 videos are in split"),
+        (image, "1 of its 25 files are images among videos"),
+    ):
+        manifest = _with_rows(videos, tmp_path / "m.parquet", [row])
+        with pytest.raises(UserError, match=message):
+            _probe(_encoder(), OnlineProbeConfig(manifest=manifest, label="colour"))
+    manifest = _with_rows(videos, tmp_path / "m.parquet", [known])
+    _probe(_encoder(), OnlineProbeConfig(manifest=manifest, label="colour"))
+    assert "1 of its 25 rows name a file that another row names" in caplog.text
+
+
+def test_features_that_are_not_finite_stop_it(videos: Path) -> None:
+    encoder = _encoder()
+    probe = _probe(encoder, OnlineProbeConfig(manifest=videos, label="colour", max_clips=9))
+    with torch.no_grad():
+        encoder.norm.bias[3] = float("nan")
+    with pytest.raises(UserError, match="features that are not finite"):
+        probe.run(1)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class FeatureTable:
         """Add rows of a file: one for each tubelet, or for the whole; for one that fails none."""
         tokens, times = tokens_and_times(parts)
         numbers = look.plan.frame_numbers
-        rows = np.atleast_2d(tokens.numpy()).astype(self._stored)
+        rows = np.atleast_2d(_stored(tokens, np.dtype(self._stored)))
         if len(rows) != len(times):
             times, numbers = times[[0, -1]].mean(keepdims=True), numbers[[0, -1]].reshape(1, -1)
         columns = {
@@ -297,5 +297,15 @@ def _write_tokens(file: IO[bytes], parts: Iterable[Part], dtype: np.dtype) -> ND
     for tokens, found in parts:
         times = times if found is None else found
         if tokens is not None:
-            file.write(tokens.numpy().astype(dtype).tobytes())
+            file.write(_stored(tokens, dtype).tobytes())
     return times
+
+
+def _stored(tokens: torch.Tensor, dtype: np.dtype) -> NDArray[Any]:
+    """Finite tokens in the type that they are stored in; UserError: it is too narrow."""
+    with np.errstate(over="ignore"):
+        stored = tokens.numpy().astype(dtype)
+    if not np.isfinite(stored).all():
+        largest = float(tokens.abs().max())
+        raise UserError(f"stored: {dtype.name} cannot hold {largest:.3g}; choose float32")
+    return stored

@@ -239,6 +239,44 @@ def labels_of(
     return Labels(name, known, rarity.argmin(axis=1).astype(np.int64), members)
 
 
+def labelled_split(
+    manifest: Manifest,
+    split: str | None,
+    name: str,
+    label: str,
+    *,
+    classes: tuple[str, ...] | None = None,
+    multi_label: bool = False,
+    ok_only: bool = False,
+) -> Split:
+    """One part of a manifest with its labels; `name` is what messages call it.
+
+    Images among videos are refused: a still clip's label would be told from its stillness. Files
+    that more than one row names are warned of. The other arguments are those of :func:`labels_of`
+    and :meth:`Manifest.select`.
+    """
+    part = Split(manifest.select(split=split, ok_only=ok_only), name, split)
+    rows, kinds = np.flatnonzero(part.manifest.ok), part.manifest.categories("kind")
+    image = kinds.classes.index("image") if "image" in kinds.classes else -1
+    images = rows[kinds.codes[rows] == image]
+    if 0 < len(images) < len(rows):
+        where = f", {part.part}" if part.part else ""
+        raise UserError(
+            f"manifest {manifest.source}{where}: {len(images)} of its {len(rows)} files are images "
+            f"among videos (first image: {part.manifest.path(int(images[0]))}); index them apart"
+        )
+    repeated = len(part.manifest) - len(paths_and_sizes(part.manifest))
+    if repeated:
+        _LOGGER.warning(
+            "%s: %d of its %d rows name a file that another row names: it counts more than once",
+            *(name, repeated, len(part.manifest)),
+        )
+    labels = labels_of(
+        part.manifest, label, classes=classes, part=part.part, multi_label=multi_label
+    )
+    return replace(part, labels=labels)
+
+
 def check_every_class_has_a_sample(labels: Labels, source: str) -> None:
     """Refuse training labels with a single class or an empty one; `source` is for the message."""
     empty = np.flatnonzero(labels.counts() == 0)

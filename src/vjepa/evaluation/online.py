@@ -8,6 +8,7 @@ models, train a probe.
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from vjepa.evaluation.labels import (
     Labels,
     Split,
     check_every_class_has_a_sample,
-    labels_of,
+    labelled_split,
     paths_and_sizes,
     refuse_known,
     stratified_subset,
@@ -42,7 +43,7 @@ from vjepa.runtime.device import Precision
 from vjepa.runtime.distributed import ProcessGroup
 
 if TYPE_CHECKING:
-    from vjepa.data.manifest.manifest import Manifest
+    pass
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -114,24 +115,20 @@ class OnlineProbe:
         self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
         self._reading = (clip, view, reading or ReadingConfig())
         manifest = Manifest.open(config.manifest)
-        train, held = (
-            Split(manifest.select(split=name), f"online_probe: split {name}")
-            for name in (config.train_split, config.validation_split)
-        )
-        remedy = "give every video one split"
-        refuse_known(
-            held, paths_and_sizes(train.manifest), f"in split {config.train_split} too", remedy
-        )
-        self._fit = self._read(manifest, config.train_split, None)
-        self.classes = self._fit.labels.classes
-        self._validation = self._read(manifest, config.validation_split, self.classes)
+        part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
+        train = part(config.train_split, f"online_probe: split {config.train_split}")
+        assert train.labels is not None
+        check_every_class_has_a_sample(train.labels, f"manifest {manifest.source}")
+        self.classes, name = train.labels.classes, config.validation_split
+        held = part(name, f"online_probe: split {name}", classes=self.classes)
+        known, what = paths_and_sizes(train.manifest), f"in split {config.train_split} too"
+        held = refuse_known(held, known, what, "give every video one split")
+        self._fit, self._validation = self._read(train), self._read(held)
 
-    def _read(self, whole: Manifest, split: str, classes: tuple[str, ...] | None) -> _Clips:
+    def _read(self, split: Split) -> _Clips:
         """Decode this process's part of the chosen videos of one split."""
-        size, manifest = self._config.batch_size, whole.select(split=split)
-        labels = labels_of(manifest, self._config.label, classes=classes, part=f"split {split}")
-        if classes is None:
-            check_every_class_has_a_sample(labels, f"manifest {whole.source}")
+        size, manifest, labels = self._config.batch_size, split.manifest, split.labels
+        assert labels is not None
         rows = choose_rows(labels, self._config.max_clips, self._seed)
         mine = rows[self._group.rank :: self._group.size]
         with EvaluationClips(manifest, *self._reading, rows=mine, on_bad_video="list") as source:

@@ -320,7 +320,7 @@ def test_weights_that_are_not_finite_are_refused(
 
 
 def test_an_image_among_videos(
-    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path
+    trained: Path, videos: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     still = tmp_path / "still.png"
     Image.new("RGB", (32, 32), (200, 30, 30)).save(still)
@@ -341,6 +341,10 @@ def test_an_image_among_videos(
     changes = {"data.test.manifest": str(images)}
     with pytest.raises(UserError, match=r"data\.test: its files are images, those of data\.train"):
         train(probe_config(videos, checkpoint, **changes), tmp_path / "x")
+    with pytest.raises(UserError, match="its files are images, the probe was trained on videos"):
+        evaluate(trained, VideosConfig(manifest=images))
+    load_probe(trained, device="cpu").predict([still])
+    assert "trained on videos, and 1 of these 1 files are others" in caplog.text
     assert not (tmp_path / "x").exists()
 
 

@@ -21,7 +21,7 @@ from vjepa.evaluation.labels import (
     SplitRecord,
     check_every_class_has_a_sample,
     hold_out,
-    labels_of,
+    labelled_split,
     paths_and_sizes,
     refuse_known,
     stratified_subset,
@@ -148,28 +148,17 @@ def open_split(
     multi_label: bool = False,
     fallback: Path | None = None,
 ) -> Split:
-    """Open one part of the data, with its labels numbered by `classes`; None: by those that occur.
+    """Open one part of the data, as :func:`labelled_split` makes it.
 
-    Images among videos are refused: a still clip's label would be told from its stillness. `name`
-    is the field in the config, for messages; `fallback` the manifest where the config names none.
+    `name` is the field in the config; `fallback` the manifest where the config names none.
     """
     path = config.manifest or fallback
     if path is None:
         raise UserError(f"{name}.manifest: not set; make one with `vjepa data index`")
-    manifest = Manifest.open(path).select(split=config.split, ok_only=False)
-    split = Split(manifest, name, config.split)
-    kinds = manifest.categories("kind")
-    codes = kinds.codes[manifest.ok]
-    images = codes == (kinds.classes.index("image") if "image" in kinds.classes else -1)
-    if images.any() and not images.all():
-        first = int(np.flatnonzero(manifest.ok)[np.flatnonzero(images)[0]])
-        where = f", {split.part}" if split.part else ""
-        raise UserError(
-            f"manifest {manifest.source}{where}: {int(images.sum())} of its {len(codes)} files are "
-            f"images among videos (first image: {manifest.path(first)}); index them apart"
-        )
-    labels = labels_of(manifest, label, classes=classes, part=split.part, multi_label=multi_label)
-    return replace(split, labels=labels)
+    manifest = Manifest.open(path)
+    return labelled_split(
+        manifest, config.split, name, label, classes=classes, multi_label=multi_label
+    )
 
 
 def rows_of_all_splits(config: ProbeConfig) -> NDArray[np.int64]:

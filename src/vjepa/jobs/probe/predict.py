@@ -89,6 +89,14 @@ class Probe:
                 "%d of these %d videos trained the probe: its answers there say little",
                 *(known, len(rows)),
             )
+        kind = self.saved.training.get("kind")
+        other = sum((row.info.kind == "image") != (kind == "image") for row in rows)
+        if kind is not None and other:
+            _LOGGER.warning(
+                "the probe was trained on %ss, and %d of these %d files are others: its answers "
+                "there say little",
+                *(kind, other, len(rows)),
+            )
         few = ReadingConfig(num_workers=0) if len(rows) <= _FEW_VIDEOS else ReadingConfig()
         extractor, classes = replace(self.extractor, reading=reading or few), self.saved.classes
         view, device = extractor.settings.view, extractor.setup.device
