@@ -33,7 +33,7 @@ def test_settings_and_options_in_any_order() -> None:
     )
     assert args.files == ["a", "b"]
     assert args.out == Path("x")
-    assert args.overrides == ["optim.steps=3", "optim.peak-lr=-1e-3", "name=-7"]
+    assert args.overrides == ["optim.steps=3", "optim.peak_lr=-1e-3", "name=-7"]
 
 
 def test_the_resolved_config_prints_and_loads_back(

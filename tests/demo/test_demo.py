@@ -76,7 +76,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_the_report_holds_every_part(finished: Finished) -> None:
     _, out = finished
     text = (out / "report.html").read_text()
-    for title in ("What do the frozen features know?", "The task", "Training", "What ran"):
+    for title in (
+        "What do the frozen features know?",
+        "What has to be predicted",
+        "Training",
+        "What ran",
+    ):
         assert title in text
     assert text.count("data:image/png;base64,") >= 4
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)

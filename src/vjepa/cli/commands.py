@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, resolve_config
@@ -42,6 +43,46 @@ def _demo(args: argparse.Namespace) -> int:
     from vjepa.demo.demo import run
 
     print(f"report: {run(config, args.out)}")
+    return 0
+
+
+LEARN_HELP = """\
+learn from your own videos, and write a report, within a time
+
+Looks at every file (those that cannot be used are skipped and named), chooses size, batch and
+workers for this machine by a measurement, trains on the videos without labels, and writes
+report.html with curves, masks, features, predictions and moments that are alike. Where videos lie
+in folders of classes, or a list has a label, a probe is trained on a part of them and tested on the
+rest. What is chosen is printed; each choice has a setting. The same command goes on where it was
+stopped; with a larger --minutes also after its end.
+
+examples:
+  vjepa learn videos/ --out runs/mine
+  vjepa learn videos/ --out runs/mine --minutes 60
+  vjepa learn labels.csv --label action --test-fraction 0.3 --out runs/actions
+"""
+
+
+def add_learn(parser: Parser) -> None:
+    """Options of `vjepa learn`."""
+    parser.take_config("vjepa.jobs.learn:LearnConfig")
+    parser.add_path("sources", "SRC", "folders, videos, lists, or a manifest", nargs="*")
+    parser.add_path("--out", "DIR", "folder for everything, made if missing")
+    parser.set_defaults(run=_learn)
+
+
+def _learn(args: argparse.Namespace) -> int:
+    sources = tuple(source.absolute() for source in args.sources)
+    config = resolve_config(args, amend=lambda made: replace(made, sources=sources))
+    if args.out is None:
+        raise UserError("learn needs --out DIR, the folder that everything is written to")
+    from vjepa.jobs.learn import REPORT_FILE, run
+
+    ended = run(config, args.out)
+    if ended is not None:
+        print(f"stopped at step {ended.step}; the same command goes on")
+        return EXIT_REQUEUE if ended.requeue else EXIT_INTERRUPTED
+    print(f"report: {args.out / REPORT_FILE}")
     return 0
 
 

@@ -25,6 +25,7 @@ from vjepa.version import __version__
 
 COMMANDS = {
     "demo": (commands.DEMO_HELP, commands.add_demo),
+    "learn": (commands.LEARN_HELP, commands.add_learn),
     "data": (data.HELP, data.add_arguments),
     "pretrain": (commands.PRETRAIN_HELP, commands.add_pretrain),
     "probe": (probe.HELP, probe.add_arguments),

@@ -144,7 +144,8 @@ class Parser(argparse.ArgumentParser):
             if value is None:
                 raise UserError(f"{name} needs a value, as in {name} VALUE")
         self.refuse_unknown(extras)
-        found.overrides = [f"{name[2:]}={value}" for name, value in aside]
+        # As with options, a dash is as good as an underscore.
+        found.overrides = [f"{name[2:].replace('-', '_')}={value}" for name, value in aside]
         return found, []
 
     def _is_misspelt_option(self, name: str) -> bool:

@@ -202,6 +202,7 @@ _MAY_CHANGE = (
     "data.loader.frame_cache_folder",
     "training.device",
     "training.num_threads",
+    "training.max_minutes",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
     "training.async_checkpoint",

@@ -45,7 +45,7 @@ from vjepa.reporting.runs import (
     status_of,
 )
 
-_SHOWN_HEIGHT = 192
+SHOWN_SIDE = 192
 _SHOWN_FRAMES = 4
 
 
@@ -68,7 +68,7 @@ def _strip(label: str, frames: Picture) -> Strip:
     """At most four evenly spaced frames."""
     count = min(len(frames), _SHOWN_FRAMES)
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(np.int64)
-    return Strip(label, list(upscale(frames[chosen], _SHOWN_HEIGHT)))
+    return Strip(label, list(upscale(frames[chosen], SHOWN_SIDE)))
 
 
 def mask_strips(
@@ -82,7 +82,7 @@ def mask_strips(
     masked = sampler.full(np.array([ordinal], dtype=np.int64), 0)
     strips = [_strip("clip", frames)]
     for number, kind in enumerate(masked):
-        name = f"mask {number}" if len(masked) > 1 else "shown"
+        name = f"shown, {number + 1}" if len(masked) > 1 else "shown"
         strips.append(_strip(name, hide_masked(frames, kind[0])))
     return strips
 
@@ -173,10 +173,10 @@ def mask_section(config: PretrainConfig, shot: Shot) -> Section:
     """What is hidden of a clip."""
     strips = mask_strips(shot.sharp, config.masking, config.model.encoder, config.seed, 0)
     caption = (
-        "First row: the clip. Below: what the model is shown; grey is hidden from it, and what is "
-        "there has to be predicted: not its pixels but its features."
+        "First row: the clip. Below: what the model is shown of it, with each kind of mask. Grey "
+        "is hidden, and what is there has to be predicted: not its pixels but its features."
     )
-    return Section("The task", blocks=[PictureBlock(strips, caption)])
+    return Section("What has to be predicted", blocks=[PictureBlock(strips, caption)])
 
 
 def feature_section(shots: Sequence[Shot], encoders: Mapping[str, Encoder], what: str) -> Section:
@@ -219,7 +219,7 @@ def read_shot(video: Path, clip: ClipConfig, image_size: int, name: str = "clip"
     """
     both = []
     try:
-        for size in (image_size, max(image_size, _SHOWN_HEIGHT)):
+        for size in (image_size, max(image_size, SHOWN_SIDE)):
             frames = centre_view(video, clip, ViewConfig(crop_size=size, short_side=size))
             both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     except DecodeError as error:

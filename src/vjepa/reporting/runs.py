@@ -41,35 +41,37 @@ _RANK_COLUMNS: Mapping[str, tuple[str, str]] = {
 _CURVES: tuple[tuple[str, str, str, str], ...] = (
     (
         *("train", "loss", "loss"),
-        "Training loss. With an EMA target a rising loss can be healthy: the targets get richer."
-        " Judge by the probe and by the health curves.",
+        "The loss: how far predictions are from the features of what was hidden. It may rise while"
+        " all goes well, since the features get richer. Judge by the other curves.",
     ),
     (
         *("evaluation", "online_probe/top1", "top-1 share"),
-        "Online probe: ridge classifier on mean-pooled target features, on videos that it was not"
-        " fitted on.",
-    ),
-    (
-        *("health", "target_std_between_clips", "std"),
-        "Spread of the target features over clips; falling towards 0 is collapse.",
-    ),
-    (
-        *("health", "effective_rank", "rank"),
-        "Effective rank of the pooled target features over a batch.",
+        "Share of labelled videos that a simple classifier on the features names rightly (online"
+        " probe: ridge on mean features, on videos that it was not fitted on).",
     ),
     (
         *("health", "explained_vs_position_mean", "share"),
-        "How much better the predictor is than the best constant for each position; 0 is no"
-        " better.",
+        "How much of what tells clips apart is predicted: 1 is all, 0 no better than guessing what"
+        " is usual at each place.",
+    ),
+    (
+        *("health", "effective_rank", "number"),
+        "In how many independent ways the features of clips differ (effective rank). Near 1 all"
+        " clips look alike to the model, and nothing is learnt.",
+    ),
+    (
+        *("health", "target_std_between_clips", "spread"),
+        "How much features differ from clip to clip. Falling towards 0 is a collapse.",
     ),
     (
         *("health", "pairwise_cosine", "cosine"),
-        "Mean cosine between the pooled features of different clips.",
+        "How alike the features of different clips are: 1 is the same. It is high at first, and"
+        " should fall.",
     ),
-    ("train", "grad_norm/encoder", "norm", "Gradient norm of the context encoder."),
-    ("train", "learning_rate", "rate", "Learning rate."),
+    ("train", "grad_norm/encoder", "norm", "Size of the gradient of the encoder."),
+    ("train", "learning_rate", "rate", "Learning rate: how large the steps are."),
     ("train", "clips_per_second", "clips/s", "Clips per second, of all processes."),
-    ("train", "data_wait_share", "share", "Share of the time spent waiting for data."),
+    ("train", "data_wait_share", "share", "Share of the time spent waiting for videos to be read."),
     ("train", "resident_gigabytes", "GB", "Memory of the training process that holds most."),
     ("train", "device_gigabytes", "GB", "Largest memory on a GPU."),
 )
@@ -177,7 +179,7 @@ def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
         charts.append(Chart(drawing, caption))
     for kind, name, label, caption in _CURVES:
         if lines := _lines({title: state.series(kind, name) for title, state in states.items()}):
-            charts.append(Chart(line_chart(lines, x_label="step", y_label=label), caption))
+            charts.append(Chart(line_chart(lines, x_label="update", y_label=label), caption))
     return charts
 
 

@@ -178,7 +178,8 @@ class Trainer:
             signals = stack.enter_context(StopSignals(has_launcher=group.size > 1))
             progress = None
             if group.is_main:
-                bar = Progress(self.description, total, self._completed)
+                shown = None if training.max_minutes else total
+                bar = Progress(self.description, shown, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
             agreement = Agreement(group)
@@ -226,7 +227,8 @@ class Trainer:
                             self._save()
                         self._window.restart()
                     if progress is not None:
-                        progress.update(update, None if len(self._window) else self._note())
+                        note = None if len(self._window) else self._note()
+                        progress.update(update, note, self._expected_steps())
                 agreement.finish()
                 if len(self._window):
                     self._log_window()
@@ -251,6 +253,14 @@ class Trainer:
     def _is_out_of_time(self, seconds: float) -> bool:
         limit = self.training.max_minutes
         return limit is not None and seconds >= 60 * limit
+
+    def _expected_steps(self) -> int:
+        """Where training will end, at the pace so far."""
+        limit, steps = self.training.max_minutes, self.optim.steps
+        if limit is None:
+            return steps
+        expected = round(self._completed * 60 * limit / max(self._seconds(), 1e-9))
+        return min(steps, max(self._completed, expected))
 
     def _is_due(self, every: int | None) -> bool:
         """At multiples of an interval, and at the end of training."""

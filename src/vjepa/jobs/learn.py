@@ -1,0 +1,499 @@
+"""From a folder of videos to a model and a report, within a time: ``vjepa learn``.
+
+Nothing is done here that another job does: it indexes, chooses by a measurement what fits this
+machine, and calls the jobs for pretraining, probes and pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, diff, load_config
+from vjepa.data.frame_cache import open_frame_caches
+from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
+from vjepa.evaluation.labels import Labels, hold_out
+from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result
+from vjepa.jobs import pretrain, videos
+from vjepa.jobs.learn_report import Findings, write_learn_report
+from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.probe import probe
+from vjepa.jobs.probe.config import ProbeConfig
+from vjepa.models.config import PIXEL_MEAN, PIXEL_STD
+from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
+from vjepa.runtime.process import usable_cpus
+from vjepa.training import TrainingResult, build_learner, train_step
+
+_LOGGER = logging.getLogger(__name__)
+
+JOB = "learn"
+LABEL = "class"
+"""Name of the label in `videos.parquet`."""
+REPORT_FILE, VIDEOS_FILE, RUN_FOLDER = "report.html", "videos.parquet", "run"
+_CHOICES_FILE, _INDEX_FILE = "choices.json", "index.parquet"
+_MAY_CHANGE = ("minutes", "workers", "device")
+_SIZES: Mapping[str, tuple[str, ...]] = {
+    "tiny": (
+        "model.encoder.width=96",
+        "model.encoder.depth=4",
+        "model.encoder.image_size=96",
+        "model.predictor.width=48",
+        "model.predictor.depth=2",
+        "data.transform.crop_size=96",
+        "optim.peak_lr=3e-3",
+        "optim.final_lr=3e-3",
+    ),
+    "small": (),
+    "medium": (
+        "model.encoder.width=384",
+        "model.encoder.depth=12",
+        "model.encoder.heads=6",
+        "model.encoder.image_size=128",
+        "model.predictor.width=192",
+        "model.predictor.depth=6",
+        "data.transform.crop_size=128",
+        "data.loader.frame_cache_short_side=144",
+        "optim.peak_lr=6e-4",
+        "optim.final_lr=6e-4",
+    ),
+}
+"""What each size changes in the recipe `small`."""
+_ENOUGH_UPDATES = 1000
+"""The largest size that gets so many in the time is chosen: in fewer little is learnt."""
+_LARGER_COSTS = 3.0
+"""A larger size is tried only where the one before would get so many times enough."""
+_TIMED_UPDATES = 2
+_COLOUR_FRAMES = 32
+_FEWEST_MINUTES = 0.05
+_REPORT_SECONDS, _REPORT_SHARE = 20.0, 0.08
+"""Of the time, what is kept for the report; once more for the probes."""
+_DECODING_SHARE = 0.15
+_DECODED_PIXELS_PER_SECOND = 1e8
+"""By one CPU core; a low figure."""
+
+
+@config_dataclass
+class LearnConfig:
+    """What ``vjepa learn`` may be told; whatever is null it chooses, and says what."""
+
+    sources: tuple[Path, ...] = ()
+    """Folders, videos, lists of files, or one manifest made by `vjepa data index`."""
+    minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Time for everything, from the first look at the files to the report. With a larger number a
+    finished run goes on."""
+    size: Literal["tiny", "small", "medium"] | None = None
+    """Of model and frames: `tiny` (96 pixels), `small` (112), `medium` (128, for a GPU); null: the
+    largest that gets 1000 updates in the time."""
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+    """Clips per update; null: 32 on a CPU, 64 on a GPU."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode; null: by the number of CPU cores."""
+    device: DeviceName = "auto"
+    """`auto` takes a GPU when there is one."""
+    label: str | None = None
+    """Label of the sources to train a probe on; null: the only one, or the folders that the videos
+    lie in; `none`: no probe."""
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of each class's files that the probe is tested on and nothing is trained on, where the
+    sources name no test part themselves."""
+    seed: int = 0
+    """Of weights, the order of clips, masks, and the test part."""
+    recipe: str = "small"
+    """Pretraining recipe, or a YAML file, that all other settings come from."""
+    settings: tuple[str, ...] = ()
+    """Settings of the recipe, as `[optim.peak_lr=1e-3, ...]`; they go before what is chosen."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    """How sources are read and files looked into."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was found and chosen, once for all calls; kept in `choices.json`."""
+
+    settings: tuple[str, ...]
+    """Of the recipe, as NAME=VALUE."""
+    minutes_beside: float
+    """Of the whole time, those that are not for pretraining."""
+    has_probe: bool
+    lines: tuple[str, ...]
+    """All of it in words."""
+    skipped: tuple[tuple[str, str], ...]
+    """Files that are not used, and why."""
+    reported_minutes: float = 0.0
+    """The time after which the report was written; 0: not yet."""
+
+
+def run(config: LearnConfig, out: Path) -> TrainingResult | None:
+    """Learn from videos and write a report; called again, go on.
+
+    Returns:
+        How pretraining ended, if that was before its time; None: the report is written.
+
+    Raises:
+        UserError: Bad input of any kind; `out` holds something else.
+    """
+    started = time.monotonic()
+    with claimed_folder(out, JOB) as has_begun:
+        stored = out / _CHOICES_FILE
+        if has_begun:
+            _check_same(config, out)
+        # Before the first look at the files: a call that is killed there is made again.
+        begin_folder(out, JOB, config)
+        if stored.is_file():
+            choices = _read_choices(stored)
+            _LOGGER.info("going on in %s with what was chosen there:", out)
+        else:
+            choices = _choose(config, out, started)
+            _write_choices(choices, stored)
+        for line in choices.lines:
+            _LOGGER.info("  %s", line)
+        if choices.reported_minutes >= config.minutes and (out / REPORT_FILE).is_file():
+            _LOGGER.info(
+                "the %g minutes are over, and the report is written; --minutes %g goes on",
+                *(config.minutes, 2 * config.minutes),
+            )
+            return None
+        ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER)
+        if ended.interrupted:
+            return ended
+        results = {}
+        if choices.has_probe:
+            results = {w: _probe(config, w, ended.step, out) for w in ("target", "random")}
+        findings = Findings(
+            out, config.minutes, config.seed, choices.lines, choices.skipped, results
+        )
+        write_learn_report(findings, out / REPORT_FILE)
+        _write_choices(replace(choices, reported_minutes=config.minutes), stored)
+        return None
+
+
+def _check_same(config: LearnConfig, out: Path) -> None:
+    lines = diff(load_config(LearnConfig, [out / RESOLVED_CONFIG_FILE]), config)
+    changed = [line for line in lines if not line.startswith(_MAY_CHANGE)]
+    if changed:
+        raise UserError(
+            f"{out}: holds a run with other settings ({'; '.join(changed)}); give another --out, "
+            "or the settings of that run to go on with it"
+        )
+
+
+def _write_choices(choices: Choices, path: Path) -> None:
+    atomic_write(path, json.dumps(asdict(choices), indent=1) + "\n")
+
+
+def _read_choices(path: Path) -> Choices:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        found["skipped"] = map(tuple, found["skipped"])
+        return Choices(**found | {n: tuple(found[n]) for n in ("settings", "lines", "skipped")})
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: is damaged ({error}); give another --out") from error
+
+
+def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
+    """Look at the files, measure, decide, and decode them once if that pays."""
+    recipe = _load(config, ())
+    manifest, skipped = _find_videos(config, recipe.data.clip.num_frames, out)
+    manifest, probe_line = _split_videos(config, manifest, out / VIDEOS_FILE)
+    has_probe = "test" in manifest.splits
+    hours = float(manifest.numeric("duration_seconds").sum()) / 3600
+    device, cpus = set_up_device(config.device).device, usable_cpus()
+    is_gpu = device.type == "cuda"
+    precision = "bfloat16" if is_gpu and torch.cuda.is_bf16_supported() else "float32"
+    path = json.dumps(str((out / VIDEOS_FILE).resolve()))
+    parts = [name for name in ("train", "unlabelled") if name in manifest.splits]
+    sources = ", ".join(f"{{manifest: {path}, split: {name}}}" for name in parts)
+    workers = config.workers
+    if workers is None:
+        workers = max(1, min(12, cpus - 2 if is_gpu else cpus // 2))
+    settings = [
+        f"seed={config.seed}",
+        f"data.sources=[{sources}]",
+        f"data.batch_size={config.batch_size or (64 if is_gpu else 32)}",
+        f"data.loader.num_workers={workers}",
+        f"data.loader.frame_cache_folder={json.dumps(str((out / 'frames').resolve()))}",
+        f"training.device={config.device}",
+        f"training.precision={precision}",
+    ]
+    if recipe.model.encoder.input.content == "rgb":
+        mean, deviation = _colours(manifest)
+        settings += [
+            f"model.encoder.input.mean={mean}",
+            f"model.encoder.input.deviation={deviation}",
+        ]
+    sizes = [
+        manifest.numeric(name).astype(np.float64) for name in ("num_frames", "height", "width")
+    ]
+    decoding = float(np.prod(sizes, axis=0).sum()) / _DECODED_PIXELS_PER_SECOND / cpus
+    if decoding > _DECODING_SHARE * 60 * config.minutes:
+        settings.append("data.loader.frame_cache_gigabytes=0")
+    beside = max(_REPORT_SECONDS, _REPORT_SHARE * 60 * config.minutes) * (2 if has_probe else 1)
+    left = 60 * config.minutes - beside - decoding - (time.monotonic() - started)
+    begun, cpu_begun = time.monotonic(), time.process_time()
+    size, seconds, settings = _choose_size(config, settings, left)
+    if not is_gpu:
+        # Where others compute here too, the report takes longer as well.
+        cpu = (time.process_time() - cpu_begun) / torch.get_num_threads()
+        beside = min(beside * max(1.0, (time.monotonic() - begun) / cpu), max(beside, left / 2))
+    updates = max(1.0, left / seconds)
+    intervals = {"log": updates / 60, "health": updates / 25, "checkpoint": 30 / seconds}
+    warmup = max(1, min(recipe.optim.warmup_steps, round(updates / 10)))
+    settings += [f"optim.warmup_steps={warmup}"]
+    settings += [
+        f"training.{name}_every_steps={max(1, min(1000, round(every)))}"
+        for name, every in intervals.items()
+    ]
+    made = _load(config, settings)
+    is_cached = _decode_once(made)
+    beside += time.monotonic() - started
+    left = max(60 * _FEWEST_MINUTES, 60 * config.minutes - beside)
+    if left < 0.3 * 60 * config.minutes:
+        _LOGGER.warning("most of the time goes into files and report: give more --minutes")
+    encoder, clip = made.model.encoder, made.data.clip
+    reading = "decoded once, and kept small" if is_cached else f"decoded by {workers} processes"
+    lines = (
+        f"videos    {len(manifest)}, {hours:.2f} hours; {len(skipped)} files skipped",
+        probe_line,
+        f"size      {size}: {clip.num_frames} frames of {encoder.image_size} pixels, encoder of "
+        f"{encoder.depth} blocks, {encoder.width} wide (--size)",
+        f"batch     {made.data.batch_size} clips (--batch_size); videos are {reading} (--workers)",
+        f"device    {torch.cuda.get_device_name() if is_gpu else f'CPU, {cpus} cores'} (--device)",
+        f"time      {left / 60:.1f} of {config.minutes:g} minutes are for learning: about "
+        f"{left / seconds:,.0f} updates of {seconds:.2g} s (--minutes)",
+    )
+    return Choices(tuple(settings), beside / 60, has_probe, lines, skipped)
+
+
+def _load(config: LearnConfig, settings: Sequence[str]) -> PretrainConfig:
+    return load_config(PretrainConfig, [config.recipe], [*settings, *config.settings], "pretrain")
+
+
+def _find_videos(
+    config: LearnConfig, fewest_frames: int, out: Path
+) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
+    """Every file of the sources that clips can be cut from, and the others with the reason."""
+    sources = config.sources
+    if not sources:
+        raise UserError("learn needs videos: name a folder, a video, a list or a manifest")
+    if any(source.suffix == ".parquet" for source in sources):
+        if len(sources) > 1:
+            raise UserError("a manifest comes alone: index all sources together, or name it only")
+        manifest = Manifest.open(sources[0])
+    else:
+        videos.index(sources, out / _INDEX_FILE, config.index)
+        manifest = Manifest.open(out / _INDEX_FILE)
+    kinds = manifest.categories("kind")
+    rows, skipped = [], []
+    for number in range(len(manifest)):
+        row = manifest.full_row(number)
+        reason = row.info.reason if not row.info.ok else None
+        if reason is None and kinds.classes[kinds.codes[number]] == "image":
+            reason = "a still image"
+        if reason is None and row.info.num_frames < fewest_frames:
+            reason = f"has {row.info.num_frames} frames, a clip takes {fewest_frames}"
+        if reason is None:
+            rows.append(row)
+        else:
+            skipped.append((row.info.path, reason))
+    for path, reason in skipped[:5]:
+        _LOGGER.warning("skipped: %s: %s", path, reason)
+    if len(skipped) > 5:
+        _LOGGER.warning("skipped: %d more; the report names all", len(skipped) - 5)
+    if not rows:
+        raise UserError(
+            f"none of the {len(skipped)} files can be used: {skipped[0][0]}: {skipped[0][1]}; "
+            "name a folder with videos"
+        )
+    return Manifest.from_rows(rows, out), tuple(skipped)
+
+
+def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
+    """The videos with one label and the splits train, test and unlabelled; written to `path` too.
+
+    Videos that the sources give to a test part, but that cannot be tested on, are `left out`. With
+    the manifest comes what was decided, in words.
+    """
+    rows = [manifest.full_row(number) for number in range(len(manifest))]
+    values, origin = _label_of_rows(config, manifest, rows)
+    given = next((name for name in ("test", "validation") if name in manifest.splits), None)
+    test = {number for number, row in enumerate(rows) if given and row.split == given}
+    counts = Counter(value for number, value in enumerate(values) if value and number not in test)
+    classes = sorted(name for name, count in counts.items() if given or count > 1)
+    labelled = [number for number, value in enumerate(values) if value in classes]
+    origin_of_test = f"the split {given}"
+    if given is None and len(classes) > 1:
+        numbers = np.array([classes.index(str(values[number])) for number in labelled])
+        labels = Labels(LABEL, tuple(classes), numbers)
+        _, held = hold_out(labels, np.arange(len(labelled)), config.test_fraction, config.seed)
+        test = {labelled[number] for number in held.tolist()}
+        origin_of_test = f"{config.test_fraction:.0%} of each class's files (--test_fraction)"
+    tested = test.intersection(labelled) if len(classes) > 1 else set()
+    if len(test) == len(rows):
+        raise UserError(
+            f"all {len(rows)} videos are of the split {given}: there is none to train on"
+        )
+    for number, row in enumerate(rows):
+        split = "train" if values[number] in classes else "unlabelled"
+        if number in test:
+            split = "test" if number in tested else "left out"
+        label = values[number] if values[number] in classes else None
+        rows[number] = replace(row, split=split, labels={LABEL: label})
+    made = Manifest.from_rows(rows, path.parent)
+    made.write(path)
+    if not tested:
+        return made, f"probe     none: {origin} (--label)"
+    return made, (
+        f"probe     {len(classes)} classes, by {origin} (--label): {len(labelled) - len(tested)} "
+        f"videos to train on, {len(tested)} to test on, {origin_of_test}"
+    )
+
+
+def _label_of_rows(
+    config: LearnConfig, manifest: Manifest, rows: Sequence[ManifestRow]
+) -> tuple[list[str | None], str]:
+    """The class of each video, if it has one, and where it comes from, in words."""
+    names = manifest.label_names
+    if config.label == "none":
+        return [None] * len(rows), "not asked for"
+    if config.label is not None or len(names) == 1:
+        name = config.label or names[0]
+        return list(manifest.labels(name)), f"label {name}"
+    if names:
+        return [None] * len(rows), f"there are the labels {', '.join(names)}: name one"
+    values: list[str | None] = []
+    roots = [source.absolute() for source in config.sources if source.is_dir()]
+    for row in rows:
+        path = Path(row.info.path)
+        root = next((root for root in roots if path.is_relative_to(root)), path.parent)
+        # The first folder may be the split's.
+        folders = path.relative_to(root).parts[1 if row.split else 0 : -1]
+        values.append(folders[-1] if folders else None)
+    return values, "folder" if any(values) else "no label, and no folder of a class"
+
+
+def _colours(manifest: Manifest) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green, blue over middle frames, on the scale 0 to 1.
+
+    Where most frames are dark, or alike, those of other videos would leave the model little to see.
+    """
+    pixels = []
+    for row in np.unique(np.linspace(0, len(manifest) - 1, _COLOUR_FRAMES).astype(int)).tolist():
+        video = manifest.row(row)
+        try:
+            frame = decode_frames(video, [video.num_frames // 2])[0]
+        except DecodeError as error:
+            _LOGGER.warning("%s", error)
+            continue
+        pixels.append(frame[::4, ::4].reshape(-1, 3) / 255.0)
+    if not pixels:
+        return list(PIXEL_MEAN), list(PIXEL_STD)
+    mean = np.mean([frame.mean(axis=0) for frame in pixels], axis=0)
+    square = np.mean([np.square(frame - mean).mean(axis=0) for frame in pixels], axis=0)
+    deviation = np.sqrt(square).clip(min=0.02)
+    return mean.round(3).tolist(), deviation.round(3).tolist()
+
+
+def _choose_size(
+    config: LearnConfig, settings: list[str], left: float
+) -> tuple[str, float, list[str]]:
+    """The largest model that gets updates enough in the seconds that are left.
+
+    Returns:
+        Its name, the seconds that an update takes, and the settings with its own before them.
+    """
+    names: list[str] = ["small"] if config.recipe != "small" else list(_SIZES)
+    names = [config.size] if config.size else names
+    chosen: tuple[str, float, list[str]] | None = None
+    for name in names:
+        own = [*_SIZES[name], *settings]
+        seconds = _seconds_an_update(_load(config, own))
+        updates = left / seconds
+        if chosen is not None and updates < _ENOUGH_UPDATES:
+            break
+        chosen = name, seconds, own
+        if updates < _LARGER_COSTS * _ENOUGH_UPDATES:
+            break
+    assert chosen is not None
+    return chosen
+
+
+def _seconds_an_update(config: PretrainConfig) -> float:
+    """Measured, without reading videos."""
+    encoder = config.model.encoder
+    task = build_task(config)
+    learner = build_learner(task, config.optim, config.ema, config.training)
+    shape = (3, encoder.num_frames, encoder.image_size, encoder.image_size)
+    size = config.data.batch_size
+    clips = torch.randint(0, 256, (size, *shape), dtype=torch.uint8)
+    times = []
+    for update in range(1, 2 + _TIMED_UPDATES):
+        batch = SimpleNamespace(clips=clips, ordinals=np.arange(size), step=update)
+        parts = config.optim.accumulation_steps
+        begun = time.monotonic()
+        values = train_step(learner, (task.inputs(batch, n, parts) for n in range(parts)), update)
+        float(values.finite)  # wait for the device
+        times.append(time.monotonic() - begun)
+    return min(times[1:])
+
+
+def _decode_once(config: PretrainConfig) -> bool:
+    """Fill the frame cache that pretraining will use; whether it uses one."""
+    loader = config.data.loader
+    if loader.frame_cache_gigabytes == 0:
+        return False
+    return bool(
+        open_frame_caches(
+            [Manifest.open(s.manifest).select(split=s.split) for s in config.data.sources],
+            loader.frame_cache_folder,
+            loader.frame_cache_gigabytes,
+            loader.frame_cache_short_side,
+            usable_cpus(),
+            loader.sample_timeout_seconds,
+        )
+    )
+
+
+def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
+    made = _load(config, choices.settings)
+    minutes = max(_FEWEST_MINUTES, config.minutes - choices.minutes_beside)
+    return replace(made, training=replace(made.training, device=config.device, max_minutes=minutes))
+
+
+def _probe(config: LearnConfig, which: str, step: int, out: Path) -> ProbeResult:
+    """Train and test a probe on the features after so many updates; once for all calls."""
+    folder = out / "probe" / f"{which}_{step:08d}"
+    if (folder / RESULT_FILE).is_file():
+        return load_result(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped there
+    _LOGGER.info("probe on %s", "the trained encoder" if which == "target" else "random weights")
+    videos_file = str(out / VIDEOS_FILE)
+    overrides = {
+        "seed": config.seed,
+        "encoder": {"path": str(out / RUN_FOLDER), "which": which, "seed": config.seed},
+        "data": {
+            "label": LABEL,
+            "train": {"manifest": videos_file, "split": "train"},
+            "test": {"manifest": videos_file, "split": "test"},
+            "on_bad_video": "list",
+        },
+        "optim": {"epochs": None, "steps": 300, "batch_size": 64},
+        "device": config.device,
+    }
+    return probe.train(load_config(ProbeConfig, overrides=overrides), folder)

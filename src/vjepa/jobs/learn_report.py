@@ -1,0 +1,310 @@
+"""The report of ``vjepa learn``: what was learnt from one's own videos, in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch.nn import functional
+
+from vjepa.checkpoint import load_model
+from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
+from vjepa.data.clips.plan import segment_indices
+from vjepa.data.clips.source import VideoSource
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import EvaluationClips
+from vjepa.data.loader.reading import ReadingConfig
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.errors import UserError
+from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.metrics import ClassificationMetrics
+from vjepa.evaluation.preprocess import load_encoder
+from vjepa.evaluation.results import ProbeResult
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.probe.encoder import untrained_encoder
+from vjepa.jobs.show import (
+    SHOWN_SIDE,
+    Shot,
+    feature_section,
+    mask_section,
+    prediction_section,
+    read_shot,
+)
+from vjepa.models import Encoder
+from vjepa.reporting.html import (
+    Block,
+    Figure,
+    PictureBlock,
+    Report,
+    Section,
+    Table,
+    Text,
+    write_report,
+)
+from vjepa.reporting.pictures import Strip, picture_of, write_png
+from vjepa.reporting.runs import RunState, read_run, run_charts
+from vjepa.runtime.progress import format_seconds
+from vjepa.version import __version__
+
+PICTURES_FOLDER = "pictures"
+_SHOTS = 3
+_MOMENTS, _QUERIES, _NEIGHBOURS = 96, 4, 3
+_APART_SECONDS = 4.0
+"""Moments of one video are compared only if they are so far from each other."""
+_READ_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What there is to report."""
+
+    out: Path
+    minutes: float
+    seed: int
+    lines: Sequence[str]
+    """What was chosen, in words."""
+    skipped: Sequence[tuple[str, str]]
+    """Files that were not used, and why."""
+    results: Mapping[str, ProbeResult]
+    """Of probes on the `target` encoder and on `random` weights; none without classes."""
+
+
+def write_learn_report(findings: Findings, path: Path) -> None:
+    """Write the page, and its pictures as PNG files beside it."""
+    run = path.parent / "run"
+    config = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
+    state, manifest = read_run(run), Manifest.open(path.parent / "videos.parquet")
+    trained = load_encoder(run)
+    encoders = {
+        "untrained": untrained_encoder(trained.config, findings.seed).eval(),
+        "trained": trained,
+    }
+    shots = _shots(manifest, config)
+    sections = [
+        *_probe_sections(findings.results),
+        mask_section(config, shots[0]),
+        Section("How training went", blocks=run_charts({"run": state})),
+        feature_section(shots, encoders, "videos"),
+        prediction_section(load_model(run).eval(), config, shots[:2]),
+        *_moment_sections(manifest, config, encoders),
+        _next_section(path.parent),
+        _record_section(findings, config),
+    ]
+    for section in sections:
+        for number, block in enumerate(section.blocks):
+            if isinstance(block, PictureBlock):
+                name = f"{section.title.lower().replace(' ', '_')}_{number}.png"
+                write_png(picture_of(block.strips), path.parent / PICTURES_FOLDER / name)
+    answer, figures = _headline(findings, state, config, manifest)
+    footer = (
+        f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was measured "
+        "by the run that wrote it."
+    )
+    write_report(
+        Report("What was learnt from your videos", answer, figures, sections, footer), path
+    )
+
+
+def _headline(
+    findings: Findings, state: RunState, config: PretrainConfig, manifest: Manifest
+) -> tuple[str, list[Figure]]:
+    """The answer in plain words and in figures, whatever it is."""
+    count = sum(len(manifest.select(split=source.split)) for source in config.data.sources)
+    clips = state.steps_done * config.data.batch_size
+    seconds = float(state.newest("train").get("elapsed_seconds", 0.0))
+    figures = [
+        Figure(
+            f"{count:,}",
+            "videos used"
+            + (f", {len(findings.skipped)} files skipped" if findings.skipped else ""),
+        ),
+        Figure(
+            format_seconds(seconds), f"of learning: {state.steps_done:,} updates, {clips:,} clips"
+        ),
+    ]
+    answer = (
+        f"In {format_seconds(seconds)} of training a V-JEPA watched {clips:,} clips of {count:,} "
+        "videos, without any label. Large parts of each clip were hidden from it, and it learnt to "
+        "predict the features of what was hidden."
+    )
+    health = state.newest("health")
+    explained = health.get("explained_vs_position_mean")
+    if isinstance(explained, float):
+        figures.append(
+            Figure(f"{100 * explained:.0f} %", "of what differs between clips is predicted")
+        )
+        verdict = (
+            "better than guessing what is usual at each place"
+            if explained > 0
+            else "no better than guessing what is usual at each place: it needs more time or videos"
+        )
+        answer += f" Its predictions are {verdict}"
+        answer += (
+            f" ({100 * explained:.0f} % of the difference explained)." if explained > 0 else "."
+        )
+    tested = {name: result.test.metrics for name, result in findings.results.items() if result.test}
+    mine, random = tested.get("target"), tested.get("random")
+    if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):
+        figures.append(
+            Figure(f"{100 * mine.top1:.0f} %", f"of {mine.count} test videos named rightly")
+        )
+        above = "above" if mine.wilson.low > random.top1 else "not told apart from"
+        answer += (
+            f" A probe on its features names {mine.correct} of {mine.count} unseen videos rightly; "
+            f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
+            "untrained one."
+        )
+    return answer, figures
+
+
+def _probe_sections(results: Mapping[str, ProbeResult]) -> list[Section]:
+    rows = []
+    for which, name in (("target", "trained on your videos"), ("random", "untrained")):
+        test = results[which].test if which in results else None
+        if test is None or not isinstance(test.metrics, ClassificationMetrics):
+            return []
+        metrics = test.metrics
+        interval = f"{100 * metrics.wilson.low:.0f} to {100 * metrics.wilson.high:.0f}"
+        right = f"{metrics.correct} of {metrics.count}"
+        rows.append((name, f"{100 * metrics.top1:.0f}", interval, right))
+        if which == "random":
+            most = max(metrics.per_class, key=lambda entry: entry.count)
+            share = f"{100 * most.count / metrics.count:.0f}"
+            rows.append(
+                (f"no encoder: always {most.name}", share, "", f"{most.count} of {metrics.count}")
+            )
+    introduction = (
+        "The encoder is frozen; only a small probe on top is trained with labels, and tested on "
+        "videos that neither it nor the encoder has seen. Clips cut from one recording may stand "
+        "on both sides: then the number is too good."
+    )
+    head = ("encoder", "right %", "95 % interval", "videos")
+    return [Section("What the features know of your classes", introduction, [Table(head, rows)])]
+
+
+def _shots(manifest: Manifest, config: PretrainConfig) -> list[Shot]:
+    """The middles of a few videos, of the test part if there is one."""
+    rows = manifest.select(split="test") if "test" in manifest.splits else manifest
+    chosen = np.unique(np.linspace(0, len(rows) - 1, _SHOTS).astype(int)).tolist()
+    size = config.model.encoder.image_size
+    paths = [Path(rows.path(row)) for row in chosen]
+    return [read_shot(path, config.data.clip, size, path.name) for path in paths]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Clips of videos: manifest row and middle frame of each, int64 [n], and its time."""
+
+    rows: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+
+
+def _moment_sections(
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder]
+) -> list[Section]:
+    """Moments, and those of other videos (or other times) that are nearest to them."""
+    moments, features = _encode_moments(manifest, config, encoders)
+    strips, seen = [], set()
+    for query in np.linspace(0, len(moments.rows) - 1, 2 * _QUERIES + 1)[1::2].astype(int).tolist():
+        other = moments.rows != moments.rows[query]
+        if not other.any():
+            other = np.abs(moments.seconds - moments.seconds[query]) > _APART_SECONDS
+        if query in seen or not other.any():
+            continue
+        seen.add(query)
+        for name, vectors in features.items():
+            alike = np.where(other, vectors @ vectors[query], -2.0)
+            nearest = []
+            for found in alike.argsort()[::-1].tolist():
+                # One moment of a video is enough where there are several videos.
+                is_new = moments.rows[found] not in moments.rows[nearest]
+                if other[found] and (is_new or len(manifest) <= _NEIGHBOURS):
+                    nearest.append(found)
+                if len(nearest) == _NEIGHBOURS:
+                    break
+            frames, notes = [], []
+            for number in (query, *nearest):
+                video = manifest.row(int(moments.rows[number]))
+                try:
+                    image = decode_frames(video, moments.frames[number : number + 1])[0]
+                except DecodeError as error:
+                    raise UserError(f"{error}; `vjepa data check` tells more") from error
+                side = (SHOWN_SIDE, SHOWN_SIDE)
+                frames.append(np.asarray(ImageOps.fit(Image.fromarray(image), side)))
+                seconds = int(moments.seconds[number])
+                likeness = "" if number == query else f"{alike[number]:.2f} alike: "
+                notes.append(
+                    f"{likeness}{Path(video.path).name}, {seconds // 60}:{seconds % 60:02d}"
+                )
+            strips.append(Strip(name, frames, notes))
+    if not strips:
+        return []
+    caption = (
+        "In each row, left: a moment; then the moments whose features are most alike (1: the same, "
+        "0: nothing in common beyond what all moments share), each of another video where there "
+        "are several. An untrained encoder finds the same colours in the same places; a trained "
+        "one should find the same things or the same motion."
+    )
+    return [Section("Which moments are alike", blocks=[PictureBlock(strips, caption)])]
+
+
+@torch.no_grad()
+def _encode_moments(
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder]
+) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
+    """Evenly spread moments and what each encoder makes of them: unit vectors [n, D], centred."""
+    chosen = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _MOMENTS)).astype(int))
+    count = max(1, _MOMENTS // len(chosen))
+    size, clip = config.model.encoder.image_size, config.data.clip
+    view = ViewConfig(crop_size=size, short_side=size, num_segments=count)
+    reading = ReadingConfig(num_workers=max(1, config.data.loader.num_workers))
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in encoders}
+    rows, frames, seconds = [], [], []
+    with EvaluationClips(manifest, clip, view, reading, rows=chosen, on_bad_video="list") as source:
+        for batch in source.batches(0, len(chosen), _READ_AT_ONCE):
+            if not len(batch.rows):
+                continue
+            clips = batch.clips.flatten(0, 1)
+            for name, encoder in encoders.items():
+                parts[name].append(encode_clips(encoder, clips, "float32").mean(dim=1))
+            for row in batch.rows.tolist():
+                video = VideoSource(manifest.row(row))
+                times = video.times if clip.is_by_time else None
+                taken = segment_indices(clip, video.num_frames, video.fps, count, times=times)
+                middles = taken[:, taken.shape[1] // 2]
+                rows += [row] * count
+                frames += middles.tolist()
+                seconds += (middles / video.fps if times is None else times[middles]).tolist()
+    features = {}
+    for name, vectors in parts.items():
+        joined = torch.cat(vectors)
+        features[name] = functional.normalize(joined - joined.mean(dim=0), dim=1).numpy()
+    return _Moments(np.array(rows), np.array(frames), np.array(seconds)), features
+
+
+def _next_section(out: Path) -> Section:
+    text = f"""\
+vjepa learn ... --minutes 60 --out {out}        go on: the same command with more time
+vjepa show run {out}/run                        all curves
+vjepa features VIDEOS --encoder.path {out}/run --out features
+vjepa show features a.mp4 b.mp4 --model {out}/run --out features.png
+vjepa probe train --help                        name classes with the frozen encoder
+
+In Python:  vjepa.load_encoder("{out}/run")"""
+    return Section("How to go on", blocks=[Text(text, preformatted=True)])
+
+
+def _record_section(findings: Findings, config: PretrainConfig) -> Section:
+    blocks: list[Block] = [Text("\n".join(findings.lines), preformatted=True)]
+    if findings.skipped:
+        blocks.append(Table(("file that was not used", "why"), findings.skipped))
+    blocks.append(Text("pretraining config\n\n" + dump_yaml(config), preformatted=True))
+    return Section("What was chosen, and what was left out", blocks=blocks, folded=True)

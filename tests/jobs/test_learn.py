@@ -1,0 +1,308 @@
+"""`vjepa learn`: from any folder of videos to a report, within its time, through kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.data.clip_files import write_video
+from tests.evaluation.tiny_videos import coloured_frames
+from tests.evaluation.tiny_videos import write_video as write_frames
+from tests.jobs.tiny_run import ENVIRONMENT
+
+from vjepa.cli.main import main
+from vjepa.config import load_config
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.errors import UserError
+from vjepa.jobs import learn
+from vjepa.jobs.learn import LearnConfig
+from vjepa.reporting.runs import read_run
+
+_TINY = """
+model:
+  encoder: {width: 48, depth: 1, heads: 3, image_size: 32, num_frames: 4, patch_size: 8}
+  predictor: {width: 24, depth: 1, num_mask_tokens: 1}
+masking:
+  masks: [{kind: tube, tube_ratio: 0.0, context_frames: 2}]
+  count: fixed
+data:
+  clip: {num_frames: 4, stride: null, fps: 4.0, short_video: stretch}
+  transform: {crop_size: 32}
+  loader: {frame_cache_gigabytes: 0.1}
+optim: {steps: 30, warmup_steps: 2}
+training: {max_minutes: 1, num_threads: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(_TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with odd names, a portrait, a nested folder, and files that are no use."""
+    root = tmp_path_factory.mktemp("own videos")
+    for number in range(5):
+        write_frames(_made(root / "red" / f"r {number}.mp4"), coloured_frames("red", number))
+        blue = root / "deep" / "blue" / f'b – 100% "{number}".mp4'
+        write_frames(_made(blue), coloured_frames("blue", 10 + number))
+    write_video(root / "red" / "portrait.mp4", height=64, width=32)
+    write_video(root / "lonely" / "one.mp4")
+    write_video(root / "red" / "short.mp4", num_frames=3)
+    (root / "red" / "broken.mp4").write_bytes(b"no video")
+    (root / "notes.txt").write_text("not looked at")
+    return root
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _config(recipe: Path, *sources: Path, **fields: object) -> LearnConfig:
+    usual = {"minutes": 1.0, "batch_size": 4, "workers": 1, "device": "cpu"}
+    return replace(LearnConfig(recipe=str(recipe), sources=sources), **usual | fields)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("learn") / "out"
+    assert learn.run(_config(recipe, folder), out) is None
+    return out
+
+
+def test_the_report_is_one_page_with_everything(finished: Path) -> None:
+    page = (finished / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)
+    for title in (
+        "What the features know of your classes",
+        "What has to be predicted",
+        "How training went",
+        "What the features look like",
+        "Where the prediction is right and wrong",
+        "Which moments are alike",
+        "How to go on",
+    ):
+        assert title in page, title
+    assert "short.mp4" in page, "files that were not used are named"
+    assert "<svg" in page
+    assert len(list((finished / "pictures").glob("*.png"))) >= 4
+
+
+def test_files_are_used_or_named_and_the_test_part_is_kept_apart(
+    finished: Path, folder: Path
+) -> None:
+    choices = json.loads((finished / "choices.json").read_text())
+    skipped = {Path(path).name: reason for path, reason in choices["skipped"]}
+    assert skipped.keys() == {"short.mp4", "broken.mp4"}
+    assert "3 frames, a clip takes 4" in skipped["short.mp4"]
+    text = "\n".join(choices["lines"])
+    assert "12, 0.00 hours; 2 files skipped" in text
+    assert "2 classes, by folder" in text
+    manifest = Manifest.open(finished / "videos.parquet")
+    splits = manifest.categories("split")
+    split_of = {Path(manifest.path(n)): splits.classes[splits.codes[n]] for n in range(12)}
+    tested = {path for path, split in split_of.items() if split == "test"}
+    assert sorted(path.parent.name for path in tested) == ["blue", "red"], "a fifth of each class"
+    assert split_of[folder / "lonely" / "one.mp4"] == "unlabelled", "a class of one"
+    run = read_run(finished / "run")
+    assert [source["split"] for source in run.config["data"]["sources"]] == ["train", "unlabelled"]
+    assert len(list((finished / "probe").iterdir())) == 2, "trained and untrained"
+
+
+def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
+    finished: Path, folder: Path, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    caplog.set_level("INFO", "vjepa")
+    before = (out / "report.html").stat().st_mtime_ns
+    assert learn.run(_config(recipe, folder), out) is None
+    assert "--minutes 2 goes on" in caplog.text
+    assert (out / "report.html").stat().st_mtime_ns == before
+    longer = _config(recipe, folder, minutes=2.0)
+    done = read_run(out / "run").steps_done
+    learn.run(longer, out)
+    assert (out / "report.html").stat().st_mtime_ns > before
+    assert read_run(out / "run").steps_done >= done
+    assert read_run(out / "run").config["training"]["max_minutes"] > 1
+    with pytest.raises(UserError, match="batch_size"):
+        learn.run(_config(recipe, folder, batch_size=8), out)
+    with pytest.raises(UserError, match="holds nothing of `vjepa learn`"):
+        learn.run(_config(recipe, folder), folder)
+
+
+def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path: Path) -> None:
+    """By the command line: SIGKILL while it trains, then the same command."""
+    out = tmp_path / "out"
+    endless = "[optim.steps=100000, training.checkpoint_every_steps=5]"
+    command = [sys.executable, "-m", "vjepa", "learn", str(folder), "--out", str(out)]
+    command += ["--recipe", str(recipe), "--batch-size=4", "--workers=1", "--device=cpu"]
+    command += ["--minutes=30", f"--settings={endless}", "--label=none"]
+    environment = {**os.environ, **ENVIRONMENT}
+    checkpoints = out / "run" / "checkpoints"
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def wait_for(step: int, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + 300
+        while not any(int(p.name[5:]) > step for p in checkpoints.glob("step_????????")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    process = start()
+    wait_for(0, process)
+    process.kill()
+    process.communicate()
+    newest = max(int(p.name[5:]) for p in checkpoints.glob("step_????????"))
+    process = start()
+    wait_for(newest, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert "going on in" in said
+    assert f"resuming after step {newest}" in said
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+
+
+def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:
+    """Also: no label; the moments that are alike are of other times."""
+    long = write_video(tmp_path / "long.mp4", num_frames=240)
+    out = tmp_path / "out"
+    assert learn.run(_config(recipe, long), out) is None
+    assert "Which moments are alike" in (out / "report.html").read_text()
+    assert "What the features know" not in (out / "report.html").read_text()
+    settings = _config(recipe, out / "index.parquet")
+    made, skipped = learn._find_videos(settings, 4, tmp_path)
+    assert ([Path(made.path(n)) for n in range(len(made))], skipped) == ([long], ())
+
+
+def _split(tmp_path: Path, lines: list[str], **fields: object) -> tuple[dict[str, str], str]:
+    """The split of each video of a list, and what is said."""
+    for line in lines[1:]:
+        path = tmp_path / line.split(",")[0]
+        if not path.exists():
+            write_video(path, num_frames=6)
+    source = tmp_path / "list.csv"
+    source.write_text("\n".join(lines) + "\n")
+    config = replace(LearnConfig(sources=(source,)), **fields)
+    out = tmp_path / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    found, _ = learn._find_videos(config, 4, out)
+    made, said = learn._split_videos(config, found, out / "videos.parquet")
+    splits = made.categories("split")
+    return {
+        Path(made.path(n)).stem: splits.classes[splits.codes[n]] for n in range(len(made))
+    }, said
+
+
+def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
+    rows = [f"{name}{n}.mp4,{name}" for name in "ab" for n in range(6)]
+    drawn, said = _split(tmp_path, ["path,what", *rows], test_fraction=0.34)
+    assert list(drawn.values()).count("test") == 4, "two of six, of each class"
+    assert "label what" in said
+    again, _ = _split(tmp_path, ["path,what", *rows], test_fraction=0.34)
+    other, _ = _split(tmp_path, ["path,what", *rows], test_fraction=0.34, seed=1)
+    assert again == drawn != other
+    parts = [f"{row},{'test' if '5' in row else 'train'}" for row in rows]
+    given, said = _split(tmp_path, ["path,what,split", *parts, "c0.mp4,c,test"])
+    assert {name for name, split in given.items() if split == "test"} == {"a5", "b5"}
+    assert given["c0"] == "left out", "its class has nothing to train on"
+    assert "the split test" in said
+    several = ["path,what,who", *(f"{row},me" for row in rows)]
+    assert "there are the labels what, who: name one" in _split(tmp_path, several)[1]
+    assert "by label who" not in _split(tmp_path, several, label="who")[1], "one class only"
+    none, said = _split(tmp_path, ["path,what", *rows], label="none")
+    assert set(none.values()) == {"unlabelled"}
+    with pytest.raises(UserError, match="no label 'nosuch'"):
+        _split(tmp_path, several, label="nosuch")
+
+
+def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {96: 0.1, 112: 0.4, 128: 2.0}
+    monkeypatch.setattr(
+        learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
+    )
+    chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in (90, 500, 5000)}
+    assert chosen == {90: "tiny", 500: "small", 5000: "medium"}
+    assert learn._choose_size(LearnConfig(size="medium"), [], 1.0)[:2] == ("medium", 2.0)
+    _, _, settings = learn._choose_size(LearnConfig(), ["optim.peak_lr=1e-3"], 90)
+    assert settings[-1] == "optim.peak_lr=1e-3", "what is asked for goes before the size's own"
+
+
+def test_every_size_is_a_config_that_builds() -> None:
+    for name in learn._SIZES:
+        config = learn._load(LearnConfig(), learn._SIZES[name])
+        assert learn.build_task(config).saved_modules()
+
+
+def test_colours_are_those_of_the_videos(tmp_path: Path) -> None:
+    dark = np.zeros((6, 32, 32, 3), np.uint8)
+    dark[..., 0] = 51
+    write_frames(tmp_path / "dark.mp4", dark)
+    manifest, _ = learn._find_videos(LearnConfig(sources=(tmp_path / "dark.mp4",)), 4, tmp_path)
+    mean, deviation = learn._colours(manifest)
+    assert mean[0] == pytest.approx(0.2, abs=0.03)
+    assert mean[2] == pytest.approx(0.0, abs=0.03)
+    assert min(deviation) == 0.02, "a colour that never changes is not blown up"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--out", "x"], "name a folder"),
+        (["videos"], "--out"),
+        (["nosuch", "--out", "x"], "nosuch"),
+        (["videos", "--out", "x", "--minutes", "0"], "minutes"),
+        (["videos", "--out", "x", "--test-fraction", "1"], "test_fraction"),
+        (["videos", "--out", "x", "--size", "huge"], "size"),
+        (["empty", "--out", "x"], "no video"),
+        (["photos", "--out", "x"], "a still image"),
+        (["a.parquet", "b.mp4", "--out", "x"], "a manifest comes alone"),
+        (["videos", "--out", "."], "vjepa learn"),
+    ],
+)
+def test_bad_input_is_one_line(
+    argv: list[str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "videos" / "a.mp4", num_frames=4)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photos").mkdir()
+    from PIL import Image
+
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos" / "a.jpg")
+    assert main(["learn", *argv]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert named in lines[0]
+
+
+def test_a_config_file_takes_all_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("minutes: 3\nsize: tiny\nsettings: ['optim.peak_lr=1e-3']\n")
+    made = load_config(LearnConfig, [path], ["test_fraction=0.5"])
+    assert (made.minutes, made.size, made.test_fraction) == (3.0, "tiny", 0.5)
+    assert learn._load(made, learn._SIZES["tiny"]).optim.peak_lr == 1e-3
