@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
 
-from vjepa.jobs.bench_encode import PRESET_OF, encoder_flops, machine_name
+from vjepa.jobs.bench_encode import encoder_flops, machine_name
 from vjepa.models import PRESETS, Encoder, EncoderConfig, normalise_clip
 from vjepa.runtime.device import compile_blocks, set_up_device
 
@@ -104,7 +104,7 @@ def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
 
 
 def encoder_config(args: argparse.Namespace) -> EncoderConfig:
-    preset = PRESETS[PRESET_OF[args.model]]
+    preset = PRESETS[args.model]
     return EncoderConfig(
         width=preset.width, depth=preset.depth, heads=preset.heads, image_size=args.image_size
     )
@@ -112,7 +112,7 @@ def encoder_config(args: argparse.Namespace) -> EncoderConfig:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=PRESET_OF, default="vits16")
+    parser.add_argument("--model", choices=PRESETS, default="vits16")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

@@ -39,7 +39,7 @@ from vjepa.tasks import FeaturePrediction
 from vjepa.training import TrainingConfig, train_step
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
-CPU_CASES = ("vitti16:2:1", "vits16:1:1", "vits16:4:1", "vits16:2:2", "vitb16:1:1", "vitb16:2:2")
+CPU_CASES = ("vitt16:2:1", "vits16:1:1", "vits16:4:1", "vits16:2:2", "vitb16:1:1", "vitb16:2:2")
 GPU_CASES = ("vitl16:24:224", "vitl16:48:224", "vith16:24:224", "vith16:10:384")
 
 

@@ -256,7 +256,7 @@ def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None
     size = model.config.encoder
     assert (size.num_frames, size.image_size, size.width, size.depth) == (8, 32, 96, 3)
     encoder = vjepa.load_encoder("demo").eval()
-    assert encoder.preprocess.view.crop_size == 32
+    assert encoder.preprocess == load_encoder(shipped_weights() / "model.safetensors").preprocess
     clips = torch.randn(2, 3, 8, 32, 32)
     with torch.no_grad():
         features = encoder(clips)
@@ -271,8 +271,10 @@ def test_a_file_goes_before_a_name_and_unknown_names_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"vitl16: no such file.*\(demo\)"):
-        load_model("vitl16")
+    for name, what in (("vitl16", "names a recipe"), ("demos", "no such file or folder")):
+        with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo\)"):
+            load_model(name)
+    assert load_encoder("demo").preprocess == load_encoder(shipped_weights()).preprocess
     save_model("demo", model())
     assert load_model("demo").config == MODEL
     assert read_config(shipped_weights()).model != MODEL

@@ -132,7 +132,7 @@ def test_bad_input_of_demo(argv: list[str], message: str, demo_job: list, vjepa:
     assert demo_job == []
 
 
-SMALL = ("--model", "vitti16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2")
+SMALL = ("--model", "vitt16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2")
 
 
 def test_it_measures_and_prints_json_last(vjepa: Callable) -> None:

@@ -46,7 +46,7 @@ def test_the_values_of_table_9(name: str) -> None:
     assert data.view.join == "tokens"
 
 
-@pytest.mark.parametrize("preset", ["vit_large", "vit_huge"])
+@pytest.mark.parametrize("preset", ["vitl16", "vith16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_builds_on_the_meta_device_for_l_and_h(name: str, preset: str) -> None:
     """From the clips of two videos to their logits."""

@@ -92,9 +92,9 @@ def _dotted(data: dict, prefix: str = "") -> list[str]:
 def test_table_8() -> None:
     """The values of the paper's Table 8, one by one."""
     for name, size, batch, preset in (
-        ("vitl16_224", 224, 3072, "vit_large"),
-        ("vith16_224", 224, 3072, "vit_huge"),
-        ("vith16_384", 384, 2400, "vit_huge"),
+        ("vitl16_224", 224, 3072, "vitl16"),
+        ("vith16_224", 224, 3072, "vith16"),
+        ("vith16_384", 384, 2400, "vith16"),
     ):
         config = _load(name)
         encoder, clip, transform = config.model.encoder, config.data.clip, config.data.transform
@@ -123,7 +123,7 @@ def test_table_8() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_small_recipes_differ_only_where_they_say(name: str) -> None:
     small, large = _load(name), _load("vitl16_224")
-    preset = {"t": "vit_tiny", "s": "vit_small", "b": "vit_base"}[name[3]]
+    preset = {"t": "vitt16", "s": "vits16", "b": "vitb16"}[name[3]]
     assert (
         small.model.encoder
         == PRESETS[preset]

@@ -15,7 +15,7 @@ from vjepa.jobs.bench_encode import BenchConfig, encoder_flops
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.training import TrainingConfig
 
-SMALL = ["--model", "vitti16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2"]
+SMALL = ["--model", "vitt16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2"]
 
 
 def test_reports_speed_and_work_and_ends_with_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,7 +27,7 @@ def test_reports_speed_and_work_and_ends_with_json(capsys: pytest.CaptureFixture
     assert values["clips_per_second"] > 0
     assert values["clips_per_cpu_second"] > 0
     assert values["milliseconds_per_clip"] == pytest.approx(1000 / values["clips_per_second"])
-    assert (values["model"], values["batch_size"], values["threads"]) == ("vitti16", 2, 1)
+    assert (values["model"], values["batch_size"], values["threads"]) == ("vitt16", 2, 1)
     assert any("clips/s" in line for line in lines)
 
 
@@ -50,7 +50,7 @@ def test_bad_settings_are_named(name: str, value: int) -> None:
 
 
 def test_the_same_config_gives_the_same_batch() -> None:
-    config = bench_step.BenchConfig(model="vitti16", image_size=32, num_frames=4, batch_size=2)
+    config = bench_step.BenchConfig(model="vitt16", image_size=32, num_frames=4, batch_size=2)
     device = torch.device("cpu")
     (clips, masks), (again, same) = (bench_step.synthetic_batch(config, device) for _ in range(2))
     assert torch.equal(clips, again)
@@ -72,6 +72,6 @@ def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vjepa.training.step.compile_blocks", asked.extend)
     training = TrainingConfig(device="cpu", compile=True, num_threads=1)
     bench_step.build(
-        bench_step.BenchConfig(model="vitti16", image_size=32, num_frames=4, training=training)
+        bench_step.BenchConfig(model="vitt16", image_size=32, num_frames=4, training=training)
     )
     assert len(asked) == 3

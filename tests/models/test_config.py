@@ -24,11 +24,11 @@ def _millions(module: torch.nn.Module) -> float:
 @pytest.mark.parametrize(
     ("name", "encoder", "predictor", "probe"),
     [
-        ("vit_tiny", 5.63, 21.4, None),
-        ("vit_small", 21.9, None, None),
-        ("vit_base", 86.2, None, None),
-        ("vit_large", 303.9, 22.1, 13.0),
-        ("vit_huge", 631.6, 22.3, 20.2),
+        ("vitt16", 5.63, 21.4, None),
+        ("vits16", 21.9, None, None),
+        ("vitb16", 86.2, None, None),
+        ("vitl16", 303.9, 22.1, 13.0),
+        ("vith16", 631.6, 22.3, 20.2),
     ],
 )
 def test_sizes_are_those_of_the_released_models(
@@ -54,9 +54,9 @@ def test_sizes_are_those_of_the_released_models(
 
 
 def test_giant_has_its_mlp_width() -> None:
-    assert PRESETS["vit_giant"].mlp_width == 6144
+    assert PRESETS["vitg16"].mlp_width == 6144
     with torch.device("meta"):
-        encoder = Encoder(PRESETS["vit_giant"])
+        encoder = Encoder(PRESETS["vitg16"])
     assert _millions(encoder) == pytest.approx(1012, rel=0.01)
 
 

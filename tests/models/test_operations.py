@@ -52,7 +52,7 @@ def test_operations_are_those_that_torch_counts() -> None:
 
 def test_the_cost_of_the_paper_s_model() -> None:
     """ViT-L/16 at 224 pixels with the reference's counts at 24 clips: about 2.5 TFLOP a clip."""
-    config = ModelConfig(encoder=PRESETS["vit_large"], predictor=PredictorConfig())
+    config = ModelConfig(encoder=PRESETS["vitl16"], predictor=PredictorConfig())
     counted = update_operations(config, [MaskTokens(366, 754), MaskTokens(105, 1098)], 1)
     assert counted.target_encoder == pytest.approx(1.19e12, rel=0.02)
     assert counted.encoder == pytest.approx(0.90e12, rel=0.03)

@@ -7,6 +7,7 @@ the authors'.
 from vjepa.checkpoint.folder import (
     CheckpointConfig,
     Which,
+    described,
     find_checkpoint,
     locate,
     read_config,
@@ -35,6 +36,7 @@ __all__ = [
     "ReleasedTrainingState",
     "Which",
     "convert",
+    "described",
     "find_checkpoint",
     "load_model",
     "locate",

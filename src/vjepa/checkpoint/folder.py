@@ -161,6 +161,13 @@ def read_config(folder: Path) -> CheckpointConfig:
     return CheckpointConfig(step, objective, model, run, preprocess, version)
 
 
+def described(path: str | PathLike[str]) -> CheckpointConfig | None:
+    """What a path or name says of itself; None for an authors' file, which says nothing."""
+    found = locate(path)
+    ours = found.is_dir() or found.name == WEIGHTS_FILE
+    return read_config(find_checkpoint(found)) if ours else None
+
+
 @dataclass(frozen=True)
 class Held:
     """What a folder or file holds of a model or an encoder, recognised but not yet compared."""

@@ -43,7 +43,8 @@ def heads_of(what: str, width: int, depth: int | None, num_heads: int | None, so
     authors = "" if what == "an encoder" else "; the authors take the encoder's"
     raise UserError(
         f"{source}: the number of heads of {what} of {size} cannot be told from its file; give it"
-        f" (--num-heads, or num_heads=){authors}"
+        f" (--num-heads; as a setting, encoder.num_heads or continue_from.num_heads; in Python "
+        f"num_heads=){authors}"
     )
 
 

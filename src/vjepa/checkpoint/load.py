@@ -14,12 +14,12 @@ from vjepa.checkpoint.folder import (
     WEIGHTS_FILE,
     Held,
     Which,
+    described,
     explained_version,
     explained_writing,
     find_checkpoint,
     locate,
     open_folder,
-    read_config,
     require_absent,
     save_model,
     shipped_names,
@@ -34,8 +34,9 @@ from vjepa.checkpoint.released import (
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
+from vjepa.config import recipe_names
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, Encoder, ModelConfig
+from vjepa.models import PRESETS, VJEPA, Encoder, ModelConfig
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path
 
@@ -110,9 +111,11 @@ def _is_ours(path: str | Path) -> bool:
     if path.is_dir() or path.name == WEIGHTS_FILE:
         return True
     if not path.exists():
+        known = str(path) in (*PRESETS, *recipe_names("pretrain"))
+        what = "names a recipe or size, not weights" if known else "no such file or folder"
         raise UserError(
-            f"{path}: no such file or folder; give a run, a checkpoint folder, an authors' file, "
-            f"or the name of weights that come with vjepa ({', '.join(shipped_names())})"
+            f"{path}: {what}; give a run, a checkpoint folder, an authors' file, or the name of "
+            f"weights that come with vjepa ({', '.join(shipped_names())})"
         )
     if path.suffix == ".safetensors":
         raise UserError(
@@ -124,8 +127,9 @@ def _is_ours(path: str | Path) -> bool:
 
 def read_sizes(path: str | Path, num_heads: int | None = None) -> ModelConfig:
     """The sizes of the model that :func:`read_model` would read."""
-    if _is_ours(path):
-        return read_config(find_checkpoint(Path(path))).model
+    about = described(path) if _is_ours(path) else None
+    if about is not None:
+        return about.model
     held = open_released(Path(path), None, num_heads)
     assert held.predictor is not None
     return ModelConfig(encoder=held.encoder, predictor=held.predictor)
@@ -180,7 +184,7 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
     else:
-        about = read_config(find_checkpoint(src)) if _is_ours(src) else None
+        about = described(src)
         if about is None:
             save_model(dst, model, step=released_step(src))
         else:

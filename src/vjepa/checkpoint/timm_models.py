@@ -42,9 +42,7 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError as error:
-        raise UserError(
-            "encoder.timm: timm is not installed: pip install 'open-vjepa[baselines]'"
-        ) from error
+        raise UserError("encoder.timm: timm is not installed: pip install timm") from error
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         suggestion = f"; did you mean {near[0]}?" if near else ""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.checkpoint import Which, find_checkpoint, read_config, read_encoder
+from vjepa.checkpoint import Which, described, read_encoder
 from vjepa.config import config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
@@ -72,25 +72,24 @@ class Preprocess:
 def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -> Preprocess:
     """What a checkpoint says of its encoder's input; the paper's way where it does not say.
 
-    `path` is a checkpoint or run folder of ours, or any other file, which does not say.
+    `path` is as for :func:`load_encoder`; an authors' file does not say.
     """
     # An image model has no clip of its own; 16 frames are what a video model would see.
     clip = ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
     view = ViewConfig(crop_size=encoder.image_size)
     plain = Preprocess(clip=clip, view=view, input=encoder.input)
-    if path is None or not Path(path).is_dir():
+    config = None if path is None else described(path)
+    if config is None:
         return plain
-    folder = find_checkpoint(Path(path))
-    config = read_config(folder)
     if config.preprocess:
         # The encoder's own config says how pixels are normalised.
         stored = {
             key: config.preprocess[key] for key in ("clip", "view") if key in config.preprocess
         }
-        return replace(from_dict(Preprocess, stored, f"{folder}: preprocess"), input=encoder.input)
+        return replace(from_dict(Preprocess, stored, f"{path}: preprocess"), input=encoder.input)
     data = config.run.get("data")  # of a checkpoint of before there was a record
     if isinstance(data, dict) and isinstance(data.get("clip"), dict):
-        clip = from_dict(ClipConfig, data["clip"], f"{folder}: data.clip")
+        clip = from_dict(ClipConfig, data["clip"], f"{path}: data.clip")
     return replace(plain, clip=replace(clip, clips_per_video=1))
 
 
@@ -100,7 +99,8 @@ def load_encoder(
     """Load one encoder, strictly; ``encoder.preprocess`` makes its input of videos.
 
     Args:
-        path: A run folder, a checkpoint folder of ours, or the authors' ``.pth.tar`` file.
+        path: A run folder, a checkpoint folder of ours, the authors' ``.pth.tar`` file, or the name
+            of weights that come with the package (``demo``).
         which: ``target``, the moving average, which the paper evaluates, or ``context``.
         num_heads: For an authors' file whose size is no preset.
 

@@ -33,15 +33,7 @@ from vjepa.runtime.device import (
 from vjepa.runtime.process import set_num_threads
 
 Positive = Annotated[int, Field(ge=1)]
-ModelName = Literal["vitti16", "vits16", "vitb16", "vitl16", "vith16"]
-PRESET_OF: dict[str, str] = {
-    "vitti16": "vit_tiny",
-    "vits16": "vit_small",
-    "vitb16": "vit_base",
-    "vitl16": "vit_large",
-    "vith16": "vit_huge",
-}
-"""Presets by the names that the benchmarks share."""
+ModelName = Literal["vitt16", "vits16", "vitb16", "vitl16", "vith16", "vitg16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +61,7 @@ class BenchModelConfig:
     @property
     def encoder(self) -> EncoderConfig:
         """The encoder's sizes."""
-        own = PRESETS[PRESET_OF[self.model]]
+        own = PRESETS[self.model]
         return replace(own, image_size=self.image_size, num_frames=self.num_frames)
 
 

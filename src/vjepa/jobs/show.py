@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vjepa.checkpoint import Which, find_checkpoint, load_model, read_config
+from vjepa.checkpoint import Which, described, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
@@ -207,8 +207,8 @@ def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Sho
 
 def _run_config(model: Path) -> PretrainConfig | None:
     """The pretraining config inside a checkpoint; None for a released file."""
-    run = read_config(find_checkpoint(model)).run if model.is_dir() else None
-    return from_dict(PretrainConfig, run, str(model)) if run else None
+    about = described(model)
+    return from_dict(PretrainConfig, about.run, str(model)) if about and about.run else None
 
 
 def read_shot(video: Path, clip: ClipConfig, image_size: int, name: str = "clip") -> Shot:

@@ -191,14 +191,14 @@ def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) ->
 
 
 PRESETS: dict[str, EncoderConfig] = {
-    "vit_tiny": EncoderConfig(width=192, depth=12, heads=3),
-    "vit_small": EncoderConfig(width=384, depth=12, heads=6),
-    "vit_base": EncoderConfig(width=768, depth=12, heads=12),
-    "vit_large": EncoderConfig(width=1024, depth=24, heads=16),
-    "vit_huge": EncoderConfig(width=1280, depth=32, heads=16),
-    "vit_giant": EncoderConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11),
+    "vitt16": EncoderConfig(width=192, depth=12, heads=3),
+    "vits16": EncoderConfig(width=384, depth=12, heads=6),
+    "vitb16": EncoderConfig(width=768, depth=12, heads=12),
+    "vitl16": EncoderConfig(width=1024, depth=24, heads=16),
+    "vith16": EncoderConfig(width=1280, depth=32, heads=16),
+    "vitg16": EncoderConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11),
 }
-"""Encoders by their customary names, at 224 pixels, 16 frames, patch 16, tubelet 2.
+"""Encoders by the names that recipes and benchmarks use: 224 pixels, 16 frames, patch 16.
 
 Heads of L and H are the authors' 16 (the paper does not give them); g is the usual 1408 x 40.
 """

@@ -32,9 +32,7 @@ def ray_cluster() -> Generator[Any]:
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise UserError(
-            "engine ray needs Ray: pip install 'open-vjepa[ray]', or use --engine local"
-        ) from error
+        raise UserError("engine ray needs Ray: pip install ray, or use --engine local") from error
     is_ours = not ray.is_initialized()
     if is_ours:
         try:

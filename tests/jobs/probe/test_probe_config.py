@@ -15,7 +15,7 @@ from vjepa.models.pooling import AttentiveClassifier
 def test_recipes_load_and_build(name: str, tmp_path) -> None:
     config = load_config(ProbeConfig, [name], recipes="probe")
     with torch.device("meta"):
-        head = build_head(config.probe, PRESETS["vit_large"].width, 16, 400)
+        head = build_head(config.probe, PRESETS["vitl16"].width, 16, 400)
         assert head(torch.empty(2, 1568, 1024)).shape == (2, 400)
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
     assert load_config(ProbeConfig, [tmp_path / "again.yaml"]) == config
@@ -31,9 +31,9 @@ def test_the_papers_recipe() -> None:
     assert config.data.view is not None
     assert (config.data.view.short_side, config.data.view.crop_size) == (256, 224)
     with torch.device("meta"):
-        probe = build_head(config.probe, 1024, PRESETS["vit_large"].heads, 400)
+        probe = build_head(config.probe, 1024, PRESETS["vitl16"].heads, 400)
         assert isinstance(probe, AttentiveClassifier)
-        huge = build_head(config.probe, 1280, PRESETS["vit_huge"].heads, 400)
+        huge = build_head(config.probe, 1280, PRESETS["vith16"].heads, 400)
     # Sizes of the released 400-class probes, less their unused output projection.
     millions = [sum(p.numel() for p in head.parameters()) / 1e6 for head in (probe, huge)]
     unused = [(width**2 + width) / 1e6 for width in (1024, 1280)]

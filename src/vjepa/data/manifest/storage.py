@@ -189,7 +189,7 @@ def _storage_of(path: str) -> AbstractFileSystem:
         import fsspec
     except ImportError as error:
         raise UnreadableAddressError(
-            f"{path}: reading object storage needs fsspec: pip install 'open-vjepa[storage]'"
+            f"{path}: reading object storage needs fsspec: pip install fsspec"
         ) from error
     try:
         return fsspec.filesystem(protocol)

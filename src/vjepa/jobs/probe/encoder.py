@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vjepa.checkpoint import read_encoder
+from vjepa.checkpoint import locate, read_encoder
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
@@ -24,7 +24,7 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
         return _open_timm(config.timm, config.timm_weights, config.seed)
     if config.path is None:
         raise UserError(
-            "encoder.path: not set; give a run folder, a checkpoint or a released .pth.tar file"
+            "encoder.path: not set; give a run, a checkpoint, a released .pth.tar file or `demo`"
         )
     which = "context" if config.which == "context" else "target"
     encoder, report = read_encoder(config.path, which, config.num_heads)
@@ -58,7 +58,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         seed = identity.seed or 0
         return _freeze(untrained_encoder(sizes, seed), identity.path, which, seed)
     found = Path(identity.path or "") if path is None else path
-    if not found.exists():
+    if not locate(found).exists():
         raise UserError(
             f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
         )
