@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 27_750
+MOST_LINES = 27_770
 MOST_FILES = 141
 MOST_CLASSES = 273
 LONGEST_READING_PATH = 6_000
@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 16),
     "models": (1590, 44),
     "reporting": (805, 33),
-    "runtime": (1960, 48),
+    "runtime": (1980, 48),
     "tasks": (740, 19),
     "top level": (920, 27),
     "training": (1295, 29),

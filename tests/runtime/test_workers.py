@@ -176,6 +176,16 @@ def test_workers_that_cannot_start_are_a_clear_error(pool: WorkerPool, monkeypat
         _finish(pool, 1)
 
 
+def test_a_machine_that_allows_no_processes_is_a_clear_error(pool: WorkerPool, monkeypatch) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+    pool.submit(("double", 1))
+    with pytest.raises(UserError, match=r"cannot start \(.*Too many open files\).*num_workers 0"):
+        _finish(pool, 1)
+
+
 def _leave_at_once(*_: object) -> None:
     sys.exit(3)
 

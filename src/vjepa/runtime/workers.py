@@ -18,7 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from multiprocessing import connection, forkserver, resource_tracker
@@ -136,6 +136,15 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _stop_server() -> None:
+    """End the server at its start, which may take seconds; the next worker starts another."""
+    # The standard library has no other name for it.
+    server = getattr(forkserver, "_forkserver", None)
+    if number := getattr(server, "_forkserver_pid", None):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
 @contextmanager
 def _hidden_main() -> Generator[None]:
     """Let a process start that does not import the main file: multiprocessing sends its name."""
@@ -206,7 +215,7 @@ class WorkerPool:
         self._workers: list[_Worker] = []
         self._backlog: deque[_Job] = deque()
         self._tickets = 0
-        self._is_closed = False
+        self._is_closed = self._is_starting = False
         self._wake_receiver, self._wake_sender = self._context.Pipe(duplex=False)
 
     @property
@@ -319,6 +328,8 @@ class WorkerPool:
     def close(self) -> None:
         """End all workers and wait for them. The pool can be used no more."""
         self._is_closed = True
+        if self._is_starting:
+            _stop_server()
         for worker in self._workers:
             worker.pipe.close()
         for worker in list(self._workers):
@@ -338,7 +349,6 @@ class WorkerPool:
         wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
         while len(self._workers) < wanted:
             self._context.set_forkserver_preload(list(self._preload))
-            _start_server()
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
                 target=_serve,
@@ -346,13 +356,22 @@ class WorkerPool:
                 daemon=True,
                 name="vjepa-worker",
             )
-            with nullcontext() if self._imports_main else _hidden_main():
-                process.start()
+            self._is_starting = True
+            try:
+                _start_server()
+                with nullcontext() if self._imports_main else _hidden_main():
+                    process.start()
+            except (OSError, EOFError) as error:
+                raise UserError(
+                    f"worker processes cannot start ({str(error) or type(error).__name__}): mend "
+                    "that, or let this process read itself with num_workers 0"
+                ) from error
+            self._is_starting = False
             theirs.close()
             self._workers.append(_Worker(process, ours, time.monotonic()))
             if self._is_closed:  # meanwhile, by another thread: a start may take seconds
                 self._stop(self._workers[-1])
-                raise OSError("the pool was closed while a worker started")
+                raise UserError("the pool was closed while a worker started")
 
     def _feed(self) -> None:
         """Send waiting jobs: to idle workers, and small ones one ahead to busy workers."""

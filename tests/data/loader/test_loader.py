@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -316,6 +317,27 @@ def test_close_leaves_no_process_and_no_memory(manifest: Manifest) -> None:
         next(iterator)
     with pytest.raises(ValueError, match="closed"):
         next(loader.batches(0, 1))
+
+
+@pytest.mark.parametrize("moment", ["a worker starts", "a worker reads"])
+def test_ctrl_c_ends_the_wait_for_data_and_the_workers(
+    manifest: Manifest, tmp_path: Path, moment: str
+) -> None:
+    only = Manifest(with_rows(manifest, [hanging(tmp_path)], tmp_path).table.slice(6), tmp_path)
+    known: list[int] = []
+
+    def interrupt() -> None:
+        while moment == "a worker reads" and not known:
+            known.extend(loader.worker_ids)
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with _loader([only], num_workers=1, sample_timeout_seconds=600.0) as loader:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may come at any moment)
+            threading.Thread(target=interrupt).start()
+            next(loader.batches(0, 1))
+        assert loader.worker_ids == []
+    assert not _processes() & set(known)
 
 
 def test_a_new_range_ends_an_unfinished_one(manifest: Manifest) -> None:
