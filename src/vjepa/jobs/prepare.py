@@ -32,30 +32,21 @@ _VERSION = 2  # raised whenever the same settings give another result
 class PrepareReport:
     """What went in, what came out, and what was left out and why."""
 
-    manifest: str
-    """The manifest that was written."""
-    num_inputs: int
-    """Videos named by the input manifests."""
-    num_videos: int
-    """Videos of the result; a video that was cut into windows counts once for each."""
-    num_shards: int
-    """Tar files, or folders of files."""
+    manifest: str  # that was written
+    num_inputs: int  # videos named by the input manifests
+    num_videos: int  # of the result; one that was cut into windows counts once for each
+    num_shards: int  # tar files, or folders of files
     duration_hours: float
-    """Length of the result in hours."""
-    input_gigabytes: float
-    """Size of the usable input files, in GB (1e9 bytes)."""
+    input_gigabytes: float  # of the usable input files, in 1e9 bytes
     output_gigabytes: float
-    """Size of the result's videos, in GB."""
     removed: dict[str, int]
     """Number of videos (of windows, where only one failed) left out, by reason."""
     first_removed: dict[str, list[str]]
     """Up to three examples for each reason."""
-    num_sources: int = 0
-    """Videos of the input that those of the result come from."""
+    num_sources: int = 0  # videos of the input that those of the result come from
     near_copies: int = 0
     """Videos of the result whose pictures are like those of another one."""
     first_near_copies: list[str] = field(default_factory=list)
-    """Up to three examples."""
 
     def lines(self) -> list[str]:
         """The report for people."""

@@ -276,7 +276,7 @@ def test_path_lines_without_labels(tmp_path):
         ("l.csv", "path,look\na.mp4,1\nb.mp4,\n", r"l\.csv, row 3: has no label 'look'"),
         ("l.csv", "path,look\na.mp4,\nb.mp4,2\n", r"l\.csv, row 3: has a label 'look'"),
         ("l.jsonl", '{"path": "a.mp4", "x": 1}\n{"path": "b.mp4"}\n', r"row 2: has no label 'x'"),
-        ("l.csv", "video,label\na.mp4,1\n", r"no column 'path' in its header \(video, label\)"),
+        ("l.csv", "video,label\na.mp4,1\n", r"no column 'path' in its header \(video,label\)"),
         ("l.csv", "path,label\na.mp4,1,2\n", r"row 2: 3 cells under 2 column names"),
         ("l.csv", "path,label,label\na.mp4,1,2\n", r"header repeats or omits a column name"),
         ("l.csv", "path,label\n,1\n", r"row 2: no path"),
@@ -308,7 +308,7 @@ def test_texts_and_names_that_are_not_utf8(tmp_path):
     with pytest.raises(UserError, match=r"utf16\.csv: is neither .* save a list as UTF-8"):
         read(tmp_path / "utf16.csv")
     (tmp_path / "latin.csv").write_text("path,label\na.mp4,x\nb.mp4,f\u00fc\n", encoding="latin-1")
-    with pytest.raises(UserError, match=r"latin\.csv, row 3: label is not valid UTF-8 text"):
+    with pytest.raises(UserError, match=r"latin\.csv, row 3: 'label' is not valid UTF-8"):
         read(tmp_path / "latin.csv")
     only = Path(os.fsdecode(os.fsencode(tmp_path) + b"/only/\xff.mp4"))
     only.parent.mkdir()
@@ -358,18 +358,19 @@ def test_where_a_suffix_does_not_decide_it_is_what_exists(tmp_path):
         ("l.txt", "a.mp4 3\nclips/no suffix 3\n", r"row 2: cannot tell path and label apart"),
         ("l.txt", "a.mp4 x\nthere/b.mp4 to/c.mp4 y\n", r"row 2: cannot tell path and label"),
         ("l.txt", "path label\na.mp4 3\n", r"no column 'path' in its header \(path label\)"),
-        ("l.tsv", "video\tlabel\na.mp4\t3\n", r"no column 'path' in its header \(video, label\)"),
-        ("l.csv", "video;label\na.mp4;3\n", r"no column 'path' in its header \(video, label\)"),
+        ("l.tsv", "video\tlabel\na.mp4\t3\n", r"no column 'path' in its header \(video label\)"),
+        ("l.csv", "video;label\na.mp4;3\n", r"no column 'path' in its header \(video;label\)"),
         ("l.csv", "path,label\na.mp4," + "x" * 200_000 + "\n", r"row 2: .*field larger than"),
         ("l.csv", "path,label\na.mp4,nan\n", r"row 2: label is 'nan', which other programs"),
         ("l.txt", "a.mp4 3\nb.mp4 NaN\n", r"row 2: label is 'NaN'"),
         ("l.jsonl", '{"path": "a.mp4", "x": 1}\n{"path": "b.mp4", "x": NaN}\n', "row 2: has no"),
         ("l.jsonl", '{"path": "a.mp4", "x": Infinity}\n', r"row 1: not valid JSON \(Infinity is"),
+        ("l.jsonl", '{"path": "a.mp4", "x": 1e999}\n', r"row 1: x is inf, which other programs"),
         ("l.jsonl", '{"path": "a.mp4", "split": "nan"}\n', r"row 1: split is 'nan'"),
         ("l.jsonl", '{"path": NaN}\n', r"row 1: no path"),
-        ("l.jsonl", '{"path": "a.mp4"}\n{"path": "\\ud800.mp4"}\n', r"row 2: path is not valid"),
-        ("l.jsonl", '{"path": "a\\u0000.mp4"}\n', r"row 1: path is not valid UTF-8 text"),
-        ("l.jsonl", '{"path": "a.mp4", "x": "\\udfff"}\n', r"row 1: x is not valid UTF-8 text"),
+        ("l.jsonl", '{"path": "a.mp4"}\n{"path": "\\ud800.mp4"}\n', r"row 2: 'path' is not valid"),
+        ("l.jsonl", '{"path": "a\\u0000.mp4"}\n', r"row 1: 'path' is not valid UTF-8"),
+        ("l.jsonl", '{"path": "a.mp4", "x": "\\udfff"}\n', r"row 1: 'x' is not valid UTF-8"),
         ("l.jsonl", '{"path": "a.mp4", "x": ["a|b"]}\n', r"row 1: x is no list of classes"),
         ("l.json", '[{"path": "a.mp4"}, 3]', r"entry 2: not a JSON object"),
         ("l.json", '[{"path": "a.mp4"}', r"l\.json: not valid JSON"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -225,13 +226,13 @@ def _checked_names(
     for what, given in (("names", names), ("weights", weights)):
         if given is not None and len(given) != len(sources):
             raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
-    stems = [Path(source).absolute().stem for source in sources]
     chosen = list(names or ())
     if names is None:  # numbered where they repeat
-        chosen = [
-            stem if stems.count(stem) == 1 else f"{stem}-{stems[: place + 1].count(stem)}"
-            for place, stem in enumerate(stems)
-        ]
+        stems = [Path(source).absolute().stem for source in sources]
+        total, seen = Counter(stems), Counter[str]()
+        for stem in stems:
+            seen[stem] += 1
+            chosen.append(stem if total[stem] == 1 else f"{stem}-{seen[stem]}")
     if len(set(chosen)) != len(chosen):
         raise UserError(f"names: the same name twice ({', '.join(chosen)})")
     if weights is not None and not all(0 < weight < float("inf") for weight in weights):

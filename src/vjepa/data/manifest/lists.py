@@ -27,6 +27,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address
 from vjepa.data.video.info import (
     IMAGE_FOLDER_FPS,
+    IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     LimitsConfig,
     MediaKind,
@@ -56,6 +57,9 @@ _SPLIT_FOLDERS = {
 
 # What other programs write where there is no value.
 _NO_VALUE = frozenset(("nan", "<na>"))
+_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+_SUFFIX = re.compile(r"[^\s/](\.\w+)(?=[\s,;]|$)")
+_SEVERAL_NUMBERS = re.compile(r"-?[\d.]+([\s,;]+-?[\d.]+)+")
 _HEADER_WORDS = frozenset(("path", "file", "filename", "video", "name"))
 # Fewer numbered images, or numbers with larger gaps, look like a collection and not like a clip.
 _LEAST_FRAMES, _LEAST_SHARE = 8, 0.8
@@ -96,7 +100,7 @@ class LeftOut(Counter[str]):
 
 def _is_text(text: str) -> bool:
     """Whether it can be stored: no bytes that are not UTF-8, no half characters, no NUL."""
-    return not re.search("[\0\ud800-\udfff]", text)
+    return text.isprintable() or not re.search("[\0\ud800-\udfff]", text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +139,7 @@ def read_source(
     elif is_media(path.name):
         rows = iter([SourceRow(path=str(path), kind=kind_of(str(path)))])
     else:
-        rows = (_to_row(path, place, values) for place, values in list_entries(path))
+        rows = _list_rows(path)
         remedy += " (where a video may have several classes, a lone | says that it has none)"
     first: SourceRow | None = None
     for row in rows:
@@ -146,8 +150,8 @@ def read_source(
             what = "has no" if lacking else "has a"
             others = "have one" if lacking else "have none"
             raise UserError(
-                f"{source}, {row.place}: {what} label {name!r}, but the rows above {others};"
-                f" {remedy}"
+                f"{source}, {row.place}: {what} label {_shortened(repr(name))}, but the rows above"
+                f" {others}; {remedy}"
             )
         yield row
     if first is None and path.is_dir():
@@ -217,7 +221,8 @@ def _find_media(
             continue
         subfolders, media = [], []
         for entry in sorted(entries, key=lambda entry: entry.name):
-            is_folder = _is_folder(entry)
+            is_folder = entry.is_dir(follow_symlinks=False)
+            is_folder |= entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112
             if not is_folder and not is_media(entry.name):
                 continue
             if not _is_text(entry.name):
@@ -241,13 +246,6 @@ def _find_media(
             continue
         for name in media:
             yield f"{folder}/{name}", "image" if is_image(name) else "video"
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # links that lead round in a circle
-        return False
 
 
 def _looks_like_a_clip(images: Sequence[str]) -> str | None:
@@ -308,15 +306,15 @@ def _parse(
     file.seek(0)
     if first.lstrip().startswith(("{", "[")):
         return _parse_json(path, file, columns[0], is_array=first.lstrip().startswith("["))
-    delimiter = max(",;\t", key=first.count)
-    header = [name.strip().strip('"') for name in first.split(delimiter)]
-    if set(columns) & set(header):
-        return _parse_csv(path, file, delimiter)
-    is_header = delimiter != "\t" and len(header) > 1
-    is_header |= bool(first.strip()) and first.split()[0].lower() in _HEADER_WORDS
+    for delimiter in sorted(",;\t", key=first.count, reverse=True):
+        header = {name.strip().strip('"') for name in first.split(delimiter)}
+        if header.intersection(columns):
+            return _parse_csv(path, file, delimiter)
+    words = first.split()
+    is_header = "," in first or ";" in first or (words and words[0].lower() in _HEADER_WORDS)
     if is_header and not of_ids and _split_line(first.strip(), path.parent) is None:
         raise UserError(
-            f"{path}: no column {columns[0]!r} in its header ({_shortened(', '.join(header))});"
+            f"{path}: no column {columns[0]!r} in its header ({_shortened(first)});"
             f" name the column of files {columns[0]!r}, with commas between the columns, or give"
             " lines of the form 'path label' without header"
         )
@@ -334,7 +332,7 @@ def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str,
             if not header:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header) or "" in header:
-                    named = ", ".join(header)
+                    named = _shortened(", ".join(header))
                     raise UserError(f"{path}: header repeats or omits a column name ({named})")
                 continue
             if len(cells) != len(header):
@@ -358,7 +356,7 @@ def _parse_json(
         try:
             return json.loads(text, parse_constant=_json_constant)
         except (ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = _shortened(str(error))
             raise UserError(f"{path}{place}: not valid JSON ({reason})") from error
 
     if is_array:
@@ -396,8 +394,7 @@ def _parse_lines(
             yield f"row {number}", {column: name}
             continue
         found = _split_line(text, path.parent)
-        words = re.split(r"[\s,;]+", found[1]) if found else []
-        if found is None or (len(words) > 1 and all(map(_is_number, words))):
+        if found is None or _SEVERAL_NUMBERS.fullmatch(found[1]):
             raise UserError(
                 f"{path}, row {number}: cannot tell path and label apart, or there are several"
                 f" labels ({_shortened(text)}); give a CSV file with the header path,label (where a"
@@ -439,12 +436,7 @@ def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
 
 def _ends_of_names(line: str) -> list[int]:
     """Where in a line the names of videos and images end, as their suffixes tell."""
-    found = re.finditer(r"[^\s/]\.\w+(?=[\s,;]|$)", line)
-    return [match.end() for match in found if is_media(match[0])]
-
-
-def _is_number(word: str) -> bool:
-    return re.fullmatch(r"-?[\d.]+", word) is not None
+    return [match.end() for match in _SUFFIX.finditer(line) if match[1].lower() in _SUFFIXES]
 
 
 def _shortened(text: str) -> str:
@@ -452,54 +444,63 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
-def _to_row(path: Path, place: str, values: dict[str, Any]) -> SourceRow:
-    """One row of a list; relative paths start at the list's own folder."""
-
-    def text_of(column: str, value: object) -> str | None:
-        if isinstance(value, list):
-            texts = [text_of(column, item) or "" for item in value]
-            if any(not text or "|" in text for text in texts):
-                raise UserError(f"{path}, {place}: {column} is no list of classes: {value!r}")
-            return "|".join(texts) or "|"
-        if isinstance(value, bool):
-            value = str(value).lower()  # as JSON writes it
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is not None and not isinstance(value, str | int | float):
-            shown = _shortened(repr(value))
-            raise UserError(f"{path}, {place}: {column} is no text or number but {shown}")
-        text = "" if value is None else str(value).strip()
-        if not _is_text(column + text):
-            raise UserError(f"{path}, {place}: {column} is not valid UTF-8 text ({text!r})")
-        if text.lower() in _NO_VALUE:
-            raise UserError(
-                f"{path}, {place}: {column} is {text!r}, which other programs write for a missing"
-                " value; leave it empty, or give the class another name"
+def _list_rows(path: Path) -> Iterator[SourceRow]:
+    """Rows of a list; relative paths start at the list's own folder."""
+    folder = str(path.parent)
+    for place, values in list_entries(path):
+        try:
+            given = values.get("path")
+            name = _text_of("path", given) if isinstance(given, str) else None
+            if name is None:
+                raise ValueError("no path")
+            labels = {
+                column: text
+                for column, value in values.items()
+                if column not in ("path", "split", "weight") and (text := _text_of(column, value))
+            }
+            full = name if is_address(name) else absolute(os.path.join(folder, name))  # noqa: PTH118
+            row = SourceRow(
+                path=full,
+                kind=kind_of(full),
+                split=_text_of("split", values.get("split")),
+                weight=_weight_of(values.get("weight")),
+                labels=labels,
+                place=place,
             )
-        return text or None
+        except ValueError as error:
+            raise UserError(f"{path}, {place}: {error}") from error
+        yield row
 
-    given = values.get("path")
-    name = text_of("path", given) if isinstance(given, str) else None
-    if name is None:
-        raise UserError(f"{path}, {place}: no path")
-    full = name if is_address(name) else absolute(str(path.parent / name))
-    given = values.get("weight")
+
+def _weight_of(value: object) -> float:
     try:
-        weight = 1.0 if given in (None, "") else float(str(given))
+        weight = 1.0 if value in (None, "") else float(str(value))
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError(f"{path}, {place}: weight {given!r} is no number from 0 up")
-    labels = {
-        column: text
-        for column, value in values.items()
-        if column not in ("path", "split", "weight") and (text := text_of(column, value))
-    }
-    return SourceRow(
-        path=full,
-        kind=kind_of(full),
-        split=text_of("split", values.get("split")),
-        weight=weight,
-        labels=labels,
-        place=place,
-    )
+        raise ValueError(f"weight {_shortened(repr(value))} is no number from 0 up")
+    return weight
+
+
+def _text_of(column: str, value: object) -> str | None:
+    """A value as text, or None where there is none; ValueError if it says nothing."""
+    if isinstance(value, list):
+        texts = [_text_of(column, item) or "" for item in value]
+        if any(not text or "|" in text for text in texts):
+            raise ValueError(f"{column} is no list of classes: {_shortened(repr(value))}")
+        return "|".join(texts) or "|"
+    if isinstance(value, bool):
+        value = str(value).lower()  # as JSON writes it
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{column} is no text or number but {_shortened(repr(value))}")
+    text = "" if value is None else str(value).strip()
+    if not _is_text(column + text):
+        raise ValueError(f"{_shortened(repr(column))} is not valid UTF-8: {_shortened(repr(text))}")
+    if text.lower() in _NO_VALUE or (isinstance(value, float) and math.isinf(value)):
+        raise ValueError(
+            f"{column} is {value!r}, which other programs write for a missing value; leave it"
+            " empty, or give the class another name"
+        )
+    return text or None

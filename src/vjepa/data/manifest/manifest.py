@@ -214,7 +214,7 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 def sorted_classes(names: Iterable[str]) -> list[str]:
     """The order in which classes are numbered: by value if all are whole numbers, else by name."""
     listed = list(names)
-    by_value = all(name.isdecimal() for name in listed)
+    by_value = all(name.isdecimal() and len(name) < 100 for name in listed)
     return sorted(listed, key=lambda name: (int(name) if by_value else 0, name))
 
 

@@ -185,20 +185,13 @@ _INDEX_COLUMNS: Mapping[str, pa.DataType] = {
 class PreparedVideo:
     """An encoded video that waits to be stored."""
 
-    key: str
-    """What its order was noted under."""
-    number: int
-    """Place of its source in the input."""
-    name: str
-    """Its name in the result, without suffix."""
-    file: Path
-    """Where it waits."""
-    row: ManifestRow
-    """What the manifest said of its source."""
-    part: Part
-    """The part of the source that it is."""
-    info: VideoInfo
-    """What it is itself."""
+    key: str  # what its order was noted under
+    number: int  # place of its source in the input
+    name: str  # in the result, without suffix
+    file: Path  # where it waits
+    row: ManifestRow  # what the manifest said of its source
+    part: Part  # of the source
+    info: VideoInfo  # what it is itself
 
     @property
     def end_seconds(self) -> float | None:

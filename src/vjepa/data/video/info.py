@@ -178,7 +178,7 @@ def kind_of(path: str) -> MediaKind:
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts ``frame_10`` after ``frame_9``."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
 
 
 def images_in(folder: str) -> list[str]:
