@@ -45,8 +45,15 @@ def test_recipe_overrides_and_out(training_job: list, vjepa: Callable, tmp_path:
     assert config.optim.peak_lr == 1e-3
     assert config.model.encoder.width == 384
     assert [source.manifest for source in config.data.sources] == [Path("m.parquet")]
-    assert dump_yaml(config) in outcome.out, "the resolved config is printed"
-    assert f"done at step 90000 of 90000: {out}" in outcome.out
+    assert outcome.out.splitlines() == [
+        "config: recipe vits16_224, with",
+        "  optim.peak_lr: 0.000625 -> 0.001",
+        "  data.sources.0.manifest: m.parquet",
+        f"  all settings: {out}/config.yaml",
+        f"done at step 90000 of 90000: {out}",
+        "all updates are done",
+        f"make it longer: vjepa pretrain --out {out} --optim.steps 180000",
+    ]
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -74,9 +74,8 @@ def test_a_finished_run_has_all_files_and_nothing_left_to_do(folder: Path, vjepa
 
 
 def test_a_run_folder_is_not_taken_for_another_run(folder: Path, vjepa: Callable) -> None:
-    error = vjepa("pretrain", "--out", folder / "run", "--optim.steps", 5).err
-    assert "error: " in error
-    assert "optim.steps: 4 -> 5" in error
+    error = vjepa("pretrain", "--out", folder / "run", "--optim.peak_lr", 5).error
+    assert "holds a run with another config (optim.peak_lr: " in error
 
 
 def test_probe_eval_repeats_the_number_of_its_training(folder: Path, vjepa: Callable) -> None:
@@ -101,15 +100,16 @@ def test_probe_eval_repeats_the_number_of_its_training(folder: Path, vjepa: Call
     [
         ("--confusion", "c.jpg", "must end in .png or .svg"),
         ("--calibration", "c.txt", "must end in .png or .svg"),
-        ("--json", "none/m.json", "its folder does not exist"),
+        ("--json", "taken/m.json", "cannot be written (a file is where a folder should be)"),
     ],
 )
 def test_probe_eval_refuses_files_that_it_could_not_write(
     folder: Path, tmp_path: Path, vjepa: Callable, option: str, name: str, message: str
 ) -> None:
     manifest = folder / "set" / "manifest.parquet"
+    (tmp_path / "taken").write_text("")
     outcome = vjepa("probe", "eval", folder / "probe", manifest, option, tmp_path / name)
-    assert f"{option} {tmp_path / name}: {message}" in outcome.error
+    assert f"{tmp_path / name}: {message}" in outcome.error
     assert "top-1" not in outcome.out  # before any work
 
 

@@ -75,12 +75,20 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
     assert outcome.err.strip() == "interrupted: stopped at your request"
 
 
-def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:
-    path = "runs/x/model.safetensors"
-    _doctor_raises(monkeypatch, OSError(errno.ENOSPC, "No space left on device", path))
-    assert vjepa("doctor").error == (
-        f"the disk is full while writing {path}: free some space and run the same command again"
-    )
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "x.bin: No space left on device: free some space and run the same command"),
+        (errno.EACCES, "x.bin: Permission denied"),
+        (errno.EROFS, "x.bin: Read-only file system"),
+        (errno.ESTALE, "x.bin: Stale file handle"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(
+    number: int, said: str, monkeypatch: pytest.MonkeyPatch, vjepa: Callable
+) -> None:
+    _doctor_raises(monkeypatch, OSError(number, os.strerror(number), "x.bin"))
+    assert vjepa("doctor").error.startswith(said)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("a defect")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -18,8 +19,23 @@ from tests.jobs.tiny_run import metrics, tiny_config, weights, write_recipe, wri
 
 from vjepa import load_encoder
 from vjepa.checkpoint import convert, load_model
+from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.models import VJEPA
+from vjepa.reporting.runs import read_run, status_of
+from vjepa.training import OptimConfig, Trainer
+from vjepa.training.schedules import learning_rate
+
+_SMALL_CLIPS = (
+    "optim.accumulation_steps=1",
+    "training.precision=float32",
+    "model.encoder.image_size=96",
+    "data.transform.crop_size=96",
+    "model.encoder.num_frames=8",
+    "data.clip.num_frames=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +263,80 @@ def test_bad_input_is_one_error_and_claims_nothing(
     with pytest.raises(UserError, match=message):
         pretrain.run(tiny_config(tmp_path, manifest, *overrides), tmp_path / "run")
     pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=1"), tmp_path / "run")
+
+
+def test_a_run_that_ended_is_made_longer(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By time or by updates; what changes in the schedules is said, also by `show run`."""
+    out = tmp_path / "run"
+    config = tiny_config(tmp_path, manifest, "optim.steps=4", "training.max_minutes=0.00001")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_is_out_of_time", lambda self, _: self._completed >= 2)
+        first = pretrain.run(config, out)
+    assert (first.step, first.out_of_time, first.interrupted) == (2, True, False)
+    assert status_of(read_run(out)).state == "done: training.max_minutes 1e-05 are over"
+    second = pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=4"), out)
+    assert (second.step, second.out_of_time) == (4, False)
+    assert status_of(read_run(out)).state == "done: all updates are done"
+    with caplog.at_level(logging.INFO, logger="vjepa"):
+        assert pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=8"), out).step == 8
+    rate = learning_rate(5, OptimConfig(steps=8, warmup_steps=4))
+    assert "of 8 updates instead of 4; at update 5: learning rate " in caplog.text
+    assert f" -> {rate:.3g}, " in caplog.text
+    assert "s an update: 8 updates are done in about" in caplog.text
+    assert [line["step"] for line in metrics(out) if line["kind"] == "train"][-2:] == [6, 8]
+    with pytest.raises(UserError, match=r"optim.steps: 6, but the run has done 8 updates"):
+        pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=6"), out)
+    with pytest.raises(UserError, match=r"another config .*seed: 3 -> 4"):
+        pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=9", "seed=4"), out)
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_may_begin_again(
+    manifest: Path, tmp_path: Path
+) -> None:
+    """Without a checkpoint there is nothing to resume, so the config is free."""
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"longer than training.longest_hours 1e-09"):
+        pretrain.run(tiny_config(tmp_path, manifest, "training.longest_hours=1e-9"), out)
+    assert not (out / "checkpoints" / "step_00000002").exists()
+    assert pretrain.run(tiny_config(tmp_path, manifest, "optim.steps=2", "seed=5"), out).step == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gigabytes", "remedy"),
+    [
+        ("vits16_224", 16.0, r"needs about \d\d\.\d GB .*use --optim\.accumulation_steps \d+ \("),
+        ("vith16_384", 16.0, r"GB are training.max_gigabytes allows; use a smaller recipe or size"),
+    ],
+)
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(
+    recipe: str, gigabytes: float, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VJEPA, "__init__", lambda *_: pytest.fail("weights were made"))
+    overrides = [f"training.max_gigabytes={gigabytes}", "data.sources.0.manifest=none.parquet"]
+    config = load_config(PretrainConfig, [recipe], [*overrides, "training.device=cpu"], "pretrain")
+    with pytest.raises(UserError, match=remedy):
+        pretrain.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "measured"),
+    [
+        ("small", [], 0.852),
+        ("small", ["training.precision=bfloat16", "data.batch_size=16"], 0.413),
+        ("vits16_224", ["data.batch_size=12", *_SMALL_CLIPS], 1.5),
+        ("vitb16_224", ["data.batch_size=2", *_SMALL_CLIPS], 2.402),
+    ],
+)
+def test_the_estimate_is_near_what_was_measured(
+    recipe: str, changes: list[str], measured: float
+) -> None:
+    """Peak of resident memory of the first update on a CPU (2026-11-28), less that before it."""
+    config = load_config(PretrainConfig, [recipe], changes, "pretrain")
+    needed = pretrain.memory_needed(config, 1, config.optim.accumulation_steps, False)
+    assert sum(needed.values()) / 1e9 == pytest.approx(measured, rel=0.25)
 
 
 def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:

@@ -111,7 +111,9 @@ def test_a_live_run_is_known_by_its_lock_and_a_silent_one_is_named(tmp_path: Pat
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
-    assert status_of(read_run(_write_run(tmp_path, steps=100))).state == "done"
+    assert status_of(read_run(_write_run(tmp_path, steps=100))).state == (
+        "done: all updates are done"
+    )
 
 
 def test_why_a_run_ended_is_told_by_the_log_of_its_last_start(tmp_path: Path) -> None:

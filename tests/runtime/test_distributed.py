@@ -35,6 +35,45 @@ def test_nonsense_is_refused(rank: str, size: str) -> None:
         world({"RANK": rank, "WORLD_SIZE": size})
 
 
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
+MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
+PMI = {"PMI_RANK": "5", "PMI_SIZE": "6", "MPI_LOCALRANKID": "2"}
+ADDRESS = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("said", "place"), [(SRUN, (3, 8, 1)), (MPIRUN, (1, 2, 0)), (PMI, (5, 6, 2))]
+)
+def test_srun_and_mpirun_are_used_or_refused(said: dict, place: tuple[int, int, int]) -> None:
+    """Processes that cannot meet must not each train a run of their own."""
+    assert world(said | ADDRESS) == World(*place)
+    rank, size, _ = place
+    for known in (said, said | {"MASTER_ADDR": "first"}):
+        with pytest.raises(UserError, match=rf"run as process {rank} of {size}.*use torchrun"):
+            world(known)
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    assert world(said | torchrun) == World(0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    "alone",
+    [
+        {"SLURM_NTASKS": "8", "SLURM_JOB_ID": "1"},  # inside salloc
+        {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"},  # a batch script
+        SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"PMI_SIZE": "4"},
+    ],
+)
+def test_one_process_of_a_launcher_is_not_bothered(alone: dict) -> None:
+    assert world(alone) == World(0, 1)
+
+
+def test_a_left_over_size_is_named() -> None:
+    with pytest.raises(UserError, match="WORLD_SIZE=4, but RANK is not set: `unset WORLD_SIZE`"):
+        world({"WORLD_SIZE": "4"})
+
+
 def test_alone_everything_is_as_if_nobody_else_could_be_there() -> None:
     group = ProcessGroup()
     assert group.on_main(lambda: 3) == 3

@@ -21,6 +21,7 @@ from vjepa.runtime.files import (
     atomic_path,
     atomic_write,
     begin_folder,
+    check_writable,
     claimed_folder,
     job_of,
     read_json_lines,
@@ -280,3 +281,28 @@ def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written \(.+\); choose another --out"):
         _claim(tmp_path / place, "learn")
+
+
+def test_jobs_of_one_process_are_not_started_by_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2: `vjepa features` runs in one process"):
+        _claim(tmp_path / "a", "features")
+    with claimed_folder(tmp_path / "a", "pretrain", is_shared=True):
+        pass
+    assert _names(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "a.png")
+    assert _names(tmp_path / "new") == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"a\.png: cannot be written \(a file is where a"):
+        check_writable(tmp_path / "file" / "a.png")
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        check_writable(tmp_path)
+    with pytest.raises(UserError, match="b: cannot be written"), no_file_may_pass(0):
+        check_writable(tmp_path / "b")
+    assert _names(tmp_path) == ["file", "new"]

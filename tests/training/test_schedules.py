@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from vjepa.training.schedules import (
     OptimConfig,
     ema_momentum,
     learning_rate,
+    unreached,
     weight_decay,
 )
 
@@ -37,6 +39,23 @@ def test_learning_rate_peaks_at_the_end_of_the_warmup() -> None:
     assert rates.index(max(rates)) == 9
     assert rates[9] == pytest.approx(6.25e-4)
     assert rates[99] == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"warmup_steps": 100}, []),  # the last update has the peak
+        ({"warmup_steps": 101}, [r"ends at 0\.000621 and never reaches optim\.peak_lr 0\.000625"]),
+        ({"warmup_steps": 12_000}, [r"ends at 0\.000204 and never reaches"]),
+        ({"clip_from_step": 101}, ["no gradient is clipped in 100 updates"]),
+        ({"clip_from_step": 101, "clip_norm": None}, []),
+    ],
+)
+def test_what_so_few_updates_never_reach_is_said(changes: dict[str, Any], said: list[str]) -> None:
+    config = replace(OptimConfig(steps=100, warmup_steps=10), **changes)
+    for text, pattern in zip(unreached(config), said, strict=True):
+        assert re.search(pattern, text)
 
 
 def test_constant_schedules() -> None:

@@ -8,8 +8,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, resolve_config
-from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml
+from vjepa.cli.parser import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    Parser,
+    config_lines,
+    resolve_config,
+)
+from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.runtime.environment import inspect_environment
 
@@ -100,6 +106,7 @@ examples:
   vjepa pretrain --config vitl16_224 --config mine.yaml --optim.peak_lr 3e-4 --out runs/large
   vjepa pretrain --config vitl16_224 --print-config > mine.yaml
   vjepa pretrain --out runs/small                        resume with the run's own config
+  vjepa pretrain --out runs/small --optim.steps 180000   make a run longer that has ended
   torchrun --nproc-per-node 8 -m vjepa pretrain --config vitl16_224 --config mine.yaml --out runs/l
 """
 
@@ -113,27 +120,33 @@ def add_pretrain(parser: Parser) -> None:
 
 def _pretrain(args: argparse.Namespace) -> int:
     stored = args.out / RESOLVED_CONFIG_FILE if args.out else None
-    files = [stored] if stored and stored.is_file() and not args.config else None
-    config = resolve_config(args, files)
+    stored = stored if stored and stored.is_file() and not args.config else None
+    config = resolve_config(args, [stored] if stored else None)
     if args.out is None:
         raise UserError("pretrain needs --out DIR, the folder that the run is written to")
     from vjepa.jobs.pretrain import run, sized_as_source
     from vjepa.runtime.distributed import world
 
     config = sized_as_source(config, args.out)
-    is_main = world().is_main
-    if is_main:
-        print(dump_yaml(config), end="")
+    if world().is_main:
+        everything = f"  all settings: {args.out / RESOLVED_CONFIG_FILE}"
+        print(*config_lines(args, config, stored), everything, sep="\n")
     result = run(config, out=args.out)
-    state, code = "done", 0
-    if result.interrupted:
-        state, code = "stopped at your request", EXIT_INTERRUPTED
-    if result.requeue:
-        state, code = "stopped by the system", EXIT_REQUEUE
-    if is_main:
-        print(f"{state} at step {result.step} of {config.optim.steps}: {args.out}")
-        if code:
-            print(f"resume with: vjepa pretrain --out {args.out}")
+    place, again = f"step {result.step} of {config.optim.steps}", f"vjepa pretrain --out {args.out}"
+    if result.requeue or result.interrupted:
+        by = "by the system" if result.requeue else "at your request"
+        lines = (f"stopped {by} at {place}: {args.out}", f"resume with: {again}")
+        code = EXIT_REQUEUE if result.requeue else EXIT_INTERRUPTED
+    elif result.out_of_time:
+        minutes = config.training.max_minutes or 0
+        why = f"training.max_minutes {minutes:g} are over"
+        longer = f"make it longer: {again} --training.max_minutes {2 * minutes:g}"
+        lines, code = (f"done at {place}: {args.out}", why, longer), 0
+    else:
+        longer = f"make it longer: {again} --optim.steps {2 * config.optim.steps}"
+        lines, code = (f"done at {place}: {args.out}", "all updates are done", longer), 0
+    if world().is_main:
+        print(*lines, sep="\n")
     return code
 
 

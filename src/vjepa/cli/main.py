@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import errno
 import gc
 import os
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from vjepa.cli import commands, data, probe, show
 from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
+from vjepa.runtime.files import DISK_FULL
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import prevent_openmp_spinning
 from vjepa.version import __version__
@@ -97,10 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in DISK_FULL:
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
-        return _fail(f"the disk is full{where}: free some space and run the same command again")
+        reason = error.strerror or type(error).__name__
+        if error.errno in DISK_FULL:
+            reason += ": free some space and run the same command again"
+        return _fail(f"{error.filename or 'a file'}: {reason}")
 
 
 def _fail(message: str) -> int:

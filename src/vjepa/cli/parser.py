@@ -18,14 +18,17 @@ from typing import Any, NoReturn
 from vjepa.config import (
     REQUIRED,
     Setting,
+    diff,
     dump_yaml,
     field_types,
     load_config,
     nearest,
     plain,
+    recipe_names,
     settings,
 )
 from vjepa.errors import UserError
+from vjepa.runtime.files import check_writable
 from vjepa.strict_yaml import write_yaml
 
 EXIT_LOST_PROCESS = 1
@@ -42,6 +45,11 @@ EXIT_INTERRUPTED = 130
 
 class Answered(Exception):  # noqa: N818 (it is no error)
     """The command line only asked for something to be printed, and that is done: exit code 0."""
+
+
+def _writable(text: str) -> Path:
+    check_writable(Path(text))
+    return Path(text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,8 +71,13 @@ class Parser(argparse.ArgumentParser):
         return super().add_argument(*names, **options)
 
     def add_path(self, name: str, metavar: str, text: str, **options: Any) -> None:
-        """An argument that is a path, with its help."""
-        self.add_argument(name, type=Path, metavar=metavar, help=text, **options)
+        """An argument that is a path, with its help; an option FILE is one that is written.
+
+        Whether it can be is known before the work whose result it shall hold.
+        """
+        is_written = metavar == "FILE" and name.startswith("--")
+        kind = _writable if is_written else Path
+        self.add_argument(name, type=kind, metavar=metavar, help=text, **options)
 
     def take_config(self, config_class: str, recipes: str | None = None) -> None:
         """Let this command take a config, of the class ``package.module:Class``."""
@@ -203,6 +216,26 @@ def _default(setting: Setting) -> str:
         return f" (default: {len(value)} of them)"
     text = write_yaml({"x": value}).removeprefix("x:").strip()
     return f" (default: {text or 'none'})"
+
+
+def config_lines(args: argparse.Namespace, config: Any, stored: Path | None = None) -> list[str]:
+    """What a job's config changes in its recipes, a setting a line.
+
+    Or in the config `stored` in the folder that it goes on with, or in the defaults.
+    """
+    parser: Parser = args.parser
+    known = recipe_names(parser.recipes) if parser.recipes else []
+    names = [name for name in args.config if name in known]
+    title = f"recipe {' and '.join(names)}" if names else str(stored or "the defaults")
+    files = names or [path for path in (stored,) if path is not None]
+    base = load_config(type(config), files, recipes=parser.recipes)
+    # An item that is new or gone is said by what it holds.
+    changed = [
+        f"  {line.replace(': (absent) -> ', ': ')}"
+        for line in diff(base, config)
+        if not line.endswith(("(absent) -> None", "-> (absent)"))
+    ]
+    return [f"config: {title}{', with' if changed else ''}", *changed]
 
 
 def resolve_config(

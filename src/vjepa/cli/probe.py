@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vjepa.cli.parser import Parser, resolve_config
-from vjepa.config import dump_yaml
+from vjepa.cli.parser import Parser, config_lines, resolve_config
+from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
 
@@ -109,7 +109,9 @@ def _train(args: argparse.Namespace) -> int:
     config = resolve_config(args)
     if args.out is None:
         raise UserError("probe train needs --out DIR, a new folder for the probe")
-    print(dump_yaml(config), end="")
+    print(
+        *config_lines(args, config), f"  all settings: {args.out}/{RESOLVED_CONFIG_FILE}", sep="\n"
+    )
     if config.data.num_splits > 1:
         from vjepa.jobs.probe.probe import train_splits
 
@@ -168,15 +170,11 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse files that cannot be written, before hours of evaluation and not after them."""
+    """Refuse pictures that cannot be drawn, before hours of evaluation and not after them."""
     pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
-    for option, path in {**pictures, "--json": args.json, "--answers": args.answers}.items():
-        if path is None:
-            continue
-        if option in pictures and path.suffix not in (".png", ".svg"):
+    for option, path in pictures.items():
+        if path is not None and path.suffix not in (".png", ".svg"):
             raise UserError(f"{option} {path}: must end in .png or .svg")
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{option} {path}: its folder does not exist; make it first")
     wanted = [option for option, path in pictures.items() if path is not None]
     if wanted:
         from vjepa.jobs.probe.probe import load_saved_probe

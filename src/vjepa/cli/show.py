@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vjepa.cli.parser import Parser, resolve_config
 
@@ -77,7 +76,7 @@ def add_arguments(parser: Parser) -> None:
         text = "attention heads, for an authors' file of a size that is no preset"
         command.add_argument("--num-heads", type=int, metavar="H", help=text)
     for command, name in ((masks, "masks"), (features, "features"), (predictions, "predictions")):
-        out = Path(f"{name}.png")
+        out = f"{name}.png"
         command.add_path("--out", "FILE", f"picture to write (default: {out})", default=out)
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")

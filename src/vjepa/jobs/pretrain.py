@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -38,6 +40,7 @@ from vjepa.models import (
     PredictorConfig,
     input_content,
 )
+from vjepa.models.operations import MaskTokens, count_parameters, update_memory
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
@@ -51,7 +54,15 @@ from vjepa.training import (
     TrainingConfig,
     TrainingResult,
 )
-from vjepa.training.schedules import Count, NotNegative, Positive
+from vjepa.training.preflight import check_disk, check_memory
+from vjepa.training.schedules import (
+    Count,
+    NotNegative,
+    Positive,
+    ema_momentum,
+    learning_rate,
+    weight_decay,
+)
 
 
 @config_dataclass
@@ -191,6 +202,7 @@ JOB = "pretrain"
 _MEASURED_CLIPS = 128
 _LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 LOG_FOLDER = "logs"
+_DRAWN_CLIPS = 32  # whose masks tell how many tokens a clip has
 _MAY_CHANGE = (
     "distributed.",
     "optim.accumulation_steps",
@@ -209,6 +221,8 @@ _MAY_CHANGE = (
     "training.keep_",
 )
 """Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
+_MAY_GROW = ("optim.steps", "training.max_minutes")
+"""Fields that make a run longer."""
 
 
 def build_task(config: PretrainConfig) -> Task:
@@ -304,15 +318,90 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     return replace(how, mean=mean, deviation=deviation)
 
 
-def check_same_run(config: PretrainConfig, out: Path) -> None:
-    """Make sure that the run in `out` is this very run."""
-    lines = diff(load_config(PretrainConfig, [out / RESOLVED_CONFIG_FILE]), config)
-    changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE)]
+_LIBRARIES = 0.2e9
+"""Bytes of what torch loads and sets up at its first update."""
+
+
+def memory_needed(
+    config: PretrainConfig, size: int, parts: int, checkpointing: bool
+) -> dict[str, float]:
+    """Bytes that an update takes in each of `size` processes, in `parts` micro-batches.
+
+    Without what the workers of the loader take.
+    """
+    clips, sharing = config.data.batch_size // size, config.distributed
+    encoder, at_once = config.model.encoder, -(-clips // parts)
+    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+    masks = sampler.sample(np.arange(min(clips, _DRAWN_CLIPS)), 0)
+    memory = update_memory(
+        config.model,
+        [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks],
+        at_once,
+        activation_checkpointing=checkpointing,
+        precision=config.training.precision,
+    )
+    pixels = encoder.num_tokens * encoder.patch_values
+    # What auto means is known only where the weights are: it shards them where they are large.
+    shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
+    gradients = 4.0 * sum(count_parameters(config.model)) / shards
+    return {
+        "weights and moments": memory.states / shards - gradients,
+        # Gradients come while activations go.
+        "activations": max(memory.activations, gradients),
+        "clips": pixels * (clips + 8.0 * at_once),  # uint8; float32 and its patches
+        "libraries": _LIBRARIES,
+    }
+
+
+def _check_room(config: PretrainConfig, out: Path, device: torch.device, size: int) -> None:
+    """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
+    needs = partial(memory_needed, config, size)
+    clips = config.data.batch_size // size
+    check_memory(needs, device, config.optim, config.training, clips)
+    trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
+    check_disk(out, 4.0 * (3 * trained + averaged))
+
+
+def check_same_run(config: PretrainConfig, out: Path) -> PretrainConfig:
+    """Make sure that the run in `out` is this very run, perhaps made longer; its config.
+
+    A run that never came to a checkpoint begins anew, with any config.
+    """
+    if not step_folders(out / CHECKPOINTS_FOLDER):
+        return config
+    stored = load_config(PretrainConfig, [out / RESOLVED_CONFIG_FILE])
+    lines = diff(stored, config)
+    changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE + _MAY_GROW)]
     if changed:
         raise UserError(
             f"{out}: holds a run with another config ({'; '.join(changed)}); "
             "give another --out, or the config of that run to resume it"
         )
+    if lines:
+        _LOGGER.info("going on with other settings: %s", "; ".join(lines))
+    return stored
+
+
+def _say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> None:
+    """What another number of updates changes from the next update on."""
+    if step > new.optim.steps:
+        raise UserError(
+            f"optim.steps: {new.optim.steps}, but the run has done {step} updates; give more"
+        )
+    curves = {
+        "learning rate": lambda config, update: learning_rate(update, config.optim),
+        "weight decay": lambda config, update: weight_decay(update, config.optim),
+        "EMA momentum": lambda config, update: ema_momentum(update, config.ema, config.optim),
+    }
+    said = (
+        f"{name} {curve(old, step):.3g} -> {curve(new, step + 1):.3g}, "
+        f"{curve(new, new.optim.steps):.3g} at the end"
+        for name, curve in curves.items()
+    )
+    _LOGGER.info(
+        "the schedules are those of %d updates instead of %d; at update %d: %s",
+        *(new.optim.steps, old.optim.steps, step + 1, "; ".join(said)),
+    )
 
 
 def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
@@ -384,8 +473,11 @@ def run(
         group = stack.enter_context(
             open_process_group(device.type, config.distributed.timeout_minutes)
         )
-        if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB))):
-            group.on_main(lambda: check_same_run(config, out))
+        before = config
+        if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True))):
+            before = group.on_main(lambda: check_same_run(config, out))
+        if task is build_task:
+            group.on_main(lambda: _check_room(config, out, device, group.size))
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)
@@ -415,9 +507,13 @@ def run(
             group=group,
             distributed=config.distributed,
         )
-        store = trainer.store
-        if start is not None and store is not None and group.on_main(store.latest) is None:
+        assert trainer.store is not None
+        newest = group.on_main(trainer.store.latest)
+        if newest is None and start is not None:
             trainer.start_from(continue_from(start, trainer))
+        if newest is not None and before.optim.steps != config.optim.steps:
+            done = int(newest.name.rpartition("_")[2])
+            group.on_main(lambda: _say_new_schedules(before, config, done))
         # Only now: a run that could not even begin must not claim the folder for its config.
         group.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))

@@ -11,7 +11,7 @@ and the backward pass twice that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +20,10 @@ from vjepa.models.config import EncoderConfig, ModelConfig
 from vjepa.models.encoder import Encoder
 from vjepa.models.predictor import Predictor
 
-# Bytes for each number of a token's width that a block keeps for the backward pass under bfloat16
-# autocast: two float32 residuals (8), two normalised inputs (4), q k v (6), the attended (2), and
-# for each number of the MLP's width its input and its GELU (4).
-_KEPT_PER_WIDTH, _KEPT_PER_MLP_WIDTH = 20, 4
+# Bytes for each number of a token's width that a block keeps for the backward pass: two float32
+# residuals (8), two normalised inputs (4 in bfloat16), q k v (6), the attended (2); and for each
+# number of the MLP's width its input and its GELU (4).
+_KEPT: Mapping[str, tuple[int, int]] = {"bfloat16": (20, 4), "float32": (32, 8)}
 _FLOAT32 = 4
 # Weight, gradient and AdamW's two moments.
 _TRAINED_COPIES = 4
@@ -93,7 +93,7 @@ def count_parameters(config: ModelConfig) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class UpdateMemory:
-    """Bytes on the device during an update under bfloat16 autocast."""
+    """Bytes on the device during an update."""
 
     states: float
     """Weights, gradients, moments, and the target encoder's weights; all float32."""
@@ -112,6 +112,7 @@ def update_memory(
     batch_size: int,
     *,
     activation_checkpointing: bool = False,
+    precision: str = "bfloat16",
 ) -> UpdateMemory:
     """Estimate the memory of one update of `batch_size` clips with fused attention.
 
@@ -128,7 +129,8 @@ def update_memory(
         (context, encoder.width, encoder.mlp_width, encoder.depth),
         (joint, predictor.width, predictor.mlp_width, predictor.depth),
     ):
-        block = tokens * (_KEPT_PER_WIDTH * width + _KEPT_PER_MLP_WIDTH * mlp)
+        per_width, per_mlp_width = _KEPT[precision]
+        block = tokens * (per_width * width + per_mlp_width * mlp)
         widest = max(widest, block)
         kept += depth * (_FLOAT32 * width * tokens if activation_checkpointing else block)
     # Targets of all tokens, and predictions with their errors, are float32 of the encoder's width.

@@ -233,14 +233,22 @@ def status_of(run: RunState) -> RunStatus:
             steps += record.step - first + 1
             seconds += took
     rate = steps / seconds if seconds > 0 and steps > 0 else None
-    is_done = run.steps_total is not None and run.steps_done >= run.steps_total
+    has_all = run.steps_total is not None and run.steps_done >= run.steps_total
+    minutes = _number(run.config.get("training", {}).get("max_minutes"))
+    elapsed = _number(run.newest("train").get("elapsed_seconds")) or 0.0
+    is_over = minutes is not None and elapsed >= 60 * minutes
+    is_done = has_all or is_over
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
         left = (run.steps_total - run.steps_done) / rate
+        left = left if minutes is None else min(left, 60 * minutes - elapsed)
     if pid is not None:
         state = _running(run, pid, train)
     else:
-        state = "done" if is_done else _why(run.folder)
+        why = (
+            "all updates are done" if has_all else f"training.max_minutes {minutes or 0:g} are over"
+        )
+        state = f"done: {why}" if is_done else _why(run.folder)
     log = _log_lines(run.folder / "logs" / "rank_000.log")
     starts = sum(bool(_STARTED.search(line)) for line in log)
     skipped = round(sum(_number(record.values.get("skipped")) or 0 for record in train))

@@ -8,6 +8,7 @@ one process, no process group, and everything below does nothing.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ T = TypeVar("T")
 
 _SECONDS_TO_ANSWER = 3.0
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_ALONE = 15.0
+_LOGGER = logging.getLogger(__name__)
 # What gloo says; only the first line is looked at, because errors of ours may quote anything below.
 _CONNECTION_LOST = re.compile(
     r"gloo/transport|nccl (error|communicator)|connection (closed|reset) by|timed out waiting \d",
@@ -51,13 +54,35 @@ class World:
         return self.rank == 0
 
 
+_LAUNCHERS = (
+    # Its name, then its variables for rank, size and local rank. SLURM's own size is that of the
+    # step: a batch script's one process sees SLURM_NTASKS of the whole job.
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+)
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+
+
 def world(environment: Mapping[str, str] = os.environ) -> World:
     """Read RANK, WORLD_SIZE and LOCAL_RANK, as launchers such as torchrun set them; else 0 of 1.
 
+    Without these, the numbers of srun and mpirun are taken, where MASTER_ADDR and MASTER_PORT say
+    where the processes meet.
+
     Raises:
-        UserError: They are no numbers, or the rank is not below the size.
+        UserError: They are no numbers, the rank is missing or not below the size, or a launcher has
+            started several processes that cannot know of each other.
     """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    launcher, *names = "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"
+    if names[1] not in environment:
+        several = (
+            own
+            for own in _LAUNCHERS
+            if own[1] in environment and environment.get(own[2], "1") != "1"
+        )
+        launcher, *names = next(several, (launcher, *names))
     text = [environment.get(name, default) for name, default in zip(names, "010", strict=True)]
     try:
         found = World(*map(int, text))
@@ -65,7 +90,21 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
         said = ", ".join(f"{name}={value!r}" for name, value in zip(names, text, strict=True))
         raise UserError(f"{said} must be integers") from None
     if not 0 <= found.rank < found.size:
-        raise UserError(f"RANK={found.rank} must be at least 0 and below WORLD_SIZE={found.size}")
+        raise UserError(
+            f"{names[0]}={found.rank} must be at least 0 and below {names[1]}={found.size}"
+        )
+    if found.size > 1 and names[0] not in environment:
+        raise UserError(
+            f"WORLD_SIZE={found.size}, but RANK is not set: `unset WORLD_SIZE` if it is left over, "
+            "or start the processes with torchrun"
+        )
+    if launcher != "torchrun" and not all(map(environment.get, _ADDRESS)):
+        raise UserError(
+            f"started by {launcher} as process {found.rank} of {found.size}, but MASTER_ADDR and "
+            "MASTER_PORT are not set, so the processes do not know of each other: use torchrun "
+            "(docs/distributed.md), or set them to the first machine and a free port; for one "
+            f"process alone, unset {names[1]}"
+        )
     return found
 
 
@@ -211,11 +250,11 @@ def open_process_group(device_type: str, timeout_minutes: float) -> Generator[Pr
         return
     import torch.distributed as dist
 
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    missing = [name for name in _ADDRESS if not os.environ.get(name)]
     if missing:
         raise UserError(
             f"WORLD_SIZE={place.size}, but {' and '.join(missing)} is not set: start the processes "
-            "with torchrun, or set it as torchrun does"
+            "with torchrun, or set it as torchrun does; if it is left over, `unset WORLD_SIZE RANK`"
         )
     group = None
     try:
@@ -243,7 +282,8 @@ def _join(place: World, device_type: str, timeout_minutes: float) -> ProcessGrou
     import torch.distributed as dist
 
     timeout = timedelta(minutes=timeout_minutes)
-    found, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    numbers = {"rank": place.rank, "world_size": place.size}
+    found, _, _ = next(dist.rendezvous("env://", **numbers, timeout=timeout))
     # torch may put a number of restarts before every key, which may differ between machines.
     while isinstance(found, dist.PrefixStore):
         found = found.underlying_store
@@ -289,7 +329,8 @@ def meet(store: Store, place: World, timeout_minutes: float) -> str:
                     return name
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         raise LostProcessError(_absent(place, [0], timeout_minutes))
-    answered, missing = "", list(others)
+    answered, missing, has_said = "", list(others), False
+    began = time.monotonic()
     while time.monotonic() < deadline:
         here = [rank for rank in others if store.check([f"vjepa/word/{rank}"])]
         answer = " ".join([word, *(store.get(f"vjepa/word/{rank}").decode() for rank in here)])
@@ -299,6 +340,13 @@ def meet(store: Store, place: World, timeout_minutes: float) -> str:
         missing = [rank for rank in missing if not store.check([f"vjepa/{word}/met/{rank}"])]
         if not missing:
             return word
+        if not has_said and time.monotonic() > began + _SECONDS_ALONE:
+            has_said = True
+            _LOGGER.warning(
+                "waiting for %s of %d; if none was started, WORLD_SIZE and RANK are left over: "
+                "unset them",
+                *(_named(missing), place.size),
+            )
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     raise LostProcessError(_absent(place, missing, timeout_minutes))
 

@@ -20,19 +20,24 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import world
 
 PARTIAL_SUFFIX = ".partial"
 _LOGGER = logging.getLogger(__name__)
 _SYNC_EVERY_LINES = 100
-_DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+"""What the system says when there is no room for a file."""
 
 
 def unwritable(path: Path | str, error: OSError) -> UserError:
     """What a user is told when the system does not let a file or folder be written."""
     remedy = "choose another --out"
-    if error.errno in _DISK_FULL:
+    if error.errno in DISK_FULL:
         remedy = "free some space and run the same command again"
-    return UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+    reason = error.strerror or str(error)
+    if isinstance(error, FileExistsError):
+        reason = "a file is where a folder should be"
+    return UserError(f"{path}: cannot be written ({reason}); {remedy}")
 
 
 @contextmanager
@@ -76,16 +81,19 @@ def atomic_path(path: Path, *, durable: bool = True) -> Generator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """See that a file can be written, before hours of work for it; its folder is made.
+    """Make sure that a file can be written, before the work whose result it shall hold.
 
-    Raises:
-        UserError: It cannot.
+    Its folder is made. Raises UserError: it cannot be, or `path` is a folder.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-        aside.touch()
-        aside.unlink()
+        try:
+            aside.write_bytes(b" ")
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -229,7 +237,7 @@ def job_of(folder: Path) -> str | None:
 
 
 @contextmanager
-def claimed_folder(folder: Path, job: str) -> Generator[bool]:
+def claimed_folder(folder: Path, job: str, *, is_shared: bool = False) -> Generator[bool]:
     """Hold the folder that a job writes to: what every job with an ``--out`` does first.
 
     The folder must be new, empty, or one in which the same job has begun; whether it has is what
@@ -237,12 +245,21 @@ def claimed_folder(folder: Path, job: str) -> Generator[bool]:
     :func:`begin_folder` that it begins. A folder of another job or of other files is left as it
     is, byte for byte; one that is made here and in which nothing begins goes away again.
 
+    Of several processes of one launcher only the first one of a job that `is_shared` among them
+    calls this; any other job runs in one process.
+
     The lock is the file `.lock` in the folder. It belongs to the process: the system gives it back
     however the process ends, and worker processes do not inherit it. Nothing is locked on Windows.
 
     Raises:
-        UserError: It is another's, another process holds it, or it cannot be written.
+        UserError: It is another's, another process holds it, it cannot be written, or a launcher
+            has started several processes.
     """
+    if world().size > 1 and not is_shared:
+        raise UserError(
+            f"WORLD_SIZE={world().size}: `vjepa {job}` runs in one process; start it without a "
+            "launcher, or `unset WORLD_SIZE RANK` if they are left over"
+        )
     with written(folder):
         is_new, owner = not folder.exists(), job_of(folder)
         if owner not in (None, job):

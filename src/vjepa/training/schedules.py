@@ -81,6 +81,23 @@ def learning_rate(update: int, config: OptimConfig) -> float:
     return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * progress))
 
 
+def unreached(config: OptimConfig) -> list[str]:
+    """What the schedules promise and so few updates never come to, in words."""
+    steps, said = config.steps, []
+    if config.warmup_steps > steps:
+        said.append(
+            f"optim.warmup_steps {config.warmup_steps}: the warm-up does not end in {steps} "
+            f"updates: the learning rate ends at {learning_rate(steps, config):.3g} and never "
+            f"reaches optim.peak_lr {config.peak_lr:g}"
+        )
+    if config.clip_norm is not None and config.clip_from_step > steps:
+        said.append(
+            f"optim.clip_from_step {config.clip_from_step}: no gradient is clipped in {steps} "
+            "updates"
+        )
+    return said
+
+
 def weight_decay(update: int, config: OptimConfig) -> float:
     """Weight decay of update k, from 1: half a cosine or a line.
 
@@ -121,6 +138,10 @@ class TrainingConfig:
     max_minutes: Positive | None = None
     """Stop, with a checkpoint, after so many minutes of training in all, resumes included; null: at
     the last update. The schedules do not know of it, so let them be flat where it is used."""
+    longest_hours: Positive | None = 1000.0
+    """Stop at the first updates where by their time training would take longer; null: never."""
+    max_gigabytes: Positive | None = None
+    """Memory that an update may need by its estimate; null: what is free when training begins."""
     log_every_steps: Count = 50
     """Updates between two lines of metrics (means over them)."""
     checkpoint_every_steps: Count = 1000

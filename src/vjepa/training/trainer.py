@@ -39,12 +39,14 @@ from vjepa.training.guards import (
     TrainingStopped,
 )
 from vjepa.training.parallel import DistributedConfig
+from vjepa.training.preflight import foretell, is_telling
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,
     TrainingConfig,
     ema_momentum,
     learning_rate,
+    unreached,
     weight_decay,
 )
 from vjepa.training.step import StepValues, build_learner, train_step
@@ -78,6 +80,8 @@ class TrainingResult:
     """Updates of this process that were not finite or a spike."""
     metrics: dict[str, float] = field(default_factory=dict)
     """The last interval's means; empty when nothing was left to do."""
+    out_of_time: bool = False
+    """Ended by `max_minutes` before the last update."""
     requeue: bool = False
     """It was not a person who stopped it but the system (SIGTERM, SIGUSR1): start it again."""
 
@@ -128,7 +132,7 @@ class Trainer:
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
         self._reports: list[dict[str, float]] = []  # of the features' health, all of the run
-        self._ringing = False
+        self._ringing = self._has_foretold = False
         self._window = LogWindow()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
@@ -171,7 +175,9 @@ class Trainer:
             # By the time that is stored, which is the same in every process; no clock is.
             if self._completed >= total or self._is_out_of_time(self._elapsed):
                 _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
-                return self._result(None)
+                return self._result(0)
+            for warning in unreached(self.optim) if group.is_main else ():
+                _LOGGER.warning("%s", warning)
             for sink in self.sinks:
                 stack.callback(sink.close)
                 sink.start(self._completed)
@@ -182,7 +188,7 @@ class Trainer:
                 bar = Progress(self.description, shown, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
-            agreement = Agreement(group)
+            agreement, first = Agreement(group), self._completed
             self._set_training_mode()
             self._window.restart()
             try:
@@ -204,6 +210,7 @@ class Trainer:
                     micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
                     self._completed = update
+                    self._foretell(update - first, time.perf_counter() - asked)
 
                     save = self._is_due(training.checkpoint_every_steps)
                     health = self._is_due(training.health_every_steps)
@@ -238,7 +245,19 @@ class Trainer:
                 self._finish_saving()
                 raise
             self._finish_saving()
-        return self._result(signal.Signals(request) if request > _OUT_OF_TIME else None)
+        return self._result(request)
+
+    def _foretell(self, updates: int, seconds: float) -> None:
+        """Say once, after the first or second update, how long training takes."""
+        if self._has_foretold or updates > 2 or self._completed == self.optim.steps:
+            return
+        self._window.last_was_applied()  # waits for the device, so that its time is measured
+        group, done = self.group, self._completed
+        # Several processes must come to the same decision.
+        if is_telling(updates, seconds if group.size == 1 else 0.0):
+            self._has_foretold = True
+            elapsed = self._seconds()
+            group.on_main(lambda: foretell(seconds, done, elapsed, self.optim, self.training))
 
     def _request(self, signals: StopSignals) -> int:
         """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
@@ -353,9 +372,11 @@ class Trainer:
             f"data wait {means['data_wait_share']:.0%}"
         )
 
-    def _result(self, stopped_by: signal.Signals | None) -> TrainingResult:
-        interrupted = stopped_by is not None and self._completed < self.optim.steps
-        if interrupted and self.group.is_main:
+    def _result(self, request: int) -> TrainingResult:
+        stopped_by = signal.Signals(request) if request > _OUT_OF_TIME else None
+        is_short = self._completed < self.optim.steps
+        interrupted = stopped_by is not None and is_short
+        if stopped_by is not None and is_short and self.group.is_main:
             saved = f"saved as {self._checkpoint}: the same command resumes"
             if self._checkpoint is None:
                 saved = "the same command starts it again"
@@ -367,6 +388,7 @@ class Trainer:
         return TrainingResult(
             step=self._completed,
             interrupted=interrupted,
+            out_of_time=is_short and not interrupted,
             requeue=interrupted and stopped_by in REQUEUE_SIGNALS,
             checkpoint=self._checkpoint,
             skipped_steps=self._guard.skipped,

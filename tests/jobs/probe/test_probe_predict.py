@@ -110,9 +110,6 @@ def test_predictions_are_written_in_three_forms(
     assert table[1]["failure"] == lines[1]["failure"]
 
 
-@pytest.mark.parametrize("name", ["p.txt", "none/p.csv"])
-def test_a_file_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, name: str
-) -> None:
-    with pytest.raises(UserError, match="--out"):
-        check_predictions_file(tmp_path / name)
+def test_a_kind_of_file_that_is_not_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--out .*must end in"):
+        check_predictions_file(tmp_path / "p.txt")

@@ -197,8 +197,6 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
 
 def check_predictions_file(path: Path) -> None:
-    """Refuse a file that predictions cannot be written to, before they are computed."""
+    """Refuse a kind of file that predictions are not written to, before they are computed."""
     if path.suffix not in (".jsonl", ".csv", ".parquet"):
         raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--out {path}: its folder does not exist; make it first")

@@ -1,0 +1,111 @@
+"""Before the work: does a training job fit into memory and on the disk, and when will it end?
+
+What a job needs is estimated from its sizes, before anything is allocated; how long an update takes
+is measured on its first updates, which count.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from vjepa.errors import UserError
+from vjepa.runtime.process import available_bytes
+from vjepa.runtime.progress import format_seconds
+from vjepa.training.schedules import OptimConfig, TrainingConfig
+
+_LOGGER = logging.getLogger(__name__)
+_TELLING_SECONDS = 20.0
+"""An update that takes longer tells enough; of shorter ones the first is not like the others."""
+
+Needs = Mapping[str, float]
+"""Bytes of an update on one process, by what takes them."""
+
+
+def check_memory(
+    estimate: Callable[[int, bool], Needs],
+    device: torch.device,
+    optim: OptimConfig,
+    training: TrainingConfig,
+    clips: int,
+) -> None:
+    """Say what memory a job needs and what is there; UserError with the remedy if it is too little.
+
+    ``estimate(parts, checkpointing)`` is for so many micro-batches of this process's `clips`, with
+    or without activation checkpointing; it is asked for other numbers to find one that fits.
+    """
+    if training.max_gigabytes is not None:
+        there, place = training.max_gigabytes * 1e9, "training.max_gigabytes allows"
+    elif device.type == "cuda":
+        there, place = float(torch.cuda.mem_get_info(device)[0]), "free on the GPU"
+    else:
+        there, place = float(available_bytes() or 0), "free"
+    present = optim.accumulation_steps
+    needs = estimate(present, training.activation_checkpointing)
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needs.items())
+    total = sum(needs.values())
+    said = f"needs about {total / 1e9:.1f} GB of memory ({parts})"
+    if not there or total <= there:
+        free = f"{there / 1e9:.1f} GB are {place}" if there else "what is free is not known here"
+        _LOGGER.info("%s; %s", said, free)
+        return
+    remedies = []
+    for checkpointing in {training.activation_checkpointing, True}:
+        for number in (n for n in range(present, clips + 1) if clips % n == 0):
+            less = sum(estimate(number, checkpointing).values())
+            if less <= there:
+                options = f"--optim.accumulation_steps {number}"
+                if checkpointing and not training.activation_checkpointing:
+                    options += " --training.activation_checkpointing true"
+                remedies.append(f"{options} ({less / 1e9:.1f} GB)")
+                break
+    remedies.append("a smaller recipe or size (--config small)")
+    raise UserError(
+        f"training {said}, but {there / 1e9:.1f} GB are {place}; use {', or '.join(remedies)}"
+    )
+
+
+def check_disk(folder: Path, checkpoint_bytes: float) -> None:
+    """UserError if there is not even room for one checkpoint."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(place).free
+    if free < checkpoint_bytes:
+        raise UserError(
+            f"{folder}: a checkpoint takes {checkpoint_bytes / 1e9:.2f} GB, but "
+            f"{free / 1e9:.2f} GB are free on that disk; free some space or choose another --out"
+        )
+
+
+def is_telling(updates: int, seconds: float) -> bool:
+    """Whether the newest of a process's first updates tells how long the others will take."""
+    return updates == 2 or (updates == 1 and seconds >= _TELLING_SECONDS)
+
+
+def foretell(
+    seconds: float, completed: int, elapsed: float, optim: OptimConfig, training: TrainingConfig
+) -> None:
+    """Say when training will end, at so many seconds an update and `elapsed` in all so far.
+
+    Raises:
+        UserError: That is later than `longest_hours` allow.
+    """
+    left = seconds * (optim.steps - completed)
+    until = f"{optim.steps} updates"
+    if training.max_minutes is not None and 60 * training.max_minutes - elapsed < left:
+        left = max(0.0, 60 * training.max_minutes - elapsed)
+        number = completed + round(left / max(seconds, 1e-9))
+        until = f"training.max_minutes {training.max_minutes:g}, about {number} updates"
+    end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))
+    text = f"{seconds:.3g} s an update: {until} are done in about {format_seconds(left)}, {end}"
+    limit = training.longest_hours
+    if limit is not None and left > 3600 * limit:
+        raise UserError(
+            f"{text}; that is longer than training.longest_hours {limit:g}: use a smaller recipe "
+            "(--config small), size or batch, fewer --optim.steps, or --training.max_minutes"
+        )
+    _LOGGER.info("%s (evaluations and checkpoints come on top)", text)

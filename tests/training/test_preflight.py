@@ -1,0 +1,86 @@
+"""What is said, and refused, before the work begins."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from vjepa.errors import UserError
+from vjepa.runtime.process import available_bytes, resident_bytes
+from vjepa.training import OptimConfig, TrainingConfig
+from vjepa.training.preflight import check_disk, check_memory, foretell, is_telling
+
+CPU = torch.device("cpu")
+
+
+def _estimate(parts: int, checkpointing: bool) -> dict[str, float]:
+    """Of 24 clips: 1 GB of weights, 4 GB a clip, a quarter of that with checkpointing."""
+    return {"weights": 1e9, "activations": 4e9 * (24 / parts) * (0.25 if checkpointing else 1)}
+
+
+def _check(gigabytes: float, parts: int = 1) -> None:
+    training = TrainingConfig(max_gigabytes=gigabytes)
+    check_memory(_estimate, CPU, OptimConfig(accumulation_steps=parts), training, 24)
+
+
+def test_what_fits_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="vjepa"):
+        _check(97)
+    said = "needs about 97.0 GB of memory (weights 1.0, activations 96.0); 97.0 GB are training.max"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "parts", "remedies"),
+    [
+        (96.9, 1, [r"--optim.accumulation_steps 2 \(49.0 GB\)", "activation_checkpointing true"]),
+        (17, 2, [r"--optim.accumulation_steps 6 \(17.0 GB\)"]),
+        (4, 1, [r"steps 8 --training.activation_checkpointing true \(4.0 GB\), or a smaller"]),
+        (1.5, 1, ["are training.max_gigabytes allows; use a smaller recipe or size"]),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_would(
+    gigabytes: float, parts: int, remedies: list[str]
+) -> None:
+    for remedy in remedies:
+        with pytest.raises(UserError, match=remedy):
+            _check(gigabytes, parts)
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    if resident_bytes():  # Linux
+        assert 0 < available_bytes() < 1e14
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    check_disk(tmp_path / "new" / "run", 1e3)
+    with pytest.raises(UserError, match=r"a checkpoint takes 1000000.00 GB, but .* are free"):
+        check_disk(tmp_path / "new" / "run", 1e15)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_a_long_first_update_tells_by_itself() -> None:
+    assert [is_telling(1, 1.0), is_telling(1, 60.0), is_telling(2, 1.0)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"),
+    [
+        (None, "3.6 s an update: 1000 updates are done in about 54 min"),
+        (30.0, "3.6 s an update: training.max_minutes 30, about 517 updates are done in about 25"),
+        (600.0, "3.6 s an update: 1000 updates are done in about 54 min"),
+    ],
+)
+def test_the_end_is_foretold_and_what_takes_too_long_is_refused(
+    minutes: float | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    optim = OptimConfig(steps=1000)
+    with caplog.at_level(logging.INFO, logger="vjepa"):
+        foretell(3.6, 100, 300.0, optim, TrainingConfig(max_minutes=minutes))
+    assert said in caplog.text
+    short = TrainingConfig(max_minutes=minutes, longest_hours=0.3)
+    with pytest.raises(UserError, match=r"longer than training\.longest_hours 0\.3: use a smaller"):
+        foretell(3.6, 100, 300.0, optim, short)
