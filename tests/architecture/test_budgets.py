@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 27_770
-MOST_FILES = 141
+MOST_LINES = 28_137
+MOST_FILES = 142
 MOST_CLASSES = 273
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1975, 68),
-    "cli": (1185, 15),
+    "cli": (1227, 16),
     "data": (290, 3),
     "data/clips": (1580, 50),
     "data/loader": (1240, 18),
@@ -30,15 +30,15 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (1510, 38),
     "demo": (1410, 33),
     "evaluation": (3240, 80),
-    "jobs": (2965, 72),
+    "jobs": (3052, 73),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),
     "models": (1590, 44),
-    "reporting": (805, 33),
-    "runtime": (1980, 48),
+    "reporting": (809, 33),
+    "runtime": (2042, 48),
     "tasks": (740, 19),
     "top level": (920, 27),
-    "training": (1295, 29),
+    "training": (1447, 33),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
