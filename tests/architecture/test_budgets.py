@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (1510, 38),
     "demo": (1410, 33),
-    "evaluation": (3240, 80),
+    "evaluation": (3244, 79),
     "jobs": (3052, 73),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,10 @@ def test_record_survives_the_disk(tmp_path: Path) -> None:
     )
     record.save(tmp_path / "split.json")
     assert load_split(tmp_path / "split.json") == record
+    assert record.files == {"a.mp4": 0, "d.mp4": 0, "b.mp4": 0}  # as versions before wrote it
+    sized = replace(record, sizes=(7, 8, 9))
+    sized.save(tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json").files == {"a.mp4": 7, "d.mp4": 8, "b.mp4": 9}
     (tmp_path / "other.json").write_text("{}")
     for name in ("other.json", "missing.json"):
         with pytest.raises(UserError, match="not a split file"):

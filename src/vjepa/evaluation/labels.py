@@ -119,14 +119,6 @@ def paths_and_sizes(manifest: Manifest, rows: NDArray[np.int64] | None = None) -
     return dict(zip(paths, sizes.tolist(), strict=True))
 
 
-def size_of(path: str) -> int:
-    """Bytes of a file on this disk; 0 for any other."""
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
-
-
 def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> Split:
     """A split to be measured on, none of whose videos was trained on; otherwise UserError.
 
@@ -153,24 +145,28 @@ def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> S
 
 def _copies(found: Files, known: Files) -> dict[str, str]:
     """Which files have the content of a known one, and of which."""
-    sizes = set(found.values()) - {0}
-    contents: dict[tuple[int, bytes], str] = {}
-    for path, size in known.items():
-        if size in sizes and (ends := _ends(path)):
-            contents[size, ends] = path
-    sizes = {size for size, _ in contents}
+    sizes = (set(found.values()) & set(known.values())) - {0}
+    alike, others = (
+        [(path, size) for path, size in files.items() if size in sizes] for files in (found, known)
+    )
+    if len(alike) + len(others) > _MOST_COMPARED:
+        _LOGGER.info("copies are not looked for: %d files have equal sizes", len(alike + others))
+        return {}
+    contents = {(size, ends): path for path, size in others if (ends := _ends(path))}
     return {
         path: contents[size, ends]
-        for path, size in found.items()
-        if size in sizes and (ends := _ends(path)) and (size, ends) in contents
+        for path, size in alike
+        if (ends := _ends(path)) and (size, ends) in contents
     }
 
 
-_END_BYTES = 1 << 16
+_MOST_COMPARED = 20_000
+"""Files that are opened to look for copies; of a million images it would take too long."""
+_END_BYTES = 1 << 14
 
 
 def _ends(path: str) -> bytes:
-    """Digest of a file's first and last 64 KiB; empty for what is no file that can be read."""
+    """Digest of a file's first and last 16 KiB; empty for what is no file that can be read."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(_END_BYTES)
@@ -362,8 +358,8 @@ class SplitRecord:
     """What a probe was trained, chosen and tested on; saved with its result.
 
     `fit` and `choose` are row numbers after the split's selection (`choose` is empty when there
-    was nothing to choose), the paths the same for a manifest that was sorted anew. The content
-    hash is that of the training manifest.
+    was nothing to choose), the paths the same for a manifest that was sorted anew, and `sizes` the
+    bytes of these files. The content hash is that of the training manifest.
     """
 
     label: str
@@ -375,6 +371,13 @@ class SplitRecord:
     choose: tuple[int, ...]
     fit_paths: tuple[str, ...]
     choose_paths: tuple[str, ...]
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def files(self) -> Files:
+        """All videos whose labels were used; sizes are unknown in records of earlier versions."""
+        paths = self.fit_paths + self.choose_paths
+        return dict(zip(paths, self.sizes or itertools.repeat(0), strict=False))
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""

@@ -202,7 +202,7 @@ def test_bad_videos_stop_the_job_or_are_named(
     for split, counts in (("test", (24, 10)), ("train", (23, 11))):
         broken = with_bad_video(videos, split, manifest)
         with pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated"):
-            train(probe_config(manifest, checkpoint, **short), tmp_path / f"{split} x")
+            train(probe_config(manifest, checkpoint, **short), tmp_path / split)
         result, test = train_probe(manifest, checkpoint, tmp_path / split, **listing)
         assert (result.num_train, test.metrics.count) == counts
         listed = test.bad_videos if split == "test" else result.train_bad_videos

@@ -6,6 +6,7 @@ a second and not after hours of features.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +60,9 @@ class ProbeInputs:
 
     def record(self) -> SplitRecord:
         """What is saved beside the result."""
-        manifest = self.train.manifest
+        manifest, count = self.train.manifest, len(self.fit)
+        rows = np.concatenate([self.fit, self.choose])
+        paths = tuple(itertools.chain.from_iterable(manifest.paths(rows)))
         return SplitRecord(
             label=self.labels.name,
             manifest_hash=manifest.content_hash,
@@ -68,8 +71,9 @@ class ProbeInputs:
             label_fraction=self.config.data.label_fraction,
             fit=tuple(self.fit.tolist()),
             choose=tuple(self.choose.tolist()),
-            fit_paths=tuple(manifest.path(row) for row in self.fit.tolist()),
-            choose_paths=tuple(manifest.path(row) for row in self.choose.tolist()),
+            fit_paths=paths[:count],
+            choose_paths=paths[count:],
+            sizes=tuple(manifest.numeric("bytes")[rows].tolist()),
         )
 
 

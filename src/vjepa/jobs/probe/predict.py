@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
-from vjepa.evaluation.labels import SPLIT_FILE, Split, load_split
+from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, load_split
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.videos import files_of
@@ -56,7 +56,7 @@ class Probe:
 
     saved: SavedProbe
     extractor: FeatureExtractor
-    trained_on: frozenset[str] = frozenset()
+    trained_on: Files = field(default_factory=dict)
 
     def predict(
         self,
@@ -157,8 +157,7 @@ def load_probe(
     if not record.is_file():
         _LOGGER.warning("%s is missing: training videos are not known again", record)
         return Probe(saved, extractor)
-    split = load_split(record)
-    return Probe(saved, extractor, frozenset(split.fit_paths + split.choose_paths))
+    return Probe(saved, extractor, load_split(record).files)
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

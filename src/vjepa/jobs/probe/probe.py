@@ -23,7 +23,7 @@ from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
-from vjepa.evaluation.labels import SPLIT_FILE, refuse_known, size_of
+from vjepa.evaluation.labels import SPLIT_FILE, refuse_known
 from vjepa.evaluation.metrics import CALIBRATION_ANSWERS, ClassificationMetrics
 from vjepa.evaluation.results import (
     RESULT_FILE,
@@ -179,10 +179,11 @@ def evaluate(
                 f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
                 f"trained on {kind}s"
             )
-        known = {path: size_of(path) for path in probe.trained_on}
         remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
         what = "training videos of this probe"
-        split = refuse_known(split, known, what, None if allow_training_videos else remedy)
+        split = refuse_known(
+            split, probe.trained_on, what, None if allow_training_videos else remedy
+        )
         seed = int(saved.training["seed"])
         extractor, head = probe.extractor, saved.head
         return evaluate_head(extractor, split, head, seed=seed, group=group, answers=answers)
