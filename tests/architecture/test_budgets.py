@@ -14,15 +14,15 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 28_137
+MOST_LINES = 28_150
 MOST_FILES = 142
 MOST_CLASSES = 273
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1975, 68),
-    "cli": (1227, 16),
-    "data": (290, 3),
+    "cli": (1230, 16),
+    "data": (295, 3),
     "data/clips": (1580, 50),
     "data/loader": (1240, 18),
     "data/manifest": (1750, 37),
@@ -35,10 +35,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 16),
     "models": (1590, 44),
     "reporting": (809, 33),
-    "runtime": (2042, 48),
+    "runtime": (2045, 48),
     "tasks": (740, 19),
     "top level": (920, 27),
-    "training": (1447, 33),
+    "training": (1450, 33),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
