@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 28_150
+MOST_LINES = 28_180
 MOST_FILES = 142
 MOST_CLASSES = 273
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (1975, 68),
+    "checkpoint": (1980, 68),
     "cli": (1230, 16),
     "data": (295, 3),
     "data/clips": (1580, 50),
@@ -29,11 +29,11 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (1510, 38),
     "demo": (1410, 33),
-    "evaluation": (3244, 79),
+    "evaluation": (3255, 79),
     "jobs": (3052, 73),
     "jobs/probe": (1322, 35),
     "masking": (800, 16),
-    "models": (1590, 44),
+    "models": (1605, 44),
     "reporting": (809, 33),
     "runtime": (2045, 48),
     "tasks": (740, 19),

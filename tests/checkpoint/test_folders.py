@@ -35,6 +35,13 @@ def folder(tmp_path: Path) -> Path:
     return save_model(tmp_path / "m", model())
 
 
+def test_what_is_loaded_in_inference_mode_can_be_trained(folder: Path) -> None:
+    with torch.inference_mode():
+        loaded = load_model(folder), load_encoder(folder)
+    for encoder in (loaded[0].encoder, loaded[1]):
+        encoder(clips(1)).sum().backward()
+
+
 def test_saved_models_come_back_identical(tmp_path: Path) -> None:
     made, video = model(), clips(1)
     folder = save_model(tmp_path / "a" / "b", made, step=7, run={"optim": {"steps": 9}})

@@ -62,7 +62,8 @@ class TestWithTimm:
         torch.manual_seed(8)
         whole = self.timm.create_model("vit_tiny_patch16_224", num_classes=10).eval()
         save_file(whole.state_dict(), tmp_path / "a.safetensors")
-        torch.save({"state_dict": whole.state_dict()}, tmp_path / "a.pth")
+        wrapped = {f"module.{name}": tensor for name, tensor in whole.state_dict().items()}
+        torch.save({"state_dict": wrapped}, tmp_path / "a.pth")
         video = torch.randn(1, 3, 1, 224, 224)
         results = []
         for name in ("a.safetensors", "a.pth"):

@@ -95,6 +95,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     for text, message in (
         ("{", "not JSON"),
         ('{"format": "other"}', "format 'other'"),
+        ('{"format": "vjepa-probe-9", "version": "9.1"}', "by vjepa 9.1, .*newer.*format 'vjepa-"),
         ('{"format": "vjepa-probe-1"}', "not a complete probe description"),
     ):
         (tmp_path / "probe.json").write_text(text)

@@ -109,8 +109,21 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
     for mask in (torch.ones(2, 32).bool(), torch.ones(2, 32).byte(), torch.zeros(2, 4)):
         with pytest.raises(ValueError, match=r"token_indices is torch\..*int64"):
             encoder(video, mask)
-    with pytest.raises(ValueError, match="ndarray"):
-        encoder(video.numpy())
+    for array in (video.numpy(), video.tolist()):
+        with pytest.raises(ValueError, match="not a float tensor"):
+            encoder(array)
+    with pytest.raises(ValueError, match="token_indices is list"):
+        encoder(video, [[0], [1]])
+    packed = torch.arange(5)
+    for offsets, says in (
+        ([0, 5], "1 lists for 2 clips"),
+        ([0, 2, 4], "5 packed tokens"),
+        ([0, 6, 5], "must rise"),
+        ([1, 2, 5], "must rise"),
+        ([0.0, 2.0, 5.0], "float32"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            encoder(video, packed, offsets=torch.tensor(offsets))
 
 
 def test_position_code_is_neither_trained_nor_saved(encoder: Encoder) -> None:

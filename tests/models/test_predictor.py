@@ -126,6 +126,11 @@ def test_misuse_is_refused(predictor: Predictor) -> None:
     packed = torch.randn(3, 24), torch.arange(3), torch.arange(2)
     with pytest.raises(ValueError, match="together"):
         predictor(*packed, context_offsets=torch.tensor([0, 3]))
+    three, two = torch.tensor([0, 2, 3]), torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="same clips"):
+        predictor(*packed, context_offsets=three, target_offsets=two)
+    with pytest.raises(ValueError, match="to the 2 packed tokens"):
+        predictor(*packed, context_offsets=three, target_offsets=three)
     tokens, context, target = torch.randn(1, 3, 24), torch.arange(3)[None], torch.arange(2)[None]
     for wrong in (target + 31, target - 1):
         with pytest.raises(ValueError, match=r"target_indices .* numbered 0 to 31.*grid"):

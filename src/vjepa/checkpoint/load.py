@@ -46,6 +46,7 @@ def shipped_weights() -> Path:
     return find_checkpoint(SHIPPED / "demo")
 
 
+@torch.inference_mode(mode=False)  # weights that were made in it could never be trained
 def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
     """Load encoder, target encoder and predictor, strictly: float32, CPU, evaluation mode.
 
@@ -65,6 +66,7 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
     return model.eval(), report
 
 
+@torch.inference_mode(mode=False)
 def read_encoder(
     path: str | Path, which: Which = "target", num_heads: int | None = None
 ) -> tuple[Encoder, LoadReport]:

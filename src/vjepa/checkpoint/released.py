@@ -58,9 +58,10 @@ def read_released(path: Path) -> dict[str, Any]:
     if "classifier" in content:
         raise UserError(f"{path}: this is a probe, not a model; read it with load_probe")
     if "encoder" not in content and "target_encoder" not in content:
+        bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)
         raise UserError(
             f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; it holds "
-            f"{_held(content)}"
+            f"{_held(content)}{'; write models with vjepa.checkpoint.save_model' if bare else ''}"
         )
     mark = None
     key = "target_encoder" if "target_encoder" in content else "encoder"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.checkpoint.folder import read_weights
-from vjepa.checkpoint.strict import load_strictly
+from vjepa.checkpoint.strict import load_strictly, plain_names
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.errors import UserError
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig
@@ -121,6 +121,7 @@ def _load_strictly(model: Any, path: Path) -> None:
             if isinstance(state.get(key), dict):
                 state = state[key]
                 break
+    state = {plain: state[name] for plain, name in plain_names(state, str(path)).items()}
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     prefixes = tuple(f"{head}." for head in heads)

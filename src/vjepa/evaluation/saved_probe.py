@@ -8,6 +8,7 @@ it was chosen, and its metrics). The encoder itself is not in it.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vjepa.checkpoint.folder import read_weights
+from vjepa.checkpoint.folder import explained_version, read_weights
 from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import diff, from_dict, to_dict
 from vjepa.errors import UserError
@@ -91,8 +92,13 @@ class SavedProbe:
 
 def load_saved_probe(folder: Path) -> SavedProbe:
     """Read a probe; everything must fit. Its head is in evaluation mode on the CPU."""
-    described = _read_description(folder / CONFIG_FILE)
     source = str(folder / CONFIG_FILE)
+    described = _read_description(folder / CONFIG_FILE)
+    with explained_version(source, described.get("version")):
+        return _probe_of(described, folder, source)
+
+
+def _probe_of(described: Mapping[str, Any], folder: Path, source: str) -> SavedProbe:
     try:
         encoder = from_dict(EncoderIdentity, described["encoder"], source)
         parts = {name: described[name] for name in ("clip", "view", "features")}
@@ -124,10 +130,13 @@ def _read_description(path: Path) -> dict[str, Any]:
         described = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); copy the probe again") from error
-    found = described.get("format") if isinstance(described, dict) else None
-    if found != _FORMAT:
-        raise UserError(f"{path}: format {found!r}, expected {_FORMAT!r}; train the probe again")
-    return described
+    values = described if isinstance(described, dict) else {}
+    found = values.get("format")
+    with explained_version(str(path), values.get("version")):
+        if found != _FORMAT:
+            remedy = f"expected {_FORMAT!r}; train the probe again"
+            raise UserError(f"{path}: format {found!r}, {remedy}")
+    return values
 
 
 def _load_head(

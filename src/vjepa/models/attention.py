@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa.models import cpu_attention
+from vjepa.models.preprocess import may_look
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,19 @@ class Packing:
 
     @staticmethod
     def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
-        """Describe a packed sequence of S = `num_tokens`; nothing is read from the device."""
+        """Describe a packed sequence of S = `num_tokens`; nothing is read from a GPU.
+
+        Raises:
+            ValueError: The offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
+        """
+        if offsets.ndim != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
+            raise ValueError(f"offsets must be int64 [B+1], got {offsets.dtype} {[*offsets.shape]}")
+        if may_look(offsets) and not (
+            offsets[0] == 0 and offsets[-1] == num_tokens and bool((offsets.diff() >= 0).all())
+        ):
+            raise ValueError(
+                f"offsets {offsets.tolist()[:8]} must rise from 0 to the {num_tokens} packed tokens"
+            )
         places = torch.arange(num_tokens, device=offsets.device)
         clip_index = torch.searchsorted(offsets, places, right=True) - 1
         return Packing(offsets, clip_index, max_length)

@@ -101,11 +101,12 @@ def resample_position_code(
 
 def check_indices(name: str, indices: Tensor, num_tokens: int) -> None:
     """Refuse what does not name tokens of a grid; out of range is found on the CPU only."""
-    if indices.dtype not in (torch.int64, torch.int32):
+    kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+    if kind not in (torch.int64, torch.int32):
         remedy = ""
-        if indices.dtype in (torch.bool, torch.uint8) and indices.ndim == 2:
+        if kind in (torch.bool, torch.uint8) and indices.ndim == 2:
             remedy = ": of a mask [B, N] with as many in each row, mask.nonzero()[:, 1].view(B, -1)"
-        raise ValueError(f"{name} is {indices.dtype}; it holds numbers of tokens, int64{remedy}")
+        raise ValueError(f"{name} is {kind}; it is a tensor of numbers of tokens, int64{remedy}")
     if indices.numel() and may_look(indices):
         low, high = (int(end) for end in indices.aminmax())
         if low < 0 or high >= num_tokens:

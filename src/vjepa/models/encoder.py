@@ -163,6 +163,8 @@ class Encoder(nn.Module):
         if offsets is None:
             clip_index = torch.arange(video.shape[0], device=token_indices.device)[:, None]
         else:
+            if len(offsets) != video.shape[0] + 1:
+                raise ValueError(f"offsets: {len(offsets) - 1} lists for {video.shape[0]} clips")
             longest = grid[0] * grid[1] * grid[2]
             packing = Packing.of(offsets, token_indices.numel(), longest)
             clip_index = packing.clip_index

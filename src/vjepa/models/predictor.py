@@ -142,6 +142,8 @@ class Predictor(nn.Module):
         longest: int,
     ) -> Tensor:
         """Blocks over one sequence [clip 0: context, targets; clip 1: ...]; the target part."""
+        if context_offsets.shape != target_offsets.shape:
+            raise ValueError("context_offsets and target_offsets must be of the same clips")
         contexts = Packing.of(context_offsets, context.shape[0], longest)
         wanted = Packing.of(target_offsets, targets.shape[0], longest)
         device = context.device
