@@ -19,14 +19,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, diff, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.video.decode import decode_frames
-from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
 from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result
@@ -35,7 +33,6 @@ from vjepa.jobs.learn_report import Findings, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
-from vjepa.models.config import PIXEL_MEAN, PIXEL_STD
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
@@ -80,7 +77,6 @@ _ENOUGH_UPDATES = 1000
 _LARGER_COSTS = 3.0
 """A larger size is tried only where the one before would get so many times enough."""
 _TIMED_UPDATES = 2
-_COLOUR_FRAMES = 32
 _FEWEST_MINUTES = 0.05
 _REPORT_SECONDS, _REPORT_SHARE = 20.0, 0.08
 """Of the time, what is kept for the report; once more for the probes."""
@@ -150,9 +146,10 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         UserError: Bad input of any kind; `out` holds something else.
     """
     started = time.monotonic()
-    with claimed_folder(out, JOB) as has_begun:
+    _check_sources(config.sources)
+    with claimed_folder(out, JOB):
         stored = out / _CHOICES_FILE
-        if has_begun:
+        if stored.is_file():
             _check_same(config, out)
         # Before the first look at the files: a call that is killed there is made again.
         begin_folder(out, JOB, config)
@@ -173,15 +170,27 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER)
         if ended.interrupted:
             return ended
-        results = {}
+        results, lines = {}, list(choices.lines)
         if choices.has_probe:
-            results = {w: _probe(config, w, ended.step, out) for w in ("target", "random")}
-        findings = Findings(
-            out, config.minutes, config.seed, choices.lines, choices.skipped, results
-        )
+            try:
+                results = {w: _probe(config, w, ended.step, out) for w in ("target", "random")}
+            except UserError as error:  # what was learnt is shown all the same
+                _LOGGER.warning("no probe: %s", error)
+                lines.append(f"probe     not possible: {error}")
+        findings = Findings(out, config.minutes, config.seed, lines, choices.skipped, results)
         write_learn_report(findings, out / REPORT_FILE)
         _write_choices(replace(choices, reported_minutes=config.minutes), stored)
         return None
+
+
+def _check_sources(sources: Sequence[Path]) -> None:
+    if not sources:
+        raise UserError("learn needs videos: name a folder, a video, a list or a manifest")
+    if len(sources) > 1 and any(source.suffix == ".parquet" for source in sources):
+        raise UserError("a manifest comes alone: index all sources together, or name it only")
+    missing = [source for source in sources if not source.exists()]
+    if missing:
+        raise UserError(f"{missing[0]}: no such file or folder; name a folder with videos")
 
 
 def _check_same(config: LearnConfig, out: Path) -> None:
@@ -200,11 +209,9 @@ def _write_choices(choices: Choices, path: Path) -> None:
 
 def _read_choices(path: Path) -> Choices:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        found["skipped"] = map(tuple, found["skipped"])
-        return Choices(**found | {n: tuple(found[n]) for n in ("settings", "lines", "skipped")})
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: is damaged ({error}); give another --out") from error
+        return TypeAdapter(Choices).validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: is damaged; give another --out") from error
 
 
 def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
@@ -232,12 +239,6 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"training.device={config.device}",
         f"training.precision={precision}",
     ]
-    if recipe.model.encoder.input.content == "rgb":
-        mean, deviation = _colours(manifest)
-        settings += [
-            f"model.encoder.input.mean={mean}",
-            f"model.encoder.input.deviation={deviation}",
-        ]
     sizes = [
         manifest.numeric(name).astype(np.float64) for name in ("num_frames", "height", "width")
     ]
@@ -289,15 +290,10 @@ def _find_videos(
     config: LearnConfig, fewest_frames: int, out: Path
 ) -> tuple[Manifest, tuple[tuple[str, str], ...]]:
     """Every file of the sources that clips can be cut from, and the others with the reason."""
-    sources = config.sources
-    if not sources:
-        raise UserError("learn needs videos: name a folder, a video, a list or a manifest")
-    if any(source.suffix == ".parquet" for source in sources):
-        if len(sources) > 1:
-            raise UserError("a manifest comes alone: index all sources together, or name it only")
-        manifest = Manifest.open(sources[0])
+    if config.sources[0].suffix == ".parquet":
+        manifest = Manifest.open(config.sources[0])
     else:
-        videos.index(sources, out / _INDEX_FILE, config.index)
+        videos.index(config.sources, out / _INDEX_FILE, config.index)
         manifest = Manifest.open(out / _INDEX_FILE)
     kinds = manifest.categories("kind")
     rows, skipped = [], []
@@ -388,28 +384,6 @@ def _label_of_rows(
     return values, "folder" if any(values) else "no label, and no folder of a class"
 
 
-def _colours(manifest: Manifest) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of red, green, blue over middle frames, on the scale 0 to 1.
-
-    Where most frames are dark, or alike, those of other videos would leave the model little to see.
-    """
-    pixels = []
-    for row in np.unique(np.linspace(0, len(manifest) - 1, _COLOUR_FRAMES).astype(int)).tolist():
-        video = manifest.row(row)
-        try:
-            frame = decode_frames(video, [video.num_frames // 2])[0]
-        except DecodeError as error:
-            _LOGGER.warning("%s", error)
-            continue
-        pixels.append(frame[::4, ::4].reshape(-1, 3) / 255.0)
-    if not pixels:
-        return list(PIXEL_MEAN), list(PIXEL_STD)
-    mean = np.mean([frame.mean(axis=0) for frame in pixels], axis=0)
-    square = np.mean([np.square(frame - mean).mean(axis=0) for frame in pixels], axis=0)
-    deviation = np.sqrt(square).clip(min=0.02)
-    return mean.round(3).tolist(), deviation.round(3).tolist()
-
-
 def _choose_size(
     config: LearnConfig, settings: list[str], left: float
 ) -> tuple[str, float, list[str]]:
@@ -493,7 +467,6 @@ def _probe(config: LearnConfig, which: str, step: int, out: Path) -> ProbeResult
             "test": {"manifest": videos_file, "split": "test"},
             "on_bad_video": "list",
         },
-        "optim": {"epochs": None, "steps": 300, "batch_size": 64},
         "device": config.device,
     }
     return probe.train(load_config(ProbeConfig, overrides=overrides), folder)

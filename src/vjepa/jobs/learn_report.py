@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ from vjepa.reporting.runs import RunState, read_run, run_charts
 from vjepa.runtime.progress import format_seconds
 from vjepa.version import __version__
 
+_LOGGER = logging.getLogger(__name__)
+
 PICTURES_FOLDER = "pictures"
 _SHOTS = 3
 _MOMENTS, _QUERIES, _NEIGHBOURS = 96, 4, 3
@@ -86,14 +89,15 @@ def write_learn_report(findings: Findings, path: Path) -> None:
         "untrained": untrained_encoder(trained.config, findings.seed).eval(),
         "trained": trained,
     }
-    shots = _shots(manifest, config)
+    bad = {str(video["path"]) for video in state.bad_videos}
+    shots = _shots(manifest, config, bad)
     sections = [
         *_probe_sections(findings.results),
         mask_section(config, shots[0]),
         Section("How training went", blocks=run_charts({"run": state})),
         feature_section(shots, encoders, "videos"),
         prediction_section(load_model(run).eval(), config, shots[:2]),
-        *_moment_sections(manifest, config, encoders),
+        *_moment_sections(manifest, config, encoders, bad),
         _next_section(path.parent),
         _record_section(findings, config),
     ]
@@ -189,13 +193,24 @@ def _probe_sections(results: Mapping[str, ProbeResult]) -> list[Section]:
     return [Section("What the features know of your classes", introduction, [Table(head, rows)])]
 
 
-def _shots(manifest: Manifest, config: PretrainConfig) -> list[Shot]:
+def _shots(manifest: Manifest, config: PretrainConfig, bad: set[str]) -> list[Shot]:
     """The middles of a few videos, of the test part if there is one."""
     rows = manifest.select(split="test") if "test" in manifest.splits else manifest
-    chosen = np.unique(np.linspace(0, len(rows) - 1, _SHOTS).astype(int)).tolist()
+    paths = [path for path in map(rows.path, range(len(rows))) if path not in bad]
+    shots: list[Shot] = []
+    # Every so many first, then those between.
+    step = max(1, len(paths) // _SHOTS)
     size = config.model.encoder.image_size
-    paths = [Path(rows.path(row)) for row in chosen]
-    return [read_shot(path, config.data.clip, size, path.name) for path in paths]
+    for path in [path for start in range(step) for path in paths[start::step]]:
+        try:
+            shots.append(read_shot(Path(path), config.data.clip, size, Path(path).name))
+        except UserError as error:
+            _LOGGER.warning("not shown: %s", error)
+        if len(shots) == _SHOTS:
+            break
+    if not shots:
+        raise UserError("no video can be read any more; bring them back and start the same command")
+    return shots
 
 
 @dataclass(frozen=True)
@@ -208,18 +223,22 @@ class _Moments:
 
 
 def _moment_sections(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder]
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder], bad: set[str]
 ) -> list[Section]:
     """Moments, and those of other videos (or other times) that are nearest to them."""
-    moments, features = _encode_moments(manifest, config, encoders)
-    strips, seen = [], set()
-    for query in np.linspace(0, len(moments.rows) - 1, 2 * _QUERIES + 1)[1::2].astype(int).tolist():
+    moments, features = _encode_moments(manifest, config, encoders, bad)
+    strips: list[Strip] = []
+    # Moments that have little in common with each other.
+    queries, nearness = [len(moments.rows) // 2], np.full(len(moments.rows), -1.0)
+    while len(queries) < min(_QUERIES, len(moments.rows)):
+        nearness = np.maximum(nearness, features["trained"] @ features["trained"][queries[-1]])
+        queries.append(int(nearness.argmin()))
+    for query in queries:
         other = moments.rows != moments.rows[query]
         if not other.any():
             other = np.abs(moments.seconds - moments.seconds[query]) > _APART_SECONDS
-        if query in seen or not other.any():
+        if not other.any():
             continue
-        seen.add(query)
         for name, vectors in features.items():
             alike = np.where(other, vectors @ vectors[query], -2.0)
             nearest = []
@@ -258,10 +277,11 @@ def _moment_sections(
 
 @torch.no_grad()
 def _encode_moments(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder]
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder], bad: set[str]
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
     """Evenly spread moments and what each encoder makes of them: unit vectors [n, D], centred."""
-    chosen = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _MOMENTS)).astype(int))
+    usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _MOMENTS).astype(int))]
     count = max(1, _MOMENTS // len(chosen))
     size, clip = config.model.encoder.image_size, config.data.clip
     view = ViewConfig(crop_size=size, short_side=size, num_segments=count)
