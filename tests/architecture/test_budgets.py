@@ -14,20 +14,20 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 28_180
-MOST_FILES = 142
-MOST_CLASSES = 273
+MOST_LINES = 29_050
+MOST_FILES = 145
+MOST_CLASSES = 278
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1980, 68),
-    "cli": (1230, 16),
+    "cli": (1250, 16),
     "data": (295, 3),
     "data/clips": (1580, 50),
     "data/loader": (1240, 18),
-    "data/manifest": (1750, 37),
+    "data/manifest": (1810, 37),
     "data/prepare": (1300, 37),
-    "data/video": (1510, 38),
+    "data/video": (2285, 52),
     "demo": (1410, 33),
     "evaluation": (3255, 79),
     "jobs": (3052, 73),
@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 16),
     "models": (1605, 44),
     "reporting": (809, 33),
-    "runtime": (2045, 48),
+    "runtime": (2080, 49),
     "tasks": (740, 19),
     "top level": (920, 27),
     "training": (1450, 33),

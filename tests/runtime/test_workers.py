@@ -35,6 +35,11 @@ def _task(job: tuple[str, Any]) -> Any:
             Path(value).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return "second time"
+    if name == "slow":
+        for _ in range(value):
+            time.sleep(0.05)
+            workers.going_on()
+        return "done"
     if name == "fail":
         raise KeyError("a mistake in the program")
     return None
@@ -119,6 +124,11 @@ def test_a_job_whose_worker_dies_is_tried_once_more(
     assert [found[ticket].value for ticket in others] == [0, 2, 4, 6]
     assert caplog.text.count("it is replaced") == 3
     assert "die once" in caplog.text
+
+
+def test_a_job_that_goes_on_may_take_longer(new_pool) -> None:
+    ((_, outcome),) = new_pool(1, timeout_seconds=4.0).map([("slow", 100)], ahead=1)
+    assert outcome.value == "done"  # after 5 seconds
 
 
 def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:

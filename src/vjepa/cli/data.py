@@ -148,6 +148,8 @@ def _check(args: argparse.Namespace) -> int:
     report = videos.check(args.manifest, config, deep=args.deep, workers=args.workers)
     for bad in report.bad:
         print(f"bad: {bad.path}: {bad.reason}")
+    for path, note in report.notes:
+        print(f"unusual: {path}: {note}")
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
     print(f"size: {report.num_bytes / 2**30:.3f} GiB")
@@ -155,6 +157,11 @@ def _check(args: argparse.Namespace) -> int:
     print(f"splits: {videos.counted(report.by_split)}")
     print(f"variable frame rate: {report.num_variable_rate}")
     print(f"slow to read, without usable timestamps: {report.num_unindexed}")
+    if report.num_unverified:
+        print(
+            f"not verified, indexed by an older version: {report.num_unverified}; run vjepa data "
+            "index again"
+        )
     if report.num_changed:
         print(f"changed since they were indexed: {report.num_changed}; run vjepa data index again")
     return 1 if report.bad else 0

@@ -80,6 +80,10 @@ def describe(manifest: Manifest) -> str:
             f"{int((~good).sum())} of them bad (first: {first.path}: {first.reason}; the others:"
             " `vjepa data check`)"
         )
+    notes = manifest.table.column("note").to_numpy()
+    if (noted := np.flatnonzero(notes != "")).size:
+        first = f"{manifest.path(int(noted[0]))}: {notes[noted[0]]}"
+        parts.append(f"{len(noted)} of them unusual (first: {first}; all: column `note`)")
     if videos or not images:
         parts.append(f"{hours:.2f} hours")
     datasets = manifest.categories("dataset")

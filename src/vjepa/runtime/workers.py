@@ -47,7 +47,9 @@ _Payload = TypeVar("_Payload")
 # A job of at most this size is sent to a busy worker: it fits in any pipe's buffer.
 _AHEAD_BYTES = 4096
 _JOBS_PER_WORKER = 2
-_READY, _FAILED = -1, -2  # in place of a ticket
+_READY, _FAILED, _GOING_ON = -1, -2, -3  # in place of a ticket
+
+_SECONDS_BETWEEN_SIGNS = 1.0
 _LONGEST_JOB = 200  # characters of a job in a message
 
 
@@ -101,6 +103,7 @@ def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     limit_memory(memory_gigabytes)  # a file that wants more is a bad file, not the machine's end
+    _SIGNS.pipe = pipe
     try:
         pipe.send((_READY, None))
         while True:
@@ -113,6 +116,28 @@ def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float
             pipe.send((ticket, answer))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+@dataclass
+class _Signs:
+    """Where a worker tells that it goes on, and when it last did."""
+
+    pipe: Connection | None = None
+    latest: float = 0.0
+
+
+_SIGNS = _Signs()
+
+
+def going_on() -> None:
+    """Say in a worker that its job makes progress: the time allowed for it begins anew.
+
+    For work that grows with a file, from a loop whose end is certain. Does nothing elsewhere.
+    """
+    now = time.monotonic()
+    if _SIGNS.pipe is not None and now > _SIGNS.latest + _SECONDS_BETWEEN_SIGNS:
+        _SIGNS.latest = now
+        _SIGNS.pipe.send((_GOING_ON, None))
 
 
 def _end_with(sentinel: int) -> None:
@@ -195,7 +220,7 @@ class WorkerPool:
                 every failure that it expects into an answer: an exception ends the run.
             num_workers: Processes; 0 only with :meth:`map`, which then works here, without a limit
                 of time or memory.
-            timeout_seconds: Longest time for one job.
+            timeout_seconds: Longest time for one job, or since it last said :func:`going_on`.
             memory_gigabytes: Address space that a worker may take beyond what it starts with, in
                 GB; what asks for more gets a MemoryError. Linux only.
             preload: Modules that workers find loaded. The first pool of a program decides: the
@@ -402,6 +427,7 @@ class WorkerPool:
                     raise RuntimeError(f"a worker process failed at {job}:\n{value}")
                 if ticket == _READY:
                     worker.is_ready = True
+                if ticket in (_READY, _GOING_ON):
                     continue
                 worker.jobs.popleft()
                 outcomes.append(Outcome(ticket, "done", value))

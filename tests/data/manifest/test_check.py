@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.data.video_files import SPECS, Spec, damage, write_image_folder, write_video
 
 from vjepa.data.manifest.check import check_manifest
@@ -10,7 +12,8 @@ def test_check(tmp_path):
     root = tmp_path / "set"
     (root / "train").mkdir(parents=True)
     gone = write_video(root / "train" / "gone.mp4", Spec(num_frames=10))
-    write_video(root / "train" / "h264.avi", SPECS["h264.avi"])
+    one_group = replace(SPECS["h264.avi"], gop=250, options={"x264-params": "scenecut=0"})
+    write_video(root / "train" / "h264.avi", one_group)
     write_video(root / "vfr.mkv", SPECS["h264_vfr.mkv"])
     changed = write_video(root / "vp9.webm", SPECS["vp9.webm"])
     write_image_folder(root / "clip", 30)

@@ -37,11 +37,33 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     assert frame.max() == 255
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    levels = np.linspace(0, 65535, 256).round().astype(np.uint16)
-    Image.fromarray(np.tile(levels, (4, 1))).save(tmp_path / "a.png")
-    frame = decode_frames(str(tmp_path / "a.png"), [0])[0]
+@pytest.mark.parametrize(
+    ("name", "kind", "white"),
+    [
+        ("a.png", np.uint16, 65535),
+        ("a.tif", np.uint16, 65535),
+        ("a.tif", ">u2", 65535),
+        ("a.pgm", np.uint16, 65535),
+        ("a.tif", np.float32, 1),
+        ("a.tif", np.float32, 255),
+    ],
+)
+def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path, name, kind, white):
+    levels = np.linspace(0, white, 256)
+    levels = levels.astype(kind) if kind is np.float32 else levels.round().astype(kind)
+    Image.fromarray(np.tile(levels, (4, 1))).save(tmp_path / name)
+    frame = decode_frames(str(tmp_path / name), [0])[0]
     np.testing.assert_array_equal(frame[0, :, 0], np.arange(256))
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [np.arange(256) * 257, np.linspace(0, 2000, 256, dtype=np.float32), np.full(9, np.nan, "f4")],
+)
+def test_an_image_whose_white_is_not_known_is_refused(tmp_path, levels):
+    kind = levels.dtype if levels.dtype.kind == "f" else np.int32
+    Image.fromarray(np.tile(levels.astype(kind), (4, 1))).save(tmp_path / "a.tif")
+    assert "save it with 8 or 16 bits" in (inspect_file(str(tmp_path / "a.tif")).reason or "")
 
 
 def test_alpha_is_laid_over_black(tmp_path):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vjepa.data.manifest.index import Progress, inspect_all, unchanged_files
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import INFO_COLUMNS, LabelCodes, Manifest, list_lengths
-from vjepa.data.video.info import IMAGE_FOLDER_FPS
+from vjepa.data.video.info import IMAGE_FOLDER_FPS, VideoInfo
 from vjepa.data.video.inspect import InspectOrder
 
 
@@ -45,7 +45,11 @@ class CheckReport:
     num_variable_rate: int
     """Rows whose frames do not all last equally long."""
     num_unindexed: int
-    """Rows without usable timestamps: slow to read, worth re-encoding."""
+    """Rows without usable timestamps and entry points: slow to read, worth re-encoding."""
+    num_unverified: int
+    """Videos indexed by an older version, which believed all that files say: index them again."""
+    notes: tuple[tuple[str, str], ...]
+    """Paths of unusual files, and what is unusual about them."""
 
     @property
     def num_ok(self) -> int:
@@ -84,11 +88,26 @@ def check_manifest(
     )
     inspect_all(orders, len(manifest), found, config or IndexConfig(), workers, progress)
     now = Manifest(pa.concat_tables(found).unify_dictionaries(), Path("/"))
-    return _report(manifest, now, rows)
+    return _report(manifest, now, rows, int(unchanged.sum()))
 
 
-def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> CheckReport:
-    """Compare a manifest with its files as they are `now`, which stand in the given order."""
+def _has_same_frames(listed: VideoInfo, found: VideoInfo) -> bool:
+    """Whether frames are found in a file as a row says; one without entry points says little."""
+    names = ("keyframe_pts", "keyframe_index", "frame_pts") if listed.num_keyframes else ()
+    return (
+        listed.num_frames == found.num_frames
+        and (not names or listed.reading == found.reading)
+        and all(np.array_equal(getattr(listed, name), getattr(found, name)) for name in names)
+    )
+
+
+def _report(
+    manifest: Manifest, now: Manifest, order: NDArray[np.int64], num_known: int
+) -> CheckReport:
+    """Compare a manifest with its files as they are `now`, which stand in the given order.
+
+    The first `num_known` of them were not looked into.
+    """
     good = now.ok
     reasons = now.table.column("reason")
     bad = [
@@ -99,9 +118,18 @@ def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> Chec
     is_changed = np.zeros(len(now), dtype=bool)
     for name in ("bytes", "mtime_ns"):
         is_changed |= manifest.numeric(name)[order] != now.numeric(name)
+    is_comparable = good & manifest.ok[order] & ~is_changed & (np.arange(len(now)) >= num_known)
+    for place in np.flatnonzero(is_comparable).tolist():
+        row = int(order[place])
+        if not _has_same_frames(manifest.row(row), now.row(place)):
+            reason = "its frames are not those that the manifest lists; index it again"
+            bad.append(BadRow(row, manifest.path(row), reason))
     kinds, splits = now.categories("kind"), manifest.categories("split")
     is_video = np.array([*(kind == "video" for kind in kinds.classes), False])[kinds.codes]
-    is_unindexed = is_video & (list_lengths(now.table, "keyframe_pts") == 0)
+    is_counted = np.asarray(now.table.column("reading").cast(pa.string())) == "counted"
+    is_unindexed = is_video & (list_lengths(now.table, "keyframe_pts") <= is_counted)
+    is_unverified = is_video & np.asarray(now.table.column("stream").is_null())
+    notes = now.table.column("note").to_pylist()
     return CheckReport(
         num_rows=len(manifest),
         bad=tuple(sorted(bad, key=lambda one: one.row)),
@@ -113,4 +141,6 @@ def _report(manifest: Manifest, now: Manifest, order: NDArray[np.int64]) -> Chec
         by_split=LabelCodes(splits.codes[order], splits.classes).counts(good),
         num_variable_rate=int((good & ~now.numeric("constant_rate").astype(bool)).sum()),
         num_unindexed=int((good & is_unindexed).sum()),
+        num_unverified=int((good & is_unverified).sum()),
+        notes=tuple((now.path(place), note) for place, note in enumerate(notes) if note),
     )

@@ -35,7 +35,7 @@ from vjepa.runtime.files import check_writable, written
 _LOGGER = logging.getLogger(__name__)
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
-_PROBE_VERSION = 1
+_PROBE_VERSION = 2
 _KEY = "vjepa.probe"
 
 Progress = Callable[[int, int, int], None]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import is_address
-from vjepa.data.video.info import MediaKind, VideoInfo
+from vjepa.data.video.info import MediaKind, Reading, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_path, written
 
@@ -57,23 +57,35 @@ COLUMNS: Mapping[str, pa.DataType] = {
     "time_base_num": pa.int64(),
     "time_base_den": pa.int64(),
     "start_pts": pa.int64(),
+    "frame_pts": pa.large_list(pa.int64()),
+    "reading": pa.dictionary(pa.int32(), pa.string()),
+    "stream": pa.int32(),
+    "note": pa.large_string(),
 }
 
 # A hand-made manifest needs these; the others have a neutral value.
 REQUIRED = ("path", "num_frames", "fps", "width", "height")
-_NEUTRAL = {"kind": "video", "weight": 1.0, "ok": True, "constant_rate": True, "time_base_den": 1}
-_NULL_BY_DEFAULT = ("dataset", "split", "reason")
+_NEUTRAL = {
+    "kind": "video",
+    "weight": 1.0,
+    "ok": True,
+    "constant_rate": True,
+    "time_base_den": 1,
+    "reading": "stamps",
+    "note": "",
+}
+_NULL_BY_DEFAULT = ("dataset", "split", "reason", "stream")
 _SAID = ("split", "dataset", "weight")  # by the source; the other columns were found in the file
 
 # What values must be like: a manifest may come from elsewhere, or be made by hand. Whatever passes
 # cannot make a reader fail in another way than with a file's own reason.
-_SIGNED = ("rotation", "mtime_ns", "start_pts")
+_SIGNED = ("rotation", "mtime_ns", "start_pts", "stream")
 _SMALLEST = {
     name: int(name == "time_base_den")
     for name, kind in COLUMNS.items()
     if kind in (pa.int32(), pa.int64(), pa.float64()) and name not in _SIGNED
 }
-_MAY_BE_NULL = ("dataset", "split", "reason", "codec", "keyframe_pts", "keyframe_index")
+_MAY_BE_NULL = (*_NULL_BY_DEFAULT, "codec", "keyframe_pts", "keyframe_index", "frame_pts", "note")
 
 # Fields of VideoInfo that are columns under the same name and type.
 _PLAIN_FIELDS = tuple(name for name in COLUMNS if name in {one.name for one in fields(VideoInfo)})
@@ -179,15 +191,16 @@ def _problem_of(table: pa.Table) -> str | None:
         empty = table.column("ok").to_numpy() & (table.column(name).to_numpy() < 1)
         if empty.any():
             return f"row {int(empty.argmax())}: usable, but {name} 0"
-    kinds = set(table.column("kind").cast(pa.string()).unique().to_pylist())
-    if not kinds <= set(get_args(MediaKind)):
-        return f"kind {min(kinds - set(get_args(MediaKind)))!r} is unknown"
+    for name, known in (("kind", get_args(MediaKind)), ("reading", get_args(Reading))):
+        unknown = set(table.column(name).cast(pa.string()).unique().to_pylist()) - set(known)
+        if unknown:
+            return f"{name} {min(unknown)!r} is unknown"
     return _keyframe_problem(table)
 
 
 def _keyframe_problem(table: pa.Table) -> str | None:
     """Key frames must ascend, the first being frame 0: decoding plans its jumps by them."""
-    for name, least_step in (("keyframe_pts", 1), ("keyframe_index", 0)):
+    for name, least_step in (("keyframe_pts", 1), ("keyframe_index", 0), ("frame_pts", 1)):
         for chunk in table.column(name).chunks:
             if chunk.values.null_count:
                 return f"{name}: an empty place in a list"
@@ -198,10 +211,15 @@ def _keyframe_problem(table: pa.Table) -> str | None:
             wrong = small[max(0, int(offsets[0])) : max(0, int(offsets[-1]) - 1)].any()
             firsts = values[offsets[:-1][np.diff(offsets) > 0]]
             if wrong or (name == "keyframe_index" and firsts.any()):
-                return f"{name}: the key frames of a row do not ascend from the first frame"
+                what = "frames" if name == "frame_pts" else "key frames"
+                return f"{name}: the {what} of a row do not ascend from the first frame"
     unequal = list_lengths(table, "keyframe_pts") != list_lengths(table, "keyframe_index")
     if unequal.any():
         return f"row {int(unequal.argmax())}: not as many keyframe_pts as keyframe_index"
+    lengths = list_lengths(table, "frame_pts")
+    unequal = (lengths > 0) & (lengths != table.column("num_frames").to_numpy())
+    if unequal.any():
+        return f"row {int(unequal.argmax())}: not as many frame_pts as frames"
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -17,7 +17,7 @@ from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.storage import opened
-from vjepa.data.video.info import DecodeError, LimitsConfig
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,8 +36,66 @@ _DEMUXERS = (
 # file: a downloaded "video" could then read anything. Only real containers on the local disk pass.
 _CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _DEMUXERS}
 
+BEST_STREAM = -1
+
+_COVER = Disposition.attached_pic
+_STILL = _COVER | Disposition.timed_thumbnails | Disposition.still_image
+
 # The errors that foreign bytes can cause below PyAV. UnicodeError: metadata that is not text.
 FOREIGN_ERRORS = (av.error.FFmpegError, OSError, UnicodeError, ValueError, EOFError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How stored pixels are turned for display: one of the eight turns and mirrors of a rectangle.
+
+    Applied in this order: transpose, then mirror left-right, then mirror up-down.
+    """
+
+    transpose: bool = False
+    mirror_x: bool = False
+    mirror_y: bool = False
+
+    @classmethod
+    def by(cls, rotation: int) -> Orientation:
+        """The one whose :attr:`rotation` is given, without a mirror."""
+        return cls(rotation in (90, 270), rotation == 180, rotation in (90, 180))
+
+    @property
+    def rotation(self) -> int:
+        """Counter-clockwise rotation in degrees, a mirror left aside: 0, 90, 180 or 270."""
+        if self.transpose:
+            return 90 if self.mirror_y else 270
+        return 180 if self.mirror_y else 0
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Turn uint8 [H, W, 3] into a view of the upright image, [H', W', 3]."""
+        if self.transpose:
+            image = image.transpose(1, 0, 2)
+        return image[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
+
+
+UPRIGHT = Orientation()
+
+
+def orientation_of(frame: VideoFrame, default: Orientation = UPRIGHT) -> Orientation:
+    """How a frame of a :class:`VideoFile` is turned for display.
+
+    By its own display matrix; else by that of the key frame before it; else as the `default`. The
+    matrix maps a stored pixel (x, y) to (a x + c y, b x + d y). An angle that is no multiple of 90
+    degrees is rounded to the nearest one.
+    """
+    # PyAV's stub calls this a TypedDict; it is the container class.
+    side_data = cast("SideDataContainer", frame.side_data)
+    try:
+        data = side_data[SideDataType.DISPLAYMATRIX]
+    except KeyError:
+        return frame.opaque if isinstance(frame.opaque, Orientation) else default
+    matrix = np.frombuffer(bytes(data), dtype=np.int32).astype(np.int64)
+    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(transpose=False, mirror_x=a < 0, mirror_y=d < 0)
+    return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +106,12 @@ class VideoFile:
     container: InputContainer
     stream: VideoStream
     decoder: VideoCodecContext
+    choice: str = ""
+    """Which of several video streams this is, in words."""
+    turn: list[Orientation] = field(default_factory=list)
+    """How the newest key frame is turned; empty: it does not say."""
+    refused: list[int | None] = field(default_factory=list)
+    """Timestamps of the damaged packets that the decoder was given."""
 
     def packets(self) -> Iterator[Packet]:
         """The stream's packets from the present position on, without the empty ones at the end."""
@@ -67,9 +131,21 @@ class VideoFile:
         timestamp, with the rest of the file still readable.
         """
         try:
-            return self.decoder.decode(packet)
+            return self._turned(self.decoder.decode(packet))
         except (av.error.InvalidDataError, av.error.EOFError):
+            if packet is not None:
+                self.refused.append(packet.pts)
             return []
+
+    def _turned(self, frames: list[VideoFrame]) -> list[VideoFrame]:
+        """Frames that know how they are turned: a stream may say it at its key frames alone."""
+        for frame in frames:
+            own = orientation_of(frame)
+            if frame.key_frame or own != UPRIGHT:
+                self.turn[:] = [own] if own != UPRIGHT else []
+            elif self.turn:
+                frame.opaque = self.turn[0]
+        return frames
 
     def frames(self) -> Iterator[VideoFrame]:
         """Every frame in display order."""
@@ -91,17 +167,33 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".strip(": ")
 
 
-def _pick_stream(container: InputContainer, path: str) -> VideoStream:
-    """The first stream of moving pictures (cover art of an audio file is none)."""
+def _pick_stream(container: InputContainer, path: str, number: int | None) -> VideoStream:
+    """A stream by its number; the one a player shows (`BEST_STREAM`); or the first (None).
+
+    Cover pictures, thumbnails and stills are none.
+    """
     if not container.streams.video:
         kinds = sorted({stream.type for stream in container.streams})
         if not kinds:
             raise DecodeError(path, "no stream can be read from it (truncated?)")
         raise DecodeError(path, f"no video stream (it has: {', '.join(kinds)})")
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise DecodeError(path, "no video stream (only the cover picture of an audio file)")
+    moving = [one for one in container.streams.video if not one.disposition & _STILL]
+    if number is None or not moving:
+        moving = [one for one in container.streams.video if not one.disposition & _COVER]
+    if not moving:
+        raise DecodeError(path, "no video stream (only the cover picture of an audio file)")
+    if number is None:
+        return moving[0]
+    if number != BEST_STREAM:
+        for stream in container.streams.video:
+            if stream.index == number:
+                return stream
+        raise DecodeError(path, "has changed since it was indexed; index it again")
+    # A track of one picture beside the video is a thumbnail, whatever it says of itself.
+    moving = [one for one in moving if one.frames != 1] or moving
+    best = container.streams.best("video")
+    defaults = [one for one in moving if one.disposition & Disposition.default]
+    return next((one for one in moving if one is best), (defaults or moving)[0])
 
 
 def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:
@@ -114,7 +206,8 @@ def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:
     decoder = stream.codec_context
     if decoder is None:
         raise DecodeError(path, "its codec is unknown to this FFmpeg")
-    if stream.metadata.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if tags.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):
         created = av.CodecContext.create("libvpx-vp9" if decoder.name == "vp9" else "libvpx", "r")
         assert isinstance(created, VideoCodecContext)
         created.width, created.height = decoder.width, decoder.height
@@ -134,8 +227,12 @@ def naming_the_file(path: str) -> Generator[None]:
 
 
 @contextmanager
-def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[VideoFile]:
+def open_video(
+    path: str, limits: LimitsConfig | None = None, stream_number: int | None = BEST_STREAM
+) -> Generator[VideoFile]:
     """Open a video for reading: a file, its address, or that of a shard's member.
+
+    `stream_number` is as :attr:`VideoInfo.stream`, or `BEST_STREAM` for the one a player shows.
 
     Raises:
         DecodeError: It cannot be opened, has no video, or is above the limits; or reading it in the
@@ -151,7 +248,7 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
             reason = "not a video (a picture, a play list or a rare format)"
             raise DecodeError(path, reason) from error
         with container:
-            stream = _pick_stream(container, path)
+            stream = _pick_stream(container, path, stream_number)
             decoder = _pick_decoder(stream, path)
             # A frame size is refused before a single frame of it is allocated.
             width, height = decoder.width, decoder.height
@@ -165,62 +262,20 @@ def open_video(path: str, limits: LimitsConfig | None = None) -> Generator[Video
             # The header may lie: the decoder itself must refuse a stream that turns out larger. It
             # counts its padding, too, hence the factor.
             decoder.options = {"max_pixels": str(2 * limits.max_pixels)}
-            yield VideoFile(path, container, stream, decoder)
+            others = [one for one in container.streams.video if not one.disposition & _STILL]
+            choice = f"of {len(others)} video streams, number {stream.index} is read"
+            choice = choice if len(others) > 1 else ""
+            yield VideoFile(path, container, stream, decoder, choice)
 
 
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """How stored pixels are turned for display: one of the eight turns and mirrors of a rectangle.
-
-    Applied in this order: transpose, then mirror left-right, then mirror up-down.
-    """
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    @property
-    def rotation(self) -> int:
-        """Counter-clockwise rotation in degrees, a mirror left aside: 0, 90, 180 or 270."""
-        if self.transpose:
-            return 90 if self.mirror_y else 270
-        return 180 if self.mirror_y else 0
-
-    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Turn uint8 [H, W, 3] into a view of the upright image, [H', W', 3]."""
-        if self.transpose:
-            image = image.transpose(1, 0, 2)
-        return image[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-
-
-def orientation_of(frame: VideoFrame) -> Orientation:
-    """Read the display matrix that the container gave the frame; upright without one.
-
-    The matrix maps a stored pixel (x, y) to (a x + c y, b x + d y). An angle that is no multiple of
-    90 degrees is rounded to the nearest one.
-    """
-    # PyAV's stub calls this a TypedDict; it is the container class.
-    side_data = cast("SideDataContainer", frame.side_data)
-    try:
-        data = side_data[SideDataType.DISPLAYMATRIX]
-    except KeyError:
-        return Orientation()
-    matrix = np.frombuffer(bytes(data), dtype=np.int32).astype(np.int64)
-    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return Orientation(transpose=False, mirror_x=a < 0, mirror_y=d < 0)
-    return Orientation(transpose=True, mirror_x=c < 0, mirror_y=b < 0)
-
-
-def to_rgb(
-    frame: VideoFrame, width: int, height: int, scaler: VideoReformatter
-) -> NDArray[np.uint8]:
+def to_rgb(frame: VideoFrame, info: VideoInfo, scaler: VideoReformatter) -> NDArray[np.uint8]:
     """One decoded frame -> uint8 [H, W, 3], RGB, upright, alpha over black: a view, to be copied.
 
-    The frame may have any size (a stream may change it midway) and pixel format; `width` and
-    `height` are the upright size it gets (bilinear). The scaler keeps FFmpeg's tables.
+    The frame may have any size (a stream may change it midway) and pixel format; it gets the size
+    that `info` says (bilinear). The scaler keeps FFmpeg's tables.
     """
-    orientation = orientation_of(frame)
+    orientation = orientation_of(frame, Orientation.by(info.rotation))
+    width, height = info.width, info.height
     if orientation.transpose:
         width, height = height, width
     has_alpha = any(component.is_alpha for component in frame.format.components)

@@ -4,58 +4,44 @@ How a frame is found. Each packet carries the presentation timestamp (pts) of it
 packets alone, read without decoding, tell the display order: frame number = number of the key frame
 + rank of the pts among those at or after the key frame's. The manifest's key-frame index says where
 to start. So variable frame rates, B-frames, streams that do not start at 0 and frames lost by a
-damaged file are all met by one rule, with nothing taken from headers. A file whose timestamps are
-missing or repeat has an empty index and is decoded from its start, counting.
+damaged file are all met by one rule. Where indexing found that timestamps do not tell frames apart,
+these are counted from key frames, or from the start of a file that has none.
 
 T is the number of frames of a clip, H x W the size of a frame in pixels.
 """
 
 from __future__ import annotations
 
-import bisect
 import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from vjepa.data.video.container import VideoFile, naming_the_file, open_video, reason_of, to_rgb
 from vjepa.data.video.images import read_images
 from vjepa.data.video.info import NO_CLOCK, DecodeError, LimitsConfig, Part, StageClock, VideoInfo
-from vjepa.data.video.inspect import inspect_file, scan_packets, stamp_of
-from vjepa.data.video.packets import PacketSelector
+from vjepa.data.video.inspect import inspect_file, stamp_of
+from vjepa.data.video.packets import PacketReader, PacketSelector, plan_runs
+from vjepa.data.video.stamps import read_packets
 
 if TYPE_CHECKING:
-    from av.packet import Packet
     from av.video.frame import VideoFrame
 
 # A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
 # this many frames the last good one is given instead; a longer gap is an error.
 _MAX_LOST_TAIL = 8
 
-# Starting anew at a key frame costs the decoder about as much as this many frames.
-_WORTH_A_JUMP = 4
-
-# How many key frames further back a seek is tried before the file is read from its start.
-_SEEK_ATTEMPTS = 3
-
 # Frames that come before an earlier one at most: as far as a decoder reorders them.
 _MOST_EARLY = 16
 
-_FOREVER = 1 << 62
-
 # Decoded frames of so many pixels together wait for their conversion (12 MB in yuv420p).
 _WAITING_PIXELS = 1 << 23
-
-# Most bytes of packets that are held back until their run is complete. Those of a clip are far
-# fewer; those of a whole video would be the file. Runs are planned for a quarter of it, by the
-# file's mean; what is above it in one group of pictures is decoded in parts.
-_HELD_BYTES = 1 << 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +160,11 @@ def frame_times(info: VideoInfo) -> NDArray[np.float64] | None:
     Raises:
         DecodeError: The file cannot be read, or is not the one that was indexed.
     """
-    if info.kind != "video" or info.constant_rate or not info.num_keyframes:
+    if info.kind != "video" or info.constant_rate:
+        return None
+    if len(info.frame_pts):
+        return (info.frame_pts - info.frame_pts[0]) * float(info.time_base)
+    if info.reading == "counted" or not info.num_keyframes:
         return None
     _check_usable(info)
     shown = _shown_pts(info)
@@ -199,10 +189,10 @@ def _check_usable(info: VideoInfo) -> None:
 def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:
     """Frames of a video, numbers ascending, each once."""
     scaler = VideoReformatter()
-    jumping = _Rising(_jump_to(wanted, info, clock) if info.num_keyframes else iter(()))
+    jumping = _Rising(frames_by_jumps(info, wanted, clock))
     # Without an index; or when an entry point was none (a stream with intra refresh, a broken seek
     # table), or there is damage. What does not come out here is not in the file.
-    from_start = _Rising(_from_start(info))
+    from_start = _Rising(frames_from_start(info))
     with naming_the_file(info.path):
         for number in wanted.tolist():
             frame = jumping.get(number)
@@ -218,11 +208,12 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
                     raise DecodeError(info.path, f"{lost} cannot be decoded (damaged file)")
                 frame = last[1]
             clock.enter("convert")
-            if info.num_keyframes and frame.pts is not None:
+            seconds = number / info.fps
+            if number < len(info.frame_pts):
+                seconds = float(int(info.frame_pts[number] - info.frame_pts[0]) * info.time_base)
+            elif info.reading != "counted" and info.num_keyframes and frame.pts is not None:
                 seconds = float((frame.pts - info.start_pts) * info.time_base)
-            else:
-                seconds = number / info.fps
-            yield Frame(number, to_rgb(frame, info.width, info.height, scaler), seconds)
+            yield Frame(number, to_rgb(frame, info, scaler), seconds)
 
 
 class _Rising:
@@ -249,10 +240,11 @@ class _Rising:
         return self._early.pop(number, None)
 
 
-def _from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
+def frames_from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
     """Every frame of the file with its number: its timestamp's rank among all, or by counting."""
-    shown = _shown_pts(info) if info.num_keyframes else None
-    with open_video(info.path, _limits_of(info)) as video:
+    is_counted = info.reading == "counted" or not info.num_keyframes
+    shown = None if is_counted else _shown_pts(info)
+    with _opened(info) as video:
         if shown is None:
             yield from enumerate(video.frames())
             return
@@ -262,30 +254,41 @@ def _from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
                 yield number, frame
 
 
-def _limits_of(info: VideoInfo) -> LimitsConfig:
-    """The usual limits, raised to what was let pass when the file was indexed."""
-    return LimitsConfig(max_pixels=max(LimitsConfig.max_pixels, info.width * info.height))
+def _opened(info: VideoInfo) -> AbstractContextManager[VideoFile]:
+    """Open with the usual limits, raised to what was let pass when the file was indexed."""
+    most = max(LimitsConfig.max_pixels, info.width * info.height)
+    return open_video(info.path, LimitsConfig(max_pixels=most), info.stream)
 
 
 def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:
     """Timestamps of all frames in display order, from the packets alone."""
-    with open_video(info.path, _limits_of(info)) as video:
-        return np.sort(scan_packets(video).shown_pts)
+    with _opened(info) as video:
+        table = read_packets(video)
+    return np.sort(table.pts[table.shown])
+
+
+def frames_by_jumps(
+    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock = NO_CLOCK
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Those of the wanted frames that come out when decoding run by run from key frames."""
+    if not info.num_keyframes or not len(wanted):
+        return iter(())
+    return (_count_from if info.reading == "counted" else _jump_to)(info, wanted, clock)
 
 
 def _jump_to(
-    wanted: NDArray[np.int64], info: VideoInfo, clock: StageClock
+    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Those of the wanted frames that come out when decoding run by run from key frames."""
+    """Frames known by their timestamps; packets that are not needed are not decoded."""
     clock.enter("open")
-    with open_video(info.path, _limits_of(info)) as video:
-        reader = _PacketReader(video, info)
+    with _opened(info) as video:
+        reader = PacketReader(video, info, partial(_shown_pts, info))
         selector = PacketSelector(video.decoder)
         # Frames are converted several at a time: after a frame the decoder's code and tables are in
         # the processor's cache, and conversion would drive them out again and again.
         most = max(1, _WAITING_PIXELS // (info.width * info.height))
         waiting: list[tuple[int, VideoFrame]] = []
-        for run in _plan_runs(info, wanted):
+        for run in plan_runs(info, wanted):
             clock.enter("seek")
             for part in reader.read(run):
                 needed = selector.needed(part.packets, part.wanted, part.is_end)
@@ -303,128 +306,33 @@ def _jump_to(
             video.decoder.flush_buffers()
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """Wanted frames (ascending) decoded in one go, and the groups of pictures that hold them."""
-
-    first_group: int
-    last_group: int
-    numbers: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Packets of a run in decoding order, nearly always all of them."""
-
-    packets: list[Packet]
-    wanted: dict[int, int]  # timestamps and numbers of wanted frames that have not come out yet
-    is_end: bool
-
-
-def _plan_runs(info: VideoInfo, numbers: NDArray[np.int64]) -> list[_Run]:
-    """Cut the wanted frames into runs: a new one wherever jumping to a key frame saves decoding.
-
-    And at a key frame where the packets would become too many to hold.
-    """
-    groups = np.searchsorted(info.keyframe_index, numbers, side="right") - 1
-    spared = info.keyframe_index[groups[1:]] - numbers[:-1]
-    most_frames = max(1, _HELD_BYTES // 4 * info.num_frames // max(info.bytes, info.num_frames))
-    blocks = info.keyframe_index[groups] // most_frames
-    is_worth_it = (np.diff(groups) > 0) & (spared > _WORTH_A_JUMP)
-    starts = np.flatnonzero(is_worth_it | (np.diff(blocks) > 0)) + 1
-    return [
-        _Run(int(groups[begin]), int(groups[end - 1]), numbers[begin:end])
-        for begin, end in itertools.pairwise([0, *starts.tolist(), len(numbers)])
-    ]
-
-
-class _PacketReader:
-    """Reads the packets of runs in ascending order, jumping where that saves reading."""
-
-    def __init__(self, video: VideoFile, info: VideoInfo) -> None:
-        self._video = video
-        self._info = info
-        self._packets = video.packets()
-        self._unread: deque[Packet] = deque()
-        self._next_group = 0
-
-    def read(self, run: _Run) -> Iterator[_Part]:
-        """Read from the run's key frame until the last wanted frame's timestamp is certain.
-
-        A packet's pts is never below its decoding timestamp (dts), and dts ascend: a pts below the
-        newest dts has its final rank. Without dts, all frames of the run's groups are read.
-        """
-        if not self._go_to(run.first_group):
-            return
-        info, end = self._info, run.last_group + 1
-        key_pts = int(info.keyframe_pts[run.first_group])
-        first = int(info.keyframe_index[run.first_group])
-        is_open = end == info.num_keyframes
-        end_pts = _FOREVER if is_open else int(info.keyframe_pts[end])
-        num_shown = int(info.num_frames if is_open else info.keyframe_index[end]) - first
-        ranks = (run.numbers - first).tolist()
-        packets: list[Packet] = []
-        num_bytes = 0
-        shown: list[int] = []
-        wanted: dict[int, int] | None = None
-        while (packet := self._next_packet()) is not None:
-            packets.append(packet)
-            num_bytes += packet.size
-            pts = packet.pts
-            if pts is not None and pts >= key_pts and not packet.is_discard:
-                bisect.insort(shown, pts)
-            if len(shown) > ranks[-1]:
-                is_certain = packet.dts is not None and shown[ranks[-1]] < packet.dts
-                if is_certain or bisect.bisect_left(shown, end_pts) >= num_shown:
+def _count_from(
+    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Frames that are counted from a key frame's own."""
+    clock.enter("open")
+    with _opened(info) as video:
+        reader = PacketReader(video, info, partial(_shown_pts, info))
+        for run in plan_runs(info, wanted):
+            clock.enter("seek")
+            if not reader.go_to(run.first_group):
+                return
+            clock.enter("decode")
+            number = int(info.keyframe_index[run.first_group])
+            left = set(run.numbers.tolist())
+            is_before = run.first_group > 0  # what comes before the key frame belongs to others
+            for place in itertools.count():
+                packet = reader.next_packet()
+                if packet is not None:
+                    packet.pts = place  # so that the key frame is known when it comes out
+                for frame in video.feed(packet):
+                    is_before = is_before and frame.pts != 0
+                    if is_before:
+                        continue
+                    if number in left:
+                        left.remove(number)
+                        yield number, frame
+                    number += 1
+                if packet is None or not left:
                     break
-            if num_bytes > _HELD_BYTES:
-                # The timestamps have to be known before the run is complete.
-                if wanted is None:
-                    every = _shown_pts(info)
-                    numbers = run.numbers[run.numbers < len(every)]
-                    wanted = dict(zip(every[numbers].tolist(), numbers.tolist(), strict=True))
-                yield _Part(packets, wanted, is_end=False)
-                packets.clear()
-                num_bytes = 0
-        if wanted is None:
-            wanted = {shown[rank]: rank + first for rank in ranks if rank < len(shown)}
-        yield _Part(packets, wanted, is_end=True)
-        # What was read beyond the run is kept: packets from the next key frame on.
-        self._next_group = end
-        for index, packet in enumerate(packets):
-            if not is_open and packet.is_keyframe and packet.pts == end_pts:
-                self._unread.extendleft(reversed(packets[index:]))
-                break
-
-    def _go_to(self, group: int) -> bool:
-        """Make a group's key frame the next packet, if it can be found."""
-        if group == self._next_group and self._skip_to(int(self._info.keyframe_pts[group])):
-            return True
-        # Some formats are sought by decoding time, which may land behind the key frame: then begin
-        # a little earlier. Packets read over cost next to nothing, they are not decoded.
-        for earlier in range(max(0, group - _SEEK_ATTEMPTS + 1), group + 1)[::-1]:
-            if not self._seek(int(self._info.keyframe_pts[earlier])):
-                return False
-            if self._skip_to(int(self._info.keyframe_pts[group])):
-                return True
-        return False
-
-    def _seek(self, pts: int) -> bool:
-        self._unread.clear()
-        try:
-            self._video.container.seek(pts, stream=self._video.stream)
-        except FFmpegError:  # a format without seeking, or a damaged table
-            return False
-        self._packets = self._video.packets()
-        return True
-
-    def _skip_to(self, key_pts: int) -> bool:
-        while (packet := self._next_packet()) is not None:
-            if packet.is_keyframe and packet.pts is not None and packet.pts >= key_pts:
-                self._unread.appendleft(packet)
-                return packet.pts == key_pts
-        return False
-
-    def _next_packet(self) -> Packet | None:
-        """Packets put back first, then those of the file; None at its end."""
-        return self._unread.popleft() if self._unread else next(self._packets, None)
+            video.decoder.flush_buffers()

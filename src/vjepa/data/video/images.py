@@ -101,13 +101,28 @@ def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uin
         image.load()  # a TIFF is turned here, and then says so
         turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
         upright = image if turn is None else image.transpose(turn)
-        if upright.mode.startswith("I;16"):
-            # Pillow would clip 16-bit grey at 255 instead of scaling it.
-            grey = (np.asarray(upright).astype(np.uint32) * 255 + 32767) // 65535
-            return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+        if upright.mode[:1] in ("I", "F"):
+            grey = _eight_bits(path, np.asarray(upright), upright.mode, image.format or "")
+            return np.repeat(grey[..., None], 3, axis=2)
         if upright.has_transparency_data:
             return over_black(np.asarray(upright.convert("RGBA")))
         return np.array(upright.convert("RGB"))  # torch wants memory of its own
+
+
+def _eight_bits(
+    path: str, grey: NDArray[np.generic], mode: str, file_format: str
+) -> NDArray[np.uint8]:
+    """Grey of more than 8 bits, which Pillow would clip at 255, scaled so that white is white."""
+    if mode == "F":
+        low, high = float(grey.min()), float(grey.max())
+        if not 0 <= low <= high <= 255:
+            raise DecodeError(
+                path, f"its pixels are numbers from {low:g} to {high:g}; save it with 8 or 16 bits"
+            )
+        return np.rint(grey.astype(np.float64) * (255 if high <= 1 else 1)).astype(np.uint8)
+    if mode == "I" and file_format == "TIFF":
+        raise DecodeError(path, "its white is not known (32-bit pixels); save it with 8 or 16 bits")
+    return ((grey.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 @contextmanager

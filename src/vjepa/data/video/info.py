@@ -22,6 +22,11 @@ from vjepa.config import config_dataclass
 
 MediaKind = Literal["video", "image", "image_folder"]
 
+Reading = Literal["stamps", "groups", "counted"]
+"""How the frames of a video are found. stamps: by the timestamps of its packets; groups: likewise,
+but whole groups of pictures are read, because decoding times are wrong; counted: by decoding and
+counting from an entry point, because timestamps do not tell frames apart."""
+
 IMAGE_FOLDER_FPS = 30.0
 """Frame rate assumed for a folder of images unless another is given."""
 
@@ -98,13 +103,23 @@ class VideoInfo:
     """Whether all frames last equally long (to one tick of the time base)."""
     keyframe_pts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Timestamps of the frames where decoding can start, ascending, int64 [n]. Empty: the
-    timestamps are missing or unusable, and frames are found by decoding and counting."""
+    timestamps are missing, and frames are found by decoding from the start and counting."""
     keyframe_index: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Number of each key frame in display order, int64 [n]."""
     time_base: Fraction = Fraction(0)
     """Length of one tick in seconds; 0 where there are no timestamps."""
     start_pts: int = 0
     """Timestamp of frame 0, in ticks."""
+    frame_pts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """When each frame is shown, in ticks, rising, int64 [L], if the packets do not say it rightly:
+    their clock jumps, timestamps repeat, or frames that are counted do not last equally long."""
+    reading: Reading = "stamps"
+    """How frames are found."""
+    stream: int | None = None
+    """Number of the stream of the file; None, in manifests of older versions: the first of video
+    that is no cover picture. Such rows were not verified either: index them again."""
+    note: str = ""
+    """What is unusual about the file, in words."""
 
     @property
     def num_keyframes(self) -> int:
@@ -112,10 +127,13 @@ class VideoInfo:
         return min(len(self.keyframe_pts), len(self.keyframe_index))
 
 
+_ARRAYS = ("keyframe_pts", "keyframe_index", "frame_pts")
+
+
 def info_to_json(info: VideoInfo) -> dict[str, Any]:
     """A VideoInfo as plain JSON values, for a journal."""
     values: dict[str, Any] = {item.name: getattr(info, item.name) for item in fields(info)}
-    for name in ("keyframe_pts", "keyframe_index"):
+    for name in _ARRAYS:
         values[name] = values[name].tolist()
     values["time_base"] = [info.time_base.numerator, info.time_base.denominator]
     return values
@@ -124,8 +142,8 @@ def info_to_json(info: VideoInfo) -> dict[str, Any]:
 def info_from_json(values: dict[str, Any]) -> VideoInfo:
     """Inverse of :func:`info_to_json`."""
     values = dict(values)
-    for name in ("keyframe_pts", "keyframe_index"):
-        values[name] = np.array(values[name], dtype=np.int64)
+    for name in _ARRAYS:
+        values[name] = np.array(values.get(name, ()), dtype=np.int64)
     values["time_base"] = Fraction(*values["time_base"])
     return VideoInfo(**values)
 

@@ -1,0 +1,161 @@
+"""When frames are shown: the timestamps of a video's packets, and what of them can be believed."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.video.headers import UNKNOWN, HeaderReader
+from vjepa.data.video.info import DecodeError
+from vjepa.runtime.workers import going_on
+
+if TYPE_CHECKING:
+    from vjepa.data.video.container import VideoFile
+
+NO_STAMP = -(1 << 62)
+
+# As FFmpeg's own tool: a step of more seconds in a format whose clock may start anew is a splice.
+_SPLICE_SECONDS = 10
+
+# A stamp that goes back belongs to a splice if so many behind it stay back, too.
+_NUM_BACK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class PacketTable:
+    """All packets of a video that hold data, in decoding order; every array is [n]."""
+
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]  # `NO_STAMP` where there is none, in both
+    is_flagged: NDArray[np.bool_]  # as a key frame, by the container
+    entry: NDArray[np.int8]  # by the header, 1: decoding can begin here, 0: it cannot, -1: unknown
+    is_closed: NDArray[np.bool_]
+    is_shown: NDArray[np.bool_]
+    is_field: NDArray[np.bool_]
+    is_known: NDArray[np.bool_]  # the header was read
+    is_cut_off: bool  # the last packet is incomplete: the file ends in its middle
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def first(self) -> int:
+        """The first packet that can be decoded: the first key frame (0 without any)."""
+        flagged = self.is_flagged & (self.entry != 0)
+        return int(np.argmax(flagged if flagged.any() else self.is_flagged))
+
+    @property
+    def shown(self) -> NDArray[np.int64]:
+        """Numbers of the packets whose frames are shown, in decoding order.
+
+        Frame 0 is the first key frame, or the first frame shown after it where an edit list hides
+        it; what comes before cannot be decoded and is not counted.
+        """
+        is_after = (np.arange(len(self)) >= self.first) & (self.pts >= self.pts[self.first])
+        return np.flatnonzero(self.is_shown & is_after)
+
+    @property
+    def stamps(self) -> NDArray[np.int64]:
+        """Presentation times, or decoding times where any of those is missing: int64 [n]."""
+        return self.dts if np.any(self.pts == NO_STAMP) else self.pts
+
+    @property
+    def packet_stamps(self) -> NDArray[np.int64]:
+        """What each packet is found by, its presentation time or else its decoding time."""
+        return np.where(self.pts == NO_STAMP, self.dts, self.pts)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a decoding time is later than its frame is shown, or goes back."""
+        both = (self.pts != NO_STAMP) & (self.dts != NO_STAMP)
+        dts = self.dts[self.dts != NO_STAMP]
+        return bool(np.any(self.dts[both] > self.pts[both]) or np.any(np.diff(dts) < 0))
+
+
+def read_packets(
+    video: VideoFile, max_frames: int | None = None, look_at_all: bool = False
+) -> PacketTable:
+    """Read all packets of a freshly opened video without decoding them.
+
+    Headers are read of key frames, and of the others where they matter or if `look_at_all`.
+
+    Raises:
+        DecodeError: More than `max_frames` packets.
+    """
+    headers = HeaderReader(video.decoder)
+    pts, dts, entry = array("q"), array("q"), array("b")
+    flags = bytearray()
+    is_cut_off = False
+    for packet in video.packets():
+        going_on()
+        if max_frames is not None and len(pts) == max_frames:
+            raise DecodeError(video.path, f"more than max_frames = {max_frames} frames")
+        is_flagged = packet.is_keyframe
+        picture = UNKNOWN
+        if is_flagged or look_at_all or headers.must_see_all:
+            picture = headers.look(packet)
+        pts.append(NO_STAMP if packet.pts is None else packet.pts)
+        dts.append(NO_STAMP if packet.dts is None else packet.dts)
+        entry.append(-1 if picture.is_entry is None else picture.is_entry)
+        flags.append(
+            is_flagged
+            | picture.is_closed << 1
+            | (picture.is_shown and not packet.is_discard) << 2
+            | picture.is_field << 3
+            | picture.is_known << 4
+        )
+        is_cut_off = packet.is_corrupt
+    bits = np.frombuffer(bytes(flags), dtype=np.uint8)
+    flagged, closed, shown, fields, known = (bits >> place & 1 > 0 for place in range(5))
+    return PacketTable(
+        pts=np.array(pts, dtype=np.int64),
+        dts=np.array(dts, dtype=np.int64),
+        is_flagged=flagged,
+        entry=np.array(entry, dtype=np.int8),
+        is_closed=closed,
+        is_shown=shown,
+        is_field=fields,
+        is_known=known,
+        is_cut_off=is_cut_off,
+    )
+
+
+def display_times(
+    stamps: NDArray[np.int64], time_base: Fraction, may_splice: bool
+) -> NDArray[np.int64]:
+    """Timestamps of frames, in display order, so that they rise: the same array if they do.
+
+    A clock that starts anew goes on without a gap: where stamps go back for good and, in a format
+    that `may_splice`, where they jump. Single ones that repeat or go back lie evenly between
+    their neighbours.
+    """
+    limit = float(_SPLICE_SECONDS / time_base) if time_base else np.inf
+    given, stamps = stamps, stamps.copy()
+    goes_back = np.zeros(max(0, len(stamps) - 1), dtype=bool)
+    for place in np.flatnonzero(np.diff(stamps) < 0).tolist():
+        stays_back = stamps[place + 1 :][:_NUM_BACK].max() <= stamps[: place + 1].max()
+        if stays_back and place and stamps[place - 1] < stamps[place + 1]:  # one that is far ahead
+            stamps[place] = (stamps[place - 1] + stamps[place + 1]) // 2
+        else:
+            goes_back[place] = stays_back
+    steps = np.diff(stamps)
+    is_splice = goes_back | (may_splice & (steps > limit))
+    rising = steps[(steps > 0) & ~is_splice]
+    if np.all(np.diff(given) > 0) and not is_splice.any():
+        return given
+    usual = int(np.median(rising)) if len(rising) else 1
+    shifts = np.concatenate([[0], np.cumsum(np.where(is_splice, usual - steps, 0))])
+    stamps = stamps + shifts
+    highest = np.concatenate([[NO_STAMP], np.maximum.accumulate(stamps)[:-1]])
+    good = np.flatnonzero(stamps > highest)
+    times = np.interp(np.arange(len(stamps)), good, stamps[good])
+    behind = np.arange(len(stamps)) - good[-1]
+    times = times + np.where(behind > 0, behind * usual, 0)
+    # Where ticks are too coarse for even places, each frame is still later than the last.
+    whole = np.rint(times).astype(np.int64) - np.arange(len(times))
+    return np.maximum.accumulate(whole) + np.arange(len(times))
