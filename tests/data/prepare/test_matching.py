@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from tests.data.clip_files import make_manifest
 
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.prepare.config import ExcludeConfig, MatchConfig
 from vjepa.data.prepare.matching import PictureIndex, frame_share, read_exclusion, video_id
+from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 
 
@@ -108,6 +111,22 @@ def test_the_authors_of_data_sets_lists(tmp_path: Path) -> None:
     assert _ids(tmp_path / "half.csv", "id;label\nk1;a\nk2;b\n") == ["k1", "k2"]
     something = json.dumps([{"id": "74225", "template": "x"}, {"id": 3}])
     assert _ids(tmp_path / "validation.json", something) == ["74225", "3"]
+
+
+def test_bad_videos_of_a_manifest_are_compared_by_id_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    logger = logging.getLogger("vjepa.data.prepare.matching")
+    monkeypatch.setattr(logger, "warning", lambda text, *values: said.append(text % values))
+    rows = [
+        ManifestRow(info=VideoInfo(path=f"/v/{n}.mp4", ok=n > 1, width=8, height=8, fps=1.0))
+        for n in range(3)
+    ]
+    Manifest.from_rows(rows, tmp_path).write(tmp_path / "val.parquet")
+    found = read_exclusion([ExcludeConfig(path=tmp_path / "val.parquet")], _MATCH)
+    assert list(found.ids) == ["0", "1", "2"]
+    assert "2 of its 3 videos cannot be read: only their ids are compared" in said[0]
 
 
 def test_a_manifest_is_compared_in_every_way(tmp_path: Path) -> None:

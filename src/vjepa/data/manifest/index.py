@@ -160,15 +160,9 @@ def index_sources(
     Files that did not change (path, size, time) since an older manifest at `out`, or since an index
     that was interrupted, are not probed again.
 
-    Args:
-        sources: Folders, lists (CSV with header, JSON lines, `path label` lines) or media files.
-        out: The Parquet file to write.
-        workers: Number of reader processes.
-        config: How to read sources and probe.
-        names: Data set name for each source; None takes their file names.
-        weights: How often each source is drawn from, relative to the others, whatever its number of
-            videos; None draws every video equally often.
-        progress: Called after each file.
+    `names` are those of the sources' data sets (None: their file names), `weights` say how often
+    each source is drawn from, relative to the others, whatever its number of videos (None: every
+    video equally often).
 
     Raises:
         UserError: A source is missing, empty or malformed; no file can be used; `out` exists and is
@@ -216,11 +210,7 @@ def index_sources(
 def _checked_names(
     sources: list[str], names: Sequence[str] | None, weights: Sequence[float] | None
 ) -> list[str]:
-    """The data set name of each source.
-
-    Raises:
-        UserError: Nothing to index, lists of unequal length, a name twice, a bad weight.
-    """
+    """The data set name of each source; a UserError if they or the weights make no sense."""
     if not sources:
         raise UserError("no source to index: name a folder, a list of videos or a video")
     for what, given in (("names", names), ("weights", weights)):
@@ -244,9 +234,6 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
     """All rows of all sources as one flat table, read as a stream; `names` are their data sets.
 
     Its columns are path, kind, dataset, split, weight and `label.<name>`.
-
-    Raises:
-        UserError: A source is missing, empty or malformed.
     """
     parts: list[pa.Table] = []
     left_out = LeftOut()

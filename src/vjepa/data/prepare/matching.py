@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, MatchConfig, PreparedInputs, stem_of
 from vjepa.data.prepare.fingerprint import Fingerprint
 from vjepa.errors import UserError
+
+_LOGGER = logging.getLogger(__name__)
 
 _BANDS, _BAND_BITS = 4, 16
 # A band value that more frames than this share (title cards, studio walls) leads nowhere.
@@ -109,6 +112,11 @@ def read_exclusion(lists: Sequence[ExcludeConfig], match: MatchConfig) -> Exclus
         if entry.path.suffix == ".parquet":
             manifest = Manifest.open(entry.path).select(entry.split, ok_only=False)
             made.manifests.append(manifest)
+            if num_bad := int((~manifest.ok).sum()):
+                _LOGGER.warning(
+                    "exclude %s: %d of its %d videos cannot be read: only their ids are compared",
+                    *(entry.path, num_bad, len(manifest)),
+                )
             names: Iterator[str] = (manifest.path(row) for row in range(len(manifest)))
         elif entry.split is not None:
             raise UserError(f"exclude {entry.path}: a split can be chosen of a manifest only")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ from vjepa.data.manifest.manifest import ManifestRow, rows_to_table
 from vjepa.data.manifest.storage import ShardEntry, member_at, opened, write_shard
 from vjepa.data.prepare.config import Order, Part, ShardConfig, TranscodeConfig, plain_name
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
-from vjepa.data.video.decode import Frame, frame_times, read_frames
+from vjepa.data.video.decode import frame_times, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
 from vjepa.data.video.inspect import inspect_file
 from vjepa.runtime.files import atomic_path, atomic_write, sync
@@ -105,8 +105,12 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
         if torch.backends.cpu.get_cpu_capability() == "AVX512":
             params += f":asm={_UP_TO_AVX2}"
         encoder.options = {"preset": config.preset, "crf": str(config.crf), "x264-params": params}
-        frames = read_frames(info, numbers)
-        for stamp, shown in _stamped(frames, fps if times is None else None):
+        stamp, start = -1, 0.0
+        for count, shown in enumerate(read_frames(info, numbers)):
+            # Even stamps at a constant rate, else those that the frames had.
+            start = shown.seconds if count == 0 else start
+            seconds = count / fps if times is None else shown.seconds - start
+            stamp = max(stamp + 1, round(seconds * _CLOCK))
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(shown.image), "rgb24")
             frame = picture.reformat(width, height, "yuv420p", interpolation="AREA", threads=1)
             frame.pts, frame.time_base = stamp, Fraction(1, _CLOCK)
@@ -121,17 +125,6 @@ def _rate(fps: float) -> Fraction:
         if abs(float(rate) - fps) < 1e-4 * fps:
             return rate
     return Fraction(fps).limit_denominator(10_000)
-
-
-def _stamped(frames: Iterator[Frame], fps: float | None) -> Iterator[tuple[int, Frame]]:
-    """Timestamps of the written frames: even ones at a rate, else those the frames had."""
-    latest, start = -1, 0.0
-    for number, shown in enumerate(frames):
-        if number == 0:
-            start = shown.seconds
-        seconds = number / fps if fps is not None else shown.seconds - start
-        latest = max(latest + 1, round(seconds * _CLOCK))
-        yield latest, shown
 
 
 def taken_frames(
