@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,19 +164,54 @@ def test_what_a_killed_build_left_is_removed(manifest: Manifest, tmp_path: Path)
     assert list(tmp_path.glob("*/")) == [again.folder]
 
 
-def test_a_full_disk_or_a_wrong_folder_is_a_user_error(
+def test_a_full_disk_or_a_wrong_folder_is_known_before_any_video_is_read(
     manifest: Manifest, tmp_path: Path, monkeypatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(frame_cache, "WorkerPool", None)  # decoding would fail otherwise
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(UserError, match=r"No space left on device.*free space"):
+        with pytest.raises(UserError, match=r"GB cannot be written \(No space left.*free space"):
             _caches([manifest], tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        _caches([manifest], tmp_path / "file")
+    for folder in (tmp_path / "file", Path("/proc/frames")):
+        with pytest.raises(UserError, match=r"cannot be written.*another frame_cache_folder"):
+            _caches([manifest], folder)
+
+
+def test_a_cache_is_read_where_nothing_can_be_written(
+    manifest: Manifest, tmp_path: Path, monkeypatch
+) -> None:
+    (cache,) = _caches([manifest], tmp_path)
+    tmp_path.joinpath(f"{cache.folder.name}.lock").unlink()
+    monkeypatch.setattr(Path, "mkdir", None)
+    monkeypatch.setattr(frame_cache.fcntl, "flock", None)
+    assert _caches([manifest], tmp_path)[0].folder == cache.folder
+
+
+@pytest.mark.parametrize("name", ["frames.npy", "index.npz"])
+def test_a_damaged_cache_says_what_to_delete(manifest: Manifest, tmp_path: Path, name: str) -> None:
+    (cache,) = _caches([manifest], tmp_path)
+    file = cache.folder / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"{cache.folder}: damaged .*delete the folder"):
+        _caches([manifest], tmp_path)
+
+
+def test_who_waits_for_another_process_says_so(manifest: Manifest, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "vjepa")
+    (cache,) = _caches([manifest], tmp_path)
+    cache.folder.rename(tmp_path / "aside")
+    with (tmp_path / f"{cache.folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=_caches, args=([manifest], tmp_path))
+        waiting.start()
+        while "another process decodes these videos" not in caplog.text:
+            time.sleep(0.01)
+        (tmp_path / "aside").rename(cache.folder)
+    waiting.join()
 
 
 def test_the_default_folder_is_the_users_cache(

@@ -12,11 +12,12 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -103,19 +104,36 @@ def open_frame_caches(
     for manifest, (shapes, offsets) in zip(manifests, layouts, strict=True):
         target = folder / _name(manifest, short_side)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # One process at a time builds a cache; the others wait and then use it.
-            with folder.joinpath(f"{target.name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not target.is_dir():
-                    _build(manifest, shapes, offsets, target, num_workers, timeout_seconds)
+            if not target.is_dir():  # what is there may lie where nothing can be written
+                folder.mkdir(parents=True, exist_ok=True)
+                with _only_one_builds(folder / f"{target.name}.lock"):
+                    if not target.is_dir():
+                        _build(manifest, shapes, offsets, target, num_workers, timeout_seconds)
         except OSError as error:
+            size = f"{int(offsets[-1]) / 1e9:.3g} GB"
             raise UserError(
-                f"frame cache {target}: cannot be written ({error.strerror or error}): free space, "
-                "choose another loader.frame_cache_folder, or set loader.frame_cache_gigabytes to 0"
+                f"frame cache {target}: {size} cannot be written ({error.strerror or error}): free "
+                "space, choose another frame_cache_folder, or set frame_cache_gigabytes to 0"
             ) from error
-        caches.append(FrameCache(target, manifest))
+        try:
+            caches.append(FrameCache(target, manifest))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise UserError(
+                f"frame cache {target}: damaged ({error}); delete the folder"
+            ) from error
     return caches
+
+
+@contextmanager
+def _only_one_builds(lock: Path) -> Generator[None]:
+    """One process at a time builds a cache; the others wait and then use it."""
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOGGER.info("another process decodes these videos for the frame cache: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _layout(
