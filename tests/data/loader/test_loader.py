@@ -297,8 +297,11 @@ def _processes() -> set[int]:
 
 
 def _shared_memory() -> int:
+    """Bytes of it that this process has mapped, in whole pages."""
     gc.collect()
-    return Path("/proc/self/maps").read_text().count("vjepa-batches")
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    ends = [line.split()[0].split("-") for line in maps if "vjepa-batches" in line]
+    return sum(int(stop, 16) - int(start, 16) for start, stop in ends)
 
 
 def test_close_leaves_no_process_and_no_memory(manifest: Manifest) -> None:
@@ -307,7 +310,7 @@ def test_close_leaves_no_process_and_no_memory(manifest: Manifest) -> None:
     next(iterator)
     known = loader.worker_ids
     assert len(known) == 2
-    assert _shared_memory() == 1
+    assert _shared_memory() >= 4 * 6 * 3 * 4 * 16 * 16
     loader.close()
     loader.close()
     assert not _processes() & set(known)
@@ -384,7 +387,7 @@ def test_the_queue_is_bounded_by_memory_too(
     monkeypatch.setattr(reading, "available_bytes", lambda: int(free * each))
     limit = {} if field is None else {"max_queue_gigabytes": field * each / 1e9}
     with _loader([manifest], num_workers=1, prefetch_batches=3, **limit) as loader:
-        assert loader.queue_bytes == (ahead + 1) * each
+        assert loader.queue_bytes == (ahead + 1 if ahead > 1 else 1) * each
         got = list(loader.batches(0, 6))
     _assert_equal(got, _take([manifest], 0, 6))
 
@@ -396,6 +399,16 @@ def test_a_batch_that_no_memory_is_there_for_is_refused(manifest: Manifest, monk
         pytest.raises(UserError, match=r"a batch of 6 clips takes .* of memory are free"),
     ):
         next(loader.batches(0, 1))
+
+
+def test_one_step_takes_the_memory_of_one(manifest: Manifest) -> None:
+    page, each = 4096, 6 * 3 * 4 * 16 * 16
+    with _loader([manifest], num_workers=1, prefetch_batches=3) as loader:
+        for steps, ahead in ((1, 1), (2, 2), (50, 3), (1, 3)):
+            batches = loader.batches(0, steps)
+            next(batches)
+            assert ahead * each <= _shared_memory() < ahead * each + page
+            batches.close()
 
 
 def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ class EvaluationClips(ClipReader):
         be listed.
         """
         plans = (self._plan(number, batch) for number, batch in enumerate(batches))
-        with closing(self._read(plans, batch_size * self.clips_per_video)) as read:
+        with closing(self._read(plans, batch_size * self.clips_per_video, self._prefetch)) as read:
             for plan, clips in read:
                 rows = plan.places[:, 1]
                 each = clips.unflatten(0, (len(rows), self.clips_per_video))

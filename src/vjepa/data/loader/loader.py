@@ -139,7 +139,8 @@ class ClipLoader(ClipReader):
         """Memory that waiting batches take at most, in bytes; the batch in use comes on top."""
         if not self.uses_workers:
             return 0
-        waiting = self._batches_ahead(self._own) + READY_BATCHES
+        ahead = self._batches_ahead(self._own)
+        waiting = ahead + READY_BATCHES if ahead > 1 else 1
         return waiting * self._own * math.prod(self._clips.shape)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[ClipBatch]:
@@ -151,9 +152,10 @@ class ClipLoader(ClipReader):
         """
         if not 0 <= start_step <= stop_step:
             raise ValueError(f"steps {start_step} .. {stop_step} are not a range from 0 on")
-        plans = (self._plan(step) for step in range(start_step, stop_step))
+        steps = range(start_step, stop_step)
+        plans = (self._plan(step) for step in steps)
         began = time.perf_counter()
-        with closing(self._read(plans, self._own)) as read:
+        with closing(self._read(plans, self._own, len(steps))) as read:
             for plan, clips in read:
                 labels = self._sources.labels(plan.places)
                 yield ClipBatch(

@@ -358,12 +358,12 @@ class ClipReader(AbstractContextManager):
         return [] if self._pool is None else self._pool.worker_ids
 
     def _read(
-        self, plans: Iterator[BatchPlan], most_clips: int
+        self, plans: Iterator[BatchPlan], most_clips: int, most_plans: int
     ) -> Generator[tuple[BatchPlan, Tensor]]:
         """Each plan with its clips, uint8 [clips, C, T, S, S], the caller's own, in order.
 
-        No batch has more than `most_clips`. Workers stay for the next call, which ends an older
-        iterator that is not finished.
+        There are at most `most_plans`, of at most `most_clips` each. Workers stay for the next
+        call, which ends an older iterator that is not finished.
         """
         if self._is_closed:
             raise ValueError("the loader is closed")
@@ -374,7 +374,7 @@ class ClipReader(AbstractContextManager):
         self._open_caches()
         take = partial(self._read_here, plans)
         if self.uses_workers:
-            self._prefetcher = self._start_prefetching(plans, most_clips)
+            self._prefetcher = self._start_prefetching(plans, most_clips, most_plans)
             take = self._prefetcher.take
         try:
             while (batch := take()) is not None:
@@ -458,12 +458,14 @@ class ClipReader(AbstractContextManager):
             return self._prefetch
         return max(1, min(self._prefetch, int(room / each) - READY_BATCHES))
 
-    def _start_prefetching(self, plans: Iterator[BatchPlan], most_clips: int) -> _Prefetcher:
-        shape = (self._batches_ahead(most_clips) * most_clips, *self._clips.shape)
-        if self._ring is not None and self._ring.shape[0] < most_clips:
+    def _start_prefetching(
+        self, plans: Iterator[BatchPlan], most_clips: int, most_plans: int
+    ) -> _Prefetcher:
+        ahead = max(1, min(self._batches_ahead(most_clips), most_plans))
+        if self._ring is not None and self._ring.shape[0] < ahead * most_clips:
             self._end_workers()
         if self._ring is None or self._pool is None:
-            self._ring = SharedArray(shape)
+            self._ring = SharedArray((ahead * most_clips, *self._clips.shape))
             # Batches wait in their order, so a worker never waits for another.
             self._pool = WorkerPool(
                 ClipTask(self._clips, self._ring),
