@@ -136,8 +136,8 @@ def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> S
     if copies:
         path, other = next(iter(copies.items()))
         _LOGGER.warning(
-            "%s: %d of its %d videos are copies of ones that are %s (first: %s is %s): its figure "
-            "is too good",
+            "%s: %d of its %d videos, under another name, are %s (first: %s is %s): its figure is "
+            "too good",
             *(split.name, len(copies), count, what, path, other),
         )
     return replace(split, trained_on=split.trained_on + len(same) + len(copies))
@@ -358,8 +358,9 @@ class SplitRecord:
     """What a probe was trained, chosen and tested on; saved with its result.
 
     `fit` and `choose` are row numbers after the split's selection (`choose` is empty when there
-    was nothing to choose), the paths the same for a manifest that was sorted anew, and `sizes` the
-    bytes of these files. The content hash is that of the training manifest.
+    was nothing to choose), the paths the same for a manifest that was sorted anew,
+    `validation_paths` the videos of `data.validation`, and `sizes` the bytes of all these files in
+    this order. The content hash is that of the training manifest.
     """
 
     label: str
@@ -371,12 +372,13 @@ class SplitRecord:
     choose: tuple[int, ...]
     fit_paths: tuple[str, ...]
     choose_paths: tuple[str, ...]
+    validation_paths: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
     @property
     def files(self) -> Files:
         """All videos whose labels were used; sizes are unknown in records of earlier versions."""
-        paths = self.fit_paths + self.choose_paths
+        paths = self.fit_paths + self.choose_paths + self.validation_paths
         return dict(zip(paths, self.sizes or itertools.repeat(0), strict=False))
 
     def save(self, path: Path) -> None:

@@ -153,6 +153,8 @@ def test_validation_videos_choose_where_they_are_given(
     assert {head.count for head in result.selection} == {9}
     assert load_split(tmp_path / "x/split.json").choose == ()
     assert result.num_train == 24
+    with pytest.raises(UserError, match=r"9 of its 9 videos are ones that .* chosen on"):
+        evaluate_here(tmp_path / "x", videos, split="validation")
 
 
 def test_refit_trains_the_chosen_head_on_all_rows(
@@ -261,10 +263,10 @@ def test_incomplete_labels(
 def test_every_way_to_a_figure_refuses_training_videos(
     trained: Path, videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    message = r"24 of its 44 videos are training videos of this probe \(first: .*\); name the test"
+    message = r"24 of its 44 videos are ones that this probe was trained .* \(first: .*\); name the"
     with pytest.raises(UserError, match=message):
         evaluate_here(trained, videos, split=None)
-    with pytest.raises(UserError, match="24 of its 24 videos are training videos"):
+    with pytest.raises(UserError, match="24 of its 24 videos are ones that"):
         evaluate_here(trained, videos, split="train")
     found = evaluate_here(trained, videos, split="train", allow_training_videos=True)
     assert (found.metrics.count, found.trained_on) == (24, 24)
@@ -288,7 +290,7 @@ def test_copies_of_training_videos_under_other_names_are_counted(
     copied = write_manifest(rows, tmp_path / "copied.parquet")
     found = evaluate_here(trained, copied, split=None)
     assert (found.metrics.count, found.trained_on) == (3, 2)
-    assert "videos: 2 of its 3 videos are copies of ones that are training videos" in caplog.text
+    assert "videos: 2 of its 3 videos, under another name, are ones that this" in caplog.text
     changes = {"data.test.manifest": str(copied), "data.test.split": None, "optim.epochs": 1}
     _, test = train_probe(videos, checkpoint, tmp_path / "x", **changes)
     assert test.trained_on == 2

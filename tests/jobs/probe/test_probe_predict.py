@@ -39,7 +39,7 @@ def test_a_file_gives_its_most_probable_classes(folder: Path, tmp_path: Path) ->
     assert found.classes[0].name == "green"
     assert found.classes[0].probability > found.classes[1].probability
     assert sum(share.probability for share in found.classes) <= 1.0 + 1e-9
-    (all_classes,) = probe.predict([str(tmp_path / "new.mp4")], top=9)
+    (all_classes,) = probe.predict(str(tmp_path / "new.mp4"), top=9)
     assert sum(share.probability for share in all_classes.classes) == pytest.approx(1.0)
 
 

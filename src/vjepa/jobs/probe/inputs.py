@@ -63,6 +63,8 @@ class ProbeInputs:
         manifest, count = self.train.manifest, len(self.fit)
         rows = np.concatenate([self.fit, self.choose])
         paths = tuple(itertools.chain.from_iterable(manifest.paths(rows)))
+        sizes = manifest.numeric("bytes")[rows].tolist()
+        chosen_on = {} if self.validation is None else paths_and_sizes(self.validation.manifest)
         return SplitRecord(
             label=self.labels.name,
             manifest_hash=manifest.content_hash,
@@ -73,7 +75,8 @@ class ProbeInputs:
             choose=tuple(self.choose.tolist()),
             fit_paths=paths[:count],
             choose_paths=paths[count:],
-            sizes=tuple(manifest.numeric("bytes")[rows].tolist()),
+            validation_paths=tuple(chosen_on),
+            sizes=(*sizes, *chosen_on.values()),
         )
 
 

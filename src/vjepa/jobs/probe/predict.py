@@ -60,7 +60,7 @@ class Probe:
 
     def predict(
         self,
-        sources: Sequence[str | Path],
+        sources: str | Path | Sequence[str | Path],
         *,
         top: int = 5,
         split: str | None = None,
@@ -71,7 +71,7 @@ class Probe:
         One that cannot be read has `failure`.
 
         Args:
-            sources: Videos, images, folders, lists of files, or Parquet manifests.
+            sources: One or several videos, images, folders, lists of files, or Parquet manifests.
             top: How many classes to give of each.
             split: Only this split of the manifests among the sources.
             reading: Worker processes; None takes the defaults, and none for a few videos.
@@ -81,7 +81,8 @@ class Probe:
         """
         if top < 1:
             raise UserError(f"top: must be at least 1, got {top}")
-        rows = [ManifestRow(info=info) for info in files_of([Path(one) for one in sources], split)]
+        several = [sources] if isinstance(sources, (str, Path)) else sources
+        rows = [ManifestRow(info=info) for info in files_of([Path(one) for one in several], split)]
         manifest = Manifest.from_rows(rows, "/")
         known = sum(row.info.path in self.trained_on for row in rows)
         if known:

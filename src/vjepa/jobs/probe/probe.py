@@ -180,7 +180,7 @@ def evaluate(
                 f"trained on {kind}s"
             )
         remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
-        what = "training videos of this probe"
+        what = "ones that this probe was trained or chosen on"
         split = refuse_known(
             split, probe.trained_on, what, None if allow_training_videos else remedy
         )
