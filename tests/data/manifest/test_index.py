@@ -19,7 +19,7 @@ from tests.runtime.hanging_worker import hanging_order
 
 import vjepa.data.manifest.index as index_module
 from vjepa.data.manifest.index import IndexConfig, index_sources
-from vjepa.data.manifest.lists import read_source
+from vjepa.data.manifest.lists import LeftOut, read_source
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video import inspect as inspect_module
 from vjepa.data.video.decode import decode_frames
@@ -281,6 +281,12 @@ def test_object_storage(tmp_path: Path) -> None:
     assert [row.split for row in rows] == ["train", "validation"]
     assert [row.labels for row in rows] == [row.labels for row in read_source(str(listed), config)]
     assert [row.path for row in read_source(f"{base}/val/walk/b.mp4", config)] == [rows[1].path]
+    for number in range(10):
+        with fsspec.open(f"{base}/val/frames/f_{number}.jpg", "wb") as file:
+            file.write(b"1")
+    left_out = LeftOut()
+    assert len(list(read_source(base, config, left_out))) == 12
+    assert left_out == {"its images are taken as stills: a clip is a folder on a disk": 1}
     # Reader processes do not share memory:// with this one, but file:// they see.
     manifest = index_sources([f"file://{source}"], tmp_path / "m.parquet", workers=1)
     assert manifest.path(0) == f"file://{source}"

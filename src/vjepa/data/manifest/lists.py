@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -131,7 +131,7 @@ def read_source(
         raise UserError(f"source {str(path)!r}: the name is not valid UTF-8; rename it")
     remedy = "label every row or none"
     if is_address(source):
-        rows = _list_storage(source, config)
+        rows = _list_storage(source, config, left_out)
     elif not path.exists():
         raise UserError(f"source {source}: no such file or folder")
     elif path.is_dir():
@@ -167,7 +167,7 @@ def read_source(
 # --- folder trees ---------------------------------------------------------------------------------
 
 
-def _list_storage(address: str, config: IndexConfig) -> Iterator[SourceRow]:
+def _list_storage(address: str, config: IndexConfig, left_out: LeftOut) -> Iterator[SourceRow]:
     """Media files of a stored folder, or one stored file."""
     if is_media(address):
         return iter([SourceRow(path=address, kind=kind_of(address))])
@@ -175,6 +175,10 @@ def _list_storage(address: str, config: IndexConfig) -> Iterator[SourceRow]:
         found = [(path, kind_of(path)) for path in files_beneath(address) if is_media(path)]
     except OSError as error:
         raise UserError(f"source {address}: cannot be listed ({error})") from error
+    for folder, paths in groupby((path for path, _ in found), lambda path: path.rpartition("/")[0]):
+        names = [path.rpartition("/")[2] for path in paths]
+        if config.image_folders != "images" and _looks_like_a_clip(filter(is_image, names)):
+            left_out.note(folder, "its images are taken as stills: a clip is a folder on a disk")
     return _folder_rows(address.rstrip("/"), found, config)
 
 
@@ -248,7 +252,7 @@ def _find_media(
             yield f"{folder}/{name}", "image" if is_image(name) else "video"
 
 
-def _looks_like_a_clip(images: Sequence[str]) -> str | None:
+def _looks_like_a_clip(images: Iterable[str]) -> str | None:
     """What to say of a folder of stills most of which could be the frames of one clip."""
     series: dict[tuple[str, str], list[int]] = {}
     for name in images:
