@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoint.samples import model, released_file, same_outputs
+from tests.checkpoint.samples import model, released_file, same_outputs, with_encoder
 from tests.models.tiny import MODEL, clips
 from torch import nn
 
@@ -28,6 +28,7 @@ from vjepa.checkpoint import (
 )
 from vjepa.checkpoint import folder as folders
 from vjepa.errors import UserError
+from vjepa.models import InputConfig
 
 
 @pytest.fixture
@@ -237,6 +238,15 @@ def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
     assert (copied.step, copied.run, copied.preprocess) == (12, *said.values())
     names = {p.name for p in tmp_path.iterdir()}
     assert names == {"ours", "theirs.pth.tar", "again", "copy"}
+
+
+def test_an_input_of_its_own_is_not_lost_in_the_authors_layout(tmp_path: Path) -> None:
+    made = model(with_encoder(input=InputConfig(content="rgb_without_mean")))
+    save_model(tmp_path / "ours", made)
+    with pytest.raises(UserError, match=r"no place for the input.*model\.encoder\.input"):
+        convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
+    convert(tmp_path / "ours", tmp_path / "copy")
+    assert load_model(tmp_path / "copy").config == made.config
 
 
 def test_files_without_an_optimiser_can_be_converted(tmp_path: Path) -> None:

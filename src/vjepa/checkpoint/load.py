@@ -36,7 +36,7 @@ from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.config import recipe_names
 from vjepa.errors import UserError
-from vjepa.models import PRESETS, VJEPA, Encoder, ModelConfig
+from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path
 
@@ -183,6 +183,11 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
     require_absent(dst)
     model, report = read_model(src, num_heads)
     if dst.suffix in (".tar", ".pth", ".pt"):
+        if model.config.encoder.input != InputConfig():
+            raise UserError(
+                f"{dst}: the authors' layout has no place for the input that {src} was trained on "
+                "(model.encoder.input); give a folder as the destination"
+            )
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
     else:

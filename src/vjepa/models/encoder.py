@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.models.attention import Block, Packing, init_layer
-from vjepa.models.config import EncoderConfig
+from vjepa.models.config import EncoderConfig, InputConfig
 from vjepa.models.embedding import (
     PatchEmbed,
     check_indices,
@@ -139,13 +139,13 @@ class Encoder(nn.Module):
                 f"{remedy if swapped else ''}"
             )
         grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
-        if not self.training and may_look(video):
+        if not self.training and video.numel() and may_look(video):
             low, high = (float(end) for end in video.aminmax())
             if not math.isfinite(high - low):
                 raise ValueError("video holds numbers that are not finite")
             if high > _NO_MORE_NORMALISED:
                 raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
-            if 0 <= low < 0.02 and 0.5 < high <= 1:
+            if 0 <= low < 0.02 and 0.5 < high <= 1 and config.input == InputConfig():
                 warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=5)
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
