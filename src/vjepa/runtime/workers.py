@@ -18,16 +18,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from vjepa.errors import UserError
 
@@ -47,6 +47,7 @@ _Payload = TypeVar("_Payload")
 # A job of at most this size is sent to a busy worker: it fits in any pipe's buffer.
 _AHEAD_BYTES = 4096
 _JOBS_PER_WORKER = 2
+_WITHOUT_MAIN = "vjepa-worker"
 _READY, _FAILED, _GOING_ON = -1, -2, -3  # in place of a ticket
 
 _SECONDS_BETWEEN_SIGNS = 1.0
@@ -170,15 +171,19 @@ def _stop_server() -> None:
             os.kill(number, signal.SIGKILL)
 
 
-@contextmanager
-def _hidden_main() -> Generator[None]:
-    """Let a process start that does not import the main file: multiprocessing sends its name."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+@cache
+def _leave_out_main() -> None:
+    """Let processes of this name start without importing the main file, once for all."""
+    prepare = spawn.get_preparation_data
+
+    def prepared(name: str) -> dict[str, Any]:
+        data: dict[str, Any] = dict(prepare(name))
+        if name == _WITHOUT_MAIN:
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = cast("Any", prepared)
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -379,13 +384,13 @@ class WorkerPool:
                 target=_serve,
                 args=(theirs, self._task, self._memory),
                 daemon=True,
-                name="vjepa-worker",
+                name="vjepa-worker-of-main" if self._imports_main else _WITHOUT_MAIN,
             )
             self._is_starting = True
             try:
                 _start_server()
-                with nullcontext() if self._imports_main else _hidden_main():
-                    process.start()
+                _leave_out_main()
+                process.start()
             except (OSError, EOFError) as error:
                 raise UserError(
                     f"worker processes cannot start ({str(error) or type(error).__name__}): mend "

@@ -262,7 +262,7 @@ def test_batches_belong_to_the_caller(manifest: Manifest) -> None:
     assert torch.equal(first.clips, kept)
 
 
-@pytest.mark.parametrize("place", ["stdin", "file"])
+@pytest.mark.parametrize("place", ["-", "-c", "script.py"])
 def test_any_script_may_use_workers(manifest: Manifest, tmp_path: Path, place: str) -> None:
     """One from stdin too, and one that does not guard its work by ``__name__``."""
     manifest.write(tmp_path / "videos.parquet")
@@ -276,7 +276,7 @@ def test_any_script_may_use_workers(manifest: Manifest, tmp_path: Path, place: s
         "        print(int(batch.clips.sum()))\n"
     )
     (tmp_path / "script.py").write_text(script)
-    command = [sys.executable, "-" if place == "stdin" else "script.py"]
+    command = [sys.executable, place, *([script] if place == "-c" else [])]
     done = subprocess.run(command, cwd=tmp_path, input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = [int(batch.clips.sum()) for batch in _take([manifest], 0, 2)]

@@ -243,7 +243,7 @@ class _Prefetcher:
                 self._hand_over()
                 if not self._building and self._plans is None:
                     break
-                for outcome in self._pool.wait(_REPORT_SECONDS):
+                for outcome in self._pool.wait(_REPORT_SECONDS / 2):
                     self._settle(outcome)
                 if self._asked is not None and self._building:
                     first, waited = self._building[0], time.monotonic() - self._asked
