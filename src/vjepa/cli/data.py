@@ -70,6 +70,9 @@ example:
 """
 
 
+_MOST_NOTES = 20
+
+
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
@@ -148,8 +151,10 @@ def _check(args: argparse.Namespace) -> int:
     report = videos.check(args.manifest, config, deep=args.deep, workers=args.workers)
     for bad in report.bad:
         print(f"bad: {bad.path}: {bad.reason}")
-    for path, note in report.notes:
+    for path, note in report.notes[:_MOST_NOTES]:
         print(f"unusual: {path}: {note}")
+    if len(report.notes) > _MOST_NOTES:
+        print(f"unusual: {len(report.notes) - _MOST_NOTES} more (see the manifest's column `note`)")
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
     print(f"size: {report.num_bytes / 2**30:.3f} GiB")

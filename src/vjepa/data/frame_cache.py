@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-_FORMAT = "vjepa frame cache 2"
+_FORMAT = "vjepa frame cache 3"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
 _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")

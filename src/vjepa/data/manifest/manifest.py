@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,8 @@ from vjepa.data.manifest.storage import is_address
 from vjepa.data.video.info import MediaKind, Reading, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_path, written
+
+_LOGGER = logging.getLogger(__name__)
 
 LABEL_PREFIX = "label."
 """Label columns are named ``label.<name>``."""
@@ -297,6 +300,13 @@ class Manifest:
             raise UserError(f"manifest {file}: has no rows; {remedy}")
         if (problem := _problem_of(table)) is not None:
             raise UserError(f"manifest {file}: {problem}; {remedy}")
+        has_keys = list_lengths(table, "keyframe_pts") > 0
+        if (has_keys & table.column("stream").is_null().to_numpy()).any():
+            _LOGGER.warning(
+                "manifest %s: made by an older version, which did not verify key frames and "
+                "timestamps; `vjepa data index` with the same sources and --out does",
+                file,
+            )
         return cls(table, file.absolute().parent, str(file))
 
     @classmethod

@@ -129,7 +129,7 @@ def hashed_frames(info: VideoInfo, part: Part, match: MatchConfig) -> NDArray[np
 def _encoded_pictures(info: VideoInfo) -> Iterator[bytes]:
     """The video's packets without their container; or the bytes of images."""
     if info.kind == "video":
-        with open_video(info.path) as video:
+        with open_video(info.path, stream_number=info.stream) as video:
             for packet in video.packets():
                 yield bytes(packet)
         return

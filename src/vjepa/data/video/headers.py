@@ -8,6 +8,7 @@ whether it is shown and whether it is one field of two stands in the picture's o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -111,10 +112,11 @@ class HeaderReader:
         self._length_size = length_size_of(decoder)
         self._frame_num_bits: int | None = None  # of h264 that may have fields; None: it has none
         extradata = decoder.extradata or b""
-        if decoder.name == "h264" and self._length_size:
-            self._read_sps(extradata[9:])
-        elif decoder.name == "h264":
-            self._h264(extradata)
+        with suppress(IndexError, ValueError):  # they come again in the packets, or never
+            if decoder.name == "h264" and self._length_size:
+                self._read_sps(extradata[9:])
+            elif decoder.name == "h264":
+                self._h264(extradata)
         units = {"h264": self._h264, "hevc": self._hevc}
         self._read = units.get(decoder.name) or _READERS.get(decoder.name)
         self.is_intra_only = decoder.name in _INTRA_ONLY
