@@ -43,7 +43,7 @@ def test_it_is_attention(
 ) -> None:
     """However many heads and clips are computed at a time, and whatever is kept."""
     monkeypatch.setattr(cpu_attention, "_MOST_SCORES", most_scores)
-    monkeypatch.setattr(cpu_attention, "_MOST_KEPT", most_kept)
+    monkeypatch.setattr(cpu_attention, "MOST_KEPT", most_kept)
     qkv = _qkv(shape, torch.float32)
     for ours, theirs in zip(
         _with_gradient(self_attention, qkv), _with_gradient(_plain, qkv), strict=True
@@ -70,7 +70,7 @@ def test_kept_and_recomputed_probabilities_give_the_same_bits(
     qkv = _qkv((3, 17, 3, 8), dtype)
     results = []
     for most_kept in (0, 4 * 17 * 17, 1 << 20):
-        monkeypatch.setattr(cpu_attention, "_MOST_KEPT", most_kept)
+        monkeypatch.setattr(cpu_attention, "MOST_KEPT", most_kept)
         results.append(_with_gradient(self_attention, qkv))
     for other in results[1:]:
         assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
@@ -83,7 +83,7 @@ def test_what_is_kept_stays_below_its_allowance(monkeypatch: pytest.MonkeyPatch)
     for most_scores in (1, 2 * scores, 3 * scores, 6 * scores, 1 << 20):
         for heads_kept in range(11):
             monkeypatch.setattr(cpu_attention, "_MOST_SCORES", most_scores)
-            monkeypatch.setattr(cpu_attention, "_MOST_KEPT", heads_kept * scores + 1)
+            monkeypatch.setattr(cpu_attention, "MOST_KEPT", heads_kept * scores + 1)
             _, kept = cpu_self_attention(_qkv((3, 17, 3, 8), torch.float32), True)
             assert kept.shape[0] <= heads_kept
             counts.append(kept.shape[0])

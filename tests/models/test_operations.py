@@ -91,7 +91,7 @@ def test_memory_is_about_what_autograd_keeps(
     wide: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The estimate is of fused attention; a CPU keeps probabilities beside that.
-    monkeypatch.setattr(cpu_attention, "_MOST_KEPT", 0)
+    monkeypatch.setattr(cpu_attention, "MOST_KEPT", 0)
     sampler = MaskSampler(MaskingConfig(count="fixed"), wide.encoder.grid, 2, seed=0)
     masks = sampler.sample(np.arange(BATCH), 0)
     objective = FeaturePrediction(VJEPA(wide))

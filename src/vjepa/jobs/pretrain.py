@@ -323,7 +323,7 @@ _LIBRARIES = 0.2e9
 
 
 def memory_needed(
-    config: PretrainConfig, size: int, parts: int, checkpointing: bool
+    config: PretrainConfig, device_type: str, size: int, parts: int, checkpointing: bool
 ) -> dict[str, float]:
     """Bytes that an update takes in each of `size` processes, in `parts` micro-batches.
 
@@ -339,6 +339,7 @@ def memory_needed(
         at_once,
         activation_checkpointing=checkpointing,
         precision=config.training.precision,
+        on_cpu=device_type == "cpu",
     )
     pixels = encoder.num_tokens * encoder.patch_values
     # What auto means is known only where the weights are: it shards them where they are large.
@@ -355,7 +356,7 @@ def memory_needed(
 
 def _check_room(config: PretrainConfig, out: Path, device: torch.device, size: int) -> None:
     """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
-    needs = partial(memory_needed, config, size)
+    needs = partial(memory_needed, config, device.type, size)
     clips = config.data.batch_size // size
     check_memory(needs, device, config.optim, config.training, clips)
     trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 _MOST_SCORES = 1 << 22
 # Probabilities that one attention keeps for its backward pass: 64 MiB in bfloat16. A predictor of
 # 12 blocks and two masks so keeps at most 1.5 GiB, as much as one clip of 1568 tokens has.
-_MOST_KEPT = 1 << 25
+MOST_KEPT = 1 << 25
 # Asked once: a question to the processor inside a block would cut a compiled block in two. Where
 # torch was told to do without AVX-512 (ATEN_CPU_CAPABILITY), its fused attention stops with an
 # error on a processor that has AMX.
@@ -88,7 +88,7 @@ def _num_kept(qkv: Tensor) -> int:
     """Heads, counted over all clips, whose probabilities are kept: whole parts, the first ones."""
     batch, length, _, heads, _ = qkv.shape
     clips, part = _at_once(length, heads)
-    most = _MOST_KEPT // (length * length)
+    most = MOST_KEPT // (length * length)
     if part == heads:
         return min(batch, most // (clips * heads) * clips) * heads
     # A clip's heads come in several parts, of which the last may be smaller.

@@ -11,11 +11,13 @@ and the backward pass twice that.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from vjepa.models import cpu_attention
 from vjepa.models.config import EncoderConfig, ModelConfig
 from vjepa.models.encoder import Encoder
 from vjepa.models.predictor import Predictor
@@ -83,6 +85,7 @@ def _block(tokens: float, width: int, mlp_width: int) -> float:
     return 2 * tokens * (4 * width**2 + 2 * width * mlp_width) + 4 * tokens**2 * width
 
 
+@functools.cache
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
     """Numbers of trained parameters of encoder and predictor; no memory is taken for them."""
     with torch.device("meta"):
@@ -113,11 +116,12 @@ def update_memory(
     *,
     activation_checkpointing: bool = False,
     precision: str = "bfloat16",
+    on_cpu: bool = False,
 ) -> UpdateMemory:
     """Estimate the memory of one update of `batch_size` clips with fused attention.
 
     With `activation_checkpointing` each block's input is kept, and one block in full. A CPU in
-    bfloat16 keeps up to 64 MiB more for each attention (:mod:`vjepa.models.cpu_attention`).
+    bfloat16 keeps probabilities of each attention, too (:mod:`vjepa.models.cpu_attention`).
     """
     encoder, predictor = config.encoder, config.predictor
     in_encoder, in_predictor = count_parameters(config)
@@ -133,6 +137,14 @@ def update_memory(
         block = tokens * (per_width * width + per_mlp_width * mlp)
         widest = max(widest, block)
         kept += depth * (_FLOAT32 * width * tokens if activation_checkpointing else block)
+    if on_cpu and precision == "bfloat16" and not activation_checkpointing:
+        for mask in masks:
+            for tokens, heads, depth in (
+                (mask.context, encoder.heads, encoder.depth),
+                (mask.context + mask.target, predictor.heads or encoder.heads, predictor.depth),
+            ):
+                probabilities = min(heads * tokens**2 * batch_size, cpu_attention.MOST_KEPT)
+                kept += depth * 2 * probabilities / max(1, batch_size)
     # Targets of all tokens, and predictions with their errors, are float32 of the encoder's width.
     targets = encoder.num_tokens + 3 * sum(mask.target for mask in masks)
     kept += targets * encoder.width * _FLOAT32 + (widest if activation_checkpointing else 0.0)
