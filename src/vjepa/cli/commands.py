@@ -7,6 +7,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vjepa.cli.parser import (
     EXIT_INTERRUPTED,
@@ -78,8 +79,11 @@ def add_learn(parser: Parser) -> None:
 
 
 def _learn(args: argparse.Namespace) -> int:
-    sources = tuple(source.absolute() for source in args.sources)
-    config = resolve_config(args, amend=lambda made: replace(made, sources=sources))
+    def with_sources(made: Any) -> Any:
+        named = tuple(args.sources) or made.sources
+        return replace(made, sources=tuple(source.absolute() for source in named))
+
+    config = resolve_config(args, amend=with_sources)
     if args.out is None:
         raise UserError("learn needs --out DIR, the folder that everything is written to")
     from vjepa.jobs.learn import REPORT_FILE, run
@@ -102,7 +106,7 @@ checkpoints; the same command again resumes exactly where the run stopped. Under
 processes share each batch (see docs/distributed.md).
 
 examples:
-  vjepa pretrain --config vits16_224 --data.sources.0.manifest videos.parquet --out runs/small
+  vjepa pretrain --config small --data.sources.0.manifest videos.parquet --out runs/small
   vjepa pretrain --config vitl16_224 --config mine.yaml --optim.peak_lr 3e-4 --out runs/large
   vjepa pretrain --config vitl16_224 --print-config > mine.yaml
   vjepa pretrain --out runs/small                        resume with the run's own config

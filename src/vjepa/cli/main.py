@@ -42,9 +42,12 @@ Each names the function that does the work, ``run(args) -> exit code``, by ``set
 _DESCRIPTION = """\
 V-JEPA: learn from video by predicting features (arXiv 2404.08471).
 
-The way from video files to answers:
+From your own videos to a model and a report, in minutes:
+  vjepa learn videos/ --out runs/mine
+
+Step by step:
   vjepa data index videos/ --out videos.parquet       look at every file once
-  vjepa pretrain --config vits16_224 --data.sources.0.manifest videos.parquet --out runs/first
+  vjepa pretrain --config small --data.sources.0.manifest videos.parquet --out runs/first
   vjepa probe train --help                            measure what the features know
   vjepa show run runs/first --out report.html         look at curves, masks and features
 

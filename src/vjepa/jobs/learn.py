@@ -78,6 +78,8 @@ _LARGER_COSTS = 3.0
 """A larger size is tried only where the one before would get so many times enough."""
 _TIMED_UPDATES = 2
 _FEWEST_MINUTES = 0.05
+_LITTLE = 0.3
+"""Where less than this share of the time is for learning, that is said."""
 _REPORT_SECONDS, _REPORT_SHARE = 20.0, 0.08
 """Of the time, what is kept for the report; once more for the probes."""
 _DECODING_SHARE = 0.15
@@ -127,6 +129,7 @@ class Choices:
     """Of the recipe, as NAME=VALUE."""
     minutes_beside: float
     """Of the whole time, those that are not for pretraining."""
+    seconds_an_update: float
     has_probe: bool
     lines: tuple[str, ...]
     """All of it in words."""
@@ -159,7 +162,8 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         else:
             choices = _choose(config, out, started)
             _write_choices(choices, stored)
-        for line in choices.lines:
+        lines = [*choices.lines, _time_line(config, choices)]
+        for line in lines:
             _LOGGER.info("  %s", line)
         if choices.reported_minutes >= config.minutes and (out / REPORT_FILE).is_file():
             _LOGGER.info(
@@ -170,7 +174,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER)
         if ended.interrupted:
             return ended
-        results, lines = {}, list(choices.lines)
+        results = {}
         if choices.has_probe:
             try:
                 results = {w: _probe(config, w, ended.step, out) for w in ("target", "random")}
@@ -264,9 +268,6 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     made = _load(config, settings)
     is_cached = _decode_once(made)
     beside += time.monotonic() - started
-    left = max(60 * _FEWEST_MINUTES, 60 * config.minutes - beside)
-    if left < 0.3 * 60 * config.minutes:
-        _LOGGER.warning("most of the time goes into files and report: give more --minutes")
     encoder, clip = made.model.encoder, made.data.clip
     reading = "decoded once, and kept small" if is_cached else f"decoded by {workers} processes"
     lines = (
@@ -276,10 +277,8 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"{encoder.depth} blocks, {encoder.width} wide (--size)",
         f"batch     {made.data.batch_size} clips (--batch_size); videos are {reading} (--workers)",
         f"device    {torch.cuda.get_device_name() if is_gpu else f'CPU, {cpus} cores'} (--device)",
-        f"time      {left / 60:.1f} of {config.minutes:g} minutes are for learning: about "
-        f"{left / seconds:,.0f} updates of {seconds:.2g} s (--minutes)",
     )
-    return Choices(tuple(settings), beside / 60, has_probe, lines, skipped)
+    return Choices(tuple(settings), beside / 60, seconds, has_probe, lines, skipped)
 
 
 def _load(config: LearnConfig, settings: Sequence[str]) -> PretrainConfig:
@@ -444,10 +443,28 @@ def _decode_once(config: PretrainConfig) -> bool:
     )
 
 
+def _training_minutes(config: LearnConfig, choices: Choices) -> float:
+    return max(_FEWEST_MINUTES, config.minutes - choices.minutes_beside)
+
+
+def _time_line(config: LearnConfig, choices: Choices) -> str:
+    minutes, seconds = _training_minutes(config, choices), choices.seconds_an_update
+    if minutes < _LITTLE * config.minutes:
+        _LOGGER.warning("most of the time goes into files and report: give more --minutes")
+    return (
+        f"time      {minutes:.1f} of {config.minutes:g} minutes are for learning: about "
+        f"{60 * minutes / seconds:,.0f} updates of {seconds:.2g} s (--minutes)"
+    )
+
+
 def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
     made = _load(config, choices.settings)
-    minutes = max(_FEWEST_MINUTES, config.minutes - choices.minutes_beside)
-    return replace(made, training=replace(made.training, device=config.device, max_minutes=minutes))
+    minutes = _training_minutes(config, choices)
+    training = replace(made.training, device=config.device, max_minutes=minutes)
+    if config.workers is None:
+        return replace(made, training=training)
+    loader = replace(made.data.loader, num_workers=config.workers)
+    return replace(made, training=training, data=replace(made.data, loader=loader))
 
 
 def _probe(config: LearnConfig, which: str, step: int, out: Path) -> ProbeResult:
