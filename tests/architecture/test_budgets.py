@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1410, 33),
     "evaluation": (3256, 79),
-    "jobs": (3052, 73),
+    "jobs": (3060, 73),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
     "models": (1613, 44),
