@@ -19,9 +19,9 @@ _INDEX_HELP = """\
 look into every file once and write a manifest
 
 SRC is a folder (searched for videos and images), a CSV file with a header (a `path` column, and
-optionally split, weight and labels), a JSON lines file with the same names, or the authors' list
-of `path label` lines. Several sources make one mixture. Files that have not changed since the
-last index are not read again.
+optionally split, weight and labels), JSON lines or a JSON array with the same names, or the
+authors' list of `path label` lines. Several sources make one mixture. Files that have not changed
+since the last index are not read again.
 
 examples:
   vjepa data index videos/ --out videos.parquet

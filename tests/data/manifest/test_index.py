@@ -208,7 +208,9 @@ def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
     bad.mkdir()
     for number in range(5):
         (bad / f"{number}.mp4").write_text("no video")
-    with pytest.raises(UserError, match=r"none of the 5 files.*0\.mp4: not.*2\.mp4: not") as error:
+    with pytest.raises(
+        UserError, match=r"none of the 5 files of .*bad can be used.*0\.mp4: not.*2\.mp4: not"
+    ) as error:
         index_sources([bad], out)
     assert "3.mp4" not in str(error.value)
     assert out.read_bytes() == before

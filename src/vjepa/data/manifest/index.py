@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source
+from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source, shortened
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -199,7 +199,10 @@ def index_sources(
     if not manifest.ok.any():
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
-        raise UserError(f"none of the {len(manifest)} files can be used: {reasons}")
+        raise UserError(
+            f"none of the {len(manifest)} files of {shortened(', '.join(sources))} can be used"
+            f" (relative paths start at the folder of their list): {reasons}"
+        )
     if weights is not None:
         manifest = _weighted(manifest, dict(zip(names, weights, strict=True)))
     manifest.write(target, note)

@@ -150,7 +150,7 @@ def read_source(
             what = "has no" if lacking else "has a"
             others = "have one" if lacking else "have none"
             raise UserError(
-                f"{source}, {row.place}: {what} label {_shortened(repr(name))}, but the rows above"
+                f"{source}, {row.place}: {what} label {shortened(repr(name))}, but the rows above"
                 f" {others}; {remedy}"
             )
         yield row
@@ -318,7 +318,7 @@ def _parse(
     is_header = "," in first or ";" in first or (words and words[0].lower() in _HEADER_WORDS)
     if is_header and not of_ids and _split_line(first.strip(), path.parent) is None:
         raise UserError(
-            f"{path}: no column {columns[0]!r} in its header ({_shortened(first)});"
+            f"{path}: no column {columns[0]!r} in its header ({shortened(first)});"
             f" name the column of files {columns[0]!r}, with commas between the columns, or give"
             " lines of the form 'path label' without header"
         )
@@ -336,7 +336,7 @@ def _parse_csv(path: Path, file: IO[str], delimiter: str) -> Iterator[tuple[str,
             if not header:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header) or "" in header:
-                    named = _shortened(", ".join(header))
+                    named = shortened(", ".join(header))
                     raise UserError(f"{path}: header repeats or omits a column name ({named})")
                 continue
             if len(cells) != len(header):
@@ -360,7 +360,7 @@ def _parse_json(
         try:
             return json.loads(text, parse_constant=_json_constant)
         except (ValueError, RecursionError) as error:
-            reason = _shortened(str(error))
+            reason = shortened(str(error))
             raise UserError(f"{path}{place}: not valid JSON ({reason})") from error
 
     if is_array:
@@ -401,7 +401,7 @@ def _parse_lines(
         if found is None or _SEVERAL_NUMBERS.fullmatch(found[1]):
             raise UserError(
                 f"{path}, row {number}: cannot tell path and label apart, or there are several"
-                f" labels ({_shortened(text)}); give a CSV file with the header path,label (where a"
+                f" labels ({shortened(text)}); give a CSV file with the header path,label (where a"
                 " video has several classes, the label is written 3|7)"
             )
         name, label = found
@@ -443,7 +443,8 @@ def _ends_of_names(line: str) -> list[int]:
     return [match.end() for match in _SUFFIX.finditer(line) if match[1].lower() in _SUFFIXES]
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """What a user wrote, on one line and not at length, for a message."""
     text = " ".join(text.split())
     return text if len(text) <= 100 else f"{text[:100]} ..."
 
@@ -482,7 +483,7 @@ def _weight_of(value: object) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ValueError(f"weight {_shortened(repr(value))} is no number from 0 up")
+        raise ValueError(f"weight {shortened(repr(value))} is no number from 0 up")
     return weight
 
 
@@ -491,17 +492,17 @@ def _text_of(column: str, value: object) -> str | None:
     if isinstance(value, list):
         texts = [_text_of(column, item) or "" for item in value]
         if any(not text or "|" in text for text in texts):
-            raise ValueError(f"{column} is no list of classes: {_shortened(repr(value))}")
+            raise ValueError(f"{column} is no list of classes: {shortened(repr(value))}")
         return "|".join(texts) or "|"
     if isinstance(value, bool):
         value = str(value).lower()  # as JSON writes it
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and not isinstance(value, str | int | float):
-        raise ValueError(f"{column} is no text or number but {_shortened(repr(value))}")
+        raise ValueError(f"{column} is no text or number but {shortened(repr(value))}")
     text = "" if value is None else str(value).strip()
     if not _is_text(column + text):
-        raise ValueError(f"{_shortened(repr(column))} is not valid UTF-8: {_shortened(repr(text))}")
+        raise ValueError(f"{shortened(repr(column))} is not valid UTF-8: {shortened(repr(text))}")
     if text.lower() in _NO_VALUE or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(
             f"{column} is {value!r}, which other programs write for a missing value; leave it"
