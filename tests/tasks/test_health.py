@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vjepa.masking import TokenMasks
+from vjepa.models import Encoder, EncoderConfig, InputConfig
 from vjepa.tasks import collapse_alarm
 from vjepa.tasks.health import (
     effective_rank,
@@ -16,6 +18,7 @@ from vjepa.tasks.health import (
     representation_health,
     spread,
 )
+from vjepa.tasks.masked_prediction import normalise_features
 
 MASK = TokenMasks(
     context=torch.tensor([[0, 1]] * 4),
@@ -170,3 +173,51 @@ def test_features_that_become_alike_raise_the_alarm() -> None:
     message = collapse_alarm([_report(), _report(pairwise_cosine=0.97, loss=0.9)])
     assert message is not None
     assert "mean cosine rose from 0.4 to 0.97" in message
+
+
+# (target_std, effective_rank) of real runs of the demo recipe: VizDoom clips (32 pixels, mean .20
+# .17 .15) every 100 updates under ImageNet's normalisation; the same under the measured one; the
+# synthetic set every 200 updates under ImageNet's and the measured one (2026-11-28, docs/log.md).
+COLLAPSED_AT_ONCE = [
+    *((0.465, 4.4), (0.421, 4.0), (0.455, 3.0), (0.362, 3.0), (0.415, 3.7), (0.328, 3.1)),
+    *((0.476, 3.7), (0.404, 3.9), (0.39, 3.7)),
+]
+HEALTHY = [
+    [(0.929, 9.9), (0.937, 10.9), (0.919, 11.0), (0.853, 10.9), (0.737, 10.4), (0.662, 11.0)],
+    [(0.849, 10.2), (0.743, 8.6), (0.674, 7.9), (0.653, 8.2), (0.623, 8.3), (0.61, 8.6)],
+    [(0.95, 16.1), (0.869, 14.9), (0.828, 14.1), (0.792, 13.7), (0.76, 13.1), (0.752, 12.6)],
+]
+
+
+def test_a_collapse_from_the_first_update_on_is_told_at_the_first_report() -> None:
+    for std, rank in COLLAPSED_AT_ONCE:
+        message = collapse_alarm([_report(target_std=std, effective_rank=rank)])
+        assert message is not None
+        assert "data.normalisation measured" in message
+    for run in HEALTHY:
+        reports = [_report(target_std=std, effective_rank=rank) for std, rank in run]
+        assert all(collapse_alarm(reports[: n + 1]) is None for n in range(len(reports)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_dark_clips_need_their_own_normalisation(seed: int) -> None:
+    """What the alarm is about: under ImageNet's numbers dark clips are one constant."""
+    torch.manual_seed(seed)
+    sizes = EncoderConfig(
+        width=96, depth=3, heads=3, image_size=32, num_frames=8, patch_size=8, patch_init_std=0.2
+    )
+    coarse = torch.rand(32, 3, 4, 8, 8)
+    clips = (torch.nn.functional.interpolate(coarse, (8, 32, 32)) * 60).to(torch.uint8)
+    for how, is_bad in ((InputConfig(), True), (measured_here(clips), False)):
+        encoder = Encoder(replace(sizes, input=how)).eval()
+        with torch.no_grad():
+            targets = normalise_features(encoder(encoder.normalise(clips)))
+        report = {**representation_health(targets), "target_std": spread(targets)}
+        alarm = collapse_alarm([{name: float(value) for name, value in report.items()}])
+        assert (alarm is not None) == is_bad, (how, report)
+
+
+def measured_here(clips: Tensor) -> InputConfig:
+    pixels = clips.float() / 255
+    mean, deviation = pixels.mean((0, 2, 3, 4)), pixels.std((0, 2, 3, 4))
+    return InputConfig(mean=tuple(mean.tolist()), deviation=tuple(deviation.tolist()))

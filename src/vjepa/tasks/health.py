@@ -38,6 +38,7 @@ _TINY = 1e-12
 _LARGEST_FALL = 0.5
 _HIGH_COSINE = 0.95
 _COSINE_RISE = 0.1
+_POOR_STD, _POOR_RANK = 0.5, 5.0  # of targets that are nearly the same for all clips and places
 
 
 def spread(features: Tensor) -> Tensor:
@@ -126,16 +127,28 @@ def mask_counts(masks: Sequence[TokenMasks], targets: Tensor) -> dict[str, Tenso
 def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
     """A warning in words if the newest health report, of all so far, looks like a collapse.
 
-    Two signs, both against the run's own past; values missing or not finite are passed over:
+    Three signs, two of them against the run's own past; values missing or not finite are passed
+    over:
 
     1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
        highest value so far, while the ``loss`` is lower than it was then.
     2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
        a network that starts with similar features is not accused of having become so.
+    3. ``target_std`` is below 0.5, so that three quarters of what is to be predicted are the same
+       for all tokens, and ``effective_rank`` below 5: a collapse from the first update on, which
+       has no better past to be told from.
     """
     if not history:
         return None
     newest = history[-1]
+    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
+    if std < _POOR_STD and rank < _POOR_RANK:
+        return (
+            f"the features tell little: those of all clips are nearly the same (target_std "
+            f"{std:.3g}, effective_rank {rank:.3g}; a healthy run has more than {_POOR_STD:g} and "
+            f"{_POOR_RANK:g}); on dark or pale videos begin anew with data.normalisation measured, "
+            "else with a lower learning rate or a larger model.encoder.patch_init_std"
+        )
     for name in ("effective_rank", "target_std", "target_std_between_clips"):
         known = [report for report in history if math.isfinite(report.get(name, math.nan))]
         if not known or known[-1] is not newest:
