@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+import vjepa
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, InputConfig, normalise_clip
 
 PIXELS = torch.randint(0, 256, (1, 3, 2, 4, 4), dtype=torch.uint8)
@@ -72,3 +74,14 @@ def test_no_mode_of_an_earlier_call_is_left_in_the_process() -> None:
     weight = torch.ones(1, requires_grad=True)
     (found * weight).sum().backward()
     assert_close(found[0, 1], (PIXELS[0, 1] / 255 - 0.2) / PIXEL_STD[1], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1080, 1920), (1920, 1080), (362, 202), (16, 24)])
+def test_frames_of_any_size_become_an_encoders_input(size: tuple[int, int]) -> None:
+    encoder = vjepa.load_encoder("demo")
+    frames = np.full((20, *size, 3), 255, dtype=np.uint8)
+    video = encoder.preprocess([frames, frames])
+    assert video.shape == (2, 3, 8, 32, 32)
+    white = (1 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
+    assert_close(video.mean(dim=(0, 2, 3, 4)), white, atol=1e-4, rtol=0)
+    assert encoder(video).shape == (2, 64, 96)
