@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,19 +329,24 @@ def test_ctrl_c_ends_the_wait_for_data_and_the_workers(
 ) -> None:
     only = Manifest(with_rows(manifest, [hanging(tmp_path)], tmp_path).table.slice(6), tmp_path)
     known: list[int] = []
+    opened: list[int] = []
 
     def interrupt() -> None:
-        while moment == "a worker reads" and not known:
-            known.extend(loader.worker_ids)
+        while moment == "a worker reads" and not opened:
             time.sleep(0.01)
+            with suppress(OSError):  # a pipe can be opened for writing once somebody reads it
+                opened.append(os.open(only.path(0), os.O_WRONLY | os.O_NONBLOCK))
+        known.extend(loader.worker_ids)
         os.kill(os.getpid(), signal.SIGINT)
 
     with _loader([only], num_workers=1, sample_timeout_seconds=600.0) as loader:
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 (it may come at any moment)
             threading.Thread(target=interrupt).start()
             next(loader.batches(0, 1))
-        assert loader.worker_ids == []
+        assert moment == "a worker starts" or (known and loader.worker_ids == [])
     assert not _processes() & set(known)
+    for pipe in opened:
+        os.close(pipe)
 
 
 def test_a_new_range_ends_an_unfinished_one(manifest: Manifest) -> None:
