@@ -248,11 +248,6 @@ def build_task(config: PretrainConfig) -> Task:
 def build_loader(config: PretrainConfig, out: Path, group: ProcessGroup) -> ClipLoader:
     """The run's batches of clips, of which each process gets its part."""
     data, parts = config.data, group.size * config.optim.accumulation_steps
-    if not data.sources:
-        raise UserError(
-            "data.sources is empty: name a manifest, for example "
-            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
-        )
     if data.batch_size % parts:
         near = max(1, round(data.batch_size / parts)) * parts
         raise UserError(
@@ -467,6 +462,11 @@ def run(
         LostProcessError: Another process of the job ended or hung.
     """
     out = Path(out)
+    if not config.data.sources:
+        raise UserError(
+            "data.sources is empty: name a manifest, for example "
+            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
+        )
     config = sized_as_source(config, out)
     start = config.continue_from
     device = set_up_device(config.training.device, config.training.precision).device
