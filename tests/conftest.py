@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import torch
 _ROOT = Path(__file__).resolve().parents[1]
 _MAY_SKIP = "needs a CUDA device"
 _SKIPPED: list[str] = []
+
+# A shell starts background jobs with Ctrl-C ignored, and all that tests start would inherit it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
