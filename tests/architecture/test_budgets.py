@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 29_150
+MOST_LINES = 29_200
 MOST_FILES = 145
 MOST_CLASSES = 278
 LONGEST_READING_PATH = 6_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from tests.jobs.tiny_run import tiny_config, write_set
 from vjepa import load_encoder
 from vjepa.checkpoint import find_checkpoint, read_config
 from vjepa.config import from_dict
+from vjepa.data import Manifest
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.models import EncoderConfig, InputConfig, input_content, normalise_clip
 from vjepa.runtime.distributed import ProcessGroup
+from vjepa.tasks import Task
 
 STEPS = ("optim.steps=2", "optim.warmup_steps=1")
 
@@ -39,7 +42,7 @@ def test_a_run_measures_its_clips_once_and_its_encoder_keeps_the_numbers(
 
     group = ProcessGroup()
     with_128 = replace(config, data=replace(config.data, batch_size=128))
-    loader = pretrain.build_loader(with_128, tmp_path, group)
+    loader = pretrain.build_loader(with_128, None, group)
     (batch,) = loader.batches(0, 1)
     loader.close()
     pixels = batch.clips.numpy().transpose(1, 0, 2, 3, 4).reshape(3, -1) / 255
@@ -58,6 +61,27 @@ def test_a_run_measures_its_clips_once_and_its_encoder_keeps_the_numbers(
     # What a run has begun with it keeps, whatever is said later.
     pretrain.run(tiny_config(tmp_path, manifest, "data.normalisation=model", *STEPS), run)
     assert input_of(run) == how
+
+
+def test_what_fails_after_measuring_leaves_a_folder_that_can_be_used_again(
+    manifest: Path, tmp_path: Path
+) -> None:
+    """A video that is bad is noted by the run, not by the measuring before it."""
+    rows = Manifest.open(manifest).select(split="train")
+    broken = tmp_path / "broken"
+    shutil.copytree(Path(rows.path(0)).parents[1], broken)
+    for path in sorted((broken / "train").glob("*.mp4"))[::2]:
+        path.write_bytes(b"no video any more")
+    config = tiny_config(tmp_path, broken / manifest.name, *STEPS, "data.loader.min_bad_videos=99")
+
+    def fails(_: pretrain.PretrainConfig) -> Task:
+        raise UserError("no such task")
+
+    with pytest.raises(UserError, match="no such task"):
+        pretrain.run(config, tmp_path / "run", fails)
+    assert not (tmp_path / "run").exists()
+    assert pretrain.run(config, tmp_path / "run").step == 2
+    assert (tmp_path / "run" / "bad_videos.jsonl").exists()
 
 
 def test_given_numbers_are_taken_and_imagenets_are_the_papers(

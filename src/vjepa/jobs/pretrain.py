@@ -245,7 +245,9 @@ def build_task(config: PretrainConfig) -> Task:
     return task
 
 
-def build_loader(config: PretrainConfig, out: Path, group: ProcessGroup) -> ClipLoader:
+def build_loader(
+    config: PretrainConfig, bad_videos_log: Path | None, group: ProcessGroup
+) -> ClipLoader:
     """The run's batches of clips, of which each process gets its part."""
     data, parts = config.data, group.size * config.optim.accumulation_steps
     if data.batch_size % parts:
@@ -265,7 +267,7 @@ def build_loader(config: PretrainConfig, out: Path, group: ProcessGroup) -> Clip
         seed=config.seed,
         rank=group.rank,
         world_size=group.size,
-        bad_videos_log=out / "bad_videos.jsonl",
+        bad_videos_log=bad_videos_log,
     )
 
 
@@ -287,7 +289,7 @@ def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> Pret
         parts = group.size * config.optim.accumulation_steps
         clips = -(-_MEASURED_CLIPS // parts) * parts
         some = replace(config, data=replace(config.data, batch_size=clips))
-        with closing(build_loader(some, out, group)) as loader:
+        with closing(build_loader(some, None, group)) as loader:  # the folder is not claimed yet
             (batch,) = loader.batches(0, 1)
         how = measured(encoder.input, batch.clips, group)
         numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
@@ -482,7 +484,7 @@ def run(
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)
-        loader = build_loader(config, out, group)
+        loader = build_loader(config, out / "bad_videos.jsonl", group)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
         stack.callback(loader.close)
