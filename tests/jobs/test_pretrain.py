@@ -177,10 +177,11 @@ def test_our_checkpoint_goes_on_at_its_step_and_weights_alone_at_zero(
     assert train[0]["first_step"] == first
 
 
-def test_training_starts_from_everything_that_is_read(
-    finished: Path, manifest: Path, tmp_path: Path
-) -> None:
+def test_training_starts_from_everything_that_is_read(manifest: Path, tmp_path: Path) -> None:
     """Sizes come from the source, whatever the config says; weights alone need no state."""
+    # The authors' file has no place for an input of its own.
+    finished = tmp_path / "finished"
+    pretrain.run(tiny_config(tmp_path, manifest, "data.normalisation=model"), finished)
     convert(finished, tmp_path / "folder")
     convert(finished, tmp_path / "file.pth.tar")
     for source in ("folder", "file.pth.tar", "demo", finished / "checkpoints" / "step_00000040"):

@@ -149,8 +149,8 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         UserError: Bad input of any kind; `out` holds something else.
     """
     started = time.monotonic()
-    _check_sources(config.sources)
     with claimed_folder(out, JOB):
+        _check_sources(config.sources)
         stored = out / _CHOICES_FILE
         if stored.is_file():
             _check_same(config, out)

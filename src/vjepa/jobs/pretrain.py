@@ -464,11 +464,6 @@ def run(
         LostProcessError: Another process of the job ended or hung.
     """
     out = Path(out)
-    if not config.data.sources:
-        raise UserError(
-            "data.sources is empty: name a manifest, for example "
-            "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
-        )
     config = sized_as_source(config, out)
     start = config.continue_from
     device = set_up_device(config.training.device, config.training.precision).device
@@ -479,6 +474,11 @@ def run(
         before = config
         if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True))):
             before = group.on_main(lambda: check_same_run(config, out))
+        if not config.data.sources:
+            raise UserError(
+                "data.sources is empty: name a manifest, for example "
+                "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
+            )
         if task is build_task:
             group.on_main(lambda: _check_room(config, out, device, group.size))
         settled = settle_input(config, out, group)
