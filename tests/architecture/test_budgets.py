@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 29_200
-MOST_FILES = 145
-MOST_CLASSES = 278
+MOST_LINES = 29_500
+MOST_FILES = 146
+MOST_CLASSES = 281
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -33,12 +33,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs": (3060, 73),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
-    "models": (1613, 44),
+    "models": (1640, 44),
     "reporting": (809, 33),
     "runtime": (2080, 49),
-    "tasks": (740, 18),
+    "tasks": (1000, 28),
     "top level": (920, 27),
-    "training": (1450, 33),
+    "training": (1460, 33),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -156,10 +156,17 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
-        """Transform tokens [B, n, D], or packed [S, D] with `packing`."""
-        tokens = tokens + self.attn(self.norm1(tokens), packing)
-        return tokens + self.mlp(self.norm2(tokens))
+    def forward(
+        self, tokens: Tensor, packing: Packing | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Transform tokens [B, n, D], or packed [S, D] with `packing`.
+
+        `scale` are factors of what attention and MLP add: [2, B, 1, 1], or packed [2, S, 1].
+        """
+        attended = self.attn(self.norm1(tokens), packing)
+        tokens = tokens + (attended if scale is None else scale[0] * attended)
+        mapped = self.mlp(self.norm2(tokens))
+        return tokens + (mapped if scale is None else scale[1] * mapped)
 
 
 def init_layer(module: nn.Module) -> None:

@@ -87,6 +87,8 @@ class Encoder(nn.Module):
         *,
         offsets: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        branch_scale: Tensor | None = None,
+        final_norm: bool = True,
     ) -> Tensor | list[Tensor]:
         """Encode clips.
 
@@ -99,6 +101,9 @@ class Encoder(nn.Module):
             offsets: int64 [B+1] for packed indices: clip b owns offsets[b] .. offsets[b+1]-1.
             layers: Blocks, counted from 0, whose outputs are wanted; each passes through the final
                 norm. Blocks after the last one asked for are not run.
+            branch_scale: float [depth, 2, B], factors of what each block's attention and MLP add to
+                each clip: drop path, drawn by whoever trains (:func:`vjepa.tasks.drop_path`).
+            final_norm: False leaves the final norm out.
 
         Returns:
             float [B, N, D] or [B, K, D] or packed [S, D], after the final norm; with `layers` a
@@ -109,17 +114,23 @@ class Encoder(nn.Module):
                 evaluation mode, values are looked at as well: not finite, or not normalised.
         """
         tokens, packing = self._embed(video, token_indices, offsets)
+        scales: Sequence[Tensor | None] = [None] * len(self.blocks)
+        if branch_scale is not None and packing is None:
+            scales = branch_scale[..., None, None].unbind()
+        elif branch_scale is not None and packing is not None:
+            scales = branch_scale[:, :, packing.clip_index, None].unbind()
+        norm = self.norm if final_norm else nn.Identity()
         if layers is None:
-            for block in self.blocks:
-                tokens = block(tokens, packing)
-            return self.norm(tokens)
+            for block, scale in zip(self.blocks, scales, strict=True):
+                tokens = block(tokens, packing, scale)
+            return norm(tokens)
         if not layers or min(layers) < 0 or max(layers) >= len(self.blocks):
             raise ValueError(f"layers: {list(layers)} must be among 0 .. {len(self.blocks) - 1}")
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(layers) + 1]):
-            tokens = block(tokens, packing)
+            tokens = block(tokens, packing, scales[index])
             if index in layers:
-                outputs[index] = self.norm(tokens)
+                outputs[index] = norm(tokens)
         return [outputs[index] for index in layers]
 
     def _embed(

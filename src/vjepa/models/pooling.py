@@ -124,13 +124,19 @@ class AttentiveClassifier(nn.Module):
 class LinearClassifier(nn.Module):
     """Mean over tokens, optionally LayerNorm, then a linear layer: the average-pool probe."""
 
-    def __init__(self, width: int, num_classes: int, *, norm: bool = False) -> None:
+    def __init__(
+        self, width: int, num_classes: int, *, norm: bool = False, norm_eps: float = PROBE_NORM_EPS
+    ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if norm else None
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm else None
         self.linear = nn.Linear(width, num_classes)
         init_layer(self.linear)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Classify clips: tokens float [B, N, D] to logits [B, num_classes]."""
+    def forward(self, tokens: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Classify clips: tokens float [B, N, D] to logits [B, num_classes].
+
+        `scale` [B, D] are factors of what enters the linear layer, for dropout.
+        """
         pooled = tokens.mean(dim=1)
-        return self.linear(pooled if self.norm is None else self.norm(pooled))
+        pooled = pooled if self.norm is None else self.norm(pooled)
+        return self.linear(pooled if scale is None else scale * pooled)

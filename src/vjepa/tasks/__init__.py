@@ -1,11 +1,12 @@
 """What is trained: a batch in, a loss out.
 
 Feature prediction (the paper's section 3), pixel prediction (its Table 1), classification (frozen
-evaluation), and the health of self-supervised training.
+evaluation), fine-tuning, and the health of self-supervised training.
 """
 
 from vjepa.tasks.classification import Classification
 from vjepa.tasks.feature_prediction import FeaturePrediction
+from vjepa.tasks.fine_tuning import FineTuning, MixConfig, drop_path, layer_scale
 from vjepa.tasks.health import collapse_alarm
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction
 from vjepa.tasks.pixel_prediction import PixelPrediction
@@ -15,10 +16,14 @@ __all__ = [
     "BatchSize",
     "Classification",
     "FeaturePrediction",
+    "FineTuning",
     "MaskedPrediction",
+    "MixConfig",
     "Output",
     "PixelPrediction",
     "Task",
     "collapse_alarm",
+    "drop_path",
+    "layer_scale",
     "slice_of_part",
 ]

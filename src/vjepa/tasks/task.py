@@ -70,6 +70,10 @@ class Task(nn.Module, ABC):
         modules = self.saved_modules().items()
         return {k: m for k, m in modules if any(p.requires_grad for p in m.parameters())}
 
+    def lr_scale(self, name: str) -> float:  # noqa: ARG002
+        """Factor of the learning rate of a trained parameter, by its full name."""
+        return 1.0
+
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(online, target) modules whose targets follow as moving averages."""
         return []

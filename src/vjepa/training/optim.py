@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,15 +23,25 @@ class GuardedAdamW(torch.optim.AdamW):
     found_inf: Tensor | None = None
 
 
-def build_optimizer(modules: Mapping[str, nn.Module], config: OptimConfig) -> GuardedAdamW:
+def build_optimizer(
+    modules: Mapping[str, nn.Module],
+    config: OptimConfig,
+    lr_scale: Callable[[str], float] = lambda _name: 1.0,
+) -> GuardedAdamW:
     """The fused AdamW of the trained modules; groups also carry ``decayed`` and ``module`` (name).
 
     Learning rate and weight decay are those of update 1 until :func:`set_schedules` is called.
+    `lr_scale` gives the factor of a parameter's rate by its full name (layer-wise rates).
     """
-    groups = [
-        {"params": list(g.parameters.values()), "decayed": g.decayed, "module": g.module}
-        for g in parameter_groups(modules)
-    ]
+    groups = []
+    for g in parameter_groups(modules):
+        by_scale: dict[float, list[nn.Parameter]] = {} if g.parameters else {1.0: []}
+        for name, parameter in g.parameters.items():
+            by_scale.setdefault(lr_scale(name), []).append(parameter)
+        groups += [
+            {"params": params, "decayed": g.decayed, "module": g.module, "lr_scale": scale}
+            for scale, params in by_scale.items()
+        ]
     if not any(group["params"] for group in groups):
         raise UserError(f"nothing to train: no parameter of {', '.join(modules)} takes a gradient")
     optimizer = GuardedAdamW(

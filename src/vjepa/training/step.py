@@ -79,7 +79,7 @@ def build_learner(
     pairs = EmaPairs.of(task.ema_pairs())
     if pairs.target and ema is None:
         raise ValueError("ema: a task with moving averages needs it")
-    optimizer = build_optimizer(trained, optim)
+    optimizer = build_optimizer(trained, optim, task.lr_scale)
     factor = training.spike_factor
     spikes = None if factor is None else SpikeGate(factor, setup.device)
     if training.compile:
