@@ -14,23 +14,23 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 29_500
-MOST_FILES = 146
-MOST_CLASSES = 281
+MOST_LINES = 30_400
+MOST_FILES = 149
+MOST_CLASSES = 289
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1985, 68),
-    "cli": (1250, 16),
-    "data": (295, 3),
+    "cli": (1290, 16),
+    "data": (950, 13),
     "data/clips": (1580, 50),
     "data/loader": (1240, 18),
     "data/manifest": (1810, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1410, 33),
-    "evaluation": (3256, 79),
-    "jobs": (3060, 73),
+    "evaluation": (3510, 84),
+    "jobs": (3080, 74),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
     "models": (1640, 44),

@@ -69,6 +69,7 @@ ROOTS = (
     "vjepa.jobs.bench_loader:BenchConfig",
     "vjepa.jobs.bench_encode:BenchConfig",
     "vjepa.jobs.videos:IndexConfig",
+    "vjepa.data.ava:AvaConfig",
     "vjepa.data.prepare.config:PrepareConfig",
     "vjepa.demo.config:DemoConfig",
     "vjepa.demo.synthetic:SyntheticConfig",

@@ -1,4 +1,4 @@
-"""``vjepa data index | check | prepare | synth``."""
+"""``vjepa data index | check | prepare | synth | ava``."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ example:
   vjepa data synth --out synthetic --num_clips_train 2000
 """
 
+_AVA_HELP = """\
+put annotated boxes of people into one table, checked: AVA v2.2, AVA-Kinetics, MultiSports
+
+CSV is a truth in AVA's format (video, second, x1, y1, x2, y2, class, person); several make one
+table. The videos are found in the manifest by their file names, and every row is checked against
+them: a film that is missing, a second outside of it, an impossible box, an unknown class. The
+table says what `vjepa detect` trains on and is measured on.
+
+examples:
+  vjepa data ava ava_train_v2.2.csv --videos films.parquet --out train.parquet \\
+      --label_map ava_action_list_v2.2.pbtxt --starts_at 900 \\
+      --excluded "[ava_train_excluded_timestamps_v2.2.csv]"
+  vjepa data ava ava_val_v2.2.csv --videos films.parquet --out val.parquet \\
+      --label_map ava_action_list_v2.2.pbtxt --starts_at 900 --min_person_score 0.9 \\
+      --evaluated_map ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
+      --excluded "[ava_val_excluded_timestamps_v2.2.csv]" --persons "[ava_val_boxes.csv]"
+"""
+
 
 _MOST_NOTES = 20
 
@@ -119,6 +137,12 @@ def add_arguments(parser: Parser) -> None:
     synth.take_config("vjepa.demo.synthetic:SyntheticConfig")
     synth.add_path("--out", "DIR", "folder of the set")
     synth.set_defaults(run=_synth)
+    ava = add_action("ava", _AVA_HELP)
+    ava.take_config("vjepa.jobs.videos:AvaConfig")
+    ava.add_path("truth", "CSV", "annotated boxes, in AVA's format", nargs="*")
+    ava.add_path("--videos", "MANIFEST", "their videos: a manifest made by vjepa data index")
+    ava.add_path("--out", "FILE", "table to write (.parquet)")
+    ava.set_defaults(run=_ava)
     for command in (index, check, prepare, synth):
         text = "processes; default: one for each CPU core"
         command.add_argument("--workers", type=int, metavar="N", help=text)
@@ -198,4 +222,17 @@ def _synth(args: argparse.Namespace) -> int:
 
     manifest, summary = synthesise(config, args.out, workers=args.workers)
     print(f"{manifest}: {summary}")
+    return 0
+
+
+def _ava(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if not args.truth:
+        raise UserError("data ava needs a csv file of annotated boxes")
+    for option, value in (("--videos", args.videos), ("--out", args.out)):
+        if value is None:
+            raise UserError(f"data ava needs {option} (see vjepa data ava --help)")
+    from vjepa.jobs import videos
+
+    print(f"{args.out}: {videos.tabulate_boxes(args.truth, args.videos, args.out, config)}")
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa.data.ava import AvaConfig, build_table
 from vjepa.data.manifest.check import CheckReport, check_manifest
 from vjepa.data.manifest.index import IndexConfig, index_sources
 from vjepa.data.manifest.manifest import Manifest
@@ -20,7 +21,16 @@ from vjepa.runtime.progress import Progress
 
 _MOST_NAMED = 12
 
-__all__ = ["CheckReport", "IndexConfig", "check", "describe", "files_of", "index"]
+__all__ = [
+    "AvaConfig",
+    "CheckReport",
+    "IndexConfig",
+    "check",
+    "describe",
+    "files_of",
+    "index",
+    "tabulate_boxes",
+]
 
 
 def index(
@@ -64,6 +74,13 @@ def check(
     rows, workers = Manifest.open(manifest), checked_workers(workers)
     with late_progress("check") as show:
         return check_manifest(rows, deep=deep, workers=workers, config=config, progress=show)
+
+
+def tabulate_boxes(truth: Sequence[Path], videos: Path, out: Path, config: AvaConfig) -> str:
+    """Write the table of AVA's files, as :func:`build_table` makes it; says what it holds."""
+    table, summary = build_table(truth, videos, config)
+    table.write(out)
+    return summary
 
 
 def describe(manifest: Manifest) -> str:
