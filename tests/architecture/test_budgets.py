@@ -14,29 +14,29 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 30_400
-MOST_FILES = 149
-MOST_CLASSES = 289
+MOST_LINES = 31_200
+MOST_FILES = 153
+MOST_CLASSES = 299
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1985, 68),
     "cli": (1290, 16),
     "data": (950, 13),
-    "data/clips": (1580, 50),
+    "data/clips": (1750, 54),
     "data/loader": (1240, 18),
     "data/manifest": (1810, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1410, 33),
-    "evaluation": (3510, 84),
+    "evaluation": (3950, 95),
     "jobs": (3080, 74),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
-    "models": (1640, 44),
+    "models": (1720, 46),
     "reporting": (809, 33),
     "runtime": (2080, 49),
-    "tasks": (1000, 28),
+    "tasks": (1100, 29),
     "top level": (920, 27),
     "training": (1460, 33),
 }

@@ -337,7 +337,7 @@ class FeatureExtractor:
         how = self.settings.features
         with self.open_clips(split, rows, pass_index) as source:
             key = self._key(split, source.rows, pass_index)
-            folder = None if self.cache_dir is None else _open_folder(self.cache_dir, key)
+            folder = None if self.cache_dir is None else open_cache_folder(self.cache_dir, key)
             batch_rows = max(1, how.batch_size // source.clips_per_video)
             # Whole batches per shard, so that a resumed extraction forms the very same batches.
             batch_clips = batch_rows * source.clips_per_video
@@ -354,7 +354,7 @@ class FeatureExtractor:
                     if path is not None and path.exists():
                         done += stop - start
                         progress.update(done)
-                        yield _read_shard(path)
+                        yield read_shard(path)
                         continue
                     parts = []
                     for batch in source.batches(start, stop, batch_rows):
@@ -364,8 +364,8 @@ class FeatureExtractor:
                     part = FeatureSet.joined(parts)
                     part = replace(part, shards=(part.tokens,))
                     if path is not None:
-                        _write_shard(path, part)
-                    yield part if path is None else _read_shard(path)
+                        write_shard(path, part)
+                    yield part if path is None else read_shard(path)
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
@@ -402,7 +402,7 @@ class FeatureExtractor:
         }
 
 
-def _open_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
+def open_cache_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     """The folder of a key, made when new; a shortened digest is checked against the whole key."""
     folder = cache_dir / settings_hash(key)[:20]
     described = folder / "features.json"
@@ -422,14 +422,15 @@ def _open_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _write_shard(path: Path, part: FeatureSet) -> None:
+def write_shard(path: Path, part: FeatureSet) -> None:
+    """Write a part of a cache, whole."""
     tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
     bad = json.dumps([asdict(video) for video in part.bad])
     with atomic_path(path) as aside:
         save_file(tensors, aside, metadata={"bad": bad})
 
 
-def _read_shard(path: Path) -> FeatureSet:
+def read_shard(path: Path) -> FeatureSet:
     """Map a shard; its pages are read when they are used."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -18,6 +18,7 @@ from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.predictor import VJEPA, Predictor
 from vjepa.models.preprocess import input_content, normalise_clip, still_clip
+from vjepa.models.regions import RegionConfig, region_features
 
 __all__ = [
     "PIXEL_MEAN",
@@ -33,10 +34,12 @@ __all__ = [
     "ModelConfig",
     "Predictor",
     "PredictorConfig",
+    "RegionConfig",
     "input_content",
     "normalise_clip",
     "patchify",
     "position_code",
+    "region_features",
     "resample_position_code",
     "still_clip",
     "unpatchify",

@@ -273,6 +273,29 @@ def indices_from(
     return _frames_at(spacing.offsets + first, num_frames_in_video, shown)
 
 
+def frames_around(
+    config: ClipConfig,
+    num_frames_in_video: int,
+    fps: float,
+    seconds: float,
+    times: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Frames [T] of the clip whose frame T // 2 is the one shown at a moment of the video.
+
+    Where it would reach beyond the video, the first or last frame is repeated (whatever
+    `short_video` says); the rest is as in :func:`clip_indices`.
+    """
+    if not fps > 0 and num_frames_in_video > 1:
+        raise ValueError("the frame rate is unknown, so no moment can be found")
+    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
+    offsets = spacing.offsets - spacing.offsets[config.num_frames // 2]
+    if config.stride is None:
+        return _frames_at(seconds * fps + offsets, num_frames_in_video, shown)
+    place = np.array([seconds * fps])
+    key = _frames_at(place, num_frames_in_video + 1, None if times is None else times * fps)
+    return np.clip(key + offsets, 0, num_frames_in_video - 1).astype(np.int64)
+
+
 def segment_indices(
     config: ClipConfig,
     num_frames_in_video: int,
