@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 31_200
-MOST_FILES = 153
-MOST_CLASSES = 299
+MOST_LINES = 32_200
+MOST_FILES = 157
+MOST_CLASSES = 307
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (1985, 68),
-    "cli": (1290, 16),
+    "checkpoint": (1990, 68),
+    "cli": (1400, 18),
     "data": (950, 13),
     "data/clips": (1750, 54),
     "data/loader": (1240, 18),
@@ -30,13 +30,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1410, 33),
     "evaluation": (3950, 95),
-    "jobs": (3080, 74),
+    "jobs": (3560, 89),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
-    "models": (1720, 46),
-    "reporting": (809, 33),
+    "models": (1910, 49),
+    "reporting": (870, 35),
     "runtime": (2080, 49),
-    "tasks": (1100, 29),
+    "tasks": (1260, 31),
     "top level": (920, 27),
     "training": (1460, 33),
 }

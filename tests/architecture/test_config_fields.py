@@ -65,6 +65,7 @@ ROOTS = (
     "vjepa.jobs.pretrain:PretrainConfig",
     "vjepa.jobs.probe.config:ProbeConfig",
     "vjepa.jobs.features:FeaturesConfig",
+    "vjepa.jobs.decode:DecodeConfig",
     "vjepa.jobs.bench_step:BenchConfig",
     "vjepa.jobs.bench_loader:BenchConfig",
     "vjepa.jobs.bench_encode:BenchConfig",

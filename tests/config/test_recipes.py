@@ -16,6 +16,7 @@ from vjepa.config import (
     to_dict,
 )
 from vjepa.data.prepare.config import PrepareConfig
+from vjepa.jobs.decode import DecodeConfig, build_task
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.masking import MaskSampler
@@ -56,6 +57,15 @@ def test_recipes_of_data_prepare_load(name: str) -> None:
     assert config.deduplicate
     assert config.match.duplicate_names, "the Kinetics sets share clips"
     assert config.transcode.fps is None, "the paper's stride counts the files' frames"
+
+
+@pytest.mark.parametrize("name", recipe_names("decode"))
+def test_recipes_of_decode_build_on_the_meta_device(name: str) -> None:
+    config, pretraining = load_config(DecodeConfig, [name], recipes="decode"), _load(name)
+    with torch.device("meta"):
+        task = build_task(config, VJEPA(pretraining.model), pretraining)
+    count = sum(p.numel() for p in task.decoder.parameters()) / 1e6
+    assert f"ecoder {count:.1f} M parameters" in recipe_path("decode", name).read_text()
 
 
 @pytest.mark.parametrize("name", PAPER + OURS)

@@ -192,6 +192,11 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
     `num_heads`, if given, must be what the folder says.
     """
     config, weights = read_config(folder), folder / WEIGHTS_FILE
+    if config.objective == "decoder":
+        raise UserError(
+            f"{folder}: holds a decoder and no model (`vjepa decode sample` uses it); give the "
+            f"model that it was trained for: {config.run.get('model')}"
+        )
     encoder, predictor = config.model.encoder, config.model.predictor
     if num_heads is not None and num_heads != encoder.heads:
         raise UserError(

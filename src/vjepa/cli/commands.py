@@ -18,6 +18,7 @@ from vjepa.cli.parser import (
 )
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import world
 from vjepa.runtime.environment import inspect_environment
 
 DEMO_HELP = """\
@@ -129,26 +130,33 @@ def _pretrain(args: argparse.Namespace) -> int:
     if args.out is None:
         raise UserError("pretrain needs --out DIR, the folder that the run is written to")
     from vjepa.jobs.pretrain import run, sized_as_source
-    from vjepa.runtime.distributed import world
 
     config = sized_as_source(config, args.out)
     if world().is_main:
         everything = f"  all settings: {args.out / RESOLVED_CONFIG_FILE}"
         print(*config_lines(args, config, stored), everything, sep="\n")
     result = run(config, out=args.out)
-    place, again = f"step {result.step} of {config.optim.steps}", f"vjepa pretrain --out {args.out}"
+    return say_end(result, config, args.out, "pretrain")
+
+
+def say_end(result: Any, config: Any, out: Path, job: str) -> int:
+    """Print how a training of ``vjepa JOB`` ended and how it goes on; the exit code.
+
+    `result` is a ``TrainingResult``, `config` has ``optim`` and ``training``.
+    """
+    place, again = f"step {result.step} of {config.optim.steps}", f"vjepa {job} --out {out}"
     if result.requeue or result.interrupted:
         by = "by the system" if result.requeue else "at your request"
-        lines = (f"stopped {by} at {place}: {args.out}", f"resume with: {again}")
+        lines = (f"stopped {by} at {place}: {out}", f"resume with: {again}")
         code = EXIT_REQUEUE if result.requeue else EXIT_INTERRUPTED
     elif result.out_of_time:
         minutes = config.training.max_minutes or 0
         why = f"training.max_minutes {minutes:g} are over"
         longer = f"make it longer: {again} --training.max_minutes {2 * minutes:g}"
-        lines, code = (f"done at {place}: {args.out}", why, longer), 0
+        lines, code = (f"done at {place}: {out}", why, longer), 0
     else:
         longer = f"make it longer: {again} --optim.steps {2 * config.optim.steps}"
-        lines, code = (f"done at {place}: {args.out}", "all updates are done", longer), 0
+        lines, code = (f"done at {place}: {out}", "all updates are done", longer), 0
     if world().is_main:
         print(*lines, sep="\n")
     return code

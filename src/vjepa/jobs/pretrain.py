@@ -15,12 +15,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vjepa.checkpoint import read_sizes, start_training
+from vjepa.checkpoint import described, read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
 from vjepa.config import (
     RESOLVED_CONFIG_FILE,
+    Config,
     config_dataclass,
     diff,
+    from_dict,
     load_config,
     to_dict,
 )
@@ -360,14 +362,14 @@ def _check_room(config: PretrainConfig, out: Path, device: torch.device, size: i
     check_disk(out, 4.0 * (3 * trained + averaged))
 
 
-def check_same_run(config: PretrainConfig, out: Path) -> PretrainConfig:
+def check_same_run(config: Config, out: Path) -> Config:
     """Make sure that the run in `out` is this very run, perhaps made longer; its config.
 
     A run that never came to a checkpoint begins anew, with any config.
     """
     if not step_folders(out / CHECKPOINTS_FOLDER):
         return config
-    stored = load_config(PretrainConfig, [out / RESOLVED_CONFIG_FILE])
+    stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
     lines = diff(stored, config)
     changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE + _MAY_GROW)]
     if changed:
@@ -400,6 +402,12 @@ def _say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> N
         "the schedules are those of %d updates instead of %d; at update %d: %s",
         *(new.optim.steps, old.optim.steps, step + 1, "; ".join(said)),
     )
+
+
+def run_of(model: Path) -> PretrainConfig | None:
+    """The pretraining config inside a checkpoint; None for a released file."""
+    about = described(model)
+    return from_dict(PretrainConfig, about.run, str(model)) if about and about.run else None
 
 
 def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:

@@ -12,27 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vjepa.checkpoint import Which, described, load_model
-from vjepa.config import RESOLVED_CONFIG_FILE, from_dict
+from vjepa.checkpoint import Which, load_model
+from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder
-from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.pretrain import PretrainConfig, run_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, EncoderConfig
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
+    SHOWN_SIDE,
     Picture,
     Strip,
     heat,
     hide_masked,
     pca_colours,
     picture_of,
+    strip_of,
     tokens_to_frames,
-    upscale,
     write_png,
 )
 from vjepa.reporting.runs import (
@@ -44,9 +45,6 @@ from vjepa.reporting.runs import (
     status_lines,
     status_of,
 )
-
-SHOWN_SIDE = 192
-_SHOWN_FRAMES = 4
 
 
 def model_input(encoder: Encoder, frames: Picture) -> Tensor:
@@ -64,13 +62,6 @@ class Shot:
     name: str = "clip"
 
 
-def _strip(label: str, frames: Picture) -> Strip:
-    """At most four evenly spaced frames."""
-    count = min(len(frames), _SHOWN_FRAMES)
-    chosen = np.linspace(0, len(frames) - 1, count).round().astype(np.int64)
-    return Strip(label, list(upscale(frames[chosen], SHOWN_SIDE)))
-
-
 def mask_strips(
     frames: Picture, masking: MaskingConfig, encoder: EncoderConfig, seed: int, ordinal: int
 ) -> list[Strip]:
@@ -80,10 +71,10 @@ def mask_strips(
     """
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
     masked = sampler.full(np.array([ordinal], dtype=np.int64), 0)
-    strips = [_strip("clip", frames)]
+    strips = [strip_of("clip", frames)]
     for number, kind in enumerate(masked):
         name = f"shown, {number + 1}" if len(masked) > 1 else "shown"
-        strips.append(_strip(name, hide_masked(frames, kind[0])))
+        strips.append(strip_of(name, hide_masked(frames, kind[0])))
     return strips
 
 
@@ -107,9 +98,9 @@ def feature_strips(shots: Sequence[Shot], encoders: Mapping[str, Encoder]) -> li
         colours[name] = flat.reshape(*grids.shape[:4], 3)
     strips: list[Strip] = []
     for number, shot in enumerate(shots):
-        strips.append(_strip(shot.name, shot.sharp))
+        strips.append(strip_of(shot.name, shot.sharp))
         size = shot.sharp.shape[:3]
-        strips += [_strip(n, tokens_to_frames(g[number], *size)) for n, g in colours.items()]
+        strips += [strip_of(n, tokens_to_frames(g[number], *size)) for n, g in colours.items()]
     return strips
 
 
@@ -164,7 +155,11 @@ def prediction_strips(
         error = prediction_error(model, shot.frames, masks.sample(0), kind)
         seen = hide_masked(shot.sharp, error.predicted)
         wrong = heat(shot.sharp, error.relative, error.predicted, 1.0)
-        strips = [_strip(shot.name, shot.sharp), _strip("shown", seen), _strip("error", wrong)]
+        strips = [
+            strip_of(shot.name, shot.sharp),
+            strip_of("shown", seen),
+            strip_of("error", wrong),
+        ]
         found.append((strips, error.mean))
     return found
 
@@ -205,12 +200,6 @@ def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Sho
     return Section("Where the prediction is right and wrong", introduction, blocks)
 
 
-def _run_config(model: Path) -> PretrainConfig | None:
-    """The pretraining config inside a checkpoint; None for a released file."""
-    about = described(model)
-    return from_dict(PretrainConfig, about.run, str(model)) if about and about.run else None
-
-
 def read_shot(video: Path, clip: ClipConfig, image_size: int, name: str = "clip") -> Shot:
     """The clip around the middle of a video as a model sees it, and the same part sharper.
 
@@ -244,7 +233,7 @@ def show_features(
     run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, num_heads)
-    run, config = _run_config(model), encoder.config
+    run, config = run_of(model), encoder.config
     clip = run.data.clip if run else ClipConfig(num_frames=config.num_frames)
     shots = [read_shot(video, clip, config.image_size) for video in videos]
     write_png(picture_of(feature_strips(shots, {"features": encoder})), out)
@@ -259,7 +248,7 @@ def show_predictions(
     one line for each picture: file and mean relative error.
     """
     loaded = load_model(model, num_heads)
-    run, encoder = _run_config(model), loaded.config.encoder
+    run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     shot = read_shot(video, clip, encoder.image_size)

@@ -13,11 +13,12 @@ from vjepa.models.config import (
     ModelConfig,
     PredictorConfig,
 )
+from vjepa.models.decoder import Decoder, DecoderConfig
 from vjepa.models.embedding import patchify, position_code, resample_position_code, unpatchify
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.predictor import VJEPA, Predictor
-from vjepa.models.preprocess import input_content, normalise_clip, still_clip
+from vjepa.models.preprocess import input_content, normalise_clip, still_clip, to_pixels
 from vjepa.models.regions import RegionConfig, region_features
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "VJEPA",
     "AttentiveClassifier",
     "AttentivePooler",
+    "Decoder",
+    "DecoderConfig",
     "Encoder",
     "EncoderConfig",
     "InputConfig",
@@ -42,5 +45,6 @@ __all__ = [
     "region_features",
     "resample_position_code",
     "still_clip",
+    "to_pixels",
     "unpatchify",
 ]

@@ -58,6 +58,18 @@ def input_content(clips: Tensor, how: InputConfig) -> Tensor:
     return change if how.content == "change" else torch.cat([pixels, change], dim=-4)
 
 
+def to_pixels(clips: Tensor, how: InputConfig = _IMAGENET) -> Tensor:
+    """The inverse of :func:`normalise_clip` for contents that begin with the pixels.
+
+    float [.., 3 or more, T, H, W], normalised as `how` says -> uint8 [.., 3, T, H, W], RGB.
+    """
+    means, deviations = how.mean_and_deviation
+    rgb = clips[..., :3, :, :, :].float()
+    scale, shift = ([255.0 * x for x in part[:3]] for part in (deviations, means))
+    pixels = torch.addcmul(_column(shift, rgb), rgb, _column(scale, rgb))
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
 def _require_pixels(low: float, high: float) -> None:
     """Refuse what does not lie on the scale 0 to 255, but for what resizing adds at its ends."""
     remedy = "give pixels on the scale 0 to 255, best as uint8"

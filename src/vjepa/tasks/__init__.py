@@ -1,10 +1,12 @@
 """What is trained: a batch in, a loss out.
 
 Feature prediction (the paper's section 3), pixel prediction (its Table 1), classification (frozen
-evaluation), fine-tuning, detection, and the health of self-supervised training.
+evaluation), fine-tuning, detection, decoding of predictions (section 6), and the health of
+self-supervised training.
 """
 
 from vjepa.tasks.classification import Classification
+from vjepa.tasks.decoding import Decoding
 from vjepa.tasks.detection import Detection
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.fine_tuning import FineTuning, MixConfig, drop_path, layer_scale
@@ -16,6 +18,7 @@ from vjepa.tasks.task import Output, Task, slice_of_part
 __all__ = [
     "BatchSize",
     "Classification",
+    "Decoding",
     "Detection",
     "FeaturePrediction",
     "FineTuning",

@@ -1,0 +1,481 @@
+"""Decoding a model's predictions to pixels: training the decoder, and sampling it (section 6)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from vjepa.checkpoint import described, find_checkpoint, load_model, locate
+from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
+from vjepa.checkpoint.strict import load_strictly
+from vjepa.config import config_dataclass, from_dict, to_dict
+from vjepa.counter_random import derive_seed
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.loader.loader import LoaderConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.frozen import settings_hash, weights_hash
+from vjepa.evaluation.preprocess import Preprocess, preprocess_of
+from vjepa.jobs.pretrain import (
+    LOG_FOLDER,
+    DataConfig,
+    PretrainConfig,
+    SourceConfig,
+    build_loader,
+    check_same_run,
+    run_of,
+)
+from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
+from vjepa.models import (
+    VJEPA,
+    Decoder,
+    DecoderConfig,
+    EncoderConfig,
+    patchify,
+    to_pixels,
+    unpatchify,
+)
+from vjepa.models.decoder import CHANNELS
+from vjepa.reporting.pictures import (
+    Strip,
+    heat,
+    hide_masked,
+    picture_of,
+    strip_of,
+    tokens_to_frames,
+    write_moving,
+    write_png,
+)
+from vjepa.runtime.device import seed_torch, set_up_device
+from vjepa.runtime.distributed import ProcessGroup
+from vjepa.runtime.files import begin_folder, claimed_folder
+from vjepa.runtime.logging import MetricLog, log_file
+from vjepa.tasks import Decoding
+from vjepa.tasks.decoding import token_noise
+from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig, TrainingResult
+from vjepa.training.preflight import check_disk
+from vjepa.training.schedules import Count
+
+JOB = "decode train"
+OBJECTIVE = "decoder"
+_PREDICTING = ("encoder", "predictor")
+_STILL_FRAMES = 8
+_SECONDS_EACH = 0.25  # slower than life: a clip is short
+_MOST_SPREAD = 64
+_LOGGER = logging.getLogger(__name__)
+
+
+@config_dataclass
+class DecodeDataConfig:
+    """The videos that the decoder learns from."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    """The data sets; at least one."""
+    batch_size: Count = 256
+    """Clips per optimiser step, over all accumulation steps together."""
+    clip: ClipConfig | None = None
+    """Which frames a clip takes; null: as the model was trained."""
+    transform: TransformConfig | None = None
+    """Crop, resize and flip; null: as the model was trained, where it says so."""
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    """Worker processes, prefetching, limits for bad videos."""
+
+
+@config_dataclass
+class DecodeConfig:
+    """Everything that `vjepa decode train` needs to know."""
+
+    seed: int = 0
+    """Of weights, sample order, crops, masks, noise and times."""
+    model: Path | None = None
+    """Whose predictions are decoded: run, checkpoint, authors' file, or `demo`. It is frozen."""
+    num_heads: Count | None = None
+    """Attention heads, for an authors' file of a size that is no preset."""
+    masking: MaskingConfig | None = None
+    """What is hidden; null: as the model was trained, or the paper's pair."""
+    data: DecodeDataConfig = field(default_factory=DecodeDataConfig)
+    """The videos."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """Sizes of the decoder."""
+    no_features_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of clips whose features are hidden in training, so that guidance is possible."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and its schedules."""
+    ema: EmaConfig = field(
+        default_factory=lambda: EmaConfig(start_momentum=0.999, final_momentum=0.999)
+    )
+    """Momentum of the decoder's moving average, which samples are drawn with."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """Device, precision, intervals."""
+
+
+def open_model(path: Path | None, num_heads: int | None = None) -> VJEPA:
+    """A model whose predictions can be decoded.
+
+    Raises:
+        UserError: None is named; it has no predictor of features; or it is not shown pixels.
+    """
+    if path is None:
+        raise UserError("model: not set; give a run, a checkpoint, an authors' file or `demo`")
+    found = locate(path)
+    about = described(path) if found.is_dir() or found.name == WEIGHTS_FILE else None
+    if about is not None and about.objective != "vjepa":
+        raise UserError(
+            f"{path}: holds a model of {about.objective!r}, which predicts no features; give one "
+            "that was pretrained by feature prediction"
+        )
+    model = load_model(path, num_heads)
+    encoder = model.config.encoder
+    if encoder.is_image_model:
+        raise UserError(f"{path}: an image model; the decoder needs a model of video")
+    if encoder.input.content not in ("rgb", "rgb_and_change"):
+        raise UserError(
+            f"{path}: is shown {encoder.input.content!r} of a clip and not its pixels "
+            "(model.encoder.input.content), so none can be drawn"
+        )
+    return model
+
+
+def as_pretraining(config: DecodeConfig, model: VJEPA) -> PretrainConfig:
+    """The pretraining config whose clips and masks the decoder learns from.
+
+    Of the model's run, where it says so, with what this config sets in their place.
+    """
+    assert config.model is not None
+    encoder, run = model.config.encoder, run_of(config.model)
+    clip, transform = config.data.clip, config.data.transform
+    if clip is None:
+        clip = preprocess_of(config.model, encoder).clip
+    if transform is None:
+        transform = run.data.transform if run else TransformConfig(crop_size=encoder.image_size)
+    masking = config.masking or (run.masking if run else MaskingConfig())
+    try:
+        return PretrainConfig(
+            seed=config.seed,
+            model=model.config,
+            masking=masking,
+            data=DataConfig(
+                sources=config.data.sources,
+                batch_size=config.data.batch_size,
+                clip=clip,
+                transform=transform,
+                loader=config.data.loader,
+            ),
+            optim=config.optim,
+            ema=config.ema,
+            training=config.training,
+        )
+    except ValueError as error:
+        raise UserError(f"the config does not fit the model {config.model}: {error}") from error
+
+
+def build_task(config: DecodeConfig, model: VJEPA, learnt_from: PretrainConfig) -> Decoding:
+    """The task with a fresh decoder."""
+    encoder = model.config.encoder
+    sampler = MaskSampler(learnt_from.masking, encoder.grid, encoder.tubelet_size, config.seed)
+    return Decoding(
+        model,
+        Decoder(encoder, config.decoder),
+        config.no_features_share,
+        config.seed,
+        sampler,
+        config.data.batch_size,
+    )
+
+
+def train(
+    config: DecodeConfig,
+    out: Path,
+    task: Callable[[DecodeConfig, VJEPA, PretrainConfig], Decoding] = build_task,
+) -> TrainingResult:
+    """Train a decoder, or resume the training in `out`, to the config's last step.
+
+    Raises:
+        UserError: Bad input of any kind, before work starts where it can be known.
+        TrainingStopped: The loss or a gradient became non-finite.
+    """
+    with ExitStack() as stack:
+        if stack.enter_context(claimed_folder(out, JOB)):
+            check_same_run(config, out)
+        model = open_model(config.model, config.num_heads)
+        if not config.data.sources:
+            raise UserError(
+                "data.sources is empty: name a manifest, for example "
+                "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
+            )
+        learnt_from = as_pretraining(config, model)
+        seed_torch(config.seed, "weights")
+        made = task(config, model, learnt_from)
+        size = sum(p.numel() for p in made.decoder.parameters())
+        _LOGGER.info("a decoder of %.2f M parameters for the model %s", size / 1e6, config.model)
+        check_disk(out, 4.0 * 4 * size)  # weights, two moments, the average; all float32
+        loader = build_loader(learnt_from, out / "bad_videos.jsonl", ProcessGroup())
+        stack.callback(loader.close)
+        clip = learnt_from.data.clip
+        view = to_dict(preprocess_of(config.model, model.config.encoder).view)
+        trainer = Trainer(
+            task=made,
+            batches=loader.batches,
+            optim=config.optim,
+            training=config.training,
+            seed=config.seed,
+            ema=config.ema,
+            folder=out,
+            about={
+                "objective": OBJECTIVE,
+                "model": to_dict(model.config),
+                "run": to_dict(config),
+                # How a clip is made of a video to be decoded, and what is hidden of it.
+                "preprocess": {"clip": to_dict(replace(clip, clips_per_video=1)), "view": view},
+                "masking": to_dict(learnt_from.masking),
+                "weights_hash": predicting_hash(model),
+            },
+            sinks=[MetricLog(out / "metrics.jsonl", events=True)],
+            description="decoder",
+        )
+        begin_folder(out, JOB, config)
+        stack.enter_context(log_file(out / LOG_FOLDER / "rank_000.log"))
+        return trainer.fit()
+
+
+def predicting_hash(model: VJEPA) -> str:
+    """SHA-256 of the weights that make predictions: encoder and predictor."""
+    return settings_hash({name: weights_hash(getattr(model, name)) for name in _PREDICTING})
+
+
+@dataclass(frozen=True)
+class OpenDecoder:
+    """A trained decoder, its model, and what it was trained to fill in."""
+
+    model: VJEPA
+    decoder: Decoder
+    masking: MaskingConfig
+    preprocess: Preprocess
+    seed: int
+    """Of the masks."""
+
+    def masks(self, number: int = 0) -> tuple[TokenMasks, ...]:
+        """Sample `number`'s mask of each kind, of one clip: [1, K] and [1, M]."""
+        encoder = self.model.config.encoder
+        sampler = MaskSampler(self.masking, encoder.grid, encoder.tubelet_size, self.seed)
+        drawn = sampler.sample(np.array([number], dtype=np.int64), 0)
+        return tuple(mask.sample(0) for mask in drawn)
+
+
+def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
+    """Open what `decode train` has written, with the moving average of its weights.
+
+    `path` is its run folder or a checkpoint; `model` says where its model lies now, if elsewhere.
+
+    Raises:
+        UserError: It is no decoder, or the model is not the one that it was trained on.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such folder; give the --out of `vjepa decode train`")
+    folder = find_checkpoint(path)
+    about, stored = described(folder), read_json(folder / CONFIG_FILE)
+    if about is None or about.objective != OBJECTIVE:
+        raise UserError(
+            f"{path}: holds no decoder but a model; train one for it with `vjepa decode train "
+            f"--model {path}`"
+        )
+    config = from_dict(DecodeConfig, about.run, f"{folder / CONFIG_FILE} (run)")
+    source = model or config.model
+    if source is not None and not locate(source).exists():
+        raise UserError(
+            f"{source}: the decoder's model is not there any more; say where it is (--model)"
+        )
+    opened = open_model(source, config.num_heads)
+    if predicting_hash(opened) != stored.get("weights_hash"):
+        raise UserError(
+            f"{path}: was trained on other weights than those of {source}; give the model that it "
+            f"was trained on ({config.model}) with --model, or train a decoder for this one"
+        )
+    decoder = Decoder(opened.config.encoder, config.decoder)
+    tensors = read_weights(folder / WEIGHTS_FILE, prefix="average.")
+    load_strictly(decoder, tensors, str(folder), "a decoder")
+    masking = from_dict(MaskingConfig, stored.get("masking", {}), f"{folder / CONFIG_FILE}")
+    preprocess = preprocess_of(folder, opened.config.encoder)
+    return OpenDecoder(opened, decoder.eval(), masking, preprocess, config.seed)
+
+
+@torch.no_grad()
+def decode_clip(
+    opened: OpenDecoder,
+    clip: Tensor,
+    masks: TokenMasks,
+    kind: int = 0,
+    seeds: Sequence[int] = (0,),
+    *,
+    steps: int = 20,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Fill what is hidden of a clip once for each seed: uint8 [S, 3, T, H, W].
+
+    `clip` is uint8 [3, T, H, W]; of its pixels the encoder sees the context alone, and the decoder
+    nothing. `masks` are [1, K] and [1, M], and `kind` says which mask token the predictor uses.
+    """
+    model, decoder = opened.model, opened.decoder
+    size, device = model.config.encoder, decoder.no_feature.device
+    normal = model.encoder.normalise(clip[None].to(device))
+    masks = masks.to(device)
+    context = model.encoder(normal, masks.context)
+    features = model.predictor(context, masks.context, masks.target, kind)
+    shape, count = (size.num_tokens, decoder.patch_values), len(seeds)
+    noise = torch.stack(
+        [token_noise(shape, derive_seed(seed, "decoder sample"), device) for seed in seeds]
+    )
+    places = masks.target.expand(count, -1)
+    rows = torch.arange(count, device=device)[:, None]
+    named = decoder.sample(
+        *(features.expand(count, -1, -1), places, noise[rows, places]),
+        steps=steps,
+        guidance=guidance,
+    )
+    pixels = patchify(normal[:, :CHANNELS], size.tubelet_size, size.patch_size)
+    pixels = pixels.repeat(count, 1, 1)
+    pixels[rows, places] = named
+    video = unpatchify(pixels, size.grid, size.tubelet_size, size.patch_size)
+    return to_pixels(video, size.input).cpu()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How samples are drawn."""
+
+    samples: int = 4
+    seed: int = 0
+    """Of the first sample's noise; the others take the next numbers."""
+    mask: int = 0
+    """Which mask is drawn; with another number other places are hidden."""
+    kind: int = 0
+    """Which mask kind, of those that the decoder was trained with."""
+    steps: int = 20
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """UserError: a number that cannot be."""
+        for name, least in (("samples", 1), ("steps", 1), ("mask", 0), ("kind", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}: {getattr(self, name)} must be at least {least}")
+
+
+def show_samples(
+    video: Path,
+    decoder: Path,
+    out: Path,
+    settings: SampleSettings | None = None,
+    *,
+    moving: Literal["webp", "gif", "mp4"] = "webp",
+    model: Path | None = None,
+) -> list[str]:
+    """Fill the hidden part of a video's middle several times, and draw it (Figure 6 of the paper).
+
+    Writes the still `out` and, with the suffix `moving`, the moving picture beside it. Returned are
+    lines that say where they are, and how far the samples are from what was hidden.
+
+    Raises:
+        UserError: The video cannot be read or has too few frames; the decoder or its model cannot
+            be used.
+    """
+    settings = settings or SampleSettings()
+    opened = open_decoder(decoder, model)
+    preprocess = opened.preprocess
+    # A tail of repeated frames would be no motion to go on with.
+    clip_config = replace(preprocess.clip, short_video="error")
+    clip = replace(preprocess, clip=clip_config).pixels(video)
+    kinds = opened.masks(settings.mask)
+    if settings.kind >= len(kinds):
+        raise UserError(
+            f"--kind: {settings.kind}, but the decoder was trained with {len(kinds)} mask kinds, "
+            "counted from 0"
+        )
+    masks = kinds[settings.kind]
+    device = set_up_device("auto").device
+    opened.model.to(device), opened.decoder.to(device)
+    seeds = range(settings.seed, settings.seed + settings.samples)
+    drawn = decode_clip(
+        *(opened, clip, masks, settings.kind, seeds),
+        steps=settings.steps,
+        guidance=settings.guidance,
+    )
+    strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, _STILL_FRAMES)
+    size = opened.model.config.encoder.image_size
+    text = (
+        f"The model saw the second row, and predicted features of what is grey. Each sample was "
+        f"drawn from these features alone, with noise of its own, at {size} x {size} pixels "
+        "(enlarged here), and laid into the grey. Mean: what the samples share. Spread: where they "
+        f"differ, from blue-green (not at all) to red (by {_MOST_SPREAD} of 255 or more)."
+    )
+    write_png(picture_of(strips, caption=text), out)
+    rows, _ = sample_strips(opened.model.config.encoder, clip, masks, drawn, clip.shape[1])
+    pages = [
+        picture_of([_page_row(rows[:2] + rows[-2:], time), _page_row(rows[2:-2], time)])
+        for time in range(clip.shape[1])
+    ]
+    film = out.with_suffix(f".{moving}")
+    write_moving(pages, film, _SECONDS_EACH)
+    return [
+        f"{out}, {film}: {settings.samples} samples",
+        f"mean absolute error where it was hidden, of 255: samples {errors.samples:.1f}, their "
+        f"mean {errors.mean:.1f}; they differ by {errors.spread:.1f}",
+    ]
+
+
+@dataclass(frozen=True)
+class SampleErrors:
+    """Means over what was hidden, on the scale 0 to 255."""
+
+    samples: float
+    """Absolute error of a sample."""
+    mean: float
+    """Absolute error of the samples' mean."""
+    spread: float
+    """Standard deviation between the samples."""
+
+
+def sample_strips(
+    encoder: EncoderConfig, clip: Tensor, masks: TokenMasks, drawn: Tensor, most: int
+) -> tuple[list[Strip], SampleErrors]:
+    """The clip, what was seen, each sample, their mean, and their spread; and how wrong they are.
+
+    `clip` is uint8 [3, T, H, W], `drawn` uint8 [S, 3, T, H, W], `masks` are of one clip; of `most`
+    frames at most.
+    """
+    hidden = np.zeros(encoder.num_tokens, dtype=np.bool_)
+    hidden[masks.target[0].cpu().numpy()] = True
+    hidden = hidden.reshape(encoder.grid)
+    frames, samples = (x.movedim(-4, -1).contiguous().numpy() for x in (clip, drawn))
+    where = tokens_to_frames(hidden, *frames.shape[:3])
+    mean = samples.mean(axis=0)
+    spread = samples.std(axis=0).mean(axis=-1)
+    truth = frames.astype(np.float64)
+    errors = SampleErrors(
+        samples=float(np.abs(samples - truth)[:, where].mean()),
+        mean=float(np.abs(mean - truth)[where].mean()),
+        spread=float(spread[where].mean()),
+    )
+    averaged = mean.round().astype(np.uint8)
+    # What is neither seen nor asked for is grey, too: count mode fixed leaves such tokens.
+    seen = np.zeros(encoder.num_tokens, dtype=np.bool_)
+    seen[masks.context[0].cpu().numpy()] = True
+    shown = hide_masked(frames, ~seen.reshape(encoder.grid))
+    rows = {"clip": frames, "seen": shown}
+    rows |= {f"sample {n + 1}": sample for n, sample in enumerate(samples)}
+    rows["mean"] = averaged
+    rows["spread"] = heat(averaged, spread, where, _MOST_SPREAD)
+    return [strip_of(name, row, most) for name, row in rows.items()], errors
+
+
+def _page_row(strips: Sequence[Strip], time: int) -> Strip:
+    """One frame of each strip side by side, with their labels below."""
+    return Strip("", [s.frames[time] for s in strips], [s.label for s in strips])

@@ -1,0 +1,166 @@
+"""`vjepa decode train | sample`: trained, resumed, drawn, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.jobs.tiny_run import metrics, weights
+
+import vjepa
+from vjepa.checkpoint import save_model
+from vjepa.cli.main import main
+from vjepa.demo.synthetic import SyntheticConfig
+from vjepa.demo.synthetic_files import synthesise
+from vjepa.errors import UserError
+from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, show_samples
+from vjepa.models import VJEPA, InputConfig, ModelConfig
+
+_SMALL = (
+    *("--decoder.width", "24", "--decoder.depth", "1", "--decoder.heads", "3"),
+    *("--data.batch_size", "8", "--optim.warmup_steps", "2", "--training.num_threads", "1"),
+    *("--training.log_every_steps", "5", "--training.checkpoint_every_steps", "10"),
+    *("--training.keep_every_steps", "10", "--training.health_every_steps", "10"),
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = SyntheticConfig(num_clips_train=24, num_clips_validation=0, num_clips_test=2)
+    return synthesise(config, tmp_path_factory.mktemp("set"), workers=1)[0]
+
+
+def _train(manifest: Path, out: Path, *more: str, model: str = "demo") -> int:
+    source = ("--data.sources.0.manifest", str(manifest), "--data.sources.0.split", "train")
+    command = ["decode", "train", "--config", "demo", "--model", model, *source, *_SMALL]
+    return main([*command, "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def run(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("decoder") / "run"
+    assert _train(manifest, out, "--optim.steps", "20") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def video(manifest: Path) -> Path:
+    return manifest.parent / "test" / "000000.mp4"
+
+
+def test_it_learns_and_says_how_well(run: Path) -> None:
+    lines = metrics(run)
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
+    assert "explained_vs_mean_token" in next(line for line in lines if line["kind"] == "health")
+    assert {name.partition(".")[0] for name in weights(run, 20)} == {"decoder", "average"}
+
+
+def test_a_run_that_was_cut_short_ends_with_the_same_weights(
+    run: Path, manifest: Path, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_00000020")
+    assert main(["decode", "train", "--out", str(cut)]) == 0
+    again = weights(cut, 20)
+    assert all(torch.equal(value, again[name]) for name, value in weights(run, 20).items())
+    assert _train(manifest, cut, "--optim.steps", "20", "--decoder.width", "48") == 2
+
+
+def test_samples_fill_what_is_hidden_and_nothing_else(run: Path, video: Path) -> None:
+    opened = open_decoder(run)
+    clip, (masks,) = opened.preprocess.pixels(video), opened.masks()
+    drawn = decode_clip(opened, clip, masks, seeds=(3, 4, 3), steps=2)
+    assert drawn.shape == (3, 3, 8, 32, 32)
+    assert torch.equal(drawn[:, :, :4], clip[:, :4].expand(3, -1, -1, -1, -1)), "the first half"
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    # No hidden pixel of the clip reaches the decoder.
+    other = clip.clone()
+    other[:, 4:] = 255 - other[:, 4:]
+    assert torch.equal(decode_clip(opened, other, masks, seeds=(3,), steps=2)[0], drawn[0])
+    # And no visible one but through the predictions.
+    opened.model.predictor.predictor_proj.weight.data.zero_()
+    other[:, :4] = 255 - other[:, :4]
+    blind = [decode_clip(opened, c, masks, seeds=(3,), steps=2)[0, :, 4:] for c in (clip, other)]
+    assert torch.equal(*blind)
+
+
+def test_the_command_draws_a_still_and_a_moving_picture(
+    run: Path, video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "s.png"
+    command = ["decode", "sample", str(video), "--decoder", str(run), "--out", str(out)]
+    assert main([*command, "--samples", "2", "--steps", "2"]) == 0
+    assert "mean absolute error" in capsys.readouterr().out
+    still = Image.open(out)
+    assert still.width > 8 * 192
+    assert still.height > 6 * 192, "clip, seen, two samples, mean, spread"
+    moving = Image.open(out.with_suffix(".webp"))
+    assert getattr(moving, "n_frames", 1) == 8
+    assert main([*command, "--samples", "1", "--steps", "1", "--moving", "mp4"]) == 0
+    assert vjepa.load_clip(out.with_suffix(".mp4"), 8, 1).frames.shape[0] == 8
+
+
+def test_what_cannot_be_decoded_is_refused(
+    run: Path, manifest: Path, video: Path, tmp_path: Path
+) -> None:
+    demo = vjepa.load_model("demo")
+    torch.manual_seed(0)
+    other = save_model(tmp_path / "other", VJEPA(demo.config))
+    out = tmp_path / "s.png"
+    with pytest.raises(UserError, match=r"was trained on other weights than those of .*other"):
+        open_decoder(run, other)
+    with pytest.raises(UserError, match="holds no decoder but a model"):
+        open_decoder(other)
+    with pytest.raises(UserError, match="no such folder"):
+        open_decoder(tmp_path / "nothing")
+    with pytest.raises(UserError, match="--kind: 1, but the decoder was trained with 1"):
+        show_samples(video, run, out, SampleSettings(kind=1))
+    with pytest.raises(UserError, match="--samples: 0"):
+        SampleSettings(samples=0)
+    with pytest.raises(UserError, match="holds a decoder and no model"):
+        vjepa.load_model(run)
+    short = synthesise(
+        SyntheticConfig(num_clips_train=1, num_clips_validation=0, num_clips_test=0, num_frames=5),
+        tmp_path / "short",
+        workers=1,
+    )[0]
+    with pytest.raises(UserError, match=r"000000\.mp4.* 5 frames"):
+        show_samples(short.parent / "train" / "000000.mp4", run, out)
+    assert not out.exists()
+
+
+def _objective(folder: Path, name: str) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "objective": name}))
+    return str(folder)
+
+
+def test_models_that_predict_no_features_are_refused(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = vjepa.load_model("demo").config
+    pixel = _objective(save_model(tmp_path / "pixel", VJEPA(demo)), "pixel")
+    change = InputConfig(content="change")
+    blind = ModelConfig(
+        encoder=type(demo.encoder)(**{**vars(demo.encoder), "input": change}),
+        predictor=demo.predictor,
+    )
+    save_model(tmp_path / "change", VJEPA(blind))
+    for model, says in (
+        (pixel, "'pixel', which predicts no features"),
+        (str(tmp_path / "change"), "'change' of a clip and not its pixels"),
+        (str(tmp_path / "missing"), "no such file or folder"),
+    ):
+        out = tmp_path / "run"
+        assert _train(manifest, out, model=model) == 2
+        assert says in capsys.readouterr().err
+        assert not out.exists()
+    assert main(["decode", "train", "--model", "demo", "--out", str(tmp_path / "run")]) == 2
+    assert "data.sources is empty" in capsys.readouterr().err
