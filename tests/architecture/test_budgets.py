@@ -14,23 +14,24 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 32_200
-MOST_FILES = 157
-MOST_CLASSES = 307
+MOST_LINES = 33_400
+MOST_FILES = 163
+MOST_CLASSES = 317
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (1990, 68),
-    "cli": (1400, 18),
+    "cli": (1540, 19),
     "data": (950, 13),
     "data/clips": (1750, 54),
     "data/loader": (1240, 18),
     "data/manifest": (1810, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
-    "demo": (1410, 33),
+    "demo": (1670, 39),
     "evaluation": (3950, 95),
     "jobs": (3560, 89),
+    "jobs/detect": (790, 17),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
     "models": (1910, 49),

@@ -14,6 +14,8 @@ from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import write_synthetic_set
 from vjepa.errors import UserError
 from vjepa.jobs import features, learn, pretrain
+from vjepa.jobs.detect.config import DetectConfig
+from vjepa.jobs.detect.train import train as train_detector
 from vjepa.jobs.features import FeaturesConfig
 from vjepa.jobs.learn import LearnConfig
 from vjepa.jobs.pretrain import PretrainConfig
@@ -25,6 +27,7 @@ JOBS: dict[str, Callable[[Path], object]] = {
     "pretrain": lambda out: pretrain.run(PretrainConfig(), out),
     "probe train": lambda out: train(PROBE, out),
     "probe train of several draws": lambda out: train_splits(PROBE, out),
+    "detect train": lambda out: train_detector(DetectConfig(), out),
     "features": lambda out: features.run(FeaturesConfig(), [Path("none")], out),
     "data synth": lambda out: write_synthetic_set(SyntheticConfig(), out),
     "demo": lambda out: demo.run(DemoConfig(), out),

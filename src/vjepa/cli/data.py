@@ -63,10 +63,13 @@ make a labelled set of synthetic videos, as real .mp4 files with a manifest
 
 Handwritten digits move over textured, panning backgrounds among distractors. The label `motion`
 (what the digit does) is independent of the label `appearance` (which digit it is). The same
-settings always give the same set; one that was cut short is continued.
+settings always give the same set; one that was cut short is continued. With `--boxes true` it is a
+set for detection: several digits a clip, each with a box, in AVA's files.
 
-example:
+examples:
   vjepa data synth --out synthetic --num_clips_train 2000
+  vjepa data synth --out boxes --boxes true --size 64 --object_size 0.25 --travel 0.26 \\
+      --zoom 1.5 --num_clips_train 1000 --num_clips_validation 100 --num_clips_test 300
 """
 
 _AVA_HELP = """\

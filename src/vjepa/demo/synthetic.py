@@ -85,6 +85,12 @@ class SyntheticConfig:
     it cannot be predicted, and it covers everything."""
     noise: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Standard deviation of a camera's grain, new in every pixel of every frame."""
+    boxes: bool = False
+    """A set for detection instead: several digits a clip, each with a box, its digit and what it
+    does, in AVA's files. Give it larger frames (`--size 64 --object_size 0.25 --travel 0.26`)."""
+    num_segments: Annotated[int, Field(ge=1)] = 3
+    """With `boxes`: a clip is so many times `num_frames` long; in each part every digit does
+    something else, and the middle of each is a key frame."""
 
     def __post_init__(self) -> None:
         if self.size % 2:
@@ -208,15 +214,20 @@ def load_digits(split: str) -> DigitSet:
     return DigitSet(images[ids].astype(np.float32) / _GREY_MAXIMUM, labels[ids], ids)
 
 
-def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> Image:
-    """Background and distractors `[T, H, W, 3]`, 0 to 1: smooth noise that slides, and discs."""
+def draw_scene(
+    config: SyntheticConfig, rng: np.random.Generator, num_frames: int
+) -> tuple[Image, list[Track]]:
+    """Background and distractors `[T, H, W, 3]`, 0 to 1: smooth noise that slides, and discs.
+
+    And the tracks of the discs.
+    """
     size, grain = config.size, config.background_grain
-    time = np.linspace(0.0, 1.0, config.num_frames)
+    time = np.linspace(0.0, 1.0, num_frames)
     pan = rng.uniform(-1.0, 1.0, size=2) * config.background_speed  # x, y over the clip
     offset = time[:, None] * pan + np.maximum(-pan, 0.0)
     axis = np.arange(size) / size
     columns, rows = axis + offset[:, :1], axis + offset[:, 1:]
-    frames = np.zeros((config.num_frames, size, size, 3), dtype=np.float32)
+    frames = np.zeros((num_frames, size, size, 3), dtype=np.float32)
     for cells, share in ((max(2, round(0.4 * grain)), 0.75), (grain, 0.66)):
         height, width = np.ceil((1.0 + np.abs(pan[::-1])) * cells).astype(int) + 2
         noise = rng.standard_normal((height, width, 1)) * 0.85
@@ -224,13 +235,15 @@ def _draw_scene(config: SyntheticConfig, rng: np.random.Generator) -> Image:
         across = np.einsum("txw,hwc->thxc", _linear_weights(columns * cells, width), noise)
         frames += share * np.einsum("tyh,thxc->tyxc", _linear_weights(rows * cells, height), across)
     frames = np.clip(0.35 + config.background_contrast * frames, 0.0, 1.0).astype(np.float32)
+    discs = []
     for _ in range(config.num_distractors):
         start = rng.uniform(0.0, 1.0, size=2)
         shift = rng.uniform(-1.0, 1.0, size=2) * config.travel
         side = np.full_like(time, rng.uniform(0.12, 0.25))
         track = Track(start + time[:, None] * shift, side, np.zeros_like(time))
         paint(frames, _disc_coverage(track, size), rng.uniform(0.1, 0.8, size=3))
-    return frames
+        discs.append(track)
+    return frames, discs
 
 
 def _linear_weights(places: Array, count: int) -> Image:
@@ -239,7 +252,7 @@ def _linear_weights(places: Array, count: int) -> Image:
     return np.maximum(1.0 - distance, 0.0).astype(np.float32)
 
 
-def _disturb(frames: Image, config: SyntheticConfig, rng: np.random.Generator) -> None:
+def disturb(frames: Image, config: SyntheticConfig, rng: np.random.Generator) -> None:
     """Add what no one can predict to `frames` `[T, H, W, 3]` in place: flicker and grain."""
     num_frames, size = frames.shape[:2]
     if config.flicker > 0:
@@ -313,13 +326,13 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     """Draw clip `index` of `split`; the same arguments always give the same pixels."""
     rng, motion, row_a = _draw_labels(config, split, index)
     digits = load_digits(split)
-    row_b = _draw_digit(digits, rng)
+    row_b = draw_digit(digits, rng)
     track_a, track_b = draw_tracks(config, motion, rng)
-    frames = _draw_scene(config, rng)
+    frames, _ = draw_scene(config, rng, config.num_frames)
     for row, track in ((row_b, track_b), (row_a, track_a)):
         coverage = digit_coverage(digits.images[row], track, config.size)
         paint(frames, coverage, rng.uniform(0.6, 1.0, size=3))
-    _disturb(frames, config, rng)
+    disturb(frames, config, rng)
     return SyntheticClip(
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
         motion=motion,
@@ -346,10 +359,10 @@ def _draw_labels(
         raise UserError(f"clip {index} of split {split!r}: it has {count} clips")
     rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
     motion = MOTION_CLASSES[rng.integers(len(MOTION_CLASSES))]
-    return rng, motion, _draw_digit(load_digits(split), rng)
+    return rng, motion, draw_digit(load_digits(split), rng)
 
 
-def _draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
+def draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
     """Draw a class first, so that classes are equally frequent, then one of its images."""
     digit = rng.integers(len(APPEARANCE_CLASSES))
     return int(rng.choice(np.flatnonzero(digits.labels == digit)))

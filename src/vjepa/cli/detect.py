@@ -1,0 +1,140 @@
+"""``vjepa detect train | eval | predict``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from vjepa.cli.parser import EXIT_INTERRUPTED, Parser, config_lines, resolve_config
+from vjepa.config import RESOLVED_CONFIG_FILE
+from vjepa.errors import UserError
+from vjepa.runtime.files import atomic_write
+
+HELP = """\
+find who does what, where and when: classes of boxes in videos (AVA)
+
+The people's boxes are given: true ones, or those of a detector of people. Features of a frozen
+encoder are cut out of each box, and a linear layer says what the person does; several classes at
+once. The set is a table made by `vjepa data ava`.
+"""
+
+_TRAIN_HELP = """\
+train a detector of actions on a table of boxes, and measure it once on another
+
+The encoder stays frozen, and what it says of each box is computed once per pass, so that the head
+trains in minutes; with --end_to_end the encoder is trained, too. Compare with --encoder.random true
+(the same network untrained) and with --data.view.key_frame_only true (a still picture): a number
+alone says little. The folder gets the detector, result.json and result.md.
+
+examples:
+  vjepa detect train --encoder.path runs/first --data.train boxes/boxes_train.parquet \\
+      --data.test boxes/boxes_test.parquet --out runs/detector
+  vjepa detect train --config ava_vitl16_224 --encoder.path vitl16.pth.tar \\
+      --data.train train.parquet --data.test val.parquet --out runs/ava
+"""
+
+_EVAL_HELP = """\
+measure a saved detector, or a csv file of detections, on a table of boxes
+
+On the test table of its training a detector gives the same figure again, digit for digit. A csv
+file has AVA's columns: video, second, x1, y1, x2, y2, class, score. Programs differ in the rules of
+the figure: the rules are printed beside it (see docs/detection.md).
+
+examples:
+  vjepa detect eval runs/detector val.parquet --detections found.csv
+  vjepa detect eval found.csv val.parquet --rules activitynet
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """Options of these commands."""
+    add_action = parser.add_commands("ACTION")
+    train = add_action("train", _TRAIN_HELP)
+    train.take_config("vjepa.jobs.detect.config:DetectConfig", recipes="detect")
+    train.add_path("--out", "DIR", "new folder for the detector")
+    train.set_defaults(run=_train)
+    evaluate = add_action("eval", _EVAL_HELP)
+    evaluate.add_path("source", "SRC", "folder of a trained detector, or a .csv of detections")
+    evaluate.add_path("table", "TABLE", "table of boxes made by vjepa data ava")
+    evaluate.add_path("--videos", "MANIFEST", "the table's videos, if they have moved")
+    evaluate.add_argument(
+        "--boxes",
+        choices=("auto", "truth", "predicted"),
+        default="auto",
+        help="boxes that are given classes: people found, or the true boxes (default: those found "
+        "where the table has any)",
+    )
+    evaluate.add_argument(
+        "--rules",
+        choices=("alphaction", "activitynet", "slowfast", "mmaction"),
+        help="whose rules the figure follows; default: as trained, or alphaction",
+    )
+    evaluate.add_argument(
+        "--scores",
+        choices=("class", "class_times_person"),
+        help="a detection's score: that of its class, or times the person's; default: as trained",
+    )
+    evaluate.add_argument(
+        "--on-bad-video",
+        choices=("error", "list"),
+        default="error",
+        help="stop at a key frame that cannot be read, or name it in the result (default: error)",
+    )
+    evaluate.add_path("--cache-dir", "DIR", "keep vectors of boxes here, or find them here")
+    evaluate.add_path("--detections", "FILE", "write the detections here (.csv)")
+    evaluate.add_path("--json", "FILE", "write the figures here too")
+    evaluate.set_defaults(run=_eval)
+    for command in (evaluate,):
+        command.add_path("--encoder", "PATH", "where the detector's encoder is, if it has moved")
+        command.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
+        )
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = resolve_config(args)
+    if args.out is None:
+        raise UserError("detect train needs --out DIR, a new folder for the detector")
+    print(
+        *config_lines(args, config), f"  all settings: {args.out}/{RESOLVED_CONFIG_FILE}", sep="\n"
+    )
+    from vjepa.jobs.detect.train import train
+
+    done = train(config, args.out)
+    print(f"encoder: {done.encoder}")
+    where = f"{done.num_boxes} boxes in {done.num_key_frames} key frames"
+    print(f"trained: {done.steps} updates on {where}")
+    for bad in done.bad_videos:
+        print(f"not read: {bad.path}: {bad.reason}")
+    if done.interrupted:
+        print("stopped before the end: the same command goes on")
+        return EXIT_INTERRUPTED
+    print(
+        *(done.test.lines() if done.test else ["not measured: no test table (data.test)"]), sep="\n"
+    )
+    print(f"detector: {args.out}")
+    return 0
+
+
+def _eval(args: argparse.Namespace) -> int:
+    if args.detections is not None and args.detections.suffix != ".csv":
+        raise UserError(f"--detections {args.detections}: must end in .csv")
+    from vjepa.jobs.detect.detector import evaluate, result_json
+
+    result = evaluate(
+        args.source,
+        args.table,
+        videos=args.videos,
+        encoder=args.encoder,
+        test_on=args.boxes,
+        rules=args.rules,
+        scores=args.scores,
+        device=args.device,
+        on_bad_video=args.on_bad_video,
+        cache_dir=args.cache_dir,
+        answers=args.detections,
+    )
+    print(f"detections: {result.encoder}", *result.lines(), sep="\n")
+    if args.json is not None:
+        atomic_write(args.json, json.dumps(result_json(result), indent=1) + "\n")
+    return 0

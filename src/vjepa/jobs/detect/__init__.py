@@ -1,0 +1,1 @@
+"""The detection job: what each person does in a video, and where."""

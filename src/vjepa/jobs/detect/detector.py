@@ -1,0 +1,321 @@
+"""A trained detector on disk, and at work: vectors of boxes to classes, and the figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import nn
+
+from vjepa.checkpoint.folder import explained_version, read_weights
+from vjepa.checkpoint.strict import load_strictly
+from vjepa.config import from_dict, to_dict
+from vjepa.data.ava import read_detections
+from vjepa.data.boxes import BoxTable, LabelledBoxes
+from vjepa.data.loader.evaluation import BadVideo, OnBadVideo
+from vjepa.data.loader.reading import ReadingConfig
+from vjepa.errors import UserError
+from vjepa.evaluation.box_features import (
+    BoxFeatures,
+    DetectionSettings,
+    KeyFrames,
+    ScoreKind,
+    class_shares,
+    detections,
+)
+from vjepa.evaluation.detection_metric import RULES, DetectionMetrics, detection_metrics
+from vjepa.evaluation.frozen import EncoderIdentity, weights_hash
+from vjepa.jobs.detect.config import TestOn
+from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
+from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.files import atomic_path, atomic_write
+from vjepa.runtime.process import set_num_threads
+from vjepa.version import __version__
+
+DETECTOR_FILE = "detector.json"
+WEIGHTS_FILE = "detector.safetensors"
+_FORMAT = "vjepa-detector-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedDetector:
+    """A detector without its encoder: `head` maps vectors of boxes to logits of `classes`."""
+
+    classes: Mapping[int, str]
+    evaluated: tuple[int, ...]
+    encoder: EncoderIdentity
+    settings: DetectionSettings
+    head: nn.Linear
+    rules: str
+    scores: ScoreKind
+    training: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write both files; the description, without which there is no detector, comes last."""
+        state = {name: t.detach().cpu().contiguous() for name, t in self.head.state_dict().items()}
+        with atomic_path(folder / WEIGHTS_FILE) as aside:
+            save_file(state, aside, metadata={"format": "pt"})
+        described = {
+            "format": _FORMAT,
+            "version": __version__,
+            "classes": [[label, name] for label, name in self.classes.items()],
+            "evaluated": list(self.evaluated),
+            "encoder": to_dict(self.encoder),
+            "settings": to_dict(self.settings),
+            "rules": self.rules,
+            "scores": self.scores,
+            "training": self.training,
+        }
+        atomic_write(folder / DETECTOR_FILE, json.dumps(described, indent=1) + "\n")
+
+
+def load_saved_detector(folder: Path) -> SavedDetector:
+    """Read a detector; everything must fit. Its head is in evaluation mode on the CPU."""
+    path = folder / DETECTOR_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: not a detector: {path.name} is missing; give the folder that "
+            "`vjepa detect train` wrote"
+        )
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        version = described.get("version")
+        with explained_version(str(path), version):
+            if described.get("format") != _FORMAT:
+                raise UserError(f"{path}: format {described.get('format')!r}, wanted {_FORMAT!r}")
+            classes = {int(label): str(name) for label, name in described["classes"]}
+            settings = from_dict(DetectionSettings, described["settings"], str(path))
+            encoder = from_dict(EncoderIdentity, described["encoder"], str(path))
+            head = nn.Linear(settings.regions.width(encoder.config), len(classes))
+            apart = f"{WEIGHTS_FILE} and {DETECTOR_FILE} do not belong together; copy both again"
+            stored = read_weights(folder / WEIGHTS_FILE)
+            load_strictly(head, stored, str(folder / WEIGHTS_FILE), "a head", remedy=apart)
+            return SavedDetector(
+                classes=classes,
+                evaluated=tuple(described["evaluated"]),
+                encoder=encoder,
+                settings=settings,
+                head=head.eval(),
+                rules=described["rules"],
+                scores=described["scores"],
+                training=described["training"],
+            )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: no whole description ({error!r}); copy the detector again"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionResult:
+    """A figure and what belongs beside it: `boxes` are ``truth``, ``predicted`` or a ``file``."""
+
+    metrics: DetectionMetrics
+    table: str
+    boxes: str
+    num_boxes: int
+    encoder: str
+    bad_videos: tuple[BadVideo, ...] = ()
+
+    @property
+    def boxes_sentence(self) -> str:
+        """Which boxes were given classes."""
+        return f"{self.num_boxes} {_BOXES[self.boxes]}"
+
+    def lines(self) -> list[str]:
+        """The classes, what was left out, and the figure with its rules."""
+        rows = [
+            f"{entry.name:<28} {100 * entry.average_precision:6.2f} %  of {entry.truth} boxes"
+            for entry in self.metrics.per_class
+            if entry.average_precision is not None
+        ]
+        rows += [f"not read: {bad.path}: {bad.reason}" for bad in self.bad_videos]
+        return [*rows, f"boxes: {self.boxes_sentence}", self.metrics.sentence]
+
+
+_BOXES = {
+    "truth": "true boxes",
+    "predicted": "boxes of people that a detector found",
+    "file": "rows (boxes and classes) of the file",
+}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A trained detector with its encoder, ready for any boxes of any video."""
+
+    saved: SavedDetector
+    features: BoxFeatures
+
+    def evaluate(
+        self,
+        data: KeyFrames,
+        test_on: TestOn = "auto",
+        rules: str | None = None,
+        scores: ScoreKind | None = None,
+    ) -> tuple[DetectionResult, LabelledBoxes]:
+        """The figure on a table of boxes, and the detections that it is of."""
+        table, saved = data.table, self.saved
+        if dict(table.classes) != dict(saved.classes):
+            raise UserError(
+                f"{table.source_file}: has {len(table.classes)} classes, the detector was trained "
+                f"on {len(saved.classes)} (or others of the same number): make the table with the "
+                "label map of the training"
+            )
+        kind, rows = test_rows(table, test_on)
+        found = self.features.features(data, rows, table.source_file)
+        shares = class_shares(saved.head, found.tokens, self.features.setup.device)
+        answers = detections(table, found.rows, shares, scores or saved.scores)
+        metrics = detection_metrics(
+            table.truth(),
+            answers,
+            table.counted_classes,
+            RULES[rules or saved.rules],
+            table.excluded,
+        )
+        result = DetectionResult(
+            metrics=metrics,
+            table=table.source_file,
+            boxes=kind,
+            num_boxes=len(found.rows),
+            encoder=self.features.frozen.identity.sentence,
+            bad_videos=found.bad,
+        )
+        return result, answers
+
+
+def test_rows(table: BoxTable, test_on: TestOn) -> tuple[str, NDArray[np.int64]]:
+    """The rows of a table that are given classes in the test, and their kind."""
+    predicted = table.rows_of("predicted")
+    kind = (
+        "predicted" if test_on == "predicted" or (test_on == "auto" and len(predicted)) else "truth"
+    )
+    rows = predicted if kind == "predicted" else table.rows_of("truth")
+    if not len(rows):
+        raise UserError(
+            f"{table.source_file}: has no {_BOXES[kind]} to be given classes; see "
+            "data.test_on and `vjepa data ava --persons`"
+        )
+    return kind, rows
+
+
+def load_detector(
+    folder: Path,
+    *,
+    encoder: Path | None = None,
+    device: DeviceName = "auto",
+    num_threads: int | None = None,
+    reading: ReadingConfig | None = None,
+    on_bad_video: OnBadVideo = "error",
+    cache_dir: Path | None = None,
+) -> Detector:
+    """Load what training wrote, with the encoder that it reads; `encoder`: where it lies now.
+
+    UserError: the detector or its encoder is missing, or the encoder is another.
+    """
+    set_num_threads(num_threads)
+    saved = load_saved_detector(folder)
+    frozen = reopen_encoder(saved.encoder, encoder)
+    found = weights_hash(frozen.encoder)
+    if found != saved.encoder.weights_hash:
+        raise UserError(
+            f"{frozen.identity.source}: the detector was trained for another encoder (weights "
+            f"{saved.encoder.weights_hash[:12]}..., found {found[:12]}...); give the one it was "
+            f"trained on ({saved.encoder.path or 'random weights'}), or train a new detector"
+        )
+    setup = set_up_device(device, saved.settings.features.precision)
+    if saved.settings.features.compile:
+        compile_encoder(frozen.encoder.to(setup.device))
+    frozen = replace(frozen, identity=replace(frozen.identity, config=saved.encoder.config))
+    features = BoxFeatures(
+        frozen, saved.settings, setup, reading or ReadingConfig(), on_bad_video, cache_dir
+    )
+    return Detector(saved, features)
+
+
+def evaluate(
+    source: Path,
+    table: Path,
+    *,
+    videos: Path | None = None,
+    encoder: Path | None = None,
+    test_on: TestOn = "auto",
+    rules: str | None = None,
+    scores: ScoreKind | None = None,
+    device: DeviceName = "auto",
+    num_threads: int | None = None,
+    reading: ReadingConfig | None = None,
+    on_bad_video: OnBadVideo = "error",
+    cache_dir: Path | None = None,
+    answers: Path | None = None,
+) -> DetectionResult:
+    """Measure a detector on a table of boxes, or a csv file of detections that anybody made.
+
+    On the table of its training's test this gives the same figure again, digit for digit; and so
+    does the csv file `answers`, to which the detections are written. Named arguments as
+    :func:`load_detector`.
+    """
+    if source.suffix == ".csv":
+        boxes = BoxTable.open(table)
+        found = read_detections(source)
+        unknown = {video for video, _ in found.images} - {video for video, _ in boxes.keys}
+        if found.images and len(unknown) == len({video for video, _ in found.images}):
+            raise UserError(
+                f"{source}: not one of its {len(unknown)} videos is in {table} (first: "
+                f"{min(unknown)!r}): the two files are of different sets"
+            )
+        metrics = detection_metrics(
+            boxes.truth(),
+            found,
+            boxes.counted_classes,
+            RULES[rules or "alphaction"],
+            boxes.excluded,
+        )
+        return DetectionResult(
+            metrics=metrics,
+            table=str(table),
+            boxes="file",
+            num_boxes=len(found.label),
+            encoder=str(source),
+        )
+    detector = load_detector(
+        source,
+        encoder=encoder,
+        device=device,
+        num_threads=num_threads,
+        reading=reading,
+        on_bad_video=on_bad_video,
+        cache_dir=cache_dir,
+    )
+    result, found = detector.evaluate(KeyFrames.open(table, videos), test_on, rules, scores)
+    if answers is not None:
+        write_detections(answers, found)
+    return result
+
+
+def write_detections(path: Path, found: LabelledBoxes) -> None:
+    """Detections as a csv file of AVA's format, with all digits of boxes and scores."""
+    with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        rows = zip(
+            found.image.tolist(),
+            found.box.tolist(),
+            found.label.tolist(),
+            found.score.tolist(),
+            strict=True,
+        )
+        for image, box, label, score in rows:
+            video, second = found.images[image]
+            writer.writerow((video, second, *box, label, score))
+
+
+def result_json(result: DetectionResult) -> dict[str, Any]:
+    """A result as plain values."""
+    return asdict(result)

@@ -1,0 +1,332 @@
+"""Training a detector: a linear head on vectors of a frozen encoder, or the encoder with it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vjepa.config import RESOLVED_CONFIG_FILE, diff, load_config, to_dict
+from vjepa.counter_random import permute
+from vjepa.data.clips.key_frames import checked_patches
+from vjepa.data.loader.evaluation import BadVideo
+from vjepa.errors import UserError
+from vjepa.evaluation.box_features import (
+    BoxFeatures,
+    DetectionBatches,
+    DetectionSettings,
+    KeyFrames,
+)
+from vjepa.evaluation.frozen import EncodingConfig, FeatureSet, FrozenEncoder
+from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.jobs.detect.config import DetectConfig
+from vjepa.jobs.detect.detector import (
+    DETECTOR_FILE,
+    DetectionResult,
+    SavedDetector,
+    load_detector,
+    result_json,
+    test_rows,
+)
+from vjepa.jobs.probe.encoder import compile_encoder, open_encoder, reopen_encoder
+from vjepa.jobs.probe.probe import versions
+from vjepa.models import Encoder, ModelConfig, PredictorConfig
+from vjepa.runtime.device import seed_torch, set_up_device
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
+from vjepa.runtime.logging import MetricLog
+from vjepa.runtime.process import set_num_threads
+from vjepa.tasks import Detection
+from vjepa.training import OptimConfig, Trainer
+
+JOB = "detect train"
+RESULT_FILE = "result.json"
+TABLE_FILE = "result.md"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """What came of a training: updates, boxes trained on, and the figure if there is a test."""
+
+    folder: Path
+    encoder: str
+    steps: int
+    num_boxes: int
+    num_key_frames: int
+    test: DetectionResult | None
+    bad_videos: tuple[BadVideo, ...]
+    interrupted: bool = False
+
+
+def train(config: DetectConfig, out: Path) -> TrainedDetector:
+    """Train a detector and measure it once on the test table.
+
+    Into `out`, a new folder, or one in which the same job was interrupted: ``detector.json``,
+    ``detector.safetensors``, ``result.json``, ``result.md``, ``metrics.jsonl``, ``config.yaml``,
+    and with `end_to_end` the encoder's checkpoints, from which training resumes exactly.
+    """
+    with claimed_folder(out, JOB) as has_begun:
+        if (out / DETECTOR_FILE).exists():
+            raise UserError(f"{out}: holds a detector already; give another --out or remove it")
+        if has_begun:
+            before = load_config(DetectConfig, [out / RESOLVED_CONFIG_FILE])
+            if changed := diff(before, config):
+                raise UserError(
+                    f"{out}: was begun with another config ({'; '.join(changed[:3])}); give "
+                    "another --out"
+                )
+        return _train(config, out)
+
+
+def _train(config: DetectConfig, out: Path) -> TrainedDetector:
+    times = [time.perf_counter()]
+    set_num_threads(config.training.num_threads)
+    given, (config, frozen, data, test) = config, _open(config)
+    rows = training_rows(config, data)
+    begin_folder(out, JOB, given)
+    settings = _settings(config)
+    times.append(time.perf_counter())
+    setup = set_up_device(config.training.device, config.features.precision)
+    if config.features.compile and config.end_to_end is None:
+        compile_encoder(frozen.encoder.to(setup.device))
+    features = BoxFeatures(
+        frozen,
+        settings,
+        setup,
+        config.data.reading,
+        config.data.on_bad_video,
+        config.features.cache_dir,
+    )
+    passes: tuple[FeatureSet, ...] = ()
+    if config.end_to_end is None:
+        augments = config.data.view.augment
+        passes = tuple(
+            features.features(data, rows, "data.train", (config.seed, number) if augments else None)
+            for number in range(config.features.passes)
+        )
+        for one in passes:
+            rows = np.intersect1d(rows, one.rows)
+    bad = tuple({video.reason: video for one in passes for video in one.bad}.values())
+    times.append(time.perf_counter())
+    batches = DetectionBatches(
+        data=data,
+        rows=rows,
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
+        settings=settings,
+        reading=config.data.reading,
+        patch=frozen.identity.config.patch_size,
+        passes=passes,
+    )
+    task, trainer = _trainer(config, frozen, batches, out)
+    result = trainer.fit()
+    key_frames = len(np.unique(data.table.key_of_row[rows]))
+    sentence, steps = frozen.identity.sentence, trainer.optim.steps
+    if result.interrupted or result.out_of_time:
+        return TrainedDetector(out, sentence, result.step, len(rows), key_frames, None, bad, True)
+    identity = frozen.identity
+    if config.end_to_end is not None:
+        # The encoder that was trained lies in the checkpoint; the detector is one of it.
+        identity = replace(identity, path=str(out), which="context", file=None, seed=None)
+        held = reopen_encoder(identity)
+        identity = held.identity
+        sentence = f"{identity.sentence}, trained from {frozen.identity.sentence}"
+    times.append(time.perf_counter())
+    SavedDetector(
+        classes=data.table.classes,
+        evaluated=data.table.evaluated,
+        encoder=identity,
+        settings=settings,
+        head=task.head.cpu().eval(),
+        rules=config.rules,
+        scores=config.scores,
+        training={
+            "num_boxes": len(rows),
+            "num_key_frames": key_frames,
+            "steps": steps,
+            "seed": config.seed,
+            "end_to_end": config.end_to_end is not None,
+            "versions": versions(),
+        },
+    ).save(out)
+    measured = None
+    if test is not None:
+        # The detector as it lies on the disk, as `evaluate` does it.
+        detector = load_detector(
+            out,
+            device=config.training.device,
+            num_threads=config.training.num_threads,
+            reading=config.data.reading,
+            on_bad_video=config.data.on_bad_video,
+            cache_dir=config.features.cache_dir,
+        )
+        measured, _ = detector.evaluate(test, config.data.test_on)
+    times.append(time.perf_counter())
+    done = TrainedDetector(out, sentence, steps, len(rows), key_frames, measured, bad)
+    stages = ("set-up", "features", "training", "test")
+    _save_result(done, config, dict(zip(stages, np.diff(times).round(3).tolist(), strict=True)))
+    return done
+
+
+def _open(
+    config: DetectConfig,
+) -> tuple[DetectConfig, FrozenEncoder, KeyFrames, KeyFrames | None]:
+    """Everything opened and checked before anything is encoded; nulls of the config resolved."""
+    if config.data.train is None:
+        raise UserError("data.train: not set; make a table of boxes with `vjepa data ava`")
+    data = KeyFrames.open(config.data.train, config.data.videos)
+    test = None
+    if config.data.test is not None:
+        test = KeyFrames.open(config.data.test, config.data.videos)
+        if dict(test.table.classes) != dict(data.table.classes):
+            raise UserError("data.test: its classes are not those of data.train; use one label map")
+        shared = {video for video, _ in test.table.keys} & {video for video, _ in data.table.keys}
+        if shared:
+            raise UserError(
+                f"data.test: {len(shared)} of its videos are trained on, too (first: "
+                f"{min(shared)!r}); measure on others"
+            )
+        test_rows(test.table, config.data.test_on)
+    frozen = open_encoder(config.encoder)
+    sizes = frozen.identity.config
+    usual = preprocess_of(config.encoder.path, sizes).clip
+    # Exact steps, so that the key frame stands in the middle.
+    clip = config.data.clip or replace(
+        usual, sampling="exact" if usual.stride is not None else "reference", clips_per_video=1
+    )
+    try:
+        layers = config.regions.layers_of(sizes.depth)
+    except ValueError as error:
+        raise UserError(f"regions.{error}") from error
+    inner = layers != (sizes.depth - 1,)
+    if not isinstance(frozen.encoder, Encoder) and (inner or config.end_to_end is not None):
+        raise UserError(
+            f"regions.layers: {frozen.identity.source} gives only its last layer's output, frame "
+            f"by frame: set regions.layers to [{sizes.depth - 1}] and leave end_to_end out"
+        )
+    checked_patches(config.data.view, clip, sizes.patch_size, sizes.tubelet_size)
+    return replace(config, data=replace(config.data, clip=clip)), frozen, data, test
+
+
+def training_rows(config: DetectConfig, data: KeyFrames) -> NDArray[np.int64]:
+    """The rows of the training table whose boxes are trained on, int64, ascending."""
+    table, rows = data.table, data.table.rows_of("truth")
+    if config.data.train_on == "known":
+        found = table.rows_of("predicted").tolist()
+        known = [row for row in found if table.labels[row] is not None]
+        rows = np.sort(np.concatenate([rows, np.array(known, dtype=np.int64)]))
+    if config.data.num_videos is not None:
+        videos = sorted({video for video, _ in table.keys})
+        if config.data.num_videos > len(videos):
+            raise UserError(
+                f"data.num_videos: {config.data.num_videos} of {len(videos)} videos; lower it"
+            )
+        chosen = permute(np.arange(config.data.num_videos), len(videos), config.seed, "few videos")
+        kept = {videos[number] for number in chosen.tolist()}
+        rows = rows[[table.video[row] in kept for row in rows.tolist()]]
+    if not len(rows):
+        raise UserError(f"{table.source_file}: has no box to train on")
+    return rows
+
+
+def _settings(config: DetectConfig) -> DetectionSettings:
+    assert config.data.clip is not None
+    names = EncodingConfig.__dataclass_fields__
+    encoding = EncodingConfig(**{name: getattr(config.features, name) for name in names})
+    return DetectionSettings(
+        clip=config.data.clip,
+        view=config.data.view,
+        regions=config.regions,
+        features=encoding,
+    )
+
+
+def _trainer(
+    config: DetectConfig, frozen: FrozenEncoder, batches: DetectionBatches, out: Path
+) -> tuple[Detection, Trainer]:
+    optim, sizes = config.optim, frozen.identity.config
+    with torch.random.fork_rng(devices=[]):
+        seed_torch(config.seed, "detection head")
+        head = nn.Linear(config.regions.width(sizes), len(batches.data.table.classes))
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+    encoder, folder, about = None, None, dict[str, Any]()
+    how = config.end_to_end
+    if how is not None:
+        assert isinstance(frozen.encoder, Encoder)
+        encoder, folder = frozen.encoder.requires_grad_(True).train(), out
+        model = ModelConfig(encoder=sizes, predictor=PredictorConfig())
+        about = {"objective": "detection", "model": to_dict(model), "run": to_dict(config)}
+    task = Detection(
+        head,
+        encoder,
+        config.regions,
+        seed=config.seed,
+        drop_path=0.0 if how is None else how.drop_path,
+        layer_decay=1.0 if how is None else how.layer_decay,
+    )
+    steps, warmup = batches.steps_for(optim.epochs), 0
+    if optim.warmup_epochs:
+        warmup = min(batches.steps_for(optim.warmup_epochs), steps)
+    schedules = OptimConfig(
+        steps=steps,
+        warmup_steps=warmup,
+        start_lr=optim.start_lr,
+        peak_lr=optim.peak_lr,
+        final_lr=optim.final_lr,
+        schedule_stretch=1.0,
+        start_weight_decay=optim.weight_decay,
+        final_weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+        accumulation_steps=optim.accumulation_steps,
+    )
+    trainer = Trainer(
+        task=task,
+        batches=batches.batches,
+        optim=schedules,
+        training=replace(config.training, evaluate_every_steps=None),
+        seed=config.seed,
+        folder=folder,
+        about=about,
+        sinks=[MetricLog(out / METRICS_FILE)],
+        description="detector",
+    )
+    return task, trainer
+
+
+def _save_result(done: TrainedDetector, config: DetectConfig, seconds: dict[str, float]) -> None:
+    plain = {
+        "encoder": done.encoder,
+        "steps": done.steps,
+        "num_boxes": done.num_boxes,
+        "num_key_frames": done.num_key_frames,
+        "test": None if done.test is None else result_json(done.test),
+        "train_bad_videos": [f"{bad.path}: {bad.reason}" for bad in done.bad_videos],
+        "config": to_dict(config),
+        "versions": versions(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": seconds,
+    }
+    lines = ["# Detector", "", f"Encoder: {done.encoder}", ""]
+    lines += [
+        f"{done.steps} updates on {done.num_boxes} boxes in {done.num_key_frames} key frames.",
+        "",
+    ]
+    if done.test is not None:
+        lines += [done.test.metrics.sentence, "", f"Boxes: {done.test.boxes_sentence}.", ""]
+        lines += ["| class | true boxes | average precision |", "|---|---|---|"]
+        lines += [
+            f"| {entry.name} | {entry.truth} | {100 * entry.average_precision:.2f} % |"
+            for entry in done.test.metrics.per_class
+            if entry.average_precision is not None
+        ]
+    atomic_write(done.folder / TABLE_FILE, "\n".join(lines) + "\n")
+    atomic_write(done.folder / RESULT_FILE, json.dumps(plain, indent=1) + "\n")

@@ -1,0 +1,253 @@
+"""The detection job on a small synthetic set: trained, measured again, resumed, and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vjepa.cli.main import main
+from vjepa.data.boxes import BoxTable
+from vjepa.demo.synthetic import SyntheticConfig
+from vjepa.demo.synthetic_files import synthesise
+from vjepa.tasks import Detection
+
+_SETTINGS = (
+    "--encoder.path=demo",
+    "--data.view.short_side=32",
+    "--data.view.crop_size=32",
+    "--data.view.train_short_sides=[32,40]",
+    "--data.view.horizontal_flip=false",
+    "--data.reading.num_workers=0",
+    "--optim.batch_size=4",
+    "--optim.warmup_epochs=0",
+    "--optim.peak_lr=0.003",
+    "--training.device=cpu",
+    "--training.num_threads=1",
+)
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = SyntheticConfig(
+        num_clips_train=12,
+        num_clips_validation=0,
+        num_clips_test=6,
+        num_frames=4,
+        size=32,
+        object_size=0.3,
+        travel=0.2,
+        zoom=1.5,
+        boxes=True,
+        num_segments=2,
+    )
+    folder = tmp_path_factory.mktemp("boxes")
+    synthesise(config, folder, workers=1)
+    return folder
+
+
+def _train(boxes: Path, out: Path, *more: str) -> int:
+    tables = (
+        f"--data.train={boxes / 'boxes_train.parquet'}",
+        f"--data.test={boxes / 'boxes_test.parquet'}",
+    )
+    return main(["detect", "train", *tables, *_SETTINGS, "--out", str(out), *more])
+
+
+def _figure(path: Path) -> float:
+    found = json.loads(path.read_text())
+    return found.get("test", found)["metrics"]["mean_average_precision"]
+
+
+@pytest.fixture(scope="module")
+def detector(boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "detector"
+    more = ("--features.passes=2", f"--features.cache_dir={out.parent / 'cache'}")
+    assert _train(boxes, out, "--optim.epochs=20", *more) == 0
+    return out
+
+
+def test_the_set_has_what_a_detector_must_cope_with(boxes: Path) -> None:
+    table = BoxTable.open(boxes / "boxes_train.parquet")
+    assert len(table.rows_of("nobody"))
+    found = table.rows_of("predicted")
+    assert any(table.labels[row] == () for row in found)  # false people
+    assert len({second for _, second in table.keys}) == 2  # key frames of a clip
+    assert all(2 <= len(table.labels[row] or ()) <= 3 for row in table.rows_of("truth"))
+    assert (boxes / "train_persons.csv").is_file()
+
+
+def test_the_same_figure_again(
+    boxes: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, found = str(boxes / "boxes_test.parquet"), tmp_path / "found.csv"
+    again = ["detect", "eval", str(detector), table, "--json", str(tmp_path / "a.json")]
+    assert main([*again, "--detections", str(found), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "rules alphaction" in said
+    assert "boxes of people that a detector found" in said
+    first = _figure(detector / "result.json")
+    assert _figure(tmp_path / "a.json") == first
+    assert main(["detect", "eval", str(found), table, "--json", str(tmp_path / "b.json")]) == 0
+    assert _figure(tmp_path / "b.json") == first
+    assert "rules alphaction" in (detector / "result.md").read_text()
+    more = ("--boxes", "truth", "--rules", "slowfast", "--scores", "class_times_person")
+    assert main([*again, *more, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "true boxes" in said
+    assert "rules slowfast" in said
+
+
+def test_it_learns_what_is_there(boxes: Path, detector: Path, tmp_path: Path) -> None:
+    """On its own training boxes it is far above a head that knows nothing."""
+    table = str(boxes / "boxes_train.parquet")
+    again = ["detect", "eval", str(detector), table, "--boxes", "truth", "--device", "cpu"]
+    assert main([*again, "--json", str(tmp_path / "own.json")]) == 0
+    weights = load_file(detector / "detector.safetensors")
+    assert weights["weight"].shape == (20, 3 * 96)
+    assert _figure(tmp_path / "own.json") > 0.5
+
+
+def test_cached_vectors_need_no_video(boxes: Path, detector: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "set"
+    shutil.copytree(boxes, moved)
+    for split in ("train", "test"):
+        shutil.rmtree(moved / split)
+    cache = f"--features.cache_dir={detector.parent / 'cache'}"
+    more = ("--optim.epochs=20", "--features.passes=2", cache)
+    assert _train(moved, tmp_path / "again", *more) == 0
+    assert _figure(tmp_path / "again" / "result.json") == _figure(detector / "result.json")
+    assert _train(moved, tmp_path / "other", "--optim.epochs=1") == 2  # other passes: to be read
+
+
+def test_encoder_and_head_together_and_resumed(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (
+        "--end_to_end.layer_decay=0.8",
+        "--end_to_end.drop_path=0.2",
+        "--optim.epochs=0.8",
+        "--optim.accumulation_steps=2",
+        "--training.checkpoint_every_steps=2",
+    )
+    assert _train(boxes, tmp_path / "whole", *more) == 0
+    inputs, calls = Detection.inputs, iter(range(100))
+
+    def failing(task: Detection, batch: Any, part: int, parts: int) -> tuple[Any, ...]:
+        if next(calls) == 6:  # in the fourth update
+            raise RuntimeError("the power is gone")
+        return inputs(task, batch, part, parts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detection, "inputs", failing)
+        with pytest.raises(RuntimeError, match="power"):
+            _train(boxes, tmp_path / "parts", *more)
+    assert _train(boxes, tmp_path / "parts", *more, "--seed=1") == 2
+    assert _train(boxes, tmp_path / "parts", *more) == 0
+    whole, parts = (
+        load_file(tmp_path / name / "detector.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert "trained from" in result["encoder"]
+    assert _figure(tmp_path / "parts" / "result.json") == _figure(tmp_path / "whole/result.json")
+    table = str(boxes / "boxes_test.parquet")
+    again = ["detect", "eval", str(tmp_path / "whole"), table, "--device", "cpu"]
+    assert main([*again, "--json", str(tmp_path / "again.json")]) == 0
+    assert _figure(tmp_path / "again.json") == _figure(tmp_path / "whole" / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--regions.layers=[1,3]",), "[1, 3] must be some of the encoder's blocks 0 .. 2"),
+        (("--data.view.short_side=30",), "30 is not whole patches of 8: 24 is"),
+        (("--data.train=nothing.parquet",), "nothing.parquet: no such file"),
+        (("--data.num_videos=50",), "50 of 12 videos"),
+        (("--data.test=TRAIN",), "of its videos are trained on, too"),
+        (("--data.videos=nothing.parquet",), "nothing.parquet, is not there"),
+        (("--features.passes=2", "--data.view.augment=false"), "all would be the same"),
+        (("--encoder.path=nowhere",), "nowhere"),
+    ],
+)
+def test_refused_before_any_work(
+    boxes: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more = tuple(x.replace("TRAIN", str(boxes / "boxes_train.parquet")) for x in more)
+    assert _train(boxes, tmp_path / "out", *more) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_that_are_gone(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "set"
+    shutil.copytree(boxes, moved)
+    (moved / "train" / "train_000003.mp4").unlink()
+    assert _train(moved, tmp_path / "out", "--optim.epochs=1") == 2
+    assert "train_000003.mp4: second" in capsys.readouterr().err
+    assert _train(moved, tmp_path / "out", "--optim.epochs=1", "--data.on_bad_video=list") == 2
+    assert "begun with another config" in capsys.readouterr().err
+    more = ("--optim.epochs=1", "--data.on_bad_video=list")
+    assert _train(moved, tmp_path / "other", *more) == 0
+    assert "not read: " in capsys.readouterr().out
+    from vjepa.data.manifest.manifest import Manifest
+
+    manifest = Manifest.open(moved / "manifest.parquet").select(split="test")
+    manifest.write(moved / "manifest.parquet")
+    assert _train(moved, tmp_path / "third") == 2
+    assert "of its videos are not in" in capsys.readouterr().err
+
+
+def test_eval_refuses_what_does_not_fit(
+    boxes: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(boxes / "boxes_test.parquet")
+    rows = {
+        "word.csv": ("test_000000,0.5,0.1,0.1,0.5,0.5,1,high", "score (column 8) is 'high'"),
+        "nan.csv": ("test_000000,0.5,0.1,0.1,0.5,0.5,1,nan", "score (column 8) is 'nan'"),
+        "short.csv": ("test_000000,0.5,0.1,0.1,0.5,0.5,1", "7 columns, wanted 2 or 8"),
+        "other.csv": ("film,0.5,0.1,0.1,0.5,0.5,1,0.5", "not one of its 1 videos is in"),
+    }
+    for name, (row, said) in rows.items():
+        (tmp_path / name).write_text(row + "\n")
+        assert main(["detect", "eval", str(tmp_path / name), table]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["detect", "eval", str(tmp_path), table]) == 2
+    assert "not a detector" in capsys.readouterr().err
+    assert main(["detect", "eval", str(detector), str(boxes / "manifest.parquet")]) == 2
+    assert "is no table of boxes" in capsys.readouterr().err
+    fewer = tmp_path / "fewer"
+    text = (boxes / "actions.pbtxt").read_text().replace("digit_9", "nine")
+    (tmp_path / "map.pbtxt").write_text(text)
+    made = ["data", "ava", str(boxes / "test.csv"), "--videos", str(boxes / "manifest.parquet")]
+    assert main([*made, "--out", f"{fewer}.parquet", "--label_map", f"{tmp_path}/map.pbtxt"]) == 0
+    assert main(["detect", "eval", str(detector), f"{fewer}.parquet"]) == 2
+    assert "classes, the detector was trained on" in capsys.readouterr().err
+    assert _train(boxes, detector) == 2
+    assert "holds a detector already" in capsys.readouterr().err
+    broken = tmp_path / "broken"
+    shutil.copytree(detector, broken)
+    weights = load_file(broken / "detector.safetensors")
+    _save(broken / "detector.safetensors", {"weight": weights["weight"]})
+    assert main(["detect", "eval", str(broken), table]) == 2
+    assert "do not belong together" in capsys.readouterr().err
+
+
+def _save(path: Path, weights: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(weights, path)
