@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 33_400
-MOST_FILES = 163
-MOST_CLASSES = 317
+MOST_LINES = 33_800
+MOST_FILES = 166
+MOST_CLASSES = 321
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -29,12 +29,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1670, 39),
-    "evaluation": (3950, 95),
+    "evaluation": (3960, 95),
     "jobs": (3560, 89),
     "jobs/detect": (790, 17),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
-    "models": (1910, 49),
+    "models": (2320, 53),
     "reporting": (870, 35),
     "runtime": (2080, 49),
     "tasks": (1260, 31),

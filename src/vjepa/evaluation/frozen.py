@@ -30,7 +30,7 @@ from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, InputConfig, normalise_clip
+from vjepa.models import EncoderConfig, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
 from vjepa.runtime.files import atomic_path, atomic_write
 from vjepa.runtime.progress import Progress
@@ -76,6 +76,9 @@ def data_hash(manifest: Manifest, rows: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
+_NAMED_IF_UNUSUAL = ("input", "position", "position_reference", "levels", "modalities")
+
+
 @config_dataclass
 class EncoderIdentity:
     """Which encoder features are of.
@@ -101,11 +104,13 @@ class EncoderIdentity:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config as plain values; the usual input is not named, as before there was another."""
-        values = to_dict(self.config)
-        if self.config.input == InputConfig():
-            del values["input"]
-        return values
+        """The config as plain values; what was added to configs later is named only if unusual."""
+        usual = to_dict(EncoderConfig())
+        return {
+            name: value
+            for name, value in to_dict(self.config).items()
+            if name not in _NAMED_IF_UNUSUAL or value != usual[name]
+        }
 
     @property
     def source(self) -> str:

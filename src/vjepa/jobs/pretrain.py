@@ -186,7 +186,7 @@ class PretrainConfig:
                 f"model.encoder.image_size is {encoder.image_size}: they must be equal"
             )
         tokens, kinds = self.model.predictor.num_mask_tokens, len(self.masking.masks)
-        if tokens != 1 and tokens < kinds:
+        if self.model.predictor.shared_mask_token is None and tokens != 1 and tokens < kinds:
             raise ValueError(
                 f"model.predictor.num_mask_tokens is {tokens} but masking.masks has {kinds} kinds: "
                 "use 1 (shared) or one for each kind"
@@ -229,7 +229,7 @@ _MAY_GROW = ("optim.steps", "training.max_minutes")
 
 def build_task(config: PretrainConfig) -> Task:
     """The task that the config names, with fresh weights."""
-    encoder, size = config.model.encoder, config.data.batch_size
+    encoder, predictor, size = config.model.encoder, config.model.predictor, config.data.batch_size
     sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
     task: MaskedPrediction
     if config.objective.name == "pixel":
@@ -243,7 +243,8 @@ def build_task(config: PretrainConfig) -> Task:
             batch_size=size,
         )
     # A mask token that no mask kind uses.
-    task.has_unused = config.model.predictor.num_mask_tokens > len(config.masking.masks)
+    used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
+    task.has_unused = predictor.num_mask_tokens > used
     return task
 
 

@@ -7,7 +7,6 @@ grid, N = t*h*w tokens, K context tokens, M target tokens, D encoder width, P pr
 from vjepa.models.config import (
     PIXEL_MEAN,
     PIXEL_STD,
-    PRESETS,
     EncoderConfig,
     InputConfig,
     ModelConfig,
@@ -19,6 +18,7 @@ from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.predictor import VJEPA, Predictor
 from vjepa.models.preprocess import input_content, normalise_clip, still_clip, to_pixels
+from vjepa.models.presets import PRESETS, VJEPA2_MODELS
 from vjepa.models.regions import RegionConfig, region_features
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PIXEL_STD",
     "PRESETS",
     "VJEPA",
+    "VJEPA2_MODELS",
     "AttentiveClassifier",
     "AttentivePooler",
     "Decoder",

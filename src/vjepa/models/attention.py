@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from vjepa.models import cpu_attention
 from vjepa.models.preprocess import may_look
+from vjepa.models.rotary import Rotation, rotate
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, packing: Packing | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, packing: Packing | None = None, rotation: Rotation | None = None
+    ) -> Tensor:
         """Attend among the tokens of each clip: [B, n, D], or packed [S, D] with `packing`."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
-        if packing is None and cpu_attention.suits(qkv):
-            return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
         q, k, v = qkv.unbind(-3)
+        if rotation is not None:
+            q, k = rotate(qkv[..., :2, :, :], rotation).unbind(-3)
+        if packing is None and cpu_attention.suits(qkv):
+            qkv = qkv if rotation is None else torch.stack([q, k, v], -3)
+            return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
         return self.proj(attend(q, k, v, packing).flatten(-2))
 
 
@@ -157,13 +163,17 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_width)
 
     def forward(
-        self, tokens: Tensor, packing: Packing | None = None, scale: Tensor | None = None
+        self,
+        tokens: Tensor,
+        packing: Packing | None = None,
+        rotation: Rotation | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Transform tokens [B, n, D], or packed [S, D] with `packing`.
 
         `scale` are factors of what attention and MLP add: [2, B, 1, 1], or packed [2, S, 1].
         """
-        attended = self.attn(self.norm1(tokens), packing)
+        attended = self.attn(self.norm1(tokens), packing, rotation)
         tokens = tokens + (attended if scale is None else scale[0] * attended)
         mapped = self.mlp(self.norm2(tokens))
         return tokens + (mapped if scale is None else scale[1] * mapped)

@@ -18,6 +18,10 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 """Channel standard deviations of ImageNet, red green blue, on the scale 0..1."""
 
+Position = Literal["sincos", "rotary", "rotary_pairs", "given"]
+"""How a model knows where its tokens are."""
+_SMALLEST_ROTATED_HEAD = 6  # two columns for each axis
+
 _INPUT_CHANNELS = {"rgb": 3, "rgb_without_mean": 3, "change": 3, "rgb_and_change": 6}
 
 
@@ -82,8 +86,20 @@ class EncoderConfig:
     """Side of a patch in pixels."""
     tubelet_size: _Count = 2
     """Frames that one token covers."""
+    position: Position = "sincos"
+    """Where tokens are. `sincos`: a fixed code is added (V-JEPA); `rotary`, `rotary_pairs`: queries
+    and keys are rotated (V-JEPA 2; 2.1); `given`: a table that comes with the weights is added."""
     position_split: Literal["uniform", "half"] = "uniform"
     """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
+    position_reference: _Count | None = None
+    """Rotary only. Rows and columns of any input are stretched to so many places (V-JEPA 2.1: 16);
+    null: they are counted, on beyond those seen in training."""
+    levels: tuple[int, ...] = ()
+    """Blocks, from 0, whose outputs are features as the last one's are, each with a norm of its own
+    (V-JEPA 2.1: four); the last block is one of them. Empty: the last block's norm serves all."""
+    modalities: bool = False
+    """Whether an input of one frame is an image, with patches of its own, and tokens are told of
+    what they are by a learnt vector (V-JEPA 2.1)."""
     channels: _Count = 3
     """Channels of the input video."""
     input: InputConfig = field(default_factory=InputConfig)
@@ -97,7 +113,12 @@ class EncoderConfig:
         _require_multiple("width", self.width, "heads", self.heads)
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
-        check_position_width("width", self.width, self)
+        check_position_width("width", self.width, self.heads, self)
+        levels = list(self.levels)
+        if levels and (sorted(set(levels)) != levels or levels[-1] != self.depth - 1):
+            raise ValueError(f"levels: {levels} must rise to the last block, {self.depth - 1}")
+        if self.modalities and self.is_image_model:
+            raise ValueError("modalities: a model of single frames has one only")
         if self.input.content != "rgb" and self.channels != self.input.channels:
             raise ValueError(
                 f"channels: input.content {self.input.content} has {self.input.channels}, got "
@@ -120,6 +141,11 @@ class EncoderConfig:
     def is_image_model(self) -> bool:
         """Whether the model sees single frames: 2-D convolution and 2-D position code."""
         return self.num_frames == 1
+
+    @property
+    def is_rotary(self) -> bool:
+        """Whether positions rotate queries and keys, instead of being added to tokens."""
+        return self.position in ("rotary", "rotary_pairs")
 
     @property
     def mlp_width(self) -> int:
@@ -146,10 +172,23 @@ class PredictorConfig:
     """Hidden width of a block's MLP over the predictor width."""
     num_mask_tokens: _Count = 2
     """Learnt mask tokens: one per kind of mask, or 1 that all kinds share."""
+    shared_mask_token: Annotated[int, Field(ge=0)] | None = None
+    """The one of several stored mask tokens that all kinds of mask share (V-JEPA 2: 0 of 10)."""
+    levels: _Count = 1
+    """Levels of the encoder that come in side by side (V-JEPA 2.1: 4)."""
+    out_width: _Count | None = None
+    """Numbers predicted for a token; null: as many as come in."""
+    predicts_context: bool = False
+    """Whether there is a projection for context tokens, too (V-JEPA 2.1)."""
+    stretch_positions: bool = True
+    """Whether the encoder's `position_reference` holds here, too."""
 
     def __post_init__(self) -> None:
         if self.heads is not None:
             _require_multiple("width", self.width, "heads", self.heads)
+        shared = self.shared_mask_token
+        if shared is not None and shared >= self.num_mask_tokens:
+            raise ValueError(f"shared_mask_token: {shared} is none of {self.num_mask_tokens}")
 
     @property
     def mlp_width(self) -> int:
@@ -167,18 +206,29 @@ class ModelConfig:
     """The predictor P."""
 
     def __post_init__(self) -> None:
-        if self.predictor.heads is None:
-            _require_multiple(
-                "predictor.width", self.predictor.width, "encoder.heads", self.encoder.heads
+        encoder, predictor = self.encoder, self.predictor
+        if predictor.heads is None:
+            _require_multiple("predictor.width", predictor.width, "encoder.heads", encoder.heads)
+        heads = predictor.heads or encoder.heads
+        check_position_width("predictor.width", predictor.width, heads, encoder)
+        if predictor.levels not in (1, len(encoder.levels)):
+            raise ValueError(
+                f"predictor.levels: {predictor.levels}, but the encoder has "
+                f"{len(encoder.levels) or 1}: take all, or 1"
             )
-        check_position_width("predictor.width", self.predictor.width, self.encoder)
 
 
-def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
-    """Refuse, by its `name`, a width for which the encoder's kind of grid has no sin-cos code.
-
-    Some axis would get an odd number of columns; sines and cosines come in pairs.
-    """
+def check_position_width(name: str, width: int, heads: int, encoder: EncoderConfig) -> None:
+    """Refuse, by its `name`, a width for which the encoder's kind of position has no columns."""
+    head_width = width // heads
+    if encoder.is_rotary and (head_width < _SMALLEST_ROTATED_HEAD or head_width % 2):
+        raise ValueError(
+            f"{name}: {width} with {heads} heads: rotary positions need heads of even width, at "
+            f"least {_SMALLEST_ROTATED_HEAD}"
+        )
+    if encoder.position != "sincos":
+        return
+    # Some axis would get an odd number of columns; sines and cosines come in pairs.
     if encoder.is_image_model and width % 4:
         raise ValueError(f"{name}: {width} must be a multiple of 4 for a 2-D position code")
     if not encoder.is_image_model and encoder.position_split == "half" and width % 8:
@@ -188,17 +238,3 @@ def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
 def _require_multiple(name: str, value: int, divisor_name: str, divisor: int) -> None:
     if value % divisor:
         raise ValueError(f"{name}: {value} must be a multiple of {divisor_name} {divisor}")
-
-
-PRESETS: dict[str, EncoderConfig] = {
-    "vitt16": EncoderConfig(width=192, depth=12, heads=3),
-    "vits16": EncoderConfig(width=384, depth=12, heads=6),
-    "vitb16": EncoderConfig(width=768, depth=12, heads=12),
-    "vitl16": EncoderConfig(width=1024, depth=24, heads=16),
-    "vith16": EncoderConfig(width=1280, depth=32, heads=16),
-    "vitg16": EncoderConfig(width=1408, depth=40, heads=16, mlp_ratio=48 / 11),
-}
-"""Encoders by the names that recipes and benchmarks use: 224 pixels, 16 frames, patch 16.
-
-Heads of L and H are the authors' 16 (the paper does not give them); g is the usual 1408 x 40.
-"""

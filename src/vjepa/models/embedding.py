@@ -220,6 +220,14 @@ class PatchEmbed(nn.Module):
             self._shape = (config.channels, *kernel)
             self.proj = _PatchConv3d(config.channels, config.width, kernel, stride=kernel)
 
+    def init_weights(self, std: float) -> None:
+        """Draw the convolution anew."""
+        nn.init.normal_(self.proj.weight, std=std)
+
+    def grid(self, video_shape: Sequence[int]) -> tuple[int, int, int]:
+        """The token grid of a video [B, C, T, H, W]."""
+        return token_grid(video_shape, self.tubelet_size, self.patch_size)
+
     def forward(
         self, video: Tensor, clip_index: Tensor | None = None, token_indices: Tensor | None = None
     ) -> Tensor:

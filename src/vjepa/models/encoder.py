@@ -17,9 +17,10 @@ from vjepa.models.embedding import (
     check_indices,
     position_code,
     resample_position_code,
-    token_grid,
 )
+from vjepa.models.modalities import ModalityPatchEmbed
 from vjepa.models.preprocess import may_look, normalise_clip
+from vjepa.models.rotary import Rotation, rotation
 
 NORM_EPS = 1e-6
 _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
@@ -29,20 +30,24 @@ class Encoder(nn.Module):
     """A vision transformer over tubelets; tokens are dropped at the input."""
 
     pos_embed: Tensor
-    """Fixed position code, float32 [1, N, D]; a buffer that is not saved."""
+    """Fixed position code, float32 [1, N, D]; a buffer that is saved only where it was `given`.
+    None where positions are rotary."""
     preprocess: Callable[..., Tensor]
     """Videos -> normalised input; set by :func:`vjepa.load_encoder`."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = (ModalityPatchEmbed if config.modalities else PatchEmbed)(config)
         self.blocks = nn.ModuleList(
             Block(config.width, config.heads, config.mlp_width, NORM_EPS)
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.register_buffer("pos_embed", None, persistent=False)
+        self.level_norms = nn.ModuleDict(
+            {str(level): nn.LayerNorm(config.width, eps=NORM_EPS) for level in config.levels[:-1]}
+        )
+        self.register_buffer("pos_embed", None, persistent=config.position == "given")
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -51,21 +56,29 @@ class Encoder(nn.Module):
         Also for models built on the meta device and then given memory by ``to_empty``.
         """
         self.apply(init_layer)
-        nn.init.normal_(self.patch_embed.proj.weight, std=self.config.patch_init_std)
+        self.patch_embed.init_weights(self.config.patch_init_std)
         self.reset_position_code()
 
     def reset_position_code(self) -> None:
-        """Recompute the position code on the device and in the dtype of the weights."""
-        weight = self.norm.weight
+        """Recompute the position code on the device and in the dtype of the weights.
+
+        One that was given stays; rotary positions have none.
+        """
+        weight, position = self.norm.weight, self.config.position
+        if self.config.is_rotary or (position == "given" and self.pos_embed is not None):
+            return
+        if position == "given":  # until weights come, which bring it
+            self.pos_embed = weight.new_zeros(1, self.config.num_tokens, self.config.width)
+            return
         code = position_code(self.config, self.config.width, weight.device)
         self.pos_embed = code.to(weight.dtype)
 
     def rebuilt_for(self, *, image_size: int, num_frames: int) -> Encoder:
         """The same weights as a model made for another input size.
 
-        Its position code is computed for the new grid, not resampled from the old one: what the
-        authors do for another resolution and for still images as two frames. Weights are shared,
-        not copied.
+        Its position code is computed for the new grid, not resampled from the old one (but for one
+        that was given): what the authors do for another resolution and for still images as two
+        frames. Weights are shared, not copied.
         """
         config = replace(self.config, image_size=image_size, num_frames=num_frames)
         if config.is_image_model != self.config.is_image_model:
@@ -73,6 +86,9 @@ class Encoder(nn.Module):
         with torch.device("meta"):
             other = Encoder(config)
         other.patch_embed, other.blocks, other.norm = self.patch_embed, self.blocks, self.norm
+        other.level_norms = self.level_norms
+        if config.position == "given":
+            other.pos_embed = self._code_of(config.grid)
         other.reset_position_code()
         return other.train(self.training)
 
@@ -95,12 +111,13 @@ class Encoder(nn.Module):
         Args:
             video: float [B, C, T, H, W], normalised (:meth:`normalise`). Any size
                 in whole patches: for a size other than the configured one the position code is
-                resampled. An image model takes T = 1.
+                resampled; rotary positions count on. An image model takes T = 1.
             token_indices: int64 [B, K]: only these tokens are seen, in this order; indices count
                 the input's own grid, time-major. Packed: [S] with `offsets`. None means all.
             offsets: int64 [B+1] for packed indices: clip b owns offsets[b] .. offsets[b+1]-1.
             layers: Blocks, counted from 0, whose outputs are wanted; each passes through the final
-                norm. Blocks after the last one asked for are not run.
+                norm, or its own where the model has `levels`. Blocks after the last one asked for
+                are not run.
             branch_scale: float [depth, 2, B], factors of what each block's attention and MLP add to
                 each clip: drop path, drawn by whoever trains (:func:`vjepa.tasks.drop_path`).
             final_norm: False leaves the final norm out.
@@ -113,30 +130,32 @@ class Encoder(nn.Module):
             ValueError: The video is not whole patches, or an argument does not fit. On the CPU, in
                 evaluation mode, values are looked at as well: not finite, or not normalised.
         """
-        tokens, packing = self._embed(video, token_indices, offsets)
+        tokens, packing, rotated = self._embed(video, token_indices, offsets)
         scales: Sequence[Tensor | None] = [None] * len(self.blocks)
         if branch_scale is not None and packing is None:
             scales = branch_scale[..., None, None].unbind()
         elif branch_scale is not None and packing is not None:
             scales = branch_scale[:, :, packing.clip_index, None].unbind()
-        norm = self.norm if final_norm else nn.Identity()
         if layers is None:
             for block, scale in zip(self.blocks, scales, strict=True):
-                tokens = block(tokens, packing, scale)
-            return norm(tokens)
-        if not layers or min(layers) < 0 or max(layers) >= len(self.blocks):
-            raise ValueError(f"layers: {list(layers)} must be among 0 .. {len(self.blocks) - 1}")
+                tokens = block(tokens, packing, rotated, scale)
+            return self.norm(tokens) if final_norm else tokens
+        possible = self.config.levels or range(len(self.blocks))
+        if not layers or not set(layers) <= set(possible):
+            raise ValueError(f"layers: {list(layers)} must be among {_listed(possible)}")
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(layers) + 1]):
-            tokens = block(tokens, packing, scales[index])
+            tokens = block(tokens, packing, rotated, scales[index])
             if index in layers:
-                outputs[index] = norm(tokens)
+                own = str(index) in self.level_norms
+                norm = self.level_norms[str(index)] if own else self.norm
+                outputs[index] = norm(tokens) if final_norm else tokens
         return [outputs[index] for index in layers]
 
     def _embed(
         self, video: Tensor, token_indices: Tensor | None, offsets: Tensor | None
-    ) -> tuple[Tensor, Packing | None]:
-        """Tokens with their position codes, and how they are packed."""
+    ) -> tuple[Tensor, Packing | None, Rotation | None]:
+        """Tokens with their position codes, how they are packed, and how they are rotated."""
         config = self.config
         makes = "encoder.preprocess or encoder.normalise makes it so"
         if not isinstance(video, Tensor) or not video.is_floating_point():
@@ -149,7 +168,7 @@ class Encoder(nn.Module):
                 f"video has {video.shape[1]} channels, the model {config.channels}"
                 f"{remedy if swapped else ''}"
             )
-        grid = token_grid(video.shape, config.tubelet_size, config.patch_size)
+        grid = self.patch_embed.grid(video.shape)
         if not self.training and video.numel() and may_look(video):
             low, high = (float(end) for end in video.aminmax())
             if not math.isfinite(high - low):
@@ -160,14 +179,12 @@ class Encoder(nn.Module):
                 warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=5)
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
-        code = self.pos_embed
-        if grid != config.grid:
-            code = resample_position_code(code, config.grid, grid, is_image=config.is_image_model)
         if token_indices is None:
             if offsets is not None:
                 raise ValueError("offsets: given without token_indices")
-            return self.patch_embed(video) + code, None
-        check_indices("token_indices", token_indices, code.shape[1])
+            tokens, rotated = self.patch_embed(video), self._rotation(grid, None)
+            return tokens if rotated else tokens + self._code_of(grid), None, rotated
+        check_indices("token_indices", token_indices, math.prod(grid))
         if (token_indices.ndim == 1) != (offsets is not None):
             raise ValueError("token_indices must be [B, K], or [S] together with offsets")
         packing = None
@@ -180,7 +197,32 @@ class Encoder(nn.Module):
             packing = Packing.of(offsets, token_indices.numel(), longest)
             clip_index = packing.clip_index
         tokens = self.patch_embed(video, clip_index, token_indices)
-        return tokens + code[0][token_indices], packing
+        rotated = self._rotation(grid, token_indices)
+        if rotated is None:
+            tokens = tokens + self._code_of(grid)[0][token_indices]
+        return tokens, packing, rotated
+
+    def _code_of(self, grid: tuple[int, int, int]) -> Tensor:
+        """The position code [1, N, D] of a grid, resampled where it is not the model's own."""
+        own, is_image = self.config.grid, self.config.is_image_model
+        if grid == own:
+            return self.pos_embed
+        return resample_position_code(self.pos_embed, own, grid, is_image=is_image)
+
+    def _rotation(
+        self, grid: tuple[int, int, int], token_indices: Tensor | None
+    ) -> Rotation | None:
+        """The rotation of all or of chosen tokens; None where positions are not rotary."""
+        config, like = self.config, self.norm.weight
+        if not config.is_rotary:
+            return None
+        width, reference = config.width // config.heads, config.position_reference
+        return rotation(config.position, width, grid, token_indices, like, reference)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    is_range = isinstance(numbers, range)
+    return f"0 .. {len(numbers) - 1}" if is_range else ", ".join(map(str, numbers))
 
 
 class FrameEncoder(nn.Module):

@@ -6,6 +6,7 @@ And the whole model: context encoder, target encoder, predictor.
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,24 @@ from vjepa.models.attention import Block, Packing, init_layer
 from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
 from vjepa.models.embedding import check_indices, position_code, resample_position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
+from vjepa.models.modalities import VECTOR_STD
+from vjepa.models.rotary import Rotation, rotation
 
 
 class Predictor(nn.Module):
     """A narrow transformer over context tokens and mask tokens (paper, section 3).
 
     Mask tokens are learnt vectors, one per kind of mask (or one shared), that start at zero; both
-    they and the projected context tokens get the predictor's own position code.
+    they and the projected context tokens get the predictor's own position code, or are rotated.
 
-    `encoder_config` is that of the encoder whose tokens come in; it gives grid, width and heads.
-    `out_width` numbers are predicted for a token: the encoder's width D unless given (pixel
-    prediction gives the numbers in a patch).
+    `encoder_config` is that of the encoder whose tokens come in; it gives grid, kind of position,
+    width and heads. `out_width` numbers are predicted for a token: unless given here or in the
+    config, the encoder's width D (pixel prediction gives the numbers in a patch). With several
+    `levels`, D is that of all of them side by side.
     """
 
     predictor_pos_embed: Tensor
-    """Fixed position code, float32 [1, N, P]; a buffer that is not saved."""
+    """Fixed position code, float32 [1, N, P]; a buffer that is not saved. None if rotary."""
 
     def __init__(
         self,
@@ -41,10 +45,14 @@ class Predictor(nn.Module):
         heads = predictor_config.heads or encoder_config.heads
         if width % heads:
             raise ValueError(f"predictor.width: {width} must be a multiple of the heads, {heads}")
-        check_position_width("predictor.width", width, encoder_config)
+        check_position_width("predictor.width", width, heads, encoder_config)
         self.config = predictor_config
         self.encoder_config = encoder_config
-        self.predictor_embed = nn.Linear(encoder_config.width, width)
+        width_in, levels = encoder_config.width, predictor_config.levels
+        self.predictor_embed: nn.Module = nn.Linear(width_in, width)
+        if levels > 1:
+            first = nn.Linear(levels * width_in, width_in)
+            self.predictor_embed = nn.Sequential(first, nn.GELU(), nn.Linear(width_in, width))
         self.mask_tokens = nn.ParameterList(
             nn.Parameter(torch.empty(1, 1, width)) for _ in range(predictor_config.num_mask_tokens)
         )
@@ -53,7 +61,13 @@ class Predictor(nn.Module):
             for _ in range(predictor_config.depth)
         )
         self.predictor_norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.predictor_proj = nn.Linear(width, out_width or encoder_config.width)
+        out_width = out_width or predictor_config.out_width or levels * width_in
+        self.predictor_proj = nn.Linear(width, out_width)
+        self.predictor_proj_context = (
+            nn.Linear(width, out_width) if predictor_config.predicts_context else None
+        )
+        kinds = ("video", "image") if encoder_config.modalities else ()
+        self.modality_vectors = nn.ParameterDict({k: torch.empty(width) for k in kinds})
         self.register_buffer("predictor_pos_embed", None, persistent=False)
         self.init_weights()
 
@@ -62,13 +76,16 @@ class Predictor(nn.Module):
         self.apply(init_layer)
         for token in self.mask_tokens:
             nn.init.zeros_(token)
+        for vector in self.modality_vectors.values():
+            nn.init.normal_(vector, std=VECTOR_STD)
         self.reset_position_code()
 
     def reset_position_code(self) -> None:
         """Recompute the position code on the device and in the dtype of the weights."""
         weight = self.predictor_norm.weight
-        code = position_code(self.encoder_config, self.config.width, weight.device)
-        self.predictor_pos_embed = code.to(weight.dtype)
+        if not self.encoder_config.is_rotary:
+            code = position_code(self.encoder_config, self.config.width, weight.device)
+            self.predictor_pos_embed = code.to(weight.dtype)
 
     def forward(
         self,
@@ -80,6 +97,8 @@ class Predictor(nn.Module):
         context_offsets: Tensor | None = None,
         target_offsets: Tensor | None = None,
         grid: tuple[int, int, int] | None = None,
+        is_image: bool = False,
+        with_context: bool = False,
     ) -> Tensor:
         """Predict the features at the target places.
 
@@ -91,8 +110,12 @@ class Predictor(nn.Module):
             context_offsets: int64 [B+1] of the packed context tokens.
             target_offsets: int64 [B+1] of the packed target tokens.
             grid: Tokens (t, h, w) of the clips, which the indices count; None: as the model was
-                made for. For another one the position code is resampled, as the encoder's is. It
-                cannot be seen from the tokens: of a clip of another size, always give it.
+                made for. For another one the position code is resampled, as the encoder's is;
+                rotary positions count on, so that more steps in time are the future. It cannot be
+                seen from the tokens: of a clip of another size, always give it.
+            is_image: Of a model with modalities: whether the clips are images of one frame.
+            with_context: Also what is predicted of the context tokens, put before the targets:
+                [B, K + M, D], or packed [S + U, D]. Needs `predicts_context`.
 
         Returns:
             float [B, M, D], or packed [U, D] (`out_width` in place of D where one was given).
@@ -100,10 +123,9 @@ class Predictor(nn.Module):
         Raises:
             ValueError: An index that is none of the grid's, or an argument that does not fit.
         """
-        sizes, code = self.encoder_config, self.predictor_pos_embed
-        if grid is not None and tuple(grid) != sizes.grid:
-            code = resample_position_code(code, sizes.grid, grid, is_image=sizes.is_image_model)
-        num_tokens, code = code.shape[1], code[0]
+        grid = self.encoder_config.grid if grid is None else grid
+        code = None if self.encoder_config.is_rotary else self._code_of(grid)
+        num_tokens = math.prod(grid) if code is None else len(code)
         check_indices("context_indices", context_indices, num_tokens)
         check_indices("target_indices", target_indices, num_tokens)
         if context_tokens.shape[:-1] != context_indices.shape:
@@ -111,57 +133,107 @@ class Predictor(nn.Module):
                 f"context_tokens {list(context_tokens.shape)} and context_indices "
                 f"{list(context_indices.shape)} must be of the same tokens"
             )
-        context = self.predictor_embed(context_tokens) + code[context_indices]
+        if (context_offsets is None) != (target_offsets is None):
+            raise ValueError("context_offsets and target_offsets must be given together")
+        if with_context and self.predictor_proj_context is None:
+            raise ValueError("with_context: this predictor has no projection for context tokens")
+        context = self.predictor_embed(context_tokens)
         count = len(self.mask_tokens)
         if count > 1 and not 0 <= mask_index < count:
             raise ValueError(f"mask_index: {mask_index} must be among 0 .. {count - 1}")
-        mask_token = self.mask_tokens[mask_index if count > 1 else 0].flatten()
-        targets = mask_token + code[target_indices]
+        targets = self.mask_tokens[mask_index if count > 1 else 0].flatten()
+        if code is None:
+            targets = targets.expand(*target_indices.shape, -1)
+        else:
+            context, targets = context + code[context_indices], targets + code[target_indices]
         # Under autocast the two parts must agree before they are joined.
         targets = targets.to(context.dtype)
-        if context_offsets is None and target_offsets is None:
-            tokens = torch.cat([context, targets], dim=1)
-            for block in self.predictor_blocks:
-                tokens = block(tokens)
-            tokens = tokens[:, context.shape[1] :]
-        elif context_offsets is None or target_offsets is None:
-            raise ValueError("context_offsets and target_offsets must be given together")
-        else:
-            longest = num_tokens * 2  # context and targets may overlap
-            tokens = self._forward_packed(
-                context, targets, context_offsets, target_offsets, longest
-            )
-        return self.predictor_proj(self.predictor_norm(tokens))
+        longest = num_tokens * 2  # context and targets may overlap
+        join = _Join(context_indices, target_indices, context_offsets, target_offsets, longest)
+        tokens, rotated = join.joined(context, targets), None
+        if self.modality_vectors:
+            vector = self.modality_vectors["image" if is_image else "video"]
+            tokens = tokens + vector.to(tokens.dtype)
+        if code is None:
+            rotated = self._rotation(grid, join.joined(context_indices, target_indices))
+        for block in self.predictor_blocks:
+            tokens = block(tokens, join.packing, rotated)
+        if not with_context:
+            return self.predictor_proj(self.predictor_norm(join.targets(tokens)))
+        assert self.predictor_proj_context is not None
+        tokens = self.predictor_norm(tokens)
+        seen, hidden = join.context(tokens), join.targets(tokens)
+        both = [self.predictor_proj_context(seen), self.predictor_proj(hidden)]
+        return torch.cat(both, dim=-2)
 
-    def _forward_packed(
+    def _code_of(self, grid: tuple[int, int, int]) -> Tensor:
+        """The position code [N, P] of a grid, resampled where it is not the model's own."""
+        sizes, code = self.encoder_config, self.predictor_pos_embed
+        if tuple(grid) != sizes.grid:
+            code = resample_position_code(code, sizes.grid, grid, is_image=sizes.is_image_model)
+        return code[0]
+
+    def _rotation(self, grid: tuple[int, int, int], indices: Tensor) -> Rotation:
+        sizes, like = self.encoder_config, self.predictor_norm.weight
+        width = self.config.width // (self.config.heads or sizes.heads)
+        reference = sizes.position_reference if self.config.stretch_positions else None
+        return rotation(sizes.position, width, grid, indices, like, reference)
+
+
+class _Join:
+    """Context and target tokens of each clip as one sequence, and apart again.
+
+    Whole batches [B, K], [B, M] become [B, K + M]; packed ones [clip 0: context, targets; clip 1:
+    ...].
+    """
+
+    def __init__(
         self,
         context: Tensor,
-        targets: Tensor,
-        context_offsets: Tensor,
-        target_offsets: Tensor,
+        target: Tensor,
+        context_offsets: Tensor | None,
+        target_offsets: Tensor | None,
         longest: int,
-    ) -> Tensor:
-        """Blocks over one sequence [clip 0: context, targets; clip 1: ...]; the target part."""
+    ) -> None:
+        self.packing: Packing | None = None
+        self._num_context = context.shape[-1]
+        if context_offsets is None or target_offsets is None:
+            return
         if context_offsets.shape != target_offsets.shape:
             raise ValueError("context_offsets and target_offsets must be of the same clips")
         contexts = Packing.of(context_offsets, context.shape[0], longest)
-        wanted = Packing.of(target_offsets, targets.shape[0], longest)
+        wanted = Packing.of(target_offsets, target.shape[0], longest)
         device = context.device
         # In the joint sequence a context token comes after all targets of the clips before it, a
         # target token after all context tokens up to its own clip's.
-        context_places = (
+        self._context_places = (
             torch.arange(context.shape[0], device=device) + target_offsets[contexts.clip_index]
         )
-        target_places = (
-            torch.arange(targets.shape[0], device=device) + context_offsets[wanted.clip_index + 1]
+        self._target_places = (
+            torch.arange(target.shape[0], device=device) + context_offsets[wanted.clip_index + 1]
         )
-        tokens = context.new_empty(context.shape[0] + targets.shape[0], context.shape[1])
-        tokens.index_copy_(0, context_places, context)
-        tokens.index_copy_(0, target_places, targets)
-        packing = Packing.of(context_offsets + target_offsets, tokens.shape[0], longest)
-        for block in self.predictor_blocks:
-            tokens = block(tokens, packing)
-        return tokens.index_select(0, target_places)
+        length = context.shape[0] + target.shape[0]
+        self.packing = Packing.of(context_offsets + target_offsets, length, longest)
+
+    def joined(self, context: Tensor, target: Tensor) -> Tensor:
+        """What belongs to context tokens and to target tokens, in the joint order."""
+        if self.packing is None:
+            return torch.cat([context, target], dim=1)
+        both = context.new_empty(context.shape[0] + target.shape[0], *context.shape[1:])
+        both.index_copy_(0, self._context_places, context)
+        return both.index_copy_(0, self._target_places, target)
+
+    def context(self, tokens: Tensor) -> Tensor:
+        """The context tokens of the joint sequence."""
+        if self.packing is None:
+            return tokens[:, : self._num_context]
+        return tokens.index_select(0, self._context_places)
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """The target tokens of the joint sequence."""
+        if self.packing is None:
+            return tokens[:, self._num_context :]
+        return tokens.index_select(0, self._target_places)
 
 
 class VJEPA(nn.Module):

@@ -81,8 +81,11 @@ class MaskedPrediction(Task):
     def predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
         """What the masked tokens are thought to be: float32 [B, M, D], or packed [U, D].
 
-        `context` is :meth:`encode`'s; the number of the mask kind chooses the mask token.
+        `context` is :meth:`encode`'s; the number of the mask kind chooses the mask token, unless
+        the model has one for all.
         """
+        shared = self.predictor.config.shared_mask_token
+        kind = kind if shared is None else shared
         offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
         return self.predictor(context, mask.context, mask.target, kind, **offsets).float()
 
