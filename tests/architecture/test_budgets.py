@@ -14,8 +14,8 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 33_800
-MOST_FILES = 166
+MOST_LINES = 33_900
+MOST_FILES = 167
 MOST_CLASSES = 321
 LONGEST_READING_PATH = 6_000
 
@@ -34,7 +34,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/detect": (790, 17),
     "jobs/probe": (1324, 35),
     "masking": (800, 16),
-    "models": (2320, 53),
+    "models": (2330, 55),
     "reporting": (870, 35),
     "runtime": (2080, 49),
     "tasks": (1260, 31),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from vjepa.models.attention import Packing, attend
+from vjepa.models.attention import attend
+from vjepa.models.packing import Packing
 
 
 def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa.models import cpu_attention
-from vjepa.models.preprocess import may_look
+from vjepa.models.packing import Packing, attend_padded
 from vjepa.models.rotary import Rotation, rotate
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How clips of different lengths lie in one sequence of S tokens."""
-
-    offsets: Tensor
-    """int64 [B+1], rising from 0 to S: clip b is tokens offsets[b] .. offsets[b+1]-1."""
-    clip_index: Tensor
-    """int64 [S]: the clip of each token."""
-    max_length: int
-    """No clip is longer than this (a bound, so that no device has to be asked)."""
-
-    @staticmethod
-    def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
-        """Describe a packed sequence of S = `num_tokens`; nothing is read from a GPU.
-
-        Raises:
-            ValueError: The offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
-        """
-        if offsets.ndim != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
-            raise ValueError(f"offsets must be int64 [B+1], got {offsets.dtype} {[*offsets.shape]}")
-        if may_look(offsets) and not (
-            offsets[0] == 0 and offsets[-1] == num_tokens and bool((offsets.diff() >= 0).all())
-        ):
-            raise ValueError(
-                f"offsets {offsets.tolist()[:8]} must rise from 0 to the {num_tokens} packed tokens"
-            )
-        places = torch.arange(num_tokens, device=offsets.device)
-        clip_index = torch.searchsorted(offsets, places, right=True) - 1
-        return Packing(offsets, clip_index, max_length)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> Tensor:
@@ -62,30 +29,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         out = varlen_attn(q, k, v, offsets, offsets, packing.max_length, packing.max_length)
         assert isinstance(out, Tensor)  # a pair only when log-sum-exps are asked for
         return out
-    return _attend_padded(q, k, v, packing)
-
-
-def _attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
-    """The packed case by padding every clip to the longest one and hiding the padding."""
-    lengths, clip = packing.offsets.diff(), packing.clip_index
-    if lengths.device.type == "cpu":
-        longest = int(lengths.max())
-    else:  # a bound instead, which costs work but does not make the host wait for the device
-        longest = min(packing.max_length, clip.numel())
-    places = torch.arange(clip.numel(), device=clip.device) - packing.offsets[clip]
-    rows = clip * longest + places
-    count = lengths.numel()
-    padded = [
-        x.new_zeros(count * longest, *x.shape[1:])
-        .index_copy_(0, rows, x)
-        .unflatten(0, (count, longest))
-        .transpose(1, 2)
-        for x in (q, k, v)
-    ]
-    # An empty clip has nothing to attend to: one zero key keeps its rows finite, nobody reads them.
-    visible = torch.arange(longest, device=clip.device) < lengths.clamp(min=1)[:, None]
-    out = F.scaled_dot_product_attention(*padded, attn_mask=visible[:, None, None, :])
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
+    return attend_padded(q, k, v, packing)
 
 
 class Attention(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import Block, Packing, init_layer
+from vjepa.models.attention import Block, init_layer
 from vjepa.models.config import EncoderConfig, InputConfig
 from vjepa.models.embedding import (
     PatchEmbed,
@@ -19,6 +19,7 @@ from vjepa.models.embedding import (
     resample_position_code,
 )
 from vjepa.models.modalities import ModalityPatchEmbed
+from vjepa.models.packing import Packing
 from vjepa.models.preprocess import may_look, normalise_clip
 from vjepa.models.rotary import Rotation, rotation
 

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import Block, Packing, init_layer
+from vjepa.models.attention import Block, init_layer
 from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
 from vjepa.models.embedding import check_indices, position_code, resample_position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
 from vjepa.models.modalities import VECTOR_STD
+from vjepa.models.packing import Joined
 from vjepa.models.rotary import Rotation, rotation
 
 
@@ -149,7 +150,7 @@ class Predictor(nn.Module):
         # Under autocast the two parts must agree before they are joined.
         targets = targets.to(context.dtype)
         longest = num_tokens * 2  # context and targets may overlap
-        join = _Join(context_indices, target_indices, context_offsets, target_offsets, longest)
+        join = Joined(context_indices, target_indices, context_offsets, target_offsets, longest)
         tokens, rotated = join.joined(context, targets), None
         if self.modality_vectors:
             vector = self.modality_vectors["image" if is_image else "video"]
@@ -178,62 +179,6 @@ class Predictor(nn.Module):
         width = self.config.width // (self.config.heads or sizes.heads)
         reference = sizes.position_reference if self.config.stretch_positions else None
         return rotation(sizes.position, width, grid, indices, like, reference)
-
-
-class _Join:
-    """Context and target tokens of each clip as one sequence, and apart again.
-
-    Whole batches [B, K], [B, M] become [B, K + M]; packed ones [clip 0: context, targets; clip 1:
-    ...].
-    """
-
-    def __init__(
-        self,
-        context: Tensor,
-        target: Tensor,
-        context_offsets: Tensor | None,
-        target_offsets: Tensor | None,
-        longest: int,
-    ) -> None:
-        self.packing: Packing | None = None
-        self._num_context = context.shape[-1]
-        if context_offsets is None or target_offsets is None:
-            return
-        if context_offsets.shape != target_offsets.shape:
-            raise ValueError("context_offsets and target_offsets must be of the same clips")
-        contexts = Packing.of(context_offsets, context.shape[0], longest)
-        wanted = Packing.of(target_offsets, target.shape[0], longest)
-        device = context.device
-        # In the joint sequence a context token comes after all targets of the clips before it, a
-        # target token after all context tokens up to its own clip's.
-        self._context_places = (
-            torch.arange(context.shape[0], device=device) + target_offsets[contexts.clip_index]
-        )
-        self._target_places = (
-            torch.arange(target.shape[0], device=device) + context_offsets[wanted.clip_index + 1]
-        )
-        length = context.shape[0] + target.shape[0]
-        self.packing = Packing.of(context_offsets + target_offsets, length, longest)
-
-    def joined(self, context: Tensor, target: Tensor) -> Tensor:
-        """What belongs to context tokens and to target tokens, in the joint order."""
-        if self.packing is None:
-            return torch.cat([context, target], dim=1)
-        both = context.new_empty(context.shape[0] + target.shape[0], *context.shape[1:])
-        both.index_copy_(0, self._context_places, context)
-        return both.index_copy_(0, self._target_places, target)
-
-    def context(self, tokens: Tensor) -> Tensor:
-        """The context tokens of the joint sequence."""
-        if self.packing is None:
-            return tokens[:, : self._num_context]
-        return tokens.index_select(0, self._context_places)
-
-    def targets(self, tokens: Tensor) -> Tensor:
-        """The target tokens of the joint sequence."""
-        if self.packing is None:
-            return tokens[:, self._num_context :]
-        return tokens.index_select(0, self._target_places)
 
 
 class VJEPA(nn.Module):

@@ -1,0 +1,121 @@
+"""Clips of different lengths in one sequence, and context and target tokens in one sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vjepa.models.preprocess import may_look
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How clips of different lengths lie in one sequence of S tokens."""
+
+    offsets: Tensor
+    """int64 [B+1], rising from 0 to S: clip b is tokens offsets[b] .. offsets[b+1]-1."""
+    clip_index: Tensor
+    """int64 [S]: the clip of each token."""
+    max_length: int
+    """No clip is longer than this (a bound, so that no device has to be asked)."""
+
+    @staticmethod
+    def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
+        """Describe a packed sequence of S = `num_tokens`; nothing is read from a GPU.
+
+        Raises:
+            ValueError: The offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
+        """
+        if offsets.ndim != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
+            raise ValueError(f"offsets must be int64 [B+1], got {offsets.dtype} {[*offsets.shape]}")
+        if may_look(offsets) and not (
+            offsets[0] == 0 and offsets[-1] == num_tokens and bool((offsets.diff() >= 0).all())
+        ):
+            raise ValueError(
+                f"offsets {offsets.tolist()[:8]} must rise from 0 to the {num_tokens} packed tokens"
+            )
+        places = torch.arange(num_tokens, device=offsets.device)
+        clip_index = torch.searchsorted(offsets, places, right=True) - 1
+        return Packing(offsets, clip_index, max_length)
+
+
+def attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+    """The packed case by padding every clip to the longest one and hiding the padding."""
+    lengths, clip = packing.offsets.diff(), packing.clip_index
+    if lengths.device.type == "cpu":
+        longest = int(lengths.max())
+    else:  # a bound instead, which costs work but does not make the host wait for the device
+        longest = min(packing.max_length, clip.numel())
+    places = torch.arange(clip.numel(), device=clip.device) - packing.offsets[clip]
+    rows = clip * longest + places
+    count = lengths.numel()
+    padded = [
+        x.new_zeros(count * longest, *x.shape[1:])
+        .index_copy_(0, rows, x)
+        .unflatten(0, (count, longest))
+        .transpose(1, 2)
+        for x in (q, k, v)
+    ]
+    # An empty clip has nothing to attend to: one zero key keeps its rows finite, nobody reads them.
+    visible = torch.arange(longest, device=clip.device) < lengths.clamp(min=1)[:, None]
+    out = F.scaled_dot_product_attention(*padded, attn_mask=visible[:, None, None, :])
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
+
+
+class Joined:
+    """Context and target tokens of each clip as one sequence, and apart again.
+
+    Whole batches [B, K], [B, M] become [B, K + M]; packed ones [clip 0: context, targets; clip 1:
+    ...].
+    """
+
+    def __init__(
+        self,
+        context: Tensor,
+        target: Tensor,
+        context_offsets: Tensor | None,
+        target_offsets: Tensor | None,
+        longest: int,
+    ) -> None:
+        self.packing: Packing | None = None
+        self._num_context = context.shape[-1]
+        if context_offsets is None or target_offsets is None:
+            return
+        if context_offsets.shape != target_offsets.shape:
+            raise ValueError("context_offsets and target_offsets must be of the same clips")
+        contexts = Packing.of(context_offsets, context.shape[0], longest)
+        wanted = Packing.of(target_offsets, target.shape[0], longest)
+        device = context.device
+        # In the joint sequence a context token comes after all targets of the clips before it, a
+        # target token after all context tokens up to its own clip's.
+        self._context_places = (
+            torch.arange(context.shape[0], device=device) + target_offsets[contexts.clip_index]
+        )
+        self._target_places = (
+            torch.arange(target.shape[0], device=device) + context_offsets[wanted.clip_index + 1]
+        )
+        length = context.shape[0] + target.shape[0]
+        self.packing = Packing.of(context_offsets + target_offsets, length, longest)
+
+    def joined(self, context: Tensor, target: Tensor) -> Tensor:
+        """What belongs to context tokens and to target tokens, in the joint order."""
+        if self.packing is None:
+            return torch.cat([context, target], dim=1)
+        both = context.new_empty(context.shape[0] + target.shape[0], *context.shape[1:])
+        both.index_copy_(0, self._context_places, context)
+        return both.index_copy_(0, self._target_places, target)
+
+    def context(self, tokens: Tensor) -> Tensor:
+        """The context tokens of the joint sequence."""
+        if self.packing is None:
+            return tokens[:, : self._num_context]
+        return tokens.index_select(0, self._context_places)
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """The target tokens of the joint sequence."""
+        if self.packing is None:
+            return tokens[:, self._num_context :]
+        return tokens.index_select(0, self._target_places)
