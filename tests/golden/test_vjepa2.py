@@ -188,7 +188,7 @@ def test_two_one_encoder(encoder: Encoder, recorded: Recorded, later: Recorded) 
     for level in levels:
         (tokens,) = encoder(clip, layers=[level])
         assert_close(tokens, later[f"layers/out_layers_{level}"], **FEATURES)
-    with pytest.raises(ValueError, match="layers: .* must be among 2, 5, 8, 11"):
+    with pytest.raises(ValueError, match="must be among 2, 5, 8, 11"):
         encoder(clip, layers=[0])
     image = clip[:, :, :1]
     assert_close(encoder(image), later["image/t1"], **FEATURES)
