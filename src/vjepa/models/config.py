@@ -113,7 +113,7 @@ class EncoderConfig:
         _require_multiple("width", self.width, "heads", self.heads)
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
-        check_position_width("width", self.width, self.heads, self)
+        check_positions("width", self.width, self.heads, self)
         levels = list(self.levels)
         if levels and (sorted(set(levels)) != levels or levels[-1] != self.depth - 1):
             raise ValueError(f"levels: {levels} must rise to the last block, {self.depth - 1}")
@@ -210,7 +210,7 @@ class ModelConfig:
         if predictor.heads is None:
             _require_multiple("predictor.width", predictor.width, "encoder.heads", encoder.heads)
         heads = predictor.heads or encoder.heads
-        check_position_width("predictor.width", predictor.width, heads, encoder)
+        check_positions("predictor.width", predictor.width, heads, encoder)
         if predictor.levels not in (1, len(encoder.levels)):
             raise ValueError(
                 f"predictor.levels: {predictor.levels}, but the encoder has "
@@ -218,17 +218,23 @@ class ModelConfig:
             )
 
 
-def check_position_width(name: str, width: int, heads: int, encoder: EncoderConfig) -> None:
-    """Refuse, by its `name`, a width for which the encoder's kind of position has no columns."""
+def check_positions(name: str, width: int, heads: int, encoder: EncoderConfig) -> None:
+    """Refuse, by its `name`, a width that cannot take the encoder's kind of positions."""
     head_width = width // heads
-    if encoder.is_rotary and (head_width < _SMALLEST_ROTATED_HEAD or head_width % 2):
+    if encoder.position == "sincos":
+        check_position_width(name, width, encoder)
+    elif encoder.is_rotary and (head_width < _SMALLEST_ROTATED_HEAD or head_width % 2):
         raise ValueError(
             f"{name}: {width} with {heads} heads: rotary positions need heads of even width, at "
             f"least {_SMALLEST_ROTATED_HEAD}"
         )
-    if encoder.position != "sincos":
-        return
-    # Some axis would get an odd number of columns; sines and cosines come in pairs.
+
+
+def check_position_width(name: str, width: int, encoder: EncoderConfig) -> None:
+    """Refuse, by its `name`, a width for which the encoder's kind of grid has no sin-cos code.
+
+    Some axis would get an odd number of columns; sines and cosines come in pairs.
+    """
     if encoder.is_image_model and width % 4:
         raise ValueError(f"{name}: {width} must be a multiple of 4 for a 2-D position code")
     if not encoder.is_image_model and encoder.position_split == "half" and width % 8:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.models.attention import Block, init_layer
-from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_position_width
+from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig, check_positions
 from vjepa.models.embedding import check_indices, position_code, resample_position_code
 from vjepa.models.encoder import NORM_EPS, Encoder
 from vjepa.models.modalities import VECTOR_STD
@@ -46,7 +46,7 @@ class Predictor(nn.Module):
         heads = predictor_config.heads or encoder_config.heads
         if width % heads:
             raise ValueError(f"predictor.width: {width} must be a multiple of the heads, {heads}")
-        check_position_width("predictor.width", width, heads, encoder_config)
+        check_positions("predictor.width", width, heads, encoder_config)
         self.config = predictor_config
         self.encoder_config = encoder_config
         width_in, levels = encoder_config.width, predictor_config.levels
