@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from vjepa.masking import TokenMasks
-from vjepa.models import VJEPA, Encoder, Predictor
+from vjepa.models import VJEPA, Encoder, EncoderConfig, Predictor
 from vjepa.models.rotary import rotate, rotation
 from vjepa.tasks import FeaturePrediction
 from vjepa.tasks.masked_prediction import normalise_features
@@ -75,7 +75,10 @@ def test_rotation_alone(recorded: Recorded, later: Recorded) -> None:
         (later, "rotary_pairs", "output_interpolated", 16),
     ):
         q = values["debug/rope/input"].transpose(1, 2)[:, :, None]  # [1, 64, 1, 2, width]
-        table = rotation(kind, q.shape[-1], (4, 4, 4), None, q, reference)
+        width = q.shape[-1]
+        sizes = EncoderConfig(width=width, heads=1, position=kind, position_reference=reference)
+        table = rotation(sizes, (4, 4, 4), None, q)
+        assert table is not None
         rotated = rotate(q.expand(-1, -1, 2, -1, -1), table)
         wanted = values[f"debug/rope/{found}"].transpose(1, 2)
         for of in rotated.unbind(2):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.models.attention import Block, init_layer
-from vjepa.models.config import EncoderConfig, InputConfig
+from vjepa.models.config import EncoderConfig
 from vjepa.models.embedding import (
     PatchEmbed,
     check_indices,
@@ -20,11 +19,10 @@ from vjepa.models.embedding import (
 )
 from vjepa.models.modalities import ModalityPatchEmbed
 from vjepa.models.packing import Packing
-from vjepa.models.preprocess import may_look, normalise_clip
+from vjepa.models.preprocess import check_video, normalise_clip
 from vjepa.models.rotary import Rotation, rotation
 
 NORM_EPS = 1e-6
-_NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
 
 
 class Encoder(nn.Module):
@@ -143,7 +141,8 @@ class Encoder(nn.Module):
             return self.norm(tokens) if final_norm else tokens
         possible = self.config.levels or range(len(self.blocks))
         if not layers or not set(layers) <= set(possible):
-            raise ValueError(f"layers: {list(layers)} must be among {_listed(possible)}")
+            named = ", ".join(map(str, self.config.levels)) or f"0 .. {len(self.blocks) - 1}"
+            raise ValueError(f"layers: {list(layers)} must be among {named}")
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(layers) + 1]):
             tokens = block(tokens, packing, rotated, scales[index])
@@ -157,33 +156,15 @@ class Encoder(nn.Module):
         self, video: Tensor, token_indices: Tensor | None, offsets: Tensor | None
     ) -> tuple[Tensor, Packing | None, Rotation | None]:
         """Tokens with their position codes, how they are packed, and how they are rotated."""
-        config = self.config
-        makes = "encoder.preprocess or encoder.normalise makes it so"
-        if not isinstance(video, Tensor) or not video.is_floating_point():
-            kind = video.dtype if isinstance(video, Tensor) else type(video).__name__
-            raise ValueError(f"video is {kind}, not a float tensor: {makes}")
-        if video.ndim == 5 and video.shape[1] != config.channels:
-            swapped = video.shape[2] == config.channels
-            remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
-            raise ValueError(
-                f"video has {video.shape[1]} channels, the model {config.channels}"
-                f"{remedy if swapped else ''}"
-            )
+        config, like = self.config, self.norm.weight
+        check_video(video, config, is_training=self.training)
         grid = self.patch_embed.grid(video.shape)
-        if not self.training and video.numel() and may_look(video):
-            low, high = (float(end) for end in video.aminmax())
-            if not math.isfinite(high - low):
-                raise ValueError("video holds numbers that are not finite")
-            if high > _NO_MORE_NORMALISED:
-                raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
-            if 0 <= low < 0.02 and 0.5 < high <= 1 and config.input == InputConfig():
-                warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=5)
         if config.is_image_model and grid[0] != 1:
             raise ValueError(f"an image model takes one frame, got {grid[0]}")
         if token_indices is None:
             if offsets is not None:
                 raise ValueError("offsets: given without token_indices")
-            tokens, rotated = self.patch_embed(video), self._rotation(grid, None)
+            tokens, rotated = self.patch_embed(video), rotation(config, grid, None, like)
             return tokens if rotated else tokens + self._code_of(grid), None, rotated
         check_indices("token_indices", token_indices, math.prod(grid))
         if (token_indices.ndim == 1) != (offsets is not None):
@@ -198,7 +179,7 @@ class Encoder(nn.Module):
             packing = Packing.of(offsets, token_indices.numel(), longest)
             clip_index = packing.clip_index
         tokens = self.patch_embed(video, clip_index, token_indices)
-        rotated = self._rotation(grid, token_indices)
+        rotated = rotation(config, grid, token_indices, like)
         if rotated is None:
             tokens = tokens + self._code_of(grid)[0][token_indices]
         return tokens, packing, rotated
@@ -209,21 +190,6 @@ class Encoder(nn.Module):
         if grid == own:
             return self.pos_embed
         return resample_position_code(self.pos_embed, own, grid, is_image=is_image)
-
-    def _rotation(
-        self, grid: tuple[int, int, int], token_indices: Tensor | None
-    ) -> Rotation | None:
-        """The rotation of all or of chosen tokens; None where positions are not rotary."""
-        config, like = self.config, self.norm.weight
-        if not config.is_rotary:
-            return None
-        width, reference = config.width // config.heads, config.position_reference
-        return rotation(config.position, width, grid, token_indices, like, reference)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    is_range = isinstance(numbers, range)
-    return f"0 .. {len(numbers) - 1}" if is_range else ", ".join(map(str, numbers))
 
 
 class FrameEncoder(nn.Module):

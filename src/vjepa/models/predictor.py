@@ -17,7 +17,7 @@ from vjepa.models.embedding import check_indices, position_code, resample_positi
 from vjepa.models.encoder import NORM_EPS, Encoder
 from vjepa.models.modalities import VECTOR_STD
 from vjepa.models.packing import Joined
-from vjepa.models.rotary import Rotation, rotation
+from vjepa.models.rotary import rotation
 
 
 class Predictor(nn.Module):
@@ -151,12 +151,15 @@ class Predictor(nn.Module):
         targets = targets.to(context.dtype)
         longest = num_tokens * 2  # context and targets may overlap
         join = Joined(context_indices, target_indices, context_offsets, target_offsets, longest)
-        tokens, rotated = join.joined(context, targets), None
+        tokens = join.joined(context, targets)
         if self.modality_vectors:
             vector = self.modality_vectors["image" if is_image else "video"]
             tokens = tokens + vector.to(tokens.dtype)
+        rotated = None
         if code is None:
-            rotated = self._rotation(grid, join.joined(context_indices, target_indices))
+            places = join.joined(context_indices, target_indices)
+            like = self.predictor_norm.weight
+            rotated = rotation(self.encoder_config, grid, places, like, self.config)
         for block in self.predictor_blocks:
             tokens = block(tokens, join.packing, rotated)
         if not with_context:
@@ -173,12 +176,6 @@ class Predictor(nn.Module):
         if tuple(grid) != sizes.grid:
             code = resample_position_code(code, sizes.grid, grid, is_image=sizes.is_image_model)
         return code[0]
-
-    def _rotation(self, grid: tuple[int, int, int], indices: Tensor) -> Rotation:
-        sizes, like = self.encoder_config, self.predictor_norm.weight
-        width = self.config.width // (self.config.heads or sizes.heads)
-        reference = sizes.position_reference if self.config.stretch_positions else None
-        return rotation(sizes.position, width, grid, indices, like, reference)
 
 
 class VJEPA(nn.Module):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.config import InputConfig
+from vjepa.models.config import EncoderConfig, InputConfig
 
 _IMAGENET = InputConfig()
+_NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -68,6 +70,29 @@ def to_pixels(clips: Tensor, how: InputConfig = _IMAGENET) -> Tensor:
     scale, shift = ([255.0 * x for x in part[:3]] for part in (deviations, means))
     pixels = torch.addcmul(_column(shift, rgb), rgb, _column(scale, rgb))
     return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def check_video(video: Tensor, config: EncoderConfig, *, is_training: bool) -> None:
+    """Refuse an encoder's input that cannot be right; values are looked at where that is free."""
+    makes = "encoder.preprocess or encoder.normalise makes it so"
+    if not isinstance(video, Tensor) or not video.is_floating_point():
+        kind = video.dtype if isinstance(video, Tensor) else type(video).__name__
+        raise ValueError(f"video is {kind}, not a float tensor: {makes}")
+    if video.ndim == 5 and video.shape[1] != config.channels:
+        swapped = video.shape[2] == config.channels
+        remedy = "; it looks like [B, T, C, H, W]: give video.transpose(1, 2)"
+        raise ValueError(
+            f"video has {video.shape[1]} channels, the model {config.channels}"
+            f"{remedy if swapped else ''}"
+        )
+    if not is_training and video.numel() and may_look(video):
+        low, high = (float(end) for end in video.aminmax())
+        if not math.isfinite(high - low):
+            raise ValueError("video holds numbers that are not finite")
+        if high > _NO_MORE_NORMALISED:
+            raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
+        if 0 <= low < 0.02 and 0.5 < high <= 1 and config.input == InputConfig():
+            warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=6)
 
 
 def _require_pixels(low: float, high: float) -> None:

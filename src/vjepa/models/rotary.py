@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vjepa.models.config import Position
+from vjepa.models.config import EncoderConfig, Position, PredictorConfig
 
 
 class Rotation(NamedTuple):
@@ -34,23 +34,40 @@ class Rotation(NamedTuple):
 
 
 def rotation(
-    position: Position,
-    head_width: int,
+    encoder: EncoderConfig,
     grid: tuple[int, int, int],
     token_indices: Tensor | None,
     like: Tensor,
-    reference: int | None = None,
-) -> Rotation:
+    predictor: PredictorConfig | None = None,
+) -> Rotation | None:
     """The rotation of all tokens of a grid (t, h, w), or of those that are named.
 
+    None where the encoder's positions are not rotary.
+
     Args:
-        position: `rotary` or `rotary_pairs`.
-        head_width: Columns d of a head.
+        encoder: Says how positions are counted, and the width of a head.
         grid: What the indices count, time-major.
         token_indices: int64 [B, K], or packed [S]; None: all, in order.
         like: Gives the device; float64 makes a table of float64.
-        reference: Rows and columns are stretched to 0 .. reference - 1; None: as they are.
+        predictor: Given, the rotation is that of its heads.
     """
+    if not encoder.is_rotary:
+        return None
+    head_width, reference = encoder.width // encoder.heads, encoder.position_reference
+    if predictor is not None:
+        head_width = predictor.width // (predictor.heads or encoder.heads)
+        reference = reference if predictor.stretch_positions else None
+    return _table(encoder.position, head_width, grid, reference, token_indices, like)
+
+
+def _table(
+    position: Position,
+    head_width: int,
+    grid: tuple[int, int, int],
+    reference: int | None,
+    token_indices: Tensor | None,
+    like: Tensor,
+) -> Rotation:
     part = head_width // 3 // 2 * 2
     device, double = like.device, torch.float64
     exponents = -2.0 * torch.arange(part // 2, dtype=double, device=device) / part
