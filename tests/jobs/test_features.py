@@ -15,13 +15,21 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from tests.data.video_files import SPECS
+from tests.data.video_files import write_video as write_any_video
 from tests.evaluation.tiny_videos import coloured_frames, write_video
 
 import vjepa
 from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
-from vjepa.data.clips.windows import WindowConfig
+from vjepa.config import to_dict
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.clips.windows import WindowConfig, timeline
+from vjepa.data.video.decode import frame_times
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
+from vjepa.evaluation.export import origin_of
 from vjepa.jobs.features import (
     NOT_YET,
     FeaturesConfig,
@@ -104,6 +112,48 @@ def test_one_file_for_each_source_and_the_bad_one_named(
     assert [file.path for file in loaded[1:]] == list(loaded.paths[1:])
     with pytest.raises(UserError, match=r"no features of .*broken\.mp4"):
         loaded[str(videos / "broken.mp4")]
+
+
+def test_frames_are_spaced_as_the_encoder_was_trained(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "model", tmp_path / "out"
+    clip = ClipConfig(num_frames=4, stride=None, fps=2.5)
+    preprocess = {"clip": to_dict(clip), "view": to_dict(ViewConfig(crop_size=32))}
+    save_model(own, VJEPA(TINY), preprocess=preprocess)
+    usual = WindowConfig()
+    run(_config(own, window=usual), [videos / "a.mp4"], out)
+    made = vjepa.load_features(out)
+    assert (made.settings["window"]["stride"], made.settings["window"]["fps"]) == (None, 2.5)
+    found = vjepa.extract_features(vjepa.load_encoder(own), videos / "a.mp4")
+    assert found.frame_numbers.tolist() == made[0].frame_numbers.tolist() == [[0, 4], [8, 8]]
+    assert run(_config(own, window=usual), [videos / "a.mp4"], out).kept == 1
+    with pytest.raises(UserError, match=r"of other weights or settings \(window: see features"):
+        run(_config(own, window=WindowConfig(stride=4)), [videos / "a.mp4"], out)
+    # Where a checkpoint does not say, the usual is what it was before: every fourth frame.
+    before = tmp_path / "before"
+    run(_config(model, window=WindowConfig(stride=4)), [videos / "a.mp4"], before)
+    assert run(_config(model, window=usual), [videos / "a.mp4"], before).kept == 1
+
+
+def test_features_of_a_variable_rate_that_went_by_the_mean_are_made_anew(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, config = tmp_path / "out", _config(model, window=WindowConfig(fps=5))
+    files = [videos / "a.mp4", write_any_video(videos / "v.mp4", SPECS["h264_vfr.mp4"])]
+    with monkeypatch.context() as before:
+        before.setattr(FeatureWorker, "_origin_of", lambda own, info: origin_of(info, own._digest))
+        run(config, files, out)
+    report = run(config, files, out)
+    assert (report.written, report.kept) == (1, 1)
+    assert run(config, files, out).kept == 2
+    by_time, info = vjepa.load_features(out)[1], inspect_file(str(files[1]))
+    times = frame_times(info)
+    assert times is not None
+    shown = [int(np.searchsorted(times, n / 5 + 1e-6, side="right")) - 1 for n in range(4)]
+    assert by_time.frame_numbers.flatten()[:4].tolist() == shown
+    by_mean = timeline(config.window, info.num_frames, info.fps)
+    assert by_time.frame_numbers.flatten()[: len(by_mean)].tolist() != by_mean.tolist()
 
 
 def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(

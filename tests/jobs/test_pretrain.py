@@ -36,6 +36,7 @@ _SMALL_CLIPS = (
     "model.encoder.num_frames=8",
     "data.clip.num_frames=8",
 )
+_BFLOAT16 = "training.precision=bfloat16"
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +330,8 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(
         ("vits16_224", ["data.batch_size=6", *_SMALL_CLIPS], 1.349),
         ("vitb16_224", ["data.batch_size=2", *_SMALL_CLIPS], 2.487),
         ("vits16_224", ["data.batch_size=1", *_SMALL_CLIPS[:2]], 1.761),
+        ("small", [_BFLOAT16], 0.766),
+        ("vits16_224", ["data.batch_size=6", *_SMALL_CLIPS, _BFLOAT16], 1.307),
     ],
 )
 def test_the_estimate_is_near_what_was_measured(

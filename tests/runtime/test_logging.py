@@ -37,6 +37,24 @@ def test_plain_lines_once_each() -> None:
     assert stream.getvalue().endswith("DEBUG shown\n")
 
 
+def test_a_stream_that_is_closed_is_left_for_the_present_stderr(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a test's captured stderr, or a log file of one job of a worker that goes on."""
+    for given in (None, io.StringIO()):
+        first, now = io.StringIO(), io.StringIO()
+        monkeypatch.setattr("sys.stderr", first)
+        configure_logging(stream=given)
+        LOGGER.warning("before")
+        (given or first).close()
+        monkeypatch.setattr("sys.stderr", now)
+        LOGGER.warning("after")
+        assert now.getvalue().endswith("WARNING after\n")
+        assert "Logging error" not in now.getvalue()
+        now.close()
+        LOGGER.warning("to nobody")
+
+
 def test_terminal_shares_its_console_with_the_progress_bar(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

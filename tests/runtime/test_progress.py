@@ -27,8 +27,13 @@ def test_plain_lines_come_at_intervals() -> None:
 
 @pytest.mark.parametrize(
     ("total", "done", "shown"),
-    [(3, [3], "index: 3/3 (100 %), done\n"), (0, [], "index: 0/0 (0 %)\n"), (None, [], "")],
-    ids=["finished", "nothing to do", "never began"],
+    [
+        (3, [3], "index: 3/3 (100 %), done\n"),
+        (3, [2, 4], "index: 3/3 (100 %), done\n"),
+        (0, [], "index: 0/0 (0 %)\n"),
+        (None, [], ""),
+    ],
+    ids=["finished", "more than planned", "nothing to do", "never began"],
 )
 def test_the_last_line_has_no_time_left(total: int | None, done: list[int], shown: str) -> None:
     stream = io.StringIO()

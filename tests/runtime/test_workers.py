@@ -40,6 +40,17 @@ def _task(job: tuple[str, Any]) -> Any:
             time.sleep(0.05)
             workers.going_on()
         return "done"
+    if name == "train":
+        from tests.training.toy import ToyData, make_trainer, short_optim
+
+        class Endless(ToyData):
+            def batches(self, start_step: int, stop_step: int) -> Iterator[Any]:
+                for batch in super().batches(start_step, stop_step):
+                    Path(value).touch()
+                    time.sleep(0.01)
+                    yield batch
+
+        make_trainer(None, Endless(), optim=short_optim(100_000)).fit()
     if name == "fail":
         raise KeyError("a mistake in the program")
     return None
@@ -129,6 +140,23 @@ def test_a_job_whose_worker_dies_is_tried_once_more(
 def test_a_job_that_goes_on_may_take_longer(new_pool) -> None:
     ((_, outcome),) = new_pool(1, timeout_seconds=4.0).map([("slow", 100)], ahead=1)
     assert outcome.value == "done"  # after 5 seconds
+
+
+def test_a_worker_that_trains_ends_without_a_word(
+    new_pool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A signal to all processes of a job, such as a probe's in the demonstration."""
+    pool = new_pool(1)
+    pool.submit(("train", str(tmp_path / "trains")))
+    while not (tmp_path / "trains").exists():
+        pool.wait(0.05)
+    (worker,) = pool.worker_ids
+    os.kill(worker, signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while pool.worker_ids == [worker] and time.monotonic() < deadline:
+        pool.wait(0.05)
+    assert pool.worker_ids != [worker]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:

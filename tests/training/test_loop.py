@@ -33,7 +33,7 @@ from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.logging import read_metrics
-from vjepa.training import Trainer, TrainingConfig, TrainingStopped
+from vjepa.training import Trainer, TrainingConfig, TrainingStopped, preflight
 from vjepa.training.schedules import learning_rate
 from vjepa.training.step import StepValues
 from vjepa.training.trainer import LogWindow
@@ -324,6 +324,84 @@ def test_a_signal_while_data_is_waited_for_ends_at_once(
     data = ToyData()
     assert make_trainer(tmp_path, data).fit().step == 12
     assert data.served[0] == 7
+
+
+_TWO_PROCESSES = """
+import os, signal, sys, time
+from pathlib import Path
+from tests.jobs.rank_host import free_port, place, wait
+from tests.training.toy import ToyData, make_trainer
+from vjepa.runtime.distributed import open_process_group
+
+folder, port = Path(sys.argv[1]), free_port()
+
+class Waits(ToyData):
+    def batches(self, start_step, stop_step):
+        for batch in super().batches(start_step, stop_step):
+            if self.served[-1] == 3 and os.environ["RANK"] == "1":
+                (folder / "waits").touch()
+                time.sleep(600)
+            yield batch
+
+def train(rank):
+    os.environ.update(place(rank, 2, port))
+    with open_process_group("cpu", 1.0) as group:
+        sinks = {} if group.is_main else {"sinks": []}
+        found = make_trainer(folder / "run", Waits(), group=group, **sinks).fit()
+        print(found.step, found.interrupted, found.requeue, flush=True)
+
+children = []
+for rank in range(2):
+    if not (child := os.fork()):
+        code = 1
+        try:
+            train(rank)
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(child)
+while not (folder / "waits").exists():
+    time.sleep(0.02)
+for child in children:
+    os.kill(child, signal.SIGTERM)
+sys.exit(max(map(wait, children)))
+"""
+
+
+def test_a_signal_to_several_processes_of_which_one_waits_for_data(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join((str(root / "src"), str(root)))
+    done = subprocess.run(
+        [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["3 True True"] * 2, "both at the same step"
+    assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
+
+
+def test_a_long_first_update_is_foretold_and_trying_it_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = make_trainer(None)
+    plain.fit()
+    monkeypatch.setattr(preflight, "_TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(preflight, "_TELLING_SECONDS", 0.0)
+    with caplog.at_level("INFO", "vjepa"):
+        told = make_trainer(None)
+        told.fit()
+    assert "(measured on 1 of 8 clips)" in caplog.text
+    _assert_same_state(told, plain)
+    data = ToyData()
+    limit = replace(TRAINING, longest_hours=1e-12)
+    with pytest.raises(UserError, match=r"\(measured on 1 of 8 clips\); that is longer than"):
+        make_trainer(tmp_path, data, training=limit).fit()
+    assert data.served == [0]
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
 
 
 def test_second_signal_aborts_and_a_resume_still_works(tmp_path: Path) -> None:

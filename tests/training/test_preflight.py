@@ -10,7 +10,7 @@ import torch
 
 from vjepa.errors import UserError
 from vjepa.runtime.process import available_bytes, resident_bytes
-from vjepa.training import OptimConfig, TrainingConfig
+from vjepa.training import OptimConfig, TrainingConfig, preflight
 from vjepa.training.preflight import check_disk, check_memory, foretell, is_telling
 
 CPU = torch.device("cpu")
@@ -64,6 +64,35 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused(tmp_path: Path) -> None
 
 def test_only_a_long_first_update_tells_by_itself() -> None:
     assert [is_telling(1, 1.0), is_telling(1, 60.0), is_telling(2, 1.0)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("clips", "seconds_a_clip", "found", "computed"),
+    [
+        (768, 4.0, (3072.0, 1), [1, 1]),
+        (768, 0.3, (230.4, 4), [1, 2, 4, 4]),  # fewer clips are not like the batch
+        (32, 0.01, None, [1, 2, 4]),  # short enough to be measured itself
+        (24, 0.7, None, [1, 2, 2]),  # 17 seconds: so, too
+        (7, 60.0, None, []),
+    ],
+)
+def test_a_long_update_is_known_from_a_few_clips(
+    clips: int,
+    seconds_a_clip: float,
+    found: tuple[float, int] | None,
+    computed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked = [0.0], []
+
+    def compute(number: int) -> None:
+        asked.append(number)
+        now[0] += number * seconds_a_clip
+
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: now[0])
+    result = preflight.time_a_part(compute, clips)
+    assert result == (found if found is None else (pytest.approx(found[0]), found[1]))
+    assert asked == computed
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from vjepa.data.clips.windows import (
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
+from vjepa.evaluation.preprocess import Preprocess
 from vjepa.models import EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import Precision
@@ -103,8 +104,9 @@ def extract_features(
         encoder: Video encoder, or image encoder, which then sees every frame alone; computes in
             the device of its weights.
         paths: One video, image or folder of frames, or a sequence of them.
-        window: Which frames, in which windows; None takes every fourth frame, windows of the
-            encoder's length, half overlapping.
+        window: Which frames, in which windows; None takes windows of the encoder's length, half
+            overlapping. Where it names no spacing, frames are spaced as ``encoder.preprocess``
+            spaces them; every fourth is taken where an encoder has none.
         framing: Which part of the frames; None takes the whole frame.
         pool: As in :class:`FileEncodingConfig`.
         batch_size: Windows per call of the encoder.
@@ -117,8 +119,9 @@ def extract_features(
 
     several = not isinstance(paths, (str, os.PathLike))
     every = [os.fspath(path) for path in paths] if several else [os.fspath(paths)]
+    window, own = window or WindowConfig(), getattr(encoder, "preprocess", None)
     how = FileEncodingConfig(
-        window=window or WindowConfig(),
+        window=window.spaced_as(own.clip) if isinstance(own, Preprocess) else window,
         framing=framing or FramingConfig(),
         pool=pool,
         batch_size=batch_size,

@@ -6,7 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, overload
 
@@ -17,6 +17,7 @@ from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
     FeatureTable,
+    Origin,
     StoredType,
     meta_of,
     origin_of,
@@ -26,6 +27,7 @@ from vjepa.evaluation.export import (
     write_features,
 )
 from vjepa.evaluation.frozen import settings_hash
+from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.evaluation.video_features import (
     FileEncodingConfig,
     FileFeatures,
@@ -144,6 +146,7 @@ def _run(
     set_num_threads(config.num_threads)
     infos = files_of(sources, split)
     worker = FeatureWorker(config, out)
+    config = worker.config
     _begin(out, config, worker.settings)
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
@@ -189,14 +192,16 @@ class FeatureWorker:
     """Encodes files with one encoder and writes what comes out.
 
     `settings` is everything that the numbers depend on besides the files, as plain values;
-    `encoder` says which it is.
+    `encoder` says which it is, `config` what is done, with the spacing of frames that is meant.
     """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
         """Load the encoder; `name` is that of this worker among several, for a table's parts."""
-        self._config, self._out, self._name = config, out, name
         frozen = open_encoder(config.encoder)
         sizes = frozen.identity.config
+        own = preprocess_of(config.encoder.path, sizes).clip
+        config = replace(config, window=config.window.spaced_as(own))
+        self.config, self._out, self._name = config, out, name
         num_frames = config.window.num_frames or sizes.num_frames
         image_size = config.framing.size or sizes.image_size
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
@@ -211,31 +216,37 @@ class FeatureWorker:
         }
         self.encoder = self._frozen.identity.sentence
         self._digest = settings_hash(self.settings)
+        # Frames of a variable rate were chosen by their mean rate before.
+        self._digest_by_times = settings_hash(self.settings | {"frames": "by their times"})
         self._device = set_up_device(config.device, config.precision).device
 
     @functools.cached_property
     def _table(self) -> FeatureTable:
-        return FeatureTable(self._out / TABLE_FOLDER, self._config.stored, self._name)
+        return FeatureTable(self._out / TABLE_FOLDER, self.config.stored, self._name)
 
     def is_done(self, info: VideoInfo, name: str | None) -> bool:
         """Whether the features of a file are there, whole, and made from it as it is now."""
-        origin = origin_of(info, self._digest)
+        origin = self._origin_of(info)
         if name is None:
             return self._table.holds(origin)
         return meta_of(self._out / name, origin) is not None
 
+    def _origin_of(self, info: VideoInfo) -> Origin:
+        by_times = self.config.window.fps and info.kind == "video" and not info.constant_rate
+        return origin_of(info, self._digest_by_times if by_times else self._digest)
+
     def grid_of(self, info: VideoInfo) -> tuple[int, int, int]:
         """Tokens (t, h, w) of a file before pooling."""
-        return look_of(info, self._config, self._frozen.identity.config).grid
+        return look_of(info, self.config, self._frozen.identity.config).grid
 
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
-        config, encoder = self._config, self._frozen.encoder.to(self._device)
+        config, encoder = self.config, self._frozen.encoder.to(self._device)
         if config.compile:
             compile_encoder(encoder)
         for index, look, parts in encode_files(encoder, [info for info, _ in files], config):
             info, name = files[index]
-            origin = origin_of(info, self._digest)
+            origin = self._origin_of(info)
             try:
                 if isinstance(look, DecodeError):
                     raise look
@@ -255,7 +266,7 @@ class FeatureWorker:
 
     def flush(self) -> None:
         """Write table rows that wait."""
-        if self._config.format == "parquet":
+        if self.config.format == "parquet":
             self._table.flush()
 
 
@@ -302,9 +313,14 @@ def _begin(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) ->
         begin_folder(out, "features", config)
         atomic_write(described, text)
     elif described.read_text(encoding="utf-8") != text:
+        try:
+            old = json.loads(described.read_text(encoding="utf-8"))
+        except ValueError:
+            old = {}
+        other = [name for name, value in json.loads(text).items() if old.get(name) != value]
         raise UserError(
-            f"{out}: holds features of other weights or settings (see {SETTINGS_FILE}); "
-            "give another --out"
+            f"{out}: holds features of other weights or settings ({', '.join(other)}: see "
+            f"{SETTINGS_FILE}); give those again, or another --out"
         )
 
 

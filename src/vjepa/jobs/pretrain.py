@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import field, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +29,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
@@ -47,6 +47,7 @@ from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
+from vjepa.runtime.process import available_bytes
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
     DistributedConfig,
@@ -320,6 +321,8 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
 
 _LIBRARIES = 0.2e9
 """Bytes of what torch loads and sets up at its first update."""
+_WORKER, _WORKERS_SHARED = 0.15e9, 0.1e9
+"""Bytes of one worker that decodes (0.1 of small videos), and of what all have in common."""
 
 
 def memory_needed(
@@ -327,7 +330,7 @@ def memory_needed(
 ) -> dict[str, float]:
     """Bytes that an update takes in each of `size` processes, in `parts` micro-batches.
 
-    Without what the workers of the loader take.
+    Without what the loader takes, which is never on a GPU.
     """
     clips, sharing = config.data.batch_size // size, config.distributed
     encoder, at_once = config.model.encoder, -(-clips // parts)
@@ -354,10 +357,27 @@ def memory_needed(
     }
 
 
+def _loader_memory(config: PretrainConfig, clips: int) -> dict[str, float]:
+    """Bytes that a process's loader takes at most: its workers, and the clips that wait."""
+    reading, shape = config.data.loader, config.model.encoder
+    if not reading.num_workers:
+        return {}
+    batch = 3.0 * clips * shape.num_frames * shape.image_size**2
+    limit = reading.max_queue_gigabytes
+    room = (available_bytes() or 4 * batch) / 4 if limit is None else limit * 1e9
+    waiting = min((reading.prefetch_batches + READY_BATCHES) * batch, max(room, batch))
+    workers = _WORKERS_SHARED + reading.num_workers * _WORKER
+    return {"workers": workers, "clips that wait": waiting}
+
+
 def _check_room(config: PretrainConfig, out: Path, device: torch.device, size: int) -> None:
     """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
-    needs = partial(memory_needed, config, device.type, size)
     clips = config.data.batch_size // size
+    reading = _loader_memory(config, clips) if device.type == "cpu" else {}
+
+    def needs(parts: int, checkpointing: bool) -> dict[str, float]:
+        return memory_needed(config, device.type, size, parts, checkpointing) | reading
+
     check_memory(needs, device, config.optim, config.training, clips)
     trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
     check_disk(out, 4.0 * (3 * trained + averaged))

@@ -24,7 +24,7 @@ from vjepa.errors import LostProcessError, UserError
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup as TorchGroup
-    from torch.distributed import Store, Work
+    from torch.distributed import Store
 
 T = TypeVar("T")
 
@@ -154,6 +154,17 @@ class ProcessGroup(World):
         dist.all_gather_object(values, value, group=self.host_group)
         return cast("list[T]", values)
 
+    def largest(self, value: int) -> int:
+        """The largest value of all processes, which wait for each other."""
+        if self.size == 1:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        found = torch.tensor(value)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.host_group)
+        return int(found)
+
     def sum_(self, values: torch.Tensor) -> torch.Tensor:
         """Replace a tensor by its sum over all processes, on its device; the host does not wait."""
         if self.size > 1:
@@ -197,41 +208,6 @@ class ProcessGroup(World):
             if silent:
                 return _named(silent)
         return "another process"
-
-
-class Agreement:
-    """Requests that any process may make and that all follow after the same step.
-
-    What is asked at one call is answered at the next, so that nobody waits for the network; alone,
-    at once.
-    """
-
-    def __init__(self, group: ProcessGroup) -> None:
-        self._group = group
-        self._asked: torch.Tensor | None = None
-        self._work: Work | None = None
-
-    def exchange(self, request: int) -> int:
-        """Tell this process's request (0: none); learn the largest one of the call before."""
-        if self._group.size == 1:
-            return request
-        import torch
-        import torch.distributed as dist
-
-        answer = self.finish()
-        self._asked = torch.tensor(request)
-        self._work = dist.all_reduce(
-            self._asked, dist.ReduceOp.MAX, group=self._group.host_group, async_op=True
-        )
-        return answer
-
-    def finish(self) -> int:
-        """The answer to the last call; nothing is under way after this."""
-        if self._work is None or self._asked is None:
-            return 0
-        self._work.wait()
-        self._work = None
-        return int(self._asked)
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
             console=shared_console(), show_path=False, rich_tracebacks=False, markup=False
         )
     else:
-        handler = logging.StreamHandler(stream)
+        handler = _Lines(None if stream is sys.stderr else stream)
         handler.setFormatter(logging.Formatter(_PLAIN_FORMAT, "%H:%M:%S"))
     if rank := world().rank:
         # Of several equal processes one tells what goes on; the others only what goes wrong.
@@ -68,6 +68,21 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     # Otherwise a root handler of the embedding program would print each line a second time.
     logger.propagate = False
+
+
+class _Lines(logging.StreamHandler):
+    """To a stream as long as it is open, else to what stderr is when a line is written."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self._given = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; a program without stderr has none."""
+        given = self._given
+        self.stream = sys.stderr if given is None or given.closed else given
+        if self.stream is not None and not self.stream.closed:
+            super().emit(record)
 
 
 @contextmanager

@@ -65,10 +65,14 @@ class Progress:
             self._write_line(self._clock())
 
     def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
-        """Show how many steps are done; None keeps the last note (a few words) and the total."""
-        self._completed = completed
+        """Show how many steps are done; None keeps the last note (a few words) and the total.
+
+        More than the total, such as seconds beyond those that were planned, are all of it.
+        """
         self._note = self._note if note is None else note
         self._total = self._total if total is None else total
+        completed = completed if self._total is None else min(completed, self._total)
+        self._completed = completed
         if self._bars is not None:
             (bar,) = self._bars.task_ids
             self._bars.update(bar, completed=completed, total=self._total, note=self._note)

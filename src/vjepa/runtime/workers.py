@@ -141,6 +141,11 @@ def going_on() -> None:
         _SIGNS.pipe.send((_GOING_ON, None))
 
 
+def is_worker() -> bool:
+    """Whether this is a pool's worker: what a signal to all means is its parent's to say."""
+    return _SIGNS.pipe is not None
+
+
 def _end_with(sentinel: int) -> None:
     """Leave when the parent is gone, even from inside a decoder that does not come back."""
     connection.wait([sentinel])

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa.errors import UserError
+from vjepa.runtime.workers import is_worker
 from vjepa.training.schedules import TrainingConfig
 
 _LOGGER = logging.getLogger(__name__)
@@ -190,9 +191,9 @@ class StopSignals:
 
     Schedulers announce the end of a job with SIGUSR1 or SIGTERM. A second Ctrl-C aborts at once; a
     second signal from a scheduler or launcher, which often sends several, changes nothing. Outside
-    the main thread, where Python allows no handlers, nothing is changed. Processes forked meanwhile
-    (loader workers) ignore SIGINT, which a terminal sends to them as well, so that the step can be
-    finished; SIGTERM ends them as usual.
+    the main thread, where Python allows no handlers, and in a pool's worker, which its parent
+    stops, nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT, which a
+    terminal sends to them as well, so that the step can be finished; SIGTERM ends them as usual.
     """
 
     def __init__(self, *, has_launcher: bool = False) -> None:
@@ -202,7 +203,7 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and not is_worker():
             _reset_signals_in_forked_children()
             for number in _HANDLED:
                 self._previous[number] = signal.signal(number, self._handle)
@@ -214,12 +215,7 @@ class StopSignals:
         self._previous.clear()
 
     def wait_for(self, call: Callable[[], _T]) -> _T | None:
-        """What a call gives that mostly waits; None as soon as a stop is asked for.
-
-        With several processes, which all have to come to the same step, it is waited for.
-        """
-        if self._has_launcher:
-            return call()
+        """What a call gives that mostly waits; None as soon as a stop is asked for."""
         try:
             try:
                 self._is_waiting = True

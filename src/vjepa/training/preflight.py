@@ -1,7 +1,7 @@
 """Before the work: does a training job fit into memory and on the disk, and when will it end?
 
-What a job needs is estimated from its sizes, before anything is allocated; how long an update takes
-is measured on its first updates, which count.
+What a job needs is estimated from its sizes, before anything is allocated. How long an update takes
+is measured: where it is long on some of the first batch's clips, else on the first updates.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from vjepa.training.schedules import OptimConfig, TrainingConfig
 _LOGGER = logging.getLogger(__name__)
 _TELLING_SECONDS = 20.0
 """An update that takes longer tells enough; of shorter ones the first is not like the others."""
+_TIMED_SECONDS, _TIMED_SHARE = 1.0, 8
+"""Fewer clips are not like the whole batch; at most an eighth of it is computed beforehand."""
 
 Needs = Mapping[str, float]
 """Bytes of an update on one process, by what takes them."""
@@ -81,15 +83,44 @@ def check_disk(folder: Path, checkpoint_bytes: float) -> None:
         )
 
 
+def time_a_part(compute: Callable[[int], None], clips: int) -> tuple[float, int] | None:
+    """Seconds of an update of so many clips, by those of some clips, and of how many.
+
+    ``compute(n)`` does the work of the first n without changing anything. None: an update is short
+    enough to be measured itself.
+    """
+    number = 1
+    while number * _TIMED_SHARE <= clips:
+        times = []
+        for _ in range(2):  # the first brings what is set up once
+            began = time.perf_counter()
+            compute(number)
+            times.append(time.perf_counter() - began)
+            if times[-1] < _TIMED_SECONDS:
+                break
+        else:
+            seconds = min(times) * clips / number
+            return (seconds, number) if seconds >= _TELLING_SECONDS else None
+        number *= 2
+    return None
+
+
 def is_telling(updates: int, seconds: float) -> bool:
     """Whether the newest of a process's first updates tells how long the others will take."""
     return updates == 2 or (updates == 1 and seconds >= _TELLING_SECONDS)
 
 
 def foretell(
-    seconds: float, completed: int, elapsed: float, optim: OptimConfig, training: TrainingConfig
+    seconds: float,
+    completed: int,
+    elapsed: float,
+    optim: OptimConfig,
+    training: TrainingConfig,
+    measured: str = "",
 ) -> None:
     """Say when training will end, at so many seconds an update and `elapsed` in all so far.
+
+    `measured` says on what, where that was not a whole update.
 
     Raises:
         UserError: That is later than `longest_hours` allow.
@@ -101,7 +132,9 @@ def foretell(
         number = completed + round(left / max(seconds, 1e-9))
         until = f"training.max_minutes {training.max_minutes:g}, about {number} updates"
     end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))
-    text = f"{seconds:.3g} s an update: {until} are done in about {format_seconds(left)}, {end}"
+    pace = f"{seconds:.3g} s" if seconds < 100 else format_seconds(seconds)
+    text = f"{pace} an update: {until} are done in about {format_seconds(left)}, {end}"
+    text += f" ({measured})" if measured else ""
     limit = training.longest_hours
     if limit is not None and left > 3600 * limit:
         raise UserError(

@@ -26,7 +26,7 @@ from vjepa.checkpoint.state import whole
 from vjepa.checkpoint.store import CheckpointStore, load_checkpoint
 from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
-from vjepa.runtime.distributed import Agreement, ProcessGroup, world
+from vjepa.runtime.distributed import ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.progress import Progress
@@ -39,7 +39,7 @@ from vjepa.training.guards import (
     TrainingStopped,
 )
 from vjepa.training.parallel import DistributedConfig
-from vjepa.training.preflight import foretell, is_telling
+from vjepa.training.preflight import foretell, is_telling, time_a_part
 from vjepa.training.schedules import (
     EmaConfig,
     OptimConfig,
@@ -49,7 +49,7 @@ from vjepa.training.schedules import (
     unreached,
     weight_decay,
 )
-from vjepa.training.step import StepValues, build_learner, train_step
+from vjepa.training.step import StepValues, build_learner, train_step, try_step
 
 _LOGGER = logging.getLogger(__name__)
 _OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
@@ -188,24 +188,27 @@ class Trainer:
                 bar = Progress(self.description, shown, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
-            agreement, first = Agreement(group), self._completed
+            first = self._completed
             self._set_training_mode()
             self._window.restart()
             try:
                 while self._completed < total:
-                    request = agreement.exchange(self._request(signals))
+                    asked, batch = time.perf_counter(), None
+                    if not self._request(signals):
+                        batch = signals.wait_for(lambda: next(batches, None))
+                    waited = time.perf_counter() - asked
+                    # Nobody begins an update that another process will not come to.
+                    request = group.largest(self._request(signals))
                     if request:
                         break
-                    asked = time.perf_counter()
-                    batch = signals.wait_for(lambda: next(batches, None))
-                    if batch is None and signals.received is not None:
-                        continue
                     if batch is None:
                         done = self._completed
                         raise RuntimeError(f"the data ended after step {done} of {total}")
-                    waited = time.perf_counter() - asked
 
                     update = self._completed + 1
+                    if self._completed == first:
+                        self._time_a_part(batch)
+                        asked = time.perf_counter()  # waiting for the first batch tells nothing
                     seed_torch(self.seed, stream, update)
                     micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
@@ -236,7 +239,6 @@ class Trainer:
                     if progress is not None:
                         note = None if len(self._window) else self._note()
                         progress.update(update, note, self._expected_steps())
-                agreement.finish()
                 if len(self._window):
                     self._log_window()
                 if self._completed != self._saved_step:
@@ -246,6 +248,27 @@ class Trainer:
                 raise
             self._finish_saving()
         return self._result(request)
+
+    def _time_a_part(self, batch: Any) -> None:
+        """Say how long training takes before a first update that is long.
+
+        Not of what is compiled, which would be compiled for that size too, nor under FSDP, where
+        all processes would have to compute as much.
+        """
+        learner, clips, done = self.learner, len(batch.ordinals), self._completed
+        if self.training.compile or (self.group.size > 1 and learner.ddp is None):
+            return
+
+        def compute(number: int) -> None:
+            try_step(learner, self.task.inputs(batch, 0, clips // number))
+
+        found = [one for one in self.group.gather(time_a_part(compute, clips)) if one is not None]
+        if len(found) == self.group.size:
+            seconds, number = max(found)
+            said = f"measured on {number} of {clips} clips"
+            self.group.on_main(
+                lambda: foretell(seconds, done, self._seconds(), self.optim, self.training, said)
+            )
 
     def _foretell(self, updates: int, seconds: float) -> None:
         """Say once, after the first or second update, how long training takes."""

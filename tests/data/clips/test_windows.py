@@ -36,10 +36,36 @@ def test_what_has_no_timeline(frames: int, fps: float, message: str) -> None:
         timeline(WindowConfig(stride=None, fps=2), frames, fps)
 
 
-@pytest.mark.parametrize("fields", [{"stride": 4, "fps": 3.0}, {"stride": None}])
-def test_one_spacing_must_be_given(fields: dict) -> None:
-    with pytest.raises(ValueError, match=r"^stride: exactly one"):
-        WindowConfig(**fields)
+def test_frames_of_a_variable_rate_are_chosen_by_when_they_are_shown() -> None:
+    """A second at 10 frames a second, then one at 30."""
+    times = np.concatenate([np.arange(10) / 10, 1 + np.arange(30) / 30])
+    by_time = WindowConfig(fps=5)
+    assert timeline(by_time, 40, 20.0, times).tolist() == [0, 2, 4, 6, 8, 10, 16, 22, 28, 34]
+    assert timeline(by_time, 40, 20.0).tolist() == list(range(0, 40, 4))
+    assert timeline(WindowConfig(stride=8), 40, 20.0, times).tolist() == [0, 8, 16, 24, 32]
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "spacing"),
+    [
+        (WindowConfig(), ClipConfig(stride=2), (2, None)),
+        (WindowConfig(), ClipConfig(stride=None, fps=4), (None, 4)),
+        (WindowConfig(), ClipConfig(num_frames=8, stride=None, clip_seconds=2), (None, 4)),
+        (WindowConfig(stride=4), ClipConfig(stride=None, fps=4), (4, None)),
+        (WindowConfig(fps=9), ClipConfig(stride=2), (None, 9)),
+    ],
+)
+def test_the_spacing_is_the_encoders_unless_asked_for(
+    asked: WindowConfig, own: ClipConfig, spacing: tuple[int | None, float | None]
+) -> None:
+    found = asked.spaced_as(own)
+    assert (found.stride, found.fps) == spacing
+    assert timeline(WindowConfig(), 10, 30.0).tolist() == [0, 4, 8], "nobody says"
+
+
+def test_one_spacing_at_most_is_given() -> None:
+    with pytest.raises(ValueError, match=r"^stride: stride and fps are both set"):
+        WindowConfig(stride=4, fps=3.0)
 
 
 def test_windows_of_a_long_video() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_short_side
 from vjepa.data.clips.cut import cut_part
 from vjepa.data.clips.plan import ClipConfig, ClipPlan, indices_from
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.video.info import Box, DecodeError, VideoInfo
 from vjepa.runtime.workers import WorkerPool
 
@@ -30,10 +31,11 @@ class WindowConfig:
 
     num_frames: Annotated[int, Field(gt=0)] | None = None
     """Frames of one window; null: as many as the encoder was made for (16 for an image model)."""
-    stride: Annotated[int, Field(gt=0)] | None = 4
-    """Spacing in source frames, as in pretraining."""
+    stride: Annotated[int, Field(gt=0)] | None = None
+    """Spacing in source frames; null, without `fps`: the spacing that the encoder was trained
+    with, in frames or in time, and where its file does not say, 4."""
     fps: Annotated[float, Field(gt=0)] | None = None
-    """Spacing by time instead: frames looked at per second of video (set `stride: null`)."""
+    """Spacing by time instead: frames looked at per second of video."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that the next one sees again, in [0, 1). Tokens that several windows give
     are averaged; 0 encodes every frame once."""
@@ -42,8 +44,15 @@ class WindowConfig:
     one tubelet (2) costs an eighth of it."""
 
     def __post_init__(self) -> None:
-        if (self.stride is None) == (self.fps is None):
-            raise ValueError("stride: exactly one of stride and fps must be set")
+        if self.stride is not None and self.fps is not None:
+            raise ValueError("stride: stride and fps are both set; leave one out")
+
+    def spaced_as(self, clip: ClipConfig) -> WindowConfig:
+        """With the spacing of an encoder's clips, where none was asked for."""
+        if self.stride or self.fps:
+            return self
+        fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
+        return replace(self, stride=clip.stride, fps=fps)
 
 
 @dataclass(frozen=True)
@@ -63,16 +72,24 @@ class WindowPlan:
         return kept.reshape(self.num_tubelets, self.tubelet_size)
 
 
-def timeline(config: WindowConfig, num_frames_in_video: int, fps: float) -> NDArray[np.int64]:
+def timeline(
+    config: WindowConfig,
+    num_frames_in_video: int,
+    fps: float,
+    times: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
     """Source frames that are looked at: int64 [n], n at least 1, never falling.
 
-    ValueError: the video has no frames, or sampling by time needs a rate that is unknown.
+    `times`, when each frame is shown, is read by `fps`, as in
+    :func:`vjepa.data.clips.plan.clip_indices`. ValueError: the video has no frames, or sampling by
+    time needs a rate that is unknown.
     """
+    config = config.spaced_as(ClipConfig())
     step = config.stride or (max(fps, 0.0) or 1.0) / (config.fps or 1.0)
     count = max(1, math.ceil(num_frames_in_video / step - _ROUNDING))
     sampling = "reference" if config.stride is None else "exact"
     clip = ClipConfig(num_frames=count, stride=config.stride, fps=config.fps, sampling=sampling)
-    return indices_from(clip, num_frames_in_video, fps, 0.0)
+    return indices_from(clip, num_frames_in_video, fps, 0.0, times)
 
 
 def plan_windows(
@@ -225,7 +242,8 @@ def look_at(
             length = 1 if num_frames == 1 else window.still_frames or length
             frames = np.zeros(length, dtype=np.int64)
         else:
-            frames = timeline(window, info.num_frames, info.fps)
+            times = VideoSource(info).times if window.fps else None
+            frames = timeline(window, info.num_frames, info.fps, times)
         plan = plan_windows(
             frames, num_frames=length, tubelet_size=tubelet_size, overlap=window.overlap
         )
