@@ -198,8 +198,7 @@ class Trainer:
                         batch = signals.wait_for(lambda: next(batches, None))
                     waited = time.perf_counter() - asked
                     # Nobody begins an update that another process will not come to.
-                    request = group.largest(self._request(signals))
-                    if request:
+                    if request := group.largest(self._request(signals)):
                         break
                     if batch is None:
                         done = self._completed
@@ -207,8 +206,7 @@ class Trainer:
 
                     update = self._completed + 1
                     if self._completed == first:
-                        self._time_a_part(batch)
-                        asked = time.perf_counter()  # waiting for the first batch tells nothing
+                        asked = self._time_a_part(batch)
                     seed_torch(self.seed, stream, update)
                     micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
@@ -249,15 +247,15 @@ class Trainer:
             self._finish_saving()
         return self._result(request)
 
-    def _time_a_part(self, batch: Any) -> None:
-        """Say how long training takes before a first update that is long.
+    def _time_a_part(self, batch: Any) -> float:
+        """Say how long training takes before a first update that is long; the time when it begins.
 
         Not of what is compiled, which would be compiled for that size too, nor under FSDP, where
         all processes would have to compute as much.
         """
         learner, clips, done = self.learner, len(batch.ordinals), self._completed
         if self.training.compile or (self.group.size > 1 and learner.ddp is None):
-            return
+            return time.perf_counter()
 
         def compute(number: int) -> None:
             try_step(learner, self.task.inputs(batch, 0, clips // number))
@@ -269,6 +267,7 @@ class Trainer:
             self.group.on_main(
                 lambda: foretell(seconds, done, self._seconds(), self.optim, self.training, said)
             )
+        return time.perf_counter()
 
     def _foretell(self, updates: int, seconds: float) -> None:
         """Say once, after the first or second update, how long training takes."""
