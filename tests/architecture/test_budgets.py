@@ -15,7 +15,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
 MOST_LINES = 34_000
-MOST_FILES = 167
+MOST_FILES = 168
 MOST_CLASSES = 321
 LONGEST_READING_PATH = 6_000
 
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1670, 39),
     "evaluation": (3960, 95),
-    "jobs": (3600, 89),
+    "jobs": (3610, 90),
     "jobs/detect": (790, 17),
     "jobs/probe": (1330, 35),
     "masking": (800, 16),
@@ -39,7 +39,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2080, 49),
     "tasks": (1260, 31),
     "top level": (920, 27),
-    "training": (1520, 35),
+    "training": (1530, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

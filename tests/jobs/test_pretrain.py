@@ -23,6 +23,7 @@ from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.jobs.pretrain_room import memory_needed
 from vjepa.models import VJEPA
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.training import OptimConfig, Trainer
@@ -340,7 +341,7 @@ def test_the_estimate_is_near_what_was_measured(
     """Peak of resident memory over two updates on a CPU, less that before them (2026-11-28)."""
     config = load_config(PretrainConfig, [recipe], changes, "pretrain")
     parts = config.optim.accumulation_steps
-    needed = pretrain.memory_needed(config, "cpu", 1, parts, False)
+    needed = memory_needed(config, "cpu", 1, parts, False)
     assert sum(needed.values()) / 1e9 == pytest.approx(measured, rel=0.25)
 
 

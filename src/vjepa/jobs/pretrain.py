@@ -9,7 +9,6 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -29,10 +28,10 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
-from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
+from vjepa.jobs.pretrain_room import check_room
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import (
     VJEPA,
@@ -42,12 +41,10 @@ from vjepa.models import (
     PredictorConfig,
     input_content,
 )
-from vjepa.models.operations import MaskTokens, count_parameters, update_memory
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
-from vjepa.runtime.process import available_bytes
 from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
     DistributedConfig,
@@ -57,7 +54,6 @@ from vjepa.training import (
     TrainingConfig,
     TrainingResult,
 )
-from vjepa.training.preflight import check_disk, check_memory
 from vjepa.training.schedules import (
     Count,
     NotNegative,
@@ -205,7 +201,6 @@ JOB = "pretrain"
 _MEASURED_CLIPS = 128
 _LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 LOG_FOLDER = "logs"
-_DRAWN_CLIPS = 32  # whose masks tell how many tokens a clip has
 _MAY_CHANGE = (
     "distributed.",
     "optim.accumulation_steps",
@@ -317,70 +312,6 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
     mean, deviation = (tuple(round(x, 4) for x in part.tolist()) for part in (mean, deviation))
     return replace(how, mean=mean, deviation=deviation)
-
-
-_LIBRARIES = 0.2e9
-"""Bytes of what torch loads and sets up at its first update."""
-_WORKER, _WORKERS_SHARED = 0.15e9, 0.1e9
-"""Bytes of one worker that decodes (0.1 of small videos), and of what all have in common."""
-
-
-def memory_needed(
-    config: PretrainConfig, device_type: str, size: int, parts: int, checkpointing: bool
-) -> dict[str, float]:
-    """Bytes that an update takes in each of `size` processes, in `parts` micro-batches.
-
-    Without what the loader takes, which is never on a GPU.
-    """
-    clips, sharing = config.data.batch_size // size, config.distributed
-    encoder, at_once = config.model.encoder, -(-clips // parts)
-    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
-    masks = sampler.sample(np.arange(min(clips, _DRAWN_CLIPS)), 0)
-    memory = update_memory(
-        config.model,
-        [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks],
-        at_once,
-        activation_checkpointing=checkpointing,
-        precision=config.training.precision,
-        on_cpu=device_type == "cpu",
-    )
-    pixels = encoder.num_tokens * encoder.patch_values
-    # What auto means is known only where the weights are: it shards them where they are large.
-    shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
-    gradients = 4.0 * sum(count_parameters(config.model)) / shards
-    return {
-        "weights and moments": memory.states / shards - gradients,
-        # Gradients come while activations go.
-        "activations": max(memory.activations, gradients),
-        "clips": pixels * (clips + 8.0 * at_once),  # uint8; float32 and its patches
-        "libraries": _LIBRARIES,
-    }
-
-
-def _loader_memory(config: PretrainConfig, clips: int) -> dict[str, float]:
-    """Bytes that a process's loader takes at most: its workers, and the clips that wait."""
-    reading, shape = config.data.loader, config.model.encoder
-    if not reading.num_workers:
-        return {}
-    batch = 3.0 * clips * shape.num_frames * shape.image_size**2
-    limit = reading.max_queue_gigabytes
-    room = (available_bytes() or 4 * batch) / 4 if limit is None else limit * 1e9
-    waiting = min((reading.prefetch_batches + READY_BATCHES) * batch, max(room, batch))
-    workers = _WORKERS_SHARED + reading.num_workers * _WORKER
-    return {"workers": workers, "clips that wait": waiting}
-
-
-def _check_room(config: PretrainConfig, out: Path, device: torch.device, size: int) -> None:
-    """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
-    clips = config.data.batch_size // size
-    reading = _loader_memory(config, clips) if device.type == "cpu" else {}
-
-    def needs(parts: int, checkpointing: bool) -> dict[str, float]:
-        return memory_needed(config, device.type, size, parts, checkpointing) | reading
-
-    check_memory(needs, device, config.optim, config.training, clips)
-    trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
-    check_disk(out, 4.0 * (3 * trained + averaged))
 
 
 def check_same_run(config: Config, out: Path) -> Config:
@@ -509,7 +440,7 @@ def run(
                 "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
             )
         if task is build_task:
-            group.on_main(lambda: _check_room(config, out, device, group.size))
+            group.on_main(lambda: check_room(config, out, device, group.size))
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,9 @@ from vjepa.errors import UserError
 from vjepa.runtime.process import available_bytes
 from vjepa.runtime.progress import format_seconds
 from vjepa.training.schedules import OptimConfig, TrainingConfig
+
+if TYPE_CHECKING:
+    from vjepa.training.step import Learner
 
 _LOGGER = logging.getLogger(__name__)
 _TELLING_SECONDS = 20.0
@@ -83,11 +87,38 @@ def check_disk(folder: Path, checkpoint_bytes: float) -> None:
         )
 
 
-def time_a_part(compute: Callable[[int], None], clips: int) -> tuple[float, int] | None:
+def time_a_part(
+    learner: Learner, batch: Any, clips: int, is_compiled: bool
+) -> tuple[float, str] | None:
+    """Seconds of an update, by those of some of a batch's clips, and what was measured in words.
+
+    No weight changes. None: an update is short enough to be measured itself; or blocks are
+    compiled, and would be for that size too; or all processes would have to compute as much (FSDP).
+    """
+    if is_compiled or (learner.group.size > 1 and learner.ddp is None):
+        return None
+
+    def compute(number: int) -> None:
+        with learner.setup.autocast():
+            loss = learner.task(*learner.task.inputs(batch, 0, clips // number)).loss
+        loss.backward()
+        if learner.setup.device.type == "cuda":
+            torch.cuda.synchronize(learner.setup.device)
+        learner.optimizer.zero_grad(set_to_none=True)
+
+    everywhere = learner.group.gather(seconds_of_part(compute, clips))
+    found = [one for one in everywhere if one is not None]
+    if len(found) < learner.group.size:
+        return None
+    seconds, number = max(found)
+    return seconds, f"measured on {number} of {clips} clips"
+
+
+def seconds_of_part(compute: Callable[[int], None], clips: int) -> tuple[float, int] | None:
     """Seconds of an update of so many clips, by those of some clips, and of how many.
 
-    ``compute(n)`` does the work of the first n without changing anything. None: an update is short
-    enough to be measured itself.
+    ``compute(n)`` does the work of the first n. None: an update is short enough to be measured
+    itself.
     """
     number = 1
     while number * _TIMED_SHARE <= clips:

@@ -142,13 +142,3 @@ def train_step(
         update_ema(learner.pairs, ema_momentum(update, learner.ema, learner.optim))
     values |= {f"grad_norm/{name}": norm for name, norm in norms.items()}
     return StepValues(update, values, finite, spike)
-
-
-def try_step(learner: Learner, inputs: tuple[Any, ...]) -> None:
-    """Compute a micro-batch forward and backward, and wait for it; the weights stay as they are."""
-    with learner.setup.autocast():
-        loss = learner.task(*inputs).loss
-    loss.backward()
-    if learner.setup.device.type == "cuda":
-        torch.cuda.synchronize(learner.setup.device)
-    learner.optimizer.zero_grad(set_to_none=True)

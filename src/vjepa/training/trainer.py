@@ -49,7 +49,7 @@ from vjepa.training.schedules import (
     unreached,
     weight_decay,
 )
-from vjepa.training.step import StepValues, build_learner, train_step, try_step
+from vjepa.training.step import StepValues, build_learner, train_step
 
 _LOGGER = logging.getLogger(__name__)
 _OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
@@ -206,7 +206,7 @@ class Trainer:
 
                     update = self._completed + 1
                     if self._completed == first:
-                        asked = self._time_a_part(batch)
+                        asked = self._say_pace(batch)
                     seed_torch(self.seed, stream, update)
                     micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
@@ -247,23 +247,11 @@ class Trainer:
             self._finish_saving()
         return self._result(request)
 
-    def _time_a_part(self, batch: Any) -> float:
-        """Say how long training takes before a first update that is long; the time when it begins.
-
-        Not of what is compiled, which would be compiled for that size too, nor under FSDP, where
-        all processes would have to compute as much.
-        """
-        learner, clips, done = self.learner, len(batch.ordinals), self._completed
-        if self.training.compile or (self.group.size > 1 and learner.ddp is None):
-            return time.perf_counter()
-
-        def compute(number: int) -> None:
-            try_step(learner, self.task.inputs(batch, 0, clips // number))
-
-        found = [one for one in self.group.gather(time_a_part(compute, clips)) if one is not None]
-        if len(found) == self.group.size:
-            seconds, number = max(found)
-            said = f"measured on {number} of {clips} clips"
+    def _say_pace(self, batch: Any) -> float:
+        """Say how long training takes before a first update that is long; the time after that."""
+        clips, done = len(batch.ordinals), self._completed
+        if found := time_a_part(self.learner, batch, clips, self.training.compile):
+            seconds, said = found
             self.group.on_main(
                 lambda: foretell(seconds, done, self._seconds(), self.optim, self.training, said)
             )
