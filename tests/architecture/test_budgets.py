@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 34_000
-MOST_FILES = 168
-MOST_CLASSES = 321
+MOST_LINES = 35_400
+MOST_FILES = 172
+MOST_CLASSES = 328
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (1990, 68),
+    "checkpoint": (3170, 84),
     "cli": (1540, 19),
     "data": (950, 13),
     "data/clips": (1770, 54),
@@ -29,12 +29,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1670, 39),
-    "evaluation": (3960, 95),
-    "jobs": (3610, 90),
+    "evaluation": (3980, 95),
+    "jobs": (3630, 90),
     "jobs/detect": (790, 17),
-    "jobs/probe": (1330, 35),
+    "jobs/probe": (1440, 37),
     "masking": (800, 16),
-    "models": (2340, 57),
+    "models": (2370, 58),
     "reporting": (870, 35),
     "runtime": (2080, 49),
     "tasks": (1260, 31),

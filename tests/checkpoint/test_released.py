@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.checkpoint.samples import model, released_file, same_outputs, with_encoder
 from tests.models.tiny import IMAGE_ENCODER, MODEL, clips, shaken
 
@@ -310,7 +311,7 @@ def test_what_is_no_plain_value_is_named(tmp_path: Path, value: object, named: s
 
 def test_weights_without_configuration_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
-    path.write_bytes(b"")
+    save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="without their configuration"):
         load_model(path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vjepa.checkpoint.catalogue import MODELS
 from vjepa.config import load_config, recipe_names, recipe_path
 from vjepa.evaluation.evaluate import join_clips
 from vjepa.evaluation.heads import build_head
@@ -69,3 +70,47 @@ def test_says_its_source_and_command(name: str) -> None:
     head = recipe_path("probe", name).read_text().partition("\ndata:")[0]
     for word in ("Table 9", "Table 6", f"# Command: vjepa probe train --config {name} "):
         assert word in head
+
+
+FROZEN = (*SETS, *IMAGES)
+ROWS = [
+    *((model, name, extra) for model in MODELS for name in FROZEN for extra in ("", "linear")),
+    *((model, name, "low_shot") for model in MODELS for name in SETS),
+]
+"""Model, data set, and what else of Tables 5, 6, 7, 12 and 13; the paper has some of these."""
+
+
+@pytest.mark.parametrize(("model", "name", "extra"), [r for r in ROWS if r[0] != "ijepa_vith14"])
+def test_the_models_of_the_comparison_fit_every_data_set(model: str, name: str, extra: str) -> None:
+    """Size, frames and tubelets, and the head over the token map, on the meta device."""
+    files = [name, *([extra] if extra else []), model]
+    config, alone = load_config(ProbeConfig, files, recipes="probe"), _load(name)
+    sizes, known = MODELS[model].encoder, MODELS[model]
+    assert config.encoder.path is not None
+    assert str(config.encoder.path) == model
+    clip, view = config.data.clip, config.data.view
+    assert clip is not None
+    assert view is not None
+    assert view.crop_size == sizes.image_size
+    assert (clip.num_frames, clip.stride) == (16, 4)
+    assert sizes.is_image_model or clip.num_frames == sizes.num_frames
+    assert alone.data.view is not None
+    assert view.num_segments == alone.data.view.num_segments
+    assert view.num_views == alone.data.view.num_views
+    assert config.data.augment == alone.data.augment
+    assert config.probe.kind == ("linear" if extra == "linear" else "attentive")
+    if extra == "low_shot":
+        assert (config.data.label_fraction, config.data.num_splits) == (0.05, 3)
+    _, height, width = sizes.grid
+    tokens = clip.num_frames // sizes.tubelet_size * height * width
+    with torch.device("meta"):
+        head = build_head(config.probe, sizes.width, sizes.heads, 400)
+        inputs = torch.empty(1, view.num_segments * tokens, sizes.width)
+        assert head(inputs).shape == (1, 400)
+    text = recipe_path("probe", model).read_text()
+    assert known.paper in text
+    assert ("CC BY-NC 4.0" in text) == ("CC BY-NC 4.0" in known.licence)
+
+
+def test_every_known_model_of_the_tables_has_a_recipe() -> None:
+    assert {name for name, known in MODELS.items() if known.rows} <= set(recipe_names("probe"))

@@ -14,6 +14,7 @@ from vjepa.checkpoint.folder import (
     save_model,
 )
 from vjepa.checkpoint.load import (
+    AnyEncoder,
     convert,
     load_model,
     read_encoder,
@@ -31,6 +32,7 @@ from vjepa.checkpoint.released import (
 from vjepa.checkpoint.strict import LoadReport
 
 __all__ = [
+    "AnyEncoder",
     "CheckpointConfig",
     "LoadReport",
     "ReleasedTrainingState",

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
+from vjepa.checkpoint.catalogue import MODELS, downloaded
 from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
 from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
@@ -56,10 +57,25 @@ ENCODER_KEYS: dict[Which, str] = {"target": "target_encoder", "context": "encode
 
 
 def locate(path: str | PathLike[str]) -> Path:
-    """What a path means, or the name of weights that come with the package (``demo``)."""
-    if not Path(path).exists() and str(path) in shipped_names():
-        return SHIPPED / path
+    """What a path means, the name of weights that come with the package, or of a known model.
+
+    Raises:
+        UserError: A known model that was not downloaded.
+    """
+    if not Path(path).exists():
+        if str(path) in shipped_names():
+            return SHIPPED / path
+        if str(path) in MODELS:
+            return downloaded(str(path))
     return Path(path)
+
+
+def hub_config(path: Path) -> dict[str, Any]:
+    """``config.json`` of a Hugging Face folder, or of that around a file; empty: it is none."""
+    file = (path if path.is_dir() else path.parent) / CONFIG_FILE
+    content = read_json(file) if file.is_file() else {}
+    is_ours = content.get("format") == FORMAT or not isinstance(content.get("model_type"), str)
+    return {} if is_ours else content
 
 
 def shipped_names() -> list[str]:
@@ -162,10 +178,27 @@ def read_config(folder: Path) -> CheckpointConfig:
 
 
 def described(path: str | PathLike[str]) -> CheckpointConfig | None:
-    """What a path or name says of itself; None for an authors' file, which says nothing."""
+    """What a path or name says of itself; None for files of others, which say nothing."""
     found = locate(path)
-    ours = found.is_dir() or found.name == WEIGHTS_FILE
+    ours = (found.is_dir() or found.name == WEIGHTS_FILE) and not hub_config(found)
     return read_config(find_checkpoint(found)) if ours else None
+
+
+Tokens = Literal["before_norm", "two_poolings"]
+"""Another token map than the usual one, where a published model of others has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which encoder of a file is wanted, and what its file does not say; None: the usual."""
+
+    which: Which | None = None
+    num_heads: int | None = None
+    image_size: int | None = None
+    """Pixels that its positions are for."""
+    num_frames: int | None = None
+    """Frames that its positions are for."""
+    tokens: Tokens | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +216,12 @@ class Held:
     """The last two as in the report of loading."""
     version: str = ""
     """Of vjepa, that wrote it."""
+    title: str = ""
+    """Which published model of others it is; empty: V-JEPA."""
+    assumed: tuple[str, ...] = ()
+    """What the file does not say and the caller did not either, each with the option that does."""
+    build: Callable[[EncoderConfig], nn.Module] | None = None
+    """Makes the module where it is not an :class:`vjepa.models.Encoder`."""
 
 
 def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Held:
@@ -367,7 +406,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_manifest(folder: Path) -> None:
     """List every file of a completely written folder with its size and SHA-256."""
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -393,10 +435,11 @@ def verify_checkpoint(folder: Path) -> None:
         size = file.stat().st_size
         if size != recorded["bytes"]:
             raise UserError(f"{file}: has {size} bytes instead of {recorded['bytes']} (truncated?)")
-        if _sha256(file) != recorded["sha256"]:
+        if file_sha256(file) != recorded["sha256"]:
             raise UserError(f"{file}: content was altered or damaged (SHA-256 differs)")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vjepa.checkpoint.catalogue import MODELS
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
     SHIPPED,
     WEIGHTS_FILE,
+    Asked,
     Held,
+    Tokens,
     Which,
     described,
     explained_version,
@@ -24,6 +28,8 @@ from vjepa.checkpoint.folder import (
     save_model,
     shipped_names,
 )
+from vjepa.checkpoint.foreign import open_foreign
+from vjepa.checkpoint.foreign_models import require_named
 from vjepa.checkpoint.inference import buildable
 from vjepa.checkpoint.released import (
     open_released,
@@ -34,6 +40,7 @@ from vjepa.checkpoint.released import (
 from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
+from vjepa.checkpoint.timm_models import TimmEncoder
 from vjepa.config import recipe_names
 from vjepa.errors import UserError
 from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
@@ -57,7 +64,7 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    held = _open(path, None, num_heads)
+    held = _open(path, Asked(num_heads=num_heads))
     assert held.predictor is not None
     with buildable("model", held.source), torch.device("meta"):
         model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
@@ -66,25 +73,52 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
     return model.eval(), report
 
 
+AnyEncoder = Encoder | TimmEncoder
+"""An encoder of ours, or of others in an architecture of its own, which `timm` computes."""
+
+
 @torch.inference_mode(mode=False)
 def read_encoder(
-    path: str | Path, which: Which = "target", num_heads: int | None = None
-) -> tuple[Encoder, LoadReport]:
+    path: str | Path,
+    which: Which = "target",
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    tokens: Tokens | None = None,
+) -> tuple[AnyEncoder, LoadReport]:
     """Load one encoder as :func:`read_model`; the rest of the file is not needed and not read.
 
-    `which` is "target" (the moving average, which the paper evaluates) or "context"; there is no
-    falling back from one to the other. A pixel-prediction checkpoint has one encoder for either.
+    `path` may also be a published file of the models in :mod:`vjepa.checkpoint.catalogue`, or the
+    name of one that was downloaded.
+
+    Args:
+        which: "target" (the moving average, which the paper evaluates) or "context"; there is no
+            falling back from one to the other. A pixel-prediction checkpoint has one encoder for
+            either, as most models of others.
+        image_size: Pixels that its positions are for, where the file does not say it.
+        num_frames: Frames that they are for, likewise.
+        tokens: Another token map than the usual one, where the model has one.
 
     Raises:
         UserError: As :func:`read_model`, or there is no such encoder.
     """
     if which not in ("target", "context"):
         raise UserError(f"which: {which!r} must be 'target' or 'context'")
-    held = _open(path, which, num_heads)
+    asked = Asked(
+        which=which,
+        num_heads=num_heads,
+        image_size=image_size,
+        num_frames=num_frames,
+        tokens=tokens,
+    )
+    held = _open(path, asked)
     with torch.device("meta"):
-        encoder = Encoder(held.encoder)
+        encoder = Encoder(held.encoder) if held.build is None else held.build(held.encoder)
+    assert isinstance(encoder, Encoder | TimmEncoder)
     report = _fill(encoder, held)
-    encoder.reset_position_code()
+    if isinstance(encoder, Encoder):
+        encoder.reset_position_code()
     return encoder.eval(), report
 
 
@@ -93,18 +127,31 @@ def load_model(path: str | Path, num_heads: int | None = None) -> VJEPA:
     return read_model(path, num_heads)[0]
 
 
-def _open(path: str | Path, which: Which | None, num_heads: int | None) -> Held:
+def _open(path: str | Path, asked: Asked) -> Held:
     """What a path or name holds of a model, or of one encoder."""
+    held = open_foreign(locate(path), asked)
+    if held is not None:
+        if asked.which is None:
+            raise UserError(
+                f"{path}: {held.title}, of which only the encoder is read; use load_encoder"
+            )
+        if str(path) in MODELS:
+            require_named(held, str(path))
+        return held
+    for name in ("image_size", "num_frames", "tokens"):
+        if getattr(asked, name) is not None:
+            raise UserError(f"{path}: encoder.{name}: such a file says it itself; leave it out")
     if _is_ours(path):
-        return open_folder(find_checkpoint(Path(path)), which, num_heads)
-    return open_released(Path(path), which, num_heads)
+        return open_folder(find_checkpoint(Path(path)), asked.which, asked.num_heads)
+    return open_released(Path(path), asked.which, asked.num_heads)
 
 
 def _fill(module: nn.Module, held: Held) -> LoadReport:
     with explained_version(held.source, held.version):
-        return load_strictly(
+        report = load_strictly(
             module, held.tensors, held.source, held.kind, dropped=held.dropped, notes=held.notes
         )
+        return replace(report, title=held.title, assumed=held.assumed)
 
 
 def _is_ours(path: str | Path) -> bool:

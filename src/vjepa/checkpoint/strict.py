@@ -37,6 +37,10 @@ class LoadReport:
     computed; a projection that the authors store and never apply)."""
     notes: tuple[str, ...] = ()
     """What was inferred from the shapes, and how."""
+    title: str = ""
+    """Which published model of others it is; empty: V-JEPA."""
+    assumed: tuple[str, ...] = ()
+    """What neither the file nor the caller says, each with the option that says it."""
 
     @property
     def is_complete(self) -> bool:
@@ -60,7 +64,8 @@ class LoadReport:
         for name in ("missing", "unexpected", "resized", "dropped"):
             found: tuple[str, ...] = getattr(self, name)
             lines.append(f"  {name:<11} {len(found)}" + (f": {_listed(found)}" if found else ""))
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        notes = [*self.notes, *(f"assumed     {what}" for what in self.assumed)]
+        return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
 def _listed(names: Sequence[str]) -> str:

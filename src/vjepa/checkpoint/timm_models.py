@@ -1,23 +1,29 @@
-"""Image models of the `timm` library as frame-by-frame video encoders (extra ``baselines``).
+"""Encoders that the `timm` library computes (extra ``baselines``).
 
-Nothing is downloaded: weights come from a local file, or are drawn at random.
+Image models by their name in timm, and the forms that released files of DINOv2, OpenCLIP and Hiera
+fill. Nothing is downloaded: weights come from a local file, or are drawn at random.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vjepa.checkpoint.folder import read_weights
 from vjepa.checkpoint.strict import load_strictly, plain_names
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.errors import UserError
-from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig
+from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig, normalise_clip
+from vjepa.models.embedding import token_grid
 from vjepa.models.encoder import FrameEncoder
 
 _CUSTOMARY_HEADS = (16, 12, 8, 6, 4, 3, 2, 1)
@@ -39,10 +45,7 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
         UserError: timm is not installed, has no such model, the weights do not fit, or the model
             has no square feature map.
     """
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ImportError as error:
-        raise UserError("encoder.timm: timm is not installed: pip install timm") from error
+    timm = _timm("encoder.timm")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1)
         suggestion = f"; did you mean {near[0]}?" if near else ""
@@ -54,6 +57,151 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
         _load_strictly(model, weights)
     images = _TimmImages(model.eval(), name)
     return FrameEncoder(images, images.config).eval()
+
+
+def _timm(what: str, module: str = "timm") -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what}: timm, which computes it, is not installed: pip install timm (the extra "
+            "`baselines`)"
+        ) from error
+
+
+class TimmEncoder(nn.Module):
+    """A published encoder that timm computes; `config` has its sizes and says how it sees pixels.
+
+    Built on the meta device it waits for the weights of its file.
+    """
+
+    stretches = False
+    """Whether it has positions for frames of any size in whole patches."""
+    preprocess: Callable[..., Tensor]
+    """Videos -> normalised input; set by :func:`vjepa.load_encoder`."""
+
+    def __init__(self, config: EncoderConfig, again: Callable[[], TimmEncoder]) -> None:
+        super().__init__()
+        self.config = config
+        self._again = again
+
+    def fresh(self) -> TimmEncoder:
+        """Another of the same form, with weights drawn anew, as timm draws them."""
+        other = self._again()
+        other.config = self.config
+        return other
+
+    def normalise(self, clips: Tensor) -> Tensor:
+        """Pixels uint8 [B, 3, T, H, W] -> input float32 [B, 3, T, H, W], as this model takes it."""
+        return normalise_clip(clips, how=self.config.input)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitForm:
+    """What tells one published ViT with a class token from another."""
+
+    table_side: int
+    """Places on a side of the stored table of positions."""
+    final_norm: bool
+    """Whether tokens go through the last norm."""
+    stretches: bool = False
+    """Whether the table is brought to other grids, by DINOv2's rule; else they are refused."""
+    gated: bool = False
+    layer_scale: bool = False
+    input_norm: bool = False
+    eps: float = 1e-6
+
+
+class TimmVit(TimmEncoder):
+    """DINOv2 or OpenCLIP: images float [B, 3, 1, H, W] -> tokens of the patches [B, h*w, D].
+
+    The class token takes part and is left out at the end. DINOv2's rule for other grids: bicubic
+    without antialiasing, with the scale (n + 0.1) / side, not the same as asking for n places.
+    """
+
+    def __init__(self, config: EncoderConfig, form: VitForm) -> None:
+        super().__init__(config, lambda: TimmVit(config, form))
+        self.stretches, self._form = form.stretches, form
+        layers = _timm("DINOv2 and OpenCLIP", "timm.layers")
+        gate = {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU} if form.gated else {}
+        vit = _timm("DINOv2 and OpenCLIP", "timm.models.vision_transformer").VisionTransformer
+        self.model: Any = vit(
+            img_size=form.table_side * config.patch_size,
+            patch_size=config.patch_size,
+            embed_dim=config.width,
+            depth=config.depth,
+            num_heads=config.heads,
+            # A gated layer takes both halves of its hidden width from one product.
+            mlp_ratio=config.mlp_ratio * (1 + form.gated),
+            num_classes=0,
+            global_pool="",
+            init_values=1.0 if form.layer_scale else None,
+            pre_norm=form.input_norm,
+            norm_layer=functools.partial(nn.LayerNorm, eps=form.eps),
+            dynamic_img_size=True,
+            **gate,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Tokens row by row; ValueError for a size that is not whole patches or has no table."""
+        _, height, width = token_grid(images.shape, 1, self.config.patch_size)
+        model = self.model
+        patches = model.patch_embed(images[:, :, 0]).flatten(1, 2)
+        tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = model.norm_pre(tokens + self.positions(height, width))
+        for block in model.blocks:
+            tokens = block(tokens)
+        return (model.norm(tokens) if self._form.final_norm else tokens)[:, 1:]
+
+    def positions(self, height: int, width: int) -> Tensor:
+        """The table [1, 1 + h*w, D] for a grid, the class token's row first."""
+        table, side = self.model.pos_embed, self._form.table_side
+        if (height, width) == (side, side):
+            return table
+        if not self.stretches:
+            own = side * self.config.patch_size
+            raise ValueError(f"this model's table of positions is for images of {own} pixels")
+        places = table[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        scale = ((height + 0.1) / side, (width + 0.1) / side)
+        grid = F.interpolate(places, scale_factor=scale, mode="bicubic", antialias=False)
+        return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2).to(table.dtype)], dim=1)
+
+
+class TimmHiera(TimmEncoder):
+    """Hiera for video: clips float [B, 3, T, H, W] of its own size -> last stage's map [B, N, D].
+
+    Tokens are in the order of the grid, not in Hiera's. Pooling has no weights: with two poolings
+    the same file gives 16 pixels a token instead of 32.
+    """
+
+    def __init__(self, config: EncoderConfig, stages: tuple[int, ...], poolings: int) -> None:
+        super().__init__(config, lambda: TimmHiera(config, stages, poolings))
+        self.model: Any = _timm("Hiera", "timm.models.hiera").Hiera(
+            img_size=(config.num_frames, config.image_size, config.image_size),
+            embed_dim=config.width // 8,
+            num_heads=config.heads // 8,
+            stages=stages,
+            q_pool=poolings,
+            q_stride=(1, 2, 2),
+            mask_unit_size=(1, 8, 8),
+            patch_kernel=(3, 7, 7),
+            patch_stride=(2, 4, 4),
+            patch_padding=(1, 3, 3),
+            sep_pos_embed=True,
+            num_classes=0,
+        )
+        self.model.head = nn.Identity()
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Tokens, time-major; ValueError for another size."""
+        config = self.config
+        wanted = (config.num_frames, config.image_size, config.image_size)
+        if tuple(video.shape[2:]) != wanted:
+            raise ValueError(f"Hiera takes clips [B, 3, {wanted}], got {tuple(video.shape)}")
+        found = self.model.forward_intermediates(
+            video, indices=[3], output_fmt="NHWC", intermediates_only=True
+        )
+        return found[-1].flatten(1, -2)
 
 
 class _TimmImages(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import struct
@@ -37,6 +38,9 @@ _FOUND = re.compile(r"GLOBAL ([\w.]+)|(?:class|global|type) `?<?'?([\w.]+\.\w+)"
 def read_torch_file(path: Path) -> dict[str, Any]:
     """Read a dict saved by torch; only tensors and plain values are let through.
 
+    An ``argparse.Namespace``, in which others keep the settings of their training, is plain too:
+    it holds attributes and runs nothing.
+
     Tensors are mapped from the file, not read, so that the parts nobody asks for cost nothing: use
     them before the file changes.
 
@@ -53,7 +57,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     if not is_zip and start != _OLD_START:
         raise UserError(f"{path}: truncated or not saved by torch; a checkpoint is expected")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         found = _FOUND.search(str(error))
         what = f"holds {found[1] or found[2]}" if found else "the list of its content is damaged"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vjepa.checkpoint import load_model, read_config, shipped_weights
+from vjepa.checkpoint import AnyEncoder, load_model, read_config, shipped_weights
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
@@ -22,7 +22,6 @@ from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
 from vjepa.jobs.show import feature_section, mask_section, prediction_section, read_shot
-from vjepa.models import Encoder
 from vjepa.reporting.charts import Estimate, estimate_chart
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
 from vjepa.reporting.runs import read_run, run_charts
@@ -211,7 +210,7 @@ def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list
     return [Table(head, rows)] if rows else []
 
 
-def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
+def _encoders(findings: DemoFindings) -> dict[str, AnyEncoder]:
     trained = load_encoder(findings.run("vjepa"), which="target")
     return {
         "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
@@ -221,7 +220,7 @@ def _encoders(findings: DemoFindings) -> dict[str, Encoder]:
 
 
 def _real_sections(
-    findings: DemoFindings, config: PretrainConfig, encoders: Mapping[str, Encoder]
+    findings: DemoFindings, config: PretrainConfig, encoders: Mapping[str, AnyEncoder]
 ) -> list[Section]:
     """Real camera clips, or the reason why there are none."""
     if not findings.config.real_clips:

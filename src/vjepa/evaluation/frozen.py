@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vjepa.checkpoint.folder import Tokens
 from vjepa.config import config_dataclass, to_dict
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import AugmentConfig, ViewConfig
@@ -92,6 +93,10 @@ class EncoderIdentity:
         timm: Name of the model in timm, for image models of that library; None for ours. `path` is
             then the file of its weights.
         file: The checkpoint folder or file that the weights were read from.
+        model: Which published model of others it is; None for V-JEPA and our own.
+        file_hash: SHA-256 of that model's file.
+        assumed: What neither its file nor the caller said.
+        tokens: Which token map, where it is not the model's usual one.
     """
 
     weights_hash: str
@@ -101,16 +106,22 @@ class EncoderIdentity:
     seed: int | None = None
     timm: str | None = None
     file: str | None = None
+    model: str | None = None
+    file_hash: str | None = None
+    assumed: tuple[str, ...] = ()
+    tokens: Tokens | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
         """The config as plain values; what was added to configs later is named only if unusual."""
         usual = to_dict(EncoderConfig())
-        return {
+        values = {
             name: value
             for name, value in to_dict(self.config).items()
             if name not in _NAMED_IF_UNUSUAL or value != usual[name]
         }
+        named = {"model": self.model, "tokens": self.tokens}
+        return values | {name: value for name, value in named.items() if value is not None}
 
     @property
     def source(self) -> str:
@@ -122,11 +133,18 @@ class EncoderIdentity:
     def sentence(self) -> str:
         """Which encoder a number is of: file, weights and their hash, or that it is untrained."""
         name = "" if self.timm is None else f"timm {self.timm}, "
+        if self.model is not None:
+            assumed = "".join(f", assumed {what}" for what in self.assumed)
+            tokens = "" if self.tokens is None else f", tokens {self.tokens}"
+            name = f"{self.model}{tokens}{assumed}, "
         if self.which == "random":
             sizes = "" if self.path is None else f" with the sizes of {self.path}"
             name += f"UNTRAINED, random weights of seed {self.seed or 0}{sizes}"
         else:
-            name += f"{self.file or self.path}" + ("" if self.timm else f", {self.which} encoder")
+            name += f"{self.file or self.path}"
+            if self.file_hash is not None:
+                name += f" (SHA-256 {self.file_hash[:12]})"
+            name += "" if self.timm or self.model else f", {self.which} encoder"
         return f"{name} (weights {self.weights_hash[:12]})"
 
 

@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.checkpoint import Which, described, read_encoder
+from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder
 from vjepa.config import config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
-from vjepa.models import Encoder, EncoderConfig, InputConfig, normalise_clip
+from vjepa.models import EncoderConfig, InputConfig, normalise_clip
 
 Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """A video, image or folder of frames by its path, or its frames: uint8 [T, H, W, 3], RGB."""
@@ -95,17 +95,18 @@ def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -
 
 def load_encoder(
     path: str | os.PathLike[str], which: Which = "target", num_heads: int | None = None
-) -> Encoder:
+) -> AnyEncoder:
     """Load one encoder, strictly; ``encoder.preprocess`` makes its input of videos.
 
     Args:
-        path: A run folder, a checkpoint folder of ours, the authors' ``.pth.tar`` file, or the name
-            of weights that come with the package (``demo``).
+        path: A run folder, a checkpoint folder of ours, the authors' ``.pth.tar`` file, a published
+            file of the models that the paper compares with, or the name of weights that come with
+            the package (``demo``) or were downloaded.
         which: ``target``, the moving average, which the paper evaluates, or ``context``.
         num_heads: For an authors' file whose size is no preset.
 
     Returns:
-        float32, on the CPU, in evaluation mode.
+        float32, on the CPU, in evaluation mode. An image model takes one frame.
 
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.

@@ -35,7 +35,13 @@ from vjepa.evaluation.video_features import (
     look_of,
 )
 from vjepa.jobs.probe.config import EncoderSourceConfig
-from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
+from vjepa.jobs.probe.encoder import (
+    compile_encoder,
+    fit_to_clips,
+    open_encoder,
+    require_fitting,
+    stretches,
+)
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json_lines
@@ -204,7 +210,20 @@ class FeatureWorker:
         self.config, self._out, self._name = config, out, name
         num_frames = config.window.num_frames or sizes.num_frames
         image_size = config.framing.size or sizes.image_size
+        if image_size % sizes.patch_size:
+            raise UserError(
+                f"framing.size: {image_size} pixels are not whole patches of {sizes.patch_size}; "
+                f"take {max(image_size // sizes.patch_size, 1) * sizes.patch_size}"
+            )
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
+        if not stretches(frozen.encoder):
+            if config.framing.kind == "whole":
+                raise UserError(
+                    f"framing.kind: whole frames are of any shape, but the positions of "
+                    f"{frozen.identity.source} are for {sizes.image_size} x {sizes.image_size} "
+                    "pixels and are not stretched; take centre or stretch"
+                )
+            require_fitting(frozen, config.window.still_frames or num_frames, image_size)
         self.settings = {
             "weights_hash": self._frozen.identity.weights_hash,
             "encoder": self._frozen.identity.settings,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from vjepa.checkpoint import load_model
+from vjepa.checkpoint import AnyEncoder, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.clips.plan import segment_indices
 from vjepa.data.clips.source import VideoSource
@@ -38,7 +38,6 @@ from vjepa.jobs.show import (
     prediction_section,
     read_shot,
 )
-from vjepa.models import Encoder
 from vjepa.reporting.html import (
     Block,
     Figure,
@@ -223,7 +222,7 @@ class _Moments:
 
 
 def _moment_sections(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder], bad: set[str]
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, AnyEncoder], bad: set[str]
 ) -> list[Section]:
     """Moments, and those of other videos (or other times) that are nearest to them."""
     moments, features = _encode_moments(manifest, config, encoders, bad)
@@ -277,7 +276,7 @@ def _moment_sections(
 
 @torch.no_grad()
 def _encode_moments(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, Encoder], bad: set[str]
+    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, AnyEncoder], bad: set[str]
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
     """Evenly spread moments and what each encoder makes of them: unit vectors [n, D], centred."""
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])

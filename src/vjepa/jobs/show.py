@@ -12,17 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vjepa.checkpoint import Which, load_model
+from vjepa.checkpoint import AnyEncoder, Which, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
-from vjepa.evaluation.preprocess import load_encoder
+from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.pretrain import PretrainConfig, run_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, EncoderConfig
+from vjepa.models import VJEPA, EncoderConfig, normalise_clip
+from vjepa.models.encoder import FrameEncoder
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
@@ -47,10 +48,10 @@ from vjepa.reporting.runs import (
 )
 
 
-def model_input(encoder: Encoder, frames: Picture) -> Tensor:
+def model_input(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> Tensor:
     """A clip uint8 [T, H, W, 3] as the encoder takes it: float32 [1, C, T, H, W], normalised."""
     clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
-    return encoder.normalise(clip)
+    return normalise_clip(clip, how=encoder.config.input)
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,16 @@ def mask_strips(
 
 
 @torch.no_grad()
-def feature_grid(encoder: Encoder, frames: Picture) -> NDArray[np.float32]:
+def feature_grid(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> NDArray[np.float32]:
     """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
     tokens = encoder(model_input(encoder, frames))[0]
-    return tokens.reshape(*encoder.config.grid, -1).float().numpy()
+    _, *places = encoder.config.grid
+    return tokens.reshape(-1, *places, tokens.shape[-1]).float().numpy()
 
 
-def feature_strips(shots: Sequence[Shot], encoders: Mapping[str, Encoder]) -> list[Strip]:
+def feature_strips(
+    shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | FrameEncoder]
+) -> list[Strip]:
     """For every clip: its frames, then one row of PCA colours for each encoder.
 
     The principal directions are those of all shown clips together, so one colour means one thing
@@ -174,7 +178,9 @@ def mask_section(config: PretrainConfig, shot: Shot) -> Section:
     return Section("What has to be predicted", blocks=[PictureBlock(strips, caption)])
 
 
-def feature_section(shots: Sequence[Shot], encoders: Mapping[str, Encoder], what: str) -> Section:
+def feature_section(
+    shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder], what: str
+) -> Section:
     """The features of clips, which are `what`, as colours."""
     caption = (
         f"For each of {len(shots)} {what}: the frames, then the three main directions of each "
@@ -229,14 +235,15 @@ def show_features(
 ) -> None:
     """Draw the principal directions of a model's features over videos, as a PNG file.
 
-    `model` is anything that :func:`vjepa.checkpoint.load_encoder` reads. Clips are taken as in its
-    run; with the paper's stride where the file does not tell.
+    `model` is anything that :func:`vjepa.load_encoder` reads; an image model sees frame after
+    frame. Clips are taken as in its run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, num_heads)
     run, config = run_of(model), encoder.config
-    clip = run.data.clip if run else ClipConfig(num_frames=config.num_frames)
+    clip = run.data.clip if run else preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size) for video in videos]
-    write_png(picture_of(feature_strips(shots, {"features": encoder})), out)
+    shown = FrameEncoder(encoder, config) if config.is_image_model else encoder
+    write_png(picture_of(feature_strips(shots, {"features": shown})), out)
 
 
 def show_predictions(

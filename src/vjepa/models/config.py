@@ -207,6 +207,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder, predictor = self.encoder, self.predictor
+        if encoder.position == "given":
+            raise ValueError("encoder.position: given: comes with weights of others; take sincos")
         if predictor.heads is None:
             _require_multiple("predictor.width", predictor.width, "encoder.heads", encoder.heads)
         heads = predictor.heads or encoder.heads

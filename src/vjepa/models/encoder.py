@@ -17,6 +17,7 @@ from vjepa.models.embedding import (
     position_code,
     resample_position_code,
 )
+from vjepa.models.given_table import rows_of_table
 from vjepa.models.modalities import ModalityPatchEmbed
 from vjepa.models.packing import Packing
 from vjepa.models.preprocess import check_video, normalise_clip
@@ -187,6 +188,8 @@ class Encoder(nn.Module):
     def _code_of(self, grid: tuple[int, int, int]) -> Tensor:
         """The position code [1, N, D] of a grid, resampled where it is not the model's own."""
         own, is_image = self.config.grid, self.config.is_image_model
+        if self.config.position == "given" and not is_image:
+            return rows_of_table(self.pos_embed, own, grid)
         if grid == own:
             return self.pos_embed
         return resample_position_code(self.pos_embed, own, grid, is_image=is_image)

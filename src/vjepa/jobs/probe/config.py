@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from vjepa.checkpoint.folder import Tokens
 from vjepa.config import config_dataclass
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import AugmentConfig, ViewConfig
@@ -15,6 +16,7 @@ from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.evaluation.frozen import EncodingConfig
 from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
+from vjepa.models import InputConfig
 from vjepa.runtime.device import DeviceName
 
 
@@ -23,7 +25,9 @@ class EncoderSourceConfig:
     """The frozen encoder."""
 
     path: Path | None = None
-    """Run folder, checkpoint folder, or a released `.pth.tar` file; must be given, or `timm`."""
+    """Run folder, checkpoint folder, a released file of V-JEPA or of the models that the paper
+    compares with, or the name of one that was downloaded (`vjepa models list`); must be given, or
+    `timm`."""
     which: Literal["target", "context", "random"] = "target"
     """`target`: the moving average, which the paper evaluates; `context`: the trained one;
     `random`: as `random: true`."""
@@ -33,11 +37,22 @@ class EncoderSourceConfig:
     seed: int = 0
     """Of fresh weights."""
     num_heads: int | None = None
-    """Attention heads of a released file whose size is no preset."""
+    """Attention heads of a released file whose size is no preset (Hiera: of its last stage)."""
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    """Pixels that its positions are for, where a released file does not say it; null: the usual,
+    and results say that it was assumed."""
+    num_frames: Annotated[int, Field(gt=0)] | None = None
+    """Frames that its positions are for, likewise."""
+    tokens: Tokens | None = None
+    """Another token map, where a model has one. `before_norm`: not through the last norm (DINOv2,
+    OpenCLIP); `two_poolings`: Hiera's with 16 instead of 32 pixels a token. null: the usual."""
+    input: InputConfig | None = None
+    """How a model of others is shown pixels; null: as it was trained."""
     position_code: Literal["stretched", "computed"] = "stretched"
     """For clips of another size than the encoder was made for: its code resampled to their grid, or
     `computed` anew for it, as the authors do for another resolution and for an image as two frames.
-    The two give different features."""
+    The two give different features. A table that comes with the weights of a video model is cut to
+    fewer frames, not stretched."""
     timm: str | None = None
     """Instead of `path`: an image model of the timm library by its name, which sees every frame
     alone (needs the extra `baselines`)."""

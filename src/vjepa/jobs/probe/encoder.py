@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vjepa.checkpoint import locate, read_encoder
-from vjepa.checkpoint.timm_models import load_timm_encoder
+from vjepa.checkpoint import AnyEncoder, LoadReport, Which, locate, read_encoder
+from vjepa.checkpoint.folder import Tokens, file_sha256
+from vjepa.checkpoint.timm_models import TimmEncoder, load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
 from vjepa.jobs.probe.config import EncoderSourceConfig
@@ -27,11 +28,25 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
             "encoder.path: not set; give a run, a checkpoint, a released .pth.tar file or `demo`"
         )
     which = "context" if config.which == "context" else "target"
-    encoder, report = read_encoder(config.path, which, config.num_heads)
+    encoder, report = read_encoder(
+        config.path,
+        which,
+        config.num_heads,
+        image_size=config.image_size,
+        num_frames=config.num_frames,
+        tokens=config.tokens,
+    )
+    if config.input is not None:
+        if not report.title:
+            raise UserError(
+                f"{config.path}: encoder.input: stands in its checkpoint; leave it out (it is for "
+                "models of others)"
+            )
+        encoder.config = replace(encoder.config, input=config.input)
     if config.is_random:
-        fresh = untrained_encoder(encoder.config, config.seed)
-        return _freeze(fresh, str(config.path), "random", config.seed)
-    return _freeze(encoder, str(config.path), which, None, file=report.source)
+        fresh = _untrained_like(encoder, config.seed)
+        return _freeze(fresh, str(config.path), "random", config.seed, report, config.tokens)
+    return _freeze(encoder, str(config.path), which, None, report, config.tokens)
 
 
 def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
@@ -44,6 +59,18 @@ def untrained_encoder(config: EncoderConfig, seed: int) -> Encoder:
         return Encoder(config)
 
 
+def _untrained_like(encoder: AnyEncoder, seed: int) -> AnyEncoder:
+    """One of the same architecture that has learnt nothing, with the same table of positions."""
+    if not isinstance(encoder, Encoder):
+        with torch.random.fork_rng(devices=[]):
+            seed_torch(seed, "random encoder")
+            return encoder.fresh()
+    fresh = untrained_encoder(encoder.config, seed)
+    if encoder.config.position == "given":
+        fresh.pos_embed = encoder.pos_embed
+    return fresh
+
+
 def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> FrozenEncoder:
     """The encoder that a probe was trained on; `path` says where it lies now, if elsewhere.
 
@@ -54,7 +81,8 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
     if identity.timm is not None:
         weights = path or (Path(identity.path) if identity.path else None)
         return _open_timm(identity.timm, weights, identity.seed or 0)
-    if path is None and which == "random":
+    random = which == "random"
+    if path is None and random and identity.model is None:
         seed = identity.seed or 0
         return _freeze(untrained_encoder(sizes, seed), identity.path, which, seed)
     found = Path(identity.path or "") if path is None else path
@@ -62,13 +90,36 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         raise UserError(
             f"{found}: the probe's encoder is not there any more; say where it is (--encoder)"
         )
-    encoder, report = read_encoder(
-        found, "context" if which == "context" else "target", sizes.heads
-    )
+    wanted = "context" if which == "context" else "target"
+    if identity.model is None:
+        encoder, report = read_encoder(found, wanted, sizes.heads)
+    else:
+        encoder, report = _reread(found, wanted, identity)
+        if random:
+            encoder = _untrained_like(encoder, identity.seed or 0)
     image_size, num_frames = sizes.image_size, sizes.num_frames
-    if replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes:
+    same = replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes
+    if same and isinstance(encoder, Encoder):
         encoder = _rebuilt(encoder, image_size, num_frames)
-    return _freeze(encoder, str(found), which, identity.seed, file=report.source)
+    return _freeze(encoder, str(found), which, identity.seed, report, identity.tokens)
+
+
+def _reread(path: Path, which: Which, identity: EncoderIdentity) -> tuple[AnyEncoder, LoadReport]:
+    """A model of others as it was opened when its features were made."""
+    sizes = identity.config
+    try:
+        encoder, report = read_encoder(
+            path,
+            which,
+            sizes.heads,
+            image_size=sizes.image_size,
+            num_frames=None if sizes.is_image_model else sizes.num_frames,
+            tokens=identity.tokens,
+        )
+    except UserError as error:
+        raise UserError(f"the probe's encoder is {identity.model}: {error}") from error
+    encoder.config = replace(encoder.config, input=sizes.input)
+    return encoder, replace(report, assumed=identity.assumed)
 
 
 def fit_to_clips(
@@ -78,14 +129,48 @@ def fit_to_clips(
 
     It stays the same where the code is stretched, or the size is its own, or frames are seen alone.
     """
+    require_fitting(frozen, num_frames, image_size)
     sizes = frozen.identity.config
     same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
     if config.position_code == "stretched" or same or not isinstance(frozen.encoder, Encoder):
         return frozen
+    if sizes.position == "given":
+        raise UserError(
+            "encoder.position_code: computed: the table of positions comes with the weights of "
+            f"{frozen.identity.source}; leave it out"
+        )
     encoder = _rebuilt(frozen.encoder, image_size, num_frames).eval()
     return replace(
         frozen, encoder=encoder, identity=replace(frozen.identity, config=encoder.config)
     )
+
+
+def require_fitting(frozen: FrozenEncoder, num_frames: int, image_size: int) -> None:
+    """Refuse clips of a size that the encoder has no positions for."""
+    sizes = frozen.identity.config
+    if stretches(frozen.encoder):
+        return
+    # The rows of a table are time-major: the first ones are those of a shorter clip.
+    fewer = isinstance(frozen.encoder, Encoder) and num_frames < sizes.num_frames
+    fits = sizes.is_image_model or fewer or num_frames == sizes.num_frames
+    if image_size != sizes.image_size or not fits:
+        frames = "" if sizes.is_image_model else f"{sizes.num_frames} frames of "
+        raise UserError(
+            f"{frozen.identity.source}: clips of {num_frames} frames, {image_size} pixels: its "
+            f"table of positions is for {frames}{sizes.image_size} pixels and is not stretched; "
+            "take such clips (data.clip.num_frames, data.view.crop_size; for features "
+            "window.num_frames, framing.size)"
+        )
+
+
+def stretches(encoder: nn.Module) -> bool:
+    """Whether an encoder has positions for frames of any size."""
+    if isinstance(encoder, FrameEncoder):
+        encoder = encoder.image_encoder
+    if isinstance(encoder, TimmEncoder):
+        return encoder.stretches
+    is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
+    return not is_given or encoder.config.is_image_model
 
 
 def compile_encoder(encoder: nn.Module) -> None:
@@ -109,22 +194,25 @@ def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
 def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
     encoder = load_timm_encoder(name, weights, seed)
     if weights is None:
-        return _freeze(encoder, None, "random", seed, name)
-    return _freeze(encoder, str(weights), "target", None, name, str(weights))
+        return _freeze(encoder, None, "random", seed, timm=name)
+    return _freeze(encoder, str(weights), "target", None, timm=name)
 
 
 def _freeze(
-    encoder: Encoder | FrameEncoder,
+    encoder: AnyEncoder | FrameEncoder,
     path: str | None,
     which: str,
     seed: int | None,
+    report: LoadReport | None = None,
+    tokens: Tokens | None = None,
     timm: str | None = None,
-    file: str | None = None,
 ) -> FrozenEncoder:
     """Freeze an encoder; an image model is shown one frame after another."""
     config, found = encoder.config, encoder
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         found = FrameEncoder(encoder, config)
+    file = None if report is None or which == "random" else report.source
+    title = None if report is None else report.title or None
     identity = EncoderIdentity(
         weights_hash=weights_hash(found),
         config=config,
@@ -132,6 +220,10 @@ def _freeze(
         which=which,
         seed=seed,
         timm=timm,
-        file=file,
+        file=path if timm else file,
+        model=title,
+        file_hash=file_sha256(Path(file)) if title and file else None,
+        assumed=report.assumed if report else (),
+        tokens=tokens,
     )
     return FrozenEncoder(found.eval().requires_grad_(False), identity)
