@@ -51,8 +51,15 @@ def test_it_is_attention(
         assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("most_kept", [0, 600, 1 << 20])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bfloat16_is_as_near_to_float32_as_rounding_allows(shape: tuple[int, ...]) -> None:
+def test_bfloat16_is_as_near_to_float32_as_rounding_allows(
+    shape: tuple[int, ...], most_kept: int, has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever kernel computes the heads that are not kept."""
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", has_amx)
+    monkeypatch.setattr(cpu_attention, "MOST_KEPT", most_kept)
     rough = _qkv(shape, torch.bfloat16)
     exact = _with_gradient(_plain, rough.float())
     for ours, wanted in zip(_with_gradient(self_attention, rough), exact, strict=True):
@@ -65,7 +72,8 @@ def test_bfloat16_is_as_near_to_float32_as_rounding_allows(shape: tuple[int, ...
 def test_kept_and_recomputed_probabilities_give_the_same_bits(
     dtype: torch.dtype, most_scores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So how much is kept decides about time and memory only."""
+    """So how much is kept decides about time and memory only (with AMX: in the backward pass)."""
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", False)
     monkeypatch.setattr(cpu_attention, "_MOST_SCORES", most_scores)
     qkv = _qkv((3, 17, 3, 8), dtype)
     results = []
@@ -130,16 +138,21 @@ def test_only_bfloat16_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls
     assert_close(rough.float(), exact, atol=0.02, rtol=0.02)
     monkeypatch.setattr(cpu_attention, "_HAS_AMX", True)
+    calls.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         attention(tokens)
-    assert len(calls) == 1, "with AMX torch's own kernel is the fast one"
+        assert calls, "the backward pass of torch's own kernel is the slow one"
+        with torch.no_grad():
+            attention(tokens)
+    assert len(calls) == 1, "with AMX torch's own kernel is the fast one forward"
 
 
+@pytest.mark.parametrize("has_amx", [False, True])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_a_compiled_block_is_in_one_piece(
-    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    precision: torch.dtype, has_amx: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_attention, "_HAS_AMX", False)
+    monkeypatch.setattr(cpu_attention, "_HAS_AMX", has_amx)
     block, tokens = Block(16, 2, 32), torch.randn(2, 5, 16)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         found = torch._dynamo.explain(block)(tokens)

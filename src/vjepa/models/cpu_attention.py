@@ -4,8 +4,12 @@ The fused attention that torch has for the CPU multiplies small tiles, which in 
 matrix instructions (AMX) reaches a third of the rate of a large matrix product, and in the backward
 pass of short sequences a twentieth. Here the products are whole matrices, some heads at a time, so
 that the scores of no more than those are in cache. The backward pass uses the probabilities of as
-many heads as fit into a fixed allowance, and computes those of the others again, which gives the
-same bits.
+many heads as fit into a fixed allowance, and computes those of the others again.
+
+With AMX the fused kernel is the faster one forward, and by far the slower one backward, at every
+shape that was measured (docs/benchmarks.md): it does what has no backward pass, and the forward
+pass of those heads whose probabilities are not kept. Which heads those are follows from the shape
+alone, so the same update gives the same bits.
 
 Scores and probabilities are bfloat16, so results differ from float32 by about 0.5 % (torch's fused
 kernel, which keeps the scores in float32: 0.25 %); sums are float32 inside the products.
@@ -18,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # Scores held at a time for each thread: a few megabytes, which a CPU's cache holds.
 _MOST_SCORES = 1 << 22
@@ -33,9 +38,13 @@ _HAS_AMX: bool = (
 
 
 def suits(qkv: Tensor) -> bool:
-    """Whether this is the fastest attention for it here: bfloat16 on a CPU without AMX."""
+    """Whether this is the fastest attention here: bfloat16 on a CPU, with AMX in training only."""
     on_cpu = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
-    return on_cpu and not _HAS_AMX
+    return on_cpu and (not _HAS_AMX or _needs_gradient(qkv))
+
+
+def _needs_gradient(qkv: Tensor) -> bool:
+    return torch.is_grad_enabled() and qkv.requires_grad
 
 
 @dataclass(frozen=True)
@@ -105,7 +114,7 @@ def _probabilities(part: _Part, scores: Tensor, result: Tensor) -> Tensor:
 
 def self_attention(qkv: Tensor) -> Tensor:
     """Attend in [B, n, 3, heads, head_dim], bfloat16 or float32: [B, n, heads, head_dim]."""
-    return cpu_self_attention(qkv, torch.is_grad_enabled() and qkv.requires_grad)[0]
+    return cpu_self_attention(qkv, _needs_gradient(qkv))[0]
 
 
 @torch.library.custom_op("vjepa::cpu_self_attention", mutates_args=())
@@ -118,13 +127,17 @@ def cpu_self_attention(qkv: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     batch, length, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, length, heads, width)
     kept = qkv.new_empty(_num_kept(qkv) if keep else 0, length, length)
+    fused = _HAS_AMX and qkv.dtype == torch.bfloat16
     with torch.autocast("cpu", enabled=False):
         scratch = _scratch(qkv)
         for part in _parts(qkv):
             scores, weights = scratch[:, : part.q.shape[0]]
-            if part.rows.stop <= kept.shape[0]:
-                weights = kept[part.rows]
-            result = torch.bmm(_probabilities(part, scores, weights), part.v)
+            is_kept = part.rows.stop <= kept.shape[0]
+            if fused and not is_kept:
+                result = F.scaled_dot_product_attention(part.q[None], part.k[None], part.v[None])[0]
+            else:
+                weights = kept[part.rows] if is_kept else weights
+                result = torch.bmm(_probabilities(part, scores, weights), part.v)
             result = result.unflatten(0, (-1, part.heads.stop - part.heads.start))
             out[part.clips, :, part.heads] = result.transpose(1, 2)
     return out, kept

@@ -170,3 +170,18 @@ def test_views_along_the_long_side() -> None:
 def test_impossible_configs_name_their_field(fields, message) -> None:
     with pytest.raises(ValueError, match=f"^{message} "):
         TransformConfig(**fields)
+
+
+def test_a_sample_is_drawn_alike_whatever_is_drawn_beside_it() -> None:
+    """Draws are made for many consecutive samples at once; what each gets is its own number's."""
+    source = FrameSource(_video(50, 30, 40, 3))
+    clip, transform = ClipConfig(num_frames=2, stride=1), TransformConfig(crop_size=8)
+    ordinals = np.array([3, 95, 31, 32, 10**12])
+    plans = plan_training(clip, transform, source, 7, ordinals)
+    crops = uniforms(7, "crop", ordinals, NUM_UNIFORMS)
+    boxes, flips = draw_crops(30, 40, transform, crops)
+    assert [plan.box for plan in plans] == boxes
+    assert [plan.flip for plan in plans] == flips
+    starts = np.floor(uniforms(7, "clip start", ordinals, 1)[:, 0] * (50 - 2))
+    assert [plan.frames[0] for plan in plans] == starts.tolist()
+    assert len({plan.box for plan in plans}) > 1

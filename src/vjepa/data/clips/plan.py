@@ -34,11 +34,8 @@ Change = Callable[[Tensor], Tensor]
 ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
 Placement = Literal["centre", "even", "random", "reference"]
 
+_DRAWN_TOGETHER = 32  # samples
 _ROUNDING = 1e-6  # frames; 3 * (1 / 25) * 25 must be frame 3 although it comes out a hair below
-
-
-class ShortVideoError(ValueError):
-    """A video is shorter than its clip and the policy is ``error``."""
 
 
 @config_dataclass
@@ -65,9 +62,8 @@ class ClipConfig:
     motion); `error`: count it as a bad video."""
 
     def __post_init__(self) -> None:
-        given = [
-            name for name in ("stride", "fps", "clip_seconds") if getattr(self, name) is not None
-        ]
+        ways = ("stride", "fps", "clip_seconds")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) or "none"
             raise ValueError(
@@ -132,19 +128,27 @@ def plan_training(
     What is random follows from the seed and the samples' numbers, `ordinals` int64 [n].
     DecodeError: no clip can be cut from such a video.
     """
-    starts = uniforms(seed, "clip start", ordinals, 1)[:, 0]
+    times, side = source.times if clip.is_by_time else None, transform.crop_size
+    plans, size, how = [], (side, side), transform.resize
+    for block, place in (divmod(ordinal, _DRAWN_TOGETHER) for ordinal in ordinals.tolist()):
+        u, box, flip = _drawn(transform, source.height, source.width, seed, block)[place]
+        try:
+            frames = clip_indices(clip, source.num_frames, source.fps, u, times)
+        except ValueError as error:  # too short, without frames, or of an unknown rate
+            raise DecodeError(source.path, str(error)) from error
+        plans.append(ClipPlan(frames=frames, box=box, resize_to=size, resize=how, flip=flip))
+    return plans
+
+
+@lru_cache(maxsize=256)
+def _drawn(
+    transform: TransformConfig, height: int, width: int, seed: int, block: int
+) -> list[tuple[float, Box, bool]]:
+    """Start, box and flip of consecutive samples, drawn at once: hardly dearer than for one."""
+    ordinals = block * _DRAWN_TOGETHER + np.arange(_DRAWN_TOGETHER)
+    starts = uniforms(seed, "clip start", ordinals, 1)[:, 0].tolist()
     crop_u = uniforms(seed, "crop", ordinals, NUM_UNIFORMS)
-    boxes, flips = draw_crops(source.height, source.width, transform, crop_u)
-    size, length, fps = transform.crop_size, source.num_frames, source.fps
-    times = source.times if clip.is_by_time else None
-    try:
-        segments = [clip_indices(clip, length, fps, u, times) for u in starts]
-    except ValueError as error:  # too short, without frames, or of an unknown rate
-        raise DecodeError(source.path, str(error)) from error
-    return [
-        ClipPlan(frames=frames, box=box, resize_to=(size, size), resize=transform.resize, flip=flip)
-        for frames, box, flip in zip(segments, boxes, flips, strict=True)
-    ]
+    return list(zip(starts, *draw_crops(height, width, transform, crop_u), strict=True))
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,7 @@ def _short_clip(
 ) -> NDArray[np.int64]:
     """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
     if config.short_video == "error":
-        raise ShortVideoError(
+        raise ValueError(
             f"the video has {length} frames, a clip takes {spacing.window:g} (short_video: error)"
         )
     if config.short_video == "stretch":
@@ -242,8 +246,8 @@ def clip_indices(
             sampling by time. None: evenly, at `fps`.
 
     Raises:
-        ShortVideoError: The video is shorter than the clip and the policy is ``error``.
-        ValueError: The video has no frames, or sampling by time needs a rate that is unknown.
+        ValueError: The video is shorter than the clip and the policy is ``error``; it has no
+            frames; or sampling by time needs a rate that is unknown.
     """
     spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
     if num_frames_in_video < spacing.window:
