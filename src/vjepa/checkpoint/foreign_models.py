@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vjepa.checkpoint.catalogue import MODELS, Family, KnownModel
 from vjepa.checkpoint.folder import Asked, Held, Tokens
-from vjepa.checkpoint.inference import buildable, count_blocks, heads_of
+from vjepa.checkpoint.inference import buildable, count_blocks
 from vjepa.checkpoint.timm_models import TimmHiera, TimmVit, VitForm
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, InputConfig
+from vjepa.models import PRESETS, EncoderConfig, InputConfig
 from vjepa.models.embedding import sincos_1d
 
 TABLE_TOLERANCE = 1e-3
@@ -146,7 +146,13 @@ def _heads(file: ForeignFile, width: int, depth: int, customary: int | None = No
         )
     if customary is not None:
         return customary
-    return heads_of(f"a {TITLES[file.family]}", width, depth, None, file.source)
+    for preset in PRESETS.values():
+        if (preset.width, preset.depth) == (width, depth):
+            return preset.heads
+    raise UserError(
+        f"{file.source}: how many heads {TITLES[file.family]} of width {width}, depth {depth} has "
+        "cannot be told from its file; give it (encoder.num_heads, or --num-heads)"
+    )
 
 
 def _refuse_tokens(file: ForeignFile, *possible: Tokens) -> None:
@@ -188,7 +194,7 @@ def _finish(
     sizes = {"width": config.width, "depth": config.depth}
     sizes |= {"patch_size": config.patch_size} if file.family != "hiera" else {}
     known = _known(file.family, **sizes)
-    own = f"{TITLES[file.family]} of width {config.width}, {config.depth} blocks"
+    own = f"{TITLES[file.family]} of width {config.width}, depth {config.depth}"
     title = known.title if known else own
     grid = " x ".join(map(str, config.grid))
     frames = "" if config.is_image_model else f"{config.num_frames} frames of "
@@ -482,6 +488,11 @@ def _hold_hiera(file: ForeignFile) -> Held:
     time = file.shape("pos_embed_temporal", 3)[1]
     side = _square(file, file.shape("pos_embed_spatial", 3)[1], "pos_embed_spatial")
     frames, size, width = 2 * time, 4 * side, 8 * first
+    if side % 8:
+        raise UserError(
+            f"{file.source}: pos_embed_spatial has {side} x {side} places, which are not whole "
+            "squares of 8 x 8, in which Hiera attends: not a file of its authors"
+        )
     for name, asked, own in (
         ("image_size", file.asked.image_size, size),
         ("num_frames", file.asked.num_frames, frames),
@@ -492,11 +503,17 @@ def _hold_hiera(file: ForeignFile) -> Held:
                 f"{frames} frames of {size} pixels and is not stretched; leave it out"
             )
     poolings = 3 if file.asked.tokens is None else 2
+    heads = _heads(file, width, depth)
+    if heads % 8 or width % heads:
+        raise UserError(
+            f"{file.source}: {heads} heads: the last stage of a Hiera has 8 times those of the "
+            f"first, and its width of {width} is a multiple of them; set encoder.num_heads so"
+        )
     config = _config(
         file,
         width=width,
         depth=depth,
-        heads=_heads(file, width, depth),
+        heads=heads,
         image_size=size,
         num_frames=frames,
         patch_size=4 * 2**poolings,

@@ -144,7 +144,12 @@ class TimmVit(TimmEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Tokens row by row; ValueError for a size that is not whole patches or has no table."""
-        _, height, width = token_grid(images.shape, 1, self.config.patch_size)
+        frames, height, width = token_grid(images.shape, 1, self.config.patch_size)
+        if frames != 1:
+            raise ValueError(
+                f"an image model takes one frame, got {frames}: "
+                "vjepa.models.encoder.FrameEncoder shows it every one"
+            )
         model = self.model
         patches = model.patch_embed(images[:, :, 0]).flatten(1, 2)
         tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1)

@@ -36,7 +36,12 @@ from vjepa.jobs.detect.detector import (
     result_json,
     test_rows,
 )
-from vjepa.jobs.probe.encoder import compile_encoder, open_encoder, reopen_encoder
+from vjepa.jobs.probe.encoder import (
+    compile_encoder,
+    open_encoder,
+    reopen_encoder,
+    stretches,
+)
 from vjepa.jobs.probe.probe import versions
 from vjepa.models import Encoder, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
@@ -211,6 +216,12 @@ def _open(
         raise UserError(
             f"regions.layers: {frozen.identity.source} gives only its last layer's output, frame "
             f"by frame: set regions.layers to [{sizes.depth - 1}] and leave end_to_end out"
+        )
+    if not stretches(frozen.encoder):
+        raise UserError(
+            f"{frozen.identity.source}: its table of positions is for {sizes.image_size} x "
+            f"{sizes.image_size} pixels and is not stretched, but people are looked for in whole "
+            "frames; take V-JEPA, I-JEPA or DINOv2"
         )
     checked_patches(config.data.view, clip, sizes.patch_size, sizes.tubelet_size)
     return replace(config, data=replace(config.data, clip=clip)), frozen, data, test
