@@ -15,7 +15,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
 MOST_LINES = 35_400
-MOST_FILES = 172
+MOST_FILES = 173
 MOST_CLASSES = 328
 LONGEST_READING_PATH = 6_000
 
@@ -34,7 +34,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/detect": (800, 17),
     "jobs/probe": (1440, 37),
     "masking": (800, 16),
-    "models": (2380, 58),
+    "models": (2410, 59),
     "reporting": (870, 35),
     "runtime": (2080, 49),
     "tasks": (1260, 31),

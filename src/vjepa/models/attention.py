@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa.models import cpu_attention
+from vjepa.models.linear import Linear
 from vjepa.models.packing import Packing, attend_padded
 from vjepa.models.rotary import Rotation, rotate
 
@@ -85,8 +86,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map [..., D] to [..., D]."""
