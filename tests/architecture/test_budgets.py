@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 35_400
-MOST_FILES = 173
-MOST_CLASSES = 328
+MOST_LINES = 35_800
+MOST_FILES = 174
+MOST_CLASSES = 330
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3190, 84),
-    "cli": (1540, 19),
+    "cli": (1610, 19),
     "data": (950, 13),
     "data/clips": (1780, 53),
     "data/loader": (1240, 18),
@@ -31,11 +31,11 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "demo": (1670, 39),
     "evaluation": (3980, 95),
     "jobs": (3630, 90),
-    "jobs/detect": (800, 17),
+    "jobs/detect": (1130, 25),
     "jobs/probe": (1440, 37),
     "masking": (800, 16),
     "models": (2410, 59),
-    "reporting": (870, 35),
+    "reporting": (880, 35),
     "runtime": (2080, 49),
     "tasks": (1260, 31),
     "top level": (920, 27),

@@ -7,10 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.models import get_model
 
 from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
@@ -245,6 +249,69 @@ def test_eval_refuses_what_does_not_fit(
     _save(broken / "detector.safetensors", {"weight": weights["weight"]})
     assert main(["detect", "eval", str(broken), table]) == 2
     assert "do not belong together" in capsys.readouterr().err
+
+
+def test_people_of_a_file_are_given_classes(
+    boxes: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, people = boxes / "test" / "test_000001.mp4", boxes / "test_persons.csv"
+    again = ["detect", "predict", str(detector), str(video), "--device", "cpu"]
+    given = ["--persons", str(people), "--min-person-score", "0.5"]
+    rows = [line for line in people.read_text().splitlines() if line.startswith("test_000001,")]
+    files = ["--out", str(tmp_path / "a.jsonl"), "--draw", str(tmp_path / "a.mp4")]
+    assert main([*again, *given, *files]) == 0
+    found = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(found) == len(rows) > 0
+    assert sorted(one["box"][0] for one in found) == sorted(float(r.split(",")[2]) for r in rows)
+    assert len(found[0]["classes"]) == 3
+    shares = [entry["share"] for entry in found[0]["classes"]]
+    assert shares == sorted(shares, reverse=True)
+    drawn, plain = _frames(tmp_path / "a.mp4"), _frames(video)
+    assert len(drawn) == len(plain) == 8
+    assert drawn[0].shape[0] == 384  # words on 32 pixels cannot be read
+    middle = drawn[2].astype(int)
+    assert (abs(middle - np.kron(plain[2], np.ones((12, 12, 1)))).max(axis=2) > 60).any()
+    assert main([*again, *given, "--out", str(tmp_path / "a.csv")]) == 0
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == len(rows) + 1
+    capsys.readouterr()
+    assert main([*again, *given]) == 0
+    assert capsys.readouterr().out.count(" s  [") == len(rows)
+    for more, said in (
+        ([], "give a csv file (--persons) or the weights"),
+        (["--persons", str(boxes / "train_persons.csv")], "names none of the videos"),
+        ([*given, "--out", "a.txt"], "must end in .csv or .jsonl"),
+        ([*given, "--draw", "a.gif"], "must end in .mp4"),
+        ([*given, "--min-person-score", "1"], "no person with a score of 1"),
+        (["--person-detector", "no.pth"], "no.pth: no such file"),
+        (["--person-detector", "no.pth", "--person-model", "yolo"], "torchvision has"),
+    ):
+        assert main([*again, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_people_found_by_torchvisions_detector(
+    boxes: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a file of random weights, which call every proposal a person: the way, not the eye."""
+    name, video = "fasterrcnn_mobilenet_v3_large_320_fpn", boxes / "test" / "test_000001.mp4"
+    model = get_model(name, weights=None, weights_backbone=None)
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[1] += 20
+    weights = tmp_path / "people.pth"
+    torch.save(model.state_dict(), weights)
+    again = ["detect", "predict", str(detector), str(video), "--device", "cpu"]
+    again += ["--person-detector", str(weights), "--every", "0.5"]
+    assert main([*again, "--person-model", name, "--out", str(tmp_path / "a.jsonl")]) == 0
+    found = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert {one["second"] for one in found} == {0.25, 0.75}
+    assert all(one["person_score"] > 0.9 and one["box"][0] < one["box"][2] for one in found)
+    assert main(again) == 2  # the weights of another model
+    assert "is not a file of weights of torchvision's fasterrcnn" in capsys.readouterr().err
+
+
+def _frames(path: Path) -> list[NDArray[np.uint8]]:
+    with av.open(str(path)) as file:
+        return [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
 
 
 def _save(path: Path, weights: dict[str, Tensor]) -> None:

@@ -45,6 +45,18 @@ examples:
   vjepa detect eval found.csv val.parquet --rules activitynet
 """
 
+_PREDICT_HELP = """\
+say what every person of any videos does, where and when, and draw it into the video
+
+People's boxes come from a csv file (video, second, x1, y1, x2, y2, class, score; sides as shares of
+the frame, seconds from the file's start), or from one of torchvision's detectors, whose weights you
+give as a file (nothing is downloaded). Exit code 1 if some video cannot be read.
+
+examples:
+  vjepa detect predict runs/detector a.mp4 --persons people.csv --draw drawn.mp4
+  vjepa detect predict runs/detector a.mp4 b.mp4 --person-detector fasterrcnn.pth --out found.jsonl
+"""
+
 
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
@@ -84,7 +96,28 @@ def add_arguments(parser: Parser) -> None:
     evaluate.add_path("--detections", "FILE", "write the detections here (.csv)")
     evaluate.add_path("--json", "FILE", "write the figures here too")
     evaluate.set_defaults(run=_eval)
-    for command in (evaluate,):
+    predict = add_action("predict", _PREDICT_HELP)
+    predict.add_path("detector", "DETECTOR", "folder of a trained detector")
+    predict.add_path("sources", "SRC", "videos, folders, lists or manifests", nargs="+")
+    predict.add_path("--persons", "CSV", "boxes of people")
+    predict.add_path("--person-detector", "PATH", "weights of one of torchvision's detectors")
+    predict.add_argument(
+        "--person-model",
+        default="fasterrcnn_resnet50_fpn",
+        metavar="NAME",
+        help="its name in torchvision (default: fasterrcnn_resnet50_fpn)",
+    )
+    predict.add_argument(
+        "--min-person-score", type=float, default=0.9, metavar="S", help="default: 0.9"
+    )
+    predict.add_argument(
+        "--every", type=float, default=1.0, metavar="SECONDS", help="between moments (default: 1)"
+    )
+    predict.add_argument("--top", type=int, default=3, metavar="N", help="classes (default: 3)")
+    predict.add_path("--out", "FILE", "write them to a .jsonl or .csv file")
+    predict.add_path("--draw", "FILE", "draw them into a copy of the one video (.mp4)")
+    predict.set_defaults(run=_predict)
+    for command in (evaluate, predict):
         command.add_path("--encoder", "PATH", "where the detector's encoder is, if it has moved")
         command.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
@@ -138,3 +171,42 @@ def _eval(args: argparse.Namespace) -> int:
     if args.json is not None:
         atomic_write(args.json, json.dumps(result_json(result), indent=1) + "\n")
     return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if args.draw is not None and (args.draw.suffix != ".mp4" or len(args.sources) != 1):
+        raise UserError(f"--draw {args.draw}: takes one video, and must end in .mp4")
+    from vjepa.jobs.detect.detector import load_detector
+    from vjepa.jobs.detect.predict import check_predictions_file, draw, predict, write_predictions
+
+    if args.out is not None:
+        check_predictions_file(args.out)
+    detector = load_detector(
+        args.detector, encoder=args.encoder, device=args.device, on_bad_video="list"
+    )
+    print(f"encoder: {detector.features.frozen.identity.sentence}")
+    found = predict(
+        detector,
+        args.sources,
+        persons=args.persons,
+        person_detector=args.person_detector,
+        person_model=args.person_model,
+        min_person_score=args.min_person_score,
+        every=args.every,
+        top=args.top,
+    )
+    if args.out is not None:
+        write_predictions(args.out, found)
+        print(f"classes of {len(found.answers)} boxes: {args.out}")
+    path = None
+    for answer in found.answers if args.out is None else ():
+        if answer.path != path:
+            path = answer.path
+            print(path)
+        print(answer.sentence)
+    for failed, reason in found.failures.items():
+        print(f"cannot be read: {failed}: {reason}")
+    if args.draw is not None:
+        draw(args.sources[0], found.answers, args.draw)
+        print(f"drawn: {args.draw}")
+    return 1 if found.failures else 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from vjepa.runtime.files import atomic_path
 
 Picture = NDArray[np.uint8]
 
@@ -147,25 +149,39 @@ def write_png(picture: Picture, path: Path) -> None:
     Image.fromarray(picture).save(path)  # optimize: six times as slow for 5 % of the size
 
 
-def write_moving(frames: Sequence[Picture], path: Path, seconds_each: float) -> None:
+def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> None:
     """Write frames uint8 [H, W, 3] of one size as a moving picture: .webp, .gif, or .mp4 (H.264).
 
-    It begins again at its end, but for .mp4, where the player decides.
+    It begins again at its end, but for .mp4, where the player decides; and only an .mp4 is written
+    frame by frame, as long as it may be. The file is whole or not there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix != ".mp4":
+    with atomic_path(path) as aside:
+        if path.suffix == ".mp4":
+            _write_mp4(frames, aside, seconds_each)
+            return
         first, *others = [Image.fromarray(frame) for frame in frames]
         milliseconds = round(1000 * seconds_each)
-        first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
-        return
+        first.save(
+            aside,
+            format=path.suffix[1:],
+            save_all=True,
+            append_images=others,
+            duration=milliseconds,
+            loop=0,
+        )
+
+
+def _write_mp4(frames: Iterable[Picture], path: Path, seconds_each: float) -> None:
     import av  # not for every picture
 
-    with av.open(str(path), mode="w") as container:
+    with av.open(str(path), mode="w", format="mp4") as container:
         rate = Fraction(1 / seconds_each).limit_denominator(1000)
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        stream.height, stream.width = (side // 2 * 2 for side in frames[0].shape[:2])
-        stream.pix_fmt = "yuv420p"
         for number, picture in enumerate(frames):
+            if number == 0:
+                stream.height, stream.width = (side // 2 * 2 for side in picture.shape[:2])
+                stream.pix_fmt = "yuv420p"
             even = np.ascontiguousarray(picture[: stream.height, : stream.width])
             frame = av.VideoFrame.from_ndarray(even, format="rgb24")
             frame.pts = number

@@ -1,0 +1,322 @@
+"""A detector on any video: who does what, where and when; as a table, and drawn into the video."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from vjepa.checkpoint.torch_files import read_torch_file
+from vjepa.data.ava import read_persons
+from vjepa.data.boxes import BoxTable
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.decode import read_frames
+from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.errors import UserError
+from vjepa.evaluation.box_features import KeyFrames, class_shares
+from vjepa.jobs.detect.detector import Detector
+from vjepa.jobs.videos import files_of
+from vjepa.reporting.pictures import write_moving
+from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.files import atomic_path
+from vjepa.runtime.progress import Progress
+
+PERSON = 1
+"""The class of people in COCO, which torchvision's detectors are trained on."""
+_FRAMES_AT_ONCE = 4
+_LEAST_DRAWN = 360  # pixels of the drawn video's short side, so that words can be read
+_COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
+
+Persons = list[tuple[float, tuple[float, ...], float]]
+"""Boxes of people in a video: seconds from its start, x1 y1 x2 y2 as shares of a frame, score."""
+
+
+@dataclass(frozen=True)
+class BoxAnswer:
+    """One person at one moment: the most probable classes first, with their shares in [0, 1]."""
+
+    path: str
+    second: float
+    box: tuple[float, ...]
+    person_score: float
+    classes: tuple[tuple[str, float], ...]
+
+    @property
+    def sentence(self) -> str:
+        """In words."""
+        shown = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.classes)
+        sides = " ".join(f"{side:.2f}" for side in self.box)
+        return f"{self.second:8.2f} s  [{sides}]  {shown}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a detector says of some videos, and those that could not be read, with the reason."""
+
+    answers: tuple[BoxAnswer, ...]
+    failures: Mapping[str, str]
+
+
+def predict(
+    detector: Detector,
+    sources: Sequence[Path],
+    *,
+    persons: Path | None = None,
+    person_detector: Path | None = None,
+    person_model: str = "fasterrcnn_resnet50_fpn",
+    min_person_score: float = 0.9,
+    every: float = 1.0,
+    top: int = 3,
+) -> Predictions:
+    """Classes of every person, at moments `every` seconds apart or at those that a csv file names.
+
+    Args:
+        detector: As :func:`vjepa.jobs.detect.detector.load_detector` gives it.
+        sources: Videos, folders, lists or manifests.
+        persons: Csv file of people's boxes (video, second, x1, y1, x2, y2, class, score); the
+            video is the file's name without ending, seconds count from its start.
+        person_detector: Instead: weights of one of torchvision's detectors, trained on COCO; it
+            looks at the frames of the moments.
+        person_model: The name of that detector in torchvision.
+        min_person_score: People with a lower score are left out.
+        every: Seconds between two moments, for `person_detector`.
+        top: Classes of each answer.
+
+    Raises:
+        UserError: Neither or both kinds of boxes are given, or there is no person in any video.
+    """
+    if (persons is None) == (person_detector is None):
+        raise UserError(
+            "people's boxes: give a csv file (--persons) or the weights of one of torchvision's "
+            "detectors (--person-detector), one of the two"
+        )
+    if every <= 0 or top < 1:
+        raise UserError(f"every and top must be above 0, got {every:g} and {top}")
+    infos = files_of(sources)
+    names = [Path(info.path).stem for info in infos]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two videos are called {twice[0]!r}; rename one, or give one at a time")
+    failures = {info.path: info.reason or "cannot be read" for info in infos if not info.ok}
+    good = [info for info in infos if info.ok]
+    found: dict[str, Persons]
+    if persons is not None:
+        found = _of_file(persons, good, min_person_score)
+    else:
+        assert person_detector is not None
+        model = load_person_detector(person_detector, person_model)
+        setup = detector.features.setup
+        found = {}
+        for info in good:
+            try:
+                found[info.path] = find_people(model, info, every, min_person_score, setup)
+            except DecodeError as error:
+                failures[info.path] = error.reason
+    if not any(found.values()):
+        raise UserError(
+            f"no person with a score of {min_person_score:g} or more in any video "
+            f"({len(failures)} of {len(infos)} cannot be read): lower --min-person-score"
+        )
+    answers, more = _answers(detector, good, found, top)
+    return Predictions(answers, failures | more)
+
+
+def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, Persons]:
+    """People by the path of the video, from a csv file."""
+    paths = {Path(info.path).stem: info for info in infos}
+    found: dict[str, Persons] = {info.path: [] for info in infos}
+    rows = read_persons(path)
+    for (video, second), box, _, score in rows:
+        if video not in paths or score < least:
+            continue
+        info = paths[video]
+        if not 0 <= second <= info.duration_seconds:
+            raise UserError(
+                f"{path}: second {second:g} of {video!r} is outside of the video, which lasts "
+                f"{info.duration_seconds:g} s; seconds count from the file's start"
+            )
+        if not (box[0] < box[2] and box[1] < box[3]):
+            raise UserError(f"{path}: an inverted or empty box of {video!r} at {second:g} s")
+        found[info.path].append((second, box, score))
+    if rows and not any(video in paths for (video, _), *_ in rows):
+        raise UserError(
+            f"{path}: names none of the videos (first: {rows[0][0][0]!r}); its first column is "
+            "the file's name without its ending"
+        )
+    return found
+
+
+def load_person_detector(path: Path, name: str) -> torch.nn.Module:
+    """One of torchvision's detectors, in evaluation mode, with its weights (91 classes of COCO).
+
+    UserError: no such model, or weights of another one. Nothing is downloaded.
+    """
+    from torchvision.models import detection as detectors
+    from torchvision.models import get_model, list_models
+
+    if name not in list_models(module=detectors):
+        raise UserError(
+            f"--person-model {name}: torchvision has {', '.join(list_models(module=detectors))}"
+        )
+    model = get_model(name, weights=None, weights_backbone=None)
+    stored = read_torch_file(path)
+    wanted = model.state_dict()
+    wrong = [
+        key
+        for key in sorted(stored.keys() | wanted.keys())
+        if key not in stored
+        or key not in wanted
+        or getattr(stored[key], "shape", None) != wanted[key].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"{path}: is not a file of weights of torchvision's {name}: {len(wrong)} tensors are "
+            f"missing, unknown or of another shape (first: {wrong[0]}); see --person-model"
+        )
+    model.load_state_dict(stored)
+    return model.eval()
+
+
+@torch.no_grad()
+def find_people(
+    model: torch.nn.Module, info: VideoInfo, every: float, least: float, setup: DeviceSetup
+) -> Persons:
+    """The people that a detector of torchvision sees at moments of a video; DecodeError."""
+    seconds = np.arange(min(every, info.duration_seconds) / 2, info.duration_seconds, every)
+    numbers = np.clip((seconds * info.fps).astype(np.int64), 0, info.num_frames - 1)
+    model, found = model.to(setup.device), Persons()
+    frames = read_frames(info, numbers)
+    with Progress(f"people in {Path(info.path).name}", len(seconds)) as progress:
+        for start in range(0, len(seconds), _FRAMES_AT_ONCE):
+            own = seconds[start : start + _FRAMES_AT_ONCE].tolist()
+            images = [
+                torch.from_numpy(np.array(frame.image)).movedim(-1, 0).float().div(255)
+                for frame, _ in zip(frames, own, strict=False)
+            ]
+            for second, seen in zip(own, model([i.to(setup.device) for i in images]), strict=True):
+                keep = (seen["labels"] == PERSON) & (seen["scores"] >= least)
+                boxes = seen["boxes"][keep].cpu().double().numpy()
+                boxes /= np.array([info.width, info.height] * 2)
+                scores = seen["scores"][keep].cpu().tolist()
+                found += [
+                    (second, tuple(box), score)
+                    for box, score in zip(boxes.tolist(), scores, strict=True)
+                    if box[0] < box[2] and box[1] < box[3]
+                ]
+            progress.update(start + len(own))
+    return found
+
+
+def _answers(
+    detector: Detector, infos: Sequence[VideoInfo], found: Mapping[str, Persons], top: int
+) -> tuple[tuple[BoxAnswer, ...], dict[str, str]]:
+    """The detector's classes of people, and the videos whose moments could not be read."""
+    people = [(info, *person) for info in infos for person in found.get(info.path, [])]
+    classes = detector.saved.classes
+    seconds = np.array([second for _, second, _, _ in people])
+    table = BoxTable(
+        source_file="people",
+        videos=Path(),
+        classes=classes,
+        evaluated=(),
+        video=tuple(Path(info.path).stem for info, *_ in people),
+        second=seconds,
+        time=seconds,
+        box=np.array([box for _, _, box, _ in people]).reshape(-1, 4),
+        labels=(None,) * len(people),
+        score=np.array([score for *_, score in people]),
+        source=("predicted",) * len(people),
+    )
+    manifest = Manifest.from_rows([ManifestRow(info=info) for info in infos], "/")
+    rows = np.arange(len(people), dtype=np.int64)
+    vectors = detector.features.features(KeyFrames(table, manifest), rows, "the people")
+    head, device = detector.saved.head, detector.features.setup.device
+    shares = class_shares(head, vectors.tokens, device)
+    names, answers = list(classes.values()), []
+    for row, own in zip(vectors.rows.tolist(), shares, strict=True):
+        info, second, box, score = people[row]
+        best = np.argsort(-own, kind="stable")[:top]
+        shown = tuple((names[number], float(own[number])) for number in best)
+        answers.append(BoxAnswer(info.path, second, tuple(box), score, shown))
+    return tuple(answers), {bad.path: bad.reason for bad in vectors.bad}
+
+
+def check_predictions_file(path: Path) -> None:
+    """Refuse a kind of file that is not written, before anything is computed."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--out {path}: must end in .csv or .jsonl")
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write a line a box: as JSON objects, or as csv with columns for each of the classes."""
+    check_predictions_file(path)
+    with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            for answer in predictions.answers:
+                shown = [{"name": name, "share": share} for name, share in answer.classes]
+                file.write(json.dumps({**asdict(answer), "classes": shown}) + "\n")
+            for failed, reason in predictions.failures.items():
+                file.write(json.dumps({"path": failed, "failure": reason}) + "\n")
+            return
+        writer = csv.writer(file, lineterminator="\n")
+        most = max((len(answer.classes) for answer in predictions.answers), default=0)
+        columns = [f"{what}_{n + 1}" for n in range(most) for what in ("class", "share")]
+        sides = ("x1", "y1", "x2", "y2")
+        writer.writerow(["path", "second", *sides, "person_score", *columns, "failure"])
+        for answer in predictions.answers:
+            cells = [cell for entry in answer.classes for cell in entry]
+            writer.writerow(
+                [answer.path, answer.second, *answer.box, answer.person_score, *cells, ""]
+            )
+        for failed, reason in predictions.failures.items():
+            writer.writerow([failed, *[""] * (6 + 2 * most), reason])
+
+
+def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3) -> None:
+    """Draw the answers of one video into a copy of it (.mp4).
+
+    Each box is shown from half-way to the moment before to half-way to the one after; of its
+    classes those of a share of `least`, or the most probable one.
+    """
+    (info,) = files_of([path])
+    own = [answer for answer in answers if answer.path == info.path]
+    moments = np.unique([answer.second for answer in own])
+    scale = max(1, -(-_LEAST_DRAWN // min(info.height, info.width)))
+    font = ImageFont.load_default(size=max(12, min(info.height, info.width) * scale // 28))
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for frame in read_frames(info, np.arange(info.num_frames)):
+            picture = Image.fromarray(frame.image)
+            picture = picture.resize((info.width * scale, info.height * scale))
+            now = moments[np.abs(moments - frame.seconds).argmin()] if len(moments) else None
+            pen: Any = ImageDraw.Draw(picture)
+            beside = [answer for answer in own if answer.second == now]
+            for number, answer in enumerate(beside):
+                _draw_box(pen, answer, picture.size, _COLOURS[number % len(_COLOURS)], font, least)
+            yield np.asarray(picture)
+
+    try:
+        write_moving(frames(), out, 1 / info.fps if info.fps > 0 else 1.0)
+    except DecodeError as error:
+        raise UserError(f"{error.path}: cannot be drawn into ({error.reason})") from error
+
+
+def _draw_box(
+    pen: Any, answer: BoxAnswer, size: tuple[int, int], colour: str, font: Any, least: float
+) -> None:
+    x1, y1, x2, y2 = (share * side for share, side in zip(answer.box, size * 2, strict=True))
+    pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+    shown = [entry for entry in answer.classes if entry[1] >= least] or answer.classes[:1]
+    text = "\n".join(f"{name} {100 * share:.0f}" for name, share in shown)
+    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
+    x = max(0.0, min(x1, size[0] - (right - left) - 4))
+    y = max(0.0, y1 - (bottom - top) - 4)  # above the box
+    pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=colour)
+    pen.multiline_text((x + 2 - left, y + 2 - top), text, fill="white", font=font)
