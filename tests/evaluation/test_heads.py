@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vjepa.errors import UserError
 from vjepa.evaluation.heads import (
     HeadConfig,
     NearestMean,
     NearestNeighbours,
     ProbeHeads,
+    RidgeHead,
     build_head,
     fit_ridge,
+    pool_tokens,
 )
 
 FORMS = [
@@ -191,3 +194,54 @@ def test_bad_input() -> None:
         fit_ridge(torch.zeros(1, 3), torch.zeros(1, dtype=torch.long), 2)
     with pytest.raises(ValueError, match="finite"):
         fit_ridge(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.long), 2)
+
+
+def test_ridge_in_the_space_of_rows_is_the_same_classifier() -> None:
+    """More features than rows; against the solution of the normal equations."""
+    torch.manual_seed(0)
+    data, labels = torch.randn(30, 50, dtype=torch.float64), torch.arange(30) % 3
+    found = fit_ridge(data, labels, 3)
+    standard = (data - data.mean(0)) / data.std(0, correction=0)
+    targets = F.one_hot(labels, 3).double()
+    system = standard.T @ standard + found.penalty * 30 * torch.eye(50, dtype=torch.float64)
+    weight = torch.linalg.solve(system, standard.T @ (targets - targets.mean(0)))
+    torch.testing.assert_close(found.weight, weight, atol=1e-10, rtol=1e-8)
+
+
+def test_pooled_tokens_are_means_of_stretches_in_order() -> None:
+    tokens = torch.arange(24.0).reshape(1, 6, 4)
+    assert torch.equal(pool_tokens(tokens, 1), tokens.mean(1))
+    assert torch.equal(pool_tokens(tokens, 6), tokens.flatten(1))
+    steps = torch.cat([tokens[:, :3].mean(1), tokens[:, 3:].mean(1)], dim=1)
+    assert torch.equal(pool_tokens(tokens, 2), steps)
+
+
+def test_ridge_on_all_tokens_sees_what_the_mean_hides() -> None:
+    """The class is the sign of one token, and another's is its opposite."""
+    torch.manual_seed(0)
+    labels = torch.arange(80) % 2
+    tokens = 0.1 * torch.randn(80, 4, 8)
+    tokens[:, 1, 0] += 2 * labels - 1
+    tokens[:, 3, 0] -= 2 * labels - 1
+    right = {}
+    for groups in (1, 2, 4):
+        head = build_head(HeadConfig(kind="ridge", pool="all"), 8, 2, 2, groups)
+        assert isinstance(head, RidgeHead)
+        head.fit(pool_tokens(tokens[:40], groups), labels[:40])
+        logits = head(tokens[40:])
+        right[groups] = float((logits.argmax(1) == labels[40:]).double().mean())
+        if groups == 4:
+            assert float(F.cross_entropy(logits, labels[40:])) < 0.1, "sure where it is right"
+    assert right[1] < 0.8
+    assert right[2] == right[4] == 1.0
+
+
+def test_ridge_on_too_many_numbers_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vjepa.evaluation.heads.MOST_RIDGE_NUMBERS", 100)
+    with pytest.raises(UserError, match=r"use probe\.pool steps or mean"):
+        fit_ridge(torch.zeros(3, 50), torch.tensor([0, 1, 0]), 2)
+
+
+def test_only_ridge_has_a_pool() -> None:
+    with pytest.raises(ValueError, match=r"pool: a linear probe has none"):
+        HeadConfig(kind="linear", pool="all")

@@ -49,6 +49,8 @@ def test_it_measures_the_label_on_the_validation_part(videos: Path) -> None:
     assert got["online_probe/count"] == 9  # every validation video, no more
     assert got["online_probe/top1"] > 0.6  # colours are seen even by random features
     assert got["online_probe/top1"] * 9 == pytest.approx(round(got["online_probe/top1"] * 9))
+    assert got["online_probe/steps_top1"] > 0.6
+    assert got["online_probe/tokens_top1"] > 0.6
     assert got["online_probe/top1_low"] < got["online_probe/top1"] <= got["online_probe/top1_high"]
     assert got == probe.run(8)  # nothing but the weights matters
     assert encoder.training

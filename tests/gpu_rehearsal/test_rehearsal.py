@@ -46,7 +46,7 @@ from vjepa.training import step as step_module
 from vjepa.training.guards import SpikeGate
 from vjepa.training.optim import EmaPairs, build_optimizer
 from vjepa.training.schedules import EmaConfig, OptimConfig
-from vjepa.training.trainer import LogWindow
+from vjepa.training.window import LogWindow
 
 SETTINGS: tuple[tuple[str, Precision], ...] = (
     ("prefix", "bfloat16"),

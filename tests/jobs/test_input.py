@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.jobs.tiny_run import tiny_config, write_set
+from tests.jobs.tiny_run import tiny_config, weights, write_set
 
 from vjepa import load_encoder
 from vjepa.checkpoint import find_checkpoint, read_config
@@ -20,6 +20,7 @@ from vjepa.jobs import pretrain
 from vjepa.models import EncoderConfig, InputConfig, input_content, normalise_clip
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks import Task
+from vjepa.training import Trainer
 
 STEPS = ("optim.steps=2", "optim.warmup_steps=1")
 
@@ -142,3 +143,54 @@ def test_numbers_that_do_not_fit_are_refused() -> None:
         from_dict(InputConfig, {"deviation": [0.5, 0.5, 0.0]}, "file")
     with pytest.raises(UserError, match=r"channels: input\.content rgb_and_change has 6, got 3"):
         from_dict(EncoderConfig, {"input": {"content": "rgb_and_change"}}, "file")
+
+
+def test_a_frozen_teacher_shares_its_input_and_becomes_part_of_the_run(
+    manifest: Path, tmp_path: Path
+) -> None:
+    """The student of a pixel model; a resume does not look at the teacher's newer weights."""
+    taught, whole, teacher = tmp_path / "taught", tmp_path / "whole", tmp_path / "teacher"
+    pixels = tiny_config(tmp_path, manifest, *STEPS, "objective.name=pixel")
+    pretrain.run(pixels, teacher)
+
+    def student(steps: int, *more: str) -> pretrain.PretrainConfig:
+        named = (f"optim.steps={steps}", "optim.warmup_steps=1", "objective.target=frozen")
+        return tiny_config(tmp_path, manifest, *named, f"objective.target_from={teacher}", *more)
+
+    pretrain.run(student(4), whole)
+    first = student(4, "training.max_minutes=60")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_is_out_of_time", lambda self, *_: self._completed >= 2)
+        assert pretrain.run(first, taught).step == 2
+    assert input_of(taught) == input_of(teacher)
+    pretrain.run(replace(pixels, optim=replace(pixels.optim, steps=3)), teacher)
+    pretrain.run(student(4), taught)
+    ours, theirs = weights(taught, 4), weights(whole, 4)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    kept = {k.removeprefix("teacher."): v for k, v in ours.items() if k.startswith("teacher.")}
+    before = weights(teacher, 2)
+    assert kept
+    assert all(torch.equal(before[f"encoder.{name}"], tensor) for name, tensor in kept.items())
+    found = load_encoder(taught).state_dict()
+    assert torch.equal(found["patch_embed.proj.weight"], ours["encoder.patch_embed.proj.weight"])
+    with pytest.raises(UserError, match=r"target_from: .* they must be the same"):
+        pretrain.run(student(4, "model.encoder.patch_size=16"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("objective.target=frozen",), r"objective\.target_from: goes with target frozen"),
+        (("objective.target_from=x",), r"objective\.target_from: goes with target frozen"),
+        (
+            ("objective.target=frozen", "objective.target_from=x", "objective.name=pixel"),
+            r"objective\.target: frozen is for name vjepa",
+        ),
+    ],
+)
+def test_a_frozen_target_needs_its_encoder(
+    overrides: tuple[str, ...], message: str, manifest: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_config(tmp_path, manifest, *overrides)

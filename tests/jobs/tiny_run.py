@@ -23,6 +23,8 @@ _TIMINGS = {
     "clips_per_second",
     "cpu_share",
     "data_wait_share",
+    "cpu_seconds",
+    "elapsed_cpu_seconds",
     "elapsed_seconds",
     "resident_gigabytes",
     "seconds",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA
+from vjepa.models import VJEPA, Encoder, InputConfig
 from vjepa.tasks import FeaturePrediction
 from vjepa.tasks.feature_prediction import lacking_variance
 
@@ -212,3 +214,38 @@ def test_micro_batches_have_the_gradient_of_the_batch() -> None:
     for one, two in zip(whole.parameters(), parts.parameters(), strict=True):
         if one.grad is not None:
             assert_close(one.grad, two.grad, atol=1e-5, rtol=1e-4)
+
+
+def _teacher(**changes: object) -> Encoder:
+    return shaken(Encoder(replace(ENCODER, **changes)), seed=7)
+
+
+def test_a_frozen_teacher_gives_the_targets_and_is_not_trained() -> None:
+    """It may be wider and deeper than the student, which is then what is evaluated."""
+    teacher, clip, masks = _teacher(width=36, depth=3), clips(), _masks("prefix")
+    task = FeaturePrediction(_model(), loss_exponent=2.0, teacher=teacher)
+    output = task(clip, masks)
+    with torch.no_grad():
+        features = F.layer_norm(teacher(clip), (36,))
+        errors = [
+            task.predict(task.encode(clip, mask), mask, kind) - mask.gather_target(features)
+            for kind, mask in enumerate(masks)
+        ]
+    assert_close(output.loss, torch.stack([e.square().mean() / 2 for e in errors]).mean())
+    output.loss.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert list(task.trainable()) == ["encoder", "predictor"]
+    assert list(task.saved_modules()) == ["encoder", "predictor", "teacher"]
+    assert task.ema_pairs() == []
+    assert task.encoder_for_evaluation is task.encoder
+    health = task.health_of(clip, masks)
+    assert "teacher_student_distance" not in health
+    with torch.no_grad():
+        task.encoder.patch_embed.proj.weight.zero_()
+    assert task.health_of(clip, masks)["effective_rank"] != health["effective_rank"]
+
+
+def test_a_teacher_with_another_grid_or_input_is_refused() -> None:
+    for changes in ({"patch_size": 8}, {"input": InputConfig(mean=(0.0, 0.0, 0.0))}):
+        with pytest.raises(ValueError, match="they must be the same"):
+            FeaturePrediction(_model(), teacher=_teacher(**changes))

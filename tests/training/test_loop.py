@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,12 +37,14 @@ from vjepa.runtime.logging import read_metrics
 from vjepa.training import Trainer, TrainingConfig, TrainingStopped, preflight
 from vjepa.training.schedules import learning_rate
 from vjepa.training.step import StepValues
-from vjepa.training.trainer import LogWindow
+from vjepa.training.window import LogWindow
 
 _TIMES = (
     "clips_per_second",
     "data_wait_share",
     "seconds",
+    "cpu_seconds",
+    "elapsed_cpu_seconds",
     "elapsed_seconds",
     "resident_gigabytes",
 )
@@ -526,6 +529,37 @@ def test_time_limit_stops_with_a_checkpoint_and_counts_over_resumes(tmp_path: Pa
     data = ToyData()
     assert make_trainer(other, data, training=limited).fit().step == 5
     assert data.served == []
+
+
+def test_a_limit_of_cpu_time_counts_updates_only_and_over_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each update takes a second of CPU, each evaluation a minute; the run is made longer once."""
+    cpu = [0.0]
+    monkeypatch.setattr(time, "process_time", lambda: cpu[0])
+
+    class Busy(ToyData):
+        def batch(self, step: int) -> ToyBatch:
+            cpu[0] += 1.0
+            return super().batch(step)
+
+    class Slow(ToyEvaluator):
+        def run(self, step: int) -> dict[str, float]:
+            cpu[0] += 60.0
+            return super().run(step)
+
+    fields = {"evaluators": [Slow(every_steps=2)]}
+    for minutes, steps in ((4 / 60, 4), (4 / 60, 4), (7 / 60, 7), (1.0, 12)):
+        limited = replace(TRAINING, max_cpu_minutes=minutes)
+        trainer = make_trainer(tmp_path, Busy(), training=limited, **fields)
+        result = trainer.fit()
+        assert result.step == steps
+        assert result.out_of_time == (steps < 12)
+    last = [r for r in read_metrics(tmp_path / "metrics.jsonl") if r.kind == "train"][-1]
+    assert last.values["elapsed_cpu_seconds"] == 12.0
+    whole = make_trainer(tmp_path / "at_once")
+    whole.fit()
+    _assert_same_state(trainer, whole)
 
 
 _BATCH = ToyBatch(np.arange(4), torch.empty(0))

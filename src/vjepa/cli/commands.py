@@ -150,9 +150,12 @@ def say_end(result: Any, config: Any, out: Path, job: str) -> int:
         lines = (f"stopped {by} at {place}: {out}", f"resume with: {again}")
         code = EXIT_REQUEUE if result.requeue else EXIT_INTERRUPTED
     elif result.out_of_time:
-        minutes = config.training.max_minutes or 0
-        why = f"training.max_minutes {minutes:g} are over"
-        longer = f"make it longer: {again} --training.max_minutes {2 * minutes:g}"
+        training, used = config.training, result.metrics.get("elapsed_cpu_seconds", 0.0)
+        by_cpu = training.max_cpu_minutes is not None and used >= 60 * training.max_cpu_minutes
+        name = "max_cpu_minutes" if by_cpu or training.max_minutes is None else "max_minutes"
+        minutes = getattr(training, name)
+        why = f"training.{name} {minutes:g} are over"
+        longer = f"make it longer: {again} --training.{name} {2 * minutes:g}"
         lines, code = (f"done at {place}: {out}", why, longer), 0
     else:
         longer = f"make it longer: {again} --optim.steps {2 * config.optim.steps}"

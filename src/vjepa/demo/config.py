@@ -16,8 +16,8 @@ class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 
     minutes: Annotated[float, Field(gt=0)] = 5.0
-    """Pretraining time of each model, in minutes; the two models train side by side, on one CPU
-    thread each."""
+    """Pretraining time of each model, in minutes of CPU time; the two models train side by side, on
+    one CPU thread each. On a machine that is busy otherwise it takes longer by the clock."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of the pretraining; each one trains both models, one seed after the other."""
     recipe: str = "demo"

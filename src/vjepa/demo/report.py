@@ -123,12 +123,12 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
     }
     mine, pixel, random = by_encoder["vjepa"], by_encoder["pixel"], by_encoder["random"]
     answer = (
-        f"Trained for {config.minutes:g} minutes on one CPU thread without any label, the V-JEPA "
-        f"encoder was frozen and a small probe learnt to name the motion in a clip from "
+        f"Trained for {config.minutes:g} minutes of one CPU thread's time without any label, the "
+        f"V-JEPA encoder was frozen and a small probe learnt to name the motion in a clip from "
         f"{config.few_labels_per_class} labelled examples of each kind. It gets "
         f"{100 * mine.top1:.1f} % of unseen test clips right; the same probe on an untrained "
-        f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same time to "
-        f"predict pixels {100 * pixel.top1:.1f} %. By the 95 % intervals, V-JEPA is "
+        f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same CPU time "
+        f"to predict pixels {100 * pixel.top1:.1f} %. By the 95 % intervals, V-JEPA is "
         f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
         "prediction."
     )
@@ -143,7 +143,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
         Figure(f"{100 * (mine.top1 - random.top1):+.1f} points", "over random weights"),
         Figure(f"{100 * (mine.top1 - pixel.top1):+.1f} points", "over pixel prediction"),
-        Figure(f"{config.minutes:g} min", "pretraining, one CPU thread"),
+        Figure(f"{config.minutes:g} min", "pretraining, CPU time of one thread"),
     ]
     return answer, figures
 
@@ -248,6 +248,8 @@ def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
         clips = state.steps_done * config.data.batch_size
         _, rates = state.series("train", "clips_per_second")
         rate = f", {np.median(rates):.0f} clips/s (median)" if rates else ""
+        used = state.newest("train").get("elapsed_cpu_seconds")
+        rate += "" if used is None else f", {used / 60:.1f} minutes of CPU time"
         rows.append((f"{objective} run", f"{state.steps_done:,} steps, {clips:,} clips{rate}"))
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
     rows += [("machine", machine), ("Python", platform.python_version())]

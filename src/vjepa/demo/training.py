@@ -20,7 +20,7 @@ from vjepa.runtime.progress import Progress
 OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
-_SHOWN = ("elapsed_seconds", "clips_per_second", "loss")
+_SHOWN = ("elapsed_cpu_seconds", "clips_per_second", "loss")
 _TRIAL_STEPS = 160
 _TRIAL = {
     "online_probe": "null",
@@ -49,25 +49,28 @@ def run_folder(out: Path, objective: str, seed: int) -> Path:
 
 
 def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[str, float]:
-    """Updates per second of each objective on this machine, while both run.
+    """Updates per second of CPU time of each objective on this machine, while both run.
 
-    The demo gives both objectives the same time. Their schedules need a number of updates, and
-    that depends on the machine, so a short trial of both comes first (its first half is warming
-    up). The result is kept in ``plan.json``, so that a demo that is called again goes on with it.
+    The demo gives both objectives the same CPU time, which other work on the machine does not
+    change. Their schedules need a number of updates, and that depends on the machine, so a short
+    trial of both comes first (its first half is warming up). The result is kept in ``plan.json``,
+    so that a demo that is called again goes on with it.
     `settings` are overrides of the recipe that all runs share, by dotted name.
     """
     plan = out / "plan.json"
     if plan.is_file():
-        return json.loads(plan.read_text(encoding="utf-8"))["updates_per_second"]
+        found = json.loads(plan.read_text(encoding="utf-8"))
+        # The plan of a demo that an older version began was made by the clock.
+        return found.get("updates_per_cpu_second") or found["updates_per_second"]
     trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}
     tasks = tuple(TrainingTask(objective, 0, out / "trial" / objective) for objective in OBJECTIVES)
     train_side_by_side(tasks, {task.objective: trial for task in tasks}, recipe, 0.25)
     rates = {}
     for task in tasks:
-        steps, seconds = read_run(task.folder).series("train", "seconds")
+        steps, seconds = read_run(task.folder).series("train", "cpu_seconds")
         half = len(steps) // 2
         rates[task.objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
-    atomic_write(plan, json.dumps({"updates_per_second": rates}))
+    atomic_write(plan, json.dumps({"updates_per_cpu_second": rates}))
     return rates
 
 
@@ -81,7 +84,8 @@ def train_side_by_side(
 
     A task that a former call has begun is resumed; one that is complete ends at once.
 
-    `settings` holds each objective's overrides of the recipe; the display counts to `minutes`.
+    `settings` holds each objective's overrides of the recipe; the display counts to `minutes` of
+    CPU time.
 
     Raises:
         UserError: A run failed; the message ends with the last lines of its log.
@@ -98,7 +102,7 @@ def train_side_by_side(
                     elapsed, rate, loss = _newest(task, _SHOWN)
                     seconds.append(elapsed)
                     notes.append(f"{task.objective}: {rate:.0f} clips/s, loss {loss:.3f}")
-                # The time of the run that is furthest behind.
+                # The CPU time of the run that is furthest behind.
                 progress.update(round(min(seconds)), ", ".join(notes))
         except BaseException:
             # They must not outlive us: let them save their checkpoints and end.

@@ -27,11 +27,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
+from vjepa.errors import UserError
 from vjepa.models import AttentiveClassifier, LinearClassifier
 from vjepa.models.pooling import PoolerVariant
 
 _RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-10, 5))
+_TEMPERATURES = tuple(10.0 ** (power / 4) for power in range(-8, 2))
 _SMALLEST_SCALE = 1e-6
+MOST_RIDGE_NUMBERS = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class RidgeClassifier:
         weight: [D, classes].
         bias: [classes].
         penalty: The chosen ridge penalty, per training sample.
+        temperature: Scores divided by it are the logits that fit best to left-out rows.
     """
 
     mean: Tensor
@@ -50,6 +54,7 @@ class RidgeClassifier:
     weight: Tensor
     bias: Tensor
     penalty: float
+    temperature: float
 
     def scores(self, features: Tensor) -> Tensor:
         """Class scores: features float [n, D] -> float64 [n, classes]; the largest wins."""
@@ -60,10 +65,20 @@ class RidgeClassifier:
 def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassifier:
     """Fit by ridge regression, the penalty by leave-one-out squared error on the same rows.
 
+    Where there are more features than rows, all is computed in the space of rows.
+
     Args:
         features: float [n, D], n at least 2.
         labels: int64 [n], in 0..num_classes - 1.
+
+    Raises:
+        UserError: More than 2^29 numbers, which would take over 8 GB of memory.
     """
+    if features.numel() > MOST_RIDGE_NUMBERS:
+        raise UserError(
+            f"ridge: {features.shape[0]} videos of {features.shape[1]} numbers are too many; "
+            "use probe.pool steps or mean, or fewer videos"
+        )
     data = features.detach().to("cpu", torch.float64)
     if data.shape[0] < 2:
         raise ValueError(f"features: {data.shape[0]} rows, at least 2 are needed")
@@ -71,14 +86,19 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassi
         raise ValueError("features: a value is not finite")
     count = data.shape[0]
     mean, scale = data.mean(dim=0), data.std(dim=0, correction=0).clamp_min(_SMALLEST_SCALE)
-    standard = (data - mean) / scale
+    standard = (data - mean).div_(scale)
     targets = torch.nn.functional.one_hot(labels.cpu(), num_classes).to(torch.float64)
     bias = targets.mean(dim=0)
-    left, singular, right = torch.linalg.svd(standard, full_matrices=False)
+    if standard.shape[1] > count:
+        squares, left = torch.linalg.eigh(standard @ standard.T)
+        squares = squares.clamp_min(0)
+    else:
+        left, singular, _ = torch.linalg.svd(standard, full_matrices=False)
+        squares = singular**2
     projected = left.T @ (targets - bias)
     best_error, best_penalty = float("inf"), _RELATIVE_PENALTIES[-1]
     for penalty in _RELATIVE_PENALTIES:
-        shrinkage = singular**2 / (singular**2 + penalty * count)
+        shrinkage = squares / (squares + penalty * count)
         fitted = left @ (shrinkage[:, None] * projected)
         # Leverage of each row; 1 / n belongs to the intercept.
         leverage = (left**2 @ shrinkage) + 1.0 / count
@@ -86,9 +106,24 @@ def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassi
         error = float(residual.square().sum())
         if error < best_error:
             best_error, best_penalty = error, penalty
-    factors = singular / (singular**2 + best_penalty * count)
-    weight = right.T @ (factors[:, None] * projected)
-    return RidgeClassifier(mean, scale, weight, bias, best_penalty)
+            # What each row would be given by a fit to the others.
+            held_out = targets - residual
+    factors = 1 / (squares + best_penalty * count)
+    weight = standard.T @ (left @ (factors[:, None] * projected))
+    losses = [
+        float(F.cross_entropy(held_out / temperature, labels.cpu()))
+        for temperature in _TEMPERATURES
+    ]
+    temperature = _TEMPERATURES[losses.index(min(losses))]
+    return RidgeClassifier(mean, scale, weight, bias, best_penalty, temperature)
+
+
+def pool_tokens(tokens: Tensor, groups: int) -> Tensor:
+    """Means of `groups` equal stretches of tokens: [..., N, D] -> [..., groups * D].
+
+    1 gives the mean token, the number of time steps each step's mean, N all tokens as they are.
+    """
+    return tokens.unflatten(-2, (groups, -1)).mean(dim=-2).flatten(-2)
 
 
 class NearestNeighbours(nn.Module):
@@ -153,11 +188,45 @@ class NearestMean(nn.Module):
         return pooled @ self.means.T / self.temperature
 
 
+class RidgeHead(nn.Module):
+    """A ridge classifier on the means of equal stretches of tokens (:func:`pool_tokens`).
+
+    Buffers are float32: `mean` and `scale` [F], `weight` [F, classes], `bias` [classes] give
+    logits; F is the number of stretches times the width of a token.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, num_classes: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.register_buffer("mean", torch.zeros(groups * width))
+        self.register_buffer("scale", torch.ones(groups * width))
+        self.register_buffer("weight", torch.zeros(groups * width, num_classes))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    def fit(self, pooled: Tensor, labels: Tensor) -> None:
+        """Fit to training features float [n, F] and class numbers int64 [n]."""
+        found = fit_ridge(pooled, labels, len(self.bias))
+        self.mean.copy_(found.mean)
+        self.scale.copy_(found.scale)
+        self.weight.copy_(found.weight / found.temperature)
+        self.bias.copy_(found.bias / found.temperature)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits: tokens float [B, N, D] -> [B, classes]."""
+        features = pool_tokens(tokens.float(), self.groups)
+        return ((features - self.mean) / self.scale) @ self.weight + self.bias
+
+
 _NORM_EPS = 1e-5
 
 
 TrainedKind = Literal["attentive", "linear"]
-HeadKind = Literal["attentive", "linear", "knn", "nearest_mean"]
+HeadKind = Literal["attentive", "linear", "knn", "nearest_mean", "ridge"]
 
 
 @config_dataclass
@@ -167,7 +236,8 @@ class HeadConfig:
     kind: HeadKind = "attentive"
     """`attentive`: a learnt query reads all tokens by cross-attention; `linear`: a linear layer on
     their average; `knn`: a vote of the most similar training videos, and `nearest_mean`: the most
-    similar class mean, both by the cosine of average tokens and without any training."""
+    similar class mean, both by the cosine of average tokens and without any training; `ridge`: a
+    linear classifier found in one step, the penalty by leaving each training video out once."""
     variant: PoolerVariant = "released"
     """Attentive only. `released`: what the authors' code computes (no output projection, no last
     LayerNorm); `paper`: as their text says, with both."""
@@ -177,6 +247,9 @@ class HeadConfig:
     """Attentive only. Attention heads; null takes the encoder's number."""
     norm: bool = True
     """Linear only. Whether the average passes a LayerNorm before the linear layer."""
+    pool: Literal["mean", "steps", "all"] = "mean"
+    """Ridge only. It sees the average of all tokens, that of each time step, or all tokens: the
+    average alone hides what differs over time and place."""
     neighbours: Annotated[int, Field(ge=1)] = 20
     """k of `knn`."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
@@ -186,6 +259,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.kind != "attentive" and self.depth != 1:
             raise ValueError(f"depth: a {self.kind} probe has depth 1, got {self.depth}")
+        if self.kind != "ridge" and self.pool != "mean":
+            raise ValueError(f"pool: a {self.kind} probe has none; for probe.kind ridge")
 
     @property
     def is_trained(self) -> bool:
@@ -194,7 +269,7 @@ class HeadConfig:
 
 
 TrainedHead = AttentiveClassifier | LinearClassifier
-LookupHead = NearestNeighbours | NearestMean
+LookupHead = NearestNeighbours | NearestMean | RidgeHead
 ProbeHead = TrainedHead | LookupHead
 
 
@@ -204,7 +279,8 @@ def build_head(
     """One head: with fresh weights, drawn from torch's generator, or that remembers nothing yet.
 
     It takes tokens float [B, N, width] and gives logits [B, num_classes]. `encoder_heads` are for
-    `config.num_heads` None; `num_stored` is the number of training videos, for `knn`.
+    `config.num_heads` None; `num_stored` is the number of training videos, for `knn`, or of
+    stretches of tokens that are averaged, for `ridge`.
     """
     if config.kind == "linear":
         return LinearClassifier(width, num_classes, norm=config.norm)
@@ -215,6 +291,8 @@ def build_head(
         return NearestNeighbours(
             width, num_classes, config.neighbours, config.temperature, num_stored
         )
+    if config.kind == "ridge":
+        return RidgeHead(width, num_classes, num_stored)
     return NearestMean(width, num_classes, config.temperature)
 
 

@@ -1,8 +1,9 @@
 """The online probe: during pretraining, how much do the features say about a label?
 
 The loss of self-prediction does not tell (its targets move), so a small fixed set of labelled
-videos is encoded now and then by the target encoder, and a closed-form linear classifier is fitted
-on the mean of each video's tokens. It is cheap and rough: for numbers that are compared between
+videos is encoded now and then by the target encoder, and closed-form linear classifiers are fitted
+on the mean of each video's tokens, of each of its time steps, and on all tokens: the first alone
+hides much of what the features hold. It is cheap and rough: for numbers that are compared between
 models, train a probe.
 """
 
@@ -12,7 +13,7 @@ import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
-from vjepa.evaluation.heads import fit_ridge
+from vjepa.evaluation.heads import fit_ridge, pool_tokens
 from vjepa.evaluation.labels import (
     Labels,
     Split,
@@ -39,13 +40,13 @@ from vjepa.evaluation.labels import (
     stratified_subset,
 )
 from vjepa.evaluation.metrics import wilson_interval
+from vjepa.models import EncoderConfig
 from vjepa.runtime.device import Precision
 from vjepa.runtime.distributed import ProcessGroup
 
-if TYPE_CHECKING:
-    pass
-
 _LOGGER = logging.getLogger(__name__)
+_MOST_NUMBERS = 1 << 27
+"""Of all tokens of a split's videos, 0.5 GB; with more only means are looked at."""
 
 
 @config_dataclass
@@ -114,6 +115,17 @@ class OnlineProbe:
         size = (view.crop_size, view.crop_size)
         self._filler = torch.zeros(1, 3, clip.num_frames, *size, dtype=torch.uint8)
         self._reading = (clip, view, reading or ReadingConfig())
+        sizes = encoder.config
+        assert isinstance(sizes, EncoderConfig)
+        self._groups = {"": 1, "steps_": clip.num_frames // sizes.tubelet_size}
+        if config.max_clips * sizes.num_tokens * sizes.width <= _MOST_NUMBERS:
+            self._groups["tokens_"] = sizes.num_tokens
+        else:
+            _LOGGER.info(
+                "online probe: without a classifier on all tokens: %d videos of %d x %d numbers "
+                "are too many",
+                *(config.max_clips, sizes.num_tokens, sizes.width),
+            )
         manifest = Manifest.open(config.manifest)
         part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
         train = part(config.train_split, f"online_probe: split {config.train_split}")
@@ -152,7 +164,9 @@ class OnlineProbe:
         Returns:
             ``online_probe/top1`` (share in [0, 1]), the ends of its 95 % interval
             ``online_probe/top1_low`` and ``_high``, ``online_probe/count`` (validation videos),
-            ``online_probe/train_top1``, and the chosen ridge ``online_probe/penalty``.
+            ``online_probe/train_top1``, and the chosen ridge ``online_probe/penalty``: of the mean
+            token; ``online_probe/steps_top1`` of the means of all time steps, and
+            ``online_probe/tokens_top1`` of all tokens, where they are not too many.
         """
         was_training = self._encoder.training
         self._encoder.eval()
@@ -161,34 +175,45 @@ class OnlineProbe:
             validation, truth = self._pooled(self._validation)
         finally:
             self._encoder.train(was_training)
-        classifier = fit_ridge(fit, fit_truth, len(self.classes))
-        right = classifier.scores(validation).argmax(dim=1) == truth
-        fitted = classifier.scores(fit).argmax(dim=1) == fit_truth
-        count, correct = int(right.numel()), int(right.sum())
-        interval = wilson_interval(correct, count)
-        return {
-            "online_probe/top1": correct / count,
-            "online_probe/top1_low": interval.low,
-            "online_probe/top1_high": interval.high,
-            "online_probe/count": float(count),
-            "online_probe/train_top1": float(fitted.double().mean()),
-            "online_probe/penalty": classifier.penalty,
-        }
+        values = {}
+        for name in self._groups:
+            classifier = fit_ridge(fit[name], fit_truth, len(self.classes))
+            right = classifier.scores(validation[name]).argmax(dim=1) == truth
+            count, correct = int(right.numel()), int(right.sum())
+            values[f"online_probe/{name}top1"] = correct / count
+            if name:
+                continue
+            fitted = classifier.scores(fit[name]).argmax(dim=1) == fit_truth
+            interval = wilson_interval(correct, count)
+            values |= {
+                "online_probe/top1_low": interval.low,
+                "online_probe/top1_high": interval.high,
+                "online_probe/count": float(count),
+                "online_probe/train_top1": float(fitted.double().mean()),
+                "online_probe/penalty": classifier.penalty,
+            }
+        return values
 
-    def _pooled(self, own: _Clips) -> tuple[Tensor, Tensor]:
-        """Mean token of each clip, float32 [n, D], and labels, int64 [n], of all processes."""
-        size, means = self._config.batch_size, []
+    def _pooled(self, own: _Clips) -> tuple[dict[str, Tensor], Tensor]:
+        """Pooled tokens of each clip by name, float32 [n, F], and labels, int64 [n]."""
+        size = self._config.batch_size
+        pooled: dict[str, list[Tensor]] = {name: [] for name in self._groups}
         for call in range(own.num_calls):
             clips = own.pixels[call * size : (call + 1) * size]
             # Sharded weights are gathered for each call, so every process must make as many.
             given = clips if len(clips) else self._filler
             tokens = encode_clips(self._encoder, given, self._precision)
-            means.append(check_finite(tokens.mean(dim=1).cpu()[: len(clips)]))
-        parts = self._group.gather((own.rows, torch.cat(means).numpy()))
-        rows, features = (np.concatenate(column) for column in zip(*parts, strict=True))
+            check_finite(tokens.mean(dim=1)[: len(clips)])
+            for name, groups in self._groups.items():
+                pooled[name].append(pool_tokens(tokens, groups).cpu()[: len(clips)])
+        rows = np.concatenate(self._group.gather(own.rows))
         order = rows.argsort()
+        features = {
+            name: np.concatenate(self._group.gather(torch.cat(parts).numpy()))[order]
+            for name, parts in pooled.items()
+        }
         labels = own.labels.indices[rows[order]]
-        return torch.from_numpy(features[order]), torch.from_numpy(labels)
+        return {k: torch.from_numpy(v) for k, v in features.items()}, torch.from_numpy(labels)
 
 
 def choose_rows(labels: Labels, most: int, seed: int) -> NDArray[np.int64]:

@@ -145,9 +145,11 @@ def _load_head(
     """The head with its stored weights, every one of which must fit."""
     stored = read_weights(path)
     remembered = stored.get("bank", torch.empty(0)).shape[0]
+    if form.kind == "ridge":
+        remembered = stored.get("mean", torch.empty(0)).shape[0] // encoder.width
     head = build_head(form, encoder.width, encoder.heads, len(classes), remembered)
     apart = f"{path.name} and {CONFIG_FILE} do not belong together; copy the probe again"
-    outputs = stored.get("linear.bias", stored.get("means"))
+    outputs = stored.get("linear.bias", stored.get("means", stored.get("bias")))
     if outputs is not None and outputs.shape[0] != len(classes):
         raise UserError(
             f"{path}: weights for {outputs.shape[0]} classes, but {CONFIG_FILE} names "

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vjepa.checkpoint import described, read_sizes, start_training
+from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
 from vjepa.config import (
     RESOLVED_CONFIG_FILE,
@@ -35,6 +35,7 @@ from vjepa.jobs.pretrain_room import check_room
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import (
     VJEPA,
+    Encoder,
     EncoderConfig,
     InputConfig,
     ModelConfig,
@@ -75,6 +76,18 @@ class ObjectiveConfig:
     """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
     variance_coefficient: NotNegative = 0.0
     """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
+    target: Literal["ema", "frozen"] = "ema"
+    """Whose features `vjepa` predicts: `ema`, of the encoder's moving average; `frozen`, of an
+    encoder that was trained before, for example by pixel prediction (SALT, arXiv 2509.24317)."""
+    target_from: Path | None = None
+    """For `frozen`: the run or checkpoint of that encoder, whose input (mean, deviation, content)
+    is taken over. It may be another width; its weights become part of this run's checkpoints."""
+
+    def __post_init__(self) -> None:
+        if (self.target == "frozen") != (self.target_from is not None):
+            raise ValueError("target_from: goes with target frozen, and only with it")
+        if self.target == "frozen" and self.name != "vjepa":
+            raise ValueError("target: frozen is for name vjepa; pixels have no encoder as target")
 
 
 @config_dataclass
@@ -213,13 +226,14 @@ _MAY_CHANGE = (
     "training.device",
     "training.num_threads",
     "training.max_minutes",
+    "training.max_cpu_minutes",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
     "training.async_checkpoint",
     "training.keep_",
 )
 """Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
-_MAY_GROW = ("optim.steps", "training.max_minutes")
+_MAY_GROW = ("optim.steps", "training.max_minutes", "training.max_cpu_minutes")
 """Fields that make a run longer."""
 
 
@@ -231,13 +245,23 @@ def build_task(config: PretrainConfig) -> Task:
     if config.objective.name == "pixel":
         task = PixelPrediction(config.model, sampler, size)
     else:
-        task = FeaturePrediction(
-            VJEPA(config.model),
-            loss_exponent=config.objective.loss_exponent,
-            variance_coefficient=config.objective.variance_coefficient,
-            sampler=sampler,
-            batch_size=size,
-        )
+        source = config.objective.target_from
+        teacher = None if source is None else read_encoder(source)[0]
+        if not isinstance(teacher, Encoder | None):
+            raise UserError(f"objective.target_from: {source} is no encoder of clips; give another")
+        try:
+            task = FeaturePrediction(
+                VJEPA(config.model),
+                loss_exponent=config.objective.loss_exponent,
+                variance_coefficient=config.objective.variance_coefficient,
+                sampler=sampler,
+                batch_size=size,
+                teacher=teacher,
+            )
+        except ValueError as error:
+            if teacher is None:
+                raise
+            raise UserError(f"objective.target_from: {source}: {error}") from error
     # A mask token that no mask kind uses.
     used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
     task.has_unused = predictor.num_mask_tokens > used
@@ -282,6 +306,8 @@ def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> Pret
     newest = group.on_main(lambda: next(reversed(step_folders(checkpoints).values()), None))
     if newest is not None:
         how = read_config(newest).model.encoder.input
+    elif config.objective.target_from is not None:
+        how = read_sizes(config.objective.target_from).encoder.input
     elif config.continue_from is not None or config.data.normalisation == "model":
         return config
     else:
@@ -458,7 +484,7 @@ def run(
             ema=config.ema,
             folder=out,
             about={
-                "objective": config.objective.name if task is build_task else type(made).__name__,
+                "objective": _objective_name(config) if task is build_task else type(made).__name__,
                 "model": to_dict(settled.model),
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
@@ -481,6 +507,11 @@ def run(
         group.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
         return trainer.fit()
+
+
+def _objective_name(config: PretrainConfig) -> str:
+    """What a checkpoint calls it; by another name than vjepa it has one encoder, no target."""
+    return "frozen-teacher" if config.objective.target == "frozen" else config.objective.name
 
 
 def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list[OnlineProbe]:

@@ -234,20 +234,30 @@ def status_of(run: RunState) -> RunStatus:
             seconds += took
     rate = steps / seconds if seconds > 0 and steps > 0 else None
     has_all = run.steps_total is not None and run.steps_done >= run.steps_total
-    minutes = _number(run.config.get("training", {}).get("max_minutes"))
-    elapsed = _number(run.newest("train").get("elapsed_seconds")) or 0.0
-    is_over = minutes is not None and elapsed >= 60 * minutes
-    is_done = has_all or is_over
+    training, newest = run.config.get("training", {}), run.newest("train")
+    minutes = _number(training.get("max_minutes"))
+    elapsed = _number(newest.get("elapsed_seconds")) or 0.0
+    limit = _number(training.get("max_cpu_minutes"))
+    cpu_elapsed = _number(newest.get("elapsed_cpu_seconds")) or 0.0
+    over = [
+        f"training.{name} {most:g} are over"
+        for name, most, done in (
+            ("max_minutes", minutes, elapsed),
+            ("max_cpu_minutes", limit, cpu_elapsed),
+        )
+        if most is not None and done >= 60 * most
+    ]
+    is_done = has_all or bool(over)
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
         left = (run.steps_total - run.steps_done) / rate
         left = left if minutes is None else min(left, 60 * minutes - elapsed)
+        if limit is not None and cpu_elapsed > 0:
+            left = min(left, (60 * limit - cpu_elapsed) * elapsed / cpu_elapsed)
     if pid is not None:
         state = _running(run, pid, train)
     else:
-        why = (
-            "all updates are done" if has_all else f"training.max_minutes {minutes or 0:g} are over"
-        )
+        why = "all updates are done" if has_all else "".join(over[:1])
         state = f"done: {why}" if is_done else _why(run.folder)
     log = _log_lines(run.folder / "logs" / "rank_000.log")
     starts = sum(bool(_STARTED.search(line)) for line in log)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder
+from vjepa.models import VJEPA, Encoder, Predictor
 from vjepa.tasks.health import (
     mask_counts,
     parameter_distance,
@@ -40,6 +40,10 @@ class FeaturePrediction(MaskedPrediction):
     A penalty on predictions that hardly vary over a clip's masked tokens, the mean over clips and
     features of relu(1 - standard deviation), is added with the weight `variance_coefficient`; the
     authors' code has it with weight 0.
+
+    With a `teacher`, an encoder that was trained before, perhaps another width, its features are
+    the targets, and nothing follows anything (SALT, arXiv 2509.24317): they cannot collapse, and
+    losses of different updates mean the same. It must see the same input in the same token grid.
     """
 
     def __init__(
@@ -49,20 +53,38 @@ class FeaturePrediction(MaskedPrediction):
         variance_coefficient: float = 0.0,
         sampler: MaskSampler | None = None,
         batch_size: int = 0,
+        teacher: Encoder | None = None,
     ) -> None:
-        super().__init__(model.config, model.encoder, model.predictor, sampler, batch_size)
-        self.target_encoder = model.target_encoder
+        predictor = model.predictor
+        if teacher is not None:
+            if (teacher.config.grid, teacher.config.input) != (
+                model.config.encoder.grid,
+                model.config.encoder.input,
+            ):
+                raise ValueError(
+                    f"the teacher sees a grid of {teacher.config.grid} tokens and "
+                    f"{teacher.config.input}, the student {model.config.encoder.grid} and "
+                    f"{model.config.encoder.input}: they must be the same"
+                )
+            width = teacher.config.width
+            predictor = Predictor(model.config.encoder, model.config.predictor, out_width=width)
+        super().__init__(model.config, model.encoder, predictor, sampler, batch_size)
+        self._has_teacher = teacher is not None
+        if teacher is None:
+            self.target_encoder = model.target_encoder
+        else:
+            self.teacher = teacher.requires_grad_(requires_grad=False)
         self._exponent = loss_exponent
         self._variance_coefficient = variance_coefficient
 
     @property
     def encoder_for_evaluation(self) -> Encoder:
-        """The target encoder (paper, section 4)."""
-        return self.target_encoder
+        """The target encoder (paper, section 4); with a teacher the encoder itself."""
+        return self.encoder if self._has_teacher else self.target_encoder
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """The target encoder follows the encoder."""
-        return [(self.encoder, self.target_encoder)]
+        """The target encoder follows the encoder, unless there is a teacher."""
+        return [] if self._has_teacher else [(self.encoder, self.target_encoder)]
 
     def forward(
         self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
@@ -91,26 +113,31 @@ class FeaturePrediction(MaskedPrediction):
     @torch.no_grad()
     def targets(self, clips: Tensor) -> Tensor:
         """Normalised target features of all tokens: float32 [B, N, D]."""
-        return normalise_features(self.target_encoder(clips))
+        source = self.teacher if self._has_teacher else self.target_encoder
+        return normalise_features(source(clips))
 
     @torch.no_grad()
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
-        """Of targets, context and predictions."""
+        """Of targets, context and predictions; with a teacher of the encoder, not of targets."""
         targets = self.targets(clips)
+        features = normalise_features(self.encoder(clips)) if self._has_teacher else targets
         contexts = [self.encode(clips, mask) for mask in masks]
         spreads = [spread(normalise_features(context)) for context in contexts]
         predictions = (
             (self.predict(context, mask, kind), mask)
             for kind, (context, mask) in enumerate(zip(contexts, masks, strict=True))
         )
-        return {
-            "target_std": spread(targets),
+        report = {
+            "target_std": spread(features),
             "context_std": torch.stack(spreads).mean(),
-            **representation_health(targets),
+            **representation_health(features),
             **prediction_health(targets, predictions),
-            "teacher_student_distance": parameter_distance(self.encoder, self.target_encoder),
             **mask_counts(masks, targets),
         }
+        if not self._has_teacher:
+            distance = parameter_distance(self.encoder, self.target_encoder)
+            report["teacher_student_distance"] = distance
+        return report
 
 
 def lacking_variance(predicted: Tensor, mask: TokenMasks) -> Tensor:

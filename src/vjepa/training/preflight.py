@@ -162,6 +162,8 @@ def foretell(
         left = max(0.0, 60 * training.max_minutes - elapsed)
         number = completed + round(left / max(seconds, 1e-9))
         until = f"training.max_minutes {training.max_minutes:g}, about {number} updates"
+    if training.max_cpu_minutes is not None:
+        until += f", or earlier by training.max_cpu_minutes {training.max_cpu_minutes:g},"
     end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))
     pace = f"{seconds:.3g} s" if seconds < 100 else format_seconds(seconds)
     text = f"{pace} an update: {until} are done in about {format_seconds(left)}, {end}"

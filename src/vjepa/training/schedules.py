@@ -138,6 +138,11 @@ class TrainingConfig:
     max_minutes: Positive | None = None
     """Stop, with a checkpoint, after so many minutes of training in all, resumes included; null: at
     the last update. The schedules do not know of it, so let them be flat where it is used."""
+    max_cpu_minutes: Positive | None = None
+    """As `max_minutes`, but in CPU time of the main process's threads in updates and the reading
+    that it does itself; without health reports, evaluations and checkpoints. Equal on a machine
+    that is busy otherwise, so it is the budget to compare runs by on a CPU. On a GPU it says
+    little."""
     longest_hours: Positive | None = 1000.0
     """Stop at the first updates where by their time training would take longer; null: never."""
     max_gigabytes: Positive | None = None

@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER
 from vjepa.checkpoint.state import whole
@@ -28,13 +26,11 @@ from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
-from vjepa.runtime.process import resident_bytes
 from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task
 from vjepa.training.guards import (
     REQUEUE_SIGNALS,
     BadUpdateGuard,
-    HostStep,
     StopSignals,
     TrainingStopped,
 )
@@ -49,7 +45,8 @@ from vjepa.training.schedules import (
     unreached,
     weight_decay,
 )
-from vjepa.training.step import StepValues, build_learner, train_step
+from vjepa.training.step import build_learner, train_step
+from vjepa.training.window import LogWindow
 
 _LOGGER = logging.getLogger(__name__)
 _OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
@@ -81,7 +78,7 @@ class TrainingResult:
     metrics: dict[str, float] = field(default_factory=dict)
     """The last interval's means; empty when nothing was left to do."""
     out_of_time: bool = False
-    """Ended by `max_minutes` before the last update."""
+    """Ended by `max_minutes` or `max_cpu_minutes` before the last update."""
     requeue: bool = False
     """It was not a person who stopped it but the system (SIGTERM, SIGUSR1): start it again."""
 
@@ -136,6 +133,7 @@ class Trainer:
         self._window = LogWindow()
         self._completed = self._saved_step = 0
         self._elapsed, self._started = 0.0, time.perf_counter()
+        self._cpu_seconds = 0.0  # of the windows that are read
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
 
@@ -173,7 +171,7 @@ class Trainer:
             self._resume()
             self._started = time.perf_counter()
             # By the time that is stored, which is the same in every process; no clock is.
-            if self._completed >= total or self._is_out_of_time(self._elapsed):
+            if self._completed >= total or self._is_out_of_time(self._elapsed, self._cpu_seconds):
                 _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
                 return self._result(0)
             for warning in unreached(self.optim) if group.is_main else ():
@@ -184,7 +182,7 @@ class Trainer:
             signals = stack.enter_context(StopSignals(has_launcher=group.size > 1))
             progress = None
             if group.is_main:
-                shown = None if training.max_minutes else total
+                shown = None if training.max_minutes or training.max_cpu_minutes else total
                 bar = Progress(self.description, shown, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
@@ -273,23 +271,31 @@ class Trainer:
         """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
         if signals.received is not None:
             return signals.received.value
-        return _OUT_OF_TIME if self.group.is_main and self._is_out_of_time(self._seconds()) else 0
+        if self.group.is_main and self._is_out_of_time(self._seconds(), self._cpu_so_far()):
+            return _OUT_OF_TIME
+        return 0
 
     def _seconds(self) -> float:
         """Seconds of training, those before a resume included."""
         return self._elapsed + time.perf_counter() - self._started
 
-    def _is_out_of_time(self, seconds: float) -> bool:
-        limit = self.training.max_minutes
-        return limit is not None and seconds >= 60 * limit
+    def _cpu_so_far(self) -> float:
+        """CPU seconds of training in this process, those before a resume included."""
+        return self._cpu_seconds + self._window.cpu_seconds
+
+    def _used(self, seconds: float, cpu_seconds: float) -> float:
+        """The share of its time that training has used up; 0 without a limit."""
+        limits = (self.training.max_minutes, seconds), (self.training.max_cpu_minutes, cpu_seconds)
+        return max((done / (60 * limit) for limit, done in limits if limit), default=0.0)
+
+    def _is_out_of_time(self, seconds: float, cpu_seconds: float) -> bool:
+        return self._used(seconds, cpu_seconds) >= 1
 
     def _expected_steps(self) -> int:
         """Where training will end, at the pace so far."""
-        limit, steps = self.training.max_minutes, self.optim.steps
-        if limit is None:
-            return steps
-        expected = round(self._completed * 60 * limit / max(self._seconds(), 1e-9))
-        return min(steps, max(self._completed, expected))
+        steps = self.optim.steps
+        used = self._used(self._seconds(), self._cpu_so_far())
+        return min(steps, max(self._completed, round(self._completed / used))) if used else steps
 
     def _is_due(self, every: int | None) -> bool:
         """At multiples of an interval, and at the end of training."""
@@ -311,7 +317,11 @@ class Trainer:
         values["weight_decay"] = weight_decay(step, optim)
         if self.learner.ema is not None:
             values["momentum"] = ema_momentum(step, self.learner.ema, optim)
-        values["elapsed_seconds"] = self._seconds()
+        self._cpu_seconds += values["cpu_seconds"]
+        values["elapsed_seconds"], values["elapsed_cpu_seconds"] = (
+            self._seconds(),
+            self._cpu_seconds,
+        )
         self._last_means = values
         self._write("train", values)
         if ranks:
@@ -340,6 +350,7 @@ class Trainer:
         spikes = self.learner.spikes
         extra = {
             "elapsed_seconds": self._seconds(),
+            "cpu_seconds": self._cpu_seconds,
             "alarm": {"history": list(self._reports), "ringing": self._ringing},
             "spikes": None if spikes is None else spikes.state(),
         }
@@ -362,6 +373,8 @@ class Trainer:
         self._completed = self._saved_step = step
         self._checkpoint = newest
         self._elapsed = float(extra["elapsed_seconds"])
+        # Runs of before this was counted: their wall-clock time.
+        self._cpu_seconds = float(extra.get("cpu_seconds", self._elapsed))
         self._reports = [dict(report) for report in extra["alarm"]["history"]]
         self._ringing = bool(extra["alarm"]["ringing"])
         losses = extra.get("spikes")
@@ -404,80 +417,3 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
-
-
-class LogWindow:
-    """Collects updates until the log is due."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget everything and start the clock."""
-        self._steps: list[tuple[StepValues, NDArray[np.int64]]] = []
-        self._waited, self._num_bad = 0.0, 0
-        self._started, self._cpu_started = self._clock(), time.process_time()
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def add(self, step: StepValues, batch: Any, seconds_waited: float) -> None:
-        """Add an update, whose values stay on the device, and how long the loop waited for data."""
-        self._steps.append((step, batch.ordinals))
-        self._waited += seconds_waited
-        self._num_bad += getattr(batch, "num_bad", 0)
-
-    def last_was_applied(self) -> bool:
-        """Whether the newest update changed the weights; waits for the device."""
-        newest = self._steps[-1][0]
-        return bool(newest.finite) and not bool(newest.spike)
-
-    def read(
-        self, group: ProcessGroup
-    ) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
-        """Bring the values to the host in one transfer, the only synchronisation.
-
-        Returns:
-            Each update; for the log the means over those that were applied (NaN when none was) and
-            what a clock measured; numbers of each process by rank, empty for one process.
-        """
-        names = list(self._steps[0][0].values)
-        rows = [
-            torch.stack([*(s.values[name] for name in names), s.finite.float(), s.spike.float()])
-            for s, _ in self._steps
-        ]
-        table = torch.stack(rows).double().cpu().tolist()
-        steps = []
-        for (step, ordinals), (*numbers, finite, spike) in zip(self._steps, table, strict=True):
-            told = dict(zip(names, numbers, strict=True))
-            steps.append(HostStep(step.update, ordinals, told, finite == 1.0, spike == 1.0))
-        good = [step.values for step in steps if step.applied]
-        seconds = max(self._clock() - self._started, 1e-9)
-        own = {
-            "clips_per_second": sum(len(step.ordinals) for step in steps) / seconds,
-            "data_wait_share": self._waited / seconds,
-            "bad_videos": float(self._num_bad),
-            # Whoever waits for the others computes little: the busy one holds them up.
-            "cpu_share": (time.process_time() - self._cpu_started) / seconds,
-            "resident_gigabytes": resident_bytes() / 1e9,
-        }
-        if torch.cuda.is_initialized():
-            own["device_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9
-            torch.cuda.reset_peak_memory_stats()
-        everywhere = group.gather(own)
-        ranks = {name: [there[name] for there in everywhere] for name in own}
-        values: dict[str, Any] = {"first_step": steps[0].update}
-        for name in names:
-            total = math.fsum(step[name] for step in good)
-            values[name] = total / len(good) if good else math.nan
-        values |= {
-            "clips_per_second": sum(ranks["clips_per_second"]),
-            "data_wait_share": sum(ranks["data_wait_share"]) / group.size,
-            # Of the process that holds most.
-            **{name: max(ranks[name]) for name in ranks if name.endswith("_gigabytes")},
-            "seconds": seconds,
-            "bad_videos": round(sum(ranks["bad_videos"])),
-            "skipped": sum(not step.applied for step in steps),
-        }
-        return steps, values, ranks if group.size > 1 else {}

@@ -29,8 +29,10 @@ from vjepa.evaluation.heads import (
     NearestNeighbours,
     ProbeHead,
     ProbeHeads,
+    RidgeHead,
     TrainedHead,
     build_head,
+    pool_tokens,
 )
 from vjepa.evaluation.labels import Labels, check_every_class_has_a_sample
 from vjepa.evaluation.results import HeadResult
@@ -173,22 +175,34 @@ def fit_lookup(
     config: ProbeConfig,
     encoder: EncoderConfig,
 ) -> ProbeHead:
-    """A head without training: it remembers the mean tokens of the training videos.
+    """A head without training: made of the pooled tokens of the training videos in one step.
 
     `labels` are those of all rows of the manifest. Where segments are joined by ``average`` every
-    clip is remembered by itself.
+    clip counts by itself.
     """
-    pooled, truth = [], []
+    pooled, truth, groups = [], [], 1
     for part in parts:
-        means = join_clips(part.tokens, view.num_segments, view.join).float().mean(dim=2)
-        pooled.append(means.flatten(0, 1))
+        tokens = join_clips(part.tokens, view.num_segments, view.join).float()
+        groups = number_of_groups(config, encoder, tokens.shape[2])
+        pooled.append(pool_tokens(tokens, groups).flatten(0, 1))
         numbers = torch.from_numpy(labels.indices[part.rows])
-        truth.append(numbers.repeat_interleave(means.shape[1]))
+        truth.append(numbers.repeat_interleave(tokens.shape[1]))
     vectors = torch.cat(pooled)
-    head = build_head(config.probe, encoder.width, encoder.heads, len(labels.classes), len(vectors))
-    assert isinstance(head, NearestNeighbours | NearestMean)
+    stored = groups if config.probe.kind == "ridge" else len(vectors)
+    head = build_head(config.probe, encoder.width, encoder.heads, len(labels.classes), stored)
+    assert isinstance(head, NearestNeighbours | NearestMean | RidgeHead)
     head.fit(vectors, torch.cat(truth))
     return head.eval()
+
+
+def number_of_groups(config: ProbeConfig, encoder: EncoderConfig, num_tokens: int) -> int:
+    """How many means a head without training sees of the `num_tokens` of its input."""
+    clip, view = config.data.clip, config.data.view
+    assert clip is not None
+    assert view is not None
+    joined = view.num_segments if view.join == "tokens" else 1
+    steps = clip.num_frames // encoder.tubelet_size * joined
+    return {"mean": 1, "steps": steps, "all": num_tokens}[config.probe.pool]
 
 
 def schedules(optim: ProbeOptimConfig, grid: Sequence[HeadSetting], steps: int) -> OptimConfig:
