@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 35_800
-MOST_FILES = 174
-MOST_CLASSES = 330
+MOST_LINES = 36_100
+MOST_FILES = 176
+MOST_CLASSES = 331
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3190, 84),
-    "cli": (1610, 19),
+    "cli": (1620, 19),
     "data": (950, 13),
     "data/clips": (1780, 53),
     "data/loader": (1240, 18),
@@ -29,17 +29,17 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1670, 39),
-    "evaluation": (3980, 95),
-    "jobs": (3630, 90),
+    "evaluation": (4130, 101),
+    "jobs": (3670, 90),
     "jobs/detect": (1130, 25),
-    "jobs/probe": (1440, 37),
+    "jobs/probe": (1450, 38),
     "masking": (800, 16),
     "models": (2410, 59),
-    "reporting": (880, 35),
+    "reporting": (890, 35),
     "runtime": (2080, 49),
-    "tasks": (1260, 31),
+    "tasks": (1290, 31),
     "top level": (920, 27),
-    "training": (1530, 35),
+    "training": (1570, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
