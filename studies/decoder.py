@@ -13,22 +13,43 @@ Results: docs/decoder.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from vjepa.config import load_config
-from vjepa.jobs.decode import DecodeConfig, build_task, train
+from vjepa.checkpoint.folder import step_folders
+from vjepa.config import from_dict, load_config
+from vjepa.counter_random import derive_seed
+from vjepa.data.clips.dataset import centre_view
+from vjepa.data.clips.views import ViewConfig
+from vjepa.demo.synthetic import SyntheticConfig, render_clip
+from vjepa.demo.synthetic_files import clip_path
+from vjepa.jobs.decode import DecodeConfig, OpenDecoder, build_task, open_decoder, train
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Decoder
+from vjepa.models import VJEPA, Decoder, patchify, unpatchify
+from vjepa.runtime.files import atomic_write
 from vjepa.tasks import Decoding
+from vjepa.tasks.decoding import token_noise
 from vjepa.tasks.masked_prediction import normalise_features
 
-SEEDS = (0, 1, 2)
+JOBS = (("samples", 0), ("regression", 0), ("true", 0), ("samples", 1), ("samples", 2))
+"""Decoders that are trained, with their seeds."""
+SAMPLES = 4
+_VIEW = ViewConfig(crop_size=32, short_side=40)
+_BORDER = 4  # pixels of the 40 that the centre crop leaves out on each side
+_REACH = 6  # pixels from the middle of a template to its edge
+_WINDOW = 7  # of SSIM
+_SEEN = 4  # frames
 
 
 class Regression(Decoding):
@@ -73,20 +94,230 @@ KINDS = {
 }
 
 
-def train_all(data: Path, out: Path, jobs: list[tuple[str, int]], overrides: list[str]) -> None:
+def train_all(data: Path, out: Path, jobs: Sequence[tuple[str, int]]) -> None:
     """Train the decoders that are not there yet."""
     for kind, seed in jobs:
-        config = load_config(
-            DecodeConfig,
-            ["demo"],
-            [
-                "model=demo",
-                f"seed={seed}",
-                f"data.sources.0.manifest={data / 'manifest.parquet'}",
-                "data.sources.0.split=train",
-                f"data.loader.frame_cache_folder={out / 'frames'}",
-                *overrides,
-            ],
-            recipes="decode",
-        )
+        overrides = [
+            "model=demo",
+            f"seed={seed}",
+            f"data.sources.0.manifest={data / 'manifest.parquet'}",
+            "data.sources.0.split=train",
+            f"data.loader.frame_cache_folder={out / 'frames'}",
+            "training.num_threads=1",
+        ]
+        config = load_config(DecodeConfig, ["demo"], overrides, recipes="decode")
         train(config, out / f"{kind}_{seed}", KINDS[kind])
+
+
+@dataclass(frozen=True)
+class TestClips:
+    """Clips of the test split, and where object A is in those in which it moves straight."""
+
+    clips: Tensor
+    """uint8 [B, 3, 8, 32, 32]."""
+    places: NDArray[np.float64]
+    """[B, 8, 2], x and y of A in pixels; not a number in clips of other motions, and in those where
+    A comes so near to the border that it could not be looked for."""
+
+
+def read_clips(data: Path, model: VJEPA, split: str, count: int) -> TestClips:
+    """The first clips of a split, by their files, with the truth by the simulator."""
+    stored = json.loads((data / "synthetic.json").read_text())["config"]
+    config = from_dict(SyntheticConfig, stored, "synthetic.json")
+    clip = load_config(PretrainConfig, ["demo"], recipes="pretrain").data.clip
+    clips, places = [], []
+    for index in range(count):
+        clips.append(centre_view(str(data / clip_path(split, index)), clip, _VIEW).transpose(0, 1))
+        known = render_clip(config, split, index)
+        place = known.centre_a * config.size - _BORDER
+        inside = ((place > _REACH) & (place < model.config.encoder.image_size - _REACH)).all()
+        straight = known.motion.startswith("move_")
+        places.append(place if straight and inside else np.full_like(place, np.nan))
+    return TestClips(torch.stack(clips), np.stack(places))
+
+
+def ssim(one: Tensor, other: Tensor) -> Tensor:
+    """Structural similarity of grey frames [B, T, H, W] on the scale 0..1 -> [B]; square windows.
+
+    Wang et al. 2004, with their constants, in windows of 7 x 7 pixels of equal weight.
+    """
+    pool = lambda x: functional.avg_pool2d(x, _WINDOW, stride=1)  # noqa: E731
+    a, b = pool(one), pool(other)
+    unbiased = _WINDOW**2 / (_WINDOW**2 - 1)
+    aa, bb, ab = (
+        unbiased * (pool(x * y) - pool(x) * pool(y))
+        for x, y in ((one, one), (other, other), (one, other))
+    )
+    c1, c2 = 0.01**2, 0.03**2
+    value = (2 * a * b + c1) * (2 * ab + c2) / ((a**2 + b**2 + c1) * (aa + bb + c2))
+    return value.flatten(1).mean(1)
+
+
+def found_places(video: Tensor, truth: Tensor, places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where A is drawn in the frames after those seen: [B, 8 - seen, 2], x and y in pixels.
+
+    The picture around A in the last frame seen is looked for in each later frame, by the highest
+    correlation over the three colours. `video`, `truth` float [B, 3, 8, S, S].
+    """
+    result = np.full((len(video), video.shape[2] - _SEEN, 2), np.nan)
+    side = 2 * _REACH + 1
+    for b in np.flatnonzero(np.isfinite(places[:, 0, 0])):
+        x, y = places[b, _SEEN - 1].astype(int)
+        where = (slice(y - _REACH, y + _REACH + 1), slice(x - _REACH, x + _REACH + 1))
+        template = truth[b, :, _SEEN - 1, where[0], where[1]].flatten(1)
+        template = functional.normalize(
+            (template - template.mean(1, keepdim=True)).flatten(), dim=0
+        )
+        frames = video[b, :, _SEEN:].transpose(0, 1)
+        windows = functional.unfold(frames, side).unflatten(1, (3, side**2))
+        windows = (windows - windows.mean(2, keepdim=True)).flatten(1, 2)
+        score = (template[:, None] * functional.normalize(windows, dim=1)).sum(1)
+        best = score.argmax(1).numpy()
+        across = video.shape[-1] - side + 1
+        # The template's middle is a whole pixel: the part that was cut off is put back.
+        rest = places[b, _SEEN - 1] - (x, y)
+        result[b] = np.stack([best % across, best // across], 1) + _REACH + rest
+    return result
+
+
+def measure(
+    drawn: Tensor, test: TestClips, model: VJEPA, true_features: Tensor, scale: float
+) -> dict[str, NDArray[np.float64]]:
+    """What is said of one answer, by clip [B]: `drawn` is normalised, [B, 3, 8, S, S].
+
+    rmse, mae: of 255; ssim; features: squared distance of the target encoder's features from the
+    true clip's, by `scale`, that between clips; sharpness: mean difference of neighbouring
+    pixels, by the true one; motion: how much of A's way from the last frame seen to the last is
+    drawn (1: all of it, 0: it stays); off: pixels between A as drawn and A in the last frame.
+    """
+    truth = model.encoder.normalise(test.clips)
+    deviation = truth.new_tensor(model.config.encoder.input.mean_and_deviation[1])
+    mean = truth.new_tensor(model.config.encoder.input.mean_and_deviation[0])
+    pixels, wanted = (
+        (x * deviation[:, None, None, None] + mean[:, None, None, None]).clamp(0, 1)
+        for x in (drawn, truth)
+    )
+    late, after = pixels[:, :, _SEEN:], wanted[:, :, _SEEN:]
+    error = (late - after).flatten(1)
+    features = normalise_features(model.target_encoder(drawn))[:, -true_features.shape[1] :]
+    far = (features - true_features).square().mean((1, 2)) / scale
+    edges = [
+        sum(x.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2)) for x in (late, after)
+    ]
+    found = found_places(pixels, wanted, test.places)[:, -1]
+    start, end = test.places[:, _SEEN - 1], test.places[:, -1]
+    way = end - start
+    values = {
+        "rmse": 255 * error.square().mean(1).sqrt(),
+        "mae": 255 * error.abs().mean(1),
+        "ssim": ssim(late.mean(1), after.mean(1)),
+        "features": far,
+        "sharpness": edges[0] / edges[1],
+    }
+    return {name: value.double().numpy() for name, value in values.items()} | {
+        "motion": ((found - start) * way).sum(1) / (way**2).sum(1),
+        "off": np.linalg.norm(found - end, axis=1),
+    }
+
+
+def open_any(folder: Path) -> OpenDecoder | None:
+    """A decoder that has done all its updates."""
+    done = step_folders(folder / "checkpoints")
+    total = load_config(DecodeConfig, ["demo"], recipes="decode").optim.steps
+    return open_decoder(folder) if total in done else None
+
+
+@torch.no_grad()
+def answers(
+    data: Path, out: Path, count: int
+) -> tuple[dict[str, list[Tensor]], TestClips, VJEPA, Tensor, float]:
+    """Every way to fill the hidden frames, by name: some clips each, normalised [B, 3, 8, S, S]."""
+    decoders = {(kind, seed): open_any(out / f"{kind}_{seed}") for kind, seed in JOBS}
+    first = decoders["samples", 0]
+    assert first is not None, "the first decoder is not trained"
+    model, size = first.model, first.model.config.encoder
+    test, some = (read_clips(data, model, split, count) for split in ("test", "train"))
+    truth = model.encoder.normalise(test.clips)
+    mask = first.masks()[0]  # the future: the same for every clip
+    wide = TokenMasks(mask.context.expand(count, -1), mask.target.expand(count, -1))
+    context = model.encoder(truth, wide.context)
+    predicted = model.predictor(context, wide.context, wide.target).float()
+    targets = normalise_features(model.target_encoder(truth))
+    true = wide.gather_target(targets)
+    scale = float((true - true.roll(1, 0)).square().mean())
+    tokens = patchify(truth, size.tubelet_size, size.patch_size)
+    usual = patchify(model.encoder.normalise(some.clips), size.tubelet_size, size.patch_size)
+
+    def laid(named: Tensor) -> Tensor:
+        filled = tokens.clone()
+        filled[wide.target_rows(), wide.target] = named
+        return unpatchify(filled, size.grid, size.tubelet_size, size.patch_size)
+
+    def sampled(opened: OpenDecoder, features: Tensor, guidance: float = 1.0) -> list[Tensor]:
+        drawn = []
+        for seed in range(SAMPLES):
+            shape = (count, wide.target.shape[1], opened.decoder.patch_values)
+            noise = token_noise(shape, derive_seed(seed, "study"), torch.device("cpu"))
+            named = opened.decoder.sample(features, wide.target, noise, guidance=guidance)
+            drawn.append(laid(named))
+        return drawn
+
+    repeated = truth.clone()
+    repeated[:, :, _SEEN:] = truth[:, :, _SEEN - 1, None]
+    found = {
+        "what came": [truth],
+        "mean patch": [laid(wide.gather_target(usual.mean(0).expand(count, -1, -1)))],
+        "last frame repeated": [repeated],
+    }
+    for (kind, seed), opened in decoders.items():
+        if opened is None:
+            continue
+        if kind == "regression":
+            zeros = torch.zeros(count, wide.target.shape[1], opened.decoder.patch_values)
+            named = opened.decoder(zeros, zeros[..., 0], predicted, wide.target)
+            found["regression"] = [laid(named)]
+        elif kind == "true":
+            found["decoder trained on true features"] = sampled(opened, true)
+        else:
+            found[f"samples, seed {seed}"] = sampled(opened, predicted)
+            if seed == 0:
+                found["mean of 4 samples"] = [torch.stack(found["samples, seed 0"]).mean(0)]
+                found["samples, guidance 2"] = sampled(opened, predicted, 2.0)
+                found["given the true features"] = sampled(opened, true)
+                found["given another clip's"] = sampled(opened, predicted.roll(1, 0))
+    return found, test, model, true, scale
+
+
+@torch.no_grad()
+def main() -> None:
+    """Train what is missing, measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=256, help="test clips")
+    parser.add_argument("--measure", action="store_true", help="only what is trained already")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if not args.measure:
+        with torch.enable_grad():
+            train_all(args.data, args.out, JOBS)
+    found, test, *known = answers(args.data, args.out, args.clips)
+    names = ("rmse", "mae", "ssim", "features", "sharpness", "motion", "off")
+    lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    table = {}
+    for name, several in found.items():
+        each = [measure(drawn, test, *known) for drawn in several]
+        by_clip = {key: np.mean([values[key] for values in each], axis=0) for key in names}
+        cells = []
+        for key in names:
+            value = by_clip[key][np.isfinite(by_clip[key])]
+            mean, error = value.mean(), value.std(ddof=1) / np.sqrt(len(value))
+            table[f"{name}/{key}"] = (float(mean), float(error), len(value))
+            cells.append(f"{mean:.3g} ± {error:.2g}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    atomic_write(args.out / "results.json", json.dumps(table, indent=1))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

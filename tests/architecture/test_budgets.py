@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 36_100
-MOST_FILES = 176
-MOST_CLASSES = 331
+MOST_LINES = 36_500
+MOST_FILES = 177
+MOST_CLASSES = 332
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3190, 84),
-    "cli": (1620, 19),
+    "cli": (1670, 19),
     "data": (950, 13),
     "data/clips": (1780, 53),
     "data/loader": (1240, 18),
@@ -30,12 +30,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1670, 39),
     "evaluation": (4130, 101),
-    "jobs": (3670, 90),
+    "jobs": (3960, 95),
     "jobs/detect": (1130, 25),
     "jobs/probe": (1450, 38),
     "masking": (800, 16),
     "models": (2410, 59),
-    "reporting": (890, 35),
+    "reporting": (900, 36),
     "runtime": (2080, 49),
     "tasks": (1290, 31),
     "top level": (920, 27),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from PIL import Image
+from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from vjepa.data.clips.dataset import load_clip
 from vjepa.reporting import pictures
 from vjepa.reporting.pictures import Strip
 
@@ -59,10 +63,49 @@ def test_heat_draws_only_where_asked() -> None:
     assert (drawn[:, 2:, :, 0] == drawn[:, 2:, :, 1]).all()
 
 
-def test_upscale_by_whole_pixels() -> None:
-    frames = np.zeros((1, 4, 6, 3), np.uint8)
-    assert pictures.upscale(frames, 12).shape == (1, 12, 18, 3)
-    assert pictures.upscale(frames, 2).shape == (1, 4, 6, 3)
+def test_frames_are_resized_smoothly_and_shown_large_enough() -> None:
+    frames = np.zeros((3, 4, 6, 3), np.uint8)
+    frames[:, :, 3:] = 200
+    larger = pictures.resized(frames, 12)
+    assert larger.shape == (3, 12, 18, 3)
+    assert len(np.unique(larger[0, 6])) > 2, "between the halves it is neither"
+    assert pictures.resized(frames, 2).shape == (3, 2, 3, 3)
+    strip = pictures.strip_of("x", frames, most=2)
+    assert [frame.shape for frame in strip.frames] == [(192, 288, 3)] * 2
+    assert pictures.strip_of("x", np.zeros((1, 300, 300, 3), np.uint8)).frames[0].shape[0] == 300
+
+
+def test_a_mark_is_in_one_frame_around_its_place() -> None:
+    frames = np.full((2, 100, 200, 3), 90, np.uint8)
+    drawn = pictures.marked(frames, 1, (0.25, 0.5))
+    np.testing.assert_array_equal(drawn[0], frames[0])
+    changed = np.argwhere((drawn[1] != 90).any(-1))
+    np.testing.assert_allclose(changed.mean(0), (50, 50), atol=1)
+
+
+def test_notes_and_a_caption_stand_below(tmp_path: Path) -> None:
+    frames = [np.zeros((30, 200, 3), np.uint8)] * 2
+    plain = pictures.picture_of([Strip("", frames)])
+    assert plain.shape == (30, 404, 3), "no label, no margin"
+    more = pictures.picture_of([Strip("", frames, ("a", "b"))], caption="what is seen " * 20)
+    assert more.shape[0] > 30 + 3 * 15
+    assert (more[30:] < 128).any()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
+def test_moving_pictures_have_every_frame(tmp_path: Path, suffix: str) -> None:
+    frames = [np.full((40, 61, 3), 40 * n, np.uint8) for n in range(4)]
+    path = tmp_path / "deep" / f"a{suffix}"
+    pictures.write_moving(frames, path, 0.25)
+    if suffix == ".mp4":
+        clip = load_clip(path, 4, 1)
+        means, times = clip.frames.float().mean((1, 2, 3)), clip.times
+    else:
+        moving = ImageSequence.all_frames(Image.open(path))
+        means = [np.asarray(frame.convert("RGB")).mean() for frame in moving]
+        times = [0.25 * n for n in range(len(moving))]
+    np.testing.assert_allclose(means, [0, 40, 80, 120], atol=4)
+    np.testing.assert_allclose(times, [0, 0.25, 0.5, 0.75])
 
 
 def test_write_png_round_trip(tmp_path) -> None:

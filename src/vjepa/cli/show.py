@@ -1,4 +1,4 @@
-"""``vjepa show masks | features | predictions | run``."""
+"""``vjepa show masks | features | predictions | similarity | surprise | run``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from vjepa.cli.parser import Parser, resolve_config
 
 HELP = """\
-pictures and reports: masks, features, predictions, a whole run
+pictures and reports: masks, features, predictions, what surprises, a whole run
 """
 
 _MASKS_HELP = """\
@@ -41,6 +41,27 @@ example:
   vjepa show predictions a.mp4 --model runs/first --out predictions.png
 """
 
+_SIMILARITY_HELP = """\
+map where in a clip the features are like those at one place
+
+Does a feature follow the thing that it was taken from? The place is given across and down, as
+shares of the picture that the model sees.
+
+example:
+  vjepa show similarity a.mp4 --model runs/first --at 0.5 0.4 --frame 0 --out similarity.png
+"""
+
+_SURPRISE_HELP = """\
+find the moments of a video that the past did not tell
+
+All along the video the model predicts what comes next from the frames before. The page shows the
+error of that prediction as a curve, and the frames of its peaks: cuts, things that vanish, turn or
+stop; or what the model never learnt.
+
+example:
+  vjepa show surprise a.mp4 --model runs/first --out surprise.html
+"""
+
 _RUN_HELP = """\
 print the state of a running or finished run, and write its curves as one HTML file
 
@@ -70,14 +91,30 @@ def add_arguments(parser: Parser) -> None:
         command.add_path("video", "VIDEO", "video, image, or folder of images")
         text = "other numbers draw other masks (default: 0)"
         command.add_argument("--sample", type=int, default=0, metavar="N", help=text)
-    for command in (features, predictions):
+    similar = add_command("similarity", _SIMILARITY_HELP)
+    text = "the place, across and down, from 0 to 1 (default: 0.5 0.5)"
+    similar.add_argument("--at", type=float, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
+    text = "frame of the clip in which the place is (default: 0)"
+    similar.add_argument("--frame", type=int, default=0, metavar="N", help=text)
+    similar.set_defaults(run=_similarity)
+    surprise = add_command("surprise", _SURPRISE_HELP)
+    surprise.set_defaults(run=_surprise)
+    for command in (similar, surprise):
+        command.add_path("video", "VIDEO", "video or folder of images")
+    for command in (features, predictions, similar, surprise):
         text = "run folder, checkpoint, or the authors' file"
         command.add_path("--model", "PATH", text, required=True)
         text = "attention heads, for an authors' file of a size that is no preset"
         command.add_argument("--num-heads", type=int, metavar="H", help=text)
-    for command, name in ((masks, "masks"), (features, "features"), (predictions, "predictions")):
-        out = f"{name}.png"
-        command.add_path("--out", "FILE", f"picture to write (default: {out})", default=out)
+    for command, out in (
+        (masks, "masks.png"),
+        (features, "features.png"),
+        (predictions, "predictions.png"),
+        (similar, "similarity.png"),
+        (surprise, "surprise.html"),
+    ):
+        what = "picture" if out.endswith(".png") else "page"
+        command.add_path("--out", "FILE", f"{what} to write (default: {out})", default=out)
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
@@ -106,6 +143,23 @@ def _predictions(args: argparse.Namespace) -> int:
 
     for line in show_predictions(args.video, args.model, args.out, args.sample, args.num_heads):
         print(line)
+    return 0
+
+
+def _similarity(args: argparse.Namespace) -> int:
+    from vjepa.jobs.show_time import show_similarity
+
+    show_similarity(
+        *(args.video, args.model, args.out, tuple(args.at), args.frame), num_heads=args.num_heads
+    )
+    print(args.out)
+    return 0
+
+
+def _surprise(args: argparse.Namespace) -> int:
+    from vjepa.jobs.show_time import show_surprise
+
+    print(*show_surprise(args.video, args.model, args.out, args.num_heads), args.out, sep="\n")
     return 0
 
 

@@ -40,14 +40,25 @@ class Strip:
     notes: Sequence[str] = ()
 
 
-def upscale(frames: Picture, size: int) -> Picture:
-    """Enlarge small frames [T, H, W, 3] smoothly (bicubic) to `size` pixels of height."""
-    height, width = frames.shape[1:3]
-    if height >= size:
+def resized(frames: Picture, height: int) -> Picture:
+    """Frames [T, H, W, 3] at a height in pixels, smoothly (bicubic)."""
+    if frames.shape[1] == height:
         return frames
-    to = (round(width * size / height), size)
-    larger = [Image.fromarray(frame).resize(to, Image.Resampling.BICUBIC) for frame in frames]
-    return np.stack([np.asarray(image) for image in larger])
+    to = (max(1, round(frames.shape[2] * height / frames.shape[1])), height)
+    others = [Image.fromarray(frame).resize(to, Image.Resampling.BICUBIC) for frame in frames]
+    return np.stack([np.asarray(image) for image in others])
+
+
+def marked(frames: Picture, number: int, at: tuple[float, float]) -> Picture:
+    """Frames [T, H, W, 3] with a ring in one of them, at shares of its width and height."""
+    image = Image.fromarray(frames[number])
+    x, y = at[0] * image.width, at[1] * image.height
+    for radius, colour in ((0.055, "black"), (0.045, "white")):
+        reach, line = radius * image.height, max(1, round(0.012 * image.height))
+        ImageDraw.Draw(image).ellipse(
+            (x - reach, y - reach, x + reach, y + reach), outline=colour, width=line
+        )
+    return np.concatenate([frames[:number], np.asarray(image)[None], frames[number + 1 :]])
 
 
 def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
@@ -56,7 +67,7 @@ def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
     The same for clips of equal length, so that what stands below each other is of one time.
     """
     chosen = np.linspace(0, len(frames) - 1, min(len(frames), most)).round().astype(np.int64)
-    return Strip(label, list(upscale(frames[chosen], SHOWN_SIDE)))
+    return Strip(label, list(resized(frames[chosen], max(SHOWN_SIDE, frames.shape[1]))))
 
 
 def picture_of(strips: Sequence[Strip], gap: int = _GAP, caption: str = "") -> Picture:

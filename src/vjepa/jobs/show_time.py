@@ -1,0 +1,293 @@
+"""Pictures over time: what is alike in a clip, and what surprises a model in a video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vjepa.checkpoint import Which
+from vjepa.data.clips.dataset import load_clip
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.windows import FramingConfig, WindowConfig, look_at, read_files
+from vjepa.data.video.info import DecodeError
+from vjepa.data.video.inspect import inspect_file
+from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_encoder, preprocess_of
+from vjepa.jobs.decode import open_model
+from vjepa.jobs.show import feature_grid, read_shot
+from vjepa.models import VJEPA, EncoderConfig
+from vjepa.models.encoder import FrameEncoder
+from vjepa.reporting.charts import Line, line_chart
+from vjepa.reporting.html import Chart, Figure, PictureBlock, Report, Section, write_report
+from vjepa.reporting.pictures import (
+    SHOWN_SIDE,
+    Strip,
+    heat,
+    marked,
+    picture_of,
+    resized,
+    strip_of,
+    write_png,
+)
+from vjepa.runtime.progress import Progress
+from vjepa.tasks.masked_prediction import normalise_features
+
+_WORST_SHARE = 0.25
+_PEAKS = 3
+_STANDS_OUT = 5.0  # deviations above the usual
+_DEVIATIONS = 1.4826  # of a normal distribution, for one median absolute deviation
+_AT_ONCE = 8
+_ALL_FRAMES = 16
+
+
+def similarity(features: NDArray[np.float32], token: tuple[int, int, int]) -> NDArray[np.float32]:
+    """How alike features [t, h, w, D] are to those at one token (t, row, column): [t, h, w].
+
+    The cosine after the clip's mean feature was taken off, which all features share: 1 is the same,
+    0 no more alike than any, below 0 unlike.
+    """
+    centred = features - features.mean((0, 1, 2))
+    centred /= np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
+    return centred @ centred[token]
+
+
+def show_similarity(
+    video: Path,
+    model: Path,
+    out: Path,
+    at: tuple[float, float] = (0.5, 0.5),
+    frame: int = 0,
+    which: Which = "target",
+    num_heads: int | None = None,
+) -> None:
+    """Draw where in a clip the features are like those at one place.
+
+    `at` is across and down, each as a share of the picture that the model sees; `frame` counts the
+    frames of the clip. `model` is anything that :func:`vjepa.load_encoder` reads.
+
+    Raises:
+        UserError: A place outside of the picture or of the clip; bad files.
+    """
+    encoder = load_encoder(model, which, num_heads)
+    size = encoder.config
+    clip_config = preprocess_of(model, size).clip
+    if not (0 <= at[0] < 1 and 0 <= at[1] < 1):
+        raise UserError(f"--at: {at[0]:g} {at[1]:g}: across and down are shares, from 0 to below 1")
+    if not 0 <= frame < clip_config.num_frames:
+        raise UserError(
+            f"--frame: {frame}; a clip has the frames 0 to {clip_config.num_frames - 1}"
+        )
+    shot = read_shot(video, clip_config, size.image_size)
+    shown = FrameEncoder(encoder, size) if size.is_image_model else encoder
+    features = feature_grid(shown, shot.frames)
+    steps, rows, columns = features.shape[:3]
+    token = frame * steps // clip_config.num_frames, int(at[1] * rows), int(at[0] * columns)
+    alike = similarity(features, token)
+    where = np.ones(alike.shape, dtype=np.bool_)
+    clip = marked(shot.sharp, frame, at)
+    strips = [
+        strip_of("clip", clip, _ALL_FRAMES),
+        strip_of("alike", heat(shot.sharp, alike, where, 1.0), _ALL_FRAMES),
+    ]
+    caption = (
+        "Below: how alike the features at each place are to those at the marked place (cosine, the "
+        "clip's mean taken off). Blue-green: no more than any (0 and below); red: the same (1). A "
+        f"square is one token: {size.patch_size} pixels, {clip_config.num_frames // steps} frames."
+    )
+    write_png(picture_of(strips, caption=caption), out)
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """How wrong a model was about what came next, all along a video."""
+
+    seconds: NDArray[np.float64]
+    """[n], ascending: the middle of each judged time step (one tubelet)."""
+    starts: NDArray[np.float64]
+    """[n]: when the last time step before it begins, which the model still saw."""
+    errors: NDArray[np.float32]
+    """[n, h, w]: mean absolute error of the predicted features, normalised as in the loss."""
+    box: tuple[float, float, float, float]
+    """The part of the frames that was looked at: top, left, height, width, in source pixels."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """[n]: the mean over the quarter of the places that were predicted worst.
+
+        Not over all: what happens is often small.
+        """
+        flat = np.sort(self.errors.reshape(len(self.errors), -1), axis=1)
+        return flat[:, -max(1, round(_WORST_SHARE * flat.shape[1])) :].mean(axis=1, dtype=float)
+
+    @property
+    def heights(self) -> NDArray[np.float64]:
+        """[n]: how far each value is above the video's median, in (robust) standard deviations."""
+        above = self.values - np.median(self.values)
+        return above / max(_DEVIATIONS * float(np.median(np.abs(above))), 1e-9)
+
+    def peaks(self, most: int, apart: int) -> list[int]:
+        """The highest steps, so many steps apart, highest first."""
+        found: list[int] = []
+        for index in np.argsort(-self.values, kind="stable").tolist():
+            if len(found) < most and all(abs(index - other) >= apart for other in found):
+                found.append(index)
+        return found
+
+
+@torch.no_grad()
+def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> Surprise:
+    """Predict what comes next from the past, window by window, and compare.
+
+    Windows are as long as the model's clips and one time step apart. Of each the model sees the
+    first half, predicts the features of the second, and is judged by the first time step of that:
+    what the target encoder, which sees the whole window, says there. `clip` tells how frames are
+    spaced, `kind` which mask token is used.
+
+    Raises:
+        UserError: The video cannot be read, or is shorter than one window.
+    """
+    size = model.config.encoder
+    steps, rows, columns = size.grid
+    seen, places = steps // 2, rows * columns
+    if seen < 1:
+        raise UserError("a clip of this model is one time step long: there is nothing to predict")
+    fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
+    window = WindowConfig(stride=clip.stride, fps=fps, overlap=(steps - 1) / steps)
+    context = torch.arange(seen * places)[None]
+    target = torch.arange(seen * places, steps * places)[None]
+    try:
+        info = inspect_file(str(video))
+        look = look_at(
+            info,
+            window,
+            FramingConfig(kind="centre"),
+            num_frames=size.num_frames,
+            tubelet_size=size.tubelet_size,
+            image_size=size.image_size,
+            patch_size=size.patch_size,
+        )
+        if look.plan.num_tubelets < steps:
+            raise DecodeError(
+                str(video),
+                f"{info.num_frames} frames are too few: a window of this model covers "
+                f"{size.num_frames} frames, spaced as it was trained",
+            )
+        seconds, starts, errors = [], [], []
+        waiting: list[torch.Tensor] = []
+
+        def judge() -> None:
+            clips = model.encoder.normalise(torch.stack(waiting))
+            count = len(waiting)
+            truth = normalise_features(model.target_encoder(clips))[:, seen * places :]
+            before = model.encoder(clips, context.expand(count, -1))
+            predicted = model.predictor(
+                *(before, context.expand(count, -1), target.expand(count, -1), kind)
+            )
+            error = (predicted.float() - truth).abs().mean(-1)[:, :places]
+            errors.append(error.reshape(count, rows, columns).numpy())
+            waiting.clear()
+
+        total = len(look.plan.starts)
+        with Progress("surprise", total) as progress:
+            for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
+                if isinstance(found, DecodeError):
+                    raise found
+                times = found.seconds.reshape(steps, size.tubelet_size)
+                seconds.append(times[seen].mean())
+                starts.append(times[seen - 1, 0])
+                waiting.append(found.clip)
+                if len(waiting) == _AT_ONCE or number == total - 1:
+                    judge()
+                progress.update(number + 1)
+    except DecodeError as error:
+        raise UserError(f"{error.path}: {error.reason}; give another file") from error
+    return Surprise(np.array(seconds), np.array(starts), np.concatenate(errors), look.box)
+
+
+def show_surprise(
+    video: Path, model: Path, out: Path, num_heads: int | None = None, peaks: int = _PEAKS
+) -> list[str]:
+    """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
+
+    Returned is a line for each peak.
+
+    Raises:
+        UserError: The video or the model cannot be used.
+    """
+    opened = open_model(model, num_heads)
+    clip = preprocess_of(model, opened.config.encoder).clip
+    found = surprise_of(opened, video, clip)
+    size, values, heights = opened.config.encoder, found.values, found.heights
+    chosen = found.peaks(peaks, size.grid[0])
+    out_standing = [index for index in chosen if heights[index] >= _STANDS_OUT]
+    limit = float(found.errors[chosen].max())
+    strips = [s for index in chosen for s in _peak_strips(video, found, index, clip, size, limit)]
+    lines = [
+        f"{found.seconds[index]:.2f} s: surprise {values[index]:.2f}, {heights[index]:.1f} "
+        f"deviations above the video's median {np.median(values):.2f}"
+        f"{'' if index in out_standing else ' (does not stand out)'}"
+        for index in chosen
+    ]
+    answer = "Nothing stands out: the model predicted every moment about equally well."
+    if out_standing:
+        times = ", ".join(f"{found.seconds[index]:.2f} s" for index in sorted(out_standing))
+        answer = f"What came next was not what the model expected at {times}."
+    curve = line_chart(
+        [Line("surprise", found.seconds.tolist(), values.tolist())],
+        x_label="seconds",
+        y_label="surprise",
+    )
+    about = (
+        f"At each moment the model had seen the {size.num_frames // 2} frames before it and "
+        "predicted the features of what comes next. The curve is the error of that prediction, as "
+        "in training (mean absolute difference of normalised features), over the quarter of the "
+        "places that were predicted worst. 0: everything came as predicted. High values are "
+        "changes that the past does not tell: cuts, things that vanish or turn; or what this model "
+        "never learnt."
+    )
+    below = (
+        "For each peak: the frames before (seen) and the frames that came. Below, where the "
+        f"prediction was wrong, from blue-green (0) to red ({limit:.2f}, the same for all peaks)."
+    )
+    report = Report(
+        title=f"Surprise in {video.name}",
+        answer=answer,
+        figures=[
+            Figure(f"{values.max():.2f}", "largest surprise"),
+            Figure(f"{np.median(values):.2f}", "median of the video"),
+            Figure(str(len(out_standing)), f"of {len(chosen)} peaks stand out"),
+        ],
+        sections=[
+            Section("Over time", about, [Chart(curve, "Surprise over the video.", wide=True)]),
+            Section("The peaks", blocks=[PictureBlock(strips, below)]),
+        ],
+        footer=f"model {model}; a peak stands out {_STANDS_OUT:g} deviations above the median",
+    )
+    write_report(report, out)
+    return lines
+
+
+def _peak_strips(
+    video: Path, found: Surprise, index: int, clip: ClipConfig, size: EncoderConfig, limit: float
+) -> list[Strip]:
+    """The frames around a peak, sharp, and where the prediction was wrong."""
+    tubelet = size.tubelet_size
+    fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
+    around = load_clip(
+        video, 2 * tubelet, clip.stride, max(0.0, float(found.starts[index])), fps
+    ).frames
+    top, left, height, width = (round(side) for side in found.box)
+    part = around[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
+    frames = resized(part.numpy(), SHOWN_SIDE)
+    error = np.stack([np.zeros_like(found.errors[index]), found.errors[index]])
+    where = np.stack([np.zeros_like(error[0], dtype=np.bool_), np.ones_like(error[0], np.bool_)])
+    notes = ["seen"] * tubelet + ["came"] * tubelet
+    wrong = heat(frames, error, where, limit)[tubelet:]
+    return [
+        Strip(f"{found.seconds[index]:.2f} s", list(frames), notes),
+        Strip("wrong", list(wrong), ["where"] * tubelet),
+    ]

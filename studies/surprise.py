@@ -1,0 +1,153 @@
+"""Does a model notice what cannot be? Clips with a planted event, beside the same without it.
+
+A digit moves straight over a panning background for 16 frames. At a frame drawn from 8 to 12 it
+vanishes, jumps, turns back, stops, or becomes another digit or colour; in the twin it goes on.
+The surprise of the shipped demo model (``vjepa show surprise``) is compared with that of random
+weights, with the change of features from one step to the next, and with the change of pixels.
+
+    python studies/surprise.py --clips 120 --out surprise.json
+
+Results: docs/surprise.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vjepa
+from vjepa.demo.synthetic import (
+    SyntheticConfig,
+    Track,
+    digit_coverage,
+    draw_scene,
+    draw_tracks,
+    load_digits,
+    paint,
+)
+from vjepa.models import VJEPA
+from vjepa.runtime.files import atomic_write
+from vjepa.tasks.masked_prediction import normalise_features
+
+EVENTS = ("vanishes", "jumps", "turns back", "stops", "other digit", "other colour")
+CONFIG = SyntheticConfig(num_frames=16, travel=0.6, background_speed=0.6)
+_SEEN, _LENGTH, _STARTS, _BORDER = 4, 8, 9, 4
+_MOTIONS = ("move_left", "move_right", "move_up", "move_down")
+
+Video = NDArray[np.uint8]
+
+
+def make(number: int, event: str | None) -> tuple[Video, int]:
+    """Clip `number` of test digits, with an event or without: frames [16, 40, 40, 3], its frame."""
+    rng, digits = np.random.default_rng(number), load_digits("test")
+    motion = _MOTIONS[rng.integers(len(_MOTIONS))]
+    first, still, other = rng.integers(len(digits.images), size=3)
+    moving, standing = draw_tracks(CONFIG, motion, rng)
+    when = int(rng.integers(8, 13))
+    frames, _ = draw_scene(CONFIG, rng, CONFIG.num_frames)
+    colours = rng.uniform(0.6, 1.0, size=(2, 3))
+    paint(frames, digit_coverage(digits.images[still], standing, CONFIG.size), colours[0])
+    centre = moving.centre.copy()
+    if event == "jumps":
+        centre[when:] += np.where(centre[when] > 0.5, -0.35, 0.35)
+    elif event == "turns back":
+        centre[when:] = moving.centre[2 * (when - 1) - np.arange(when, len(centre))]
+    elif event == "stops":
+        centre[when:] = centre[when - 1]
+    track = Track(centre, moving.side, moving.angle)
+    coverage = digit_coverage(digits.images[first], track, CONFIG.size)
+    if event == "vanishes":
+        coverage[when:] = 0
+    elif event == "other digit":
+        while digits.labels[other] == digits.labels[first]:
+            other = (other + 1) % len(digits.images)
+        coverage[when:] = digit_coverage(digits.images[other], track, CONFIG.size)[when:]
+    paint(frames[:when], coverage[:when], colours[1])
+    after = colours[1][::-1] * (0.3, 1, 1) if event == "other colour" else colours[1]
+    paint(frames[when:], coverage[when:], np.asarray(after))
+    return np.clip(frames * 255 + 0.5, 0, 255).astype(np.uint8), when
+
+
+def windows(video: Video) -> torch.Tensor:
+    """Every window of the video: uint8 [9, 3, 8, 32, 32]; judged are its frames 4 and 5."""
+    inside = video[:, _BORDER:-_BORDER, _BORDER:-_BORDER]
+    clips = [inside[start : start + _LENGTH] for start in range(_STARTS)]
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def worst_quarter(errors: torch.Tensor) -> NDArray[np.float64]:
+    """Mean of the worst quarter of places: [windows, 16] -> [windows]."""
+    return errors.topk(4, dim=1).values.mean(1).double().numpy()
+
+
+@torch.no_grad()
+def surprise(model: VJEPA, video: Video) -> NDArray[np.float64]:
+    """As ``vjepa show surprise``: error of the predicted features of the next time step."""
+    clips = model.encoder.normalise(windows(video))
+    places = torch.arange(64).expand(len(clips), -1)
+    truth = normalise_features(model.target_encoder(clips))[:, 32:48]
+    seen = model.encoder(clips, places[:, :32])
+    predicted = model.predictor(seen, places[:, :32], places[:, 32:])[:, :16]
+    return worst_quarter((predicted - truth).abs().mean(-1))
+
+
+@torch.no_grad()
+def feature_change(model: VJEPA, video: Video) -> NDArray[np.float64]:
+    """How far the features at a place move from the last time step seen to the next."""
+    features = normalise_features(model.target_encoder(model.encoder.normalise(windows(video))))
+    return worst_quarter((features[:, 32:48] - features[:, 16:32]).abs().mean(-1))
+
+
+def pixel_change(video: Video) -> NDArray[np.float64]:
+    """The same of pixels: from the last frame seen to the next, by places of 8 x 8 pixels."""
+    clips = windows(video).float()
+    change = (clips[:, :, _SEEN] - clips[:, :, _SEEN - 1]).abs().mean(1)
+    return worst_quarter(torch.nn.functional.avg_pool2d(change[:, None], 8).flatten(1))
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=120)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    model = vjepa.load_model("demo")
+    torch.manual_seed(0)
+    fresh = VJEPA(model.config).eval()
+    measures: dict[str, Callable[[Video], NDArray[np.float64]]] = {
+        "surprise": lambda video: surprise(model, video),
+        "surprise of random weights": lambda video: surprise(fresh, video),
+        "change of features": lambda video: feature_change(model, video),
+        "change of pixels": pixel_change,
+    }
+    table: dict[str, dict[str, tuple[float, float]]] = {}
+    for name, measured in measures.items():
+        table[name] = {}
+        usual = [measured(make(number, None)[0]).max() for number in range(args.clips)]
+        for event in EVENTS:
+            highest, there = [], []
+            for number in range(args.clips):
+                video, when = make(number, event)
+                curve = measured(video)
+                highest.append(curve.max())
+                # Windows whose judged frames hold the first one after the event.
+                there.append(int(curve.argmax()) in (when - _SEEN, when - _SEEN - 1))
+            above = np.mean(np.array(highest)[:, None] > np.array(usual)[None])
+            table[name][event] = (float(above), float(np.mean(there)))
+    atomic_write(args.out, json.dumps(table, indent=1))
+    print(f"| | {' | '.join(EVENTS)} |")
+    print("|---" * (len(EVENTS) + 1) + "|")
+    for name, found in table.items():
+        cells = [f"{above:.2f}, {100 * there:.0f} %" for above, there in found.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
