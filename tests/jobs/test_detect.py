@@ -318,3 +318,12 @@ def _save(path: Path, weights: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file(weights, path)
+
+
+def test_a_table_of_positions_that_cannot_be_stretched_is_refused(
+    boxes: Path, golden_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = golden_dir / "baselines" / "mvd_tiny.pth"
+    more = (f"--encoder.path={file}", "--encoder.num_heads=3", "--regions.layers=[1]")
+    assert _train(boxes, tmp_path / "out", *more) == 2
+    assert "is not stretched" in capsys.readouterr().err

@@ -64,7 +64,8 @@ def open_foreign(path: Path, asked: Asked) -> Held | None:
         UserError: It is one, but half, fine-tuned with labels, of a size that cannot be, or asked
             for something that it has not.
     """
-    described = hub_config(path) if path.exists() else {}
+    is_hub = path.is_dir() or (path.is_file() and path.suffix in (".safetensors", ".bin"))
+    described = hub_config(path) if is_hub else {}
     kind = described.get("model_type")
     if path.is_dir() and kind in _OTHER_HUB_KINDS:
         raise UserError(
@@ -115,7 +116,9 @@ def _recognised(content: Mapping[str, Any], path: Path, asked: Asked) -> Foreign
         key = ENCODER_KEYS[asked.which or "target"]
         inner = content.get(key) or {}
         if not inner:
-            raise UserError(f"{path}: an I-JEPA file without '{key}'; take another encoder.which")
+            raise UserError(
+                f"{path}: I-JEPA without an entry '{key}'; take the other (encoder.which, --which)"
+            )
     tensors = {str(name): value for name, value in inner.items() if isinstance(value, Tensor)}
     plain = plain_names(tensors, str(path))
     if all(name.startswith("model.") for name in plain):
@@ -124,10 +127,8 @@ def _recognised(content: Mapping[str, Any], path: Path, asked: Asked) -> Foreign
     for candidate, mark in _MARKS:
         if family is None and any(re.match(mark, name) for name in state):
             family = candidate
-    tuned = "fc_norm.weight" in state or any(
-        re.match(r"(head|fc)\.(weight|bias)$", n) for n in state
-    )
-    if family is None and tuned and any(name.endswith("attn.q_bias") for name in state):
+    is_tuned = bool({"fc_norm.weight", "head.weight"} & state.keys())
+    if family is None and is_tuned and any(name.endswith("attn.q_bias") for name in state):
         raise UserError(
             f"{path}: VideoMAE or MVD fine-tuned with labels (fc_norm, head); the paper compares "
             "the pretrained encoders: give the pretraining's file"
@@ -139,9 +140,9 @@ def _recognised(content: Mapping[str, Any], path: Path, asked: Asked) -> Foreign
             f"{path}: DINOv2 with registers, whose positions are stretched by another rule; give "
             "the file without (dinov2_vitg14_pretrain.pth)"
         )
-    dropped = [name for name in state if re.match(_DROPPED[family], name)]
-    kept = {name: tensor for name, tensor in state.items() if name not in set(dropped)}
-    return ForeignFile(str(path), family, kept, asked, tuple(dropped))
+    dropped = tuple(name for name in state if re.match(_DROPPED[family], name))
+    kept = {name: state[name] for name in state if name not in dropped}
+    return ForeignFile(str(path), family, kept, asked, dropped)
 
 
 def _is_ijepa(content: Mapping[str, Any]) -> bool:
@@ -149,7 +150,7 @@ def _is_ijepa(content: Mapping[str, Any]) -> bool:
     for key in ("target_encoder", "encoder"):
         state = content.get(key)
         if isinstance(state, dict):
-            names = {name.rpartition("module.")[2]: tensor for name, tensor in state.items()}
+            names = {str(name).rpartition("module.")[2]: state[name] for name in state}
             code, kernel = names.get("pos_embed"), names.get("patch_embed.proj.weight")
             if isinstance(code, Tensor) and isinstance(kernel, Tensor) and kernel.ndim == 4:
                 return _width_first(code)
