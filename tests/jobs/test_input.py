@@ -23,6 +23,7 @@ from vjepa.tasks import Task
 from vjepa.training import Trainer
 
 STEPS = ("optim.steps=2", "optim.warmup_steps=1")
+MEASURED = ("data.normalisation=measured", *STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def input_of(run: Path) -> InputConfig:
 def test_a_run_measures_its_clips_once_and_its_encoder_keeps_the_numbers(
     manifest: Path, tmp_path: Path
 ) -> None:
-    config, run = tiny_config(tmp_path, manifest, *STEPS), tmp_path / "run"
+    config, run = tiny_config(tmp_path, manifest, *MEASURED), tmp_path / "run"
     pretrain.run(config, run)
     how = input_of(run)
 
@@ -73,7 +74,8 @@ def test_what_fails_after_measuring_leaves_a_folder_that_can_be_used_again(
     shutil.copytree(Path(rows.path(0)).parents[1], broken)
     for path in sorted((broken / "train").glob("*.mp4"))[::2]:
         path.write_bytes(b"no video any more")
-    config = tiny_config(tmp_path, broken / manifest.name, *STEPS, "data.loader.min_bad_videos=99")
+    told = ("data.loader.min_bad_videos=99", *MEASURED)
+    config = tiny_config(tmp_path, broken / manifest.name, *told)
 
     def fails(_: pretrain.PretrainConfig) -> Task:
         raise UserError("no such task")
@@ -100,7 +102,7 @@ def test_given_numbers_are_taken_and_imagenets_are_the_papers(
 def test_every_content_trains_and_is_measured(manifest: Path, tmp_path: Path, content: str) -> None:
     channels = 6 if content == "rgb_and_change" else 3
     told = (f"model.encoder.channels={channels}", f"model.encoder.input.content={content}")
-    pretrain.run(tiny_config(tmp_path, manifest, *told, *STEPS), tmp_path / "run")
+    pretrain.run(tiny_config(tmp_path, manifest, *told, *MEASURED), tmp_path / "run")
     how = input_of(tmp_path / "run")
     assert len(how.mean) == len(how.deviation) == channels
     assert how.mean[-1] == pytest.approx(0.0, abs=0.05)  # changes cancel out

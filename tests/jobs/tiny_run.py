@@ -37,6 +37,7 @@ model:
   predictor: {width: 24, depth: 1}
 data:
   batch_size: 8
+  normalisation: model  # measuring reads more clips than these runs
   clip: {num_frames: 4, stride: 1}
   transform: {crop_size: 32}
   loader: {num_workers: 1, prefetch_batches: 2}

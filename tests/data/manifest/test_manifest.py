@@ -291,6 +291,7 @@ def test_memory_is_flat(tmp_path):
         ("keyframe_pts", [[0, None], [0]], "keyframe_pts: an empty place"),
         ("keyframe_pts", [[0, 12], [0]], "row 1: not as many keyframe_pts as keyframe_index"),
         ("height", [48, 0], "row 1: usable, but height 0"),
+        ("fps", [25.0, 0.0], "row 1: usable, but fps 0"),
         ("path", ["a.mp4", b"\xff\xfe.mp4"], "Invalid UTF8"),
     ],
 )

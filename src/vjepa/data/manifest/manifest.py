@@ -190,8 +190,8 @@ def _problem_of(table: pa.Table) -> str | None:
         if wrong.any():
             row = int(wrong.argmax())
             return f"row {row}: {name} {values[row]} cannot be"
-    for name in ("width", "height"):
-        empty = table.column("ok").to_numpy() & (table.column(name).to_numpy() < 1)
+    for name in ("width", "height", "fps"):
+        empty = table.column("ok").to_numpy() & (table.column(name).to_numpy() <= 0)
         if empty.any():
             return f"row {int(empty.argmax())}: usable, but {name} 0"
     for name, known in (("kind", get_args(MediaKind)), ("reading", get_args(Reading))):
