@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 36_500
-MOST_FILES = 177
-MOST_CLASSES = 332
+MOST_LINES = 37_300
+MOST_FILES = 181
+MOST_CLASSES = 333
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3190, 84),
-    "cli": (1670, 19),
+    "checkpoint": (3890, 96),
+    "cli": (1700, 20),
     "data": (950, 13),
     "data/clips": (1780, 53),
     "data/loader": (1240, 18),
@@ -34,7 +34,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/detect": (1130, 25),
     "jobs/probe": (1450, 38),
     "masking": (800, 16),
-    "models": (2410, 59),
+    "models": (2490, 61),
     "reporting": (900, 36),
     "runtime": (2080, 49),
     "tasks": (1290, 31),

@@ -70,7 +70,7 @@ def encoder_of_two_one(stored: dict[str, Tensor], config: EncoderConfig) -> Enco
             name = f"patch_embed.image.{rest}"
         elif head.endswith("_mod_embed"):
             kind = "image" if head.startswith("img") else "video"
-            name, tensor = f"patch_embed.{kind}_vector", tensor.flatten()
+            name = f"patch_embed.{kind}_vector"
         elif head == "norms_block":
             level, end = rest.split(".")
             last = int(level) == len(config.levels) - 1
@@ -86,7 +86,7 @@ def predictor_of_two_one(stored: dict[str, Tensor], config: ModelConfig) -> Pred
     for name, tensor in plain_names(stored).items():
         if name.endswith("_mod_embed"):
             kind = "image" if name.startswith("img") else "video"
-            name, tensor = f"modality_vectors.{kind}", tensor.flatten()
+            name = f"modality_vectors.{kind}"
         names[name] = tensor
     predictor.load_state_dict(names)
     return predictor

@@ -23,9 +23,9 @@ from vjepa.checkpoint.load import (
     shipped_weights,
     start_training,
 )
+from vjepa.checkpoint.probes import hub_classes, read_anticipation_probe, read_probe
 from vjepa.checkpoint.released import (
     ReleasedTrainingState,
-    read_probe,
     released_layout,
     released_training_state,
 )
@@ -40,8 +40,10 @@ __all__ = [
     "convert",
     "described",
     "find_checkpoint",
+    "hub_classes",
     "load_model",
     "locate",
+    "read_anticipation_probe",
     "read_config",
     "read_encoder",
     "read_model",

@@ -155,11 +155,6 @@ def read_config(folder: Path) -> CheckpointConfig:
     content = read_json(path)
     if content.get("format") != FORMAT:
         kind = content.get("model_type")
-        if isinstance(kind, str) and kind.startswith("vjepa2"):
-            raise UserError(
-                f"{path}: a Hugging Face folder of V-JEPA 2; its rotary position codes are not "
-                "supported, use a V-JEPA 1 checkpoint"
-            )
         said = f" (model_type {kind})" if kind else ""
         raise UserError(
             f"{path}: not written by vjepa{said}; give a checkpoint or run folder of ours"
@@ -199,6 +194,13 @@ class Asked:
     num_frames: int | None = None
     """Frames that its positions are for."""
     tokens: Tokens | None = None
+
+
+def require_unasked(asked: Asked, path: Path, *names: str) -> None:
+    """Refuse what was said of a file that says it itself."""
+    for name in names or ("image_size", "num_frames", "tokens"):
+        if getattr(asked, name) is not None:
+            raise UserError(f"{path}: encoder.{name}: such a file says it itself; leave it out")
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,21 @@ def buildable(what: str, source: str) -> Generator[None]:
         raise UserError(f"{source}: no {what} can be built from it: {error}") from error
 
 
-def heads_of(what: str, width: int, depth: int | None, num_heads: int | None, source: str) -> int:
-    """The caller's number of heads, or that of the preset encoder of this width (and depth)."""
+def heads_of(
+    what: str,
+    width: int,
+    depth: int | None,
+    num_heads: int | None,
+    source: str,
+    known: Iterable[EncoderConfig] = (),
+) -> int:
+    """The caller's number of heads, or that of the `known` encoder of this width (and depth).
+
+    Known are the presets of V-JEPA 1 unless others are given.
+    """
     if num_heads:
         return num_heads
-    for preset in PRESETS.values():
+    for preset in known or [preset for preset in PRESETS.values() if not preset.is_rotary]:
         if preset.width == width and depth in (None, preset.depth):
             return preset.heads
     size = f"width {width}" + ("" if depth is None else f" and depth {depth}")
@@ -156,8 +166,8 @@ def _match_grid(
 def _code(stored: Tensor | None, name: str, source: str) -> Tensor:
     if stored is None:
         raise UserError(
-            f"{source}: no position code {name} is stored; models with rotary positions (V-JEPA 2)"
-            " are not supported"
+            f"{source}: no position code {name} is stored, though another part of the file has one:"
+            " the file is incomplete; download it again"
         )
     if stored.ndim != 3:
         raise UserError(f"{source}: {name} has the impossible shape {list(stored.shape)}")

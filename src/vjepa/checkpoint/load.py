@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from vjepa.checkpoint.catalogue import MODELS
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
+    ENCODER_KEYS,
     SHIPPED,
     WEIGHTS_FILE,
     Asked,
@@ -22,14 +24,17 @@ from vjepa.checkpoint.folder import (
     explained_version,
     explained_writing,
     find_checkpoint,
+    hub_config,
     locate,
     open_folder,
     require_absent,
+    require_unasked,
     save_model,
     shipped_names,
 )
 from vjepa.checkpoint.foreign import open_foreign
 from vjepa.checkpoint.foreign_models import require_named
+from vjepa.checkpoint.huggingface import MODEL_TYPE, open_hub, require_hub_model, write_hub
 from vjepa.checkpoint.inference import buildable
 from vjepa.checkpoint.released import (
     open_released,
@@ -45,7 +50,7 @@ from vjepa.config import recipe_names
 from vjepa.errors import UserError
 from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import atomic_folder, atomic_path
 
 
 def shipped_weights() -> Path:
@@ -54,7 +59,13 @@ def shipped_weights() -> Path:
 
 
 @torch.inference_mode(mode=False)  # weights that were made in it could never be trained
-def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, LoadReport]:
+def read_model(
+    path: str | Path,
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+) -> tuple[VJEPA, LoadReport]:
     """Load encoder, target encoder and predictor, strictly: float32, CPU, evaluation mode.
 
     `path` is a checkpoint folder of ours, a run folder (its latest checkpoint), the name of weights
@@ -64,7 +75,7 @@ def read_model(path: str | Path, num_heads: int | None = None) -> tuple[VJEPA, L
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    held = _open(path, Asked(num_heads=num_heads))
+    held = _open(path, Asked(num_heads=num_heads, image_size=image_size, num_frames=num_frames))
     assert held.predictor is not None
     with buildable("model", held.source), torch.device("meta"):
         model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
@@ -138,12 +149,18 @@ def _open(path: str | Path, asked: Asked) -> Held:
         if str(path) in MODELS:
             require_named(held, str(path))
         return held
-    for name in ("image_size", "num_frames", "tokens"):
-        if getattr(asked, name) is not None:
-            raise UserError(f"{path}: encoder.{name}: such a file says it itself; leave it out")
+    if _is_hub(path):
+        return open_hub(Path(path), asked)
     if _is_ours(path):
+        require_unasked(asked, Path(path))
         return open_folder(find_checkpoint(Path(path)), asked.which, asked.num_heads)
-    return open_released(Path(path), asked.which, asked.num_heads)
+    return open_released(Path(path), asked)
+
+
+def _is_hub(path: str | Path) -> bool:
+    """Whether it is a Hugging Face folder of V-JEPA 2."""
+    path = locate(path)
+    return path.is_dir() and hub_config(path).get("model_type") == MODEL_TYPE
 
 
 def _fill(module: nn.Module, held: Held) -> LoadReport:
@@ -176,10 +193,10 @@ def _is_ours(path: str | Path) -> bool:
 
 def read_sizes(path: str | Path, num_heads: int | None = None) -> ModelConfig:
     """The sizes of the model that :func:`read_model` would read."""
-    about = described(path) if _is_ours(path) else None
+    about = described(path) if not _is_hub(path) and _is_ours(path) else None
     if about is not None:
         return about.model
-    held = open_released(Path(path), None, num_heads)
+    held = _open(path, Asked(num_heads=num_heads))
     assert held.predictor is not None
     return ModelConfig(encoder=held.encoder, predictor=held.predictor)
 
@@ -200,15 +217,17 @@ def start_training(
     Raises:
         UserError: As :func:`read_model`; or no state is there that must be.
     """
-    if _is_ours(path):
+    if not _is_hub(path) and _is_ours(path):
         folder = find_checkpoint(path)
         keep = has_state(folder) if keep is None else keep
         step, _ = load_checkpoint(folder, modules, optimizer if keep else None, group)
         return (step if keep else None), str(folder)
     # Heads change no tensor; any number that the widths allow will do to look at them.
-    held = open_released(path, None, 1)
+    held = open_hub(path, Asked()) if _is_hub(path) else open_released(path, Asked(num_heads=1))
     report = load_whole(modules, held.tensors, held.source, "nothing was loaded", held.dropped)
-    keep = released_step(path) > 0 if keep is None else keep
+    if keep and _is_hub(path):
+        raise UserError(f"{path}: holds no optimiser state; start with keep_optimizer false")
+    keep = not _is_hub(path) and released_step(path) > 0 if keep is None else keep
     if not keep:
         return None, str(report)
     state = released_training_state(path)
@@ -217,19 +236,34 @@ def start_training(
     return state.step, str(report)
 
 
-def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> LoadReport:
+Layout = Literal["ours", "authors", "huggingface"]
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    layout: Layout | None = None,
+    which: Which = "target",
+) -> LoadReport:
     """Read what :func:`read_model` reads, write it in one of the layouts, compare what is there.
 
-    `dst` must not exist. Ending in .tar, .pth or .pt it gets the authors' layout, otherwise it
-    becomes a checkpoint folder of ours. The report is that of reading `src`.
+    `dst` must not exist. `layout` None: ending in .tar, .pth or .pt it gets the authors' layout,
+    otherwise it becomes a checkpoint folder of ours. A Hugging Face folder has one encoder: `which`
+    it is. The report is that of reading `src`.
 
     Raises:
         UserError: `src` cannot be read, `dst` exists or cannot be written, or they differ.
     """
     src, dst = Path(src), Path(dst)
     require_absent(dst)
-    model, report = read_model(src, num_heads)
-    if dst.suffix in (".tar", ".pth", ".pt"):
+    model, report = read_model(src, num_heads, image_size=image_size, num_frames=num_frames)
+    if layout is None:
+        layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
+    if layout == "authors":
         if model.config.encoder.input != InputConfig():
             raise UserError(
                 f"{dst}: the authors' layout has no place for the input that {src} was trained on "
@@ -237,14 +271,21 @@ def convert(src: str | Path, dst: str | Path, num_heads: int | None = None) -> L
             )
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
+    elif layout == "huggingface":
+        require_hub_model(dst, model)
+        with explained_writing(dst, also=RuntimeError), atomic_folder(dst) as aside:
+            write_hub(aside, model, ENCODER_KEYS[which])
     else:
         about = described(src)
         if about is None:
-            save_model(dst, model, step=released_step(src))
+            save_model(dst, model, step=0 if src.is_dir() else released_step(src))
         else:
             save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
     written = load_model(dst, model.config.encoder.heads).state_dict()
-    for name, tensor in model.state_dict().items():
-        if not torch.equal(tensor, written[name]):
+    for name, tensor in written.items():
+        part, _, inner = name.partition(".")
+        if layout == "huggingface" and part != "predictor":
+            name = f"{ENCODER_KEYS[which]}.{inner}"
+        if not torch.equal(tensor, model.state_dict()[name]):
             raise UserError(f"{dst}: {name} differs from {src} after writing; the disk may be bad")
     return report

@@ -14,22 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vjepa.checkpoint.folder import ENCODER_KEYS, Held, Which
+from vjepa.checkpoint.folder import ENCODER_KEYS, Asked, Held, require_unasked
 from vjepa.checkpoint.inference import (
-    buildable,
     check_position_code,
     count_blocks,
-    heads_of,
     infer_encoder,
     infer_predictor,
-    is_uniform_code,
-    shape_of,
 )
 from vjepa.checkpoint.state import Moments, is_decayed
-from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.torch_files import read_torch_file, tensors_of
+from vjepa.checkpoint.vjepa2 import LEVELS, generation, open_second, our_name, their_name
 from vjepa.errors import UserError
-from vjepa.models import VJEPA, AttentiveClassifier
+from vjepa.models import VJEPA
 
 KIND = "the authors' pretraining checkpoint"
 POSITION_NAMES = {
@@ -40,45 +36,19 @@ POSITION_NAMES = {
 """The fixed position code's name in each part; stored by the authors as a parameter."""
 _GROUPS = (("encoder", True), ("predictor", True), ("encoder", False), ("predictor", False))
 """(part, decayed) of each group of their optimiser, in order."""
-_VJEPA2_MASK_TOKENS = (8, 10)
 _PREFIX = "module.backbone."
-_UNUSED = "pooler.cross_attention_block.xattn.proj."
-"""Stored in probes; their code never applies it, it has no gradient and no optimiser state."""
 
 
 def read_released(path: Path) -> dict[str, Any]:
-    """Read a file and make sure that it is a V-JEPA pretraining checkpoint.
-
-    V-JEPA 2 and 2.1 have the same tensors, but another model computes with them: they rotate
-    queries and keys by position instead of adding a code, yet some of their files still hold a
-    code, so the shapes alone would load and give wrong features. Their marks: `ema_encoder`; or no
-    code; or 8 or 10 mask tokens beside a code that V-JEPA 1 was not released with.
-    """
+    """Read a file and make sure that it is a pretraining checkpoint of V-JEPA, 2 or 2.1."""
     content = read_torch_file(path)
-    if "classifier" in content:
+    if "classifier" in content or "classifiers" in content:
         raise UserError(f"{path}: this is a probe, not a model; read it with load_probe")
-    if "encoder" not in content and "target_encoder" not in content:
+    if not {"encoder", "target_encoder", "ema_encoder"} & content.keys():
         bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)
         raise UserError(
             f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; it holds "
             f"{_held(content)}{'; write models with vjepa.checkpoint.save_model' if bare else ''}"
-        )
-    mark = None
-    key = "target_encoder" if "target_encoder" in content else "encoder"
-    state = tensors_of(content, key, path)
-    if "ema_encoder" in content:
-        mark = "it has an entry 'ema_encoder'"
-    elif "patch_embed.proj.weight" in state and "pos_embed" not in state:
-        mark = "its encoder stores no position code"
-    elif "predictor" in content:
-        names = tensors_of(content, "predictor", path)
-        tokens = sum(name.startswith("mask_tokens.") for name in names)
-        if tokens in _VJEPA2_MASK_TOKENS and not is_uniform_code(state):
-            mark = f"its predictor has {tokens} mask tokens"
-    if mark is not None:
-        raise UserError(
-            f"{path}: looks like V-JEPA 2 ({mark}); its rotary position codes are not supported,"
-            " use a V-JEPA 1 checkpoint"
         )
     return content
 
@@ -87,9 +57,14 @@ def _held(content: Mapping[str, Any]) -> str:
     return ", ".join(str(key) for key in list(content)[:8]) or "nothing"
 
 
-def open_released(path: Path, which: Which | None, num_heads: int | None) -> Held:
+def open_released(path: Path, asked: Asked) -> Held:
     """What a file holds of a model, or of one encoder, beside which it need not hold more."""
     content, source = read_released(path), str(path)
+    of = generation(content, path)
+    if of != "1":
+        return open_second(content, path, asked, of)
+    which, num_heads = asked.which, asked.num_heads
+    require_unasked(asked, path)
     if which is not None:
         state = tensors_of(content, ENCODER_KEYS[which], path)
         encoder, note = infer_encoder(state, num_heads, source)
@@ -136,6 +111,9 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
     path = Path(path)
     content = read_released(path)
     stored = {part: tensors_of(content, part, path) for part in ("encoder", "predictor")}
+    levels: tuple[int, ...] = ()
+    if generation(content, path) == "2.1":
+        levels = LEVELS.get(count_blocks(stored["encoder"], "blocks"), ())
     optimizer = content.get("opt")
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
@@ -155,7 +133,8 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
         for name, index in zip(names, members, strict=True):
             if index in states and name != POSITION_NAMES[part]:
                 source = f"{path}: {part}.{name}"
-                moments[f"{part}.{name}"] = _moments(states[index], stored[part][name], source)
+                own = f"{part}.{our_name(name, part, levels)}"
+                moments[own] = _moments(states[index], stored[part][name], source)
     epoch = content.get("epoch")
     return ReleasedTrainingState(
         moments,
@@ -186,14 +165,17 @@ def released_step(path: Path) -> int:
 def released_layout(model: VJEPA) -> dict[str, Any]:
     """A model as the dict that the authors' training writes, ready for ``torch.save``.
 
-    Names carry their wrappers' prefixes and position codes are stored. The optimiser is there with
-    its four groups and no state, the epoch is 0: their loop starts from these weights, it does not
-    resume. The number of heads has no place in this layout.
+    Names carry their wrappers' prefixes and fixed position codes are stored. The optimiser is there
+    with its four groups and no state, the epoch is 0: their loop starts from these weights, it does
+    not resume. The number of heads has no place in this layout.
     """
     parts: dict[str, OrderedDict[str, Tensor]] = {}
+    levels = model.config.encoder.levels
     for part, code in POSITION_NAMES.items():
         module = model.get_submodule(part)
-        tensors = {code: module.get_buffer(code), **module.state_dict()}
+        tensors = {their_name(n, part, levels): t for n, t in module.state_dict().items()}
+        if model.config.encoder.position == "sincos":
+            tensors = {code: module.get_buffer(code), **tensors}
         parts[part] = OrderedDict(
             (_PREFIX + name, tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()
         )
@@ -214,42 +196,3 @@ def released_layout(model: VJEPA) -> dict[str, Any]:
         "world_size": 1,
         "lr": 0.0,
     }
-
-
-def read_probe(
-    path: str | Path, num_heads: int | None = None
-) -> tuple[AttentiveClassifier, LoadReport]:
-    """Read a released probe (tokens [B, N, D] to logits [B, classes]), float32 on the CPU.
-
-    The ``.pth.tar`` file holds no class names: their order is the authors' own; `num_heads` is
-    needed where no preset encoder has its width.
-
-    Raises:
-        UserError: The file cannot be read, is something else, or does not fit.
-    """
-    path = Path(path)
-    content = read_torch_file(path)
-    if "classifiers" in content:
-        raise UserError(f"{path}: a list of V-JEPA 2 probes; only V-JEPA 1 probes can be read")
-    if "classifier" not in content:
-        raise UserError(
-            f"{path}: not a probe: it has no entry 'classifier'; it holds {_held(content)}"
-        )
-    state = tensors_of(content, "classifier", path)
-    classes, width = shape_of(state, "linear.weight", (2,), str(path))
-    heads = heads_of("a probe", width, None, num_heads, str(path))
-    depth = count_blocks(state, "pooler.blocks") + 1
-    with buildable("probe", str(path)), torch.device("meta"):
-        classifier = AttentiveClassifier(width, heads, classes, depth, variant="released")
-    report = load_strictly(
-        classifier,
-        {name: tensor for name, tensor in state.items() if not name.startswith(_UNUSED)},
-        str(path),
-        "the authors' probe",
-        dropped=[name for name in state if name.startswith(_UNUSED)],
-        notes=[
-            f"inferred    width {width}, depth {depth}, heads {heads}, {classes} classes",
-            f"trained     {content.get('epoch', 'unknown number of')} epochs",
-        ],
-    )
-    return classifier, report

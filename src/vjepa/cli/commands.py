@@ -215,16 +215,20 @@ def _features(args: argparse.Namespace) -> int:
 
 
 CONVERT_HELP = """\
-turn the authors' checkpoint file into a folder of ours, or back
+turn a checkpoint of the authors' or a Hugging Face folder into a folder of ours, or back
 
-SRC is the authors' .pth.tar file, a checkpoint folder or a run folder; what it holds is
-recognised, read strictly (every tensor must fit) and reported. DST decides the direction: a name
-ending in .tar, .pth or .pt is written in the authors' layout, anything else as a folder with
-model.safetensors and config.json. The result is read back and compared before this says "done".
+SRC is the authors' file of V-JEPA (.pth.tar), V-JEPA 2 or 2.1 (.pt), a Hugging Face folder of
+V-JEPA 2, a checkpoint folder or a run folder; what it holds is recognised, read strictly (every
+tensor must fit) and reported. DST decides the direction: a name ending in .tar, .pth or .pt is
+written in the authors' layout, anything else as a folder with model.safetensors and config.json;
+--layout huggingface makes a folder that transformers loads. The result is read back and compared
+before this says "done".
 
 examples:
   vjepa convert vitl16.pth.tar weights/vitl16
   vjepa convert runs/first first.pth.tar
+  vjepa convert vitl.pt weights/vjepa2 --image-size 256 --num-frames 64
+  vjepa convert runs/second hub/second --layout huggingface
 """
 
 
@@ -239,13 +243,41 @@ def add_convert(parser: Parser) -> None:
         help="attention heads, for an authors' file of a size that is no preset (the file does"
         " not say it)",
     )
+    add_stated_sizes(parser)
+    parser.add_argument(
+        "--layout",
+        choices=("ours", "authors", "huggingface"),
+        help="what is written (default: as the name of DST says)",
+    )
+    parser.add_argument(
+        "--which",
+        choices=("target", "context"),
+        default="target",
+        help="the encoder that a Hugging Face folder gets (default: target)",
+    )
     parser.set_defaults(run=_convert)
+
+
+def add_stated_sizes(parser: Parser) -> None:
+    """Options for what files of V-JEPA 2 do not say of themselves."""
+    for name, metavar in (("--image-size", "PIXELS"), ("--num-frames", "FRAMES")):
+        text = f"{metavar.lower()} of its clips, where a file does not say them (V-JEPA 2)"
+        parser.add_argument(name, type=int, metavar=metavar, help=text)
 
 
 def _convert(args: argparse.Namespace) -> int:
     from vjepa.checkpoint import convert
 
-    print(convert(args.src, args.dst, args.num_heads))
+    report = convert(
+        args.src,
+        args.dst,
+        args.num_heads,
+        image_size=args.image_size,
+        num_frames=args.num_frames,
+        layout=args.layout,
+        which=args.which,
+    )
+    print(report)
     print(f"done: {args.dst}")
     return 0
 

@@ -25,8 +25,9 @@ class ModalityPatchEmbed(PatchEmbed):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
         self.image = PatchEmbed(replace(config, tubelet_size=1, modalities=False))
-        self.video_vector = nn.Parameter(torch.zeros(config.width))
-        self.image_vector = nn.Parameter(torch.zeros(config.width))
+        # As the authors keep them: weight decay takes what has more than one dimension.
+        self.video_vector = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.image_vector = nn.Parameter(torch.zeros(1, 1, config.width))
 
     def init_weights(self, std: float) -> None:
         """Draw the convolutions and the vectors anew."""
@@ -45,5 +46,5 @@ class ModalityPatchEmbed(PatchEmbed):
     ) -> Tensor:
         """Embed as :class:`PatchEmbed`, float [B, C, T, H, W]; T = 1 is an image."""
         if video.shape[2] == 1:
-            return self.image(video, clip_index, token_indices) + self.image_vector
-        return super().forward(video, clip_index, token_indices) + self.video_vector
+            return self.image(video, clip_index, token_indices) + self.image_vector.flatten()
+        return super().forward(video, clip_index, token_indices) + self.video_vector.flatten()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vjepa.models.attention import INIT_STD, Block, CrossAttention, Mlp, init_layer
 
-PoolerVariant = Literal["paper", "released"]
-"""The paper's text, or what the authors' released code computes."""
+PoolerVariant = Literal["paper", "released", "released_2"]
+"""The paper's text, or what the authors' released code computes; that of V-JEPA 2."""
 
 PROBE_NORM_EPS = 1e-5
 
@@ -37,8 +37,9 @@ class AttentivePooler(nn.Module):
 
     "released" is what the authors' code computes: no projection after the cross-attention, no
     LayerNorm at the end. "paper" is their text: both are there. Depth 1 is the cross-attention
-    block alone; each one more adds an ordinary block over the queries. The authors take as many
-    heads as the encoder has.
+    block alone; each one more adds an ordinary block over the queries, or in "released_2", which is
+    "released" otherwise, over all tokens before they are read. The authors take as many heads as
+    the encoder has, and 16 in V-JEPA 2.
     """
 
     def __init__(
@@ -86,9 +87,13 @@ class AttentivePooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool tokens float [B, N, D] to [B, D] for one query, [B, Q, D] for several."""
         queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
+        if self.variant == "released_2":
+            for block in self.blocks:
+                tokens = block(tokens)
         queries = self.cross_attention_block(queries, tokens)
-        for block in self.blocks:
-            queries = block(queries)
+        if self.variant != "released_2":
+            for block in self.blocks:
+                queries = block(queries)
         if self.norm is not None:
             queries = self.norm(queries)
         return queries[:, 0] if queries.shape[1] == 1 else queries

@@ -68,7 +68,7 @@ class Predictor(nn.Module):
             nn.Linear(width, out_width) if predictor_config.predicts_context else None
         )
         kinds = ("video", "image") if encoder_config.modalities else ()
-        self.modality_vectors = nn.ParameterDict({k: torch.empty(width) for k in kinds})
+        self.modality_vectors = nn.ParameterDict({k: torch.empty(1, 1, width) for k in kinds})
         self.register_buffer("predictor_pos_embed", None, persistent=False)
         self.init_weights()
 
@@ -154,7 +154,7 @@ class Predictor(nn.Module):
         tokens = join.joined(context, targets)
         if self.modality_vectors:
             vector = self.modality_vectors["image" if is_image else "video"]
-            tokens = tokens + vector.to(tokens.dtype)
+            tokens = tokens + vector.flatten().to(tokens.dtype)
         rotated = None
         if code is None:
             places = join.joined(context_indices, target_indices)

@@ -1,0 +1,324 @@
+"""V-JEPA 2 in folders of Hugging Face's `transformers`: read and written, base or with a probe.
+
+Such a folder has one encoder, which serves as target and as context encoder. transformers computes
+some things otherwise than the authors and we do, which no folder changes: it reads positions by the
+config's resolution instead of the input's, gives the predictor context features that have seen the
+whole clip, and runs the probes of g with 22 heads, for which they were not trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vjepa.checkpoint.folder import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Asked,
+    Held,
+    read_json,
+    read_weights,
+    require_unasked,
+    write_json,
+)
+from vjepa.checkpoint.inference import buildable
+from vjepa.errors import UserError
+from vjepa.models import VJEPA, EncoderConfig, InputConfig, PredictorConfig
+
+MODEL_TYPE = "vjepa2"
+INDEX_FILE = "model.safetensors.index.json"
+PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+_SIZES = {
+    "crop_size": 256,
+    "frames_per_clip": 64,
+    "hidden_size": 1024,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 16,
+    "tubelet_size": 2,
+    "in_chans": 3,
+    "pred_hidden_size": 384,
+    "pred_num_attention_heads": 12,
+    "pred_num_hidden_layers": 12,
+    "pred_num_mask_tokens": 10,
+}
+"""Whole numbers of the config that matter, and what is meant where one is missing: those of L."""
+_NAMES = (
+    (r"encoder\.embeddings\.patch_embeddings\.proj\.", "encoder.patch_embed.proj."),
+    (r"encoder\.layernorm\.", "encoder.norm."),
+    (r"encoder\.layer\.(\d+)\.attention\.proj\.", r"encoder.blocks.\1.attn.proj."),
+    (r"encoder\.layer\.(\d+)\.", r"encoder.blocks.\1."),
+    (r"predictor\.embeddings\.predictor_embeddings\.", "predictor.predictor_embed."),
+    (r"predictor\.layernorm\.", "predictor.predictor_norm."),
+    (r"predictor\.proj\.", "predictor.predictor_proj."),
+    (r"predictor\.layer\.(\d+)\.attention\.proj\.", r"predictor.predictor_blocks.\1.attn.proj."),
+    (r"predictor\.layer\.(\d+)\.", r"predictor.predictor_blocks.\1."),
+    (r"pooler\.self_attention_layers\.(\d+)\.layer_norm", r"pooler.blocks.\1.norm"),
+    (
+        r"pooler\.self_attention_layers\.(\d+)\.self_attn\.out_proj\.",
+        r"pooler.blocks.\1.attn.proj.",
+    ),
+    (r"pooler\.self_attention_layers\.(\d+)\.", r"pooler.blocks.\1."),
+    (r"pooler\.cross_attention_layer\.layer_norm", "pooler.cross_attention_block.norm"),
+    (r"pooler\.cross_attention_layer\.", "pooler.cross_attention_block."),
+    (r"classifier\.", "linear."),
+)
+_JOINED = (
+    (
+        r"((?:encoder|predictor)\.layer\.\d+)\.attention\.query\.(\w+)",
+        ("query", "key", "value"),
+        "attn.qkv",
+    ),
+    (
+        r"(pooler\.self_attention_layers\.\d+)\.self_attn\.q_proj\.(\w+)",
+        ("q_proj", "k_proj", "v_proj"),
+        "attn.qkv",
+    ),
+    (
+        r"(pooler\.cross_attention_layer)\.cross_attn\.k_proj\.(\w+)",
+        ("k_proj", "v_proj"),
+        "xattn.kv",
+    ),
+)
+"""Products that are apart there and one here."""
+_MASK_TOKENS = "predictor.embeddings.mask_tokens"
+
+
+def read_hub_config(folder: Path) -> dict[str, Any]:
+    """The sizes of a folder's config, and ``id2label`` where it names classes.
+
+    Raises:
+        UserError: There is none, or it describes what we do not compute.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: {CONFIG_FILE} is missing: download the whole Hugging Face folder"
+        )
+    content = read_json(path)
+    sizes = {name: content.get(name, usual) for name, usual in _SIZES.items()}
+    for name, value in sizes.items():
+        if not isinstance(value, int) or not 0 < value < 1 << 20:
+            raise UserError(f"{path}: {name} {value!r} cannot be; download it again")
+    for name, usual in (("mlp_ratio", 4.0), ("pred_mlp_ratio", 4.0)):
+        sizes[name] = float(content.get(name, usual))
+    for name, wanted in (("hidden_act", "gelu"), ("qkv_bias", True), ("layer_norm_eps", 1e-6)):
+        if content.get(name, wanted) != wanted:
+            raise UserError(
+                f"{path}: {name} {content[name]!r}: only {wanted!r} is computed here, as in all "
+                "released models"
+            )
+    return {**sizes, "id2label": content.get("id2label")}
+
+
+def open_hub(folder: Path, asked: Asked) -> Held:
+    """What a folder holds of a model, or of its one encoder, whichever is asked for."""
+    sizes = read_hub_config(folder)
+    source, heads = str(folder), sizes["num_attention_heads"]
+    require_unasked(asked, folder, "tokens")
+    if asked.num_heads not in (None, heads):
+        raise UserError(f"{source}: has {heads} heads, not {asked.num_heads}; leave num_heads out")
+    tensors = hub_tensors(folder)
+    with buildable("model", source):
+        encoder = EncoderConfig(
+            width=sizes["hidden_size"],
+            depth=sizes["num_hidden_layers"],
+            heads=heads,
+            mlp_ratio=int(sizes["hidden_size"] * sizes["mlp_ratio"]) / sizes["hidden_size"],
+            image_size=asked.image_size or sizes["crop_size"],
+            num_frames=asked.num_frames or sizes["frames_per_clip"],
+            patch_size=sizes["patch_size"],
+            tubelet_size=sizes["tubelet_size"],
+            channels=sizes["in_chans"],
+            position="rotary",
+            input=_input(folder),
+        )
+        width = sizes["pred_hidden_size"]
+        predictor = PredictorConfig(
+            width=width,
+            depth=sizes["pred_num_hidden_layers"],
+            heads=sizes["pred_num_attention_heads"],
+            mlp_ratio=int(width * sizes["pred_mlp_ratio"]) / width,
+            num_mask_tokens=sizes["pred_num_mask_tokens"],
+            shared_mask_token=0,
+        )
+    kind = "a Hugging Face folder of V-JEPA 2"
+    probe = tuple(n for n in tensors if n.startswith(("pooler.", "linear.")))
+    dropped = (f"{len(probe)} tensors of its probe (vjepa.checkpoint.read_probe)",) if probe else ()
+    notes = ("one encoder  serves as target and as context encoder",)
+    model = {n: t for n, t in tensors.items() if n not in probe}
+    encoders = {n: t for n, t in model.items() if n.startswith("encoder.")}
+    if asked.which is not None:
+        rest = {n: t for n, t in model.items() if not n.startswith(("encoder.", "predictor."))}
+        only = {n.removeprefix("encoder."): t for n, t in encoders.items()} | rest
+        return Held(source, f"{kind}, its encoder", encoder, None, only, dropped, notes)
+    both = model | {f"target_{name}": tensor for name, tensor in encoders.items()}
+    return Held(source, kind, encoder, predictor, both, dropped, notes)
+
+
+def hub_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, of one file or of several, by our names."""
+    tensors: dict[str, Tensor] = {}
+    names = {WEIGHTS_FILE}
+    if (folder / INDEX_FILE).is_file():
+        table = read_json(folder / INDEX_FILE).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(n, str) for n in table.values()):
+            raise UserError(f"{folder / INDEX_FILE}: has no table weight_map; download it again")
+        names = {Path(name).name for name in table.values()}
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing; download the whole folder again")
+        tensors |= read_weights(folder / name)
+    return _our_tensors({name.removeprefix("vjepa2."): t for name, t in tensors.items()})
+
+
+def _input(folder: Path) -> InputConfig:
+    """How the folder's video processor normalises, if it has one."""
+    found = next((folder / n for n in PROCESSOR_FILES if (folder / n).is_file()), None)
+    if found is None:
+        return InputConfig()
+    content = read_json(found)
+    if content.get("do_rescale") is False or content.get("do_normalize") is False:
+        raise UserError(
+            f"{found}: do_rescale or do_normalize is false, but pixels here are 0 to 255 and are "
+            "rescaled and normalised: a development version of transformers wrote it; set both to "
+            "true if the weights are the released ones"
+        )
+    mean, deviation = (content.get(name) for name in ("image_mean", "image_std"))
+    usual = InputConfig().mean_and_deviation
+    if not mean or not deviation or (tuple(mean), tuple(deviation)) == usual:
+        return InputConfig()
+    return InputConfig(mean=tuple(mean), deviation=tuple(deviation))
+
+
+def _our_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A folder's tensors under our names; a name that is not theirs stays, to be refused."""
+    rest, joined = dict(stored), dict[str, Tensor]()
+    for pattern, kinds, into in _JOINED:
+        for name in stored:
+            found = re.fullmatch(pattern, name)
+            parts = [name.replace(kinds[0], kind) for kind in kinds] if found else []
+            if found and all(part in rest for part in parts):
+                whole = torch.cat([rest.pop(part) for part in parts])
+                joined[f"{found[1]}.{into}.{found[2]}"] = whole
+    if _MASK_TOKENS in rest:
+        for index, token in enumerate(rest.pop(_MASK_TOKENS)):
+            rest[f"predictor.mask_tokens.{index}"] = token
+    rest = {
+        re.sub(r"cross_attn\.q_proj\.", "xattn.q.", name): tensor for name, tensor in rest.items()
+    }
+    return {_renamed(name): tensor for name, tensor in (rest | joined).items()}
+
+
+def _renamed(name: str) -> str:
+    for pattern, ours in _NAMES:
+        if re.match(pattern, name):
+            return re.sub(pattern, ours, name, count=1)
+    return name
+
+
+def require_hub_model(folder: Path, model: VJEPA) -> None:
+    """Refuse a model for which transformers has none that computes it."""
+    encoder, predictor = model.config.encoder, model.config.predictor
+    lacking = {
+        "positions that are added (V-JEPA 1)": encoder.position != "rotary",
+        "levels or modalities (V-JEPA 2.1)": bool(encoder.levels) or encoder.modalities,
+        "another input than pixels (model.encoder.input)": encoder.input.content != "rgb",
+        "mask tokens of 1 kind": predictor.num_mask_tokens < 2,
+    }
+    for what, is_so in lacking.items():
+        if is_so:
+            raise UserError(f"{folder}: transformers has no V-JEPA 2 with {what}")
+
+
+def write_hub(folder: Path, model: VJEPA, which: str) -> None:
+    """Write a model of V-JEPA 2 as such a folder, into one that nobody reads yet.
+
+    `which` of its encoders: ``target_encoder`` or ``encoder``.
+    """
+    encoder, predictor = model.config.encoder, model.config.predictor
+    heads = predictor.heads or encoder.heads
+    mean, deviation = encoder.input.mean_and_deviation
+    stored = {**_their_tensors(model.get_submodule(which).state_dict(), "encoder", "blocks")}
+    stored |= _their_tensors(model.predictor.state_dict(), "predictor", "predictor_blocks")
+    tokens = [stored.pop(f"predictor.mask_tokens.{i}") for i in range(predictor.num_mask_tokens)]
+    stored[_MASK_TOKENS] = torch.stack(tokens)
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
+    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = {
+        "architectures": ["VJEPA2Model"],
+        "model_type": MODEL_TYPE,
+        "crop_size": encoder.image_size,
+        "frames_per_clip": encoder.num_frames,
+        "hidden_size": encoder.width,
+        "num_attention_heads": encoder.heads,
+        "num_hidden_layers": encoder.depth,
+        "mlp_ratio": _ratio(encoder.width, encoder.mlp_width),
+        "patch_size": encoder.patch_size,
+        "tubelet_size": encoder.tubelet_size,
+        "in_chans": encoder.channels,
+        "hidden_act": "gelu",
+        "qkv_bias": True,
+        "layer_norm_eps": 1e-6,
+        "pred_hidden_size": predictor.width,
+        "pred_num_attention_heads": heads,
+        "pred_num_hidden_layers": predictor.depth,
+        "pred_mlp_ratio": _ratio(predictor.width, predictor.mlp_width),
+        "pred_num_mask_tokens": predictor.num_mask_tokens,
+        "dtype": "float32",
+    }
+    write_json(folder / CONFIG_FILE, config)
+    size = encoder.image_size
+    processor = {
+        "video_processor_type": "VJEPA2VideoProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": size * 256 // 224},
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(deviation),
+    }
+    write_json(folder / PROCESSOR_FILES[0], processor)
+
+
+def _ratio(width: int, hidden: int) -> float:
+    """The ratio whose product with the width, cut to a whole number, is `hidden`."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
+
+
+def _their_tensors(state: Mapping[str, Tensor], part: str, blocks: str) -> dict[str, Tensor]:
+    """A part's tensors under their names."""
+    whole = {
+        "patch_embed.proj.": "embeddings.patch_embeddings.proj.",
+        "norm.": "layernorm.",
+        "predictor_embed.": "embeddings.predictor_embeddings.",
+        "predictor_norm.": "layernorm.",
+        "predictor_proj.": "proj.",
+    }
+    stored: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = re.fullmatch(rf"{blocks}\.(\d+)\.(.*)\.(\w+)", name)
+        if found is None:
+            new = next(
+                (t + name.removeprefix(o) for o, t in whole.items() if name.startswith(o)), name
+            )
+            stored[f"{part}.{new}"] = tensor
+        elif found[2] == "attn.qkv":
+            front = f"{part}.layer.{found[1]}.attention"
+            for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                stored[f"{front}.{kind}.{found[3]}"] = third
+        else:
+            inner = found[2].replace("attn.", "attention.")
+            stored[f"{part}.layer.{found[1]}.{inner}.{found[3]}"] = tensor
+    return stored
