@@ -14,17 +14,17 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 37_300
-MOST_FILES = 181
-MOST_CLASSES = 333
+MOST_LINES = 38_700
+MOST_FILES = 188
+MOST_CLASSES = 343
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3890, 96),
-    "cli": (1700, 20),
+    "cli": (1830, 23),
     "data": (950, 13),
-    "data/clips": (1780, 53),
-    "data/loader": (1240, 18),
+    "data/clips": (1950, 60),
+    "data/loader": (1250, 18),
     "data/manifest": (1810, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
@@ -32,7 +32,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "evaluation": (4130, 101),
     "jobs": (3960, 95),
     "jobs/detect": (1130, 25),
-    "jobs/probe": (1450, 38),
+    "jobs/finetune": (1060, 19),
+    "jobs/probe": (1460, 39),
     "masking": (800, 16),
     "models": (2490, 61),
     "reporting": (900, 36),

@@ -64,6 +64,7 @@ def test_every_field_is_read_somewhere() -> None:
 ROOTS = (
     "vjepa.jobs.pretrain:PretrainConfig",
     "vjepa.jobs.probe.config:ProbeConfig",
+    "vjepa.jobs.finetune.config:FinetuneConfig",
     "vjepa.jobs.detect.config:DetectConfig",
     "vjepa.jobs.features:FeaturesConfig",
     "vjepa.jobs.decode:DecodeConfig",

@@ -14,6 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from vjepa.data.clips.plan import ClipConfig, clip_indices
+from vjepa.data.clips.segments import segment_indices
+from vjepa.data.clips.source import FrameSource
+from vjepa.data.clips.views import RAND_OPERATIONS, ViewConfig, plan_views
+from vjepa.data.loader.sampler import SampleOrder
 from vjepa.models import PRESETS, Encoder, LinearClassifier
 from vjepa.tasks import FineTuning, layer_scale
 from vjepa.tasks.fine_tuning import Mixture, cutmix, keep_factors, mixed, smoothed
@@ -273,3 +278,88 @@ def test_cutmix_boxes(folder: Path) -> None:
         assert list(found.box) == entry["box_yyxx"]
         assert found.share == pytest.approx(entry["lam_corrected"], abs=1e-12)
     assert len(boxes) > 10
+
+
+_NAMES = {"Color": "ColorIncreasing", "Contrast": "ContrastIncreasing"}
+_NAMES |= {"Brightness": "BrightnessIncreasing", "Sharpness": "SharpnessIncreasing"}
+_NAMES |= {"Posterize": "PosterizeIncreasing", "Solarize": "SolarizeIncreasing"}
+_NAMES |= {"TranslateX": "TranslateXRel", "TranslateY": "TranslateYRel"}
+_OTHER_WAY = ("TranslateX", "TranslateY", "ShearX", "ShearY")
+
+
+@pytest.mark.parametrize("name", list(RAND_OPERATIONS))
+def test_operations_of_rand_augment(folder: Path, name: str) -> None:
+    recorded = tensors(folder, "rand_augment_ops")
+    frames = recorded["input"].permute(2, 0, 1)[None].repeat(2, 1, 1, 1)
+    stored = _NAMES.get(name, name)
+    compared = 0
+    for way, sign in (("plus", 1.0), ("minus", -1.0)):
+        key = next((k for k in (f"{stored}/{way}/bicubic", f"{stored}/{way}") if k in recorded), "")
+        if key:
+            sign = -sign if name in _OTHER_WAY else sign
+            ours = RAND_OPERATIONS[name](frames, 0.7, sign)
+            assert ours.dtype == torch.uint8
+            off = (ours.permute(0, 2, 3, 1).int() - recorded[key].int()).abs().max()
+            assert off <= 1, (key, int(off))
+            compared += 1
+    assert compared
+
+
+@pytest.fixture(scope="module")
+def views(folder: Path) -> dict:
+    return json.loads((folder / "views.json").read_text())
+
+
+def test_dense_test_views(views: dict) -> None:
+    clip = ClipConfig(num_frames=16, stride=4)
+    for entry in views["dense_test_5x3"]:
+        found = segment_indices(clip, entry["frames"], 25.0, 5, "strided")
+        assert found.tolist() == entry["clips"]
+
+
+def test_uniform_test_views(views: dict) -> None:
+    clip = ClipConfig(num_frames=16, sampling="uniform")
+    for entry in views["uniform_test_2x3"]:
+        found = segment_indices(clip, entry["frames"], 25.0, 2, "centre")
+        assert found.tolist() == entry["clips"]
+
+
+def test_training_clips_dense_and_uniform(views: dict) -> None:
+    """Starts come from another generator: spacing and range are compared."""
+    dense, uniform = ClipConfig(num_frames=16, stride=4), ClipConfig(sampling="uniform")
+    for entry in views["dense_train"]:
+        length = entry["frames"]
+        found = np.array([clip_indices(dense, length, 25.0, u) for u in (0.0, 0.5, 0.999)])
+        for clip in entry["clips"]:
+            steps = np.array(clip["indices"]) - clip["indices"][0]
+            assert (found - found[:, :1] == steps).all() or length < 65
+        assert found.min() >= 0
+        assert found.max() < length
+    for entry in views["uniform_train"]:
+        length = entry["frames"]
+        ends = [clip_indices(uniform, length, 25.0, np.full(16, u)) for u in (0.0, 0.999)]
+        if length % 16 == 0:  # their parts are whole frames; ours share out the rest as well
+            assert (ends[0] <= entry["indices"]).all()
+            assert (ends[1] >= entry["indices"]).all()
+        assert (np.diff(ends[0]) >= 0).all()
+        assert ends[1].max() == length - 1
+
+
+def test_three_crops_along_the_long_side(views: dict) -> None:
+    view = ViewConfig(crop_size=224, num_views=3, placement="strided")
+    for entry in views["spatial_crops_short_side_224"]:
+        frames = np.zeros((2, entry["height"], entry["width"], 3), dtype=np.uint8)
+        plans = plan_views(ClipConfig(num_frames=1, stride=1), view, FrameSource(frames))
+        found = np.array([plan.crop[:2] for plan in plans])
+        # The released evaluation rounds the step, these programs each place: a pixel at most.
+        assert np.abs(found - np.array(entry["crops_top_left"])).max() <= 1
+        assert {plan.crop[2:] for plan in plans} == {(224, 224)}
+
+
+def test_repeated_samples_stand_side_by_side(views: dict) -> None:
+    told = views["repeated_batch"]
+    order = SampleOrder([3], [1.0], seed=0, clips_per_video=told["samples"])
+    slots = order.at(np.arange(6)).slots
+    assert slots.tolist() == told["order"]
+    partner = Mixture(0.0).clips(torch.arange(6.0)[:, None, None])
+    assert partner.flatten().tolist() == told["partner_by_flip"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vjepa.data.clips.plan import ClipConfig, clip_indices, reference_segments, segment_indices
+from vjepa.data.clips.plan import ClipConfig, clip_indices
+from vjepa.data.clips.segments import reference_segments, segment_indices
 
 
 @pytest.fixture(scope="module")

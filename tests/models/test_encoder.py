@@ -222,3 +222,24 @@ def test_every_frame_is_encoded_alone_and_maps_are_joined_in_time(at_once: int) 
 def test_a_video_model_is_refused() -> None:
     with pytest.raises(ValueError, match="image model"):
         FrameEncoder(_image_encoder(), EncoderConfig(width=24, depth=1, heads=2))
+
+
+def test_dropped_branches_are_those_of_whole_clips_packed_too(encoder: Encoder) -> None:
+    video, scale = clips(3), torch.ones(2, 2, 3)
+    everything = encoder(video)
+    assert torch.equal(encoder(video, branch_scale=scale), everything)
+    scale[:, :, 1] = 0  # nothing is added to the second clip
+    scale[1, 1, 2] = 2
+    dropped = encoder(video, branch_scale=scale)
+    assert torch.equal(dropped[0], everything[0])
+    embedded = encoder.patch_embed(video) + encoder.pos_embed
+    assert_close(dropped[1], encoder.norm(embedded[1]), atol=1e-6, rtol=0)
+    assert not torch.equal(dropped[2], everything[2])
+    bare = encoder(video, branch_scale=scale, final_norm=False)
+    assert_close(bare[1], embedded[1], atol=1e-6, rtol=0)
+    assert_close(encoder.norm(bare), dropped, atol=1e-6, rtol=0)
+    (last,) = encoder(video, layers=[1], branch_scale=scale)
+    assert_close(last, dropped, atol=1e-6, rtol=0)
+    offsets = torch.tensor([0, 32, 64, 96])
+    packed = encoder(video, torch.arange(32).repeat(3), offsets=offsets, branch_scale=scale)
+    assert_close(packed, dropped.flatten(0, 1), atol=1e-5, rtol=0)

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vjepa.cli import commands, data, decode, detect, probe, show
+from vjepa.cli import commands, data, decode, detect, finetune, probe, show
 from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.files import DISK_FULL
@@ -29,6 +29,7 @@ COMMANDS = {
     "data": (data.HELP, data.add_arguments),
     "pretrain": (commands.PRETRAIN_HELP, commands.add_pretrain),
     "probe": (probe.HELP, probe.add_arguments),
+    "finetune": (finetune.HELP, finetune.add_arguments),
     "detect": (detect.HELP, detect.add_arguments),
     "features": (commands.FEATURES_HELP, commands.add_features),
     "decode": (decode.HELP, decode.add_arguments),

@@ -136,7 +136,8 @@ class Parser(argparse.ArgumentParser):
             UserError: A setting without a value, or something that is neither option nor setting.
         """
         namespace = argparse.Namespace() if namespace is None else namespace
-        if not self._config_class or args is None:
+        # A command with a config of its own may have subcommands, which take none of it.
+        if not self._config_class or args is None or (args and args[0] in self._commands):
             return super().parse_known_args(args, namespace)
         own: list[str] = []
         aside: list[tuple[str, str | None]] = []

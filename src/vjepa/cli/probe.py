@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vjepa.cli.parser import Parser, config_lines, resolve_config
 from vjepa.config import RESOLVED_CONFIG_FILE
@@ -74,9 +76,22 @@ def add_arguments(parser: Parser) -> None:
     for command in (evaluate, predict):
         command.add_path("probe", "PROBE", "folder of a trained probe")
         command.add_path("--encoder", "PATH", "where the probe's encoder is, if it has moved")
+    evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
+    add_uses(
+        evaluate, predict, "vjepa.jobs.probe.probe:evaluate", "vjepa.jobs.probe.predict:load_probe"
+    )
+
+
+def add_uses(evaluate: Parser, predict: Parser, measure: str, load: str) -> None:
+    """Options of measuring a trained classifier and of asking it, whatever it was trained by.
+
+    `measure` and `load` are the functions that do it, ``package.module:function``.
+    """
+    for command in (evaluate, predict):
         command.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
         )
+        command.set_defaults(measure=measure, load=load)
     evaluate.add_path("manifest", "MANIFEST", "labelled videos")
     evaluate.add_argument("--split", metavar="NAME", help="only this split; default: all rows")
     evaluate.add_argument(
@@ -90,7 +105,6 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="count videos that the probe was trained on too, instead of refusing them",
     )
-    evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
     evaluate.add_path("--confusion", "FILE", "draw the confusion matrix (.png or .svg)")
     evaluate.add_path(
         "--calibration", "FILE", "draw how far its confidence can be believed (.png or .svg)"
@@ -132,7 +146,7 @@ def _train(args: argparse.Namespace) -> int:
             f"{head.weight_decay:g}: {head.score} on held-out videos{mark}"
         )
     if result.test is not None:
-        _print_metrics(result.test)
+        print_metrics(result.test)
     else:
         print("not measured: no test videos are named (data.test)")
     print(f"probe: {args.out}")
@@ -141,15 +155,14 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw, evaluate
+    from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw
     from vjepa.runtime.distributed import world
 
-    measured = evaluate(
+    measured = _named(args.measure)(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
-        encoder=args.encoder,
+        **_given(args, "encoder", "cache_dir"),
         on_bad_video=args.on_bad_video,
-        cache_dir=args.cache_dir,
         device=args.device,
         allow_training_videos=args.allow_training_videos,
         answers=args.answers,
@@ -157,7 +170,7 @@ def _eval(args: argparse.Namespace) -> int:
     if not world().is_main:
         return 0
     print(f"encoder: {measured.encoder}")
-    _print_metrics(measured)
+    print_metrics(measured)
     if args.json is not None:
         atomic_write(args.json, json.dumps(asdict(measured), indent=1) + "\n")
     draw(measured, args.confusion, args.calibration)
@@ -176,14 +189,26 @@ def _check_outputs(args: argparse.Namespace) -> None:
         if path is not None and path.suffix not in (".png", ".svg"):
             raise UserError(f"{option} {path}: must end in .png or .svg")
     wanted = [option for option, path in pictures.items() if path is not None]
-    if wanted:
+    if wanted and hasattr(args, "encoder"):  # a fine-tuned model has one class a video
         from vjepa.jobs.probe.probe import load_saved_probe
 
         if load_saved_probe(args.probe).multi_label:
             raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
-def _print_metrics(measured: Evaluation) -> None:
+def _named(function: str) -> Callable[..., Any]:
+    """A function by ``package.module:name``, imported now."""
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those options that the command has."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def print_metrics(measured: Evaluation) -> None:
+    """Every class's figure, and the whole's."""
     metrics = measured.metrics
     unit = " %" if metrics.class_figure.endswith("%") else ""
     for name, count, figure in metrics.class_rows():
@@ -194,11 +219,11 @@ def _print_metrics(measured: Evaluation) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe.predict import check_predictions_file, load_probe, write_predictions
+    from vjepa.jobs.probe.predict import check_predictions_file, write_predictions
 
     if args.out is not None:
         check_predictions_file(args.out)
-    probe = load_probe(args.probe, encoder=args.encoder, device=args.device)
+    probe = _named(args.load)(args.probe, **_given(args, "encoder"), device=args.device)
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:

@@ -83,13 +83,13 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """The outcome of training one probe.
+    """The outcome of training one probe, or of fine-tuning.
 
     `encoder` says which encoder: file, weights, hash, or that it is untrained; `which` is
-    ``target``, ``context`` or ``random``. `num_train` counts all labelled videos used, those of the
-    choice included; `steps` are the head's updates. Nothing was chosen on the test rows; `test` is
-    None without a test split, `selection` empty with one head only. `config` is the resolved one,
-    `date` UTC in ISO 8601, `seconds` wall-clock by stage.
+    ``target``, ``context``, ``random`` or ``fine-tuned``. `num_train` counts all labelled videos
+    used, those of the choice included; `steps` are the head's updates. Nothing was chosen on the
+    test rows; `test` is None without a test split, `selection` empty with one head only. `config`
+    is the resolved one, `date` UTC in ISO 8601, `seconds` wall-clock by stage.
     """
 
     label: str
@@ -117,9 +117,11 @@ class ProbeResult:
 
     def markdown(self) -> str:
         """The result as a short Markdown text: number, interval, heads, classes."""
-        lines = [f"# Probe of `{self.label}`", "", f"Encoder: {self.encoder}", ""]
+        tuned = self.which == "fine-tuned"
+        title, what = ("Fine-tuning", "Encoder and head") if tuned else ("Probe", "Head")
+        lines = [f"# {title} of `{self.label}`", "", f"Encoder: {self.encoder}", ""]
         if self.steps:
-            lines += [f"Head: {self.steps} updates on {self.num_train} labelled videos", ""]
+            lines += [f"{what}: {self.steps} updates on {self.num_train} labelled videos", ""]
         lines += [compare({self.which: self}), ""]
         if self.selection:
             lines += ["Heads, by their figures on the rows held out for the choice:", ""]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from vjepa.checkpoint import AnyEncoder, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
-from vjepa.data.clips.plan import segment_indices
+from vjepa.data.clips.segments import segment_indices
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips

@@ -214,7 +214,7 @@ JOB = "pretrain"
 _MEASURED_CLIPS = 128
 _LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 LOG_FOLDER = "logs"
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "distributed.",
     "optim.accumulation_steps",
     "data.normalisation",  # the checkpoint has the numbers
@@ -340,16 +340,19 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     return replace(how, mean=mean, deviation=deviation)
 
 
-def check_same_run(config: Config, out: Path) -> Config:
+def check_same_run(
+    config: Config, out: Path, allowed: tuple[str, ...] = MAY_CHANGE + _MAY_GROW
+) -> Config:
     """Make sure that the run in `out` is this very run, perhaps made longer; its config.
 
-    A run that never came to a checkpoint begins anew, with any config.
+    A run that never came to a checkpoint begins anew, with any config. Fields whose name begins
+    with one of those `allowed` may have changed.
     """
     if not step_folders(out / CHECKPOINTS_FOLDER):
         return config
     stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
     lines = diff(stored, config)
-    changed = [line for line in lines if not line.lstrip().startswith(_MAY_CHANGE + _MAY_GROW)]
+    changed = [line for line in lines if not line.lstrip().startswith(allowed)]
     if changed:
         raise UserError(
             f"{out}: holds a run with another config ({'; '.join(changed)}); "

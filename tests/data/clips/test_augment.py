@@ -5,17 +5,20 @@ import pytest
 import torch
 
 from vjepa.counter_random import uniforms
-from vjepa.data.clips.dataset import ClipViews
+from vjepa.data.clips.crops import TransformConfig
+from vjepa.data.clips.dataset import ClipViews, TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import (
     OPERATIONS,
     RAND_UNIFORMS,
     AugmentConfig,
+    TrainingAugmentConfig,
     ViewConfig,
     auto_augment,
     erase_box,
     plan_augmented,
+    plan_repeated,
     rand_augment,
 )
 
@@ -193,3 +196,41 @@ def test_a_still_clip_is_one_picture_repeated(tmp_path) -> None:
             clip = _read(views, VideoSource(info), row=3).numpy()
             assert clip.shape == (1, 3, count, 32, 32)
             assert np.array_equal(clip, np.repeat(clip[:, :, :1], count, axis=2))
+
+
+def test_repeated_clips_show_the_same_frames_each_in_its_own_way() -> None:
+    clip = ClipConfig(num_frames=3, stride=2, clips_per_video=2)
+    transform, augment = TransformConfig(crop_size=16), TrainingAugmentConfig(erasing=1.0)
+    source, ordinals = FrameSource(_frames(90)), np.arange(4, 8)
+    plans = plan_repeated(clip, transform, augment, source, 0, ordinals)
+    starts = [plan.frames.tolist() for plan in plans]
+    assert starts[0] == starts[1] != starts[2] == starts[3]
+    assert len({plan.box for plan in plans}) == 4
+    assert len({plan.before[0].keywords["u"].tobytes() for plan in plans}) == 4
+    assert len({plan.after[0].keywords["noise_seed"] for plan in plans}) == 4
+    # A pure function of the sample's number, whoever asks with it.
+    (alone,) = plan_repeated(clip, transform, augment, source, 0, ordinals[1:2])
+    assert (alone.box, alone.flip, alone.frames.tolist()) == (
+        plans[1].box,
+        plans[1].flip,
+        starts[1],
+    )
+    plain = TrainingAugmentConfig(rand_augment=False, erasing=0.0)
+    for plan in plan_repeated(clip, transform, plain, source, 0, ordinals):
+        assert (plan.before, plan.after) == ((), ())
+
+
+def test_repeated_clips_are_decoded_once() -> None:
+    reads = []
+
+    class Counted(FrameSource):
+        def read(self, parts, clock=None):
+            reads.extend(numbers.tolist() for numbers, _ in parts)
+            return super().read(parts)
+
+    clip = ClipConfig(num_frames=3, stride=2, clips_per_video=2)
+    training = TrainingClips(clip, TransformConfig(crop_size=16), 0, 1.0, TrainingAugmentConfig())
+    out = torch.empty(2, *training.shape, dtype=torch.uint8)
+    training.cut(Counted(_frames(90)), np.arange(2), out)
+    assert reads[0] == reads[1], "one call for both, of the same frames"
+    assert not torch.equal(out[0], out[1])

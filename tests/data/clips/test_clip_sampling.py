@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vjepa.data.clips.plan import ClipConfig, clip_indices, segment_indices
+from vjepa.data.clips.plan import ClipConfig, clip_indices
+from vjepa.data.clips.segments import segment_indices
 
 spacings = st.one_of(
     st.fixed_dictionaries(

@@ -12,7 +12,8 @@ from tests.data.video_files import SPECS, VARIABLE_PTS, numbers_of, write_image,
 
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.dataset import load_clip
-from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from, segment_indices
+from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from
+from vjepa.data.clips.segments import segment_indices
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import frame_times

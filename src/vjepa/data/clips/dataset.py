@@ -13,9 +13,17 @@ from torch import Tensor
 
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import cut
-from vjepa.data.clips.plan import ClipConfig, indices_from, plan_training, segment_indices
+from vjepa.data.clips.plan import ClipConfig, indices_from, plan_training
+from vjepa.data.clips.segments import segment_indices
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
-from vjepa.data.clips.views import AugmentConfig, ViewConfig, plan_augmented, plan_views
+from vjepa.data.clips.views import (
+    AugmentConfig,
+    TrainingAugmentConfig,
+    ViewConfig,
+    plan_augmented,
+    plan_repeated,
+    plan_views,
+)
 from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
 from vjepa.errors import UserError
 
@@ -30,6 +38,7 @@ class TrainingClips:
     transform: TransformConfig
     seed: int
     max_gigabytes: float  # that the decoded frames of one opened video may take
+    augment: TrainingAugmentConfig | None = None  # the clips of an opened video then share frames
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,8 +58,17 @@ class TrainingClips:
         `ordinals` are int64 [n], `out` uint8 [n, C, T, S, S].
         """
         clock.enter("seek")
-        plans = plan_training(self.clip, self.transform, source, self.seed, ordinals)
-        pixels = sum(len(plan.frames) * plan.box[2] * plan.box[3] for plan in plans if plan.box)
+        how = (source, self.seed, ordinals)
+        if self.augment is None:
+            plans = plan_training(self.clip, self.transform, *how)
+        else:
+            plans = plan_repeated(self.clip, self.transform, self.augment, *how)
+        whole = source.height * source.width
+        pixels = sum(
+            len(plan.frames)
+            * (plan.box[2] * plan.box[3] if plan.box and not plan.before else whole)
+            for plan in plans
+        )
         gigabytes = pixels * _CHANNELS / 1e9
         if gigabytes > self.max_gigabytes:
             raise DecodeError(

@@ -1,8 +1,7 @@
 """What a clip takes of its video: frames in time and a part in space, planned before any is read.
 
 Plans are pure functions of a config, of what is known of the video, and of uniform numbers. Frames
-are numbered from 0 in display order. T is the number of frames of a clip, L that of the video, S
-the number of segments of an evaluated video.
+are numbered from 0 in display order. T is the number of frames of a clip, L that of the video.
 
 Two ways of spacing frames stand side by side:
 
@@ -32,7 +31,6 @@ Change = Callable[[Tensor], Tensor]
 """An operation on frames uint8 [T, C, H, W] that keeps type and number: the same on every frame."""
 
 ShortVideo = Literal["repeat_last", "loop", "stretch", "error"]
-Placement = Literal["centre", "even", "random", "reference"]
 
 _DRAWN_TOGETHER = 32  # samples
 _ROUNDING = 1e-6  # frames; 3 * (1 / 25) * 25 must be frame 3 although it comes out a hair below
@@ -50,10 +48,11 @@ class ClipConfig:
     """Spacing by time instead: frames of the clip per second of video (set `stride: null`)."""
     clip_seconds: Annotated[float, Field(gt=0)] | None = None
     """Spacing by time instead: seconds that the whole clip covers (set `stride: null`)."""
-    sampling: Literal["reference", "exact"] = "reference"
+    sampling: Literal["reference", "exact", "uniform"] = "reference"
     """How a stride is taken. `reference`: `num_frames` places spread over `num_frames * stride`
     frames, as the released code does (steps of 4 and 5 for stride 4, mean 64/15); `exact`: every
-    stride-th frame."""
+    stride-th frame; `uniform`: the stride does not count, a clip takes one frame of each of
+    `num_frames` equal parts of the whole video."""
     clips_per_video: Annotated[int, Field(gt=0)] = 1
     """Clips cut from one opened file, one after the other in the order of samples."""
     short_video: ShortVideo = "repeat_last"
@@ -70,9 +69,10 @@ class ClipConfig:
                 f"{given[-1] if given else 'stride'}: exactly one of stride, fps and clip_seconds "
                 f"must be set, found {found}: give the others as null"
             )
-        if self.sampling == "exact" and self.stride is None:
+        if self.sampling != "reference" and self.stride is None:
             raise ValueError(
-                f"sampling: exact says how a stride is taken, but {given[0]} is set: leave it out"
+                f"sampling: {self.sampling} says how a stride is taken, but {given[0]} is set: "
+                "leave it out"
             )
 
     @property
@@ -122,16 +122,24 @@ def plan_training(
     source: Source,
     seed: int,
     ordinals: NDArray[np.int64],
+    *,
+    same_frames: bool = False,
 ) -> list[ClipPlan]:
     """Plans of n random clips of one video: a random place, a random resized crop and a flip.
 
-    What is random follows from the seed and the samples' numbers, `ordinals` int64 [n].
+    What is random follows from the seed and the samples' numbers, `ordinals` int64 [n]; with
+    `same_frames` the place is that of the first clip of the opened video.
     DecodeError: no clip can be cut from such a video.
     """
     times, side = source.times if clip.is_by_time else None, transform.crop_size
     plans, size, how = [], (side, side), transform.resize
-    for block, place in (divmod(ordinal, _DRAWN_TOGETHER) for ordinal in ordinals.tolist()):
+    uniform = clip.sampling == "uniform"
+    for ordinal in ordinals.tolist():
+        block, place = divmod(ordinal, _DRAWN_TOGETHER)
         u, box, flip = _drawn(transform, source.height, source.width, seed, block)[place]
+        if same_frames or uniform:
+            first = ordinal - ordinal % clip.clips_per_video if same_frames else ordinal
+            u = uniforms(seed, "clip start", first, clip.num_frames if uniform else 1)
         try:
             frames = clip_indices(clip, source.num_frames, source.fps, u, times)
         except ValueError as error:  # too short, without frames, or of an unknown rate
@@ -175,7 +183,7 @@ def _spacing(config: ClipConfig, fps: float) -> _Spacing:
     return _Spacing(offsets, float(np.floor(offsets[-1] + _ROUNDING)) + 1, True)
 
 
-def _checked_spacing(
+def checked_spacing(
     config: ClipConfig, num_frames_in_video: int, fps: float, times: NDArray[np.float64] | None
 ) -> tuple[_Spacing, NDArray[np.float64] | None]:
     """The spacing, and when frames are shown [L], in frames of the mean rate (None: evenly)."""
@@ -188,7 +196,7 @@ def _checked_spacing(
     return _spacing(config, max(fps, 0.0)), None if times is None else times * fps
 
 
-def _frames_at(
+def frames_at(
     places: NDArray[np.float64], num_frames_in_video: int, shown: NDArray[np.float64] | None
 ) -> NDArray[np.int64]:
     """The frames shown at some places, which count in frames of the mean rate."""
@@ -199,7 +207,7 @@ def _frames_at(
     return np.clip(found, 0, num_frames_in_video - 1)
 
 
-def _short_clip(
+def short_clip(
     config: ClipConfig, spacing: _Spacing, length: int, shown: NDArray[np.float64] | None
 ) -> NDArray[np.int64]:
     """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
@@ -209,15 +217,15 @@ def _short_clip(
         )
     if config.short_video == "stretch":
         steps = np.arange(config.num_frames, dtype=np.int64) * length
-        return _frames_at(steps / config.num_frames, length, shown)
+        return frames_at(steps / config.num_frames, length, shown)
     if config.short_video == "loop":
-        return _frames_at((spacing.offsets + _ROUNDING) % length, length, shown)
+        return frames_at((spacing.offsets + _ROUNDING) % length, length, shown)
     if config.stride is not None and config.sampling == "reference":
-        return _reference_short(length, config.num_frames, config.stride)
-    return _frames_at(spacing.offsets, length, shown)
+        return reference_short(length, config.num_frames, config.stride)
+    return frames_at(spacing.offsets, length, shown)
 
 
-def _reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.int64]:
+def reference_short(length: int, num_frames: int, stride: int) -> NDArray[np.int64]:
     """The released code's short video: length // stride places, then the last frame again."""
     taken = length // stride
     places = np.concatenate([np.linspace(0, length, taken), np.full(num_frames - taken, length)])
@@ -228,7 +236,7 @@ def clip_indices(
     config: ClipConfig,
     num_frames_in_video: int,
     fps: float,
-    u: float,
+    u: float | NDArray[np.float64],
     times: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
     """Frames of one training clip at a random place: int64 [T], each in [0, L).
@@ -241,7 +249,8 @@ def clip_indices(
         config: The spacing and the policy for short videos.
         num_frames_in_video: L, at least 1.
         fps: (Mean) frame rate of the video; read only when sampling by time.
-        u: Uniform number in [0, 1) that chooses the start.
+        u: Uniform number in [0, 1) that chooses the start (an array of one will do); with
+            `sampling: uniform` [T], one for each part.
         times: When each frame is shown, float64 [L], seconds from 0, ascending; read only when
             sampling by time. None: evenly, at `fps`.
 
@@ -249,16 +258,26 @@ def clip_indices(
         ValueError: The video is shorter than the clip and the policy is ``error``; it has no
             frames; or sampling by time needs a rate that is unknown.
     """
-    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
+    spacing, shown = checked_spacing(config, num_frames_in_video, fps, times)
+    if config.sampling == "uniform":
+        return uniform_places(config, num_frames_in_video, u)
     if num_frames_in_video < spacing.window:
-        return _short_clip(config, spacing, num_frames_in_video, shown)
+        return short_clip(config, spacing, num_frames_in_video, shown)
     if config.stride is None:
         # Any moment may be the start, not only those of frames: with 30 fps sampled at 7 fps the
         # phase between the two grids is part of the draw.
         start = u * (num_frames_in_video - spacing.offsets[-1])
-        return _frames_at(spacing.offsets + start, num_frames_in_video, shown)
+        return frames_at(spacing.offsets + start, num_frames_in_video, shown)
     starts = num_frames_in_video - int(spacing.window) + int(spacing.latest_included)
-    return _frames_at(spacing.offsets + np.floor(u * starts), num_frames_in_video, shown)
+    return frames_at(spacing.offsets + np.floor(u * starts), num_frames_in_video, shown)
+
+
+def uniform_places(
+    config: ClipConfig, length: int, phase: float | NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """A frame of each of T equal parts of a video, at a place [..., T] or one in [0, 1) of each."""
+    places = (np.arange(config.num_frames) + phase) * (length / config.num_frames)
+    return np.minimum(np.floor(places).astype(np.int64), length - 1)
 
 
 def indices_from(
@@ -272,9 +291,9 @@ def indices_from(
 
     The time is rounded to a frame unless `times` are given; the rest as in :func:`clip_indices`.
     """
-    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
+    spacing, shown = checked_spacing(config, num_frames_in_video, fps, times)
     first = start_seconds * fps if shown is not None else round(start_seconds * fps)
-    return _frames_at(spacing.offsets + first, num_frames_in_video, shown)
+    return frames_at(spacing.offsets + first, num_frames_in_video, shown)
 
 
 def frames_around(
@@ -291,105 +310,10 @@ def frames_around(
     """
     if not fps > 0 and num_frames_in_video > 1:
         raise ValueError("the frame rate is unknown, so no moment can be found")
-    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
+    spacing, shown = checked_spacing(config, num_frames_in_video, fps, times)
     offsets = spacing.offsets - spacing.offsets[config.num_frames // 2]
     if config.stride is None:
-        return _frames_at(seconds * fps + offsets, num_frames_in_video, shown)
+        return frames_at(seconds * fps + offsets, num_frames_in_video, shown)
     place = np.array([seconds * fps])
-    key = _frames_at(place, num_frames_in_video + 1, None if times is None else times * fps)
+    key = frames_at(place, num_frames_in_video + 1, None if times is None else times * fps)
     return np.clip(key + offsets, 0, num_frames_in_video - 1).astype(np.int64)
-
-
-def segment_indices(
-    config: ClipConfig,
-    num_frames_in_video: int,
-    fps: float,
-    num_segments: int,
-    placement: Placement = "centre",
-    u: NDArray[np.float64] | None = None,
-    times: NDArray[np.float64] | None = None,
-) -> NDArray[np.int64]:
-    """Frames of the S clips that an evaluated video is seen through: random only where `u` says so.
-
-    * ``centre``: the video is cut into S equal segments and each gives the clip around its middle,
-      moved inside the video where it would stick out.
-    * ``even``: the first clip starts with the video, the last ends with it, the others evenly
-      between (one clip: the middle).
-    * ``random``: each of the S segments gives a clip where its `u` says: anywhere inside the
-      segment, or, where the segment is shorter than a clip, anywhere around it.
-    * ``reference``: as the released evaluation. Segments longer than a clip each give a window, at
-      their start or at a random place; otherwise the clips overlap, at (L - window) // (S - 1)
-      frames from each other. Only for a `stride` with `sampling: reference`.
-
-    A short video follows its policy and all S clips are the same. `u`, float64 [S] in [0, 1), goes
-    with ``random`` and, as in probe training, with ``reference``; all else as in
-    :func:`clip_indices`. Returns int64 [S, T], each in [0, L).
-    """
-    if num_segments < 1:
-        raise ValueError(f"num_segments must be at least 1, got {num_segments}")
-    if placement == "reference":
-        if config.stride is None or config.sampling != "reference":
-            raise ValueError("placement reference needs a stride with sampling: reference")
-        return reference_segments(
-            num_frames_in_video, config.num_frames, config.stride, num_segments, u=u
-        )
-    if (u is None) == (placement == "random"):
-        raise ValueError(
-            f"placement {placement}: u belongs to random and reference, and only there"
-        )
-    spacing, shown = _checked_spacing(config, num_frames_in_video, fps, times)
-    if num_frames_in_video < spacing.window:
-        clip = _short_clip(config, spacing, num_frames_in_video, shown)
-        return np.tile(clip, (num_segments, 1))
-    latest = num_frames_in_video - spacing.window
-    if u is not None:
-        # Inside their segments, or around them where those are shorter than a clip.
-        edges = np.arange(num_segments + 1) * (num_frames_in_video / num_segments)
-        first = np.clip(edges[:-1], 0, latest)
-        last = np.clip(edges[1:] - spacing.window, 0, latest)
-        low, high = np.ceil(np.minimum(first, last)), np.floor(np.maximum(first, last))
-        starts = np.minimum(low + np.floor(np.asarray(u) * (high - low + 1)), latest)
-    elif placement == "centre" or num_segments == 1:
-        middles = (np.arange(num_segments) + 0.5) * (num_frames_in_video / num_segments)
-        starts = np.clip(middles - spacing.window / 2, 0, latest)
-    else:
-        starts = np.linspace(0, latest, num_segments)
-    places = np.floor(starts)[:, None] + spacing.offsets
-    return _frames_at(places, num_frames_in_video, shown)
-
-
-def reference_segments(
-    num_frames_in_video: int,
-    num_frames: int,
-    stride: int,
-    num_segments: int = 1,
-    *,
-    allow_overlap: bool = True,
-    u: NDArray[np.float64] | None = None,
-) -> NDArray[np.int64]:
-    """Frames of S clips as the released code takes them, its rounding and corner cases included.
-
-    The video is cut into S segments of L // S frames. A segment longer than num_frames * stride
-    gives a window of that length; else, with overlap, one shared pattern that stops one frame
-    before its end is moved over the video, and without overlap each segment is a short video of its
-    own.
-
-    Evaluation allows overlap, pretraining does not. `u` [S] in [0, 1) chooses random places of the
-    windows; None starts each with its segment. Returns int64 [S, T].
-    """
-    window, segment = num_frames * stride, num_frames_in_video // num_segments
-    shift = segment
-    if segment > window:
-        base = np.minimum(np.linspace(0, window, num_frames), window - 1)
-    elif not allow_overlap:
-        base = _reference_short(segment, num_frames, stride)
-    else:
-        last = min(window, num_frames_in_video) - 1
-        taken = last // stride
-        base = np.concatenate([np.linspace(0, last, taken), np.full(num_frames - taken, last)])
-        base = np.clip(base, 0, max(last - 1, 0))
-        shift = max(0, num_frames_in_video - window) // max(1, num_segments - 1)
-    starts = np.arange(num_segments, dtype=np.int64) * shift
-    if u is not None and segment > window:
-        starts = starts + np.floor(np.asarray(u) * (segment - window)).astype(np.int64)
-    return starts[:, None] + base.astype(np.int64)[None, :]

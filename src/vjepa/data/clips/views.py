@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,9 +33,18 @@ from vjepa.data.clips.crops import (
     short_side_size,
     usual_short_side,
 )
-from vjepa.data.clips.plan import Change, ClipConfig, ClipPlan, Placement, segment_indices
+from vjepa.data.clips.plan import (
+    Change,
+    ClipConfig,
+    ClipPlan,
+    plan_training,
+)
+from vjepa.data.clips.segments import Placement, segment_indices
 from vjepa.data.clips.source import Source
 from vjepa.data.video.info import Box, DecodeError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 JoinSegments = Literal["tokens", "average"]
 
@@ -60,9 +70,10 @@ class ViewConfig:
     """`tokens`: the token maps of a view's segments are given to the probe together, as in the
     paper; `average`: the probe sees each alone and its probabilities are averaged. Over crops
     probabilities are always averaged."""
-    placement: Literal["centre", "even", "reference", "reference_random"] = "centre"
+    placement: Literal["centre", "even", "strided", "reference", "reference_random"] = "centre"
     """Where the clips of an evaluation are. `centre`: in the middle of each segment; `even`: from
-    the video's first frame to its last; `reference`: at the start of each segment, as the released
+    the video's first frame to its last; `strided`: so along every stride-th frame, as public
+    fine-tuning programs test; `reference`: at the start of each segment, as the released
     code with its random numbers at 0; `reference_random`: at a random place of each segment, which
     is what the released code does, here drawn once for each file name."""
 
@@ -86,8 +97,8 @@ def segments_of(
     DecodeError: the video is too short, without frames, or of an unknown rate.
     """
     placement: Placement = "random" if u is not None else "centre"
-    if view.placement == "even" and u is None:
-        placement = "even"
+    if view.placement in ("even", "strided") and u is None:
+        placement = view.placement
     elif view.placement.startswith("reference"):
         placement = "reference"
         if u is None and view.placement == "reference_random":
@@ -232,6 +243,41 @@ def plan_augmented(
     return plans
 
 
+@config_dataclass
+class TrainingAugmentConfig:
+    """What changes the colours and shapes of training clips, besides crop and flip (Table 11)."""
+
+    rand_augment: bool = True
+    """Four random operations on a clip's frames before the crop (rand-m7-n4-mstd0.5-inc1)."""
+    erasing: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """How often a box of a clip is put under noise."""
+
+
+def plan_repeated(
+    clip: ClipConfig,
+    transform: TransformConfig,
+    augment: TrainingAugmentConfig,
+    source: Source,
+    seed: int,
+    ordinals: NDArray[np.int64],
+) -> list[ClipPlan]:
+    """Plans of n clips of one video that show the same frames, each cut and augmented anew.
+
+    What is random follows from the seed and the samples' numbers, `ordinals` int64 [n].
+    DecodeError: no clip can be cut from such a video.
+    """
+    plans = plan_training(clip, transform, source, seed, ordinals, same_frames=True)
+    rand_u = uniforms(seed, "rand augment", ordinals, RAND_UNIFORMS)
+    erase_u = uniforms(seed, "erasing", ordinals, _ERASE_UNIFORMS)
+    augmented = []
+    for number, plan in enumerate(plans):
+        noise = derive_seed(seed, "erasing noise", int(ordinals[number]))
+        erase = partial(erase_box, u=erase_u[number], noise_seed=noise, probability=augment.erasing)
+        before = (partial(rand_augment, u=rand_u[number]),) if augment.rand_augment else ()
+        augmented.append(replace(plan, before=before, after=(erase,) if augment.erasing else ()))
+    return augmented
+
+
 Operation = Callable[[Tensor, float, float], Tensor]
 """frames uint8 [T, C, H, W], level / 10 in [0, 1], sign -1 or 1 -> uint8 [T, C, H, W]."""
 
@@ -304,7 +350,56 @@ OPERATIONS: dict[str, Operation] = {
         frames, translate=(0, sign * 0.45 * amount * frames.shape[-2])
     ),
 }
-"""The fifteen operations of RandAugment, with torchvision's names; the order matters."""
+"""Fifteen operations, with torchvision's names; the order matters. Geometry is bilinear and fills
+with the mean colour, as AutoAugment of images has it."""
+
+_RAND_FILL = (128, 128, 128)
+
+
+def _through_pillow(frames: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """A change of each frame."""
+    from PIL import Image
+
+    images = frames.permute(0, 2, 3, 1).contiguous().numpy()
+    changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
+    return torch.from_numpy(changed).permute(0, 3, 1, 2).contiguous()
+
+
+def _bicubic(frames: Tensor, *row_and_shift: float) -> Tensor:
+    """A shear or shift as Pillow does it: the kernel with a = -1, a hard edge, grey 128 outside.
+
+    `row_and_shift` are a, b, c, d, e, f: the pixel at (x, y) is that at (ax + by + c, dx + ey + f).
+    """
+    from PIL import Image
+
+    def change(image: Image.Image) -> Image.Image:
+        how = Image.Transform.AFFINE, row_and_shift, Image.Resampling.BICUBIC
+        return image.transform(image.size, *how, fillcolor=_RAND_FILL)
+
+    return _through_pillow(frames, change)
+
+
+def _rotate_bicubic(frames: Tensor, amount: float, sign: float) -> Tensor:
+    from PIL import Image
+
+    bicubic, degrees = Image.Resampling.BICUBIC, sign * 30.0 * amount
+    return _through_pillow(
+        frames, lambda image: image.rotate(degrees, bicubic, fillcolor=_RAND_FILL)
+    )
+
+
+RAND_OPERATIONS: dict[str, Operation] = OPERATIONS | {
+    "Rotate": _rotate_bicubic,
+    "ShearX": lambda frames, amount, sign: _bicubic(frames, 1, -sign * 0.3 * amount, 0, 0, 1, 0),
+    "ShearY": lambda frames, amount, sign: _bicubic(frames, 1, 0, 0, -sign * 0.3 * amount, 1, 0),
+    "TranslateX": lambda frames, amount, sign: _bicubic(
+        frames, 1, 0, -sign * 0.45 * amount * frames.shape[-1], 0, 1, 0
+    ),
+    "TranslateY": lambda frames, amount, sign: _bicubic(
+        frames, 1, 0, 0, 0, 1, -sign * 0.45 * amount * frames.shape[-2]
+    ),
+}
+"""Those of RandAugment: geometry is bicubic and fills with grey 128, as in the released code."""
 
 
 def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
@@ -316,13 +411,13 @@ def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
 
     `frames` are uint8 [T, C, H, W], `u` [`RAND_UNIFORMS`] uniform in [0, 1).
     """
-    names = list(OPERATIONS)
+    names = list(RAND_OPERATIONS)
     for which, whether, radius, angle, side in u.reshape(NUM_OPERATIONS, _UNIFORMS_EACH):
         if whether >= _PROBABILITY:
             continue
         normal = math.sqrt(-2.0 * math.log(1.0 - radius)) * math.cos(2.0 * math.pi * angle)
         level = min(max(_LEVEL_MEAN + _LEVEL_DEVIATION * normal, 0.0), _LEVEL_MAX)
-        operation = OPERATIONS[names[int(which * len(names))]]
+        operation = RAND_OPERATIONS[names[int(which * len(names))]]
         frames = operation(frames, level / 10.0, -1.0 if side < 0.5 else 1.0)
     return frames
 
@@ -350,14 +445,19 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
     return frames
 
 
-def erase_box(frames: Tensor, u: NDArray[np.float64], noise_seed: int) -> Tensor:
-    """Random erasing: with probability 0.25 one box of the clip [T, C, S, S] becomes noise.
+def erase_box(
+    frames: Tensor,
+    u: NDArray[np.float64],
+    noise_seed: int,
+    probability: float = _ERASE_PROBABILITY,
+) -> Tensor:
+    """Random erasing: with the probability one box of the clip [T, C, S, S] becomes noise.
 
     The box is the same in all frames, the noise another in each. In the released code it is
     normal noise after normalisation; here it is put into grey levels, so that its tails (beyond
     about two standard deviations) are cut off at 0 and 255.
     """
-    if u[0] >= _ERASE_PROBABILITY:
+    if u[0] >= probability:
         return frames
     size = frames.shape[-1]
     low, high = math.log(_ERASE_ASPECT[0]), math.log(_ERASE_ASPECT[1])

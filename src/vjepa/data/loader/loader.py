@@ -20,6 +20,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import TrainingAugmentConfig
 from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo, FailureKind
 from vjepa.data.loader.reading import (
     READY_BATCHES,
@@ -102,11 +103,13 @@ class ClipLoader(ClipReader):
         rank: int = 0,
         world_size: int = 1,
         bad_videos_log: Path | None = None,
+        augment: TrainingAugmentConfig | None = None,
     ) -> None:
         """Check everything that can be checked; worker processes start with the first batch.
 
         `manifests`, `weights` and `label` are as for :class:`VideoSources`; `batch_size` counts the
         clips of all processes; without `bad_videos_log` bad videos are recorded in memory only.
+        With `augment` the clips of one opened video show the same frames, each augmented anew.
         """
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
@@ -114,7 +117,7 @@ class ClipLoader(ClipReader):
             )
         super().__init__(
             manifests,
-            TrainingClips(clip, transform, seed, loader.max_clip_gigabytes),
+            TrainingClips(clip, transform, seed, loader.max_clip_gigabytes, augment),
             loader,
             prefetch_batches=loader.prefetch_batches,
             memory_gigabytes=loader.max_worker_gigabytes,

@@ -498,6 +498,10 @@ class Manifest:
         }
         return Manifest(pa.table(columns), Path(self._root), self._source)
 
+    def take(self, rows: NDArray[np.int64]) -> Manifest:
+        """Some of the rows, in their order."""
+        return Manifest(self._table.take(pa.array(rows)), Path(self._root), self._source)
+
     def write(self, path: Path | str, metadata: dict[str, str] | None = None) -> None:
         """Write the manifest as Parquet, with notes in its schema; whole, or the older file stays.
 

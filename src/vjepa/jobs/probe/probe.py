@@ -36,10 +36,10 @@ from vjepa.evaluation.results import (
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
-from vjepa.jobs.probe.predict import load_probe
+from vjepa.jobs.probe.predict import Probe, load_probe
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.distributed import open_process_group
+from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
@@ -49,7 +49,7 @@ ANSWERS_FILE = "answers.csv"
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
 CALIBRATION_FILE = "calibration.png"
-_TEAM_MINUTES = 60.0  # one process may have much longer videos than another
+TEAM_MINUTES = 60.0  # one process may have much longer videos than another
 
 
 def train(
@@ -159,7 +159,7 @@ def evaluate(
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
     """
-    with open_process_group(set_up_device(device).device.type, _TEAM_MINUTES) as group:
+    with open_process_group(set_up_device(device).device.type, TEAM_MINUTES) as group:
         probe = load_probe(
             probe_folder,
             encoder=encoder,
@@ -169,24 +169,33 @@ def evaluate(
             reading=reading,
             cache_dir=cache_dir,
         )
-        saved = probe.saved
-        split = open_split(
-            videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
+        return measure(probe, videos, group, allow_training_videos, answers)
+
+
+def measure(
+    probe: Probe,
+    videos: VideosConfig,
+    group: ProcessGroup,
+    allow_training_videos: bool,
+    answers: Path | None,
+) -> Evaluation:
+    """As :func:`evaluate`, of a probe that is open."""
+    saved = probe.saved
+    split = open_split(
+        videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
+    )
+    kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
+    if split.kind != kind:
+        raise UserError(
+            f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
+            f"trained on {kind}s"
         )
-        kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
-        if split.kind != kind:
-            raise UserError(
-                f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
-                f"trained on {kind}s"
-            )
-        remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
-        what = "ones that this probe was trained or chosen on"
-        split = refuse_known(
-            split, probe.trained_on, what, None if allow_training_videos else remedy
-        )
-        seed = int(saved.training["seed"])
-        extractor, head = probe.extractor, saved.head
-        return evaluate_head(extractor, split, head, seed=seed, group=group, answers=answers)
+    remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
+    what = "ones that this probe was trained or chosen on"
+    split = refuse_known(split, probe.trained_on, what, None if allow_training_videos else remedy)
+    seed = int(saved.training["seed"])
+    extractor, head = probe.extractor, saved.head
+    return evaluate_head(extractor, split, head, seed=seed, group=group, answers=answers)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:

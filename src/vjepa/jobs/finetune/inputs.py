@@ -1,0 +1,255 @@
+"""What fine-tuning starts from: videos, labels, the encoder, and the task made of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vjepa.checkpoint import read_sizes
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.manifest.manifest import Manifest
+from vjepa.errors import UserError
+from vjepa.evaluation.frozen import EncoderIdentity
+from vjepa.evaluation.labels import (
+    Split,
+    SplitRecord,
+    check_every_class_has_a_sample,
+    paths_and_sizes,
+    refuse_known,
+    stratified_subset,
+)
+from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.jobs.finetune.config import FinetuneConfig, TrainedConfig
+from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
+from vjepa.jobs.probe.inputs import open_split
+from vjepa.models import Encoder, LinearClassifier, ModelConfig, PredictorConfig
+from vjepa.models.encoder import NORM_EPS
+from vjepa.runtime.device import seed_torch
+from vjepa.tasks import FineTuning
+
+_LORA_LAYERS = r"(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """Everything opened and checked.
+
+    `videos` are those that are trained on, `clip` is how they are cut, `test_clip` and `view` how
+    a tested video is seen. `identity` is that of the encoder as it was found.
+    """
+
+    encoder: Encoder
+    identity: EncoderIdentity
+    videos: Manifest
+    classes: tuple[str, ...]
+    kind: str
+    record: SplitRecord
+    validation: Split | None
+    test: Split | None
+    clip: ClipConfig
+    test_clip: ClipConfig
+    view: ViewConfig
+
+    def model(self, config: FinetuneConfig) -> ModelConfig:
+        """The sizes for a checkpoint; the predictor's, which is not part of it, as it was."""
+        source = config.encoder.path
+        assert source is not None
+        predictor: PredictorConfig = read_sizes(source, config.encoder.num_heads).predictor
+        return ModelConfig(encoder=self.encoder.config, predictor=predictor)
+
+
+def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
+    """Open and check everything; UserError for bad input of any kind."""
+    data = config.data
+    if data.label is None:
+        raise UserError("data.label: not set; name a label of the manifest")
+    train = open_split(data.train, "data.train", data.label)
+    assert train.labels is not None
+    source = f"manifest {train.manifest.source}"
+    check_every_class_has_a_sample(train.labels, source)
+    rows = stratified_subset(
+        train.labels,
+        per_class=data.labels_per_class,
+        fraction=data.label_fraction,
+        seed=config.seed,
+    )
+    usable = rows[train.manifest.ok[rows]]
+    check_every_class_has_a_sample(train.labels.take(usable), f"{source}, videos that can be used")
+    known, opened = paths_and_sizes(train.manifest, rows), {}
+    for name, wanted in (("test", data.test), ("validation", data.validation)):
+        if wanted is None:
+            continue
+        split = open_split(
+            wanted,
+            f"data.{name}",
+            data.label,
+            classes=train.labels.classes,
+            fallback=data.train.manifest,
+        )
+        if split.kind != train.kind:
+            raise UserError(
+                f"{split.name}: its files are {split.kind}s, those of data.train {train.kind}s"
+            )
+        remedy = f"set the splits (data.train.split, data.{name}.split)"
+        split = refuse_known(split, known, "in data.train too", remedy)
+        if name == "validation" and "test" in opened:
+            tested = paths_and_sizes(opened["test"].manifest)
+            remedy = "who looks at the reported videos while training chooses by them: name others"
+            split = refuse_known(split, tested, "in data.test too", remedy)
+        opened[name] = split
+    validation = opened.get("validation")
+    seen = {} if validation is None else paths_and_sizes(validation.manifest)
+    record = SplitRecord(
+        label=data.label,
+        manifest_hash=train.manifest.content_hash,
+        seed=config.seed,
+        labels_per_class=data.labels_per_class,
+        label_fraction=data.label_fraction,
+        fit=tuple(rows.tolist()),
+        choose=(),
+        fit_paths=tuple(itertools.chain.from_iterable(train.manifest.paths(rows))),
+        choose_paths=(),
+        validation_paths=tuple(seen),
+        sizes=(*train.manifest.numeric("bytes")[rows].tolist(), *seen.values()),
+    )
+    encoder, identity, clip, view = _open_encoder(config)
+    return FinetuneInputs(
+        encoder=encoder,
+        identity=identity,
+        videos=train.manifest.take(usable),
+        classes=train.labels.classes,
+        kind=train.kind,
+        record=record,
+        validation=validation,
+        test=opened.get("test"),
+        clip=replace(clip, clips_per_video=data.repeats),
+        test_clip=replace(clip, clips_per_video=1),
+        view=view,
+    )
+
+
+def _open_encoder(
+    config: FinetuneConfig,
+) -> tuple[Encoder, EncoderIdentity, ClipConfig, ViewConfig]:
+    data = config.data
+    frozen = open_encoder(config.encoder)
+    sizes = frozen.identity.config
+    clip = data.clip or preprocess_of(config.encoder.path, sizes).clip
+    if data.sampling == "uniform":
+        stride = clip.stride or 4  # it does not count
+        clip = replace(clip, stride=stride, fps=None, clip_seconds=None, sampling="uniform")
+    size = data.size or sizes.image_size
+    if clip.num_frames % sizes.tubelet_size or size % sizes.patch_size:
+        raise UserError(
+            f"data.clip.num_frames {clip.num_frames} and data.size {size} must be multiples of the "
+            f"encoder's tubelet ({sizes.tubelet_size} frames) and patch ({sizes.patch_size} pixels)"
+        )
+    fitted = fit_to_clips(frozen, config.encoder, clip.num_frames, size)
+    if not isinstance(fitted.encoder, Encoder):
+        raise UserError(
+            f"encoder.path: {config.encoder.path} is an image model, which sees frames alone; "
+            "fine-tuning takes a video encoder"
+        )
+    spread = "strided" if clip.stride is not None else "even"
+    view = ViewConfig(
+        crop_size=size,
+        num_segments=data.test_segments,
+        num_views=data.test_crops,
+        join="average",
+        placement="centre" if data.test_segments == 1 else spread,
+        resize=data.resize,
+    )
+    return fitted.encoder, frozen.identity, clip, view
+
+
+def build_task(config: FinetuneConfig, encoder: Encoder, num_classes: int) -> FineTuning:
+    """The task on an encoder, whose parameters are marked as trained or not, in place."""
+    readout, trained = config.classifier.readout, config.trained
+    seed_torch(config.seed, "weights")
+    has_norm = readout != "final_norm_then_mean"
+    head = LinearClassifier(encoder.config.width, num_classes, norm=has_norm, norm_eps=NORM_EPS)
+    torch.nn.init.normal_(head.linear.weight, std=config.classifier.init_std)
+    if readout == "mean_then_final_norm":
+        assert head.norm is not None
+        head.norm.load_state_dict(encoder.norm.state_dict())
+    mark_trained(encoder, trained)
+    if has_norm or trained.last_blocks == 0 or trained.lora_rank is not None:
+        encoder.norm.requires_grad_(False)
+    return FineTuning(
+        encoder,
+        head,
+        seed=config.seed,
+        batch_size=config.data.batch_size * config.data.repeats,
+        mix=config.mix,
+        final_norm=not has_norm,
+        drop_path=0.0 if trained.last_blocks == 0 else trained.drop_path,
+        head_dropout=config.classifier.dropout,
+        layer_decay=trained.layer_decay,
+        averaged=config.ema is not None,
+    )
+
+
+def mark_trained(encoder: Encoder, trained: TrainedConfig) -> None:
+    """Let those parameters of an encoder take gradients that are to be trained, in place.
+
+    With a LoRA rank the linear layers of the trained blocks get their small matrices, drawn from
+    torch's generator.
+    """
+    depth, last = encoder.config.depth, trained.last_blocks
+    if last is not None and last > depth:
+        raise UserError(f"trained.last_blocks: {last}, but the encoder has {depth} blocks")
+    first = 0 if last is None else depth - last
+    encoder.requires_grad_(trained.lora_rank is None and last is None)
+    if trained.lora_rank is None:
+        encoder.norm.requires_grad_(True)
+        for block in encoder.blocks[first:]:
+            block.requires_grad_(True)
+    elif first < depth:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError(
+                "trained.lora_rank: needs the package peft; install vjepa with the extra `lora`"
+            ) from error
+        numbers = "|".join(map(str, range(first, depth)))
+        layers = rf"blocks\.({numbers})\.{_LORA_LAYERS}"
+        rank, alpha = trained.lora_rank, trained.lora_alpha or 2 * trained.lora_rank
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers), encoder
+        )
+
+
+def merged(tensors: Mapping[str, Tensor], lora_scale: float) -> dict[str, Tensor]:
+    """Weights without LoRA's small matrices, their product added to the layers beside them."""
+    small = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    plain = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in tensors.items()
+        if name not in small
+    }
+    for name, down in small.items():
+        layer = re.fullmatch(r"(.*)\.lora_A\.default\.weight", name)
+        if layer is not None:
+            up = small[f"{layer[1]}.lora_B.default.weight"]
+            key = f"{layer[1]}.weight"
+            plain[key] = plain[key] + lora_scale * (up @ down)
+    return plain
+
+
+def check_resumed(record: SplitRecord, found: SplitRecord, where: str) -> None:
+    """Refuse to go on with other training videos than a run began with."""
+    if record != found:
+        ours, theirs = len(found.fit), len(record.fit)
+        new = np.setdiff1d(found.fit_paths, record.fit_paths)
+        shown = f", for example {new[0]}" if len(new) else ""
+        raise UserError(
+            f"{where}: this run began with {theirs} labelled videos, now there are {ours}, others "
+            f"or in another order{shown}; restore the manifest, or give another --out"
+        )
