@@ -73,7 +73,6 @@ def region_features(
         tokens = torch.cat(encoder(video, layers=layers, **more), dim=-1)
     rows, columns = video.shape[-2] // patch, video.shape[-1] // patch
     maps = tokens.float().unflatten(1, (-1, rows, columns)).mean(dim=1).movedim(-1, 1)
-    with torch.autocast(maps.device.type, enabled=False):
-        # sampling_ratio 0: as many samples in a place as it has tokens.
-        cut = roi_align(maps, boxes.float(), how.size, 1 / patch, 0, how.aligned)
+    # sampling_ratio 0: as many samples in a place as it has tokens.
+    cut = roi_align(maps, boxes.float(), how.size, 1 / patch, 0, how.aligned)
     return cut.amax(dim=(2, 3)) if how.pool == "max" else cut.mean(dim=(2, 3))
