@@ -44,12 +44,14 @@ from vjepa.tasks.masked_prediction import normalise_features
 
 JOBS = (("samples", 0), ("regression", 0), ("true", 0), ("samples", 1), ("samples", 2))
 """Decoders that are trained, with their seeds."""
-SAMPLES = 4
+SAMPLES = 2
+STEPS = 10
 _VIEW = ViewConfig(crop_size=32, short_side=40)
 _BORDER = 4  # pixels of the 40 that the centre crop leaves out on each side
-_REACH = 6  # pixels from the middle of a template to its edge
+_REACH = 5  # pixels from the middle of a template to its edge
 _WINDOW = 7  # of SSIM
 _SEEN = 4  # frames
+_LEAST_WAY = 2.0  # pixels
 
 
 class Regression(Decoding):
@@ -116,24 +118,29 @@ class TestClips:
     clips: Tensor
     """uint8 [B, 3, 8, 32, 32]."""
     places: NDArray[np.float64]
-    """[B, 8, 2], x and y of A in pixels; not a number in clips of other motions, and in those where
-    A comes so near to the border that it could not be looked for."""
+    """[B, 8, 2], x and y of A in pixels."""
+    last: NDArray[np.int64]
+    """[B]: the last frame in which A can be looked for, being far enough inside; -1 where it can in
+    none to which it has come some way, and in clips of other motions."""
 
 
-def read_clips(data: Path, model: VJEPA, split: str, count: int) -> TestClips:
+def read_clips(data: Path, split: str, count: int, side: int) -> TestClips:
     """The first clips of a split, by their files, with the truth by the simulator."""
     stored = json.loads((data / "synthetic.json").read_text())["config"]
     config = from_dict(SyntheticConfig, stored, "synthetic.json")
     clip = load_config(PretrainConfig, ["demo"], recipes="pretrain").data.clip
-    clips, places = [], []
+    clips, places, last = [], [], []
     for index in range(count):
         clips.append(centre_view(str(data / clip_path(split, index)), clip, _VIEW).transpose(0, 1))
         known = render_clip(config, split, index)
         place = known.centre_a * config.size - _BORDER
-        inside = ((place > _REACH) & (place < model.config.encoder.image_size - _REACH)).all()
-        straight = known.motion.startswith("move_")
-        places.append(place if straight and inside else np.full_like(place, np.nan))
-    return TestClips(torch.stack(clips), np.stack(places))
+        inside = ((place > _REACH) & (place < side - _REACH - 1)).all(axis=1)
+        way = np.linalg.norm(place - place[_SEEN - 1], axis=1)
+        usable = np.flatnonzero(inside & (way >= _LEAST_WAY) & (np.arange(len(place)) >= _SEEN))
+        straight = known.motion.startswith("move_") and inside[_SEEN - 1]
+        places.append(place)
+        last.append(usable.max() if straight and len(usable) else -1)
+    return TestClips(torch.stack(clips), np.stack(places), np.array(last))
 
 
 def ssim(one: Tensor, other: Tensor) -> Tensor:
@@ -153,30 +160,28 @@ def ssim(one: Tensor, other: Tensor) -> Tensor:
     return value.flatten(1).mean(1)
 
 
-def found_places(video: Tensor, truth: Tensor, places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where A is drawn in the frames after those seen: [B, 8 - seen, 2], x and y in pixels.
+def found_places(video: Tensor, truth: Tensor, test: TestClips) -> NDArray[np.float64]:
+    """Where A is drawn in the last frame in which it can be looked for: [B, 2], x and y in pixels.
 
-    The picture around A in the last frame seen is looked for in each later frame, by the highest
-    correlation over the three colours. `video`, `truth` float [B, 3, 8, S, S].
+    The picture around A in the last frame seen is looked for, by the highest correlation over the
+    three colours. `video`, `truth` float [B, 3, 8, S, S].
     """
-    result = np.full((len(video), video.shape[2] - _SEEN, 2), np.nan)
+    result = np.full((len(video), 2), np.nan)
     side = 2 * _REACH + 1
-    for b in np.flatnonzero(np.isfinite(places[:, 0, 0])):
-        x, y = places[b, _SEEN - 1].astype(int)
-        where = (slice(y - _REACH, y + _REACH + 1), slice(x - _REACH, x + _REACH + 1))
-        template = truth[b, :, _SEEN - 1, where[0], where[1]].flatten(1)
-        template = functional.normalize(
-            (template - template.mean(1, keepdim=True)).flatten(), dim=0
-        )
-        frames = video[b, :, _SEEN:].transpose(0, 1)
-        windows = functional.unfold(frames, side).unflatten(1, (3, side**2))
-        windows = (windows - windows.mean(2, keepdim=True)).flatten(1, 2)
-        score = (template[:, None] * functional.normalize(windows, dim=1)).sum(1)
-        best = score.argmax(1).numpy()
-        across = video.shape[-1] - side + 1
+    across = video.shape[-1] - side + 1
+    for b in np.flatnonzero(test.last >= 0):
+        x, y = test.places[b, _SEEN - 1].astype(int)
+        rows, columns = (slice(i - _REACH, i + _REACH + 1) for i in (y, x))
+        template = truth[b, :, _SEEN - 1, rows, columns].flatten(1)
+        template = (template - template.mean(1, keepdim=True)).flatten()
+        frame = video[b, None, :, test.last[b]]
+        windows = functional.unfold(frame, side)[0].unflatten(0, (3, side**2))
+        windows = (windows - windows.mean(1, keepdim=True)).flatten(0, 1)
+        score = functional.normalize(template, dim=0) @ functional.normalize(windows, dim=0)
+        best = int(score.argmax())
         # The template's middle is a whole pixel: the part that was cut off is put back.
-        rest = places[b, _SEEN - 1] - (x, y)
-        result[b] = np.stack([best % across, best // across], 1) + _REACH + rest
+        rest = test.places[b, _SEEN - 1] - (x, y)
+        result[b] = np.array([best % across, best // across]) + _REACH + rest
     return result
 
 
@@ -187,8 +192,8 @@ def measure(
 
     rmse, mae: of 255; ssim; features: squared distance of the target encoder's features from the
     true clip's, by `scale`, that between clips; sharpness: mean difference of neighbouring
-    pixels, by the true one; motion: how much of A's way from the last frame seen to the last is
-    drawn (1: all of it, 0: it stays); off: pixels between A as drawn and A in the last frame.
+    pixels, by the true one; motion: how much of A's way since the last frame seen is drawn (1: all
+    of it, 0: it stays where it was); off: pixels between A as drawn and A.
     """
     truth = model.encoder.normalise(test.clips)
     deviation = truth.new_tensor(model.config.encoder.input.mean_and_deviation[1])
@@ -204,8 +209,8 @@ def measure(
     edges = [
         sum(x.diff(dim=axis).abs().flatten(1).mean(1) for axis in (-1, -2)) for x in (late, after)
     ]
-    found = found_places(pixels, wanted, test.places)[:, -1]
-    start, end = test.places[:, _SEEN - 1], test.places[:, -1]
+    found = found_places(pixels, wanted, test)
+    start, end = test.places[:, _SEEN - 1], test.places[np.arange(len(found)), test.last]
     way = end - start
     values = {
         "rmse": 255 * error.square().mean(1).sqrt(),
@@ -221,10 +226,12 @@ def measure(
 
 
 def open_any(folder: Path) -> OpenDecoder | None:
-    """A decoder that has done all its updates."""
-    done = step_folders(folder / "checkpoints")
-    total = load_config(DecodeConfig, ["demo"], recipes="decode").optim.steps
-    return open_decoder(folder) if total in done else None
+    """A decoder, as far as it is trained."""
+    done = list(step_folders(folder / "checkpoints"))
+    if not done:
+        return None
+    print(f"{folder.name}: {done[-1]} updates")
+    return open_decoder(folder)
 
 
 @torch.no_grad()
@@ -236,7 +243,7 @@ def answers(
     first = decoders["samples", 0]
     assert first is not None, "the first decoder is not trained"
     model, size = first.model, first.model.config.encoder
-    test, some = (read_clips(data, model, split, count) for split in ("test", "train"))
+    test, some = (read_clips(data, s, count, size.image_size) for s in ("test", "train"))
     truth = model.encoder.normalise(test.clips)
     mask = first.masks()[0]  # the future: the same for every clip
     wide = TokenMasks(mask.context.expand(count, -1), mask.target.expand(count, -1))
@@ -258,7 +265,9 @@ def answers(
         for seed in range(SAMPLES):
             shape = (count, wide.target.shape[1], opened.decoder.patch_values)
             noise = token_noise(shape, derive_seed(seed, "study"), torch.device("cpu"))
-            named = opened.decoder.sample(features, wide.target, noise, guidance=guidance)
+            named = opened.decoder.sample(
+                features, wide.target, noise, steps=STEPS, guidance=guidance
+            )
             drawn.append(laid(named))
         return drawn
 
@@ -281,7 +290,7 @@ def answers(
         else:
             found[f"samples, seed {seed}"] = sampled(opened, predicted)
             if seed == 0:
-                found["mean of 4 samples"] = [torch.stack(found["samples, seed 0"]).mean(0)]
+                found["mean of the samples"] = [torch.stack(found["samples, seed 0"]).mean(0)]
                 found["samples, guidance 2"] = sampled(opened, predicted, 2.0)
                 found["given the true features"] = sampled(opened, true)
                 found["given another clip's"] = sampled(opened, predicted.roll(1, 0))
