@@ -33,10 +33,17 @@ from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.views import ViewConfig
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.demo.synthetic_files import clip_path
-from vjepa.jobs.decode import DecodeConfig, OpenDecoder, build_task, open_decoder, train
+from vjepa.jobs.decode import (
+    DecodeConfig,
+    OpenDecoder,
+    build_task,
+    new_decoder,
+    open_decoder,
+    train,
+)
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Decoder, patchify, unpatchify
+from vjepa.models import VJEPA, patchify, unpatchify
 from vjepa.runtime.files import atomic_write
 from vjepa.tasks import Decoding
 from vjepa.tasks.decoding import token_noise
@@ -82,7 +89,7 @@ def builder(cls: type[Decoding]) -> Callable[[DecodeConfig, VJEPA, PretrainConfi
     def build(config: DecodeConfig, model: VJEPA, learnt_from: PretrainConfig) -> Decoding:
         sizes = model.config.encoder
         sampler = MaskSampler(learnt_from.masking, sizes.grid, sizes.tubelet_size, config.seed)
-        decoder = Decoder(sizes, config.decoder)
+        decoder = new_decoder(model, config.decoder)
         share, batch_size = config.no_features_share, config.data.batch_size
         return cls(model, decoder, share, config.seed, sampler, batch_size)
 

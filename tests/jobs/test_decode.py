@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from tests.jobs.tiny_run import metrics, weights
 
 import vjepa
-from vjepa.checkpoint import save_model
+from vjepa.checkpoint import convert, save_model
 from vjepa.cli.main import main
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
@@ -136,6 +137,29 @@ def test_what_cannot_be_decoded_is_refused(
     assert not out.exists()
 
 
+def test_an_authors_file_and_a_model_with_rotary_positions_are_decoded(
+    manifest: Path, video: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "demo.pth.tar"
+    convert("demo", file)
+    demo = vjepa.load_model("demo").config
+    torch.manual_seed(0)
+    rotary = ModelConfig(
+        encoder=replace(demo.encoder, width=48, heads=3, position="rotary"),
+        predictor=replace(demo.predictor, width=24, heads=1),
+    )
+    for model in (file, save_model(tmp_path / "rotary", VJEPA(rotary))):
+        out = tmp_path / f"run_{model.stem}"
+        short = ("--num_heads", "3", "--data.clip", "{num_frames: 8, stride: 1}")
+        assert _train(manifest, out, "--optim.steps", "2", *short, model=str(model)) == 0
+        opened = open_decoder(out)
+        clip, masks = opened.preprocess.pixels(video), opened.masks()
+        assert len(masks) == 2, "nothing is known of its masks: the paper's"
+        for kind, mask in enumerate(masks):
+            drawn = decode_clip(opened, clip, mask, kind, steps=1)[0]
+            assert (drawn != clip).any()
+
+
 def _objective(folder: Path, name: str) -> str:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "objective": name}))
@@ -148,10 +172,7 @@ def test_models_that_predict_no_features_are_refused(
     demo = vjepa.load_model("demo").config
     pixel = _objective(save_model(tmp_path / "pixel", VJEPA(demo)), "pixel")
     change = InputConfig(content="change")
-    blind = ModelConfig(
-        encoder=type(demo.encoder)(**{**vars(demo.encoder), "input": change}),
-        predictor=demo.predictor,
-    )
+    blind = replace(demo, encoder=replace(demo.encoder, input=change))
     save_model(tmp_path / "change", VJEPA(blind))
     for model, says in (
         (pixel, "'pixel', which predicts no features"),

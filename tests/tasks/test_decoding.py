@@ -51,7 +51,7 @@ def test_the_loss_is_its_formula_clip_by_clip(count: Literal["prefix", "fixed", 
                 kept=kept[b, kind].reshape(1, 1),
             )[0]
             velocity = (named - z) / (1 - s) - (x - noise[b, one.target[0]])
-            sums[kind] += float(velocity.square().sum())
+            sums[kind] += float(velocity.detach().square().sum())
             numbers[kind] += velocity.numel()
     output = task(*inputs)
     assert times.max() < 0.95, "where it is bounded the formula differs"

@@ -60,7 +60,7 @@ from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import Decoding
-from vjepa.tasks.decoding import token_noise
+from vjepa.tasks.decoding import predicted_features, token_noise
 from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig, TrainingResult
 from vjepa.training.preflight import check_disk
 from vjepa.training.schedules import Count
@@ -178,13 +178,18 @@ def as_pretraining(config: DecodeConfig, model: VJEPA) -> PretrainConfig:
         raise UserError(f"the config does not fit the model {config.model}: {error}") from error
 
 
+def new_decoder(model: VJEPA, config: DecoderConfig) -> Decoder:
+    """A fresh decoder of what the model's predictor says."""
+    return Decoder(model.config.encoder, config, model.predictor.predictor_proj.out_features)
+
+
 def build_task(config: DecodeConfig, model: VJEPA, learnt_from: PretrainConfig) -> Decoding:
     """The task with a fresh decoder."""
     encoder = model.config.encoder
     sampler = MaskSampler(learnt_from.masking, encoder.grid, encoder.tubelet_size, config.seed)
     return Decoding(
         model,
-        Decoder(encoder, config.decoder),
+        new_decoder(model, config.decoder),
         config.no_features_share,
         config.seed,
         sampler,
@@ -300,7 +305,7 @@ def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
             f"{path}: was trained on other weights than those of {source}; give the model that it "
             f"was trained on ({config.model}) with --model, or train a decoder for this one"
         )
-    decoder = Decoder(opened.config.encoder, config.decoder)
+    decoder = new_decoder(opened, config.decoder)
     tensors = read_weights(folder / WEIGHTS_FILE, prefix="average.")
     load_strictly(decoder, tensors, str(folder), "a decoder")
     masking = from_dict(MaskingConfig, stored.get("masking", {}), f"{folder / CONFIG_FILE}")
@@ -328,8 +333,7 @@ def decode_clip(
     size, device = model.config.encoder, decoder.no_feature.device
     normal = model.encoder.normalise(clip[None].to(device))
     masks = masks.to(device)
-    context = model.encoder(normal, masks.context)
-    features = model.predictor(context, masks.context, masks.target, kind)
+    features = predicted_features(model.encoder, model.predictor, normal, masks, kind)
     shape, count = (size.num_tokens, decoder.patch_values), len(seeds)
     noise = torch.stack(
         [token_noise(shape, derive_seed(seed, "decoder sample"), device) for seed in seeds]

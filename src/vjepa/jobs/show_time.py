@@ -19,6 +19,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.decode import open_model
 from vjepa.jobs.show import feature_grid, read_shot
+from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.reporting.charts import Line, line_chart
@@ -34,6 +35,7 @@ from vjepa.reporting.pictures import (
     write_png,
 )
 from vjepa.runtime.progress import Progress
+from vjepa.tasks.decoding import predicted_features
 from vjepa.tasks.masked_prediction import normalise_features
 
 _WORST_SHARE = 0.25
@@ -153,6 +155,11 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
     size = model.config.encoder
     steps, rows, columns = size.grid
     seen, places = steps // 2, rows * columns
+    if model.predictor.config.levels > 1:
+        raise UserError(
+            "this model predicts several levels of features at once, which surprise"
+            " cannot compare yet; give a V-JEPA 1 or 2 model"
+        )
     if seen < 1:
         raise UserError("a clip of this model is one time step long: there is nothing to predict")
     fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
@@ -183,11 +190,9 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
             clips = model.encoder.normalise(torch.stack(waiting))
             count = len(waiting)
             truth = normalise_features(model.target_encoder(clips))[:, seen * places :]
-            before = model.encoder(clips, context.expand(count, -1))
-            predicted = model.predictor(
-                *(before, context.expand(count, -1), target.expand(count, -1), kind)
-            )
-            error = (predicted.float() - truth).abs().mean(-1)[:, :places]
+            half = TokenMasks(context.expand(count, -1), target.expand(count, -1))
+            predicted = predicted_features(model.encoder, model.predictor, clips, half, kind)
+            error = (predicted - truth).abs().mean(-1)[:, :places]
             errors.append(error.reshape(count, rows, columns).numpy())
             waiting.clear()
 

@@ -55,20 +55,23 @@ class Decoder(nn.Module):
     """A transformer over the hidden tokens of a clip; of the visible ones it knows nothing.
 
     A token is the sum of its noisy pixels, its feature, its place and the time, each through a
-    layer of its own. `encoder` are the sizes of the encoder whose features are decoded.
+    layer of its own. `encoder` are the sizes of the encoder whose features are decoded;
+    `feature_width` numbers are given for a token (None: its width).
     """
 
     pos_embed: Tensor
     """Fixed position code, float32 [1, N, W]; a buffer that is not saved."""
 
-    def __init__(self, encoder: EncoderConfig, config: DecoderConfig) -> None:
+    def __init__(
+        self, encoder: EncoderConfig, config: DecoderConfig, feature_width: int | None = None
+    ) -> None:
         super().__init__()
         width = config.width
         check_position_width("decoder.width", width, encoder)
         self.encoder_config, self.config = encoder, config
         self.patch_values = CHANNELS * encoder.tubelet_size * encoder.patch_size**2
         self.pixel_embed = nn.Linear(self.patch_values, width)
-        self.feature_embed = nn.Linear(encoder.width, width)
+        self.feature_embed = nn.Linear(feature_width or encoder.width, width)
         self.no_feature = nn.Parameter(torch.empty(width))
         self.time_embed = Mlp(width, width)
         self.blocks = nn.ModuleList(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vjepa.counter_random import derive_seed, uniforms
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, patchify
+from vjepa.models import VJEPA, Encoder, Predictor, patchify
 from vjepa.models.decoder import CHANNELS, LEAST_TIME_LEFT, Decoder
 from vjepa.runtime.device import to_device
 from vjepa.tasks.health import mask_counts, prediction_health
@@ -128,7 +128,7 @@ class Decoding(MaskedPrediction):
     @torch.no_grad()
     def features(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
         """What the decoder is given: the predictions, float32 [B, M, D], or packed [U, D]."""
-        return self.predict(self.encode(clips, mask), mask, kind)
+        return predicted_features(self.encoder, self.predictor, clips, mask, kind)
 
     @torch.no_grad()
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
@@ -148,6 +148,21 @@ class Decoding(MaskedPrediction):
     def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:  # noqa: ARG002
         """None: nothing here can collapse."""
         return None
+
+
+def predicted_features(
+    encoder: Encoder, predictor: Predictor, clips: Tensor, mask: TokenMasks, kind: int = 0
+) -> Tensor:
+    """What is predicted at the hidden tokens: float32 [B, M, D], or packed [U, D].
+
+    `clips` are normalised. A predictor that takes several levels of the encoder (V-JEPA 2.1) gets
+    them side by side, and so come its predictions.
+    """
+    levels = encoder.config.levels if predictor.config.levels > 1 else None
+    seen = encoder(clips, mask.context, offsets=mask.context_offsets, layers=levels)
+    context = torch.cat(seen, dim=-1) if isinstance(seen, list) else seen
+    offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
+    return predictor(context, mask.context, mask.target, kind, **offsets).float()
 
 
 def token_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
