@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1460, 39),
     "masking": (800, 16),
-    "models": (2480, 61),
+    "models": (2490, 61),
     "reporting": (900, 36),
     "runtime": (2080, 49),
     "tasks": (1310, 32),
