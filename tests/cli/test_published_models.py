@@ -159,6 +159,25 @@ def test_a_model_by_its_name_lies_in_the_cache_and_must_be_that_model(
     assert f"not {MODELS['mvd_vitl16'].title}" in refused
 
 
+def test_a_table_is_stretched_when_asked(
+    vjepa: Run, files: Path, small: Path, tmp_path: Path
+) -> None:
+    """Whole frames, and a probe at another size that knows its positions again."""
+    file, video = files / "mvd_tiny.pth", next(small.parent.glob("test_*.mp4"))
+    more = (*_options(file), "--encoder.position_code", "table_stretched", "--device", "cpu")
+    whole = vjepa("features", video, *more, "--readers", 0, "--out", tmp_path / "f")
+    assert whole.code == 0, whole.err
+    probe = tmp_path / "probe"
+    crop = ("--data.view.crop_size", 96, "--probe.kind", "nearest_mean")
+    trained = _train(vjepa, file, small, probe, *more[:-2], *crop)
+    assert trained.code == 0, trained.err
+    saved = json.loads((probe / "probe.json").read_text())
+    assert saved["encoder"]["config"]["position"] == "given_stretched"
+    assert vjepa("probe", "predict", probe, video, "--device", "cpu").code == 0
+    image = ("--encoder.path", files / "ijepa_tiny.pth.tar", "--encoder.num_heads", 3, *more[-4:])
+    assert "table_stretched is for" in vjepa("features", video, *image, "--out", tmp_path / "g").error
+
+
 @pytest.fixture
 def mvd(files: Path) -> dict[str, Any]:
     """The content of a file, to be damaged."""

@@ -39,6 +39,7 @@ from vjepa.jobs.probe.encoder import (
     compile_encoder,
     fit_to_clips,
     open_encoder,
+    remedy_of,
     require_fitting,
     stretches,
 )
@@ -222,6 +223,7 @@ class FeatureWorker:
                     f"framing.kind: whole frames are of any shape, but the positions of "
                     f"{frozen.identity.source} are for {sizes.image_size} x {sizes.image_size} "
                     "pixels and are not stretched; take centre or stretch"
+                    f"{remedy_of(frozen.encoder)}"
                 )
             require_fitting(frozen, config.window.still_frames or num_frames, image_size)
         self.settings = {

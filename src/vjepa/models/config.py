@@ -18,7 +18,7 @@ PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 """Channel standard deviations of ImageNet, red green blue, on the scale 0..1."""
 
-Position = Literal["sincos", "rotary", "rotary_pairs", "given"]
+Position = Literal["sincos", "rotary", "rotary_pairs", "given", "given_stretched"]
 """How a model knows where its tokens are."""
 _SMALLEST_ROTATED_HEAD = 6  # two columns for each axis
 
@@ -88,7 +88,8 @@ class EncoderConfig:
     """Frames that one token covers."""
     position: Position = "sincos"
     """Where tokens are. `sincos`: a fixed code is added (V-JEPA); `rotary`, `rotary_pairs`: queries
-    and keys are rotated (V-JEPA 2; 2.1); `given`: a table that comes with the weights is added."""
+    and keys are rotated (V-JEPA 2; 2.1); `given`: a table that comes with the weights is added;
+    `given_stretched`: likewise, and for a video of another size stretched over its sides."""
     position_split: Literal["uniform", "half"] = "uniform"
     """Shares of the position code: uniform = a third per axis, half = time D/2, sides D/4 each."""
     position_reference: _Count | None = None
@@ -146,6 +147,11 @@ class EncoderConfig:
     def is_rotary(self) -> bool:
         """Whether positions rotate queries and keys, instead of being added to tokens."""
         return self.position in ("rotary", "rotary_pairs")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether a table of positions comes with the weights."""
+        return self.position in ("given", "given_stretched")
 
     @property
     def mlp_width(self) -> int:
@@ -207,7 +213,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder, predictor = self.encoder, self.predictor
-        if encoder.position == "given":
+        if encoder.is_given:
             raise ValueError("encoder.position: given: comes with weights of others; take sincos")
         if predictor.heads is None:
             _require_multiple("predictor.width", predictor.width, "encoder.heads", encoder.heads)

@@ -47,7 +47,7 @@ class Encoder(nn.Module):
         self.level_norms = nn.ModuleDict(
             {str(level): nn.LayerNorm(config.width, eps=NORM_EPS) for level in config.levels[:-1]}
         )
-        self.register_buffer("pos_embed", None, persistent=config.position == "given")
+        self.register_buffer("pos_embed", None, persistent=config.is_given)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -64,10 +64,10 @@ class Encoder(nn.Module):
 
         One that was given stays; rotary positions have none.
         """
-        weight, position = self.norm.weight, self.config.position
-        if self.config.is_rotary or (position == "given" and self.pos_embed is not None):
+        weight, is_given = self.norm.weight, self.config.is_given
+        if self.config.is_rotary or (is_given and self.pos_embed is not None):
             return
-        if position == "given":  # until weights come, which bring it
+        if is_given:  # until weights come, which bring it
             self.pos_embed = weight.new_zeros(1, self.config.num_tokens, self.config.width)
             return
         code = position_code(self.config, self.config.width, weight.device)
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
             other = Encoder(config)
         other.patch_embed, other.blocks, other.norm = self.patch_embed, self.blocks, self.norm
         other.level_norms = self.level_norms
-        if config.position == "given":
+        if config.is_given:
             other.pos_embed = self._code_of(config.grid)
         other.reset_position_code()
         return other.train(self.training)
@@ -188,8 +188,9 @@ class Encoder(nn.Module):
     def _code_of(self, grid: tuple[int, int, int]) -> Tensor:
         """The position code [1, N, D] of a grid, resampled where it is not the model's own."""
         own, is_image = self.config.grid, self.config.is_image_model
-        if self.config.position == "given" and not is_image:
-            return rows_of_table(self.pos_embed, own, grid)
+        if self.config.is_given and not is_image:
+            stretched = self.config.position == "given_stretched"
+            return rows_of_table(self.pos_embed, own, grid, stretched=stretched)
         if grid == own:
             return self.pos_embed
         return resample_position_code(self.pos_embed, own, grid, is_image=is_image)

@@ -39,7 +39,9 @@ from vjepa.jobs.detect.detector import (
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
+    remedy_of,
     reopen_encoder,
+    require_fitting,
     stretches,
 )
 from vjepa.jobs.probe.probe import versions
@@ -221,8 +223,9 @@ def _open(
         raise UserError(
             f"{frozen.identity.source}: its table of positions is for {sizes.image_size} x "
             f"{sizes.image_size} pixels and is not stretched, but people are looked for in whole "
-            "frames; take V-JEPA, I-JEPA or DINOv2"
+            f"frames; take V-JEPA, I-JEPA or DINOv2{remedy_of(frozen.encoder)}"
         )
+    require_fitting(frozen, clip.num_frames, sizes.image_size)
     checked_patches(config.data.view, clip, sizes.patch_size, sizes.tubelet_size)
     return replace(config, data=replace(config.data, clip=clip)), frozen, data, test
 

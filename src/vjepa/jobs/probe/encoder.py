@@ -43,6 +43,14 @@ def open_encoder(config: EncoderSourceConfig) -> FrozenEncoder:
                 "models of others)"
             )
         encoder.config = replace(encoder.config, input=config.input)
+    sizes = encoder.config
+    if config.position_code == "table_stretched":
+        if sizes.position != "given" or sizes.is_image_model or not isinstance(encoder, Encoder):
+            raise UserError(
+                f"{config.path}: encoder.position_code: table_stretched is for tables that come "
+                "with the weights of VideoMAE, MVD or OmniMAE; leave it out"
+            )
+        encoder.config = replace(sizes, position="given_stretched")
     if config.is_random:
         fresh = _untrained_like(encoder, config.seed)
         return _freeze(fresh, str(config.path), "random", config.seed, report, config.tokens)
@@ -66,7 +74,7 @@ def _untrained_like(encoder: AnyEncoder, seed: int) -> AnyEncoder:
             seed_torch(seed, "random encoder")
             return encoder.fresh()
     fresh = untrained_encoder(encoder.config, seed)
-    if encoder.config.position == "given":
+    if encoder.config.is_given:
         fresh.pos_embed = encoder.pos_embed
     return fresh
 
@@ -118,7 +126,7 @@ def _reread(path: Path, which: Which, identity: EncoderIdentity) -> tuple[AnyEnc
         )
     except UserError as error:
         raise UserError(f"the probe's encoder is {identity.model}: {error}") from error
-    encoder.config = replace(encoder.config, input=sizes.input)
+    encoder.config = replace(encoder.config, input=sizes.input, position=sizes.position)
     return encoder, replace(report, assumed=identity.assumed)
 
 
@@ -132,9 +140,9 @@ def fit_to_clips(
     require_fitting(frozen, num_frames, image_size)
     sizes = frozen.identity.config
     same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
-    if config.position_code == "stretched" or same or not isinstance(frozen.encoder, Encoder):
+    if config.position_code != "computed" or same or not isinstance(frozen.encoder, Encoder):
         return frozen
-    if sizes.position == "given":
+    if sizes.is_given:
         raise UserError(
             "encoder.position_code: computed: the table of positions comes with the weights of "
             f"{frozen.identity.source}; leave it out"
@@ -147,19 +155,19 @@ def fit_to_clips(
 
 def require_fitting(frozen: FrozenEncoder, num_frames: int, image_size: int) -> None:
     """Refuse clips of a size that the encoder has no positions for."""
-    sizes = frozen.identity.config
-    if stretches(frozen.encoder):
-        return
-    # The rows of a table are time-major: the first ones are those of a shorter clip.
-    fewer = isinstance(frozen.encoder, Encoder) and num_frames < sizes.num_frames
-    fits = sizes.is_image_model or fewer or num_frames == sizes.num_frames
-    if image_size != sizes.image_size or not fits:
+    sizes, encoder = frozen.identity.config, frozen.encoder
+    frames_fit = sizes.is_image_model or num_frames == sizes.num_frames
+    if isinstance(encoder, Encoder):
+        # The rows of a table are time-major: the first ones are those of a shorter clip.
+        frames_fit = not sizes.is_given or num_frames <= sizes.num_frames
+    stretched = stretches(encoder)
+    if not frames_fit or (image_size != sizes.image_size and not stretched):
         frames = "" if sizes.is_image_model else f"{sizes.num_frames} frames of "
         raise UserError(
             f"{frozen.identity.source}: clips of {num_frames} frames, {image_size} pixels: its "
             f"table of positions is for {frames}{sizes.image_size} pixels and is not stretched; "
             "take such clips (data.clip.num_frames, data.view.crop_size; for features "
-            "window.num_frames, framing.size)"
+            f"window.num_frames, framing.size){remedy_of(encoder)}"
         )
 
 
@@ -171,6 +179,12 @@ def stretches(encoder: nn.Module) -> bool:
         return encoder.stretches
     is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
     return not is_given or encoder.config.is_image_model
+
+
+def remedy_of(encoder: nn.Module) -> str:
+    """What else can be done about frames of another size."""
+    is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
+    return ", or stretch it (encoder.position_code table_stretched)" if is_given else ""
 
 
 def compile_encoder(encoder: nn.Module) -> None:
