@@ -175,7 +175,9 @@ def test_a_table_is_stretched_when_asked(
     assert saved["encoder"]["config"]["position"] == "given_stretched"
     assert vjepa("probe", "predict", probe, video, "--device", "cpu").code == 0
     image = ("--encoder.path", files / "ijepa_tiny.pth.tar", "--encoder.num_heads", 3, *more[-4:])
-    assert "table_stretched is for" in vjepa("features", video, *image, "--out", tmp_path / "g").error
+    assert (
+        "table_stretched is for" in vjepa("features", video, *image, "--out", tmp_path / "g").error
+    )
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ class EncoderIdentity:
             then the file of its weights.
         file: The checkpoint folder or file that the weights were read from.
         model: Which published model of others it is; None for V-JEPA and our own.
-        file_hash: SHA-256 of that model's file.
+        file_hash: SHA-256 of that file; None for a folder, whose weights have their hash.
         assumed: What neither its file nor the caller said.
         tokens: Which token map, where it is not the model's usual one.
     """
@@ -134,9 +134,7 @@ class EncoderIdentity:
         """Which encoder a number is of: file, weights and their hash, or that it is untrained."""
         name = "" if self.timm is None else f"timm {self.timm}, "
         if self.model is not None:
-            assumed = "".join(f", assumed {what}" for what in self.assumed)
-            tokens = "" if self.tokens is None else f", tokens {self.tokens}"
-            name = f"{self.model}{tokens}{assumed}, "
+            name = f"{self.model}{'' if self.tokens is None else f', tokens {self.tokens}'}, "
         if self.which == "random":
             sizes = "" if self.path is None else f" with the sizes of {self.path}"
             name += f"UNTRAINED, random weights of seed {self.seed or 0}{sizes}"
@@ -145,6 +143,7 @@ class EncoderIdentity:
             if self.file_hash is not None:
                 name += f" (SHA-256 {self.file_hash[:12]})"
             name += "" if self.timm or self.model else f", {self.which} encoder"
+        name += "".join(f", assumed {what}" for what in self.assumed)
         return f"{name} (weights {self.weights_hash[:12]})"
 
 

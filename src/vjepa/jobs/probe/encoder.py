@@ -101,6 +101,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
     wanted = "context" if which == "context" else "target"
     if identity.model is None:
         encoder, report = read_encoder(found, wanted, sizes.heads)
+        report = replace(report, assumed=identity.assumed)
     else:
         encoder, report = _reread(found, wanted, identity)
         if random:
@@ -236,7 +237,7 @@ def _freeze(
         timm=timm,
         file=path if timm else file,
         model=title,
-        file_hash=file_sha256(Path(file)) if title and file else None,
+        file_hash=file_sha256(Path(file)) if file and Path(file).is_file() else None,
         assumed=report.assumed if report else (),
         tokens=tokens,
     )
