@@ -37,4 +37,5 @@ for model in vitl16 vith16; do
 	part "encode_$model" python -m vjepa bench encode --model "$model" --precision bfloat16 --compile true
 	part "encode_peer_$model" python benchmarks/bench_encode_peers.py --model "$model" --batch 8 --precision bfloat16 --compile
 done
+part detection_vitl16 python benchmarks/bench_detection.py --gpu --model vitl16
 exit "$failed"

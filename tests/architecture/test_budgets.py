@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 38_700
+MOST_LINES = 38_800
 MOST_FILES = 188
 MOST_CLASSES = 343
 LONGEST_READING_PATH = 6_000
@@ -28,10 +28,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/manifest": (1810, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
-    "demo": (1670, 39),
+    "demo": (1670, 40),
     "evaluation": (4130, 101),
     "jobs": (3970, 96),
-    "jobs/detect": (1130, 25),
+    "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1470, 40),
     "masking": (800, 16),

@@ -230,6 +230,10 @@ def test_eval_refuses_what_does_not_fit(
         (tmp_path / name).write_text(row + "\n")
         assert main(["detect", "eval", str(tmp_path / name), table]) == 2
         assert said in capsys.readouterr().err
+    row = "test_000000,0.5,0.1,0.1,0.5,0.5,1,0.5\n"
+    (tmp_path / "part.csv").write_text(row + "film,0.5,0.1,0.1,0.5,0.5,1,0.5\n")
+    assert main(["detect", "eval", str(tmp_path / "part.csv"), table]) == 0
+    assert "1 videos of the file are not in the table (first: film)" in capsys.readouterr().out
     assert main(["detect", "eval", str(tmp_path), table]) == 2
     assert "not a detector" in capsys.readouterr().err
     assert main(["detect", "eval", str(detector), str(boxes / "manifest.parquet")]) == 2

@@ -121,7 +121,7 @@ def boxes_of(config: SyntheticConfig, split: str, index: int) -> tuple[list[BoxR
             truth.append(row)
             if noise.random() < _FOUND:
                 score = float(noise.uniform(0.85, 1.0))
-                found.append(BoxRow(second, _shaken(row.box, noise), (), score))
+                found.append(BoxRow(second, shaken(row.box, noise), (), score))
         for disc in discs:
             if noise.random() < _FALSE:
                 place = Track(disc.centre[at : at + 1], disc.side[at : at + 1], disc.angle[:1])
@@ -188,7 +188,7 @@ def _box(track: Track) -> tuple[float, float, float, float]:
     return x1, y1, x2, y2
 
 
-def _shaken(box: tuple[float, ...], rng: np.random.Generator) -> tuple[float, float, float, float]:
+def shaken(box: tuple[float, ...], rng: np.random.Generator) -> tuple[float, float, float, float]:
     """A box beside another one, at an overlap of 0.6 or more."""
     while True:
         width, height = box[2] - box[0], box[3] - box[1]

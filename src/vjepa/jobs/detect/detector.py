@@ -123,6 +123,8 @@ class DetectionResult:
     num_boxes: int
     encoder: str
     bad_videos: tuple[BadVideo, ...] = ()
+    unknown_videos: tuple[str, ...] = ()
+    """Of a file of detections: those that the table does not have."""
 
     @property
     def boxes_sentence(self) -> str:
@@ -137,6 +139,11 @@ class DetectionResult:
             if entry.average_precision is not None
         ]
         rows += [f"not read: {bad.path}: {bad.reason}" for bad in self.bad_videos]
+        if self.unknown_videos:
+            rows.append(
+                f"{len(self.unknown_videos)} videos of the file are not in the table (first: "
+                f"{self.unknown_videos[0]}): the rules say what becomes of their detections"
+            )
         return [*rows, f"boxes: {self.boxes_sentence}", self.metrics.sentence]
 
 
@@ -265,10 +272,12 @@ def evaluate(
     if source.suffix == ".csv":
         boxes = BoxTable.open(table)
         found = read_detections(source)
-        unknown = {video for video, _ in found.images} - {video for video, _ in boxes.keys}
-        if found.images and len(unknown) == len({video for video, _ in found.images}):
+        named = {video for video, _ in found.images}
+        gone = {video for video, _ in boxes.excluded}
+        unknown = named - gone - {video for video, _ in boxes.keys}
+        if named and unknown == named:
             raise UserError(
-                f"{source}: not one of its {len(unknown)} videos is in {table} (first: "
+                f"{source}: not one of its {len(named)} videos is in {table} (first: "
                 f"{min(unknown)!r}): the two files are of different sets"
             )
         metrics = detection_metrics(
@@ -284,6 +293,7 @@ def evaluate(
             boxes="file",
             num_boxes=len(found.label),
             encoder=str(source),
+            unknown_videos=tuple(sorted(unknown)),
         )
     detector = load_detector(
         source,
