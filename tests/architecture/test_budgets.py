@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 38_800
-MOST_FILES = 188
-MOST_CLASSES = 343
+MOST_LINES = 38_900
+MOST_FILES = 189
+MOST_CLASSES = 345
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1670, 40),
     "evaluation": (4130, 101),
-    "jobs": (3970, 96),
+    "jobs": (4010, 96),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1470, 40),
@@ -38,9 +38,9 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2510, 61),
     "reporting": (900, 36),
     "runtime": (2080, 49),
-    "tasks": (1310, 32),
+    "tasks": (1440, 34),
     "top level": (920, 27),
-    "training": (1570, 35),
+    "training": (1580, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

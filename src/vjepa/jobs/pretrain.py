@@ -46,7 +46,7 @@ from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
-from vjepa.tasks import FeaturePrediction, MaskedPrediction, PixelPrediction, Task
+from vjepa.tasks import DensePrediction, FeaturePrediction, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
     DistributedConfig,
     EmaConfig,
@@ -82,6 +82,14 @@ class ObjectiveConfig:
     target_from: Path | None = None
     """For `frozen`: the run or checkpoint of that encoder, whose input (mean, deviation, content)
     is taken over. It may be another width; its weights become part of this run's checkpoints."""
+    context_weight: NotNegative = 0.5
+    """Weight of the loss on visible tokens, of a predictor that predicts them, too (V-JEPA 2.1)."""
+    context_from_step: Annotated[int, Field(ge=0)] = 15_000
+    """Update at which that weight begins to rise from 0."""
+    context_full_step: Annotated[int, Field(ge=0)] = 30_000
+    """Update at which it is reached; not beyond the former: at once."""
+    context_by_distance: bool = True
+    """Whether visible tokens count less the farther the nearest masked one is."""
 
     def __post_init__(self) -> None:
         if (self.target == "frozen") != (self.target_from is not None):
@@ -250,7 +258,7 @@ def build_task(config: PretrainConfig) -> Task:
         if not isinstance(teacher, Encoder | None):
             raise UserError(f"objective.target_from: {source} is no encoder of clips; give another")
         try:
-            task = FeaturePrediction(
+            task = _dense_task(config, sampler, teacher) or FeaturePrediction(
                 VJEPA(config.model),
                 loss_exponent=config.objective.loss_exponent,
                 variance_coefficient=config.objective.variance_coefficient,
@@ -266,6 +274,38 @@ def build_task(config: PretrainConfig) -> Task:
     used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
     task.has_unused = predictor.num_mask_tokens > used
     return task
+
+
+def _dense_task(
+    config: PretrainConfig, sampler: MaskSampler, teacher: Encoder | None
+) -> DensePrediction | None:
+    """The task of V-JEPA 2.1, if the model's predictor is of that kind."""
+    objective = config.objective
+    if not config.model.predictor.predicts_context:
+        if config.model.predictor.levels > 1:
+            raise UserError("model.predictor.predicts_context: must be true with several levels")
+        return None
+    unlike = {
+        "objective.target": teacher is not None,
+        "objective.loss_exponent": objective.loss_exponent != 1,
+        "objective.variance_coefficient": objective.variance_coefficient != 0,
+        "masking.count": config.masking.count == "packed",
+    }
+    for name, is_so in unlike.items():
+        if is_so:
+            raise UserError(
+                f"{name}: not together with model.predictor.predicts_context, the loss of V-JEPA "
+                "2.1; leave it out"
+            )
+    return DensePrediction(
+        VJEPA(config.model),
+        sampler,
+        config.data.batch_size,
+        context_weight=objective.context_weight,
+        context_from_step=objective.context_from_step,
+        context_full_step=objective.context_full_step,
+        by_distance=objective.context_by_distance,
+    )
 
 
 def build_loader(

@@ -7,6 +7,7 @@ self-supervised training.
 
 from vjepa.tasks.classification import Classification
 from vjepa.tasks.decoding import Decoding
+from vjepa.tasks.dense_prediction import DensePrediction
 from vjepa.tasks.detection import Detection
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.fine_tuning import FineTuning, MixConfig, drop_path, layer_scale
@@ -19,6 +20,7 @@ __all__ = [
     "BatchSize",
     "Classification",
     "Decoding",
+    "DensePrediction",
     "Detection",
     "FeaturePrediction",
     "FineTuning",

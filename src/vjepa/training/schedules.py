@@ -31,6 +31,8 @@ class OptimConfig:
     """Learning rate at the end of the warm-up."""
     final_lr: NotNegative = 1e-6
     """Learning rate at the end of the stretched schedule."""
+    learning_rate_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """From `peak_lr` to `final_lr`: half a cosine, a line (V-JEPA 2's cool-down); or it stays."""
     schedule_stretch: Annotated[float, Field(ge=1)] = 1.25
     """All schedules are computed for this many times `steps`; 1 reaches the final values."""
     start_weight_decay: NotNegative = 0.04
@@ -68,16 +70,20 @@ class EmaConfig:
 
 
 def learning_rate(update: int, config: OptimConfig) -> float:
-    """Learning rate of update k, from 1: linear warm-up, then half a cosine to `final_lr`.
+    """Learning rate of update k, from 1: linear warm-up, then the curve from `peak_lr`.
 
-    ``start + (k / w) (peak - start)`` for k < w, else the cosine from `peak_lr` at k = w to
+    ``start + (k / w) (peak - start)`` for k < w, else the curve from `peak_lr` at k = w to
     `final_lr` at the end of the stretched schedule (paper Table 8). Past the end, which training
-    never reaches, the cosine goes on and the rate rises again.
+    never reaches, a cosine goes on and the rate rises again.
     """
     warmup, peak, final = config.warmup_steps, config.peak_lr, config.final_lr
     if update < warmup:
         return config.start_lr + (update / warmup) * (peak - config.start_lr)
     progress = (update - warmup) / max(1, config.schedule_steps - warmup)
+    if config.learning_rate_schedule == "constant":
+        return peak
+    if config.learning_rate_schedule == "linear":
+        return peak + progress * (final - peak)
     return final + 0.5 * (peak - final) * (1.0 + math.cos(math.pi * progress))
 
 

@@ -1,0 +1,136 @@
+"""Feature prediction of V-JEPA 2.1: several levels, and a loss on the visible tokens, too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vjepa.masking import MaskSampler, TokenMasks
+from vjepa.models import VJEPA
+from vjepa.tasks.feature_prediction import FeaturePrediction
+from vjepa.tasks.masked_prediction import BatchSize, normalise_features
+from vjepa.tasks.task import Output
+
+
+@dataclass(frozen=True)
+class DenseBatchSize(BatchSize):
+    """What a whole batch holds, and the weight of the visible tokens in its update."""
+
+    context_weight: float = 0.0
+
+
+class DensePrediction(FeaturePrediction):
+    """Predict the target encoder's levels of masked tokens, and of the visible tokens themselves.
+
+    With h the levels of the target encoder, each through a LayerNorm of its own without scale and
+    shift, side by side (arXiv 2603.14482)::
+
+        loss = mean over masks of mean |z_target - h_target|
+             + weight * mean over masks of mean |z_context - h_context| / s
+
+    where s of a visible token is the square root of its distance to the nearest masked one, in
+    tokens along time, rows and columns, or 1. The weight rises from 0 to `context_weight` over the
+    updates from `context_from_step` to `context_full_step`.
+
+    Masks must have as many tokens in each clip (not `count: packed`).
+    """
+
+    def __init__(
+        self,
+        model: VJEPA,
+        sampler: MaskSampler | None = None,
+        batch_size: int = 0,
+        *,
+        context_weight: float = 0.5,
+        context_from_step: int = 15_000,
+        context_full_step: int = 30_000,
+        by_distance: bool = True,
+    ) -> None:
+        super().__init__(model, sampler=sampler, batch_size=batch_size)
+        self._context_weight = context_weight
+        self._rise = (context_from_step, context_full_step)
+        self._by_distance = by_distance
+        self._levels = model.config.encoder.levels if model.config.predictor.levels > 1 else ()
+
+    def inputs(
+        self, batch: Any, part: int, parts: int
+    ) -> tuple[Tensor, tuple[TokenMasks, ...], DenseBatchSize]:
+        """As of feature prediction, and the weight of the visible tokens in this update."""
+        clips, masks, size = super().inputs(batch, part, parts)
+        weight = self.weight_at(batch.step + 1)
+        return clips, masks, DenseBatchSize(size.clips, size.targets, weight)
+
+    def weight_at(self, update: int) -> float:
+        """The weight of the visible tokens in update k, from 1."""
+        start, end = self._rise
+        risen = (update - start) / (end - start) if end > start else float(update >= start)
+        return self._context_weight * min(1.0, max(0.0, risen))
+
+    def encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
+        """The context tokens' levels side by side."""
+        if not self._levels:
+            return super().encode(clips, mask)
+        found = self.encoder(clips, mask.context, offsets=mask.context_offsets, layers=self._levels)
+        return torch.cat(found, dim=-1)
+
+    @torch.no_grad()
+    def targets(self, clips: Tensor) -> Tensor:
+        """The target encoder's levels, each normalised alone: float32 [B, N, levels * D]."""
+        if not self._levels:
+            return super().targets(clips)
+        levels = self.target_encoder(clips, layers=self._levels)
+        return torch.cat([normalise_features(level) for level in levels], dim=-1)
+
+    def forward(
+        self,
+        clips: Tensor,
+        masks: Sequence[TokenMasks],
+        size: BatchSize | None = None,
+    ) -> Output:
+        """The loss, and as terms that of each mask kind and of the visible tokens.
+
+        Without a :class:`DenseBatchSize` these have their full weight.
+        """
+        size = size or BatchSize.of(masks)
+        is_dense = isinstance(size, DenseBatchSize)
+        weight = size.context_weight if is_dense else self._context_weight
+        targets = self.targets(clips)
+        shared, hidden, visible = self.predictor.config.shared_mask_token, [], []
+        for kind, mask in enumerate(masks):
+            if mask.is_packed:
+                raise ValueError("masks must have equally many tokens in each clip (count: fixed)")
+            both = self.predictor(
+                self.encode(clips, mask),
+                mask.context,
+                mask.target,
+                kind if shared is None else shared,
+                with_context=True,
+            ).float()
+            known, wanted = both.split([mask.context.shape[1], mask.target.shape[1]], dim=1)
+            hidden.append(size.mean((wanted - mask.gather_target(targets)).abs(), kind))
+            rows = torch.arange(len(targets), device=targets.device)[:, None]
+            error = (known - targets[rows, mask.context]).abs()
+            if self._by_distance:
+                error = error / self.distance(mask)[..., None]
+            count = size.clips * mask.context.shape[1] * error.shape[-1]
+            visible.append(error.sum() / count)
+        parts = torch.stack(hidden).mean(), torch.stack(visible).mean()
+        terms = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(hidden)}
+        terms["loss/context"] = parts[1].detach()
+        return Output(parts[0] + weight * parts[1], terms)
+
+    def distance(self, mask: TokenMasks) -> Tensor:
+        """Square root of each visible token's distance to the nearest masked one: [B, K]."""
+        _, height, width = self.config.encoder.grid
+
+        def places(indices: Tensor) -> Tensor:
+            rest = indices % (height * width)
+            axes = [indices // (height * width), rest // width, rest % width]
+            return torch.stack(axes, dim=-1).float()
+
+        apart = torch.cdist(places(mask.context), places(mask.target))
+        return apart.amin(dim=-1).sqrt()

@@ -1,0 +1,173 @@
+"""Training of V-JEPA 2 and 2.1: the authors' cool-down from their file, and the loss of 2.1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.golden.golden_files import LOSSES, tensors
+from tests.golden.vjepa2_files import TWO_ONE, encoder_of_two_one, predictor_of_two_one, read
+from torch import Tensor
+from torch.testing import assert_close
+
+from vjepa.checkpoint import load_model, start_training
+from vjepa.cli.main import main
+from vjepa.demo.synthetic import SyntheticConfig
+from vjepa.demo.synthetic_files import synthesise
+from vjepa.masking import TokenMasks
+from vjepa.models import VJEPA
+from vjepa.runtime.distributed import open_process_group
+from vjepa.tasks import BatchSize, DensePrediction, FeaturePrediction, Output
+from vjepa.tasks.masked_prediction import normalise_features
+from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
+from vjepa.training.schedules import learning_rate
+
+COOLDOWN = OptimConfig(
+    steps=3,
+    warmup_steps=0,
+    peak_lr=5.25e-4,
+    learning_rate_schedule="linear",
+    start_weight_decay=0.04,
+    final_weight_decay=0.04,
+    clip_norm=None,
+)
+
+
+class TwoLengths(FeaturePrediction):
+    """The recorded batch: clips of 8 frames with mask token 0, their first 4 with token 1."""
+
+    def forward(
+        self, clips: Tensor, masks: tuple[TokenMasks, ...], size: BatchSize | None = None
+    ) -> Output:
+        losses = []
+        for token, frames in enumerate((8, 4)):
+            seen = clips[:, :, :frames]
+            targets = normalise_features(self.target_encoder(seen).detach())
+            for mask in masks[2 * token : 2 * token + 2]:
+                tokens = self.encoder(seen, mask.context)
+                grid = (frames // 2, 4, 4)
+                predicted = self.predictor(tokens, mask.context, mask.target, token, grid=grid)
+                losses.append((predicted - mask.gather_target(targets)).abs().mean())
+        return Output(torch.stack(losses).mean(), {})
+
+
+def test_cool_down_from_the_authors_file(golden_dir: Path) -> None:
+    recorded = tensors(golden_dir / "vjepa2", "v2_cooldown_3_steps")
+    clip = tensors(golden_dir / "vjepa2", "v2_forward")["input/clip"]
+    path = golden_dir / "vjepa2" / "v2_pretrain_tiny.pt"
+    model = load_model(path, num_heads=2)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    task = TwoLengths(model)
+    momentum = EmaConfig(start_momentum=0.99925, final_momentum=0.99925)
+    training = TrainingConfig(device="cpu", num_threads=1)
+    learner = build_learner(task, COOLDOWN, momentum, training)
+    with open_process_group("cpu", 1) as group:
+        step, _ = start_training(path, task.saved_modules(), learner.optimizer, None, group)
+    assert step == 2
+    for update in range(1, 4):
+        masks = tuple(
+            TokenMasks(
+                *(
+                    recorded[f"masks/{update - 1}/frames{n}/{kind}/{of}"]
+                    for of in ("context", "target")
+                )
+            )
+            for n in (8, 4)
+            for kind in (0, 1)
+        )
+        values = train_step(learner, [(clip, masks, None)], update)
+        assert_close(values.values["loss"].double(), recorded["loss"][update - 1], **LOSSES)
+        rate = learner.optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(recorded["lr"][update - 1].item(), abs=1e-12)
+    compared = 0
+    for name, theirs in recorded.items():
+        if name.startswith("after_3/"):
+            own = name.removeprefix("after_3/").replace("/", ".")
+            ours = model.state_dict()[own]
+            if not own.startswith("target_encoder"):
+                assert (theirs - start[own]).abs().max() > 1e-5 or "mask_tokens" in own
+            if own.endswith("qkv.bias"):
+                ours, theirs = (torch.cat([t.chunk(3)[0], t.chunk(3)[2]]) for t in (ours, theirs))
+            assert_close(ours, theirs, atol=1e-6, rtol=0, msg=own)
+            compared += 1
+    assert compared > 40
+
+
+def test_schedules_of_the_released_recipe() -> None:
+    """The cool-down's stretched line stops on its way; the phase before it is flat."""
+    line = OptimConfig(
+        steps=12_000, warmup_steps=0, peak_lr=5.25e-4, learning_rate_schedule="linear"
+    )
+    assert learning_rate(12_000, line) == pytest.approx(1.058e-4, rel=1e-3)
+    flat = OptimConfig(start_lr=1e-4, peak_lr=5.25e-4, learning_rate_schedule="constant")
+    assert [learning_rate(k, flat) for k in (6_000, 12_000, 90_000)] == [3.125e-4, 5.25e-4, 5.25e-4]
+
+
+def test_dense_loss(golden_dir: Path) -> None:
+    later = tensors(golden_dir / "vjepa2", "v2_1_forward")
+    clip = tensors(golden_dir / "vjepa2", "v2_forward")["input/clip"]
+    content, model = read(golden_dir, "v2_1_pretrain_tiny.pt"), VJEPA(TWO_ONE)
+    model.encoder = encoder_of_two_one(content["encoder"], TWO_ONE.encoder)
+    model.target_encoder = encoder_of_two_one(content["target_encoder"], TWO_ONE.encoder)
+    model.predictor = predictor_of_two_one(content["predictor"], TWO_ONE)
+    masks = {
+        kind: TokenMasks(*(later[f"masks/{kind}/{of}"] for of in ("context", "target")))
+        for kind in ("short", "long")
+    }
+    weighted = DensePrediction(model)
+    plain = DensePrediction(model, by_distance=False)
+    assert_close(weighted.targets(clip), later["target/levels_normed"], atol=2e-5, rtol=0)
+    for kind, mask in masks.items():
+        assert_close(weighted.distance(mask), later[f"distance/{kind}"], atol=1e-6, rtol=0)
+        for task, name in ((weighted, "context_weighted"), (plain, "context_plain")):
+            out = task(clip, [mask])
+            hidden = later[f"loss/{kind}/targets"]
+            assert_close(out.terms["loss/mask_0"], hidden, **LOSSES)
+            assert_close(out.terms["loss/context"], later[f"loss/{kind}/{name}"], **LOSSES)
+            assert_close(out.loss, hidden + 0.5 * out.terms["loss/context"], **LOSSES)
+    assert [weighted.weight_at(k) for k in (15_000, 22_500, 40_000)] == [0.0, 0.25, 0.5]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = SyntheticConfig(
+        num_clips_train=8, num_clips_validation=1, num_clips_test=1, num_frames=6, size=32
+    )
+    return synthesise(config, tmp_path_factory.mktemp("videos") / "set", workers=1)[0]
+
+
+@pytest.mark.parametrize("name", ["v2_pretrain_tiny.pt", "v2_1_pretrain_tiny.pt", "hf_base_tiny"])
+def test_training_continues_from_files_of_others(
+    name: str, golden_dir: Path, manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = {
+        "continue_from.path": golden_dir / "vjepa2" / name,
+        "continue_from.input_size": "config",
+        "continue_from.step": "0",
+        "continue_from.keep_optimizer": "null",
+        "model.encoder.image_size": "32",
+        "model.encoder.num_frames": "4",
+        "model.encoder.patch_size": "16",
+        "data.clip.num_frames": "4",
+        "data.clip.stride": "null",
+        "data.clip.fps": "4",
+        "data.transform.crop_size": "32",
+        "data.sources.0.manifest": manifest,
+        "data.batch_size": "4",
+        "data.loader.num_workers": "1",
+        "optim.steps": "2",
+        "optim.learning_rate_schedule": "linear",
+        "optim.warmup_steps": "0",
+        "training.device": "cpu",
+        "training.num_threads": "1",
+        "training.health_every_steps": "null",
+    }
+    if not name.startswith("hf"):
+        settings["continue_from.num_heads"] = "2"
+    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    assert main(["pretrain", "--out", str(out), *options]) == 0
+    model = load_model(out)
+    assert model.config.encoder.is_rotary
+    assert (model.config.encoder.image_size, model.config.encoder.num_frames) == (32, 4)
