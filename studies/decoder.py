@@ -115,7 +115,8 @@ def train_all(data: Path, out: Path, jobs: Sequence[tuple[str, int]]) -> None:
             "training.num_threads=1",
         ]
         config = load_config(DecodeConfig, ["demo"], overrides, recipes="decode")
-        train(config, out / f"{kind}_{seed}", KINDS[kind])
+        if train(config, out / f"{kind}_{seed}", KINDS[kind]).interrupted:
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,9 @@ CHANNELS = 3
 """Of what is decoded: red, green, blue, normalised as the encoder's input."""
 LEAST_TIME_LEFT = 0.05
 """Where less time than this is left it counts as this much: 1 / (1 - s) has no bound."""
+LAST_TIME = 0.9
+"""From here samples go straight to the pixels that are named. Training hardly comes to later times:
+with 0.95 in the demo's decoder samples had 1.36 times the contrast of the truth, with 0.9 0.98."""
 _TIME_SCALE = 1000.0  # the code of numbers was made for places that are whole numbers apart
 
 
@@ -151,10 +154,10 @@ class Decoder(nn.Module):
         """Follow the velocity from noise [B, M, P] to pixels [B, M, P], normalised.
 
         The steps are Heun's: each goes with the mean of the velocities at its two ends, but for the
-        last one, which goes straight to the pixels that the network names. `guidance` g other than
-        1 takes x0 + g (x - x0) for those, where x0 are named without features (Ho and Salimans
-        2022): above 1 samples show more of what the features say, and vary less. `features` and
-        `places` are as in :meth:`forward`.
+        last one, which goes from :data:`LAST_TIME` straight to the pixels that the network names.
+        `guidance` g other than 1 takes x0 + g (x - x0) for those, where x0 are named without
+        features (Ho and Salimans 2022): above 1 samples show more of what the features say, and
+        vary less. `features` and `places` are as in :meth:`forward`.
         """
         if steps < 1:
             raise ValueError(f"steps: {steps} must be at least 1")
@@ -169,7 +172,7 @@ class Decoder(nn.Module):
             return blind + guidance * (named - blind)
 
         point = noise
-        times = [step / steps for step in range(steps)]
+        times = [LAST_TIME * step / max(1, steps - 1) for step in range(steps)]
         for start, end in pairwise(times):
             first = (pixels(point, start) - point) / (1.0 - start)
             ahead = point + (end - start) * first
