@@ -151,7 +151,11 @@ def test_a_model_by_its_name_lies_in_the_cache_and_must_be_that_model(
 ) -> None:
     monkeypatch.setenv("VJEPA_MODELS", str(tmp_path))
     asked = ("features", small, "--encoder.path", "mvd_vitl16", "--out", tmp_path / "out")
-    assert "vjepa models get mvd_vitl16" in vjepa(*asked).error
+    assert "Google Drive" in vjepa(*asked).error
+    other = (*asked[:3], "dinov2_vitg14", *asked[4:])
+    assert "vjepa models get dinov2_vitg14" in vjepa(*other).error
+    near = (*asked[:3], "dinov2_vitg", *asked[4:])
+    assert "did you mean dinov2_vitg14?" in vjepa(*near).error
     folder = tmp_path / "mvd_vitl16"
     folder.mkdir()
     (folder / "a.pth").symlink_to(files / "mvd_tiny.pth")

@@ -218,7 +218,8 @@ def downloaded(name: str) -> Path:
         if found:
             return found[0]
     where = model.url or model.hub or model.published
+    get = f"`vjepa models get {name}`, or " if model.url or model.hub else ""
     raise UserError(
-        f"{name}: {model.title} was not downloaded yet: `vjepa models get {name}`, or give the "
-        f"path of its file (published: {where})"
+        f"{name}: {model.title} was not downloaded yet: {get}give the path of its file "
+        f"(published: {where})"
     )

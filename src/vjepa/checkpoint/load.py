@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -179,14 +180,16 @@ def _is_ours(path: str | Path) -> bool:
     if not path.exists():
         known = str(path) in (*PRESETS, *recipe_names("pretrain"))
         what = "names a recipe or size, not weights" if known else "no such file or folder"
+        near = difflib.get_close_matches(str(path), MODELS, n=1)
         raise UserError(
             f"{path}: {what}; give a run, a checkpoint folder, an authors' file, or the name of "
-            f"weights that come with vjepa ({', '.join(shipped_names())})"
+            f"weights that come with vjepa ({', '.join(shipped_names())}) or were downloaded"
+            f"{f'; did you mean {near[0]}?' if near else ''}"
         )
     if path.suffix == ".safetensors":
         raise UserError(
-            f"{path}: weights without their configuration; give the folder that holds "
-            f"{WEIGHTS_FILE} and {CONFIG_FILE}"
+            f"{path}: weights without their configuration, and not those of a known model; give "
+            f"the folder that holds {WEIGHTS_FILE} and {CONFIG_FILE}"
         )
     return False
 

@@ -47,8 +47,9 @@ def read_released(path: Path) -> dict[str, Any]:
     if not {"encoder", "target_encoder", "ema_encoder"} & content.keys():
         bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)
         raise UserError(
-            f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; it holds "
-            f"{_held(content)}{'; write models with vjepa.checkpoint.save_model' if bare else ''}"
+            f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; nor a file of "
+            f"another known model (docs/models.md); it holds {_held(content)}"
+            f"{'; write models with vjepa.checkpoint.save_model' if bare else ''}"
         )
     return content
 
