@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -198,6 +199,27 @@ def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_pa
     settings = _config(recipe, out / "index.parquet")
     made, skipped = learn._find_videos(settings, 4, tmp_path)
     assert ([Path(made.path(n)) for n in range(len(made))], skipped) == ([long], ())
+
+
+def test_a_manifest_with_labels_as_a_whole_run(folder: Path, recipe: Path, tmp_path: Path) -> None:
+    """Its labels and its test part are taken; its paths are relative to it."""
+    manifest = tmp_path / "own.parquet"
+    rows = ["path,colour,split"]
+    for number in range(5):
+        split = "test" if number == 4 else "train"
+        rows.append(f"{folder}/red/r {number}.mp4,red,{split}")
+        rows.append(f'{folder}/deep/blue/b – 100% "{number}".mp4,blue,{split}')
+    with (tmp_path / "own.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(row.split(",") for row in rows)
+    assert main(["data", "index", str(tmp_path / "own.csv"), "--out", str(manifest)]) == 0
+    out = tmp_path / "out"
+    command = ["learn", str(manifest), "--out", str(out), "--recipe", str(recipe)]
+    command += ["--batch-size=4", "--workers=1", "--device=cpu", "--minutes=1"]
+    assert main(command) == 0
+    text = "\n".join(json.loads((out / "choices.json").read_text())["lines"])
+    assert "2 classes, by label colour (--label): 8 videos to train on, 2 to test on" in text
+    assert "the split test" in text
+    assert "What the features know of your classes" in (out / "report.html").read_text()
 
 
 def _split(tmp_path: Path, lines: list[str], **fields: object) -> tuple[dict[str, str], str]:

@@ -162,6 +162,30 @@ def test_saved_by_two_processes_goes_on_in_one_and_in_four(
         _assert_same_metrics(tmp_path / run.name, runs / "packed")
 
 
+def test_sharded_processes_continue_from_weights_with_and_without_moments(
+    runs: Path, recipe: Path, tmp_path: Path
+) -> None:
+    source = runs / "prefix"
+    cases = {"state": ("true", 6), "weights": ("false", 2)}
+    jobs = [
+        Run(f"{name}_{ranks}", "prefix", ranks, (
+            f"continue_from={{path: {source}, keep_optimizer: {keep}}}",
+            f"optim.steps={steps}",
+            *((_FSDP,) if ranks > 1 else ()),
+        ))
+        for name, (keep, steps) in cases.items()
+        for ranks in (1, 2)
+    ]  # fmt: skip
+    codes, said = launch(tmp_path, [_job(tmp_path, recipe, run) for run in jobs])
+    assert codes == [[0], [0, 0]] * 2, said
+    assert "going on after update 4" in said
+    assert "starting at update 1 with the weights of" in said
+    for name, (_, steps) in cases.items():
+        _assert_same_weights(tmp_path / f"{name}_2", tmp_path / f"{name}_1", step=steps)
+    changed = weights(tmp_path / "weights_1", 2)
+    assert any(not torch.equal(value, changed[k]) for k, value in weights(source, 4).items())
+
+
 def test_bad_input_is_told_by_every_process_and_claims_nothing(
     recipe: Path, tmp_path: Path
 ) -> None:

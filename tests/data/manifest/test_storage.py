@@ -8,7 +8,9 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.spec import AbstractFileSystem
 
+from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address, open_range, status_of
 from vjepa.errors import UserError
 
@@ -110,3 +112,37 @@ def test_files_of_a_stored_folder(tmp_path: Path) -> None:
     root = f"memory://{tmp_path.name}"
     assert files_beneath(root) == [f"{root}/a.mp4", f"{root}/b/x.mp4"]
     assert files_beneath(root + "/") == files_beneath(root)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_stored_folder_that_cannot_be_listed_is_left_out_and_counted(
+    tmp_path: Path,
+    is_flat: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on a disk; also where the storage lists all at once, and refuses that."""
+    root = f"memory://{tmp_path.name}_{is_flat}"
+    for name in ("a.mp4", "closed/b.mp4", "open/c.mp4"):
+        with fsspec.open(f"{root}/{name}", "wb") as file:
+            file.write(b"1")
+    storage = type(fsspec.filesystem("memory"))
+    ls = storage.ls
+
+    def refusing(self, path: str, **options: object) -> list:
+        if path.endswith("/closed"):
+            raise PermissionError(13, "Permission denied")
+        return ls(self, path, **options)
+
+    def refused(self, path: str, **options: object) -> list:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "ls", refusing)
+    monkeypatch.setattr(storage, "find", refused if is_flat else AbstractFileSystem.find)
+    left_out = LeftOut()
+    rows = list(read_source(root, IndexConfig(), left_out))
+    assert [row.path for row in rows] == [f"{root}/a.mp4", f"{root}/open/c.mp4"]
+    assert str(left_out) == "left out, cannot be read (Permission denied) (1)"
+    assert f"{root}/closed: left out" in caplog.text
+    with pytest.raises(UserError, match="cannot be listed"):
+        list(read_source(f"{root}/closed", IndexConfig()))

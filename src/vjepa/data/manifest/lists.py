@@ -171,8 +171,12 @@ def _list_storage(address: str, config: IndexConfig, left_out: LeftOut) -> Itera
     """Media files of a stored folder, or one stored file."""
     if is_media(address):
         return iter([SourceRow(path=address, kind=kind_of(address))])
+
+    def note(folder: str, error: OSError) -> None:
+        left_out.note(folder, f"left out, cannot be read ({error.strerror or type(error).__name__})")
+
     try:
-        found = [(path, kind_of(path)) for path in files_beneath(address) if is_media(path)]
+        found = [(path, kind_of(path)) for path in files_beneath(address, note) if is_media(path)]
     except OSError as error:
         raise UserError(f"source {address}: cannot be listed ({error})") from error
     for folder, paths in groupby((path for path, _ in found), lambda path: path.rpartition("/")[0]):

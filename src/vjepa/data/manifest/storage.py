@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,20 +80,49 @@ def status_of(path: str) -> FileStatus:
     return FileStatus(int(info["size"]), 0)
 
 
-def files_beneath(address: str) -> list[str]:
+def files_beneath(
+    address: str, on_unreadable: Callable[[str, OSError], None] | None = None
+) -> list[str]:
     """Addresses of all files of a stored folder and its folders, by alphabet.
 
+    Folders in it that cannot be listed are left out; `on_unreadable` is told of each.
+
     Raises:
-        OSError: It cannot be listed.
+        OSError: It cannot be listed itself.
         UserError: The address names no storage system that can be read here.
     """
     storage = _storage_of(address)
     protocol = address.partition("://")[0]
     root = storage._strip_protocol(address)
     beneath = address.rstrip("/").partition("://")[2]
-    return [
-        f"{protocol}://{beneath}{found.removeprefix(root)}" for found in sorted(storage.find(root))
-    ]
+
+    def named(path: str) -> str:
+        return f"{protocol}://{beneath}{path.removeprefix(root)}"
+
+    from fsspec.spec import AbstractFileSystem
+
+    if type(storage).find is not AbstractFileSystem.find:  # one request for many folders
+        with suppress(PermissionError):
+            return [named(path) for path in sorted(storage.find(root))]
+    found, folders, seen = [], [root], {root}
+    while folders:
+        folder = folders.pop()
+        try:
+            entries = storage.ls(folder, detail=True)
+        except OSError as error:
+            if folder == root:
+                raise
+            if on_unreadable is not None:
+                on_unreadable(named(folder), error)
+            continue
+        for entry in entries:
+            name = entry["name"].rstrip("/")
+            if entry["type"] != "directory":
+                found.append(name)
+            elif name not in seen:  # some list a folder in itself
+                seen.add(name)
+                folders.append(name)
+    return [named(path) for path in sorted(found)]
 
 
 def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[bytes]:
