@@ -14,30 +14,30 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 38_900
-MOST_FILES = 189
-MOST_CLASSES = 345
+MOST_LINES = 39_500
+MOST_FILES = 192
+MOST_CLASSES = 347
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3900, 96),
-    "cli": (1830, 23),
+    "cli": (1960, 24),
     "data": (950, 13),
     "data/clips": (1950, 60),
     "data/loader": (1250, 18),
-    "data/manifest": (1810, 38),
+    "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2285, 52),
     "demo": (1670, 40),
     "evaluation": (4130, 101),
-    "jobs": (4010, 96),
+    "jobs": (4160, 103),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1470, 40),
     "masking": (800, 16),
     "models": (2510, 61),
     "reporting": (900, 36),
-    "runtime": (2080, 49),
+    "runtime": (2330, 52),
     "tasks": (1440, 34),
     "top level": (920, 27),
     "training": (1580, 35),

@@ -12,7 +12,8 @@ from tests.architecture.source_tree import ROOT
 _SOURCES = sorted((ROOT / "src" / "vjepa").rglob("*.py"))
 _NETWORK = ("socket", "urllib", "http", "requests", "httpx", "ftplib", "smtplib", "aiohttp")
 # `vjepa app` serves a page on this machine; torch's launcher and Ray talk to their own processes.
-_MAY_SERVE = ("app", "ray")
+# Only `vjepa models get` fetches anything.
+_MAY_SERVE = ("app", "ray", "download")
 
 
 def _calls(file: Path) -> Iterator[tuple[str, ast.Call]]:

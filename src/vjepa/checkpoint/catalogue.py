@@ -212,7 +212,7 @@ def downloaded(name: str) -> Path:
     """
     model, folder = MODELS[name], models_folder() / name
     if folder.is_dir():
-        if len(model.files) > 1:
+        if len(model.files) > 1 and all((folder / file).is_file() for file in model.files):
             return folder
         found = sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS)
         if found:

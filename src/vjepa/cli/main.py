@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vjepa.cli import commands, data, decode, detect, finetune, probe, show
+from vjepa.cli import commands, data, decode, detect, finetune, models, probe, show
 from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.files import DISK_FULL
@@ -33,6 +33,7 @@ COMMANDS = {
     "detect": (detect.HELP, detect.add_arguments),
     "features": (commands.FEATURES_HELP, commands.add_features),
     "decode": (decode.HELP, decode.add_arguments),
+    "models": (models.HELP, models.add_arguments),
     "convert": (commands.CONVERT_HELP, commands.add_convert),
     "show": (show.HELP, show.add_arguments),
     "bench": (commands.BENCH_HELP, commands.add_bench),

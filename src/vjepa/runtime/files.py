@@ -271,7 +271,7 @@ def claimed_folder(folder: Path, job: str, *, is_shared: bool = False) -> Genera
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     with lock:
-        _lock(lock, folder)
+        hold(lock, folder)
         try:
             with written(folder):  # once more, now that nobody else can begin
                 owner = job_of(folder)
@@ -290,7 +290,8 @@ def _files_in(folder: Path) -> list[str]:
     return [name for name in names if name != ".lock"]
 
 
-def _lock(file: IO[str], folder: Path) -> None:
+def hold(file: IO[str], folder: Path) -> None:
+    """Lock a folder by a file in it, until that is closed; UserError: another process has it."""
     if sys.platform == "win32":
         return
     import fcntl

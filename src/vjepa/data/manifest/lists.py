@@ -173,7 +173,9 @@ def _list_storage(address: str, config: IndexConfig, left_out: LeftOut) -> Itera
         return iter([SourceRow(path=address, kind=kind_of(address))])
 
     def note(folder: str, error: OSError) -> None:
-        left_out.note(folder, f"left out, cannot be read ({error.strerror or type(error).__name__})")
+        left_out.note(
+            folder, f"left out, cannot be read ({error.strerror or type(error).__name__})"
+        )
 
     try:
         found = [(path, kind_of(path)) for path in files_beneath(address, note) if is_media(path)]

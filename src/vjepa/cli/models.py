@@ -1,0 +1,131 @@
+"""`vjepa models`: what can be opened, fetching one, and what a file is."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vjepa.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = """\
+published models: list them, get one, check what a file is
+
+Wherever an encoder is named (--encoder.path, --model, load_encoder) a name of this list, once
+fetched, or the path of a file does. Nothing is fetched but by `vjepa models get`.
+"""
+
+_LIST_HELP = """\
+what can be opened, under which licence, and how to get it; of a NAME all that is known
+
+"get": `vjepa models get NAME` fetches it; "by hand": its authors publish it where only a person
+can fetch it; "downloaded": it is in the cache.
+"""
+
+_GET_HELP = """\
+fetch a published model into the cache
+
+Says the licence, the address and the place, shows progress, and goes on where a transfer broke,
+also when it is called again. The checksum that the server names, or --sha256, must be that of what
+came; it is written beside the file. Hugging Face's files that need an account take HF_TOKEN.
+
+examples:
+  vjepa models get dinov2_vitg14
+  vjepa models get videomae_vitl16 --out weights/videomae
+"""
+
+_CHECK_HELP = """\
+what a file, folder or name holds, whether every tensor fits, and what was assumed
+
+It is opened as everywhere else, and nothing is kept. Exit code 2 where it does not fit.
+
+examples:
+  vjepa models check mvd.pth
+  vjepa models check runs/first --which context
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """The subcommands of `vjepa models`."""
+    add_command = parser.add_commands("WHAT")
+    listing = add_command("list", _LIST_HELP)
+    listing.add_argument("name", nargs="?", metavar="NAME", help="one model, with everything")
+    listing.set_defaults(run=_list)
+    getting = add_command("get", _GET_HELP)
+    getting.add_argument("name", metavar="NAME", help="as `vjepa models list` calls it")
+    getting.add_path("--out", "FOLDER", "where to put it, in place of the cache")
+    getting.add_argument(
+        "--offline", action="store_true", help="fetch nothing: say where it is, or that it is not"
+    )
+    getting.add_argument(
+        "--sha256", default="", metavar="HEX", help="checksum that the weights' file must have"
+    )
+    getting.set_defaults(run=_get)
+    checking = add_command("check", _CHECK_HELP)
+    checking.add_path("path", "PATH", "file, folder, run, or name")
+    checking.add_argument(
+        "--which",
+        choices=("target", "context"),
+        default="target",
+        help="which encoder, where there are two (default: target)",
+    )
+    for name, text in (
+        ("--num-heads", "attention heads, where the file does not say them"),
+        ("--image-size", "pixels, where the file does not say them"),
+        ("--num-frames", "frames, where the file does not say them"),
+    ):
+        checking.add_argument(name, type=int, metavar="N", help=text)
+    checking.add_argument("--tokens", metavar="MAP", help="another token map than the usual one")
+    checking.set_defaults(run=_check)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _list(args: argparse.Namespace) -> int:
+    from vjepa.jobs.models import describe, overview
+
+    if args.name is None:
+        rows = [(name, clip, how, licence, title) for name, title, clip, licence, how in overview()]
+        short = [
+            (*row[:3], textwrap.shorten(row[3], 24, placeholder=" ..."), row[4]) for row in rows
+        ]
+        print("\n".join(_table([("name", "input", "how", "licence", "model"), *short])))
+        print("\nOne with everything: vjepa models list NAME. Weights that come with vjepa: demo")
+        return 0
+    for what, said in describe(args.name):
+        wrapped = textwrap.wrap(said, 84, break_long_words=False, break_on_hyphens=False)
+        print("\n".join(f"{what if not n else '':<12}{line}" for n, line in enumerate(wrapped)))
+    return 0
+
+
+def _get(args: argparse.Namespace) -> int:
+    from vjepa.jobs.models import get
+
+    print(get(args.name, args.out, offline=args.offline, sha256=args.sha256))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from vjepa.jobs.models import check
+
+    print(
+        check(
+            Path(args.path),
+            args.which,
+            num_heads=args.num_heads,
+            image_size=args.image_size,
+            num_frames=args.num_frames,
+            tokens=args.tokens,
+        )
+    )
+    return 0
