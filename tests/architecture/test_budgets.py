@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 39_500
-MOST_FILES = 192
-MOST_CLASSES = 347
+MOST_LINES = 39_900
+MOST_FILES = 193
+MOST_CLASSES = 349
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3900, 96),
-    "cli": (1960, 24),
+    "cli": (2030, 25),
     "data": (950, 13),
     "data/clips": (1950, 60),
     "data/loader": (1250, 18),
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2285, 52),
     "demo": (1670, 40),
     "evaluation": (4130, 101),
-    "jobs": (4160, 103),
+    "jobs": (4450, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1470, 40),

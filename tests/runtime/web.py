@@ -19,7 +19,7 @@ class Web:
         tag: ETag of all files.
         cuts: After so many bytes the next answers break off, one after the other.
         codes: What the next requests are answered with instead.
-        checksum: Sent as Hugging Face does, in a redirection to another path.
+        checksum: Sent as Hugging Face does of large files, in a redirection to another path.
         has_ranges, has_length: Whether the server knows parts, and says how long a file is.
         asked: (path, headers) of every request.
     """
@@ -46,7 +46,8 @@ def serving() -> Generator[Web]:
             if web.codes:
                 self.send_error(web.codes.pop(0))
                 return
-            if web.checksum and not self.path.startswith("/cdn"):
+            is_large = not self.path.endswith(".json")
+            if web.checksum and is_large and not self.path.startswith("/cdn"):
                 self.send_response(302)
                 self.send_header("Location", f"/cdn{self.path}")
                 self.send_header("X-Linked-ETag", f'"{web.checksum}"')

@@ -34,6 +34,7 @@ COMMANDS = {
     "features": (commands.FEATURES_HELP, commands.add_features),
     "decode": (decode.HELP, decode.add_arguments),
     "models": (models.HELP, models.add_arguments),
+    "export": (models.EXPORT_HELP, models.add_export),
     "convert": (commands.CONVERT_HELP, commands.add_convert),
     "show": (show.HELP, show.add_arguments),
     "bench": (commands.BENCH_HELP, commands.add_bench),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa.cli.parser import Parser
+from vjepa.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +68,13 @@ def add_arguments(parser: Parser) -> None:
     getting.set_defaults(run=_get)
     checking = add_command("check", _CHECK_HELP)
     checking.add_path("path", "PATH", "file, folder, run, or name")
-    checking.add_argument(
+    _add_options_of_file(checking)
+    checking.set_defaults(run=_check)
+
+
+def _add_options_of_file(parser: Parser) -> None:
+    """What a file of weights may leave open."""
+    parser.add_argument(
         "--which",
         choices=("target", "context"),
         default="target",
@@ -78,9 +85,68 @@ def add_arguments(parser: Parser) -> None:
         ("--image-size", "pixels, where the file does not say them"),
         ("--num-frames", "frames, where the file does not say them"),
     ):
-        checking.add_argument(name, type=int, metavar="N", help=text)
-    checking.add_argument("--tokens", metavar="MAP", help="another token map than the usual one")
-    checking.set_defaults(run=_check)
+        parser.add_argument(name, type=int, metavar="N", help=text)
+    parser.add_argument(
+        "--tokens",
+        choices=("before_norm", "two_poolings"),
+        help="another token map than the usual one, where a model has one",
+    )
+
+
+EXPORT_HELP = """\
+write an encoder, alone or with a probe, as one file that other programs compute
+
+The file takes pixels (uint8, RGB) and gives tokens, or with a probe the shares of its classes;
+normalisation is inside. It is compared with the original before it has its name, and timed.
+
+examples:
+  vjepa export runs/first --format onnx --out encoder.onnx
+  vjepa export runs/probe --format torch-export --batch 8 --out probe.pt2
+"""
+
+
+def add_export(parser: Parser) -> None:
+    """Options of `vjepa export`."""
+    parser.add_path("path", "PATH", "what holds an encoder, or the folder of a probe")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "torch-export"),
+        default="onnx",
+        help="onnx needs the extra `export` (default: onnx)",
+    )
+    parser.add_path("--out", "FILE", "what to write; must not exist", required=True)
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="clips (videos, with a probe) of a call (any number)"
+    )
+    parser.add_path("--encoder", "PATH", "where a probe's encoder lies now, if it was moved")
+    _add_options_of_file(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from vjepa.jobs.export import export
+    from vjepa.jobs.probe.config import EncoderSourceConfig
+
+    if args.batch is not None and args.batch < 1:
+        raise UserError(f"--batch: must be at least 1, got {args.batch}")
+    source = EncoderSourceConfig(
+        which=args.which,
+        num_heads=args.num_heads,
+        image_size=args.image_size,
+        num_frames=args.num_frames,
+        tokens=args.tokens,
+    )
+    print(
+        export(
+            args.path,
+            args.out,
+            args.format,
+            batch=args.batch,
+            encoder=args.encoder,
+            source=source,
+        )
+    )
+    return 0
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
