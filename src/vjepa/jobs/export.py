@@ -259,7 +259,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, about: str) -
     made.model.metadata_props[META] = about
     made.save(file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+    return lambda pixels: np.asarray(session.run(None, {"pixels": pixels})[0])
 
 
 def _compare(

@@ -174,7 +174,7 @@ def _append(
             while block := answer.read(_BLOCK):
                 file.write(block)
                 have += len(block)
-                done, total = (n and -(-n // 10**6) for n in (have, size))
+                done, total = -(-have // 10**6), None if size is None else -(-size // 10**6)
                 progress.update(done, "MB" if total else f"{done} MB", total)
     except (HTTPException, ConnectionError, TimeoutError):
         raise
