@@ -11,7 +11,8 @@ it is that field.
 Pydantic checks types and ranges. What users trip over is a wrong setting that is silently ignored,
 so the messages decide, and those are made here: one line with the file that holds the mistake, the
 dotted field, the value and the nearest valid name; the same for a file and for the command line.
-Pydantic is imported where a config class is made, so that ``vjepa --help`` does not wait for it.
+Pydantic is imported where a config class is made, PyYAML where text is read or written, so that
+``vjepa --help`` does not wait for either.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vjepa.errors import UserError
-from vjepa.strict_yaml import parse_value, parse_yaml, write_yaml
 
 if typing.TYPE_CHECKING:
     from pydantic import ValidationError
@@ -271,6 +271,8 @@ def plain(value: object) -> Any:
 
 def dump_yaml(config: object) -> str:
     """The config as YAML text, every field written out; loads back equal."""
+    from vjepa.strict_yaml import write_yaml
+
     return write_yaml(to_dict(config))
 
 
@@ -359,6 +361,8 @@ def load_config(
     Raises:
         UserError: A file that is missing or no YAML, an unknown field, a wrong or refused value.
     """
+    from vjepa.strict_yaml import parse_value, parse_yaml
+
     layers = _Layers(cls, "defaults")
     for file in files:
         path, name = _find(file, recipes)

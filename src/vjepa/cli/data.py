@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from dataclasses import replace
 
 from vjepa.cli.parser import Parser, resolve_config
@@ -152,6 +153,13 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _index(args: argparse.Namespace) -> int:
+    if args.sources and args.out is not None:
+        from vjepa.runtime.workers import INSPECT_MODULES, start_server
+
+        # What the workers need is imported beside what is needed here. If it does not start, the
+        # workers will say so.
+        with suppress(OSError):
+            start_server(INSPECT_MODULES)
     config = resolve_config(args)
     if not args.sources:
         raise UserError("data index needs a source: a folder of videos or a list of files")

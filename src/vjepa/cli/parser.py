@@ -29,7 +29,6 @@ from vjepa.config import (
 )
 from vjepa.errors import UserError
 from vjepa.runtime.files import check_writable
-from vjepa.strict_yaml import write_yaml
 
 EXIT_LOST_PROCESS = 1
 """Another process of the same job ended or hung; its own message says why."""
@@ -215,6 +214,8 @@ def _default(setting: Setting) -> str:
     value = plain(setting.default)
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return f" (default: {len(value)} of them)"
+    from vjepa.strict_yaml import write_yaml
+
     text = write_yaml({"x": value}).removeprefix("x:").strip()
     return f" (default: {text or 'none'})"
 

@@ -41,6 +41,8 @@ WORKER_GIGABYTES = 16.0
 
 LOADER_MODULES = ("torch", "av", "vjepa.data.loader.reading", "vjepa.data.video.decode")
 """What cutting clips needs."""
+INSPECT_MODULES = tuple(f"vjepa.data.video.{n}" for n in ("inspect", "container", "frame_index"))
+"""What looking into files needs."""
 
 _Payload = TypeVar("_Payload")
 
@@ -152,11 +154,19 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def _start_server() -> None:
+def start_server(preload: Sequence[str]) -> None:
     """Start the process that workers are forked from, if it does not run yet.
 
-    It shares the terminal: a Ctrl-C while it imports modules would end it with a traceback.
+    It imports the modules, which cannot be changed later, while this process goes on: a command
+    that is going to need workers calls this first, and so waits for one of the two only. It shares
+    the terminal: a Ctrl-C while it imports would end it with a traceback.
+
+    Raises:
+        OSError: It cannot be started.
     """
+    # A program that has torch loaded will cut clips sooner or later.
+    modules = LOADER_MODULES if "torch" in sys.modules else preload
+    multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # lets the signal through again
     if not hasattr(signal, "pthread_sigmask"):
         return
@@ -234,14 +244,14 @@ class WorkerPool:
             memory_gigabytes: Address space that a worker may take beyond what it starts with, in
                 GB; what asks for more gets a MemoryError. Linux only.
             preload: Modules that workers find loaded. The first pool of a program decides: the
-                server that workers are forked from starts once. A program that has torch loaded
-                will cut clips sooner or later, so there it is always `LOADER_MODULES`.
+                server that workers are forked from starts once. Where torch is loaded it is always
+                `LOADER_MODULES`.
             imports_main: Whether workers import the program's main file, as a task that is written
                 there needs; that file must then keep its work under ``__name__ == "__main__"``. No
                 task of this package needs it, so any script may use workers, also one from stdin.
         """
         self._memory = memory_gigabytes
-        self._preload = LOADER_MODULES if "torch" in sys.modules else preload
+        self._preload = preload
         self._imports_main = imports_main
         self._task = task
         self._num_workers = num_workers
@@ -383,7 +393,6 @@ class WorkerPool:
     def _start_missing(self) -> None:
         wanted = min(self._num_workers, len(self._workers) + len(self._backlog))
         while len(self._workers) < wanted:
-            self._context.set_forkserver_preload(list(self._preload))
             ours, theirs = self._context.Pipe()
             process = self._context.Process(
                 target=_serve,
@@ -393,7 +402,7 @@ class WorkerPool:
             )
             self._is_starting = True
             try:
-                _start_server()
+                start_server(self._preload)
                 _leave_out_main()
                 process.start()
             except (OSError, EOFError) as error:

@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,10 +33,7 @@ from vjepa.data.video.info import (
     kind_of,
 )
 from vjepa.errors import UserError
-from vjepa.runtime.workers import WorkerPool
-
-if TYPE_CHECKING:
-    pass
+from vjepa.runtime.workers import INSPECT_MODULES, WorkerPool
 
 # Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
 _AHEAD = 16
@@ -156,7 +152,7 @@ def inspect_files(
         workers,
         timeout_seconds,
         limits.max_memory_gigabytes,
-        preload=["vjepa.data.video.inspect", "vjepa.data.video.container"],
+        preload=INSPECT_MODULES,
     )
     with closing(pool):
         for order, outcome in pool.map(orders, _AHEAD * workers):
