@@ -4,6 +4,9 @@
     python studies/detection.py --train boxes/boxes_train.parquet --test boxes/boxes_test.parquet \
         --encoder "V-JEPA=runs/v0,runs/v1" --encoder "pixels=runs/p0,runs/p1" --out runs/study
 
+On the simulated people of `make_people.py`, shown 8 frames at every second one: `--set
+data.view.short_side=96 --set data.clip.stride=2 --groups action=1-15 direction=16-17 all=1-18`.
+
 Rows: chance (every box gets the classes' frequencies of the training), pixels of the box (the key
 frame; five frames), random weights and each encoder, whole clips and the key frame repeated; each
 with true boxes and with those that a detector of people found, with all and with few videos. Head
@@ -48,7 +51,8 @@ from vjepa.training import OptimConfig, Trainer, TrainingConfig
 _SIDE = 8  # of the pixels of a box
 Figures = dict[str, dict[str, list[float]]]
 """Means over classes by row, then by column, one for each seed."""
-GROUPS = {"motion": range(1, 10), "digit": range(10, 20), "all": range(1, 21)}
+GROUPS: dict[str, range] = {}
+"""Ids of the classes that a column averages over."""
 
 
 def main() -> None:
@@ -60,14 +64,17 @@ def main() -> None:
     parser.add_argument("--random-seeds", type=int, default=3)
     parser.add_argument("--few", type=int, default=50, metavar="VIDEOS")
     parser.add_argument("--out", type=Path, required=True)
+    text = "columns, as NAME=FIRST-LAST of the classes' ids"
+    digits = ["motion=1-9", "digit=10-19", "all=1-20"]
+    parser.add_argument("--groups", nargs="+", default=digits, help=text)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="settings")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_config(
-        DetectConfig,
-        ["synthetic"],
-        {"data.train": str(args.train), "data.test": str(args.test)},
-        recipes="detect",
-    )
+    for name, _, ids in (group.partition("=") for group in args.groups):
+        first, _, last = ids.partition("-")
+        GROUPS[name] = range(int(first), int(last) + 1)
+    tables = [f"data.train={args.train}", f"data.test={args.test}"]
+    base = load_config(DetectConfig, ["synthetic"], [*tables, *args.set], recipes="detect")
     figures: Figures = {}
     for few in (None, args.few):
         small = replace(base, data=replace(base.data, num_videos=few))
@@ -104,6 +111,7 @@ def _encoder(
         config,
         seed=seed,
         encoder=replace(config.encoder, path=Path(run), random=random, seed=seed),
+        features=replace(config.features, cache_dir=out / "cache"),
         data=replace(
             config.data, view=replace(config.data.view, key_frame_only=still), test_on="truth"
         ),
@@ -116,7 +124,12 @@ def _encoder(
         file = folder / f"{kind}.json"
         if not file.is_file():
             found = evaluate(
-                folder, config.data.test, test_on=kind, num_threads=1, reading=config.data.reading
+                folder,
+                config.data.test,
+                test_on=kind,
+                num_threads=1,
+                reading=config.data.reading,
+                cache_dir=out / "cache",
             )
             values = {e.label: e.average_precision for e in found.metrics.per_class}
             file.write_text(json.dumps(values))

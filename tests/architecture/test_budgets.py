@@ -23,7 +23,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3900, 96),
     "cli": (2040, 25),
     "data": (950, 13),
-    "data/clips": (1950, 60),
+    "data/clips": (1960, 60),
     "data/loader": (1250, 18),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),

@@ -76,6 +76,13 @@ def test_boxes_move_with_the_frames(cases: dict) -> None:
     shares = np.array(case["pixels_clipped"]) / [width, height, width, height]
     found = moved_boxes(crop, shares, height, width)
     assert np.abs(found - case["crop_offset_x40_y10_224"]).max() <= 1
+    other = cases["alphaction_boxes"]
+    size = np.array(other["image_wh"] * 2)
+    whole = ClipPlan(frames=frames, resize_to=(256, 340), resize="antialias")
+    pixel = np.array([0, 0, 1, 1])  # theirs end with one
+    shares = (np.array(other["input_xyxy"]) + pixel) / size
+    found = moved_boxes(whole, shares, height, width, enlarge=(0.1, 0.05)) - pixel
+    assert np.abs(found - other["extended_0.1_0.05"]).max() < 0.13
     found = moved_boxes(flip, boxes, height, width)
     assert np.abs(found[0] - case["flipped"][0]).max() <= 1
     back = moved_boxes(flip, found / [width, height, width, height], height, width)

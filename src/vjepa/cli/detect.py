@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from vjepa.cli.parser import EXIT_INTERRUPTED, Parser, config_lines, resolve_config
+from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, config_lines, resolve_config
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
@@ -139,9 +139,11 @@ def _train(args: argparse.Namespace) -> int:
     print(f"trained: {done.steps} updates on {where}")
     for bad in done.bad_videos:
         print(f"not read: {bad.path}: {bad.reason}")
-    if done.interrupted:
-        print("stopped before the end: the same command goes on")
-        return EXIT_INTERRUPTED
+    if done.stopped is not None:
+        print("stopped before the end, nothing measured: the same command goes on")
+        if done.stopped.out_of_time:
+            return 0
+        return EXIT_REQUEUE if done.stopped.requeue else EXIT_INTERRUPTED
     print(
         *(done.test.lines() if done.test else ["not measured: no test table (data.test)"]), sep="\n"
     )

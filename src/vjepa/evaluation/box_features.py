@@ -253,7 +253,8 @@ class BoxFeatures:
             return FeatureSet(
                 (torch.empty(0, 1, 1, width, dtype=kept),), np.zeros(0, np.int64), (bad,)
             )
-        flat = boxes_of_clips(data, [(found.plan, key, boxes[key]) for key, found in clips])
+        plans = [(found.plan, key, boxes[key]) for key, found in clips]
+        flat = boxes_of_clips(data, plans, self.settings.view)
         device = self.setup.device
         encoder = self.frozen.encoder.to(device)
         weight = next(encoder.parameters())
@@ -287,16 +288,19 @@ class BoxFeatures:
 
 
 def boxes_of_clips(
-    data: KeyFrames, clips: Sequence[tuple[ClipPlan, int, NDArray[np.int64]]]
+    data: KeyFrames,
+    clips: Sequence[tuple[ClipPlan, int, NDArray[np.int64]]],
+    view: KeyFrameViewConfig,
 ) -> Tensor:
     """Boxes float32 [M, 5] in the pixels of clips, the clip's number first.
 
     `clips` are (what was done to the frames, key frame, rows of the table).
     """
-    parts = [
-        np.insert(moved_boxes(plan, data.table.box[rows], *data.sizes(key)), 0, number, axis=1)
-        for number, (plan, key, rows) in enumerate(clips)
-    ]
+    parts = []
+    for number, (plan, key, rows) in enumerate(clips):
+        height, width = data.sizes(key)
+        boxes = moved_boxes(plan, data.table.box[rows], height, width, view.enlarge_boxes)
+        parts.append(np.insert(boxes, 0, number, axis=1))
     return torch.from_numpy(np.concatenate(parts)).float()
 
 
@@ -391,7 +395,7 @@ class DetectionBatches:
                 for clip, (key, _), own in zip(good, wanted, rows, strict=True)
             ]
             pixels = torch.stack([clip.clip for clip in good])
-            boxes = boxes_of_clips(self.data, plans)
+            boxes = boxes_of_clips(self.data, plans, self.settings.view)
             yield DetectionBatch(ordinals, boxes, labels, len(every), clips=pixels)
 
     def _moments(self, step: int) -> Iterator[Moment]:

@@ -51,6 +51,9 @@ class KeyFrameViewConfig:
     which a figure for video must stand."""
     resize: Resize = "antialias"
     """`antialias`: bilinear with antialias; `reference`: without it."""
+    enlarge_boxes: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    """Look at boxes that are wider and higher by these shares (AlphAction: 0.1 and 0.05). The
+    answer is still about the box as it was given."""
 
     def __post_init__(self) -> None:
         low, high = self.train_short_sides
@@ -104,12 +107,19 @@ def plan_moment(moment: Moment, source: Source) -> ClipPlan:
 
 
 def moved_boxes(
-    plan: ClipPlan, boxes: NDArray[np.float64], height: int, width: int
+    plan: ClipPlan,
+    boxes: NDArray[np.float64],
+    height: int,
+    width: int,
+    enlarge: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.float64]:
     """Boxes [n, 4] (x1, y1, x2, y2 as shares of such a source frame) in the pixels of a clip.
 
-    Cut at its borders, in continuous coordinates; one that is not seen comes out empty.
+    Enlarged by shares of their width and height, cut at the clip's borders, in continuous
+    coordinates; one that is not seen comes out empty.
     """
+    out = (boxes[:, 2:] - boxes[:, :2]) * np.array(enlarge) / 2
+    boxes = np.concatenate([boxes[:, :2] - out, boxes[:, 2:] + out], axis=1)
     top, left, seen_height, seen_width = plan.seen_box(height, width)
     rows, columns = plan.size
     x = (boxes[:, 0::2] * width - left) * (columns / seen_width)

@@ -51,7 +51,7 @@ from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import Detection
-from vjepa.training import OptimConfig, Trainer
+from vjepa.training import OptimConfig, Trainer, TrainingResult
 
 JOB = "detect train"
 RESULT_FILE = "result.json"
@@ -70,7 +70,8 @@ class TrainedDetector:
     num_key_frames: int
     test: DetectionResult | None
     bad_videos: tuple[BadVideo, ...]
-    interrupted: bool = False
+    stopped: TrainingResult | None = None
+    """How training ended, where that was before its last update: nothing was measured then."""
 
 
 def train(config: DetectConfig, out: Path) -> TrainedDetector:
@@ -121,7 +122,7 @@ def _train(config: DetectConfig, out: Path) -> TrainedDetector:
         )
         for one in passes:
             rows = np.intersect1d(rows, one.rows)
-    bad = tuple({video.reason: video for one in passes for video in one.bad}.values())
+    bad = tuple(dict.fromkeys(video for one in passes for video in one.bad))
     times.append(time.perf_counter())
     batches = DetectionBatches(
         data=data,
@@ -138,7 +139,7 @@ def _train(config: DetectConfig, out: Path) -> TrainedDetector:
     key_frames = len(np.unique(data.table.key_of_row[rows]))
     sentence, steps = frozen.identity.sentence, trainer.optim.steps
     if result.interrupted or result.out_of_time:
-        return TrainedDetector(out, sentence, result.step, len(rows), key_frames, None, bad, True)
+        return TrainedDetector(out, sentence, result.step, len(rows), key_frames, None, bad, result)
     identity = frozen.identity
     if config.end_to_end is not None:
         # The encoder that was trained lies in the checkpoint; the detector is one of it.
