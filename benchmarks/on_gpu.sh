@@ -32,6 +32,9 @@ part step_vitl16_224 python benchmarks/bench_step.py --gpu --case vitl16:24:224
 part step_vith16_224 python benchmarks/bench_step.py --gpu --case vith16:24:224
 part step_vith16_384 python benchmarks/bench_step.py --gpu --case vith16:10:384
 part profile_vitl16_224 python benchmarks/profile_step.py --gpu --case vitl16:24:224
+# Fine-tuning: not yet measured.
+part finetune_vitl16 python benchmarks/bench_finetune.py --gpu --compile --model vitl16 --clips 32
+part finetune_vith16 python benchmarks/bench_finetune.py --gpu --compile --model vith16 --clips 16
 part precision python benchmarks/curve_precision.py
 for model in vitl16 vith16; do
 	part "encode_$model" python -m vjepa bench encode --model "$model" --precision bfloat16 --compile true

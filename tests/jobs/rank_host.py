@@ -58,7 +58,9 @@ def run(job: dict[str, Any]) -> int:
     from vjepa.cli.main import main
 
     arguments = [f"--{override}" for override in job["overrides"]]
-    return main(["pretrain", "--config", job["config"], "--out", job["out"], *arguments])
+    return main(
+        [job.get("command", "pretrain"), "--config", job["config"], "--out", job["out"], *arguments]
+    )
 
 
 def launch(job: dict[str, Any]) -> list[int]:
@@ -137,6 +139,7 @@ def import_everything() -> None:
         "torch.utils.tensorboard",
         "numpy.ma",
         "vjepa.data.video.decode",
+        "vjepa.jobs.finetune.job",
         "vjepa.jobs.pretrain",
     ):
         importlib.import_module(name)
