@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2280, 52),
     "demo": (1670, 40),
     "evaluation": (4130, 101),
-    "jobs": (4450, 105),
+    "jobs": (4470, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1470, 40),

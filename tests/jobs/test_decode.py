@@ -160,6 +160,20 @@ def test_an_authors_file_and_a_model_with_rotary_positions_are_decoded(
             assert (drawn != clip).any()
 
 
+def test_a_decoder_does_not_go_on_with_other_weights(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    torch.manual_seed(0)
+    save_model(model, VJEPA(vjepa.load_model("demo").config))
+    short = ("--data.clip", "{num_frames: 8, stride: 1}")
+    assert _train(manifest, out, "--optim.steps", "1", *short, model=str(model)) == 0
+    shutil.rmtree(model)
+    save_model(model, VJEPA(vjepa.load_model("demo").config))
+    assert main(["decode", "train", "--out", str(out), "--optim.steps", "2"]) == 2
+    assert "was begun with other weights" in capsys.readouterr().err
+
+
 def _objective(folder: Path, name: str) -> str:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "objective": name}))

@@ -15,7 +15,14 @@ from pydantic import Field
 from torch import Tensor
 
 from vjepa.checkpoint import described, find_checkpoint, load_model, locate
-from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
+from vjepa.checkpoint.folder import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    read_json,
+    read_weights,
+    step_folders,
+)
 from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.counter_random import derive_seed
@@ -118,16 +125,15 @@ class DecodeConfig:
     """Device, precision, intervals."""
 
 
-def open_model(path: Path | None, num_heads: int | None = None) -> VJEPA:
-    """A model whose predictions can be decoded.
+def open_model(path: Path | None, num_heads: int | None = None, *, drawn: bool = True) -> VJEPA:
+    """A model whose predictions can be looked at, or `drawn` as pixels.
 
     Raises:
         UserError: None is named; it has no predictor of features; or it is not shown pixels.
     """
     if path is None:
         raise UserError("model: not set; give a run, a checkpoint, an authors' file or `demo`")
-    found = locate(path)
-    about = described(path) if found.is_dir() or found.name == WEIGHTS_FILE else None
+    about = described(path)
     if about is not None and about.objective != "vjepa":
         raise UserError(
             f"{path}: holds a model of {about.objective!r}, which predicts no features; give one "
@@ -136,8 +142,8 @@ def open_model(path: Path | None, num_heads: int | None = None) -> VJEPA:
     model = load_model(path, num_heads)
     encoder = model.config.encoder
     if encoder.is_image_model:
-        raise UserError(f"{path}: an image model; the decoder needs a model of video")
-    if encoder.input.content not in ("rgb", "rgb_and_change"):
+        raise UserError(f"{path}: an image model; this needs a model of video")
+    if drawn and encoder.input.content not in ("rgb", "rgb_and_change"):
         raise UserError(
             f"{path}: is shown {encoder.input.content!r} of a clip and not its pixels "
             "(model.encoder.input.content), so none can be drawn"
@@ -217,6 +223,13 @@ def train(
                 "data.sources is empty: name a manifest, for example "
                 "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
             )
+        frozen = predicting_hash(model)
+        newest = next(reversed(step_folders(out / CHECKPOINTS_FOLDER).values()), None)
+        if newest and read_json(newest / CONFIG_FILE).get("weights_hash") != frozen:
+            raise UserError(
+                f"{out}: this decoder was begun with other weights than {config.model} holds now; "
+                "bring them back, or give another --out"
+            )
         learnt_from = as_pretraining(config, model)
         seed_torch(config.seed, "weights")
         made = task(config, model, learnt_from)
@@ -242,7 +255,7 @@ def train(
                 # How a clip is made of a video to be decoded, and what is hidden of it.
                 "preprocess": {"clip": to_dict(replace(clip, clips_per_video=1)), "view": view},
                 "masking": to_dict(learnt_from.masking),
-                "weights_hash": predicting_hash(model),
+                "weights_hash": frozen,
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)],
             description="decoder",

@@ -223,7 +223,7 @@ def show_surprise(
     Raises:
         UserError: The video or the model cannot be used.
     """
-    opened = open_model(model, num_heads)
+    opened = open_model(model, num_heads, drawn=False)
     clip = preprocess_of(model, opened.config.encoder).clip
     found = surprise_of(opened, video, clip)
     size, values, heights = opened.config.encoder, found.values, found.heights
