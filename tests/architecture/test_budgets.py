@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 39_900
+MOST_LINES = 40_000
 MOST_FILES = 193
 MOST_CLASSES = 349
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3900, 96),
+    "checkpoint": (3960, 96),
     "cli": (2040, 25),
     "data": (950, 13),
     "data/clips": (1960, 60),

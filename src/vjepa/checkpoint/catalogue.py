@@ -7,16 +7,16 @@ the released files; what a file says of itself goes before them.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, InputConfig
+from vjepa.models import PRESETS, VJEPA2_MODELS, EncoderConfig, InputConfig
 
-Family = Literal["videomae", "mvd", "omnimae", "hiera", "ijepa", "dinov2", "openclip"]
-"""Models whose files have the same names; VideoMAE V2's are VideoMAE's."""
+Family = Literal["vjepa", "videomae", "mvd", "omnimae", "hiera", "ijepa", "dinov2", "openclip"]
+"""Models whose files have the same names; VideoMAE V2's are VideoMAE's, V-JEPA 2's V-JEPA's."""
 
 CLIP_INPUT = InputConfig(
     mean=(0.48145466, 0.4578275, 0.40821073), deviation=(0.26862954, 0.26130258, 0.27577711)
@@ -27,7 +27,10 @@ _NON_COMMERCIAL = "CC BY-NC 4.0"
 _BY_NUMBERS = (
     "a small file of this layout gives the recorded tokens; names and shapes of the real file fit"
 )
-_WEIGHTS = (".pth", ".tar", ".torch", ".bin", ".safetensors")
+_BY_REFERENCE = (
+    "small files that the authors' code wrote give its numbers, forward and in training; "
+)
+_WEIGHTS = (".pt", ".pth", ".tar", ".torch", ".bin", ".safetensors")
 _META = "https://dl.fbaipublicfiles.com/"
 
 
@@ -54,7 +57,7 @@ class KnownModel:
     proved: str = _BY_NUMBERS
     """What was compared; the real weights could not be."""
     rows: str = ""
-    """Rows of the paper's tables that it is for, and where it is not what they used."""
+    """Rows of the paper's comparison that it is for, and where it is not what they used."""
 
     @property
     def describes(self) -> str:
@@ -74,7 +77,63 @@ _giant = partial(_vit, width=1408, depth=40, mlp_ratio=48 / 11)
 _image = partial(_vit, num_frames=1, tubelet_size=1)
 _hiera = partial(_vit, patch_size=32, input=HIERA_INPUT, depth=48)
 
+
+def _first(size: str, pixels: int, file: str) -> KnownModel:
+    """A model of V-JEPA."""
+    letter = size[3].upper()
+    return KnownModel(
+        title=f"V-JEPA ViT-{letter}/16, {pixels} pixels, VideoMix2M",
+        paper="arXiv 2404.08471",
+        family="vjepa",
+        encoder=replace(PRESETS[size], image_size=pixels),
+        licence=_NON_COMMERCIAL,
+        url=f"{_META}jepa/{file}/{file}.pth.tar",
+        proved=f"{_BY_REFERENCE}the real file was not seen",
+    )
+
+
+def _second(name: str, file: str, licence: str, hub: str = "") -> KnownModel:
+    """A model of V-JEPA 2 or 2.1, in its authors' layout."""
+    sizes = VJEPA2_MODELS[name].encoder
+    is_new = sizes.levels != ()
+    number, letter = "2.1" if is_new else "2", name.partition("vit")[2][0]
+    distilled = ", distilled from G" if is_new and letter in "bl" else ""
+    return KnownModel(
+        title=f"V-JEPA {number} ViT-{letter if letter in 'gG' else letter.upper()}/16, "
+        f"{sizes.image_size} pixels{distilled}",
+        paper="arXiv 2603.14482" if is_new else "arXiv 2506.09985",
+        family="vjepa",
+        encoder=sizes,
+        licence=licence,
+        url=f"{_META}vjepa2/{file}.pt",
+        published=hub
+        and f"also on Hugging Face: facebook/{hub} (its folder is read, too; it holds "
+        "the context encoder)",
+        proved=f"{_BY_REFERENCE}names and shapes of the real file, as its code makes them, fit",
+    )
+
+
+_UNSAID = "not found (the code's is MIT)"
+_SAID_ELSEWHERE = "(said by another port of the weights; their own page was not seen)"
+
 MODELS: dict[str, KnownModel] = {
+    "vjepa_vitl16": _first("vitl16", 224, "vitl16"),
+    "vjepa_vith16": _first("vith16", 224, "vith16"),
+    "vjepa_vith16_384": _first("vith16", 384, "vith16-384"),
+    "vjepa2_vitl16": _second(
+        "vjepa2_vitl16", "vitl", f"MIT {_SAID_ELSEWHERE}", "vjepa2-vitl-fpc64-256"
+    ),
+    "vjepa2_vith16": _second(
+        "vjepa2_vith16", "vith", f"Apache-2.0 {_SAID_ELSEWHERE}", "vjepa2-vith-fpc64-256"
+    ),
+    "vjepa2_vitg16": _second("vjepa2_vitg16", "vitg", _UNSAID, "vjepa2-vitg-fpc64-256"),
+    "vjepa2_vitg16_384": _second(
+        "vjepa2_vitg16_384", "vitg-384", "Apache-2.0", "vjepa2-vitg-fpc64-384"
+    ),
+    "vjepa2_1_vitb16": _second("vjepa2_1_vitb16", "vjepa2_1_vitb_dist_vitG_384", _UNSAID),
+    "vjepa2_1_vitl16": _second("vjepa2_1_vitl16", "vjepa2_1_vitl_dist_vitG_384", _UNSAID),
+    "vjepa2_1_vitg16": _second("vjepa2_1_vitg16", "vjepa2_1_vitg_384", _UNSAID),
+    "vjepa2_1_vitG16": _second("vjepa2_1_vitG16", "vjepa2_1_vitG_384", _UNSAID),
     "ijepa_vith16_448": KnownModel(
         title="I-JEPA ViT-H/16, 448 pixels, ImageNet-1K",
         paper="arXiv 2301.08243",

@@ -151,11 +151,11 @@ def _open(path: str | Path, asked: Asked) -> Held:
             require_named(held, str(path))
         return held
     if _is_hub(path):
-        return open_hub(Path(path), asked)
+        return open_hub(locate(path), asked)
     if _is_ours(path):
         require_unasked(asked, Path(path))
         return open_folder(find_checkpoint(Path(path)), asked.which, asked.num_heads)
-    return open_released(Path(path), asked)
+    return open_released(locate(path), asked)
 
 
 def _is_hub(path: str | Path) -> bool:
@@ -225,6 +225,7 @@ def start_training(
         keep = has_state(folder) if keep is None else keep
         step, _ = load_checkpoint(folder, modules, optimizer if keep else None, group)
         return (step if keep else None), str(folder)
+    path = locate(path)
     # Heads change no tensor; any number that the widths allow will do to look at them.
     held = open_hub(path, Asked()) if _is_hub(path) else open_released(path, Asked(num_heads=1))
     report = load_whole(modules, held.tensors, held.source, "nothing was loaded", held.dropped)

@@ -55,7 +55,7 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("model", model.title),
         ("paper", model.paper),
         ("size", model.describes),
-        ("licence", f"{model.licence} (of the weights)"),
+        ("licence", f"of the weights: {model.licence}"),
         ("published", where),
         ("proved", model.proved),
         ("for", model.rows),
