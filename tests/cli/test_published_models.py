@@ -74,6 +74,11 @@ def test_from_video_to_result(
     if title in ("Hiera", "DINOv2", "OpenCLIP"):
         pytest.importorskip("timm")
     file, probe = files / name, tmp_path / "probe"
+    options = [option.replace("encoder.", "").replace("_", "-") for option in _options(file)[2:]]
+    checked = vjepa("models", "check", file, *options)
+    assert checked.code == 0, checked.err
+    assert f"{file}: {title}" in checked.out
+    assert f"of width {width}" in checked.out
     trained = _train(vjepa, file, small, probe)
     assert trained.code == 0, trained.err
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
