@@ -27,7 +27,7 @@ from torch import Tensor
 from vjepa.config import load_config
 from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.demo.probes import frame_differences, middle_frame
+from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of
 from vjepa.evaluation.results import RESULT_FILE, load_result, over_seeds
@@ -117,7 +117,7 @@ def fit(setting: Setting, which: str, run: Path, seed: int, args: argparse.Names
 
 
 def pixel_baselines(label: str, some_probe: Path, manifest: Path) -> list[str]:
-    """Ridge classifiers on grey 16 x 16 pixels of the same clips: what needs no encoder."""
+    """Ridge classifiers on 16 x 16 pixels of the same clips: what needs no encoder."""
     data = load_config(ProbeConfig, [some_probe / "config.yaml"]).data
     assert data.clip is not None
     assert data.view is not None
@@ -125,15 +125,14 @@ def pixel_baselines(label: str, some_probe: Path, manifest: Path) -> list[str]:
     for split in ("train", "test"):
         rows = Manifest.open(manifest).select(split=split)
         with EvaluationClips(rows, data.clip, data.view, data.reading) as source:
-            grey = [
-                torch.nn.functional.adaptive_avg_pool2d(batch.clips[:, 0].float().mean(dim=1), 16)
-                for batch in source.batches(0, len(source), 256)
+            frames = [
+                small_frames(batch.clips[:, 0]) for batch in source.batches(0, len(source), 256)
             ]
-        parts[split] = (rows, torch.cat(grey))
+        parts[split] = (rows, torch.cat(frames))
     known = labels_of(parts["train"][0], label)
     truth = torch.from_numpy(labels_of(parts["test"][0], label, classes=known.classes).indices)
     lines = []
-    for name, view in (("middle frame", middle_frame), ("frame differences", frame_differences)):
+    for name, view in PIXEL_FLOORS.items():
         fitted = fit_ridge(
             view(parts["train"][1]), torch.from_numpy(known.indices), len(known.classes)
         )

@@ -42,7 +42,7 @@ from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
-from vjepa.evaluation.floors import PIXEL_FLOORS, grey_frames
+from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
 from vjepa.evaluation.labels import hold_out, labels_of, stratified_subset
@@ -171,9 +171,9 @@ class LabelledSet:
 
     def measure_pixels(self) -> dict[str, dict[str, float]]:
         """Floors without an encoder, by name."""
-        grey = {split: grey_frames(clips) for split, clips in self.clips.items()}
+        frames = {split: small_frames(clips) for split, clips in self.clips.items()}
         return {
-            name: self.measure({split: view(x) for split, x in grey.items()})
+            name: self.measure({split: view(x) for split, x in frames.items()})
             for name, view in PIXEL_FLOORS.items()
         }
 

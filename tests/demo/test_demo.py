@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from tests.jobs.tiny_run import RECIPE
 
 from vjepa.checkpoint import read_config, shipped_weights
 from vjepa.config import dump_yaml, load_config
+from vjepa.data import Manifest
+from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.demo import demo
 from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
+from vjepa.demo.demo import settle_labels
 from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
-from vjepa.demo.report import difference, headline
+from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
@@ -106,15 +110,24 @@ def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
 def test_every_probe_is_in_the_table(finished: Finished) -> None:
     config, out = finished
     results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
-    assert len(results) == 2 * 3 * (2 + 1 + 1)
+    # Few labels: attentive and ridge on all tokens, two draws; many: three others as well.
+    assert len(results) == 2 * 3 * (2 * 2 + 5)
     cells = summarise(results)
-    assert len(cells) == 2 * 3 * 3
-    few = {c.encoder: c for c in cells if (c.label, c.labels_per_class) == ("motion", 1)}
+    assert len(cells) == 2 * 3 * (2 + 5)
+    kinds = ("motion", "attentive", 1)
+    few = {c.encoder: c for c in cells if (c.label, c.kind, c.labels_per_class) == kinds}
+    pools = {
+        result.config["probe"]["pool"]: task.kind
+        for task, result in results.items()
+        if task.kind.startswith("ridge")
+    }
+    assert pools == {"mean": "ridge mean", "steps": "ridge steps", "all": "ridge all"}
     cell = few["pixel"]
     draws = [
         result.test.metrics.top1
         for task, result in results.items()
-        if (task.label, task.encoder, task.labels_per_class) == ("motion", "pixel", 1)
+        if (task.label, task.kind, task.labels_per_class) == kinds
+        and task.encoder == "pixel"
         and result.test is not None
     ]
     assert len(draws) == 2
@@ -176,7 +189,7 @@ def test_the_headline_names_the_shipped_model() -> None:
 
 def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
     tasks = [t for t in probe_tasks(DemoConfig(seeds=(3, 4))) if t.encoder == "shipped"]
-    assert len(tasks) == 2 * (3 + 1 + 1)
+    assert len(tasks) == 2 * (3 * 2 + 5)
     assert {task.seed for task in tasks} == {0}
     assert len({task.folder(Path("out")) for task in tasks}) == len(tasks)
 
@@ -204,6 +217,49 @@ def test_a_probe_that_cannot_be_trained_is_one_line(finished: Finished) -> None:
     too_many = replace(config, many_labels_per_class=1000)
     with pytest.raises(UserError, match="1000_draw0: the probe cannot be trained: class"):
         run_probes(too_many, out, out / "data" / "manifest.parquet")
+
+
+def test_videos_of_others_are_shown_as_their_labels_allow(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any manifest with labels: the input measured, as many labels as all classes have."""
+    config, out = finished
+    manifest = out / "data" / "manifest.parquet"
+    overrides: dict[str, dict[str, str]] = {}
+    shown: list[DemoFindings] = []
+    monkeypatch.setattr(demo, "measure_rates", lambda *_: {"vjepa": 2.0, "pixel": 3.0})
+    monkeypatch.setattr(demo, "train_side_by_side", lambda _, given, *__: overrides.update(given))
+    monkeypatch.setattr(demo, "run_probes", lambda settled, *_: {"labels": settled})
+    monkeypatch.setattr(demo, "write_demo_report", lambda found, _: shown.append(found))
+    data = replace(config.data, manifest=manifest, labels=("appearance",))
+    many = replace(config, data=data, many_labels_per_class=1000, minutes=1.0)
+    demo.run(many, tmp_path / "out")
+    (found,) = shown
+    assert found.config.labels == ("appearance",)
+    train = Manifest.open(manifest).select(split="train")
+    fewest = min(Counter(train.labels("appearance").tolist()).values())
+    assert found.config.many_labels_per_class == fewest < 22
+    assert found.manifest == manifest
+    floors = {cell.encoder: cell for cell in found.baselines if cell.labels_per_class == fewest}
+    assert set(floors) == {
+        *("middle frame", "all frames", "frame differences", "size of differences")
+    }
+    settings = overrides["vjepa"]
+    assert settings["data.normalisation"] == "measured"
+    assert settings["online_probe.label"] == "appearance"
+    assert settings["optim.steps"] == "120"
+    assert {task.label for task in probe_tasks(found.config)} == {"appearance"}
+    assert not (tmp_path / "out" / "data").exists()
+    unlabelled = Manifest.from_rows(
+        [ManifestRow(info=row.info, split=row.split) for row in _rows(manifest)], "/"
+    )
+    with pytest.raises(UserError, match="has no label"):
+        settle_labels(replace(many, data=replace(data, labels=())), unlabelled)
+
+
+def _rows(manifest: Path) -> list[ManifestRow]:
+    known = Manifest.open(manifest)
+    return [ManifestRow(info=known.row(row), split="train") for row in range(3)]
 
 
 def test_another_demo_does_not_take_the_folder(finished: Finished, tmp_path: Path) -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
 import vjepa
-from vjepa.models import PIXEL_MEAN, PIXEL_STD, InputConfig, normalise_clip
+from vjepa.models import PIXEL_MEAN, PIXEL_STD, InputConfig, far_from_input, normalise_clip
 
 PIXELS = torch.randint(0, 256, (1, 3, 2, 4, 4), dtype=torch.uint8)
 _HOW = InputConfig(mean=(0.1, 0.2, 0.3))
@@ -85,3 +85,24 @@ def test_frames_of_any_size_become_an_encoders_input(size: tuple[int, int]) -> N
     white = (1 - torch.tensor(PIXEL_MEAN)) / torch.tensor(PIXEL_STD)
     assert_close(video.mean(dim=(0, 2, 3, 4)), white, atol=1e-4, rtol=0)
     assert encoder(video).shape == (2, 64, 96)
+
+
+def test_clips_unlike_those_of_the_training_are_told_with_both_numbers() -> None:
+    how = InputConfig(mean=(0.5, 0.5, 0.5), deviation=(0.1, 0.1, 0.1))
+    torch.manual_seed(0)
+    noise = torch.randn(4, 3, 2, 16, 16)
+    noise = (noise - noise.mean((0, 2, 3, 4), keepdim=True)) / noise.std()
+
+    def clips(mean: float, deviation: float) -> Tensor:
+        return (255 * (mean + deviation * noise)).round().clamp(0, 255).to(torch.uint8)
+
+    assert far_from_input(clips(0.5, 0.1), how) is None
+    assert far_from_input(clips(0.55, 0.2), how) is None
+    dark = far_from_input(clips(0.3, 0.1), how)
+    assert dark is not None
+    assert "mean 0.30 0.30 0.30 and deviation 0.10 0.10 0.10" in dark
+    assert "made for 0.50 0.50 0.50 and 0.10 0.10 0.10" in dark
+    assert far_from_input(clips(0.5, 0.02), how) is not None
+    assert far_from_input(clips(0.5, 0.1), InputConfig(content="change")) is None
+    still = clips(0.5, 0.1)[:, :, :1].expand(-1, -1, 2, -1, -1)
+    assert far_from_input(still, InputConfig(content="change")) is not None, "nothing changes"

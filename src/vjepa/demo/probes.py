@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
 from vjepa.errors import UserError
+from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
@@ -38,14 +38,14 @@ from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WorkerPool
 
-EncoderName = Literal["vjepa", "shipped", "pixel", "random", "frame differences", "middle frame"]
+EncoderName = str
+"""`vjepa`, `shipped`, `pixel`, `random`, or a floor without an encoder by its name."""
+ProbeKind = Literal["attentive", "linear", "ridge mean", "ridge steps", "ridge all"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 """Those that every pretraining seed has one of."""
-LABELS = ("motion", "appearance")
 _SHIPPED_SEED = 0  # the model is trained once
 _PROBE_SECONDS = 86400.0
 _NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
-_SIDE = 16
 _READ_AT_ONCE = 256
 
 
@@ -60,11 +60,12 @@ class ProbeTask:
     labels_per_class: int
     draw: int
     """Which random choice of the labelled videos; also the seed of the probe."""
-    kind: Literal["attentive", "linear"]
+    kind: ProbeKind
 
     def folder(self, out: Path) -> Path:
         """Where its result lies."""
-        name = f"{self.encoder}_seed{self.seed}_{self.kind}_{self.labels_per_class}_draw{self.draw}"
+        kind = self.kind.replace(" ", "_")
+        name = f"{self.encoder}_seed{self.seed}_{kind}_{self.labels_per_class}_draw{self.draw}"
         return out / "probes" / self.label / name
 
 
@@ -91,14 +92,17 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
     if config.shipped_model:
         encoders.append(("shipped", _SHIPPED_SEED))
     few, many = config.few_labels_per_class, config.many_labels_per_class
-    tasks = []
-    for label in LABELS:
-        for encoder, seed in encoders:
-            for draw in range(config.label_draws):
-                tasks.append(ProbeTask(encoder, seed, label, few, draw, "attentive"))
-            tasks.append(ProbeTask(encoder, seed, label, many, 0, "attentive"))
-            tasks.append(ProbeTask(encoder, seed, label, many, 0, "linear"))
-    return tasks
+    with_few: tuple[ProbeKind, ...] = ("attentive", "ridge all")
+    with_many: tuple[ProbeKind, ...] = (*with_few, "linear", "ridge mean", "ridge steps")
+    tasks = [
+        ProbeTask(encoder, seed, label, count, draw, kind)
+        for label in config.labels
+        for encoder, seed in encoders
+        for count, draws, kinds in ((few, config.label_draws, with_few), (many, 1, with_many))
+        for draw in range(draws)
+        for kind in kinds
+    ]
+    return list(dict.fromkeys(tasks))  # few and many may be the same
 
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
@@ -159,7 +163,9 @@ def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) 
             "data.reading.num_workers": 0,  # a worker of a pool can start no processes
             "data.reading.frame_cache_folder": str(out / "cache" / "frames"),
             "features.cache_dir": str(out / "cache" / "features"),
-            "probe.kind": task.kind,
+            "probe.kind": task.kind.partition(" ")[0],
+            "probe.pool": task.kind.partition(" ")[2] or "mean",
+            "floors": False,  # they stand in the demo's own table
         },
         recipes="probe",
     )
@@ -187,36 +193,22 @@ def summarise(results: dict[ProbeTask, ProbeResult]) -> list[Cell]:
     return cells
 
 
-def middle_frame(grey: Tensor) -> Tensor:
-    """The middle frame alone, which cannot show motion: float [n, T, S, S] -> [n, S*S]."""
-    return grey[:, grey.shape[1] // 2].flatten(1)
-
-
-def frame_differences(grey: Tensor) -> Tensor:
-    """What changes from each frame to the next: float [n, T, S, S] -> [n, (T-1)*S*S]."""
-    return grey.diff(dim=1).flatten(1)
-
-
 def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]:
-    """Ridge classifiers on raw pixels, for the same draws of labelled clips as the probes.
+    """Ridge classifiers on small pixels, for the same draws of labelled clips as the probes.
 
     One row for each baseline, label and number of labels. Intervals are Wilson's over test clips:
     there is no pretraining whose seed could matter.
     """
-    train_rows, train = _read_grey(config, out, manifest, "train")
-    test_rows, test = _read_grey(config, out, manifest, "test")
-    baselines: dict[EncoderName, Callable[[Tensor], Tensor]] = {
-        "middle frame": middle_frame,
-        "frame differences": frame_differences,
-    }
+    train_rows, train = _read_frames(config, out, manifest, "train")
+    test_rows, test = _read_frames(config, out, manifest, "test")
     sizes = (config.few_labels_per_class, config.label_draws), (config.many_labels_per_class, 1)
     cells = []
-    for label in LABELS:
+    for label in config.labels:
         fit_labels = labels_of(train_rows, label)
         truth = labels_of(test_rows, label, classes=fit_labels.classes)
         expected = torch.from_numpy(truth.indices)
         for per_class, draws in sizes:
-            for name, features in baselines.items():
+            for name, features in PIXEL_FLOORS.items():
                 inputs, held = features(train), features(test)
                 shares = []
                 for draw in range(draws):
@@ -231,10 +223,10 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     return cells
 
 
-def _read_grey(
+def _read_frames(
     config: DemoConfig, out: Path, manifest: Path, split: str
 ) -> tuple[Manifest, Tensor]:
-    """A split's rows, and its clips as the encoders see them, grey: float32 [n, T, 16, 16]."""
+    """A split's rows, and its clips as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
     pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
     frames = {"data.reading.frame_cache_folder": str(out / "cache" / "frames")}
     data = load_config(ProbeConfig, [config.probe_recipe], frames, "probe").data
@@ -242,7 +234,7 @@ def _read_grey(
     rows = Manifest.open(manifest).select(split=split)
     with EvaluationClips(rows, pretrain.data.clip, view, data.reading) as source:
         parts = [
-            torch.nn.functional.adaptive_avg_pool2d(batch.clips[:, 0].float().mean(dim=1), _SIDE)
+            small_frames(batch.clips[:, 0])
             for batch in source.batches(0, len(source), _READ_AT_ONCE)
         ]
     return rows, torch.cat(parts)

@@ -14,7 +14,7 @@ from vjepa.checkpoint import AnyEncoder, load_model, read_config, shipped_weight
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import LABELS, Cell, ProbeTask, summarise
+from vjepa.demo.probes import Cell, ProbeTask, summarise
 from vjepa.demo.synthetic_files import find_real_clips
 from vjepa.demo.training import OBJECTIVES, run_folder
 from vjepa.evaluation.preprocess import load_encoder
@@ -33,10 +33,12 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
     "pixel": ("same model, predicts pixels", 2),
     "random": ("random weights", 3),
     "frame differences": ("no encoder: frame differences", 4),
+    "size of differences": ("no encoder: size of frame differences", 4),
+    "all frames": ("no encoder: all frames", 4),
     "middle frame": ("no encoder: middle frame", 4),
 }
 """Name and colour of each in tables and charts, in their order."""
-_HEADS = ("attentive", "linear", "ridge")
+_HEADS = ("attentive", "linear", "ridge mean", "ridge steps", "ridge all", "ridge")
 _SHOWN_CLIPS = 3
 
 
@@ -62,7 +64,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     cells = sorted(
         summarise(findings.results) + findings.baselines,
         key=lambda cell: (
-            LABELS.index(cell.label),
+            findings.config.labels.index(cell.label),
             cell.labels_per_class,
             _HEADS.index(cell.kind),
             list(_ENCODERS).index(cell.encoder),
@@ -86,7 +88,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
             _probe_section(findings, cells),
             mask_section(pretrained, shots[0]),
             Section("Training", curves, run_charts(states)),
-            feature_section(shots, encoders, "synthetic test clips"),
+            feature_section(shots, encoders, "test clips"),
             prediction_section(load_model(findings.run("vjepa")).eval(), pretrained, shots[:2]),
             *_real_sections(findings, pretrained, encoders),
             _record_section(findings, pretrained),
@@ -115,7 +117,8 @@ def _compared(one: Cell, other: Cell) -> str:
 
 def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
     """The answer in a paragraph and in figures, whatever it is."""
-    few = ("motion", "attentive", config.few_labels_per_class)
+    label = config.labels[0]
+    few = (label, "attentive", config.few_labels_per_class)
     by_encoder = {
         cell.encoder: cell
         for cell in cells
@@ -124,7 +127,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
     mine, pixel, random = by_encoder["vjepa"], by_encoder["pixel"], by_encoder["random"]
     answer = (
         f"Trained for {config.minutes:g} minutes of one CPU thread's time without any label, the "
-        f"V-JEPA encoder was frozen and a small probe learnt to name the motion in a clip from "
+        f"V-JEPA encoder was frozen and a small probe learnt to name the {label} in a clip from "
         f"{config.few_labels_per_class} labelled examples of each kind. It gets "
         f"{100 * mine.top1:.1f} % of unseen test clips right; the same probe on an untrained "
         f"encoder gets {100 * random.top1:.1f} %, and on an encoder trained for the same CPU time "
@@ -140,7 +143,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
             f"to {100 * shipped.interval.high:.1f})."
         )
     figures = [
-        Figure(f"{100 * mine.top1:.1f} %", "motion from few labels, V-JEPA"),
+        Figure(f"{100 * mine.top1:.1f} %", f"{label} from few labels, V-JEPA"),
         Figure(f"{100 * (mine.top1 - random.top1):+.1f} points", "over random weights"),
         Figure(f"{100 * (mine.top1 - pixel.top1):+.1f} points", "over pixel prediction"),
         Figure(f"{config.minutes:g} min", "pretraining, CPU time of one thread"),
@@ -183,10 +186,17 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         Table(head, rows, strong_rows=frozenset(strong)),
         *_difference_table(cells, classes),
     ]
+    told = "Test clips are those of the manifest's split `test`. "
+    if config.data.manifest is None:
+        told = (
+            "Motion says what moved and how, appearance which digit it was. Test clips show digit "
+            "images that no training clip has. "
+        )
     lede = (
-        "The encoder is frozen; only the probe on top is trained. Motion says what moved and how, "
-        "appearance which digit it was. Test clips show digit images that no training clip has. "
-        "Green rows use no encoder at all: a linear classifier on the pixels."
+        f"The encoder is frozen; only the probe on top is trained. {told}Attentive probes are "
+        "trained until held-out labels gain no more; ridge probes see the mean token, the mean of "
+        "each time step, or all tokens. Green rows use no encoder at all: a linear classifier on "
+        "the pixels."
     )
     return Section("What do the frozen features know?", lede, blocks)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, normalise_clip
+from vjepa.models import EncoderConfig, far_from_input, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
 from vjepa.runtime.files import atomic_path, atomic_write
 from vjepa.runtime.progress import Progress
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from vjepa.data import Manifest
     from vjepa.evaluation.labels import Split
 
+_LOGGER = logging.getLogger(__name__)
 _DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MOST_IN_MEMORY_BYTES = 1 << 30
 _FORMAT = "vjepa-features-2"
@@ -368,7 +370,7 @@ class FeatureExtractor:
             total = sum(min(shard_rows, len(source) - start) for start in starts)
             which = f", pass {pass_index + 1}" if self.is_random else ""
             with Progress(f"features of {split.name}{which}", total) as progress:
-                done = 0
+                done, has_looked = 0, False
                 for start in starts:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"
@@ -380,6 +382,9 @@ class FeatureExtractor:
                         continue
                     parts = []
                     for batch in source.batches(start, stop, batch_rows):
+                        if not has_looked and len(batch.rows):
+                            has_looked = True
+                            self._look_at(batch.clips.flatten(0, 1))
                         parts.append(self.encode(batch))
                         done += len(batch.rows) + len(batch.bad)
                         progress.update(done)
@@ -388,6 +393,12 @@ class FeatureExtractor:
                     if path is not None:
                         write_shard(path, part)
                     yield part if path is None else read_shard(path)
+
+    def _look_at(self, clips: Tensor) -> None:
+        """Warn if clips are unlike what the encoder's input is made for."""
+        how = self.frozen.identity.config.input
+        if (said := far_from_input(clips, how)) is not None:
+            _LOGGER.warning("%s: %s", self.frozen.identity.source, said)
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0

@@ -14,7 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
-from vjepa.evaluation.metrics import ClassificationMetrics, ConfidenceInterval, Metrics
+from vjepa.evaluation.metrics import (
+    ClassificationMetrics,
+    ConfidenceInterval,
+    Metrics,
+    wilson_interval,
+)
 from vjepa.runtime.files import atomic_write
 
 RESULT_FILE = "result.json"
@@ -41,6 +46,15 @@ class HeadResult:
     mean_average_precision: float | None = None
     loss: float
     chosen: bool = False
+    steps: int = 0
+    """Updates; 0 in results of versions that did not keep them."""
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: by the figure, then by the loss."""
+        score = self.mean_average_precision if self.top1 is None else self.top1
+        assert score is not None
+        return -score, self.loss
 
     @property
     def score(self) -> str:
@@ -82,6 +96,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Floor:
+    """What needs no trained encoder, on the same labels and test videos; `name` says what."""
+
+    name: str
+    count: int
+    correct: int
+
+    @property
+    def cells(self) -> tuple[str, str]:
+        """Share of right answers in percent and its 95 % interval, as text."""
+        found = wilson_interval(self.correct, self.count)
+        top1 = f"{100 * self.correct / self.count:.1f}"
+        return top1, f"{100 * found.low:.1f} to {100 * found.high:.1f}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeResult:
     """The outcome of training one probe, or of fine-tuning.
 
@@ -108,6 +138,8 @@ class ProbeResult:
     seconds: dict[str, float] = field(default_factory=dict)
     folder: str = ""
     steps: int = 0
+    floors: tuple[Floor, ...] = ()
+    """Empty where they were not measured."""
 
     def save(self, folder: Path) -> None:
         """Write ``result.json`` and a Markdown table beside it."""
@@ -123,12 +155,20 @@ class ProbeResult:
         if self.steps:
             lines += [f"{what}: {self.steps} updates on {self.num_train} labelled videos", ""]
         lines += [compare({self.which: self}), ""]
+        if self.floors:
+            rows = [(floor.name, *floor.cells) for floor in self.floors]
+            lines += ["What needs no trained encoder, on the same videos and labels:", ""]
+            lines += [*_table(("floor", "top-1 %", "95 % interval"), rows), ""]
         if self.selection:
             lines += ["Heads, by their figures on the rows held out for the choice:", ""]
-            headings = ("head", "learning rate", "weight decay", "held-out rows", "loss", "chosen")
+            headings = (
+                *("head", "updates", "learning rate", "weight decay", "held-out rows"),
+                *("loss", "chosen"),
+            )
             rows = [
                 (
                     head.kind,
+                    str(head.steps or self.steps),
                     f"{head.learning_rate:g}",
                     f"{head.weight_decay:g}",
                     head.score,

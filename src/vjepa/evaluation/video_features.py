@@ -8,6 +8,7 @@ memory does not grow with the length of a video.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,9 +36,11 @@ from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
 from vjepa.evaluation.preprocess import Preprocess
-from vjepa.models import EncoderConfig
+from vjepa.models import EncoderConfig, far_from_input
 from vjepa.models.encoder import FrameEncoder
 from vjepa.runtime.device import Precision
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,18 @@ def _encode(
     """Encode windows in batches of one size; the parts of a file come one after the other."""
     waiting: list[tuple[_OpenFile, ReadWindow]] = []
     file: _OpenFile | None = None
+    has_looked = False
 
     def run() -> Iterator[tuple[int, Part | DecodeError]]:
         if not waiting:
             return
         clips = torch.stack([window.clip for _, window in waiting])
+        nonlocal has_looked
+        sizes = encoder.config
+        assert isinstance(sizes, EncoderConfig)
+        if not has_looked and (said := far_from_input(clips, sizes.input)) is not None:
+            _LOGGER.warning("%s", said)
+        has_looked = True
         tokens = check_finite(encode_clips(encoder, clips, how.precision))
         for (owner, window), found in zip(waiting, tokens, strict=True):
             yield owner.index, owner.add(found, window.seconds)

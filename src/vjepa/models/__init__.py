@@ -17,7 +17,13 @@ from vjepa.models.embedding import patchify, position_code, resample_position_co
 from vjepa.models.encoder import Encoder
 from vjepa.models.pooling import AttentiveClassifier, AttentivePooler, LinearClassifier
 from vjepa.models.predictor import VJEPA, Predictor
-from vjepa.models.preprocess import input_content, normalise_clip, still_clip, to_pixels
+from vjepa.models.preprocess import (
+    far_from_input,
+    input_content,
+    normalise_clip,
+    still_clip,
+    to_pixels,
+)
 from vjepa.models.presets import PRESETS, VJEPA2_MODELS
 from vjepa.models.regions import RegionConfig, region_features
 
@@ -39,6 +45,7 @@ __all__ = [
     "Predictor",
     "PredictorConfig",
     "RegionConfig",
+    "far_from_input",
     "input_content",
     "normalise_clip",
     "patchify",

@@ -13,6 +13,8 @@ from vjepa.models.config import EncoderConfig, InputConfig
 
 _IMAGENET = InputConfig()
 _NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
+_LOOKED_AT = 8
+_FAR_MEAN, _FAR_DEVIATION = 1.0, 2.5
 
 
 def may_look(tensor: Tensor) -> bool:
@@ -93,6 +95,33 @@ def check_video(video: Tensor, config: EncoderConfig, *, is_training: bool) -> N
             raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
         if 0 <= low < 0.02 and 0.5 < high <= 1 and config.input == InputConfig():
             warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=6)
+
+
+def far_from_input(clips: Tensor, how: InputConfig) -> str | None:
+    """In words, with both numbers, that clips are unlike what an encoder's input is made for.
+
+    `clips` are uint8 [B, 3, T, H, W], the first eight of which are looked at. Far means that a
+    channel's mean differs by more than one deviation, or its deviation by more than a factor of
+    2.5; None: nothing is far.
+    """
+    clips = clips[:_LOOKED_AT]
+    content = input_content(clips, how).transpose(0, 1).flatten(1) / 255
+    found = content.mean(dim=1), content.std(dim=1, correction=0)
+    mean, deviation = (torch.tensor(part) for part in how.mean_and_deviation)
+    ratio = found[1] / deviation
+    near = (found[0] - mean).abs() <= _FAR_MEAN * deviation
+    near &= (ratio < _FAR_DEVIATION) & (ratio > 1 / _FAR_DEVIATION)
+    if bool(near.all()):
+        return None
+    ours, theirs = (
+        tuple(" ".join(f"{x:.2f}" for x in part.tolist()) for part in pair)
+        for pair in (found, (mean, deviation))
+    )
+    return (
+        f"the first {len(clips)} clips have mean {ours[0]} and deviation {ours[1]} (0 to 1), the "
+        f"encoder's input is made for {theirs[0]} and {theirs[1]}: on videos so unlike those that "
+        "it was trained on its features may say little"
+    )
 
 
 def _require_pixels(low: float, high: float) -> None:

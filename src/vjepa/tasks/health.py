@@ -141,14 +141,6 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
     if not history:
         return None
     newest = history[-1]
-    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
-    if std < _POOR_STD and rank < _POOR_RANK:
-        return (
-            f"the features tell little: those of all clips are nearly the same (target_std "
-            f"{std:.3g}, effective_rank {rank:.3g}; a healthy run has more than {_POOR_STD:g} and "
-            f"{_POOR_RANK:g}); on dark or pale videos begin anew with data.normalisation measured, "
-            "else with a lower learning rate or a larger model.encoder.patch_init_std"
-        )
     for name in ("effective_rank", "target_std", "target_std_between_clips"):
         known = [report for report in history if math.isfinite(report.get(name, math.nan))]
         if not known or known[-1] is not newest:
@@ -168,5 +160,13 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
             f"the features may be collapsing: those of different clips are nearly the same, their "
             f"mean cosine rose from {lowest:.3g} to {cosine:.3g}; a higher EMA momentum or a lower "
             "learning rate may help"
+        )
+    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
+    if std < _POOR_STD and rank < _POOR_RANK:
+        return (
+            f"the features tell little: those of all clips are nearly the same (target_std "
+            f"{std:.3g}, effective_rank {rank:.3g}; a healthy run has more than {_POOR_STD:g} and "
+            f"{_POOR_RANK:g}); on dark or pale videos begin anew with data.normalisation measured, "
+            "else with a lower learning rate or a larger model.encoder.patch_init_std"
         )
     return None

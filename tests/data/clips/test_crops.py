@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tests.data.clip_files import write_video
 from torch.nn import functional
 
+from vjepa.config import load_config
 from vjepa.counter_random import uniforms
 from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig, draw_crops
 from vjepa.data.clips.cut import cut
@@ -20,6 +22,7 @@ from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import ViewConfig, plan_views
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.inspect import inspect_file
+from vjepa.jobs.pretrain import PretrainConfig
 
 
 def _video(*shape: int, seed: int = 0) -> np.ndarray:
@@ -185,3 +188,21 @@ def test_a_sample_is_drawn_alike_whatever_is_drawn_beside_it() -> None:
     starts = np.floor(uniforms(7, "clip start", ordinals, 1)[:, 0] * (50 - 2))
     assert [plan.frames[0] for plan in plans] == starts.tolist()
     assert len({plan.box for plan in plans}) > 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 240), (240, 427), (427, 240), (240, 560)])
+def test_the_small_recipe_shows_things_as_large_as_an_evaluation_does(height, width) -> None:
+    """The mean side of a training crop over that of the evaluation's centre crop."""
+    recipe = load_config(PretrainConfig, ["small"], recipes="pretrain")
+    source, view = FrameSource(_video(2, height, width, 3)), ViewConfig(crop_size=112)
+    (plan,) = plan_views(ClipConfig(num_frames=2), view, source)
+    assert plan.resize_to is not None
+    side = 112 * min(height, width) / min(plan.resize_to)
+    seen = {}
+    for of in ("square", "frame"):
+        config = replace(recipe.data.transform, crop_scale_of=of)
+        boxes = np.array(draw_crops(height, width, config, _u(2000))[0])
+        seen[of] = np.sqrt(boxes[:, 2] * boxes[:, 3]).mean() / side
+    assert recipe.data.transform.crop_scale_of == "square"
+    assert seen["square"] == pytest.approx(1, abs=0.025)
+    assert (seen["frame"] > 1.2) == (height != width)

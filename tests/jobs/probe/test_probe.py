@@ -20,6 +20,7 @@ from tests.jobs.probe.tiny_probe import (
     train_probe,
 )
 
+from vjepa import extract_features, load_encoder
 from vjepa.checkpoint import save_model
 from vjepa.config import from_dict, load_config
 from vjepa.data import Manifest
@@ -32,7 +33,7 @@ from vjepa.evaluation.saved_probe import load_saved_probe
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import evaluate, train, train_splits
-from vjepa.models import VJEPA
+from vjepa.models import VJEPA, InputConfig
 
 
 @pytest.fixture(scope="module")
@@ -400,3 +401,78 @@ def test_an_encoder_that_has_moved_is_asked_for(
         evaluate_here(tmp_path / "x", videos)
     found = evaluate_here(tmp_path / "x", videos, encoder=tmp_path / "after")
     assert found.metrics == test.metrics
+
+
+def test_floors_stand_beside_the_number(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Random weights with the same input and probe, and ridge on pixels of the same clips."""
+    config = probe_config(videos, checkpoint, floors=True, **{"optim.epochs": 2})
+    result = train(config, tmp_path / "probe")
+    assert [floor.name for floor in result.floors] == [
+        "random weights, same input and probe",
+        "ridge on middle frame",
+        "ridge on all frames",
+        "ridge on frame differences",
+        "ridge on size of differences",
+    ]
+    assert {floor.count for floor in result.floors} == {11}
+    assert result.floors[1].correct >= 9, "colour is seen in one frame"
+    random = load_result(tmp_path / "probe" / "random_weights")
+    assert random.which == "random"
+    assert random.test is not None
+    assert random.test.metrics.correct == result.floors[0].correct
+    assert load_result(tmp_path / "probe") == result
+    assert "| ridge on size of differences |" in (tmp_path / "probe" / "result.md").read_text()
+    alone = probe_config(videos, checkpoint, **{"optim.epochs": 2, "encoder.random": True})
+    assert train(alone, tmp_path / "alone").test == random.test
+    with pytest.raises(UserError, match="floors: are for one class a video"):
+        probe_config(videos, checkpoint, floors=True, **{"data.multi_label": True})
+
+
+@pytest.mark.parametrize("pool", ["mean", "steps", "all"])
+def test_a_ridge_probe_is_fitted_saved_and_read(
+    pool: str, videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    changes = {"probe.kind": "ridge", "probe.pool": pool}
+    result, test = train_probe(videos, checkpoint, tmp_path / "probe", **changes)
+    assert test.metrics.top1 > 0.7
+    assert result.steps == 0
+    numbers = load_saved_probe(tmp_path / "probe").head.state_dict()["mean"].numel()
+    assert numbers == 24 * {"mean": 1, "steps": 2, "all": 8}[pool]
+    assert evaluate_here(tmp_path / "probe", videos).metrics == test.metrics
+
+
+def test_training_goes_on_while_the_held_out_rows_gain(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """From 2 updates, which know nothing, to twice as many and again."""
+    more = {
+        "optim.epochs": None,
+        "optim.steps": 2,
+        "optim.max_steps": 64,
+        "optim.learning_rates": [3e-3],
+        "optim.weight_decays": [0.01],
+    }
+    result, test = train_probe(videos, checkpoint, tmp_path / "probe", **more)
+    tried = [head.steps for head in result.selection]
+    assert tried == [2**power for power in range(1, len(tried) + 1)]
+    (chosen,) = (head for head in result.selection if head.chosen)
+    assert result.steps == chosen.steps > 2
+    assert chosen.rank == min(head.rank for head in result.selection)
+    assert chosen.steps in tried[-2:], "the last that was tried, or that before it"
+    assert test.metrics.top1 > 0.5
+    assert {head.count for head in result.selection} == {6}, "held out of the training labels"
+
+
+def test_videos_unlike_those_of_the_training_are_a_warning_with_both_numbers(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a probe and in features of files; once for a set."""
+    sizes = replace(TINY.encoder, input=InputConfig(mean=(0.9,) * 3, deviation=(0.05,) * 3))
+    run = {"data": {"clip": {"num_frames": 4, "stride": 2}}}
+    model = save_model(tmp_path / "m", VJEPA(replace(TINY, encoder=sizes)), run=run)
+    train(probe_config(videos, model, **{"probe.kind": "ridge"}), tmp_path / "probe")
+    said = "input is made for 0.90 0.90 0.90 and 0.05 0.05 0.05"
+    assert caplog.text.count(said) == 2, "training and test videos"
+    caplog.clear()
+    extract_features(load_encoder(model), Manifest.open(videos).path(0))
+    assert caplog.text.count(said) == 1

@@ -32,6 +32,10 @@ class TransformConfig:
     """Height and width of a clip, in pixels."""
     crop_scale: tuple[float, float] = (0.3, 1.0)
     """Range of the crop's area, as a share of the frame's."""
+    crop_scale_of: Literal["frame", "square"] = "frame"
+    """Of what `crop_scale` is a share: of the `frame`, as the paper, so that crops of wide and tall
+    frames show more than the square that an evaluation sees, and things smaller; or of the largest
+    `square` in it, so that both show them at the same size."""
     crop_aspect: tuple[float, float] = (0.75, 1.35)
     """Range of the crop's width / height, drawn evenly on a logarithmic scale."""
     horizontal_flip: bool = True
@@ -57,13 +61,16 @@ def draw_crops(
 ) -> tuple[list[Box], list[bool]]:
     """One box for each of n clips of a video, shared by its frames, and whether it is mirrored.
 
-    The area is uniform in `crop_scale`, the aspect log-uniform in `crop_aspect`. A box that does
-    not fit is drawn again, ten times; then the largest centred box of an allowed aspect is taken.
+    The area is uniform in `crop_scale`, a share of what `crop_scale_of` says, the aspect
+    log-uniform in `crop_aspect`. A box that does not fit is drawn again, ten times; then the
+    largest centred box of an allowed aspect is taken.
     `u` [n, `NUM_UNIFORMS`] is uniform in [0, 1).
     """
     tries = u[:, : 2 * CROP_TRIES].reshape(-1, CROP_TRIES, 2)
     low, high = config.crop_scale
-    target = float(height * width) * (low + (high - low) * tries[..., 0])
+    side = min(height, width)
+    area = side * side if config.crop_scale_of == "square" else height * width
+    target = float(area) * (low + (high - low) * tries[..., 0])
     log_low, log_high = np.log(config.crop_aspect)
     aspect = np.exp(log_low + (log_high - log_low) * tries[..., 1])
     tried_w = np.rint(np.sqrt(target * aspect)).astype(np.int64)

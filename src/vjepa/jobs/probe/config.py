@@ -167,6 +167,9 @@ class ProbeOptimConfig:
     """Updates, instead of passes."""
     min_steps: Annotated[int, Field(ge=0)] = 300
     """At least so many updates, whatever `epochs` says: with few labels passes are short."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Train anew with twice the updates as long as that is better on the rows held out for the
+    choice, up to so many updates; never by the test videos. null: only once."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Training rows per update; at most as many as there are."""
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = (1e-3,)
@@ -223,8 +226,14 @@ class ProbeConfig:
     """Where the encoder and the heads run; `auto` takes a GPU when there is one."""
     num_threads: int | None = None
     """CPU threads of torch; null: torch's choice. The last bits of a number depend on it."""
+    floors: bool = False
+    """Measure beside it what needs no trained encoder: the same probe on random weights with the
+    same input, and ridge classifiers on the pixels of frames, of their differences and of the size
+    of these. About twice the time."""
 
     def __post_init__(self) -> None:
+        if self.floors and self.data.multi_label:
+            raise ValueError("floors: are for one class a video; leave them out")
         if self.data.augment.policy == "none" and self.features.passes > 1:
             raise ValueError(
                 "features.passes: without data.augment.policy all passes would be the same"

@@ -196,6 +196,7 @@ def _choose_rows(
     used = stratified_subset(
         labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed
     )
-    if len(config.grid) == 1 or data.validation is not None:
+    is_one = len(config.grid) == 1 and config.optim.max_steps is None
+    if is_one or not config.probe.is_trained or data.validation is not None:
         return used, np.empty(0, dtype=np.int64)
     return hold_out(labels, used, data.held_out_fraction, config.seed)

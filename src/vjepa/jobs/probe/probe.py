@@ -28,13 +28,16 @@ from vjepa.evaluation.metrics import CALIBRATION_ANSWERS, ClassificationMetrics
 from vjepa.evaluation.results import (
     RESULT_FILE,
     Evaluation,
+    Floor,
     ProbeResult,
     SplitsResult,
     load_result,
     summarise,
 )
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
+from vjepa.jobs.probe.compare import ANSWERS_FILE
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe.floors import pixel_floors
 from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import Probe, load_probe
 from vjepa.jobs.probe.train import fit_probe
@@ -45,7 +48,8 @@ from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
 JOB = "probe train"
-ANSWERS_FILE = "answers.csv"
+RANDOM_FOLDER = "random_weights"
+"""In a probe's folder: the same probe on random weights."""
 METRICS_FILE = "metrics.jsonl"
 CONFUSION_FILE = "confusion.png"
 CALIBRATION_FILE = "calibration.png"
@@ -114,7 +118,11 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
         head, answers = load_saved_probe(out).head, out / ANSWERS_FILE
         test = evaluate_head(inputs.extractor, inputs.test, head, seed=config.seed, answers=answers)
         times.append(time.perf_counter())
-    stages = ("set-up", "features", "training", "test")
+    floors: tuple[Floor, ...] = ()
+    if config.floors and test is not None:
+        floors = _random_floor(config, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
+        times.append(time.perf_counter())
+    stages = ("set-up", "features", "training", "test", "floors")
     result = ProbeResult(
         label=inputs.labels.name,
         encoder=identity.sentence,
@@ -132,11 +140,33 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
         seconds=dict(zip(stages, np.diff(times).round(3).tolist(), strict=False)),
         folder=str(out),
         steps=fitted.steps,
+        floors=floors,
     )
     result.save(out)
     if test is not None:
         draw(test, out / CONFUSION_FILE, out / CALIBRATION_FILE)
     return result
+
+
+def _random_floor(
+    config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
+) -> tuple[Floor, ...]:
+    """The same probe on random weights with the same input; nothing for a probe on such weights."""
+    encoder = config.encoder
+    if encoder.is_random:
+        return ()
+    # An image model of timm takes a file of weights or random ones.
+    encoder = replace(encoder, random=True, timm_weights=None)
+    again = replace(config, encoder=encoder, floors=False)
+    if (out / RESULT_FILE).exists():  # of a call that was stopped after it
+        test = load_result(out).test
+    else:
+        with claimed_folder(out, JOB):
+            test = _train(again, out, cached_rows).test
+    assert test is not None
+    assert isinstance(test.metrics, ClassificationMetrics)
+    name = "random weights, same input and probe"
+    return (Floor(name=name, count=test.metrics.count, correct=test.metrics.correct),)
 
 
 def evaluate(

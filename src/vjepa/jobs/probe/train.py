@@ -90,20 +90,32 @@ def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> F
         head = fit_lookup(passes[0].parts(whole), labels, view, config, encoder)
         return Fitted(head, config.probe, (), bad)
     grid = config.grid
+    classes, longest = len(labels.classes), config.optim.max_steps
     with _open_batches(inputs, passes, fit) as batches:
-        heads = train_heads(batches, grid, config, encoder, len(labels.classes), [MetricLog(log)])
         steps = steps_of(config.optim, batches)
-    bad = bad or batches.bad
-    if len(grid) == 1:
-        return Fitted(heads[0], config.form(grid[0].kind), (), bad, steps)
-    selection = _choose(inputs, passes, choose, heads)
-    best = next(index for index, entry in enumerate(selection) if entry.chosen)
-    form = config.form(grid[best].kind)
+        heads = train_heads(batches, grid, config, encoder, classes, steps, [MetricLog(log)])
+        bad = bad or batches.bad
+        if len(grid) == 1 and longest is None:
+            return Fitted(heads[0], config.form(grid[0].kind), (), bad, steps)
+        selection = _choose(inputs, passes, choose, heads, steps)
+        chosen = next(index for index, entry in enumerate(selection) if entry.chosen)
+        best = selection[chosen]
+        while longest is not None and 2 * steps <= longest:
+            more = train_heads(batches, grid, config, encoder, classes, 2 * steps)
+            found = _choose(inputs, passes, choose, more, 2 * steps)
+            index = next(index for index, entry in enumerate(found) if entry.chosen)
+            if found[index].rank >= best.rank:
+                selection += tuple(replace(entry, chosen=False) for entry in found)
+                break
+            heads, best, chosen, steps = more, found[index], index, 2 * steps
+            selection = tuple(replace(entry, chosen=False) for entry in selection) + found
+    form = config.form(grid[chosen].kind)
     if inputs.validation is not None or not config.optim.refit:
-        return Fitted(heads[best], form, selection, bad, steps)
+        return Fitted(heads[chosen], form, selection, bad, steps)
     with _open_batches(inputs, passes, whole) as batches:
-        again = train_heads(batches, [grid[best]], config, encoder, len(labels.classes))
-        steps = steps_of(config.optim, batches)
+        # With a number of passes instead of updates more rows make more updates.
+        steps = max(steps, steps_of(config.optim, batches))
+        again = train_heads(batches, [grid[chosen]], config, encoder, classes, steps)
     return Fitted(again[0], form, selection, bad if passes else batches.bad, steps)
 
 
@@ -131,6 +143,7 @@ def train_heads(
     config: ProbeConfig,
     encoder: EncoderConfig,
     num_classes: int,
+    steps: int | None = None,
     sinks: Sequence[MetricLog] = (),
 ) -> ProbeHeads:
     """Train one head for each setting, all on the same batches, by the one training loop.
@@ -151,7 +164,7 @@ def train_heads(
     trainer = Trainer(
         task=Classification(heads, heads.trainable()),
         batches=batches.batches,
-        optim=schedules(config.optim, grid, steps_of(config.optim, batches)),
+        optim=schedules(config.optim, grid, steps or steps_of(config.optim, batches)),
         training=TrainingConfig(
             device=config.device,
             num_threads=config.num_threads,
@@ -237,8 +250,9 @@ def _choose(
     passes: Sequence[FeatureSet],
     rows: NDArray[np.int64],
     heads: ProbeHeads,
+    steps: int,
 ) -> tuple[HeadResult, ...]:
-    """The choice among heads, on the views that are tested."""
+    """The choice among heads of so many updates, on the views that are tested."""
     extractor, training = inputs.extractor, inputs.training_extractor
     labels, counted = inputs.labels, None
     as_tested = not training.is_random and training.settings == extractor.settings
@@ -251,9 +265,8 @@ def _choose(
     else:
         parts, counted = extractor.shards(inputs.train, inputs.choose), inputs.choose
     device = extractor.setup.device
-    return choose_head(
-        heads, inputs.config.grid, parts, labels, extractor.settings.view, device, counted
-    )
+    view, grid = extractor.settings.view, inputs.config.grid
+    return choose_head(heads, grid, parts, labels, view, device, counted, steps)
 
 
 def choose_head(
@@ -264,12 +277,14 @@ def choose_head(
     view: ViewConfig,
     device: torch.device,
     rows: NDArray[np.int64] | None = None,
+    steps: int = 0,
 ) -> tuple[HeadResult, ...]:
     """Measure every head on rows that none was trained on, and choose: one result a head.
 
     The one with the most right answers is chosen (with several classes a video: the highest mean
     average precision), among equals the one with the lowest loss, then the first. `parts` are
-    never features of test rows; `rows` int64 those that the choice is made on, None: all.
+    never features of test rows; `rows` int64 those that the choice is made on, None: all; `steps`
+    the heads' updates.
     """
     answers, _ = count_answers(heads.to(device), len(grid), parts, labels, view, device, rows)
     heads.to("cpu")
@@ -280,17 +295,11 @@ def choose_head(
             kind=setting.kind,
             learning_rate=setting.learning_rate,
             weight_decay=setting.weight_decay,
+            steps=steps,
             **own.summary(),
         )
         for own, setting in zip(answers, grid, strict=True)
     ]
-
-    def rank(index: int) -> tuple[float, float, int]:
-        found = results[index]
-        score = found.mean_average_precision if found.top1 is None else found.top1
-        assert score is not None
-        return -score, found.loss, index
-
-    best = min(range(len(grid)), key=rank)
+    best = min(range(len(grid)), key=lambda index: results[index].rank)
     results[best] = replace(results[best], chosen=True)
     return tuple(results)
