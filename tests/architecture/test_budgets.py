@@ -14,28 +14,28 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 40_000
-MOST_FILES = 193
-MOST_CLASSES = 349
+MOST_LINES = 40_400
+MOST_FILES = 195
+MOST_CLASSES = 352
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 96),
-    "cli": (2040, 25),
+    "cli": (2070, 25),
     "data": (950, 13),
-    "data/clips": (1960, 60),
+    "data/clips": (1970, 60),
     "data/loader": (1250, 18),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
-    "demo": (1670, 40),
-    "evaluation": (4130, 101),
+    "demo": (1740, 40),
+    "evaluation": (4200, 102),
     "jobs": (4470, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
-    "jobs/probe": (1470, 40),
+    "jobs/probe": (1700, 43),
     "masking": (800, 16),
-    "models": (2510, 61),
+    "models": (2550, 62),
     "reporting": (900, 36),
     "runtime": (2340, 53),
     "tasks": (1440, 34),
