@@ -36,7 +36,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/probe": (1700, 43),
     "masking": (800, 16),
     "models": (2550, 62),
-    "reporting": (900, 36),
+    "reporting": (910, 36),
     "runtime": (2340, 53),
     "tasks": (1440, 34),
     "top level": (920, 26),

@@ -123,6 +123,8 @@ def test_what_cannot_be_decoded_is_refused(
         open_decoder(tmp_path / "nothing")
     with pytest.raises(UserError, match="--kind: 1, but the decoder was trained with 1"):
         show_samples(video, run, out, SampleSettings(kind=1))
+    with pytest.raises(UserError, match=r"s\.webp: the still is a PNG"):
+        show_samples(video, run, tmp_path / "s.webp")
     with pytest.raises(UserError, match="--samples: 0"):
         SampleSettings(samples=0)
     with pytest.raises(UserError, match="holds a decoder and no model"):
@@ -197,5 +199,8 @@ def test_models_that_predict_no_features_are_refused(
         assert _train(manifest, out, model=model) == 2
         assert says in capsys.readouterr().err
         assert not out.exists()
+    odd = ("--decoder.width", "31", "--decoder.heads", "31")
+    assert _train(manifest, tmp_path / "run", *odd) == 2
+    assert "decoder.width: 31 must be even" in capsys.readouterr().err
     assert main(["decode", "train", "--model", "demo", "--out", str(tmp_path / "run")]) == 2
     assert "data.sources is empty" in capsys.readouterr().err

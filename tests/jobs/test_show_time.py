@@ -90,6 +90,9 @@ def test_bad_input_is_one_line(videos: dict[str, Path], tmp_path: Path) -> None:
     model, clip = vjepa.load_model("demo"), ClipConfig(num_frames=8, stride=1)
     with pytest.raises(UserError, match=r"short\.mp4: 6 frames are too few"):
         surprise_of(model, videos["short"], clip)
+    Image.new("RGB", (40, 40)).save(tmp_path / "still.png")
+    with pytest.raises(UserError, match=r"still\.png: a picture"):
+        surprise_of(model, tmp_path / "still.png", clip)
     with pytest.raises(UserError, match="No such file"):
         surprise_of(model, tmp_path / "none.mp4", clip)
     command = ["show", "similarity", str(videos["turns"]), "--model", "demo"]

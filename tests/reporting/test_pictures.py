@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from vjepa.data.clips.dataset import load_clip
+from vjepa.errors import UserError
 from vjepa.reporting import pictures
 from vjepa.reporting.pictures import Strip
 
@@ -106,6 +107,11 @@ def test_moving_pictures_have_every_frame(tmp_path: Path, suffix: str) -> None:
         times = [0.25 * n for n in range(len(moving))]
     np.testing.assert_allclose(means, [0, 40, 80, 120], atol=4)
     np.testing.assert_allclose(times, [0, 0.25, 0.5, 0.75])
+
+
+def test_a_name_that_is_no_pictures_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.txt: no form of picture"):
+        pictures.write_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.txt")
 
 
 def test_write_png_round_trip(tmp_path) -> None:

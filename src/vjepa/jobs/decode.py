@@ -232,7 +232,10 @@ def train(
             )
         learnt_from = as_pretraining(config, model)
         seed_torch(config.seed, "weights")
-        made = task(config, model, learnt_from)
+        try:
+            made = task(config, model, learnt_from)
+        except ValueError as error:  # a width for which its grid has no code
+            raise UserError(f"the decoder does not fit {config.model}: {error}") from error
         size = sum(p.numel() for p in made.decoder.parameters())
         _LOGGER.info("a decoder of %.2f M parameters for the model %s", size / 1e6, config.model)
         check_disk(out, 4.0 * 4 * size)  # weights, two moments, the average; all float32
@@ -405,6 +408,8 @@ def show_samples(
             be used.
     """
     settings = settings or SampleSettings()
+    if out.suffix != ".png":
+        raise UserError(f"{out}: the still is a PNG; let its name end in .png")
     opened = open_decoder(decoder, model)
     preprocess = opened.preprocess
     # A tail of repeated frames would be no motion to go on with.

@@ -168,6 +168,8 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
     target = torch.arange(seen * places, steps * places)[None]
     try:
         info = inspect_file(str(video))
+        if info.kind == "image":
+            raise DecodeError(str(video), "a picture, in which nothing comes next")
         look = look_at(
             info,
             window,

@@ -52,6 +52,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width: {self.width} must be a multiple of heads {self.heads}")
+        if self.width % 2:
+            raise ValueError(f"width: {self.width} must be even: sines and cosines come in pairs")
 
 
 class Decoder(nn.Module):

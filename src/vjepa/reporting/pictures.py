@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from vjepa.errors import UserError
+
 from vjepa.runtime.files import atomic_path
 
 Picture = NDArray[np.uint8]
@@ -155,7 +157,9 @@ def pca_colours(tokens: NDArray[np.floating]) -> Picture:
 
 
 def write_png(picture: Picture, path: Path) -> None:
-    """Write uint8 [H, W, 3] as a PNG file."""
+    """Write uint8 [H, W, 3] as a PNG file; UserError: the name ends in what is no picture."""
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"{path}: no form of picture ends in {path.suffix!r}; use .png")
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)  # optimize: six times as slow for 5 % of the size
 
