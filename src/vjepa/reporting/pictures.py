@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vjepa.errors import UserError
-
 from vjepa.runtime.files import atomic_path
 
 Picture = NDArray[np.uint8]
