@@ -88,7 +88,7 @@ def test_from_video_to_result(
     result = json.loads((probe / "result.json").read_text())
     assert all(part in result["encoder"] for part in (saved["model"], name, digest[:12]))
     assert all(f"assumed {what}" in result["encoder"] for what in saved["assumed"])
-    assert saved["assumed"] or title in ("MVD", "Hiera", "I-JEPA")
+    assert saved["assumed"] or title in ("MVD", "Hiera", "I-JEPA", "DINOv2")
 
     again = evaluate(
         probe,

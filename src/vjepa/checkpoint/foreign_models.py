@@ -404,12 +404,10 @@ def _hold_dinov2(file: ForeignFile) -> Held:
         patch_size=patch,
         tubelet_size=1,
     )
-    if size != side * patch:
-        file.notes += (
-            f"positions   the table for {side * patch} px, stretched by the authors' rule",
-        )
-    if not file.asked.image_size:
-        file.assumed = (f"{size} pixels (encoder.image_size)",)
+    # Clips of any size decide the grid; the size here is only what they have if nothing is said.
+    file.notes += (
+        f"positions   the table for {side * patch} px, stretched to clips by the authors' rule",
+    )
     form = VitForm(
         table_side=side,
         final_norm=file.asked.tokens is None,
