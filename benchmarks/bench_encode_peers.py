@@ -1,8 +1,10 @@
-"""Our frozen encoder beside VideoMAE and V-JEPA 2 of `transformers`: equal size, clips and tokens.
+"""VideoMAE and V-JEPA 2 through ours and through `transformers`: the same weights, clips, tokens.
 
+Weights are drawn once by transformers and opened by ours from the folder that it writes; tokens are
+compared before anything is timed. `sincos` is V-JEPA 1 of that size: what rotary positions cost.
 Each encoder runs in a process of its own, as it would be in use; calls are taken in turn, so that
 what else the machine does hits all alike; medians of wall clock and of CPU time, and the ratios.
-Weights are random; nothing is downloaded. Needs `pip install transformers`.
+Nothing is downloaded. Needs the extra `transformers`.
 
     OMP_WAIT_POLICY=passive python benchmarks/bench_encode_peers.py --model vits16 --batch 2 \
         --threads 2 --rounds 5
@@ -13,16 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import VideoMAEConfig, VideoMAEModel, VJEPA2Config, VJEPA2Model
+from transformers import VideoMAEConfig, VideoMAEForPreTraining, VJEPA2Config, VJEPA2Model
 
+from vjepa import load_encoder
 from vjepa.jobs.bench_encode import encoder_flops, machine_name
 from vjepa.models import PRESETS, Encoder, EncoderConfig, normalise_clip
 from vjepa.runtime.device import compile_blocks, set_up_device
@@ -30,15 +37,26 @@ from vjepa.runtime.device import compile_blocks, set_up_device
 Encode = Callable[[Tensor], Tensor]
 
 
-def ours(config: EncoderConfig, device: torch.device, *, compile_it: bool = False) -> Encode:
+def ours(
+    config: EncoderConfig,
+    device: torch.device,
+    *,
+    of: str | None = None,
+    compile_it: bool = False,
+) -> Encode:
     set_up_device(device.type)  # what every job of ours does first
-    encoder = Encoder(config).eval().requires_grad_(False).to(device)
+    encoder = Encoder(config)
+    if of is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            PEERS[of](config).save_pretrained(folder)
+            encoder = load_encoder(folder)
+    encoder = encoder.eval().requires_grad_(False).to(device)
     if compile_it:
         compile_blocks([encoder])
     return lambda clips: encoder(normalise_clip(clips))
 
 
-def video_mae(config: EncoderConfig, device: torch.device) -> Encode:
+def video_mae(config: EncoderConfig) -> VideoMAEForPreTraining:
     peer = VideoMAEConfig(
         image_size=config.image_size,
         patch_size=config.patch_size,
@@ -48,13 +66,13 @@ def video_mae(config: EncoderConfig, device: torch.device) -> Encode:
         num_hidden_layers=config.depth,
         num_attention_heads=config.heads,
         intermediate_size=config.mlp_width,
+        use_mean_pooling=False,  # as the pretrained ones: with the last norm
         attn_implementation="sdpa",
     )
-    model = VideoMAEModel(peer).eval().requires_grad_(False).to(device)
-    return lambda clips: model(normalise_clip(clips).transpose(1, 2)).last_hidden_state
+    return VideoMAEForPreTraining(peer).eval().requires_grad_(False)
 
 
-def vjepa2(config: EncoderConfig, device: torch.device) -> Encode:
+def vjepa2(config: EncoderConfig) -> VJEPA2Model:
     peer = VJEPA2Config(
         crop_size=config.image_size,
         patch_size=config.patch_size,
@@ -66,20 +84,30 @@ def vjepa2(config: EncoderConfig, device: torch.device) -> Encode:
         mlp_ratio=config.mlp_ratio,
         attn_implementation="sdpa",
     )
-    model = VJEPA2Model(peer).eval().requires_grad_(False).to(device)
+    return VJEPA2Model(peer).eval().requires_grad_(False)
 
-    def encode(clips: Tensor) -> Tensor:
-        video = normalise_clip(clips).transpose(1, 2)
-        return model(video, skip_predictor=True).last_hidden_state
 
-    return encode
+PEERS: dict[str, Callable[[EncoderConfig], Any]] = {
+    "VideoMAEModel": video_mae,
+    "VJEPA2Model": vjepa2,
+}
+
+
+def theirs(config: EncoderConfig, device: torch.device, *, of: str) -> Encode:
+    model = PEERS[of](config).to(device)
+    model = getattr(model, "videomae", model)
+    how = {"skip_predictor": True} if of == "VJEPA2Model" else {}
+    return lambda clips: model(normalise_clip(clips).transpose(1, 2), **how).last_hidden_state
 
 
 ENCODERS: dict[str, Callable[[EncoderConfig, torch.device], Encode]] = {
-    "ours": ours,
-    "VideoMAEModel": video_mae,
-    "VJEPA2Model": vjepa2,
-    "ours, compiled": partial(ours, compile_it=True),
+    "sincos": ours,
+    "ours of VideoMAEModel": partial(ours, of="VideoMAEModel"),
+    "VideoMAEModel": partial(theirs, of="VideoMAEModel"),
+    "ours of VJEPA2Model": partial(ours, of="VJEPA2Model"),
+    "VJEPA2Model": partial(theirs, of="VJEPA2Model"),
+    "sincos, compiled": partial(ours, compile_it=True),
+    "ours of VJEPA2Model, compiled": partial(ours, of="VJEPA2Model", compile_it=True),
 }
 
 
@@ -92,6 +120,9 @@ def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
     encode = ENCODERS[name](config, device)
     shape = (args.batch, 3, config.num_frames, args.image_size, args.image_size)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    torch.manual_seed(0)
+    checked = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+    pipe.send(encode(checked)[:, ::97].float().cpu().numpy())
     while pipe.recv() is not None:
         start, start_cpu = time.perf_counter(), time.process_time()
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
@@ -121,12 +152,19 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also ours compiled")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    names = [name for name in ENCODERS if args.compile or name != "ours, compiled"]
+    names = [name for name in ENCODERS if args.compile or not name.endswith("compiled")]
     context, pipes = multiprocessing.get_context("spawn"), {}
     for name in names:
         pipes[name], far = context.Pipe()
         context.Process(target=work, args=(name, args, far), daemon=True).start()
         far.close()
+    tokens = {name: pipe.recv() for name, pipe in pipes.items()}
+    for peer in PEERS:
+        apart = np.abs(tokens[f"ours of {peer}"] - tokens[peer]).max()
+        print(
+            f"{peer}: tokens of ours differ by at most {apart:.1e} of {abs(tokens[peer]).max():.1f}"
+        )
+        assert apart < 1e-3, peer
     wall: dict[str, list[float]] = {name: [] for name in names}
     cpu: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(args.rounds + 1):
@@ -150,11 +188,13 @@ def report(
     clips_per_second = {name: args.batch / statistics.median(each) for name, each in wall.items()}
     per_cpu = {name: args.batch / statistics.median(each) for name, each in cpu.items()}
     print(f"{machine_name()}, {args}, {encoder_flops(config) / 1e9:.4g} GFLOP a clip")
+    print(f"load of the machine {os.getloadavg()[0]:.1f}")
     for name in wall:
+        other = "sincos" if name not in PEERS else f"ours of {name}"
         print(
-            f"{name:<16} {clips_per_second[name]:.3g} clips/s, {per_cpu[name]:.3g} by CPU time; "
-            f"ours is {clips_per_second['ours'] / clips_per_second[name]:.2f} x as fast, "
-            f"{per_cpu['ours'] / per_cpu[name]:.2f} x by CPU time"
+            f"{name:<22} {clips_per_second[name]:.3g} clips/s, {per_cpu[name]:.3g} by CPU time; "
+            f"{other} is {clips_per_second[other] / clips_per_second[name]:.3f} x as fast, "
+            f"{per_cpu[other] / per_cpu[name]:.3f} x by CPU time"
         )
     print(json.dumps({"clips_per_second": clips_per_second, "clips_per_cpu_second": per_cpu}))
 

@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 40_400
+MOST_LINES = 40_500
 MOST_FILES = 195
 MOST_CLASSES = 352
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3950, 96),
+    "checkpoint": (3960, 96),
     "cli": (2070, 25),
     "data": (950, 13),
     "data/clips": (1970, 60),
@@ -29,8 +29,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
     "demo": (1740, 40),
-    "evaluation": (4200, 102),
-    "jobs": (4470, 105),
+    "evaluation": (4210, 102),
+    "jobs": (4480, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1700, 43),

@@ -26,6 +26,7 @@ FORMS = [
     HeadConfig(variant="paper"),
     HeadConfig(depth=3),
     HeadConfig(variant="paper", depth=2, num_heads=1),
+    HeadConfig(variant="released_2", depth=2),
     HeadConfig(kind="linear"),
     HeadConfig(kind="linear", norm=False),
 ]
@@ -245,3 +246,16 @@ def test_ridge_on_too_many_numbers_names_the_remedy(monkeypatch: pytest.MonkeyPa
 def test_only_ridge_has_a_pool() -> None:
     with pytest.raises(ValueError, match=r"pool: a linear probe has none"):
         HeadConfig(kind="linear", pool="all")
+
+
+def test_heads_that_differ_in_their_formula_alone_are_kept_apart() -> None:
+    """Blocks over the query and blocks over the tokens have the same names and shapes."""
+    torch.manual_seed(0)
+    forms = [HeadConfig(depth=2), HeadConfig(variant="released_2", depth=2)]
+    heads = ProbeHeads([build_head(form, 12, 3, 5) for form in forms])
+    heads[1].load_state_dict(heads[0].state_dict())
+    tokens = torch.randn(4, 7, 12)
+    joint = heads(tokens)
+    for index in (0, 1):
+        assert torch.allclose(joint[index], heads[index](tokens), atol=1e-6)
+    assert float((joint[0] - joint[1]).abs().max().detach()) > 1e-4  # fresh weights are small

@@ -227,8 +227,8 @@ def require_hub_model(folder: Path, model: VJEPA) -> None:
     """Refuse a model for which transformers has none that computes it."""
     encoder, predictor = model.config.encoder, model.config.predictor
     lacking = {
-        "positions that are added (V-JEPA 1)": encoder.position != "rotary",
         "levels or modalities (V-JEPA 2.1)": bool(encoder.levels) or encoder.modalities,
+        f"positions {encoder.position}": encoder.position != "rotary",
         "another input than pixels (model.encoder.input)": encoder.input.content != "rgb",
         "mask tokens of 1 kind": predictor.num_mask_tokens < 2,
     }

@@ -43,7 +43,9 @@ def read_released(path: Path) -> dict[str, Any]:
     """Read a file and make sure that it is a pretraining checkpoint of V-JEPA, 2 or 2.1."""
     content = read_torch_file(path)
     if "classifier" in content or "classifiers" in content:
-        raise UserError(f"{path}: this is a probe, not a model; read it with load_probe")
+        raise UserError(
+            f"{path}: this is a probe, not a model; read it with vjepa.checkpoint.read_probe"
+        )
     if not {"encoder", "target_encoder", "ema_encoder"} & content.keys():
         bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)
         raise UserError(

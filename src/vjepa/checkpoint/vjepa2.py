@@ -198,8 +198,8 @@ def _predictor(
             predicts_context="predictor_proj_context.weight" in state,
         )
     note = (
-        f"inferred    predictor width {width}, depth {config.depth}, heads {heads} (of "
-        f"{_PREDICTOR_HEAD} columns), {tokens} mask tokens, of which all masks share the first"
+        f"inferred    predictor width {width}, depth {config.depth}, heads {heads}, {tokens} mask "
+        "tokens, of which all masks share the first"
     )
     return config, note
 

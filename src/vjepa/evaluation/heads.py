@@ -240,11 +240,13 @@ class HeadConfig:
     linear classifier found in one step, the penalty by leaving each training video out once."""
     variant: PoolerVariant = "released"
     """Attentive only. `released`: what the authors' code computes (no output projection, no last
-    LayerNorm); `paper`: as their text says, with both."""
+    LayerNorm); `paper`: as their text says, with both; `released_2`: as in V-JEPA 2, where further
+    blocks stand over all tokens before the query reads them."""
     depth: Annotated[int, Field(ge=1)] = 1
-    """Attentive only. 1: the cross-attention block; each one more adds a block over the query."""
+    """Attentive only. 1: the cross-attention block; each one more adds a block over the query
+    (V-JEPA 2: 4 with `released_2`)."""
     num_heads: Annotated[int, Field(ge=1)] | None = None
-    """Attentive only. Attention heads; null takes the encoder's number."""
+    """Attentive only. Attention heads; null takes the encoder's number (V-JEPA 2 has 16)."""
     norm: bool = True
     """Linear only. Whether the average passes a LayerNorm before the linear layer."""
     pool: Literal["mean", "steps", "all"] = "mean"
@@ -305,9 +307,7 @@ class ProbeHeads(nn.Module):
         if not heads:
             raise ValueError("heads: at least one is needed")
         self.heads = nn.ModuleList(heads)
-        same_form = itertools.groupby(
-            heads, key=lambda head: [(name, p.shape) for name, p in head.named_parameters()]
-        )
+        same_form = itertools.groupby(heads, key=_form)
         self._groups = [_HeadsOfOneForm(list(members)) for _, members in same_form]
 
     def __len__(self) -> int:
@@ -331,6 +331,12 @@ class ProbeHeads(nn.Module):
         return torch.cat([group.logits(tokens) for group in self._groups])
 
 
+def _form(head: TrainedHead) -> tuple[str, list[tuple[str, torch.Size]]]:
+    """What heads have in common that are computed in one go."""
+    variant = head.pooler.variant if isinstance(head, AttentiveClassifier) else ""
+    return variant, [(name, p.shape) for name, p in head.named_parameters()]
+
+
 class _HeadsOfOneForm:
     """Heads whose parameters have the same names and shapes."""
 
@@ -340,6 +346,9 @@ class _HeadsOfOneForm:
     def logits(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [H, B, classes]."""
         first = self.heads[0]
+        if isinstance(first, AttentiveClassifier) and first.pooler.variant == "released_2":
+            # Blocks over all tokens are the cost, and no head shares them with another.
+            return torch.stack([head(tokens) for head in self.heads])
         if isinstance(first, AttentiveClassifier):
             pooled = self._pool_attentively(tokens, first.pooler.heads)
         else:

@@ -94,16 +94,23 @@ def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -
 
 
 def load_encoder(
-    path: str | os.PathLike[str], which: Which = "target", num_heads: int | None = None
+    path: str | os.PathLike[str],
+    which: Which = "target",
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
 ) -> AnyEncoder:
     """Load one encoder, strictly; ``encoder.preprocess`` makes its input of videos.
 
     Args:
-        path: A run folder, a checkpoint folder of ours, the authors' ``.pth.tar`` file, a published
-            file of the models that the paper compares with, or the name of weights that come with
-            the package (``demo``) or were downloaded.
+        path: A run folder, a checkpoint folder of ours, the authors' file of V-JEPA, 2 or 2.1, a
+            Hugging Face folder of V-JEPA 2, a published file of the models that the paper compares
+            with, or the name of weights that come with the package (``demo``) or were downloaded.
         which: ``target``, the moving average, which the paper evaluates, or ``context``.
         num_heads: For an authors' file whose size is no preset.
+        image_size: Pixels of its clips, where a file does not say them (V-JEPA 2: 256, or 384).
+        num_frames: Frames of its clips, likewise (V-JEPA 2: 64).
 
     Returns:
         float32, on the CPU, in evaluation mode. An image model takes one frame.
@@ -111,6 +118,8 @@ def load_encoder(
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    encoder, _ = read_encoder(Path(path), which, num_heads)
+    encoder, _ = read_encoder(
+        Path(path), which, num_heads, image_size=image_size, num_frames=num_frames
+    )
     encoder.preprocess = preprocess_of(path, encoder.config)
     return encoder

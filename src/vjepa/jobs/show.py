@@ -138,7 +138,9 @@ def prediction_error(
     grid = config.grid
     target = functional.layer_norm(model.target_encoder(clip), (config.width,))[0]
     context = model.encoder(clip, masks.context)
-    predicted = model.predictor(context, masks.context, masks.target, mask_index)[0]
+    predicted = model.predictor(
+        context, masks.context, masks.target, model.config.predictor.mask_token(mask_index)
+    )[0]
     places = masks.target[0]
     error = (predicted - target[places]).abs().mean(-1)
     trivial = (target[places] - target.mean(0)).abs().mean()
@@ -256,6 +258,11 @@ def show_predictions(
     """
     loaded = load_model(model, num_heads)
     run, encoder = run_of(model), loaded.config.encoder
+    if loaded.config.predictor.levels > 1:
+        raise UserError(
+            f"{model}: its predictor takes several levels side by side (V-JEPA 2.1), of which no "
+            "picture is made; show features draws its encoder"
+        )
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     shot = read_shot(video, clip, encoder.image_size)

@@ -196,6 +196,10 @@ class PredictorConfig:
         if shared is not None and shared >= self.num_mask_tokens:
             raise ValueError(f"shared_mask_token: {shared} is none of {self.num_mask_tokens}")
 
+    def mask_token(self, kind: int) -> int:
+        """Which mask token stands for the hidden places of a kind of mask."""
+        return kind if self.shared_mask_token is None else self.shared_mask_token
+
     @property
     def mlp_width(self) -> int:
         """Hidden width of a block's MLP."""

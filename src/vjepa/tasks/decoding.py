@@ -162,7 +162,8 @@ def predicted_features(
     seen = encoder(clips, mask.context, offsets=mask.context_offsets, layers=levels)
     context = torch.cat(seen, dim=-1) if isinstance(seen, list) else seen
     offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
-    return predictor(context, mask.context, mask.target, kind, **offsets).float()
+    token = predictor.config.mask_token(kind)
+    return predictor(context, mask.context, mask.target, token, **offsets).float()
 
 
 def token_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:

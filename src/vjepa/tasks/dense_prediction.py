@@ -99,7 +99,7 @@ class DensePrediction(FeaturePrediction):
         is_dense = isinstance(size, DenseBatchSize)
         weight = size.context_weight if is_dense else self._context_weight
         targets = self.targets(clips)
-        shared, hidden, visible = self.predictor.config.shared_mask_token, [], []
+        hidden, visible = [], []
         for kind, mask in enumerate(masks):
             if mask.is_packed:
                 raise ValueError("masks must have equally many tokens in each clip (count: fixed)")
@@ -107,7 +107,7 @@ class DensePrediction(FeaturePrediction):
                 self.encode(clips, mask),
                 mask.context,
                 mask.target,
-                kind if shared is None else shared,
+                self.predictor.config.mask_token(kind),
                 with_context=True,
             ).float()
             known, wanted = both.split([mask.context.shape[1], mask.target.shape[1]], dim=1)

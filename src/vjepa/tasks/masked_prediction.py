@@ -84,8 +84,7 @@ class MaskedPrediction(Task):
         `context` is :meth:`encode`'s; the number of the mask kind chooses the mask token, unless
         the model has one for all.
         """
-        shared = self.predictor.config.shared_mask_token
-        kind = kind if shared is None else shared
+        kind = self.predictor.config.mask_token(kind)
         offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
         return self.predictor(context, mask.context, mask.target, kind, **offsets).float()
 
