@@ -50,11 +50,12 @@ def heads_of(
         if preset.width == width and depth in (None, preset.depth):
             return preset.heads
     size = f"width {width}" + ("" if depth is None else f" and depth {depth}")
-    authors = "" if what == "an encoder" else "; the authors take the encoder's"
+    where = "--num-heads; as a setting, encoder.num_heads or continue_from.num_heads; in Python "
+    # Only Python reads the authors' probes.
+    how = f"{where}num_heads=)" if what == "an encoder" else "num_heads=); it is the encoder's"
     raise UserError(
         f"{source}: the number of heads of {what} of {size} cannot be told from its file; give it"
-        f" (--num-heads; as a setting, encoder.num_heads or continue_from.num_heads; in Python "
-        f"num_heads=){authors}"
+        f" ({how}"
     )
 
 

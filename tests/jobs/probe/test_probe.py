@@ -30,7 +30,9 @@ from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
 from vjepa.evaluation.saved_probe import load_saved_probe
+from vjepa.jobs.probe import probe as probe_job
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe.inputs import open_inputs
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import evaluate, train, train_splits
 from vjepa.models import VJEPA, InputConfig
@@ -42,6 +44,29 @@ def trained(videos: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     out = tmp_path_factory.mktemp("probes") / "colour"
     train(probe_config(videos, checkpoint), out)
     return out
+
+
+def test_features_that_have_no_room_are_refused_before_one_is_computed(
+    videos: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """24 videos of 2 x 2 x 2 tokens, 24 wide, in float32: 18 432 bytes."""
+    monkeypatch.setattr(probe_job, "available_bytes", lambda: 18_432 - 1)
+    config = probe_config(videos, checkpoint)
+    with pytest.raises(UserError, match=r"features of 24 clips take .* memory; 0\.0 GB are free: "):
+        train(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(probe_job, "available_bytes", lambda: 18_432)
+    caplog.set_level("INFO", "vjepa")
+    train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "out")
+    assert "features of 24 clips take about 0.0 GB of memory" in caplog.text
+    cached = {"features.cache_dir": str(tmp_path / "cache")}
+    inputs = open_inputs(probe_config(videos, checkpoint, **cached), None)
+    probe_job.check_room(inputs)
+    assert f"of disk ({tmp_path / 'cache'})" in caplog.text
 
 
 def test_a_probe_learns_counts_every_video_and_writes_everything_down(

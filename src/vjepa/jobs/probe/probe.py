@@ -6,6 +6,7 @@ The number of a training run is measured on the saved probe by the same function
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
 import time
@@ -38,14 +39,16 @@ from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.compare import ANSWERS_FILE
 from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.floors import pixel_floors
-from vjepa.jobs.probe.inputs import open_inputs, open_split, rows_of_all_splits
+from vjepa.jobs.probe.inputs import ProbeInputs, open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import Probe, load_probe
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
-from vjepa.runtime.process import set_num_threads
+from vjepa.runtime.process import available_bytes, set_num_threads
 from vjepa.version import __version__
+
+_LOGGER = logging.getLogger(__name__)
 
 JOB = "probe train"
 RANDOM_FOLDER = "random_weights"
@@ -81,6 +84,7 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
     set_num_threads(config.num_threads)
     inputs = open_inputs(config, cached_rows)
     config, identity = inputs.config, inputs.extractor.frozen.identity
+    check_room(inputs)
     begin_folder(out, JOB, config)
     inputs.record().save(out / SPLIT_FILE)
     times.append(time.perf_counter())
@@ -167,6 +171,39 @@ def _random_floor(
     assert isinstance(test.metrics, ClassificationMetrics)
     name = "random weights, same input and probe"
     return (Floor(name=name, count=test.metrics.count, correct=test.metrics.correct),)
+
+
+def check_room(inputs: ProbeInputs) -> None:
+    """Say what the training features take, and refuse what has no room, before one is computed.
+
+    In memory, or where they are cached on that disk; videos that are encoded on the way take
+    neither.
+    """
+    config, extractor = inputs.config, inputs.training_extractor
+    if config.features.online:
+        return
+    sizes, settings = extractor.frozen.identity.config, extractor.settings
+    clip, view = settings.clip, settings.view
+    tokens = clip.num_frames // sizes.tubelet_size * (view.crop_size // sizes.patch_size) ** 2
+    bytes_each = 2 if settings.features.storage == "bfloat16" else 4
+    clips = config.features.passes * len(inputs.used) * view.num_segments
+    needed, cache = float(clips * tokens * sizes.width * bytes_each), extractor.cache_dir
+    there: float | None = available_bytes()
+    if cache is not None:
+        place = next(path for path in (cache, *cache.absolute().parents) if path.is_dir())
+        there = shutil.disk_usage(place).free
+    where = "memory" if cache is None else f"disk ({cache})"
+    free = "" if there is None else f"; {there / 1e9:.1f} GB are free"
+    said = f"features of {clips} clips take about {needed / 1e9:.1f} GB of {where}{free}"
+    if there is None or needed <= there:
+        _LOGGER.info("%s", said)
+        return
+    if cache is None:
+        raise UserError(
+            f"{said}: keep them on the disk (--features.cache_dir FOLDER), in half the space "
+            "(--features.storage bfloat16), or encode on the way (--features.online true)"
+        )
+    _LOGGER.warning("%s, what is cached there already not counted", said)
 
 
 def evaluate(
