@@ -51,6 +51,7 @@ from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
 from vjepa.models import Encoder
 from vjepa.runtime.files import atomic_write
+from vjepa.runtime.logging import read_metrics
 from vjepa.strict_yaml import parse_yaml
 
 _LOGGER = logging.getLogger("recipe_trials")
@@ -245,7 +246,8 @@ class Study:
             result = vjepa.pretrain(config, run)
             if result.interrupted:
                 raise KeyboardInterrupt
-            found |= {"step": result.step, "metrics": result.metrics}
+            alarms = sum(r.kind == "warning" for r in read_metrics(run / "metrics.jsonl"))
+            found |= {"step": result.step, "alarms": alarms, "metrics": result.metrics}
             found["encoder"] = data.measure_encoder(load_encoder(run), steps)
         else:
             # The input's numbers are measured by the run: one update, which is not measured.
@@ -280,10 +282,11 @@ class Study:
     def _table(self, data: str, label: str, floors: Mapping[str, Any]) -> list[str]:
         columns = [(pool, amount) for amount in ("few", "all") for pool in ("mean", "steps", "all")]
         head = " | ".join(f"{amount} labels, {pool}" for pool, amount in columns)
-        lines = [f"| trial | CPU min | updates | {head} |", "|---" * (len(columns) + 3) + "|"]
+        lines = [f"| trial | CPU min | updates | alarms | {head} |"]
+        lines += ["|---" * (len(columns) + 4) + "|"]
         for name, found in floors.items():
             few, every = (f"{100 * found[f'{label}/{amount}']:.1f}" for amount in ("few", "all"))
-            lines.append(f"| ridge on {name} | | | | | {few} | | | {every} |")
+            lines.append(f"| ridge on {name} | | | | | | {few} | | | {every} |")
         for trial in self.grid.trials:
             for minutes in (0.0, *self.grid.minutes):
                 jobs = [Job(data, trial, seed, minutes) for seed in self.grid.seeds]
@@ -296,7 +299,8 @@ class Study:
                     cells.append(_cell(shares))
                 updates = f"{statistics.fmean(x.get('step', 0) for x in there):.0f}"
                 what = "random weights" if not minutes else f"{minutes:g}"
-                lines.append(f"| {trial} | {what} | {updates} | {' | '.join(cells)} |")
+                alarms = sum(x.get("alarms", 0) for x in there)
+                lines.append(f"| {trial} | {what} | {updates} | {alarms} | {' | '.join(cells)} |")
         return lines
 
     def _open_set(self, name: str) -> LabelledSet:

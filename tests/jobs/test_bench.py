@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa.cli.main import main
+from vjepa.config import load_config, recipe_names
 from vjepa.jobs import bench_step
 from vjepa.jobs.bench_encode import BenchConfig, encoder_flops
+from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import Encoder, EncoderConfig
+from vjepa.tasks import PixelPrediction
 from vjepa.training import TrainingConfig
 
 SMALL = ["--model", "vitt16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2"]
@@ -75,3 +79,30 @@ def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         bench_step.BenchConfig(model="vitt16", image_size=32, num_frames=4, training=training)
     )
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("recipe", recipe_names("pretrain"))
+def test_every_recipe_is_counted(recipe: str) -> None:
+    """Its own model and masks; nothing is run."""
+    config = bench_step.BenchConfig(recipe=recipe, batch_size=4, estimate=True)
+    report = bench_step.run(config)
+    own = load_config(PretrainConfig, [recipe], {"online_probe": None}, "pretrain")
+    assert report.values["model"] == recipe
+    assert report.values["image_size"] == own.model.encoder.image_size
+    assert len(report.values["context_tokens"]) == len(own.masking.masks)
+    assert report.lines[0].startswith(f"{recipe}, {own.model.encoder.image_size} pixels, 4 clips")
+
+
+def test_an_update_of_a_recipe_is_timed_with_its_own_objective(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "model:\n  encoder: {width: 24, depth: 1, heads: 3, image_size: 32, num_frames: 4}\n"
+        "  predictor: {width: 12, depth: 1}\nobjective: {name: pixel}\n"
+        "data: {clip: {num_frames: 4}, transform: {crop_size: 32}}\n"
+    )
+    training = TrainingConfig(device="cpu", num_threads=1)
+    config = bench_step.BenchConfig(
+        recipe=str(recipe), batch_size=2, steps=1, warmup_steps=1, training=training
+    )
+    assert isinstance(bench_step.build(config).task, PixelPrediction)
+    assert bench_step.run(config).values["clips_per_second"] > 0

@@ -296,6 +296,7 @@ device's matrix product rate (measured in the same process), and the peak of mem
 
 examples:
   vjepa bench step --model vitl16 --batch_size 24 --training.compile true
+  vjepa bench step --recipe small --batch_size 32 --training.precision float32
   vjepa bench step --model vits16 --batch_size 2 --training.device cpu --training.num_threads 2
   vjepa bench step --model vith16 --image_size 384 --batch_size 10 --estimate true
 """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.config import config_dataclass
+from vjepa.config import config_dataclass, load_config
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
@@ -22,6 +22,7 @@ from vjepa.jobs.bench_encode import (
     random_clips,
     time_calls,
 )
+from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
@@ -41,6 +42,9 @@ from vjepa.training import (
 class BenchConfig(BenchModelConfig):
     """What is measured."""
 
+    recipe: str | None = None
+    """A recipe of `vjepa pretrain`, or a YAML file of one, in place of `model`, `image_size`,
+    `num_frames` and `masking`: its model, masks, objective and optimiser."""
     batch_size: Positive = 24
     """Clips in an update; one micro-batch."""
     masking: MaskingConfig = field(default_factory=lambda: MaskingConfig(count="fixed"))
@@ -56,8 +60,23 @@ class BenchConfig(BenchModelConfig):
     """Count operations and memory only; nothing is run."""
 
     @property
+    def pretraining(self) -> PretrainConfig | None:
+        """The recipe's pretraining with this batch; None without a recipe."""
+        if self.recipe is None:
+            return None
+        changes = {
+            "data.batch_size": self.batch_size,
+            "optim.accumulation_steps": 1,
+            "online_probe": None,
+        }
+        return load_config(PretrainConfig, [self.recipe], changes, "pretrain")
+
+    @property
     def sizes(self) -> ModelConfig:
         """The model's sizes."""
+        recipe = self.pretraining
+        if recipe is not None:
+            return recipe.model
         return ModelConfig(
             encoder=self.encoder,
             predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks)),
@@ -74,7 +93,9 @@ def synthetic_batch(
 
 def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
     encoder = config.sizes.encoder
-    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, seed=0)
+    recipe = config.pretraining
+    masking = config.masking if recipe is None else recipe.masking
+    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed=0)
     return sampler.sample(np.arange(config.batch_size), 0)
 
 
@@ -86,6 +107,9 @@ def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
 def build(config: BenchConfig) -> Learner:
     """The learner that `vjepa pretrain` would train with, with fresh weights."""
     torch.manual_seed(0)
+    recipe = config.pretraining
+    if recipe is not None:
+        return build_learner(build_task(recipe), recipe.optim, recipe.ema, config.training)
     task = FeaturePrediction(VJEPA(config.sizes))
     return build_learner(task, OptimConfig(), EmaConfig(), config.training)
 
@@ -101,9 +125,10 @@ def run(config: BenchConfig) -> BenchReport:
     learner = build(config)
     setup = learner.setup
     clips, token_masks = synthetic_batch(config, setup.device)
+    how = config.sizes.encoder.input
 
     def update(number: int) -> None:
-        train_step(learner, [(normalise_clip(clips), token_masks)], number)
+        train_step(learner, [(normalise_clip(clips, how=how), token_masks)], number)
 
     wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)
@@ -123,7 +148,7 @@ def run(config: BenchConfig) -> BenchReport:
     values["matmul_tflops"] = round(peak / 1e12, 3)
     values["share_of_matmul"] = round(operations.total / seconds / peak, 3)
     lines = (
-        f"{config.model}, {config.image_size} pixels, {config.batch_size} clips, "
+        f"{_model_name(config)}, {config.batch_size} clips, "
         f"{config.training.precision}, on {values['machine']}, {values['threads']} CPU threads",
         f"update        {values['ms']} ms, {values['clips_per_second']} clips/s",
         f"operations    {values['teraoperations']} TFLOP an update, {values['tflops']} TFLOP/s, "
@@ -134,15 +159,19 @@ def run(config: BenchConfig) -> BenchReport:
     return BenchReport(lines=lines, values=values)
 
 
+def _model_name(config: BenchConfig) -> str:
+    return f"{config.recipe or config.model}, {config.sizes.encoder.image_size} pixels"
+
+
 def _facts(
     config: BenchConfig, masks: list[MaskTokens], operations: UpdateOperations
 ) -> dict[str, Any]:
     training = config.training
     return {
         "benchmark": "step",
-        "model": config.model,
-        "image_size": config.image_size,
-        "num_frames": config.num_frames,
+        "model": config.recipe or config.model,
+        "image_size": config.sizes.encoder.image_size,
+        "num_frames": config.sizes.encoder.num_frames,
         "batch_size": config.batch_size,
         "precision": training.precision,
         "compile": training.compile,
@@ -172,7 +201,7 @@ def _estimate(config: BenchConfig) -> BenchReport:
         "memory_gb": round(memory.total / 1e9, 3),
     }
     lines = (
-        f"{config.model}, {config.image_size} pixels, {config.batch_size} clips (counted, not run)",
+        f"{_model_name(config)}, {config.batch_size} clips (counted, not run)",
         f"operations    {values['teraoperations']} TFLOP an update",
         f"memory        {values['memory_gb']} GB in bfloat16: weights, moments and gradients "
         f"{values['states_gb']}, kept activations {values['activations_gb']}",
