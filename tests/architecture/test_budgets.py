@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2280, 52),
     "demo": (1740, 40),
     "evaluation": (4210, 102),
-    "jobs": (4510, 105),
+    "jobs": (4520, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1730, 44),

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,16 +16,20 @@ from tests.jobs.tiny_run import metrics, weights
 import vjepa
 from vjepa.checkpoint import convert, save_model
 from vjepa.cli.main import main
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.errors import UserError
 from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, show_samples
+from vjepa.jobs.show_time import surprise_of
 from vjepa.models import VJEPA, InputConfig, ModelConfig
+from vjepa.reporting.pictures import write_moving
 
 _SMALL = (
     *("--decoder.width", "24", "--decoder.depth", "1", "--decoder.heads", "3"),
     *("--data.batch_size", "8", "--optim.warmup_steps", "2", "--training.num_threads", "1"),
     *("--training.log_every_steps", "5", "--training.checkpoint_every_steps", "10"),
+    *("--data.loader.frame_cache_gigabytes", "0"),  # its workers cost seconds of imports
     *("--training.keep_every_steps", "10", "--training.health_every_steps", "10"),
 )
 
@@ -139,7 +144,7 @@ def test_what_cannot_be_decoded_is_refused(
     assert not out.exists()
 
 
-def test_an_authors_file_and_a_model_with_rotary_positions_are_decoded(
+def test_an_authors_file_and_a_model_as_v_jepa_2_are_decoded(
     manifest: Path, video: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "demo.pth.tar"
@@ -147,8 +152,12 @@ def test_an_authors_file_and_a_model_with_rotary_positions_are_decoded(
     demo = vjepa.load_model("demo").config
     torch.manual_seed(0)
     rotary = ModelConfig(
-        encoder=replace(demo.encoder, width=48, heads=3, position="rotary"),
-        predictor=replace(demo.predictor, width=24, heads=1),
+        encoder=replace(
+            demo.encoder, width=48, heads=3, position="rotary", levels=(0, 2), modalities=True
+        ),
+        predictor=replace(
+            demo.predictor, width=24, heads=1, num_mask_tokens=4, shared_mask_token=1, levels=2
+        ),
     )
     for model in (file, save_model(tmp_path / "rotary", VJEPA(rotary))):
         out = tmp_path / f"run_{model.stem}"
@@ -160,6 +169,10 @@ def test_an_authors_file_and_a_model_with_rotary_positions_are_decoded(
         for kind, mask in enumerate(masks):
             drawn = decode_clip(opened, clip, mask, kind, steps=1)[0]
             assert (drawn != clip).any()
+    write_moving(list(np.zeros((12, 32, 32, 3), np.uint8)), tmp_path / "black.mp4", 0.1)
+    found = surprise_of(opened.model, tmp_path / "black.mp4", ClipConfig(num_frames=8, stride=1))
+    assert found.errors.shape == (3, 4, 4)
+    assert (found.errors > 0).all()
 
 
 def test_a_decoder_does_not_go_on_with_other_weights(

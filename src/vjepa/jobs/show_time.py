@@ -155,10 +155,12 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
     size = model.config.encoder
     steps, rows, columns = size.grid
     seen, places = steps // 2, rows * columns
-    if model.predictor.config.levels > 1:
+    levels = size.levels if model.predictor.config.levels > 1 else None
+    told, own = model.predictor.predictor_proj.out_features, size.width * len(levels or (0,))
+    if told != own:
         raise UserError(
-            "this model predicts several levels of features at once, which surprise"
-            " cannot compare yet; give a V-JEPA 1 or 2 model"
+            f"this model predicts {told} numbers a token, and its encoder gives {own}: it was "
+            "trained towards another encoder, so there is nothing to compare with"
         )
     if seen < 1:
         raise UserError("a clip of this model is one time step long: there is nothing to predict")
@@ -191,7 +193,10 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
         def judge() -> None:
             clips = model.encoder.normalise(torch.stack(waiting))
             count = len(waiting)
-            truth = normalise_features(model.target_encoder(clips))[:, seen * places :]
+            tokens = model.target_encoder(clips, layers=levels)
+            every = tokens if isinstance(tokens, list) else [tokens]
+            truth = torch.cat([normalise_features(level) for level in every], dim=-1)
+            truth = truth[:, seen * places :]
             half = TokenMasks(context.expand(count, -1), target.expand(count, -1))
             predicted = predicted_features(model.encoder, model.predictor, clips, half, kind)
             error = (predicted - truth).abs().mean(-1)[:, :places]
