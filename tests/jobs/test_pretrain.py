@@ -23,7 +23,7 @@ from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.jobs.pretrain_room import memory_needed
+from vjepa.jobs.pretrain_room import check_room, memory_needed
 from vjepa.models import VJEPA
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.training import OptimConfig, Trainer
@@ -343,6 +343,18 @@ def test_the_estimate_is_near_what_was_measured(
     parts = config.optim.accumulation_steps
     needed = memory_needed(config, "cpu", 1, parts, False)
     assert sum(needed.values()) / 1e9 == pytest.approx(measured, rel=0.25)
+
+
+def test_what_the_loader_takes_is_counted_where_it_works(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vjepa")
+    for workers, said in ((0, False), (2, True)):
+        caplog.clear()
+        changes = [f"data.loader.num_workers={workers}", "data.batch_size=40"]
+        config = load_config(PretrainConfig, ["small"], changes, "pretrain")
+        check_room(config, tmp_path, torch.device("cpu"), 1)
+        assert ("workers 0.4, clips that wait 0." in caplog.text) == said
 
 
 def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:
