@@ -47,7 +47,7 @@ class FrameCache:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
-        self._manifest = manifest
+        self._manifest, self._fps = manifest, manifest.fps
         self._frames = np.load(folder / _FRAMES, mmap_mode="r").view(np.ndarray)
         with np.load(folder / _INDEX) as index:
             self._shapes, self._offsets = index["shapes"], index["offsets"]
@@ -67,8 +67,8 @@ class FrameCache:
         """A row's frames, mapped from the file and not copied."""
         frames = self._frames[self._offsets[row] : self._offsets[row + 1]]
         frames = frames.reshape(*self._shapes[row], 3)
-        fps, path = float(self._manifest.fps[row]), self._manifest.path(row)
-        return FrameSource(frames, fps, self._times.get(row), path)
+        path, times = self._manifest.path(row), self._times.get(row)
+        return FrameSource(frames, float(self._fps[row]), times, path)
 
 
 def open_frame_caches(

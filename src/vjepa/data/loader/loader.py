@@ -30,6 +30,7 @@ from vjepa.data.loader.reading import (
     VideoJob,
 )
 from vjepa.data.loader.sampler import VideoSources
+from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class ClipLoader(ClipReader):
         for start, end in zip(starts, np.append(starts[1:], self._own), strict=True):
             source, row = plan.places[start].tolist()
             job = VideoJob(
-                self.manifests[source].row(row),
+                self._video(source, row),
                 source,
                 row,
                 slice(int(start), int(end)),
@@ -197,6 +198,11 @@ class ClipLoader(ClipReader):
                 job = self.replace(plan, job, _DANGEROUS)
             plan.jobs.append(job)
         return plan
+
+    def _video(self, source: int, row: int) -> VideoInfo:
+        """What is known of a row's file: only its path, which is cheap, where frames are cached."""
+        manifest = self.manifests[source]
+        return VideoInfo(path=manifest.path(row)) if self._caches else manifest.row(row)
 
     def replace(
         self, plan: BatchPlan, job: VideoJob, reason: str, kind: FailureKind = "decode"
@@ -219,7 +225,7 @@ class ClipLoader(ClipReader):
             member = self._order.replacement(job.slot, job.group, attempt)
             row = self._sources.row_of(job.group, member)
             plan.places[job.clips, 1] = row
-            video = self.manifests[job.source].row(row)
+            video = self._video(job.source, row)
             job = replace(job, video=video, row=row, attempt=attempt)
             if not self.bad_videos.is_dangerous(video.path):
                 return job
