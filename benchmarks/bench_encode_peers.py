@@ -48,7 +48,7 @@ def ours(
     encoder = Encoder(config)
     if of is not None:
         with tempfile.TemporaryDirectory() as folder:
-            PEERS[of](config).save_pretrained(folder)
+            drawn(of, config).save_pretrained(folder)
             encoder = load_encoder(folder)
     encoder = encoder.eval().requires_grad_(False).to(device)
     if compile_it:
@@ -93,13 +93,20 @@ PEERS: dict[str, Callable[[EncoderConfig], Any]] = {
 }
 
 
+def drawn(of: str, config: EncoderConfig) -> Any:
+    """The same weights in every process."""
+    torch.manual_seed(0)
+    return PEERS[of](config)
+
+
 def theirs(config: EncoderConfig, device: torch.device, *, of: str) -> Encode:
-    model = PEERS[of](config).to(device)
+    model = drawn(of, config).to(device)
     model = getattr(model, "videomae", model)
     how = {"skip_predictor": True} if of == "VJEPA2Model" else {}
     return lambda clips: model(normalise_clip(clips).transpose(1, 2), **how).last_hidden_state
 
 
+PRECISIONS = ("float32", "bfloat16")
 ENCODERS: dict[str, Callable[[EncoderConfig, torch.device], Encode]] = {
     "sincos": ours,
     "ours of VideoMAEModel": partial(ours, of="VideoMAEModel"),
@@ -123,9 +130,9 @@ def work(name: str, args: argparse.Namespace, pipe: Connection) -> None:
     torch.manual_seed(0)
     checked = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
     pipe.send(encode(checked)[:, ::97].float().cpu().numpy())
-    while pipe.recv() is not None:
+    while (precision := pipe.recv()) is not None:
         start, start_cpu = time.perf_counter(), time.process_time()
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             tokens = encode(clips)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -148,7 +155,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true", help="also ours compiled")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -165,30 +171,34 @@ def main() -> None:
             f"{peer}: tokens of ours differ by at most {apart:.1e} of {abs(tokens[peer]).max():.1f}"
         )
         assert apart < 1e-3, peer
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
+    times = {(name, precision): [] for name in names for precision in PRECISIONS}
     for turn in range(args.rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send(turn)
-            seconds, cpu_seconds = pipe.recv()
+        for (name, precision), taken in times.items():
+            pipes[name].send(precision)
+            seconds = pipes[name].recv()
             if turn:  # the first round warms up
-                wall[name].append(seconds)
-                cpu[name].append(cpu_seconds)
+                taken.append(seconds)
     for pipe in pipes.values():
         pipe.send(None)
-    report(args, encoder_config(args), wall, cpu)
+    print(f"{machine_name()}, load {os.getloadavg()[0]:.1f}, {args}")
+    print(f"{encoder_flops(encoder_config(args)) / 1e9:.4g} GFLOP a clip")
+    for precision in PRECISIONS:
+        wall, cpu = (
+            {name: [each[of] for each in times[name, precision]] for name in names}
+            for of in range(2)
+        )
+        report(args, precision, wall, cpu)
 
 
 def report(
     args: argparse.Namespace,
-    config: EncoderConfig,
+    precision: str,
     wall: dict[str, list[float]],
     cpu: dict[str, list[float]],
 ) -> None:
     clips_per_second = {name: args.batch / statistics.median(each) for name, each in wall.items()}
     per_cpu = {name: args.batch / statistics.median(each) for name, each in cpu.items()}
-    print(f"{machine_name()}, {args}, {encoder_flops(config) / 1e9:.4g} GFLOP a clip")
-    print(f"load of the machine {os.getloadavg()[0]:.1f}")
+    print(precision)
     for name in wall:
         other = "sincos" if name not in PEERS else f"ours of {name}"
         print(
