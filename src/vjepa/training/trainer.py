@@ -162,9 +162,8 @@ class Trainer:
             UserError: The newest checkpoint is damaged or does not fit; the disk is full.
         """
         task, group, training = self.task, self.group, self.training
-        total, parts = self.optim.steps, self.optim.accumulation_steps
+        total, parts, request = self.optim.steps, self.optim.accumulation_steps, 0
         stream = f"step of process {group.rank}" if group.rank else "step"
-        request = 0
         with ExitStack() as stack:
             if self.folder is not None:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -191,12 +190,13 @@ class Trainer:
             self._window.restart()
             try:
                 while self._completed < total:
-                    asked, batch = time.perf_counter(), None
-                    if not self._request(signals):
+                    asked, batch, request = time.perf_counter(), None, self._request(signals)
+                    if not request:
                         batch = signals.wait_for(lambda: next(batches, None))
+                        request = signals.received or 0
                     waited = time.perf_counter() - asked
                     # Nobody begins an update that another process will not come to.
-                    if request := group.largest(self._request(signals)):
+                    if request := group.largest(int(request)):
                         break
                     if batch is None:
                         done = self._completed
