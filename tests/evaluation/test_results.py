@@ -67,7 +67,7 @@ def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
     assert "| target | motion | 20 | 66.7 | 20.8 to 93.9 | 3 | 0.511 |\n" in text
     assert "Encoder: runs/x, target" in text
     assert "Head: 300 updates on 20 labelled videos" in text
-    assert "| attentive | 0.001 | 0.01 | 75.0 % (3/4) | 0.500 | yes |" in text
+    assert "| attentive | 300 | 0.001 | 0.01 | 75.0 % (3/4) | 0.500 | yes |" in text
     assert "| right | 2 | 50.0 |" in text
     assert "Not evaluated: v3.mp4: truncated" in text
 

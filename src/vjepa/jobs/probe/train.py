@@ -210,12 +210,13 @@ def fit_lookup(
 
 def number_of_groups(config: ProbeConfig, encoder: EncoderConfig, num_tokens: int) -> int:
     """How many means a head without training sees of the `num_tokens` of its input."""
+    if config.probe.pool != "steps":
+        return 1 if config.probe.pool == "mean" else num_tokens
     clip, view = config.data.clip, config.data.view
     assert clip is not None
     assert view is not None
     joined = view.num_segments if view.join == "tokens" else 1
-    steps = clip.num_frames // encoder.tubelet_size * joined
-    return {"mean": 1, "steps": steps, "all": num_tokens}[config.probe.pool]
+    return clip.num_frames // encoder.tubelet_size * joined
 
 
 def schedules(optim: ProbeOptimConfig, grid: Sequence[HeadSetting], steps: int) -> OptimConfig:
