@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs": (4520, 105),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
-    "jobs/probe": (1730, 44),
+    "jobs/probe": (1740, 44),
     "masking": (800, 16),
     "models": (2550, 62),
     "reporting": (910, 36),
