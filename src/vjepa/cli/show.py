@@ -1,4 +1,4 @@
-"""``vjepa show masks | features | predictions | similarity | surprise | run``."""
+"""``vjepa show masks | features | predictions | similarity | surprise | attention | ...``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from vjepa.cli.parser import Parser, resolve_config
 
 HELP = """\
-pictures and reports: masks, features, predictions, what surprises, a whole run
+pictures and reports: masks, features, predictions, what surprises, attention, a whole run
 """
 
 _MASKS_HELP = """\
@@ -62,6 +62,26 @@ example:
   vjepa show surprise a.mp4 --model runs/first --out surprise.html
 """
 
+_ATTENTION_HELP = """\
+map where the query of an attentive probe looks, over all frames of a clip
+
+The clip around the middle of the video, as the probe sees it: first the mean of the attention
+heads, then each head. Beside the picture stands a moving one (.webp).
+
+example:
+  vjepa show attention a.mp4 --probe probes/first --out attention.png
+"""
+
+_NEIGHBOURS_HELP = """\
+find the moments of a set of videos that are most like a clip
+
+The set is what `vjepa features` wrote, of any pooling; the clip is one window of its encoder.
+
+example:
+  vjepa features videos/ --encoder.path runs/first --pool space --out features
+  vjepa show neighbours a.mp4 --features features --at 12.5 --out neighbours.png
+"""
+
 _RUN_HELP = """\
 print the state of a running or finished run, and write its curves as one HTML file
 
@@ -99,7 +119,20 @@ def add_arguments(parser: Parser) -> None:
     similar.set_defaults(run=_similarity)
     surprise = add_command("surprise", _SURPRISE_HELP)
     surprise.set_defaults(run=_surprise)
-    for command in (similar, surprise):
+    attention = add_command("attention", _ATTENTION_HELP)
+    attention.add_path("--probe", "FOLDER", "what `vjepa probe train` wrote", required=True)
+    text = "the probe's encoder, if it lies elsewhere now"
+    attention.add_path("--encoder", "PATH", text)
+    attention.set_defaults(run=_attention)
+    alike = add_command("neighbours", _NEIGHBOURS_HELP)
+    alike.add_path("--features", "FOLDER", "what `vjepa features` wrote", required=True)
+    alike.add_path("--model", "PATH", "the features' encoder, if it lies elsewhere now")
+    text = "middle of the clip, in seconds (default: the video's middle)"
+    alike.add_argument("--at", type=float, metavar="SECONDS", help=text)
+    text = "how many moments to show (default: 6)"
+    alike.add_argument("--most", type=int, default=6, metavar="N", help=text)
+    alike.set_defaults(run=_neighbours)
+    for command in (similar, surprise, attention, alike):
         command.add_path("video", "VIDEO", "video or folder of images")
     for command in (features, predictions, similar, surprise):
         text = "run folder, checkpoint, or the authors' file"
@@ -112,6 +145,8 @@ def add_arguments(parser: Parser) -> None:
         (predictions, "predictions.png"),
         (similar, "similarity.png"),
         (surprise, "surprise.html"),
+        (attention, "attention.png"),
+        (alike, "neighbours.png"),
     ):
         what = "picture" if out.endswith(".png") else "page"
         command.add_path("--out", "FILE", f"{what} to write (default: {out})", default=out)
@@ -160,6 +195,25 @@ def _surprise(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_time import show_surprise
 
     print(*show_surprise(args.video, args.model, args.out, args.num_heads), args.out, sep="\n")
+    return 0
+
+
+def _attention(args: argparse.Namespace) -> int:
+    from vjepa.jobs.show_frozen import show_attention
+
+    print(*show_attention(args.video, args.probe, args.out, args.encoder), sep="\n")
+    return 0
+
+
+def _neighbours(args: argparse.Namespace) -> int:
+    from vjepa.jobs.show_frozen import show_neighbours
+
+    found = show_neighbours(
+        *(args.video, args.features, args.out), at=args.at, most=args.most, model=args.model
+    )
+    for one in found:
+        print(f"{one.likeness:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
+    print(args.out)
     return 0
 
 

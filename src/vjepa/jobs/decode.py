@@ -53,6 +53,7 @@ from vjepa.models import (
 )
 from vjepa.models.decoder import CHANNELS
 from vjepa.reporting.pictures import (
+    SECONDS_EACH,
     Strip,
     heat,
     hide_masked,
@@ -76,7 +77,6 @@ JOB = "decode train"
 OBJECTIVE = "decoder"
 _PREDICTING = ("encoder", "predictor")
 _STILL_FRAMES = 8
-_SECONDS_EACH = 0.25  # slower than life: a clip is short
 _MOST_SPREAD = 64
 _LOGGER = logging.getLogger(__name__)
 
@@ -445,7 +445,7 @@ def show_samples(
         for time in range(clip.shape[1])
     ]
     film = out.with_suffix(f".{moving}")
-    write_moving(pages, film, _SECONDS_EACH)
+    write_moving(pages, film, SECONDS_EACH)
     return [
         f"{out}, {film}: {settings.samples} samples",
         f"mean absolute error where it was hidden, of 255: samples {errors.samples:.1f}, their "

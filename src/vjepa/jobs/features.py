@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from vjepa.config import config_dataclass, to_dict
 from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.export import (
     FeatureTable,
@@ -33,6 +34,7 @@ from vjepa.evaluation.video_features import (
     FileFeatures,
     encode_files,
     look_of,
+    tokens_and_times,
 )
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import (
@@ -199,7 +201,8 @@ class FeatureWorker:
     """Encodes files with one encoder and writes what comes out.
 
     `settings` is everything that the numbers depend on besides the files, as plain values;
-    `encoder` says which it is, `config` what is done, with the spacing of frames that is meant.
+    `encoder` says which it is, `config` what is done, with the spacing of frames that is meant,
+    `window_steps` how many tokens a window has in time.
     """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
@@ -210,6 +213,7 @@ class FeatureWorker:
         config = replace(config, window=config.window.spaced_as(own))
         self.config, self._out, self._name = config, out, name
         num_frames = config.window.num_frames or sizes.num_frames
+        self.window_steps = num_frames // sizes.tubelet_size
         image_size = config.framing.size or sizes.image_size
         if image_size % sizes.patch_size:
             raise UserError(
@@ -284,6 +288,20 @@ class FeatureWorker:
             else:
                 record = FileRecord(info.path, name, look.grid, _seconds(info), None)
                 yield record, len(look.plan.starts)
+
+    def look_into(self, path: str) -> FileFeatures:
+        """The features of one file in memory; nothing is written. UserError: it cannot be read."""
+        encoder = self._frozen.encoder.to(self._device)
+        try:
+            _, look, parts = next(encode_files(encoder, [inspect_file(path)], self.config))
+            if isinstance(look, DecodeError):
+                raise look
+            with Progress("windows", len(look.plan.starts)) as progress:
+                seen = (progress.update(n) or part for n, part in enumerate(parts, start=1))
+                tokens, times = tokens_and_times(seen)
+        except DecodeError as error:
+            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+        return FileFeatures(tokens, times, look.plan.frame_numbers, look.grid, look.box, path)
 
     def flush(self) -> None:
         """Write table rows that wait."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -208,16 +208,26 @@ def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Sho
     return Section("Where the prediction is right and wrong", introduction, blocks)
 
 
-def read_shot(video: Path, clip: ClipConfig, image_size: int, name: str = "clip") -> Shot:
+def read_shot(
+    video: Path,
+    clip: ClipConfig,
+    image_size: int,
+    name: str = "clip",
+    view: ViewConfig | None = None,
+) -> Shot:
     """The clip around the middle of a video as a model sees it, and the same part sharper.
+
+    `view` says which part of the frames, if not all of their short side.
 
     Raises:
         UserError: The file is missing or cannot be decoded.
     """
     both = []
+    part = view or ViewConfig(crop_size=image_size, short_side=image_size)
     try:
         for size in (image_size, max(image_size, SHOWN_SIDE)):
-            frames = centre_view(video, clip, ViewConfig(crop_size=size, short_side=size))
+            side = part.short_side and round(part.short_side * size / image_size)
+            frames = centre_view(video, clip, replace(part, crop_size=size, short_side=side))
             both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     except DecodeError as error:
         raise UserError(f"{error}; `vjepa data check` tells more") from error

@@ -87,16 +87,31 @@ class AttentivePooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Pool tokens float [B, N, D] to [B, D] for one query, [B, Q, D] for several."""
         queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
-        if self.variant == "released_2":
-            for block in self.blocks:
-                tokens = block(tokens)
-        queries = self.cross_attention_block(queries, tokens)
+        queries = self.cross_attention_block(queries, self._before_reading(tokens))
         if self.variant != "released_2":
             for block in self.blocks:
                 queries = block(queries)
         if self.norm is not None:
             queries = self.norm(queries)
         return queries[:, 0] if queries.shape[1] == 1 else queries
+
+    def _before_reading(self, tokens: Tensor) -> Tensor:
+        if self.variant == "released_2":
+            for block in self.blocks:
+                tokens = block(tokens)
+        return tokens
+
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Where the queries look: tokens [B, N, D] to shares [B, heads, Q, N] of sum 1 over N.
+
+        The values that are read with these shares are not in them, nor what follows.
+        """
+        block = self.cross_attention_block
+        keys, _ = block.xattn.kv(block.norm1(self._before_reading(tokens))).chunk(2, dim=-1)
+        keys = keys.unflatten(-1, (self.heads, -1))
+        queries = block.xattn.q(self.query_tokens[0]).unflatten(-1, (self.heads, -1))
+        scores = torch.einsum("qhd,bnhd->bhqn", queries, keys)
+        return (scores / math.sqrt(keys.shape[-1])).softmax(dim=-1)
 
 
 def _rescale(level: int, *layers: nn.Linear | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,8 @@ Picture = NDArray[np.uint8]
 
 SHOWN_SIDE = 192
 """Height in pixels at which frames are shown at least."""
+SECONDS_EACH = 0.25
+"""How long a moving picture shows each frame of a clip: slower than life, a clip is short."""
 _HIDDEN_GREY = 128
 _GAP = 4
 _MARGIN = 110
@@ -77,7 +79,8 @@ def picture_of(strips: Sequence[Strip], gap: int = _GAP, caption: str = "") -> P
     line = _FONT_PIXELS + 5
     heights = [strip.frames[0].shape[0] + (line if strip.notes else 0) for strip in strips]
     widths = [sum(frame.shape[1] + gap for frame in strip.frames) - gap for strip in strips]
-    margin = _MARGIN if any(strip.label for strip in strips) else 0
+    widest = max(font.getlength(strip.label) for strip in strips)
+    margin = max(_MARGIN, round(widest) + 16) if widest else 0
     width = margin + max(widths)
     words = textwrap.wrap(caption, max(20, round(width / (0.5 * _FONT_PIXELS))))
     below = line * len(words) + (2 * gap if words else 0)
@@ -184,6 +187,19 @@ def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> 
             duration=milliseconds,
             loop=0,
         )
+
+
+def write_side_by_side(rows: Mapping[str, Picture], path: Path, in_a_line: int = 4) -> None:
+    """Write named clips [T, H, W, 3] of one size as one moving picture, some side by side."""
+    names = list(rows)
+    lines = [names[start : start + in_a_line] for start in range(0, len(names), in_a_line)]
+    side = max(SHOWN_SIDE, next(iter(rows.values())).shape[1])
+    shown = {name: resized(frames, side) for name, frames in rows.items()}
+    pages = [
+        picture_of([Strip("", [shown[name][time] for name in line], line) for line in lines])
+        for time in range(len(shown[names[0]]))
+    ]
+    write_moving(pages, path, SECONDS_EACH)
 
 
 def _write_mp4(frames: Iterable[Picture], path: Path, seconds_each: float) -> None:
