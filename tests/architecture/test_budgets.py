@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 40_900
+MOST_LINES = 41_000
 MOST_FILES = 196
 MOST_CLASSES = 353
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 96),
-    "cli": (2070, 25),
+    "cli": (2140, 25),
     "data": (950, 13),
     "data/clips": (1970, 60),
     "data/loader": (1250, 18),
@@ -30,13 +30,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2280, 52),
     "demo": (1740, 40),
     "evaluation": (4210, 102),
-    "jobs": (4800, 110),
+    "jobs": (4850, 110),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1740, 44),
     "masking": (800, 16),
     "models": (2570, 62),
-    "reporting": (920, 37),
+    "reporting": (930, 38),
     "runtime": (2340, 53),
     "tasks": (1440, 34),
     "top level": (920, 26),

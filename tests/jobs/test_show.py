@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,14 @@ import torch
 from vjepa.jobs.show import (
     Shot,
     feature_grid,
-    feature_strips,
+    feature_rows,
     mask_strips,
     prediction_error,
-    prediction_strips,
+    prediction_rows,
 )
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
+from vjepa.reporting.pictures import beside, pca_colours
 
 _MODEL = ModelConfig(
     encoder=EncoderConfig(
@@ -55,12 +58,14 @@ def test_feature_grid_is_the_encoders_output(frames: np.ndarray, model: VJEPA) -
 def test_a_clip_has_a_strip_of_colours_for_each_encoder(frames: np.ndarray, model: VJEPA) -> None:
     sharp = frames.repeat(7, axis=1).repeat(7, axis=2)
     encoders = {"a": model.encoder, "b": model.target_encoder}
-    strips = feature_strips([Shot(frames, sharp, "walk.mp4")], encoders)
-    assert [strip.label for strip in strips] == ["walk.mp4", "a", "b"]
-    assert all(frame.shape == (224, 224, 3) for strip in strips for frame in strip.frames)
-    np.testing.assert_array_equal(strips[0].frames[-1], sharp[-1])
-    patch = strips[1].frames[0][:56, :56]
-    assert (patch == patch[0, 0]).all(), "one colour over a patch of 8 of 32 pixels"
+    rows = feature_rows([Shot(frames, sharp, "walk.mp4")], encoders)
+    assert [name for name, _ in rows] == ["walk.mp4", "a", "b"]
+    assert all(clip.shape == (8, 224, 224, 3) for _, clip in rows)
+    np.testing.assert_array_equal(rows[0][1], sharp)
+    grid = pca_colours(feature_grid(model.encoder, frames))
+    middles = rows[1][1][0, 28::56, 28::56].astype(int)
+    assert np.abs(middles - grid[0]).mean() < 20, "blended between the middles of patches"
+    np.testing.assert_array_equal(rows[1][1][0], rows[1][1][1])
 
 
 def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, model: VJEPA) -> None:
@@ -81,6 +86,11 @@ def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, mo
     assert prediction_error(model, frames, masks, 0).mean == pytest.approx(
         float(expected), rel=1e-4
     )
-    [(strips, mean)] = prediction_strips(model, Shot(frames, frames), _FUTURE, 0, 0)
+    [(rows, mean)] = prediction_rows(model, Shot(frames, frames), _FUTURE, 0, 0)
     assert mean == pytest.approx(float(expected), rel=1e-4)
-    assert [strip.label for strip in strips] == ["clip", "shown", "error"]
+    assert [name for name, _ in rows] == ["clip", "shown", "error"]
+
+
+def test_a_moving_picture_never_takes_the_place_of_its_still() -> None:
+    assert beside(Path("a/b.png"), "webp") == Path("a/b.webp")
+    assert beside(Path("a/b.webp"), "webp") == Path("a/b_moving.webp")

@@ -25,7 +25,8 @@ _FEATURES_HELP = """\
 colour the features of videos by their three main directions
 
 The three main directions of all features of the shown clips become red, green and blue: what has
-one colour is one thing to the model, over time and over videos.
+one colour is one thing to the model, over time and over videos. Beside the picture stands a moving
+one.
 
 example:
   vjepa show features a.mp4 b.mp4 --model runs/first --out features.png
@@ -34,7 +35,8 @@ example:
 _PREDICTIONS_HELP = """\
 map where the predictor errs over what was hidden from the model
 
-One picture for each kind of mask: the clip, what is visible, and the error over the hidden part.
+One picture for each kind of mask, still and moving: the clip, what is visible, and the error over
+the hidden part.
 The number printed is relative: 0 is perfect, 1 no better than the clip's mean feature everywhere.
 
 example:
@@ -66,7 +68,7 @@ _ATTENTION_HELP = """\
 map where the query of an attentive probe looks, over all frames of a clip
 
 The clip around the middle of the video, as the probe sees it: first the mean of the attention
-heads, then each head. Beside the picture stands a moving one (.webp).
+heads, then each head. Beside the picture stands a moving one.
 
 example:
   vjepa show attention a.mp4 --probe probes/first --out attention.png
@@ -150,6 +152,9 @@ def add_arguments(parser: Parser) -> None:
     ):
         what = "picture" if out.endswith(".png") else "page"
         command.add_path("--out", "FILE", f"{what} to write (default: {out})", default=out)
+    for command in (features, predictions, attention):
+        text = "form of the moving picture beside it (default: webp)"
+        command.add_argument("--moving", choices=("webp", "gif", "mp4"), default="webp", help=text)
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
@@ -168,15 +173,19 @@ def _masks(args: argparse.Namespace) -> int:
 def _features(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_features
 
-    show_features(args.videos, args.model, args.which, args.out, args.num_heads)
-    print(args.out)
+    film = show_features(
+        *(args.videos, args.model, args.which, args.out), args.num_heads, args.moving
+    )
+    print(f"{args.out}, {film}")
     return 0
 
 
 def _predictions(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_predictions
 
-    for line in show_predictions(args.video, args.model, args.out, args.sample, args.num_heads):
+    for line in show_predictions(
+        *(args.video, args.model, args.out, args.sample), args.num_heads, args.moving
+    ):
         print(line)
     return 0
 
@@ -201,7 +210,7 @@ def _surprise(args: argparse.Namespace) -> int:
 def _attention(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_frozen import show_attention
 
-    print(*show_attention(args.video, args.probe, args.out, args.encoder), sep="\n")
+    print(*show_attention(args.video, args.probe, args.out, args.encoder, args.moving), sep="\n")
     return 0
 
 

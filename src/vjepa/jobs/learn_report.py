@@ -104,7 +104,8 @@ def write_learn_report(findings: Findings, path: Path) -> None:
         for number, block in enumerate(section.blocks):
             if isinstance(block, PictureBlock):
                 name = f"{section.title.lower().replace(' ', '_')}_{number}.png"
-                write_png(picture_of(block.strips), path.parent / PICTURES_FOLDER / name)
+                picture = picture_of(block.strips, caption=block.caption)
+                write_png(picture, path.parent / PICTURES_FOLDER / name)
     answer, figures = _headline(findings, state, config, manifest)
     footer = (
         f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was measured "

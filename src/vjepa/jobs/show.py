@@ -27,15 +27,18 @@ from vjepa.models.encoder import FrameEncoder
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
+    Moving,
     Picture,
     Strip,
+    beside,
     heat,
     hide_masked,
     pca_colours,
     picture_of,
+    resized,
     strip_of,
-    tokens_to_frames,
     write_png,
+    write_side_by_side,
 )
 from vjepa.reporting.runs import (
     rank_charts,
@@ -87,9 +90,17 @@ def feature_grid(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> NDArray
     return tokens.reshape(-1, *places, tokens.shape[-1]).float().numpy()
 
 
-def feature_strips(
-    shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | FrameEncoder]
-) -> list[Strip]:
+Rows = list[tuple[str, Picture]]
+"""Clips [T, H, W, 3] of one length with their names, to stand below each other."""
+
+
+def _smooth(colours: Picture, frames: Picture) -> Picture:
+    """Colours of tokens [t, h, w, 3] over a clip [T, H, W, 3], blended between their middles."""
+    of_frame = np.arange(len(frames)) * len(colours) // len(frames)
+    return resized(colours, frames.shape[1])[of_frame]
+
+
+def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | FrameEncoder]) -> Rows:
     """For every clip: its frames, then one row of PCA colours for each encoder.
 
     The principal directions are those of all shown clips together, so one colour means one thing
@@ -100,12 +111,11 @@ def feature_strips(
         grids = np.stack([feature_grid(encoder, shot.frames) for shot in shots])
         flat = pca_colours(grids.reshape(-1, *grids.shape[2:]))
         colours[name] = flat.reshape(*grids.shape[:4], 3)
-    strips: list[Strip] = []
+    rows: Rows = []
     for number, shot in enumerate(shots):
-        strips.append(strip_of(shot.name, shot.sharp))
-        size = shot.sharp.shape[:3]
-        strips += [strip_of(n, tokens_to_frames(g[number], *size)) for n, g in colours.items()]
-    return strips
+        rows.append((shot.name, shot.sharp))
+        rows += [(name, _smooth(grids[number], shot.sharp)) for name, grids in colours.items()]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -151,45 +161,66 @@ def prediction_error(
     return PredictionError(relative.reshape(grid).numpy(), where.reshape(grid).numpy())
 
 
-def prediction_strips(
+def prediction_rows(
     model: VJEPA, shot: Shot, masking: MaskingConfig, seed: int, ordinal: int
-) -> list[tuple[list[Strip], float]]:
+) -> list[tuple[Rows, float]]:
     """For each mask kind: the clip, what was shown, the error over the rest; and its mean."""
     encoder, found = model.config.encoder, []
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
     for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
         error = prediction_error(model, shot.frames, masks.sample(0), kind)
-        seen = hide_masked(shot.sharp, error.predicted)
-        wrong = heat(shot.sharp, error.relative, error.predicted, 1.0)
-        strips = [
-            strip_of(shot.name, shot.sharp),
-            strip_of("shown", seen),
-            strip_of("error", wrong),
+        rows = [
+            (shot.name, shot.sharp),
+            ("shown", hide_masked(shot.sharp, error.predicted)),
+            ("error", heat(shot.sharp, error.relative, error.predicted, 1.0)),
         ]
-        found.append((strips, error.mean))
+        found.append((rows, error.mean))
     return found
+
+
+def _one_token(encoder: EncoderConfig) -> str:
+    """How much of a clip one value stands for, in words."""
+    frames = encoder.tubelet_size
+    return f"{encoder.patch_size} pixels, {frames} frame{'s' if frames > 1 else ''}"
+
+
+_MASKS_CAPTION = (
+    "First row: the clip. Below: what the model is shown of it, with each kind of mask. Grey is "
+    "hidden, and what is there has to be predicted: not its pixels but its features."
+)
+
+
+def _features_caption(what: str, encoder: EncoderConfig) -> str:
+    return (
+        f"For each of {what}: the frames, then the three main directions of each encoder's "
+        "features as colours, the same for all frames and clips. Equal colour means similar "
+        "features; what moves should stand out from what does not. The model gives one colour for "
+        f"each token ({_one_token(encoder)}); between them the colours are blended."
+    )
+
+
+def _prediction_caption(mean: float, encoder: EncoderConfig) -> str:
+    return (
+        "The clip; what the model saw; the error of its prediction over what was hidden, from "
+        "blue-green (0: right) to red (1 or more: no better than guessing the clip's mean feature),"
+        f" the same in every picture. Mean {mean:.2f}. A square is one token: "
+        f"{_one_token(encoder)}."
+    )
 
 
 def mask_section(config: PretrainConfig, shot: Shot) -> Section:
     """What is hidden of a clip."""
     strips = mask_strips(shot.sharp, config.masking, config.model.encoder, config.seed, 0)
-    caption = (
-        "First row: the clip. Below: what the model is shown of it, with each kind of mask. Grey "
-        "is hidden, and what is there has to be predicted: not its pixels but its features."
-    )
-    return Section("What has to be predicted", blocks=[PictureBlock(strips, caption)])
+    return Section("What has to be predicted", blocks=[PictureBlock(strips, _MASKS_CAPTION)])
 
 
 def feature_section(
     shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder], what: str
 ) -> Section:
     """The features of clips, which are `what`, as colours."""
-    caption = (
-        f"For each of {len(shots)} {what}: the frames, then the three main directions of each "
-        "encoder's features as colours. Equal colour means similar features; what moves should "
-        "stand out from what does not."
-    )
-    block = PictureBlock(feature_strips(shots, encoders), caption)
+    size = next(iter(encoders.values())).config
+    strips = [strip_of(*row) for row in feature_rows(shots, encoders)]
+    block = PictureBlock(strips, _features_caption(f"{len(shots)} {what}", size))
     return Section("What the features look like", blocks=[block])
 
 
@@ -197,13 +228,9 @@ def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Sho
     """How right the predictor is on clips."""
     blocks = []
     for number, shot in enumerate(shots):
-        strips, mean = prediction_strips(model, shot, config.masking, config.seed, number)[0]
-        caption = (
-            "The clip; what the model saw; the error of its prediction over what was hidden, from "
-            "green (0: right) to red (1: no better than guessing the clip's mean feature). Mean "
-            f"{mean:.2f}."
-        )
-        blocks.append(PictureBlock(strips, caption))
+        rows, mean = prediction_rows(model, shot, config.masking, config.seed, number)[0]
+        caption = _prediction_caption(mean, config.model.encoder)
+        blocks.append(PictureBlock([strip_of(*row) for row in rows], caption))
     introduction = "Predicted and true features of hidden patches, compared one by one."
     return Section("Where the prediction is right and wrong", introduction, blocks)
 
@@ -239,32 +266,48 @@ def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0)
     encoder = config.model.encoder
     shot = read_shot(video, config.data.clip, encoder.image_size)
     strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, ordinal)
-    write_png(picture_of(strips), out)
+    write_png(picture_of(strips, caption=_MASKS_CAPTION), out)
 
 
 def show_features(
-    videos: Sequence[Path], model: Path, which: Which, out: Path, num_heads: int | None = None
-) -> None:
-    """Draw the principal directions of a model's features over videos, as a PNG file.
+    videos: Sequence[Path],
+    model: Path,
+    which: Which,
+    out: Path,
+    num_heads: int | None = None,
+    moving: Moving = "webp",
+) -> Path:
+    """Draw the principal directions of a model's features over videos, still and moving.
 
-    `model` is anything that :func:`vjepa.load_encoder` reads; an image model sees frame after
-    frame. Clips are taken as in its run; with the paper's stride where the file does not tell.
+    Returned is the file of the moving picture, which stands beside `out`. `model` is anything that
+    :func:`vjepa.load_encoder` reads; an image model sees frame after frame. Clips are taken as in
+    its run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, num_heads)
     run, config = run_of(model), encoder.config
     clip = run.data.clip if run else preprocess_of(model, config).clip
-    shots = [read_shot(video, clip, config.image_size) for video in videos]
+    shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
     shown = FrameEncoder(encoder, config) if config.is_image_model else encoder
-    write_png(picture_of(feature_strips(shots, {"features": shown})), out)
+    rows = feature_rows(shots, {"features": shown})
+    caption = _features_caption("the clips", config)
+    write_png(picture_of([strip_of(*row) for row in rows], caption=caption), out)
+    film = beside(out, moving)
+    write_side_by_side(rows, film, in_a_line=2)
+    return film
 
 
 def show_predictions(
-    video: Path, model: Path, out: Path, ordinal: int = 0, num_heads: int | None = None
+    video: Path,
+    model: Path,
+    out: Path,
+    ordinal: int = 0,
+    num_heads: int | None = None,
+    moving: Moving = "webp",
 ) -> list[str]:
-    """Draw where the predictor errs, one picture for each mask kind that it was trained with.
+    """Draw where the predictor errs, still and moving, for each mask kind of its training.
 
     With several mask kinds the number of the kind is put before the suffix of `out`. Returned is
-    one line for each picture: file and mean relative error.
+    one line for each: files and mean relative error.
     """
     loaded = load_model(model, num_heads)
     run, encoder = run_of(model), loaded.config.encoder
@@ -276,13 +319,16 @@ def show_predictions(
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     shot = read_shot(video, clip, encoder.image_size)
-    found = prediction_strips(loaded, shot, masking, run.seed if run else 0, ordinal)
+    found = prediction_rows(loaded, shot, masking, run.seed if run else 0, ordinal)
     lines = []
-    for kind, (strips, mean) in enumerate(found):
+    for kind, (rows, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        write_png(picture_of(strips), path)
+        strips, caption = [strip_of(*row) for row in rows], _prediction_caption(mean, encoder)
+        write_png(picture_of(strips, caption=caption), path)
+        film = beside(path, moving)
+        write_side_by_side(rows, film)
         lines.append(
-            f"{path}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
+            f"{path}, {film}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )
     return lines
 

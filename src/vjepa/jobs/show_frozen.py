@@ -25,7 +25,9 @@ from vjepa.jobs.show import read_shot
 from vjepa.models import AttentiveClassifier
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
+    Moving,
     Strip,
+    beside,
     heat,
     picture_of,
     resized,
@@ -40,10 +42,16 @@ _ANSWERS = 3
 
 
 @torch.no_grad()
-def show_attention(video: Path, probe: Path, out: Path, encoder: Path | None = None) -> list[str]:
+def show_attention(
+    video: Path,
+    probe: Path,
+    out: Path,
+    encoder: Path | None = None,
+    moving: Moving = "webp",
+) -> list[str]:
     """Draw where the query of an attentive probe looks, over all frames of one clip.
 
-    A still picture at `out` and a moving one beside it (.webp). One row is the mean over the
+    A still picture at `out` and a moving one beside it. One row is the mean over the
     attention heads, below it is each head. All classes share the one query, so a class has no map
     of its own. `encoder` is where the probe's encoder lies now, if not where it lay. Returned are
     lines for the screen.
@@ -72,12 +80,12 @@ def show_attention(video: Path, probe: Path, out: Path, encoder: Path | None = N
     mean = maps.mean(axis=0)
     limit = float(mean.max())
     every = np.ones(mean.shape, dtype=np.bool_)
-    rows = {"clip": shot.sharp, "all heads": heat(shot.sharp, mean, every, limit)}
-    if len(maps) > 1:
-        rows |= {
-            f"head {number}": heat(shot.sharp, one, every, limit)
-            for number, one in enumerate(maps, start=1)
-        }
+    rows = [("clip", shot.sharp), ("all heads", heat(shot.sharp, mean, every, limit))]
+    rows += [
+        (f"head {number}", heat(shot.sharp, one, every, limit))
+        for number, one in enumerate(maps, start=1)
+        if len(maps) > 1
+    ]
     mixed = (
         " Blocks of the probe mix the tokens before they are read, so a place also stands for what "
         "it took from others."
@@ -91,9 +99,9 @@ def show_attention(video: Path, probe: Path, out: Path, encoder: Path | None = N
         f"token: {saved.encoder.config.patch_size} pixels, {len(shot.frames) // len(mean)} frames."
         f"{mixed}"
     )
-    strips = [strip_of(name, frames, _ALL_FRAMES) for name, frames in rows.items()]
+    strips = [strip_of(name, frames, _ALL_FRAMES) for name, frames in rows]
     write_png(picture_of(strips, caption=caption), out)
-    film = out.with_suffix(".webp")
+    film = beside(out, moving)
     write_side_by_side(rows, film)
     scores = head(tokens)[0]
     shares = scores.sigmoid() if saved.multi_label else scores.softmax(dim=0)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_path
 
 Picture = NDArray[np.uint8]
+Moving = Literal["webp", "gif", "mp4"]
+"""Forms of moving pictures."""
 
 SHOWN_SIDE = 192
 """Height in pixels at which frames are shown at least."""
@@ -189,15 +192,19 @@ def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> 
         )
 
 
-def write_side_by_side(rows: Mapping[str, Picture], path: Path, in_a_line: int = 4) -> None:
-    """Write named clips [T, H, W, 3] of one size as one moving picture, some side by side."""
-    names = list(rows)
-    lines = [names[start : start + in_a_line] for start in range(0, len(names), in_a_line)]
-    side = max(SHOWN_SIDE, next(iter(rows.values())).shape[1])
-    shown = {name: resized(frames, side) for name, frames in rows.items()}
+def beside(still: Path, moving: Moving) -> Path:
+    """Where the moving form of a still picture goes; never the same file."""
+    film = still.with_suffix(f".{moving}")
+    return film if film != still else film.with_stem(f"{still.stem}_moving")
+
+
+def write_side_by_side(rows: Sequence[tuple[str, Picture]], path: Path, in_a_line: int = 4) -> None:
+    """Write named clips [T, H, W, 3] of one length as one moving picture, some side by side."""
+    shown = [(name, resized(clip, max(SHOWN_SIDE, clip.shape[1]))) for name, clip in rows]
+    lines = [shown[start : start + in_a_line] for start in range(0, len(shown), in_a_line)]
     pages = [
-        picture_of([Strip("", [shown[name][time] for name in line], line) for line in lines])
-        for time in range(len(shown[names[0]]))
+        picture_of([Strip("", [c[time] for _, c in line], [n for n, _ in line]) for line in lines])
+        for time in range(len(shown[0][1]))
     ]
     write_moving(pages, path, SECONDS_EACH)
 
