@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 41_000
-MOST_FILES = 196
-MOST_CLASSES = 353
+MOST_LINES = 41_900
+MOST_FILES = 199
+MOST_CLASSES = 358
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 96),
-    "cli": (2140, 25),
+    "cli": (2280, 26),
     "data": (950, 13),
     "data/clips": (1970, 60),
     "data/loader": (1250, 18),
@@ -29,8 +29,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
     "demo": (1740, 40),
-    "evaluation": (4210, 102),
-    "jobs": (4850, 110),
+    "evaluation": (4220, 102),
+    "jobs": (5600, 124),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1740, 44),

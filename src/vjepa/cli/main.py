@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vjepa.cli import commands, data, decode, detect, finetune, models, probe, show
+from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show
 from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.files import DISK_FULL
@@ -32,6 +32,7 @@ COMMANDS = {
     "finetune": (finetune.HELP, finetune.add_arguments),
     "detect": (detect.HELP, detect.add_arguments),
     "features": (commands.FEATURES_HELP, commands.add_features),
+    "search": (search.HELP, search.add_arguments),
     "decode": (decode.HELP, decode.add_arguments),
     "models": (models.HELP, models.add_arguments),
     "export": (models.EXPORT_HELP, models.add_export),

@@ -151,11 +151,15 @@ def tokens_and_times(parts: Iterable[Part]) -> tuple[Tensor, NDArray[np.float64]
 
 
 def encode_files(
-    encoder: nn.Module, infos: Sequence[VideoInfo], how: FileEncodingConfig
+    encoder: nn.Module,
+    infos: Sequence[VideoInfo],
+    how: FileEncodingConfig,
+    between: tuple[float, float] | None = None,
 ) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
     """Encode files one after the other; a file that fails costs only itself.
 
-    The encoder has its sizes as ``config``, and computes on the device of its weights.
+    The encoder has its sizes as ``config``, and computes on the device of its weights. `between`:
+    only this part of each video, in seconds.
 
     Yields:
         For each file its number, how it is looked at, or why that cannot be decided, and its parts,
@@ -170,7 +174,7 @@ def encode_files(
     looks: list[Look | DecodeError] = []
     for info in infos:
         try:
-            looks.append(look_of(info, how, config))
+            looks.append(look_of(info, how, config, between))
         except DecodeError as error:
             looks.append(error)
     windows = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
@@ -184,7 +188,12 @@ def encode_files(
         encoder.train(was_training)
 
 
-def look_of(info: VideoInfo, how: FileEncodingConfig, encoder: EncoderConfig) -> Look:
+def look_of(
+    info: VideoInfo,
+    how: FileEncodingConfig,
+    encoder: EncoderConfig,
+    between: tuple[float, float] | None = None,
+) -> Look:
     """How a file is looked at; DecodeError if that cannot be decided."""
     return look_at(
         info,
@@ -194,6 +203,7 @@ def look_of(info: VideoInfo, how: FileEncodingConfig, encoder: EncoderConfig) ->
         tubelet_size=encoder.tubelet_size,
         image_size=encoder.image_size,
         patch_size=encoder.patch_size,
+        between=between,
     )
 
 

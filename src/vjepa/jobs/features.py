@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, overload
 from pydantic import Field, TypeAdapter
 
 from vjepa.config import config_dataclass, to_dict
+from vjepa.data.clips.windows import Look
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
@@ -32,6 +33,7 @@ from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.evaluation.video_features import (
     FileEncodingConfig,
     FileFeatures,
+    Part,
     encode_files,
     look_of,
     tokens_and_times,
@@ -201,8 +203,8 @@ class FeatureWorker:
     """Encodes files with one encoder and writes what comes out.
 
     `settings` is everything that the numbers depend on besides the files, as plain values;
-    `encoder` says which it is, `config` what is done, with the spacing of frames that is meant,
-    `window_steps` how many tokens a window has in time.
+    `encoder` says which it is, `width` how long its vectors are, `config` what is done, with the
+    spacing of frames that is meant, `window_steps` how many tokens a window has in time.
     """
 
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
@@ -239,7 +241,7 @@ class FeatureWorker:
             "stored": config.stored,
             "precision": config.precision,
         }
-        self.encoder = self._frozen.identity.sentence
+        self.encoder, self.width = self._frozen.identity.sentence, sizes.width
         self._digest = settings_hash(self.settings)
         # Frames of a variable rate were chosen by their mean rate before.
         self._digest_by_times = settings_hash(self.settings | {"frames": "by their times"})
@@ -251,12 +253,13 @@ class FeatureWorker:
 
     def is_done(self, info: VideoInfo, name: str | None) -> bool:
         """Whether the features of a file are there, whole, and made from it as it is now."""
-        origin = self._origin_of(info)
+        origin = self.origin(info)
         if name is None:
             return self._table.holds(origin)
         return meta_of(self._out / name, origin) is not None
 
-    def _origin_of(self, info: VideoInfo) -> Origin:
+    def origin(self, info: VideoInfo) -> Origin:
+        """What the features of a file as it is now are made from."""
         by_times = self.config.window.fps and info.kind == "video" and not info.constant_rate
         return origin_of(info, self._digest_by_times if by_times else self._digest)
 
@@ -264,14 +267,21 @@ class FeatureWorker:
         """Tokens (t, h, w) of a file before pooling."""
         return look_of(info, self.config, self._frozen.identity.config).grid
 
+    def read(
+        self, infos: Sequence[VideoInfo], between: tuple[float, float] | None = None
+    ) -> Iterator[tuple[int, Look | DecodeError, Iterator[Part]]]:
+        """Encode files and write nothing; as :func:`encode_files`."""
+        encoder = self._frozen.encoder.to(self._device)
+        if self.config.compile:
+            compile_encoder(encoder)
+        yield from encode_files(encoder, infos, self.config, between)
+
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
-        config, encoder = self.config, self._frozen.encoder.to(self._device)
-        if config.compile:
-            compile_encoder(encoder)
-        for index, look, parts in encode_files(encoder, [info for info, _ in files], config):
+        config = self.config
+        for index, look, parts in self.read([info for info, _ in files]):
             info, name = files[index]
-            origin = self._origin_of(info)
+            origin = self.origin(info)
             try:
                 if isinstance(look, DecodeError):
                     raise look
@@ -291,9 +301,8 @@ class FeatureWorker:
 
     def look_into(self, path: str) -> FileFeatures:
         """The features of one file in memory; nothing is written. UserError: it cannot be read."""
-        encoder = self._frozen.encoder.to(self._device)
         try:
-            _, look, parts = next(encode_files(encoder, [inspect_file(path)], self.config))
+            _, look, parts = next(self.read([inspect_file(path)]))
             if isinstance(look, DecodeError):
                 raise look
             with Progress("windows", len(look.plan.starts)) as progress:

@@ -228,11 +228,13 @@ def look_at(
     tubelet_size: int,
     image_size: int,
     patch_size: int,
+    between: tuple[float, float] | None = None,
 ) -> Look:
     """Decide how a file is looked at, by the sizes that the encoder and its tokens have.
 
-    `num_frames` 1 means an image model, which sees every frame alone. DecodeError: the file is bad,
-    or its length or rate allow no such look.
+    `num_frames` 1 means an image model, which sees every frame alone; `between` takes only the part
+    of a video from one second to another. DecodeError: the file is bad, or its length or rate allow
+    no such look.
     """
     if not info.ok:
         raise DecodeError(info.path, info.reason or "marked as bad in the manifest")
@@ -242,8 +244,13 @@ def look_at(
             length = 1 if num_frames == 1 else window.still_frames or length
             frames = np.zeros(length, dtype=np.int64)
         else:
-            times = VideoSource(info).times if window.fps else None
+            times = VideoSource(info).times if window.fps or between else None
             frames = timeline(window, info.num_frames, info.fps, times)
+            if between:
+                shown = frames / info.fps if times is None else times[frames]
+                frames = frames[(shown >= between[0]) & (shown <= between[1])]
+                if not len(frames):
+                    raise ValueError(f"shows nothing from {between[0]:g} to {between[1]:g} s")
         plan = plan_windows(
             frames, num_frames=length, tubelet_size=tubelet_size, overlap=window.overlap
         )

@@ -1,0 +1,485 @@
+"""Moments of many videos by example: what `vjepa search index | query | report` do.
+
+A moment is one window of a video; its vector is the mean of the window's tokens. All lie in a
+LanceDB table on disk, which holds what they were made from. Two moments are compared by their
+distance; `alike` is 1 where it is 0, and 0 where they are as far apart as two moments are on
+average (1 - d² / mean d²): it falls with the distance and needs no other scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
+from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
+from vjepa.data.video.info import DecodeError, VideoInfo, is_media
+from vjepa.data.video.inspect import inspect_file
+from vjepa.errors import UserError
+from vjepa.evaluation.video_features import Part, tokens_and_times
+from vjepa.jobs.features import FeaturesConfig, FeatureWorker
+from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.videos import files_of
+from vjepa.runtime.device import DeviceName, Precision
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
+from vjepa.runtime.process import set_num_threads
+from vjepa.runtime.progress import Progress
+
+JOB = "search index"
+DESCRIPTION_FILE = "search.json"
+_TABLE = "moments"
+_PLACE = ("path", "start", "end", "first_frame", "last_frame")
+_LOGGER = logging.getLogger(__name__)
+_WRITE_ROWS, _WRITE_SECONDS = 4096, 20.0
+"""Moments are written when there are so many, or after so long: what a kill can cost."""
+APPROXIMATE_FROM = 200_000
+"""Moments from which on a query looks through an index instead of at every one."""
+_PROBES, _REFINED = 100, 20
+_FEWEST = 0.5
+"""Share of a moment's frames that a video must have; the rest repeats its last frame."""
+
+
+@config_dataclass
+class SearchConfig:
+    """Everything that `vjepa search index` needs to know."""
+
+    encoder: EncoderSourceConfig = field(default_factory=EncoderSourceConfig)
+    """The frozen encoder."""
+    window: WindowConfig = field(default_factory=WindowConfig)
+    """A moment: so many frames, so spaced; the next one overlaps it."""
+    framing: FramingConfig = field(default_factory=FramingConfig)
+    """Which part of the frames."""
+    precision: Precision = "float32"
+    """Of the encoder's computation."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Windows per call of the encoder."""
+    readers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
+    device: DeviceName = "auto"
+    """Where the encoder runs; `auto` takes a GPU when there is one."""
+    num_threads: int | None = None
+    """CPU threads of torch; null: torch's choice."""
+
+    def for_features(self) -> FeaturesConfig:
+        """The same for the code that encodes whole files."""
+        return FeaturesConfig(
+            encoder=self.encoder,
+            window=self.window,
+            framing=self.framing,
+            pool="space",
+            precision=self.precision,
+            batch_size=self.batch_size,
+            readers=self.readers,
+            timeout_seconds=self.timeout_seconds,
+            device=self.device,
+            num_threads=self.num_threads,
+        )
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What an index run has done, and what the database holds after it."""
+
+    encoded: int
+    kept: int
+    dropped: int
+    failed: tuple[tuple[str, str], ...]
+    """Files without moments, and why."""
+    new_moments: int
+    source_seconds: float
+    """Length of the videos that were encoded."""
+    wall_seconds: float
+    moments: int
+    encoder: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A part of a file, in seconds and source frames, and how alike it is to the example."""
+
+    path: str
+    start: float
+    end: float
+    first_frame: int
+    last_frame: int
+    alike: float
+
+
+def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexReport:
+    """Bring a database up to date with videos: only new and changed files are encoded.
+
+    Files that lay below one of the folders and do so no more are dropped. Sources are those of
+    `vjepa features`. A run that was stopped goes on with the same command.
+
+    Raises:
+        UserError: Bad input, another encoder or other settings than the database's, another job's
+            folder.
+    """
+    _lancedb()
+    with claimed_folder(out, JOB):
+        started = time.perf_counter()
+        set_num_threads(config.num_threads)
+        infos = files_of(sources)
+        path = config.encoder.path
+        if path is not None and path.exists():  # queries may come from another folder
+            config = replace(config, encoder=replace(config.encoder, path=path.absolute()))
+        worker = FeatureWorker(config.for_features(), out)
+        _begin(out, config, worker)
+        table = _open_table(out, worker.width)
+        held = _origins(table)
+        origins = [_origin(worker, info) for info in infos]
+        todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
+        present = {info.path for info in infos}
+        folders = [source.absolute() for source in sources if source.is_dir()]
+        gone = [
+            path
+            for path in held
+            if path not in present and any(Path(path).is_relative_to(one) for one in folders)
+        ]
+        _delete(table, [*gone, *(infos[n].path for n in todo if infos[n].path in held)])
+        failed: list[tuple[str, str]] = []
+        kept, rows, seconds = len(infos) - len(todo), 0, 0.0
+        chosen, waiting, written = [infos[n] for n in todo], [], time.monotonic()
+        try:
+            with Progress("search index", len(infos), kept) as progress:
+                for done, (number, look, parts) in enumerate(worker.read(chosen), start=1):
+                    info = chosen[number]
+                    try:
+                        found = _rows(look, parts, info, origins[todo[number]])
+                        waiting += found
+                        rows += len(found)
+                        seconds += info.duration_seconds if info.kind != "image" else 0.0
+                    except DecodeError as error:
+                        failed.append((info.path, error.reason))
+                    late = time.monotonic() - written > _WRITE_SECONDS
+                    if waiting and (late or len(waiting) >= _WRITE_ROWS):
+                        table.add(waiting)
+                        waiting, written = [], time.monotonic()
+                    rate = rows / (time.perf_counter() - started)
+                    progress.update(kept + done, f"{rate:.1f} moments/s")
+        finally:
+            if waiting:
+                table.add(waiting)
+        count = _finish(out, table, worker)
+        return IndexReport(
+            encoded=len(todo) - len(failed),
+            kept=kept,
+            dropped=len(gone),
+            failed=tuple(failed),
+            new_moments=rows,
+            source_seconds=seconds,
+            wall_seconds=time.perf_counter() - started,
+            moments=count,
+            encoder=worker.encoder,
+        )
+
+
+def _lancedb() -> Any:
+    try:
+        import lancedb
+    except ImportError as error:
+        raise UserError(
+            "search needs the package lancedb; install vjepa with the extra `search`"
+        ) from error
+    return lancedb
+
+
+def _begin(out: Path, config: SearchConfig, worker: FeatureWorker) -> None:
+    """Begin in a claimed folder, or find that its moments are of the same encoder and settings."""
+    described = out / DESCRIPTION_FILE
+    if described.is_file():
+        _check_same(out, _describe(out), worker)
+        return
+    begin_folder(out, JOB, config)
+    _write_description(out, worker, None)
+
+
+def _write_description(out: Path, worker: FeatureWorker, spread: float | None) -> None:
+    values = {"encoder": worker.encoder, "spread": spread, "settings": worker.settings}
+    atomic_write(out / DESCRIPTION_FILE, json.dumps(values, indent=1) + "\n")
+
+
+def _describe(out: Path) -> dict[str, Any]:
+    """What a database says of itself; UserError: it is none, or damaged."""
+    described = out / DESCRIPTION_FILE
+    if not described.is_file():
+        raise UserError(
+            f"{out}: no database of moments; make one with `vjepa search index VIDEOS --out {out}`"
+        )
+    try:
+        values = json.loads(described.read_text(encoding="utf-8"))
+        if not values.keys() >= {"settings", "encoder", "spread"}:
+            raise ValueError
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{described}: is damaged; make the database anew elsewhere") from error
+    return values
+
+
+def _check_same(out: Path, described: dict[str, Any], worker: FeatureWorker) -> None:
+    """Moments of two encoders, or of two ways of looking, cannot be compared."""
+    now, old = json.loads(json.dumps(worker.settings)), described["settings"]
+    other = [name for name, value in now.items() if old.get(name) != value]
+    if {"weights_hash", "encoder"} & set(other):
+        raise UserError(
+            f"{out}: holds moments of another model ({described['encoder']}), not of "
+            f"{worker.encoder}; name that one, or index into another --out"
+        )
+    if other:
+        raise UserError(
+            f"{out}: holds moments made with other settings ({', '.join(other)}: see "
+            f"{DESCRIPTION_FILE}); give those again, or another --out"
+        )
+
+
+def _open_table(out: Path, width: int | None = None) -> Any:
+    """The table of a database; made, for vectors of this width, if it is not there."""
+    import pyarrow as pa
+
+    database = _lancedb().connect(out.absolute())
+    schema = width and pa.schema(
+        [
+            ("path", pa.string()),
+            ("origin", pa.string()),  # hash of what the row was made from
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("first_frame", pa.int64()),
+            ("last_frame", pa.int64()),
+            ("vector", pa.list_(pa.float32(), width)),
+        ]
+    )
+    try:
+        if schema:
+            return database.create_table(_TABLE, schema=schema, exist_ok=True)
+        return database.open_table(_TABLE)
+    except (ValueError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise UserError(
+            f"{out}: its table of moments cannot be opened ({reason}); make the database anew"
+        ) from error
+
+
+def _origins(table: Any) -> dict[str, str]:
+    """What each file's moments were made from, by its path."""
+    found = {}
+    for batch in table.search().select(["path", "origin"]).to_batches():
+        found |= dict(zip(batch["path"].to_pylist(), batch["origin"].to_pylist(), strict=True))
+    return found
+
+
+def _origin(worker: FeatureWorker, info: VideoInfo) -> str:
+    text = json.dumps(worker.origin(info), sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def _delete(table: Any, paths: Sequence[str]) -> None:
+    for first in range(0, len(paths), 500):
+        quoted = ("'" + path.replace("'", "''") + "'" for path in paths[first : first + 500])
+        table.delete(f"path IN ({', '.join(quoted)})")
+
+
+def _pooled(
+    look: Look | DecodeError, parts: Iterator[Part], path: str
+) -> tuple[Look, NDArray[np.float32], NDArray[np.float64]]:
+    """Tokens [t, D] and times [t] of a file; DecodeError: it fails or is too short."""
+    if isinstance(look, DecodeError):
+        raise look
+    tokens, times = tokens_and_times(parts)
+    plan = look.plan
+    if look.info.kind != "image" and plan.num_tubelets < _FEWEST * plan.window_tubelets:
+        has, of = (n * plan.tubelet_size for n in (plan.num_tubelets, plan.window_tubelets))
+        raise DecodeError(path, f"too short: gives {has} of the {of} frames of a moment")
+    return look, tokens.numpy(), times
+
+
+def _span(
+    look: Look, times: NDArray[np.float64], first: int, end: int
+) -> tuple[float, float, int, int]:
+    """Of some tubelets: when their first frame is shown and their last one ends; both numbers."""
+    size, numbers = look.plan.tubelet_size, look.plan.frame_numbers
+    frame = float(times[1] - times[0]) / size if len(times) > 1 else 0.0
+    begin = max(0.0, float(times[first]) - frame * (size - 1) / 2)
+    until = float(times[end - 1]) + frame * (size + 1) / 2
+    return begin, until, int(numbers[first, 0]), int(numbers[end - 1, -1])
+
+
+def _rows(
+    look: Look | DecodeError, parts: Iterator[Part], info: VideoInfo, origin: str
+) -> list[dict[str, Any]]:
+    look, tokens, times = _pooled(look, parts, info.path)
+    try:
+        info.path.encode()
+    except UnicodeEncodeError as error:
+        raise DecodeError(info.path, "its name is no text (UTF-8); rename it") from error
+    plan, rows = look.plan, []
+    for start in plan.starts:
+        end = min(start + plan.window_tubelets, plan.num_tubelets)
+        place = dict(zip(_PLACE, (info.path, *_span(look, times, start, end)), strict=True))
+        rows.append({**place, "origin": origin, "vector": tokens[start:end].mean(axis=0)})
+    return rows
+
+
+def _finish(out: Path, table: Any, worker: FeatureWorker) -> int:
+    """Tidy the table, index it if it is large, and measure how far apart moments are."""
+    count = table.count_rows()
+    total, squares = np.zeros(worker.width), 0.0
+    for vectors, _ in _vectors(table):
+        wide = vectors.astype(np.float64)
+        total += wide.sum(axis=0)
+        squares += float((wide**2).sum())
+    spread = 2 * max(0.0, squares / count - float(((total / count) ** 2).sum())) if count else None
+    if count >= APPROXIMATE_FROM and not table.list_indices():
+        _LOGGER.info("building an index of %d moments ...", count)
+        build_index(table)
+    table.optimize(cleanup_older_than=timedelta(hours=1))  # a query may still read older ones
+    _write_description(out, worker, spread)
+    return count
+
+
+def build_index(table: Any) -> None:
+    """Let a table of many moments be searched through an index (IVF with product codes)."""
+    from lancedb.index import IvfPq
+
+    table.create_index("vector", config=IvfPq(distance_type="l2"))
+
+
+def _vectors(table: Any) -> Iterator[tuple[NDArray[np.float32], list[dict[str, Any]]]]:
+    """All moments in parts: vectors [n, D] and where they are."""
+    for batch in table.search().select([*_PLACE, "vector"]).to_batches():
+        if len(batch):
+            flat = batch["vector"].flatten().to_numpy(zero_copy_only=False)
+            yield flat.reshape(len(batch), -1), batch.select(list(_PLACE)).to_pylist()
+
+
+def nearest_rows(
+    table: Any, vector: NDArray[np.float32], count: int, *, exact: bool = False
+) -> list[dict[str, Any]]:
+    """The moments nearest to a vector, nearest first, with `_distance` (squared).
+
+    `exact` looks at every one, also where there is an index.
+    """
+    asked = table.search(vector).distance_type("l2").limit(count).select([*_PLACE, "_distance"])
+    if exact:
+        asked = asked.bypass_vector_index()
+    elif table.list_indices():
+        asked = asked.nprobes(_PROBES).refine_factor(_REFINED)
+    return asked.to_list()
+
+
+class Database:
+    """An open database of moments.
+
+    Attributes:
+        encoder: Which it was made with, in words.
+        spread: Mean squared distance between two moments.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open it; UserError: there is none, it is half-made, empty, or damaged."""
+        described = _describe(folder)
+        self.folder, self.encoder = folder, str(described["encoder"])
+        self._described = described
+        again = "run the same `vjepa search index` again"
+        if described["spread"] is None:
+            raise UserError(f"{folder}: is empty or half-made; {again}, which goes on")
+        self.spread = max(float(described["spread"]), 1e-12)
+        self.table = _open_table(folder)
+
+    def worker(self, encoder: Path | None = None) -> FeatureWorker:
+        """Its encoder, loaded; `encoder` says where it lies now. UserError: it is another."""
+        config = load_config(SearchConfig, [self.folder / RESOLVED_CONFIG_FILE])
+        if encoder is not None:
+            config = replace(config, encoder=replace(config.encoder, path=encoder, timm=None))
+        worker = FeatureWorker(replace(config, readers=0).for_features(), self.folder)
+        _check_same(self.folder, self._described, worker)
+        return worker
+
+    def alike(self, squared_distance: float) -> float:
+        """1: the same; 0: as far apart as two moments on average; less: farther."""
+        return 1.0 - squared_distance / self.spread
+
+    def query(
+        self,
+        example: NDArray[np.float32],
+        count: int,
+        beside: Moment | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[Moment]:
+        """The moments most alike to a vector [D]: of those that overlap, the most alike one.
+
+        What overlaps `beside`, the example itself, is left out; `exact` as in `nearest_rows`.
+        """
+        total, asked = self.table.count_rows(), 8 * count
+        while True:
+            found: list[Moment] = []
+            for row in nearest_rows(self.table, example, asked, exact=exact):
+                alike = self.alike(row["_distance"])
+                moment = Moment(**{name: row[name] for name in _PLACE}, alike=alike)
+                others = [*found, beside] if beside else found
+                if not any(_overlap(moment, other) for other in others):
+                    found.append(moment)
+            if len(found) >= count or asked >= total:
+                return found[:count]
+            asked = min(total, 4 * asked)
+
+    def moments(self, most: int) -> tuple[NDArray[np.float32], list[Moment]]:
+        """Vectors [n, D] and places of at most so many moments, evenly spread."""
+        step = -(-self.table.count_rows() // most)
+        vectors, moments, seen = [], [], 0
+        for part, places in _vectors(self.table):
+            chosen = range(-seen % step, len(places), step)
+            vectors.append(part[chosen.start :: step])
+            moments += [Moment(**places[number], alike=1.0) for number in chosen]
+            seen += len(places)
+        return np.concatenate(vectors), moments
+
+
+def _overlap(one: Moment, other: Moment) -> bool:
+    if one.path != other.path:
+        return False
+    return max(one.start, other.start) < min(one.end, other.end) or one.start == other.start
+
+
+def encode_example(
+    worker: FeatureWorker, path: Path, start: float | None = None, end: float | None = None
+) -> tuple[NDArray[np.float32], Moment]:
+    """One vector [D] for a video, a part of it (in seconds), or an image, and its place.
+
+    Raises:
+        UserError: It cannot be read, or is too short.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; name a video or an image")
+    if not is_media(str(path)) and not path.is_dir():
+        raise UserError(f"{path}: is no video or image; name one")
+    info = inspect_file(str(path.absolute()))
+    between = None
+    if start is not None or end is not None:
+        between = (start or 0.0, info.duration_seconds if end is None else end)
+        if info.kind == "image":
+            raise UserError(f"{path}: is a still image: leave out --start and --end")
+        if info.ok and not 0 <= between[0] < min(between[1], info.duration_seconds):
+            raise UserError(
+                f"{path}: has no part from {between[0]:g} to {between[1]:g} s: it lasts "
+                f"{info.duration_seconds:g} s; mend --start or --end"
+            )
+    try:
+        found = [_pooled(look, parts, str(path)) for _, look, parts in worker.read([info], between)]
+    except DecodeError as error:
+        raise UserError(f"{path}: {error.reason}; give another file or a longer part") from error
+    look, tokens, times = found[0]
+    place = Moment(info.path, *_span(look, times, 0, len(times)), 1.0)
+    return tokens.mean(axis=0), place

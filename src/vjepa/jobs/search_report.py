@@ -1,0 +1,246 @@
+"""Pictures of what a search finds, and the report on a whole database of moments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
+from vjepa.data.video.inspect import inspect_file
+from vjepa.jobs.search import Database, Moment, encode_example
+from vjepa.reporting.html import Block, Figure, PictureBlock, Report, Section, Table, write_report
+from vjepa.reporting.pictures import SHOWN_SIDE, Strip, picture_of, resized, write_png
+
+_LOGGER = logging.getLogger(__name__)
+MOST_MOMENTS = 20_000
+"""A report looks at so many moments at most, evenly spread."""
+_FRAMES, _SHOWN_PAIRS, _LISTED_PAIRS = 4, 6, 100
+_ROWS_AT_ONCE = 1024
+_LONGEST_NAME = 26
+
+
+def clock(seconds: float) -> str:
+    """A time in a video, as 1:02.5."""
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths % 600 // 10:02d}.{tenths % 10}"
+
+
+def search(
+    folder: Path,
+    example: Path,
+    out: Path,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    count: int = 8,
+    encoder: Path | None = None,
+    exact: bool = False,
+) -> list[Moment]:
+    """The moments of a database most alike to an example; writes them as a contact sheet.
+
+    Raises:
+        UserError: No database, another model, an example that cannot be read or is too short.
+    """
+    database = Database(folder)
+    vector, place = encode_example(database.worker(encoder), example, start, end)
+    found = database.query(vector, count, place, exact=exact)
+    strips = [_strip("asked for", place)]
+    strips += [_strip(f"{moment.alike:.2f} alike", moment) for moment in found]
+    caption = f"1: the same; 0: as unlike as two moments of this database are on average. {folder}"
+    write_png(picture_of([strip for strip in strips if strip], caption=caption), out)
+    return found
+
+
+def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:
+    """Frames of a moment, with file and times; None, with a warning, if it is gone."""
+    numbers = np.linspace(moment.first_frame, moment.last_frame, frames).round().astype(np.int64)
+    try:
+        pictures = decode_frames(inspect_file(moment.path), np.unique(numbers))
+    except DecodeError as error:
+        _LOGGER.warning(
+            "not shown: %s: %s; the same `vjepa search index` brings the database up to date",
+            *(moment.path, error.reason),
+        )
+        return None
+    name = Path(moment.path).name
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 + 1 :]}"
+    when = f"{clock(moment.start)} to {clock(moment.end)}"
+    notes = [name, when, *[""] * len(pictures)]
+    if len(pictures) == 1:
+        notes = [name if moment.first_frame == moment.last_frame else f"{name} {when}"]
+    return Strip(label, list(resized(pictures, SHOWN_SIDE)), notes[: len(pictures)])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two moments of different files that are nearly the same."""
+
+    first: Moment
+    second: Moment
+    alike: float
+
+
+def near_duplicates(
+    database: Database, vectors: NDArray[np.float32], moments: Sequence[Moment], least: float
+) -> list[Pair]:
+    """Pairs of files with moments at least so alike: of each pair of files the most alike two.
+
+    Exact, over all pairs of the moments [n, D] given, the most alike first.
+    """
+    names = sorted({moment.path for moment in moments})
+    numbers = {name: number for number, name in enumerate(names)}
+    files = np.array([numbers[moment.path] for moment in moments])
+    centred = vectors - vectors.mean(axis=0)  # smaller numbers, same distances
+    squares = (centred**2).sum(axis=1)
+    best: dict[int, Pair] = {}
+    for first in range(0, len(centred), _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        distances = squares[part, None] + squares - 2 * centred[part] @ centred.T
+        alike = 1.0 - np.maximum(distances, 0.0) / database.spread
+        rows, columns = np.nonzero((alike >= least) & (files[part, None] < files))
+        found = alike[rows, columns]
+        order = np.argsort(-found, kind="stable")
+        keys = files[part][rows[order]] * len(names) + files[columns[order]]
+        for key, place in zip(*np.unique(keys, return_index=True), strict=True):
+            n = order[place]
+            pair = Pair(moments[first + rows[n]], moments[columns[n]], float(found[n]))
+            if int(key) not in best or best[int(key)].alike < pair.alike:
+                best[int(key)] = pair
+    return sorted(best.values(), key=lambda pair: -pair.alike)
+
+
+def clusters(
+    vectors: NDArray[np.float32], count: int, seed: int = 0, rounds: int = 30
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """k-means of vectors [n, D]: the cluster of each [n], and its squared distance [n].
+
+    Centres start as k-means++ draws them. There are fewer clusters where there are fewer different
+    vectors.
+    """
+    generator = np.random.default_rng(seed)
+    vectors = vectors - vectors.mean(axis=0)
+    centres = vectors[generator.integers(len(vectors))][None]
+    nearest = ((vectors - centres[0]) ** 2).sum(axis=1)
+    while len(centres) < count and nearest.sum() > 1e-9 * len(vectors):
+        drawn = generator.choice(len(vectors), p=nearest / nearest.sum())
+        centres = np.concatenate([centres, vectors[drawn][None]])
+        nearest = np.minimum(nearest, ((vectors - centres[-1]) ** 2).sum(axis=1))
+    squares = (vectors**2).sum(axis=1)
+    for _ in range(rounds):
+        distances = squares[:, None] + (centres**2).sum(axis=1) - 2 * vectors @ centres.T
+        chosen = distances.argmin(axis=1)
+        moved = np.stack(
+            [
+                vectors[chosen == n].mean(axis=0) if (chosen == n).any() else centre
+                for n, centre in enumerate(centres)
+            ]
+        )
+        if np.allclose(moved, centres):
+            break
+        centres = moved
+    return chosen, np.maximum(distances.min(axis=1), 0.0)
+
+
+def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> list[str]:
+    """Write near-duplicates and clusters of a database as one page; says what it found in lines."""
+    database = Database(folder)
+    total = database.table.count_rows()
+    vectors, moments = database.moments(MOST_MOMENTS)
+    pairs = near_duplicates(database, vectors, moments, least)
+    chosen, distances = clusters(vectors, count)
+    files = len({moment.path for moment in moments})
+    looked = f"all {total:,} moments"
+    if len(moments) < total:
+        looked = f"{len(moments):,} of {total:,} moments, evenly spread"
+    sections = [_pair_section(pairs, least), _cluster_section(moments, chosen, distances)]
+    several = int(chosen.max()) + 1
+    answer = (
+        f"Pairs of files with moments that are nearly the same (at least {least:g} alike): "
+        f"{len(pairs)}. Clusters of moments: {several}. Looked at: {looked} of {files} files."
+    )
+    figures = [
+        Figure(f"{files:,}", "files"),
+        Figure(f"{total:,}", "moments"),
+        Figure(f"{len(pairs):,}", "pairs of files nearly the same"),
+    ]
+    footer = (
+        f"database {folder}; encoder: {database.encoder}. Alike: 1 is the same, 0 is as unlike as "
+        "two moments of this database are on average."
+    )
+    write_report(Report("What lies in these videos", answer, figures, sections, footer), out)
+    named = [
+        f"{pair.alike:.2f} alike: {pair.first.path} {clock(pair.first.start)} and "
+        f"{pair.second.path} {clock(pair.second.start)}"
+        for pair in pairs[:_SHOWN_PAIRS]
+    ]
+    return [*named, answer]
+
+
+def _pair_section(pairs: Sequence[Pair], least: float) -> Section:
+    title = "Near-duplicates"
+    if not pairs:
+        return Section(title, f"No two files have moments at least {least:g} alike.")
+    strips = []
+    for pair in pairs[:_SHOWN_PAIRS]:
+        halves = [_strip(f"{pair.alike:.2f} alike", one, 2) for one in (pair.first, pair.second)]
+        if halves[0] and halves[1]:
+            frames = [*halves[0].frames, *halves[1].frames]
+            strips.append(Strip(halves[0].label, frames, [*halves[0].notes, *halves[1].notes]))
+    rows = [
+        (
+            f"{pair.alike:.3f}",
+            f"{pair.first.path}, {clock(pair.first.start)}",
+            f"{pair.second.path}, {clock(pair.second.start)}",
+        )
+        for pair in pairs[:_LISTED_PAIRS]
+    ]
+    blocks: list[Block] = [Table(("alike", "file", "and"), rows)]
+    if strips:
+        caption = "In each row, left a moment of one file, right the one of another."
+        blocks = [PictureBlock(strips, caption), *blocks]
+    introduction = (
+        "Of each pair of files the two moments that are most alike. Listed: "
+        f"{len(rows)} of {len(pairs)}. What the encoder cannot tell apart counts as the same: look."
+    )
+    return Section(title, introduction, blocks)
+
+
+def _cluster_section(
+    moments: Sequence[Moment], chosen: NDArray[np.int64], distances: NDArray[np.float32]
+) -> Section:
+    """Every cluster by its most typical moments, of different files where there are several."""
+    strips, rows = [], []
+    for cluster in np.argsort(-np.bincount(chosen), kind="stable"):
+        members = np.flatnonzero(chosen == cluster)
+        if not len(members):
+            continue
+        members = members[distances[members].argsort(kind="stable")]
+        paths = {moments[n].path for n in members}
+        label = f"moments: {len(members)}\nfiles: {len(paths)}"
+        shown: dict[str, Strip] = {}
+        for n in members:
+            if moments[n].path not in shown and len(shown) < _FRAMES:
+                strip = _strip(label, moments[n], 3)
+                if strip:
+                    shown[moments[n].path] = strip
+        if shown:
+            frames = [strip.frames[len(strip.frames) // 2] for strip in shown.values()]
+            strips.append(Strip(label, frames, [strip.notes[0] for strip in shown.values()]))
+        typical = moments[members[0]]
+        rows.append((str(len(members)), str(len(paths)), f"{typical.path}, {clock(typical.start)}"))
+    introduction = (
+        "Moments grouped by k-means (random start 0): each is with the group whose middle it is "
+        "nearest to. Shown are the moments nearest to the middle. Groups are of the model's "
+        "making, not classes."
+    )
+    blocks: list[Block] = [Table(("moments", "files", "most typical"), rows)]
+    if strips:
+        blocks = [PictureBlock(strips, "A row is a group, the largest first."), *blocks]
+    return Section("Clusters", introduction, blocks)

@@ -1,0 +1,232 @@
+"""`vjepa search`: through the command line, on videos that hold a copy of one of them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vjepa.cli.main import main
+from vjepa.demo.synthetic import SyntheticConfig, render_clip
+from vjepa.jobs import search
+from vjepa.jobs.search_report import clusters, near_duplicates
+from vjepa.reporting.pictures import SHOWN_SIDE, write_moving
+
+pytest.importorskip("lancedb")
+
+_LONG = SyntheticConfig(num_frames=16, travel=0.6, background_speed=0.6)
+_HOW = ("--encoder.path", "demo", "--readers", "0", "--device", "cpu", "--num_threads", "1")
+
+
+def _write(path: Path, number: int, frames: int = 16) -> None:
+    write_moving(list(render_clip(_LONG, "train", number).frames[:frames]), path, 0.125)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of videos, `videos`, and its database, `db`."""
+    folder = tmp_path_factory.mktemp("search")
+    videos = folder / "videos"
+    videos.mkdir()
+    for number, name in enumerate(("a", "b", "it's c")):
+        _write(videos / f"{name}.mp4", number)
+    shutil.copy(videos / "a.mp4", videos / "again.mp4")
+    _write(videos / "short.mp4", 3, frames=2)
+    (videos / "broken.mp4").write_bytes(b"nothing")
+    assert main(["search", "index", str(videos), *_HOW, "--out", str(folder / "db")]) == 1
+    return folder
+
+
+def _copied(made: Path, to: Path) -> tuple[Path, Path]:
+    """Videos and database that a test may change."""
+    shutil.copytree(made / "videos", to / "videos")
+    for name in ("short", "broken"):
+        (to / "videos" / f"{name}.mp4").unlink()
+    return to / "videos", to / "db"
+
+
+def _table(text: str) -> list[list[str]]:
+    lines = text.splitlines()
+    first = next(n for n, line in enumerate(lines) if line.split()[:2] == ["alike", "from"])
+    last = next(n for n, line in enumerate(lines) if line.startswith("contact sheet"))
+    return [line.split(maxsplit=4) for line in lines[first + 1 : last]]
+
+
+def test_a_moment_is_found_in_the_copy_of_its_video(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example, sheet = made / "videos" / "a.mp4", tmp_path / "found.png"
+    asked = ["search", "query", str(example), "--database", str(made / "db"), "--count", "3"]
+    # The 8 frames from number 4 on are the second window of each file.
+    assert main([*asked, "--start", "0.45", "--end", "1.45", "--out", str(sheet)]) == 0
+    rows = _table(capsys.readouterr().out)
+    assert len(rows) == 3
+    assert rows[0][4] == str(made / "videos" / "again.mp4")
+    assert rows[0][2:4] == ["0:00.5", "0:01.5"]
+    alike = [float(row[1]) for row in rows]
+    assert alike[0] > 0.9
+    assert alike == sorted(alike, reverse=True)
+    with Image.open(sheet) as picture:
+        assert picture.height > 4 * SHOWN_SIDE  # the example and three rows
+        assert picture.width > 4 * SHOWN_SIDE
+
+
+def test_an_image_is_an_example_too(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = tmp_path / "frame.png"
+    Image.fromarray(render_clip(_LONG, "train", 1).frames[8]).save(image)
+    sheet = str(tmp_path / "found.png")
+    assert (
+        main(["search", "query", str(image), "--database", str(made / "db"), "--out", sheet]) == 0
+    )
+    best = _table(capsys.readouterr().out)[0]
+    assert best[4] == str(made / "videos" / "b.mp4")
+
+
+def test_the_report_names_the_copy(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    asked = ["search", "report", "--database", str(made / "db"), "--clusters", "2"]
+    assert main([*asked, "--out", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "1.00 alike" in said.splitlines()[0]
+    assert "a.mp4" in said.splitlines()[0]
+    assert "again.mp4" in said.splitlines()[0]
+    assert "nearly the same (at least 0.95 alike): 1. Clusters of moments: 2." in said
+    assert "data:image/png" in page.read_text()
+
+
+def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
+    made: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    videos, out = _copied(made, tmp_path)
+    command = ["search", "index", str(videos), *_HOW, "--out", str(out)]
+    rows_of, calls = search._rows, []
+
+    def stopped(*args: Any) -> list[dict[str, Any]]:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return rows_of(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_rows", stopped)
+        assert main(command) == 130
+    example = str(videos / "a.mp4")
+    assert main(["search", "query", example, "--database", str(out)]) == 2
+    assert (
+        "is empty or half-made; run the same `vjepa search index` again" in capsys.readouterr().err
+    )
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "2 files encoded, 2 there already;" in said
+    assert "(12 moments)" in said
+    (videos / "again.mp4").unlink()
+    _write(videos / "it's c.mp4", 7)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "1 files encoded, 2 there already, 1 dropped;" in said
+    assert "(9 moments)" in said
+    assert main(command) == 0
+    assert "0 files encoded, 3 there already\n" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_used_are_named(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", "index", str(made / "videos"), *_HOW, "--out", str(made / "db")]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "broken.mp4: not a video" in said
+    assert "short.mp4: too short: gives 2 of the 8 frames of a moment" in said
+    assert "0 files encoded, 4 there already, 2 cannot be used" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["query", "A", "--database", "none"], "none: no database of moments; make one with"),
+        (["query", "none.mp4", "--database", "DB"], "none.mp4: no such file; name a video"),
+        (["query", "SHORT", "--database", "DB"], "too short: gives 2 of the 8 frames of a"),
+        (["query", "A", "--database", "DB", "--start", "9"], "has no part from 9 to 2 s: it lasts"),
+        (["query", "A", "--database", "DB", "--start", "1", "--end", "1.1"], "too short: gives 2"),
+        (["query", "BROKEN", "--database", "DB"], "broken.mp4: not a video"),
+        (["index", "V", *_HOW, "--out", "V"], "holds nothing of `vjepa search index`"),
+        (["index", "V", *_HOW, "--window.overlap", "0", "--out", "DB"], "other settings (window"),
+        (
+            ["index", "V", *_HOW, "--encoder.random", "true", "--out", "DB"],
+            "db: holds moments of another model (",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(
+    made: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos = made / "videos"
+    names = {"V": videos, "DB": made / "db", "A": videos / "a.mp4", "SHORT": videos / "short.mp4"}
+    names["BROKEN"] = videos / "broken.mp4"
+    before = (made / "db" / "search.json").read_bytes()
+    assert main(["search", *(str(names.get(word, word)) for word in words)]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+    assert said[-1].startswith("error: ")
+    assert (made / "db" / "search.json").read_bytes() == before
+
+
+def test_the_missing_package_names_the_extra(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    example, database = str(made / "videos" / "a.mp4"), str(made / "db")
+    assert main(["search", "query", example, "--database", database]) == 2
+    assert "install vjepa with the extra `search`" in capsys.readouterr().err
+
+
+def _vectors(folder: Path, vectors: np.ndarray) -> search.Any:
+    table = search._open_table(folder, vectors.shape[1])
+    place = {"path": "x", "origin": "", "end": 0.0, "first_frame": 0, "last_frame": 0}
+    table.add([place | {"start": float(n), "vector": v} for n, v in enumerate(vectors)])
+    return table
+
+
+def test_the_nearest_are_those_of_exact_arithmetic_also_through_the_index(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    vectors = np.repeat(generator.normal(size=(30, 16)), 20, axis=0)
+    vectors = (vectors + 0.5 * generator.normal(size=vectors.shape)).astype(np.float32)
+    table = _vectors(tmp_path, vectors)
+    asked = vectors[::60] + 0.1
+    wanted = [((vectors - one) ** 2).sum(axis=1).argsort()[:10].tolist() for one in asked]
+
+    def found(exact: bool) -> list[list[int]]:
+        rows = [search.nearest_rows(table, one, 10, exact=exact) for one in asked]
+        return [[int(row["start"]) for row in several] for several in rows]
+
+    assert found(exact=False) == wanted
+    search.build_index(table)
+    assert found(exact=True) == wanted
+    pairs = zip(wanted, found(exact=False), strict=True)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in pairs]) >= 0.9
+
+
+def test_pairs_and_clusters_of_known_vectors() -> None:
+    vectors = np.array([[0, 0], [0, 1], [9, 9], [9, 9.1], [0, 0.1]], np.float32)
+    moments = [search.Moment(path, float(n), n + 1.0, n, n, 1.0) for n, path in enumerate("aabcb")]
+    database: Any = SimpleNamespace(spread=100.0)
+    pairs = near_duplicates(database, vectors, moments, 0.98)
+    found = {(pair.first.start, pair.second.start): pair.alike for pair in pairs}
+    assert found == {(0.0, 4.0): pytest.approx(0.9999), (2.0, 3.0): pytest.approx(0.9999)}
+    chosen, distances = clusters(vectors, 2)
+    assert chosen[0] == chosen[1] == chosen[4] != chosen[2] == chosen[3]
+    assert distances.max() < 1.0
+    assert len(set(clusters(np.zeros((5, 2), np.float32), 3)[0])) == 1
