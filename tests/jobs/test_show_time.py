@@ -79,7 +79,7 @@ def test_the_commands_write_a_picture_and_a_page(
     assert "1.31 s: surprise" in capsys.readouterr().out
     page = out.read_text()
     assert "1.31 s" in page
-    assert page.count("<img") == 4 + 2, "one peak: the windows are fewer than two clips"
+    assert page.count("<img") == 4 + 4, "one peak: the windows are fewer than two clips"
     picture = tmp_path / "similarity.png"
     command = ["show", "similarity", video, "--model", "demo", "--out", str(picture)]
     assert main([*command, "--at", "0.2", "0.7", "--frame", "3"]) == 0

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vjepa.evaluation.metrics import CalibrationBin
-from vjepa.reporting.charts import draw_calibration, draw_confusion
+from vjepa.reporting.charts import Line, draw_calibration, draw_confusion, line_chart
 
 RANGES = [
     CalibrationBin(low=0.2, high=0.4, count=3, correct=0, confidence=0.3),
@@ -44,3 +44,9 @@ def test_confusion_as_a_picture_of_any_number_of_classes(tmp_path: Path, size: i
 def test_svg_names_classes_and_counts(tmp_path: Path) -> None:
     draw_confusion([[3, 1], [0, 0]], ["walks", "runs"], tmp_path / "c.svg")
     assert (tmp_path / "c.svg").read_text().startswith("<?xml")
+
+
+def test_a_chart_says_how_wide_it_was_drawn() -> None:
+    drawn = line_chart([Line("loss", [0.0, 1.0], [1.0, 2.0])], x_label="update", y_label="loss")
+    assert drawn.startswith('<svg viewBox="0 0 331')
+    assert 'style="--width: 331px"' in drawn

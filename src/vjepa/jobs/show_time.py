@@ -298,8 +298,8 @@ def _peak_strips(
     error = np.stack([np.zeros_like(found.errors[index]), found.errors[index]])
     where = np.stack([np.zeros_like(error[0], dtype=np.bool_), np.ones_like(error[0], np.bool_)])
     notes = ["seen"] * tubelet + ["came"] * tubelet
-    wrong = heat(frames, error, where, limit)[tubelet:]
+    wrong = heat(frames, error, where, limit)
     return [
         Strip(f"{found.seconds[index]:.2f} s", list(frames), notes),
-        Strip("wrong", list(wrong), ["where"] * tubelet),
+        Strip("wrong", list(wrong), ["not judged"] * tubelet + ["judged"] * tubelet),
     ]

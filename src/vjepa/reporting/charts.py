@@ -196,8 +196,12 @@ def _svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    # The page keeps a chart near this width, so that its words are neither tiny nor huge.
     text = re.sub(
-        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1
+        r'<svg [^>]*?viewBox="(\S+ \S+ (\d+)[^"]*)"[^>]*>',
+        r'<svg viewBox="\1" role="img" style="--width: \2px">',
+        text,
+        count=1,
     )
     for colour, variable in _CSS.items():
         text = text.replace(colour, variable)
