@@ -344,7 +344,7 @@ def test_depth_width_and_classes_are_inferred(tmp_path: Path, depth: int) -> Non
 
 def test_heads_come_from_the_preset_of_the_width(tmp_path: Path) -> None:
     assert read_probe(_released_probe(tmp_path, width=192))[0].pooler.heads == 3
-    with pytest.raises(UserError, match=r"width 24.*num-heads"):
+    with pytest.raises(UserError, match=r"width 24.*num_heads="):
         read_probe(_released_probe(tmp_path))
     with pytest.raises(UserError, match="no probe can be built"):
         read_probe(_released_probe(tmp_path), num_heads=5)
