@@ -142,7 +142,7 @@ def test_features_of_a_variable_rate_that_went_by_the_mean_are_made_anew(
     out, config = tmp_path / "out", _config(model, window=WindowConfig(fps=5))
     files = [videos / "a.mp4", write_any_video(videos / "v.mp4", SPECS["h264_vfr.mp4"])]
     with monkeypatch.context() as before:
-        before.setattr(FeatureWorker, "_origin_of", lambda own, info: origin_of(info, own._digest))
+        before.setattr(FeatureWorker, "origin", lambda own, info: origin_of(info, own._digest))
         run(config, files, out)
     report = run(config, files, out)
     assert (report.written, report.kept) == (1, 1)
