@@ -48,6 +48,25 @@ def test_the_users_choice_stays(chosen: str | None, value: str, in_force: bool) 
     assert environment == {"OMP_WAIT_POLICY": value}
 
 
+_STARTER = """
+import subprocess, sys, time
+from vjepa.runtime.process import stop_with_parent
+child = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(600)"]
+subprocess.Popen(child, start_new_session=True, preexec_fn=stop_with_parent)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux sends the signal")
+def test_what_was_started_stops_when_its_starter_is_killed() -> None:
+    starter = subprocess.Popen([sys.executable, "-c", _STARTER], stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == "on\n"
+    starter.kill()
+    # The end of the pipe comes when the child, which holds it, too, is gone.
+    assert starter.communicate(timeout=120)[0] == ""
+
+
 def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:
     before = torch.get_num_threads()
     assert set_num_threads(None) == before

@@ -15,6 +15,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.files import atomic_write
+from vjepa.runtime.process import stop_with_parent
 from vjepa.runtime.progress import Progress
 
 OBJECTIVES = ("vjepa", "pixel")
@@ -137,6 +138,8 @@ def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subp
             # A Ctrl-C at the terminal must reach them once, through us: a second signal would make
             # them stop without a checkpoint.
             start_new_session=True,
+            # Where we are killed, nobody else would stop them.
+            preexec_fn=stop_with_parent,
         )
 
 

@@ -174,7 +174,7 @@ def _require_onnx() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"--format onnx needs {error.name}: pip install 'vjepa[export]', or use "
+            f"--format onnx needs {error.name}: pip install 'open-vjepa[export]', or use "
             "--format torch-export"
         ) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
@@ -17,6 +18,7 @@ _LOGGER = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 _LARGEST_BLOCK = 1 << 30
+_PR_SET_PDEATHSIG = 1
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -85,6 +87,15 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
         mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_LARGEST_BLOCK)),
     ]
     return answers == [1, 1]
+
+
+def stop_with_parent() -> None:
+    """As the ``preexec_fn`` of a process: SIGTERM when what started it is gone, a kill too (Linux).
+
+    Elsewhere it does nothing, and a process whose starter was killed goes on.
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def resident_bytes(pid: int | None = None) -> int:
