@@ -291,13 +291,16 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     both = [out / "runs" / f"{name}_seed0" / "metrics.jsonl" for name in ("vjepa", "pixel")]
-    deadline = time.monotonic() + 150
-    while not all(path.is_file() and path.read_text().count("\n") > 1 for path in both):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=600)
+    deadline = time.monotonic() + 600
+    try:
+        while not all(path.is_file() and path.read_text().count("\n") > 1 for path in both):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=600)
+    finally:
+        process.kill()
     assert process.returncode == 130, output
     assert "Traceback" not in output
     for objective in ("vjepa", "pixel"):

@@ -64,7 +64,7 @@ def test_what_was_started_stops_when_its_starter_is_killed() -> None:
     assert starter.stdout.readline() == "on\n"
     starter.kill()
     # The end of the pipe comes when the child, which holds it, too, is gone.
-    assert starter.communicate(timeout=120)[0] == ""
+    assert starter.communicate(timeout=600)[0] == ""
 
 
 def test_number_of_threads(caplog: pytest.LogCaptureFixture) -> None:

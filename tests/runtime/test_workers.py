@@ -83,7 +83,7 @@ def pipe(tmp_path: Path) -> str:
 
 def _finish(pool: WorkerPool, count: int) -> dict[int, Outcome]:
     found: dict[int, Outcome] = {}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while len(found) < count and time.monotonic() < deadline:
         for outcome in pool.wait(5.0):
             assert outcome.ticket not in found
@@ -152,7 +152,7 @@ def test_a_worker_that_trains_ends_without_a_word(
         pool.wait(0.05)
     (worker,) = pool.worker_ids
     os.kill(worker, signal.SIGTERM)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while pool.worker_ids == [worker] and time.monotonic() < deadline:
         pool.wait(0.05)
     assert pool.worker_ids != [worker]
@@ -260,7 +260,7 @@ def test_workers_end_with_a_parent_that_is_killed(pipe: str, tmp_path: Path) -> 
         known = [int(word) for word in parent.stdout.readline().split()]
         parent.kill()
     assert known
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while any(_is_running(process) for process in known) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not any(_is_running(process) for process in known)

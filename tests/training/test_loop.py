@@ -380,7 +380,7 @@ def test_a_signal_to_several_processes_of_which_one_waits_for_data(tmp_path: Pat
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["3 True True"] * 2, "both at the same step"
