@@ -244,7 +244,10 @@ def show_surprise(
         f"{'' if index in out_standing else ' (does not stand out)'}"
         for index in chosen
     ]
-    answer = "Nothing stands out: the model predicted every moment about equally well."
+    answer = (
+        f"No moment stands out: the highest, at {found.seconds[chosen[0]]:.2f} s, is "
+        f"{heights[chosen[0]]:.1f} deviations above the median, and {_STANDS_OUT:g} are asked for."
+    )
     if out_standing:
         times = ", ".join(f"{found.seconds[index]:.2f} s" for index in sorted(out_standing))
         answer = f"What came next was not what the model expected at {times}."
