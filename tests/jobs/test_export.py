@@ -200,5 +200,5 @@ def test_without_the_extra_that_is_said(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'vjepa\[export\]'"):
+    with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'open-vjepa\[export\]'"):
         export(model, tmp_path / "e.onnx")
