@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 CHECKED := src tests docs benchmarks studies
-EXTRAS := baselines,export,lora,ray,search,storage,transformers
+EXTRAS := app,baselines,export,lora,ray,search,storage,transformers
 ARGS ?=
 
 .DEFAULT_GOAL := help
