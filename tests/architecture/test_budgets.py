@@ -21,7 +21,7 @@ LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 96),
-    "cli": (2280, 26),
+    "cli": (2100, 26),
     "data": (950, 13),
     "data/clips": (1970, 60),
     "data/loader": (1250, 18),

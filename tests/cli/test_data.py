@@ -99,13 +99,13 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["index"], "data index needs a source"),
+        (["index"], "data index needs SRC"),
         (["index", "x"], "data index needs --out FILE"),
         (["index", "no-such", "--out", "m.parquet"], "no-such: no such file or folder"),
         (["index", "x", "--timeout_second", "3"], "did you mean timeout_seconds?"),
         (["check", "no-such.parquet"], "no-such.parquet: no such file"),
         (["synth"], "data synth needs --out DIR"),
-        (["prepare"], "data prepare needs a manifest"),
+        (["prepare"], "data prepare needs MANIFEST"),
         (["prepare", "m.parquet"], "data prepare needs --out DIR"),
         (_PREPARE, "m.parquet: no such file"),
         ([*_PREPARE, "--transcode.gop", "0"], "gop must be at least 1, got 0"),

@@ -13,11 +13,10 @@ from vjepa.cli.parser import (
     EXIT_INTERRUPTED,
     EXIT_REQUEUE,
     Parser,
-    config_lines,
+    given,
+    print_config,
     resolve_config,
 )
-from vjepa.config import RESOLVED_CONFIG_FILE
-from vjepa.errors import UserError
 from vjepa.runtime.distributed import world
 from vjepa.runtime.environment import inspect_environment
 
@@ -75,7 +74,7 @@ def add_learn(parser: Parser) -> None:
     """Options of `vjepa learn`."""
     parser.take_config("vjepa.jobs.learn:LearnConfig")
     parser.add_path("sources", "SRC", "folders, videos, lists, or a manifest", nargs="*")
-    parser.add_path("--out", "DIR", "folder for everything, made if missing")
+    parser.add_path("--out", "DIR", "folder for everything, made if missing", needed=True)
     parser.set_defaults(run=_learn)
 
 
@@ -85,8 +84,6 @@ def _learn(args: argparse.Namespace) -> int:
         return replace(made, sources=tuple(source.absolute() for source in named))
 
     config = resolve_config(args, amend=with_sources)
-    if args.out is None:
-        raise UserError("learn needs --out DIR, the folder that everything is written to")
     from vjepa.jobs.learn import REPORT_FILE, run
 
     ended = run(config, args.out)
@@ -119,24 +116,17 @@ examples:
 def add_pretrain(parser: Parser) -> None:
     """Options of `vjepa pretrain`."""
     parser.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
-    parser.add_path("--out", "DIR", "run folder, made if missing")
+    parser.add_path("--out", "DIR", "run folder, made if missing", needed=True)
     parser.set_defaults(run=_pretrain)
 
 
 def _pretrain(args: argparse.Namespace) -> int:
-    stored = args.out / RESOLVED_CONFIG_FILE if args.out else None
-    stored = stored if stored and stored.is_file() and not args.config else None
-    config = resolve_config(args, [stored] if stored else None)
-    if args.out is None:
-        raise UserError("pretrain needs --out DIR, the folder that the run is written to")
+    config = resolve_config(args, resumes=True)
     from vjepa.jobs.pretrain import run, sized_as_source
 
     config = sized_as_source(config, args.out)
-    if world().is_main:
-        everything = f"  all settings: {args.out / RESOLVED_CONFIG_FILE}"
-        print(*config_lines(args, config, stored), everything, sep="\n")
-    result = run(config, out=args.out)
-    return say_end(result, config, args.out, "pretrain")
+    print_config(args, config)
+    return say_end(run(config, args.out), config, args.out, "pretrain")
 
 
 def say_end(result: Any, config: Any, out: Path, job: str) -> int:
@@ -182,16 +172,14 @@ examples:
 def add_features(parser: Parser) -> None:
     """Options of `vjepa features`."""
     parser.take_config("vjepa.jobs.features:FeaturesConfig")
-    parser.add_path("sources", "SRC", "what to encode", nargs="*")
-    parser.add_path("--out", "DIR", "folder for the features")
+    parser.add_path("sources", "SRC", "what to encode", nargs="*", needed=True)
+    parser.add_path("--out", "DIR", "folder for the features", needed=True)
     parser.add_argument("--split", metavar="NAME", help="only this split of the manifests")
     parser.set_defaults(run=_features)
 
 
 def _features(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if not args.sources or args.out is None:
-        raise UserError("features needs SRC... and --out DIR (see vjepa features --help)")
     from vjepa.jobs.features import INDEX_FILE, run
 
     report = run(config, args.sources, args.out, args.split)
@@ -236,48 +224,22 @@ def add_convert(parser: Parser) -> None:
     """Options of `vjepa convert`."""
     parser.add_path("src", "SRC", "what to read")
     parser.add_path("dst", "DST", "what to write; must not exist")
-    parser.add_argument(
-        "--num-heads",
-        type=int,
-        metavar="H",
-        help="attention heads, for an authors' file of a size that is no preset (the file does"
-        " not say it)",
-    )
-    add_stated_sizes(parser)
-    parser.add_argument(
-        "--layout",
-        choices=("ours", "authors", "huggingface"),
-        help="what is written (default: as the name of DST says)",
-    )
-    parser.add_argument(
-        "--which",
-        choices=("target", "context"),
-        default="target",
-        help="the encoder that a Hugging Face folder gets (default: target)",
-    )
-    parser.set_defaults(run=_convert)
-
-
-def add_stated_sizes(parser: Parser) -> None:
-    """Options for what files of V-JEPA 2 do not say of themselves."""
+    parser.add_number("--num-heads", int, "H", "attention heads, where no preset tells them")
     for name, metavar in (("--image-size", "PIXELS"), ("--num-frames", "FRAMES")):
         text = f"{metavar.lower()} of its clips, where a file does not say them (V-JEPA 2)"
-        parser.add_argument(name, type=int, metavar=metavar, help=text)
+        parser.add_number(name, int, metavar, text)
+    text = "what is written (default: as the name of DST says)"
+    parser.add_choice("--layout", ("ours", "authors", "huggingface"), text)
+    text = "the encoder that a Hugging Face folder gets"
+    parser.add_choice("--which", ("target", "context"), text, default="target")
+    parser.set_defaults(run=_convert)
 
 
 def _convert(args: argparse.Namespace) -> int:
     from vjepa.checkpoint import convert
 
-    report = convert(
-        args.src,
-        args.dst,
-        args.num_heads,
-        image_size=args.image_size,
-        num_frames=args.num_frames,
-        layout=args.layout,
-        which=args.which,
-    )
-    print(report)
+    names = ("num_heads", "image_size", "num_frames", "layout", "which")
+    print(convert(args.src, args.dst, **given(args, *names)))
     print(f"done: {args.dst}")
     return 0
 

@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from vjepa.cli.parser import Parser, resolve_config
-from vjepa.errors import UserError
 
 HELP = """\
 prepare videos: index, check or transcode them, or make a synthetic set
@@ -108,48 +107,40 @@ def add_arguments(parser: Parser) -> None:
         )
     )
     index.take_config("vjepa.jobs.videos:IndexConfig")
-    index.add_argument("sources", metavar="SRC", nargs="*", help="folder, CSV, JSONL or list")
-    index.add_path("--out", "FILE", "manifest to write (.parquet)")
-    index.add_argument(
-        "--source-name", nargs="+", metavar="NAME", help="name of each source, else its file name"
-    )
-    index.add_argument(
-        "--source-weight",
-        nargs="+",
-        type=float,
-        metavar="W",
-        help="how often each source is drawn from, relative to the others; without it every"
-        " video is drawn equally often",
-    )
+    text = "folder, CSV, JSONL or list"
+    index.add_path("sources", "SRC", text, needed=True, nargs="*", type=str)
+    index.add_path("--out", "FILE", "manifest to write (.parquet)", needed=True)
+    text = "name of each source, else its file name"
+    index.add_argument("--source-name", nargs="+", metavar="NAME", help=text)
+    text = "how often each source is drawn from, relative to the others; without it every video is"
+    text += " drawn equally often"
+    index.add_argument("--source-weight", nargs="+", type=float, metavar="W", help=text)
     index.set_defaults(run=_index)
     check.take_config("vjepa.jobs.videos:IndexConfig")
     check.add_path("manifest", "MANIFEST", "made by vjepa data index")
-    check.add_argument("--deep", action="store_true", help="decode every frame of every video")
+    check.add_flag("--deep", "decode every frame of every video")
     check.set_defaults(run=_check)
     prepare.take_config("vjepa.jobs.prepare:PrepareConfig", recipes="prepare")
-    prepare.add_path("manifests", "MANIFEST", "made by vjepa data index", nargs="*")
-    prepare.add_path("--out", "DIR", "folder of the result")
+    text = "made by vjepa data index"
+    prepare.add_path("manifests", "MANIFEST", text, nargs="*", needed=True)
+    prepare.add_path("--out", "DIR", "folder of the result", needed=True)
     text = "validation lists beside those of the config: manifests, or text with one id a line"
     prepare.add_path("--exclude", "LIST", text, nargs="+", default=[])
-    prepare.add_argument(
-        "--engine",
-        choices=("local", "ray"),
-        default="local",
-        help="processes of this machine (default), or a Ray cluster that sees the same files",
-    )
+    text = "processes of this machine, or a Ray cluster that sees the same files"
+    prepare.add_choice("--engine", ("local", "ray"), text, default="local")
     prepare.set_defaults(run=_prepare)
     synth.take_config("vjepa.demo.synthetic:SyntheticConfig")
-    synth.add_path("--out", "DIR", "folder of the set")
+    synth.add_path("--out", "DIR", "folder of the set", needed=True)
     synth.set_defaults(run=_synth)
     ava = add_action("ava", _AVA_HELP)
     ava.take_config("vjepa.jobs.videos:AvaConfig")
-    ava.add_path("truth", "CSV", "annotated boxes, in AVA's format", nargs="*")
-    ava.add_path("--videos", "MANIFEST", "their videos: a manifest made by vjepa data index")
-    ava.add_path("--out", "FILE", "table to write (.parquet)")
+    ava.add_path("truth", "CSV", "annotated boxes, in AVA's format", nargs="*", needed=True)
+    text = "their videos: a manifest made by vjepa data index"
+    ava.add_path("--videos", "MANIFEST", text, needed=True)
+    ava.add_path("--out", "FILE", "table to write (.parquet)", needed=True)
     ava.set_defaults(run=_ava)
     for command in (index, check, prepare, synth):
-        text = "processes; default: one for each CPU core"
-        command.add_argument("--workers", type=int, metavar="N", help=text)
+        command.add_number("--workers", int, "N", "processes; default: one for each CPU core")
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -161,20 +152,10 @@ def _index(args: argparse.Namespace) -> int:
         with suppress(OSError):
             start_server(INSPECT_MODULES)
     config = resolve_config(args)
-    if not args.sources:
-        raise UserError("data index needs a source: a folder of videos or a list of files")
-    if args.out is None:
-        raise UserError("data index needs --out FILE, the manifest to write (.parquet)")
     from vjepa.jobs import videos
 
-    summary = videos.index(
-        args.sources,
-        args.out,
-        config,
-        names=args.source_name,
-        weights=args.source_weight,
-        workers=args.workers,
-    )
+    how = {"names": args.source_name, "weights": args.source_weight, "workers": args.workers}
+    summary = videos.index(args.sources, args.out, config, **how)
     print(f"{args.out}: {summary}")
     return 0
 
@@ -214,10 +195,6 @@ def _prepare(args: argparse.Namespace) -> int:
     config = resolve_config(
         args, amend=lambda config: replace(config, exclude=(*config.exclude, *lists))
     )
-    if not args.manifests:
-        raise UserError("data prepare needs a manifest, made by vjepa data index")
-    if args.out is None:
-        raise UserError("data prepare needs --out DIR, the folder to write the set into")
     report = prepare(args.manifests, args.out, config, engine=args.engine, workers=args.workers)
     for line in report.lines():
         print(line)
@@ -227,8 +204,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _synth(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.out is None:
-        raise UserError("data synth needs --out DIR, the folder to write the set into")
     from vjepa.demo.synthetic_files import synthesise
 
     manifest, summary = synthesise(config, args.out, workers=args.workers)
@@ -238,11 +213,6 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _ava(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if not args.truth:
-        raise UserError("data ava needs a csv file of annotated boxes")
-    for option, value in (("--videos", args.videos), ("--out", args.out)):
-        if value is None:
-            raise UserError(f"data ava needs {option} (see vjepa data ava --help)")
     from vjepa.jobs import videos
 
     print(f"{args.out}: {videos.tabulate_boxes(args.truth, args.videos, args.out, config)}")

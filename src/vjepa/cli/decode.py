@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vjepa.cli.commands import say_end
-from vjepa.cli.parser import Parser, config_lines, resolve_config
-from vjepa.config import RESOLVED_CONFIG_FILE
-from vjepa.errors import UserError
+from vjepa.cli.parser import Parser, given, print_config, resolve_config
 
 HELP = """\
 draw what a model predicts of the hidden part of a video, as pixels
@@ -45,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
     add_action = parser.add_commands("ACTION")
     train = add_action("train", _TRAIN_HELP)
     train.take_config("vjepa.jobs.decode:DecodeConfig", recipes="decode")
-    train.add_path("--out", "DIR", "run folder of the decoder, made if missing")
+    train.add_path("--out", "DIR", "run folder of the decoder, made if missing", needed=True)
     train.set_defaults(run=_train)
     sample = add_action("sample", _SAMPLE_HELP)
     sample.add_path("video", "VIDEO", "video or folder of frames")
@@ -60,42 +58,27 @@ def add_arguments(parser: Parser) -> None:
         ("--guidance", float, 1.0, "G", "above 1: nearer to the features, less varied"),
     )
     for name, kind, default, metavar, text in numbers:
-        text = f"{text} (default: {default})"
-        sample.add_argument(name, type=kind, default=default, metavar=metavar, help=text)
-    text = "form of the moving picture beside it (default: webp)"
-    sample.add_argument("--moving", choices=("webp", "gif", "mp4"), default="webp", help=text)
-    sample.add_path(
-        "--out", "FILE", "picture to write (default: samples.png)", default="samples.png"
-    )
+        sample.add_number(name, kind, metavar, text, default)
+    text = "form of the moving picture beside it"
+    sample.add_choice("--moving", ("webp", "gif", "mp4"), text, default="webp")
+    text = "picture to write (default: samples.png)"
+    sample.add_path("--out", "FILE", text, default="samples.png")
     sample.set_defaults(run=_sample)
 
 
 def _train(args: argparse.Namespace) -> int:
-    stored = args.out / RESOLVED_CONFIG_FILE if args.out else None
-    stored = stored if stored and stored.is_file() and not args.config else None
-    config = resolve_config(args, [stored] if stored else None)
-    if args.out is None:
-        raise UserError("decode train needs --out DIR, the folder that the run is written to")
+    config = resolve_config(args, resumes=True)
     from vjepa.jobs.decode import train
 
-    everything = f"  all settings: {args.out / RESOLVED_CONFIG_FILE}"
-    print(*config_lines(args, config, stored), everything, sep="\n")
+    print_config(args, config)
     return say_end(train(config, args.out), config, args.out, "decode train")
 
 
 def _sample(args: argparse.Namespace) -> int:
     from vjepa.jobs.decode import SampleSettings, show_samples
 
-    settings = SampleSettings(
-        samples=args.samples,
-        seed=args.seed,
-        mask=args.mask,
-        kind=args.kind,
-        steps=args.steps,
-        guidance=args.guidance,
-    )
-    for line in show_samples(
-        args.video, args.decoder, args.out, settings, moving=args.moving, model=args.model
-    ):
-        print(line)
+    names = ("samples", "seed", "mask", "kind", "steps", "guidance")
+    settings, places = SampleSettings(**given(args, *names)), (args.video, args.decoder, args.out)
+    lines = show_samples(*places, settings, moving=args.moving, model=args.model)
+    print(*lines, sep="\n")
     return 0

@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, config_lines, resolve_config
-from vjepa.config import RESOLVED_CONFIG_FILE
+from vjepa.cli.parser import (
+    EXIT_INTERRUPTED,
+    EXIT_REQUEUE,
+    Parser,
+    given,
+    print_config,
+    resolve_config,
+)
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
 
@@ -63,35 +69,19 @@ def add_arguments(parser: Parser) -> None:
     add_action = parser.add_commands("ACTION")
     train = add_action("train", _TRAIN_HELP)
     train.take_config("vjepa.jobs.detect.config:DetectConfig", recipes="detect")
-    train.add_path("--out", "DIR", "new folder for the detector")
+    train.add_path("--out", "DIR", "new folder for the detector", needed=True)
     train.set_defaults(run=_train)
     evaluate = add_action("eval", _EVAL_HELP)
     evaluate.add_path("source", "SRC", "folder of a trained detector, or a .csv of detections")
     evaluate.add_path("table", "TABLE", "table of boxes made by vjepa data ava")
     evaluate.add_path("--videos", "MANIFEST", "the table's videos, if they have moved")
-    evaluate.add_argument(
-        "--boxes",
-        choices=("auto", "truth", "predicted"),
-        default="auto",
-        help="boxes that are given classes: people found, or the true boxes (default: those found "
-        "where the table has any)",
-    )
-    evaluate.add_argument(
-        "--rules",
-        choices=("alphaction", "activitynet", "slowfast", "mmaction"),
-        help="whose rules the figure follows; default: as trained, or alphaction",
-    )
-    evaluate.add_argument(
-        "--scores",
-        choices=("class", "class_times_person"),
-        help="a detection's score: that of its class, or times the person's; default: as trained",
-    )
-    evaluate.add_argument(
-        "--on-bad-video",
-        choices=("error", "list"),
-        default="error",
-        help="stop at a key frame that cannot be read, or name it in the result (default: error)",
-    )
+    text = "boxes that are given classes: people found where the table has any, or the true boxes"
+    evaluate.add_choice("--boxes", ("auto", "truth", "predicted"), text, default="auto")
+    text = "whose rules the figure follows; default: as trained, or alphaction"
+    evaluate.add_choice("--rules", ("alphaction", "activitynet", "slowfast", "mmaction"), text)
+    text = "a detection's score: that of its class, or times the person's; default: as trained"
+    evaluate.add_choice("--scores", ("class", "class_times_person"), text)
+    evaluate.add_on_bad_video("key frame")
     evaluate.add_path("--cache-dir", "DIR", "keep vectors of boxes here, or find them here")
     evaluate.add_path("--detections", "FILE", "write the detections here (.csv)")
     evaluate.add_path("--json", "FILE", "write the figures here too")
@@ -101,36 +91,23 @@ def add_arguments(parser: Parser) -> None:
     predict.add_path("sources", "SRC", "videos, folders, lists or manifests", nargs="+")
     predict.add_path("--persons", "CSV", "boxes of people")
     predict.add_path("--person-detector", "PATH", "weights of one of torchvision's detectors")
-    predict.add_argument(
-        "--person-model",
-        default="fasterrcnn_resnet50_fpn",
-        metavar="NAME",
-        help="its name in torchvision (default: fasterrcnn_resnet50_fpn)",
-    )
-    predict.add_argument(
-        "--min-person-score", type=float, default=0.9, metavar="S", help="default: 0.9"
-    )
-    predict.add_argument(
-        "--every", type=float, default=1.0, metavar="SECONDS", help="between moments (default: 1)"
-    )
-    predict.add_argument("--top", type=int, default=3, metavar="N", help="classes (default: 3)")
+    name = "fasterrcnn_resnet50_fpn"
+    text = f"its name in torchvision (default: {name})"
+    predict.add_argument("--person-model", default=name, metavar="NAME", help=text)
+    predict.add_number("--min-person-score", float, "S", "least score of a person", default=0.9)
+    predict.add_number("--every", float, "SECONDS", "between moments", default=1.0)
+    predict.add_number("--top", int, "N", "classes", default=3)
     predict.add_path("--out", "FILE", "write them to a .jsonl or .csv file")
     predict.add_path("--draw", "FILE", "draw them into a copy of the one video (.mp4)")
     predict.set_defaults(run=_predict)
     for command in (evaluate, predict):
         command.add_path("--encoder", "PATH", "where the detector's encoder is, if it has moved")
-        command.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
-        )
+        command.add_device()
 
 
 def _train(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.out is None:
-        raise UserError("detect train needs --out DIR, a new folder for the detector")
-    print(
-        *config_lines(args, config), f"  all settings: {args.out}/{RESOLVED_CONFIG_FILE}", sep="\n"
-    )
+    print_config(args, config)
     from vjepa.jobs.detect.train import train
 
     done = train(config, args.out)
@@ -156,19 +133,9 @@ def _eval(args: argparse.Namespace) -> int:
         raise UserError(f"--detections {args.detections}: must end in .csv")
     from vjepa.jobs.detect.detector import evaluate, result_json
 
-    result = evaluate(
-        args.source,
-        args.table,
-        videos=args.videos,
-        encoder=args.encoder,
-        test_on=args.boxes,
-        rules=args.rules,
-        scores=args.scores,
-        device=args.device,
-        on_bad_video=args.on_bad_video,
-        cache_dir=args.cache_dir,
-        answers=args.detections,
-    )
+    names = ("videos", "encoder", "rules", "scores", "device", "on_bad_video", "cache_dir")
+    others = {"test_on": args.boxes, "answers": args.detections}
+    result = evaluate(args.source, args.table, **given(args, *names), **others)
     print(f"detections: {result.encoder}", *result.lines(), sep="\n")
     if args.json is not None:
         atomic_write(args.json, json.dumps(result_json(result), indent=1) + "\n")
@@ -187,16 +154,8 @@ def _predict(args: argparse.Namespace) -> int:
         args.detector, encoder=args.encoder, device=args.device, on_bad_video="list"
     )
     print(f"encoder: {detector.features.frozen.identity.sentence}")
-    found = predict(
-        detector,
-        args.sources,
-        persons=args.persons,
-        person_detector=args.person_detector,
-        person_model=args.person_model,
-        min_person_score=args.min_person_score,
-        every=args.every,
-        top=args.top,
-    )
+    names = ("persons", "person_detector", "person_model", "min_person_score", "every", "top")
+    found = predict(detector, args.sources, **given(args, *names))
     if args.out is not None:
         write_predictions(args.out, found)
         print(f"classes of {len(found.answers)} boxes: {args.out}")

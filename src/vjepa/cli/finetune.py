@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import (
-    EXIT_INTERRUPTED,
-    EXIT_REQUEUE,
-    Parser,
-    config_lines,
-    resolve_config,
-)
+from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, print_config, resolve_config
 from vjepa.cli.probe import add_uses, print_metrics
-from vjepa.config import RESOLVED_CONFIG_FILE
-from vjepa.errors import UserError
+from vjepa.runtime.distributed import world
 
 HELP = """\
 train an encoder and a classifier together on labelled videos, and measure the result once
@@ -59,7 +52,7 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     parser.take_config("vjepa.jobs.finetune.config:FinetuneConfig", recipes="finetune")
-    parser.add_path("--out", "DIR", "run folder, made if missing")
+    parser.add_path("--out", "DIR", "run folder, made if missing", needed=True)
     add_action = parser.add_commands("ACTION")
     parser.set_defaults(run=_train)
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
@@ -70,17 +63,10 @@ def add_arguments(parser: Parser) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    stored = args.out / RESOLVED_CONFIG_FILE if args.out else None
-    stored = stored if stored and stored.is_file() and not args.config else None
-    config = resolve_config(args, [stored] if stored else None)
-    if args.out is None:
-        raise UserError("finetune needs --out DIR, the folder that the run is written to")
+    config = resolve_config(args, resumes=True)
     from vjepa.jobs.finetune.job import run
-    from vjepa.runtime.distributed import world
 
-    if world().is_main:
-        everything = f"  all settings: {args.out / RESOLVED_CONFIG_FILE}"
-        print(*config_lines(args, config, stored), everything, sep="\n")
+    print_config(args, config)
     ended = run(config, args.out)
     training, result = ended.training, ended.result
     if result is None:

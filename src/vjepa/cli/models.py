@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vjepa.cli.parser import Parser
+from vjepa.cli.parser import Parser, given
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,12 +58,9 @@ def add_arguments(parser: Parser) -> None:
     getting = add_command("get", _GET_HELP)
     getting.add_argument("name", metavar="NAME", help="as `vjepa models list` calls it")
     getting.add_path("--out", "FOLDER", "where to put it, in place of the cache")
-    getting.add_argument(
-        "--offline", action="store_true", help="fetch nothing: say where it is, or that it is not"
-    )
-    getting.add_argument(
-        "--sha256", default="", metavar="HEX", help="checksum that the weights' file must have"
-    )
+    getting.add_flag("--offline", "fetch nothing: say where it is, or that it is not")
+    text = "checksum that the weights' file must have"
+    getting.add_argument("--sha256", default="", metavar="HEX", help=text)
     getting.set_defaults(run=_get)
     checking = add_command("check", _CHECK_HELP)
     checking.add_path("path", "PATH", "file, folder, run, or name")
@@ -72,25 +68,21 @@ def add_arguments(parser: Parser) -> None:
     checking.set_defaults(run=_check)
 
 
+_OPTIONS_OF_FILE = ("which", "num_heads", "image_size", "num_frames", "tokens")
+
+
 def _add_options_of_file(parser: Parser) -> None:
     """What a file of weights may leave open."""
-    parser.add_argument(
-        "--which",
-        choices=("target", "context"),
-        default="target",
-        help="which encoder, where there are two (default: target)",
-    )
-    for name, text in (
-        ("--num-heads", "attention heads, where the file does not say them"),
-        ("--image-size", "pixels, where the file does not say them"),
-        ("--num-frames", "frames, where the file does not say them"),
+    text = "which encoder, where there are two"
+    parser.add_choice("--which", ("target", "context"), text, default="target")
+    for name, what in (
+        ("--num-heads", "attention heads"),
+        ("--image-size", "pixels"),
+        ("--num-frames", "frames"),
     ):
-        parser.add_argument(name, type=int, metavar="N", help=text)
-    parser.add_argument(
-        "--tokens",
-        choices=("before_norm", "two_poolings"),
-        help="another token map than the usual one, where a model has one",
-    )
+        parser.add_number(name, int, "N", f"{what}, where the file does not say them")
+    text = "another token map than the usual one, where a model has one"
+    parser.add_choice("--tokens", ("before_norm", "two_poolings"), text)
 
 
 EXPORT_HELP = """\
@@ -108,16 +100,10 @@ examples:
 def add_export(parser: Parser) -> None:
     """Options of `vjepa export`."""
     parser.add_path("path", "PATH", "what holds an encoder, or the folder of a probe")
-    parser.add_argument(
-        "--format",
-        choices=("onnx", "torch-export"),
-        default="onnx",
-        help="onnx needs the extra `export` (default: onnx)",
-    )
+    text = "onnx needs the extra `export`"
+    parser.add_choice("--format", ("onnx", "torch-export"), text, default="onnx")
     parser.add_path("--out", "FILE", "what to write; must not exist", required=True)
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="clips (videos, with a probe) of a call (any number)"
-    )
+    parser.add_number("--batch", int, "N", "clips (videos, with a probe) of a call (any number)")
     parser.add_path("--encoder", "PATH", "where a probe's encoder lies now, if it was moved")
     _add_options_of_file(parser)
     parser.set_defaults(run=_export)
@@ -129,23 +115,9 @@ def _export(args: argparse.Namespace) -> int:
 
     if args.batch is not None and args.batch < 1:
         raise UserError(f"--batch: must be at least 1, got {args.batch}")
-    source = EncoderSourceConfig(
-        which=args.which,
-        num_heads=args.num_heads,
-        image_size=args.image_size,
-        num_frames=args.num_frames,
-        tokens=args.tokens,
-    )
-    print(
-        export(
-            args.path,
-            args.out,
-            args.format,
-            batch=args.batch,
-            encoder=args.encoder,
-            source=source,
-        )
-    )
+    source = EncoderSourceConfig(**given(args, *_OPTIONS_OF_FILE))
+    what = (args.path, args.out, args.format)
+    print(export(*what, batch=args.batch, encoder=args.encoder, source=source))
     return 0
 
 
@@ -184,14 +156,5 @@ def _get(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from vjepa.jobs.models import check
 
-    print(
-        check(
-            Path(args.path),
-            args.which,
-            num_heads=args.num_heads,
-            image_size=args.image_size,
-            num_frames=args.num_frames,
-            tokens=args.tokens,
-        )
-    )
+    print(check(args.path, **given(args, *_OPTIONS_OF_FILE)))
     return 0

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from vjepa.config import (
     REQUIRED,
+    RESOLVED_CONFIG_FILE,
     Setting,
     diff,
     dump_yaml,
@@ -28,6 +29,7 @@ from vjepa.config import (
     settings,
 )
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import world
 from vjepa.runtime.files import check_writable
 
 EXIT_LOST_PROCESS = 1
@@ -63,20 +65,55 @@ class Parser(argparse.ArgumentParser):
     _config_class: str = ""
     _known: tuple[str, ...] = ()
     _commands: tuple[str, ...] = ()
+    needed: tuple[tuple[str, str], ...] = ()
+    """Names of what a command with a config cannot do without, and what to say where it lacks."""
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As argparse's; the names are remembered for suggestions."""
         self._known = (*self._known, *(name for name in names if name.startswith("--")))
         return super().add_argument(*names, **options)
 
-    def add_path(self, name: str, metavar: str, text: str, **options: Any) -> None:
+    def add_path(
+        self, name: str, metavar: str, text: str, *, needed: bool = False, **options: Any
+    ) -> None:
         """An argument that is a path, with its help; an option FILE is one that is written.
 
-        Whether it can be is known before the work whose result it shall hold.
+        Whether it can be is known before the work whose result it shall hold. One that is `needed`
+        may lack where the config is only to be printed.
         """
-        is_written = metavar == "FILE" and name.startswith("--")
-        kind = _writable if is_written else Path
-        self.add_argument(name, type=kind, metavar=metavar, help=text, **options)
+        is_option = name.startswith("--")
+        if needed:
+            shown = f"{name} {metavar}" if is_option else metavar
+            self.needed = (*self.needed, (name.strip("-"), f"{shown}: {text}"))
+        kind = _writable if is_option and metavar == "FILE" else Path
+        self.add_argument(name, metavar=metavar, help=text, **{"type": kind} | options)
+
+    def add_number(
+        self, name: str, kind: type, metavar: str, text: str, default: float | None = None
+    ) -> None:
+        """An option that is a number, int or float; its default is told in the help."""
+        told = "" if default is None else f" (default: {default})"
+        self.add_argument(name, type=kind, metavar=metavar, help=text + told, default=default)
+
+    def add_choice(
+        self, name: str, choices: tuple[str, ...], text: str, default: str | None = None
+    ) -> None:
+        """An option that is one of several words; its default is told in the help."""
+        told = "" if default is None else f" (default: {default})"
+        self.add_argument(name, choices=choices, help=text + told, default=default)
+
+    def add_device(self) -> None:
+        """Where a command computes."""
+        self.add_choice("--device", ("auto", "cpu", "cuda"), "where to compute", default="auto")
+
+    def add_on_bad_video(self, what: str) -> None:
+        """What becomes of a figure when a `what` cannot be read."""
+        text = f"stop at a {what} that cannot be read, or name it in the result"
+        self.add_choice("--on-bad-video", ("error", "list"), text, default="error")
+
+    def add_flag(self, name: str, text: str) -> None:
+        """An option without a value."""
+        self.add_argument(name, action="store_true", help=text)
 
     def take_config(self, config_class: str, recipes: str | None = None) -> None:
         """Let this command take a config, of the class ``package.module:Class``."""
@@ -89,9 +126,7 @@ class Parser(argparse.ArgumentParser):
             metavar="NAME_OR_FILE" if recipes else "FILE",
             help=f"{what}; may be given several times, later ones win",
         )
-        self.add_argument(
-            "--print-config", action="store_true", help="print the resolved config and stop"
-        )
+        self.add_flag("--print-config", "print the resolved config and stop")
 
     def config_class(self) -> type | None:
         """The config class of this command, imported now; None if it takes no config."""
@@ -220,16 +255,23 @@ def _default(setting: Setting) -> str:
     return f" (default: {text or 'none'})"
 
 
-def config_lines(args: argparse.Namespace, config: Any, stored: Path | None = None) -> list[str]:
-    """What a job's config changes in its recipes, a setting a line.
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the named options that the command has, by name."""
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
-    Or in the config `stored` in the folder that it goes on with, or in the defaults.
+
+def print_config(args: argparse.Namespace, config: Any) -> None:
+    """Print what a job's config changes in its recipes, a setting a line, and where the rest is.
+
+    Or in the config in the folder that it goes on with, or in the defaults.
     """
+    if not world().is_main:
+        return
     parser: Parser = args.parser
     known = recipe_names(parser.recipes) if parser.recipes else []
     names = [name for name in args.config if name in known]
-    title = f"recipe {' and '.join(names)}" if names else str(stored or "the defaults")
-    files = names or [path for path in (stored,) if path is not None]
+    title = f"recipe {' and '.join(names)}" if names else str(args.stored or "the defaults")
+    files = names or [path for path in (args.stored,) if path is not None]
     base = load_config(type(config), files, recipes=parser.recipes)
     # An item that is new or gone is said by what it holds.
     changed = [
@@ -237,29 +279,39 @@ def config_lines(args: argparse.Namespace, config: Any, stored: Path | None = No
         for line in diff(base, config)
         if not line.endswith(("(absent) -> None", "-> (absent)"))
     ]
-    return [f"config: {title}{', with' if changed else ''}", *changed]
+    print(f"config: {title}{', with' if changed else ''}", *changed, sep="\n")
+    print(f"  all settings: {args.out / RESOLVED_CONFIG_FILE}")
 
 
 def resolve_config(
     args: argparse.Namespace,
-    files: Sequence[str | Path] | None = None,
     amend: Callable[[Any], Any] = lambda config: config,
+    *,
+    resumes: bool = False,
 ) -> Any:
     """The config of a job from its command line; ``--print-config`` prints it and ends here.
 
-    `files` are used instead of those of ``--config``; `amend` makes the changes that other options
-    ask for.
+    `amend` makes the changes that other options ask for. A job that `resumes` takes the config in
+    its folder where none is named.
 
     Raises:
-        UserError: A bad file or override.
+        UserError: A bad file or override, or something needed that is missing.
         Answered: It was only to be printed.
     """
     parser: Parser = args.parser
     cls = parser.config_class()
     assert cls is not None, "this command takes no config"
-    chosen = args.config if files is None else files
-    config = amend(load_config(cls, chosen, args.overrides, recipes=parser.recipes))
+    args.stored = None
+    if resumes and args.out is not None and not args.config:
+        stored = args.out / RESOLVED_CONFIG_FILE
+        args.stored = stored if stored.is_file() else None
+    files = args.config if args.stored is None else [args.stored]
+    config = amend(load_config(cls, files, args.overrides, recipes=parser.recipes))
     if args.print_config:
         print(dump_yaml(config), end="")
         raise Answered
+    for name, said in parser.needed:
+        if not getattr(args, name):
+            command = parser.prog.removeprefix("vjepa ")
+            raise UserError(f"{command} needs {said} (see {parser.prog} --help)")
     return config

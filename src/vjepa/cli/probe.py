@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vjepa.cli.parser import Parser, config_lines, resolve_config
-from vjepa.config import RESOLVED_CONFIG_FILE
+from vjepa.cli.parser import Parser, given, print_config, resolve_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
 
@@ -82,7 +81,7 @@ def add_arguments(parser: Parser) -> None:
     add_action = parser.add_commands("ACTION")
     train = add_action("train", _TRAIN_HELP)
     train.take_config("vjepa.jobs.probe.config:ProbeConfig", recipes="probe")
-    train.add_path("--out", "DIR", "new folder for the probe")
+    train.add_path("--out", "DIR", "new folder for the probe", needed=True)
     train.set_defaults(run=_train)
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
     compare = add_action("compare", _COMPARE_HELP)
@@ -104,44 +103,29 @@ def add_uses(evaluate: Parser, predict: Parser, measure: str, load: str) -> None
     `measure` and `load` are the functions that do it, ``package.module:function``.
     """
     for command in (evaluate, predict):
-        command.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
-        )
+        command.add_device()
         command.set_defaults(measure=measure, load=load)
     evaluate.add_path("manifest", "MANIFEST", "labelled videos")
     evaluate.add_argument("--split", metavar="NAME", help="only this split; default: all rows")
-    evaluate.add_argument(
-        "--on-bad-video",
-        choices=("error", "list"),
-        default="error",
-        help="stop at a video that cannot be read, or name it in the result (default: error)",
-    )
-    evaluate.add_argument(
-        "--allow-training-videos",
-        action="store_true",
-        help="count videos that the probe was trained on too, instead of refusing them",
-    )
+    evaluate.add_on_bad_video("video")
+    text = "count videos that the probe was trained on too, instead of refusing them"
+    evaluate.add_flag("--allow-training-videos", text)
     evaluate.add_path("--confusion", "FILE", "draw the confusion matrix (.png or .svg)")
-    evaluate.add_path(
-        "--calibration", "FILE", "draw how far its confidence can be believed (.png or .svg)"
-    )
+    text = "draw how far its confidence can be believed (.png or .svg)"
+    evaluate.add_path("--calibration", "FILE", text)
     evaluate.add_path("--answers", "FILE", "write every video's answer here (.csv)")
     evaluate.add_path("--json", "FILE", "write the metrics here too")
     evaluate.set_defaults(run=_eval)
     predict.add_path("sources", "SRC", "what to look at", nargs="+")
     predict.add_argument("--split", metavar="NAME", help="only this split of the manifests")
-    predict.add_argument("--top", type=int, default=5, metavar="N", help="classes (default: 5)")
+    predict.add_number("--top", int, "N", "classes", default=5)
     predict.add_path("--out", "FILE", "write them to a .jsonl, .csv or .parquet file")
     predict.set_defaults(run=_predict)
 
 
 def _train(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if args.out is None:
-        raise UserError("probe train needs --out DIR, a new folder for the probe")
-    print(
-        *config_lines(args, config), f"  all settings: {args.out}/{RESOLVED_CONFIG_FILE}", sep="\n"
-    )
+    print_config(args, config)
     if config.data.num_splits > 1:
         from vjepa.jobs.probe.probe import train_splits
 
@@ -187,11 +171,8 @@ def _eval(args: argparse.Namespace) -> int:
     measured = _named(args.measure)(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
-        **_given(args, "encoder", "cache_dir"),
-        on_bad_video=args.on_bad_video,
-        device=args.device,
-        allow_training_videos=args.allow_training_videos,
-        answers=args.answers,
+        **given(args, "encoder", "cache_dir", "on_bad_video", "device"),
+        **given(args, "allow_training_videos", "answers"),
     )
     if not world().is_main:
         return 0
@@ -235,11 +216,6 @@ def _named(function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those options that the command has."""
-    return {name: getattr(args, name) for name in names if hasattr(args, name)}
-
-
 def print_metrics(measured: Evaluation) -> None:
     """Every class's figure, and the whole's."""
     metrics = measured.metrics
@@ -256,7 +232,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_predictions_file(args.out)
-    probe = _named(args.load)(args.probe, **_given(args, "encoder"), device=args.device)
+    probe = _named(args.load)(args.probe, **given(args, "encoder", "device"))
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:

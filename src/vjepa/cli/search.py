@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vjepa.cli.parser import Parser, resolve_config
+from vjepa.cli.parser import Parser, given, resolve_config
 from vjepa.errors import UserError
 
 HELP = """\
@@ -50,41 +50,34 @@ def add_arguments(parser: Parser) -> None:
     add_action = parser.add_commands("ACTION")
     index = add_action("index", _INDEX_HELP)
     index.take_config("vjepa.jobs.search:SearchConfig")
-    index.add_path("sources", "SRC", "videos, images, folders, lists or manifests", nargs="*")
-    index.add_path("--out", "DIR", "folder of the database")
+    text = "videos, images, folders, lists or manifests"
+    index.add_path("sources", "SRC", text, nargs="*", needed=True)
+    index.add_path("--out", "DIR", "folder of the database", needed=True)
     index.set_defaults(run=_index)
     query = add_action("query", _QUERY_HELP)
     query.add_path("example", "EXAMPLE", "video or image")
-    query.add_argument("--start", type=float, metavar="S", help="second where its part begins")
-    query.add_argument("--end", type=float, metavar="S", help="second where it ends")
-    text = "moments to find (default: 8)"
-    query.add_argument("--count", type=int, default=8, metavar="N", help=text)
+    query.add_number("--start", float, "S", "second where its part begins")
+    query.add_number("--end", float, "S", "second where it ends")
+    query.add_number("--count", int, "N", "moments to find", default=8)
     query.add_path("--encoder", "PATH", "the database's encoder, if it does not lie where it was")
     text = "look at every moment, also where the database is large enough to have an index"
-    query.add_argument("--exact", action="store_true", help=text)
-    _add_database(query)
+    query.add_flag("--exact", text)
     text = "contact sheet to write (default: found.png)"
     query.add_path("--out", "FILE", text, default="found.png")
     query.set_defaults(run=_query)
     report = add_action("report", _REPORT_HELP)
-    _add_database(report)
-    text = "from where on two moments are nearly the same; 1: the same (default: 0.95)"
-    report.add_argument("--alike", type=float, default=0.95, metavar="A", help=text)
-    text = "groups of moments (default: 8)"
-    report.add_argument("--clusters", type=int, default=8, metavar="N", help=text)
+    text = "from where on two moments are nearly the same; 1: the same"
+    report.add_number("--alike", float, "A", text, default=0.95)
+    report.add_number("--clusters", int, "N", "groups of moments", default=8)
     report.add_path("--out", "FILE", "page to write (default: found.html)", default="found.html")
     report.set_defaults(run=_report)
-
-
-def _add_database(parser: Parser) -> None:
-    text = "what vjepa search index has written"
-    parser.add_path("--database", "DIR", text, required=True)
+    for command in (query, report):
+        text = "what vjepa search index has written"
+        command.add_path("--database", "DIR", text, required=True)
 
 
 def _index(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    if not args.sources or args.out is None:
-        raise UserError("search index needs SRC... and --out DIR (see vjepa search index --help)")
     from vjepa.jobs.search import index
 
     done = index(config, args.sources, args.out)
@@ -111,16 +104,8 @@ def _query(args: argparse.Namespace) -> int:
         raise UserError(f"--count: {args.count} is not 1 or more")
     from vjepa.jobs.search_report import clock, search
 
-    found = search(
-        args.database,
-        args.example,
-        args.out,
-        start=args.start,
-        end=args.end,
-        count=args.count,
-        encoder=args.encoder,
-        exact=args.exact,
-    )
+    how = given(args, "start", "end", "count", "encoder", "exact")
+    found = search(args.database, args.example, args.out, **how)
     print(f"{'':>4}  {'alike':>6}  {'from':>8}  {'to':>8}  file")
     for number, one in enumerate(found, start=1):
         times = f"{clock(one.start):>8}  {clock(one.end):>8}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import Parser, resolve_config
+from vjepa.cli.parser import Parser, given, resolve_config
 
 HELP = """\
 pictures and reports: masks, features, predictions, what surprises, attention, a whole run
@@ -100,39 +100,31 @@ def add_arguments(parser: Parser) -> None:
     masks.set_defaults(run=_masks)
     features = add_command("features", _FEATURES_HELP)
     features.add_path("videos", "VIDEO", "videos, images, folders of images", nargs="+")
-    features.add_argument(
-        "--which",
-        choices=("target", "context"),
-        default="target",
-        help="which encoder (default: target, the one that the paper evaluates)",
-    )
+    text = "which encoder; target is the one that the paper evaluates"
+    features.add_choice("--which", ("target", "context"), text, default="target")
     features.set_defaults(run=_features)
     predictions = add_command("predictions", _PREDICTIONS_HELP)
     predictions.set_defaults(run=_predictions)
     for command in (masks, predictions):
         command.add_path("video", "VIDEO", "video, image, or folder of images")
-        text = "other numbers draw other masks (default: 0)"
-        command.add_argument("--sample", type=int, default=0, metavar="N", help=text)
+        command.add_number("--sample", int, "N", "other numbers draw other masks", default=0)
     similar = add_command("similarity", _SIMILARITY_HELP)
     text = "the place, across and down, from 0 to 1 (default: 0.5 0.5)"
     similar.add_argument("--at", type=float, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
-    text = "frame of the clip in which the place is (default: 0)"
-    similar.add_argument("--frame", type=int, default=0, metavar="N", help=text)
+    similar.add_number("--frame", int, "N", "frame of the clip in which the place is", default=0)
     similar.set_defaults(run=_similarity)
     surprise = add_command("surprise", _SURPRISE_HELP)
     surprise.set_defaults(run=_surprise)
     attention = add_command("attention", _ATTENTION_HELP)
     attention.add_path("--probe", "FOLDER", "what `vjepa probe train` wrote", required=True)
-    text = "the probe's encoder, if it lies elsewhere now"
-    attention.add_path("--encoder", "PATH", text)
+    attention.add_path("--encoder", "PATH", "the probe's encoder, if it lies elsewhere now")
     attention.set_defaults(run=_attention)
     alike = add_command("neighbours", _NEIGHBOURS_HELP)
     alike.add_path("--features", "FOLDER", "what `vjepa features` wrote", required=True)
     alike.add_path("--model", "PATH", "the features' encoder, if it lies elsewhere now")
     text = "middle of the clip, in seconds (default: the video's middle)"
-    alike.add_argument("--at", type=float, metavar="SECONDS", help=text)
-    text = "how many moments to show (default: 6)"
-    alike.add_argument("--most", type=int, default=6, metavar="N", help=text)
+    alike.add_number("--at", float, "SECONDS", text)
+    alike.add_number("--most", int, "N", "how many moments to show", default=6)
     alike.set_defaults(run=_neighbours)
     for command in (similar, surprise, attention, alike):
         command.add_path("video", "VIDEO", "video or folder of images")
@@ -140,7 +132,7 @@ def add_arguments(parser: Parser) -> None:
         text = "run folder, checkpoint, or the authors' file"
         command.add_path("--model", "PATH", text, required=True)
         text = "attention heads, for an authors' file of a size that is no preset"
-        command.add_argument("--num-heads", type=int, metavar="H", help=text)
+        command.add_number("--num-heads", int, "H", text)
     for command, out in (
         (masks, "masks.png"),
         (features, "features.png"),
@@ -153,8 +145,8 @@ def add_arguments(parser: Parser) -> None:
         what = "picture" if out.endswith(".png") else "page"
         command.add_path("--out", "FILE", f"{what} to write (default: {out})", default=out)
     for command in (features, predictions, attention):
-        text = "form of the moving picture beside it (default: webp)"
-        command.add_argument("--moving", choices=("webp", "gif", "mp4"), default="webp", help=text)
+        text = "form of the moving picture beside it"
+        command.add_choice("--moving", ("webp", "gif", "mp4"), text, default="webp")
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
@@ -173,9 +165,8 @@ def _masks(args: argparse.Namespace) -> int:
 def _features(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_features
 
-    film = show_features(
-        *(args.videos, args.model, args.which, args.out), args.num_heads, args.moving
-    )
+    shown = (args.videos, args.model, args.which, args.out)
+    film = show_features(*shown, args.num_heads, args.moving)
     print(f"{args.out}, {film}")
     return 0
 
@@ -183,19 +174,16 @@ def _features(args: argparse.Namespace) -> int:
 def _predictions(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_predictions
 
-    for line in show_predictions(
-        *(args.video, args.model, args.out, args.sample), args.num_heads, args.moving
-    ):
-        print(line)
+    shown = (args.video, args.model, args.out, args.sample)
+    print(*show_predictions(*shown, args.num_heads, args.moving), sep="\n")
     return 0
 
 
 def _similarity(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_time import show_similarity
 
-    show_similarity(
-        *(args.video, args.model, args.out, tuple(args.at), args.frame), num_heads=args.num_heads
-    )
+    shown = (args.video, args.model, args.out, tuple(args.at), args.frame)
+    show_similarity(*shown, num_heads=args.num_heads)
     print(args.out)
     return 0
 
@@ -217,10 +205,9 @@ def _attention(args: argparse.Namespace) -> int:
 def _neighbours(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_frozen import show_neighbours
 
-    found = show_neighbours(
-        *(args.video, args.features, args.out), at=args.at, most=args.most, model=args.model
-    )
-    for one in found:
+    for one in show_neighbours(
+        args.video, args.features, args.out, **given(args, "at", "most", "model")
+    ):
         print(f"{one.likeness:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
     print(args.out)
     return 0
@@ -230,7 +217,6 @@ def _run(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_run
 
     out = args.out or args.folder / "report.html"
-    for line in show_run(args.folder, out):
-        print(line)
+    print(*show_run(args.folder, out), sep="\n")
     print(f"report       {out}")
     return 0
