@@ -170,9 +170,12 @@ def test_a_fall_with_the_loss_raises_the_alarm(name: str) -> None:
 
 
 def test_features_that_become_alike_raise_the_alarm() -> None:
-    message = collapse_alarm([_report(), _report(pairwise_cosine=0.97, loss=0.9)])
+    alike = {"pairwise_cosine": 0.97, "loss": 0.9}
+    message = collapse_alarm([_report(), _report(**alike, effective_rank=3.0)])
     assert message is not None
     assert "mean cosine rose from 0.4 to 0.97" in message
+    # One large part in common, and many ways to differ.
+    assert collapse_alarm([_report(), _report(**alike, effective_rank=12.0)]) is None
 
 
 # (target_std, effective_rank) of real runs of the demo recipe: VizDoom clips (32 pixels, mean .20

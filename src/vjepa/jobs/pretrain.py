@@ -513,6 +513,8 @@ def run(
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)
+        # Before the videos of the training are decoded: a wrong label must not wait for that.
+        evaluators = _evaluators(config, made, group)
         loader = build_loader(config, out / "bad_videos.jsonl", group)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
@@ -534,7 +536,7 @@ def run(
                 "preprocess": {"clip": to_dict(clip), "view": to_dict(view)},
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if group.is_main else [],
-            evaluators=_evaluators(config, made, group),
+            evaluators=evaluators,
             description="pretraining",
             group=group,
             distributed=config.distributed,

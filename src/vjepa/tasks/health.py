@@ -133,7 +133,9 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
     1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
        highest value so far, while the ``loss`` is lower than it was then.
     2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
-       a network that starts with similar features is not accused of having become so.
+       a network that starts with similar features is not accused of having become so; and
+       ``effective_rank`` is below 5, since features with one large common part can still differ
+       in many ways: a healthy run of the demo has a cosine of 0.94 and a rank of 9.
     3. ``target_std`` is below 0.5, so that three quarters of what is to be predicted are the same
        for all tokens, and ``effective_rank`` below 5: a collapse from the first update on, which
        has no better past to be told from.
@@ -153,15 +155,15 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
                 f"{newest[name]:.3g} while the loss fell from {best['loss']:.4g} to "
                 f"{newest['loss']:.4g}; a higher EMA momentum or a lower learning rate may help"
             )
+    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
     cosine = newest.get("pairwise_cosine", math.nan)
     lowest = min(report.get("pairwise_cosine", math.inf) for report in history)
-    if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE:
+    if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE and rank < _POOR_RANK:
         return (
             f"the features may be collapsing: those of different clips are nearly the same, their "
             f"mean cosine rose from {lowest:.3g} to {cosine:.3g}; a higher EMA momentum or a lower "
             "learning rate may help"
         )
-    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
     if std < _POOR_STD and rank < _POOR_RANK:
         return (
             f"the features tell little: those of all clips are nearly the same (target_std "
