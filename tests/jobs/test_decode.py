@@ -78,6 +78,17 @@ def test_a_run_that_was_cut_short_ends_with_the_same_weights(
     assert _train(manifest, cut, "--optim.steps", "20", "--decoder.width", "48") == 2
 
 
+def test_too_little_memory_is_known_before_the_work(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--optim.steps", "20", "--data.batch_size", "512", "--training.max_gigabytes", "0.3")
+    assert _train(manifest, tmp_path / "run", *more) == 2
+    told = capsys.readouterr().err
+    assert "needs about" in told
+    assert "--optim.accumulation_steps" in told
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_samples_fill_what_is_hidden_and_nothing_else(run: Path, video: Path) -> None:
     opened = open_decoder(run)
     clip, (masks,) = opened.preprocess.pixels(video), opened.masks()

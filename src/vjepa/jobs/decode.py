@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,11 +48,13 @@ from vjepa.models import (
     Decoder,
     DecoderConfig,
     EncoderConfig,
+    ModelConfig,
     patchify,
     to_pixels,
     unpatchify,
 )
 from vjepa.models.decoder import CHANNELS
+from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
 from vjepa.reporting.pictures import (
     SECONDS_EACH,
     Strip,
@@ -70,13 +73,14 @@ from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import Decoding
 from vjepa.tasks.decoding import predicted_features, token_noise
 from vjepa.training import EmaConfig, OptimConfig, Trainer, TrainingConfig, TrainingResult
-from vjepa.training.preflight import check_disk
+from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
 from vjepa.training.schedules import Count
 
 JOB = "decode train"
 OBJECTIVE = "decoder"
 _PREDICTING = ("encoder", "predictor")
 _STILL_FRAMES = 8
+_DRAWN_CLIPS = 32  # whose masks tell how many tokens are hidden
 _MOST_SPREAD = 64
 _LOGGER = logging.getLogger(__name__)
 
@@ -214,6 +218,7 @@ def train(
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
     """
+    device = set_up_device(config.training.device, config.training.precision).device
     with ExitStack() as stack:
         if stack.enter_context(claimed_folder(out, JOB)):
             check_same_run(config, out)
@@ -238,6 +243,8 @@ def train(
             raise UserError(f"the decoder does not fit {config.model}: {error}") from error
         size = sum(p.numel() for p in made.decoder.parameters())
         _LOGGER.info("a decoder of %.2f M parameters for the model %s", size / 1e6, config.model)
+        needs = partial(_memory_needed, config, made, learnt_from.masking, device.type)
+        check_memory(needs, device, config.optim, config.training, config.data.batch_size)
         check_disk(out, 4.0 * 4 * size)  # weights, two moments, the average; all float32
         loader = build_loader(learnt_from, out / "bad_videos.jsonl", ProcessGroup())
         stack.callback(loader.close)
@@ -266,6 +273,53 @@ def train(
         begin_folder(out, JOB, config)
         stack.enter_context(log_file(out / LOG_FOLDER / "rank_000.log"))
         return trainer.fit()
+
+
+def _memory_needed(
+    config: DecodeConfig,
+    task: Decoding,
+    masking: MaskingConfig,
+    device_type: str,
+    parts: int,
+    checkpointing: bool,
+) -> dict[str, float]:
+    """Bytes that an update takes, in `parts` micro-batches; without the loader's."""
+    encoder, sizes = task.config.encoder, task.decoder.config
+    clips = config.data.batch_size
+    at_once = -(-clips // parts)
+    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, config.seed)
+    masks = sampler.sample(np.arange(min(clips, _DRAWN_CLIPS)), 0)
+    # The decoder's blocks, as those of an encoder that is shown the hidden tokens.
+    blocks = EncoderConfig(
+        width=sizes.width,
+        depth=sizes.depth,
+        heads=sizes.heads,
+        mlp_ratio=sizes.mlp_ratio,
+        image_size=encoder.image_size,
+        num_frames=encoder.num_frames,
+        patch_size=encoder.patch_size,
+        tubelet_size=encoder.tubelet_size,
+    )
+    activations = update_memory(
+        ModelConfig(encoder=blocks, predictor=NO_PREDICTOR),
+        [MaskTokens(mask.num_target_mean, 0) for mask in masks],
+        at_once,
+        activation_checkpointing=checkpointing,
+        precision=config.training.precision,
+        on_cpu=device_type == "cpu",
+    ).activations
+    trained = sum(p.numel() for p in task.decoder.parameters())
+    frozen = sum(p.numel() for p in task.parameters()) - 2 * trained
+    # Noise of all tokens, and beside each hidden one's pixels: noisy, named, their error and its
+    # gradient; float32, as the clips and their patches are.
+    pixels = encoder.num_tokens * task.decoder.patch_values
+    hidden = sum(mask.num_target_mean for mask in masks) * task.decoder.patch_values
+    return {
+        "weights and moments": 4.0 * (4 * trained + frozen),
+        "activations": max(activations, 4.0 * trained),
+        "clips": pixels * (clips + 12.0 * at_once) + 16.0 * hidden * at_once,
+        "libraries": LIBRARIES_BYTES,
+    }
 
 
 def predicting_hash(model: VJEPA) -> str:

@@ -12,14 +12,12 @@ from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.masking import MaskSampler
 from vjepa.models.operations import MaskTokens, count_parameters, update_memory
 from vjepa.runtime.process import available_bytes
-from vjepa.training.preflight import check_disk, check_memory
+from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
 
 if TYPE_CHECKING:
     from vjepa.jobs.pretrain import PretrainConfig
 
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens a clip has
-_LIBRARIES = 0.2e9
-"""Bytes of what torch loads and sets up at its first update."""
 _WORKER, _WORKERS_SHARED = 0.15e9, 0.1e9
 """Bytes of one worker that decodes (0.1 of small videos), and of what all have in common."""
 
@@ -52,7 +50,7 @@ def memory_needed(
         # Gradients come while activations go.
         "activations": max(memory.activations, gradients),
         "clips": pixels * (clips + 8.0 * at_once),  # uint8; float32 and its patches
-        "libraries": _LIBRARIES,
+        "libraries": LIBRARIES_BYTES,
     }
 
 

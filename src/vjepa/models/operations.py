@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from vjepa.models import cpu_attention
-from vjepa.models.config import EncoderConfig, ModelConfig
+from vjepa.models.config import EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.encoder import Encoder
 from vjepa.models.predictor import Predictor
 
@@ -29,6 +29,9 @@ _KEPT: Mapping[str, tuple[int, int]] = {"bfloat16": (20, 4), "float32": (32, 8)}
 _FLOAT32 = 4
 # Weight, gradient and AdamW's two moments.
 _TRAINED_COPIES = 4
+
+NO_PREDICTOR = PredictorConfig(width=48, depth=1, heads=1)
+"""One narrow block, so nothing beside an encoder's: for what is trained without a predictor."""
 
 
 @dataclass(frozen=True)

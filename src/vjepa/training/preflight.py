@@ -29,6 +29,9 @@ _TELLING_SECONDS = 20.0
 _TIMED_SECONDS, _TIMED_SHARE = 1.0, 8
 """Fewer clips are not like the whole batch; at most an eighth of it is computed beforehand."""
 
+LIBRARIES_BYTES = 0.2e9
+"""What torch loads and sets up at its first update."""
+
 Needs = Mapping[str, float]
 """Bytes of an update on one process, by what takes them."""
 

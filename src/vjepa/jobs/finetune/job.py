@@ -48,22 +48,20 @@ from vjepa.jobs.finetune.inputs import (
 from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
 from vjepa.jobs.pretrain import LOG_FOLDER, MAY_CHANGE, check_same_run
 from vjepa.jobs.probe.probe import ANSWERS_FILE, CALIBRATION_FILE, CONFUSION_FILE, draw, versions
-from vjepa.models import EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.models.operations import MaskTokens, update_memory
+from vjepa.models import EncoderConfig, ModelConfig
+from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
 from vjepa.runtime.device import seed_torch, set_up_device, to_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_folder, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import FineTuning
 from vjepa.training import Trainer, TrainingResult
-from vjepa.training.preflight import check_disk, check_memory
+from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
 
 _LOGGER = logging.getLogger(__name__)
 
 JOB = "finetune"
 _MAY_CHANGE = (*MAY_CHANGE, "data.on_bad_video")
-_NO_PREDICTOR = PredictorConfig(width=48, depth=1, heads=1)
-_LIBRARIES = 0.2e9  # bytes of what torch loads and sets up at its first update
 _VALIDATION_CLIPS = 32
 
 
@@ -247,8 +245,7 @@ def _memory_needed(
     shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     others = sum(p.numel() for p in task.parameters()) - trained
-    # A predictor of one narrow block, which there is not: nothing beside the encoder's blocks.
-    model = ModelConfig(encoder=encoder, predictor=_NO_PREDICTOR)
+    model = ModelConfig(encoder=encoder, predictor=NO_PREDICTOR)
     activations = update_memory(
         model,
         [MaskTokens(encoder.num_tokens, 0)],
@@ -265,7 +262,7 @@ def _memory_needed(
         # Gradients come while activations go.
         "activations": max(activations, 4.0 * trained / shards),
         "clips": pixels * (clips + 8.0 * at_once),  # uint8; float32 and its patches
-        "libraries": _LIBRARIES,
+        "libraries": LIBRARIES_BYTES,
     }
 
 
