@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vjepa.cli.main import main
 
@@ -154,6 +155,24 @@ def test_show_draws(
     drawn = [path.read_bytes() for path in tmp_path.glob("out*.png")]
     assert len(drawn) == pictures
     assert all(content.startswith(b"\x89PNG") for content in drawn)
+
+
+def test_show_predictions_of_every_level(
+    video: Path, golden_dir: Path, tmp_path: Path, vjepa: Callable
+) -> None:
+    """V-JEPA 2.1: sizes from the command line, and a row for each of its four levels."""
+    show = ("show", "predictions", video, "--out", tmp_path / "out.png", "--model")
+    sizes = ("--num-heads", 2, "--image-size", 64, "--num-frames", 8)
+    outcome = vjepa(*show, golden_dir / "vjepa2" / "v2_1_pretrain_tiny.pt", *sizes)
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "out_0.png") as levels:
+        height = levels.height
+    outcome = vjepa(*show, golden_dir / "vjepa2" / "v2_pretrain_tiny.pt", *sizes)
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "out_0.png") as one:
+        assert height > 1.7 * one.height, "six rows, and three"
+    towards = vjepa(*show, golden_dir / "vjepa2" / "v2_1_distilled_tiny.pt", *sizes)
+    assert "trained towards another encoder" in towards.error
 
 
 def test_show_run(folder: Path, tmp_path: Path, vjepa: Callable) -> None:

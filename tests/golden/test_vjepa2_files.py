@@ -294,6 +294,22 @@ def test_folder_for_transformers(folder: Path, recorded: dict[str, Tensor], tmp_
     assert_close(theirs, recorded["target/full"], **FEATURES)
     ours, _ = read_model(out)
     assert ours.config == TWO
+    for name in ("short", "long", "unsorted"):
+        context, target = (recorded[f"masks/{name}/{part}"] for part in ("context", "target"))
+        with torch.no_grad():
+            found = model(clip.transpose(1, 2), context_mask=[context], target_mask=[target])
+            # What it feeds its predictor: tokens that have seen the whole clip, and the second
+            # mask token, which training never moves.
+            every = ours.target_encoder(clip)
+            seen = every.gather(1, context[..., None].expand(-1, -1, every.shape[-1]))
+            same = ours.predictor(seen, context, target, 1)
+            # What training does: the context encoded alone, the first mask token.
+            alone = ours.predictor(ours.target_encoder(clip, context), context, target, 0)
+        predicted = found.predictor_output
+        assert_close(predicted.last_hidden_state, same, **FEATURES)
+        gathered = every.gather(1, target[..., None].expand(-1, -1, every.shape[-1]))
+        assert_close(predicted.target_hidden_state, gathered, **FEATURES)
+        assert (alone - same).abs().max() > 0.1
     layout = released_layout(ours)
     assert layout["encoder"].keys() == read(folder.parent, "v2_pretrain_tiny.pt")["encoder"].keys()
     context = tmp_path / "context"

@@ -134,9 +134,15 @@ def read_encoder(
     return encoder.eval(), report
 
 
-def load_model(path: str | Path, num_heads: int | None = None) -> VJEPA:
+def load_model(
+    path: str | Path,
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+) -> VJEPA:
     """The model of :func:`read_model`."""
-    return read_model(path, num_heads)[0]
+    return read_model(path, num_heads, image_size=image_size, num_frames=num_frames)[0]
 
 
 def _open(path: str | Path, asked: Asked) -> Held:
@@ -150,7 +156,7 @@ def _open(path: str | Path, asked: Asked) -> Held:
         if str(path) in MODELS:
             require_named(held, str(path))
         return held
-    if _is_hub(path):
+    if is_hub(path):
         return open_hub(locate(path), asked)
     if _is_ours(path):
         require_unasked(asked, Path(path))
@@ -158,7 +164,7 @@ def _open(path: str | Path, asked: Asked) -> Held:
     return open_released(locate(path), asked)
 
 
-def _is_hub(path: str | Path) -> bool:
+def is_hub(path: str | Path) -> bool:
     """Whether it is a Hugging Face folder of V-JEPA 2."""
     path = locate(path)
     return path.is_dir() and hub_config(path).get("model_type") == MODEL_TYPE
@@ -196,7 +202,7 @@ def _is_ours(path: str | Path) -> bool:
 
 def read_sizes(path: str | Path, num_heads: int | None = None) -> ModelConfig:
     """The sizes of the model that :func:`read_model` would read."""
-    about = described(path) if not _is_hub(path) and _is_ours(path) else None
+    about = described(path) if not is_hub(path) and _is_ours(path) else None
     if about is not None:
         return about.model
     held = _open(path, Asked(num_heads=num_heads))
@@ -220,18 +226,18 @@ def start_training(
     Raises:
         UserError: As :func:`read_model`; or no state is there that must be.
     """
-    if not _is_hub(path) and _is_ours(path):
+    if not is_hub(path) and _is_ours(path):
         folder = find_checkpoint(path)
         keep = has_state(folder) if keep is None else keep
         step, _ = load_checkpoint(folder, modules, optimizer if keep else None, group)
         return (step if keep else None), str(folder)
     path = locate(path)
     # Heads change no tensor; any number that the widths allow will do to look at them.
-    held = open_hub(path, Asked()) if _is_hub(path) else open_released(path, Asked(num_heads=1))
+    held = open_hub(path, Asked()) if is_hub(path) else open_released(path, Asked(num_heads=1))
     report = load_whole(modules, held.tensors, held.source, "nothing was loaded", held.dropped)
-    if keep and _is_hub(path):
+    if keep and is_hub(path):
         raise UserError(f"{path}: holds no optimiser state; start with keep_optimizer false")
-    keep = not _is_hub(path) and released_step(path) > 0 if keep is None else keep
+    keep = not is_hub(path) and released_step(path) > 0 if keep is None else keep
     if not keep:
         return None, str(report)
     state = released_training_state(path)

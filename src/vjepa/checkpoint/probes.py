@@ -51,8 +51,8 @@ def read_probe(
     state, kind, variant, notes = _stored(Path(path), index)
     if any(name.startswith("action_classifier.") for name in state):
         raise UserError(
-            f"{path}: a probe that anticipates actions; read it with "
-            "vjepa.checkpoint.read_anticipation_probe"
+            f"{path}: a probe that anticipates actions: say which of its answers (--question "
+            "action); in Python read it with vjepa.checkpoint.read_anticipation_probe"
         )
     if as_transformers and not Path(path).is_dir():
         raise UserError(f"{path}: as_transformers is for a Hugging Face folder; leave it out")
@@ -94,7 +94,9 @@ def read_anticipation_probe(
     named = [(re.fullmatch(r"(\w+)_classifier\.weight", n), t) for n, t in state.items()]
     classes = {found[1]: tensor.shape[0] for found, tensor in named if found}
     if "action" not in classes or variant != "released_2":
-        raise UserError(f"{path}: not a probe that anticipates actions; read it with read_probe")
+        raise UserError(
+            f"{path}: not a probe that anticipates actions; leave question out (read_probe)"
+        )
     width = shape_of(state, "action_classifier.weight", (2,), str(path))[1]
     heads = _heads(width, num_heads, variant, str(path))
     depth = count_blocks(state, "pooler.blocks") + 1

@@ -46,21 +46,27 @@ measure a saved probe on the videos of a manifest
 
 On the test videos of its training this gives the same number again, digit for digit. Segments,
 views and everything else are as the probe was trained with. Under torchrun the processes share the
-videos.
+videos. Of a probe that its authors published (V-JEPA 1, 2) a recipe says these; the settings below
+are for such probes alone.
 
-example:
+examples:
   vjepa probe eval runs/probe labelled.parquet --split test --confusion confusion.png
+  vjepa probe eval ssv2-vitl-16x2x3.pt ssv2.parquet --encoder vitl.pt \\
+      --config ssv2_vjepa2_vitl --label action --classes ssv2_classes.txt
 """
 
 _PREDICT_HELP = """\
 print the most probable classes of any videos, by a saved probe
 
 SRC is a video, an image, a folder, a list of files, or a manifest. Exit code 1 if some of several
-cannot be read.
+cannot be read. A probe that its authors published works, too (V-JEPA 1, 2); the settings below are
+for such probes alone.
 
 examples:
   vjepa probe predict runs/probe a.mp4 b.mp4 --top 3
   vjepa probe predict runs/probe videos/ --out predictions.jsonl
+  vjepa probe predict ssv2-vitl-16x2x3.pt a.mp4 --encoder vitl.pt --config ssv2_vjepa2_vitl
+  vjepa probe predict vjepa2-vitl-fpc16-256-ssv2 a.mp4      a Hugging Face folder with its names
 """
 
 
@@ -89,8 +95,10 @@ def add_arguments(parser: Parser) -> None:
         compare.add_path(name, name.upper(), "folder of a tested probe, or its answers (.csv)")
     compare.set_defaults(run=_compare)
     for command in (evaluate, predict):
-        command.add_path("probe", "PROBE", "folder of a trained probe")
-        command.add_path("--encoder", "PATH", "where the probe's encoder is, if it has moved")
+        command.take_config("vjepa.jobs.probe.released:ReleasedProbeConfig", recipes="released")
+        command.add_path("probe", "PROBE", "folder of a trained probe, or a released probe")
+        text = "where the probe's encoder is, if it has moved; of a released probe always"
+        command.add_path("--encoder", "PATH", text)
     evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
     add_uses(
         evaluate, predict, "vjepa.jobs.probe.probe:evaluate", "vjepa.jobs.probe.predict:load_probe"
@@ -173,6 +181,7 @@ def _eval(args: argparse.Namespace) -> int:
         VideosConfig(manifest=args.manifest, split=args.split),
         **given(args, "encoder", "cache_dir", "on_bad_video", "device"),
         **given(args, "allow_training_videos", "answers"),
+        **_released(args),
     )
     if not world().is_main:
         return 0
@@ -204,9 +213,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{option} {path}: must end in .png or .svg")
     wanted = [option for option, path in pictures.items() if path is not None]
     if wanted and hasattr(args, "encoder"):  # a fine-tuned model has one class a video
-        from vjepa.jobs.probe.probe import load_saved_probe
+        from vjepa.jobs.probe.predict import is_released, load_saved_probe
 
-        if load_saved_probe(args.probe).multi_label:
+        if not is_released(args.probe) and load_saved_probe(args.probe).multi_label:
             raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
 
 
@@ -214,6 +223,13 @@ def _named(function: str) -> Callable[..., Any]:
     """A function by ``package.module:name``, imported now."""
     module, _, name = function.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def _released(args: argparse.Namespace) -> dict[str, Any]:
+    """What is said of a released probe, if anything."""
+    if not (hasattr(args, "overrides") and (args.config or args.overrides or args.print_config)):
+        return {}
+    return {"released": resolve_config(args)}
 
 
 def print_metrics(measured: Evaluation) -> None:
@@ -232,7 +248,8 @@ def _predict(args: argparse.Namespace) -> int:
 
     if args.out is not None:
         check_predictions_file(args.out)
-    probe = _named(args.load)(args.probe, **given(args, "encoder", "device"))
+    how = given(args, "encoder", "device") | _released(args)
+    probe = _named(args.load)(args.probe, **how)
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:

@@ -6,6 +6,9 @@ import argparse
 
 from vjepa.cli.parser import Parser, given, resolve_config
 
+_SIZES = ("num_heads", "image_size", "num_frames")
+"""What a file of weights may not say."""
+
 HELP = """\
 pictures and reports: masks, features, predictions, what surprises, attention, a whole run
 """
@@ -133,6 +136,10 @@ def add_arguments(parser: Parser) -> None:
         command.add_path("--model", "PATH", text, required=True)
         text = "attention heads, for an authors' file of a size that is no preset"
         command.add_number("--num-heads", int, "H", text)
+        text = "pixels of a clip, where the file does not say them (V-JEPA 2: 256 or 384)"
+        command.add_number("--image-size", int, "S", text)
+        text = "frames of a clip, where the file does not say them (V-JEPA 2: 64)"
+        command.add_number("--num-frames", int, "T", text)
     for command, out in (
         (masks, "masks.png"),
         (features, "features.png"),
@@ -166,7 +173,7 @@ def _features(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_features
 
     shown = (args.videos, args.model, args.which, args.out)
-    film = show_features(*shown, args.num_heads, args.moving)
+    film = show_features(*shown, **given(args, "moving", *_SIZES))
     print(f"{args.out}, {film}")
     return 0
 
@@ -175,7 +182,7 @@ def _predictions(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_predictions
 
     shown = (args.video, args.model, args.out, args.sample)
-    print(*show_predictions(*shown, args.num_heads, args.moving), sep="\n")
+    print(*show_predictions(*shown, **given(args, "moving", *_SIZES)), sep="\n")
     return 0
 
 
@@ -183,7 +190,7 @@ def _similarity(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_time import show_similarity
 
     shown = (args.video, args.model, args.out, tuple(args.at), args.frame)
-    show_similarity(*shown, num_heads=args.num_heads)
+    show_similarity(*shown, **given(args, *_SIZES))
     print(args.out)
     return 0
 
@@ -191,7 +198,9 @@ def _similarity(args: argparse.Namespace) -> int:
 def _surprise(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_time import show_surprise
 
-    print(*show_surprise(args.video, args.model, args.out, args.num_heads), args.out, sep="\n")
+    print(
+        *show_surprise(args.video, args.model, args.out, **given(args, *_SIZES)), args.out, sep="\n"
+    )
     return 0
 
 

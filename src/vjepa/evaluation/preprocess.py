@@ -113,7 +113,8 @@ def load_encoder(
         num_frames: Frames of its clips, likewise (V-JEPA 2: 64).
 
     Returns:
-        float32, on the CPU, in evaluation mode. An image model takes one frame.
+        float32, on the CPU, in evaluation mode. An image model takes one frame, and its
+        ``preprocess`` makes one, near the middle (:func:`vjepa.extract_features` shows it all).
 
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
@@ -121,5 +122,8 @@ def load_encoder(
     encoder, _ = read_encoder(
         Path(path), which, num_heads, image_size=image_size, num_frames=num_frames
     )
-    encoder.preprocess = preprocess_of(path, encoder.config)
+    how = preprocess_of(path, encoder.config)
+    if encoder.config.is_image_model:
+        how = replace(how, clip=replace(how.clip, num_frames=1))
+    encoder.preprocess = how
     return encoder

@@ -49,7 +49,7 @@ class SavedProbe:
     encoder: EncoderIdentity
     settings: ClipSettings
     form: HeadConfig
-    head: ProbeHead
+    head: nn.Module
     training: dict[str, Any]
     multi_label: bool = False
 

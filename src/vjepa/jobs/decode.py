@@ -129,7 +129,14 @@ class DecodeConfig:
     """Device, precision, intervals."""
 
 
-def open_model(path: Path | None, num_heads: int | None = None, *, drawn: bool = True) -> VJEPA:
+def open_model(
+    path: Path | None,
+    num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
+    drawn: bool = True,
+) -> VJEPA:
     """A model whose predictions can be looked at, or `drawn` as pixels.
 
     Raises:
@@ -143,7 +150,7 @@ def open_model(path: Path | None, num_heads: int | None = None, *, drawn: bool =
             f"{path}: holds a model of {about.objective!r}, which predicts no features; give one "
             "that was pretrained by feature prediction"
         )
-    model = load_model(path, num_heads)
+    model = load_model(path, num_heads, image_size=image_size, num_frames=num_frames)
     encoder = model.config.encoder
     if encoder.is_image_model:
         raise UserError(f"{path}: an image model; this needs a model of video")

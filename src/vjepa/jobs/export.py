@@ -153,7 +153,7 @@ def export(
         "classes": None if probe is None else list(probe.classes),
     }
     _LOGGER.info("exporting %s", frozen.identity.sentence)
-    program = _traced(module, shape, batch)
+    program = _traced(module, shape, batch, kind)
     with written(out), tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         aside = Path(folder) / out.name
         write = _write_onnx if kind == "onnx" else _write_torch
@@ -213,12 +213,16 @@ def _count(module: _Exported, shape: tuple[int, ...]) -> int:
 
 
 def _traced(
-    module: nn.Module, shape: tuple[int, ...], batch: int | None
+    module: nn.Module, shape: tuple[int, ...], batch: int | None, kind: Format
 ) -> torch.export.ExportedProgram:
     # Of one clip torch would take the batch for fixed.
     pixels = _pixels(shape, batch or 2, 0)
     any_number = torch.export.Dim("batch", min=1, max=_MOST_CLIPS)
     sizes = None if batch else {"pixels": {0: any_number}}
+    # timm's Hiera attends in five dimensions, for which ONNX has no fused operator.
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        part.fused_attn = kind != "onnx"
     try:
         return torch.export.export(module, (pixels,), dynamic_shapes=sizes)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -226,6 +230,9 @@ def _traced(
         raise UserError(
             f"it cannot be exported: {reason}; with a dynamic batch, try a fixed one (--batch 1)"
         ) from error
+    finally:
+        for part in fused:
+            part.fused_attn = True
 
 
 Compute = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -249,13 +256,22 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path, about: str) 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, about: str) -> Compute:
     import onnxruntime
 
-    made: Any = torch.onnx.export(
-        program,
-        dynamo=True,
-        verbose=False,
-        input_names=["pixels"],
-        output_names=["output"],
-    )
+    try:
+        made: Any = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["pixels"],
+            output_names=["output"],
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        causes: list[BaseException] = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        reason = str(causes[-1]).strip().partition("\n")[0]
+        raise UserError(
+            f"torch cannot write it as ONNX: {reason}; use --format torch-export"
+        ) from error
     made.model.metadata_props[META] = about
     made.save(file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from vjepa.checkpoint import AnyEncoder, Which, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE
@@ -49,6 +48,8 @@ from vjepa.reporting.runs import (
     status_lines,
     status_of,
 )
+from vjepa.tasks.decoding import predicted_features, require_own_targets
+from vjepa.tasks.masked_prediction import normalise_features
 
 
 def model_input(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> Tensor:
@@ -135,46 +136,58 @@ class PredictionError:
 
 
 @torch.no_grad()
-def prediction_error(
+def prediction_errors(
     model: VJEPA, frames: Picture, masks: TokenMasks, mask_index: int
-) -> PredictionError:
+) -> list[PredictionError]:
     """The predictor's error on one clip, with layer-normed target features as in the loss.
 
-    `frames` are uint8 [T, H, W, 3], `masks` have indices [1, K] and [1, M], and `mask_index` says
-    which mask token the predictor uses.
+    One for each level that it predicts, lowest first; of most models the last alone. `frames` are
+    uint8 [T, H, W, 3], `masks` have indices [1, K] and [1, M], and `mask_index` says which mask
+    token the predictor uses.
+
+    Raises:
+        UserError: It was trained towards another encoder than its own.
     """
+    require_own_targets(model)
     config = model.config.encoder
     clip = model_input(model.encoder, frames)
-    grid = config.grid
-    target = functional.layer_norm(model.target_encoder(clip), (config.width,))[0]
-    context = model.encoder(clip, masks.context)
-    predicted = model.predictor(
-        context, masks.context, masks.target, model.config.predictor.mask_token(mask_index)
-    )[0]
-    places = masks.target[0]
-    error = (predicted - target[places]).abs().mean(-1)
-    trivial = (target[places] - target.mean(0)).abs().mean()
-    relative = torch.zeros(target.shape[0])
-    relative[places] = error / trivial
-    where = torch.zeros(target.shape[0], dtype=torch.bool)
-    where[places] = True
-    return PredictionError(relative.reshape(grid).numpy(), where.reshape(grid).numpy())
+    grid, places, levels = config.grid, masks.target[0], 1
+    truth = model.target_encoder(clip)
+    if model.config.predictor.levels > 1:
+        levels = len(config.levels)
+        truth = torch.cat(model.target_encoder(clip, layers=config.levels), dim=-1)
+    predicted = predicted_features(model.encoder, model.predictor, clip, masks, mask_index)[0]
+    found = []
+    for level, guess in zip(truth[0].chunk(levels, -1), predicted.chunk(levels, -1), strict=True):
+        target = normalise_features(level)
+        error = (guess - target[places]).abs().mean(-1)
+        trivial = (target[places] - target.mean(0)).abs().mean()
+        relative = torch.zeros(len(target))
+        relative[places] = error / trivial
+        where = torch.zeros(len(target), dtype=torch.bool)
+        where[places] = True
+        found.append(PredictionError(relative.reshape(grid).numpy(), where.reshape(grid).numpy()))
+    return found
 
 
 def prediction_rows(
     model: VJEPA, shot: Shot, masking: MaskingConfig, seed: int, ordinal: int
 ) -> list[tuple[Rows, float]]:
-    """For each mask kind: the clip, what was shown, the error over the rest; and its mean."""
+    """For each mask kind: the clip, what was shown, the error over the rest; and its mean.
+
+    Of a predictor of several levels (V-JEPA 2.1) there is a row of errors for each.
+    """
     encoder, found = model.config.encoder, []
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
     for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
-        error = prediction_error(model, shot.frames, masks.sample(0), kind)
-        rows = [
-            (shot.name, shot.sharp),
-            ("shown", hide_masked(shot.sharp, error.predicted)),
-            ("error", heat(shot.sharp, error.relative, error.predicted, 1.0)),
+        errors = prediction_errors(model, shot.frames, masks.sample(0), kind)
+        rows = [(shot.name, shot.sharp), ("shown", hide_masked(shot.sharp, errors[0].predicted))]
+        names = ["error"] if len(errors) == 1 else [f"block {n + 1}" for n in encoder.levels]
+        rows += [
+            (name, heat(shot.sharp, error.relative, error.predicted, 1.0))
+            for name, error in zip(names, errors, strict=True)
         ]
-        found.append((rows, error.mean))
+        found.append((rows, sum(error.mean for error in errors) / len(errors)))
     return found
 
 
@@ -200,11 +213,12 @@ def _features_caption(what: str, encoder: EncoderConfig) -> str:
 
 
 def _prediction_caption(mean: float, encoder: EncoderConfig) -> str:
+    levels = " A row for each block that is predicted, counted from 1." if encoder.levels else ""
     return (
         "The clip; what the model saw; the error of its prediction over what was hidden, from "
         "blue-green (0: right) to red (1 or more: no better than guessing the clip's mean feature),"
         f" the same in every picture. Mean {mean:.2f}. A square is one token: "
-        f"{_one_token(encoder)}."
+        f"{_one_token(encoder)}.{levels}"
     )
 
 
@@ -276,14 +290,18 @@ def show_features(
     out: Path,
     num_heads: int | None = None,
     moving: Moving = "webp",
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
 ) -> Path:
     """Draw the principal directions of a model's features over videos, still and moving.
 
     Returned is the file of the moving picture, which stands beside `out`. `model` is anything that
-    :func:`vjepa.load_encoder` reads; an image model sees frame after frame. Clips are taken as in
-    its run; with the paper's stride where the file does not tell.
+    :func:`vjepa.load_encoder` reads, which explains the last two arguments; an image model sees
+    frame after frame. Clips are taken as in its run; with the paper's stride where the file does
+    not tell.
     """
-    encoder = load_encoder(model, which, num_heads)
+    encoder = load_encoder(model, which, num_heads, image_size=image_size, num_frames=num_frames)
     run, config = run_of(model), encoder.config
     clip = run.data.clip if run else preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
@@ -303,19 +321,18 @@ def show_predictions(
     ordinal: int = 0,
     num_heads: int | None = None,
     moving: Moving = "webp",
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
 ) -> list[str]:
     """Draw where the predictor errs, still and moving, for each mask kind of its training.
 
-    With several mask kinds the number of the kind is put before the suffix of `out`. Returned is
-    one line for each: files and mean relative error.
+    The last two arguments are for :func:`vjepa.checkpoint.read_model`. With several mask kinds the
+    number of the kind is put before the suffix of `out`. Returned is one line for each: files and
+    mean relative error.
     """
-    loaded = load_model(model, num_heads)
+    loaded = load_model(model, num_heads, image_size=image_size, num_frames=num_frames)
     run, encoder = run_of(model), loaded.config.encoder
-    if loaded.config.predictor.levels > 1:
-        raise UserError(
-            f"{model}: its predictor takes several levels side by side (V-JEPA 2.1), of which no "
-            "picture is made; show features draws its encoder"
-        )
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     shot = read_shot(video, clip, encoder.image_size)

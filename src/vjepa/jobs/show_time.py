@@ -35,7 +35,7 @@ from vjepa.reporting.pictures import (
     write_png,
 )
 from vjepa.runtime.progress import Progress
-from vjepa.tasks.decoding import predicted_features
+from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
 
 _WORST_SHARE = 0.25
@@ -65,16 +65,20 @@ def show_similarity(
     frame: int = 0,
     which: Which = "target",
     num_heads: int | None = None,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
 ) -> None:
     """Draw where in a clip the features are like those at one place.
 
     `at` is across and down, each as a share of the picture that the model sees; `frame` counts the
-    frames of the clip. `model` is anything that :func:`vjepa.load_encoder` reads.
+    frames of the clip. `model` is anything that :func:`vjepa.load_encoder` reads, which explains
+    the last three arguments.
 
     Raises:
         UserError: A place outside of the picture or of the clip; bad files.
     """
-    encoder = load_encoder(model, which, num_heads)
+    encoder = load_encoder(model, which, num_heads, image_size=image_size, num_frames=num_frames)
     size = encoder.config
     clip_config = preprocess_of(model, size).clip
     if not (0 <= at[0] < 1 and 0 <= at[1] < 1):
@@ -156,12 +160,7 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
     steps, rows, columns = size.grid
     seen, places = steps // 2, rows * columns
     levels = size.levels if model.predictor.config.levels > 1 else None
-    told, own = model.predictor.predictor_proj.out_features, size.width * len(levels or (0,))
-    if told != own:
-        raise UserError(
-            f"this model predicts {told} numbers a token, and its encoder gives {own}: it was "
-            "trained towards another encoder, so there is nothing to compare with"
-        )
+    require_own_targets(model)
     if seen < 1:
         raise UserError("a clip of this model is one time step long: there is nothing to predict")
     fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
@@ -221,7 +220,14 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
 
 
 def show_surprise(
-    video: Path, model: Path, out: Path, num_heads: int | None = None, peaks: int = _PEAKS
+    video: Path,
+    model: Path,
+    out: Path,
+    num_heads: int | None = None,
+    peaks: int = _PEAKS,
+    *,
+    image_size: int | None = None,
+    num_frames: int | None = None,
 ) -> list[str]:
     """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
 
@@ -230,7 +236,8 @@ def show_surprise(
     Raises:
         UserError: The video or the model cannot be used.
     """
-    opened = open_model(model, num_heads, drawn=False)
+    sizes = {"image_size": image_size, "num_frames": num_frames}
+    opened = open_model(model, num_heads, **sizes, drawn=False)
     clip = preprocess_of(model, opened.config.encoder).clip
     found = surprise_of(opened, video, clip)
     size, values, heights = opened.config.encoder, found.values, found.heights

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.counter_random import derive_seed, uniforms
+from vjepa.errors import UserError
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, Predictor, patchify
 from vjepa.models.decoder import CHANNELS, LEAST_TIME_LEFT, Decoder
@@ -164,6 +165,21 @@ def predicted_features(
     offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
     token = predictor.config.mask_token(kind)
     return predictor(context, mask.context, mask.target, token, **offsets).float()
+
+
+def require_own_targets(model: VJEPA) -> None:
+    """Refuse a model that was trained towards features of another encoder (distilled V-JEPA 2.1).
+
+    Raises:
+        UserError: It is one.
+    """
+    told = model.predictor.predictor_proj.out_features
+    own = model.config.encoder.width * model.config.predictor.levels
+    if told != own:
+        raise UserError(
+            f"this model predicts {told} numbers a token, and its encoder gives {own}: it was "
+            "trained towards another encoder, so there is nothing to compare with"
+        )
 
 
 def token_noise(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.jobs.probe.tiny_probe import evaluate_here, train_probe
 from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.errors import UserError
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
@@ -73,6 +74,28 @@ def test_an_image_model_of_ours_sees_frames_alone(image_model: Path) -> None:
     again = reopen_encoder(frozen.identity)
     assert again.identity == frozen.identity
     assert fit_to_clips(frozen, config, 6, 32) is frozen
+    computed = fit_to_clips(frozen, replace(config, position_code="computed"), 6, 64)
+    clip, whole = torch.randn(1, 3, 6, 64, 64), frozen.encoder.image_encoder
+    assert isinstance(whole, Encoder)
+    made = FrameEncoder(whole.rebuilt_for(image_size=64, num_frames=1), computed.identity.config)
+    assert torch.equal(computed.encoder(clip), made(clip))
+    assert not torch.equal(frozen.encoder(clip), made(clip))
+    assert torch.equal(reopen_encoder(computed.identity).encoder(clip), made(clip))
+
+
+def test_an_image_model_in_python_takes_what_its_preprocess_makes(image_model: Path) -> None:
+    encoder = load_encoder(image_model)
+    frames = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(32, 1).repeat(32, 2)
+    frames = frames.repeat(3, 3)
+    middle = encoder.normalise(torch.full((1, 3, 1, 32, 32), 2, dtype=torch.uint8))
+    assert torch.equal(encoder(encoder.preprocess(frames)), encoder(middle))
+
+
+def test_computed_positions_are_refused_where_the_table_is_stored(golden_dir: Path) -> None:
+    file = golden_dir / "baselines" / "ijepa_tiny.pth.tar"
+    config = EncoderSourceConfig(path=file, num_heads=3, position_code="computed")
+    with pytest.raises(UserError, match=r"encoder\.position_code: computed: .*leave it out"):
+        fit_to_clips(open_encoder(config), config, 4, 80)
 
 
 def test_a_random_encoder_is_asked_for_in_two_ways_and_says_so(video_model: Path) -> None:

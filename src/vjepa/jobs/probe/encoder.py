@@ -136,22 +136,23 @@ def fit_to_clips(
 ) -> FrozenEncoder:
     """The encoder with the position code that is wanted for clips of a size.
 
-    It stays the same where the code is stretched, or the size is its own, or frames are seen alone.
+    It stays the same where the code is stretched, or the size is its own.
     """
     require_fitting(frozen, num_frames, image_size)
-    sizes = frozen.identity.config
-    same = (sizes.num_frames, sizes.image_size) == (num_frames, image_size)
-    if config.position_code != "computed" or same or not isinstance(frozen.encoder, Encoder):
+    if config.position_code != "computed":
         return frozen
-    if sizes.is_given:
+    sizes, encoder = frozen.identity.config, frozen.encoder
+    if isinstance(encoder, FrameEncoder):
+        encoder, num_frames = encoder.image_encoder, 1
+    if not isinstance(encoder, Encoder) or sizes.is_given:
         raise UserError(
             "encoder.position_code: computed: the table of positions comes with the weights of "
             f"{frozen.identity.source}; leave it out"
         )
-    encoder = _rebuilt(frozen.encoder, image_size, num_frames).eval()
-    return replace(
-        frozen, encoder=encoder, identity=replace(frozen.identity, config=encoder.config)
-    )
+    encoder = _rebuilt(encoder, image_size, num_frames).eval()
+    identity = replace(frozen.identity, config=encoder.config)
+    shown = FrameEncoder(encoder, encoder.config) if encoder.config.is_image_model else encoder
+    return replace(frozen, encoder=shown, identity=identity)
 
 
 def require_fitting(frozen: FrozenEncoder, num_frames: int, image_size: int) -> None:

@@ -20,6 +20,7 @@ from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, load_split
 from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
+from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_path
@@ -130,31 +131,46 @@ def load_probe(
     on_bad_video: OnBadVideo = "list",
     reading: ReadingConfig | None = None,
     cache_dir: Path | None = None,
+    released: ReleasedProbeConfig | None = None,
 ) -> Probe:
-    """Load what training a probe wrote, with the encoder that it reads.
+    """Load what training a probe wrote, or a released probe, with the encoder that it reads.
 
     Args:
-        folder: Of the probe.
-        encoder: Where the probe's encoder lies now, if not where it lay then.
+        folder: Of the probe; or a file of V-JEPA's or V-JEPA 2's authors, or a Hugging Face folder
+            with a classifier.
+        encoder: Where the probe's encoder lies now, if not where it lay then. A released file never
+            holds it.
         device: Where to compute.
         num_threads: CPU threads of torch; None: torch's choice.
         on_bad_video: ``error`` stops at a video that cannot be read, ``list`` names it.
         reading: Worker processes; None takes the defaults.
         cache_dir: Feature cache.
+        released: What the file of a released probe does not say; None: the usual.
 
     Raises:
         UserError: The probe or its encoder is missing, or the encoder is another.
     """
     set_num_threads(num_threads)
-    saved = load_saved_probe(Path(folder))
-    frozen = reopen_encoder(saved.encoder, encoder)
-    saved.check_encoder(frozen.encoder, frozen.identity.source)
+    theirs = is_released(Path(folder))
+    if theirs:
+        saved, frozen = open_released(Path(folder), encoder, released or ReleasedProbeConfig())
+    elif released is not None:
+        raise UserError(
+            f"{folder}: says its settings itself; --config and settings are for a "
+            "released probe: leave them out"
+        )
+    else:
+        saved = load_saved_probe(Path(folder))
+        frozen = reopen_encoder(saved.encoder, encoder)
+        saved.check_encoder(frozen.encoder, frozen.identity.source)
     setup = set_up_device(device, saved.settings.features.precision)
     if saved.settings.features.compile:
         compile_encoder(frozen.encoder.to(setup.device))
     reading = reading or ReadingConfig()
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
     record = Path(folder) / SPLIT_FILE
+    if theirs:
+        return Probe(saved, extractor)
     if not record.is_file():
         _LOGGER.warning("%s is missing: training videos are not known again", record)
         return Probe(saved, extractor)

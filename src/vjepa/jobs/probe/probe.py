@@ -41,6 +41,7 @@ from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
 from vjepa.jobs.probe.floors import pixel_floors
 from vjepa.jobs.probe.inputs import ProbeInputs, open_inputs, open_split, rows_of_all_splits
 from vjepa.jobs.probe.predict import Probe, load_probe
+from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
@@ -218,14 +219,20 @@ def evaluate(
     num_threads: int | None = None,
     allow_training_videos: bool = False,
     answers: Path | None = None,
+    released: ReleasedProbeConfig | None = None,
 ) -> Evaluation:
-    """Measure a saved probe; on the test videos of its training this gives the same number again.
+    """Measure a saved or released probe; on the test videos of its training the same number again.
 
     Videos that it was trained or chosen on are refused, or with `allow_training_videos` counted.
     Every video's answer is written to the CSV file `answers`, if it is given.
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
     """
+    if is_released(probe_folder) and (released is None or released.label is None):
+        raise UserError(
+            f"{probe_folder}: a released probe does not say which label of the manifest it names "
+            "(--label NAME)"
+        )
     with open_process_group(set_up_device(device).device.type, TEAM_MINUTES) as group:
         probe = load_probe(
             probe_folder,
@@ -235,6 +242,7 @@ def evaluate(
             on_bad_video=on_bad_video,
             reading=reading,
             cache_dir=cache_dir,
+            released=released,
         )
         return measure(probe, videos, group, allow_training_videos, answers)
 

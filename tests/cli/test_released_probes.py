@@ -1,0 +1,146 @@
+"""Released probes by path: what they read is what the authors' code read, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.evaluation.tiny_videos import make_set
+from tests.golden.golden_files import FEATURES, tensors
+from torch.testing import assert_close
+
+from vjepa.config import from_dict, load_config, recipe_names
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.errors import UserError
+from vjepa.jobs.probe.predict import load_probe
+from vjepa.jobs.probe.released import ReleasedProbeConfig, open_released
+from vjepa.models import VJEPA2_MODELS
+
+SIZES = {"num_heads": 2, "image_size": 64, "num_frames": 8}
+CLIP = {"num_frames": 8, "stride": None, "fps": 4}
+VIEW = {"crop_size": 64}
+
+
+@pytest.fixture(scope="module")
+def folder(golden_dir: Path) -> Path:
+    return golden_dir / "vjepa2"
+
+
+def _config(**more: object) -> ReleasedProbeConfig:
+    values = {"encoder": SIZES, "num_heads": 4, "clip": CLIP, "view": VIEW}
+    return from_dict(ReleasedProbeConfig, values | more, "test")
+
+
+@torch.no_grad()
+def test_it_reads_what_the_authors_probe_read(folder: Path) -> None:
+    """The last block, several blocks together, and tokens of the future."""
+    clip = tensors(folder, "v2_forward")["input/clip"]
+    results, source = tensors(folder, "v2_probe_forward"), folder / "v2_pretrain_tiny.pt"
+    for layers, wanted in ((None, "probe0/logits"), ([0, 1, 2], "levels/logits")):
+        config = _config(layers=layers)
+        saved, frozen = open_released(folder / "v2_probe_tiny.pt", source, config)
+        found = saved.head(frozen.encoder(clip))
+        assert_close(found, results[wanted], atol=2e-5, rtol=0)
+    times = results["anticipation/times"].tolist()
+    for number, seconds in enumerate(times):
+        for question in ("verb", "noun", "action"):
+            config = _config(question=question, seconds_ahead=seconds)
+            path = folder / "v2_anticipation_probe_tiny.pt"
+            saved, frozen = open_released(path, source, config)
+            tokens = frozen.encoder(clip[number : number + 1])
+            assert_close(tokens[0], results["anticipation/tokens"][number], **FEATURES)
+            wanted = results[f"anticipation/logits_{question}"][number]
+            assert_close(saved.head(tokens)[0], wanted, atol=2e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_hugging_face_folder_is_probe_encoder_and_names(folder: Path) -> None:
+    hub, clip = folder / "hf_classification_tiny", tensors(folder, "v2_forward")["input/clip"]
+    probe = load_probe(hub, device="cpu", released=_config())
+    assert probe.saved.classes[:2] == ("class 0", "class 1")
+    found = probe.saved.head(probe.extractor.frozen.encoder(clip))
+    assert_close(found, tensors(folder, "v2_probe_forward")["probe0/logits"], atol=2e-5, rtol=0)
+    theirs = _config(as_transformers=True, num_heads=None)
+    saved, frozen = open_released(hub, None, theirs)
+    wanted = tensors(folder, "hf_forward")["classification/logits"]
+    assert_close(saved.head(frozen.encoder(clip)), wanted, atol=2e-5, rtol=0)
+
+
+def test_from_videos_to_figures(
+    folder: Path,
+    golden_dir: Path,
+    tmp_path: Path,
+    vjepa: Callable,
+) -> None:
+    """`probe eval` and `probe predict`, of V-JEPA 2's and of the first."""
+    manifest = make_set(tmp_path, {"test": 3})
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nblue\n3\n4\n5\n6\n")
+    video = next(tmp_path.glob("test_*.mp4"))
+    encoder = ("--encoder", folder / "v2_pretrain_tiny.pt")
+    sizes = [f"--encoder.{name}={value}" for name, value in SIZES.items()]
+    seen = ["--num_heads=4", *sizes, "--view.crop_size=64", "--view.num_segments=2"]
+    evaluate = ("probe", "eval", folder / "v2_probe_tiny.pt", manifest, *encoder, *seen)
+    measured = vjepa(*evaluate, "--label", "colour", "--classes", names, "--device", "cpu")
+    assert measured.code == 0, measured.err
+    assert "v2_pretrain_tiny.pt" in measured.out
+    assert "assumed the encoder's usual clip" in measured.out
+    assert "3 videos" in measured.out
+    assert "--label NAME" in vjepa(*evaluate).error
+    first = golden_dir / "attentive_probe_tiny.pth.tar"
+    guess = ("probe", "predict", first, video, "--encoder", golden_dir / "pretrain_tiny.pth.tar")
+    heads = ("--encoder.num_heads", 3, "--num_heads", 3, "--top", 1, "--device", "cpu")
+    guessed = vjepa(*guess, *heads)
+    assert guessed.code == 0, guessed.err
+    assert guessed.out.count("%") == 1
+
+
+@pytest.mark.parametrize(
+    ("probe", "encoder", "config", "message"),
+    [
+        ("v2_probe_tiny.pt", None, {}, "say which"),
+        ("v2_probe_tiny.pt", "v2_1_distilled_tiny.pt", {}, "an encoder of width 44"),
+        ("v2_probe_tiny.pt", "v2_pretrain_tiny.pt", {"layers": [3]}, "has the blocks 0 to 2"),
+        ("v2_probe_tiny.pt", "v2_pretrain_tiny.pt", {"question": "verb"}, "leave question out"),
+        ("v2_anticipation_probe_tiny.pt", "v2_pretrain_tiny.pt", {}, "--question"),
+        ("v2_probe_tiny.pt", "v2_pretrain_tiny.pt", {"index": 2}, "there is no number 2"),
+        ("v2_probe_tiny.pt", "v2_pretrain_tiny.pt", {"as_transformers": True}, "leave it out"),
+        ("v2_probe_tiny.pt", "v2_pretrain_tiny.pt", {"classes": __file__}, "of 7 classes"),
+        (
+            "v2_anticipation_probe_tiny.pt",
+            "v2_pretrain_tiny.pt",
+            {"question": "verb", "clip": {"num_frames": 8, "stride": 4}},
+            "clip.fps",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    probe: str, encoder: str | None, config: dict, message: str, folder: Path
+) -> None:
+    path = None if encoder is None else folder / encoder
+    with pytest.raises(UserError, match=message) as caught:
+        open_released(folder / probe, path, _config(**config))
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_are_for_released_probes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave them out"):
+        load_probe(tmp_path, released=ReleasedProbeConfig())
+
+
+@pytest.mark.parametrize("name", recipe_names("released"))
+def test_recipes(name: str) -> None:
+    """Clips go to the encoder's sizes, and blocks that are read are there."""
+    config = load_config(ReleasedProbeConfig, [name], recipes="released")
+    assert config.clip is not None
+    assert config.view is not None
+    assert isinstance(config.clip, ClipConfig)
+    parts = name.split("_")
+    if parts[1] == "vjepa2":
+        preset = VJEPA2_MODELS["_".join(["vjepa2", parts[2] + "16", *parts[3:]])].encoder
+        sizes = (config.clip.num_frames, config.view.crop_size)
+        assert sizes == (config.encoder.num_frames, config.encoder.image_size)
+        assert config.view.crop_size % preset.patch_size == 0
+        assert max(config.layers or (0,)) < preset.depth
