@@ -220,7 +220,7 @@ def _traced(
     any_number = torch.export.Dim("batch", min=1, max=_MOST_CLIPS)
     sizes = None if batch else {"pixels": {0: any_number}}
     # timm's Hiera attends in five dimensions, for which ONNX has no fused operator.
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    fused: list[Any] = [part for part in module.modules() if getattr(part, "fused_attn", False)]
     for part in fused:
         part.fused_attn = kind != "onnx"
     try:
