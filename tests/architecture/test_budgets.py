@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 42_100
-MOST_FILES = 200
-MOST_CLASSES = 362
+MOST_LINES = 43_400
+MOST_FILES = 204
+MOST_CLASSES = 378
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 97),
-    "cli": (2120, 26),
+    "cli": (2290, 27),
     "data": (950, 13),
     "data/clips": (1970, 60),
     "data/loader": (1250, 18),
@@ -30,14 +30,14 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2280, 52),
     "demo": (1750, 40),
     "evaluation": (4230, 102),
-    "jobs": (5700, 124),
+    "jobs": (6810, 150),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
     "models": (2570, 62),
     "reporting": (930, 38),
-    "runtime": (2350, 54),
+    "runtime": (2370, 55),
     "tasks": (1460, 35),
     "top level": (920, 26),
     "training": (1580, 35),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show
+from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show, studies
 from vjepa.cli.main import COMMANDS, build_parser
 from vjepa.config import load_config, recipe_names
 
@@ -26,7 +26,18 @@ def _commands() -> list[str]:
     texts.append(parser.description or "")
     texts += [
         value
-        for module in (commands, data, decode, detect, finetune, models, probe, search, show)
+        for module in (
+            commands,
+            data,
+            decode,
+            detect,
+            finetune,
+            models,
+            probe,
+            search,
+            show,
+            studies,
+        )
         for key, value in vars(module).items()
         if key.endswith("HELP")
     ]

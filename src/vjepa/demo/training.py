@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.files import atomic_write
-from vjepa.runtime.process import stop_with_parent
+from vjepa.runtime.process import start_command
 from vjepa.runtime.progress import Progress
 
 OBJECTIVES = ("vjepa", "pixel")
@@ -121,26 +119,12 @@ def train_side_by_side(
 
 
 def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "vjepa", "pretrain", "--config", recipe]
+    command = ["pretrain", "--config", recipe]
     command += [f"--{name}={value}" for name, value in settings.items()]
     command += [f"--seed={task.seed}", f"--objective.name={task.objective}"]
     command += ["--out", str(task.folder)]
-    task.folder.parent.mkdir(parents=True, exist_ok=True)
     # One thread each: two runs with two threads each on two cores would only wait for one another.
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with task.log.open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            # A Ctrl-C at the terminal must reach them once, through us: a second signal would make
-            # them stop without a checkpoint.
-            start_new_session=True,
-            # Where we are killed, nobody else would stop them.
-            preexec_fn=stop_with_parent,
-        )
+    return start_command(command, task.log, {"OMP_NUM_THREADS": "1"})
 
 
 def _newest(task: TrainingTask, names: Sequence[str]) -> list[float]:

@@ -218,6 +218,7 @@ _OTHER_MARKS: Mapping[str, str] = {
     "probe.json": "probe train",
     "split.json": "probe train",
     "splits.json": "probe train",
+    "studies.json": "studies",
 }
 """What tells a job's folder where no first line does: the files that it writes first."""
 

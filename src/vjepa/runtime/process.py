@@ -9,8 +9,9 @@ import ctypes
 import logging
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 _LOGGER = logging.getLogger(__name__)
@@ -96,6 +97,28 @@ def stop_with_parent() -> None:
     """
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def start_command(
+    words: Sequence[str], log: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start ``vjepa WORDS`` as a process whose output is added to `log`.
+
+    `environment` is laid over this process's own. A Ctrl-C at the terminal does not reach it but
+    through us: a second signal would make it stop without a checkpoint. Where we are killed, it is
+    asked to stop (Linux).
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vjepa", *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | environment,
+            start_new_session=True,
+            preexec_fn=stop_with_parent,
+        )
 
 
 def resident_bytes(pid: int | None = None) -> int:

@@ -1,0 +1,284 @@
+"""Studies: declarations that expand and build, a runner that resumes, verdicts in plain words."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.jobs.tiny_run import RECIPE
+
+from vjepa.cli.main import main
+from vjepa.errors import UserError
+from vjepa.evaluation.results import over_seeds
+from vjepa.jobs import studies_run
+from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.studies import SCALES, Grid, load_study, study_names
+from vjepa.jobs.studies_report import Comparison
+from vjepa.masking import MaskSampler
+
+
+class _AllFiles(dict[str, str]):
+    """Every file that a study may ask for, given."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> str:
+        return f"/{name}.parquet"
+
+
+def _sizes(config: PretrainConfig) -> str:
+    return repr((config.model, config.objective))
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_expands_and_its_tasks_are_built_at_every_scale(name: str) -> None:
+    """On the meta device: a recipe that could not run is found without a GPU or a video."""
+    study, built = load_study(name), set[str]()
+    assert "paper" in study.scales or not study.shows
+    for scale, plan in study.scales.items():
+        one_seed = replace(study.scales[scale], seeds=plan.seeds[:1])
+        grid = Grid(replace(study, scales={scale: one_seed}), scale, _AllFiles(), ())
+        assert grid.cells
+        assert not grid.missing
+        hours = sum(job.minutes for job in grid.jobs.values()) * len(plan.seeds) / 60
+        assert scale == "paper" or hours <= {"cpu": 4.6, "gpu": 12.0}[scale], (scale, hours)
+        for job in grid.jobs.values():
+            assert set(job.needs) <= grid.jobs.keys()
+            if job.command == "pretrain":
+                encoder, masking = job.config.model.encoder, job.config.masking
+                MaskSampler(masking, encoder.grid, encoder.tubelet_size, 0)
+            if job.command == "pretrain" and _sizes(job.config) not in built:
+                built.add(_sizes(job.config))
+                with torch.device("meta"):
+                    assert build_task(job.config).encoder_for_evaluation is not None
+
+
+def test_the_paper_is_covered() -> None:
+    shown = {item for name in study_names() for item in load_study(name).shows}
+    wanted = {f"Table {number}" for number in range(1, 17)}
+    wanted |= {f"Figure {number}" for number in (1, 4, 5, 6, 7, 8, 9)}
+    assert wanted == shown
+
+
+def test_the_order_names_rows_or_variants() -> None:
+    for name in study_names():
+        study = load_study(name)
+        variants = {variant for plan in study.scales.values() for variant in plan.variants or ()}
+        known = variants | study.variants.keys() | study.rows.keys()
+        named = {variant for chain in study.order for variant in chain}
+        named |= {one for sweep in study.sweeps for line in sweep.lines.values() for one in line}
+        assert named <= known, (name, named - known)
+        assert all(len(row) == len(study.columns) for row in study.rows.values()), name
+
+
+def _tiny(folder: Path, manifest: Path) -> Path:
+    """A study of a pretraining, random weights, and rows whose encoders are not there."""
+    settings = yaml.safe_load(RECIPE) | {"online_probe": None}
+    settings["data"]["sources"] = [{"manifest": str(manifest), "split": "train"}]
+    settings["data"]["loader"] = {"num_workers": 0}
+    settings["optim"]["steps"] = 2
+    settings["training"]["health_every_steps"] = None
+    probe = {
+        "encoder.path": "{pretrain}",
+        "data.label": "{label}",
+        "data.train": {"manifest": str(manifest), "split": "train"},
+        "data.test": {"manifest": str(manifest), "split": "test"},
+        "data.reading.num_workers": 0,
+        "probe.kind": "nearest_mean",
+        "device": "cpu",
+        "num_threads": 1,
+    }
+    study = {
+        "title": "tiny",
+        "question": "Which?",
+        "columns": ["K400"],
+        "rows": {"one": [3.0], "other": [1.0], "third": [0.5]},
+        "order": [["one", "other"]],
+        "variants": {
+            "one": {},
+            "other": {
+                "pretrain": None,
+                "probe": {"encoder.path": "{one/pretrain}", "encoder.random": True},
+            },
+            "lost": {"pretrain": None, "probe": {"encoder.path": "/nowhere"}},
+            "not given": {"pretrain": None, "probe": {"encoder.path": "{files.weights}"}},
+        },
+        "scales": {
+            "cpu": {
+                "about": "two updates",
+                "sets": {"videos": ["colour"]},
+                "seeds": [0],
+                "steps": {
+                    "pretrain": {"job": "pretrain", "settings": settings},
+                    "probe": {"job": "probe train", "settings": probe, "minutes": 0.1},
+                },
+            }
+        },
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def test_a_study_from_declaration_to_report(
+    tmp_path: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real jobs: one fails and is named, the others are run, and nothing is run twice."""
+    words = [str(_tiny(tmp_path, videos)), "--out", str(tmp_path / "out")]
+    assert main(["studies", "run", *words, "--files", f"videos={videos}", "--workers", "2"]) == 1
+    said = capsys.readouterr().out
+    assert "4 jobs, 0 done" in said
+    assert "row not given, probe: give --files weights=PATH" in said
+    assert "failed: lost, probe, videos colour, seed 0: ended with code 2" in said
+    assert "3 of 4 jobs done" in said
+    records = sorted((tmp_path / "out/jobs").glob("*.json"))
+    assert len(records) == 3
+    assert all(json.loads(record.read_text())["cpu_seconds"] > 0 for record in records)
+    before = [record.stat().st_mtime_ns for record in records]
+    assert main(["studies", "report", *words]) == 0  # remembers the files
+    assert [record.stat().st_mtime_ns for record in records] == before
+    text = (tmp_path / "out/tiny-cpu.md").read_text()
+    assert "| one above other | videos, colour, probe |" in text
+    assert "cannot be told (one seed)" in text
+    assert "| third | 0.5 | not measured here |" in text
+    assert (
+        "| lost, probe, videos colour, seed 0 | begun; its log ends with: error: /nowhere" in text
+    )
+    page = (tmp_path / "out/tiny-cpu.html").read_text()
+    assert page.count("<svg") >= 1
+    # A job that was run with another config is not counted as this one's.
+    found = json.loads(records[0].read_text())
+    found["config"]["seed"] = 77
+    records[0].write_text(json.dumps(found))
+    assert main(["studies", "report", *words]) == 2
+    assert "was run with another config (seed: 77 -> 0)" in capsys.readouterr().err
+
+
+class _Fake:
+    """Processes of the shell in place of ``vjepa``, which note what was asked for."""
+
+    def __init__(self, script: str = "mkdir -p $OUT") -> None:
+        self.script, self.started = script, list[tuple[str, Mapping[str, str]]]()
+
+    def __call__(
+        self, words: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        self.started.append((words[-1], environment))
+        variables = os.environ | environment | {"OUT": words[-1]}
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                ["sh", "-c", self.script], env=variables, stdout=output, start_new_session=True
+            )
+
+
+def _grid(tmp_path: Path, *changes: str) -> Grid:
+    manifest = tmp_path / "videos.parquet"
+    manifest.touch()
+    path, out = _tiny(tmp_path, manifest), tmp_path / "out"
+    files = {"videos": manifest, "weights": manifest}
+    grid = studies_run.open_grid(str(path), "cpu", out, files, changes)
+    (out / "jobs").mkdir(parents=True, exist_ok=True)
+    return grid
+
+
+def test_a_failed_job_takes_those_that_need_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = _Fake("case $OUT in *pretrain*) echo no room; exit 3;; *) mkdir -p $OUT;; esac")
+    monkeypatch.setattr(studies_run, "start_command", fake)
+    grid = _grid(tmp_path)
+    slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    outcome = studies_run.run(grid, tmp_path / "out", slots)
+    assert len(outcome.failed) == 1
+    assert all("ended with code 3: no room" in why for why in outcome.failed.values())
+    assert [grid.jobs[name].what.partition(",")[0] for name in outcome.waiting] == ["one", "other"]
+    assert len(outcome.done) == 2
+    assert {environment["CUDA_VISIBLE_DEVICES"] for _, environment in fake.started} == {"0", "1"}
+    fake.script, fake.started = "mkdir -p $OUT", []
+    again = studies_run.run(grid, tmp_path / "out", [{}])
+    assert not again.failed
+    assert len(again.done) == len(grid.jobs)
+    assert len(fake.started) == 3  # the two that were done are kept
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_study_stops_its_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    monkeypatch.setattr(studies_run, "start_command", _Fake("exec sleep 600"))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), how))
+    timer.start()
+    grid = _grid(tmp_path)
+    outcome = studies_run.run(grid, tmp_path / "out", [{}, {}])
+    assert outcome.stopped == how
+    assert not outcome.failed
+    assert not outcome.done
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_another_setting_is_another_job(tmp_path: Path) -> None:
+    usual, changed = _grid(tmp_path), _grid(tmp_path, "pretrain.optim.steps=4")
+    kept = usual.jobs.keys() & changed.jobs.keys()
+    assert {usual.jobs[name].what.partition(",")[0] for name in kept} == {"lost", "not given"}
+    assert changed.jobs[changed.cells[0].job].config.optim.steps == 4
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([3.0, 3.5, 2.5], "reproduced"),
+        ([-3.0, -3.5, -2.5], "not reproduced: the other way round"),
+        ([3.0, -3.0, 1.0], "cannot be told (the interval holds 0)"),
+        ([3.0], "cannot be told (one seed)"),
+    ],
+)
+def test_verdicts(differences: list[float], verdict: str) -> None:
+    assert Comparison("here", "a", "b", over_seeds(differences)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["maks"], "maks: no such study; did you mean masks?"),
+        (["demo", "--scale", "gpu"], "--scale gpu: demo is declared for cpu only"),
+        (["masks", "--files", "vizdoom"], "--files vizdoom: give NAME=PATH"),
+        (["masks", "--files", "vizdoom=/nowhere"], "no such file"),
+        (
+            ["masks", "--set", "prtrain.seed=1"],
+            "give STEP.SETTING=VALUE; steps are pretrain, ridge",
+        ),
+        (["masks", "--scale", "paper"], "--scale paper: needs --devices, or --dry-run"),
+        (["masks", "--devices", "cuda:0,cuda:0"], "none twice"),
+        (["masks", "--workers", "0"], "--workers 0: must be at least 1"),
+    ],
+)
+def test_mistakes(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["studies", "run", *words, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_declaration_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: x\nquestion: y\nscale: {}\nscales: {}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: scale: "):
+        load_study(str(path))
+
+
+def test_all_scales_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["studies", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in study_names())
+    assert f"[{', '.join(SCALES)}]" in said
