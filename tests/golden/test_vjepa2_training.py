@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,15 @@ from torch.testing import assert_close
 
 from vjepa.checkpoint import load_model, start_training
 from vjepa.cli.main import main
+from vjepa.config import load_config, to_dict
+from vjepa.data.loader.loader import ClipBatch, beside
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
+from vjepa.errors import UserError
+from vjepa.jobs.pretrain import PretrainConfig, build_loader, build_task
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA
-from vjepa.runtime.distributed import open_process_group
+from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.tasks import BatchSize, DensePrediction, FeaturePrediction, Output
 from vjepa.tasks.masked_prediction import normalise_features
 from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
@@ -129,6 +136,34 @@ def test_dense_loss(golden_dir: Path) -> None:
     assert [weighted.weight_at(k) for k in (15_000, 22_500, 40_000)] == [0.0, 0.25, 0.5]
 
 
+@torch.no_grad()
+def test_dense_loss_of_images_beside_clips(golden_dir: Path) -> None:
+    """Images take the path of images, encoder and predictor both, and their share of the loss."""
+    later = tensors(golden_dir / "vjepa2", "v2_1_forward")
+    clip = tensors(golden_dir / "vjepa2", "v2_forward")["input/clip"]
+    content, model = read(golden_dir, "v2_1_pretrain_tiny.pt"), VJEPA(TWO_ONE)
+    model.encoder = encoder_of_two_one(content["encoder"], TWO_ONE.encoder)
+    model.target_encoder = encoder_of_two_one(content["target_encoder"], TWO_ONE.encoder)
+    model.predictor = predictor_of_two_one(content["predictor"], TWO_ONE)
+    task = DensePrediction(model, image_share=0.25)
+    still, mask = clip[:, :, :1], TokenMasks(later["image/context"], later["image/target_ids"])
+    clips = TokenMasks(*(later[f"masks/short/{of}"] for of in ("context", "target")))
+    alone, both = task(clip, [clips]), task(clip, [clips], None, still, [mask])
+    levels = later["image/t1_levels"].unflatten(-1, (4, -1))
+    target = torch.nn.functional.layer_norm(levels, (32,), eps=1e-5).flatten(2)
+    predicted = {of: later[f"image/predictor/training/{of}"] for of in ("targets", "context")}
+    wanted = {}
+    for of, places in (("targets", mask.target), ("context", mask.context)):
+        gathered = target.gather(1, places[..., None].expand(-1, -1, target.shape[-1]))
+        wanted[of] = (predicted[of] - gathered).abs()
+    hidden = wanted["targets"].mean()
+    context = (wanted["context"] / task.distance(mask)[..., None]).mean()
+    assert_close(both.terms["images/loss/mask_0"], hidden, atol=5e-6, rtol=0)
+    assert_close(both.terms["images/loss/context"], context, atol=5e-6, rtol=0)
+    whole = 0.75 * alone.loss + 0.25 * (hidden + 0.5 * context)
+    assert_close(both.loss, whole, atol=5e-6, rtol=0)
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = SyntheticConfig(
@@ -137,9 +172,17 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthesise(config, tmp_path_factory.mktemp("videos") / "set", workers=1)[0]
 
 
-@pytest.mark.parametrize("name", ["v2_pretrain_tiny.pt", "v2_1_pretrain_tiny.pt", "hf_base_tiny"])
+@pytest.mark.parametrize(
+    ("name", "with_images"),
+    [
+        ("v2_pretrain_tiny.pt", False),
+        ("v2_1_pretrain_tiny.pt", False),
+        ("v2_1_pretrain_tiny.pt", True),
+        ("hf_base_tiny", False),
+    ],
+)
 def test_training_continues_from_files_of_others(
-    name: str, golden_dir: Path, manifest: Path, tmp_path: Path
+    name: str, with_images: bool, golden_dir: Path, manifest: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     settings = {
@@ -166,8 +209,49 @@ def test_training_continues_from_files_of_others(
     }
     if not name.startswith("hf"):
         settings["continue_from.num_heads"] = "2"
+    if with_images:  # one frame of each video
+        settings |= {"data.images.sources.0.manifest": manifest, "data.images.batch_size": "6"}
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     assert main(["pretrain", "--out", str(out), *options]) == 0
+    if with_images:
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert any("images/loss/mask_0" in line for line in lines)
     model = load_model(out)
     assert model.config.encoder.is_rotary
     assert (model.config.encoder.image_size, model.config.encoder.num_frames) == (32, 4)
+
+
+def test_images_beside_clips_are_the_same_after_a_resume(manifest: Path) -> None:
+    """Every part of a batch is a function of the step; a model without image patches refuses."""
+    values = {
+        "data.sources": [{"manifest": manifest}],
+        "data.images": {"sources": [{"manifest": manifest}], "batch_size": 6},
+        "data.batch_size": 4,
+        "data.clip.num_frames": 4,
+        "data.transform.crop_size": 32,
+        "data.loader.num_workers": 0,
+        "model.encoder.num_frames": 4,
+        "model.encoder.image_size": 32,
+    }
+    config = load_config(PretrainConfig, [], values)
+
+    def read(start: int) -> list[ClipBatch]:
+        loaders = (build_loader(config, None, ProcessGroup(), of_images=o) for o in (False, True))
+        with ExitStack() as stack:
+            both = [stack.enter_context(closing(loader)) for loader in loaders]
+            return list(beside(*both)(start, 2))
+
+    whole, later = read(0), read(1)
+    assert [batch.images.clips.shape for batch in whole] == [(6, 3, 1, 32, 32)] * 2
+    assert torch.equal(whole[1].images.clips, later[0].images.clips)
+    assert torch.equal(whole[1].clips, later[0].clips)
+    with pytest.raises(UserError, match=r"data\.images: is for V-JEPA 2\.1"):
+        build_task(config)
+
+
+def test_a_distilled_model_cannot_go_on() -> None:
+    """Its predictions are of another encoder's features."""
+    model = replace(TWO_ONE, predictor=replace(TWO_ONE.predictor, levels=1, out_width=48))
+    values = {"data.clip.num_frames": 8, "data.transform.crop_size": 64, "model": to_dict(model)}
+    with pytest.raises(UserError, match=r"towards features of another encoder .* continue from"):
+        build_task(load_config(PretrainConfig, [], values))

@@ -39,9 +39,9 @@ from vjepa.jobs.pretrain import (
     PretrainConfig,
     SourceConfig,
     build_loader,
-    check_same_run,
     run_of,
 )
+from vjepa.jobs.pretrain_room import check_same_run
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import (
     VJEPA,

@@ -9,15 +9,12 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
 from vjepa.config import (
     RESOLVED_CONFIG_FILE,
-    Config,
     config_dataclass,
     diff,
     from_dict,
@@ -27,26 +24,25 @@ from vjepa.config import (
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.loader.loader import ClipLoader, LoaderConfig
+from vjepa.data.loader.loader import ClipLoader, LoaderConfig, beside
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
-from vjepa.jobs.pretrain_room import check_room
-from vjepa.masking import MaskingConfig, MaskSampler
+from vjepa.jobs.pretrain_room import check_room, check_same_run, measured, say_new_schedules
+from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import (
     VJEPA,
     Encoder,
     EncoderConfig,
-    InputConfig,
     ModelConfig,
     PredictorConfig,
-    input_content,
 )
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import DensePrediction, FeaturePrediction, MaskedPrediction, PixelPrediction, Task
+from vjepa.tasks.masked_prediction import BatchMasks
 from vjepa.training import (
     DistributedConfig,
     EmaConfig,
@@ -59,9 +55,6 @@ from vjepa.training.schedules import (
     Count,
     NotNegative,
     Positive,
-    ema_momentum,
-    learning_rate,
-    weight_decay,
 )
 
 
@@ -117,6 +110,23 @@ class SourceConfig:
 
 
 @config_dataclass
+class ImagesConfig:
+    """Images beside the clips, each one frame: for models with patches for images (V-JEPA 2.1).
+
+    Crop and loader are those of the clips. Of a video in these sources one frame is taken.
+    """
+
+    sources: tuple[SourceConfig, ...] = ()
+    """The data sets; none: no images."""
+    batch_size: Count = 64
+    """Images per optimiser step, likewise."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of the loss; the rest is the clips'."""
+    masks: tuple[MaskConfig, ...] = (MaskConfig(num_blocks=10),)
+    """Mask kinds of images; how tokens are counted says `masking.count`."""
+
+
+@config_dataclass
 class DataConfig:
     """Where clips come from and how they are cut."""
 
@@ -128,6 +138,8 @@ class DataConfig:
     """Which frames a clip takes."""
     transform: TransformConfig = field(default_factory=TransformConfig)
     """Crop, resize and flip."""
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    """Images that are trained on beside the clips (V-JEPA 2.1)."""
     normalisation: Literal["measured", "model"] = "measured"
     """Mean and deviation of the model's input. `measured`: those of the first 128 clips, taken
     once, before the first update; `model`: as `model.encoder.input` says (unless given, the
@@ -220,29 +232,7 @@ _LOGGER = logging.getLogger(__name__)
 
 JOB = "pretrain"
 _MEASURED_CLIPS = 128
-_LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 LOG_FOLDER = "logs"
-MAY_CHANGE = (
-    "distributed.",
-    "optim.accumulation_steps",
-    "data.normalisation",  # the checkpoint has the numbers
-    "data.loader.num_workers",
-    "data.loader.prefetch_batches",
-    "data.loader.max_queue_gigabytes",
-    "data.loader.frame_cache_gigabytes",
-    "data.loader.frame_cache_folder",
-    "training.device",
-    "training.num_threads",
-    "training.max_minutes",
-    "training.max_cpu_minutes",
-    "training.log_every_steps",
-    "training.checkpoint_every_steps",
-    "training.async_checkpoint",
-    "training.keep_",
-)
-"""Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
-_MAY_GROW = ("optim.steps", "training.max_minutes", "training.max_cpu_minutes")
-"""Fields that make a run longer."""
 
 
 def build_task(config: PretrainConfig) -> Task:
@@ -250,6 +240,13 @@ def build_task(config: PretrainConfig) -> Task:
     encoder, predictor, size = config.model.encoder, config.model.predictor, config.data.batch_size
     sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
     task: MaskedPrediction
+    is_dense = predictor.predicts_context and config.objective.name == "vjepa"
+    if config.data.images.sources and not (encoder.modalities and is_dense):
+        raise UserError(
+            "data.images: is for V-JEPA 2.1 (model.encoder.modalities and "
+            "model.predictor.predicts_context); other models see a still among the videos as a "
+            "clip: name its manifest in data.sources"
+        )
     if config.objective.name == "pixel":
         task = PixelPrediction(config.model, sampler, size)
     else:
@@ -272,7 +269,9 @@ def build_task(config: PretrainConfig) -> Task:
             raise UserError(f"objective.target_from: {source}: {error}") from error
     # A mask token that no mask kind uses.
     used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
-    task.has_unused = predictor.num_mask_tokens > used
+    task.has_unused = predictor.num_mask_tokens > used or (
+        encoder.modalities and not config.data.images.sources
+    )
     return task
 
 
@@ -280,9 +279,10 @@ def _dense_task(
     config: PretrainConfig, sampler: MaskSampler, teacher: Encoder | None
 ) -> DensePrediction | None:
     """The task of V-JEPA 2.1, if the model's predictor is of that kind."""
-    objective = config.objective
-    if not config.model.predictor.predicts_context:
-        if config.model.predictor.levels > 1:
+    objective, images = config.objective, config.data.images
+    encoder, predictor, own = config.model.encoder, config.model.predictor, None
+    if not predictor.predicts_context:
+        if predictor.levels > 1:
             raise UserError("model.predictor.predicts_context: must be true with several levels")
         return None
     unlike = {
@@ -297,6 +297,16 @@ def _dense_task(
                 f"{name}: not together with model.predictor.predicts_context, the loss of V-JEPA "
                 "2.1; leave it out"
             )
+    if predictor.out_width not in (None, encoder.width * predictor.levels):
+        raise UserError(
+            f"model.predictor.out_width: {predictor.out_width}: this model was trained towards "
+            "features of another encoder (V-JEPA 2.1 B and L: of G), which its file lacks, so it "
+            "cannot go on; continue from V-JEPA 2.1 g or G, or from V-JEPA 2"
+        )
+    if images.sources:
+        masking = replace(config.masking, masks=images.masks)
+        drawn = MaskSampler(masking, (1, *encoder.grid[1:]), 1, config.seed)
+        own = BatchMasks(drawn, images.batch_size)
     return DensePrediction(
         VJEPA(config.model),
         sampler,
@@ -305,28 +315,36 @@ def _dense_task(
         context_from_step=objective.context_from_step,
         context_full_step=objective.context_full_step,
         by_distance=objective.context_by_distance,
+        images=own,
+        image_share=images.share,
     )
 
 
 def build_loader(
-    config: PretrainConfig, bad_videos_log: Path | None, group: ProcessGroup
+    config: PretrainConfig,
+    bad_videos_log: Path | None,
+    group: ProcessGroup,
+    *,
+    of_images: bool = False,
 ) -> ClipLoader:
-    """The run's batches of clips, of which each process gets its part."""
+    """The run's batches of clips, of which each process gets its part; or those of images."""
     data, parts = config.data, group.size * config.optim.accumulation_steps
-    if data.batch_size % parts:
-        near = max(1, round(data.batch_size / parts)) * parts
+    what, name = (data.images, "data.images") if of_images else (data, "data")
+    clip = ClipConfig(num_frames=1, stride=1) if of_images else data.clip
+    if what.batch_size % parts:
+        near = max(1, round(what.batch_size / parts)) * parts
         raise UserError(
-            f"data.batch_size: {data.batch_size} clips cannot be divided over {group.size} "
+            f"{name}.batch_size: {what.batch_size} clips cannot be divided over {group.size} "
             f"processes with optim.accumulation_steps {config.optim.accumulation_steps}: use a "
             f"multiple of {parts}, for example {near}, or another number of processes"
         )
     return ClipLoader(
-        [Manifest.open(source.manifest).select(split=source.split) for source in data.sources],
-        [source.weight for source in data.sources],
-        data.clip,
+        [Manifest.open(source.manifest).select(split=source.split) for source in what.sources],
+        [source.weight for source in what.sources],
+        clip,
         data.transform,
         data.loader,
-        batch_size=data.batch_size,
+        batch_size=what.batch_size,
         seed=config.seed,
         rank=group.rank,
         world_size=group.size,
@@ -361,68 +379,6 @@ def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> Pret
         _LOGGER.info("input: mean %s, deviation %s (measured on %d clips)", *numbers, clips)
     model = replace(config.model, encoder=replace(encoder, input=how))
     return replace(config, model=model)
-
-
-def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfig:
-    """An input with the mean and deviation of its content over the clips of all processes.
-
-    `clips` are this process's, uint8 [B, 3, T, H, W]. To four places, which do not depend on how
-    the clips are shared out.
-    """
-    sums = torch.zeros(3, how.channels, dtype=torch.float64)
-    for clip in clips:
-        content = input_content(clip, how).double().flatten(1)
-        sums += torch.stack([content**power for power in range(3)]).sum(-1)
-    sums = torch.stack(group.gather(sums)).sum(0) / 255.0 ** torch.arange(3)[:, None]
-    mean, square = sums[1] / sums[0], sums[2] / sums[0]
-    deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
-    mean, deviation = (tuple(round(x, 4) for x in part.tolist()) for part in (mean, deviation))
-    return replace(how, mean=mean, deviation=deviation)
-
-
-def check_same_run(
-    config: Config, out: Path, allowed: tuple[str, ...] = MAY_CHANGE + _MAY_GROW
-) -> Config:
-    """Make sure that the run in `out` is this very run, perhaps made longer; its config.
-
-    A run that never came to a checkpoint begins anew, with any config. Fields whose name begins
-    with one of those `allowed` may have changed.
-    """
-    if not step_folders(out / CHECKPOINTS_FOLDER):
-        return config
-    stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
-    lines = diff(stored, config)
-    changed = [line for line in lines if not line.lstrip().startswith(allowed)]
-    if changed:
-        raise UserError(
-            f"{out}: holds a run with another config ({'; '.join(changed)}); "
-            "give another --out, or the config of that run to resume it"
-        )
-    if lines:
-        _LOGGER.info("going on with other settings: %s", "; ".join(lines))
-    return stored
-
-
-def _say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> None:
-    """What another number of updates changes from the next update on."""
-    if step > new.optim.steps:
-        raise UserError(
-            f"optim.steps: {new.optim.steps}, but the run has done {step} updates; give more"
-        )
-    curves = {
-        "learning rate": lambda config, update: learning_rate(update, config.optim),
-        "weight decay": lambda config, update: weight_decay(update, config.optim),
-        "EMA momentum": lambda config, update: ema_momentum(update, config.ema, config.optim),
-    }
-    said = (
-        f"{name} {curve(old, step):.3g} -> {curve(new, step + 1):.3g}, "
-        f"{curve(new, new.optim.steps):.3g} at the end"
-        for name, curve in curves.items()
-    )
-    _LOGGER.info(
-        "the schedules are those of %d updates instead of %d; at update %d: %s",
-        *(new.optim.steps, old.optim.steps, step + 1, "; ".join(said)),
-    )
 
 
 def run_of(model: Path) -> PretrainConfig | None:
@@ -516,13 +472,18 @@ def run(
         # Before the videos of the training are decoded: a wrong label must not wait for that.
         evaluators = _evaluators(config, made, group)
         loader = build_loader(config, out / "bad_videos.jsonl", group)
+        stack.callback(loader.close)
+        batches, waiting = loader.batches, loader.queue_bytes
+        if config.data.images.sources:
+            stills = build_loader(config, out / "bad_videos.jsonl", group, of_images=True)
+            stack.callback(stills.close)
+            batches, waiting = beside(loader, stills), waiting + stills.queue_bytes
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
-        stack.callback(loader.close)
-        _LOGGER.info("batches waiting in memory: at most %.1f MB", loader.queue_bytes / 1e6)
+        _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(
             task=made,
-            batches=loader.batches,
+            batches=batches,
             optim=config.optim,
             training=config.training,
             seed=config.seed,
@@ -547,7 +508,7 @@ def run(
             trainer.start_from(continue_from(start, trainer))
         if newest is not None and before.optim.steps != config.optim.steps:
             done = int(newest.name.rpartition("_")[2])
-            group.on_main(lambda: _say_new_schedules(before, config, done))
+            group.on_main(lambda: say_new_schedules(before, config, done))
         # Only now: a run that could not even begin must not claim the folder for its config.
         group.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))

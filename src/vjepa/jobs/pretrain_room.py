@@ -1,25 +1,58 @@
-"""Whether a pretraining run fits into a machine: known before anything is allocated."""
+"""Before a pretraining run: does it fit into a machine, its input, how a longer one goes on."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
+from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
 from vjepa.data.loader.reading import READY_BATCHES
+from vjepa.errors import UserError
 from vjepa.masking import MaskSampler
-from vjepa.models.operations import MaskTokens, count_parameters, update_memory
+from vjepa.models import InputConfig, ModelConfig, input_content
+from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import available_bytes
 from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
+from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 if TYPE_CHECKING:
     from vjepa.jobs.pretrain import PretrainConfig
 
+_LOGGER = logging.getLogger(__name__)
+
+_LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens a clip has
 _WORKER, _WORKERS_SHARED = 0.15e9, 0.1e9
 """Bytes of one worker that decodes (0.1 of small videos), and of what all have in common."""
+MAY_CHANGE = (
+    "distributed.",
+    "optim.accumulation_steps",
+    "data.normalisation",  # the checkpoint has the numbers
+    "data.loader.num_workers",
+    "data.loader.prefetch_batches",
+    "data.loader.max_queue_gigabytes",
+    "data.loader.frame_cache_gigabytes",
+    "data.loader.frame_cache_folder",
+    "training.device",
+    "training.num_threads",
+    "training.max_minutes",
+    "training.max_cpu_minutes",
+    "training.log_every_steps",
+    "training.checkpoint_every_steps",
+    "training.async_checkpoint",
+    "training.keep_",
+)
+"""Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
+_MAY_GROW = ("optim.steps", "training.max_minutes", "training.max_cpu_minutes")
+"""Fields that make a run longer."""
 
 
 def memory_needed(
@@ -32,15 +65,27 @@ def memory_needed(
     clips, sharing = config.data.batch_size // size, config.distributed
     encoder, at_once = config.model.encoder, -(-clips // parts)
     sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
-    masks = sampler.sample(np.arange(min(clips, _DRAWN_CLIPS)), 0)
-    memory = update_memory(
-        config.model,
-        [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks],
-        at_once,
-        activation_checkpointing=checkpointing,
-        precision=config.training.precision,
-        on_cpu=device_type == "cpu",
-    )
+    drawn = np.arange(min(clips, _DRAWN_CLIPS))
+
+    def memory_of(model: ModelConfig, sampler: MaskSampler, count: int) -> UpdateMemory:
+        masks = sampler.sample(drawn, 0)
+        tokens = [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+        return update_memory(
+            model,
+            tokens,
+            count,
+            activation_checkpointing=checkpointing,
+            precision=config.training.precision,
+            on_cpu=device_type == "cpu",
+        )
+
+    memory = memory_of(config.model, sampler, at_once)
+    activations, images = memory.activations, config.data.images
+    if images.sources:  # which are kept beside those of the clips
+        one = replace(config.model, encoder=replace(encoder, num_frames=encoder.tubelet_size))
+        masking = replace(config.masking, masks=images.masks)
+        own = MaskSampler(masking, one.encoder.grid, 1, config.seed)
+        activations += memory_of(one, own, -(-images.batch_size // (size * parts))).activations
     pixels = encoder.num_tokens * encoder.patch_values
     # What auto means is known only where the weights are: it shards them where they are large.
     shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
@@ -48,7 +93,7 @@ def memory_needed(
     return {
         "weights and moments": memory.states / shards - gradients,
         # Gradients come while activations go.
-        "activations": max(memory.activations, gradients),
+        "activations": max(activations, gradients),
         "clips": pixels * (clips + 8.0 * at_once),  # uint8; float32 and its patches
         "libraries": LIBRARIES_BYTES,
     }
@@ -78,3 +123,65 @@ def check_room(config: PretrainConfig, out: Path, device: torch.device, size: in
     check_memory(needs, device, config.optim, config.training, clips)
     trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
     check_disk(out, 4.0 * (3 * trained + averaged))
+
+
+def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfig:
+    """An input with the mean and deviation of its content over the clips of all processes.
+
+    `clips` are this process's, uint8 [B, 3, T, H, W]. To four places, which do not depend on how
+    the clips are shared out.
+    """
+    sums = torch.zeros(3, how.channels, dtype=torch.float64)
+    for clip in clips:
+        content = input_content(clip, how).double().flatten(1)
+        sums += torch.stack([content**power for power in range(3)]).sum(-1)
+    sums = torch.stack(group.gather(sums)).sum(0) / 255.0 ** torch.arange(3)[:, None]
+    mean, square = sums[1] / sums[0], sums[2] / sums[0]
+    deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
+    mean, deviation = (tuple(round(x, 4) for x in part.tolist()) for part in (mean, deviation))
+    return replace(how, mean=mean, deviation=deviation)
+
+
+def check_same_run(
+    config: Config, out: Path, allowed: tuple[str, ...] = MAY_CHANGE + _MAY_GROW
+) -> Config:
+    """Make sure that the run in `out` is this very run, perhaps made longer; its config.
+
+    A run that never came to a checkpoint begins anew, with any config. Fields whose name begins
+    with one of those `allowed` may have changed.
+    """
+    if not step_folders(out / CHECKPOINTS_FOLDER):
+        return config
+    stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
+    lines = diff(stored, config)
+    changed = [line for line in lines if not line.lstrip().startswith(allowed)]
+    if changed:
+        raise UserError(
+            f"{out}: holds a run with another config ({'; '.join(changed)}); "
+            "give another --out, or the config of that run to resume it"
+        )
+    if lines:
+        _LOGGER.info("going on with other settings: %s", "; ".join(lines))
+    return stored
+
+
+def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> None:
+    """What another number of updates changes from the next update on."""
+    if step > new.optim.steps:
+        raise UserError(
+            f"optim.steps: {new.optim.steps}, but the run has done {step} updates; give more"
+        )
+    curves = {
+        "learning rate": lambda config, update: learning_rate(update, config.optim),
+        "weight decay": lambda config, update: weight_decay(update, config.optim),
+        "EMA momentum": lambda config, update: ema_momentum(update, config.ema, config.optim),
+    }
+    said = (
+        f"{name} {curve(old, step):.3g} -> {curve(new, step + 1):.3g}, "
+        f"{curve(new, new.optim.steps):.3g} at the end"
+        for name, curve in curves.items()
+    )
+    _LOGGER.info(
+        "the schedules are those of %d updates instead of %d; at update %d: %s",
+        *(new.optim.steps, old.optim.steps, step + 1, "; ".join(said)),
+    )

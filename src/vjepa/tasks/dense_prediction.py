@@ -12,7 +12,7 @@ from torch import Tensor
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA
 from vjepa.tasks.feature_prediction import FeaturePrediction
-from vjepa.tasks.masked_prediction import BatchSize, normalise_features
+from vjepa.tasks.masked_prediction import BatchMasks, BatchSize, normalise_features
 from vjepa.tasks.task import Output
 
 
@@ -36,6 +36,10 @@ class DensePrediction(FeaturePrediction):
     tokens along time, rows and columns, or 1. The weight rises from 0 to `context_weight` over the
     updates from `context_from_step` to `context_full_step`.
 
+    With `images`, an update also sees a batch of images, each one frame with masks of its own, and
+    the loss is (1 - share) of the clips' and `share` of the images', which is what processes of
+    their own give, as the authors have them, in that proportion.
+
     Masks must have as many tokens in each clip (not `count: packed`).
     """
 
@@ -49,20 +53,29 @@ class DensePrediction(FeaturePrediction):
         context_from_step: int = 15_000,
         context_full_step: int = 30_000,
         by_distance: bool = True,
+        images: BatchMasks | None = None,
+        image_share: float = 0.5,
     ) -> None:
         super().__init__(model, sampler=sampler, batch_size=batch_size)
+        self._images, self._image_share = images, image_share
         self._context_weight = context_weight
         self._rise = (context_from_step, context_full_step)
         self._by_distance = by_distance
         self._levels = model.config.encoder.levels if model.config.predictor.levels > 1 else ()
 
-    def inputs(
-        self, batch: Any, part: int, parts: int
-    ) -> tuple[Tensor, tuple[TokenMasks, ...], DenseBatchSize]:
-        """As of feature prediction, and the weight of the visible tokens in this update."""
+    def inputs(self, batch: Any, part: int, parts: int) -> tuple[Any, ...]:
+        """As of feature prediction, the size with the weight of the visible tokens.
+
+        With images another three such values follow: those of ``batch.images``.
+        """
         clips, masks, size = super().inputs(batch, part, parts)
         weight = self.weight_at(batch.step + 1)
-        return clips, masks, DenseBatchSize(size.clips, size.targets, weight)
+        found = clips, masks, DenseBatchSize(size.clips, size.targets, weight)
+        if self._images is None:
+            return found
+        pixels, masks, size = self._images.part(batch.images, part, parts, self.device)
+        beside = DenseBatchSize(size.clips, size.targets, weight)
+        return *found, self._normalised(pixels), masks, beside
 
     def weight_at(self, update: int) -> float:
         """The weight of the visible tokens in update k, from 1."""
@@ -90,15 +103,31 @@ class DensePrediction(FeaturePrediction):
         clips: Tensor,
         masks: Sequence[TokenMasks],
         size: BatchSize | None = None,
+        images: Tensor | None = None,
+        image_masks: Sequence[TokenMasks] = (),
+        image_size: BatchSize | None = None,
     ) -> Output:
         """The loss, and as terms that of each mask kind and of the visible tokens.
 
-        Without a :class:`DenseBatchSize` these have their full weight.
+        Without a :class:`DenseBatchSize` these have their full weight. `images` are float
+        [B, C, 1, H, W], with masks and size of their own.
         """
+        found = self._loss_of(clips, masks, size)
+        if images is None:
+            return found
+        still = self._loss_of(images, image_masks, image_size)
+        loss = (1 - self._image_share) * found.loss + self._image_share * still.loss
+        beside = {f"images/{name}": value for name, value in still.terms.items()}
+        return Output(loss, found.terms | beside)
+
+    def _loss_of(
+        self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None
+    ) -> Output:
+        """The loss on clips, or on images, and its terms."""
         size = size or BatchSize.of(masks)
         is_dense = isinstance(size, DenseBatchSize)
         weight = size.context_weight if is_dense else self._context_weight
-        targets = self.targets(clips)
+        targets, grid = self.targets(clips), self.encoder.patch_embed.grid(clips.shape)
         hidden, visible = [], []
         for kind, mask in enumerate(masks):
             if mask.is_packed:
@@ -108,6 +137,8 @@ class DensePrediction(FeaturePrediction):
                 mask.context,
                 mask.target,
                 self.predictor.config.mask_token(kind),
+                grid=grid,
+                is_image=self.config.encoder.modalities and clips.shape[2] == 1,
                 with_context=True,
             ).float()
             known, wanted = both.split([mask.context.shape[1], mask.target.shape[1]], dim=1)

@@ -46,6 +46,38 @@ class BatchSize:
         return errors.sum() / (self.targets[kind] * errors.shape[-1])
 
 
+class BatchMasks:
+    """Masks of whole batches of so many clips, drawn once for all parts of a batch."""
+
+    def __init__(self, sampler: MaskSampler, batch_size: int) -> None:
+        self.sampler, self.batch_size = sampler, batch_size
+        self._step, self._masks = -1, tuple[TokenMasks, ...]()
+
+    def part(
+        self, batch: Any, part: int, parts: int, device: torch.device
+    ) -> tuple[Tensor, tuple[TokenMasks, ...], BatchSize]:
+        """Clips uint8 and masks of micro-batch `part` of `parts` on the device, and the size."""
+        drawn, first = self._draw(batch)
+        here = slice_of_part(len(batch.ordinals), part, parts)
+        masks = tuple(kind.slice(first + here.start, first + here.stop) for kind in drawn)
+        size = BatchSize.of(drawn, self.batch_size)
+        return to_device(batch.clips[here], device), on_device(masks, device), size
+
+    def _draw(self, batch: Any) -> tuple[tuple[TokenMasks, ...], int]:
+        """Masks of a batch, and the index among them of this process's first clip."""
+        ordinals = batch.step * self.batch_size + np.arange(self.batch_size)
+        if self.sampler.counts is not None:  # fixed: they depend on nothing else in the batch
+            ordinals = batch.ordinals
+        if batch.step != self._step:
+            self._step, self._masks = batch.step, self.sampler.sample(ordinals, batch.step)
+        return self._masks, int(batch.ordinals[0] - ordinals[0])
+
+
+def on_device(masks: Sequence[TokenMasks], device: torch.device) -> tuple[TokenMasks, ...]:
+    """Masks with their indices on a device."""
+    return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
+
+
 class MaskedPrediction(Task):
     """Predicts something of the hidden tokens of a clip from the visible ones.
 
@@ -71,8 +103,7 @@ class MaskedPrediction(Task):
         super().__init__()
         self.config = config
         self.encoder, self.predictor = encoder, predictor
-        self._sampler, self._batch_size = sampler, batch_size
-        self._step, self._masks = -1, tuple[TokenMasks, ...]()
+        self._drawn = None if sampler is None else BatchMasks(sampler, batch_size)
 
     def encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
         """The context tokens' features."""
@@ -107,24 +138,21 @@ class MaskedPrediction(Task):
 
         A batch has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
         """
-        drawn, first = self._draw(batch)
-        here = slice_of_part(len(batch.ordinals), part, parts)
-        masks = tuple(kind.slice(first + here.start, first + here.stop) for kind in drawn)
-        clips = to_device(batch.clips[here], self.device)
-        size = BatchSize.of(drawn, self._batch_size)
-        return self._normalised(clips), self._on_device(masks), size
+        clips, masks, size = self._own_masks.part(batch, part, parts, self.device)
+        return self._normalised(clips), masks, size
 
     def health(self, batch: Any, count: int, group: ProcessGroup) -> Mapping[str, Tensor]:
         """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
-        sampler, count = self._own_sampler, min(count, self._batch_size)
-        drawn = count if sampler.counts is not None else self._batch_size
-        masks = sampler.sample(batch.step * self._batch_size + np.arange(drawn), batch.step)
+        sampler, size = self._own_masks.sampler, self._own_masks.batch_size
+        count = min(count, size)
+        drawn = count if sampler.counts is not None else size
+        masks = sampler.sample(batch.step * size + np.arange(drawn), batch.step)
         held, clips = len(batch.clips), []
         for rank in range(-(-count // held)):  # the processes that hold them send them to all
             # A clone, since the others' clips are written into what is sent.
             own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
             clips.append(group.send_(own, rank))
-        first = self._on_device([kind.slice(0, count) for kind in masks])
+        first = on_device([kind.slice(0, count) for kind in masks], self.device)
         return self.health_of(self._normalised(torch.cat(clips)), first)
 
     @abstractmethod
@@ -139,26 +167,12 @@ class MaskedPrediction(Task):
         return collapse_alarm(history)
 
     @property
-    def _own_sampler(self) -> MaskSampler:
-        assert self._sampler is not None, "a task that draws its masks needs a sampler"
-        return self._sampler
-
-    def _draw(self, batch: Any) -> tuple[tuple[TokenMasks, ...], int]:
-        """Masks of a batch, and the index among them of this process's first clip."""
-        sampler = self._own_sampler
-        ordinals = batch.step * self._batch_size + np.arange(self._batch_size)
-        if sampler.counts is not None:  # fixed: they depend on nothing else in the batch
-            ordinals = batch.ordinals
-        if batch.step != self._step:
-            self._step, self._masks = batch.step, sampler.sample(ordinals, batch.step)
-        return self._masks, int(batch.ordinals[0] - ordinals[0])
+    def _own_masks(self) -> BatchMasks:
+        assert self._drawn is not None, "a task that draws its masks needs a sampler"
+        return self._drawn
 
     def _normalised(self, clips: Tensor) -> Tensor:
         return normalise_clip(clips, how=self.config.encoder.input)
-
-    def _on_device(self, masks: Sequence[TokenMasks]) -> tuple[TokenMasks, ...]:
-        device = self.device
-        return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
 
 
 def normalise_features(features: Tensor) -> Tensor:

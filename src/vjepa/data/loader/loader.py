@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +82,7 @@ class ClipBatch:
     rows: NDArray[np.int64]  # [B, 2], manifest and row of each clip, replacements included
     num_bad: int  # videos that failed while this batch was made
     wait_seconds: float  # how long the consumer waited for it
+    images: ClipBatch | None = None  # those trained on beside the clips, likewise of this process
 
 
 class ClipLoader(ClipReader):
@@ -235,3 +236,19 @@ class ClipLoader(ClipReader):
         """Count a complete batch against the limit (UserError)."""
         reasons = [failure.reason for failure in plan.failures.values()]
         self._limit.count(len(plan.jobs) - len(reasons), reasons)
+
+
+def beside(clips: ClipLoader, images: ClipLoader) -> Callable[[int, int], Iterator[ClipBatch]]:
+    """Batches of clips with those of images beside them."""
+
+    def batches(start: int, stop: int) -> Iterator[ClipBatch]:
+        both = zip(clips.batches(start, stop), images.batches(start, stop), strict=True)
+        for batch, still in both:
+            yield replace(
+                batch,
+                images=still,
+                num_bad=batch.num_bad + still.num_bad,
+                wait_seconds=batch.wait_seconds + still.wait_seconds,
+            )
+
+    return batches

@@ -46,7 +46,8 @@ from vjepa.jobs.finetune.inputs import (
     open_inputs,
 )
 from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
-from vjepa.jobs.pretrain import LOG_FOLDER, MAY_CHANGE, check_same_run
+from vjepa.jobs.pretrain import LOG_FOLDER
+from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
 from vjepa.jobs.probe.probe import ANSWERS_FILE, CALIBRATION_FILE, CONFUSION_FILE, draw, versions
 from vjepa.models import EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
