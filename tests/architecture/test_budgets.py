@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 43_400
+MOST_LINES = 43_500
 MOST_FILES = 204
-MOST_CLASSES = 378
+MOST_CLASSES = 380
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -24,13 +24,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2290, 27),
     "data": (950, 13),
     "data/clips": (1970, 60),
-    "data/loader": (1250, 18),
+    "data/loader": (1270, 19),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
     "demo": (1750, 40),
     "evaluation": (4230, 102),
-    "jobs": (6810, 150),
+    "jobs": (6870, 152),
     "jobs/detect": (1140, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
@@ -38,7 +38,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2570, 62),
     "reporting": (930, 38),
     "runtime": (2370, 55),
-    "tasks": (1460, 35),
+    "tasks": (1510, 37),
     "top level": (920, 26),
     "training": (1580, 35),
 }
