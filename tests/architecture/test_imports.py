@@ -102,17 +102,10 @@ def _python(code: str) -> str:
     return done.stdout
 
 
-def test_rooms_import_without_decoder_and_parquet() -> None:
-    names = [f"vjepa.{module.name}" for module in modules() if module.room in TORCH_ONLY]
-    blocked = ["av", "pyarrow", "matplotlib", "tensorboard", "rich"]
-    _python(
-        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
-        f"import importlib\nfor name in {names}: importlib.import_module(name)"
-    )
-
-
-def test_what_runs_on_a_gpu_needs_no_decoder() -> None:
+def test_rooms_import_without_decoder_and_parquet_and_gpu_tests_without_decoder() -> None:
     """``benchmarks/on_gpu.sh`` is meant for machines that have torch and little else."""
+    names = [f"vjepa.{module.name}" for module in modules() if module.room in TORCH_ONLY]
+    blocked = ["av", "torchcodec", "webdataset", "pyarrow", "matplotlib", "tensorboard", "rich"]
     files = [
         str(path.relative_to(ROOT))
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -120,7 +113,9 @@ def test_what_runs_on_a_gpu_needs_no_decoder() -> None:
     ]
     assert len(files) > 3
     _python(
-        "import sys\nfor name in ('av', 'torchcodec', 'webdataset'): sys.modules[name] = None\n"
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\n"
+        f"import importlib\nfor name in {names}: importlib.import_module(name)\n"
+        f"for name in {blocked[3:]}: del sys.modules[name]\n"
         "sys.path.insert(0, 'benchmarks')\n"
         "import bench_step, profile_step, curve_precision\n"
         "import vjepa.jobs.bench_encode\n"
@@ -149,18 +144,11 @@ def test_what_hands_out_files_to_be_looked_into_starts_without_a_decoder() -> No
     assert loaded.split() == []
 
 
-def test_torchs_compiler_is_not_loaded_before_it_is_used() -> None:
-    """It takes seconds, in every worker process and at every start of the command line."""
-    names = [f"vjepa.{module.name}" for module in modules() if module.name != "__main__"]
-    loaded = _python(
-        f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
-        "print('torch._dynamo' in sys.modules)"
-    )
-    assert loaded == "False\n"
+def test_importing_changes_nothing_and_loads_no_compiler() -> None:
+    """No output, thread, file, environment variable, log handler or random draw.
 
-
-def test_importing_changes_nothing() -> None:
-    """No output, thread, file, environment variable, log handler or random draw."""
+    Torch's compiler takes seconds, in every worker process and at every start of the command line.
+    """
     names = [f"vjepa.{module.name}" for module in modules() if module.name != "__main__"]
     output = _python(f"""
 import importlib, logging, os, random, signal, sys, tempfile, threading
@@ -183,5 +171,7 @@ for name in {names}:
     importlib.import_module(name)
 after = state()
 print(*(key for key in before if before[key] != after[key]))
+if "torch._dynamo" in sys.modules:
+    print("torch's compiler is loaded before it is used")
 """)
     assert output.strip() == ""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
+from tests import warm
 from tests.jobs.tiny_run import RECIPE
 
 from vjepa.checkpoint import read_config, shipped_weights
@@ -29,6 +30,7 @@ from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
+from vjepa.runtime.files import atomic_write
 from vjepa.training.schedules import OptimConfig
 
 Finished = tuple[DemoConfig, Path]
@@ -50,6 +52,7 @@ def _config(folder: Path) -> DemoConfig:
     )
     (folder / "probe.yaml").write_text(_PROBE)
     data = {"num_clips_train": 220, "num_clips_validation": 90, "num_clips_test": 22}
+    data |= {"labels": ["motion"], "size": 32, "num_frames": 4}
     return load_config(
         DemoConfig,
         overrides={
@@ -61,7 +64,7 @@ def _config(folder: Path) -> DemoConfig:
             "label_draws": 2,
             "real_clips": False,
             "shipped_model": False,  # its clips are longer than these
-            "data": data | {"size": 32, "num_frames": 4},
+            "data": data,
         },
     )
 
@@ -70,8 +73,14 @@ def _config(folder: Path) -> DemoConfig:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("demo")
     config = _config(folder)
+
+    def started(command: list[str], *, stdout: IO[bytes], **_: object) -> warm.WarmProcess:
+        assert command[:3] == [sys.executable, "-m", "vjepa"]
+        return warm.vjepa(*command[3:], log=Path(stdout.name))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_training, "_TRIAL_STEPS", 40)
+        patch.setattr(demo_training.subprocess, "Popen", started)
         report = demo.run(config, folder / "out")
     assert report == folder / "out" / "report.html"
     return config, folder / "out"
@@ -111,9 +120,9 @@ def test_every_probe_is_in_the_table(finished: Finished) -> None:
     config, out = finished
     results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
     # Few labels: attentive and ridge on all tokens, two draws; many: three others as well.
-    assert len(results) == 2 * 3 * (2 * 2 + 5)
+    assert len(results) == 3 * (2 * 2 + 5)
     cells = summarise(results)
-    assert len(cells) == 2 * 3 * (2 + 5)
+    assert len(cells) == 3 * (2 + 5)
     kinds = ("motion", "attentive", 1)
     few = {c.encoder: c for c in cells if (c.label, c.kind, c.labels_per_class) == kinds}
     pools = {
@@ -278,31 +287,25 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    config = tmp_path / "demo.yaml"
+    config, out = tmp_path / "demo.yaml", tmp_path / "out"
     config.write_text(dump_yaml(replace(_config(tmp_path), minutes=5.0)))
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", "vjepa", "demo", "--config", str(config), "--out", str(out)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # A shell's background job ignores Ctrl-C, and so would everything that it starts.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Begun and stopped after the trial, which the other tests have made.
+    atomic_write(out / "demo.yaml", config.read_text())
+    atomic_write(out / "plan.json", '{"updates_per_cpu_second": {"vjepa": 50.0, "pixel": 50.0}}')
+    process = warm.vjepa("demo", "--config", config, "--out", out, log=tmp_path / "log")
     both = [out / "runs" / f"{name}_seed0" / "metrics.jsonl" for name in ("vjepa", "pixel")]
     deadline = time.monotonic() + 600
     try:
         while not all(path.is_file() and path.read_text().count("\n") > 1 for path in both):
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.said
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=600)
+        code = process.wait()
     finally:
         process.kill()
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
+    assert code == 130, process.said
+    assert "Traceback" not in process.said
     for objective in ("vjepa", "pixel"):
         log = (out / "runs" / f"{objective}_seed0.log").read_text()
         assert "stopped by SIGTERM" in log

@@ -1,22 +1,18 @@
-"""Runs pretraining jobs in several processes that start at once: imports once, then forks.
+"""Pretraining jobs in several processes, each forked from one that has everything imported.
 
-``python rank_host.py FILE`` with a JSON list of jobs: ``{"ranks": 2, "config": "x.yaml",
-"out": "run", "overrides": [...]}``. Prints the exit codes of each job's processes as JSON.
-
-A job may have ``"signals": [[rank, number], ...]``, sent when its log has ``"after_lines"`` lines;
-what SIGSTOP has stopped is killed when the other processes have ended. With ``"kills": n`` a job of
-one process is started again and again, and killed n times after random amounts of processor time,
-before it may end; the codes then tell how each attempt ended.
+A job is ``{"ranks": 2, "config": "x.yaml", "out": "run", "overrides": [...]}``. It may have
+``"signals": [[rank, number], ...]``, sent when its log has ``"after_lines"`` lines; what SIGSTOP
+has stopped is killed when the other processes have ended. With ``"kills": n`` a job of one process
+is started again and again, and killed n times after random amounts of processor time, before it
+may end, half of the times while it writes a checkpoint; the codes then tell how each attempt ended.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -100,19 +96,33 @@ def send_signals(job: dict[str, Any], children: list[int]) -> list[int]:
 def launch_and_kill(job: dict[str, Any]) -> list[int]:
     """Attempt after attempt, killed as often as the job says; then one that may end."""
     random, codes = np.random.default_rng(0), []
+    checkpoints = Path(job["out"]) / "checkpoints"
     for attempt in range(job["kills"]):
         # Half of the kills meet a process that writes its checkpoints in the background.
         extra = [f"training.async_checkpoint={'true' if attempt % 2 else 'false'}"]
+        old = set(checkpoints.glob("*.partial"))
         child = start({**job, "overrides": job["overrides"] + extra}, 0, 0)
         limit = random.uniform(0.02, job["cpu_seconds"])
         # A process that has ended stays a zombie until wait() reads its code: it can be signalled.
         while cpu_seconds(child) < limit and not has_ended(child):
             time.sleep(0.001)
+        if attempt % 4 >= 2:
+            stop_while_saving(child, checkpoints, old)
         os.kill(child, signal.SIGKILL)
         codes.append(wait(child))
-        partial = list((Path(job["out"]) / "checkpoints").glob("*.partial"))
-        print("left incomplete:", len(partial), flush=True)
+        print("left incomplete:", len(set(checkpoints.glob("*.partial")) - old), flush=True)
     return [*codes, wait(start(job, 0, 0))]
+
+
+def stop_while_saving(child: int, checkpoints: Path, old: set[Path]) -> None:
+    """Stop a process as soon as it is writing a checkpoint, unless it ends before."""
+    while not has_ended(child):
+        if set(checkpoints.glob("*.partial")) - old:
+            os.kill(child, signal.SIGSTOP)
+            if set(checkpoints.glob("*.partial")) - old:
+                return
+            os.kill(child, signal.SIGCONT)
+        time.sleep(0.001)
 
 
 def has_ended(pid: int) -> bool:
@@ -125,31 +135,7 @@ def cpu_seconds(pid: int) -> float:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def import_everything() -> None:
-    """So that no fork has to."""
-    import torch
-
-    for name in (
-        "torch._dynamo",
-        "torch.distributed.checkpoint.staging",
-        "torch.distributed.fsdp",
-        "torch.nn.parallel",
-        "torch.utils._sympy.functions",
-        "torch.utils.serialization",
-        "torch.utils.tensorboard",
-        "numpy.ma",
-        "vjepa.data.video.decode",
-        "vjepa.jobs.finetune.job",
-        "vjepa.jobs.pretrain",
-    ):
-        importlib.import_module(name)
-    from vjepa.cli.main import build_parser
-
-    build_parser()
-    torch.set_num_threads(1)
-
-
-if __name__ == "__main__":
-    import_everything()
-    codes = [launch(job) for job in json.loads(Path(sys.argv[1]).read_text())]
+def launch_all(jobs: list[dict[str, Any]]) -> None:
+    """Run jobs one after the other; prints the exit codes of each one's processes as JSON."""
+    codes = [launch(job) for job in jobs]
     print("\n" + json.dumps(codes))

@@ -128,7 +128,7 @@ def test_frames_are_spaced_as_the_encoder_was_trained(
     found = vjepa.extract_features(vjepa.load_encoder(own), videos / "a.mp4")
     assert found.frame_numbers.tolist() == made[0].frame_numbers.tolist() == [[0, 4], [8, 8]]
     assert run(_config(own, window=usual), [videos / "a.mp4"], out).kept == 1
-    with pytest.raises(UserError, match=r"of other weights or settings \(window: see features"):
+    with pytest.raises(UserError, match=r"of other weights or settings \(window: see its \.json"):
         run(_config(own, window=WindowConfig(stride=4)), [videos / "a.mp4"], out)
     # Where a checkpoint does not say, the usual is what it was before: every fourth frame.
     before = tmp_path / "before"

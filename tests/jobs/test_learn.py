@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests import warm
 from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import coloured_frames
 from tests.evaluation.tiny_videos import write_video as write_frames
-from tests.jobs.tiny_run import ENVIRONMENT
 
 from vjepa.cli.main import main
 from vjepa.config import load_config
@@ -155,34 +152,26 @@ def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path
     """By the command line: SIGKILL while it trains, then the same command."""
     out = tmp_path / "out"
     endless = "[optim.steps=100000, training.checkpoint_every_steps=5]"
-    command = [sys.executable, "-m", "vjepa", "learn", str(folder), "--out", str(out)]
-    command += ["--recipe", str(recipe), "--batch-size=4", "--workers=1", "--device=cpu"]
+    command = ["learn", folder, "--out", out]
+    command += ["--recipe", recipe, "--batch-size=4", "--workers=1", "--device=cpu"]
     command += ["--minutes=30", f"--settings={endless}", "--label=none"]
-    environment = {**os.environ, **ENVIRONMENT}
     checkpoints = out / "run" / "checkpoints"
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def wait_for(step: int, process: subprocess.Popen[str]) -> None:
-        deadline = time.monotonic() + 300
+    def trained_beyond(step: int) -> warm.WarmProcess:
+        process = warm.vjepa(*command, log=tmp_path / "log")
+        deadline = time.monotonic() + 600
         while not any(int(p.name[5:]) > step for p in checkpoints.glob("step_????????")):
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, process.said
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        return process
 
-    process = start()
-    wait_for(0, process)
-    process.kill()
-    process.communicate()
+    trained_beyond(0).kill()
     newest = max(int(p.name[5:]) for p in checkpoints.glob("step_????????"))
-    process = start()
-    wait_for(newest, process)
+    process = trained_beyond(newest)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130, said
+    code, said = process.wait(), process.said
+    assert code == 130, said
     assert "going on in" in said
     assert f"resuming after step {newest}" in said
     assert "the same command goes on" in said

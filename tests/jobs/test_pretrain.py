@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests import warm
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_recipe, write_set
 
 from vjepa import load_encoder
@@ -69,20 +66,18 @@ def test_killed_at_any_moment_it_resumes_bit_for_bit(
     """A real process, real SIGKILLs, also while workers decode and checkpoints are written."""
     recipe = write_recipe(tmp_path, manifest)
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "vjepa", "pretrain", "--config", recipe, "--out", run]
+    command, log = ("pretrain", "--config", recipe, "--out", run), tmp_path / "log"
     delays = np.random.default_rng(0).uniform(0.0, 0.6, size=3)
     for delay in delays:
-        process = subprocess.Popen(
-            [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = warm.vjepa(*command, log=log)
         deadline = time.monotonic() + 600
         while not (run / "metrics.jsonl").is_file() and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(delay)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+        process.kill()
+    last = warm.vjepa(*command, log=log)
+    assert last.wait() == 0, last.said
     resumed, whole = weights(run, 40), weights(finished, 40)
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -17,7 +17,8 @@ import pytest
 import torch
 from tests.data.clip_files import hanging, with_rows
 from tests.jobs.rank_host import free_port
-from tests.jobs.tiny_run import ENVIRONMENT, launch, metrics, weights, write_recipe, write_set
+from tests.jobs.tiny_run import launch, metrics, weights, write_recipe, write_set
+from tests.warm import ENVIRONMENT
 
 from vjepa.checkpoint.folder import verify_checkpoint
 from vjepa.config import load_config

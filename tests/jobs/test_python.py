@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,21 +59,12 @@ def test_an_encoder_knows_the_clip_of_its_training(run: Path) -> None:
 
 
 def test_a_checkpoint_from_before_there_was_a_record_is_read(run: Path, tmp_path: Path) -> None:
-    import json
-    import shutil
-
     shutil.copytree(run / "checkpoints" / "step_00000002", tmp_path / "old")
     config = tmp_path / "old" / "config.json"
     values = json.loads(config.read_text())
     del values["preprocess"]
     config.write_text(json.dumps(values))
     assert vjepa.load_encoder(tmp_path / "old").preprocess == vjepa.load_encoder(run).preprocess
-
-
-def test_features_of_a_whole_file(run: Path, video: str) -> None:
-    encoder = vjepa.load_encoder(run)
-    features = vjepa.extract_features(encoder, video)
-    assert features.tokens.shape[1:] == (4, 4, encoder.config.width)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +94,31 @@ def test_what_cannot_be_an_input_is_refused(run: Path, wrong: torch.Tensor, reme
         vjepa.load_encoder(run)(wrong)
 
 
-def test_a_probe_answers_for_any_video(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
-    train(probe_config(videos, checkpoint), tmp_path / "probe")
-    probe = vjepa.load_probe(tmp_path / "probe")
-    paths = [Manifest.open(videos).path(row) for row in (0, 1)]
-    answers = probe.predict(paths)
-    assert [answer.path for answer in answers] == paths
+def test_the_readme(
+    manifest: Path,
+    run: Path,
+    videos: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its Python runs as it stands there."""
+    train(probe_config(videos, checkpoint), tmp_path / "runs" / "probe")
+    shutil.copytree(run, tmp_path / "runs" / "first")
+    for row, name in enumerate(("a.mp4", "b.mp4")):
+        shutil.copy(Manifest.open(videos).path(row), tmp_path / name)
+    changes = ("optim.steps=2", "optim.warmup_steps=1")
+    names: dict[str, Any] = {"config": tiny_config(tmp_path, manifest, *changes)}
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    code = readme.partition("```python")[2].partition("```")[0]
+    assert "vjepa.pretrain(config" in code
+    exec(code.replace("probe.predict", "answers = probe.predict"), names)
+    width = names["encoder"].config.width
+    assert names["tokens"].shape == (1, names["encoder"].config.num_tokens, width)
+    assert names["feats"].tokens.shape[1:] == (4, 4, width)
+    probe, answers = names["probe"], names["answers"]
+    assert [Path(answer.path).name for answer in answers] == ["a.mp4", "b.mp4"]
     for answer in answers:
         shares = [share.probability for share in answer.classes]
         assert {share.name for share in answer.classes} <= set(probe.saved.classes)

@@ -163,10 +163,10 @@ def test_files_that_cannot_be_used_are_named(
         (["query", "A", "--database", "DB", "--start", "1", "--end", "1.1"], "too short: gives 2"),
         (["query", "BROKEN", "--database", "DB"], "broken.mp4: not a video"),
         (["index", "V", *_HOW, "--out", "V"], "holds nothing of `vjepa search index`"),
-        (["index", "V", *_HOW, "--window.overlap", "0", "--out", "DB"], "other settings (window"),
+        (["index", "V", *_HOW, "--window.overlap", "0", "--out", "DB"], "or settings (window"),
         (
             ["index", "V", *_HOW, "--encoder.random", "true", "--out", "DB"],
-            "db: holds moments of another model (",
+            "db: holds moments of other weights or settings (weights_hash",
         ),
     ],
 )

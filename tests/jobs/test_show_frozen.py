@@ -21,6 +21,7 @@ from vjepa.jobs.features import FeaturesConfig
 from vjepa.jobs.features import run as write_features
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import open_encoder
+from vjepa.jobs.search import Moment
 from vjepa.jobs.show_frozen import moments_of, nearest_moments, show_neighbours
 from vjepa.models.pooling import AttentivePooler, PoolerVariant
 from vjepa.reporting.pictures import write_moving
@@ -93,29 +94,30 @@ def test_the_attention_of_a_probe_as_a_still_and_a_moving_picture(
 
 
 def _features_of(path: str, rows: list[list[float]]) -> FileFeatures:
-    count, numbers = len(rows), np.zeros((len(rows), 2), np.int64)
+    count, numbers = len(rows), np.arange(2 * len(rows)).reshape(-1, 2)
     return FileFeatures(
         torch.tensor(rows), np.arange(count) * 1.0, numbers, (count, 1, 1), None, path
     )
 
 
 def test_moments_are_means_of_steps_that_follow_each_other() -> None:
-    rows, times = moments_of(_features_of("a", [[0.0], [2.0], [4.0]]), 2)
+    rows, places = moments_of(_features_of("a", [[0.0], [2.0], [4.0]]), 2)
     np.testing.assert_allclose(rows, [[1.0], [3.0]])
-    np.testing.assert_allclose(times, [[0, 1], [1, 2]])
-    rows, times = moments_of(_features_of("a", [[0.0], [2.0]]), 5)
+    assert [(one.start, one.end) for one in places] == [(0, 1), (1, 2)]
+    assert [(one.first_frame, one.last_frame) for one in places] == [(0, 3), (2, 5)]
+    rows, places = moments_of(_features_of("a", [[0.0], [2.0]]), 5)
     np.testing.assert_allclose(rows, [[1.0]])
-    np.testing.assert_allclose(times, [[0, 1]])
+    assert [(one.start, one.end) for one in places] == [(0, 1)]
 
 
 def test_the_nearest_moments_do_not_overlap_nor_are_they_the_query() -> None:
     a = _features_of("a", [[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [0.8, 0.3]])
     b = _features_of("b", [[-1.0, 0.2], [0.7, 0.3]])
     query = np.array([1.0, 0.0], np.float32)
-    found = nearest_moments(query, ("a", 0.0, 0.0), [a, b], 1, 3)
+    found = nearest_moments(query, Moment("a", 0.0, 0.0, 0, 1, 1.0), [a, b], 1, 3)
     assert [(one.path, one.start) for one in found] == [("a", 1.0), ("a", 3.0), ("b", 1.0)]
-    assert found[0].likeness > found[1].likeness > 0.5
-    found = nearest_moments(query, ("c", 0.0, 0.0), [a, b], 2, 3)
+    assert found[0].alike > found[1].alike > 0.5
+    found = nearest_moments(query, Moment("c", 0.0, 0.0, 0, 1, 1.0), [a, b], 2, 3)
     assert len(found) == 3, "of three moments of a the middle one overlaps both others"
     assert {(one.path, one.start) for one in found} == {("a", 0.0), ("a", 2.0), ("b", 0.0)}
 
@@ -137,7 +139,7 @@ def test_features_of_another_encoder_are_refused(
     videos: Path, features: Path, tmp_path: Path, checkpoint: Path
 ) -> None:
     video, out = videos / "1.mp4", tmp_path / "n.png"
-    with pytest.raises(UserError, match="features of another encoder"):
+    with pytest.raises(UserError, match=r"features of other weights or settings \(weights_hash"):
         show_neighbours(video, features, out, model=checkpoint)
     with pytest.raises(UserError, match="not a folder of features"):
         show_neighbours(video, tmp_path, out)

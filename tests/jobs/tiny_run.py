@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tests import warm
 
 from vjepa.config import load_config
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.jobs.pretrain import PretrainConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-ENVIRONMENT = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 _TIMINGS = {
     "clips_per_second",
     "cpu_share",
@@ -74,19 +70,10 @@ def tiny_config(folder: Path, manifest: Path, *overrides: str) -> PretrainConfig
 
 
 def launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
-    """Run jobs in the rank host; exit codes of each one's processes, and all that they printed."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "jobs" / "rank_host.py"), str(file)],
-        env={**os.environ, **ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+    """Run jobs as `rank_host` says; exit codes of each one's processes, and all words."""
+    host = warm.call("tests.jobs.rank_host:launch_all", [jobs], folder / "jobs.log")
+    assert host.wait(timeout=1800) == 0, host.said
+    return json.loads(host.said.splitlines()[-1]), host.said
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -10,37 +10,25 @@ from typing import Any
 import pytest
 import torch
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_set
-from torch import Tensor, nn
 
 import vjepa
 from vjepa.errors import UserError
-from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.models import Encoder
-from vjepa.runtime.device import to_device
-from vjepa.tasks import Output, Task, slice_of_part
+from vjepa.tasks import Task
 
 
-class MeanColour(Task):
-    """Predict the mean colour of a clip from the mean of its tokens."""
+def _task_of_the_tour() -> type[Task]:
+    """The class that `docs/tour.md` shows, as it stands there, without the line that trains it."""
+    tour = (Path(__file__).resolve().parents[2] / "docs" / "tour.md").read_text()
+    code = tour.partition("## A new task")[2].partition("```python")[2].partition("```")[0]
+    code, train, _ = code.partition("vjepa.pretrain(")
+    assert train
+    assert code.count("\n") < 60
+    names: dict[str, Any] = {}
+    exec(code, names)
+    return names["MeanColour"]
 
-    def __init__(self, config: PretrainConfig) -> None:
-        super().__init__()
-        self.encoder = Encoder(config.model.encoder)
-        self.head = nn.Linear(config.model.encoder.width, 3)
-        self._batch_size = config.data.batch_size
 
-    def inputs(self, batch: Any, part: int, parts: int) -> tuple[Tensor]:
-        here = slice_of_part(len(batch.clips), part, parts)
-        return (self.encoder.normalise(to_device(batch.clips[here], self.device)),)
-
-    def forward(self, clips: Tensor) -> Output:
-        predicted = self.head(self.encoder(clips).mean(dim=1))
-        error = (predicted - clips.mean(dim=(2, 3, 4))).square()
-        return Output(error.sum() / (3 * self._batch_size), {})
-
-    @property
-    def encoder_for_evaluation(self) -> Encoder:
-        return self.encoder
+MeanColour = _task_of_the_tour()
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests import warm
 from tests.training.toy import (
     OPTIM,
     TRAINING,
@@ -179,15 +177,8 @@ make_trainer(Path(sys.argv[1]), data=Crash()).fit()
 def test_killed_process_resumes_exactly_and_the_log_is_complete(tmp_path: Path) -> None:
     """SIGKILL after step 8, lines of steps 6 to 8 already written; the checkpoint is of step 5."""
     cut = tmp_path / "cut"
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join((str(root / "src"), str(root)))
-    killed = subprocess.run(
-        [sys.executable, "-c", _CRASHING, str(cut)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = warm.script(_CRASHING, cut, log=tmp_path / "log")
+    assert killed.wait() == -signal.SIGKILL, killed.said
     assert _lines(cut)[-1]["step"] == 8
     whole = make_trainer(tmp_path / "whole")
     whole.fit()
@@ -372,18 +363,9 @@ sys.exit(max(map(wait, children)))
 
 
 def test_a_signal_to_several_processes_of_which_one_waits_for_data(tmp_path: Path) -> None:
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join((str(root / "src"), str(root)))
-    done = subprocess.run(
-        [sys.executable, "-c", _TWO_PROCESSES, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["3 True True"] * 2, "both at the same step"
+    done = warm.script(_TWO_PROCESSES, tmp_path, log=tmp_path / "log")
+    assert done.wait() == 0, done.said
+    assert done.said.splitlines().count("3 True True") == 2, "both at the same step"
     assert (tmp_path / "run" / "checkpoints" / "step_00000003").is_dir()
 
 

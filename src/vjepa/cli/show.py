@@ -217,7 +217,7 @@ def _neighbours(args: argparse.Namespace) -> int:
     for one in show_neighbours(
         args.video, args.features, args.out, **given(args, "at", "most", "model")
     ):
-        print(f"{one.likeness:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
+        print(f"{one.alike:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
     print(args.out)
     return 0
 

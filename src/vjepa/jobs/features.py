@@ -158,7 +158,7 @@ def _run(
     infos = files_of(sources, split)
     worker = FeatureWorker(config, out)
     config = worker.config
-    _begin(out, config, worker.settings)
+    _begin(out, worker)
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
     started = time.perf_counter()
@@ -246,6 +246,19 @@ class FeatureWorker:
         # Frames of a variable rate were chosen by their mean rate before.
         self._digest_by_times = settings_hash(self.settings | {"frames": "by their times"})
         self._device = set_up_device(config.device, config.precision).device
+
+    def require_same(self, folder: Path, old: Mapping[str, Any], what: str, **more: object) -> None:
+        """Refuse a folder of `what` with other settings (and `more`): it cannot be mixed with this.
+
+        Raises:
+            UserError: With the names of what differs.
+        """
+        now = json.loads(json.dumps(more | self.settings))
+        if other := [name for name, value in now.items() if old.get(name) != value]:
+            raise UserError(
+                f"{folder}: holds {what} of other weights or settings ({', '.join(other)}: see its "
+                f".json file) than {self.encoder}; give those again, or another folder"
+            )
 
     @functools.cached_property
     def _table(self) -> FeatureTable:
@@ -353,23 +366,19 @@ def _ray_task(
     return encode
 
 
-def _begin(out: Path, config: FeaturesConfig, settings: Mapping[str, object]) -> None:
+def _begin(out: Path, worker: FeatureWorker) -> None:
     """Begin in a claimed folder, or find that it holds features of the same settings."""
     described = out / SETTINGS_FILE
-    text = json.dumps({"format": config.format, **settings}, indent=1, sort_keys=True) + "\n"
     if not described.exists():
-        begin_folder(out, "features", config)
-        atomic_write(described, text)
-    elif described.read_text(encoding="utf-8") != text:
-        try:
-            old = json.loads(described.read_text(encoding="utf-8"))
-        except ValueError:
-            old = {}
-        other = [name for name, value in json.loads(text).items() if old.get(name) != value]
-        raise UserError(
-            f"{out}: holds features of other weights or settings ({', '.join(other)}: see "
-            f"{SETTINGS_FILE}); give those again, or another --out"
-        )
+        begin_folder(out, "features", worker.config)
+        values = {"format": worker.config.format, **worker.settings}
+        atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        return
+    try:
+        old = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError:
+        old = {}
+    worker.require_same(out, old, "features", format=worker.config.format)
 
 
 def file_names(

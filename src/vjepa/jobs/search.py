@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, field_types, load_config
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
@@ -75,18 +75,8 @@ class SearchConfig:
 
     def for_features(self) -> FeaturesConfig:
         """The same for the code that encodes whole files."""
-        return FeaturesConfig(
-            encoder=self.encoder,
-            window=self.window,
-            framing=self.framing,
-            pool="space",
-            precision=self.precision,
-            batch_size=self.batch_size,
-            readers=self.readers,
-            timeout_seconds=self.timeout_seconds,
-            device=self.device,
-            num_threads=self.num_threads,
-        )
+        shared = field_types(SearchConfig).keys() & field_types(FeaturesConfig)
+        return FeaturesConfig(pool="space", **{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True)
@@ -201,7 +191,7 @@ def _begin(out: Path, config: SearchConfig, worker: FeatureWorker) -> None:
     """Begin in a claimed folder, or find that its moments are of the same encoder and settings."""
     described = out / DESCRIPTION_FILE
     if described.is_file():
-        _check_same(out, _describe(out), worker)
+        worker.require_same(out, _describe(out)["settings"], "moments")
         return
     begin_folder(out, JOB, config)
     _write_description(out, worker, None)
@@ -226,22 +216,6 @@ def _describe(out: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{described}: is damaged; make the database anew elsewhere") from error
     return values
-
-
-def _check_same(out: Path, described: dict[str, Any], worker: FeatureWorker) -> None:
-    """Moments of two encoders, or of two ways of looking, cannot be compared."""
-    now, old = json.loads(json.dumps(worker.settings)), described["settings"]
-    other = [name for name, value in now.items() if old.get(name) != value]
-    if {"weights_hash", "encoder"} & set(other):
-        raise UserError(
-            f"{out}: holds moments of another model ({described['encoder']}), not of "
-            f"{worker.encoder}; name that one, or index into another --out"
-        )
-    if other:
-        raise UserError(
-            f"{out}: holds moments made with other settings ({', '.join(other)}: see "
-            f"{DESCRIPTION_FILE}); give those again, or another --out"
-        )
 
 
 def _open_table(out: Path, width: int | None = None) -> Any:
@@ -390,7 +364,7 @@ class Database:
         """Open it; UserError: there is none, it is half-made, empty, or damaged."""
         described = _describe(folder)
         self.folder, self.encoder = folder, str(described["encoder"])
-        self._described = described
+        self._settings = described["settings"]
         again = "run the same `vjepa search index` again"
         if described["spread"] is None:
             raise UserError(f"{folder}: is empty or half-made; {again}, which goes on")
@@ -403,7 +377,7 @@ class Database:
         if encoder is not None:
             config = replace(config, encoder=replace(config.encoder, path=encoder, timm=None))
         worker = FeatureWorker(replace(config, readers=0).for_features(), self.folder)
-        _check_same(self.folder, self._described, worker)
+        worker.require_same(self.folder, self._settings, "moments")
         return worker
 
     def alike(self, squared_distance: float) -> float:

@@ -50,11 +50,16 @@ def search(
     database = Database(folder)
     vector, place = encode_example(database.worker(encoder), example, start, end)
     found = database.query(vector, count, place, exact=exact)
-    strips = [_strip("asked for", place)]
-    strips += [_strip(f"{moment.alike:.2f} alike", moment) for moment in found]
     caption = f"1: the same; 0: as unlike as two moments of this database are on average. {folder}"
-    write_png(picture_of([strip for strip in strips if strip], caption=caption), out)
+    write_sheet(place, found, out, caption)
     return found
+
+
+def write_sheet(asked: Moment, found: Sequence[Moment], out: Path, caption: str) -> None:
+    """Write a picture of a moment and of those that are like it, some frames of each."""
+    strips = [_strip("asked for", asked)]
+    strips += [_strip(f"{moment.alike:.2f} alike", moment) for moment in found]
+    write_png(picture_of([strip for strip in strips if strip], caption=caption), out)
 
 
 def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:
@@ -64,7 +69,7 @@ def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:
         pictures = decode_frames(inspect_file(moment.path), np.unique(numbers))
     except DecodeError as error:
         _LOGGER.warning(
-            "not shown: %s: %s; the same `vjepa search index` brings the database up to date",
+            "not shown: %s: %s; the command that looked at these videos brings it up to date",
             *(moment.path, error.reason),
         )
         return None

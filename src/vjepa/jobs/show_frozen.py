@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vjepa.config import RESOLVED_CONFIG_FILE, load_config
-from vjepa.data.clips.dataset import load_clip
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
@@ -21,23 +18,21 @@ from vjepa.evaluation.saved_probe import load_saved_probe
 from vjepa.evaluation.video_features import FileFeatures
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features
 from vjepa.jobs.probe.encoder import reopen_encoder
+from vjepa.jobs.search import Moment
+from vjepa.jobs.search_report import write_sheet
 from vjepa.jobs.show import read_shot
 from vjepa.models import AttentiveClassifier
 from vjepa.reporting.pictures import (
-    SHOWN_SIDE,
     Moving,
-    Strip,
     beside,
     heat,
     picture_of,
-    resized,
     strip_of,
     write_png,
     write_side_by_side,
 )
 
 _ALL_FRAMES = 16
-_FRAMES_OF_A_MOMENT = 4
 _ANSWERS = 3
 
 
@@ -119,37 +114,33 @@ def show_attention(
     ]
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A stretch of a video, in seconds, and how alike it is to the clip that was asked for."""
-
-    path: str
-    start: float
-    end: float
-    likeness: float
-
-
-def moments_of(found: FileFeatures, steps: int) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Mean features [n, D] of each `steps` successive time steps, and their times [n, 2].
+def moments_of(found: FileFeatures, steps: int) -> tuple[NDArray[np.float32], list[Moment]]:
+    """Mean features [n, D] of each `steps` successive time steps, and where these are.
 
     A shorter file, and one that was pooled over time, is one moment.
     """
-    tokens = found.tokens.float().numpy()
-    times = found.times
-    ends = np.array([[times[0], times[-1]]])
-    if tokens.ndim == 1:
-        return tokens[None], ends
-    rows = tokens.reshape(len(tokens), -1, tokens.shape[-1]).mean(axis=1)
-    if len(rows) <= steps:
-        return rows.mean(axis=0, keepdims=True), ends
-    sums = np.cumsum(np.concatenate([np.zeros_like(rows[:1]), rows]), axis=0, dtype=np.float64)
-    means = (sums[steps:] - sums[:-steps]) / steps
-    return means.astype(np.float32), np.stack([times[: len(means)], times[steps - 1 :]], axis=1)
+    tokens, times, numbers = found.tokens.float().numpy(), found.times, found.frame_numbers
+    rows = tokens[None]
+    if tokens.ndim > 1:
+        rows = tokens.reshape(len(tokens), -1, tokens.shape[-1]).mean(axis=1)
+    starts, ends = np.zeros(1, np.int64), np.array([len(times) - 1])
+    means = rows.mean(axis=0, keepdims=True)
+    if len(rows) > steps:
+        sums = np.cumsum(np.concatenate([np.zeros_like(rows[:1]), rows]), axis=0, dtype=np.float64)
+        means = ((sums[steps:] - sums[:-steps]) / steps).astype(np.float32)
+        starts = np.arange(len(means))
+        ends = starts + steps - 1
+    places = zip(
+        *(times[starts].tolist(), times[ends].tolist()),
+        *(numbers[starts, 0].tolist(), numbers[ends, -1].tolist()),
+        strict=True,
+    )
+    return means, [Moment(found.path, *place, alike=1.0) for place in places]
 
 
 def nearest_moments(
     query: NDArray[np.float32],
-    own: tuple[str, float, float],
+    own: Moment,
     features: Sequence[FileFeatures],
     steps: int,
     most: int,
@@ -157,24 +148,24 @@ def nearest_moments(
     """The moments of a set whose features are most like `query` float [D], most alike first.
 
     Likeness is the cosine after the mean over all moments was taken off. Moments of one video do
-    not overlap, nor does any with `own`: path and seconds of the query itself.
+    not overlap, nor does any with `own`, the query itself.
     """
-    paths = tuple(one.path for one in features)
     parts = [moments_of(one, steps) for one in features]
-    owner = np.repeat(np.arange(len(paths)), [len(rows) for rows, _ in parts])
-    rows, times = (np.concatenate(one) for one in zip(*parts, strict=True))
+    rows = np.concatenate([part for part, _ in parts])
+    moments = [moment for _, several in parts for moment in several]
     mean = rows.mean(axis=0)
     rows, query = rows - mean, query - mean
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(query)
     likeness = rows @ query / np.maximum(lengths, 1e-12)
-    chosen = [own]
     found: list[Moment] = []
     for index in np.argsort(-likeness, kind="stable").tolist():
-        path, (start, end) = paths[owner[index]], times[index].tolist()
-        if any(path == other and start <= to and end >= since for other, since, to in chosen):
+        one = replace(moments[index], alike=float(likeness[index]))
+        if any(
+            one.path == other.path and one.start <= other.end and one.end >= other.start
+            for other in (own, *found)
+        ):
             continue
-        chosen.append((path, start, end))
-        found.append(Moment(path, start, end, float(likeness[index])))
+        found.append(one)
         if len(found) == most:
             break
     return found
@@ -201,64 +192,24 @@ def show_neighbours(
         raise UserError(f"--most: {most}; at least 1 moment is shown")
     saved = load_features(features)
     path = absolute(str(video))
-    worker = _worker_as_before(features, saved.settings, model)
-    found = saved[path] if path in saved.paths else worker.look_into(path)
-    rows, times = moments_of(found, worker.window_steps)
-    middles = times.mean(axis=1)
+    changes = {} if model is None else {"encoder.path": model}
+    config = load_config(FeaturesConfig, [features / RESOLVED_CONFIG_FILE], changes)
+    worker = FeatureWorker(config, features)
+    worker.require_same(features, saved.settings, "features")
+    found = saved[path] if path in saved.paths else replace(worker.look_into(path), path=path)
+    rows, places = moments_of(found, worker.window_steps)
+    middles = np.array([(one.start + one.end) / 2 for one in places])
     wanted = float(found.times[0] + found.times[-1]) / 2 if at is None else at
     if at is not None and not 0 <= at <= float(found.times[-1]) + 1:
         raise UserError(f"--at: {at:g}; {video} runs to {found.times[-1]:.2f} s")
     index = int(np.abs(middles - wanted).argmin())
-    own = path, *times[index].tolist()
-    moments = nearest_moments(rows[index], own, saved, worker.window_steps, most)
+    moments = nearest_moments(rows[index], places[index], saved, worker.window_steps, most)
     if not moments:
         raise UserError(f"{features}: holds no other moment than this clip; add videos to it")
-    strips = [_strip("asked for", Moment(*own, 1.0))]
-    strips += [_strip(f"{one.likeness:.2f}", one) for one in moments]
     caption = (
         "First row: the clip that was asked for. Below: the moments of the set whose features are "
         "most like it, with their likeness: the cosine of the mean features, the mean of the whole "
         f"set taken off. 1: the same; 0: no more alike than any. Made with {worker.encoder}."
     )
-    write_png(picture_of(strips, caption=caption), out)
+    write_sheet(places[index], moments, out, caption)
     return moments
-
-
-def _worker_as_before(
-    features: Path, settings: Mapping[str, Any], model: Path | None
-) -> FeatureWorker:
-    """The encoder that features were made with, set as it was then; UserError if it is another."""
-    config = load_config(
-        FeaturesConfig,
-        [features / RESOLVED_CONFIG_FILE],
-        {} if model is None else {"encoder.path": model},
-    )
-    worker = FeatureWorker(config, features)
-    now = json.loads(json.dumps(worker.settings))
-    other = [name for name, value in now.items() if settings.get(name) != value]
-    if "weights_hash" in other:
-        raise UserError(
-            f"{features}: features of another encoder (weights "
-            f"{str(settings.get('weights_hash'))[:12]}...) than {config.encoder.path} has now "
-            f"({now['weights_hash'][:12]}...); give the right one with --model, or make the "
-            "features again"
-        )
-    if other:
-        raise UserError(
-            f"{features}: made with other settings ({', '.join(other)}) than "
-            f"{RESOLVED_CONFIG_FILE} names; make the features again"
-        )
-    return worker
-
-
-def _strip(label: str, moment: Moment) -> Strip:
-    """Some frames of a moment with their times, and below the first which video it is."""
-    length = moment.end - moment.start
-    count = _FRAMES_OF_A_MOMENT if length > 0 else 1
-    fps = (count - 1) / length if length > 0 else None
-    clip = load_clip(moment.path, count, 1, moment.start if length > 0 else None, fps)
-    frames = resized(clip.frames.permute(0, 2, 3, 1).numpy(), SHOWN_SIDE)
-    notes = [f"{moment.start + length * n / max(1, count - 1):.2f} s" for n in range(count)]
-    name = Path(moment.path).name
-    notes[0] += f"  {name if len(name) <= 20 else f'{name[:8]}...{name[-9:]}'}"
-    return Strip(label, list(frames), notes)

@@ -117,12 +117,12 @@ def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> 
     hanging = replace(manifest.row(1), path=str(pipe), bytes=0)
     rows = [manifest.row(0), hanging]
     write_manifest([ManifestRow(info=info) for info in rows], tmp_path / "m.parquet")
-    reading = ReadingConfig(num_workers=1, sample_timeout_seconds=0.7)
+    reading = ReadingConfig(num_workers=1, sample_timeout_seconds=2.0)
     opened = Manifest.open(tmp_path / "m.parquet")
     with EvaluationClips(opened, CLIP, VIEW, reading, on_bad_video="list") as clips:
         (batch,) = clips.batches(0, 2, 2)
     assert batch.rows.tolist() == [0]
-    assert "did not end within 0.7 s" in batch.bad[0].reason
+    assert "did not end within 2 s" in batch.bad[0].reason
 
 
 def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:

@@ -263,7 +263,7 @@ def test_batches_belong_to_the_caller(manifest: Manifest) -> None:
     assert torch.equal(first.clips, kept)
 
 
-@pytest.mark.parametrize("place", ["-", "-c", "script.py"])
+@pytest.mark.parametrize("place", ["-", "script.py"])
 def test_any_script_may_use_workers(manifest: Manifest, tmp_path: Path, place: str) -> None:
     """One from stdin too, and one that does not guard its work by ``__name__``."""
     manifest.write(tmp_path / "videos.parquet")
@@ -277,7 +277,7 @@ def test_any_script_may_use_workers(manifest: Manifest, tmp_path: Path, place: s
         "        print(int(batch.clips.sum()))\n"
     )
     (tmp_path / "script.py").write_text(script)
-    command = [sys.executable, place, *([script] if place == "-c" else [])]
+    command = [sys.executable, place]
     done = subprocess.run(command, cwd=tmp_path, input=script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = [int(batch.clips.sum()) for batch in _take([manifest], 0, 2)]

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tests import warm
 from tests.evaluation.tiny_videos import with_bad_video
 from tests.jobs.probe.tiny_probe import probe_config
+from tests.jobs.rank_host import free_port, place
 
 from vjepa.jobs.probe.probe import train
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.mark.slow
@@ -34,31 +26,22 @@ def test_two_processes_measure_what_one_does(
         "data.on_bad_video": "list",
     }
     result = train(probe_config(tmp_path / "m.parquet", checkpoint, **changes), tmp_path / "p")
-    port = str(_free_port())
+    port = free_port()
     arguments = ["probe", "eval", str(tmp_path / "p"), str(tmp_path / "m.parquet")]
     arguments += ["--split", "test", "--on-bad-video", "list", "--device", "cpu"]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vjepa", *arguments, "--json", str(tmp_path / f"{rank}.json")],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_RANK": str(rank),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        warm.vjepa(
+            *(*arguments, "--json", tmp_path / f"{rank}.json"),
+            log=tmp_path / f"{rank}.log",
+            environment=place(rank, 2, port),
         )
         for rank in range(2)
     ]
-    outputs = [process.communicate(timeout=150) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "top-1" in outputs[0][0]
-    assert outputs[1][0] == ""  # one process speaks for both
+    codes = [process.wait() for process in processes]
+    first, second = (process.said for process in processes)
+    assert codes == [0, 0], first + second
+    assert "top-1" in first
+    assert "top-1" not in second  # one process speaks for both
     assert not (tmp_path / "1.json").exists()
     found = json.loads((tmp_path / "0.json").read_text())
     assert result.test is not None

@@ -102,7 +102,7 @@ def encode(info: VideoInfo, part: Part, target: Path, config: TranscodeConfig) -
         encoder.thread_count = 1
         # Every key frame is an entry point; none is added at cuts, so groups are of equal length.
         params = f"keyint={config.gop}:min-keyint={config.gop}:scenecut=0:open-gop=0"
-        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        if torch.cpu._is_avx512_supported():  # of the processor, whatever torch is told to use
             params += f":asm={_UP_TO_AVX2}"
         encoder.options = {"preset": config.preset, "crf": str(config.crf), "x264-params": params}
         stamp, start = -1, 0.0
