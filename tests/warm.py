@@ -31,6 +31,7 @@ _MODULES = (
     "torch.utils.tensorboard",
     "numpy.ma",
     "vjepa.data.video.decode",
+    "vjepa.jobs.detect.train",
     "vjepa.jobs.finetune.job",
     "vjepa.jobs.learn",
     "vjepa.jobs.pretrain",

@@ -14,24 +14,24 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 43_500
+MOST_LINES = 43_700
 MOST_FILES = 204
-MOST_CLASSES = 380
+MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 97),
-    "cli": (2290, 27),
+    "cli": (2300, 27),
     "data": (950, 13),
-    "data/clips": (1970, 60),
+    "data/clips": (1980, 60),
     "data/loader": (1270, 19),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
     "demo": (1750, 40),
-    "evaluation": (4230, 102),
+    "evaluation": (4330, 101),
     "jobs": (6870, 152),
-    "jobs/detect": (1140, 25),
+    "jobs/detect": (1200, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),

@@ -54,9 +54,8 @@ def run(job: dict[str, Any]) -> int:
     from vjepa.cli.main import main
 
     arguments = [f"--{override}" for override in job["overrides"]]
-    return main(
-        [job.get("command", "pretrain"), "--config", job["config"], "--out", job["out"], *arguments]
-    )
+    command = job.get("command", "pretrain").split()
+    return main([*command, "--config", job["config"], "--out", job["out"], *arguments])
 
 
 def launch(job: dict[str, Any]) -> list[int]:

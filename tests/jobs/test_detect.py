@@ -18,8 +18,11 @@ from torchvision.models import get_model
 
 from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
+from vjepa.data.clips.key_frames import KeyFrameViewConfig
+from vjepa.data.clips.plan import ClipPlan
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
+from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
 from vjepa.tasks import Detection
 
 _SETTINGS = (
@@ -118,6 +121,31 @@ def test_it_learns_what_is_there(boxes: Path, detector: Path, tmp_path: Path) ->
     assert _figure(tmp_path / "own.json") > 0.5
 
 
+def test_sides_of_training_boxes_are_moved_at_random(boxes: Path) -> None:
+    """Out by up to a fifth of the width or a tenth of the height, in by up to half of that."""
+    data = KeyFrames.open(boxes / "boxes_train.parquet")
+    view = KeyFrameViewConfig(short_side=32, jitter_boxes=(0.2, 0.1))
+    plan = ClipPlan(frames=np.zeros(4, np.int64), resize_to=(3200, 3200), resize="antialias")
+    by_key = data.by_key(data.table.rows_of("truth"))
+
+    def moved(draw: tuple[int, int] | None) -> NDArray[np.float64]:
+        plans = [(plan, key, rows, draw) for key, rows in by_key.items()]
+        return boxes_of_clips(data, plans, view)[:, 1:].double().numpy()
+
+    exact, one = moved(None), moved((0, 0))
+    size = np.tile(exact[:, 2:] - exact[:, :2], 2)
+    inside = ((exact > 0) & (exact < 3200) & (one > 0) & (one < 3200)).all(axis=1)
+    out = ((one - exact) * (-1, -1, 1, 1) / size)[inside]
+    assert len(out) > 20
+    low, high = out.min(axis=0), out.max(axis=0)
+    assert (low >= (-0.1001, -0.0501) * 2).all()
+    assert (high <= (0.2001, 0.1001) * 2).all()
+    assert (low < (-0.05, -0.02) * 2).all()
+    assert (high > (0.15, 0.07) * 2).all()
+    assert np.array_equal(one, moved((0, 0)))
+    assert not np.array_equal(one, moved((0, 1)))
+
+
 def test_cached_vectors_need_no_video(boxes: Path, detector: Path, tmp_path: Path) -> None:
     moved = tmp_path / "set"
     shutil.copytree(boxes, moved)
@@ -177,6 +205,8 @@ def test_encoder_and_head_together_and_resumed(
         (("--data.test=TRAIN",), "of its videos are trained on, too"),
         (("--data.videos=nothing.parquet",), "nothing.parquet, is not there"),
         (("--features.passes=2", "--data.view.augment=false"), "all would be the same"),
+        (("--data.view.augment=false", "--data.view.jitter_boxes=[0.2,0.1]"), "set augment true"),
+        (("--optim.accumulation_steps=9",), "4 key frames cannot be divided into 9"),
         (("--encoder.path=nowhere",), "nowhere"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vjepa.cli.parser import (
     EXIT_INTERRUPTED,
@@ -15,6 +17,9 @@ from vjepa.cli.parser import (
 )
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
+
+if TYPE_CHECKING:
+    from vjepa.jobs.detect.train import TrainedDetector
 
 HELP = """\
 find who does what, where and when: classes of boxes in videos (AVA)
@@ -107,10 +112,19 @@ def add_arguments(parser: Parser) -> None:
 
 def _train(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    print_config(args, config)
     from vjepa.jobs.detect.train import train
+    from vjepa.runtime.distributed import world
 
+    print_config(args, config)
     done = train(config, args.out)
+    if world().is_main:
+        _say_trained(done, args.out)
+    if done.stopped is None or done.stopped.out_of_time:
+        return 0
+    return EXIT_REQUEUE if done.stopped.requeue else EXIT_INTERRUPTED
+
+
+def _say_trained(done: TrainedDetector, out: Path) -> None:
     print(f"encoder: {done.encoder}")
     where = f"{done.num_boxes} boxes in {done.num_key_frames} key frames"
     print(f"trained: {done.steps} updates on {where}")
@@ -118,14 +132,11 @@ def _train(args: argparse.Namespace) -> int:
         print(f"not read: {bad.path}: {bad.reason}")
     if done.stopped is not None:
         print("stopped before the end, nothing measured: the same command goes on")
-        if done.stopped.out_of_time:
-            return 0
-        return EXIT_REQUEUE if done.stopped.requeue else EXIT_INTERRUPTED
+        return
     print(
         *(done.test.lines() if done.test else ["not measured: no test table (data.test)"]), sep="\n"
     )
-    print(f"detector: {args.out}")
-    return 0
+    print(f"detector: {out}")
 
 
 def _eval(args: argparse.Namespace) -> int:

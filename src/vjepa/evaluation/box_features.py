@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass, to_dict
-from vjepa.counter_random import permute
+from vjepa.counter_random import permute, uniforms
 from vjepa.data.ava import rows_by_id
 from vjepa.data.boxes import BoxTable, LabelledBoxes
 from vjepa.data.clips.key_frames import (
@@ -51,6 +51,7 @@ from vjepa.evaluation.frozen import (
 )
 from vjepa.models import EncoderConfig, RegionConfig, normalise_clip, region_features
 from vjepa.runtime.device import DeviceSetup, to_device
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.progress import Progress
 
 _FORMAT = "vjepa-box-features-1"
@@ -153,14 +154,25 @@ class BoxFeatures:
     cache_dir: Path | None = None
 
     def features(
-        self, data: KeyFrames, rows: NDArray[np.int64], name: str, draw: Draw | None = None
+        self,
+        data: KeyFrames,
+        rows: NDArray[np.int64],
+        name: str,
+        draw: Draw | None = None,
+        group: ProcessGroup | None = None,
     ) -> FeatureSet:
         """Vectors of boxes, [n, 1, 1, layers * D] in the stored type, without those not to be read.
 
-        `rows` int64 are rows of the table, ascending; `draw` as for :meth:`KeyFrames.moments`.
+        `rows` int64 are rows of the table, ascending; `draw` as for :meth:`KeyFrames.moments`. The
+        processes of a `group` share the work, shard by shard, and all get all vectors.
         """
-        parts = list(self._shards(data, rows, name, draw))
-        found = FeatureSet.joined(parts)
+        group, parts, reasons = group or ProcessGroup(), list[FeatureSet](), list[str]()
+        try:
+            parts = list(self._shards(data, rows, name, draw, group))
+        except UserError as error:  # said to the others, who would wait in vain
+            reasons = [str(error)]
+        group.agree(reasons)
+        found = FeatureSet.joined([part for own in group.gather(parts) for part in own])
         if not len(found):
             reason = "".join(f" (first: {bad.path}: {bad.reason})" for bad in found.bad[:1])
             raise UserError(f"{name}: not one key frame could be read{reason}")
@@ -168,17 +180,24 @@ class BoxFeatures:
         return FeatureSet((found.tokens[torch.from_numpy(order)],), found.rows[order], found.bad)
 
     def _shards(
-        self, data: KeyFrames, rows: NDArray[np.int64], name: str, draw: Draw | None
+        self,
+        data: KeyFrames,
+        rows: NDArray[np.int64],
+        name: str,
+        draw: Draw | None,
+        group: ProcessGroup,
     ) -> Iterator[FeatureSet]:
+        """This process's share of the shards, encoded or out of the cache."""
         boxes, size = data.by_key(rows), self.settings.features.shard_clips
         keys = np.array(list(boxes), dtype=np.int64)
         folder = None
         if self.cache_dir is not None:
             folder = open_cache_folder(self.cache_dir, self._key(data, rows, draw))
-        shards = [keys[start : start + size] for start in range(0, len(keys), size)]
+        numbers = range(math.ceil(len(keys) / size))[group.rank :: group.size]
+        shards = [keys[number * size : (number + 1) * size] for number in numbers]
         paths = [
             None if folder is None else folder / f"shard_{number:05d}.safetensors"
-            for number in range(len(shards))
+            for number in numbers
         ]
         missing = [path is None or not path.exists() for path in paths]
         wanted = np.concatenate(
@@ -192,15 +211,16 @@ class BoxFeatures:
             timeout_seconds=self.reading.sample_timeout_seconds,
         )
         which = "" if draw is None else f", pass {draw[1] + 1}"
-        done = len(keys) - len(wanted)
-        with Progress(f"boxes of {name}{which}", len(keys), done) as progress:
+        total = sum(map(len, shards))
+        done = total - len(wanted)
+        with Progress(f"boxes of {name}{which}", total, done) as progress:
             for own, path, lacks in zip(shards, paths, missing, strict=True):
                 if path is not None and not lacks:
                     yield read_shard(path)
                     continue
                 parts = []
                 for some in self._batches(data, own, islice(clips, len(own))):
-                    parts.append(self._encode(data, some, boxes))
+                    parts.append(self._encode(data, some, boxes, draw))
                     done += len(some)
                     progress.update(done)
                 part = FeatureSet.joined(parts)
@@ -239,6 +259,7 @@ class BoxFeatures:
         data: KeyFrames,
         some: list[tuple[int, MomentClip | DecodeError]],
         boxes: dict[int, NDArray[np.int64]],
+        draw: Draw | None,
     ) -> FeatureSet:
         """The vectors of the boxes of some key frames; `boxes` are rows of the table by key."""
         how, table = self.settings.features, data.table
@@ -253,7 +274,7 @@ class BoxFeatures:
             return FeatureSet(
                 (torch.empty(0, 1, 1, width, dtype=kept),), np.zeros(0, np.int64), (bad,)
             )
-        plans = [(found.plan, key, boxes[key]) for key, found in clips]
+        plans = [(found.plan, key, boxes[key], draw) for key, found in clips]
         flat = boxes_of_clips(data, plans, self.settings.view)
         device = self.setup.device
         encoder = self.frozen.encoder.to(device)
@@ -275,13 +296,16 @@ class BoxFeatures:
         digest.update(json.dumps([table.video[row] for row in rows.tolist()]).encode())
         for numbers in (rows, table.second[rows], table.time[rows], table.box[rows]):
             digest.update(np.ascontiguousarray(numbers).tobytes())
+        settings = to_dict(self.settings)
+        if not any(self.settings.view.jitter_boxes):
+            del settings["view"]["jitter_boxes"]  # caches are older than it
         return {
             "format": _FORMAT,
             "weights_hash": self.frozen.identity.weights_hash,
             "encoder": self.frozen.identity.settings,
             "data_hash": data_hash(data.manifest, videos.astype(np.int64)),
             "boxes": digest.hexdigest(),
-            **to_dict(self.settings),
+            **settings,
             "device": self.setup.device.type,
             "draw": None if draw is None else list(draw),
         }
@@ -289,17 +313,21 @@ class BoxFeatures:
 
 def boxes_of_clips(
     data: KeyFrames,
-    clips: Sequence[tuple[ClipPlan, int, NDArray[np.int64]]],
+    clips: Sequence[tuple[ClipPlan, int, NDArray[np.int64], Draw | None]],
     view: KeyFrameViewConfig,
 ) -> Tensor:
     """Boxes float32 [M, 5] in the pixels of clips, the clip's number first.
 
-    `clips` are (what was done to the frames, key frame, rows of the table).
+    `clips` are (what was done to the frames, key frame, rows of the table, what was drawn).
     """
     parts = []
-    for number, (plan, key, rows) in enumerate(clips):
+    for number, (plan, key, rows, draw) in enumerate(clips):
         height, width = data.sizes(key)
-        boxes = moved_boxes(plan, data.table.box[rows], height, width, view.enlarge_boxes)
+        outwards = 0.0
+        if draw is not None and any(view.jitter_boxes):
+            u = uniforms(draw[0], f"box jitter/{draw[1]}", rows, 4)
+            outwards = np.tile(view.jitter_boxes, 2) * (1.5 * u - 0.5)
+        boxes = moved_boxes(plan, data.table.box[rows], height, width, view.enlarge_boxes, outwards)
         parts.append(np.insert(boxes, 0, number, axis=1))
     return torch.from_numpy(np.concatenate(parts)).float()
 
@@ -321,7 +349,8 @@ class DetectionBatches:
     """The batches of any range of steps: key frames with their boxes, as vectors or as clips.
 
     `rows` int64 are the rows of the table that are trained on. With `passes`, epoch e takes the
-    vectors of pass e modulo their number; without, clips are cut anew.
+    vectors of pass e modulo their number; without, clips are cut anew. Of `world_size` processes
+    each gets its part of every batch.
     """
 
     data: KeyFrames
@@ -332,6 +361,8 @@ class DetectionBatches:
     reading: ReadingConfig
     patch: int
     passes: tuple[FeatureSet, ...] = ()
+    rank: int = 0
+    world_size: int = 1
 
     @cached_property
     def _boxes(self) -> dict[int, NDArray[np.int64]]:
@@ -349,6 +380,12 @@ class DetectionBatches:
     def steps_for(self, epochs: float) -> int:
         """Updates that make up so many passes over the key frames, at least one."""
         return max(1, math.ceil(epochs * len(self._keys) / self.size))
+
+    @property
+    def _part(self) -> slice:
+        """Which key frames of a batch are this process's."""
+        here, size = self.rank, self.size
+        return slice(here * size // self.world_size, (here + 1) * size // self.world_size)
 
     def _wanted(self, step: int) -> list[tuple[int, int]]:
         """Key frames and epochs of a step (from 0)."""
@@ -373,9 +410,11 @@ class DetectionBatches:
             )
         for step in steps:
             wanted = self._wanted(step)
+            count = sum(len(self._boxes[key]) for key, _ in wanted)
+            wanted = wanted[self._part]
             rows = [self._boxes[key] for key, _ in wanted]
             every = np.concatenate(rows)
-            ordinals = np.arange(step * self.size, (step + 1) * self.size)
+            ordinals = np.arange(step * self.size, (step + 1) * self.size)[self._part]
             labels = torch.from_numpy(self.data.table.targets(every))
             if self.passes:
                 number = np.repeat(np.arange(len(wanted)), [len(own) for own in rows])
@@ -383,7 +422,7 @@ class DetectionBatches:
                 boxes = torch.zeros(len(every), 5)
                 boxes[:, 0] = torch.from_numpy(number)
                 vectors = self._gather(every, epochs % len(self.passes))
-                yield DetectionBatch(ordinals, boxes, labels, len(every), vectors=vectors)
+                yield DetectionBatch(ordinals, boxes, labels, count, vectors=vectors)
                 continue
             found = list(islice(clips, len(wanted)))
             for clip in found:
@@ -391,18 +430,20 @@ class DetectionBatches:
                     raise UserError(f"{clip}; mend it, or take it out of the table of boxes")
             good = [clip for clip in found if isinstance(clip, MomentClip)]
             plans = [
-                (clip.plan, key, own)
-                for clip, (key, _), own in zip(good, wanted, rows, strict=True)
+                (clip.plan, key, own, self._draw(epoch))
+                for clip, (key, epoch), own in zip(good, wanted, rows, strict=True)
             ]
             pixels = torch.stack([clip.clip for clip in good])
             boxes = boxes_of_clips(self.data, plans, self.settings.view)
-            yield DetectionBatch(ordinals, boxes, labels, len(every), clips=pixels)
+            yield DetectionBatch(ordinals, boxes, labels, count, clips=pixels)
 
     def _moments(self, step: int) -> Iterator[Moment]:
-        for key, epoch in self._wanted(step):
-            draw = (self.seed, epoch) if self.settings.view.augment else None
+        for key, epoch in self._wanted(step)[self._part]:
             keys = np.array([key], dtype=np.int64)
-            yield from self.data.moments(keys, self.settings, self.patch, draw)
+            yield from self.data.moments(keys, self.settings, self.patch, self._draw(epoch))
+
+    def _draw(self, epoch: int) -> Draw | None:
+        return (self.seed, epoch) if self.settings.view.augment else None
 
     def _gather(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> Tensor:
         first = self.passes[0].tokens

@@ -8,17 +8,21 @@ here by name, and a figure is worth nothing without that name beside it.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.counter_random import derive_seed
 from vjepa.data.boxes import ImageKey, LabelledBoxes, overlaps
 from vjepa.errors import UserError
+from vjepa.evaluation.metrics import ConfidenceInterval
 
 LEAST_OVERLAP = 0.5
+_RESAMPLES = 200
+_FEW_VIDEOS = 10
 
 RulesName = Literal["alphaction", "activitynet", "slowfast", "mmaction"]
 
@@ -98,6 +102,13 @@ class DetectionMetrics:
     per_class: tuple[ClassPrecision, ...]
     images: int
     """Images of the truth that are counted."""
+    videos: int
+    """Videos that they and the detections are of."""
+    bootstrap: ConfidenceInterval | None
+    """95 % interval of the mean: all of it computed anew of videos drawn with replacement, 200
+    times; a class without a box among those drawn is then left out. None: of a single video."""
+    rare: int
+    """Classes with true boxes in fewer than 10 videos, on which the interval leans."""
     rules: str
 
     @property
@@ -107,6 +118,11 @@ class DetectionMetrics:
         figure = self.mean_average_precision
         shown = "none (no true box)" if figure is None else f"{100 * figure:.2f} %"
         boxes = sum(entry.truth for entry in self.per_class)
+        if self.bootstrap is not None:
+            low, high = 100 * self.bootstrap.low, 100 * self.bootstrap.high
+            rough = f", rough: {self.rare} classes have boxes in fewer than {_FEW_VIDEOS}"
+            shown += f" (95 % interval {low:.1f} to {high:.1f}, over {self.videos} videos"
+            shown += f"{rough if self.rare else ''})"
         return (
             f"mAP at IoU {LEAST_OVERLAP}: {shown} over {len(counted)} classes, {boxes} labels of "
             f"boxes in {self.images} key frames ({self.rules})"
@@ -152,14 +168,18 @@ def detection_metrics(
     found, there = found.take(boxes), there[boxes]
     seen = ~is_excluded[truth.image]
     right = _match(truth.take(seen), found, there, rules)
-    entries = []
+    names, video = np.unique([name for name, _ in number], return_inverse=True)
+    seen |= rules.excluded_truth == "counted"
+    entries, ranked, totals = [], [], []
     for label in wanted.tolist():
-        of_truth = truth.label == label
-        total = int((of_truth if rules.excluded_truth == "counted" else of_truth & seen).sum())
         mine = found.label == label
-        precision = average_precision(found.score[mine], right[mine], total) if total else None
-        if precision is not None and not mine.any() and rules.undetected_classes == "left_out":
-            precision = None
+        per_video = np.bincount(video[truth.image[(truth.label == label) & seen]], None, len(names))
+        curve = _Ranked.of(found.score[mine], right[mine], video[there[mine]])
+        total, precision = int(per_video.sum()), None
+        if total and (mine.any() or rules.undetected_classes == "zero"):
+            precision = curve.precision(total)
+            ranked.append(curve)
+            totals.append(per_video)
         entries.append(
             ClassPrecision(
                 label=label,
@@ -171,29 +191,68 @@ def detection_metrics(
             )
         )
     values = [e.average_precision for e in entries if e.average_precision is not None]
+    videos = np.unique(video[~is_excluded])
     return DetectionMetrics(
         mean_average_precision=float(np.mean(values)) if values else None,
         per_class=tuple(entries),
         images=known - int(is_excluded[:known].sum()),
+        videos=len(videos),
+        bootstrap=_bootstrap(ranked, totals, videos, len(names)),
+        rare=sum(int(np.count_nonzero(own)) < _FEW_VIDEOS for own in totals),
         rules=rules.sentence,
     )
 
 
-def average_precision(score: NDArray[np.float64], right: NDArray[np.bool_], total: int) -> float:
-    """Area under precision over recall, all points, precision made to fall; 0 of no detection.
+@dataclass(frozen=True)
+class _Ranked:
+    """A class's detections by falling score: right or not, video, the last of its score or not."""
 
-    Tied detections enter together, as one step of the curve: an order among them, which the
-    reference leaves to the processor's sorting, never pays.
-    """
-    if len(score) == 0:
-        return 0.0
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.diff(score[order]) != 0, True)  # of each tie
-    hits = np.cumsum(right[order])[last]
-    recall = hits / total
-    precision = hits / (np.flatnonzero(last) + 1)
-    falling = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * falling))
+    right: NDArray[np.bool_]
+    video: NDArray[np.int64]
+    last: NDArray[np.bool_]
+
+    @classmethod
+    def of(
+        cls, score: NDArray[np.float64], right: NDArray[np.bool_], video: NDArray[np.int64]
+    ) -> _Ranked:
+        order = np.argsort(-score, kind="stable")
+        last = np.append(np.diff(score[order]) != 0, True)[: len(order)]
+        return cls(right[order], video[order], last)
+
+    def precision(self, total: int, times: NDArray[np.int64] | None = None) -> float:
+        """Area under precision over recall, all points, precision made to fall; 0 of no detection.
+
+        Tied detections enter together, as one step of the curve: an order among them, which the
+        reference leaves to the processor's sorting, never pays. `times`: how often each video
+        counts.
+        """
+        weight = np.ones(len(self.right), np.int64) if times is None else times[self.video]
+        hits = np.cumsum(self.right * weight)[self.last]
+        precision = hits / np.maximum(np.cumsum(weight)[self.last], 1)
+        falling = np.maximum.accumulate(precision[::-1])[::-1]
+        return float(np.sum(np.diff(hits / total, prepend=0.0) * falling))
+
+
+def _bootstrap(
+    ranked: Sequence[_Ranked],
+    totals: Sequence[NDArray[np.int64]],
+    videos: NDArray[np.int64],
+    count: int,
+) -> ConfidenceInterval | None:
+    """The interval of the mean over classes; `totals` are their true boxes in each video."""
+    if len(videos) < 2 or not ranked:
+        return None
+    generator = np.random.Generator(np.random.PCG64(derive_seed(0, "bootstrap")))
+    means = []
+    for _ in range(_RESAMPLES):
+        drawn = videos[generator.integers(0, len(videos), len(videos))]
+        times = np.bincount(drawn, minlength=count)
+        pairs = [(curve, int(own @ times)) for curve, own in zip(ranked, totals, strict=True)]
+        values = [curve.precision(total, times) for curve, total in pairs if total]
+        if values:
+            means.append(np.mean(values))
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return ConfidenceInterval(low, high)
 
 
 def _most_certain(

@@ -42,6 +42,9 @@ class Detection(Task):
         self.head, self.encoder = head, encoder
         self._regions, self._seed = regions or RegionConfig(), seed
         self._drop_path, self._layer_decay = drop_path, layer_decay
+        if encoder is not None:
+            depth = encoder.config.depth
+            self.has_unused = max(self._regions.layers_of(depth)) < depth - 1
 
     @property
     def device(self) -> torch.device:

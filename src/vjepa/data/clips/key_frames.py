@@ -54,8 +54,14 @@ class KeyFrameViewConfig:
     enlarge_boxes: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
     """Look at boxes that are wider and higher by these shares (AlphAction: 0.1 and 0.05). The
     answer is still about the box as it was given."""
+    jitter_boxes: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    """Of training clips: each side of a box is moved by a draw of its own, evenly between so large
+    a share of the box's width (or height) outwards and half of that inwards, so that a head learns
+    to bear boxes that are not exact (AlphAction: 0.2 and 0.1)."""
 
     def __post_init__(self) -> None:
+        if any(self.jitter_boxes) and not self.augment:
+            raise ValueError("jitter_boxes: moves boxes of random clips only; set augment true")
         low, high = self.train_short_sides
         if not self.crop_size <= low <= high:
             raise ValueError(
@@ -112,14 +118,16 @@ def moved_boxes(
     height: int,
     width: int,
     enlarge: tuple[float, float] = (0.0, 0.0),
+    outwards: NDArray[np.float64] | float = 0.0,
 ) -> NDArray[np.float64]:
     """Boxes [n, 4] (x1, y1, x2, y2 as shares of such a source frame) in the pixels of a clip.
 
-    Enlarged by shares of their width and height, cut at the clip's borders, in continuous
-    coordinates; one that is not seen comes out empty.
+    Enlarged by shares of their width and height, their sides moved `outwards` [n, 4] by further
+    such shares, cut at the clip's borders, in continuous coordinates; one that is not seen comes
+    out empty.
     """
-    out = (boxes[:, 2:] - boxes[:, :2]) * np.array(enlarge) / 2
-    boxes = np.concatenate([boxes[:, :2] - out, boxes[:, 2:] + out], axis=1)
+    out = np.tile(boxes[:, 2:] - boxes[:, :2], 2) * (np.tile(enlarge, 2) / 2 + outwards)
+    boxes = boxes + out * (-1, -1, 1, 1)
     top, left, seen_height, seen_width = plan.seen_box(height, width)
     rows, columns = plan.size
     x = (boxes[:, 0::2] * width - left) * (columns / seen_width)

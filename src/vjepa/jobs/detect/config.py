@@ -18,7 +18,8 @@ from vjepa.evaluation.detection_metric import RulesName
 from vjepa.evaluation.frozen import EncodingConfig
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import RegionConfig
-from vjepa.training.schedules import NotNegative, Positive, TrainingConfig
+from vjepa.training import DistributedConfig, TrainingConfig
+from vjepa.training.schedules import NotNegative, Positive
 
 _TrainOn = Literal["known", "truth"]
 TestOn = Literal["auto", "truth", "predicted"]
@@ -123,6 +124,8 @@ class DetectConfig:
         default_factory=lambda: TrainingConfig(health_every_steps=None)
     )
     """Device, precision, intervals."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """How several processes share the work, when a launcher such as torchrun starts them."""
 
     def __post_init__(self) -> None:
         view = self.data.view

@@ -35,6 +35,7 @@ from vjepa.evaluation.frozen import EncoderIdentity, weights_hash
 from vjepa.jobs.detect.config import TestOn
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path, atomic_write
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
@@ -167,8 +168,12 @@ class Detector:
         test_on: TestOn = "auto",
         rules: str | None = None,
         scores: ScoreKind | None = None,
+        group: ProcessGroup | None = None,
     ) -> tuple[DetectionResult, LabelledBoxes]:
-        """The figure on a table of boxes, and the detections that it is of."""
+        """The figure on a table of boxes, and the detections that it is of.
+
+        The processes of a `group` share the key frames, and all get the whole.
+        """
         table, saved = data.table, self.saved
         if dict(table.classes) != dict(saved.classes):
             raise UserError(
@@ -177,7 +182,7 @@ class Detector:
                 "label map of the training"
             )
         kind, rows = test_rows(table, test_on)
-        found = self.features.features(data, rows, table.source_file)
+        found = self.features.features(data, rows, table.source_file, group=group)
         shares = class_shares(saved.head, found.tokens, self.features.setup.device)
         answers = detections(table, found.rows, shares, scores or saved.scores)
         metrics = detection_metrics(

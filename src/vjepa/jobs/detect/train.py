@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vjepa.checkpoint.folder import WEIGHTS_FILE, read_weights
 from vjepa.config import RESOLVED_CONFIG_FILE, diff, load_config, to_dict
 from vjepa.counter_random import permute
 from vjepa.data.clips.key_frames import checked_patches
@@ -47,6 +49,7 @@ from vjepa.jobs.probe.encoder import (
 from vjepa.jobs.probe.probe import versions
 from vjepa.models import Encoder, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
+from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog
 from vjepa.runtime.process import set_num_threads
@@ -79,47 +82,44 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
 
     Into `out`, a new folder, or one in which the same job was interrupted: ``detector.json``,
     ``detector.safetensors``, ``result.json``, ``result.md``, ``metrics.jsonl``, ``config.yaml``,
-    and with `end_to_end` the encoder's checkpoints, from which training resumes exactly.
+    and checkpoints of head (and encoder, with `end_to_end`), from which training resumes exactly.
+
+    Under torchrun, or another launcher that sets the same variables, all processes call this: they
+    share the key frames to be encoded, and each batch.
     """
-    with claimed_folder(out, JOB) as has_begun:
-        if (out / DETECTOR_FILE).exists():
-            raise UserError(f"{out}: holds a detector already; give another --out or remove it")
-        if has_begun:
-            before = load_config(DetectConfig, [out / RESOLVED_CONFIG_FILE])
-            if changed := diff(before, config):
-                raise UserError(
-                    f"{out}: was begun with another config ({'; '.join(changed[:3])}); give "
-                    "another --out"
-                )
-        return _train(config, out)
+    device = set_up_device(config.training.device, config.features.precision).device
+    with ExitStack() as stack:
+        minutes = config.distributed.timeout_minutes
+        group = stack.enter_context(open_process_group(device.type, minutes))
+
+        def claim() -> None:
+            has_begun = stack.enter_context(claimed_folder(out, JOB, is_shared=True))
+            if (out / DETECTOR_FILE).exists():
+                raise UserError(f"{out}: holds a detector already; give another --out or remove it")
+            if has_begun:
+                before = load_config(DetectConfig, [out / RESOLVED_CONFIG_FILE])
+                if changed := diff(before, config):
+                    raise UserError(
+                        f"{out}: was begun with another config ({'; '.join(changed[:3])}); give "
+                        "another --out"
+                    )
+
+        group.on_main(claim)
+        return _train(config, out, group)
 
 
-def _train(config: DetectConfig, out: Path) -> TrainedDetector:
+def _train(config: DetectConfig, out: Path, group: ProcessGroup) -> TrainedDetector:
     times = [time.perf_counter()]
     set_num_threads(config.training.num_threads)
     given, (config, frozen, data, test) = config, _open(config)
     rows = training_rows(config, data)
-    begin_folder(out, JOB, given)
+    _check_batch(config, data, rows, group)
+    group.on_main(lambda: begin_folder(out, JOB, given))
     settings = _settings(config)
     times.append(time.perf_counter())
-    setup = set_up_device(config.training.device, config.features.precision)
-    if config.features.compile and config.end_to_end is None:
-        compile_encoder(frozen.encoder.to(setup.device))
-    features = BoxFeatures(
-        frozen,
-        settings,
-        setup,
-        config.data.reading,
-        config.data.on_bad_video,
-        config.features.cache_dir,
-    )
-    passes: tuple[FeatureSet, ...] = ()
+    passes = ()
     if config.end_to_end is None:
-        augments = config.data.view.augment
-        passes = tuple(
-            features.features(data, rows, "data.train", (config.seed, number) if augments else None)
-            for number in range(config.features.passes)
-        )
+        passes = _encode(config, frozen, settings, data, rows, group)
         for one in passes:
             rows = np.intersect1d(rows, one.rows)
     bad = tuple(dict.fromkeys(video for one in passes for video in one.bad))
@@ -133,8 +133,10 @@ def _train(config: DetectConfig, out: Path) -> TrainedDetector:
         reading=config.data.reading,
         patch=frozen.identity.config.patch_size,
         passes=passes,
+        rank=group.rank,
+        world_size=group.size,
     )
-    task, trainer = _trainer(config, frozen, batches, out)
+    trainer = _trainer(config, frozen, batches, out, group)
     result = trainer.fit()
     key_frames = len(np.unique(data.table.key_of_row[rows]))
     sentence, steps = frozen.identity.sentence, trainer.optim.steps
@@ -148,23 +150,29 @@ def _train(config: DetectConfig, out: Path) -> TrainedDetector:
         identity = held.identity
         sentence = f"{identity.sentence}, trained from {frozen.identity.sentence}"
     times.append(time.perf_counter())
-    SavedDetector(
+    # As it lies on the disk: under FSDP the head in memory is a part of it.
+    assert result.checkpoint is not None
+    head = _new_head(config, frozen, data)
+    head.load_state_dict(read_weights(result.checkpoint / WEIGHTS_FILE, "head."))
+    how = {
+        "num_boxes": len(rows),
+        "num_key_frames": key_frames,
+        "steps": steps,
+        "seed": config.seed,
+        "end_to_end": config.end_to_end is not None,
+        "versions": versions(),
+    }
+    saved = SavedDetector(
         classes=data.table.classes,
         evaluated=data.table.evaluated,
         encoder=identity,
         settings=settings,
-        head=task.head.cpu().eval(),
+        head=head.eval(),
         rules=config.rules,
         scores=config.scores,
-        training={
-            "num_boxes": len(rows),
-            "num_key_frames": key_frames,
-            "steps": steps,
-            "seed": config.seed,
-            "end_to_end": config.end_to_end is not None,
-            "versions": versions(),
-        },
-    ).save(out)
+        training=how,
+    )
+    group.on_main(lambda: saved.save(out))
     measured = None
     if test is not None:
         # The detector as it lies on the disk, as `evaluate` does it.
@@ -176,11 +184,12 @@ def _train(config: DetectConfig, out: Path) -> TrainedDetector:
             on_bad_video=config.data.on_bad_video,
             cache_dir=config.features.cache_dir,
         )
-        measured, _ = detector.evaluate(test, config.data.test_on)
+        measured, _ = detector.evaluate(test, config.data.test_on, group=group)
     times.append(time.perf_counter())
     done = TrainedDetector(out, sentence, steps, len(rows), key_frames, measured, bad)
     stages = ("set-up", "features", "training", "test")
-    _save_result(done, config, dict(zip(stages, np.diff(times).round(3).tolist(), strict=True)))
+    seconds = dict(zip(stages, np.diff(times).round(3).tolist(), strict=True))
+    group.on_main(lambda: _save_result(done, config, seconds))
     return done
 
 
@@ -264,24 +273,68 @@ def _settings(config: DetectConfig) -> DetectionSettings:
     )
 
 
-def _trainer(
-    config: DetectConfig, frozen: FrozenEncoder, batches: DetectionBatches, out: Path
-) -> tuple[Detection, Trainer]:
-    optim, sizes = config.optim, frozen.identity.config
+def _encode(
+    config: DetectConfig,
+    frozen: FrozenEncoder,
+    settings: DetectionSettings,
+    data: KeyFrames,
+    rows: NDArray[np.int64],
+    group: ProcessGroup,
+) -> tuple[FeatureSet, ...]:
+    """The vectors of the boxes trained on, once for each pass."""
+    setup = set_up_device(config.training.device, config.features.precision)
+    if config.features.compile:
+        compile_encoder(frozen.encoder.to(setup.device))
+    features = BoxFeatures(
+        frozen,
+        settings,
+        setup,
+        config.data.reading,
+        config.data.on_bad_video,
+        config.features.cache_dir,
+    )
+    numbers = range(config.features.passes)
+    draws = [(config.seed, n) if config.data.view.augment else None for n in numbers]
+    return tuple(features.features(data, rows, "data.train", draw, group) for draw in draws)
+
+
+def _check_batch(
+    config: DetectConfig, data: KeyFrames, rows: NDArray[np.int64], group: ProcessGroup
+) -> None:
+    optim, seen = config.optim, len(np.unique(data.table.key_of_row[rows]))
+    if (size := min(optim.batch_size, seen)) < optim.accumulation_steps * group.size:
+        raise UserError(
+            f"optim.batch_size: {size} key frames cannot be divided into "
+            f"{optim.accumulation_steps} accumulation steps in {group.size} processes; use fewer"
+        )
+
+
+def _new_head(config: DetectConfig, frozen: FrozenEncoder, data: KeyFrames) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         seed_torch(config.seed, "detection head")
-        head = nn.Linear(config.regions.width(sizes), len(batches.data.table.classes))
+        head = nn.Linear(config.regions.width(frozen.identity.config), len(data.table.classes))
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
-    encoder, folder, about = None, None, dict[str, Any]()
-    how = config.end_to_end
+    return head
+
+
+def _trainer(
+    config: DetectConfig,
+    frozen: FrozenEncoder,
+    batches: DetectionBatches,
+    out: Path,
+    group: ProcessGroup,
+) -> Trainer:
+    optim, sizes = config.optim, frozen.identity.config
+    about: dict[str, Any] = {"objective": "detection", "run": to_dict(config)}
+    encoder, how = None, config.end_to_end
     if how is not None:
         assert isinstance(frozen.encoder, Encoder)
-        encoder, folder = frozen.encoder.requires_grad_(True).train(), out
+        encoder = frozen.encoder.requires_grad_(True).train()
         model = ModelConfig(encoder=sizes, predictor=PredictorConfig())
-        about = {"objective": "detection", "model": to_dict(model), "run": to_dict(config)}
+        about["model"] = to_dict(model)
     task = Detection(
-        head,
+        _new_head(config, frozen, batches.data),
         encoder,
         config.regions,
         seed=config.seed,
@@ -303,18 +356,19 @@ def _trainer(
         clip_norm=optim.clip_norm,
         accumulation_steps=optim.accumulation_steps,
     )
-    trainer = Trainer(
+    return Trainer(
         task=task,
         batches=batches.batches,
         optim=schedules,
         training=replace(config.training, evaluate_every_steps=None),
         seed=config.seed,
-        folder=folder,
+        folder=out,
         about=about,
-        sinks=[MetricLog(out / METRICS_FILE)],
+        sinks=[MetricLog(out / METRICS_FILE)] if group.is_main else [],
         description="detector",
+        group=group,
+        distributed=config.distributed,
     )
-    return task, trainer
 
 
 def _save_result(done: TrainedDetector, config: DetectConfig, seconds: dict[str, float]) -> None:
