@@ -15,7 +15,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show, studies
+from vjepa.cli import (
+    app,
+    commands,
+    data,
+    decode,
+    detect,
+    finetune,
+    models,
+    probe,
+    search,
+    show,
+    studies,
+)
 from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
 from vjepa.errors import LostProcessError, UserError
 from vjepa.runtime.files import DISK_FULL
@@ -38,6 +50,7 @@ COMMANDS = {
     "export": (models.EXPORT_HELP, models.add_export),
     "convert": (commands.CONVERT_HELP, commands.add_convert),
     "show": (show.HELP, show.add_arguments),
+    "app": (app.HELP, app.add_arguments),
     "studies": (studies.HELP, studies.add_arguments),
     "bench": (commands.BENCH_HELP, commands.add_bench),
     "doctor": (commands.DOCTOR_HELP, commands.add_doctor),

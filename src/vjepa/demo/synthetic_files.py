@@ -25,6 +25,7 @@ from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_cl
 from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, render_people
 from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers, describe, late_progress, tabulate_boxes
+from vjepa.reporting.pictures import write_moving
 from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.workers import WorkerPool
 
@@ -192,6 +193,21 @@ def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+def example_videos(folder: Path) -> dict[str, Path]:
+    """Two videos drawn for a first look, by what they show; no digit in them was trained on."""
+    config = SyntheticConfig(size=160, num_frames=16, travel=0.6, background_speed=0.6)
+    moving = (n for n in range(99) if clip_labels(config, "test", n)[0].startswith("move_"))
+    clips = [render_clip(config, "test", next(moving)).frames for _ in range(3)]
+    drawn = {
+        "drawn: a digit moves (2 s)": clips[0],
+        "drawn: three clips with two cuts (6 s)": np.concatenate(clips),
+    }
+    paths = {name: folder / f"example_{number}.mp4" for number, name in enumerate(drawn, 1)}
+    for name, frames in drawn.items():
+        write_moving(frames, paths[name], 1 / config.fps)
+    return paths
 
 
 def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:

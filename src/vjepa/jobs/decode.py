@@ -491,6 +491,18 @@ def show_samples(
         steps=settings.steps,
         guidance=settings.guidance,
     )
+    return write_samples(opened, clip, masks, drawn, out, moving)
+
+
+def write_samples(
+    opened: OpenDecoder,
+    clip: Tensor,
+    masks: TokenMasks,
+    drawn: Tensor,
+    out: Path,
+    moving: Literal["webp", "gif", "mp4"],
+) -> list[str]:
+    """Write what :func:`decode_clip` has drawn, as :func:`show_samples` does; arguments of both."""
     strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, _STILL_FRAMES)
     size = opened.model.config.encoder.image_size
     text = (
@@ -508,7 +520,7 @@ def show_samples(
     film = out.with_suffix(f".{moving}")
     write_moving(pages, film, SECONDS_EACH)
     return [
-        f"{out}, {film}: {settings.samples} samples",
+        f"{out}, {film}: {len(drawn)} samples",
         f"mean absolute error where it was hidden, of 255: samples {errors.samples:.1f}, their "
         f"mean {errors.mean:.1f}; they differ by {errors.spread:.1f}",
     ]

@@ -173,22 +173,27 @@ def prediction_errors(
 def prediction_rows(
     model: VJEPA, shot: Shot, masking: MaskingConfig, seed: int, ordinal: int
 ) -> list[tuple[Rows, float]]:
-    """For each mask kind: the clip, what was shown, the error over the rest; and its mean.
+    """For each mask kind the rows of :func:`error_rows`, and their mean error."""
+    encoder = model.config.encoder
+    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
+    drawn = sampler.sample(np.array([ordinal], dtype=np.int64), 0)
+    return [error_rows(model, shot, masks.sample(0), kind) for kind, masks in enumerate(drawn)]
+
+
+def error_rows(model: VJEPA, shot: Shot, masks: TokenMasks, kind: int) -> tuple[Rows, float]:
+    """The clip, what was shown, the error over the rest; and its mean. `masks` are of one clip.
 
     Of a predictor of several levels (V-JEPA 2.1) there is a row of errors for each.
     """
-    encoder, found = model.config.encoder, []
-    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
-    for kind, masks in enumerate(sampler.sample(np.array([ordinal], dtype=np.int64), 0)):
-        errors = prediction_errors(model, shot.frames, masks.sample(0), kind)
-        rows = [(shot.name, shot.sharp), ("shown", hide_masked(shot.sharp, errors[0].predicted))]
-        names = ["error"] if len(errors) == 1 else [f"block {n + 1}" for n in encoder.levels]
-        rows += [
-            (name, heat(shot.sharp, error.relative, error.predicted, 1.0))
-            for name, error in zip(names, errors, strict=True)
-        ]
-        found.append((rows, sum(error.mean for error in errors) / len(errors)))
-    return found
+    errors = prediction_errors(model, shot.frames, masks, kind)
+    rows = [(shot.name, shot.sharp), ("shown", hide_masked(shot.sharp, errors[0].predicted))]
+    levels = model.config.encoder.levels
+    names = ["error"] if len(errors) == 1 else [f"block {n + 1}" for n in levels]
+    rows += [
+        (name, heat(shot.sharp, error.relative, error.predicted, 1.0))
+        for name, error in zip(names, errors, strict=True)
+    ]
+    return rows, sum(error.mean for error in errors) / len(errors)
 
 
 def _one_token(encoder: EncoderConfig) -> str:
@@ -250,7 +255,7 @@ def prediction_section(model: VJEPA, config: PretrainConfig, shots: Sequence[Sho
 
 
 def read_shot(
-    video: Path,
+    video: Path | Picture,
     clip: ClipConfig,
     image_size: int,
     name: str = "clip",
@@ -258,7 +263,8 @@ def read_shot(
 ) -> Shot:
     """The clip around the middle of a video as a model sees it, and the same part sharper.
 
-    `view` says which part of the frames, if not all of their short side.
+    Or of the frames of a clip, uint8 [T, H, W, 3]. `view` says which part of the frames, if not all
+    of their short side.
 
     Raises:
         UserError: The file is missing or cannot be decoded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.checkpoint import Which
+from vjepa.checkpoint import AnyEncoder, Which
 from vjepa.data.clips.dataset import load_clip
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.windows import FramingConfig, WindowConfig, look_at, read_files
@@ -18,7 +19,8 @@ from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.decode import open_model
-from vjepa.jobs.show import feature_grid, read_shot
+from vjepa.jobs.show import Rows, Shot, feature_grid, read_shot
+from vjepa.jobs.videos import late_progress
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
@@ -34,7 +36,6 @@ from vjepa.reporting.pictures import (
     strip_of,
     write_png,
 )
-from vjepa.runtime.progress import Progress
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
 
@@ -89,22 +90,30 @@ def show_similarity(
         )
     shot = read_shot(video, clip_config, size.image_size)
     shown = FrameEncoder(encoder, size) if size.is_image_model else encoder
-    features = feature_grid(shown, shot.frames)
-    steps, rows, columns = features.shape[:3]
-    token = frame * steps // clip_config.num_frames, int(at[1] * rows), int(at[0] * columns)
-    alike = similarity(features, token)
-    where = np.ones(alike.shape, dtype=np.bool_)
-    clip = marked(shot.sharp, frame, at)
-    strips = [
-        strip_of("clip", clip, _ALL_FRAMES),
-        strip_of("alike", heat(shot.sharp, alike, where, 1.0), _ALL_FRAMES),
-    ]
+    rows = similar_rows(shown, shot, at, frame)
+    each = 1 if size.is_image_model else size.tubelet_size
     caption = (
         "Below: how alike the features at each place are to those at the marked place (cosine, the "
         "clip's mean taken off). Blue-green: no more than any (0 and below); red: the same (1). A "
-        f"square is one token: {size.patch_size} pixels, {clip_config.num_frames // steps} frames."
+        f"square is one token: {size.patch_size} pixels, {each} frames."
     )
-    write_png(picture_of(strips, caption=caption), out)
+    write_png(picture_of([strip_of(*row, _ALL_FRAMES) for row in rows], caption=caption), out)
+
+
+def similar_rows(
+    encoder: AnyEncoder | FrameEncoder, shot: Shot, at: tuple[float, float], frame: int
+) -> Rows:
+    """The clip with a ring at a place of a frame, and a map of what is alike to it in each frame.
+
+    `at` is across and down, each as a share in [0, 1).
+    """
+    features = feature_grid(encoder, shot.frames)
+    steps, rows, columns = features.shape[:3]
+    token = frame * steps // len(shot.frames), int(at[1] * rows), int(at[0] * columns)
+    alike = similarity(features, token)
+    where = np.ones(alike.shape, dtype=np.bool_)
+    clip = marked(shot.sharp, frame, at)
+    return [("clip", clip), ("alike", heat(shot.sharp, alike, where, 1.0))]
 
 
 @dataclass(frozen=True)
@@ -135,6 +144,15 @@ class Surprise:
         above = self.values - np.median(self.values)
         return above / max(_DEVIATIONS * float(np.median(np.abs(above))), 1e-9)
 
+    def line(self, index: int) -> str:
+        """One step in words."""
+        height = self.heights[index]
+        return (
+            f"{self.seconds[index]:.2f} s: surprise {self.values[index]:.2f}, {height:.1f} "
+            f"deviations above the video's median {np.median(self.values):.2f}"
+            f"{'' if height >= _STANDS_OUT else ' (does not stand out)'}"
+        )
+
     def peaks(self, most: int, apart: int) -> list[int]:
         """The highest steps, so many steps apart, highest first."""
         found: list[int] = []
@@ -145,13 +163,20 @@ class Surprise:
 
 
 @torch.no_grad()
-def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> Surprise:
+def surprise_of(
+    model: VJEPA,
+    video: Path,
+    clip: ClipConfig,
+    kind: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Surprise:
     """Predict what comes next from the past, window by window, and compare.
 
     Windows are as long as the model's clips and one time step apart. Of each the model sees the
     first half, predicts the features of the second, and is judged by the first time step of that:
     what the target encoder, which sees the whole window, says there. `clip` tells how frames are
-    spaced, `kind` which mask token is used.
+    spaced, `kind` which mask token is used. `progress` is called with (windows judged, in all), and
+    what it raises ends the work.
 
     Raises:
         UserError: The video cannot be read, or is shorter than one window.
@@ -203,17 +228,17 @@ def surprise_of(model: VJEPA, video: Path, clip: ClipConfig, kind: int = 0) -> S
             waiting.clear()
 
         total = len(look.plan.starts)
-        with Progress("surprise", total) as progress:
-            for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
-                if isinstance(found, DecodeError):
-                    raise found
-                times = found.seconds.reshape(steps, size.tubelet_size)
-                seconds.append(times[seen].mean())
-                starts.append(times[seen - 1, 0])
-                waiting.append(found.clip)
-                if len(waiting) == _AT_ONCE or number == total - 1:
-                    judge()
-                progress.update(number + 1)
+        for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
+            if isinstance(found, DecodeError):
+                raise found
+            times = found.seconds.reshape(steps, size.tubelet_size)
+            seconds.append(times[seen].mean())
+            starts.append(times[seen - 1, 0])
+            waiting.append(found.clip)
+            if len(waiting) == _AT_ONCE or number == total - 1:
+                judge()
+            if progress is not None:
+                progress(number + 1, total)
     except DecodeError as error:
         raise UserError(f"{error.path}: {error.reason}; give another file") from error
     return Surprise(np.array(seconds), np.array(starts), np.concatenate(errors), look.box)
@@ -239,18 +264,14 @@ def show_surprise(
     sizes = {"image_size": image_size, "num_frames": num_frames}
     opened = open_model(model, num_heads, **sizes, drawn=False)
     clip = preprocess_of(model, opened.config.encoder).clip
-    found = surprise_of(opened, video, clip)
+    with late_progress("surprise") as progress:
+        found = surprise_of(opened, video, clip, progress=progress)
     size, values, heights = opened.config.encoder, found.values, found.heights
     chosen = found.peaks(peaks, size.grid[0])
     out_standing = [index for index in chosen if heights[index] >= _STANDS_OUT]
     limit = float(found.errors[chosen].max())
-    strips = [s for index in chosen for s in _peak_strips(video, found, index, clip, size, limit)]
-    lines = [
-        f"{found.seconds[index]:.2f} s: surprise {values[index]:.2f}, {heights[index]:.1f} "
-        f"deviations above the video's median {np.median(values):.2f}"
-        f"{'' if index in out_standing else ' (does not stand out)'}"
-        for index in chosen
-    ]
+    strips = [s for index in chosen for s in peak_strips(video, found, index, clip, size, limit)]
+    lines = [found.line(index) for index in chosen]
     answer = (
         f"No moment stands out: the highest, at {found.seconds[chosen[0]]:.2f} s, is "
         f"{heights[chosen[0]]:.1f} deviations above the median, and {_STANDS_OUT:g} are asked for."
@@ -293,7 +314,7 @@ def show_surprise(
     return lines
 
 
-def _peak_strips(
+def peak_strips(
     video: Path, found: Surprise, index: int, clip: ClipConfig, size: EncoderConfig, limit: float
 ) -> list[Strip]:
     """The frames around a peak, sharp, and where the prediction was wrong."""

@@ -25,6 +25,8 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 _CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
+_MIDDLE = "#828a93"
+_ON_ANY_GROUND = ("#2f8fd0", "#e0702f", "#35a168", "#a06fd0", "#b58a1f")
 MAX_LINES = len(_SERIES)
 """As many lines in one chart as there are colours."""
 
@@ -137,6 +139,29 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     return _svg(figure)
 
 
+def write_line_chart(
+    lines: Sequence[Line], path: Path, at: float, *, x_label: str, y_label: str
+) -> tuple[float, float]:
+    """Curves as a picture without ground, for light pages and dark, with a mark at one x.
+
+    Returned is what x the left and the right edge of the picture would have.
+    """
+    figure = Figure(figsize=(9.0, 3.0))
+    axes = figure.add_axes((0.08, 0.17, 0.90, 0.78))
+    _style(axes, "y", _MIDDLE, "#88888866")
+    for line, colour in zip(lines, _ON_ANY_GROUND, strict=False):
+        axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=_words(line.label))
+    axes.axvline(at, color=_MIDDLE, linewidth=1.4, linestyle="--")
+    axes.set_xlabel(_words(x_label), color=_MIDDLE, fontsize=10)
+    axes.set_ylabel(_words(y_label), color=_MIDDLE, fontsize=10)
+    if len(lines) > 1:
+        axes.legend(frameon=False, fontsize=10, labelcolor=_MIDDLE)
+    low, high = axes.get_xlim()
+    figure.savefig(path, dpi=110, transparent=True)
+    each = (high - low) / 0.90
+    return low - 0.08 * each, high + 0.02 * each
+
+
 def estimate_chart(
     estimates: Sequence[Estimate], *, x_label: str, chance: dict[str, float] | None = None
 ) -> str:
@@ -180,12 +205,12 @@ def _words(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _style(axes: Axes, grid: Any) -> None:
+def _style(axes: Axes, grid: Any, muted: str = _MUTED, grey: str = _GRID) -> None:
     """A quiet frame with the grid lines of one axis."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.tick_params(colors=_MUTED, labelsize=8, length=0)
-    axes.grid(visible=True, axis=grid, color=_GRID, linewidth=0.6)
+    axes.spines[["left", "bottom"]].set_color(grey)
+    axes.tick_params(colors=muted, labelsize=8, length=0)
+    axes.grid(visible=True, axis=grid, color=grey, linewidth=0.6)
     axes.set_axisbelow(True)
 
 

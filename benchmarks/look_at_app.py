@@ -1,0 +1,319 @@
+"""Look at the page of `vjepa app` in a real browser: upload, click, all tabs, bad files, two users.
+
+Drives a headless Chromium over its DevTools pipe; needs nothing beside it. Every step is waited for
+on the page itself. Writes screenshots, light and dark, wide and narrow, and prints JSON: what each
+step took, what the page asked of other hosts (must be nothing), errors of its scripts.
+
+    python benchmarks/look_at_app.py --out looks --browser chromium
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vjepa.reporting.pictures import write_moving
+
+_OPTIONS = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --mute-audio"
+_LONGEST = 120.0
+
+
+class Browser:
+    """A Chromium with pages, over its pipe: JSON messages that end with a zero byte."""
+
+    def __init__(self, command: str, folder: Path) -> None:
+        reads, self._out = os.pipe()
+        self._in, writes = os.pipe()
+        options = f"{_OPTIONS} --remote-debugging-pipe --user-data-dir={shlex.quote(str(folder))}"
+        line = f"exec {command} {options} 3<&{reads} 4>&{writes}"
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(["sh", "-c", line], pass_fds=(reads, writes), **quiet)
+        os.close(reads), os.close(writes)
+        self._number, self._rest = 0, b""
+        self.events: list[dict[str, Any]] = []
+
+    def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        message |= {"sessionId": session} if session else {}
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                part = os.read(self._in, 1 << 20)
+                if not part:
+                    raise RuntimeError("the browser has ended")
+                self._rest += part
+            text, _, self._rest = self._rest.partition(b"\0")
+            answer = json.loads(text)
+            if answer.get("id") == self._number:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']}")
+                return answer["result"]
+            if "method" in answer:
+                self.events.append(answer)
+
+    def close(self) -> None:
+        self.call("Browser.close")
+        self._process.wait(timeout=20)
+
+
+class Page:
+    """One tab of a browser, as a user has it before them."""
+
+    def __init__(self, browser: Browser, url: str, width: int, dark: bool) -> None:
+        self._browser = browser
+        context = browser.call("Target.createBrowserContext")["browserContextId"]
+        target = browser.call("Target.createTarget", url="about:blank", browserContextId=context)
+        self._target = target["targetId"]
+        found = browser.call("Target.attachToTarget", targetId=self._target, flatten=True)
+        self._session = found["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "DOM", "Log"):
+            self.call(f"{domain}.enable")
+        self.resize(width)
+        self.call("Page.navigate", url=f"{url}/?__theme={'dark' if dark else 'light'}")
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, self._session, **params)
+
+    def resize(self, width: int) -> None:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1}
+        self.call("Emulation.setDeviceMetricsOverride", mobile=width < 600, **size)
+
+    def js(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
+        return answer["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = _LONGEST) -> float:
+        """Seconds until something is true on the page."""
+        began = time.monotonic()
+        while not self.js(expression):
+            if time.monotonic() - began > seconds:
+                raise RuntimeError(f"not after {seconds:g} s: {expression}; {self.said()}")
+            time.sleep(0.1)
+        return time.monotonic() - began
+
+    def said(self) -> list[str]:
+        """All lines that stand on the page."""
+        return self.js("[...document.querySelectorAll('.said div')].map(e => e.innerText)")
+
+    def wait_said(self, text: str, seconds: float = _LONGEST) -> float:
+        every = "[...document.querySelectorAll('.said')].map(e => e.innerText).join('|')"
+        return self.wait(f"{every}.includes({json.dumps(text)})", seconds)
+
+    def tab(self, name: str) -> None:
+        self.js(
+            "[...document.querySelectorAll('button[role=tab]')]"
+            f".find(e => e.innerText.trim() === {json.dumps(name)}).click()"
+        )
+        time.sleep(0.5)
+
+    def press(self, name: str) -> None:
+        self.js(
+            "[...document.querySelectorAll('button')]"
+            f".find(e => e.innerText.trim() === {json.dumps(name)} && e.offsetParent).click()"
+        )
+
+    def click(self, selector: str, across: float, down: float) -> None:
+        """The mouse, at shares of the first element that is seen."""
+        found = f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.offsetParent)"
+        self.wait(f"!!{found} && {found}.complete !== false")
+        self.js(f"{found}.scrollIntoView({{block: 'center'}})")
+        time.sleep(0.3)
+        box = self.js(
+            f"(() => {{ const r = {found}.getBoundingClientRect();"
+            " return [r.x, r.y, r.width, r.height] })()"
+        )
+        at = {"x": box[0] + across * box[2], "y": box[1] + down * box[3]}
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **at)
+
+    def type(self, label: str, text: str) -> None:
+        """Write into the field of a name, and press Enter."""
+        field = (
+            "[...document.querySelectorAll('label')]"
+            f".find(e => e.innerText.startsWith({json.dumps(label)})"
+            " && e.querySelector('input,textarea')).querySelector('input,textarea')"
+        )
+        self.js(f"{field}.focus(); {field}.select()")
+        self.call("Input.insertText", text=text)
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, **enter)
+
+    def upload(self, file: Path) -> None:
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found = self.call("DOM.querySelector", nodeId=root, selector="input[type=file]")
+        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=found["nodeId"])
+
+    def picture(self, path: Path) -> None:
+        """The whole page, as a PNG."""
+        self.js("window.scrollTo(0, 0)")
+        time.sleep(1.0)
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
+        path.write_bytes(base64.b64decode(data))
+
+    def close(self) -> None:
+        self._browser.call("Target.closeTarget", targetId=self._target)
+
+
+def walk(page: Page, out: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Every tab as a user would go through them; seconds of each."""
+    took: dict[str, float] = {}
+    took["first features"] = page.wait("!!document.querySelector('video')?.duration")
+    page.upload(args.video)
+    took["upload"] = page.wait_said(args.video.name)
+    page.picture(out / "features.png")
+    page.tab("What is alike")
+    page.click(".place img", 0.5, 0.5)
+    took["alike"] = page.wait_said("asked for at")
+    page.picture(out / "alike.png")
+    page.tab("Hide and predict")
+    page.click(".place img", 0.2, 0.2)
+    page.wait_said("opposite corner")
+    page.click(".place img", 0.7, 0.8)
+    page.wait_said("a box is hidden")
+    page.press("Predict it")
+    took["predict"] = page.wait_said("1: no better")
+    page.press("Draw samples")
+    took["samples"] = page.wait_said("of 255" if args.decoder else "error: name a decoder")
+    page.picture(out / "hide.png")
+    page.tab("Surprise")
+    page.press("Draw the curve")
+    took["surprise"] = page.wait_said("deviations above")
+    before = page.said()
+    page.click(".place img", 0.4, 0.5)
+    took["jump"] = page.wait(
+        f"{json.dumps(before)}.join() !== [...document.querySelectorAll("
+        "'.said div')].map(e => e.innerText).join()"
+    )
+    page.picture(out / "surprise.png")
+    page.tab("Classes")
+    page.press("Classify")
+    took["classes"] = page.wait_said("classes; encoder" if args.probe else "error: name a probe")
+    page.picture(out / "classes.png")
+    page.tab("Find")
+    page.press("Find")
+    took["find"] = page.wait_said(" alike: " if args.database else "error: name a database")
+    page.picture(out / "find.png")
+    page.tab("Features")
+    return took
+
+
+def refuse(page: Page, folder: Path) -> list[str]:
+    """Files that cannot be used, and what the page says of them."""
+    lines = []
+    (folder / "broken.mp4").write_bytes(b"this is no video" * 99)
+    with (folder / "huge.mp4").open("wb") as file:
+        file.truncate(210 << 20)
+    dark = np.zeros((1200, 32, 32, 3), np.uint8)
+    write_moving(dark, folder / "long.mp4", 0.25)
+    for name, text in (("broken.mp4", "give another file"), ("long.mp4", "cut a part")):
+        page.upload(folder / name)
+        page.wait_said(text)
+        lines += [line for line in page.said() if text in line]
+    page.upload(folder / "huge.mp4")
+    page.wait("document.body.innerText.includes('maximum allowed size')")
+    lines.append(page.js("document.querySelector('.toast-body')?.innerText").replace("\n", " "))
+    page.type("Another model", "nowhere/at/all")
+    page.wait_said("no such file")
+    lines += [line for line in page.said() if "no such file" in line]
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--browser", default="chromium")
+    parser.add_argument("--video", type=Path, help="to upload; else one that is drawn")
+    for name in ("decoder", "probe", "database"):
+        parser.add_argument(f"--{name}", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    places = [
+        word
+        for name in ("decoder", "probe", "database")
+        if getattr(args, name)
+        for word in (f"--{name}", str(getattr(args, name)))
+    ]
+    result: dict[str, Any] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if args.video is None:
+            from vjepa.demo.synthetic_files import example_videos
+
+            args.video = list(example_videos(folder).values())[1]
+        began = time.monotonic()
+        command = [sys.executable, "-m", "vjepa", "app", "--port", "0", *places]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        stack.callback(server.wait, 60)
+        stack.callback(server.terminate)
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[1]
+        result["seconds to the address"] = round(time.monotonic() - began, 1)
+        browser = Browser(args.browser, folder / "profile")
+        stack.callback(browser.close)
+        page = Page(browser, url, 1200, dark=False)
+        page.wait("!!document.querySelector('button[role=tab]')")
+        result["seconds to the page"] = round(time.monotonic() - began, 1)
+        took = walk(page, args.out, args)
+        result["steps"] = {name: round(seconds, 1) for name, seconds in took.items()}
+        other = Page(browser, url, 400, dark=True)
+        other.wait("!!document.querySelector('video')?.duration")
+        assert not any(args.video.name in line for line in other.said()), "the other user's video"
+        walk_narrow(other, args.out)
+        for width, dark in ((1200, True), (400, False)):
+            third = Page(browser, url, width, dark=dark)
+            third.wait("!!document.querySelector('video')?.duration")
+            third.picture(args.out / f"features_{width}_{'dark' if dark else 'light'}.png")
+            third.close()
+        result["refused"] = refuse(page, folder)
+        result |= judged(browser, url)
+    print(json.dumps(result, indent=1))
+    return 1 if result["asked of other hosts"] or result["errors of scripts"] else 0
+
+
+def walk_narrow(page: Page, out: Path) -> None:
+    """Another user on a phone in the dark: pictures of the tabs that are laid out most."""
+    page.picture(out / "features_400_dark.png")
+    page.tab("What is alike")
+    page.click(".place img", 0.3, 0.6)
+    page.wait_said("asked for at")
+    page.picture(out / "alike_400_dark.png")
+    page.tab("Surprise")
+    page.press("Draw the curve")
+    page.wait_said("deviations above")
+    page.picture(out / "surprise_400_dark.png")
+
+
+def judged(browser: Browser, url: str) -> dict[str, list[str]]:
+    """What pages asked of other hosts, and errors of their scripts, from the browser's own log."""
+    asked, errors = set(), set()
+    for event in browser.events:
+        params = event["params"]
+        if event["method"] == "Network.requestWillBeSent":
+            address = params["request"]["url"]
+            if not address.startswith((url, "data:", "blob:", "about:")):
+                asked.add(address)
+        if event["method"] == "Runtime.exceptionThrown":
+            errors.add(json.dumps(params["exceptionDetails"])[:300])
+        if event["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
+            errors.add(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+    return {"asked of other hosts": sorted(asked), "errors of scripts": sorted(errors)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

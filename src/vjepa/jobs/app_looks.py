@@ -1,0 +1,502 @@
+"""What the page of `vjepa app` shows: looks at a video through models, as files and words.
+
+Everything is computed by the functions behind `vjepa show`, `decode sample`, `probe predict` and
+`search query`. A browser's tab is one session with a folder of its own, which goes with it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vjepa.checkpoint import AnyEncoder, locate
+from vjepa.data.clips.dataset import load_clip
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.windows import WindowConfig
+from vjepa.data.video.info import VideoInfo
+from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_encoder, preprocess_of
+from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, open_model, write_samples
+from vjepa.jobs.pretrain import run_of
+from vjepa.jobs.probe.predict import load_probe
+from vjepa.jobs.search_report import clock, search
+from vjepa.jobs.show import (
+    Rows,
+    Shot,
+    error_rows,
+    feature_rows,
+    read_shot,
+    require_own_features,
+)
+from vjepa.jobs.show_time import Surprise, peak_strips, similar_rows, surprise_of
+from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
+from vjepa.models import VJEPA, EncoderConfig
+from vjepa.models.encoder import FrameEncoder
+from vjepa.reporting.charts import MAX_LINES, Line, write_line_chart
+from vjepa.reporting.pictures import (
+    marked,
+    picture_of,
+    resized,
+    strip_of,
+    write_png,
+    write_side_by_side,
+)
+from vjepa.runtime.device import seed_torch
+
+TRAINED, UNTRAINED = "demo", "untrained"
+"""The shipped weights, and the same model before it has learnt anything."""
+SIDE, CURVE_PIXELS = 512, 990
+"""Of the picture that is clicked at, and the width of the curve."""
+_SMALL, _KEPT_FILES, _PEAKS, _ANSWERS = 256, 60, 3, 5
+
+Hide = Literal["as in its training", "what comes next", "a box"]
+Watch = Callable[[int, int], None]
+"""Called with (done, in all); raises UserError where the user has stopped the work."""
+
+
+@dataclass
+class Session:
+    """One browser's tab: its video, its files, and whether its work was stopped."""
+
+    folder: Path
+    video: VideoInfo | None = None
+    upload: Path | None = None
+    """The file as it was uploaded; tabs that upload the same share it."""
+    surprises: dict[str, tuple[Opened, Surprise]] = field(default_factory=dict)
+    edges: tuple[float, float] = (0.0, 1.0)
+    """Seconds at the left and the right edge of the curve that is shown."""
+    corner: tuple[float, ...] | None = None
+    """The first corner of a box, while the second is waited for."""
+    models: list[str] = field(default_factory=list)
+    """Those that were added to the offered ones."""
+    stops: int = 0
+    files: list[Path] = field(default_factory=list)
+
+    def new_file(self, suffix: str) -> Path:
+        """A name for a file of this session; the oldest of many go."""
+        made = Path(tempfile.mkdtemp(dir=self.folder)) / f"look{suffix}"
+        self.files.append(made)
+        while len(self.files) > _KEPT_FILES:
+            shutil.rmtree(self.files.pop(0).parent, ignore_errors=True)
+        return made
+
+    def watched(self, progress: Watch | None = None) -> Watch:
+        """For work that begins now: shows how far it is, and ends it after the next stop."""
+        before = self.stops
+
+        def watch(done: int, total: int) -> None:
+            if self.stops != before:
+                raise UserError("stopped at your request")
+            if progress is not None:
+                progress(done, total)
+
+        return watch
+
+    @property
+    def current(self) -> VideoInfo:
+        """Its video; UserError: there is none."""
+        if self.video is None:
+            raise UserError("no video yet: upload one or choose an example")
+        return self.video
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to look into: its encoder, and its predictor or why there is none to look at."""
+
+    name: str
+    encoder: AnyEncoder | FrameEncoder
+    clip: ClipConfig
+    masking: MaskingConfig
+    seed: int
+    model: VJEPA | None
+    why: str = ""
+
+    @property
+    def predicting(self) -> VJEPA:
+        """The whole model; UserError: it predicts nothing that can be looked at."""
+        if self.model is None:
+            raise UserError(self.why)
+        return self.model
+
+
+@lru_cache(maxsize=6)
+def open_for_page(name: str) -> Opened:
+    """A model by its path or name, `untrained` among them; kept for the next look.
+
+    Raises:
+        UserError: Nothing there that can be opened.
+    """
+    if name == UNTRAINED:
+        trained = open_for_page(TRAINED)
+        with torch.random.fork_rng(devices=[]):
+            seed_torch(0, "weights")
+            fresh = VJEPA(trained.predicting.config).eval()
+        how = (trained.clip, trained.masking, trained.seed)
+        return Opened(name, fresh.target_encoder, *how, fresh)
+    path, model, why = Path(name), None, ""
+    if not locate(path).exists():
+        raise UserError(f"{name}: no such file or folder, and no weights of that name")
+    try:
+        model = open_model(path, drawn=False)
+    except UserError as error:
+        why = f"there is no prediction to look at: {error}"
+    encoder = model.target_encoder if model else load_encoder(path)
+    config, run = encoder.config, run_of(path) if model else None
+    return Opened(
+        name,
+        FrameEncoder(encoder, config) if config.is_image_model else encoder,
+        preprocess_of(path, config).clip,
+        run.masking if run else MaskingConfig(),
+        run.seed if run else 0,
+        model,
+        why,
+    )
+
+
+@dataclass(frozen=True)
+class View:
+    """What a tab shows: files, and a line or more of words."""
+
+    film: Path | None = None
+    still: Path | None = None
+    words: str = ""
+
+
+def cut_clip(
+    info: VideoInfo, clip: ClipConfig, start: float, *, whole: bool
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], str]:
+    """A model's clip from `start` on, or as late as it fits: frames [T, H, W, 3], times [T], note.
+
+    A video that is too short repeats its last frame, and the note says so; or UserError, if the
+    clip has to be `whole`.
+    """
+    note, length, begin = "", clip.num_frames, None
+    how = WindowConfig().spaced_as(clip)
+    if info.kind == "image":
+        note = "a still picture, the same in every frame"
+    else:
+        step = how.stride / info.fps if how.stride else 1.0 / (how.fps or 1.0)
+        latest = (info.num_frames - 1) / info.fps - (length - 1) * step
+        if latest < -0.5 * step:
+            note = (
+                f"too short for this model: {info.num_frames} frames, and a clip takes {length} "
+                f"over {(length - 1) * step:.2f} s"
+            )
+        begin = float(np.clip(start, 0.0, max(0.0, latest)))
+    if note and whole:
+        raise UserError(f"{note}: nothing to predict; give a longer video")
+    found = load_clip(info.path, length, how.stride, begin, how.fps)
+    frames = found.frames.permute(0, 2, 3, 1).contiguous().numpy()
+    return frames, found.times, note and f"{note}: the last frame is repeated"
+
+
+def look_through(
+    session: Session,
+    names: Sequence[str],
+    start: float,
+    look: Callable[[Opened, Shot, NDArray[np.float64]], tuple[Rows, str]],
+    watch: Watch,
+    *,
+    whole: bool = False,
+) -> View:
+    """The same look at the video through several models, side by side.
+
+    A model that cannot be shown costs only itself; its line says why.
+    """
+    if not names:
+        raise UserError("no model is ticked: tick one or more")
+    info, parts, lines = session.current, [], []
+    for number, name in enumerate(names):
+        watch(number, len(names))
+        try:
+            opened = open_for_page(name)
+            if whole:
+                require_own_features(opened.predicting, name)
+            frames, seconds, note = cut_clip(info, opened.clip, start, whole=whole)
+            shot = read_shot(frames, opened.clip, opened.encoder.config.image_size)
+            rows, line = look(opened, shot, seconds)
+            parts.append((rows, seconds))
+            lines.append(f"{name}: {'; '.join(filter(None, (line, note)))}")
+        except UserError as error:
+            lines.append(f"{name}: error: {str(error).removeprefix(f'{name}: ')}")
+    watch(len(names), len(names))
+    if not parts:
+        return View(words="\n".join(lines))
+    return _view(session, parts, lines)
+
+
+def _view(
+    session: Session, parts: Sequence[tuple[Rows, NDArray[np.float64]]], lines: Sequence[str]
+) -> View:
+    """Rows of several models, with their times, on one time axis: that of the most frames.
+
+    The first row of each is its clip, of which one is shown. Grey: not in a model's clip.
+    """
+    longest, axis = max(parts, key=lambda part: len(part[1]))
+    rows: Rows = [(longest[0][0], resized(longest[0][1], _SMALL))]
+    for own, seconds in parts:
+        apart = np.abs(axis[:, None] - seconds[None])
+        unseen = apart.min(axis=1) > float(np.diff(seconds).max(initial=0.0)) + 1e-6
+        for name, clip in own[1:]:
+            shown = resized(clip, _SMALL)[apart.argmin(axis=1)]
+            shown[unseen] = 128
+            if not any(name == n and np.array_equal(shown, old) for n, old in rows):
+                rows.append((name, shown))
+    film, still = session.new_file(".mp4"), session.new_file(".png")
+    write_side_by_side(rows, film, in_a_line=3)
+    write_png(picture_of([strip_of(*row) for row in rows]), still)
+    return View(film, still, "\n".join(lines))
+
+
+def features(
+    session: Session, names: Sequence[str], start: float, strength: float, watch: Watch
+) -> View:
+    """The video with each model's features as colours over it; `strength` 1: colours alone."""
+
+    def look(opened: Opened, shot: Shot, seconds: NDArray[np.float64]) -> tuple[Rows, str]:
+        (_, sharp), (name, colours) = feature_rows([shot], {opened.name: opened.encoder})
+        mixed = (1 - strength) * sharp + strength * colours
+        words = f"{seconds[0]:.2f} to {seconds[-1]:.2f} s, {about(opened.encoder.config)}"
+        return [("clip", sharp), (_short(name), mixed.round().astype(np.uint8))], words
+
+    return look_through(session, names, start, look, watch)
+
+
+def about(config: EncoderConfig) -> str:
+    """The sizes of an encoder, in words."""
+    steps, rows, columns = config.grid
+    return (
+        f"{config.num_frames} frames of {config.image_size} px seen as {steps} x {rows} x {columns}"
+        f" tokens of {config.width} numbers"
+    )
+
+
+def _short(name: str) -> str:
+    """A model's name for a label."""
+    return name if len(name) <= 24 else f"…{name[-23:]}"
+
+
+def frame_picture(
+    session: Session,
+    names: Sequence[str],
+    start: float,
+    share: float,
+    at: Sequence[float] | None = None,
+    box: Sequence[float] | None = None,
+) -> Path:
+    """A picture of one frame of the first model's clip, large, with a ring or a hidden box."""
+    if not names:
+        raise UserError("no model is ticked: tick one or more")
+    opened = open_for_page(names[0])
+    frames, _, _ = cut_clip(session.current, opened.clip, start, whole=False)
+    number = _frame_at(share, len(frames))
+    sharp = read_shot(frames, opened.clip, opened.encoder.config.image_size).sharp[number][None]
+    shown = resized(sharp, SIDE)
+    if at is not None:
+        shown = marked(shown, 0, (at[0], at[1]))
+    if box is not None:
+        left, top, right, bottom = (round(edge * shown.shape[1]) for edge in box)
+        shown[0, top:bottom, left:right] = 128
+    picture = session.new_file(".png")
+    write_png(shown[0], picture)
+    return picture
+
+
+def _frame_at(share: float, length: int) -> int:
+    return min(length - 1, max(0, int(share * length)))
+
+
+def similar(
+    session: Session,
+    names: Sequence[str],
+    start: float,
+    share: float,
+    at: Sequence[float],
+    watch: Watch,
+) -> View:
+    """What is alike, in all frames, to the place `at` in the frame `share` of the way through."""
+    place = min(0.999, max(0.0, at[0])), min(0.999, max(0.0, at[1]))
+    moment: list[float] = []
+
+    def look(opened: Opened, shot: Shot, seconds: NDArray[np.float64]) -> tuple[Rows, str]:
+        moment.append(float(seconds[_frame_at(share, len(seconds))]))
+        frame = int(np.abs(seconds - moment[0]).argmin())
+        clip, (_, alike) = similar_rows(opened.encoder, shot, place, frame)
+        return [clip, (_short(opened.name), alike)], f"asked for at {seconds[frame]:.2f} s"
+
+    return look_through(session, names, start, look, watch)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What is hidden of a clip: so, mask `number` of the training, or a box in all frames."""
+
+    how: Hide
+    number: int
+    left: float
+    """The edges of the box are shares of the picture that models see."""
+    top: float
+    right: float
+    bottom: float
+
+
+def hidden_masks(opened: Opened, hide: Hidden) -> list[TokenMasks]:
+    """Masks of one clip, [1, K] and [1, M], one for each kind of mask that the model knows."""
+    size = opened.encoder.config
+    steps, rows, columns = size.grid
+    if hide.how == "as in its training":
+        sampler = MaskSampler(opened.masking, size.grid, size.tubelet_size, opened.seed)
+        return [m.sample(0) for m in sampler.sample(np.array([hide.number], dtype=np.int64), 0)]
+    hidden = np.zeros(size.grid, dtype=np.bool_)
+    if hide.how == "what comes next":
+        hidden[steps // 2 :] = True
+    else:
+        down, across = (hide.top, hide.bottom), (hide.left, hide.right)
+        if not all(0 <= first < last <= 1 for first, last in (down, across)):
+            raise UserError("the box is empty: give left and top less than right and bottom")
+        hidden[:, _tokens(*down, rows), _tokens(*across, columns)] = True
+    if hidden.all() or not hidden.any():
+        raise UserError("nothing would be left to predict from: hide less")
+    flat = torch.from_numpy(hidden.reshape(-1))
+    seen, wanted = (torch.nonzero(which).T for which in (~flat, flat))
+    return [TokenMasks(seen, wanted)]
+
+
+def _tokens(start: float, end: float, count: int) -> slice:
+    """The tokens nearest to a stretch, given in shares of them all; at least one."""
+    first = min(count - 1, round(start * count))
+    return slice(first, max(first + 1, round(end * count)))
+
+
+def predictions(
+    session: Session,
+    names: Sequence[str],
+    start: float,
+    hide: Hidden,
+    watch: Watch,
+) -> View:
+    """What each model was shown, and how wrong it was about the rest."""
+
+    def look(opened: Opened, shot: Shot, _: NDArray[np.float64]) -> tuple[Rows, str]:
+        rows: Rows = [("clip", shot.sharp)]
+        errors = []
+        for kind, masks in enumerate(hidden_masks(opened, hide)):
+            (_, seen, wrong), mean = error_rows(opened.predicting, shot, masks, kind)
+            rows += [seen, (f"error: {_short(opened.name)}", wrong[1])]
+            errors.append(f"{mean:.2f}")
+        return rows, f"error {' and '.join(errors)} (1: no better than the clip's mean feature)"
+
+    return look_through(session, names, start, look, watch, whole=True)
+
+
+def samples(
+    session: Session,
+    start: float,
+    hide: Hidden,
+    decoder: Path,
+    model: Path | None,
+    count: int,
+    watch: Watch,
+) -> View:
+    """What a decoder draws into the hidden part, from its own model's predictions of it."""
+    settings = SampleSettings(samples=count)
+    opened = open_decoder(decoder, model)
+    clip = opened.preprocess.clip
+    frames, _, _ = cut_clip(session.current, clip, start, whole=True)
+    encoder = opened.model.config.encoder
+    how = Opened("", opened.model.encoder, clip, opened.masking, opened.seed, opened.model)
+    masks = hidden_masks(how, hide)[0]
+    pixels = opened.preprocess.pixels(frames)
+    drawn = []
+    for seed in range(settings.samples):
+        watch(seed, settings.samples)
+        drawn.append(decode_clip(opened, pixels, masks, 0, [seed], steps=settings.steps))
+    still = session.new_file(".png")
+    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4")
+    size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
+    return View(still.with_suffix(".mp4"), still, f"{decoder}: {size}; {said[1]}")
+
+
+def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[View, float]:
+    """The curve of each model's surprise, words for its peaks, and the second of the highest."""
+    info, lines = session.current, []
+    session.surprises.clear()
+    for name in names[:MAX_LINES]:
+        try:
+            opened = open_for_page(name)
+            found = surprise_of(opened.predicting, Path(info.path), opened.clip, 0, watch)
+        except UserError as error:
+            watch(0, 1)  # one that was stopped is no failure of the model
+            lines.append(f"{name}: error: {str(error).removeprefix(f'{name}: ')}")
+            continue
+        session.surprises[name] = opened, found
+        peaks = found.peaks(_PEAKS, opened.encoder.config.grid[0])
+        lines += [f"{name}: {found.line(index)}" for index in peaks]
+    if not session.surprises:
+        raise UserError("\n".join(lines) or "no model is ticked: tick one or more")
+    _, first = next(iter(session.surprises.values()))
+    moment = float(first.seconds[first.peaks(1, 1)[0]])
+    view = moment_of_surprise(session, moment)
+    return View(view.film, view.still, "\n".join(lines)), moment
+
+
+def moment_of_surprise(session: Session, moment: float) -> View:
+    """The curve with a mark at a moment, and the frames around it as each model judged them."""
+    if not session.surprises:
+        raise UserError("no curve yet: press the button that draws it")
+    strips, lines, told = [], [], []
+    for name, (opened, found) in session.surprises.items():
+        lines.append(Line(_short(name), found.seconds.tolist(), found.values.tolist()))
+        index = int(np.abs(found.seconds - moment).argmin())
+        limit = float(found.errors.max())
+        size = opened.encoder.config
+        path = Path(session.current.path)
+        before, wrong = peak_strips(path, found, index, opened.clip, size, limit)
+        if not strips or before.label != strips[0].label:
+            strips.append(before)
+        strips.append(type(wrong)(f"wrong: {_short(name)}", wrong.frames, wrong.notes))
+        told.append(f"{name}: {found.line(index)}")
+    curve, still = session.new_file(".png"), session.new_file(".png")
+    session.edges = write_line_chart(lines, curve, moment, x_label="seconds", y_label="surprise")
+    write_png(picture_of(strips), still)
+    return View(curve, still, "\n".join(told))
+
+
+def classes(session: Session, probe: Path, encoder: Path | None) -> tuple[dict[str, float], str]:
+    """The most probable classes of the whole video by a probe, and whose they are."""
+    opened = load_probe(probe, encoder=encoder)
+    answer = opened.predict(session.current.path, top=_ANSWERS)[0]
+    if answer.failure:
+        raise UserError(f"{Path(answer.path).name}: {answer.failure}; give another video")
+    shares = {share.name: share.probability for share in answer.classes}
+    return shares, f"of {len(opened.saved.classes)} classes; encoder {opened.saved.encoder.path}"
+
+
+def moments(
+    session: Session,
+    database: Path,
+    encoder: Path | None,
+    between: tuple[float | None, float | None],
+    count: int,
+) -> View:
+    """The moments of a database most alike to the video, or to a part of it."""
+    sheet, path = session.new_file(".png"), Path(session.current.path)
+    start, end = between
+    found = search(database, path, sheet, start=start, end=end, count=count, encoder=encoder)
+    if not found:
+        raise UserError(f"{database}: holds no other moment than this video; add videos to it")
+    lines = [
+        f"{one.alike:.2f} alike: {Path(one.path).name}, {clock(one.start)} to {clock(one.end)}"
+        for one in found
+    ]
+    return View(still=sheet, words="\n".join(lines))
