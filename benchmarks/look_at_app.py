@@ -27,7 +27,7 @@ import numpy as np
 from vjepa.reporting.pictures import write_moving
 
 _OPTIONS = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --mute-audio"
-_LONGEST = 120.0
+_LONGEST = 600.0
 
 
 class Browser:
@@ -176,6 +176,7 @@ def walk(page: Page, out: Path, args: argparse.Namespace) -> dict[str, float]:
     took["first features"] = page.wait("!!document.querySelector('video')?.duration")
     page.upload(args.video)
     took["upload"] = page.wait_said(args.video.name)
+    page.wait("!!document.querySelector('video')?.duration")
     page.picture(out / "features.png")
     page.tab("What is alike")
     page.click(".place img", 0.5, 0.5)

@@ -14,29 +14,29 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 43_700
-MOST_FILES = 204
-MOST_CLASSES = 381
+MOST_LINES = 44_900
+MOST_FILES = 208
+MOST_CLASSES = 386
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3960, 97),
-    "cli": (2300, 27),
+    "cli": (2370, 28),
     "data": (950, 13),
     "data/clips": (1980, 60),
     "data/loader": (1270, 19),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2280, 52),
-    "demo": (1750, 40),
+    "demo": (1750, 41),
     "evaluation": (4330, 101),
-    "jobs": (6870, 152),
+    "jobs": (7990, 177),
     "jobs/detect": (1200, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
     "models": (2570, 62),
-    "reporting": (930, 38),
+    "reporting": (960, 39),
     "runtime": (2370, 55),
     "tasks": (1510, 37),
     "top level": (920, 26),

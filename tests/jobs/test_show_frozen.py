@@ -46,7 +46,7 @@ def features(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def _save_probe(folder: Path, kind: HeadKind) -> Path:
+def save_probe(folder: Path, kind: HeadKind) -> Path:
     identity = open_encoder(EncoderSourceConfig(path=Path("demo"))).identity
     size, form = identity.config, HeadConfig(kind=kind)
     seen = preprocess_of("demo", size)
@@ -82,13 +82,13 @@ def test_attention_is_what_the_pooler_reads_with(variant: PoolerVariant) -> None
 def test_the_attention_of_a_probe_as_a_still_and_a_moving_picture(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    probe, out = _save_probe(tmp_path / "probe", "attentive"), tmp_path / "a.png"
+    probe, out = save_probe(tmp_path / "probe", "attentive"), tmp_path / "a.png"
     command = ["show", "attention", str(videos / "0.mp4"), "--out", str(out), "--probe"]
     assert main([*command, str(probe)]) == 0
     assert "half of the attention lies on" in capsys.readouterr().out
     assert Image.open(out).height > 5 * 192, "the clip, the mean, three heads"
     assert getattr(Image.open(tmp_path / "a.webp"), "n_frames", 1) == 8
-    linear = _save_probe(tmp_path / "linear", "linear")
+    linear = save_probe(tmp_path / "linear", "linear")
     assert main([*command, str(linear)]) == 2
     assert "a linear probe has no query" in capsys.readouterr().err
 

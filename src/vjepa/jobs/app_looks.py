@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -43,6 +43,7 @@ from vjepa.models import VJEPA, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
 from vjepa.reporting.charts import MAX_LINES, Line, write_line_chart
 from vjepa.reporting.pictures import (
+    Strip,
     marked,
     picture_of,
     resized,
@@ -56,7 +57,9 @@ TRAINED, UNTRAINED = "demo", "untrained"
 """The shipped weights, and the same model before it has learnt anything."""
 SIDE, CURVE_PIXELS = 512, 990
 """Of the picture that is clicked at, and the width of the curve."""
-_SMALL, _KEPT_FILES, _PEAKS, _ANSWERS = 256, 60, 3, 5
+_SMALL, _KEPT_FILES, _PEAKS, _ANSWERS = 192, 60, 3, 5
+_STILL = 128
+"""Frames of stills are small: on a phone their words have to be read."""
 
 Hide = Literal["as in its training", "what comes next", "a box"]
 Watch = Callable[[int, int], None]
@@ -254,8 +257,12 @@ def _view(
                 rows.append((name, shown))
     film, still = session.new_file(".mp4"), session.new_file(".png")
     write_side_by_side(rows, film, in_a_line=3)
-    write_png(picture_of([strip_of(*row) for row in rows]), still)
+    write_png(picture_of([_small(strip_of(*row)) for row in rows]), still)
     return View(film, still, "\n".join(lines))
+
+
+def _small(strip: Strip) -> Strip:
+    return replace(strip, frames=list(resized(np.stack(strip.frames), _STILL)))
 
 
 def features(
@@ -463,8 +470,8 @@ def moment_of_surprise(session: Session, moment: float) -> View:
         path = Path(session.current.path)
         before, wrong = peak_strips(path, found, index, opened.clip, size, limit)
         if not strips or before.label != strips[0].label:
-            strips.append(before)
-        strips.append(type(wrong)(f"wrong: {_short(name)}", wrong.frames, wrong.notes))
+            strips.append(_small(before))
+        strips.append(replace(_small(wrong), label=f"wrong: {_short(name)}"))
         told.append(f"{name}: {found.line(index)}")
     curve, still = session.new_file(".png"), session.new_file(".png")
     session.edges = write_line_chart(lines, curve, moment, x_label="seconds", y_label="surprise")

@@ -20,14 +20,17 @@ CSS = """
 .said .error {color: #c0362c}
 .dark .said .error {color: #ff8f84}
 .place img {cursor: crosshair}
+.result {max-width: 820px}
 .result:has(.empty) {display: none}
+.result [data-testid=block-label], .place [data-testid=block-label] {position: static}
 """
 
 _INTRODUCTION = f"""
 # Look inside a model
 
-Give a video, tick models, and look: how their features colour it, what is alike in it, what they
-predict of a hidden part, and what surprises them. Everything stays on this machine. `{TRAINED}`
+Give a video (of at most {MOST_MEGABYTES} MB and {MOST_SECONDS:.0f} s), tick models, and look: how
+their features colour it, what is alike in it, what they predict of a hidden part, and what
+surprises them. Everything stays on this machine. `{TRAINED}`
 are the small weights that come with vjepa; `{UNTRAINED}` is the same model before it has learnt
 anything: what it shows, too, needs no learning.
 """
@@ -135,10 +138,15 @@ class _Page:
 
     def outputs(self, film: str, still: str = "At four moments") -> list[Any]:
         """Where a tab shows what it has found: a film, a picture, and words above them."""
-        words = self.gr.HTML()
+        words = self.words()
         plain = {"interactive": False, "buttons": [], "elem_classes": ["result"]}
         self.results.append(self.gr.Video(label=film, autoplay=True, loop=True, **plain))
         return [self.results[-1], self.picture(still), words]
+
+    def words(self) -> Any:
+        """Where a tab says what it has found, or what is wrong."""
+        self.results.append(self.gr.HTML())
+        return self.results[-1]
 
     def picture(self, label: str, kind: str = "result") -> Any:
         """A picture that is shown: a `result`, or a `place` to be clicked at."""
@@ -167,8 +175,7 @@ class _Page:
         with gr.Row():
             with gr.Column(min_width=280):
                 example = gr.Dropdown(names, value=names[0], label="Video")
-                label = f"Upload ({MOST_MEGABYTES} MB, {MOST_SECONDS / 60:.0f} minutes at most)"
-                upload = gr.UploadButton(label, file_types=["video", "image"])
+                upload = gr.UploadButton("Upload a video", file_types=["video", "image"])
             with gr.Column(min_width=280):
                 chosen = list(models)[:2]
                 self.ticked = gr.CheckboxGroup(list(models), value=chosen, label="Models")
@@ -203,7 +210,7 @@ class _Page:
 
     def take_videos(self, page: Any, example: Any, upload: Any, first: dict[str, Any]) -> None:
         """What happens with another video: all results go, and the `first` ones are made of it."""
-        nothing = [None] * len(self.results)
+        nothing = ["" if isinstance(one, self.gr.HTML) else None for one in self.results]
 
         def taken(name: str, info: VideoInfo, chosen: str | None) -> tuple[Any, ...]:
             still, end = info.kind == "image", round(max(0.1, info.duration_seconds), 2)
@@ -340,7 +347,7 @@ class _Page:
         gr = self.gr
         gr.Markdown(_SURPRISE)
         button = gr.Button("Draw the curve", variant="primary")
-        words = gr.HTML()
+        words = self.words()
         curve = self.picture("Surprise over the video: click a moment", "place result")
         moment = gr.Slider(0, MOST_SECONDS, 0, step=0.01, label="Moment, in seconds")
         still = self.picture("Before, what came, and where the prediction was wrong")
@@ -377,8 +384,9 @@ class _Page:
                 self.path_field("Its encoder, if it lies elsewhere now"),
             ]
             button = gr.Button("Classify", variant="primary")
+        words = self.words()
         self.results.append(gr.Label(label="Most probable classes", elem_classes=["result"]))
-        outputs = [self.results[-1], gr.HTML()]
+        outputs = [self.results[-1], words]
 
         def work(s: Session, _: Watch, probe: str, encoder: str) -> tuple[Any, str]:
             folder = _needed(probe, "a probe: the folder that vjepa probe train wrote")
@@ -403,7 +411,7 @@ class _Page:
             ]
             count = gr.Slider(1, 12, 6, step=1, label="Moments")
             button = gr.Button("Find", variant="primary")
-        words = gr.HTML()
+        words = self.words()
         outputs = [self.picture("Asked for, and found"), words]
 
         def work(

@@ -156,7 +156,7 @@ def write_line_chart(
     axes.set_ylabel(_words(y_label), color=_MIDDLE, fontsize=10)
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=10, labelcolor=_MIDDLE)
-    low, high = axes.get_xlim()
+    low, high = map(float, axes.get_xlim())
     figure.savefig(path, dpi=110, transparent=True)
     each = (high - low) / 0.90
     return low - 0.08 * each, high + 0.02 * each
