@@ -35,7 +35,6 @@ from vjepa.jobs.show import (
     error_rows,
     feature_rows,
     read_shot,
-    require_own_features,
 )
 from vjepa.jobs.show_time import Surprise, peak_strips, similar_rows, surprise_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
@@ -223,8 +222,6 @@ def look_through(
         watch(number, len(names))
         try:
             opened = open_for_page(name)
-            if whole:
-                require_own_features(opened.predicting, name)
             frames, seconds, note = cut_clip(info, opened.clip, start, whole=whole)
             shot = read_shot(frames, opened.clip, opened.encoder.config.image_size)
             rows, line = look(opened, shot, seconds)
@@ -398,8 +395,8 @@ def predictions(
         rows: Rows = [("clip", shot.sharp)]
         errors = []
         for kind, masks in enumerate(hidden_masks(opened, hide)):
-            (_, seen, wrong), mean = error_rows(opened.predicting, shot, masks, kind)
-            rows += [seen, (f"error: {_short(opened.name)}", wrong[1])]
+            (_, seen, *wrong), mean = error_rows(opened.predicting, shot, masks, kind)
+            rows += [seen, *((f"{name}: {_short(opened.name)}", one) for name, one in wrong)]
             errors.append(f"{mean:.2f}")
         return rows, f"error {' and '.join(errors)} (1: no better than the clip's mean feature)"
 
