@@ -395,8 +395,9 @@ def predictions(
         rows: Rows = [("clip", shot.sharp)]
         errors = []
         for kind, masks in enumerate(hidden_masks(opened, hide)):
-            (_, seen, *wrong), mean = error_rows(opened.predicting, shot, masks, kind)
-            rows += [seen, *((f"{name}: {_short(opened.name)}", one) for name, one in wrong)]
+            found, mean = error_rows(opened.predicting, shot, masks, kind)
+            name = _short(opened.name)
+            rows += [found[1], *((f"{what}: {name}", error) for what, error in found[2:])]
             errors.append(f"{mean:.2f}")
         return rows, f"error {' and '.join(errors)} (1: no better than the clip's mean feature)"
 
