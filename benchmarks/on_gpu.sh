@@ -31,6 +31,13 @@ part tests python -m pytest -q -m gpu -p no:cacheprovider $(grep -rl --include='
 part step_vitl16_224 python benchmarks/bench_step.py --gpu --case vitl16:24:224
 part step_vith16_224 python benchmarks/bench_step.py --gpu --case vith16:24:224
 part step_vith16_384 python benchmarks/bench_step.py --gpu --case vith16:10:384
+# What is said of memory before training, beside the peak.
+for case in "vits16 64 false" "vitb16 32 false" "vitl16 24 false" "vitl16 24 true"; do
+	# shellcheck disable=SC2086
+	set -- $case
+	part "memory_$1_$3" python -m vjepa bench step --model "$1" --batch_size "$2" \
+		--training.activation_checkpointing "$3" --training.precision bfloat16
+done
 part profile_vitl16_224 python benchmarks/profile_step.py --gpu --case vitl16:24:224
 # Fine-tuning: not yet measured.
 part finetune_vitl16 python benchmarks/bench_finetune.py --gpu --compile --model vitl16 --clips 32

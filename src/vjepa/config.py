@@ -399,7 +399,7 @@ def _find(file: str | Path, recipes: str | None) -> tuple[Path, str]:
         raise UserError(f"{path}: is a folder; --config takes a YAML file or the name of a recipe")
     if recipes is not None and path.name == str(file):
         return recipe_path(recipes, path.name), path.name
-    raise UserError(f"{path}: no such config file")
+    raise UserError(f"{path}: no such config file; --config takes a YAML file or a recipe")
 
 
 @dataclasses.dataclass(frozen=True)

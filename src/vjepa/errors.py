@@ -13,5 +13,9 @@ class UserError(Exception):
     """Bad input: the message names the file or field, what is wrong with it, and the remedy."""
 
 
+class StoppedBySystem(KeyboardInterrupt):
+    """A job was stopped by SIGTERM or SIGUSR1 and not by a person: it may be started again."""
+
+
 class LostProcessError(UserError):
     """Another process of the same job ended or does not answer; starting the job again resumes."""

@@ -14,32 +14,32 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 44_900
+MOST_LINES = 45_100
 MOST_FILES = 208
-MOST_CLASSES = 386
+MOST_CLASSES = 387
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3960, 97),
-    "cli": (2370, 28),
+    "checkpoint": (3980, 97),
+    "cli": (2390, 28),
     "data": (950, 13),
     "data/clips": (1980, 60),
     "data/loader": (1270, 19),
-    "data/manifest": (1850, 38),
+    "data/manifest": (1860, 38),
     "data/prepare": (1300, 37),
-    "data/video": (2280, 52),
+    "data/video": (2350, 52),
     "demo": (1750, 41),
     "evaluation": (4330, 101),
-    "jobs": (7990, 177),
+    "jobs": (8010, 177),
     "jobs/detect": (1200, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
-    "models": (2570, 62),
+    "models": (2580, 62),
     "reporting": (960, 39),
-    "runtime": (2370, 55),
+    "runtime": (2380, 55),
     "tasks": (1510, 37),
-    "top level": (920, 26),
+    "top level": (930, 27),
     "training": (1580, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""

@@ -155,12 +155,14 @@ def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> N
         load_model(folder)
 
 
-@pytest.mark.parametrize("wrapped", ["whole", "part", "blocks", "parallel"])
+@pytest.mark.parametrize("wrapped", ["whole", "part", "blocks", "parallel", "tied"])
 def test_compiled_and_wrapped_models_are_saved_as_plain_ones(tmp_path: Path, wrapped: str) -> None:
     made = model()
     plain, whole = copy.deepcopy(made), made
     if wrapped == "part":
         made.encoder = torch.compile(made.encoder, backend="eager")
+    elif wrapped == "tied":  # one module under two names
+        made.target_encoder, plain.target_encoder = made.encoder, plain.encoder
     elif wrapped == "blocks":
         made.predictor.predictor_blocks[0] = torch.compile(made.predictor.predictor_blocks[0])
     else:

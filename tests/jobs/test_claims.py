@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.demo import demo
 from vjepa.demo.config import DemoConfig
@@ -48,6 +49,28 @@ def test_another_jobs_folder_is_left_alone(job: str, foreign: bool, tmp_path: Pa
     with pytest.raises(UserError, match=said):
         JOBS[job](out)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain", "--out", "OUT"],
+        ["finetune", "--out", "OUT"],
+        ["decode", "train", "--out", "OUT"],
+        ["show", "run", "OUT", "--out", "OUT/metrics.jsonl"],
+        ["show", "features", "a.mp4", "--model", "demo", "--out", "OUT/config.yaml"],
+        ["search", "report", "--database", "none", "--out", "OUT/config.yaml"],
+    ],
+)
+def test_no_command_overwrites_a_file_of_another_job(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("# vjepa another\nhue: 1\n")
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([part.replace("OUT", str(tmp_path)) for part in command]) == 2
+    assert "`vjepa another`" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -141,6 +141,10 @@ def test_misuse_is_refused(predictor: Predictor) -> None:
         predictor(tokens, torch.ones(1, 32).bool(), target)
     with pytest.raises(ValueError, match="same tokens"):
         predictor(tokens, context[:, :2], target)
+    with pytest.raises(ValueError, match="25 wide; give 24"):
+        predictor(torch.randn(1, 3, 25), context, target)
+    with pytest.raises(ValueError, match=r"grid: \(0, 4, 4\) has no token"):
+        predictor(tokens, context, target, grid=(0, 4, 4))
 
 
 def test_a_width_without_a_code_or_heads_is_refused() -> None:

@@ -53,7 +53,6 @@ def test_total_may_be_known_later() -> None:
         "index: 3",
         "index: 4/8 (50 %), 80 s left",
         "index: 8/8 (100 %)",
-        "index: 8/8 (100 %)",
     ]
 
 

@@ -90,7 +90,7 @@ def test_a_long_update_is_known_from_a_few_clips(
         now[0] += number * seconds_a_clip
 
     monkeypatch.setattr(preflight.time, "perf_counter", lambda: now[0])
-    result = preflight.seconds_of_part(compute, clips)
+    result = preflight.seconds_of_part(compute, clips, lambda seconds: seconds)
     assert result == (found if found is None else (pytest.approx(found[0]), found[1]))
     assert asked == computed
 

@@ -160,13 +160,15 @@ def read_config(folder: Path) -> CheckpointConfig:
             f"{path}: not written by vjepa{said}; give a checkpoint or run folder of ours"
         )
     if not isinstance(content.get("model"), dict):
-        raise UserError(f"{path}: has no group 'model' with the sizes of the model")
+        raise UserError(f"{path}: has no group 'model' with its sizes; copy it again")
     version = str(content.get("version", ""))
     with explained_version(str(path), version):
         model = from_dict(ModelConfig, content["model"], source=f"{path} (model)")
     step, objective = content.get("step", 0), content.get("objective")
     if not isinstance(step, int) or not isinstance(objective, str):
-        raise UserError(f"{path}: step {step!r} or objective {objective!r} cannot be")
+        raise UserError(
+            f"{path}: step {step!r} or objective {objective!r} cannot be; copy the file again"
+        )
     groups = (content.get(name) for name in ("run", "preprocess"))
     run, preprocess = (group if isinstance(group, dict) else {} for group in groups)
     return CheckpointConfig(step, objective, model, run, preprocess, version)
@@ -304,7 +306,14 @@ def write_weights(
     ``run`` as plain JSON types.
     """
     names = plain_names(tensors, str(folder))
-    plain = {name: tensors[full].detach().cpu().contiguous() for name, full in names.items()}
+    plain: dict[str, Tensor] = {}
+    held = set[int]()
+    for name, full in names.items():
+        tensor = tensors[full].detach().cpu().contiguous()
+        # One tensor under two names is written twice: the format knows no shared ones.
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in held else tensor
+        held.add(storage)
     save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     header = {"format": FORMAT, "version": __version__, "step": step}
     write_json(folder / CONFIG_FILE, header | dict(config))
@@ -392,16 +401,18 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read an object; a file that is too large or holds none is refused."""
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; no file of ours is")
+            raise UserError(
+                f"{path}: larger than any file of ours; give a checkpoint or run folder"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; this is not a complete checkpoint of ours"
+            f"{path}: no such file; give a complete checkpoint or run folder of ours"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error}); copy it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not written by vjepa: it holds no JSON object")
+        raise UserError(f"{path}: not written by vjepa: no JSON object; give a folder of ours")
     return content
 
 
@@ -424,14 +435,14 @@ def verify_checkpoint(folder: Path) -> None:
     manifest = read_json(path)
     files = manifest.get("files")
     if manifest.get("format") != MANIFEST_FORMAT or not isinstance(files, dict):
-        raise UserError(f"{path}: is not the integrity file of a checkpoint")
+        raise UserError(f"{path}: is not the integrity file of a checkpoint; copy it again")
     for name in (WEIGHTS_FILE, CONFIG_FILE, TRAINER_FILE):
         if name not in files:
-            raise UserError(f"{path}: does not list {name}; not a checkpoint")
+            raise UserError(f"{path}: does not list {name}; copy the checkpoint again")
     for name, recorded in files.items():
         file = folder / name
         if not (isinstance(recorded, dict) and {"bytes", "sha256"} <= recorded.keys()):
-            raise UserError(f"{path}: its entry of {name} is damaged")
+            raise UserError(f"{path}: its entry of {name} is damaged; copy it again")
         if not file.is_file():
             raise UserError(f"{file}: is missing from the checkpoint")
         size = file.stat().st_size

@@ -160,7 +160,8 @@ def _refuse_tokens(file: ForeignFile, *possible: Tokens) -> None:
     if asked is not None and asked not in possible:
         has = f"it has {' and '.join(possible)}" if possible else "it has one token map"
         raise UserError(
-            f"{file.source}: encoder.tokens: {asked} is not {TITLES[file.family]}'s: {has}"
+            f"{file.source}: encoder.tokens: {asked} is not {TITLES[file.family]}'s: {has};"
+            " leave it out"
         )
 
 
@@ -249,7 +250,8 @@ def _hold_video(
         assumed.append(f"{frames} frames (encoder.num_frames)")
     if frames % tubelet:
         raise UserError(
-            f"{file.source}: encoder.num_frames {frames} is not whole tubelets of {tubelet} frames"
+            f"{file.source}: encoder.num_frames {frames} is not whole tubelets; "
+            f"give a multiple of {tubelet}"
         )
     if table is not None:
         shape = tuple(table.shape)

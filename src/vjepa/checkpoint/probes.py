@@ -113,7 +113,7 @@ def hub_classes(folder: str | Path) -> tuple[str, ...]:
     try:
         return tuple(str(labels[str(number)]) for number in range(len(labels)))
     except (TypeError, KeyError) as error:
-        raise UserError(f"{folder}: config.json names no classes (id2label)") from error
+        raise UserError(f"{folder}: config.json names no classes; add id2label to it") from error
 
 
 def _stored(path: Path, index: int) -> tuple[dict[str, Tensor], str, PoolerVariant, list[str]]:
@@ -122,7 +122,7 @@ def _stored(path: Path, index: int) -> tuple[dict[str, Tensor], str, PoolerVaria
         tensors = hub_tensors(path)
         state = {n: t for n, t in tensors.items() if n.startswith(("pooler.", "linear."))}
         if not state:
-            raise UserError(f"{path}: a Hugging Face folder without a probe; it has no classifier")
+            raise UserError(f"{path}: holds no classifier; give a folder of a probe")
         return state, "the probe of a Hugging Face folder", "released_2", []
     content = read_torch_file(path)
     notes = [f"trained     {content.get('epoch', 'unknown number of')} epochs"]
@@ -130,13 +130,15 @@ def _stored(path: Path, index: int) -> tuple[dict[str, Tensor], str, PoolerVaria
         several = content["classifiers"]
         if not isinstance(several, list) or not 0 <= index < len(several):
             count = len(several) if isinstance(several, list) else 0
-            raise UserError(f"{path}: holds {count} probes; there is no number {index}")
+            raise UserError(
+                f"{path}: holds {count} probes; there is no number {index}; choose another"
+            )
         state = tensors_of({"classifiers": several[index]}, "classifiers", path)
         kind = f"a V-JEPA 2 probe by its authors, number {index} of {len(several)}"
         return state, kind, "released_2", notes
     if "classifier" not in content:
         raise UserError(
-            f"{path}: not a probe: it has no entry 'classifier'; it holds {_held(content)}"
+            f"{path}: not a probe: it has no 'classifier' but {_held(content)}; give a probe's file"
         )
     return tensors_of(content, "classifier", path), "the authors' probe", "released", notes
 

@@ -123,7 +123,10 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
     if not isinstance(groups, list) or not isinstance(states, dict):
         raise UserError(f"{path}: holds no optimiser state; start with keep_optimizer false")
     if len(groups) != len(_GROUPS):
-        raise UserError(f"{path}: its optimiser has {len(groups)} groups, not {len(_GROUPS)}")
+        raise UserError(
+            f"{path}: its optimiser has {len(groups)} groups, not {len(_GROUPS)}; "
+            "use keep_optimizer false"
+        )
     moments: Moments = {}
     for number, (part, decayed) in enumerate(_GROUPS):
         names = [name for name, t in stored[part].items() if is_decayed(name, t) == decayed]
@@ -131,7 +134,7 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
         if not isinstance(members, list) or len(members) != len(names):
             raise UserError(
                 f"{path}: group {number} of its optimiser does not have the {len(names)} parameters"
-                f" of the {part}; it was saved for another model"
+                f" of the {part}; use keep_optimizer false"
             )
         for name, index in zip(names, members, strict=True):
             if index in states and name != POSITION_NAMES[part]:
@@ -150,7 +153,7 @@ def _moments(entry: Mapping[str, Any], parameter: Tensor, source: str) -> dict[s
     """One parameter's moments and step count, copied."""
     keys = ("exp_avg", "exp_avg_sq", "step")
     if not all(isinstance(entry.get(key), Tensor) for key in keys):
-        raise UserError(f"{source}: its optimiser state is not AdamW's")
+        raise UserError(f"{source}: its optimiser state is not AdamW's; use keep_optimizer false")
     if any(entry[key].shape != parameter.shape for key in keys[:2]):
         raise UserError(
             f"{source}: its optimiser state has shape {list(entry['exp_avg'].shape)}, the parameter"

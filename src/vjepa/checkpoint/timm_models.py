@@ -265,7 +265,7 @@ def _sizes(images: _TimmImages, image_size: int, name: str) -> EncoderConfig:
 def _load_strictly(model: Any, path: Path) -> None:
     """Load a state dict; only the classifier, which is not there any more, may be left over."""
     if not path.is_file():
-        raise UserError(f"encoder.timm_weights: {path}: no such file")
+        raise UserError(f"encoder.timm_weights: {path}: no such file; check the path")
     if path.suffix == ".safetensors":
         state = read_weights(path)
     else:

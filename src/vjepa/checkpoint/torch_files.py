@@ -48,7 +48,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         UserError: No such file; truncated; not of torch; holds other objects; holds no dict.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; check the path")
     is_zip = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         start = file.read(len(_OLD_START))
@@ -72,7 +72,9 @@ def read_torch_file(path: Path) -> dict[str, Any]:
             "again"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, a checkpoint holds a dict")
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}, give a checkpoint, which holds a dict"
+        )
     return content
 
 

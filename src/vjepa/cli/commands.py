@@ -146,7 +146,7 @@ def say_end(result: Any, config: Any, out: Path, job: str) -> int:
         minutes = getattr(training, name)
         why = f"training.{name} {minutes:g} are over"
         longer = f"make it longer: {again} --training.{name} {2 * minutes:g}"
-        lines, code = (f"done at {place}: {out}", why, longer), 0
+        lines, code = (f"done at step {result.step}: {out}", why, longer), 0
     else:
         longer = f"make it longer: {again} --optim.steps {2 * config.optim.steps}"
         lines, code = (f"done at {place}: {out}", "all updates are done", longer), 0

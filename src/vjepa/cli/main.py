@@ -1,9 +1,10 @@
 """The ``vjepa`` command: finds the subcommand, runs it, turns errors into one line.
 
 Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it; 75
-that the system asked for an end and the same command, started again, goes on; 1 that another
-process of the job was lost. Any other error is a defect of ours: it keeps its traceback and ends
-with 1.
+that the system (SIGTERM, SIGUSR1) asked training for an end and the same command, started again,
+goes on; 1 that another process of the job was lost. Outside of training SIGTERM ends a command as
+it ends any process (143 in a shell). Any other error is a defect of ours: it keeps its traceback
+and ends with 1.
 """
 
 from __future__ import annotations
@@ -28,8 +29,15 @@ from vjepa.cli import (
     show,
     studies,
 )
-from vjepa.cli.parser import EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_LOST_PROCESS, Answered, Parser
-from vjepa.errors import LostProcessError, UserError
+from vjepa.cli.parser import (
+    EXIT_BAD_INPUT,
+    EXIT_INTERRUPTED,
+    EXIT_LOST_PROCESS,
+    EXIT_REQUEUE,
+    Answered,
+    Parser,
+)
+from vjepa.errors import LostProcessError, StoppedBySystem, UserError
 from vjepa.runtime.files import DISK_FULL
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import prevent_openmp_spinning
@@ -111,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_LOST_PROCESS
     except UserError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted: stopped at your request", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        is_system = isinstance(error, StoppedBySystem)
+        by = "by the system" if is_system else "at your request"
+        print(f"\ninterrupted: stopped {by}", file=sys.stderr)
+        return EXIT_REQUEUE if is_system else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`vjepa ... | head`). Point stdout elsewhere, or the
         # interpreter would complain again when it flushes at exit.

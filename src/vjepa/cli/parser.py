@@ -30,7 +30,7 @@ from vjepa.config import (
 )
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import world
-from vjepa.runtime.files import check_writable
+from vjepa.runtime.files import check_writable, job_of
 
 EXIT_LOST_PROCESS = 1
 """Another process of the same job ended or hung; its own message says why."""
@@ -44,13 +44,20 @@ EXIT_INTERRUPTED = 130
 """The user stopped the work before it was done (Ctrl-C)."""
 
 
+_REDRAWN = (".html", ".png", ".svg", ".csv")
+"""Kinds of files that are written anew also in a job's folder; all others there are its own."""
+
+
 class Answered(Exception):  # noqa: N818 (it is no error)
     """The command line only asked for something to be printed, and that is done: exit code 0."""
 
 
 def _writable(text: str) -> Path:
-    check_writable(Path(text))
-    return Path(text)
+    path = Path(text)
+    if path.is_file() and path.suffix not in _REDRAWN and (job := job_of(path.parent)):
+        raise UserError(f"{path}: is a file of `vjepa {job}`; give another name")
+    check_writable(path)
+    return path
 
 
 class Parser(argparse.ArgumentParser):
@@ -303,7 +310,9 @@ def resolve_config(
     assert cls is not None, "this command takes no config"
     args.stored = None
     if resumes and args.out is not None and not args.config:
-        stored = args.out / RESOLVED_CONFIG_FILE
+        stored, owner = args.out / RESOLVED_CONFIG_FILE, job_of(args.out)
+        if owner not in (None, parser.prog.removeprefix("vjepa ")):
+            raise UserError(f"{args.out}: belongs to `vjepa {owner}`; give another --out")
         args.stored = stored if stored.is_file() else None
     files = args.config if args.stored is None else [args.stored]
     config = amend(load_config(cls, files, args.overrides, recipes=parser.recipes))

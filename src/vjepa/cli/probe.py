@@ -216,7 +216,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         from vjepa.jobs.probe.predict import is_released, load_saved_probe
 
         if not is_released(args.probe) and load_saved_probe(args.probe).multi_label:
-            raise UserError(f"{wanted[0]}: a video may have several classes; there is no such plot")
+            raise UserError(f"{wanted[0]}: for one class a video only; leave it out")
 
 
 def _named(function: str) -> Callable[..., Any]:

@@ -85,7 +85,9 @@ def _index(args: argparse.Namespace) -> int:
     for path, reason in done.failed:
         print(f"no moments: {path}: {reason}")
     parts = [f"{done.encoded} files encoded"]
-    for count, what in ((done.kept, "there already"), (done.dropped, "dropped")):
+    others = "of other sources stay (--drop true takes them out)"
+    counts = (done.kept, "there already"), (done.dropped, "dropped"), (done.others, others)
+    for count, what in counts:
         parts += [f"{count} {what}"] if count else []
     parts += [f"{len(done.failed)} cannot be used"] if done.failed else []
     line = ", ".join(parts)
@@ -101,7 +103,7 @@ def _index(args: argparse.Namespace) -> int:
 
 def _query(args: argparse.Namespace) -> int:
     if args.count < 1:
-        raise UserError(f"--count: {args.count} is not 1 or more")
+        raise UserError(f"--count: {args.count}, use 1 or more")
     from vjepa.jobs.search_report import clock, search
 
     how = given(args, "start", "end", "count", "encoder", "exact")
@@ -116,7 +118,7 @@ def _query(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     if args.clusters < 1:
-        raise UserError(f"--clusters: {args.clusters} is not 1 or more")
+        raise UserError(f"--clusters: {args.clusters}, use 1 or more")
     from vjepa.jobs.search_report import report
 
     lines = report(args.database, Path(args.out), least=args.alike, count=args.clusters)

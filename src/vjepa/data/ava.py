@@ -112,7 +112,9 @@ def read_label_map(path: Path) -> dict[int, str]:
     for _, text in _ITEM.findall(_text_of(path)):
         name, number = _NAME.search(text), _NUMBER.search(text)
         if name is None or number is None:
-            raise UserError(f"{path}: an entry without name or id: {{{' '.join(text.split())}}}")
+            raise UserError(
+                f"{path}: an entry without name or id: {{{' '.join(text.split())}}}; mend it"
+            )
         label = int(number[1])
         if label in found:
             raise UserError(f"{path}: the id {label} stands twice; mend it")
@@ -151,7 +153,9 @@ def build_table(truth: Sequence[Path], videos: Path, config: AvaConfig) -> tuple
                 found.rows.append((key, time, nothing, None, math.nan, "excluded"))
     evaluated = classes if config.evaluated_map is None else read_label_map(config.evaluated_map)
     if unknown := sorted(set(evaluated) - set(classes)):
-        raise UserError(f"{config.evaluated_map}: class {unknown[0]} is not in label_map")
+        raise UserError(
+            f"{config.evaluated_map}: class {unknown[0]} is not in label_map; take it out"
+        )
     table = BoxTable(
         source_file="",
         videos=videos,
@@ -383,7 +387,7 @@ def _box(where: str, cells: Sequence[str]) -> tuple[float, float, float, float]:
 def _class(where: str, cell: str) -> int:
     number = _number(where, "class (column 7)", cell)
     if number != int(number):
-        raise UserError(f"{where}: class (column 7) is {cell!r}, not a whole number")
+        raise UserError(f"{where}: class (column 7) is {cell!r}; write a whole number")
     return int(number)
 
 

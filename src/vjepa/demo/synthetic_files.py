@@ -147,7 +147,7 @@ def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
         try:
             found = json.loads(settings.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{settings} is not readable as JSON: {error}") from error
+            raise UserError(f"{settings} is damaged ({error}); give another --out") from error
         if found == wanted:
             return
         there = found.get("config") if isinstance(found, dict) else None

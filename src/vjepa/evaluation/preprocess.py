@@ -51,7 +51,7 @@ class Preprocess:
         one = isinstance(videos, (str, os.PathLike, np.ndarray, Tensor))
         several: Sequence[Any] = [videos] if one else videos
         if not len(several):
-            raise UserError("no video was given")
+            raise UserError("no video was given; name one")
         if len(several) > _MOST_AT_ONCE:
             raise UserError(
                 f"{len(several)} videos at once: each is a video in a list; frames must be one "

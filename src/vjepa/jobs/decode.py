@@ -157,7 +157,7 @@ def open_model(
     if drawn and encoder.input.content not in ("rgb", "rgb_and_change"):
         raise UserError(
             f"{path}: is shown {encoder.input.content!r} of a clip and not its pixels "
-            "(model.encoder.input.content), so none can be drawn"
+            "(model.encoder.input.content), so none can be drawn; take a model of rgb"
         )
     return model
 
@@ -479,8 +479,8 @@ def show_samples(
     kinds = opened.masks(settings.mask)
     if settings.kind >= len(kinds):
         raise UserError(
-            f"--kind: {settings.kind}, but the decoder was trained with {len(kinds)} mask kinds, "
-            "counted from 0"
+            f"--kind: {settings.kind}, use 0 to {len(kinds) - 1}: the decoder was trained "
+            "with so many kinds of masks"
         )
     masks = kinds[settings.kind]
     device = set_up_device("auto").device

@@ -474,7 +474,7 @@ class SavedFeatures(Sequence[FileFeatures]):
         if record is None:
             raise UserError(
                 f"{self._folder}: has no features of {path} "
-                f"({self.failures.get(path, 'it is not in the list')})"
+                f"({self.failures.get(path, 'it is not in the list')}); .paths names those it has"
             )
         if record.file is not None:
             return read_features(self._folder / record.file)

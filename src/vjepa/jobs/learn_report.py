@@ -126,7 +126,7 @@ def _headline(
     figures = [
         Figure(
             f"{count:,}",
-            "videos used"
+            "videos to learn from"
             + (f", {len(findings.skipped)} files skipped" if findings.skipped else ""),
         ),
         Figure(
@@ -157,7 +157,10 @@ def _headline(
     mine, random = tested.get("target"), tested.get("random")
     if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):
         figures.append(
-            Figure(f"{100 * mine.top1:.0f} %", f"of {mine.count} test videos named rightly")
+            Figure(
+                f"{mine.correct} of {mine.count}",
+                f"test videos named rightly, untrained {random.correct}",
+            )
         )
         above = "above" if mine.wilson.low > random.top1 else "not told apart from"
         answer += (

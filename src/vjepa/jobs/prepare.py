@@ -168,7 +168,7 @@ def _prepare(
     if not videos:
         _, examples = count_removed(removal.all)
         first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
-        raise UserError(f"nothing is left to store: {first}")
+        raise UserError(f"nothing is left to store: {first}; change what is removed")
     return _store(inputs, out, config, videos, removal)
 
 
@@ -183,7 +183,7 @@ def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> 
         raise UserError(
             f"{share:.0%} of the videos would be removed, max_removed is {largest:.0%} ({words};"
             f" first: {one.path}, same as {one.same_as}): are the names running numbers"
-            " (match.by_id false), or is match.hash_bits too high?"
+            " (match.by_id false), or is match.hash_bits too high? If not, raise max_removed"
         )
 
 

@@ -376,7 +376,8 @@ def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> Pret
             (batch,) = loader.batches(0, 1)
         how = measured(encoder.input, batch.clips, group)
         numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
-        _LOGGER.info("input: mean %s, deviation %s (measured on %d clips)", *numbers, clips)
+        said = "input: mean %s, deviation %s (per channel, of 1; measured on %d clips)"
+        _LOGGER.info(said, *numbers, clips)
     model = replace(config.model, encoder=replace(encoder, input=how))
     return replace(config, model=model)
 
@@ -480,7 +481,8 @@ def run(
             batches, waiting = beside(loader, stills), waiting + stills.queue_bytes
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
-        _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
+        if waiting:
+            _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(
             task=made,
             batches=batches,

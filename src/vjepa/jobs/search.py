@@ -72,6 +72,9 @@ class SearchConfig:
     """Where the encoder runs; `auto` takes a GPU when there is one."""
     num_threads: int | None = None
     """CPU threads of torch; null: torch's choice."""
+    drop: bool = False
+    """Take out the files that none of the sources names, such as rows taken off a manifest; else
+    only those that are gone from a folder that is named."""
 
     def for_features(self) -> FeaturesConfig:
         """The same for the code that encodes whole files."""
@@ -86,6 +89,8 @@ class IndexReport:
     encoded: int
     kept: int
     dropped: int
+    others: int
+    """Files of the database that no source named."""
     failed: tuple[tuple[str, str], ...]
     """Files without moments, and why."""
     new_moments: int
@@ -111,8 +116,9 @@ class Moment:
 def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexReport:
     """Bring a database up to date with videos: only new and changed files are encoded.
 
-    Files that lay below one of the folders and do so no more are dropped. Sources are those of
-    `vjepa features`. A run that was stopped goes on with the same command.
+    Files that lay below one of the folders and do no more are dropped, with `config.drop` all
+    that no source names. Sources are those of `vjepa features`. A run that was stopped goes on with
+    the same command.
 
     Raises:
         UserError: Bad input, another encoder or other settings than the database's, another job's
@@ -134,10 +140,11 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
         present = {info.path for info in infos}
         folders = [source.absolute() for source in sources if source.is_dir()]
+        unnamed = [path for path in held if path not in present]
         gone = [
             path
-            for path in held
-            if path not in present and any(Path(path).is_relative_to(one) for one in folders)
+            for path in unnamed
+            if config.drop or any(Path(path).is_relative_to(one) for one in folders)
         ]
         _delete(table, [*gone, *(infos[n].path for n in todo if infos[n].path in held)])
         failed: list[tuple[str, str]] = []
@@ -168,6 +175,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
             encoded=len(todo) - len(failed),
             kept=kept,
             dropped=len(gone),
+            others=len(unnamed) - len(gone),
             failed=tuple(failed),
             new_moments=rows,
             source_seconds=seconds,

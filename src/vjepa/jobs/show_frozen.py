@@ -189,7 +189,7 @@ def show_neighbours(
         UserError: The features are of another encoder than the one found; bad files.
     """
     if most < 1:
-        raise UserError(f"--most: {most}; at least 1 moment is shown")
+        raise UserError(f"--most: {most}, use 1 or more")
     saved = load_features(features)
     path = absolute(str(video))
     changes = {} if model is None else {"encoder.path": model}
@@ -201,7 +201,7 @@ def show_neighbours(
     middles = np.array([(one.start + one.end) / 2 for one in places])
     wanted = float(found.times[0] + found.times[-1]) / 2 if at is None else at
     if at is not None and not 0 <= at <= float(found.times[-1]) + 1:
-        raise UserError(f"--at: {at:g}; {video} runs to {found.times[-1]:.2f} s")
+        raise UserError(f"--at: {at:g}; {video} runs to {found.times[-1]:.2f} s, give less")
     index = int(np.abs(middles - wanted).argmin())
     moments = nearest_moments(rows[index], places[index], saved, worker.window_steps, most)
     if not moments:

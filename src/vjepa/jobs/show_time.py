@@ -83,11 +83,9 @@ def show_similarity(
     size = encoder.config
     clip_config = preprocess_of(model, size).clip
     if not (0 <= at[0] < 1 and 0 <= at[1] < 1):
-        raise UserError(f"--at: {at[0]:g} {at[1]:g}: across and down are shares, from 0 to below 1")
+        raise UserError(f"--at: {at[0]:g} {at[1]:g}: across and down are shares, 0 to below 1")
     if not 0 <= frame < clip_config.num_frames:
-        raise UserError(
-            f"--frame: {frame}; a clip has the frames 0 to {clip_config.num_frames - 1}"
-        )
+        raise UserError(f"--frame: {frame}; use 0 to {clip_config.num_frames - 1}")
     shot = read_shot(video, clip_config, size.image_size)
     shown = FrameEncoder(encoder, size) if size.is_image_model else encoder
     rows = similar_rows(shown, shot, at, frame)
@@ -187,7 +185,7 @@ def surprise_of(
     levels = size.levels if model.predictor.config.levels > 1 else None
     require_own_targets(model)
     if seen < 1:
-        raise UserError("a clip of this model is one time step long: there is nothing to predict")
+        raise UserError("a clip of this model is one time step long; take one of longer clips")
     fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
     window = WindowConfig(stride=clip.stride, fps=fps, overlap=(steps - 1) / steps)
     context = torch.arange(seen * places)[None]

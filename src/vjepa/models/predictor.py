@@ -50,6 +50,7 @@ class Predictor(nn.Module):
         self.config = predictor_config
         self.encoder_config = encoder_config
         width_in, levels = encoder_config.width, predictor_config.levels
+        self._width_in = levels * width_in
         self.predictor_embed: nn.Module = nn.Linear(width_in, width)
         if levels > 1:
             first = nn.Linear(levels * width_in, width_in)
@@ -125,6 +126,12 @@ class Predictor(nn.Module):
             ValueError: An index that is none of the grid's, or an argument that does not fit.
         """
         grid = self.encoder_config.grid if grid is None else grid
+        if min(grid) < 1:
+            raise ValueError(f"grid: {tuple(grid)} has no token; each side is at least 1")
+        if context_tokens.shape[-1] != self._width_in:
+            raise ValueError(
+                f"context_tokens are {context_tokens.shape[-1]} wide; give {self._width_in}"
+            )
         code = None if self.encoder_config.is_rotary else self._code_of(grid)
         num_tokens = math.prod(grid) if code is None else len(code)
         check_indices("context_indices", context_indices, num_tokens)

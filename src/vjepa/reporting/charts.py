@@ -132,6 +132,8 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
             marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
+    if all(float(x).is_integer() for line in lines for x in line.x):  # no update 12.5
+        axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=8.5)
     if len(lines) > 1:

@@ -31,6 +31,7 @@ class Progress:
         self._description, self._total, self._completed = description, total, completed
         self._stream, self._clock = stream or sys.stderr, clock
         self._first, self._note = completed, ""
+        self._said: tuple[int, str] | None = None  # in the newest line
         self._started = self._last_line = clock()
         self._bars = None
         if self._stream is sys.stderr and self._stream.isatty():
@@ -61,8 +62,8 @@ class Progress:
         """Write the last line, or leave the bar as it is and give the terminal back."""
         if self._bars is not None:
             self._bars.stop()
-        elif self._total is not None:  # otherwise nothing has begun
-            self._write_line(self._clock())
+        elif self._total is not None and self._said != (self._completed, self._note):
+            self._write_line(self._clock())  # without a total nothing has begun
 
     def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
         """Show how many steps are done; None keeps the last note (a few words) and the total.
@@ -82,7 +83,7 @@ class Progress:
             self._write_line(now)
 
     def _write_line(self, now: float) -> None:
-        self._last_line = now
+        self._last_line, self._said = now, (self._completed, self._note)
         if self._total is None:
             parts = [f"{self._description}: {self._completed}"]
         else:

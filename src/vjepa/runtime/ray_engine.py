@@ -38,7 +38,9 @@ def ray_cluster() -> Generator[Any]:
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         except Exception as error:  # Ray raises bare ones, also when a machine is too busy
-            raise UserError(f"engine ray: cannot be reached or started ({error})") from error
+            raise UserError(
+                f"engine ray: cannot be started ({error}); use --engine local"
+            ) from error
     try:
         yield ray
     finally:

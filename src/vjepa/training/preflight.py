@@ -56,9 +56,11 @@ def check_memory(
         there, place = float(available_bytes() or 0), "free"
     present = optim.accumulation_steps
     needs = estimate(present, training.activation_checkpointing)
-    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needs.items())
+    parts = ", ".join(f"{k} {size / 1e9:.1f}" for k, size in needs.items() if size >= 5e7)
     total = sum(needs.values())
-    said = f"needs about {total / 1e9:.1f} GB of memory ({parts})"
+    said = f"needs about {total / 1e9:.1f} GB of memory" + (f" ({parts})" if parts else "")
+    if device.type == "cuda":
+        said += ", an estimate that was not compared on a GPU yet"
     if not there or total <= there:
         free = f"{there / 1e9:.1f} GB are {place}" if there else "what is free is not known here"
         _LOGGER.info("%s; %s", said, free)
@@ -90,16 +92,12 @@ def check_disk(folder: Path, checkpoint_bytes: float) -> None:
         )
 
 
-def time_a_part(
-    learner: Learner, batch: Any, clips: int, is_compiled: bool
-) -> tuple[float, str] | None:
+def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] | None:
     """Seconds of an update, by those of some of a batch's clips, and what was measured in words.
 
-    No weight changes. None: an update is short enough to be measured itself; or blocks are
-    compiled, and would be for that size too; or all processes would have to compute as much (FSDP).
+    No weight changes. None: an update is short enough to be measured itself. All processes compute
+    as much, as FSDP needs it.
     """
-    if is_compiled or (learner.group.size > 1 and learner.ddp is None):
-        return None
 
     def compute(number: int) -> None:
         with learner.setup.autocast():
@@ -109,19 +107,17 @@ def time_a_part(
             torch.cuda.synchronize(learner.setup.device)
         learner.optimizer.zero_grad(set_to_none=True)
 
-    everywhere = learner.group.gather(seconds_of_part(compute, clips))
-    found = [one for one in everywhere if one is not None]
-    if len(found) < learner.group.size:
-        return None
-    seconds, number = max(found)
-    return seconds, f"measured on {number} of {clips} clips"
+    found = seconds_of_part(compute, clips, lambda seconds: max(learner.group.gather(seconds)))
+    return found and (found[0], f"measured on {found[1]} of {clips} clips")
 
 
-def seconds_of_part(compute: Callable[[int], None], clips: int) -> tuple[float, int] | None:
+def seconds_of_part(
+    compute: Callable[[int], None], clips: int, slowest: Callable[[float], float]
+) -> tuple[float, int] | None:
     """Seconds of an update of so many clips, by those of some clips, and of how many.
 
-    ``compute(n)`` does the work of the first n. None: an update is short enough to be measured
-    itself.
+    ``compute(n)`` does the work of the first n; ``slowest`` makes this process's seconds those of
+    the slowest. None: an update is short enough to be measured itself.
     """
     number = 1
     while number * _TIMED_SHARE <= clips:
@@ -129,7 +125,7 @@ def seconds_of_part(compute: Callable[[int], None], clips: int) -> tuple[float, 
         for _ in range(2):  # the first brings what is set up once
             began = time.perf_counter()
             compute(number)
-            times.append(time.perf_counter() - began)
+            times.append(slowest(time.perf_counter() - began))
             if times[-1] < _TIMED_SECONDS:
                 break
         else:
@@ -163,8 +159,8 @@ def foretell(
     until = f"{optim.steps} updates"
     if training.max_minutes is not None and 60 * training.max_minutes - elapsed < left:
         left = max(0.0, 60 * training.max_minutes - elapsed)
-        number = completed + round(left / max(seconds, 1e-9))
-        until = f"training.max_minutes {training.max_minutes:g}, about {number} updates"
+        number = completed + max(1, round(left / max(seconds, 1e-9)))
+        until = f"training.max_minutes {training.max_minutes:.3g}, about {number} updates"
     if training.max_cpu_minutes is not None:
         until += f", or earlier by training.max_cpu_minutes {training.max_cpu_minutes:g},"
     end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))

@@ -248,7 +248,10 @@ class Trainer:
     def _say_pace(self, batch: Any) -> float:
         """Say how long training takes before a first update that is long; the time after that."""
         clips, done = len(batch.ordinals), self._completed
-        if found := time_a_part(self.learner, batch, clips, self.training.compile):
+        if self.training.compile:
+            if self.group.is_main:
+                _LOGGER.info("how long an update takes is said after two: they compile the blocks")
+        elif found := time_a_part(self.learner, batch, clips):
             seconds, said = found
             self.group.on_main(
                 lambda: foretell(seconds, done, self._seconds(), self.optim, self.training, said)

@@ -150,14 +150,39 @@ HOUR = 25 * 3600
     [
         (Spec(), Spec(pts=range(HOUR, HOUR + 60))),
         (Spec(pts=range(HOUR, HOUR + 60)), Spec()),
-        (Spec(), Spec()),
-        (Spec(codec="mpeg2video", b_frames=2), Spec(codec="mpeg2video", b_frames=2)),
-        (Spec(codec="libx265", options=H265), Spec(codec="libx265", options=H265)),
     ],
 )
 def test_a_clock_that_starts_anew_leaves_no_gap(tmp_path, first, second):
     info = check(odd_files.joined(tmp_path / "a.ts", first, second), np.arange(120) / 25)
     assert info.duration_seconds == pytest.approx(4.8, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(),
+        Spec(codec="mpeg2video", b_frames=2),
+        Spec(codec="libx265", options=H265),
+        Spec(container="h264"),  # no timestamps at all
+    ],
+)
+def test_joined_streams_whose_times_overlap_are_sought_by_place(tmp_path, fed, spec):
+    path = tmp_path / "a.ts"
+    if spec.container is None:
+        odd_files.joined(path, spec, spec)
+    else:
+        path.write_bytes(2 * write_video(tmp_path / "part", spec).read_bytes())
+    info = check(path, np.arange(120) / 25)
+    assert info.reading == "placed"
+    assert info.num_keyframes > 8
+    fed.clear()
+    assert numbers_of(decode_frames(info, [70, 115])) == [10, 55]
+    assert len(fed) < 50  # of 120
+    # As it stands in a manifest of before.
+    start = {"keyframe_pts": info.keyframe_pts[:1], "keyframe_index": info.keyframe_index[:1]}
+    counted = replace(info, reading="counted", **start)
+    assert numbers_of(decode_frames(counted, [70, 115])) == [10, 55]
+    assert not check_manifest(Manifest.from_rows([ManifestRow(info=counted)], tmp_path)).bad
 
 
 def test_a_gap_in_a_recording_is_kept(tmp_path):
@@ -199,6 +224,7 @@ def test_times_rise_and_good_ones_stay(steps, repeated, splices, back):
         ("a.mkv", [("libx264", 80, 60, False), ("libx264", 80, 40, True)], 1, 80),
         ("a.mkv", [("libx264", 80, 60, True), ("libx264", 40, 40, False)], 0, 80),
         ("a.mp4", [("mjpeg", 80, 1, True), ("libx264", 40, 40, True)], 1, 40),
+        ("a.mkv", [("mjpeg", 80, 1, True), ("libx264", 40, 40, False)], 1, 40),
     ],
 )
 def test_the_stream_that_a_player_shows(tmp_path, name, streams, number, size):

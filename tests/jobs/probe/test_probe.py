@@ -3,7 +3,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
+import signal
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,7 +24,8 @@ from tests.jobs.probe.tiny_probe import (
 
 from vjepa import extract_features, load_encoder
 from vjepa.checkpoint import save_model
-from vjepa.config import from_dict, load_config
+from vjepa.cli.main import main
+from vjepa.config import dump_yaml, from_dict, load_config
 from vjepa.data import Manifest
 from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.data.video.inspect import inspect_file
@@ -36,6 +39,8 @@ from vjepa.jobs.probe.inputs import open_inputs
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import evaluate, train, train_splits
 from vjepa.models import VJEPA, InputConfig
+from vjepa.tasks import Output
+from vjepa.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,29 @@ def test_a_probe_learns_counts_every_video_and_writes_everything_down(
     assert right == result.test.metrics.correct
     losses = [-math.log(float(answer["share"])) for answer in answers]
     assert math.fsum(losses) / 11 == pytest.approx(result.test.metrics.loss, rel=1e-9)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_who_stopped_a_probe_is_told_by_the_exit_code(
+    videos: Path, checkpoint: Path, tmp_path: Path, number: int, code: int, capsys
+) -> None:
+    config = probe_config(videos, checkpoint)
+    (tmp_path / "probe.yaml").write_text(dump_yaml(config))
+    forward, calls = Classification.forward, []
+
+    def signalled(self: Classification, *inputs: torch.Tensor) -> Output:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return forward(self, *inputs)
+
+    command = ["probe", "train", "--config", str(tmp_path / "probe.yaml")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classification, "forward", signalled)
+        assert main([*command, "--out", str(tmp_path / "out")]) == code
+    by = {75: "by the system", 130: "at your request"}[code]
+    assert f"interrupted: stopped {by}" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
 
 
 def test_training_again_gives_the_same_probe(

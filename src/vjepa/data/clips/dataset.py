@@ -205,7 +205,7 @@ def load_clip(
         else:
             raise UserError(
                 f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
-                f"{info.duration_seconds:.3g} s"
+                f"{info.duration_seconds:.3g} s; give an earlier one"
             )
         decoded = decode_clip(info, frames)
     except DecodeError as error:

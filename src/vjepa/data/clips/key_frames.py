@@ -182,5 +182,6 @@ def checked_patches(view: KeyFrameViewConfig, clip: ClipConfig, patch: int, tube
             raise UserError(f"data.view.{name}: {size} is not whole patches of {patch}: {near} is")
     if clip.num_frames % tubelet:
         raise UserError(
-            f"data.clip.num_frames: {clip.num_frames} is not whole tubelets of {tubelet} frames"
+            f"data.clip.num_frames: {clip.num_frames} is not whole tubelets; "
+            f"give a multiple of {tubelet}"
         )

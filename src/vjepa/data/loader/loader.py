@@ -115,7 +115,8 @@ class ClipLoader(ClipReader):
         """
         if batch_size < 1 or batch_size % world_size:
             raise UserError(
-                f"batch_size {batch_size} does not divide equally among {world_size} processes"
+                f"batch_size {batch_size} does not divide equally; give a multiple "
+                f"of the {world_size} processes"
             )
         super().__init__(
             manifests,

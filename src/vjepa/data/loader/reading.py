@@ -387,11 +387,11 @@ class ClipReader(AbstractContextManager):
                 self._end_prefetching()
 
     def report(self, plan: BatchPlan, open_jobs: int, waited: float, reader: str) -> None:
-        """Say now and then what a batch that is waited for is waiting for: the first one often."""
+        """Say what a batch that is waited for is waiting for, ever more rarely."""
         every = _REPORT_SECONDS if self._num_read == 0 else _REPORT_LATER_SECONDS
-        if waited < (self._num_reports + 1) * every:
+        if waited < every * 2**self._num_reports:
             return
-        self._num_reports = int(waited / every)
+        self._num_reports = math.floor(math.log2(waited / every)) + 1
         _LOGGER.info(
             "waiting for clips since %s: %d of %d videos of batch %d are read; %s",
             *(format_seconds(waited), len(plan.jobs) - open_jobs, len(plan.jobs), plan.step),

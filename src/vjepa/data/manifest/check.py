@@ -93,10 +93,13 @@ def check_manifest(
 
 def _has_same_frames(listed: VideoInfo, found: VideoInfo) -> bool:
     """Whether frames are found in a file as a row says; one without entry points says little."""
+    is_alike = listed.reading == found.reading
     names = ("keyframe_pts", "keyframe_index", "frame_pts") if listed.num_keyframes else ()
+    if listed.is_counted and found.is_counted and not is_alike:  # of before entry points had places
+        names, is_alike = names[2:], True
     return (
         listed.num_frames == found.num_frames
-        and (not names or listed.reading == found.reading)
+        and (not names or is_alike)
         and all(np.array_equal(getattr(listed, name), getattr(found, name)) for name in names)
     )
 
@@ -126,7 +129,8 @@ def _report(
             bad.append(BadRow(row, manifest.path(row), reason))
     kinds, splits = now.categories("kind"), manifest.categories("split")
     is_video = np.array([*(kind == "video" for kind in kinds.classes), False])[kinds.codes]
-    is_counted = np.asarray(now.table.column("reading").cast(pa.string())) == "counted"
+    readings = np.asarray(now.table.column("reading").cast(pa.string()))
+    is_counted = np.isin(readings, ("counted", "placed"))
     is_unindexed = is_video & (list_lengths(now.table, "keyframe_pts") <= is_counted)
     is_unverified = is_video & np.asarray(now.table.column("stream").is_null())
     notes = now.table.column("note").to_pylist()

@@ -218,7 +218,7 @@ def _checked_names(
         raise UserError("no source to index: name a folder, a list of videos or a video")
     for what, given in (("names", names), ("weights", weights)):
         if given is not None and len(given) != len(sources):
-            raise UserError(f"{what}: {len(given)} given for {len(sources)} sources")
+            raise UserError(f"{what}: {len(given)} given for {len(sources)} sources; give one each")
     chosen = list(names or ())
     if names is None:  # numbered where they repeat
         stems = [Path(source).absolute().stem for source in sources]
@@ -253,7 +253,7 @@ def list_sources(sources: Sequence[str], names: Sequence[str], config: IndexConf
                 values = [row.labels.get(name) for row in batch]
                 arrays[LABEL_PREFIX + name] = pa.array(values, type=LABEL_TYPE)
             parts.append(pa.table(arrays))
-    if left_out:
+    if left_out.has_unnamed:
         _LOGGER.warning("in all: %s", left_out)
     return pa.concat_tables(parts, promote_options="default").combine_chunks()
 

@@ -94,6 +94,11 @@ class LeftOut(Counter[str]):
         if self[why] <= _FIRST_NAMED:
             _LOGGER.warning("%s: %s", path if _is_text(path) else repr(path), why)
 
+    @property
+    def has_unnamed(self) -> bool:
+        """Whether there are more of a kind than were named."""
+        return any(count > _FIRST_NAMED for count in self.values())
+
     def __str__(self) -> str:
         return "; ".join(f"{why} ({count})" for why, count in self.items())
 
@@ -133,7 +138,7 @@ def read_source(
     if is_address(source):
         rows = _list_storage(source, config, left_out)
     elif not path.exists():
-        raise UserError(f"source {source}: no such file or folder")
+        raise UserError(f"source {source}: no such file or folder; check the path")
     elif path.is_dir():
         rows = _folder_rows(str(path), _find_media(str(path), config, left_out), config)
     elif is_media(path.name):
@@ -161,7 +166,7 @@ def read_source(
             + (f"; {left_out}" if left_out else "")
         )
     if first is None:
-        raise UserError(f"source {source}: names no file")
+        raise UserError(f"source {source}: names no file; write one path a line")
 
 
 # --- folder trees ---------------------------------------------------------------------------------
@@ -180,7 +185,9 @@ def _list_storage(address: str, config: IndexConfig, left_out: LeftOut) -> Itera
     try:
         found = [(path, kind_of(path)) for path in files_beneath(address, note) if is_media(path)]
     except OSError as error:
-        raise UserError(f"source {address}: cannot be listed ({error})") from error
+        raise UserError(
+            f"source {address}: cannot be listed ({error}); check address and rights"
+        ) from error
     for folder, paths in groupby((path for path, _ in found), lambda path: path.rpartition("/")[0]):
         names = [path.rpartition("/")[2] for path in paths]
         if config.image_folders != "images" and _looks_like_a_clip(filter(is_image, names)):
@@ -367,7 +374,7 @@ def _parse_json(
             return json.loads(text, parse_constant=_json_constant)
         except (ValueError, RecursionError) as error:
             reason = shortened(str(error))
-            raise UserError(f"{path}{place}: not valid JSON ({reason})") from error
+            raise UserError(f"{path}{place}: not valid JSON ({reason}); mend it") from error
 
     if is_array:
         entries = ((f"entry {n}", values) for n, values in enumerate(decoded(file.read(), ""), 1))
@@ -381,7 +388,7 @@ def _parse_json(
         if isinstance(values, str) and is_array:
             values = {column: values}
         if not isinstance(values, dict):
-            raise UserError(f"{path}, {place}: not a JSON object")
+            raise UserError(f'{path}, {place}: not a JSON object; write {{"path": ...}}')
         yield place, values
 
 
@@ -508,7 +515,8 @@ def _text_of(column: str, value: object) -> str | None:
         raise ValueError(f"{column} is no text or number but {shortened(repr(value))}")
     text = "" if value is None else str(value).strip()
     if not _is_text(column + text):
-        raise ValueError(f"{shortened(repr(column))} is not valid UTF-8: {shortened(repr(text))}")
+        what = f"{shortened(repr(column))} is not valid UTF-8: {shortened(repr(text))}"
+        raise ValueError(f"{what}; save the list as UTF-8")
     if text.lower() in _NO_VALUE or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(
             f"{column} is {value!r}, which other programs write for a missing value; leave it"

@@ -125,7 +125,7 @@ def read_exclusion(lists: Sequence[ExcludeConfig], match: MatchConfig) -> Exclus
         if match.by_id:
             ids = [video_id(name, match) for name in names]
             if not ids:
-                raise UserError(f"exclude {entry.path}: names no video")
+                raise UserError(f"exclude {entry.path}: names no video; leave it out")
             for name in ids:
                 made.ids.setdefault(name, str(entry.path))
     return made
@@ -141,7 +141,7 @@ def video_id(path: str, match: MatchConfig) -> str:
 def _names_in(path: Path) -> Iterator[str]:
     """Ids, names or paths of a list of any form that an index takes."""
     if not path.is_file():
-        raise UserError(f"exclude {path}: no such file")
+        raise UserError(f"exclude {path}: no such file; check the path")
     for place, values in list_entries(path, _ID_COLUMNS, of_ids=True):
         given = (values.get(key) for key in _ID_COLUMNS)
         name = next((value for value in given if value not in (None, "")), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -190,10 +191,22 @@ def _pick_stream(container: InputContainer, path: str, number: int | None) -> Vi
                 return stream
         raise DecodeError(path, "has changed since it was indexed; index it again")
     # A track of one picture beside the video is a thumbnail, whatever it says of itself.
-    moving = [one for one in moving if one.frames != 1] or moving
+    moving = [one for one in moving if _num_pictures(one) != 1] or moving
     best = container.streams.best("video")
     defaults = [one for one in moving if one.disposition & Disposition.default]
     return next((one for one in moving if one is best), (defaults or moving)[0])
+
+
+def _num_pictures(stream: VideoStream) -> int:
+    """How many frames a stream says it has; 0 where it does not, Matroska says it in tags."""
+    tags = {name.lower(): value for name, value in stream.metadata.items()}
+    if stream.frames or (said := tags.get("number_of_frames", "")).isdecimal():
+        return stream.frames or int(said)
+    lasts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", tags.get("duration", ""))
+    if lasts is None or not stream.average_rate:
+        return 0
+    seconds = sum(60**place * float(part) for place, part in enumerate(lasts.groups()[::-1]))
+    return max(1, round(seconds * float(stream.average_rate)))
 
 
 def _pick_decoder(stream: VideoStream, path: str) -> VideoCodecContext:

@@ -164,7 +164,7 @@ def frame_times(info: VideoInfo) -> NDArray[np.float64] | None:
         return None
     if len(info.frame_pts):
         return (info.frame_pts - info.frame_pts[0]) * float(info.time_base)
-    if info.reading == "counted" or not info.num_keyframes:
+    if info.is_counted or not info.num_keyframes:
         return None
     _check_usable(info)
     shown = _shown_pts(info)
@@ -211,7 +211,7 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
             seconds = number / info.fps
             if number < len(info.frame_pts):
                 seconds = float(int(info.frame_pts[number] - info.frame_pts[0]) * info.time_base)
-            elif info.reading != "counted" and info.num_keyframes and frame.pts is not None:
+            elif not info.is_counted and info.num_keyframes and frame.pts is not None:
                 seconds = float((frame.pts - info.start_pts) * info.time_base)
             yield Frame(number, to_rgb(frame, info, scaler), seconds)
 
@@ -242,7 +242,7 @@ class _Rising:
 
 def frames_from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
     """Every frame of the file with its number: its timestamp's rank among all, or by counting."""
-    is_counted = info.reading == "counted" or not info.num_keyframes
+    is_counted = info.is_counted or not info.num_keyframes
     shown = None if is_counted else _shown_pts(info)
     with _opened(info) as video:
         if shown is None:
@@ -273,7 +273,7 @@ def frames_by_jumps(
     """Those of the wanted frames that come out when decoding run by run from key frames."""
     if not info.num_keyframes or not len(wanted):
         return iter(())
-    return (_count_from if info.reading == "counted" else _jump_to)(info, wanted, clock)
+    return (_count_from if info.is_counted else _jump_to)(info, wanted, clock)
 
 
 def _jump_to(

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
+from av.error import FFmpegError
 from av.video.frame import PictureType
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -107,12 +108,19 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         if order is None:
             order = (whole or _decode(info, limits, None)).order
         else:
-            keys &= table.is_closed
+            # Presentation times that are those of the first frames tell the order within a group.
+            is_told = np.array_equal(order[: len(start.order)], start.order[: len(order)])
+            pts = table.pts[order]
+            if not is_told or np.any(pts == NO_STAMP) or np.any(np.diff(pts) == 0):
+                keys &= table.is_closed
     doubtful = np.flatnonzero(table.is_flagged & (table.entry < 0))
     if is_trusted and len(doubtful):
         keys[_tried(info, limits, doubtful)] = True
     info = _with_times(replace(info, reading=reading), table, order, may_splice)
     info = _with_entries(info, table, order, np.flatnonzero(keys & is_trusted))
+    if info.is_counted and info.num_keyframes < np.count_nonzero(keys & is_trusted):
+        placed = _with_places(info, limits, table, order, np.flatnonzero(keys & is_trusted))
+        info = placed if placed.num_keyframes > max(1, info.num_keyframes) else info
     false = int((table.is_flagged & (table.entry == 0)).sum())
     notes = [
         info.note,
@@ -216,7 +224,7 @@ def _with_times(
     even = start + ticks / max(1, num_frames - 1) * np.arange(num_frames)
     # Timestamps are rounded to ticks, so an even rate strays from the line by up to one.
     is_constant = bool(np.abs(times - even).max() <= 1.0)
-    is_plain = is_constant if info.reading == "counted" else times is stamps
+    is_plain = is_constant if info.is_counted else times is stamps
     return replace(
         info,
         fps=fps,
@@ -232,7 +240,7 @@ def _with_entries(
 ) -> VideoInfo:
     """The entry points: numbers of their frames, and by what their packets are found."""
     stamps = table.packet_stamps
-    if info.reading != "counted":
+    if not info.is_counted:
         if not len(keys) or keys[0] != table.first:
             keys = np.concatenate([[table.first], keys])
         numbers = np.searchsorted(table.pts[order], table.pts[keys])
@@ -248,6 +256,41 @@ def _with_entries(
             pts.append(int(stamps[key]))
             index.append(int(rank[key]))
     return replace(info, keyframe_pts=np.array(pts), keyframe_index=np.array(index))
+
+
+def _with_places(
+    info: VideoInfo,
+    limits: LimitsConfig,
+    table: PacketTable,
+    order: NDArray[np.int64],
+    keys: NDArray[np.int64],
+) -> VideoInfo:
+    """The entry points by their places in the file: those that are found there.
+
+    For joined streams, whose timestamps come twice, and streams without any.
+    """
+    rank = np.full(len(table), -1)
+    rank[order] = np.arange(len(order))
+    places, numbers = [max(0, int(table.places[order[0]]))], [0]
+    with open_video(info.path, limits, info.stream) as video:
+        for place, number in zip(table.places[keys].tolist(), rank[keys].tolist(), strict=True):
+            going_on()
+            if place <= places[-1] or number <= numbers[-1]:
+                continue
+            try:
+                video.container.seek(place, stream=video.stream, unsupported_byte_offset=True)
+            except FFmpegError:  # a format that is sought by time alone
+                break
+            packet = next(video.packets(), None)
+            if packet is not None and packet.pos == place and packet.is_keyframe:
+                places.append(place)
+                numbers.append(number)
+    return replace(
+        info,
+        reading="placed",
+        keyframe_pts=np.array(places),
+        keyframe_index=np.array(numbers),
+    )
 
 
 def _tried(info: VideoInfo, limits: LimitsConfig, doubtful: NDArray[np.int64]) -> list[int]:

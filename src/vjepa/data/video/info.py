@@ -22,10 +22,11 @@ from vjepa.config import config_dataclass
 
 MediaKind = Literal["video", "image", "image_folder"]
 
-Reading = Literal["stamps", "groups", "counted"]
+Reading = Literal["stamps", "groups", "counted", "placed"]
 """How the frames of a video are found. stamps: by the timestamps of its packets; groups: likewise,
 but whole groups of pictures are read, because decoding times are wrong; counted: by decoding and
-counting from an entry point, because timestamps do not tell frames apart."""
+counting from an entry point, because timestamps do not tell frames apart; placed: likewise, with
+entry points that are known by the place of their first byte in the file."""
 
 IMAGE_FOLDER_FPS = 30.0
 """Frame rate assumed for a folder of images unless another is given."""
@@ -114,12 +115,17 @@ class VideoInfo:
     """When each frame is shown, in ticks, rising, int64 [L], if the packets do not say it rightly:
     their clock jumps, timestamps repeat, or frames that are counted do not last equally long."""
     reading: Reading = "stamps"
-    """How frames are found."""
+    """How frames are found. ``placed``: `keyframe_pts` holds places in the file, in bytes."""
     stream: int | None = None
     """Number of the stream of the file; None, in manifests of older versions: the first of video
     that is no cover picture. Such rows were not verified either: index them again."""
     note: str = ""
     """What is unusual about the file, in words."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether frames are found by counting, not by their timestamps."""
+        return self.reading in ("counted", "placed")
 
     @property
     def num_keyframes(self) -> int:

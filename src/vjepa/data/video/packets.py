@@ -194,7 +194,7 @@ class PacketReader:
         self._packets = video.packets()
         self._unread: deque[Packet] = deque()
         self._next_group: int | None = 0
-        self._is_counted = info.reading == "counted"
+        self._is_counted, self._is_placed = info.is_counted, info.reading == "placed"
         self._headers = HeaderReader(video.decoder) if hides_pictures(video.decoder.name) else None
 
     def read(self, run: Run) -> Iterator[RunPart]:
@@ -269,7 +269,9 @@ class PacketReader:
     def _seek(self, pts: int) -> bool:
         self._unread.clear()
         try:
-            self._video.container.seek(pts, stream=self._video.stream)
+            self._video.container.seek(
+                pts, stream=self._video.stream, unsupported_byte_offset=self._is_placed
+            )
         except FFmpegError:  # a format without seeking, or a damaged table
             return False
         self._packets = self._video.packets()
@@ -279,6 +281,7 @@ class PacketReader:
         while (packet := self.next_packet()) is not None:
             is_untimed = self._is_counted and packet.pts is None
             stamp = packet.dts if is_untimed else packet.pts
+            stamp = packet.pos if self._is_placed else stamp
             if packet.is_keyframe and stamp is not None and stamp >= key_stamp:
                 self._unread.appendleft(packet)
                 return stamp == key_stamp

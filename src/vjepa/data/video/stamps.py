@@ -38,6 +38,7 @@ class PacketTable:
     is_shown: NDArray[np.bool_]
     is_field: NDArray[np.bool_]
     is_known: NDArray[np.bool_]  # the header was read
+    places: NDArray[np.int64]  # of its first byte in the file, -1 where that is not known
     is_cut_off: bool  # the last packet is incomplete: the file ends in its middle
 
     def __len__(self) -> int:
@@ -88,7 +89,7 @@ def read_packets(
         DecodeError: More than `max_frames` packets.
     """
     headers = HeaderReader(video.decoder)
-    pts, dts, entry = array("q"), array("q"), array("b")
+    pts, dts, places, entry = array("q"), array("q"), array("q"), array("b")
     flags = bytearray()
     is_cut_off = False
     for packet in video.packets():
@@ -101,6 +102,7 @@ def read_packets(
             picture = headers.look(packet)
         pts.append(NO_STAMP if packet.pts is None else packet.pts)
         dts.append(NO_STAMP if packet.dts is None else packet.dts)
+        places.append(-1 if packet.pos is None else packet.pos)
         entry.append(-1 if picture.is_entry is None else picture.is_entry)
         flags.append(
             is_flagged
@@ -121,6 +123,7 @@ def read_packets(
         is_shown=shown,
         is_field=fields,
         is_known=known,
+        places=np.array(places, dtype=np.int64),
         is_cut_off=is_cut_off,
     )
 

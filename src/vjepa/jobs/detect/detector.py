@@ -90,7 +90,7 @@ def load_saved_detector(folder: Path) -> SavedDetector:
         version = described.get("version")
         with explained_version(str(path), version):
             if described.get("format") != _FORMAT:
-                raise UserError(f"{path}: format {described.get('format')!r}, wanted {_FORMAT!r}")
+                raise UserError(f"{path}: format {described.get('format')!r}; train it anew")
             classes = {int(label): str(name) for label, name in described["classes"]}
             settings = from_dict(DetectionSettings, described["settings"], str(path))
             encoder = from_dict(EncoderIdentity, described["encoder"], str(path))

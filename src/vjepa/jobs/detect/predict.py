@@ -143,7 +143,9 @@ def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, 
                 f"{info.duration_seconds:g} s; seconds count from the file's start"
             )
         if not (box[0] < box[2] and box[1] < box[3]):
-            raise UserError(f"{path}: an inverted or empty box of {video!r} at {second:g} s")
+            raise UserError(
+                f"{path}: an inverted or empty box of {video!r} at {second:g} s; mend it"
+            )
         found[info.path].append((second, box, score))
     if rows and not any(video in paths for (video, _), *_ in rows):
         raise UserError(

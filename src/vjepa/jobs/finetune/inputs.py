@@ -204,7 +204,7 @@ def mark_trained(encoder: Encoder, trained: TrainedConfig) -> None:
     """
     depth, last = encoder.config.depth, trained.last_blocks
     if last is not None and last > depth:
-        raise UserError(f"trained.last_blocks: {last}, but the encoder has {depth} blocks")
+        raise UserError(f"trained.last_blocks: {last}, use at most the encoder's {depth}")
     first = 0 if last is None else depth - last
     encoder.requires_grad_(trained.lora_rank is None and last is None)
     if trained.lora_rank is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import BadVideo
-from vjepa.errors import UserError
+from vjepa.errors import StoppedBySystem, UserError
 from vjepa.evaluation.evaluate import (
     ProbeBatches,
     count_answers,
@@ -176,8 +176,9 @@ def train_heads(
         description="probe",
     )
     scale_groups(trainer, list(heads.trainable()), grid)
-    if trainer.fit().interrupted:
-        raise KeyboardInterrupt
+    ended = trainer.fit()
+    if ended.interrupted:
+        raise StoppedBySystem if ended.requeue else KeyboardInterrupt
     return heads.eval().to("cpu")
 
 
