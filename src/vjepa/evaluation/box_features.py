@@ -61,14 +61,7 @@ _HEAD_ROWS = 4096
 
 @config_dataclass
 class DetectionSettings:
-    """What is seen around a key frame and how its boxes become vectors: a detector's input.
-
-    Attributes:
-        clip: Which frames.
-        view: Which part of them, and at which size.
-        regions: Layers and pooling.
-        features: How the encoder is run.
-    """
+    """What is seen around a key frame and how its boxes become vectors: a detector's input."""
 
     clip: ClipConfig
     view: KeyFrameViewConfig

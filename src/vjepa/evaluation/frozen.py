@@ -183,13 +183,7 @@ class EncodingConfig:
 
 @config_dataclass
 class ClipSettings:
-    """What is seen of each video and how it is encoded: a probe's input is this of any video.
-
-    Attributes:
-        clip: Which frames.
-        view: Which segments, and which part of the frames.
-        features: How the encoder is run.
-    """
+    """What is seen of each video and how it is encoded: a probe's input is this of any video."""
 
     clip: ClipConfig
     view: ViewConfig

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vjepa.counter_random import derive_seed
 
-_NORMAL_975 = 1.959963984540054  # 97.5 % point of the standard normal distribution
+NORMAL_975 = 1.959963984540054  # 97.5 % point of the standard normal distribution
 _BOOTSTRAP_RESAMPLES = 10_000
 _PRECISION_RESAMPLES = 200
 
@@ -42,10 +42,10 @@ def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
     if count == 0:
         return ConfidenceInterval(0.0, 1.0)
     share = correct / count
-    z2 = _NORMAL_975**2
+    z2 = NORMAL_975**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     spread = math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    half = _NORMAL_975 * spread / (1 + z2 / count)
+    half = NORMAL_975 * spread / (1 + z2 / count)
     # At a share of 0 or 1 the exact end is 0 or 1; floating point may miss it by an ulp.
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == count else min(1.0, centre + half)

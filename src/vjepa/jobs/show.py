@@ -95,12 +95,6 @@ Rows = list[tuple[str, Picture]]
 """Clips [T, H, W, 3] of one length with their names, to stand below each other."""
 
 
-def _smooth(colours: Picture, frames: Picture) -> Picture:
-    """Colours of tokens [t, h, w, 3] over a clip [T, H, W, 3], blended between their middles."""
-    of_frame = np.arange(len(frames)) * len(colours) // len(frames)
-    return resized(colours, frames.shape[1])[of_frame]
-
-
 def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | FrameEncoder]) -> Rows:
     """For every clip: its frames, then one row of PCA colours for each encoder.
 
@@ -115,7 +109,9 @@ def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | Fram
     rows: Rows = []
     for number, shot in enumerate(shots):
         rows.append((shot.name, shot.sharp))
-        rows += [(name, _smooth(grids[number], shot.sharp)) for name, grids in colours.items()]
+        for name, grids in colours.items():  # of tokens, blended between their middles
+            of_frame = np.arange(len(shot.sharp)) * len(grids[number]) // len(shot.sharp)
+            rows.append((name, resized(grids[number], shot.sharp.shape[1])[of_frame]))
     return rows
 
 

@@ -113,7 +113,8 @@ def download(
                     ) from error
                 time.sleep(pause_seconds * 2**fruitless)
     wanted = (sha256 or source.sha256).lower()
-    found = _sha256_of(part)
+    with part.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if wanted and found != wanted:
         part.unlink()
         about.unlink(missing_ok=True)
@@ -233,11 +234,6 @@ def _require_room(part: Path, size: int | None, have: int) -> None:
             f"{part.parent}: {(size - have) / 1e9:.2f} GB are to come and {free / 1e9:.2f} GB are "
             "free; free some space, or choose another folder (--out)"
         )
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: Exception) -> str:

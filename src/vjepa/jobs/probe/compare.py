@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vjepa.errors import UserError
-from vjepa.evaluation.metrics import ConfidenceInterval
+from vjepa.evaluation.metrics import NORMAL_975, ConfidenceInterval
 
 ANSWERS_FILE = "answers.csv"
-_NORMAL_975 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class PairedDifference:
         """95 % interval of the difference (Agresti and Min 2005: half a video added to each)."""
         one, other, count = self.first_only + 0.5, self.second_only + 0.5, self.count + 2
         centre = (one - other) / count
-        half = _NORMAL_975 * math.sqrt(one + other - (one - other) ** 2 / count) / count
+        half = NORMAL_975 * math.sqrt(one + other - (one - other) ** 2 / count) / count
         return ConfidenceInterval(max(-1.0, centre - half), min(1.0, centre + half))
 
     @property

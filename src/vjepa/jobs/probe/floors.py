@@ -16,7 +16,7 @@ from vjepa.evaluation.results import Floor
 from vjepa.jobs.probe.inputs import ProbeInputs
 
 _READ_AT_ONCE = 64
-_MOST_LABELS = 4000
+_MOST_LABELS = 4000  # for a closed form
 
 
 def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
@@ -27,7 +27,9 @@ def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
     """
     assert inputs.test is not None
     assert inputs.test.labels is not None
-    rows, train = _frames(inputs, inputs.train, _some(inputs))
+    used, seed = inputs.used, inputs.config.seed
+    fitted_on = used[choose_rows(inputs.labels.take(used), _MOST_LABELS, seed)]
+    rows, train = _frames(inputs, inputs.train, fitted_on)
     known = torch.from_numpy(inputs.labels.indices[rows])
     rows, test = _frames(inputs, inputs.test, np.arange(len(inputs.test.labels)))
     truth = torch.from_numpy(inputs.test.labels.indices[rows])
@@ -37,12 +39,6 @@ def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
         correct = int((fitted.scores(view(test)).argmax(dim=1) == truth).sum())
         floors.append(Floor(name=f"ridge on {name}", count=len(truth), correct=correct))
     return tuple(floors)
-
-
-def _some(inputs: ProbeInputs) -> NDArray[np.int64]:
-    """Training rows whose labels are used, not too many for a closed form."""
-    used = inputs.used
-    return used[choose_rows(inputs.labels.take(used), _MOST_LABELS, inputs.config.seed)]
 
 
 def _frames(
