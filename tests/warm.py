@@ -10,11 +10,13 @@ import functools
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,13 @@ class WarmProcess:
 
     def kill(self) -> None:
         """End it at once, if it has not ended, and wait."""
-        self.send_signal(9)
+        self.send_signal(signal.SIGKILL)
         self.wait()
+
+    def end_all(self) -> None:
+        """End whatever is left of it and of what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
 
 def call(
@@ -136,6 +143,7 @@ def _start(ask: Mapping[str, Any]) -> int:
         return child
     code = 1
     try:
+        os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(ask["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(log, 1)

@@ -72,7 +72,10 @@ def tiny_config(folder: Path, manifest: Path, *overrides: str) -> PretrainConfig
 def launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], str]:
     """Run jobs as `rank_host` says; exit codes of each one's processes, and all words."""
     host = warm.call("tests.jobs.rank_host:launch_all", [jobs], folder / "jobs.log")
-    assert host.wait(timeout=1800) == 0, host.said
+    try:
+        assert host.wait(timeout=1800) == 0, host.said
+    finally:
+        host.end_all()
     return json.loads(host.said.splitlines()[-1]), host.said
 
 
