@@ -85,8 +85,10 @@ def _sum(content: bytes) -> str:
 
 
 def test_a_folder_of_hugging_face_is_whole_or_not_there(
-    run: Run, cache: Path, web: Web, tmp_path: Path
+    run: Run, cache: Path, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By HTTPS alone."""
+    monkeypatch.setattr("vjepa.jobs.models.find_spec", lambda name: None)
     base = "/MCG-NJU/videomae-large/resolve/main"
     web.files[f"{base}/config.json"] = b"{}"
     failed = run("models", "get", "videomae_vitl16", code=2)
@@ -102,6 +104,31 @@ def test_a_folder_of_hugging_face_is_whole_or_not_there(
     assert folder == str(out)
     assert (out / "model.safetensors").read_bytes() == b"weights"
     assert run("models", "get", "videomae_vitl16").out.strip() == str(downloaded("videomae_vitl16"))
+
+
+def test_a_folder_of_hugging_face_through_its_library(
+    run: Run, cache: Path, web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transfer that breaks goes on, the checksum is compared, and its cache is shared."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    base, weights = "/MCG-NJU/videomae-large/resolve/main", b"weights" * 3_600_000
+    web.files[f"{base}/config.json"] = b"{}"
+    assert "404" in run("models", "get", "videomae_vitl16", code=2).err
+    web.files[f"{base}/model.safetensors"], web.checksum = weights, _sum(b"other weights")
+    assert "another checksum" in run("models", "get", "videomae_vitl16", code=2).err
+    web.checksum, web.cuts = _sum(weights), [15_000_000]
+    folder = run("models", "get", "videomae_vitl16").out.strip()
+    assert folder == str(downloaded("videomae_vitl16")) == str(cache / "videomae_vitl16")
+    file = cache / "videomae_vitl16" / "model.safetensors"
+    assert file.read_bytes() == weights
+    assert file.resolve().is_relative_to(tmp_path / "hub")
+    assert any("range" in map(str.lower, headers) for _, headers in web.asked), "it went on"
+    shutil.rmtree(cache)
+    asked = len(web.asked)
+    assert run("models", "get", "videomae_vitl16", "--offline").out.strip() == folder
+    assert file.read_bytes() == weights
+    assert len(web.asked) == asked
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,28 @@ def serving() -> Generator[Web]:
                 return
             self._send(content)
 
+        def do_HEAD(self) -> None:
+            """What Hugging Face says of a file."""
+            web.asked.append((self.path, dict(self.headers)))
+            content = web.files.get(self.path)
+            if content is None:
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.end_headers()
+                return
+            is_large = web.checksum and not self.path.endswith(".json")
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", web.tag)
+            if is_large:
+                self.send_header("X-Linked-ETag", f'"{web.checksum}"')
+                self.send_header("X-Linked-Size", str(len(content)))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+
         def _send(self, content: bytes) -> None:
             start, asked = 0, self.headers.get("Range")
-            if asked and web.has_ranges and self.headers.get("If-Range") == web.tag:
+            if asked and web.has_ranges and self.headers.get("If-Range", web.tag) == web.tag:
                 start = int(asked.removeprefix("bytes=").rstrip("-"))
                 if start >= len(content):
                     self.send_error(416)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 from vjepa.checkpoint.catalogue import MODELS, KnownModel, downloaded, models_folder
-from vjepa.checkpoint.folder import Tokens, Which
+from vjepa.checkpoint.folder import Tokens, Which, file_sha256
 from vjepa.checkpoint.load import read_encoder
 from vjepa.config import nearest
 from vjepa.errors import UserError
 from vjepa.runtime.download import download, token_of
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, written
 
 _LOGGER = logging.getLogger(__name__)
 _HUB = "https://huggingface.co"
@@ -60,6 +62,8 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("proved", model.proved),
         ("for", model.rows),
     ]
+    if addresses(model):
+        lines.append(("address", "as public pages give it; it was never tried from here"))
     if is_downloaded(name):
         lines.append(("downloaded", str(downloaded(name))))
     return [line for line in lines if line[1]]
@@ -78,12 +82,15 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
 
     What is there already stays. `offline` fetches nothing. `sha256` is the checksum that its
     largest file must have; else the one that the server names is compared, if it does. The
-    checksum of what came is written beside each file.
+    checksum of what came is written beside each file. What lies at Hugging Face comes through
+    huggingface_hub, if that is installed and no `folder` is named: into its cache, which other
+    programs share, with a link in ours.
 
     Raises:
         UserError: Unknown, not to be fetched by a program, or as :func:`download`.
     """
     model = known(name)
+    through_hub = bool(model.files) and folder is None and find_spec("huggingface_hub") is not None
     place = models_folder() / name if folder is None else folder
     files = [(place / Path(file).name, url) for file, url in addresses(model)]
     if is_there := bool(files) and all(file.is_file() for file, _ in files):
@@ -95,7 +102,7 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
             f"{name}: cannot be fetched by a program: {model.published}; give the path of the "
             f"file wherever a model is named, or put it into {place}"
         )
-    elif offline:
+    elif offline and not (through_hub and _in_hub_cache(model)):
         raise UserError(
             f"{name}: is not in {place}, and --offline fetches nothing; fetch it where there is a "
             f"network ({files[-1][1]}) and give its path, or put it there"
@@ -106,12 +113,59 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
     for file, url in files if not is_there else ():
         if file.is_file():
             continue
-        _LOGGER.info("%s -> %s", url, file)
         wanted = sha256 if file == files[-1][0] else ""
-        found = download(url, file, sha256=wanted, token=token_of(url))
+        if through_hub:
+            found = _through_hub(model, url, file, wanted, offline=offline)
+        else:
+            _LOGGER.info("%s -> %s", url, file)
+            found = download(url, file, sha256=wanted, token=token_of(url))
         atomic_write(file.with_name(f"{file.name}.sha256"), f"{found}  {file.name}\n")
         _LOGGER.info("%s: sha256 %s", file.name, found)
     return place if len(files) > 1 else files[0][0]
+
+
+def _in_hub_cache(model: KnownModel) -> bool:
+    """Whether huggingface_hub has all files of a model, perhaps fetched by another program."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return all(isinstance(try_to_load_from_cache(model.hub, file), str) for file in model.files)
+
+
+def _through_hub(model: KnownModel, url: str, file: Path, wanted: str, *, offline: bool) -> str:
+    """Fetch a file through huggingface_hub, link it to `file`, and give its SHA-256.
+
+    That library resumes, and checks the size; the checksum is compared here.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    (stored,) = [name for name in model.files if Path(name).name == file.name]
+    try:
+        endpoint = os.environ.get("HF_ENDPOINT")
+        came = Path(hf_hub_download(model.hub, stored, endpoint=endpoint, local_files_only=offline))
+    except (OSError, HfHubHTTPError.__bases__[0]) as error:
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        raise UserError(
+            f"{url}: {reason}; what has come is kept: run the same command again, or fetch it by "
+            "other means and give its path"
+        ) from error
+    _LOGGER.info("%s -> %s", url, came)
+    blob, found = came.resolve(), file_sha256(came)
+    # It names a large file by its checksum.
+    wanted = (wanted or (blob.name if re.fullmatch(r"[0-9a-f]{64}", blob.name) else "")).lower()
+    if wanted and found != wanted:
+        came.unlink()
+        blob.unlink(missing_ok=True)
+        raise UserError(
+            f"{url}: what came has another checksum than it should (sha256 {found[:16]}..., not "
+            f"{wanted[:16]}...) and was deleted; run the same command again, and do not use the "
+            "file if that does not help"
+        )
+    with written(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # a link to what is not there any more
+        file.symlink_to(blob)
+    return found
 
 
 def check(

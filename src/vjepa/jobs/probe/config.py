@@ -51,9 +51,10 @@ class EncoderSourceConfig:
     position_code: Literal["stretched", "computed", "table_stretched"] = "stretched"
     """For clips of another size than the encoder was made for: its code resampled to their grid, or
     `computed` anew for it, as the authors do for another resolution and for an image as two frames.
-    The two give different features. A table that comes with the weights of a video model
-    (VideoMAE, MVD, OmniMAE) is cut to fewer frames; frames of another size are refused, or with
-    `table_stretched` it is stretched over them bicubically, which nobody has trained or proved."""
+    The two give different features; a table that is stored with the weights has no formula. That of
+    a video model (VideoMAE, MVD, OmniMAE) is cut to fewer frames; frames of another size are
+    refused, or with `table_stretched` it is stretched over them bicubically, which nobody has
+    trained or proved."""
     timm: str | None = None
     """Instead of `path`: an image model of the timm library by its name, which sees every frame
     alone (needs the extra `baselines`)."""
