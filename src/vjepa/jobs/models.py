@@ -7,6 +7,7 @@ import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from vjepa.checkpoint.catalogue import MODELS, KnownModel, downloaded, models_folder
 from vjepa.checkpoint.folder import Tokens, Which, file_sha256
@@ -139,11 +140,12 @@ def _through_hub(model: KnownModel, url: str, file: Path, wanted: str, *, offlin
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    broken: Any = HfHubHTTPError.__bases__[0]  # what the HTTP library of its version raises
     (stored,) = [name for name in model.files if Path(name).name == file.name]
     try:
         endpoint = os.environ.get("HF_ENDPOINT")
         came = Path(hf_hub_download(model.hub, stored, endpoint=endpoint, local_files_only=offline))
-    except (OSError, HfHubHTTPError.__bases__[0]) as error:
+    except (OSError, broken) as error:
         reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
         raise UserError(
             f"{url}: {reason}; what has come is kept: run the same command again, or fetch it by "
