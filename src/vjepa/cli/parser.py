@@ -54,9 +54,9 @@ class Answered(Exception):  # noqa: N818 (it is no error)
 
 def _writable(text: str) -> Path:
     path = Path(text)
+    check_writable(path)
     if path.is_file() and path.suffix not in _REDRAWN and (job := job_of(path.parent)):
         raise UserError(f"{path}: is a file of `vjepa {job}`; give another name")
-    check_writable(path)
     return path
 
 

@@ -88,10 +88,11 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
         found = World(*map(int, text))
     except ValueError:
         said = ", ".join(f"{name}={value!r}" for name, value in zip(names, text, strict=True))
-        raise UserError(f"{said} must be integers") from None
+        raise UserError(f"{said} must be integers; unset them if they are left over") from None
     if not 0 <= found.rank < found.size:
         raise UserError(
-            f"{names[0]}={found.rank} must be at least 0 and below {names[1]}={found.size}"
+            f"{names[0]}={found.rank} must be at least 0 and below {names[1]}={found.size}; "
+            "unset both if they are left over"
         )
     if found.size > 1 and names[0] not in environment:
         raise UserError(

@@ -85,9 +85,9 @@ def check_writable(path: Path) -> None:
 
     Its folder is made. Raises UserError: it cannot be, or `path` is a folder.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file in it")
     with written(path):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file in it")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
         try:

@@ -160,7 +160,7 @@ def foretell(
     if training.max_minutes is not None and 60 * training.max_minutes - elapsed < left:
         left = max(0.0, 60 * training.max_minutes - elapsed)
         number = completed + max(1, round(left / max(seconds, 1e-9)))
-        until = f"training.max_minutes {training.max_minutes:.3g}, about {number} updates"
+        until = f"training.max_minutes {round(training.max_minutes, 2):g}, about {number} updates"
     if training.max_cpu_minutes is not None:
         until += f", or earlier by training.max_cpu_minutes {training.max_cpu_minutes:g},"
     end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))
