@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO
 
 import pytest
@@ -80,7 +82,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_training, "_TRIAL_STEPS", 40)
-        patch.setattr(demo_training.subprocess, "Popen", started)
+        names = {"STDOUT": subprocess.STDOUT, "DEVNULL": subprocess.DEVNULL}
+        patch.setattr(demo_training, "subprocess", SimpleNamespace(Popen=started, **names))
         report = demo.run(config, folder / "out")
     assert report == folder / "out" / "report.html"
     return config, folder / "out"
