@@ -22,58 +22,17 @@ import torch
 from numpy.typing import NDArray
 
 import vjepa
-from vjepa.demo.synthetic import (
-    SyntheticConfig,
-    Track,
-    digit_coverage,
-    draw_scene,
-    draw_tracks,
-    load_digits,
-    paint,
-    render_clip,
-)
+from vjepa.demo.synthetic import SyntheticConfig, render_clip
+from vjepa.demo.synthetic_events import EVENTS, render_event
 from vjepa.jobs.show_time import similarity
 from vjepa.models import VJEPA, patchify
 from vjepa.runtime.files import atomic_write
 from vjepa.tasks.masked_prediction import normalise_features
 
-EVENTS = ("vanishes", "jumps", "turns back", "stops", "other digit", "other colour")
 CONFIG = SyntheticConfig(num_frames=16, travel=0.6, background_speed=0.6)
 _SEEN, _LENGTH, _STARTS, _BORDER = 4, 8, 9, 4
-_MOTIONS = ("move_left", "move_right", "move_up", "move_down")
 
 Video = NDArray[np.uint8]
-
-
-def make(number: int, event: str | None) -> tuple[Video, int]:
-    """Clip `number` of test digits, with an event or without: frames [16, 40, 40, 3], its frame."""
-    rng, digits = np.random.default_rng(number), load_digits("test")
-    motion = _MOTIONS[rng.integers(len(_MOTIONS))]
-    first, still, other = rng.integers(len(digits.images), size=3)
-    moving, standing = draw_tracks(CONFIG, motion, rng)
-    when = int(rng.integers(8, 13))
-    frames, _ = draw_scene(CONFIG, rng, CONFIG.num_frames)
-    colours = rng.uniform(0.6, 1.0, size=(2, 3))
-    paint(frames, digit_coverage(digits.images[still], standing, CONFIG.size), colours[0])
-    centre = moving.centre.copy()
-    if event == "jumps":
-        centre[when:] += np.where(centre[when] > 0.5, -0.35, 0.35)
-    elif event == "turns back":
-        centre[when:] = moving.centre[2 * (when - 1) - np.arange(when, len(centre))]
-    elif event == "stops":
-        centre[when:] = centre[when - 1]
-    track = Track(centre, moving.side, moving.angle)
-    coverage = digit_coverage(digits.images[first], track, CONFIG.size)
-    if event == "vanishes":
-        coverage[when:] = 0
-    elif event == "other digit":
-        while digits.labels[other] == digits.labels[first]:
-            other = (other + 1) % len(digits.images)
-        coverage[when:] = digit_coverage(digits.images[other], track, CONFIG.size)[when:]
-    paint(frames[:when], coverage[:when], colours[1])
-    after = colours[1][::-1] * (0.3, 1, 1) if event == "other colour" else colours[1]
-    paint(frames[when:], coverage[when:], np.asarray(after))
-    return np.clip(frames * 255 + 0.5, 0, 255).astype(np.uint8), when
 
 
 def windows(video: Video) -> torch.Tensor:
@@ -171,11 +130,12 @@ def main() -> None:
     table: dict[str, dict[str, tuple[float, float]]] = {}
     for name, measured in measures.items():
         table[name] = {}
-        usual = [measured(make(number, None)[0]).max() for number in range(args.clips)]
+        twins = (render_event(CONFIG, number, None)[0] for number in range(args.clips))
+        usual = [measured(twin).max() for twin in twins]
         for event in EVENTS:
             highest, there = [], []
             for number in range(args.clips):
-                video, when = make(number, event)
+                video, when = render_event(CONFIG, number, event)
                 curve = measured(video)
                 highest.append(curve.max())
                 # Windows whose judged frames hold the first one after the event.

@@ -14,8 +14,8 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 45_100
-MOST_FILES = 208
+MOST_LINES = 45_600
+MOST_FILES = 210
 MOST_CLASSES = 387
 LONGEST_READING_PATH = 6_000
 
@@ -28,15 +28,15 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/manifest": (1860, 38),
     "data/prepare": (1300, 37),
     "data/video": (2350, 52),
-    "demo": (1750, 41),
+    "demo": (2200, 51),
     "evaluation": (4310, 101),
-    "jobs": (8060, 177),
+    "jobs": (8090, 178),
     "jobs/detect": (1200, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
     "models": (2580, 62),
-    "reporting": (960, 39),
+    "reporting": (990, 40),
     "runtime": (2380, 55),
     "tasks": (1510, 37),
     "top level": (930, 27),

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO
 
 import pytest
 import yaml
 from tests import warm
 from tests.jobs.tiny_run import RECIPE
 
-from vjepa.checkpoint import read_config, shipped_weights
+from vjepa.checkpoint import load_model, read_config, shipped_weights
 from vjepa.config import dump_yaml, load_config
 from vjepa.data import Manifest
 from vjepa.data.manifest.manifest import ManifestRow
-from vjepa.demo import demo
+from vjepa.demo import demo, films
 from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.demo import settle_labels
@@ -32,6 +30,7 @@ from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
+from vjepa.jobs.decode import open_decoder, predicting_hash
 from vjepa.runtime.files import atomic_write
 from vjepa.training.schedules import OptimConfig
 
@@ -45,6 +44,12 @@ optim: {epochs: null, steps: 3, batch_size: 8, learning_rates: [1.0e-3]}
 device: cpu
 num_threads: 1
 """
+_DECODER = """
+data: {batch_size: 4, loader: {num_workers: 0, frame_cache_gigabytes: 0.1}}
+decoder: {width: 24, depth: 1, heads: 3}
+optim: {warmup_steps: 1}
+training: {device: cpu}
+"""
 
 
 def _config(folder: Path) -> DemoConfig:
@@ -53,8 +58,8 @@ def _config(folder: Path) -> DemoConfig:
         + "online_probe: {manifest: x, label: motion, every_steps: 20}\n"
     )
     (folder / "probe.yaml").write_text(_PROBE)
-    data = {"num_clips_train": 220, "num_clips_validation": 90, "num_clips_test": 22}
-    data |= {"labels": ["motion"], "size": 32, "num_frames": 4}
+    (folder / "decoder.yaml").write_text(_DECODER)
+    data = {"num_clips_train": 150, "num_clips_validation": 22, "num_clips_test": 22}
     return load_config(
         DemoConfig,
         overrides={
@@ -64,9 +69,11 @@ def _config(folder: Path) -> DemoConfig:
             "few_labels_per_class": 1,
             "many_labels_per_class": 2,
             "label_draws": 2,
-            "real_clips": False,
             "shipped_model": False,  # its clips are longer than these
-            "data": data,
+            "decoder_recipe": str(folder / "decoder.yaml"),
+            "decoder_steps": 2,
+            # One question is enough for all that is made of them.
+            "data": data | {"size": 32, "num_frames": 4, "labels": ["motion"]},
         },
     )
 
@@ -76,14 +83,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("demo")
     config = _config(folder)
 
-    def started(command: list[str], *, stdout: IO[bytes], **_: object) -> warm.WarmProcess:
-        assert command[:3] == [sys.executable, "-m", "vjepa"]
-        return warm.vjepa(*command[3:], log=Path(stdout.name))
+    def started(words: list[str], log: Path, _: Mapping[str, str]) -> warm.WarmProcess:
+        return warm.vjepa(*words, log=log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_training, "_TRIAL_STEPS", 40)
-        names = {"STDOUT": subprocess.STDOUT, "DEVNULL": subprocess.DEVNULL}
-        patch.setattr(demo_training, "subprocess", SimpleNamespace(Popen=started, **names))
+        patch.setattr(demo_training, "start_command", started)
+        patch.setattr(films, "_EVENT_CLIPS", 1)
         report = demo.run(config, folder / "out")
     assert report == folder / "out" / "report.html"
     return config, folder / "out"
@@ -92,15 +98,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_the_report_holds_every_part(finished: Finished) -> None:
     _, out = finished
     text = (out / "report.html").read_text()
-    for title in (
+    titles = re.findall(r"<(?:h2|summary)>(.*?)</", text)
+    assert titles == [
+        "Which motion is it? Learnt from 11 labels",
+        "What it watched",
+        "What it expects to come next",
+        "Does it follow a thing?",
+        "Does it notice what cannot be?",
+        "Which moments are alike",
         "What do the frozen features know?",
-        "What has to be predicted",
-        "Training",
-        "What ran",
-    ):
-        assert title in text
-    assert text.count("data:image/png;base64,") >= 4
+        "What it cost",
+        "How to go on",
+        "What the features look like",
+        "Where the prediction is right and wrong",
+        "How training went",
+        "All settings",
+    ]
+    assert text.index("minutes of watching without a label, and it tells motion") < 600
+    assert text.count("data:image/webp;base64,") >= 8 + 3 * 4 + 2 * 3 + 3, "they move"
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
+    assert f"--decoder {out}/decoder" in text
+
+
+def test_the_drawn_prediction_is_of_the_first_seeds_model(finished: Finished) -> None:
+    _, out = finished
+    opened = open_decoder(out / "decoder")
+    assert predicting_hash(opened.model) == predicting_hash(load_model(out / "runs/vjepa_seed0"))
+    assert (out / "decoder" / "checkpoints" / "step_00000002").is_dir()
 
 
 def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
@@ -146,7 +170,7 @@ def test_every_probe_is_in_the_table(finished: Finished) -> None:
     assert cell.top1 == pytest.approx(sum(draws) / 2)
     assert cell.interval.low < cell.top1 < cell.interval.high
     assert len({result.weights_hash for result in results.values()}) == 3, "three encoders"
-    answer, figures = headline(config, cells)
+    _, answer, figures = headline(config, cells)
     top1 = f"{100 * few['vjepa'].top1:.1f} %"
     assert f"{top1} of unseen test clips" in answer
     assert figures[0].value == top1
@@ -168,7 +192,48 @@ def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) ->
         Cell("motion", "attentive", 15, name, x, ConfidenceInterval(x - 0.02, x + 0.02), (x,))
         for name, x in shares.items()
     ]
-    assert said in headline(DemoConfig(shipped_model=False), cells)[0]
+    assert said in headline(DemoConfig(shipped_model=False), cells)[1]
+
+
+def test_the_claim_says_no_more_than_what_holds() -> None:
+    def claim(**shares: float) -> str:
+        cells = [
+            Cell(
+                "motion",
+                kind,
+                15,
+                name.replace("_", " "),
+                x,
+                ConfidenceInterval(x - 0.02, x + 0.02),
+            )
+            for name, x in shares.items()
+            for kind in ["ridge" if name in ("all_frames", "middle_frame") else "attentive"]
+        ]
+        return headline(DemoConfig(shipped_model=False), cells)[0]
+
+    start = "5 minutes of watching without a label, and it tells motion "
+    floors = {"all_frames": 0.4, "middle_frame": 0.2}
+    assert claim(vjepa=0.7, pixel=0.6, random=0.2, **floors) == (
+        f"{start}better than the same network untrained, trained to predict pixels or "
+        "linear classifiers on raw frames"
+    )
+    assert claim(vjepa=0.39, pixel=0.3, random=0.2, **floors) == (
+        f"{start}better than the same network untrained or trained to predict pixels"
+    )
+    assert (
+        claim(vjepa=0.5, pixel=0.6, random=0.2) == f"{start}better than the same network untrained"
+    )
+    nothing = f"{start}no better than the same network untrained"
+    assert claim(vjepa=0.21, pixel=0.1, random=0.2, **floors) == nothing
+
+
+def test_a_second_question_is_answered_too() -> None:
+    cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
+    cells += [replace(cell, label="colour", top1=cell.top1 - 0.1) for cell in cells]
+    assert (
+        "Asked for the colour instead, it gets 50.0 % right (untrained 10.0 %)."
+        in headline(DemoConfig(shipped_model=False), cells)[1]
+    )
 
 
 def _seeds(name: EncoderName, *shares: float) -> Cell:
@@ -184,17 +249,18 @@ def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
     gap = difference(cells[0], cells[1])
     assert gap.mean == pytest.approx(0.02)
     assert gap.interval.low == pytest.approx(0.02 - 4.3027 * 0.01 / 3**0.5, abs=1e-5)
-    assert "not told apart from pixel" in headline(config, cells)[0]
+    floor = Cell("motion", "ridge", 15, "all frames", 0.3, ConfidenceInterval(0.28, 0.32))
+    assert "not told apart from pixel" in headline(config, [*cells, floor])[1]
     cells[0] = _seeds("vjepa", 0.62, 0.72, 0.83)
-    assert "above pixel" in headline(config, cells)[0]
+    assert "above pixel" in headline(config, cells)[1]
     cells[0] = _seeds("vjepa", 0.57, 0.68, 0.77)
-    assert "below pixel" in headline(config, cells)[0]
+    assert "below pixel" in headline(config, cells)[1]
 
 
 def test_the_headline_names_the_shipped_model() -> None:
     cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
     shipped = replace(_seeds("shipped", 0.9), interval=ConfidenceInterval(0.88, 0.92))
-    answer = headline(DemoConfig(), [*cells, shipped])[0]
+    answer = headline(DemoConfig(), [*cells, shipped])[1]
     updates = read_config(shipped_weights()).step
     assert f"has {updates:,} updates behind it gets 90.0 % (88.0 to 92.0)" in answer
 
@@ -215,6 +281,7 @@ def test_a_second_call_makes_what_is_missing_and_nothing_twice(
     found = load_result(stopped.parent).test
     stopped.unlink()  # as if stopped while its probe, which is saved, was tested
     monkeypatch.setattr(demo, "train_side_by_side", lambda *_: None)
+    monkeypatch.setattr(demo, "write_demo_report", lambda *_: None)
     demo.run(config, out)
     after = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
     assert {path for path in after if after[path] != before[path]} == {stopped}
@@ -242,6 +309,7 @@ def test_videos_of_others_are_shown_as_their_labels_allow(
     monkeypatch.setattr(demo, "measure_rates", lambda *_: {"vjepa": 2.0, "pixel": 3.0})
     monkeypatch.setattr(demo, "train_side_by_side", lambda _, given, *__: overrides.update(given))
     monkeypatch.setattr(demo, "run_probes", lambda settled, *_: {"labels": settled})
+    monkeypatch.setattr(demo, "train_decoder", lambda *_: None)
     monkeypatch.setattr(demo, "write_demo_report", lambda found, _: shown.append(found))
     data = replace(config.data, manifest=manifest, labels=("appearance",))
     many = replace(config, data=data, many_labels_per_class=1000, minutes=1.0)
@@ -289,10 +357,14 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
         demo_training.train_side_by_side((task,), {"vjepa": {}}, "nosuch", 0.1)
 
 
-def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    config, out = tmp_path / "demo.yaml", tmp_path / "out"
-    config.write_text(dump_yaml(replace(_config(tmp_path), minutes=5.0)))
+def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(
+    finished: Finished, tmp_path: Path
+) -> None:
+    settings, done = finished
+    out, config = tmp_path / "out", tmp_path / "demo.yaml"
+    config.write_text(dump_yaml(replace(settings, minutes=5.0)))
     # Begun and stopped after the trial, which the other tests have made.
+    shutil.copytree(done / "data", out / "data")
     atomic_write(out / "demo.yaml", config.read_text())
     atomic_write(out / "plan.json", '{"updates_per_cpu_second": {"vjepa": 50.0, "pixel": 50.0}}')
     process = warm.vjepa("demo", "--config", config, "--out", out, log=tmp_path / "log")

@@ -56,6 +56,31 @@ def test_a_clip_depends_on_seed_split_and_index_and_on_nothing_else():
     assert np.array_equal(again, frames[0])
 
 
+def test_colours_are_what_the_label_says_and_change_nothing_else(monkeypatch):
+    plain, coloured = (replace(CONFIG, colours=colours) for colours in (False, True))
+    painted = []
+    monkeypatch.setattr(synthetic, "paint", lambda frames, mask, colour: painted.append(colour))
+    for index in range(30):
+        painted.clear()
+        before = render_clip(plain, "train", index)
+        after = render_clip(coloured, "train", index)
+        assert clip_labels(coloured, "train", index)[:2] == clip_labels(plain, "train", index)
+        assert (before.centre_a == after.centre_a).all()
+        usual, mine = painted[len(painted) // 2 - 1], painted[-1]
+        name = clip_labels(coloured, "train", index)[2]
+        np.testing.assert_allclose(mine, usual * synthetic.COLOURS[name])
+
+
+@pytest.mark.parametrize("place", [(0.02, 0.6), (0.5, 0.5), (1.4, 0.1), (0.9, 1.05)])
+def test_a_digit_at_the_border_is_the_part_of_it_that_is_inside(place):
+    digit, angle = load_digits("train").images[3], np.array([0.4, 2.0])
+    centre, side = np.array([place, place]), np.array([0.3, 0.5])
+    # The same pixels in the middle of a frame twice as large, where the digit is whole.
+    larger = digit_coverage(digit, Track(centre / 2 + 0.25, side / 2, angle), 96)
+    inside = digit_coverage(digit, Track(centre, side, angle), 48)
+    np.testing.assert_allclose(inside, larger[:, 24:72, 24:72], atol=1e-4)
+
+
 def test_classes_are_balanced_and_the_labels_independent():
     config = replace(CONFIG, num_clips_train=6000)
     labels = [clip_labels(config, "train", index) for index in range(6000)]

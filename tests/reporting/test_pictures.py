@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
@@ -118,4 +120,18 @@ def test_write_png_round_trip(tmp_path) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     pictures.write_png(picture, tmp_path / "deep" / "a.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "deep" / "a.png")), picture)
-    assert pictures.png_data_uri(picture).startswith("data:image/png;base64,")
+    assert pictures.data_uri(picture).startswith("data:image/png;base64,")
+
+
+def test_a_clip_in_place_of_a_frame_moves_on_a_page_and_stands_still_in_a_file() -> None:
+    clip = np.stack([np.full((40, 40, 3), 60 * n, np.uint8) for n in range(3)])
+    strip = pictures.moving_strip([("a", clip), ("b", clip[::-1])], "both")
+    assert [frames.shape for frames in strip.frames] == [(3, 192, 192, 3)] * 2
+    assert strip.notes == ["a", "b"]
+    head, code = pictures.data_uri(strip.frames[0]).split(",")
+    assert head == "data:image/webp;base64"
+    moving = ImageSequence.all_frames(Image.open(io.BytesIO(base64.b64decode(code))))
+    means = [np.asarray(frame.convert("RGB")).mean() for frame in moving]
+    np.testing.assert_allclose(means, [0, 60, 120], atol=4)
+    still = pictures.picture_of([Strip("", [clip, clip])])
+    np.testing.assert_array_equal(still, pictures.picture_of([Strip("", [clip[1], clip[1]])]))

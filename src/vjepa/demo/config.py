@@ -11,19 +11,21 @@ from pydantic import Field
 from vjepa.config import config_dataclass
 from vjepa.demo.synthetic import SyntheticConfig
 
-SYNTHETIC_LABELS = ("motion", "appearance")
-
 
 @config_dataclass
 class DemoDataConfig(SyntheticConfig):
     """The demo's videos: the synthetic set, or others with labels."""
 
+    size: Annotated[int, Field(ge=16)] = 80
+    """Height and width of a frame in pixels; even. The recipe shrinks them to 40 for the model."""
+    colours: bool = True
+    """Digits in six colours, and the question which of them the moving one has."""
     manifest: Path | None = None
     """Videos of one's own instead (made by `vjepa data index`), with labels and the splits `train`
     and `test`; videos of `validation`, if there are any, are for the curves while training. The
     other settings of `data` are for the synthetic set."""
     labels: tuple[str, ...] = ()
-    """Labels of that manifest to probe; none named: the first two."""
+    """Labels to probe; none named: the first two of that manifest, or motion and colour."""
 
     @property
     def synthetic(self) -> SyntheticConfig:
@@ -58,8 +60,10 @@ class DemoConfig:
     """Random choices of the few labelled videos; the report shows their mean."""
     shipped_model: bool = True
     """Probe the trained model that ships with the package too. It takes 8 frames of 32 pixels."""
-    real_clips: bool = True
-    """Look at real camera footage too, where the package index can be reached."""
+    decoder_recipe: str = "demo"
+    """Recipe of the decoder that draws what is predicted, or a YAML file."""
+    decoder_steps: Annotated[int, Field(ge=0)] = 400
+    """Updates of that decoder; 0 leaves the drawn predictions out."""
     data: DemoDataConfig = field(default_factory=lambda: DemoDataConfig(seed=1))
     """The embedded video set. Its seed is not the one that the recipe was chosen on (0)."""
 
@@ -70,4 +74,4 @@ class DemoConfig:
     @property
     def labels(self) -> tuple[str, ...]:
         """What is probed; the headline is of the first."""
-        return self.data.labels or SYNTHETIC_LABELS
+        return self.data.labels or ("motion", "colour" if self.data.colours else "appearance")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.config import diff, dump_yaml, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, diff, dump_yaml, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
@@ -21,12 +21,15 @@ from vjepa.demo.synthetic_files import synthesise
 from vjepa.demo.training import (
     OBJECTIVES,
     TrainingTask,
+    decoder_folder,
     measure_rates,
     run_folder,
     train_side_by_side,
 )
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import labels_of
+from vjepa.jobs import decode
+from vjepa.jobs.decode import DecodeConfig
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.runtime.files import atomic_write, claimed_folder
 from vjepa.runtime.process import usable_cpus
@@ -83,6 +86,23 @@ def settle_labels(config: DemoConfig, manifest: Manifest) -> DemoConfig:
         few_labels_per_class=min(few, many),
         many_labels_per_class=many,
         data=replace(config.data, labels=names),
+    )
+
+
+def train_decoder(config: DemoConfig, out: Path, manifest: Path) -> None:
+    """Train the decoder of the first seed's V-JEPA, or go on with it."""
+    run = run_folder(out, "vjepa", config.seeds[0])
+    loader = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE]).data.loader
+    settings = {
+        "model": str(run),
+        "data.sources": [{"manifest": str(manifest.resolve()), "split": "train"}],
+        "data.loader.frame_cache_folder": str(loader.frame_cache_folder),
+        "data.loader.frame_cache_short_side": loader.frame_cache_short_side,
+        "optim.steps": config.decoder_steps,
+        "training.num_threads": usable_cpus(),
+    }
+    decode.train(
+        load_config(DecodeConfig, [config.decoder_recipe], settings, "decode"), decoder_folder(out)
     )
 
 
@@ -144,6 +164,9 @@ def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
         # First: it decodes the test videos, for which the probes could start no processes.
         baselines = pixel_baselines(config, out, manifest)
         results = run_probes(config, out, manifest)
+    if config.decoder_steps:
+        with _stage("learning to draw what is predicted", seconds):
+            train_decoder(config, out, manifest)
     report = out / "report.html"
     with _stage("drawing the report", seconds):
         findings = DemoFindings(config, out, manifest, results, baselines, seconds)

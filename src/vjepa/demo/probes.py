@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.checkpoint import shipped_weights
 from vjepa.config import load_config
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
@@ -199,42 +202,55 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     One row for each baseline, label and number of labels. Intervals are Wilson's over test clips:
     there is no pretraining whose seed could matter.
     """
-    train_rows, train = _read_frames(config, out, manifest, "train")
-    test_rows, test = _read_frames(config, out, manifest, "test")
+    train, test = (Manifest.open(manifest).select(split=split) for split in ("train", "test"))
     sizes = (config.few_labels_per_class, config.label_draws), (config.many_labels_per_class, 1)
+    known = {label: labels_of(train, label) for label in config.labels}
+    chosen = {
+        (label, per_class): [
+            stratified_subset(labels, per_class=per_class, seed=draw) for draw in range(draws)
+        ]
+        for label, labels in known.items()
+        for per_class, draws in sizes
+    }
+    needed = np.unique(np.concatenate([rows for drawn in chosen.values() for rows in drawn]))
+    clips, test_clips = _read_frames(config, out, train, needed), _read_frames(config, out, test)
     cells = []
-    for label in config.labels:
-        fit_labels = labels_of(train_rows, label)
-        truth = labels_of(test_rows, label, classes=fit_labels.classes)
+    for (label, per_class), drawn in chosen.items():
+        fit_labels = known[label]
+        truth = labels_of(test, label, classes=fit_labels.classes)
         expected = torch.from_numpy(truth.indices)
-        for per_class, draws in sizes:
-            for name, features in PIXEL_FLOORS.items():
-                inputs, held = features(train), features(test)
-                shares = []
-                for draw in range(draws):
-                    rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
-                    numbers = torch.from_numpy(fit_labels.indices[rows])
-                    fitted = fit_ridge(inputs[rows], numbers, len(fit_labels.classes))
-                    right = fitted.scores(held).argmax(dim=1) == expected
-                    shares.append(float(right.double().mean()))
-                top1 = statistics.fmean(shares)
-                interval = wilson_interval(round(top1 * len(expected)), len(expected))
-                cells.append(Cell(label, "ridge", per_class, name, top1, interval))
+        for name, features in PIXEL_FLOORS.items():
+            inputs, held = features(clips), features(test_clips)
+            shares = []
+            for rows in drawn:
+                numbers = torch.from_numpy(fit_labels.indices[rows])
+                mine = inputs[np.searchsorted(needed, rows)]
+                fitted = fit_ridge(mine, numbers, len(fit_labels.classes))
+                right = fitted.scores(held).argmax(dim=1) == expected
+                shares.append(float(right.double().mean()))
+            top1 = statistics.fmean(shares)
+            interval = wilson_interval(round(top1 * len(expected)), len(expected))
+            cells.append(Cell(label, "ridge", per_class, name, top1, interval))
     return cells
 
 
 def _read_frames(
-    config: DemoConfig, out: Path, manifest: Path, split: str
-) -> tuple[Manifest, Tensor]:
-    """A split's rows, and its clips as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
-    pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
-    frames = {"data.reading.frame_cache_folder": str(out / "cache" / "frames")}
-    data = load_config(ProbeConfig, [config.probe_recipe], frames, "probe").data
-    view = data.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
-    rows = Manifest.open(manifest).select(split=split)
-    with EvaluationClips(rows, pretrain.data.clip, view, data.reading) as source:
+    config: DemoConfig, out: Path, manifest: Manifest, rows: NDArray[np.int64] | None = None
+) -> Tensor:
+    """Clips of a manifest as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
+    clip = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain").data.clip
+    view, reading = evaluation_view(config, out)
+    with EvaluationClips(manifest, clip, view, reading, rows=rows) as source:
         parts = [
             small_frames(batch.clips[:, 0])
             for batch in source.batches(0, len(source), _READ_AT_ONCE)
         ]
-    return rows, torch.cat(parts)
+    return torch.cat(parts)
+
+
+def evaluation_view(config: DemoConfig, out: Path) -> tuple[ViewConfig, ReadingConfig]:
+    """Which part of a frame probes and pictures show to the encoders, and how clips are read."""
+    pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
+    frames = {"data.reading.frame_cache_folder": str(out / "cache" / "frames")}
+    data = load_config(ProbeConfig, [config.probe_recipe], frames, "probe").data
+    return data.view or ViewConfig(crop_size=pretrain.model.encoder.image_size), data.reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,26 @@ from vjepa.checkpoint import AnyEncoder, load_model, read_config, shipped_weight
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import Cell, ProbeTask, summarise
-from vjepa.demo.synthetic_files import find_real_clips
-from vjepa.demo.training import OBJECTIVES, run_folder
+from vjepa.demo.films import (
+    WATCHED,
+    drawn_section,
+    followed_section,
+    spread_shots,
+    surprised_section,
+    watched_section,
+)
+from vjepa.demo.probes import Cell, ProbeTask, evaluation_view, summarise
+from vjepa.demo.training import OBJECTIVES, decoder_folder, run_folder
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
+from vjepa.jobs.learn_report import moment_sections
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
-from vjepa.jobs.show import feature_section, mask_section, prediction_section, read_shot
+from vjepa.jobs.show import feature_section, prediction_section
 from vjepa.reporting.charts import Estimate, estimate_chart
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
 from vjepa.reporting.runs import read_run, run_charts
+from vjepa.runtime.process import usable_cpus
 from vjepa.version import __version__
 
 _ENCODERS: Mapping[str, tuple[str, int]] = {
@@ -38,8 +47,8 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
     "middle frame": ("no encoder: middle frame", 4),
 }
 """Name and colour of each in tables and charts, in their order."""
+_EVENTS_FOLDER = "events"
 _HEADS = ("attentive", "linear", "ridge mean", "ridge steps", "ridge all", "ridge")
-_SHOWN_CLIPS = 3
 
 
 @dataclass(frozen=True)
@@ -61,38 +70,57 @@ class DemoFindings:
 
 def write_demo_report(findings: DemoFindings, path: Path) -> None:
     """Write the report as one HTML file."""
+    config = findings.config
     cells = sorted(
         summarise(findings.results) + findings.baselines,
         key=lambda cell: (
-            findings.config.labels.index(cell.label),
+            config.labels.index(cell.label),
             cell.labels_per_class,
             _HEADS.index(cell.kind),
             list(_ENCODERS).index(cell.encoder),
         ),
     )
-    pretrained = load_config(PretrainConfig, [findings.run("vjepa") / RESOLVED_CONFIG_FILE])
-    test = Manifest.open(findings.manifest).select(split="test")
-    rows = np.linspace(0, len(test) - 1, _SHOWN_CLIPS).astype(int)
-    size = pretrained.model.encoder.image_size
-    shots = [read_shot(Path(test.path(row)), pretrained.data.clip, size) for row in rows.tolist()]
-    answer, figures = headline(findings.config, cells)
+    run = findings.run("vjepa")
+    pretrained = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
+    manifest = Manifest.open(findings.manifest)
+    test, clip = manifest.select(split="test"), pretrained.data.clip
+    view, _ = evaluation_view(config, findings.out)
+    shots = spread_shots(test, clip, view, config.labels, WATCHED)
+    title, answer, figures = headline(config, cells)
     encoders = _encoders(findings)
+    two = {name: encoders[name] for name in ("random weights", "V-JEPA")}
+    model = load_model(run).eval()
     runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
     states = {title: read_run(findings.run(objective)) for title, objective in runs}
     curves = "Losses of the two objectives are different quantities: compare probes, not losses."
+    sections = [
+        _claim_section(findings, cells),
+        watched_section(shots, len(manifest.select(split="train")), config.labels),
+    ]
+    if config.decoder_steps:
+        sections.append(drawn_section(decoder_folder(findings.out), test))
+    if config.data.manifest is None:
+        events = findings.out / _EVENTS_FOLDER
+        data = config.data.synthetic
+        sections += [
+            followed_section(two, data, clip, view),
+            surprised_section(model, data, clip, view, events),
+        ]
+    sections += [
+        *moment_sections(test, pretrained, two, set(), config.labels[0], view),
+        _probe_section(findings, cells),
+        _cost_section(findings, pretrained),
+        _next_section(findings),
+        replace(feature_section(shots[:3], encoders, "test clips"), folded=True),
+        replace(prediction_section(model, pretrained, shots[:2]), folded=True),
+        Section("How training went", curves, run_charts(states), folded=True),
+        _record_section(findings, pretrained),
+    ]
     report = Report(
-        title="V-JEPA demo: what can a small model learn from watching unlabelled videos?",
+        title=title,
         answer=answer,
         figures=figures,
-        sections=(
-            _probe_section(findings, cells),
-            mask_section(pretrained, shots[0]),
-            Section("Training", curves, run_charts(states)),
-            feature_section(shots, encoders, "test clips"),
-            prediction_section(load_model(findings.run("vjepa")).eval(), pretrained, shots[:2]),
-            *_real_sections(findings, pretrained, encoders),
-            _record_section(findings, pretrained),
-        ),
+        sections=sections,
         footer=f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was "
         "measured by the run that wrote it.",
     )
@@ -107,7 +135,7 @@ def difference(one: Cell, other: Cell) -> SeedSummary:
 def _compared(one: Cell, other: Cell) -> str:
     """How two rows stand to each other: by the paired difference where there are seeds enough."""
     told_apart = not one.interval.overlaps(other.interval)
-    if len(one.by_seed) >= 3:
+    if len(one.by_seed) >= 3 and other.by_seed:
         gap = difference(one, other).interval
         told_apart = gap.low > 0 or gap.high < 0
     if not told_apart:
@@ -115,16 +143,39 @@ def _compared(one: Cell, other: Cell) -> str:
     return "above" if one.top1 > other.top1 else "below"
 
 
-def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figure]]:
-    """The answer in a paragraph and in figures, whatever it is."""
-    label = config.labels[0]
-    few = (label, "attentive", config.few_labels_per_class)
-    by_encoder = {
+def _headline_cells(config: DemoConfig, cells: Sequence[Cell], label: str) -> dict[str, Cell]:
+    """The rows for few labels: attentive probes, and ridge on pixels."""
+    few = (label, config.few_labels_per_class)
+    return {
         cell.encoder: cell
         for cell in cells
-        if (cell.label, cell.kind, cell.labels_per_class) == few
+        if (cell.label, cell.labels_per_class) == few and cell.kind in ("attentive", "ridge")
     }
+
+
+def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, str, list[Figure]]:
+    """The claim in a sentence, as far as it holds; the answer in a paragraph and in figures."""
+    label = config.labels[0]
+    by_encoder = _headline_cells(config, cells, label)
     mine, pixel, random = by_encoder["vjepa"], by_encoder["pixel"], by_encoder["random"]
+    floors = [cell for cell in by_encoder.values() if cell.kind == "ridge"]
+    others = {
+        "the same network untrained": [random],
+        "trained to predict pixels": [pixel],
+        "linear classifiers on raw frames": floors,
+    }
+    beaten = [
+        name
+        for name, rows in others.items()
+        if rows and all(_compared(mine, row) == "above" for row in rows)
+    ]
+    watched = f"{config.minutes:g} minute{'' if config.minutes == 1 else 's'} of watching"
+    title = f"{watched} without a label, and it tells {label} "
+    if beaten and beaten[0] == "the same network untrained":
+        *most, last = beaten
+        title += f"better than {', '.join(most)}{' or ' if most else ''}{last}"
+    else:
+        title += "no better than the same network untrained"
     answer = (
         f"Trained for {config.minutes:g} minutes of one CPU thread's time without any label, the "
         f"V-JEPA encoder was frozen and a small probe learnt to name the {label} in a clip from "
@@ -135,6 +186,13 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
         "prediction."
     )
+    for other in config.labels[1:]:
+        rows = _headline_cells(config, cells, other)
+        if {"vjepa", "random"} <= rows.keys():
+            answer += (
+                f" Asked for the {other} instead, it gets {100 * rows['vjepa'].top1:.1f} % right "
+                f"(untrained {100 * rows['random'].top1:.1f} %)."
+            )
     if config.shipped_model:
         shipped = by_encoder["shipped"]
         answer += (
@@ -148,7 +206,28 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, list[Figur
         Figure(f"{100 * (mine.top1 - pixel.top1):+.1f} points", "over pixel prediction"),
         Figure(f"{config.minutes:g} min", "pretraining, CPU time of one thread"),
     ]
-    return answer, figures
+    return title, answer, figures
+
+
+def _claim_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
+    """The headline's rows as one picture."""
+    config = findings.config
+    label = config.labels[0]
+    classes = next(r.num_classes for r in findings.results.values() if r.label == label)
+    labels = config.few_labels_per_class * classes
+    group = f"{label}, {labels} labels"
+    rows = _headline_cells(config, cells, label)
+    estimates = [
+        Estimate(group, name, cell.top1, cell.interval.low, cell.interval.high, colour)
+        for encoder, (name, colour) in _ENCODERS.items()
+        if (cell := rows.get(encoder))
+    ]
+    chart = estimate_chart(
+        estimates, x_label="test clips named rightly (%)", chance={group: 1 / classes}
+    )
+    caption = "Dots: share of test clips named rightly. Bars: 95 % intervals. Dotted: chance."
+    title = f"Which {label} is it? Learnt from {labels} labels"
+    return Section(title, blocks=[Chart(chart, caption, wide=True)])
 
 
 def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
@@ -189,8 +268,8 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     told = "Test clips are those of the manifest's split `test`. "
     if config.data.manifest is None:
         told = (
-            "Motion says what moved and how, appearance which digit it was. Test clips show digit "
-            "images that no training clip has. "
+            "Motion says what moved and how, colour which colour that digit had. Test clips show "
+            "digit images that no training clip has. "
         )
     lede = (
         f"The encoder is frozen; only the probe on top is trained. {told}Attentive probes are "
@@ -229,30 +308,9 @@ def _encoders(findings: DemoFindings) -> dict[str, AnyEncoder]:
     }
 
 
-def _real_sections(
-    findings: DemoFindings, config: PretrainConfig, encoders: Mapping[str, AnyEncoder]
-) -> list[Section]:
-    """Real camera clips, or the reason why there are none."""
-    if not findings.config.real_clips:
-        return []
-    title = "Real camera footage"
-    paths, reason = find_real_clips(findings.out / "cache" / "real_clips")
-    if reason:
-        return [Section(title, f"Left out: {reason}.")]
-    size = config.model.encoder.image_size
-    shots = [read_shot(path, config.data.clip, size) for path in paths]
-    names = ", ".join(path.name for path in paths)
-    section = feature_section(shots, encoders, f"camera clips ({names})")
-    lede = (
-        "The same three encoders on footage unlike anything they were trained on, shrunk to the "
-        f"{size} pixels that they take. Expect little: it is shown so "
-        "that you see what transfers and what does not."
-    )
-    return [Section(title, lede, section.blocks)]
-
-
-def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
+def _cost_section(findings: DemoFindings, config: PretrainConfig) -> Section:
     rows = [(name, f"{seconds:.0f} s") for name, seconds in findings.seconds.items()]
+    rows.append(("in all", f"{sum(findings.seconds.values()) / 60:.1f} minutes by the clock"))
     for objective in OBJECTIVES:
         state = read_run(findings.run(objective))
         clips = state.steps_done * config.data.batch_size
@@ -261,12 +319,51 @@ def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
         used = state.newest("train").get("elapsed_cpu_seconds")
         rate += "" if used is None else f", {used / 60:.1f} minutes of CPU time"
         rows.append((f"{objective} run", f"{state.steps_done:,} steps, {clips:,} clips{rate}"))
+    size = sum(p.numel() for p in load_encoder(findings.run("vjepa"), which="target").parameters())
+    rows.append(("encoder", f"{size / 1e6:.2f} M parameters"))
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
-    rows += [("machine", machine), ("Python", platform.python_version())]
+    rows += [("machine", f"{machine}, {usable_cpus()} cores used, no GPU")]
+    rows += [("Python", platform.python_version())]
+    introduction = "Stages that an earlier call had finished took no time in this one."
+    return Section("What it cost", introduction, [Table(("what", "how long, how much"), rows)])
+
+
+def _next_section(findings: DemoFindings) -> Section:
+    """The exact next commands."""
+    run, test = findings.run("vjepa"), Manifest.open(findings.manifest).select(split="test")
+    clip, longer = test.path(0), "VIDEO.mp4"
+    if findings.config.data.manifest is None:
+        longer = str(findings.out / _EVENTS_FOLDER / "00_vanishes.mp4")
+    lines = [
+        "# your own videos, no label needed: ten minutes, and a page like this one",
+        "vjepa learn videos/ --out runs/mine",
+        "",
+        "# your own videos with labels, in this demo's way (video, label and split in a list)",
+        "vjepa data index list.csv --out videos.parquet",
+        "vjepa demo --data.manifest videos.parquet --out runs/mine_demo",
+        "",
+        "# more of this page's pictures, of any clip",
+        f"vjepa show similarity {clip} --model {run} --out similarity.png",
+        f"vjepa show surprise {longer} --model {run} --out surprise.html",
+    ]
+    if findings.config.decoder_steps:
+        decoder = decoder_folder(findings.out)
+        lines.append(f"vjepa decode sample {clip} --decoder {decoder} --out samples.png")
+    lines += [
+        "",
+        "# longer, and with intervals over three trainings",
+        "vjepa demo --minutes 20 --seeds '[0, 1, 2]' --out runs/longer",
+        "",
+        "# in Python",
+        f"python -c \"import vjepa; e = vjepa.load_encoder('{run}'); "
+        f"print(e(e.preprocess('{clip}')).shape)\"",
+    ]
+    return Section("How to go on", blocks=[Text("\n".join(lines), preformatted=True)])
+
+
+def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
     blocks: list[Block] = [
-        Table(("what", "how long, how much"), rows),
         Text("demo.yaml\n\n" + dump_yaml(findings.config), preformatted=True),
         Text("pretraining config\n\n" + dump_yaml(config), preformatted=True),
     ]
-    lede = "Stages that an earlier call had finished took no time in this one."
-    return Section("What ran, and how long", lede, blocks, folded=True)
+    return Section("All settings", blocks=blocks, folded=True)

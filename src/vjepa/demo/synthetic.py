@@ -38,6 +38,16 @@ MOTION_CLASSES: tuple[str, ...] = (
 APPEARANCE_CLASSES: tuple[str, ...] = tuple(f"digit_{digit}" for digit in range(10))
 """Which handwritten digit object A is."""
 
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (1.0, 0.3, 0.3),
+    "yellow": (1.0, 1.0, 0.3),
+    "green": (0.35, 1.0, 0.35),
+    "cyan": (0.3, 1.0, 1.0),
+    "blue": (0.4, 0.5, 1.0),
+    "pink": (1.0, 0.4, 1.0),
+}
+"""Shares of red, green and blue that a set with colours takes of a light colour."""
+
 SPLITS: tuple[str, ...] = ("train", "validation", "test")
 """Splits share no digit image: a test digit was never seen in training."""
 
@@ -88,6 +98,9 @@ class SyntheticConfig:
     boxes: bool = False
     """A set for detection instead: several digits a clip, each with a box, its digit and what it
     does, in AVA's files. Give it larger frames (`--size 64 --object_size 0.25 --travel 0.26`)."""
+    colours: bool = False
+    """Digits in the six colours of `COLOURS`, in place of any light one, and a third label: which
+    of them A has. B's is drawn without regard to it."""
     num_segments: Annotated[int, Field(ge=1)] = 3
     """With `boxes`: a clip is so many times `num_frames` long; in each part every digit does
     something else, and the middle of each is a key frame."""
@@ -267,8 +280,13 @@ def disturb(frames: Image, config: SyntheticConfig, rng: np.random.Generator) ->
 
 def digit_coverage(digit: Image, track: Track, size: int) -> Image:
     """Coverage `[T, size, size]`, 0 to 1, of a `[8, 8]` digit that follows `track`."""
-    u, v = _object_coordinates(track, size)
     cells = digit.shape[0]
+    # Half its diagonal and its soft border: beyond there is nothing to compute.
+    reach = (0.5 + 0.5 / cells) * math.sqrt(2) * track.side[:, None]
+    low = np.floor((track.centre - reach).min(axis=0) * size).clip(0, size).astype(int)
+    high = np.ceil((track.centre + reach).max(axis=0) * size).clip(0, size).astype(int)
+    window = (slice(None), slice(low[1], high[1]), slice(low[0], high[0]))
+    u, v = (x[window] for x in _object_coordinates(track, size))
     padded = np.pad(digit, 1)
     column = np.clip((u + 0.5) * cells + 0.5, 0.0, cells + 0.999)
     row = np.clip((v + 0.5) * cells + 0.5, 0.0, cells + 0.999)
@@ -279,7 +297,9 @@ def digit_coverage(digit: Image, track: Track, size: int) -> Image:
     upper = flat[corner] * (1 - across) + flat[corner + 1] * across
     lower = flat[corner + stride] * (1 - across) + flat[corner + stride + 1] * across
     ink = upper * (1 - down) + lower * down
-    return np.clip(2.0 * ink - 0.4, 0.0, 1.0)
+    coverage = np.zeros((len(track.side), size, size), dtype=ink.dtype)
+    coverage[window] = np.clip(2.0 * ink - 0.4, 0.0, 1.0)
+    return coverage
 
 
 def _disc_coverage(track: Track, size: int) -> Image:
@@ -303,7 +323,10 @@ def _object_coordinates(track: Track, size: int) -> tuple[Image, Image]:
 
 def paint(frames: Image, coverage: Image, colour: Array) -> None:
     """Paint `colour` `[3]` over `frames` `[T, H, W, 3]` in place, as far as `coverage` says."""
-    frames += coverage[..., None] * (colour.astype(np.float32) - frames)
+    rows, columns = (np.flatnonzero(coverage.any(axis=axis)) for axis in ((0, 2), (0, 1)))
+    if len(rows):
+        part = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+        frames[part] += coverage[part][..., None] * (colour.astype(np.float32) - frames[part])
 
 
 @dataclass(frozen=True)
@@ -329,9 +352,10 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     row_b = draw_digit(digits, rng)
     track_a, track_b = draw_tracks(config, motion, rng)
     frames, _ = draw_scene(config, rng, config.num_frames)
-    for row, track in ((row_b, track_b), (row_a, track_a)):
+    colours = draw_colours(config, split, index)
+    for row, track, colour in ((row_b, track_b, colours[1]), (row_a, track_a, colours[0])):
         coverage = digit_coverage(digits.images[row], track, config.size)
-        paint(frames, coverage, rng.uniform(0.6, 1.0, size=3))
+        paint(frames, coverage, rng.uniform(0.6, 1.0, size=3) * COLOURS.get(colour, 1.0))
     disturb(frames, config, rng)
     return SyntheticClip(
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
@@ -344,10 +368,21 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
     )
 
 
-def clip_labels(config: SyntheticConfig, split: str, index: int) -> tuple[str, str]:
-    """The motion and the appearance of a clip, without drawing it."""
+def clip_labels(config: SyntheticConfig, split: str, index: int) -> tuple[str, ...]:
+    """The motion and the appearance of a clip, and with colours A's, without drawing it."""
     _, motion, row_a = _draw_labels(config, split, index)
-    return motion, APPEARANCE_CLASSES[load_digits(split).labels[row_a]]
+    appearance = APPEARANCE_CLASSES[load_digits(split).labels[row_a]]
+    return motion, appearance, *draw_colours(config, split, index)[: int(config.colours)]
+
+
+def draw_colours(config: SyntheticConfig, split: str, index: int) -> tuple[str, str]:
+    """The names of A's and B's colours; empty in a set without colours."""
+    if not config.colours:
+        return "", ""
+    # A stream of its own: with colours, too, all else is drawn as without.
+    rng = np.random.default_rng([config.seed, SPLITS.index(split), index, 2])
+    first, second = rng.integers(len(COLOURS), size=2)
+    return tuple(COLOURS)[first], tuple(COLOURS)[second]
 
 
 def _draw_labels(

