@@ -84,6 +84,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     config = _config(folder)
 
     def started(words: list[str], log: Path, _: Mapping[str, str]) -> warm.WarmProcess:
+        log.parent.mkdir(parents=True, exist_ok=True)
         return warm.vjepa(*words, log=log)
 
     with pytest.MonkeyPatch.context() as patch:
