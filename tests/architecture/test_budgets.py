@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 45_600
-MOST_FILES = 210
-MOST_CLASSES = 387
+MOST_LINES = 46_200
+MOST_FILES = 213
+MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3980, 97),
+    "checkpoint": (3990, 97),
     "cli": (2390, 28),
     "data": (950, 13),
     "data/clips": (1980, 60),
@@ -30,17 +30,17 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2350, 52),
     "demo": (2200, 51),
     "evaluation": (4310, 101),
-    "jobs": (8090, 178),
+    "jobs": (8150, 180),
     "jobs/detect": (1200, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
-    "models": (2580, 62),
+    "models": (2680, 65),
     "reporting": (990, 40),
     "runtime": (2380, 55),
-    "tasks": (1510, 37),
+    "tasks": (1860, 44),
     "top level": (930, 27),
-    "training": (1580, 35),
+    "training": (1590, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -241,6 +241,24 @@ def test_ours_to_theirs_and_back(tmp_path: Path) -> None:
     assert names == {"ours", "theirs.pth.tar", "again", "copy"}
 
 
+def test_a_cls_token_and_causal_attention_are_kept_and_older_folders_have_none(
+    tmp_path: Path,
+) -> None:
+    made = model(with_encoder(cls=True, attention="block_causal"))
+    save_model(tmp_path / "ours", made)
+    assert load_model(tmp_path / "ours").config == made.config
+    assert same_outputs(load_model(tmp_path / "ours"), made)
+    with pytest.raises(UserError, match=r"no place for a \[cls\] token"):
+        convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
+    plain = model()
+    old = save_model(tmp_path / "old", plain)
+    content = json.loads((old / "config.json").read_text())
+    for name in ("cls", "attention"):
+        del content["model"]["encoder"][name]
+    (old / "config.json").write_text(json.dumps(content))
+    assert same_outputs(load_model(old), plain)
+
+
 def test_an_input_of_its_own_is_not_lost_in_the_authors_layout(tmp_path: Path) -> None:
     made = model(with_encoder(input=InputConfig(content="rgb_without_mean")))
     save_model(tmp_path / "ours", made)

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import torch
 from tests import warm
-from tests.jobs.tiny_run import metrics, tiny_config, weights, write_recipe, write_set
+from tests.jobs.tiny_run import (
+    CAUSAL,
+    LEVJEPA,
+    metrics,
+    tiny_config,
+    weights,
+    write_recipe,
+    write_set,
+)
 
 from vjepa import load_encoder
 from vjepa.checkpoint import convert, load_model
@@ -117,6 +125,40 @@ def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) ->
     saved = weights(tmp_path / "run", 40)
     assert {name.split(".")[0] for name in saved} == {"encoder", "predictor"}
     assert load_encoder(tmp_path / "run").config.width == 48
+
+
+@pytest.mark.parametrize(
+    ("overrides", "saved"),
+    [
+        (LEVJEPA, {"encoder", "target_encoder", "projector"}),
+        ((*LEVJEPA, "training.precision=bfloat16"), {"encoder", "target_encoder", "projector"}),
+        (
+            (*CAUSAL, "objective.sigreg_coefficient=0.1"),
+            {"encoder", "target_encoder", "predictor"},
+        ),
+    ],
+)
+def test_levjepa_and_sigreg_learn_and_resume_exactly(
+    overrides: tuple[str, ...], saved: set[str], manifest: Path, tmp_path: Path
+) -> None:
+    """Cut off after any checkpoint, as a kill does it; and what is evaluated is the average."""
+    config = tiny_config(tmp_path, manifest, *overrides, "optim.steps=20")
+    run, cut = tmp_path / "run", tmp_path / "cut"
+    pretrain.run(config, run)
+    shutil.copytree(run, cut)
+    for step in (15, 20):
+        shutil.rmtree(cut / "checkpoints" / f"step_{step:08d}")
+    assert pretrain.run(config, cut).step == 20
+    whole, again = weights(run, 20), weights(cut, 20)
+    assert {name.split(".")[0] for name in whole} == saved
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+    assert metrics(run) == metrics(cut)
+    lines = [line for line in metrics(run) if line["kind"] == "train"]
+    values = [line.get("sigreg", line["loss"]) for line in lines]
+    assert np.mean(values[-3:]) < np.mean(values[:3])
+    encoder = load_encoder(run)
+    assert (encoder.config.cls, encoder.config.attention) == (True, "block_causal")
+    assert torch.equal(encoder.cls_token, whole["target_encoder.cls_token"])
 
 
 def test_online_probe_is_measured_while_training(manifest: Path, tmp_path: Path) -> None:
@@ -253,6 +295,13 @@ Change = Callable[[Path], tuple[str, ...]]
         (("optim.accumulation_steps=3",), "not a multiple of optim.accumulation_steps"),
         (("masking.masks=[{}, {}, {}]",), "num_mask_tokens is 2 but masking.masks has 3 kinds"),
         (("continue_from.path=nowhere",), "nowhere"),
+        (("objective.name=levjepa",), "model.encoder.cls: must be true for LeVJEPA"),
+        ((*LEVJEPA, "objective.levjepa.local_size=12"), "local_size: 12 must be a multiple of"),
+        ((*LEVJEPA, "optim.accumulation_steps=2"), "accumulation_steps: 2, but LeVJEPA compares"),
+        (
+            ("objective.sigreg_coefficient=1", "optim.accumulation_steps=2"),
+            "FeaturePrediction compares the clips of a whole batch: use 1",
+        ),
     ],
 )
 def test_bad_input_is_one_error_and_claims_nothing(

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs.tiny_run import launch, metrics, weights, write_recipe, write_set
+from tests.jobs.tiny_run import (
+    CAUSAL,
+    LEVJEPA,
+    launch,
+    metrics,
+    weights,
+    write_recipe,
+    write_set,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -31,6 +39,9 @@ _CASES: dict[str, tuple[str, ...]] = {
     "fixed": ("masking.count=fixed", "model.predictor.num_mask_tokens=3"),
     "packed": _PACKED,
     "pixel": ("masking.count=packed", "objective.name=pixel"),
+    "levjepa": LEVJEPA,
+    # The last is seen by no other token, so it gets no gradient.
+    "regularised": (*_PACKED, "objective.sigreg_coefficient=0.05", *CAUSAL),
     "bfloat16": ("training.precision=bfloat16",),
     "probed": (
         "optim.steps=2",
@@ -66,6 +77,9 @@ _RUNS = (
     Run("packed_fsdp_2", "packed", 2, (_FSDP,), is_timed=True),
     Run("pixel_ddp_2", "pixel", 2, (_DDP,)),
     Run("pixel_fsdp_2", "pixel", 2, (_FSDP,)),
+    Run("levjepa_ddp_2", "levjepa", 2, (_DDP,)),
+    Run("levjepa_fsdp_2", "levjepa", 2, (_FSDP,)),
+    Run("regularised_ddp_2", "regularised", 2, (_DDP,)),
     Run("bfloat16_fsdp_2", "bfloat16", 2, (_FSDP,)),
     # 11 videos: the two processes make different numbers of calls of their own.
     Run("probed_fsdp_2", "probed", 2, (_FSDP,)),

@@ -47,6 +47,14 @@ training:
   health_every_steps: 10
 """
 
+CAUSAL = ("model.encoder.cls=true", "model.encoder.attention=block_causal")
+LEVJEPA = (
+    *CAUSAL,
+    "objective.name=levjepa",
+    "objective.levjepa={local_views: 2, local_size: 16, dropped: 0.5, directions: 32}",
+)
+"""Overrides of the recipe."""
+
 
 def write_set(folder: Path) -> Path:
     """A few labelled videos; returns their manifest."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
@@ -243,3 +245,89 @@ def test_dropped_branches_are_those_of_whole_clips_packed_too(encoder: Encoder) 
     offsets = torch.tensor([0, 32, 64, 96])
     packed = encoder(video, torch.arange(32).repeat(3), offsets=offsets, branch_scale=scale)
     assert_close(packed, dropped.flatten(0, 1), atol=1e-5, rtol=0)
+
+
+POSITIONS = (("sincos", 24), ("rotary", 36), ("rotary_pairs", 36))
+
+
+def _causal(position: str, width: int, *, cls: bool) -> Encoder:
+    sizes = {"width": width, "position": position, "cls": cls, "attention": "block_causal"}
+    return shaken(Encoder(replace(ENCODER, **sizes))).double()
+
+
+@pytest.mark.parametrize("cls", [False, True])
+@pytest.mark.parametrize(("position", "width"), POSITIONS)
+def test_block_causal_features_do_not_know_what_comes_later(
+    position: str, width: int, *, cls: bool
+) -> None:
+    """All tokens, some, and packed ones; with the gradients of later frames."""
+    encoder, video = _causal(position, width, cls=cls), clips(2).double().requires_grad_()
+    changed = video.detach().clone()
+    changed[:, :, 2:] += torch.randn(changed[:, :, 2:].shape)
+    some = torch.tensor([[2, 9, 15, 16, 30], [5, 7, 8, 20, 31]])
+    early = some < 16  # the first of two time steps
+    packed, offsets = some.flatten()[:-2], torch.tensor([0, 5, 8])
+    for is_early, given in (
+        (torch.arange(32).expand(2, -1) < 16, {}),
+        (early, {"token_indices": some}),
+        (early.flatten()[:-2], {"token_indices": packed, "offsets": offsets}),
+    ):
+        before, after = encoder(video, **given), encoder(changed, **given)
+        assert torch.equal(before[is_early], after[is_early])
+        apart = (before - after)[~is_early].abs().amax(dim=-1)
+        assert (apart > 1e-3).all() if len(apart) else True
+        (gradient,) = torch.autograd.grad(before[is_early].square().sum(), video)
+        assert gradient[:, :, :2].abs().sum() > 0
+        assert gradient[:, :, 2:].abs().max() == 0
+
+
+@pytest.mark.parametrize(("position", "width"), POSITIONS)
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_packed_clips_equal_one_at_a_time_with_a_cls_token(
+    position: str, width: int, attention: str
+) -> None:
+    sizes = {"width": width, "position": position, "attention": attention, "cls": True}
+    encoder = shaken(Encoder(replace(ENCODER, **sizes))).double()
+    video, lists = clips(3).double(), [torch.randperm(32)[:n].sort().values for n in (9, 1, 20)]
+    scale = 0.5 + torch.rand(ENCODER.depth, 2, 3, dtype=torch.float64)
+    packed = encoder(
+        video, torch.cat(lists), offsets=torch.tensor([0, 9, 10, 30]), branch_scale=scale
+    )
+    for b, part in enumerate(packed.split([9, 1, 20])):
+        own = scale[:, :, b : b + 1]
+        alone = encoder(video[b : b + 1], lists[b][None], branch_scale=own)
+        assert_close(part, alone[0], atol=1e-11, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["full", "block_causal"])
+def test_the_cls_token_is_a_feature_only_where_it_is_asked_for(attention: str) -> None:
+    encoder = shaken(Encoder(replace(ENCODER, cls=True, attention=attention)))
+    video, some = clips(2), torch.tensor([[0, 3, 17], [5, 9, 31]])
+    for given in ({}, {"token_indices": some}):
+        tokens, both = encoder(video, **given), encoder(video, with_cls=True, **given)
+        assert both.shape[1] == tokens.shape[1] + 1
+        assert_close(both[:, 1:], tokens, atol=1e-5, rtol=0)
+        first, last = encoder(video, layers=(0, 1), with_cls=True, **given)
+        assert_close(last, both, atol=1e-6, rtol=0)
+        assert first.shape == both.shape
+    # It reads the whole clip; whether others read it depends on the kind of attention.
+    cls = encoder(video, with_cls=True)[:, 0]
+    changed = video.clone()
+    changed[:, :, 2:] += 1
+    assert (encoder(changed, with_cls=True)[:, 0] - cls).abs().amax() > 1e-3
+    other = encoder(video, with_cls=False)
+    with torch.no_grad():
+        encoder.cls_token.add_(1.0)
+    assert torch.equal(encoder(video), other) == (attention == "block_causal")
+    # Reusing the weights at another size takes it along.
+    assert encoder.rebuilt_for(image_size=32, num_frames=4).cls_token is encoder.cls_token
+
+
+def test_asking_for_a_cls_token_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="with_cls: this model has none; leave it out"):
+        Encoder(ENCODER)(clips(), with_cls=True)
+    encoder = Encoder(replace(ENCODER, cls=True))
+    with pytest.raises(ValueError, match="with_cls: packed tokens have none"):
+        encoder(clips(1), torch.arange(3), offsets=torch.tensor([0, 3]), with_cls=True)
+    assert "cls_token" in encoder.state_dict()
+    assert "cls_token" not in Encoder(ENCODER).state_dict()

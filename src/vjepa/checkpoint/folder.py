@@ -262,8 +262,8 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
     if which is None:
         if of:
             raise UserError(
-                f"{folder}: a {config.objective}-prediction checkpoint has no target encoder; "
-                "use load_encoder"
+                f"{folder}: a checkpoint of {config.objective} has no target encoder and predictor "
+                "of features; use load_encoder"
             )
         tensors = read_weights(weights)
         return Held(str(folder), kind, encoder, predictor, tensors, version=config.version)

@@ -230,6 +230,7 @@ def require_hub_model(folder: Path, model: VJEPA) -> None:
         "levels or modalities (V-JEPA 2.1)": bool(encoder.levels) or encoder.modalities,
         f"positions {encoder.position}": encoder.position != "rotary",
         "another input than pixels (model.encoder.input)": encoder.input.content != "rgb",
+        "a [cls] token or block-causal attention": encoder.cls or encoder.attention != "full",
         "mask tokens of 1 kind": predictor.num_mask_tokens < 2,
     }
     for what, is_so in lacking.items():

@@ -274,10 +274,16 @@ def convert(
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
     if layout == "authors":
-        if model.config.encoder.input != InputConfig():
+        sizes = model.config.encoder
+        lacking = {
+            "the input that it was trained on (model.encoder.input)": sizes.input != InputConfig(),
+            "a [cls] token or block-causal attention": sizes.cls or sizes.attention != "full",
+        }
+        if any(lacking.values()):
+            what = next(what for what, is_so in lacking.items() if is_so)
             raise UserError(
-                f"{dst}: the authors' layout has no place for the input that {src} was trained on "
-                "(model.encoder.input); give a folder as the destination"
+                f"{dst}: the authors' layout has no place for {what}, which {src} has; give a "
+                "folder as the destination"
             )
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)

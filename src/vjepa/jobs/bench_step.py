@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vjepa.config import config_dataclass, load_config
+from vjepa.errors import UserError
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
@@ -69,7 +70,13 @@ class BenchConfig(BenchModelConfig):
             "optim.accumulation_steps": 1,
             "online_probe": None,
         }
-        return load_config(PretrainConfig, [self.recipe], changes, "pretrain")
+        recipe = load_config(PretrainConfig, [self.recipe], changes, "pretrain")
+        if recipe.objective.name == "levjepa" or recipe.objective.sigreg_coefficient:
+            raise UserError(
+                f"recipe: {self.recipe}: only predictions at masked tokens are measured here; "
+                "`vjepa pretrain` says what an update of it takes"
+            )
+        return recipe
 
     @property
     def sizes(self) -> ModelConfig:

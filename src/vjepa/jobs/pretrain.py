@@ -14,11 +14,8 @@ from pydantic import Field
 from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
 from vjepa.config import (
-    RESOLVED_CONFIG_FILE,
     config_dataclass,
-    diff,
     from_dict,
-    load_config,
     to_dict,
 )
 from vjepa.data.clips.crops import TransformConfig
@@ -28,7 +25,14 @@ from vjepa.data.loader.loader import ClipLoader, LoaderConfig, beside
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
-from vjepa.jobs.pretrain_room import check_room, check_same_run, measured, say_new_schedules
+from vjepa.jobs.pretrain_room import (
+    check_room,
+    check_same_run,
+    measured,
+    say_new_schedules,
+    sized_as_source,
+)
+from vjepa.jobs.pretrain_task import dense_task, levjepa_task
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import (
     VJEPA,
@@ -41,8 +45,7 @@ from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
-from vjepa.tasks import DensePrediction, FeaturePrediction, MaskedPrediction, PixelPrediction, Task
-from vjepa.tasks.masked_prediction import BatchMasks
+from vjepa.tasks import FeaturePrediction, LeVJEPAConfig, MaskedPrediction, PixelPrediction, Task
 from vjepa.training import (
     DistributedConfig,
     EmaConfig,
@@ -62,13 +65,19 @@ from vjepa.training.schedules import (
 class ObjectiveConfig:
     """What is predicted at the masked tokens."""
 
-    name: Literal["vjepa", "pixel"] = "vjepa"
+    name: Literal["vjepa", "pixel", "levjepa"] = "vjepa"
     """`vjepa`: features of the EMA target encoder (section 3); `pixel`: normalised pixels
-    (Table 1)."""
+    (Table 1); `levjepa`: nothing is predicted, but embeddings of views agree (LeVJEPA, arXiv
+    2608.27395), for which `masking` and `model.predictor` are not used."""
     loss_exponent: Positive = 1.0
     """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
     variance_coefficient: NotNegative = 0.0
     """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
+    sigreg_coefficient: NotNegative = 0.0
+    """Weight of SIGReg on the visible tokens' features: how far they are, over the batch, from
+    Gaussian ones (LeJEPA, arXiv 2511.08544); the paper has none."""
+    levjepa: LeVJEPAConfig = field(default_factory=LeVJEPAConfig)
+    """Views and weights of `levjepa`."""
     target: Literal["ema", "frozen"] = "ema"
     """Whose features `vjepa` predicts: `ema`, of the encoder's moving average; `frozen`, of an
     encoder that was trained before, for example by pixel prediction (SALT, arXiv 2509.24317)."""
@@ -88,7 +97,7 @@ class ObjectiveConfig:
         if (self.target == "frozen") != (self.target_from is not None):
             raise ValueError("target_from: goes with target frozen, and only with it")
         if self.target == "frozen" and self.name != "vjepa":
-            raise ValueError("target: frozen is for name vjepa; pixels have no encoder as target")
+            raise ValueError(f"target: frozen is for name vjepa; {self.name} has no such target")
 
 
 @config_dataclass
@@ -238,86 +247,48 @@ LOG_FOLDER = "logs"
 def build_task(config: PretrainConfig) -> Task:
     """The task that the config names, with fresh weights."""
     encoder, predictor, size = config.model.encoder, config.model.predictor, config.data.batch_size
+    objective = config.objective
     sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
     task: MaskedPrediction
-    is_dense = predictor.predicts_context and config.objective.name == "vjepa"
+    is_dense = predictor.predicts_context and objective.name == "vjepa"
     if config.data.images.sources and not (encoder.modalities and is_dense):
         raise UserError(
             "data.images: is for V-JEPA 2.1 (model.encoder.modalities and "
             "model.predictor.predicts_context); other models see a still among the videos as a "
             "clip: name its manifest in data.sources"
         )
-    if config.objective.name == "pixel":
+    if objective.name == "levjepa":
+        return levjepa_task(config)
+    if objective.name == "pixel":
         task = PixelPrediction(config.model, sampler, size)
     else:
-        source = config.objective.target_from
+        source = objective.target_from
         teacher = None if source is None else read_encoder(source)[0]
         if not isinstance(teacher, Encoder | None):
             raise UserError(f"objective.target_from: {source} is no encoder of clips; give another")
         try:
-            task = _dense_task(config, sampler, teacher) or FeaturePrediction(
+            task = dense_task(config, sampler, teacher) or FeaturePrediction(
                 VJEPA(config.model),
-                loss_exponent=config.objective.loss_exponent,
-                variance_coefficient=config.objective.variance_coefficient,
+                loss_exponent=objective.loss_exponent,
+                variance_coefficient=objective.variance_coefficient,
                 sampler=sampler,
                 batch_size=size,
                 teacher=teacher,
+                sigreg_coefficient=objective.sigreg_coefficient,
+                seed=config.seed,
             )
         except ValueError as error:
             if teacher is None:
                 raise
             raise UserError(f"objective.target_from: {source}: {error}") from error
-    # A mask token that no mask kind uses.
+    # A mask token that no mask kind uses, patches of images, a [cls] token that no other one sees.
     used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
-    task.has_unused = predictor.num_mask_tokens > used or (
-        encoder.modalities and not config.data.images.sources
+    task.has_unused = (
+        predictor.num_mask_tokens > used
+        or (encoder.modalities and not config.data.images.sources)
+        or (encoder.cls and encoder.attention == "block_causal")
     )
     return task
-
-
-def _dense_task(
-    config: PretrainConfig, sampler: MaskSampler, teacher: Encoder | None
-) -> DensePrediction | None:
-    """The task of V-JEPA 2.1, if the model's predictor is of that kind."""
-    objective, images = config.objective, config.data.images
-    encoder, predictor, own = config.model.encoder, config.model.predictor, None
-    if not predictor.predicts_context:
-        if predictor.levels > 1:
-            raise UserError("model.predictor.predicts_context: must be true with several levels")
-        return None
-    unlike = {
-        "objective.target": teacher is not None,
-        "objective.loss_exponent": objective.loss_exponent != 1,
-        "objective.variance_coefficient": objective.variance_coefficient != 0,
-        "masking.count": config.masking.count == "packed",
-    }
-    for name, is_so in unlike.items():
-        if is_so:
-            raise UserError(
-                f"{name}: not together with model.predictor.predicts_context, the loss of V-JEPA "
-                "2.1; leave it out"
-            )
-    if predictor.out_width not in (None, encoder.width * predictor.levels):
-        raise UserError(
-            f"model.predictor.out_width: {predictor.out_width}: this model was trained towards "
-            "features of another encoder (V-JEPA 2.1 B and L: of G), which its file lacks, so it "
-            "cannot go on; continue from V-JEPA 2.1 g or G, or from V-JEPA 2"
-        )
-    if images.sources:
-        masking = replace(config.masking, masks=images.masks)
-        drawn = MaskSampler(masking, (1, *encoder.grid[1:]), 1, config.seed)
-        own = BatchMasks(drawn, images.batch_size)
-    return DensePrediction(
-        VJEPA(config.model),
-        sampler,
-        config.data.batch_size,
-        context_weight=objective.context_weight,
-        context_from_step=objective.context_from_step,
-        context_full_step=objective.context_full_step,
-        by_distance=objective.context_by_distance,
-        images=own,
-        image_share=images.share,
-    )
 
 
 def build_loader(
@@ -386,50 +357,6 @@ def run_of(model: Path) -> PretrainConfig | None:
     """The pretraining config inside a checkpoint; None for a released file."""
     about = described(model)
     return from_dict(PretrainConfig, about.run, str(model)) if about and about.run else None
-
-
-def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
-    """The config with the sizes of what it continues from; those of the run in `out`, if begun.
-
-    Raises:
-        UserError: The source cannot be read, or its sizes do not go with the rest of the config.
-    """
-    start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
-    if start is None:
-        return config
-    own, encoder = config.model, None
-    begun = load_config(PretrainConfig, [stored]) if stored.is_file() else None
-    if begun is not None and begun.continue_from == start:
-        model, encoder = begun.model, begun.model.encoder
-    elif start.num_heads is not None:
-        model = read_sizes(start.path, start.num_heads)
-    else:
-        # An authors' file does not say its heads: a config that describes the model does.
-        try:
-            model = read_sizes(start.path, own.encoder.heads)
-            found = model.encoder
-            described = (found.width, found.depth) == (own.encoder.width, own.encoder.depth)
-        except UserError:
-            described = False
-        model = model if described else read_sizes(start.path)
-    try:
-        if encoder is None:
-            encoder = model.encoder
-            if start.input_size == "config":
-                size, frames = own.encoder.image_size, own.encoder.num_frames
-                encoder = replace(encoder, image_size=size, num_frames=frames)
-        data = replace(
-            config.data,
-            clip=replace(config.data.clip, num_frames=encoder.num_frames),
-            transform=replace(config.data.transform, crop_size=encoder.image_size),
-        )
-        made = replace(config, model=replace(model, encoder=encoder), data=data)
-    except ValueError as error:
-        raise UserError(f"continue_from.path: {start.path} does not fit: {error}") from error
-    changed = diff(config, made)
-    if changed:
-        _LOGGER.info("sizes from %s: %s", start.path, "; ".join(changed))
-    return made
 
 
 def run(

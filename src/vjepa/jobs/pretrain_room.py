@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vjepa.checkpoint import read_sizes
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
 from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
 from vjepa.data.loader.reading import READY_BATCHES
@@ -64,12 +65,13 @@ def memory_needed(
     """
     clips, sharing = config.data.batch_size // size, config.distributed
     encoder, at_once = config.model.encoder, -(-clips // parts)
-    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
     drawn = np.arange(min(clips, _DRAWN_CLIPS))
 
-    def memory_of(model: ModelConfig, sampler: MaskSampler, count: int) -> UpdateMemory:
+    def masked(sampler: MaskSampler) -> list[MaskTokens]:
         masks = sampler.sample(drawn, 0)
-        tokens = [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+        return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+
+    def memory_of(model: ModelConfig, tokens: list[MaskTokens], count: int) -> UpdateMemory:
         return update_memory(
             model,
             tokens,
@@ -79,13 +81,22 @@ def memory_needed(
             on_cpu=device_type == "cpu",
         )
 
-    memory = memory_of(config.model, sampler, at_once)
+    if config.objective.name == "levjepa":  # the predictor is counted, though there is none
+        views = config.objective.levjepa
+        whole, local = views.kept_tokens(encoder)
+        seen = [MaskTokens(whole, 0), *[MaskTokens(local, 0)] * views.local_views]
+    else:
+        grid, tubelet = encoder.grid, encoder.tubelet_size
+        seen = masked(MaskSampler(config.masking, grid, tubelet, config.seed))
+    memory = memory_of(config.model, seen, at_once)
     activations, images = memory.activations, config.data.images
     if images.sources:  # which are kept beside those of the clips
         one = replace(config.model, encoder=replace(encoder, num_frames=encoder.tubelet_size))
         masking = replace(config.masking, masks=images.masks)
         own = MaskSampler(masking, one.encoder.grid, 1, config.seed)
-        activations += memory_of(one, own, -(-images.batch_size // (size * parts))).activations
+        activations += memory_of(
+            one, masked(own), -(-images.batch_size // (size * parts))
+        ).activations
     pixels = encoder.num_tokens * encoder.patch_values
     # What auto means is known only where the weights are: it shards them where they are large.
     shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
@@ -120,7 +131,10 @@ def check_room(config: PretrainConfig, out: Path, device: torch.device, size: in
     def needs(parts: int, checkpointing: bool) -> dict[str, float]:
         return memory_needed(config, device.type, size, parts, checkpointing) | reading
 
-    check_memory(needs, device, config.optim, config.training, clips)
+    objective = config.objective
+    is_whole = objective.name == "levjepa" or objective.sigreg_coefficient > 0
+    # A batch that is compared as a whole is not to be accumulated.
+    check_memory(needs, device, config.optim, config.training, 1 if is_whole else clips)
     trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
     check_disk(out, 4.0 * (3 * trained + averaged))
 
@@ -185,3 +199,47 @@ def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> No
         "the schedules are those of %d updates instead of %d; at update %d: %s",
         *(new.optim.steps, old.optim.steps, step + 1, "; ".join(said)),
     )
+
+
+def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
+    """The config with the sizes of what it continues from; those of the run in `out`, if begun.
+
+    Raises:
+        UserError: The source cannot be read, or its sizes do not go with the rest of the config.
+    """
+    start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
+    if start is None:
+        return config
+    own, encoder = config.model, None
+    begun = load_config(type(config), [stored]) if stored.is_file() else None
+    if begun is not None and begun.continue_from == start:
+        model, encoder = begun.model, begun.model.encoder
+    elif start.num_heads is not None:
+        model = read_sizes(start.path, start.num_heads)
+    else:
+        # An authors' file does not say its heads: a config that describes the model does.
+        try:
+            model = read_sizes(start.path, own.encoder.heads)
+            found = model.encoder
+            described = (found.width, found.depth) == (own.encoder.width, own.encoder.depth)
+        except UserError:
+            described = False
+        model = model if described else read_sizes(start.path)
+    try:
+        if encoder is None:
+            encoder = model.encoder
+            if start.input_size == "config":
+                size, frames = own.encoder.image_size, own.encoder.num_frames
+                encoder = replace(encoder, image_size=size, num_frames=frames)
+        data = replace(
+            config.data,
+            clip=replace(config.data.clip, num_frames=encoder.num_frames),
+            transform=replace(config.data.transform, crop_size=encoder.image_size),
+        )
+        made = replace(config, model=replace(model, encoder=encoder), data=data)
+    except ValueError as error:
+        raise UserError(f"continue_from.path: {start.path} does not fit: {error}") from error
+    changed = diff(config, made)
+    if changed:
+        _LOGGER.info("sizes from %s: %s", start.path, "; ".join(changed))
+    return made

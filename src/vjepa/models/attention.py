@@ -8,21 +8,30 @@ from torch.nn import functional as F
 
 from vjepa.models import cpu_attention
 from vjepa.models.linear import Linear
-from vjepa.models.packing import Packing, attend_padded
+from vjepa.models.packing import Packing, attend_padded, not_later
 from vjepa.models.rotary import Rotation, rotate
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention, fused; logits are scaled by head_dim^-1/2.
 
     `q` is [B, n, heads, head_dim], `k` and `v` are [B, m, heads, head_dim]; or with `packing` all
-    are [S, heads, head_dim], and tokens attend only within their own clip.
+    are [S, heads, head_dim], and tokens attend only within their own clip. With `steps`, int64 [n]
+    of every clip, [B, n], or packed [S], a token attends to those of its own step and of lower
+    ones.
     """
     if packing is None:
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        mask = None if steps is None else not_later(steps)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
     half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.is_cuda and half and q.shape[-1] % 8 == 0:  # what the kernel takes
+    if steps is None and q.is_cuda and half and q.shape[-1] % 8 == 0:  # what the kernel takes
         # Imported here: it takes torch's compiler along, which costs seconds at every start.
         from torch.nn.attention.varlen import varlen_attn
 
@@ -30,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         out = varlen_attn(q, k, v, offsets, offsets, packing.max_length, packing.max_length)
         assert isinstance(out, Tensor)  # a pair only when log-sum-exps are asked for
         return out
-    return attend_padded(q, k, v, packing)
+    return attend_padded(q, k, v, packing, steps)
 
 
 class Attention(nn.Module):
@@ -43,17 +52,21 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(
-        self, tokens: Tensor, packing: Packing | None = None, rotation: Rotation | None = None
+        self,
+        tokens: Tensor,
+        packing: Packing | None = None,
+        rotation: Rotation | None = None,
+        steps: Tensor | None = None,
     ) -> Tensor:
         """Attend among the tokens of each clip: [B, n, D], or packed [S, D] with `packing`."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.unbind(-3)
         if rotation is not None:
             q, k = rotate(qkv[..., :2, :, :], rotation).unbind(-3)
-        if packing is None and cpu_attention.suits(qkv):
+        if packing is None and steps is None and cpu_attention.suits(qkv):
             qkv = qkv if rotation is None else torch.stack([q, k, v], -3)
             return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
-        return self.proj(attend(q, k, v, packing).flatten(-2))
+        return self.proj(attend(q, k, v, packing, steps).flatten(-2))
 
 
 class CrossAttention(nn.Module):
@@ -113,12 +126,14 @@ class Block(nn.Module):
         packing: Packing | None = None,
         rotation: Rotation | None = None,
         scale: Tensor | None = None,
+        steps: Tensor | None = None,
     ) -> Tensor:
         """Transform tokens [B, n, D], or packed [S, D] with `packing`.
 
-        `scale` are factors of what attention and MLP add: [2, B, 1, 1], or packed [2, S, 1].
+        `scale` are factors of what attention and MLP add: [2, B, 1, 1], or packed [2, S, 1];
+        `steps` forbid looking ahead, as for :func:`attend`.
         """
-        attended = self.attn(self.norm1(tokens), packing, rotation)
+        attended = self.attn(self.norm1(tokens), packing, rotation, steps)
         tokens = tokens + (attended if scale is None else scale[0] * attended)
         mapped = self.mlp(self.norm2(tokens))
         return tokens + (mapped if scale is None else scale[1] * mapped)

@@ -105,6 +105,13 @@ class EncoderConfig:
     """Channels of the input video."""
     input: InputConfig = field(default_factory=InputConfig)
     """How pixels become that input."""
+    cls: bool = False
+    """Whether a learnt token without a place goes along, [cls], which may sum a clip up (LeVJEPA).
+    Features are those of the other tokens, unless it is asked for."""
+    attention: Literal["full", "block_causal"] = "full"
+    """`block_causal`: a token attends to those of its own time step and of earlier ones, so that
+    the features of a frame do not depend on what comes later; [cls] comes after all of them: it
+    attends to every token, and none to it."""
     patch_init_std: _Positive = 0.02
     """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
     encoder's features mostly position; larger lets pixels lead the first targets, which a small

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from vjepa.models.attention import Block, init_layer
+from vjepa.models.attention import INIT_STD, Block, init_layer
 from vjepa.models.config import EncoderConfig
 from vjepa.models.embedding import (
     PatchEmbed,
@@ -19,7 +19,7 @@ from vjepa.models.embedding import (
 )
 from vjepa.models.given_table import rows_of_table
 from vjepa.models.modalities import ModalityPatchEmbed
-from vjepa.models.packing import Packing
+from vjepa.models.packing import Packing, time_steps, with_first
 from vjepa.models.preprocess import check_video, normalise_clip
 from vjepa.models.rotary import Rotation, rotation
 
@@ -32,6 +32,8 @@ class Encoder(nn.Module):
     pos_embed: Tensor
     """Fixed position code, float32 [1, N, D]; a buffer that is saved only where it was `given`.
     None where positions are rotary."""
+    cls_token: nn.Parameter | None
+    """Learnt, float32 [1, 1, D]."""
     preprocess: Callable[..., Tensor]
     """Videos -> normalised input; set by :func:`vjepa.load_encoder`."""
 
@@ -47,6 +49,8 @@ class Encoder(nn.Module):
         self.level_norms = nn.ModuleDict(
             {str(level): nn.LayerNorm(config.width, eps=NORM_EPS) for level in config.levels[:-1]}
         )
+        cls = nn.Parameter(torch.empty(1, 1, config.width)) if config.cls else None
+        self.register_parameter("cls_token", cls)
         self.register_buffer("pos_embed", None, persistent=config.is_given)
         self.init_weights()
 
@@ -57,6 +61,8 @@ class Encoder(nn.Module):
         """
         self.apply(init_layer)
         self.patch_embed.init_weights(self.config.patch_init_std)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=INIT_STD)
         self.reset_position_code()
 
     def reset_position_code(self) -> None:
@@ -86,7 +92,7 @@ class Encoder(nn.Module):
         with torch.device("meta"):
             other = Encoder(config)
         other.patch_embed, other.blocks, other.norm = self.patch_embed, self.blocks, self.norm
-        other.level_norms = self.level_norms
+        other.level_norms, other.cls_token = self.level_norms, self.cls_token
         if config.is_given:
             other.pos_embed = self._code_of(config.grid)
         other.reset_position_code()
@@ -105,6 +111,7 @@ class Encoder(nn.Module):
         layers: Sequence[int] | None = None,
         branch_scale: Tensor | None = None,
         final_norm: bool = True,
+        with_cls: bool = False,
     ) -> Tensor | list[Tensor]:
         """Encode clips.
 
@@ -121,6 +128,8 @@ class Encoder(nn.Module):
             branch_scale: float [depth, 2, B], factors of what each block's attention and MLP add to
                 each clip: drop path, drawn by whoever trains (:func:`vjepa.tasks.drop_path`).
             final_norm: False leaves the final norm out.
+            with_cls: Put the [cls] token's features before the others': [B, 1 + N, D]. Needs a
+                model with that token, and equally many tokens in each clip.
 
         Returns:
             float [B, N, D] or [B, K, D] or packed [S, D], after the final norm; with `layers` a
@@ -130,7 +139,21 @@ class Encoder(nn.Module):
             ValueError: The video is not whole patches, or an argument does not fit. On the CPU, in
                 evaluation mode, values are looked at as well: not finite, or not normalised.
         """
+        if with_cls and (self.cls_token is None or offsets is not None):
+            said = "packed tokens have" if offsets is not None else "this model has"
+            raise ValueError(f"with_cls: {said} none; leave it out, or build one with cls: true")
         tokens, packing, rotated = self._embed(video, token_indices, offsets)
+        grid, join, steps = self.patch_embed.grid(video.shape), None, None
+        if self.config.attention == "block_causal":
+            steps = time_steps(grid, token_indices, tokens.device)
+        if self.cls_token is not None and (steps is None or with_cls):  # else no token sees it
+            given = tokens, packing, rotated, steps
+            join, tokens, packing, rotated, steps = with_first(self.cls_token, *given, grid[0])
+
+        def features(tokens: Tensor, norm: nn.Module) -> Tensor:
+            tokens = tokens if join is None or with_cls else join.targets(tokens)
+            return norm(tokens) if final_norm else tokens
+
         scales: Sequence[Tensor | None] = [None] * len(self.blocks)
         if branch_scale is not None and packing is None:
             scales = branch_scale[..., None, None].unbind()
@@ -138,19 +161,19 @@ class Encoder(nn.Module):
             scales = branch_scale[:, :, packing.clip_index, None].unbind()
         if layers is None:
             for block, scale in zip(self.blocks, scales, strict=True):
-                tokens = block(tokens, packing, rotated, scale)
-            return self.norm(tokens) if final_norm else tokens
+                tokens = block(tokens, packing, rotated, scale, steps)
+            return features(tokens, self.norm)
         possible = self.config.levels or range(len(self.blocks))
         if not layers or not set(layers) <= set(possible):
             named = ", ".join(map(str, self.config.levels)) or f"0 .. {len(self.blocks) - 1}"
             raise ValueError(f"layers: {list(layers)} must be among {named}")
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks[: max(layers) + 1]):
-            tokens = block(tokens, packing, rotated, scales[index])
+            tokens = block(tokens, packing, rotated, scales[index], steps)
             if index in layers:
                 own = str(index) in self.level_norms
                 norm = self.level_norms[str(index)] if own else self.norm
-                outputs[index] = norm(tokens) if final_norm else tokens
+                outputs[index] = features(tokens, norm)
         return [outputs[index] for index in layers]
 
     def _embed(

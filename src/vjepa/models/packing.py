@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vjepa.models.preprocess import may_look
+from vjepa.models.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,15 @@ class Packing:
         return Packing(offsets, clip_index, max_length)
 
 
-def attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+def not_later(steps: Tensor) -> Tensor:
+    """Which tokens a token may attend to: int64 [n] -> bool [n, n], or [B, n] -> [B, 1, n, n]."""
+    allowed = steps[..., :, None] >= steps[..., None, :]
+    return allowed if steps.ndim == 1 else allowed[:, None]
+
+
+def attend_padded(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, steps: Tensor | None = None
+) -> Tensor:
     """The packed case by padding every clip to the longest one and hiding the padding."""
     lengths, clip = packing.offsets.diff(), packing.clip_index
     if lengths.device.type == "cpu":
@@ -61,7 +70,11 @@ def attend_padded(q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
     ]
     # An empty clip has nothing to attend to: one zero key keeps its rows finite, nobody reads them.
     visible = torch.arange(longest, device=clip.device) < lengths.clamp(min=1)[:, None]
-    out = F.scaled_dot_product_attention(*padded, attn_mask=visible[:, None, None, :])
+    mask = visible[:, None, None, :]
+    if steps is not None:  # padding stands last, so that its own rows, which nobody reads, see some
+        last = steps.new_full((count * longest,), torch.iinfo(steps.dtype).max)
+        mask = mask & not_later(last.index_copy_(0, rows, steps).view(count, longest))
+    out = F.scaled_dot_product_attention(*padded, attn_mask=mask)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
 
 
@@ -119,3 +132,46 @@ class Joined:
         if self.packing is None:
             return tokens[:, self._num_context :]
         return tokens.index_select(0, self._target_places)
+
+
+def time_steps(
+    grid: tuple[int, int, int], token_indices: Tensor | None, device: torch.device
+) -> Tensor:
+    """The time step of all tokens of a grid (t, h, w), int64 [N], or of those that are named."""
+    t, h, w = grid
+    places = torch.arange(t * h * w, device=device) if token_indices is None else token_indices
+    return places // (h * w)
+
+
+def with_first(
+    first: Tensor,
+    tokens: Tensor,
+    packing: Packing | None,
+    rotated: Rotation | None,
+    steps: Tensor | None,
+    last_step: int,
+) -> tuple[Joined, Tensor, Packing | None, Rotation | None, Tensor | None]:
+    """A token [1, 1, D], such as [cls], before each clip's, and all that belongs to them with it.
+
+    It is not rotated, and its time step is one after the last. Tokens are [B, n, D], or packed.
+    """
+    offsets = None if packing is None else packing.offsets
+    count = len(tokens) if offsets is None else len(offsets) - 1
+    first, one_each, longest = first.to(tokens.dtype).expand(count, 1, -1), None, 0
+    if packing is not None:
+        first = first[:, 0]
+        one_each = torch.arange(count + 1, device=tokens.device)
+        longest = packing.max_length + 1
+    join = Joined(first[..., 0], tokens[..., 0], one_each, offsets, longest)
+
+    def joined(values: Tensor, value: float, trailing: int) -> Tensor:
+        """A value for the first before those of the tokens, [.., n, and so many dimensions]."""
+        if packing is not None:
+            return join.joined(values.new_full((count, *values.shape[1:]), value), values)
+        axis = values.ndim - 1 - trailing
+        return torch.cat([torch.full_like(values.narrow(axis, 0, 1), value), values], axis)
+
+    if rotated is not None:
+        rotated = Rotation(joined(rotated.cos, 1.0, 3), joined(rotated.sin, 0.0, 3))
+    steps = None if steps is None else joined(steps, last_step, 0)
+    return join, join.joined(first, tokens), join.packing, rotated, steps

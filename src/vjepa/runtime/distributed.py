@@ -174,6 +174,13 @@ class ProcessGroup(World):
             dist.all_reduce(values)
         return values
 
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes, whose gradient is that of this process's summand."""
+        if self.size == 1:
+            return values
+        own = values.detach()
+        return values + (self.sum_(own.clone()) - own)
+
     def send_(self, values: torch.Tensor, source: int) -> torch.Tensor:
         """Replace a tensor in all processes by that of one of them, on its device."""
         if self.size > 1:

@@ -1,7 +1,7 @@
 """What is trained: a batch in, a loss out.
 
-Feature prediction (the paper's section 3), pixel prediction (its Table 1), classification (frozen
-evaluation), fine-tuning, detection, decoding of predictions (section 6), and the health of
+Feature prediction (the paper's section 3), pixel prediction (its Table 1), LeVJEPA, classification
+(frozen evaluation), fine-tuning, detection, decoding of predictions (section 6), and the health of
 self-supervised training.
 """
 
@@ -12,6 +12,7 @@ from vjepa.tasks.detection import Detection
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.fine_tuning import FineTuning, MixConfig, drop_path, layer_scale
 from vjepa.tasks.health import collapse_alarm
+from vjepa.tasks.levjepa import LeVJEPA, LeVJEPAConfig
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction
 from vjepa.tasks.pixel_prediction import PixelPrediction
 from vjepa.tasks.task import Output, Task, slice_of_part
@@ -24,6 +25,8 @@ __all__ = [
     "Detection",
     "FeaturePrediction",
     "FineTuning",
+    "LeVJEPA",
+    "LeVJEPAConfig",
     "MaskedPrediction",
     "MixConfig",
     "Output",

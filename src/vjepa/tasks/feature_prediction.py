@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, Predictor
+from vjepa.runtime.device import to_device
 from vjepa.tasks.health import (
     mask_counts,
     parameter_distance,
@@ -18,6 +20,7 @@ from vjepa.tasks.health import (
     spread,
 )
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction, normalise_features
+from vjepa.tasks.sigreg import NUM_DIRECTIONS, SketchedBatchSize, draw_directions, sigreg
 from vjepa.tasks.task import Output
 
 _VARIANCE_EPS = 1e-4
@@ -39,7 +42,9 @@ class FeaturePrediction(MaskedPrediction):
 
     A penalty on predictions that hardly vary over a clip's masked tokens, the mean over clips and
     features of relu(1 - standard deviation), is added with the weight `variance_coefficient`; the
-    authors' code has it with weight 0.
+    authors' code has it with weight 0. With a `sigreg_coefficient` so is SIGReg, the distance of
+    the context tokens' features, over the batch, from Gaussian ones (:mod:`vjepa.tasks.sigreg`), in
+    directions that follow from the `seed` and the step.
 
     With a `teacher`, an encoder that was trained before, perhaps another width, its features are
     the targets, and nothing follows anything (SALT, arXiv 2509.24317): they cannot collapse, and
@@ -54,6 +59,8 @@ class FeaturePrediction(MaskedPrediction):
         sampler: MaskSampler | None = None,
         batch_size: int = 0,
         teacher: Encoder | None = None,
+        sigreg_coefficient: float = 0.0,
+        seed: int = 0,
     ) -> None:
         predictor = model.predictor
         if teacher is not None:
@@ -76,6 +83,8 @@ class FeaturePrediction(MaskedPrediction):
             self.teacher = teacher.requires_grad_(requires_grad=False)
         self._exponent = loss_exponent
         self._variance_coefficient = variance_coefficient
+        self._sigreg_coefficient, self._seed = sigreg_coefficient, seed
+        self.compares_samples = sigreg_coefficient > 0
 
     @property
     def encoder_for_evaluation(self) -> Encoder:
@@ -86,15 +95,25 @@ class FeaturePrediction(MaskedPrediction):
         """The target encoder follows the encoder, unless there is a teacher."""
         return [] if self._has_teacher else [(self.encoder, self.target_encoder)]
 
+    def inputs(self, batch: Any, part: int, parts: int) -> tuple[Any, ...]:
+        """As of every masked prediction; with SIGReg the size has its directions."""
+        clips, masks, size = super().inputs(batch, part, parts)
+        if self._sigreg_coefficient:
+            width = self.config.encoder.width
+            drawn = draw_directions(NUM_DIRECTIONS, width, self._seed, batch.step)
+            size = SketchedBatchSize(size.clips, size.targets, to_device(drawn, self.device))
+        return clips, masks, size
+
     def forward(
         self, clips: Tensor, masks: Sequence[TokenMasks], size: BatchSize | None = None
     ) -> Output:
-        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...) and the penalty."""
+        """The loss, and as terms that of each mask kind (``loss/mask_0``, ...) and penalties."""
         size = size or BatchSize.of(masks)
         targets = self.targets(clips)
-        losses, penalties = [], []
+        losses, penalties, distances = [], [], []
         for kind, mask in enumerate(masks):
-            predicted = self.predict(self.encode(clips, mask), mask, kind)
+            context = self.encode(clips, mask)
+            predicted = self.predict(context, mask, kind)
             error = (predicted - mask.gather_target(targets)).abs()
             if self._exponent != 1:
                 error = error**self._exponent / self._exponent
@@ -102,12 +121,19 @@ class FeaturePrediction(MaskedPrediction):
             if self._variance_coefficient:
                 lacking = lacking_variance(predicted, mask)
                 penalties.append(lacking.sum() / (size.clips * lacking.shape[-1]))
+            if isinstance(size, SketchedBatchSize):
+                tokens = context.flatten(0, -2)
+                distances.append(sigreg(tokens, size.directions, self.group))
         loss = torch.stack(losses).mean()
         terms = {f"loss/mask_{kind}": part.detach() for kind, part in enumerate(losses)}
         if penalties:
             penalty = torch.stack(penalties).mean()
             loss = loss + self._variance_coefficient * penalty
             terms["variance_penalty"] = penalty.detach()
+        if distances:
+            distance = torch.stack(distances).mean()
+            loss = loss + self._sigreg_coefficient * distance
+            terms["sigreg"] = distance.detach()
         return Output(loss, terms)
 
     @torch.no_grad()

@@ -27,18 +27,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa.masking import TokenMasks
+from vjepa.runtime.device import to_device
+from vjepa.runtime.distributed import ProcessGroup
 
 _TINY = 1e-12
 _LARGEST_FALL = 0.5
 _HIGH_COSINE = 0.95
 _COSINE_RISE = 0.1
 _POOR_STD, _POOR_RANK = 0.5, 5.0  # of targets that are nearly the same for all clips and places
+
+
+def first_clips(batch: Any, count: int, device: torch.device, group: ProcessGroup) -> Tensor:
+    """The first `count` clips of the whole batch, uint8 [count, C, T, H, W], in every process."""
+    held, clips = len(batch.clips), []
+    for rank in range(-(-count // held)):  # the processes that hold them send them to all
+        # A clone, since the others' clips are written into what is sent.
+        own = to_device(batch.clips[: min(held, count - rank * held)].clone(), device)
+        clips.append(group.send_(own, rank))
+    return torch.cat(clips)
 
 
 def spread(features: Tensor) -> Tensor:

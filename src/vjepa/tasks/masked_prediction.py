@@ -16,7 +16,7 @@ from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import Encoder, ModelConfig, Predictor, normalise_clip
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.tasks.health import collapse_alarm
+from vjepa.tasks.health import collapse_alarm, first_clips
 from vjepa.tasks.task import Output, Task, slice_of_part
 
 TARGET_NORM_EPS = 1e-5
@@ -147,13 +147,9 @@ class MaskedPrediction(Task):
         count = min(count, size)
         drawn = count if sampler.counts is not None else size
         masks = sampler.sample(batch.step * size + np.arange(drawn), batch.step)
-        held, clips = len(batch.clips), []
-        for rank in range(-(-count // held)):  # the processes that hold them send them to all
-            # A clone, since the others' clips are written into what is sent.
-            own = to_device(batch.clips[: min(held, count - rank * held)].clone(), self.device)
-            clips.append(group.send_(own, rank))
+        clips = first_clips(batch, count, self.device, group)
         first = on_device([kind.slice(0, count) for kind in masks], self.device)
-        return self.health_of(self._normalised(torch.cat(clips)), first)
+        return self.health_of(self._normalised(clips), first)
 
     @abstractmethod
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:

@@ -37,6 +37,10 @@ class Task(nn.Module, ABC):
 
     has_unused = False
     """Some trained parameters never take part in the loss."""
+    compares_samples = False
+    """The loss compares a whole batch: processes talk in ``forward``, and no part can be alone."""
+    group = ProcessGroup()
+    """The processes that train together; whoever trains sets it."""
 
     @property
     def device(self) -> torch.device:

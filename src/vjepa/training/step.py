@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from vjepa.errors import UserError
 from vjepa.runtime.device import DeviceSetup, checkpoint_blocks, compile_blocks, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import set_num_threads
@@ -71,6 +72,12 @@ def build_learner(
     set_num_threads(training.num_threads)
     setup = set_up_device(training.device, training.precision)
     task.to(setup.device)
+    task.group = group
+    if task.compares_samples and optim.accumulation_steps > 1:
+        raise UserError(
+            f"optim.accumulation_steps: {optim.accumulation_steps}, but {type(task).__name__} "
+            "compares the clips of a whole batch: use 1, and smaller batches or more processes"
+        )
     trained = task.trainable()
     if training.activation_checkpointing:
         checkpoint_blocks(trained.values())
