@@ -23,6 +23,7 @@ from vjepa.data.clips.plan import ClipPlan
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
+from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
 
 _SETTINGS = (
@@ -181,7 +182,11 @@ def test_encoder_and_head_together_and_resumed(
         with pytest.raises(RuntimeError, match="power"):
             _train(boxes, tmp_path / "parts", *more)
     assert _train(boxes, tmp_path / "parts", *more, "--seed=1") == 2
+    assert status_of(read_run(tmp_path / "parts")).state.startswith("ended: process 0: ends with")
     assert _train(boxes, tmp_path / "parts", *more) == 0
+    state = read_run(tmp_path / "parts")
+    assert status_of(state).state == "done: all updates are done and measured"
+    assert state.steps_done == state.steps_total
     whole, parts = (
         load_file(tmp_path / name / "detector.safetensors") for name in ("whole", "parts")
     )

@@ -370,6 +370,8 @@ def show_run(folder: Path, out: Path) -> list[str]:
         Figure(str(status.skipped), "updates skipped"),
     ]
     sections = [Section("Curves", blocks=run_charts({folder.name: state}))]
+    if state.result is not None:
+        sections.insert(0, Section("Result", blocks=[Text(state.result, preformatted=True)]))
     if status.ranks:
         slow = [Text(f"Process {text.removeprefix('process ')}.") for text in status.stragglers]
         blocks = [rank_table(status), *slow, *rank_charts(state)]

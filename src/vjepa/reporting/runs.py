@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_json, step_folders
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.charts import MAX_LINES, Line, line_chart
@@ -41,8 +41,17 @@ _RANK_COLUMNS: Mapping[str, tuple[str, str]] = {
 _CURVES: tuple[tuple[str, str, str, str], ...] = (
     (
         *("train", "loss", "loss"),
-        "The loss: how far predictions are from the features of what was hidden. It may rise while"
-        " all goes well, since the features get richer. Judge by the other curves.",
+        "The loss. In pretraining it says how far predictions are from the features of what was"
+        " hidden, and may rise while all goes well, since the features get richer: judge by the"
+        " other curves.",
+    ),
+    (
+        *("evaluation", "validation/top1", "top-1 share"),
+        "Share of the validation videos that are named rightly, by their centre clips.",
+    ),
+    (
+        *("train", "top1", "top-1 share"),
+        "Share of the training clips that are named rightly, as they are augmented and mixed.",
     ),
     (
         *("evaluation", "online_probe/top1", "top-1 share"),
@@ -93,6 +102,10 @@ class RunState:
     """Of `bad_videos.jsonl`."""
     seconds_since_write: float | None
     """Age of the newest metric line; None without metrics."""
+    planned: int | None = None
+    """Steps in all, as the newest checkpoint says: where the config names passes over the data."""
+    result: str | None = None
+    """Text of `result.md`, which a job writes that measures what it has trained."""
 
     @property
     def steps_done(self) -> int:
@@ -101,9 +114,9 @@ class RunState:
 
     @property
     def steps_total(self) -> int | None:
-        """Steps that the config asks for; None where it does not say."""
+        """Steps that the run is to make in all; None where nothing says it yet."""
         steps = self.config.get("optim", {}).get("steps")
-        return int(steps) if steps is not None else None
+        return int(steps) if steps is not None else self.planned
 
     def of_kind(self, kind: str) -> list[MetricRecord]:
         """The records of one kind, in order."""
@@ -132,13 +145,18 @@ def read_run(folder: Path) -> RunState:
     if not config.is_file():
         raise UserError(f"{folder}: no run folder, it has no config.yaml; name the --out of a run")
     entries = [entry for _, entry in read_json_lines(bad)] if bad.is_file() else []
+    checkpoints, result = step_folders(folder / CHECKPOINTS_FOLDER), folder / "result.md"
+    about = [path / CONFIG_FILE for path in checkpoints.values()][-1:]
+    newest = read_json(about[0]) if about and about[0].is_file() else {}
     return RunState(
         folder=folder,
         config=parse_yaml(config.read_text(encoding="utf-8"), str(config)),
         records=read_metrics(metrics) if metrics.is_file() else [],
-        checkpoints=list(step_folders(folder / CHECKPOINTS_FOLDER)),
+        checkpoints=list(checkpoints),
         bad_videos=[entry for entry in entries if entry and isinstance(entry.get("path"), str)],
         seconds_since_write=time.time() - metrics.stat().st_mtime if metrics.is_file() else None,
+        planned=newest.get("steps"),
+        result=result.read_text(encoding="utf-8") if result.is_file() else None,
     )
 
 
@@ -247,7 +265,7 @@ def status_of(run: RunState) -> RunStatus:
         )
         if most is not None and done >= 60 * most
     ]
-    is_done = has_all or bool(over)
+    is_done = has_all or bool(over) or run.result is not None
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
         left = (run.steps_total - run.steps_done) / rate
@@ -257,7 +275,9 @@ def status_of(run: RunState) -> RunStatus:
     if pid is not None:
         state = _running(run, pid, train)
     else:
-        why = "all updates are done" if has_all else "".join(over[:1])
+        measured = "" if run.result is None else " and measured"
+        is_whole = has_all or not over
+        why = f"all updates are done{measured}" if is_whole else over[0] + measured
         state = f"done: {why}" if is_done else _why(run.folder)
     log = _log_lines(run.folder / "logs" / "rank_000.log")
     starts = sum(bool(_STARTED.search(line)) for line in log)

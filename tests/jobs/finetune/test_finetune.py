@@ -93,6 +93,29 @@ def test_resumed_and_accumulated_runs_are_the_same(run: Path, recipe: Path, tmp_
     _assert_close(weights(parts, 2), weights(tmp_path / "one", 2))
 
 
+def test_compiled_blocks_in_bfloat16_train_the_same(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for a GPU, drop path and layer-wise rates included, but run without a compiler."""
+    compiled, traced = torch.nn.Module.compile, list[torch.nn.Module]()
+
+    def trace(module: torch.nn.Module) -> None:
+        traced.append(module)
+        compiled(module, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    options = ("--training.precision", "bfloat16", "--trained.drop_path", 0.5, "--optim.steps", 3)
+    for name, compile_it in (("plain", "false"), ("compiled", "true")):
+        asked = ("--training.compile", compile_it)
+        assert _finetune(recipe, tmp_path / name, *options, *asked) == 0
+    assert traced
+    plain, ours = (metrics(tmp_path / name) for name in ("plain", "compiled"))
+    for mine, other in zip(ours, plain, strict=True):
+        for key in ("loss", "grad_norm/encoder", "grad_norm/head"):
+            assert mine[key] == pytest.approx(other[key], rel=0.02, abs=1e-6), key
+    assert (tmp_path / "compiled" / "result.json").is_file()
+
+
 def _assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     for name, value in theirs.items():
         if not name.endswith("qkv.bias"):  # the keys' part has no gradient but rounding noise

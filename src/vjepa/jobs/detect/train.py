@@ -38,6 +38,7 @@ from vjepa.jobs.detect.detector import (
     result_json,
     test_rows,
 )
+from vjepa.jobs.pretrain import LOG_FOLDER
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
@@ -51,7 +52,7 @@ from vjepa.models import Encoder, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
-from vjepa.runtime.logging import MetricLog
+from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import Detection
 from vjepa.training import OptimConfig, Trainer, TrainingResult
@@ -105,16 +106,19 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
                     )
 
         group.on_main(claim)
-        return _train(config, out, group)
+        return _train(config, out, group, stack)
 
 
-def _train(config: DetectConfig, out: Path, group: ProcessGroup) -> TrainedDetector:
+def _train(
+    config: DetectConfig, out: Path, group: ProcessGroup, stack: ExitStack
+) -> TrainedDetector:
     times = [time.perf_counter()]
     set_num_threads(config.training.num_threads)
     given, (config, frozen, data, test) = config, _open(config)
     rows = training_rows(config, data)
     _check_batch(config, data, rows, group)
     group.on_main(lambda: begin_folder(out, JOB, given))
+    stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
     settings = _settings(config)
     times.append(time.perf_counter())
     passes = ()
@@ -326,7 +330,8 @@ def _trainer(
     group: ProcessGroup,
 ) -> Trainer:
     optim, sizes = config.optim, frozen.identity.config
-    about: dict[str, Any] = {"objective": "detection", "run": to_dict(config)}
+    steps, warmup = batches.steps_for(optim.epochs), 0
+    about: dict[str, Any] = {"objective": "detection", "run": to_dict(config), "steps": steps}
     encoder, how = None, config.end_to_end
     if how is not None:
         assert isinstance(frozen.encoder, Encoder)
@@ -341,7 +346,6 @@ def _trainer(
         drop_path=0.0 if how is None else how.drop_path,
         layer_decay=1.0 if how is None else how.layer_decay,
     )
-    steps, warmup = batches.steps_for(optim.epochs), 0
     if optim.warmup_epochs:
         warmup = min(batches.steps_for(optim.warmup_epochs), steps)
     schedules = OptimConfig(
