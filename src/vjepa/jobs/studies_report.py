@@ -134,7 +134,9 @@ def write_report(name: str, grid: Grid, out: Path) -> tuple[Path, Path]:
     findings = Findings(grid, out)
     stem = f"{Path(name).stem}-{grid.scale}"
     sections = list(_sections(findings))
-    answer = _answer(findings)
+    answer = f"{_answer(findings)} What was run: {grid.plan.about}."
+    if grid.changes:
+        answer += f" Changed from that: {', '.join(grid.changes)}."
     seconds = sum(one.cpu_seconds for one in findings.done.values())
     figures = [
         html.Figure(f"{len(findings.done)} of {len(grid.jobs)}", "jobs done"),
@@ -168,8 +170,8 @@ def _answer(findings: Findings) -> str:
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
     chains = "; ".join(" above ".join(chain) for chain in study.order)
     return (
-        f"{study.question} The paper finds {chains}. Here, of {len(found)} such comparisons at this"
-        f" scale: {said}."
+        f"{study.question} The paper finds {chains}. Comparisons of that kind here, at scale "
+        f"{findings.grid.scale}: {said}."
     )
 
 
@@ -191,9 +193,8 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield _cost_section(findings)
     if lines := list(_open_lines(findings)):
         yield Section("What is missing", blocks=[Table(["what", "why"], lines)])
-    changed = "\n".join(grid.changes)
-    text = (f"changed by --set:\n{changed}\n\n" if changed else "") + _declaration(grid)
-    yield Section("The grid as declared", blocks=[Text(text, preformatted=True)], folded=True)
+    declared = Text(_declaration(grid), preformatted=True)
+    yield Section("The grid as declared", blocks=[declared], folded=True)
 
 
 def _scores_section(findings: Findings) -> Section:
@@ -395,7 +396,7 @@ def _open_lines(findings: Findings) -> Iterator[list[str]]:
         log, why = findings.folder(job.id).with_suffix(".log"), "not run yet"
         if log.is_file():
             said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            why = f"begun; its log ends with: {said[-1] if said else ''}"
+            why = f"begun; its log ends with: {said[-1] if said else '(nothing)'}"
         yield [job.what, why]
     if len(to_do) > 20:
         yield [f"and {len(to_do) - 20} more jobs", "not run yet"]
@@ -429,5 +430,5 @@ def _markdown(report: html.Report, page: str) -> str:
             else:
                 drawn += 1
         if drawn:
-            lines += [f"({drawn} drawings: [{page}]({page}))", ""]
+            lines += [f"Drawings here, in [{page}]({page}): {drawn}", ""]
     return "\n".join(lines)

@@ -140,6 +140,7 @@ def cost_lines(grid: Grid, out: Path, at_once: int) -> list[str]:
         f"{format_seconds(max(seconds / at_once, longest))}, {at_once} at once "
         f"({format_seconds(seconds)} of {'a core' if grid.scale == 'cpu' else 'a GPU'})",
     ]
+    lines += [f"changed: {change}" for change in grid.changes]
     return lines + [f"left out: {what}: {why}" for what, why in grid.missing.items()]
 
 
@@ -225,6 +226,7 @@ class _Runner:
                 path = _place(one.job, self.out).with_suffix(".json")
                 atomic_write(path, json.dumps(record, indent=1) + "\n")
                 self.outcome.done.append(one.job.id)
+                self.expected = expected_seconds(self.grid, self.out)
             elif self.outcome.stopped is None:
                 log = _place(one.job, self.out).with_suffix(".log")
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -274,7 +276,8 @@ def run(grid: Grid, out: Path, slots: Sequence[Mapping[str, str]]) -> Outcome:
                 if not received:
                     runner.start_ready()
                 runner.collect()
-                progress.update(round(runner.seconds_done()), runner.note)
+                total = max(1, round(sum(runner.expected.values())))
+                progress.update(round(runner.seconds_done()), runner.note, total)
                 if runner.running:
                     time.sleep(_POLL_SECONDS)
         finally:

@@ -196,7 +196,7 @@ def estimate_chart(
         label.set_color(_INK)
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
     axes.tick_params(axis="y", pad=250)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.margins(x=0.12)
     return _svg(figure)
