@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -35,14 +36,15 @@ class Sessions:
 
     def __init__(self, root: Path, examples: Mapping[str, Path]) -> None:
         """Keep everything below `root`."""
-        self._root, self._open = root, dict[str, Session]()
+        self._root, self._open, self._lock = root, dict[str, Session](), threading.Lock()
         self.examples = examples
 
     def of(self, key: str) -> Session:
         """The session of a tab, begun if it is new."""
-        if key not in self._open:
-            self._open[key] = Session(Path(tempfile.mkdtemp(prefix="tab-", dir=self._root)))
-        return self._open[key]
+        with self._lock:  # the first events of a tab may come at once
+            if key not in self._open:
+                self._open[key] = Session(Path(tempfile.mkdtemp(prefix="tab-", dir=self._root)))
+            return self._open[key]
 
     def end(self, key: str) -> None:
         """A tab was closed: stop its work and remove its files."""

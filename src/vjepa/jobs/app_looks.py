@@ -19,10 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.checkpoint import AnyEncoder, locate
-from vjepa.data.clips.dataset import load_clip
-from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.windows import WindowConfig
-from vjepa.data.video.info import VideoInfo
+from vjepa.data.clips.plan import ClipConfig, indices_from
+from vjepa.data.clips.source import VideoSource
+from vjepa.data.video.decode import decode_clip as read_clip
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, open_model, write_samples
@@ -57,9 +57,10 @@ TRAINED, UNTRAINED = "demo", "untrained"
 SIDE, CURVE_PIXELS = 512, 990
 """Of the picture that is clicked at, and the width of the curve."""
 _SMALL, _KEPT_FILES, _PEAKS, _ANSWERS = 192, 60, 3, 5
-_STILL = 128
+_STILL, _ANY_LENGTH = 128, 1 << 40
 """Frames of stills are small: on a phone their words have to be read."""
 
+STOPPED = "stopped at your request"
 Hide = Literal["as in its training", "what comes next", "a box"]
 Watch = Callable[[int, int], None]
 """Called with (done, in all); raises UserError where the user has stopped the work."""
@@ -97,7 +98,7 @@ class Session:
 
         def watch(done: int, total: int) -> None:
             if self.stops != before:
-                raise UserError("stopped at your request")
+                raise UserError(STOPPED)
             if progress is not None:
                 progress(done, total)
 
@@ -182,24 +183,27 @@ def cut_clip(
     A video that is too short repeats its last frame, and the note says so; or UserError, if the
     clip has to be `whole`.
     """
-    note, length, begin = "", clip.num_frames, None
-    how = WindowConfig().spaced_as(clip)
-    if info.kind == "image":
-        note = "a still picture, the same in every frame"
-    else:
-        step = how.stride / info.fps if how.stride else 1.0 / (how.fps or 1.0)
-        latest = (info.num_frames - 1) / info.fps - (length - 1) * step
-        if latest < -0.5 * step:
-            note = (
-                f"too short for this model: {info.num_frames} frames, and a clip takes {length} "
-                f"over {(length - 1) * step:.2f} s"
-            )
-        begin = float(np.clip(start, 0.0, max(0.0, latest)))
-    if note and whole:
-        raise UserError(f"{note}: nothing to predict; give a longer video")
-    found = load_clip(info.path, length, how.stride, begin, how.fps)
-    frames = found.frames.permute(0, 2, 3, 1).contiguous().numpy()
-    return frames, found.times, note and f"{note}: the last frame is repeated"
+    note, numbers = "", np.zeros(clip.num_frames, dtype=np.int64)
+    try:
+        if info.kind == "image":
+            note = "a still picture, the same in every frame"
+        else:
+            times = VideoSource(info).times if clip.is_by_time else None
+            span = int(indices_from(clip, _ANY_LENGTH, info.fps, 0.0)[-1])
+            latest = info.num_frames - 1 - span
+            if latest < 0:
+                note = (
+                    f"too short for this model: {info.num_frames} frames, and a clip takes "
+                    f"{clip.num_frames} over {span / info.fps:.2f} s"
+                )
+            begin = float(np.clip(start, 0.0, max(0, latest) / info.fps))
+            numbers = indices_from(clip, info.num_frames, info.fps, begin, times)
+        if note and whole:
+            raise UserError(f"{note}: nothing to predict; give a longer video")
+        found = read_clip(info, numbers)
+    except (DecodeError, ValueError) as error:
+        raise UserError(f"{Path(info.path).name}: {error}; give another file") from error
+    return found.frames, found.times, note and f"{note}: the last frame is repeated"
 
 
 def look_through(
@@ -394,8 +398,9 @@ def predictions(
     def look(opened: Opened, shot: Shot, _: NDArray[np.float64]) -> tuple[Rows, str]:
         rows: Rows = [("clip", shot.sharp)]
         errors = []
+        model = opened.predicting
         for kind, masks in enumerate(hidden_masks(opened, hide)):
-            found, mean = error_rows(opened.predicting, shot, masks, kind)
+            found, mean = error_rows(model, shot, masks, kind)
             name = _short(opened.name)
             rows += [found[1], *((f"{what}: {name}", error) for what, error in found[2:])]
             errors.append(f"{mean:.2f}")

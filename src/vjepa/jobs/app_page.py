@@ -132,7 +132,9 @@ class _Page:
             try:
                 return tuple(work(session, watch, *values))
             except UserError as error:
-                return *[None] * blanks, _said(f"error: {error}")
+                words = str(error)
+                words = words if words == looks.STOPPED else f"error: {words}"
+                return *[None] * blanks, _said(words)
 
         return handle
 
