@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from vjepa.evaluation.metrics import CalibrationBin
-from vjepa.reporting.charts import Line, draw_calibration, draw_confusion, line_chart
+from vjepa.reporting.charts import (
+    Estimate,
+    Line,
+    draw_calibration,
+    draw_confusion,
+    estimate_chart,
+    line_chart,
+)
 
 RANGES = [
     CalibrationBin(low=0.2, high=0.4, count=3, correct=0, confidence=0.3),
@@ -50,3 +57,15 @@ def test_a_chart_says_how_wide_it_was_drawn() -> None:
     drawn = line_chart([Line("loss", [0.0, 1.0], [1.0, 2.0])], x_label="update", y_label="loss")
     assert drawn.startswith('<svg viewBox="0 0 331')
     assert 'style="--width: 331px"' in drawn
+
+
+def test_a_narrow_chart_of_shares_holds_the_same_and_fits_a_phone() -> None:
+    shares = [Estimate("motion", "mine", 0.7, 0.6, 0.8), Estimate("motion", "other", 0.2, 0.1, 0.3)]
+    charts = [
+        estimate_chart(shares, x_label="right (%)", chance={"motion": 0.1}, narrow=narrow)
+        for narrow in (False, True)
+    ]
+    for chart in charts:
+        assert all(word in chart for word in (">motion<", "mine<", "other<", "70.0", "20.0"))
+    wide, narrow = (int(chart.split("--width: ")[1].split("px")[0]) for chart in charts)
+    assert narrow <= 330 < wide

@@ -222,8 +222,9 @@ def _claim_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         for encoder, (name, colour) in _ENCODERS.items()
         if (cell := rows.get(encoder))
     ]
+    told = {group: 1 / classes}
     chart = estimate_chart(
-        estimates, x_label="test clips named rightly (%)", chance={group: 1 / classes}
+        estimates, x_label="test clips named rightly (%)", chance=told, narrow=True
     )
     caption = "Dots: share of test clips named rightly. Bars: 95 % intervals. Dotted: chance."
     title = f"Which {label} is it? Learnt from {labels} labels"

@@ -165,18 +165,24 @@ def write_line_chart(
 
 
 def estimate_chart(
-    estimates: Sequence[Estimate], *, x_label: str, chance: dict[str, float] | None = None
+    estimates: Sequence[Estimate],
+    *,
+    x_label: str,
+    chance: dict[str, float] | None = None,
+    narrow: bool = False,
 ) -> str:
     """Measured shares as dots with interval bars, one row each, grouped: an SVG string.
 
     Estimates of one group are neighbours; its `chance` level is drawn as a short dashed line.
+    With `narrow` names stand above their rows, so that all of it is seen on a phone.
     """
     rows: list[Estimate | str] = []
     for estimate in estimates:
         if not rows or (isinstance(rows[-1], Estimate) and rows[-1].group != estimate.group):
             rows.append(estimate.group)
         rows.append(estimate)
-    figure = Figure(figsize=(8.2, 0.25 * len(rows) + 0.7), layout="constrained")
+    size = (4.5, 0.36 * len(rows) + 0.6) if narrow else (8.2, 0.25 * len(rows) + 0.7)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "x")
     for position, row in enumerate(rows):
@@ -191,12 +197,28 @@ def estimate_chart(
             level = 100 * chance[row.group]
             axes.plot([level] * 2, [position - 0.5, position + 0.5], ":", color=_MUTED, linewidth=1)
     names = [_words(row if isinstance(row, str) else f"    {row.label}") for row in rows]
-    axes.set_yticks(range(len(rows)), names, ha="left", fontsize=8.5)
-    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-        label.set_color(_INK)
-        label.set_fontweight("bold" if isinstance(row, str) else "normal")
-    axes.tick_params(axis="y", pad=250)
-    axes.set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
+    if narrow:
+        axes.set_yticks([])
+        axes.set_xlim(left=0)
+        for position, row in enumerate(rows):
+            bold = "bold" if isinstance(row, str) else "normal"
+            axes.annotate(
+                *(names[position].strip(), (0, position)),
+                xycoords=("axes fraction", "data"),
+                xytext=(3, 9),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                color=_INK,
+                fontweight=bold,
+            )
+    else:
+        axes.set_yticks(range(len(rows)), names, ha="left", fontsize=8.5)
+        for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+            label.set_color(_INK)
+            label.set_fontweight("bold" if isinstance(row, str) else "normal")
+        axes.tick_params(axis="y", pad=250)
+    axes.set_ylim(len(rows) - 0.5, -0.5 - 0.4 * narrow)  # the first row on top
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
     axes.margins(x=0.12)
     return _svg(figure)
