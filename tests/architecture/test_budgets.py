@@ -36,7 +36,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/probe": (1980, 47),
     "masking": (800, 16),
     "models": (2680, 65),
-    "reporting": (1010, 40),
+    "reporting": (1030, 40),
     "runtime": (2380, 55),
     "tasks": (1860, 44),
     "top level": (930, 27),
