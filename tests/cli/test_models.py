@@ -14,6 +14,7 @@ from tests.runtime.web import Web, serving
 
 from vjepa.checkpoint import catalogue
 from vjepa.checkpoint.catalogue import MODELS, downloaded
+from vjepa.checkpoint.load import read_sizes
 
 Run = Callable[..., Outcome]
 
@@ -176,9 +177,9 @@ def test_what_a_file_is(run: Run, golden_dir: Path) -> None:
 
 
 def test_a_name_of_the_authors_files_is_opened_where_it_was_put(
-    run: Run, cache: Path, golden_dir: Path, tmp_path: Path
+    run: Run, cache: Path, golden_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """V-JEPA's and V-JEPA 2's, by hand instead of over the network."""
+    """V-JEPA's and V-JEPA 2's, by hand instead of over the network; only if it is that model."""
     for name, file in (
         ("vjepa_vitl16", "pretrain_tiny.pth.tar"),
         ("vjepa2_vitl16", "vjepa2/v2_pretrain_tiny.pt"),
@@ -186,6 +187,10 @@ def test_a_name_of_the_authors_files_is_opened_where_it_was_put(
         place = cache / name / MODELS[name].url.rpartition("/")[2]
         place.parent.mkdir(parents=True)
         shutil.copy(next(golden_dir.rglob(Path(file).name)), place)
+        other = run("models", "check", name, "--num-heads", 2, code=2).err
+        assert f"and {MODELS[name].title} is 1024 wide, 24 blocks" in other
+        sizes = read_sizes(place, 2).encoder
+        monkeypatch.setitem(MODELS, name, replace(MODELS[name], encoder=sizes))
         said = run("models", "check", name, "--num-heads", 2).out
         assert str(place) in said
         assert "fits: an encoder of" in said

@@ -549,3 +549,15 @@ def require_named(held: Held, name: str) -> None:
             f"{held.source}: is {held.title} ({held.encoder.width} wide, {held.encoder.depth} "
             f"blocks, patch {held.encoder.patch_size}), not {known.title}; download {name} again"
         )
+
+
+def require_sizes(held: Held, name: str) -> None:
+    """Refuse a file of V-JEPA that was asked for by the name of one of another size or version."""
+    own, known = held.encoder, MODELS[name]
+    wanted = known.encoder
+    if (own.width, own.depth, own.position) != (wanted.width, wanted.depth, wanted.position):
+        raise UserError(
+            f"{held.source}: is {own.width} wide, {own.depth} blocks, positions {own.position}, "
+            f"and {known.title} is {wanted.width} wide, {wanted.depth} blocks, positions "
+            f"{wanted.position}; download {name} again, or give the file's path"
+        )

@@ -34,7 +34,7 @@ from vjepa.checkpoint.folder import (
     shipped_names,
 )
 from vjepa.checkpoint.foreign import open_foreign
-from vjepa.checkpoint.foreign_models import require_named
+from vjepa.checkpoint.foreign_models import require_named, require_sizes
 from vjepa.checkpoint.huggingface import MODEL_TYPE, open_hub, require_hub_model, write_hub
 from vjepa.checkpoint.inference import buildable
 from vjepa.checkpoint.released import (
@@ -161,7 +161,10 @@ def _open(path: str | Path, asked: Asked) -> Held:
     if _is_ours(path):
         require_unasked(asked, Path(path))
         return open_folder(find_checkpoint(Path(path)), asked.which, asked.num_heads)
-    return open_released(locate(path), asked)
+    held = open_released(locate(path), asked)
+    if str(path) in MODELS and not Path(path).exists():  # else it is a file of that name
+        require_sizes(held, str(path))
+    return held
 
 
 def is_hub(path: str | Path) -> bool:
