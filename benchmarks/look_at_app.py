@@ -115,15 +115,19 @@ class Page:
         return self.wait(f"{every}.includes({json.dumps(text)})", seconds)
 
     def tab(self, name: str) -> None:
+        """Open a tab; on a phone the last ones are in a menu."""
         self.js(
-            "[...document.querySelectorAll('button[role=tab]')]"
-            f".find(e => e.innerText.trim() === {json.dumps(name)}).click()"
+            "(() => { const named = what => [...document.querySelectorAll(what)]"
+            f".find(e => e.innerText.trim() === {json.dumps(name)} && e.offsetParent);"
+            " const tab = named('button[role=tab]'); if (tab) return tab.click();"
+            " document.querySelector('.overflow-menu > button').click();"
+            " setTimeout(() => named('.overflow-dropdown button').click(), 300) })()"
         )
-        time.sleep(0.5)
+        time.sleep(0.8)
 
     def press(self, name: str) -> None:
         self.js(
-            "[...document.querySelectorAll('button')]"
+            "[...document.querySelectorAll('button:not([role=tab])')]"
             f".find(e => e.innerText.trim() === {json.dumps(name)} && e.offsetParent).click()"
         )
 
