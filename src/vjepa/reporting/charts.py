@@ -148,8 +148,8 @@ def write_line_chart(
 
     Returned is what x the left and the right edge of the picture would have.
     """
-    figure = Figure(figsize=(9.0, 3.0))
-    axes = figure.add_axes((0.08, 0.17, 0.90, 0.78))
+    figure = Figure(figsize=(6.0, 2.4))  # small, so that its words are large on a phone
+    axes = figure.add_axes((0.11, 0.22, 0.87, 0.74))
     _style(axes, "y", _MIDDLE, "#88888866")
     for line, colour in zip(lines, _ON_ANY_GROUND, strict=False):
         axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=_words(line.label))
@@ -159,9 +159,9 @@ def write_line_chart(
     if len(lines) > 1:
         axes.legend(frameon=False, fontsize=10, labelcolor=_MIDDLE)
     low, high = map(float, axes.get_xlim())
-    figure.savefig(path, dpi=110, transparent=True)
-    each = (high - low) / 0.90
-    return low - 0.08 * each, high + 0.02 * each
+    figure.savefig(path, dpi=165, transparent=True)
+    each = (high - low) / 0.87
+    return low - 0.11 * each, high + 0.02 * each
 
 
 def estimate_chart(
