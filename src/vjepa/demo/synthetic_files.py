@@ -1,4 +1,4 @@
-"""Video files for the demo: synthetic sets as .mp4 files, and two clips of real camera footage."""
+"""Video files for the demo: synthetic sets as .mp4 files, and their manifests."""
 
 from __future__ import annotations
 
