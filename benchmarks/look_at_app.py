@@ -155,8 +155,8 @@ class Page:
         self.js(f"{field}.focus(); {field}.select()")
         self.call("Input.insertText", text=text)
         enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, **enter)
+        self.call("Input.dispatchKeyEvent", type="keyDown", text="\r", **enter)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **enter)
 
     def upload(self, file: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
