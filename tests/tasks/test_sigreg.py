@@ -92,8 +92,8 @@ def test_gradient_against_finite_differences() -> None:
 
 def test_following_the_gradient_makes_collapsed_samples_gaussian() -> None:
     samples = (0.01 * _normal(100, 4)).requires_grad_()
-    optimizer = torch.optim.Adam([samples], lr=0.05)
-    for step in range(100):
+    optimizer = torch.optim.Adam([samples], lr=0.1)
+    for step in range(200):
         optimizer.zero_grad()
         sigreg(samples, draw_directions(32, 4, 0, step).double(), ALONE).backward()
         optimizer.step()
