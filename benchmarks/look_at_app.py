@@ -211,7 +211,7 @@ def walk(page: Page, out: Path, args: argparse.Namespace) -> dict[str, float]:
     took["classes"] = page.wait_said("classes; encoder" if args.probe else "error: name a probe")
     page.picture(out / "classes.png")
     page.tab("Find")
-    page.press("Find")
+    page.press("Find moments")
     took["find"] = page.wait_said(" alike: " if args.database else "error: name a database")
     page.picture(out / "find.png")
     page.tab("Features")

@@ -412,7 +412,7 @@ class _Page:
                 for name, whole in (("From second", "the beginning"), ("To second", "the end"))
             ]
             count = gr.Slider(1, 12, 6, step=1, label="Moments")
-            button = gr.Button("Find", variant="primary")
+            button = gr.Button("Find moments", variant="primary")
         words = self.words()
         outputs = [self.picture("Asked for, and found"), words]
 
