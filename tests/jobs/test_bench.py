@@ -16,7 +16,7 @@ from vjepa.jobs import bench_step
 from vjepa.jobs.bench_encode import BenchConfig, encoder_flops
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import Encoder, EncoderConfig
-from vjepa.tasks import PixelPrediction
+from vjepa.tasks import FeaturePrediction, LeVJEPA, PixelPrediction, Task
 from vjepa.training import TrainingConfig
 
 SMALL = ["--model", "vitt16", "--image_size", "32", "--num_frames", "4", "--batch_size", "2"]
@@ -89,20 +89,33 @@ def test_every_recipe_is_counted(recipe: str) -> None:
     own = load_config(PretrainConfig, [recipe], {"online_probe": None}, "pretrain")
     assert report.values["model"] == recipe
     assert report.values["image_size"] == own.model.encoder.image_size
-    assert len(report.values["context_tokens"]) == len(own.masking.masks)
+    views = own.objective.levjepa.local_views + 1
+    kinds = views if own.objective.name == "levjepa" else len(own.masking.masks)
+    assert len(report.values["context_tokens"]) == kinds
     assert report.lines[0].startswith(f"{recipe}, {own.model.encoder.image_size} pixels, 4 clips")
 
 
-def test_an_update_of_a_recipe_is_timed_with_its_own_objective(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "task"),
+    [
+        ("{name: pixel}", PixelPrediction),
+        ("{sigreg_coefficient: 0.1}", FeaturePrediction),
+        ("{name: levjepa, levjepa: {local_views: 2, local_size: 16, dropped: 0.5}}", LeVJEPA),
+    ],
+)
+def test_an_update_of_a_recipe_is_timed_with_its_own_objective(
+    objective: str, task: type[Task], tmp_path: Path
+) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "model:\n  encoder: {width: 24, depth: 1, heads: 3, image_size: 32, num_frames: 4}\n"
-        "  predictor: {width: 12, depth: 1}\nobjective: {name: pixel}\n"
+        "model:\n  encoder: {width: 24, depth: 1, heads: 3, image_size: 32, num_frames: 4, cls: "
+        f"{str(task is LeVJEPA).lower()}}}\n  predictor: {{width: 12, depth: 1}}\n"
+        f"objective: {objective}\n"
         "data: {clip: {num_frames: 4}, transform: {crop_size: 32}}\n"
     )
     training = TrainingConfig(device="cpu", num_threads=1)
     config = bench_step.BenchConfig(
         recipe=str(recipe), batch_size=2, steps=1, warmup_steps=1, training=training
     )
-    assert isinstance(bench_step.build(config).task, PixelPrediction)
+    assert isinstance(bench_step.build(config).task, task)
     assert bench_step.run(config).values["clips_per_second"] > 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vjepa.config import config_dataclass, load_config
-from vjepa.errors import UserError
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
@@ -26,7 +26,13 @@ from vjepa.jobs.bench_encode import (
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.models.operations import MaskTokens, UpdateOperations, update_memory, update_operations
+from vjepa.models.operations import (
+    NO_PREDICTOR,
+    MaskTokens,
+    UpdateOperations,
+    update_memory,
+    update_operations,
+)
 from vjepa.runtime.device import DeviceSetup
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
@@ -70,20 +76,15 @@ class BenchConfig(BenchModelConfig):
             "optim.accumulation_steps": 1,
             "online_probe": None,
         }
-        recipe = load_config(PretrainConfig, [self.recipe], changes, "pretrain")
-        if recipe.objective.name == "levjepa" or recipe.objective.sigreg_coefficient:
-            raise UserError(
-                f"recipe: {self.recipe}: only predictions at masked tokens are measured here; "
-                "`vjepa pretrain` says what an update of it takes"
-            )
-        return recipe
+        return load_config(PretrainConfig, [self.recipe], changes, "pretrain")
 
     @property
     def sizes(self) -> ModelConfig:
         """The model's sizes."""
         recipe = self.pretraining
         if recipe is not None:
-            return recipe.model
+            has_predictor = recipe.objective.name != "levjepa"
+            return recipe.model if has_predictor else replace(recipe.model, predictor=NO_PREDICTOR)
         return ModelConfig(
             encoder=self.encoder,
             predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks)),
@@ -111,6 +112,22 @@ def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
     return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
 
 
+def _seen(config: BenchConfig) -> list[MaskTokens]:
+    """Mean tokens a clip of each mask kind, or of each view of LeVJEPA."""
+    recipe = config.pretraining
+    if recipe is not None and recipe.objective.name == "levjepa":
+        return recipe.objective.levjepa.seen_tokens(recipe.model.encoder)
+    return mask_tokens(_masks(config))
+
+
+def _operations(config: BenchConfig, seen: Sequence[MaskTokens]) -> UpdateOperations:
+    counted = update_operations(config.sizes, seen, config.batch_size)
+    recipe = config.pretraining
+    if recipe is not None and recipe.objective.name == "levjepa":  # without targets
+        return replace(counted, target_encoder=0.0)
+    return counted
+
+
 def build(config: BenchConfig) -> Learner:
     """The learner that `vjepa pretrain` would train with, with fresh weights."""
     torch.manual_seed(0)
@@ -132,16 +149,22 @@ def run(config: BenchConfig) -> BenchReport:
     learner = build(config)
     setup = learner.setup
     clips, token_masks = synthetic_batch(config, setup.device)
-    how = config.sizes.encoder.input
+    how, recipe = config.sizes.encoder.input, config.pretraining
+    compares_samples = recipe is not None and learner.task.compares_samples
+    batch = SimpleNamespace(clips=clips, ordinals=np.arange(config.batch_size), step=0)
 
     def update(number: int) -> None:
-        train_step(learner, [(normalise_clip(clips, how=how), token_masks)], number)
+        if compares_samples:  # views and directions are drawn anew
+            inputs = learner.task.inputs(batch, 0, 1)
+        else:
+            inputs = (normalise_clip(clips, how=how), token_masks)
+        train_step(learner, [inputs], number)
 
     wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)
     is_gpu = setup.device.type == "cuda"
-    masks = mask_tokens(token_masks)
-    operations = update_operations(config.sizes, masks, config.batch_size)
+    masks = _seen(config)
+    operations = _operations(config, masks)
     counted = update_memory(
         config.sizes,
         masks,
@@ -201,8 +224,8 @@ def _facts(
 
 
 def _estimate(config: BenchConfig) -> BenchReport:
-    masks, sizes = mask_tokens(_masks(config)), config.sizes
-    operations = update_operations(sizes, masks, config.batch_size)
+    masks, sizes = _seen(config), config.sizes
+    operations = _operations(config, masks)
     memory = update_memory(
         sizes,
         masks,

@@ -82,9 +82,7 @@ def memory_needed(
         )
 
     if config.objective.name == "levjepa":  # the predictor is counted, though there is none
-        views = config.objective.levjepa
-        whole, local = views.kept_tokens(encoder)
-        seen = [MaskTokens(whole, 0), *[MaskTokens(local, 0)] * views.local_views]
+        seen = config.objective.levjepa.seen_tokens(encoder)
     else:
         grid, tubelet = encoder.grid, encoder.tubelet_size
         seen = masked(MaskSampler(config.masking, grid, tubelet, config.seed))

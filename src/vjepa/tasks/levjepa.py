@@ -18,6 +18,7 @@ from vjepa.config import config_dataclass
 from vjepa.counter_random import uniforms
 from vjepa.models import Encoder, EncoderConfig, normalise_clip
 from vjepa.models.attention import init_layer
+from vjepa.models.operations import MaskTokens
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks.health import (
@@ -66,6 +67,11 @@ class LeVJEPAConfig:
         every = encoder.num_tokens, encoder.grid[0] * side * side
         whole, local = (max(1, round(tokens * (1 - self.dropped))) for tokens in every)
         return whole, local
+
+    def seen_tokens(self, encoder: EncoderConfig) -> list[MaskTokens]:
+        """What the encoder sees of each view; nothing is filled in."""
+        whole, local = self.kept_tokens(encoder)
+        return [MaskTokens(whole, 0), *[MaskTokens(local, 0)] * self.local_views]
 
 
 @dataclass(frozen=True)
