@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_200
+MOST_LINES = 46_300
 MOST_FILES = 213
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2350, 52),
     "demo": (2200, 51),
     "evaluation": (4310, 101),
-    "jobs": (8170, 180),
+    "jobs": (8190, 180),
     "jobs/detect": (1210, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (1980, 47),
