@@ -79,7 +79,23 @@ def data_hash(manifest: Manifest, rows: NDArray[np.int64]) -> str:
     return digest.hexdigest()
 
 
-_NAMED_IF_UNUSUAL = ("input", "position", "position_reference", "levels", "modalities")
+_FIRST_FIELDS = frozenset(
+    [
+        "width",
+        "depth",
+        "heads",
+        "mlp_ratio",
+        "image_size",
+        "num_frames",
+        "patch_size",
+        "tubelet_size",
+        "position_split",
+        "channels",
+        "patch_init_std",
+    ]
+)
+"""Those of an encoder's config that caches and databases have always named. Whatever has come or
+comes later is named where it is not as usual: what is stored of usual encoders stays valid."""
 
 
 @config_dataclass
@@ -120,7 +136,7 @@ class EncoderIdentity:
         values = {
             name: value
             for name, value in to_dict(self.config).items()
-            if name not in _NAMED_IF_UNUSUAL or value != usual[name]
+            if name in _FIRST_FIELDS or value != usual[name]
         }
         named = {"model": self.model, "tokens": self.tokens}
         return values | {name: value for name, value in named.items() if value is not None}

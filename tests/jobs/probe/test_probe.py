@@ -67,7 +67,7 @@ def test_features_that_have_no_room_are_refused_before_one_is_computed(
     monkeypatch.setattr(probe_job, "available_bytes", lambda: 18_432)
     caplog.set_level("INFO", "vjepa")
     train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "out")
-    assert "features of 24 clips take about 0.0 GB of memory" in caplog.text
+    assert "features of 24 clips take about 0.018 MB of memory" in caplog.text
     cached = {"features.cache_dir": str(tmp_path / "cache")}
     inputs = open_inputs(probe_config(videos, checkpoint, **cached), None)
     probe_job.check_room(inputs)

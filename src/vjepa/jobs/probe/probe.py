@@ -195,7 +195,8 @@ def check_room(inputs: ProbeInputs) -> None:
         there = shutil.disk_usage(place).free
     where = "memory" if cache is None else f"disk ({cache})"
     free = "" if there is None else f"; {there / 1e9:.1f} GB are free"
-    said = f"features of {clips} clips take about {needed / 1e9:.3g} GB of {where}{free}"
+    size = f"{needed / 1e9:.1f} GB" if needed > 1e8 else f"{needed / 1e6:.2g} MB"
+    said = f"features of {clips} clips take about {size} of {where}{free}"
     if there is None or needed <= there:
         _LOGGER.info("%s", said)
         return
