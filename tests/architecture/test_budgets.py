@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1300, 37),
     "data/video": (2350, 52),
     "demo": (2200, 51),
-    "evaluation": (4310, 101),
+    "evaluation": (4330, 101),
     "jobs": (8190, 180),
     "jobs/detect": (1210, 25),
     "jobs/finetune": (1060, 19),
