@@ -255,9 +255,11 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         if seeds >= 3
         else f"of the test clips (Wilson, n = {count}), not of another training run"
     )
+    others = " or ".join(config.labels[1:])
+    once = f" (of attentive probes of {others}: one draw)" if others else ""
     caption = (
         f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
-        f"Few-label rows are means over {config.label_draws} draws of the labelled clips."
+        f"Few-label rows are means over {config.label_draws} draws of the labelled clips{once}."
     )
     head = ("label", "labels", "probe", "encoder", "top-1 %", "95 % interval")
     dots = estimate_chart(estimates, x_label="test clips named rightly (%)", chance=chance)
