@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.jobs.tiny_run import launch
+from tests.jobs.tiny_run import launch_all
 
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
@@ -75,11 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, (ranks, more) in _CASES.items()
     ]
     killed = {**jobs[2], "out": str(folder / "killed"), "kills": 2, "cpu_seconds": 1.0}
-    codes, said = launch(folder, [*jobs, killed])
-    assert codes[:-1] == [[0] * ranks for ranks, _ in _CASES.values()], said
-    assert codes[-1][-1] == 0, said
-    assert -signal.SIGKILL in codes[-1], said
-    assert "Warning" not in said, said
+    launch_all(folder, jobs, killed)
     return folder
 
 

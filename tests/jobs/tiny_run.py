@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def launch(folder: Path, jobs: list[dict[str, Any]]) -> tuple[list[list[int]], s
     finally:
         host.end_all()
     return json.loads(host.said.splitlines()[-1]), host.said
+
+
+def launch_all(folder: Path, jobs: list[dict[str, Any]], killed: dict[str, Any]) -> None:
+    """Run jobs, and one that is killed on its way; all must end well and without a warning."""
+    codes, said = launch(folder, [*jobs, killed])
+    assert codes[:-1] == [[0] * job["ranks"] for job in jobs], said
+    assert codes[-1][-1] == 0, said
+    assert -signal.SIGKILL in codes[-1], said
+    assert "Warning" not in said, said
 
 
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:

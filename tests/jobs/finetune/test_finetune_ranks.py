@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from tests.jobs.finetune.tiny_finetune import write_recipe
-from tests.jobs.tiny_run import launch, metrics, weights
+from tests.jobs.tiny_run import launch, launch_all, metrics, weights
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -48,11 +47,7 @@ def runs(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, (ranks, overrides) in _CASES.items()
     ]
     killed = {**jobs[0], "out": str(folder / "killed"), "kills": 3, "cpu_seconds": 1.0}
-    codes, said = launch(folder, [*jobs, killed])
-    assert codes[:-1] == [[0] * ranks for ranks, _ in _CASES.values()], said
-    assert codes[-1][-1] == 0, said
-    assert -signal.SIGKILL in codes[-1], said
-    assert "Warning" not in said, said
+    launch_all(folder, jobs, killed)
     return folder
 
 
