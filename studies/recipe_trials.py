@@ -71,6 +71,9 @@ class SetConfig:
     """Names of the labels that are measured."""
     few: int = 15
     """Labelled videos of each class in the few-label measurements."""
+    many: int | None = None
+    """Labelled videos of each class of the first label in the others; all where it is not given.
+    Pretraining sees all videos in any case."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Of the recipe, for every trial on this set."""
 
@@ -123,6 +126,9 @@ class LabelledSet:
         self.clips, self.rows = {}, {}
         for split in ("train", "test") if part == "test" else ("train",):
             rows = manifest.select(split=split)
+            if split == "train" and config.many:
+                labels = labels_of(rows, config.labels[0])
+                rows = rows.take(stratified_subset(labels, per_class=config.many, seed=0))
             with EvaluationClips(rows, clip, view, reading) as source:
                 batches = [batch.clips[:, 0] for batch in source.batches(0, len(source), 256)]
             self.clips[split], self.rows[split] = torch.cat(batches), rows

@@ -147,10 +147,10 @@ def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
 def test_every_probe_is_in_the_table(finished: Finished) -> None:
     config, out = finished
     results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
-    # Few labels: attentive and ridge on all tokens, two draws; many: three others as well.
-    assert len(results) == 3 * (2 * 2 + 5)
+    # Few labels: attentive and ridge on all tokens, two draws; many: two others as well.
+    assert len(results) == 3 * (2 * 2 + 4)
     cells = summarise(results)
-    assert len(cells) == 3 * (2 + 5)
+    assert len(cells) == 3 * (2 + 4)
     kinds = ("motion", "attentive", 1)
     few = {c.encoder: c for c in cells if (c.label, c.kind, c.labels_per_class) == kinds}
     pools = {
@@ -269,7 +269,7 @@ def test_the_headline_names_the_shipped_model() -> None:
 def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
     tasks = [t for t in probe_tasks(DemoConfig(seeds=(3, 4))) if t.encoder == "shipped"]
     # Of the first question all; of the second the trained probes once, with few labels.
-    assert len(tasks) == (3 * 2 + 5) + (3 + 1 + 3)
+    assert len(tasks) == (3 * 2 + 4) + (3 + 1 + 3)
     trained = [t.kind for t in tasks if t.label == "colour" and not t.kind.startswith("ridge")]
     assert trained == ["attentive"]
     assert {task.seed for task in tasks} == {0}

@@ -15,7 +15,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE, diff, dump_yaml, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
-from vjepa.demo.probes import pixel_baselines, run_probes
+from vjepa.demo.probes import pixel_baselines, run_probes, write_probed
 from vjepa.demo.report import DemoFindings, write_demo_report
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.demo.training import (
@@ -162,8 +162,9 @@ def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
             train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
     with _stage("probing frozen features", seconds):
         # First: it decodes the test videos, for which the probes could start no processes.
-        baselines = pixel_baselines(config, out, manifest)
-        results = run_probes(config, out, manifest)
+        probed = write_probed(config, out, manifest)
+        baselines = pixel_baselines(config, out, probed)
+        results = run_probes(config, out, probed)
     if config.decoder_steps:
         with _stage("learning to draw what is predicted", seconds):
             train_decoder(config, out, manifest)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.checkpoint import shipped_weights
@@ -43,12 +43,13 @@ from vjepa.runtime.workers import WorkerPool
 
 EncoderName = str
 """`vjepa`, `shipped`, `pixel`, `random`, or a floor without an encoder by its name."""
-ProbeKind = Literal["attentive", "linear", "ridge mean", "ridge steps", "ridge all"]
+ProbeKind = Literal["attentive", "ridge mean", "ridge steps", "ridge all"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 """Those that every pretraining seed has one of."""
 _SHIPPED_SEED = 0  # the model is trained once
 _PROBE_SECONDS = 86400.0
 _NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
+_PROBED_FILE = "probed.parquet"
 _READ_AT_ONCE = 256
 
 
@@ -100,7 +101,7 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
         encoders.append(("shipped", _SHIPPED_SEED))
     few, many = config.few_labels_per_class, config.many_labels_per_class
     with_few: tuple[ProbeKind, ...] = ("attentive", "ridge all")
-    with_many: tuple[ProbeKind, ...] = (*with_few, "linear", "ridge mean", "ridge steps")
+    with_many: tuple[ProbeKind, ...] = (*with_few, "ridge mean", "ridge steps")
     tasks = [
         ProbeTask(encoder, seed, label, count, draw, kind)
         for label in config.labels
@@ -111,6 +112,24 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
         if label == config.labels[0] or kind.startswith("ridge") or (count, draw) == (few, 0)
     ]
     return list(dict.fromkeys(tasks))  # few and many may be the same
+
+
+def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
+    """The labelled videos that probes are trained and tested on, as a manifest in `out`.
+
+    As many of each class as the largest probe takes; so no features are made of all the others.
+    """
+    videos, per_class = Manifest.open(manifest).select(), config.many_labels_per_class
+    splits = videos.categories("split")
+    train, test = (
+        np.flatnonzero(splits.codes == splits.classes.index(x)) for x in ("train", "test")
+    )
+    labels = [labels_of(videos.take(train), label) for label in config.labels]
+    chosen = [stratified_subset(each, per_class=per_class, seed=0) for each in labels]
+    rows = train[np.unique(np.concatenate(chosen))]
+    probed = out / _PROBED_FILE
+    videos.take(np.concatenate([rows, test])).write(probed)
+    return probed
 
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
@@ -210,27 +229,18 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     train, test = (Manifest.open(manifest).select(split=split) for split in ("train", "test"))
     sizes = (config.few_labels_per_class, config.label_draws), (config.many_labels_per_class, 1)
     known = {label: labels_of(train, label) for label in config.labels}
-    chosen = {
-        (label, per_class): [
-            stratified_subset(labels, per_class=per_class, seed=draw) for draw in range(draws)
-        ]
-        for label, labels in known.items()
-        for per_class, draws in sizes
-    }
-    needed = np.unique(np.concatenate([rows for drawn in chosen.values() for rows in drawn]))
-    clips, test_clips = _read_frames(config, out, train, needed), _read_frames(config, out, test)
+    clips, test_clips = _read_frames(config, out, train), _read_frames(config, out, test)
     cells = []
-    for (label, per_class), drawn in chosen.items():
-        fit_labels = known[label]
+    for (label, fit_labels), (per_class, draws) in product(known.items(), sizes):
         truth = labels_of(test, label, classes=fit_labels.classes)
         expected = torch.from_numpy(truth.indices)
         for name, features in PIXEL_FLOORS.items():
             inputs, held = features(clips), features(test_clips)
             shares = []
-            for rows in drawn:
+            for draw in range(draws):
+                rows = stratified_subset(fit_labels, per_class=per_class, seed=draw)
                 numbers = torch.from_numpy(fit_labels.indices[rows])
-                mine = inputs[np.searchsorted(needed, rows)]
-                fitted = fit_ridge(mine, numbers, len(fit_labels.classes))
+                fitted = fit_ridge(inputs[rows], numbers, len(fit_labels.classes))
                 right = fitted.scores(held).argmax(dim=1) == expected
                 shares.append(float(right.double().mean()))
             top1 = statistics.fmean(shares)
@@ -239,13 +249,11 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     return cells
 
 
-def _read_frames(
-    config: DemoConfig, out: Path, manifest: Manifest, rows: NDArray[np.int64] | None = None
-) -> Tensor:
+def _read_frames(config: DemoConfig, out: Path, manifest: Manifest) -> Tensor:
     """Clips of a manifest as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
     clip = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain").data.clip
     view, reading = evaluation_view(config, out)
-    with EvaluationClips(manifest, clip, view, reading, rows=rows) as source:
+    with EvaluationClips(manifest, clip, view, reading) as source:
         parts = [
             small_frames(batch.clips[:, 0])
             for batch in source.batches(0, len(source), _READ_AT_ONCE)

@@ -48,7 +48,7 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
 }
 """Name and colour of each in tables and charts, in their order."""
 _EVENTS_FOLDER = "events"
-_HEADS = ("attentive", "linear", "ridge mean", "ridge steps", "ridge all", "ridge")
+_HEADS = ("attentive", "ridge mean", "ridge steps", "ridge all", "ridge")
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,7 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         *("health", "pairwise_cosine", "cosine"),
-        "How alike the features of different clips are: 1 is the same. It is high at first, and"
-        " should fall.",
+        "How alike the features of different clips are: near 1 all are the same, which is a collapse.",
     ),
     ("train", "grad_norm/encoder", "norm", "Size of the gradient of the encoder."),
     ("train", "learning_rate", "rate", "Learning rate: how large the steps are."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -164,6 +164,10 @@ class FeaturePrediction(MaskedPrediction):
             distance = parameter_distance(self.encoder, self.target_encoder)
             report["teacher_student_distance"] = distance
         return report
+
+    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
+        """Whether the features seem to collapse; never with a teacher, whose targets stay."""
+        return None if self._has_teacher else super().alarm(history)
 
 
 def lacking_variance(predicted: Tensor, mask: TokenMasks) -> Tensor:

@@ -38,10 +38,11 @@ from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
 
 _TINY = 1e-12
-_LARGEST_FALL = 0.5
+_LARGEST_FALL, _LARGEST_FALL_EXPLAINED = 0.5, 1 / 3
 _HIGH_COSINE = 0.95
 _COSINE_RISE = 0.1
 _POOR_STD, _POOR_RANK = 0.5, 5.0  # of targets that are nearly the same for all clips and places
+_COLLAPSED_RANK, _MUCH_EXPLAINED = 3.9, 0.4  # a narrow encoder learns at a rank of 4 to 5
 
 
 def first_clips(batch: Any, count: int, device: torch.device, group: ProcessGroup) -> Tensor:
@@ -144,24 +145,30 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
     over:
 
     1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
-       highest value so far, while the ``loss`` is lower than it was then.
+       highest value so far (a third, if much is explained), while the ``loss`` is lower than it
+       was then.
     2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
-       a network that starts with similar features is not accused of having become so; and
-       ``effective_rank`` is below 5, since features with one large common part can still differ
-       in many ways: a healthy run of the demo has a cosine of 0.94 and a rank of 9.
+       a network that starts with similar features is not accused of having become so; and the
+       rank is poor, since features with one large common part can still differ in many ways: a
+       healthy run of the demo has a cosine of 0.94 and a rank of 9.
     3. ``target_std`` is below 0.5, so that three quarters of what is to be predicted are the same
-       for all tokens, and ``effective_rank`` below 5: a collapse from the first update on, which
-       has no better past to be told from.
+       for all tokens, and the rank is poor: a collapse from the first update on, which has no
+       better past to be told from.
+
+    Much is explained if ``explained_vs_position_mean`` is above 0.4. A rank is poor below 5, or, if
+    much is explained, below 3.9: encoders 64 wide were seen to learn while it fell from 10 to 4.
     """
     if not history:
         return None
     newest = history[-1]
+    much_explained = newest.get("explained_vs_position_mean", -math.inf) > _MUCH_EXPLAINED
+    largest_fall = _LARGEST_FALL_EXPLAINED if much_explained else _LARGEST_FALL
     for name in ("effective_rank", "target_std", "target_std_between_clips"):
         known = [report for report in history if math.isfinite(report.get(name, math.nan))]
         if not known or known[-1] is not newest:
             continue
         best = max(known, key=lambda report: report[name])
-        fallen = newest[name] < _LARGEST_FALL * best[name]
+        fallen = newest[name] < largest_fall * best[name]
         if fallen and newest.get("loss", math.nan) < best.get("loss", math.nan):
             return (
                 f"the features may be collapsing: {name} fell from {best[name]:.3g} to "
@@ -169,15 +176,16 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
                 f"{newest['loss']:.4g}; a higher EMA momentum or a lower learning rate may help"
             )
     std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
+    is_poor = rank < (_COLLAPSED_RANK if much_explained else _POOR_RANK)
     cosine = newest.get("pairwise_cosine", math.nan)
     lowest = min(report.get("pairwise_cosine", math.inf) for report in history)
-    if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE and rank < _POOR_RANK:
+    if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE and is_poor:
         return (
             f"the features may be collapsing: those of different clips are nearly the same, their "
             f"mean cosine rose from {lowest:.3g} to {cosine:.3g}; a higher EMA momentum or a lower "
             "learning rate may help"
         )
-    if std < _POOR_STD and rank < _POOR_RANK:
+    if std < _POOR_STD and is_poor:
         return (
             f"the features tell little: those of all clips are nearly the same (target_std "
             f"{std:.3g}, effective_rank {rank:.3g}; a healthy run has more than {_POOR_STD:g} and "
