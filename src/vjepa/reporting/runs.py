@@ -74,7 +74,7 @@ _CURVES: tuple[tuple[str, str, str, str], ...] = (
     ),
     (
         *("health", "pairwise_cosine", "cosine"),
-        "How alike the features of different clips are: near 1 all are the same, which is a collapse.",
+        "How alike the features of different clips are: near 1 all are the same, a collapse.",
     ),
     ("train", "grad_norm/encoder", "norm", "Size of the gradient of the encoder."),
     ("train", "learning_rate", "rate", "Learning rate: how large the steps are."),
