@@ -58,8 +58,7 @@ def add_arguments(parser: Parser) -> None:
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
     for command in (evaluate, predict):
         command.add_path("probe", "RUN", "folder of a finetune run that has ended")
-    saved = "vjepa.jobs.finetune.saved"
-    add_uses(evaluate, predict, f"{saved}:evaluate", f"{saved}:load_finetuned")
+    add_uses(evaluate, predict, "vjepa.jobs.finetune.saved:load_finetuned")
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -100,19 +100,17 @@ def add_arguments(parser: Parser) -> None:
         text = "where the probe's encoder is, if it has moved; of a released probe always"
         command.add_path("--encoder", "PATH", text)
     evaluate.add_path("--cache-dir", "DIR", "keep features here, or find them here")
-    add_uses(
-        evaluate, predict, "vjepa.jobs.probe.probe:evaluate", "vjepa.jobs.probe.predict:load_probe"
-    )
+    add_uses(evaluate, predict, "vjepa.jobs.probe.predict:load_probe")
 
 
-def add_uses(evaluate: Parser, predict: Parser, measure: str, load: str) -> None:
+def add_uses(evaluate: Parser, predict: Parser, load: str) -> None:
     """Options of measuring a trained classifier and of asking it, whatever it was trained by.
 
-    `measure` and `load` are the functions that do it, ``package.module:function``.
+    `load` is the function that opens it, ``package.module:function``.
     """
     for command in (evaluate, predict):
         command.add_device()
-        command.set_defaults(measure=measure, load=load)
+        command.set_defaults(load=load)
     evaluate.add_path("manifest", "MANIFEST", "labelled videos")
     evaluate.add_argument("--split", metavar="NAME", help="only this split; default: all rows")
     evaluate.add_on_bad_video("video")
@@ -173,12 +171,13 @@ def _train(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     _check_outputs(args)
-    from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw
+    from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw, evaluate
     from vjepa.runtime.distributed import world
 
-    measured = _named(args.measure)(
+    measured = evaluate(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
+        load=_named(args.load),
         **given(args, "encoder", "cache_dir", "on_bad_video", "device"),
         **given(args, "allow_training_videos", "answers"),
         **_released(args),

@@ -10,11 +10,10 @@ from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.clips.crops import Resize, check_crop_ranges
-from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import TrainingAugmentConfig
 from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.loader import LoaderConfig
-from vjepa.jobs.probe.config import EncoderSourceConfig, VideosConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig, LabelledVideosConfig, VideosConfig
 from vjepa.tasks import MixConfig
 from vjepa.training import DistributedConfig, EmaConfig, OptimConfig, TrainingConfig
 from vjepa.training.schedules import Count, NotNegative, Positive
@@ -23,28 +22,18 @@ _Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 @config_dataclass
-class FinetuneDataConfig:
+class FinetuneDataConfig(LabelledVideosConfig):
     """The labelled videos and what is seen of each."""
 
-    label: str | None = None
-    """Name of the label; must be given."""
-    train: VideosConfig = field(default_factory=VideosConfig)
-    """Videos to train on."""
     validation: VideosConfig | None = None
     """Videos that are looked at while training, one centre clip of each; nothing is chosen by them.
     They must not be those of `data.test`."""
     test: VideosConfig | None = None
     """Videos that the last weights are measured on, once; null trains only."""
-    labels_per_class: Count | None = None
-    """Few labels: so many training rows of each class, the same ones as a probe of this seed."""
-    label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Few labels: this share of the training rows of each class."""
     batch_size: Count = 32
     """Videos of an update, over all processes and accumulation steps together."""
     repeats: Count = 2
     """Clips of each of them: the same frames, decoded once, cut and augmented anew for each."""
-    clip: ClipConfig | None = None
-    """Which frames are seen; null takes what the encoder was pretrained with."""
     sampling: Literal["dense", "uniform"] = "dense"
     """`dense`: neighbouring frames, as `clip` says; `uniform`: the whole video in equal parts, one
     frame of each, as public programs do for Something-Something."""
@@ -71,8 +60,7 @@ class FinetuneDataConfig:
     """Worker processes, prefetching, limits for bad videos."""
 
     def __post_init__(self) -> None:
-        if self.labels_per_class is not None and self.label_fraction is not None:
-            raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
+        LabelledVideosConfig.__post_init__(self)
         check_crop_ranges(self.crop_scale, self.crop_aspect)
 
 

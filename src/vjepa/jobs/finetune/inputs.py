@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from vjepa.evaluation.labels import (
 from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.finetune.config import FinetuneConfig, TrainedConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
-from vjepa.jobs.probe.inputs import open_split
+from vjepa.jobs.probe.inputs import open_beside, open_split, record_of
 from vjepa.models import Encoder, LinearClassifier, ModelConfig, PredictorConfig
 from vjepa.models.encoder import NORM_EPS
 from vjepa.runtime.device import seed_torch
@@ -86,17 +85,7 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
     for name, wanted in (("test", data.test), ("validation", data.validation)):
         if wanted is None:
             continue
-        split = open_split(
-            wanted,
-            f"data.{name}",
-            data.label,
-            classes=train.labels.classes,
-            fallback=data.train.manifest,
-        )
-        if split.kind != train.kind:
-            raise UserError(
-                f"{split.name}: its files are {split.kind}s, those of data.train {train.kind}s"
-            )
+        split = open_beside(wanted, f"data.{name}", train, data.train.manifest)
         remedy = f"set the splits (data.train.split, data.{name}.split)"
         split = refuse_known(split, known, "in data.train too", remedy)
         if name == "validation" and "test" in opened:
@@ -105,20 +94,7 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
             split = refuse_known(split, tested, "in data.test too", remedy)
         opened[name] = split
     validation = opened.get("validation")
-    seen = {} if validation is None else paths_and_sizes(validation.manifest)
-    record = SplitRecord(
-        label=data.label,
-        manifest_hash=train.manifest.content_hash,
-        seed=config.seed,
-        labels_per_class=data.labels_per_class,
-        label_fraction=data.label_fraction,
-        fit=tuple(rows.tolist()),
-        choose=(),
-        fit_paths=tuple(itertools.chain.from_iterable(train.manifest.paths(rows))),
-        choose_paths=(),
-        validation_paths=tuple(seen),
-        sizes=(*train.manifest.numeric("bytes")[rows].tolist(), *seen.values()),
-    )
+    record = record_of(data, config.seed, train, rows, rows[:0], validation)
     encoder, identity, clip, view = _open_encoder(config)
     return FinetuneInputs(
         encoder=encoder,

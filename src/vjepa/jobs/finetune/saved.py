@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import torch
@@ -32,20 +31,14 @@ from vjepa.evaluation.frozen import (
     weights_hash,
 )
 from vjepa.evaluation.heads import HeadConfig
-from vjepa.evaluation.labels import SPLIT_FILE, load_split
-from vjepa.evaluation.results import Evaluation
+from vjepa.evaluation.labels import SPLIT_FILE
 from vjepa.evaluation.saved_probe import SavedProbe
 from vjepa.jobs.finetune.config import FinetuneConfig
-from vjepa.jobs.probe.config import VideosConfig
-from vjepa.jobs.probe.predict import Probe
-from vjepa.jobs.probe.probe import TEAM_MINUTES, measure
+from vjepa.jobs.probe.predict import Probe, with_record
 from vjepa.models import Encoder, LinearClassifier
 from vjepa.models.encoder import NORM_EPS
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.distributed import open_process_group
 from vjepa.runtime.process import set_num_threads
-
-_LOGGER = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
 
@@ -138,24 +131,4 @@ def load_finetuned(
         reading or ReadingConfig(),
         on_bad_video,
     )
-    record = model.parent / SPLIT_FILE
-    if not record.is_file():
-        _LOGGER.warning("%s is missing: training videos are not known again", record)
-        return Probe(saved, extractor)
-    return Probe(saved, extractor, load_split(record).files)
-
-
-def evaluate(
-    folder: Path,
-    videos: VideosConfig,
-    *,
-    on_bad_video: OnBadVideo = "error",
-    device: DeviceName = "auto",
-    reading: ReadingConfig | None = None,
-    allow_training_videos: bool = False,
-    answers: Path | None = None,
-) -> Evaluation:
-    """Measure a fine-tuned model, as :func:`vjepa.jobs.probe.probe.evaluate` measures a probe."""
-    with open_process_group(set_up_device(device).device.type, TEAM_MINUTES) as group:
-        model = load_finetuned(folder, device=device, on_bad_video=on_bad_video, reading=reading)
-        return measure(model, videos, group, allow_training_videos, answers)
+    return with_record(Probe(saved, extractor), model.parent / SPLIT_FILE)

@@ -89,24 +89,36 @@ class VideosConfig:
 
 
 @config_dataclass
-class ProbeDataConfig:
-    """The labelled videos and what is seen of each."""
+class LabelledVideosConfig:
+    """Labelled videos to train on, perhaps few of them."""
 
     label: str | None = None
     """Name of the label; must be given."""
+    train: VideosConfig = field(default_factory=VideosConfig)
+    """Videos to train on."""
+    labels_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Few labels: so many training rows of each class, for one seed the same ones in every job."""
+    label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Few labels: this share of the training rows of each class (Table 7: 0.05, 0.1, 0.5)."""
+    clip: ClipConfig | None = None
+    """Which frames are seen; null takes what the encoder was pretrained with."""
+
+    def __post_init__(self) -> None:
+        if self.labels_per_class is not None and self.label_fraction is not None:
+            raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
+
+
+@config_dataclass
+class ProbeDataConfig(LabelledVideosConfig):
+    """The labelled videos and what is seen of each."""
+
     multi_label: bool = False
     """A video may have several classes, written `run|jump`: binary cross-entropy, mean average
     precision."""
-    train: VideosConfig = field(default_factory=VideosConfig)
-    """Videos to train on."""
     validation: VideosConfig | None = None
     """Videos for choosing among heads; null holds a part of the training rows out for that."""
     test: VideosConfig | None = None
     """Videos that the result is measured on, once; null trains only."""
-    labels_per_class: Annotated[int, Field(ge=1)] | None = None
-    """Low-shot: so many training rows of each class."""
-    label_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Low-shot: this share of the training rows of each class (Table 7: 0.05, 0.1, 0.5)."""
     num_splits: Annotated[int, Field(ge=1)] = 1
     """Low-shot: so many draws of the training rows, with seeds `seed`, `seed` + 1, ...; the result
     is their mean and standard deviation (Table 7: 3)."""
@@ -115,8 +127,6 @@ class ProbeDataConfig:
     on_bad_video: OnBadVideo = "error"
     """A video that cannot be read stops the job (`error`), or is left out and named in the result
     (`list`); it is never replaced by another."""
-    clip: ClipConfig | None = None
-    """Which frames are seen; null takes what the encoder was pretrained with."""
     view: ViewConfig | None = None
     """Segments and crops; null takes one centre crop of the encoder's image size."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -125,8 +135,7 @@ class ProbeDataConfig:
     """Worker processes and frame cache."""
 
     def __post_init__(self) -> None:
-        if self.labels_per_class is not None and self.label_fraction is not None:
-            raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
+        LabelledVideosConfig.__post_init__(self)
         if self.num_splits > 1 and self.labels_per_class is None and self.label_fraction is None:
             raise ValueError("num_splits: several draws need labels_per_class or label_fraction")
 

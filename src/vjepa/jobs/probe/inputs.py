@@ -28,7 +28,7 @@ from vjepa.evaluation.labels import (
     stratified_subset,
 )
 from vjepa.evaluation.preprocess import preprocess_of
-from vjepa.jobs.probe.config import ProbeConfig, VideosConfig
+from vjepa.jobs.probe.config import LabelledVideosConfig, ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.runtime.device import set_up_device
 
@@ -60,24 +60,36 @@ class ProbeInputs:
 
     def record(self) -> SplitRecord:
         """What is saved beside the result."""
-        manifest, count = self.train.manifest, len(self.fit)
-        rows = np.concatenate([self.fit, self.choose])
-        paths = tuple(itertools.chain.from_iterable(manifest.paths(rows)))
-        sizes = manifest.numeric("bytes")[rows].tolist()
-        chosen_on = {} if self.validation is None else paths_and_sizes(self.validation.manifest)
-        return SplitRecord(
-            label=self.labels.name,
-            manifest_hash=manifest.content_hash,
-            seed=self.config.seed,
-            labels_per_class=self.config.data.labels_per_class,
-            label_fraction=self.config.data.label_fraction,
-            fit=tuple(self.fit.tolist()),
-            choose=tuple(self.choose.tolist()),
-            fit_paths=paths[:count],
-            choose_paths=paths[count:],
-            validation_paths=tuple(chosen_on),
-            sizes=(*sizes, *chosen_on.values()),
-        )
+        data, seed = self.config.data, self.config.seed
+        return record_of(data, seed, self.train, self.fit, self.choose, self.validation)
+
+
+def record_of(
+    data: LabelledVideosConfig,
+    seed: int,
+    train: Split,
+    fit: NDArray[np.int64],
+    choose: NDArray[np.int64],
+    validation: Split | None,
+) -> SplitRecord:
+    """What a training starts from: rows of `train` to fit on and to choose on, and other videos."""
+    assert train.labels is not None
+    manifest, rows = train.manifest, np.concatenate([fit, choose])
+    paths = tuple(itertools.chain.from_iterable(manifest.paths(rows)))
+    seen = {} if validation is None else paths_and_sizes(validation.manifest)
+    return SplitRecord(
+        label=train.labels.name,
+        manifest_hash=manifest.content_hash,
+        seed=seed,
+        labels_per_class=data.labels_per_class,
+        label_fraction=data.label_fraction,
+        fit=tuple(fit.tolist()),
+        choose=tuple(choose.tolist()),
+        fit_paths=paths[: len(fit)],
+        choose_paths=paths[len(fit) :],
+        validation_paths=tuple(seen),
+        sizes=(*manifest.numeric("bytes")[rows].tolist(), *seen.values()),
+    )
 
 
 def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = None) -> ProbeInputs:
@@ -89,22 +101,10 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
     train, labels = _open_training(config, cached_rows)
     fit, choose = _choose_rows(config, labels)
     others = {
-        name: open_split(
-            wanted,
-            f"data.{name}",
-            labels.name,
-            classes=labels.classes,
-            multi_label=labels.multi_label,
-            fallback=data.train.manifest,
-        )
+        name: open_beside(wanted, f"data.{name}", train, data.train.manifest)
         for name, wanted in (("validation", data.validation), ("test", data.test))
         if wanted is not None
     }
-    for other in others.values():
-        if other.kind != train.kind:
-            raise UserError(
-                f"{other.name}: its files are {other.kind}s, those of data.train are {train.kind}s"
-            )
     earlier = {train.name: paths_and_sizes(train.manifest, np.concatenate([fit, choose]))}
     for key, other in others.items():
         for name, known in earlier.items():
@@ -166,6 +166,25 @@ def open_split(
     return labelled_split(
         manifest, config.split, name, label, classes=classes, multi_label=multi_label
     )
+
+
+def open_beside(config: VideosConfig, name: str, train: Split, fallback: Path | None) -> Split:
+    """Open another part of the data: of the label, the classes and the kind of files of `train`."""
+    labels = train.labels
+    assert labels is not None
+    split = open_split(
+        config,
+        name,
+        labels.name,
+        classes=labels.classes,
+        multi_label=labels.multi_label,
+        fallback=fallback,
+    )
+    if split.kind != train.kind:
+        raise UserError(
+            f"{name}: its files are {split.kind}s, those of data.train are {train.kind}s"
+        )
+    return split
 
 
 def rows_of_all_splits(config: ProbeConfig) -> NDArray[np.int64]:

@@ -168,13 +168,17 @@ def load_probe(
         compile_encoder(frozen.encoder.to(setup.device))
     reading = reading or ReadingConfig()
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
-    record = Path(folder) / SPLIT_FILE
     if theirs:
         return Probe(saved, extractor)
+    return with_record(Probe(saved, extractor), Path(folder) / SPLIT_FILE)
+
+
+def with_record(probe: Probe, record: Path) -> Probe:
+    """A probe that knows the videos again that it was trained on, by the record beside it."""
     if not record.is_file():
         _LOGGER.warning("%s is missing: training videos are not known again", record)
-        return Probe(saved, extractor)
-    return Probe(saved, extractor, load_split(record).files)
+        return probe
+    return replace(probe, trained_on=load_split(record).files)
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:

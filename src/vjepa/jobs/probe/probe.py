@@ -10,10 +10,12 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +23,6 @@ from numpy.typing import NDArray
 
 from vjepa.config import to_dict
 from vjepa.data.loader.evaluation import OnBadVideo
-from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
 from vjepa.evaluation.labels import SPLIT_FILE, refuse_known
@@ -212,22 +213,20 @@ def evaluate(
     probe_folder: Path,
     videos: VideosConfig,
     *,
-    encoder: Path | None = None,
-    on_bad_video: OnBadVideo = "error",
-    reading: ReadingConfig | None = None,
-    cache_dir: Path | None = None,
     device: DeviceName = "auto",
-    num_threads: int | None = None,
+    on_bad_video: OnBadVideo = "error",
     allow_training_videos: bool = False,
     answers: Path | None = None,
     released: ReleasedProbeConfig | None = None,
+    load: Callable[..., Probe] = load_probe,
+    **how: Any,
 ) -> Evaluation:
     """Measure a saved or released probe; on the test videos of its training the same number again.
 
     Videos that it was trained or chosen on are refused, or with `allow_training_videos` counted.
     Every video's answer is written to the CSV file `answers`, if it is given.
     The processes that a launcher such as torchrun has started share the videos, and all get the
-    whole figures. The named arguments are those of :func:`vjepa.jobs.probe.predict.load_probe`.
+    whole figures. `load` opens what is measured, and the other named arguments are its own.
     """
     if is_released(probe_folder) and (released is None or released.label is None):
         raise UserError(
@@ -235,16 +234,9 @@ def evaluate(
             "(--label NAME)"
         )
     with open_process_group(set_up_device(device).device.type, TEAM_MINUTES) as group:
-        probe = load_probe(
-            probe_folder,
-            encoder=encoder,
-            device=device,
-            num_threads=num_threads,
-            on_bad_video=on_bad_video,
-            reading=reading,
-            cache_dir=cache_dir,
-            released=released,
-        )
+        if released is not None:
+            how["released"] = released
+        probe = load(probe_folder, device=device, on_bad_video=on_bad_video, **how)
         return measure(probe, videos, group, allow_training_videos, answers)
 
 
