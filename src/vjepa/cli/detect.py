@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,14 +143,14 @@ def _say_trained(done: TrainedDetector, out: Path) -> None:
 def _eval(args: argparse.Namespace) -> int:
     if args.detections is not None and args.detections.suffix != ".csv":
         raise UserError(f"--detections {args.detections}: must end in .csv")
-    from vjepa.jobs.detect.detector import evaluate, result_json
+    from vjepa.jobs.detect.detector import evaluate
 
     names = ("videos", "encoder", "rules", "scores", "device", "on_bad_video", "cache_dir")
     others = {"test_on": args.boxes, "answers": args.detections}
     result = evaluate(args.source, args.table, **given(args, *names), **others)
     print(f"detections: {result.encoder}", *result.lines(), sep="\n")
     if args.json is not None:
-        atomic_write(args.json, json.dumps(result_json(result), indent=1) + "\n")
+        atomic_write(args.json, json.dumps(asdict(result), indent=1) + "\n")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,8 @@ class Detector:
         found = self.features.features(data, rows, table.source_file, group=group)
         shares = class_shares(saved.head, found.tokens, self.features.setup.device)
         answers = detections(table, found.rows, shares, scores or saved.scores)
-        metrics = detection_metrics(
-            table.truth(),
-            answers,
-            table.counted_classes,
-            RULES[rules or saved.rules],
-            table.excluded,
-        )
         result = DetectionResult(
-            metrics=metrics,
+            metrics=_measured(table, answers, rules or saved.rules),
             table=table.source_file,
             boxes=kind,
             num_boxes=len(found.rows),
@@ -201,6 +194,11 @@ class Detector:
             bad_videos=found.bad,
         )
         return result, answers
+
+
+def _measured(table: BoxTable, found: LabelledBoxes, rules: str) -> DetectionMetrics:
+    truth, classes = table.truth(), table.counted_classes
+    return detection_metrics(truth, found, classes, RULES[rules], table.excluded)
 
 
 def test_rows(table: BoxTable, test_on: TestOn) -> tuple[str, NDArray[np.int64]]:
@@ -257,22 +255,17 @@ def evaluate(
     table: Path,
     *,
     videos: Path | None = None,
-    encoder: Path | None = None,
     test_on: TestOn = "auto",
     rules: str | None = None,
     scores: ScoreKind | None = None,
-    device: DeviceName = "auto",
-    num_threads: int | None = None,
-    reading: ReadingConfig | None = None,
-    on_bad_video: OnBadVideo = "error",
-    cache_dir: Path | None = None,
     answers: Path | None = None,
+    **how: Any,
 ) -> DetectionResult:
     """Measure a detector on a table of boxes, or a csv file of detections that anybody made.
 
     On the table of its training's test this gives the same figure again, digit for digit; and so
-    does the csv file `answers`, to which the detections are written. Named arguments as
-    :func:`load_detector`.
+    does the csv file `answers`, to which the detections are written. The other named arguments are
+    those of :func:`load_detector`.
     """
     if source.suffix == ".csv":
         boxes = BoxTable.open(table)
@@ -285,30 +278,15 @@ def evaluate(
                 f"{source}: not one of its {len(named)} videos is in {table} (first: "
                 f"{min(unknown)!r}): the two files are of different sets"
             )
-        metrics = detection_metrics(
-            boxes.truth(),
-            found,
-            boxes.counted_classes,
-            RULES[rules or "alphaction"],
-            boxes.excluded,
-        )
         return DetectionResult(
-            metrics=metrics,
+            metrics=_measured(boxes, found, rules or "alphaction"),
             table=str(table),
             boxes="file",
             num_boxes=len(found.label),
             encoder=str(source),
             unknown_videos=tuple(sorted(unknown)),
         )
-    detector = load_detector(
-        source,
-        encoder=encoder,
-        device=device,
-        num_threads=num_threads,
-        reading=reading,
-        on_bad_video=on_bad_video,
-        cache_dir=cache_dir,
-    )
+    detector = load_detector(source, **how)
     result, found = detector.evaluate(KeyFrames.open(table, videos), test_on, rules, scores)
     if answers is not None:
         write_detections(answers, found)
@@ -329,8 +307,3 @@ def write_detections(path: Path, found: LabelledBoxes) -> None:
         for image, box, label, score in rows:
             video, second = found.images[image]
             writer.writerow((video, second, *box, label, score))
-
-
-def result_json(result: DetectionResult) -> dict[str, Any]:
-    """A result as plain values."""
-    return asdict(result)

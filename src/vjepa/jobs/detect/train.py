@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from vjepa.jobs.detect.detector import (
     DetectionResult,
     SavedDetector,
     load_detector,
-    result_json,
     test_rows,
 )
 from vjepa.jobs.pretrain import LOG_FOLDER
@@ -381,7 +380,7 @@ def _save_result(done: TrainedDetector, config: DetectConfig, seconds: dict[str,
         "steps": done.steps,
         "num_boxes": done.num_boxes,
         "num_key_frames": done.num_key_frames,
-        "test": None if done.test is None else result_json(done.test),
+        "test": None if done.test is None else asdict(done.test),
         "train_bad_videos": [f"{bad.path}: {bad.reason}" for bad in done.bad_videos],
         "config": to_dict(config),
         "versions": versions(),

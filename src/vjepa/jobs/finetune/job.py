@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from vjepa.jobs.finetune.inputs import (
 from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
 from vjepa.jobs.pretrain import LOG_FOLDER
 from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
-from vjepa.jobs.probe.probe import ANSWERS_FILE, CALIBRATION_FILE, CONFUSION_FILE, draw, versions
+from vjepa.jobs.probe.probe import ANSWERS_FILE, result_of, save_result
 from vjepa.models import EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
 from vjepa.runtime.device import seed_torch, set_up_device, to_device
@@ -379,25 +378,17 @@ def _measure(
             extractor, split, probe.saved.head, seed=config.seed, group=group, answers=answers
         )
         seconds["test"] = round(time.perf_counter() - began, 3)
-    result = ProbeResult(
+    result = result_of(
+        *(out, config, probe.saved.encoder),
         label=inputs.record.label,
-        encoder=probe.extractor.frozen.identity.sentence,
-        which="fine-tuned",
-        weights_hash=probe.extractor.frozen.identity.weights_hash,
         num_train=len(inputs.videos),
         num_classes=len(inputs.classes),
         test=test,
         selection=(),
         train_manifest_hash=inputs.record.manifest_hash,
-        config=to_dict(config),
-        versions=versions(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=seconds,
-        folder=str(out),
         steps=probe.saved.training["steps"],
     )
     if group.is_main:
-        result.save(out)
-        if test is not None:
-            draw(test, out / CONFUSION_FILE, out / CALIBRATION_FILE)
+        save_result(result, out)
     return result

@@ -25,6 +25,7 @@ from vjepa.config import to_dict
 from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
+from vjepa.evaluation.frozen import EncoderIdentity
 from vjepa.evaluation.labels import SPLIT_FILE, refuse_known
 from vjepa.evaluation.metrics import CALIBRATION_ANSWERS, ClassificationMetrics
 from vjepa.evaluation.results import (
@@ -129,29 +130,42 @@ def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
         floors = _random_floor(config, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
         times.append(time.perf_counter())
     stages = ("set-up", "features", "training", "test", "floors")
-    result = ProbeResult(
+    result = result_of(
+        *(out, config, identity),
         label=inputs.labels.name,
-        encoder=identity.sentence,
-        which=identity.which,
-        weights_hash=identity.weights_hash,
         num_train=num_train,
         num_classes=len(inputs.labels.classes),
         test=test,
         selection=fitted.selection,
         train_manifest_hash=train_manifest_hash,
         train_bad_videos=fitted.bad,
-        config=to_dict(config),
-        versions=versions(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=dict(zip(stages, np.diff(times).round(3).tolist(), strict=False)),
-        folder=str(out),
         steps=fitted.steps,
         floors=floors,
     )
-    result.save(out)
-    if test is not None:
-        draw(test, out / CONFUSION_FILE, out / CALIBRATION_FILE)
+    save_result(result, out)
     return result
+
+
+def result_of(out: Path, config: object, encoder: EncoderIdentity, **found: Any) -> ProbeResult:
+    """What came of a training, `found`, with what tells how it was made."""
+    return ProbeResult(
+        encoder=encoder.sentence,
+        which=encoder.which,
+        weights_hash=encoder.weights_hash,
+        config=to_dict(config),
+        versions=versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        folder=str(out),
+        **found,
+    )
+
+
+def save_result(result: ProbeResult, out: Path) -> None:
+    """Write a result, and draw its test."""
+    result.save(out)
+    if result.test is not None:
+        draw(result.test, out / CONFUSION_FILE, out / CALIBRATION_FILE)
 
 
 def _random_floor(
