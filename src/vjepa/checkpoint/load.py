@@ -61,22 +61,18 @@ def shipped_weights() -> Path:
 
 @torch.inference_mode(mode=False)  # weights that were made in it could never be trained
 def read_model(
-    path: str | Path,
-    num_heads: int | None = None,
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
+    path: str | Path, num_heads: int | None = None, **sizes: int | None
 ) -> tuple[VJEPA, LoadReport]:
     """Load encoder, target encoder and predictor, strictly: float32, CPU, evaluation mode.
 
     `path` is a checkpoint folder of ours, a run folder (its latest checkpoint), the name of weights
     that come with the package (``demo``), or the authors' ``.pth.tar`` file, which needs
-    `num_heads` where its size is no preset.
+    `num_heads` where its size is no preset, and perhaps the `sizes` `image_size` and `num_frames`.
 
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    held = _open(path, Asked(num_heads=num_heads, image_size=image_size, num_frames=num_frames))
+    held = _open(path, replace(Asked(num_heads=num_heads), **sizes))
     assert held.predictor is not None
     with buildable("model", held.source), torch.device("meta"):
         model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
@@ -95,9 +91,8 @@ def read_encoder(
     which: Which = "target",
     num_heads: int | None = None,
     *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
     tokens: Tokens | None = None,
+    **sizes: int | None,
 ) -> tuple[AnyEncoder, LoadReport]:
     """Load one encoder as :func:`read_model`; the rest of the file is not needed and not read.
 
@@ -108,23 +103,16 @@ def read_encoder(
         which: "target" (the moving average, which the paper evaluates) or "context"; there is no
             falling back from one to the other. A pixel-prediction checkpoint has one encoder for
             either, as most models of others.
-        image_size: Pixels that its positions are for, where the file does not say it.
-        num_frames: Frames that they are for, likewise.
         tokens: Another token map than the usual one, where the model has one.
+        sizes: `image_size` and `num_frames`, the pixels and frames that its positions are for,
+            where the file does not say them.
 
     Raises:
         UserError: As :func:`read_model`, or there is no such encoder.
     """
     if which not in ("target", "context"):
         raise UserError(f"which: {which!r} must be 'target' or 'context'")
-    asked = Asked(
-        which=which,
-        num_heads=num_heads,
-        image_size=image_size,
-        num_frames=num_frames,
-        tokens=tokens,
-    )
-    held = _open(path, asked)
+    held = _open(path, Asked(which=which, num_heads=num_heads, tokens=tokens, **sizes))
     with torch.device("meta"):
         encoder = Encoder(held.encoder) if held.build is None else held.build(held.encoder)
     assert isinstance(encoder, Encoder | TimmEncoder)
@@ -134,15 +122,9 @@ def read_encoder(
     return encoder.eval(), report
 
 
-def load_model(
-    path: str | Path,
-    num_heads: int | None = None,
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
-) -> VJEPA:
+def load_model(path: str | Path, num_heads: int | None = None, **sizes: int | None) -> VJEPA:
     """The model of :func:`read_model`."""
-    return read_model(path, num_heads, image_size=image_size, num_frames=num_frames)[0]
+    return read_model(path, num_heads, **sizes)[0]
 
 
 def _open(path: str | Path, asked: Asked) -> Held:
@@ -257,10 +239,9 @@ def convert(
     dst: str | Path,
     num_heads: int | None = None,
     *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
     layout: Layout | None = None,
     which: Which = "target",
+    **sizes: int | None,
 ) -> LoadReport:
     """Read what :func:`read_model` reads, write it in one of the layouts, compare what is there.
 
@@ -273,14 +254,14 @@ def convert(
     """
     src, dst = Path(src), Path(dst)
     require_absent(dst)
-    model, report = read_model(src, num_heads, image_size=image_size, num_frames=num_frames)
+    model, report = read_model(src, num_heads, **sizes)
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
     if layout == "authors":
-        sizes = model.config.encoder
+        found = model.config.encoder
         lacking = {
-            "the input that it was trained on (model.encoder.input)": sizes.input != InputConfig(),
-            "a [cls] token or block-causal attention": sizes.cls or sizes.attention != "full",
+            "the input that it was trained on (model.encoder.input)": found.input != InputConfig(),
+            "a [cls] token or block-causal attention": found.cls or found.attention != "full",
         }
         if any(lacking.values()):
             what = next(what for what, is_so in lacking.items() if is_so)

@@ -129,15 +129,8 @@ class DecodeConfig:
     """Device, precision, intervals."""
 
 
-def open_model(
-    path: Path | None,
-    num_heads: int | None = None,
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
-    drawn: bool = True,
-) -> VJEPA:
-    """A model whose predictions can be looked at, or `drawn` as pixels.
+def open_model(path: Path | None, *, drawn: bool = True, **sizes: int | None) -> VJEPA:
+    """A model whose predictions can be looked at, or `drawn` as pixels; `sizes` its file may lack.
 
     Raises:
         UserError: None is named; it has no predictor of features; or it is not shown pixels.
@@ -150,7 +143,7 @@ def open_model(
             f"{path}: holds a model of {about.objective!r}, which predicts no features; give one "
             "that was pretrained by feature prediction"
         )
-    model = load_model(path, num_heads, image_size=image_size, num_frames=num_frames)
+    model = load_model(path, **sizes)
     encoder = model.config.encoder
     if encoder.is_image_model:
         raise UserError(f"{path}: an image model; this needs a model of video")
@@ -229,7 +222,7 @@ def train(
     with ExitStack() as stack:
         if stack.enter_context(claimed_folder(out, JOB)):
             check_same_run(config, out)
-        model = open_model(config.model, config.num_heads)
+        model = open_model(config.model, num_heads=config.num_heads)
         if not config.data.sources:
             raise UserError(
                 "data.sources is empty: name a manifest, for example "
@@ -376,7 +369,7 @@ def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
         raise UserError(
             f"{source}: the decoder's model is not there any more; say where it is (--model)"
         )
-    opened = open_model(source, config.num_heads)
+    opened = open_model(source, num_heads=config.num_heads)
     if predicting_hash(opened) != stored.get("weights_hash"):
         raise UserError(
             f"{path}: was trained on other weights than those of {source}; give the model that it "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa.checkpoint.catalogue import MODELS, KnownModel, downloaded, models_folder
-from vjepa.checkpoint.folder import Tokens, Which, file_sha256
+from vjepa.checkpoint.folder import file_sha256
 from vjepa.checkpoint.load import read_encoder
 from vjepa.config import nearest
 from vjepa.errors import UserError
@@ -170,31 +170,13 @@ def _through_hub(model: KnownModel, url: str, file: Path, wanted: str, *, offlin
     return found
 
 
-def check(
-    path: Path,
-    which: Which = "target",
-    *,
-    num_heads: int | None = None,
-    image_size: int | None = None,
-    num_frames: int | None = None,
-    tokens: Tokens | None = None,
-) -> str:
+def check(path: Path, **how: Any) -> str:
     """What a file, folder or name holds, whether it fits, and what was assumed: the load report.
 
     It is loaded as everywhere else; the arguments are those of
-    :func:`vjepa.checkpoint.read_encoder`.
-
-    Raises:
-        UserError: It cannot be opened, or does not fit.
+    :func:`vjepa.checkpoint.read_encoder`. UserError: it cannot be opened, or does not fit.
     """
-    encoder, report = read_encoder(
-        path,
-        which,
-        num_heads,
-        image_size=image_size,
-        num_frames=num_frames,
-        tokens=tokens,
-    )
+    encoder, report = read_encoder(path, **how)
     sizes = encoder.config
     count = sum(value.numel() for value in encoder.parameters())
     clip = "1 frame" if sizes.is_image_model else f"{sizes.num_frames} frames"

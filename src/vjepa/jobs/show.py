@@ -290,20 +290,17 @@ def show_features(
     model: Path,
     which: Which,
     out: Path,
-    num_heads: int | None = None,
     moving: Moving = "webp",
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
+    **sizes: int | None,
 ) -> Path:
     """Draw the principal directions of a model's features over videos, still and moving.
 
     Returned is the file of the moving picture, which stands beside `out`. `model` is anything that
-    :func:`vjepa.load_encoder` reads, which explains the last two arguments; an image model sees
-    frame after frame. Clips are taken as in its run; with the paper's stride where the file does
+    :func:`vjepa.load_encoder` reads, which explains the `sizes`; an image model sees frame after
+    frame. Clips are taken as in its run; with the paper's stride where the file does
     not tell.
     """
-    encoder = load_encoder(model, which, num_heads, image_size=image_size, num_frames=num_frames)
+    encoder = load_encoder(model, which, **sizes)
     run, config = run_of(model), encoder.config
     clip = run.data.clip if run else preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
@@ -321,19 +318,16 @@ def show_predictions(
     model: Path,
     out: Path,
     ordinal: int = 0,
-    num_heads: int | None = None,
     moving: Moving = "webp",
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
+    **sizes: int | None,
 ) -> list[str]:
     """Draw where the predictor errs, still and moving, for each mask kind of its training.
 
-    The last two arguments are for :func:`vjepa.checkpoint.read_model`. With several mask kinds the
+    The `sizes` are for :func:`vjepa.checkpoint.read_model`. With several mask kinds the
     number of the kind is put before the suffix of `out`. Returned is one line for each: files and
     mean relative error.
     """
-    loaded = load_model(model, num_heads, image_size=image_size, num_frames=num_frames)
+    loaded = load_model(model, **sizes)
     run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)

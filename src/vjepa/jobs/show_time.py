@@ -65,21 +65,18 @@ def show_similarity(
     at: tuple[float, float] = (0.5, 0.5),
     frame: int = 0,
     which: Which = "target",
-    num_heads: int | None = None,
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
+    **sizes: int | None,
 ) -> None:
     """Draw where in a clip the features are like those at one place.
 
     `at` is across and down, each as a share of the picture that the model sees; `frame` counts the
     frames of the clip. `model` is anything that :func:`vjepa.load_encoder` reads, which explains
-    the last three arguments.
+    the `sizes`.
 
     Raises:
         UserError: A place outside of the picture or of the clip; bad files.
     """
-    encoder = load_encoder(model, which, num_heads, image_size=image_size, num_frames=num_frames)
+    encoder = load_encoder(model, which, **sizes)
     size = encoder.config
     clip_config = preprocess_of(model, size).clip
     if not (0 <= at[0] < 1 and 0 <= at[1] < 1):
@@ -243,14 +240,7 @@ def surprise_of(
 
 
 def show_surprise(
-    video: Path,
-    model: Path,
-    out: Path,
-    num_heads: int | None = None,
-    peaks: int = _PEAKS,
-    *,
-    image_size: int | None = None,
-    num_frames: int | None = None,
+    video: Path, model: Path, out: Path, peaks: int = _PEAKS, **sizes: int | None
 ) -> list[str]:
     """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
 
@@ -259,8 +249,7 @@ def show_surprise(
     Raises:
         UserError: The video or the model cannot be used.
     """
-    sizes = {"image_size": image_size, "num_frames": num_frames}
-    opened = open_model(model, num_heads, **sizes, drawn=False)
+    opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip
     with late_progress("surprise") as progress:
         found = surprise_of(opened, video, clip, progress=progress)

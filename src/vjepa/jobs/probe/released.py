@@ -195,12 +195,8 @@ def _tokens_read(
             "second is; EPIC-KITCHENS-100: --clip.fps 8 --clip.stride null"
         )
     own, sizes = config.encoder, encoder.config
-    model, _ = read_model(
-        path,
-        own.num_heads,
-        image_size=own.image_size,
-        num_frames=own.num_frames,
-    )
+    shown = {"image_size": own.image_size, "num_frames": own.num_frames}
+    model, _ = read_model(path, own.num_heads, **shown)
     if model.config.predictor.levels > 1 or model.config.encoder.width != sizes.width:
         raise UserError(f"{path}: its predictor takes several levels; give a model of V-JEPA 2")
     return _WithFuture(encoder, model.predictor, config.seconds_ahead, clip.fps)
