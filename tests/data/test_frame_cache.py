@@ -19,6 +19,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.frame_cache import FrameCache, open_frame_caches
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
+from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.inspect import inspect_file
@@ -31,9 +32,11 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     return make_manifest(folder, 5, num_frames=[24, 20, 5, 16, 9], labels=list("abcab"))
 
 
-def _caches(manifests: list[Manifest], folder: Path, **fields) -> list[FrameCache]:
-    usual = {"max_gigabytes": 1.0, "short_side": None, "num_workers": 2, "timeout_seconds": 60.0}
-    return open_frame_caches(manifests, folder, **{**usual, **fields})
+def _caches(
+    manifests: list[Manifest], folder: Path | None, short_side: int | None = None, **fields
+) -> list[FrameCache]:
+    usual = {"frame_cache_gigabytes": 1.0, "frame_cache_folder": folder}
+    return open_frame_caches(manifests, ReadingConfig(**usual | fields), short_side)
 
 
 def _take(
@@ -112,7 +115,7 @@ def test_a_short_side_shrinks_only_larger_videos(manifest: Manifest, tmp_path: P
 def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path: Path) -> None:
     infos = [damaged(tmp_path), hanging(tmp_path), replace(damaged(tmp_path, "x.mp4"), ok=False)]
     mixed = with_rows(manifest, infos, tmp_path)
-    (cache,) = _caches([mixed], tmp_path / "cache", timeout_seconds=2.0)
+    (cache,) = _caches([mixed], tmp_path / "cache", sample_timeout_seconds=2.0)
     failures = [cache.failure(row) for row in range(len(mixed))]
     assert failures[:5] == [None] * 5
     assert [kind for _, kind in failures[5:]] == ["decode", "hang", "decode"]
@@ -123,10 +126,10 @@ def test_a_set_that_would_be_too_large_is_decoded_from_its_files(
     manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     gigabytes = sum(manifest.num_frames) * 32 * 48 * 3 / 1e9
-    assert _caches([manifest], tmp_path, max_gigabytes=gigabytes)
+    assert _caches([manifest], tmp_path, frame_cache_gigabytes=gigabytes)
     caplog.set_level("INFO", "vjepa")
     small = 1.9 * gigabytes
-    assert _caches([manifest, manifest], tmp_path, max_gigabytes=small) == []
+    assert _caches([manifest, manifest], tmp_path, frame_cache_gigabytes=small) == []
     assert "decoded from their files" in caplog.text
     loaders = []
     for limit in (0.5 * gigabytes, 0.0):
@@ -218,5 +221,5 @@ def test_the_default_folder_is_the_users_cache(
     manifest: Manifest, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    caches = open_frame_caches([manifest], None, 1.0, None, 1, 60.0)
+    caches = _caches([manifest], None)
     assert caches[0].folder.parent == tmp_path / "vjepa" / "frames"

@@ -32,6 +32,7 @@ from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
 if TYPE_CHECKING:
+    from vjepa.data.loader.reading import ReadingConfig
     from vjepa.data.manifest.manifest import Manifest
 
 _LOGGER = logging.getLogger(__name__)
@@ -72,31 +73,27 @@ class FrameCache:
 
 
 def open_frame_caches(
-    manifests: Sequence[Manifest],
-    folder: Path | None,
-    max_gigabytes: float,
-    short_side: int | None,
-    num_workers: int,
-    timeout_seconds: float,
+    manifests: Sequence[Manifest], reading: ReadingConfig, short_side: int | None
 ) -> list[FrameCache]:
     """A cache for each manifest, made where it does not exist yet; none if they would be too large.
 
-    `folder` holds all caches; None takes ``$XDG_CACHE_HOME/vjepa/frames``. Together they may take
-    `max_gigabytes`. Larger videos are shrunk to `short_side` pixels. With 0 workers this process
-    decodes, without a time limit for a video.
+    `reading` says where they are, ``$XDG_CACHE_HOME/vjepa/frames`` unless it names a folder, and
+    what they may take together. Larger videos are shrunk to `short_side` pixels. With 0 workers
+    this process decodes, without a time limit for a video.
 
     Raises:
         UserError: They cannot be written.
     """
     layouts = [_layout(manifest, short_side) for manifest in manifests]
     gigabytes = sum(int(offsets[-1]) for _, offsets in layouts) / 1e9
-    if gigabytes > max_gigabytes:
+    if gigabytes > reading.frame_cache_gigabytes:
         _LOGGER.info(
             "videos are decoded from their files: all frames would take %.3g GB, "
             "frame_cache_gigabytes is %g",
-            *(gigabytes, max_gigabytes),
+            *(gigabytes, reading.frame_cache_gigabytes),
         )
         return []
+    folder = reading.frame_cache_folder
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(base) if base else Path.home() / ".cache") / "vjepa" / "frames"
@@ -108,7 +105,7 @@ def open_frame_caches(
                 folder.mkdir(parents=True, exist_ok=True)
                 with _only_one_builds(folder / f"{target.name}.lock"):
                     if not target.is_dir():
-                        _build(manifest, shapes, offsets, target, num_workers, timeout_seconds)
+                        _build(manifest, shapes, offsets, target, reading)
         except OSError as error:
             size = f"{int(offsets[-1]) / 1e9:.3g} GB"
             raise UserError(
@@ -203,8 +200,7 @@ def _build(
     shapes: NDArray[np.int64],
     offsets: NDArray[np.int64],
     target: Path,
-    num_workers: int,
-    timeout_seconds: float,
+    reading: ReadingConfig,
 ) -> None:
     """Decode everything into a folder aside, then rename it."""
     for left_by_a_kill in target.parent.glob(f"{target.name}.*/"):
@@ -226,11 +222,12 @@ def _build(
                 os.posix_fallocate(frames.fileno(), 0, os.fstat(frames.fileno()).st_size)
         # All frames are mapped, which counts as memory.
         memory = WORKER_GIGABYTES + file.stat().st_size / 1e9
+        workers, seconds = reading.num_workers, reading.sample_timeout_seconds
         with (
             Progress("decode videos once", len(rows)) as progress,
-            closing(WorkerPool(_CacheTask(file), num_workers, timeout_seconds, memory)) as pool,
+            closing(WorkerPool(_CacheTask(file), workers, seconds, memory)) as pool,
         ):
-            outcomes = pool.map(orders, ahead=4 * num_workers, in_order=False)
+            outcomes = pool.map(orders, ahead=4 * workers, in_order=False)
             for done, (order, outcome) in enumerate(outcomes, start=1):
                 if outcome.kind != "done":
                     reasons[order.row] = outcome.reason

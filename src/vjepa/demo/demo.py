@@ -137,14 +137,9 @@ def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
         # Every training video, so that the two runs find the frames ready.
         overrides = [f"{name}={value}" for name, value in settings.items()]
         loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
-        open_frame_caches(
-            [Manifest.open(manifest).select(split="train")],
-            loader.frame_cache_folder,
-            loader.frame_cache_gigabytes,
-            loader.frame_cache_short_side,
-            usable_cpus(),
-            loader.sample_timeout_seconds,
-        )
+        videos = [Manifest.open(manifest).select(split="train")]
+        reading = replace(loader, num_workers=usable_cpus())
+        open_frame_caches(videos, reading, loader.frame_cache_short_side)
     with _stage("measuring the speed of this machine", seconds):
         rates = measure_rates(out, settings, config.recipe)
     by_objective = {

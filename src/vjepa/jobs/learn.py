@@ -431,16 +431,9 @@ def _decode_once(config: PretrainConfig) -> bool:
     loader = config.data.loader
     if loader.frame_cache_gigabytes == 0:
         return False
-    return bool(
-        open_frame_caches(
-            [Manifest.open(s.manifest).select(split=s.split) for s in config.data.sources],
-            loader.frame_cache_folder,
-            loader.frame_cache_gigabytes,
-            loader.frame_cache_short_side,
-            usable_cpus(),
-            loader.sample_timeout_seconds,
-        )
-    )
+    sources = [Manifest.open(s.manifest).select(split=s.split) for s in config.data.sources]
+    reading = replace(loader, num_workers=usable_cpus())
+    return bool(open_frame_caches(sources, reading, loader.frame_cache_short_side))
 
 
 def _training_minutes(config: LearnConfig, choices: Choices) -> float:

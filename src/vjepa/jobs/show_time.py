@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from vjepa.checkpoint import AnyEncoder, Which
 from vjepa.data.clips.dataset import load_clip
 from vjepa.data.clips.plan import ClipConfig
-from vjepa.data.clips.windows import FramingConfig, WindowConfig, look_at, read_files
+from vjepa.data.clips.windows import FramingConfig, WindowConfig, read_files
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
+from vjepa.evaluation.video_features import FileEncodingConfig, look_of
 from vjepa.jobs.decode import open_model
 from vjepa.jobs.show import Rows, Shot, feature_grid, read_shot
 from vjepa.jobs.videos import late_progress
@@ -183,23 +184,15 @@ def surprise_of(
     require_own_targets(model)
     if seen < 1:
         raise UserError("a clip of this model is one time step long; take one of longer clips")
-    fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
-    window = WindowConfig(stride=clip.stride, fps=fps, overlap=(steps - 1) / steps)
+    window = WindowConfig(overlap=(steps - 1) / steps).spaced_as(clip)
+    how = FileEncodingConfig(window=window, framing=FramingConfig(kind="centre"))
     context = torch.arange(seen * places)[None]
     target = torch.arange(seen * places, steps * places)[None]
     try:
         info = inspect_file(str(video))
         if info.kind == "image":
             raise DecodeError(str(video), "a picture, in which nothing comes next")
-        look = look_at(
-            info,
-            window,
-            FramingConfig(kind="centre"),
-            num_frames=size.num_frames,
-            tubelet_size=size.tubelet_size,
-            image_size=size.image_size,
-            patch_size=size.patch_size,
-        )
+        look = look_of(info, how, size)
         if look.plan.num_tubelets < steps:
             raise DecodeError(
                 str(video),

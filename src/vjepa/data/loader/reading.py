@@ -403,14 +403,7 @@ class ClipReader(AbstractContextManager):
         from vjepa.data.frame_cache import open_frame_caches
 
         if self._reading.frame_cache_gigabytes > 0 and self._caches is None:
-            self._caches = open_frame_caches(
-                self.manifests,
-                self._reading.frame_cache_folder,
-                self._reading.frame_cache_gigabytes,
-                self._short_side,
-                self._reading.num_workers,
-                self._reading.sample_timeout_seconds,
-            )
+            self._caches = open_frame_caches(self.manifests, self._reading, self._short_side)
 
     def _read_here(self, plans: Iterator[BatchPlan]) -> tuple[BatchPlan, Tensor] | None:
         """The next batch, cut in this process."""

@@ -16,7 +16,7 @@ from vjepa.data.loader.reading import ReadingConfig
 from vjepa.evaluation.box_features import ScoreKind
 from vjepa.evaluation.detection_metric import RulesName
 from vjepa.evaluation.frozen import EncodingConfig
-from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig, LabelledOptimConfig
 from vjepa.models import RegionConfig
 from vjepa.training import DistributedConfig, TrainingConfig
 from vjepa.training.schedules import NotNegative, Positive
@@ -75,7 +75,7 @@ class EndToEndConfig:
 
 
 @config_dataclass
-class DetectOptimConfig:
+class DetectOptimConfig(LabelledOptimConfig):
     """AdamW. The defaults are the paper's (Table 10)."""
 
     epochs: Positive = 30.0
@@ -83,19 +83,7 @@ class DetectOptimConfig:
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Key frames of an update, each with all its boxes."""
     warmup_epochs: NotNegative = 2.0
-    """Over which the learning rate rises from `start_lr` to `peak_lr`."""
-    start_lr: NotNegative = 1e-6
-    """Learning rate before the first update."""
-    peak_lr: Positive = 1e-4
-    """Learning rate after the warm-up; used as it stands, whatever the batch."""
-    final_lr: NotNegative = 1e-6
-    """Learning rate at the end of the cosine."""
-    weight_decay: NotNegative = 0.05
-    """Of weights, not of biases."""
-    clip_norm: Positive | None = None
-    """Largest gradient norm; null: off."""
-    accumulation_steps: Annotated[int, Field(ge=1)] = 1
-    """Parts that a batch is cut into; the gradient is that of the whole batch."""
+    """Passes over which the learning rate rises."""
 
 
 @config_dataclass

@@ -54,7 +54,7 @@ from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import Detection
-from vjepa.training import OptimConfig, Trainer, TrainingResult
+from vjepa.training import Trainer, TrainingResult
 
 JOB = "detect train"
 RESULT_FILE = "result.json"
@@ -347,22 +347,10 @@ def _trainer(
     )
     if optim.warmup_epochs:
         warmup = min(batches.steps_for(optim.warmup_epochs), steps)
-    schedules = OptimConfig(
-        steps=steps,
-        warmup_steps=warmup,
-        start_lr=optim.start_lr,
-        peak_lr=optim.peak_lr,
-        final_lr=optim.final_lr,
-        schedule_stretch=1.0,
-        start_weight_decay=optim.weight_decay,
-        final_weight_decay=optim.weight_decay,
-        clip_norm=optim.clip_norm,
-        accumulation_steps=optim.accumulation_steps,
-    )
     return Trainer(
         task=task,
         batches=batches.batches,
-        optim=schedules,
+        optim=optim.over(steps, warmup),
         training=replace(config.training, evaluate_every_steps=None),
         seed=config.seed,
         folder=out,

@@ -13,7 +13,12 @@ from vjepa.data.clips.crops import Resize, check_crop_ranges
 from vjepa.data.clips.views import TrainingAugmentConfig
 from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.data.loader.loader import LoaderConfig
-from vjepa.jobs.probe.config import EncoderSourceConfig, LabelledVideosConfig, VideosConfig
+from vjepa.jobs.probe.config import (
+    EncoderSourceConfig,
+    LabelledOptimConfig,
+    LabelledVideosConfig,
+    VideosConfig,
+)
 from vjepa.tasks import MixConfig
 from vjepa.training import DistributedConfig, EmaConfig, OptimConfig, TrainingConfig
 from vjepa.training.schedules import Count, NotNegative, Positive
@@ -112,7 +117,7 @@ class TrainedConfig:
 
 
 @config_dataclass
-class FinetuneOptimConfig:
+class FinetuneOptimConfig(LabelledOptimConfig):
     """AdamW: linear warm-up, then half a cosine, by the update."""
 
     epochs: Positive | None = 30.0
@@ -126,20 +131,10 @@ class FinetuneOptimConfig:
     peak_lr: Positive = 1e-3
     """Learning rate after the warm-up, as it is used: the programs behind Table 11 give it for 256
     videos and multiply by batch / 256."""
-    start_lr: NotNegative = 1e-6
-    """Learning rate before the first update."""
-    final_lr: NotNegative = 1e-6
-    """Learning rate at the last update."""
-    weight_decay: NotNegative = 0.05
-    """Constant; none for biases and norms."""
     betas: tuple[_Rate, _Rate] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
-    clip_norm: Positive | None = None
-    """Largest gradient norm, of encoder and classifier each; null: off, as in public programs."""
-    accumulation_steps: Count = 1
-    """Micro-batches that each batch is cut into."""
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -151,20 +146,8 @@ class FinetuneOptimConfig:
         if steps is None:
             assert self.epochs is not None
             steps = max(self.min_steps, math.ceil(self.epochs * videos / batch_size))
-        return OptimConfig(
-            steps=steps,
-            warmup_steps=round(self.warmup * steps),
-            start_lr=self.start_lr,
-            peak_lr=self.peak_lr,
-            final_lr=self.final_lr,
-            schedule_stretch=1.0,
-            start_weight_decay=self.weight_decay,
-            final_weight_decay=self.weight_decay,
-            betas=self.betas,
-            eps=self.eps,
-            clip_norm=self.clip_norm,
-            accumulation_steps=self.accumulation_steps,
-        )
+        warmup = round(self.warmup * steps)
+        return self.over(steps, warmup, betas=self.betas, eps=self.eps)
 
 
 @config_dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from vjepa.evaluation.frozen import EncodingConfig
 from vjepa.evaluation.heads import HeadConfig, HeadKind, TrainedKind
 from vjepa.models import InputConfig
 from vjepa.runtime.device import DeviceName
+from vjepa.training.schedules import Count, NotNegative, OptimConfig, Positive
 
 
 @config_dataclass
@@ -106,6 +107,38 @@ class LabelledVideosConfig:
     def __post_init__(self) -> None:
         if self.labels_per_class is not None and self.label_fraction is not None:
             raise ValueError("label_fraction: give labels_per_class or label_fraction, not both")
+
+
+@config_dataclass
+class LabelledOptimConfig:
+    """AdamW where labels are given: a warm-up, half a cosine, and a constant weight decay."""
+
+    start_lr: NotNegative = 1e-6
+    """Learning rate before the first update."""
+    peak_lr: Positive = 1e-4
+    """Learning rate after the warm-up; used as it stands, whatever the batch."""
+    final_lr: NotNegative = 1e-6
+    """Learning rate at the last update."""
+    weight_decay: NotNegative = 0.05
+    """Constant; none for biases and norms."""
+    clip_norm: Positive | None = None
+    """Largest gradient norm, for each trained module on its own; null: off, as in public
+    programs."""
+    accumulation_steps: Count = 1
+    """Micro-batches that each batch is cut into; the gradient is that of the whole batch."""
+
+    def over(self, steps: int, warmup_steps: int, **others: Any) -> OptimConfig:
+        """As the training loop takes it, for so many updates."""
+        names = ("start_lr", "peak_lr", "final_lr", "clip_norm", "accumulation_steps")
+        return OptimConfig(
+            steps=steps,
+            warmup_steps=warmup_steps,
+            schedule_stretch=1.0,
+            start_weight_decay=self.weight_decay,
+            final_weight_decay=self.weight_decay,
+            **{name: getattr(self, name) for name in names},
+            **others,
+        )
 
 
 @config_dataclass
