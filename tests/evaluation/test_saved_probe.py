@@ -18,7 +18,7 @@ from vjepa.evaluation.frozen import (
     weights_hash,
 )
 from vjepa.evaluation.heads import HeadConfig, build_head
-from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
+from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_probe
 from vjepa.models import Encoder, EncoderConfig
 
 TINY = EncoderConfig(
@@ -65,9 +65,9 @@ def test_a_probe_survives_the_disk(tmp_path: Path, form: HeadConfig) -> None:
 
 def test_another_encoder_is_refused() -> None:
     probe = _probe(HeadConfig())
-    probe.check_encoder(_encoder(0), "runs/x")
+    check_encoder(probe.encoder, _encoder(0), "runs/x", "probe")
     with pytest.raises(UserError, match=r"runs/y: the probe was trained for another encoder"):
-        probe.check_encoder(_encoder(1), "runs/y")
+        check_encoder(probe.encoder, _encoder(1), "runs/y", "probe")
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -195,6 +195,12 @@ class EncodingConfig:
     by shard, so that this bounds the memory."""
     compile: bool = False
     """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
+
+    @property
+    def encoding(self) -> EncodingConfig:
+        """These settings alone: what a probe file and a cache keep of a job's."""
+        names = (field.name for field in fields(EncodingConfig))
+        return EncodingConfig(**{name: getattr(self, name) for name in names})
 
 
 @config_dataclass

@@ -8,7 +8,8 @@ it was chosen, and its metrics). The encoder itself is not in it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ class SavedProbe:
 
     def save(self, folder: Path) -> None:
         """Write both files; the description, without which there is no probe, comes last."""
-        state = {name: t.detach().cpu().contiguous() for name, t in self.head.state_dict().items()}
         description = {
             "format": _FORMAT,
             "version": __version__,
@@ -67,39 +67,72 @@ class SavedProbe:
             "multi_label": self.multi_label,
             "training": self.training,
         }
-        with atomic_path(folder / WEIGHTS_FILE) as aside:
-            save_file(state, aside, metadata={"format": "pt"})
-        atomic_write(folder / CONFIG_FILE, json.dumps(description, indent=1) + "\n")
+        write_head(self.head, folder / WEIGHTS_FILE, folder / CONFIG_FILE, description)
 
-    def check_encoder(self, encoder: nn.Module, source: str) -> None:
-        """Refuse any other encoder than the probe's; `source` says where it comes from."""
-        config = encoder.config
-        assert isinstance(config, EncoderConfig)
-        if config.input != self.encoder.config.input:
+
+def check_encoder(wanted: EncoderIdentity, encoder: nn.Module, source: str, what: str) -> None:
+    """Refuse any other encoder than that of a `what`; `source` says where it comes from."""
+    config = encoder.config
+    assert isinstance(config, EncoderConfig)
+    if config.input != wanted.config.input:
+        raise UserError(
+            f"{source}: the {what} was trained on another input "
+            f"({'; '.join(diff(wanted.config.input, config.input))}); give the checkpoint it was "
+            f"trained on or train a new {what}"
+        )
+    found = weights_hash(encoder)
+    if found != wanted.weights_hash:
+        raise UserError(
+            f"{source}: the {what} was trained for another encoder (weights "
+            f"{wanted.weights_hash[:12]}..., found {found[:12]}...); give the checkpoint it was "
+            f"trained on ({wanted.path or 'random weights'}) or train a new {what}"
+        )
+
+
+def write_head(
+    head: nn.Module, weights: Path, config: Path, description: Mapping[str, Any]
+) -> None:
+    """Write weights, and then the description without which they are nothing."""
+    state = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
+    with atomic_path(weights) as aside:
+        save_file(state, aside, metadata={"format": "pt"})
+    atomic_write(config, json.dumps(description, indent=1) + "\n")
+
+
+@contextmanager
+def read_description(path: Path, what: str, form: str, job: str) -> Generator[dict[str, Any]]:
+    """What stands in the description of a `what` (a probe, a detector), to be made into one.
+
+    UserError: it is missing, no JSON, of another format than `form`, or lacks something.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent}: not a {what}: {path.name} is missing; give the folder that "
+            f"`vjepa {job}` wrote"
+        )
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); copy the {what} again") from error
+    values = described if isinstance(described, dict) else {}
+    found = values.get("format")
+    with explained_version(str(path), values.get("version")):
+        if found != form:
+            remedy = f"expected {form!r}; train the {what} again"
+            raise UserError(f"{path}: format {found!r}, {remedy}")
+        try:
+            yield values
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{source}: the probe was trained on another input "
-                f"({'; '.join(diff(self.encoder.config.input, config.input))}); give the "
-                "checkpoint it was trained on or train a new probe"
-            )
-        found = weights_hash(encoder)
-        if found != self.encoder.weights_hash:
-            raise UserError(
-                f"{source}: the probe was trained for another encoder (weights "
-                f"{self.encoder.weights_hash[:12]}..., found {found[:12]}...); give the checkpoint "
-                f"it was trained on ({self.encoder.path or 'random weights'}) or train a new probe"
-            )
+                f"{path}: not a complete {what} description ({error!r}); copy the {what} again"
+            ) from error
 
 
 def load_saved_probe(folder: Path) -> SavedProbe:
     """Read a probe; everything must fit. Its head is in evaluation mode on the CPU."""
-    source = str(folder / CONFIG_FILE)
-    described = _read_description(folder / CONFIG_FILE)
-    with explained_version(source, described.get("version")):
-        return _probe_of(described, folder, source)
-
-
-def _probe_of(described: Mapping[str, Any], folder: Path, source: str) -> SavedProbe:
-    try:
+    path = folder / CONFIG_FILE
+    source = str(path)
+    with read_description(path, "probe", _FORMAT, "probe train") as described:
         encoder = from_dict(EncoderIdentity, described["encoder"], source)
         parts = {name: described[name] for name in ("clip", "view", "features")}
         form = from_dict(HeadConfig, described["form"], source)
@@ -114,29 +147,6 @@ def _probe_of(described: Mapping[str, Any], folder: Path, source: str) -> SavedP
             training=described["training"],
             multi_label=bool(described.get("multi_label", False)),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{source}: not a complete probe description ({error!r}); copy the probe again"
-        ) from error
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(
-            f"{path.parent}: not a probe: {path.name} is missing; give the folder that "
-            "`vjepa probe train` wrote"
-        )
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); copy the probe again") from error
-    values = described if isinstance(described, dict) else {}
-    found = values.get("format")
-    with explained_version(str(path), values.get("version")):
-        if found != _FORMAT:
-            remedy = f"expected {_FORMAT!r}; train the probe again"
-            raise UserError(f"{path}: format {found!r}, {remedy}")
-    return values
 
 
 def _load_head(

@@ -14,7 +14,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE, load_config
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
-from vjepa.evaluation.saved_probe import load_saved_probe
+from vjepa.evaluation.saved_probe import check_encoder, load_saved_probe
 from vjepa.evaluation.video_features import FileFeatures
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features
 from vjepa.jobs.probe.encoder import reopen_encoder
@@ -62,7 +62,7 @@ def show_attention(
             "`vjepa probe train --probe.kind attentive`"
         )
     frozen = reopen_encoder(saved.encoder, encoder)
-    saved.check_encoder(frozen.encoder, frozen.identity.source)
+    check_encoder(saved.encoder, frozen.encoder, frozen.identity.source, "probe")
     settings = saved.settings
     shot = read_shot(video, settings.clip, settings.view.crop_size, view=settings.view)
     clip = torch.from_numpy(shot.frames).permute(3, 0, 1, 2)[None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import nn
 
-from vjepa.checkpoint.folder import explained_version, read_weights
+from vjepa.checkpoint.folder import read_weights
 from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import from_dict, to_dict
 from vjepa.data.ava import read_detections
@@ -31,12 +29,13 @@ from vjepa.evaluation.box_features import (
     detections,
 )
 from vjepa.evaluation.detection_metric import RULES, DetectionMetrics, detection_metrics
-from vjepa.evaluation.frozen import EncoderIdentity, weights_hash
+from vjepa.evaluation.frozen import EncoderIdentity
+from vjepa.evaluation.saved_probe import check_encoder, read_description, write_head
 from vjepa.jobs.detect.config import TestOn
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.files import atomic_path, atomic_write
+from vjepa.runtime.files import atomic_path
 from vjepa.runtime.process import set_num_threads
 from vjepa.version import __version__
 
@@ -60,9 +59,6 @@ class SavedDetector:
 
     def save(self, folder: Path) -> None:
         """Write both files; the description, without which there is no detector, comes last."""
-        state = {name: t.detach().cpu().contiguous() for name, t in self.head.state_dict().items()}
-        with atomic_path(folder / WEIGHTS_FILE) as aside:
-            save_file(state, aside, metadata={"format": "pt"})
         described = {
             "format": _FORMAT,
             "version": __version__,
@@ -74,44 +70,30 @@ class SavedDetector:
             "scores": self.scores,
             "training": self.training,
         }
-        atomic_write(folder / DETECTOR_FILE, json.dumps(described, indent=1) + "\n")
+        write_head(self.head, folder / WEIGHTS_FILE, folder / DETECTOR_FILE, described)
 
 
 def load_saved_detector(folder: Path) -> SavedDetector:
     """Read a detector; everything must fit. Its head is in evaluation mode on the CPU."""
     path = folder / DETECTOR_FILE
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: not a detector: {path.name} is missing; give the folder that "
-            "`vjepa detect train` wrote"
+    with read_description(path, "detector", _FORMAT, "detect train") as described:
+        classes = {int(label): str(name) for label, name in described["classes"]}
+        settings = from_dict(DetectionSettings, described["settings"], str(path))
+        encoder = from_dict(EncoderIdentity, described["encoder"], str(path))
+        head = nn.Linear(settings.regions.width(encoder.config), len(classes))
+        apart = f"{WEIGHTS_FILE} and {DETECTOR_FILE} do not belong together; copy both again"
+        stored = read_weights(folder / WEIGHTS_FILE)
+        load_strictly(head, stored, str(folder / WEIGHTS_FILE), "a head", remedy=apart)
+        return SavedDetector(
+            classes=classes,
+            evaluated=tuple(described["evaluated"]),
+            encoder=encoder,
+            settings=settings,
+            head=head.eval(),
+            rules=described["rules"],
+            scores=described["scores"],
+            training=described["training"],
         )
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        version = described.get("version")
-        with explained_version(str(path), version):
-            if described.get("format") != _FORMAT:
-                raise UserError(f"{path}: format {described.get('format')!r}; train it anew")
-            classes = {int(label): str(name) for label, name in described["classes"]}
-            settings = from_dict(DetectionSettings, described["settings"], str(path))
-            encoder = from_dict(EncoderIdentity, described["encoder"], str(path))
-            head = nn.Linear(settings.regions.width(encoder.config), len(classes))
-            apart = f"{WEIGHTS_FILE} and {DETECTOR_FILE} do not belong together; copy both again"
-            stored = read_weights(folder / WEIGHTS_FILE)
-            load_strictly(head, stored, str(folder / WEIGHTS_FILE), "a head", remedy=apart)
-            return SavedDetector(
-                classes=classes,
-                evaluated=tuple(described["evaluated"]),
-                encoder=encoder,
-                settings=settings,
-                head=head.eval(),
-                rules=described["rules"],
-                scores=described["scores"],
-                training=described["training"],
-            )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: no whole description ({error!r}); copy the detector again"
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,13 +215,7 @@ def load_detector(
     set_num_threads(num_threads)
     saved = load_saved_detector(folder)
     frozen = reopen_encoder(saved.encoder, encoder)
-    found = weights_hash(frozen.encoder)
-    if found != saved.encoder.weights_hash:
-        raise UserError(
-            f"{frozen.identity.source}: the detector was trained for another encoder (weights "
-            f"{saved.encoder.weights_hash[:12]}..., found {found[:12]}...); give the one it was "
-            f"trained on ({saved.encoder.path or 'random weights'}), or train a new detector"
-        )
+    check_encoder(saved.encoder, frozen.encoder, frozen.identity.source, "detector")
     setup = set_up_device(device, saved.settings.features.precision)
     if saved.settings.features.compile:
         compile_encoder(frozen.encoder.to(setup.device))

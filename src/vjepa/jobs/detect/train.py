@@ -27,7 +27,7 @@ from vjepa.evaluation.box_features import (
     DetectionSettings,
     KeyFrames,
 )
-from vjepa.evaluation.frozen import EncodingConfig, FeatureSet, FrozenEncoder
+from vjepa.evaluation.frozen import FeatureSet, FrozenEncoder
 from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.detect.config import DetectConfig
 from vjepa.jobs.detect.detector import (
@@ -266,13 +266,11 @@ def training_rows(config: DetectConfig, data: KeyFrames) -> NDArray[np.int64]:
 
 def _settings(config: DetectConfig) -> DetectionSettings:
     assert config.data.clip is not None
-    names = EncodingConfig.__dataclass_fields__
-    encoding = EncodingConfig(**{name: getattr(config.features, name) for name in names})
     return DetectionSettings(
         clip=config.data.clip,
         view=config.data.view,
         regions=config.regions,
-        features=encoding,
+        features=config.features.encoding,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -192,12 +192,6 @@ class FeatureConfig(EncodingConfig):
             raise ValueError("online: keeps no passes; give online or passes, not both")
         if self.online and self.cache_dir is not None:
             raise ValueError("online: keeps no training features; leave cache_dir out")
-
-    @property
-    def encoding(self) -> EncodingConfig:
-        """What a probe file and a cache keep of it."""
-        names = (field.name for field in fields(EncodingConfig))
-        return EncodingConfig(**{name: getattr(self, name) for name in names})
 
 
 @config_dataclass

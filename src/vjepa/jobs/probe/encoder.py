@@ -83,7 +83,7 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
     """The encoder that a probe was trained on; `path` says where it lies now, if elsewhere.
 
     Whether its weights are the right ones is for
-    :meth:`vjepa.evaluation.saved_probe.SavedProbe.check_encoder` to say.
+    :func:`vjepa.evaluation.saved_probe.check_encoder` to say.
     """
     sizes, which = identity.config, identity.which
     if identity.timm is not None:

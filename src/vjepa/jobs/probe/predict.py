@@ -18,7 +18,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, load_split
-from vjepa.evaluation.saved_probe import SavedProbe, load_saved_probe
+from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
 from vjepa.jobs.videos import files_of
@@ -162,7 +162,7 @@ def load_probe(
     else:
         saved = load_saved_probe(Path(folder))
         frozen = reopen_encoder(saved.encoder, encoder)
-        saved.check_encoder(frozen.encoder, frozen.identity.source)
+        check_encoder(saved.encoder, frozen.encoder, frozen.identity.source, "probe")
     setup = set_up_device(device, saved.settings.features.precision)
     if saved.settings.features.compile:
         compile_encoder(frozen.encoder.to(setup.device))
