@@ -400,7 +400,9 @@ class FeatureExtractor:
                     for batch in source.batches(start, stop, batch_rows):
                         if not has_looked and len(batch.rows):
                             has_looked = True
-                            self._look_at(batch.clips.flatten(0, 1))
+                            how_shown = self.frozen.identity.config.input
+                            if said := far_from_input(batch.clips.flatten(0, 1), how_shown):
+                                _LOGGER.warning("%s: %s", self.frozen.identity.source, said)
                         parts.append(self.encode(batch))
                         done += len(batch.rows) + len(batch.bad)
                         progress.update(done)
@@ -409,12 +411,6 @@ class FeatureExtractor:
                     if path is not None:
                         write_shard(path, part)
                     yield part if path is None else read_shard(path)
-
-    def _look_at(self, clips: Tensor) -> None:
-        """Warn if clips are unlike what the encoder's input is made for."""
-        how = self.frozen.identity.config.input
-        if (said := far_from_input(clips, how)) is not None:
-            _LOGGER.warning("%s: %s", self.frozen.identity.source, said)
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0

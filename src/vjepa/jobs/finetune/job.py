@@ -101,10 +101,8 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         except ValueError as error:
             raise UserError(str(error)) from error
         inputs = open_inputs(config)
-        data, optim = (
-            config.data,
-            config.optim.schedules(len(inputs.videos), config.data.batch_size),
-        )
+        data = config.data
+        optim = config.optim.schedules(len(inputs.videos), data.batch_size)
         about = _about(config, inputs, optim.steps)
         newest = group.on_main(lambda: _newest(out))
         if newest is not None:
@@ -117,7 +115,13 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
         group.on_main(lambda: check_disk(out, 4.0 * (weights + 2 * trained)))
         if group.is_main:
-            _LOGGER.info("%s", _sentence(inputs, optim.steps, config, trained, weights))
+            passes = optim.steps * data.batch_size / len(inputs.videos)
+            _LOGGER.info(
+                "%d videos of %d classes; %d updates of %d videos x %d clips: %.3g passes; %.3g M "
+                "of %.3g M weights are trained",
+                *(len(inputs.videos), len(inputs.classes), optim.steps, data.batch_size),
+                *(data.repeats, passes, trained / 1e6, weights / 1e6),
+            )
         loader = build_loader(config, inputs, out, group)
         stack.callback(loader.close)
         seed_torch(config.seed, "weights")
@@ -189,18 +193,6 @@ def _check_goes_on(inputs: FinetuneInputs, out: Path, newest: Path) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
-def _sentence(
-    inputs: FinetuneInputs, steps: int, config: FinetuneConfig, trained: int, weights: int
-) -> str:
-    data, videos = config.data, len(inputs.videos)
-    passes = steps * data.batch_size / videos
-    return (
-        f"{videos} videos of {len(inputs.classes)} classes; {steps} updates of {data.batch_size} "
-        f"videos x {data.repeats} clips: {passes:.3g} passes; {trained / 1e6:.3g} M of "
-        f"{weights / 1e6:.3g} M weights are trained"
-    )
 
 
 def build_loader(
@@ -288,7 +280,9 @@ class Validation:
         """``validation/top1`` (share in [0, 1]), ``/cross_entropy`` (nats) and ``/count``."""
         labels, group = self._split.labels, self._group
         assert labels is not None
-        encoder, head = _measured_modules(self._task)
+        modules = self._task.saved_modules()
+        prefix = "target_" if "target_encoder" in modules else ""
+        encoder, head = modules[f"{prefix}encoder"], modules[f"{prefix}head"]
         encoder.eval()
         head.eval()
         rows = np.arange(group.rank, len(labels), group.size, dtype=np.int64)
@@ -328,12 +322,6 @@ class Validation:
         video = self._task.encoder.normalise(to_device(clips, self._setup.device))
         with self._setup.autocast():
             return head(encoder(video, final_norm=self._task.final_norm)).float().cpu()
-
-
-def _measured_modules(task: FineTuning) -> tuple[nn.Module, nn.Module]:
-    modules = task.saved_modules()
-    prefix = "target_" if "target_encoder" in modules else ""
-    return modules[f"{prefix}encoder"], modules[f"{prefix}head"]
 
 
 def _write_model(config: FinetuneConfig, out: Path) -> None:
