@@ -27,11 +27,11 @@ from torch import Tensor
 from vjepa.config import load_config
 from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of
 from vjepa.evaluation.results import RESULT_FILE, load_result, over_seeds
 from vjepa.jobs.probe.config import ProbeConfig
+from vjepa.jobs.probe.floors import PIXEL_FLOORS, small_frames
 from vjepa.jobs.probe.probe import train
 
 ENCODERS = {"V-JEPA": "target", "random weights": "random"}

@@ -42,13 +42,13 @@ from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
-from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
 from vjepa.evaluation.labels import hold_out, labels_of, stratified_subset
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
+from vjepa.jobs.probe.floors import PIXEL_FLOORS, small_frames
 from vjepa.models import Encoder
 from vjepa.runtime.files import atomic_write
 from vjepa.runtime.logging import read_metrics

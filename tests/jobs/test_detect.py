@@ -239,7 +239,7 @@ def test_videos_that_are_gone(
     assert _train(moved, tmp_path / "out", "--optim.epochs=1") == 2
     assert "train_000003.mp4: second" in capsys.readouterr().err
     assert _train(moved, tmp_path / "out", "--optim.epochs=1", "--data.on_bad_video=list") == 2
-    assert "begun with another config" in capsys.readouterr().err
+    assert "holds a run with another config" in capsys.readouterr().err
     more = ("--optim.epochs=1", "--data.on_bad_video=list")
     assert _train(moved, tmp_path / "other", *more) == 0
     assert "not read: " in capsys.readouterr().out

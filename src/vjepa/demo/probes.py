@@ -22,7 +22,6 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
 from vjepa.errors import UserError
-from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
@@ -36,6 +35,7 @@ from vjepa.evaluation.results import (
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
+from vjepa.jobs.probe.floors import PIXEL_FLOORS, read_small_frames
 from vjepa.runtime.logging import configure_logging
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import Progress
@@ -50,7 +50,6 @@ _SHIPPED_SEED = 0  # the model is trained once
 _PROBE_SECONDS = 86400.0
 _NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
 _PROBED_FILE = "probed.parquet"
-_READ_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -253,12 +252,7 @@ def _read_frames(config: DemoConfig, out: Path, manifest: Manifest) -> Tensor:
     """Clips of a manifest as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
     clip = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain").data.clip
     view, reading = evaluation_view(config, out)
-    with EvaluationClips(manifest, clip, view, reading) as source:
-        parts = [
-            small_frames(batch.clips[:, 0])
-            for batch in source.batches(0, len(source), _READ_AT_ONCE)
-        ]
-    return torch.cat(parts)
+    return read_small_frames(EvaluationClips(manifest, clip, view, reading))[1]
 
 
 def evaluation_view(config: DemoConfig, out: Path) -> tuple[ViewConfig, ReadingConfig]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, diff, load_config
+from vjepa.config import config_dataclass, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
@@ -31,6 +31,7 @@ from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result
 from vjepa.jobs import pretrain, videos
 from vjepa.jobs.learn_report import Findings, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.pretrain_room import same_config
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.runtime.device import DeviceName, set_up_device
@@ -153,7 +154,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         _check_sources(config.sources)
         stored = out / _CHOICES_FILE
         if stored.is_file():
-            _check_same(config, out)
+            same_config(config, out, _MAY_CHANGE)
         # Before the first look at the files: a call that is killed there is made again.
         begin_folder(out, JOB, config)
         if stored.is_file():
@@ -195,16 +196,6 @@ def _check_sources(sources: Sequence[Path]) -> None:
     missing = [source for source in sources if not source.exists()]
     if missing:
         raise UserError(f"{missing[0]}: no such file or folder; name a folder with videos")
-
-
-def _check_same(config: LearnConfig, out: Path) -> None:
-    lines = diff(load_config(LearnConfig, [out / RESOLVED_CONFIG_FILE]), config)
-    changed = [line for line in lines if not line.startswith(_MAY_CHANGE)]
-    if changed:
-        raise UserError(
-            f"{out}: holds a run with other settings ({'; '.join(changed)}); give another --out, "
-            "or the settings of that run to go on with it"
-        )
 
 
 def _write_choices(choices: Choices, path: Path) -> None:

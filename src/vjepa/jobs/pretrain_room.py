@@ -159,11 +159,16 @@ def check_same_run(
 ) -> Config:
     """Make sure that the run in `out` is this very run, perhaps made longer; its config.
 
-    A run that never came to a checkpoint begins anew, with any config. Fields whose name begins
-    with one of those `allowed` may have changed.
+    A run that never came to a checkpoint begins anew, with any config.
     """
-    if not step_folders(out / CHECKPOINTS_FOLDER):
-        return config
+    return same_config(config, out, allowed) if step_folders(out / CHECKPOINTS_FOLDER) else config
+
+
+def same_config(config: Config, out: Path, allowed: tuple[str, ...] = ()) -> Config:
+    """The config that the job in `out` began with; UserError: it is another one than this.
+
+    Fields whose name begins with one of those `allowed` may have changed.
+    """
     stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
     lines = diff(stored, config)
     changed = [line for line in lines if not line.lstrip().startswith(allowed)]

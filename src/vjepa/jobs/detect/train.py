@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vjepa.checkpoint.folder import WEIGHTS_FILE, read_weights
-from vjepa.config import RESOLVED_CONFIG_FILE, diff, load_config, to_dict
+from vjepa.config import to_dict
 from vjepa.counter_random import permute
 from vjepa.data.clips.key_frames import checked_patches
 from vjepa.data.loader.evaluation import BadVideo
@@ -38,6 +38,7 @@ from vjepa.jobs.detect.detector import (
     test_rows,
 )
 from vjepa.jobs.pretrain import LOG_FOLDER
+from vjepa.jobs.pretrain_room import same_config
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
@@ -97,12 +98,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
             if (out / DETECTOR_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
             if has_begun:
-                before = load_config(DetectConfig, [out / RESOLVED_CONFIG_FILE])
-                if changed := diff(before, config):
-                    raise UserError(
-                        f"{out}: was begun with another config ({'; '.join(changed[:3])}); give "
-                        "another --out"
-                    )
+                same_config(config, out)
 
         group.on_main(claim)
         return _train(config, out, group, stack)

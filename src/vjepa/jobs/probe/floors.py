@@ -1,6 +1,13 @@
-"""What stands beside a probe: ridge classifiers on the pixels of the very same clips."""
+"""Floors: what needs no trained encoder, so that no number stands without its yardstick.
+
+Ridge classifiers on small pixels of the very clips that an encoder is shown. The strongest for
+motion is often the *size* of what changes: it says where and when something moves, whatever its
+sign.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -8,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.data.loader.evaluation import EvaluationClips
-from vjepa.evaluation.floors import PIXEL_FLOORS, small_frames
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import Split
 from vjepa.evaluation.online import choose_rows
@@ -17,6 +23,38 @@ from vjepa.jobs.probe.inputs import ProbeInputs
 
 _READ_AT_ONCE = 64
 _MOST_LABELS = 4000  # for a closed form
+_SIDE = 16
+
+
+def small_frames(clips: Tensor) -> Tensor:
+    """Frames of clips uint8 [n, 3, T, H, W], small: float32 [n, T, 3, 16, 16], scale 0..255."""
+    frames = clips.float().transpose(1, 2)
+    small = torch.nn.functional.adaptive_avg_pool2d(frames.flatten(0, 1), _SIDE)
+    return small.unflatten(0, frames.shape[:2])
+
+
+def middle_frame(frames: Tensor) -> Tensor:
+    """The middle frame alone, which cannot show motion: float [n, T, 3, S, S] -> [n, 3*S*S]."""
+    return frames[:, frames.shape[1] // 2].flatten(1)
+
+
+def frame_differences(frames: Tensor) -> Tensor:
+    """How grey changes from frame to frame: float [n, T, 3, S, S] -> [n, (T-1)*S*S]."""
+    return frames.mean(dim=2).diff(dim=1).flatten(1)
+
+
+def size_of_differences(frames: Tensor) -> Tensor:
+    """How much it changes, whatever the sign: float [n, T, 3, S, S] -> [n, (T-1)*S*S]."""
+    return frame_differences(frames).abs()
+
+
+PIXEL_FLOORS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "middle frame": middle_frame,
+    "all frames": lambda frames: frames.flatten(1),
+    "frame differences": frame_differences,
+    "size of differences": size_of_differences,
+}
+"""What a ridge classifier sees of :func:`small_frames`, by name."""
 
 
 def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
@@ -44,19 +82,29 @@ def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
 def _frames(
     inputs: ProbeInputs, split: Split, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Tensor]:
-    """Rows that can be read, and their frames: float32 [n, T, 3, 16, 16]."""
     how, extractor = inputs.extractor.settings, inputs.extractor
-    frames, kept = [], []
-    with EvaluationClips(
+    clips = EvaluationClips(
         split.manifest,
         how.clip,
         how.view,
         extractor.reading,
         rows=rows,
         on_bad_video=extractor.on_bad_video,
-    ) as source:
+    )
+    return read_small_frames(clips, how.view.num_segments)
+
+
+def read_small_frames(
+    clips: EvaluationClips, num_segments: int = 1
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Rows that can be read, and the first crop of all their segments, small, one after another.
+
+    float32 [n, S * T, 3, 16, 16]; the clips are closed.
+    """
+    frames, kept = [], []
+    with clips as source:
         for batch in source.batches(0, len(source), _READ_AT_ONCE):
-            shown = batch.clips[:, : how.view.num_segments]
+            shown = batch.clips[:, :num_segments]
             frames.append(small_frames(shown.flatten(0, 1)).unflatten(0, shown.shape[:2]))
             kept.append(batch.rows)
     return np.concatenate(kept), torch.cat(frames).flatten(1, 2)
