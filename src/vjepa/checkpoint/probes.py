@@ -27,11 +27,7 @@ _HUB_NORM_EPS = 1e-6
 
 
 def read_probe(
-    path: str | Path,
-    num_heads: int | None = None,
-    index: int = 0,
-    *,
-    as_transformers: bool = False,
+    path: str | Path, num_heads: int | None = None, index: int = 0, *, as_transformers: bool = False
 ) -> tuple[AttentiveClassifier, LoadReport]:
     """Read a released probe (tokens [B, N, D] to logits [B, classes]), float32 on the CPU.
 

@@ -16,13 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vjepa.checkpoint.folder import ENCODER_KEYS, Asked, Held, require_unasked
-from vjepa.checkpoint.inference import (
-    buildable,
-    count_blocks,
-    heads_of,
-    is_uniform_code,
-    shape_of,
-)
+from vjepa.checkpoint.inference import buildable, count_blocks, heads_of, is_uniform_code, shape_of
 from vjepa.checkpoint.torch_files import tensors_of
 from vjepa.errors import UserError
 from vjepa.models import VJEPA2_MODELS, EncoderConfig, PredictorConfig

@@ -241,11 +241,7 @@ def _add_truth(
 
 
 def _add_persons(
-    found: _Found,
-    path: Path,
-    clocks: dict[str, _Clock],
-    classes: dict[int, str],
-    config: AvaConfig,
+    found: _Found, path: Path, clocks: dict[str, _Clock], classes: dict[int, str], config: AvaConfig
 ) -> None:
     """The people that a detector found, each once; a file with classes says what each does."""
     rows = read_persons(path)

@@ -27,12 +27,7 @@ from vjepa.jobs.show_time import similar_rows, similarity, surprise_of
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Block, Chart, PictureBlock, Section, Table
-from vjepa.reporting.pictures import (
-    Picture,
-    moving_strip,
-    tokens_to_frames,
-    write_moving,
-)
+from vjepa.reporting.pictures import Picture, moving_strip, tokens_to_frames, write_moving
 
 WATCHED = 8
 """Clips that are shown."""

@@ -25,13 +25,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.heads import fit_ridge
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
-from vjepa.evaluation.results import (
-    RESULT_FILE,
-    Evaluation,
-    ProbeResult,
-    load_result,
-    over_seeds,
-)
+from vjepa.evaluation.results import RESULT_FILE, Evaluation, ProbeResult, load_result, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig

@@ -40,12 +40,7 @@ def origin_of(info: VideoInfo, settings: str) -> Origin:
 
     `settings` is the hash of everything else: weights, windows, framing, pooling, precision.
     """
-    return {
-        "path": info.path,
-        "bytes": info.bytes,
-        "mtime_ns": info.mtime_ns,
-        "settings": settings,
-    }
+    return {"path": info.path, "bytes": info.bytes, "mtime_ns": info.mtime_ns, "settings": settings}
 
 
 class FeatureTable:

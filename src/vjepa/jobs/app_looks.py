@@ -29,13 +29,7 @@ from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, open_mo
 from vjepa.jobs.pretrain import run_of
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.search_report import clock, search
-from vjepa.jobs.show import (
-    Rows,
-    Shot,
-    error_rows,
-    feature_rows,
-    read_shot,
-)
+from vjepa.jobs.show import Rows, Shot, error_rows, feature_rows, read_shot
 from vjepa.jobs.show_time import Surprise, peak_strips, similar_rows, surprise_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
@@ -387,11 +381,7 @@ def _tokens(start: float, end: float, count: int) -> slice:
 
 
 def predictions(
-    session: Session,
-    names: Sequence[str],
-    start: float,
-    hide: Hidden,
-    watch: Watch,
+    session: Session, names: Sequence[str], start: float, hide: Hidden, watch: Watch
 ) -> View:
     """What each model was shown, and how wrong it was about the rest."""
 

@@ -14,13 +14,7 @@ import torch
 from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.models import (
-    PRESETS,
-    Encoder,
-    EncoderConfig,
-    ModelConfig,
-    PredictorConfig,
-)
+from vjepa.models import PRESETS, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.operations import update_operations
 from vjepa.runtime.device import (
     DeviceName,

@@ -86,8 +86,7 @@ class BenchConfig(BenchModelConfig):
             has_predictor = recipe.objective.name != "levjepa"
             return recipe.model if has_predictor else replace(recipe.model, predictor=NO_PREDICTOR)
         return ModelConfig(
-            encoder=self.encoder,
-            predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks)),
+            encoder=self.encoder, predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks))
         )
 
 

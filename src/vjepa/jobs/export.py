@@ -187,9 +187,7 @@ def _open(
         loaded = load_probe(path, encoder=encoder, device="cpu")
         saved, frozen = loaded.saved, loaded.extractor.frozen
         how = Preprocess(
-            clip=saved.settings.clip,
-            view=saved.settings.view,
-            input=frozen.identity.config.input,
+            clip=saved.settings.clip, view=saved.settings.view, input=frozen.identity.config.input
         )
         return frozen, how, saved
     if encoder is not None:
@@ -258,11 +256,7 @@ def _write_onnx(program: torch.export.ExportedProgram, file: Path, about: str) -
 
     try:
         made: Any = torch.onnx.export(
-            program,
-            dynamo=True,
-            verbose=False,
-            input_names=["pixels"],
-            output_names=["output"],
+            program, dynamo=True, verbose=False, input_names=["pixels"], output_names=["output"]
         )
     except torch.onnx.errors.OnnxExporterError as error:
         causes: list[BaseException] = [error]

@@ -13,11 +13,7 @@ from pydantic import Field
 
 from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
-from vjepa.config import (
-    config_dataclass,
-    from_dict,
-    to_dict,
-)
+from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
@@ -34,13 +30,7 @@ from vjepa.jobs.pretrain_room import (
 )
 from vjepa.jobs.pretrain_task import dense_task, levjepa_task
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
-from vjepa.models import (
-    VJEPA,
-    Encoder,
-    EncoderConfig,
-    ModelConfig,
-    PredictorConfig,
-)
+from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
@@ -54,11 +44,7 @@ from vjepa.training import (
     TrainingConfig,
     TrainingResult,
 )
-from vjepa.training.schedules import (
-    Count,
-    NotNegative,
-    Positive,
-)
+from vjepa.training.schedules import Count, NotNegative, Positive
 
 
 @config_dataclass
@@ -360,9 +346,7 @@ def run_of(model: Path) -> PretrainConfig | None:
 
 
 def run(
-    config: PretrainConfig,
-    out: str | Path,
-    task: Callable[[PretrainConfig], Task] = build_task,
+    config: PretrainConfig, out: str | Path, task: Callable[[PretrainConfig], Task] = build_task
 ) -> TrainingResult:
     """Train, or resume the run in `out`, to the config's last step.
 

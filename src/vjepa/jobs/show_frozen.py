@@ -38,11 +38,7 @@ _ANSWERS = 3
 
 @torch.no_grad()
 def show_attention(
-    video: Path,
-    probe: Path,
-    out: Path,
-    encoder: Path | None = None,
-    moving: Moving = "webp",
+    video: Path, probe: Path, out: Path, encoder: Path | None = None, moving: Moving = "webp"
 ) -> list[str]:
     """Draw where the query of an attentive probe looks, over all frames of one clip.
 
@@ -139,11 +135,7 @@ def moments_of(found: FileFeatures, steps: int) -> tuple[NDArray[np.float32], li
 
 
 def nearest_moments(
-    query: NDArray[np.float32],
-    own: Moment,
-    features: Sequence[FileFeatures],
-    steps: int,
-    most: int,
+    query: NDArray[np.float32], own: Moment, features: Sequence[FileFeatures], steps: int, most: int
 ) -> list[Moment]:
     """The moments of a set whose features are most like `query` float [D], most alike first.
 

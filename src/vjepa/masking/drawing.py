@@ -155,10 +155,7 @@ class MaskDrawer:
         self._words += self._blocks.words if self._blocks else 0
 
     def draw(
-        self,
-        ordinals: NDArray[np.int64],
-        size_ordinals: NDArray[np.int64] | None,
-        minimum: Minimum,
+        self, ordinals: NDArray[np.int64], size_ordinals: NDArray[np.int64] | None, minimum: Minimum
     ) -> DrawnMasks:
         """Draw the masks of the samples with these ordinals [B].
 

@@ -13,11 +13,7 @@ from vjepa.models.rotary import Rotation, rotate
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packing: Packing | None = None,
-    steps: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None, steps: Tensor | None = None
 ) -> Tensor:
     """Scaled dot-product attention, fused; logits are scaled by head_dim^-1/2.
 

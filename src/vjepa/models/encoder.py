@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from vjepa.models.attention import INIT_STD, Block, init_layer
 from vjepa.models.config import EncoderConfig
-from vjepa.models.embedding import (
-    PatchEmbed,
-    check_indices,
-    position_code,
-    resample_position_code,
-)
+from vjepa.models.embedding import PatchEmbed, check_indices, position_code, resample_position_code
 from vjepa.models.given_table import rows_of_table
 from vjepa.models.modalities import ModalityPatchEmbed
 from vjepa.models.packing import Packing, time_steps, with_first

@@ -9,11 +9,7 @@ from torch.nn import functional as F
 
 
 def rows_of_table(
-    table: Tensor,
-    own: tuple[int, int, int],
-    grid: tuple[int, int, int],
-    *,
-    stretched: bool = False,
+    table: Tensor, own: tuple[int, int, int], grid: tuple[int, int, int], *, stretched: bool = False
 ) -> Tensor:
     """The rows [1, N, D] for a grid (t, h, w) of a table [1, t*h*w, D] that was made for `own`.
 

@@ -70,12 +70,7 @@ def _checksum(headers: Mapping[str, str] | HTTPMessage) -> str:
 
 
 def download(
-    url: str,
-    target: Path,
-    *,
-    sha256: str = "",
-    token: str = "",
-    pause_seconds: float = 1.0,
+    url: str, target: Path, *, sha256: str = "", token: str = "", pause_seconds: float = 1.0
 ) -> str:
     """Fetch a file; a transfer that breaks goes on where it was, now or at the next call.
 

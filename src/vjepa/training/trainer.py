@@ -28,12 +28,7 @@ from vjepa.runtime.distributed import ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task
-from vjepa.training.guards import (
-    REQUEUE_SIGNALS,
-    BadUpdateGuard,
-    StopSignals,
-    TrainingStopped,
-)
+from vjepa.training.guards import REQUEUE_SIGNALS, BadUpdateGuard, StopSignals, TrainingStopped
 from vjepa.training.parallel import DistributedConfig
 from vjepa.training.preflight import foretell, is_telling, time_a_part
 from vjepa.training.schedules import (

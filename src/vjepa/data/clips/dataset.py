@@ -47,11 +47,7 @@ class TrainingClips:
         return (_CHANNELS, self.clip.num_frames, size, size)
 
     def cut(
-        self,
-        source: Source,
-        ordinals: NDArray[np.int64],
-        out: Tensor,
-        clock: StageClock = NO_CLOCK,
+        self, source: Source, ordinals: NDArray[np.int64], out: Tensor, clock: StageClock = NO_CLOCK
     ) -> None:
         """Write the clips of n samples that share a video (or DecodeError) to `out`.
 

@@ -33,12 +33,7 @@ from vjepa.data.clips.crops import (
     short_side_size,
     usual_short_side,
 )
-from vjepa.data.clips.plan import (
-    Change,
-    ClipConfig,
-    ClipPlan,
-    plan_training,
-)
+from vjepa.data.clips.plan import Change, ClipConfig, ClipPlan, plan_training
 from vjepa.data.clips.segments import Placement, segment_indices
 from vjepa.data.clips.source import Source
 from vjepa.data.video.info import Box, DecodeError
@@ -446,10 +441,7 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
 
 
 def erase_box(
-    frames: Tensor,
-    u: NDArray[np.float64],
-    noise_seed: int,
-    probability: float = _ERASE_PROBABILITY,
+    frames: Tensor, u: NDArray[np.float64], noise_seed: int, probability: float = _ERASE_PROBABILITY
 ) -> Tensor:
     """Random erasing: with the probability one box of the clip [T, C, S, S] becomes noise.
 

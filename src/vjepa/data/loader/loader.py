@@ -22,13 +22,7 @@ from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import TrainingAugmentConfig
 from vjepa.data.loader.failures import BadVideoLimit, BadVideoLog, FailedVideo, FailureKind
-from vjepa.data.loader.reading import (
-    READY_BATCHES,
-    BatchPlan,
-    ClipReader,
-    ReadingConfig,
-    VideoJob,
-)
+from vjepa.data.loader.reading import READY_BATCHES, BatchPlan, ClipReader, ReadingConfig, VideoJob
 from vjepa.data.loader.sampler import VideoSources
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError

@@ -212,10 +212,7 @@ class Part:
         return (times[end] if end < len(times) else times[-1] + 1 / info.fps) - times[first]
 
     def shown_at(
-        self,
-        info: VideoInfo,
-        times: NDArray[np.float64] | None,
-        moments: NDArray[np.float64],
+        self, info: VideoInfo, times: NDArray[np.float64] | None, moments: NDArray[np.float64]
     ) -> NDArray[np.int64]:
         """Numbers (int64) of its frames shown at `moments`, float64, in seconds from its first."""
         first, end = self.frames(info, times)

@@ -59,11 +59,7 @@ class Workplace:
             yield from pool.map(orders, _AHEAD * self.num_workers, in_order=False)
 
     def do_all(
-        self,
-        name: str,
-        task: Task,
-        orders: Mapping[str, Callable[[], Order]],
-        progress: Progress,
+        self, name: str, task: Task, orders: Mapping[str, Callable[[], Order]], progress: Progress
     ) -> dict[str, Answer]:
         """The answers to all orders (by key, what makes the order).
 

@@ -286,10 +286,7 @@ def _with_places(
                 places.append(place)
                 numbers.append(number)
     return replace(
-        info,
-        reading="placed",
-        keyframe_pts=np.array(places),
-        keyframe_index=np.array(numbers),
+        info, reading="placed", keyframe_pts=np.array(places), keyframe_index=np.array(numbers)
     )
 
 

@@ -192,9 +192,7 @@ def _train(
     return done
 
 
-def _open(
-    config: DetectConfig,
-) -> tuple[DetectConfig, FrozenEncoder, KeyFrames, KeyFrames | None]:
+def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames, KeyFrames | None]:
     """Everything opened and checked before anything is encoded; nulls of the config resolved."""
     if config.data.train is None:
         raise UserError("data.train: not set; make a table of boxes with `vjepa data ava`")

@@ -103,10 +103,7 @@ def load_finetuned(
     encoder.reset_position_code()
     whole = MeanToken(encoder, final_norm=not has_norm).eval().requires_grad_(False)
     identity = EncoderIdentity(
-        weights_hash=weights_hash(whole),
-        config=encoder.config,
-        path=str(model),
-        which="fine-tuned",
+        weights_hash=weights_hash(whole), config=encoder.config, path=str(model), which="fine-tuned"
     )
     precision = run.training.precision
     settings = ClipSettings(clip=clip, view=view, features=EncodingConfig(precision=precision))
