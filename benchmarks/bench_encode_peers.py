@@ -39,11 +39,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 def ours(
-    config: EncoderConfig,
-    device: torch.device,
-    *,
-    of: str | None = None,
-    compile_it: bool = False,
+    config: EncoderConfig, device: torch.device, *, of: str | None = None, compile_it: bool = False
 ) -> Encode:
     set_up_device(device.type)  # what every job of ours does first
     encoder = Encoder(config)

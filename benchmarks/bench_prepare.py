@@ -77,10 +77,7 @@ def _manifests(args: argparse.Namespace, folder: Path) -> dict[str, Manifest]:
     for way, form in (("prepared files", "files"), ("shards", "tar")):
         shards = replace(config.shards, form=form)
         report = prepare(
-            [folder / "original.parquet"],
-            folder / form,
-            replace(config, shards=shards),
-            workers=1,
+            [folder / "original.parquet"], folder / form, replace(config, shards=shards), workers=1
         )
         made[way] = Manifest.open(report.manifest)
     return made

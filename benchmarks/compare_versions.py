@@ -58,7 +58,7 @@ PROBES = {
     "attentive": ["--probe.kind", "attentive"],
     "linear, two views": ["--probe.kind", "linear", "--data.view.num_segments", "2"],
     "cached, few labels": [
-        *("--data.labels_per_class", "1", "--features.cache_dir", "{out}/cache"),
+        *("--data.labels_per_class", "1", "--features.cache_dir", "{out}/cache")
     ],
     "augmented": ["--data.augment.policy", "released"],
 }

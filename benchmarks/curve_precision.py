@@ -20,13 +20,7 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.device import Precision
 from vjepa.tasks import FeaturePrediction
-from vjepa.training import (
-    EmaConfig,
-    OptimConfig,
-    TrainingConfig,
-    build_learner,
-    train_step,
-)
+from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
 
 ENCODER = EncoderConfig(
     width=96, depth=3, heads=3, image_size=32, num_frames=8, patch_size=8, patch_init_std=0.2

@@ -25,19 +25,9 @@ from numpy.typing import NDArray
 from vjepa.jobs.bench_step import mask_tokens
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.models.operations import (
-    MaskTokens,
-    count_parameters,
-    update_operations,
-)
+from vjepa.models.operations import MaskTokens, count_parameters, update_operations
 from vjepa.tasks import FeaturePrediction
-from vjepa.training import (
-    EmaConfig,
-    OptimConfig,
-    TrainingConfig,
-    build_learner,
-    train_step,
-)
+from vjepa.training import EmaConfig, OptimConfig, TrainingConfig, build_learner, train_step
 
 TERMS = ("linear operations", "attention scores", "kept numbers", "weights", "blocks passed")
 # Width, depth, pixels a side, batch; patches of 16 pixels, 8 frames. Chosen so that each term is

@@ -96,11 +96,7 @@ def builder(cls: type[Decoding]) -> Callable[[DecodeConfig, VJEPA, PretrainConfi
     return build
 
 
-KINDS = {
-    "samples": build_task,
-    "regression": builder(Regression),
-    "true": builder(OfTrueFeatures),
-}
+KINDS = {"samples": build_task, "regression": builder(Regression), "true": builder(OfTrueFeatures)}
 
 
 def train_all(data: Path, out: Path, jobs: Sequence[tuple[str, int]]) -> None:

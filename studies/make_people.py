@@ -126,9 +126,7 @@ class Figure:
         pybullet.connect(pybullet.DIRECT)
         pybullet.setAdditionalSearchPath(pybullet_data.getDataPath())
         self._body = pybullet.loadURDF(
-            "humanoid/humanoid.urdf",
-            globalScaling=0.25,
-            flags=pybullet.URDF_MAINTAIN_LINK_ORDER,
+            "humanoid/humanoid.urdf", globalScaling=0.25, flags=pybullet.URDF_MAINTAIN_LINK_ORDER
         )
 
     def dress(self, rng: np.random.Generator) -> None:
@@ -180,11 +178,7 @@ class Person:
 
 
 def draw_person(
-    figure: Figure,
-    motions: dict[str, Motion],
-    rng: np.random.Generator,
-    size: int,
-    is_test: bool,
+    figure: Figure, motions: dict[str, Motion], rng: np.random.Generator, size: int, is_test: bool
 ) -> Person:
     """A person of random action, direction, speed, phase, scale, place and colours."""
     name = ACTIONS[rng.integers(len(ACTIONS))]

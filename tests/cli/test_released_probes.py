@@ -69,10 +69,7 @@ def test_a_hugging_face_folder_is_probe_encoder_and_names(folder: Path) -> None:
 
 
 def test_from_videos_to_figures(
-    folder: Path,
-    golden_dir: Path,
-    tmp_path: Path,
-    vjepa: Callable,
+    folder: Path, golden_dir: Path, tmp_path: Path, vjepa: Callable
 ) -> None:
     """`probe eval` and `probe predict`, of V-JEPA 2's and of the first."""
     manifest = make_set(tmp_path, {"test": 3})

@@ -109,10 +109,7 @@ def _split(count: int, size: int = 1) -> Split:
 
 
 def _features(
-    extractor: FeatureExtractor,
-    count: int,
-    bad: set[int] | None = None,
-    stop_at: int | None = None,
+    extractor: FeatureExtractor, count: int, bad: set[int] | None = None, stop_at: int | None = None
 ) -> tuple[FeatureSet, list[int]]:
     """The features of all rows, and the rows that were read for them."""
     SOURCES.append(_Source(count, bad or set(), stop_at))

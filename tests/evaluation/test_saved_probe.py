@@ -11,12 +11,7 @@ from safetensors.torch import load_file, save_file
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import (
-    ClipSettings,
-    EncoderIdentity,
-    EncodingConfig,
-    weights_hash,
-)
+from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, EncodingConfig, weights_hash
 from vjepa.evaluation.heads import HeadConfig, build_head
 from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_probe
 from vjepa.models import Encoder, EncoderConfig

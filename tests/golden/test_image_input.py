@@ -26,11 +26,7 @@ def recorded(golden_dir: Path) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "frames", "rebuilt"),
-    [
-        ("repeat_16", 16, False),
-        ("repeat_2", 2, True),
-        ("repeat_2_in_16_frame_model", 2, False),
-    ],
+    [("repeat_16", 16, False), ("repeat_2", 2, True), ("repeat_2_in_16_frame_model", 2, False)],
 )
 def test_repeated_images(
     model: VJEPA, recorded: dict[str, Tensor], name: str, frames: int, rebuilt: bool

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.golden.golden_files import FEATURES, GRADIENTS, LOSSES, tensors
-from tests.golden.vjepa2_files import (
-    TWO_ONE,
-    encoder_of_two_one,
-    predictor_of_two_one,
-    read,
-    two,
-)
+from tests.golden.vjepa2_files import TWO_ONE, encoder_of_two_one, predictor_of_two_one, read, two
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -12,13 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests.gpu_rehearsal.pretended_gpu import (
-    GPU,
-    HostWaitsError,
-    is_on_gpu,
-    on_meta,
-    pretended_gpu,
-)
+from tests.gpu_rehearsal.pretended_gpu import GPU, HostWaitsError, is_on_gpu, on_meta, pretended_gpu
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, MODEL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException

@@ -132,10 +132,7 @@ def test_pixel_prediction_under_the_same_loop(manifest: Path, tmp_path: Path) ->
     [
         (LEVJEPA, {"encoder", "target_encoder", "projector"}),
         ((*LEVJEPA, "training.precision=bfloat16"), {"encoder", "target_encoder", "projector"}),
-        (
-            (*CAUSAL, "objective.sigreg_coefficient=0.1"),
-            {"encoder", "target_encoder", "predictor"},
-        ),
+        ((*CAUSAL, "objective.sigreg_coefficient=0.1"), {"encoder", "target_encoder", "predictor"}),
     ],
 )
 def test_levjepa_and_sigreg_learn_and_resume_exactly(

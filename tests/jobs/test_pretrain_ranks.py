@@ -11,15 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs.tiny_run import (
-    CAUSAL,
-    LEVJEPA,
-    launch,
-    metrics,
-    weights,
-    write_recipe,
-    write_set,
-)
+from tests.jobs.tiny_run import CAUSAL, LEVJEPA, launch, metrics, weights, write_recipe, write_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

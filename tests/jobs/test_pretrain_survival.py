@@ -52,10 +52,7 @@ def _newest(run: Path) -> int:
 
 def test_twenty_kills_at_random_moments_change_nothing(recipe: Path, tmp_path: Path) -> None:
     """Also while checkpoints are written, in both ways of writing; bit for bit."""
-    config = (
-        f"optim.steps={_STEPS}",
-        f"training.checkpoint_every_steps={_INTERVAL}",
-    )
+    config = (f"optim.steps={_STEPS}", f"training.checkpoint_every_steps={_INTERVAL}")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     codes, said = launch(
         tmp_path,

@@ -105,10 +105,7 @@ def test_the_report_names_the_copy(
 
 
 def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
-    made: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     videos, out = _copied(made, tmp_path)
     command = ["search", "index", str(videos), *_HOW, "--out", str(out)]

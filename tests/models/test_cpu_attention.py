@@ -126,9 +126,7 @@ def test_only_bfloat16_takes_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "_HAS_AMX", False)
     calls = []
     monkeypatch.setattr(
-        cpu_attention,
-        "self_attention",
-        lambda qkv: calls.append(1) or self_attention(qkv),
+        cpu_attention, "self_attention", lambda qkv: calls.append(1) or self_attention(qkv)
     )
     attention, tokens = Attention(8, 2), torch.randn(2, 5, 8)
     exact = attention(tokens)

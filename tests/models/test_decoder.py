@@ -47,9 +47,7 @@ def test_packed_clips_are_decoded_as_alone() -> None:
     ]
     rows = torch.tensor([0] * 9 + [1] * 4)
     packed = decoder(
-        *(flat[0], time[rows], flat[1], flat[2]),
-        kept=kept[rows],
-        offsets=torch.tensor([0, 9, 13]),
+        *(flat[0], time[rows], flat[1], flat[2]), kept=kept[rows], offsets=torch.tensor([0, 9, 13])
     )
     assert_close(packed, torch.cat(alone), atol=1e-5, rtol=1e-5)
 

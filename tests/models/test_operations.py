@@ -11,20 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import (
-    PRESETS,
-    VJEPA,
-    EncoderConfig,
-    ModelConfig,
-    PredictorConfig,
-    cpu_attention,
-)
-from vjepa.models.operations import (
-    MaskTokens,
-    count_parameters,
-    update_memory,
-    update_operations,
-)
+from vjepa.models import PRESETS, VJEPA, EncoderConfig, ModelConfig, PredictorConfig, cpu_attention
+from vjepa.models.operations import MaskTokens, count_parameters, update_memory, update_operations
 from vjepa.tasks import FeaturePrediction
 
 BATCH = 3

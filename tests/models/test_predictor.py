@@ -108,12 +108,7 @@ def test_clips_of_another_grid_are_predicted_at_their_places(
     found = predictor(tokens, context, target, grid=grid)
     offsets = torch.tensor([0, count // 2])
     packed = predictor(
-        tokens[0],
-        context[0],
-        target[0],
-        grid=grid,
-        context_offsets=offsets,
-        target_offsets=offsets,
+        tokens[0], context[0], target[0], grid=grid, context_offsets=offsets, target_offsets=offsets
     )
     assert_close(packed, found[0], atol=1e-5, rtol=0)
     code = predictor.predictor_pos_embed

@@ -55,9 +55,7 @@ def test_a_stream_that_is_closed_is_left_for_the_present_stderr(
         LOGGER.warning("to nobody")
 
 
-def test_terminal_shares_its_console_with_the_progress_bar(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_terminal_shares_its_console_with_the_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True

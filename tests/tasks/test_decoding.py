@@ -47,8 +47,7 @@ def test_the_loss_is_its_formula_clip_by_clip(count: Literal["prefix", "fixed", 
             x = patchify(normalise_clip(batch.clips[b, None]), 2, 4)[0, one.target[0]]
             z = s * x + (1 - s) * noise[b, one.target[0]]
             named = task.decoder(
-                *(z[None], s.reshape(1, 1), features, one.target),
-                kept=kept[b, kind].reshape(1, 1),
+                *(z[None], s.reshape(1, 1), features, one.target), kept=kept[b, kind].reshape(1, 1)
             )[0]
             velocity = (named - z) / (1 - s) - (x - noise[b, one.target[0]])
             sums[kind] += float(velocity.detach().square().sum())

@@ -26,9 +26,7 @@ def _config(count: str) -> PretrainConfig:
         model=ModelConfig(encoder=ENCODER),
         masking=MaskingConfig(count=count),  # ty: ignore[invalid-argument-type]
         data=DataConfig(
-            batch_size=4,
-            clip=ClipConfig(num_frames=4),
-            transform=TransformConfig(crop_size=64),
+            batch_size=4, clip=ClipConfig(num_frames=4), transform=TransformConfig(crop_size=64)
         ),
     )
 

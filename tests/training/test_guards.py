@@ -18,13 +18,7 @@ from safetensors.torch import load_file
 
 from vjepa.errors import UserError
 from vjepa.training import TrainingConfig, TrainingStopped
-from vjepa.training.guards import (
-    SPIKE_WINDOW,
-    BadUpdateGuard,
-    HostStep,
-    SpikeGate,
-    StopSignals,
-)
+from vjepa.training.guards import SPIKE_WINDOW, BadUpdateGuard, HostStep, SpikeGate, StopSignals
 
 SKIP = TrainingConfig(nonfinite="skip", max_skipped=2)
 

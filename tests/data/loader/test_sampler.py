@@ -46,11 +46,7 @@ def test_each_source_deals_every_row_once_per_pass(lengths, seed, clips):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.floats(0.001, 100.0), min_size=2, max_size=6),
-    seeds,
-    st.integers(1, 40),
-)
+@given(st.lists(st.floats(0.001, 100.0), min_size=2, max_size=6), seeds, st.integers(1, 40))
 def test_shares_are_exact_at_every_block(weights, seed, blocks):
     order = SampleOrder([1000] * len(weights), weights, seed)
     counts = np.bincount(order.at(np.arange(blocks * BLOCK)).sources, minlength=len(weights))

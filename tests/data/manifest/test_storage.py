@@ -116,10 +116,7 @@ def test_files_of_a_stored_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_flat", [False, True])
 def test_a_stored_folder_that_cannot_be_listed_is_left_out_and_counted(
-    tmp_path: Path,
-    is_flat: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, is_flat: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As on a disk; also where the storage lists all at once, and refuses that."""
     root = f"memory://{tmp_path.name}_{is_flat}"

@@ -147,10 +147,7 @@ HOUR = 25 * 3600
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [
-        (Spec(), Spec(pts=range(HOUR, HOUR + 60))),
-        (Spec(pts=range(HOUR, HOUR + 60)), Spec()),
-    ],
+    [(Spec(), Spec(pts=range(HOUR, HOUR + 60))), (Spec(pts=range(HOUR, HOUR + 60)), Spec())],
 )
 def test_a_clock_that_starts_anew_leaves_no_gap(tmp_path, first, second):
     info = check(odd_files.joined(tmp_path / "a.ts", first, second), np.arange(120) / 25)

@@ -14,13 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.evaluation.tiny_videos import with_bad_video, write_manifest
-from tests.jobs.probe.tiny_probe import (
-    TINY,
-    evaluate_here,
-    probe_config,
-    relabelled,
-    train_probe,
-)
+from tests.jobs.probe.tiny_probe import TINY, evaluate_here, probe_config, relabelled, train_probe
 
 from vjepa import extract_features, load_encoder
 from vjepa.checkpoint import save_model

@@ -16,12 +16,7 @@ from vjepa.cli.main import main
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.probe.config import EncoderSourceConfig
-from vjepa.jobs.probe.encoder import (
-    compile_encoder,
-    fit_to_clips,
-    open_encoder,
-    reopen_encoder,
-)
+from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder, reopen_encoder
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.encoder import FrameEncoder
 

@@ -13,12 +13,7 @@ from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.probe.probe import train_splits
 
-FEW = {
-    "data.labels_per_class": 4,
-    "data.num_splits": 3,
-    "optim.epochs": 6,
-    "seed": 5,
-}
+FEW = {"data.labels_per_class": 4, "data.num_splits": 3, "optim.epochs": 6, "seed": 5}
 
 
 def test_several_draws_give_mean_and_deviation(

@@ -13,12 +13,7 @@ from vjepa.evaluation.frozen import FeatureSet
 from vjepa.evaluation.heads import HeadConfig, ProbeHeads, build_head
 from vjepa.evaluation.labels import Labels
 from vjepa.jobs.probe.config import HeadSetting, ProbeConfig, ProbeOptimConfig
-from vjepa.jobs.probe.train import (
-    choose_head,
-    fit_lookup,
-    schedules,
-    train_heads,
-)
+from vjepa.jobs.probe.train import choose_head, fit_lookup, schedules, train_heads
 from vjepa.models import EncoderConfig
 from vjepa.training.schedules import weight_decay
 
