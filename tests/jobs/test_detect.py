@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from tests.jobs.tiny_run import write_box_set
 from torch import Tensor
 from torchvision.models import get_model
 
@@ -20,8 +21,6 @@ from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
 from vjepa.data.clips.plan import ClipPlan
-from vjepa.demo.synthetic import SyntheticConfig
-from vjepa.demo.synthetic_files import synthesise
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
@@ -43,20 +42,8 @@ _SETTINGS = (
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = SyntheticConfig(
-        num_clips_train=12,
-        num_clips_validation=0,
-        num_clips_test=6,
-        num_frames=4,
-        size=32,
-        object_size=0.3,
-        travel=0.2,
-        zoom=1.5,
-        boxes=True,
-        num_segments=2,
-    )
     folder = tmp_path_factory.mktemp("boxes")
-    synthesise(config, folder, workers=1)
+    write_box_set(folder, 12, 6)
     return folder
 
 

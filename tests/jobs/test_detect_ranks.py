@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.jobs.tiny_run import launch_all
-
-from vjepa.demo.synthetic import SyntheticConfig
-from vjepa.demo.synthetic_files import synthesise
+from tests.jobs.tiny_run import launch_all, write_box_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -47,19 +44,7 @@ _CASES: dict[str, tuple[int, tuple[str, ...]]] = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs, each in its folder; one is killed on its way again and again."""
     folder = tmp_path_factory.mktemp("detect")
-    config = SyntheticConfig(
-        num_clips_train=8,
-        num_clips_validation=0,
-        num_clips_test=4,
-        num_frames=4,
-        size=32,
-        object_size=0.3,
-        travel=0.2,
-        zoom=1.5,
-        boxes=True,
-        num_segments=2,
-    )
-    synthesise(config, folder / "set", workers=1)
+    write_box_set(folder / "set", 8, 4)
     recipe = folder / "recipe.yaml"
     tables = (f"  {split}: {folder}/set/boxes_{split}.parquet\n" for split in ("train", "test"))
     recipe.write_text("data:\n" + "".join(tables))

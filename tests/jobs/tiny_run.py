@@ -57,6 +57,23 @@ LEVJEPA = (
 """Overrides of the recipe."""
 
 
+def write_box_set(folder: Path, num_train: int, num_test: int) -> None:
+    """A set for detection: two moments a clip of digits with boxes."""
+    config = SyntheticConfig(
+        num_clips_train=num_train,
+        num_clips_validation=0,
+        num_clips_test=num_test,
+        num_frames=4,
+        size=32,
+        object_size=0.3,
+        travel=0.2,
+        zoom=1.5,
+        boxes=True,
+        num_segments=2,
+    )
+    synthesise(config, folder, workers=1)
+
+
 def write_set(folder: Path) -> Path:
     """A few labelled videos; returns their manifest."""
     config = SyntheticConfig(
