@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vjepa.config import config_dataclass
 from vjepa.models.attention import Block, Mlp, Packing, init_layer
 from vjepa.models.config import EncoderConfig, check_position_width
-from vjepa.models.embedding import check_indices, position_code, resample_position_code, sincos_1d
+from vjepa.models.embedding import check_indices, position_code, sincos_1d
 from vjepa.models.encoder import NORM_EPS
 
 _Count = Annotated[int, Field(gt=0)]
@@ -109,7 +109,6 @@ class Decoder(nn.Module):
         *,
         kept: Tensor | None = None,
         offsets: Tensor | None = None,
-        grid: tuple[int, int, int] | None = None,
     ) -> Tensor:
         """Name the pixels behind noisy ones.
 
@@ -121,23 +120,19 @@ class Decoder(nn.Module):
             places: Their places, int64 [B, M], or packed [U].
             kept: bool, broadcast to [B, M] or [U]: False hides the features, for guidance.
             offsets: int64 [B+1] of the packed tokens.
-            grid: Tokens (t, h, w) of the clips, which the places count; None: the encoder's own.
 
         Returns:
             The pixels, normalised, float [B, M, P], or packed [U, P].
         """
-        sizes, code = self.encoder_config, self.pos_embed
-        if grid is not None and tuple(grid) != sizes.grid:
-            code = resample_position_code(code, sizes.grid, grid, is_image=sizes.is_image_model)
-        num_tokens, code = code.shape[1], code[0]
-        check_indices("places", places, num_tokens)
+        code = self.pos_embed[0]
+        check_indices("places", places, len(code))
         feature = self.feature_embed(features)
         if kept is not None:
             feature = torch.where(kept[..., None], feature, self.no_feature.to(feature.dtype))
         moment = sincos_1d(_TIME_SCALE * time.reshape(-1), self.config.width).to(code.dtype)
         moment = self.time_embed(moment).reshape(*time.shape, -1)
         tokens = self.pixel_embed(noisy) + feature + code[places] + moment
-        packing = None if offsets is None else Packing.of(offsets, len(tokens), num_tokens)
+        packing = None if offsets is None else Packing.of(offsets, len(tokens), len(code))
         for block in self.blocks:
             tokens = block(tokens, packing)
         return self.proj(self.norm(tokens))
@@ -151,7 +146,6 @@ class Decoder(nn.Module):
         *,
         steps: int = 20,
         guidance: float = 1.0,
-        grid: tuple[int, int, int] | None = None,
     ) -> Tensor:
         """Follow the velocity from noise [B, M, P] to pixels [B, M, P], normalised.
 
@@ -166,11 +160,11 @@ class Decoder(nn.Module):
 
         def pixels(point: Tensor, time: float) -> Tensor:
             moment = torch.full((1, 1), time, device=point.device)
-            named = self(point, moment, features, places, grid=grid).float()
+            named = self(point, moment, features, places).float()
             if guidance == 1.0:
                 return named
             none = torch.zeros(1, 1, dtype=torch.bool, device=point.device)
-            blind = self(point, moment, features, places, kept=none, grid=grid).float()
+            blind = self(point, moment, features, places, kept=none).float()
             return blind + guidance * (named - blind)
 
         point = noise
