@@ -16,7 +16,7 @@ LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
 MOST_LINES = 46_300
 MOST_FILES = 213
-MOST_CLASSES = 391
+MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -24,16 +24,16 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2390, 28),
     "data": (950, 13),
     "data/clips": (1980, 60),
-    "data/loader": (1270, 19),
+    "data/loader": (1260, 19),
     "data/manifest": (1860, 38),
     "data/prepare": (1300, 37),
     "data/video": (2350, 52),
     "demo": (2210, 52),
-    "evaluation": (4330, 101),
+    "evaluation": (4290, 100),
     "jobs": (8190, 180),
     "jobs/detect": (1210, 25),
     "jobs/finetune": (1060, 19),
-    "jobs/probe": (1980, 47),
+    "jobs/probe": (2090, 59),
     "masking": (800, 16),
     "models": (2680, 65),
     "reporting": (1030, 40),
