@@ -19,6 +19,7 @@ from vjepa.evaluation.heads import (
     build_head,
     fit_ridge,
     pool_tokens,
+    to_compare,
 )
 
 FORMS = [
@@ -259,3 +260,25 @@ def test_heads_that_differ_in_their_formula_alone_are_kept_apart() -> None:
     for index in (0, 1):
         assert torch.allclose(joint[index], heads[index](tokens), atol=1e-6)
     assert float((joint[0] - joint[1]).abs().max().detach()) > 1e-4  # fresh weights are small
+
+
+def test_what_varies_most_does_not_decide_what_is_alike() -> None:
+    """Three numbers vary ten times as much as the two that the class is in."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    angle = labels * math.pi / 2
+    told = torch.stack([angle.cos(), angle.sin()], 1) + 0.2 * torch.randn(
+        200, 2, generator=generator
+    )
+    features = torch.cat([10 * torch.randn(200, 3, generator=generator), told], 1) + 3.0
+
+    def same_class(rows: torch.Tensor) -> float:
+        unit = F.normalize(rows, dim=1)
+        alike = unit @ unit.T - 2 * torch.eye(len(rows))
+        return float((labels[alike.argmax(1)] == labels).float().mean())
+
+    mean, weights = to_compare(features)
+    assert same_class((features - mean) @ weights) > 0.8
+    assert same_class(features - mean) < 0.5
+    alone, weights = to_compare(features[:1])
+    assert torch.isfinite((features - alone) @ weights).all()

@@ -111,8 +111,8 @@ def test_moments_are_means_of_steps_that_follow_each_other() -> None:
 
 
 def test_the_nearest_moments_do_not_overlap_nor_are_they_the_query() -> None:
-    a = _features_of("a", [[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0], [0.8, 0.3]])
-    b = _features_of("b", [[-1.0, 0.2], [0.7, 0.3]])
+    a = _features_of("a", [[1.0, 0.0], [0.9, 0.1], [-1.0, 0.9], [0.8, 0.3]])
+    b = _features_of("b", [[-1.0, -1.2], [0.7, 0.4]])
     query = np.array([1.0, 0.0], np.float32)
     found = nearest_moments(query, Moment("a", 0.0, 0.0, 0, 1, 1.0), [a, b], 1, 3)
     assert [(one.path, one.start) for one in found] == [("a", 1.0), ("a", 3.0), ("b", 1.0)]

@@ -126,6 +126,21 @@ def pool_tokens(tokens: Tensor, groups: int) -> Tensor:
     return tokens.unflatten(-2, (groups, -1)).mean(dim=-2).flatten(-2)
 
 
+def to_compare(features: Tensor) -> tuple[Tensor, Tensor]:
+    """For telling which of features [n, D] are alike: their mean [D] and a matrix W [D, D], float32.
+
+    The cosine of (x - mean) W counts every direction in which features differ about alike. Without
+    W the few that vary most decide, as do colours and brightness of a small model (docs/log.md): a
+    direction of variance v is divided by sqrt(v + the largest / 100), so noise is not blown up.
+    """
+    mean = features.double().mean(dim=0)
+    _, values, directions = torch.linalg.svd(features.double() - mean, full_matrices=False)
+    scale = torch.rsqrt(
+        values.square() + (values.square().max() / 100).clamp(min=_SMALLEST_SCALE**2)
+    )
+    return mean.float(), ((directions.T * scale) @ directions).float()
+
+
 class NearestNeighbours(nn.Module):
     """A vote of the k most similar training videos, weighted by exp(cosine / temperature).
 

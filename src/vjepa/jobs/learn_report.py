@@ -25,6 +25,7 @@ from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
+from vjepa.evaluation.heads import to_compare
 from vjepa.evaluation.metrics import ClassificationMetrics
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import ProbeResult
@@ -312,7 +313,7 @@ def _encode_moments(
     bad: set[str],
     view: ViewConfig,
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
-    """Evenly spread moments and what each encoder makes of them: unit vectors [n, D], centred."""
+    """Evenly spread moments and what each encoder makes of them: unit vectors [n, D]."""
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
     chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _MOMENTS).astype(int))]
     count = max(1, _MOMENTS // len(chosen))
@@ -338,7 +339,8 @@ def _encode_moments(
     features = {}
     for name, vectors in parts.items():
         joined = torch.cat(vectors)
-        features[name] = functional.normalize(joined - joined.mean(dim=0), dim=1).numpy()
+        mean, weights = to_compare(joined)
+        features[name] = functional.normalize((joined - mean) @ weights, dim=1).numpy()
     return _Moments(np.array(rows), np.array(frames), np.array(seconds)), features
 
 

@@ -14,6 +14,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE, load_config
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
+from vjepa.evaluation.heads import to_compare
 from vjepa.evaluation.saved_probe import check_encoder, load_saved_probe
 from vjepa.evaluation.video_features import FileFeatures
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features
@@ -139,14 +140,14 @@ def nearest_moments(
 ) -> list[Moment]:
     """The moments of a set whose features are most like `query` float [D], most alike first.
 
-    Likeness is the cosine after the mean over all moments was taken off. Moments of one video do
+    Likeness is the cosine after :func:`to_compare`, fitted to all moments. Moments of one video do
     not overlap, nor does any with `own`, the query itself.
     """
     parts = [moments_of(one, steps) for one in features]
     rows = np.concatenate([part for part, _ in parts])
     moments = [moment for _, several in parts for moment in several]
-    mean = rows.mean(axis=0)
-    rows, query = rows - mean, query - mean
+    mean, weights = (part.numpy() for part in to_compare(torch.from_numpy(rows)))
+    rows, query = (rows - mean) @ weights, (query - mean) @ weights
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(query)
     likeness = rows @ query / np.maximum(lengths, 1e-12)
     found: list[Moment] = []
@@ -200,8 +201,8 @@ def show_neighbours(
         raise UserError(f"{features}: holds no other moment than this clip; add videos to it")
     caption = (
         "First row: the clip that was asked for. Below: the moments of the set whose features are "
-        "most like it, with their likeness: the cosine of the mean features, the mean of the whole "
-        f"set taken off. 1: the same; 0: no more alike than any. Made with {worker.encoder}."
+        "most like it, with their likeness: the cosine of the mean features, in which every way to "
+        f"differ counts alike. 1: the same; 0: no more alike than any. Made with {worker.encoder}."
     )
     write_sheet(places[index], moments, out, caption)
     return moments
