@@ -127,7 +127,7 @@ def pool_tokens(tokens: Tensor, groups: int) -> Tensor:
 
 
 def to_compare(features: Tensor) -> tuple[Tensor, Tensor]:
-    """For telling which of features [n, D] are alike: their mean [D] and a matrix W [D, D], float32.
+    """To tell which of features [n, D] are alike: their mean [D] and a matrix W [D, D], float32.
 
     The cosine of (x - mean) W counts every direction in which features differ about alike. Without
     W the few that vary most decide, as do colours and brightness of a small model (docs/log.md): a
