@@ -16,7 +16,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video.info import NO_CLOCK, Stage, StageClock
+from vjepa.data.video.info import STAGE_LISTENERS, Stage
 from vjepa.jobs.bench_encode import BenchReport, Positive, machine_name
 from vjepa.runtime.process import set_num_threads
 
@@ -51,7 +51,7 @@ class BenchConfig:
             )
 
 
-class MeasuringClock(StageClock):
+class MeasuringClock:
     """Sums up the CPU time of this thread by stage, in `seconds`."""
 
     def __init__(self) -> None:
@@ -79,7 +79,11 @@ def run(config: BenchConfig) -> BenchReport:
     set_num_threads(1)
     manifest = Manifest.open(config.manifest).select(config.split)
     clock = MeasuringClock()
-    here = _read(config, manifest, num_workers=0, clock=clock)
+    STAGE_LISTENERS.append(clock.enter)
+    try:
+        here = _read(config, manifest, num_workers=0, clock=clock)
+    finally:
+        STAGE_LISTENERS.remove(clock.enter)
     total = sum(clock.seconds.values())
     shares = {stage: round(seconds / total, 4) for stage, seconds in clock.seconds.items()}
     frames, size = config.clip.num_frames, config.transform.crop_size
@@ -102,7 +106,7 @@ def run(config: BenchConfig) -> BenchReport:
     ]
     num_bad = here["bad_videos"]
     if workers := config.loader.num_workers:
-        pooled = _read(config, manifest, workers, NO_CLOCK)
+        pooled = _read(config, manifest, workers, None)
         values["workers"] = {"number": workers, **pooled}
         lines += [f"through {workers} worker processes:", "  " + _speed(pooled)]
         num_bad += pooled["bad_videos"]
@@ -113,7 +117,7 @@ def run(config: BenchConfig) -> BenchReport:
 
 
 def _read(
-    config: BenchConfig, manifest: Manifest, num_workers: int, clock: StageClock
+    config: BenchConfig, manifest: Manifest, num_workers: int, clock: MeasuringClock | None
 ) -> dict[str, Any]:
     """Time batches in the steady state: the queue is as full at the end as at the beginning.
 
@@ -124,17 +128,17 @@ def _read(
     timed = range(config.warmup_batches, config.warmup_batches + config.batches)
     sizes = (config.batch_size, config.seed)
     with ClipLoader([manifest], None, config.clip, config.transform, settings, *sizes) as loader:
-        loader.clock = clock
         batches = loader.batches(0, timed.stop + ahead)
         for _ in range(config.warmup_batches):
             next(batches)
-        if isinstance(clock, MeasuringClock):
+        if clock is not None:
             clock.reset()
         cpu, wall = _cpu_seconds(loader.worker_ids), time.perf_counter()
         read = [next(batches) for _ in timed]
         wall_seconds = time.perf_counter() - wall
         after = _cpu_seconds(loader.worker_ids)
-        clock.enter("rest")
+        if clock is not None:
+            clock.enter("rest")
     clips = len(read) * config.batch_size
     known = cpu is not None and after is not None
     return {

@@ -224,7 +224,7 @@ def test_repeated_clips_are_decoded_once() -> None:
     reads = []
 
     class Counted(FrameSource):
-        def read(self, parts, clock=None):
+        def read(self, parts):
             reads.extend(numbers.tolist() for numbers, _ in parts)
             return super().read(parts)
 

@@ -12,12 +12,10 @@ from torch import Tensor
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.clips.source import Source
-from vjepa.data.video.info import NO_CLOCK, Box, StageClock
+from vjepa.data.video.info import Box, enter_stage
 
 
-def cut(
-    source: Source, plans: Sequence[ClipPlan], out: Tensor, clock: StageClock = NO_CLOCK
-) -> None:
+def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
     """Read what n clips of one video need, once, and write them to `out`: uint8 [n, C, T, S, S].
 
     DecodeError: the video cannot give its frames.
@@ -33,10 +31,10 @@ def cut(
         (plan.frames[: 1 if np.ptp(plan.frames) == 0 else None], None if plan.before else plan.box)
         for plan in firsts
     ]
-    for members, part in zip(groups.values(), source.read(parts, clock), strict=True):
-        clock.enter("crop")
+    for members, part in zip(groups.values(), source.read(parts), strict=True):
+        enter_stage("crop")
         cut_part(part, [plans[number] for number in members], [out[number] for number in members])
-    clock.enter("rest")
+    enter_stage("rest")
 
 
 def cut_part(part: NDArray[np.uint8], plans: Sequence[ClipPlan], out: Sequence[Tensor]) -> None:

@@ -24,7 +24,7 @@ from vjepa.data.clips.views import (
     plan_repeated,
     plan_views,
 )
-from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
+from vjepa.data.video.info import DecodeError, VideoInfo, enter_stage
 from vjepa.errors import UserError
 
 _CHANNELS = 3
@@ -46,14 +46,12 @@ class TrainingClips:
         size = self.transform.crop_size
         return (_CHANNELS, self.clip.num_frames, size, size)
 
-    def cut(
-        self, source: Source, ordinals: NDArray[np.int64], out: Tensor, clock: StageClock = NO_CLOCK
-    ) -> None:
+    def cut(self, source: Source, ordinals: NDArray[np.int64], out: Tensor) -> None:
         """Write the clips of n samples that share a video (or DecodeError) to `out`.
 
         `ordinals` are int64 [n], `out` uint8 [n, C, T, S, S].
         """
-        clock.enter("seek")
+        enter_stage("seek")
         how = (source, self.seed, ordinals)
         if self.augment is None:
             plans = plan_training(self.clip, self.transform, *how)
@@ -72,7 +70,7 @@ class TrainingClips:
                 f"{len(plans) * self.clip.num_frames} frames of {source.width}x{source.height} "
                 f"take {gigabytes:.1f} GB, loader.max_clip_gigabytes is {self.max_gigabytes:g}",
             )
-        cut(source, plans, out, clock)
+        cut(source, plans, out)
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,7 @@ class ClipViews:
         size = self.view.crop_size
         return (_CHANNELS, self.clip.num_frames, size, size)
 
-    def cut(
-        self,
-        source: Source,
-        numbers: Sequence[int] | NDArray[np.int64],
-        out: Tensor,
-        clock: StageClock = NO_CLOCK,
-    ) -> None:
+    def cut(self, source: Source, numbers: Sequence[int] | NDArray[np.int64], out: Tensor) -> None:
         """Write the clips of a video (or DecodeError) to `out`, uint8 [R, C, T, S, S].
 
         `numbers` are its row in the manifest and the pass, which random views are drawn from.
@@ -115,7 +107,7 @@ class ClipViews:
         else:
             row, pass_index = map(int, numbers)
             plans = plan_augmented(self.clip, self.view, self._policy, source, row, pass_index)
-        cut(source, plans, out, clock)
+        cut(source, plans, out)
 
 
 def centre_view(

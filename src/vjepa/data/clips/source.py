@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.data.video.info import NO_CLOCK, DecodeError, Part, StageClock, VideoInfo
+from vjepa.data.video.info import DecodeError, Part, VideoInfo
 
 
 class VideoSource:
@@ -30,18 +30,16 @@ class VideoSource:
 
         return frame_times(self._info)
 
-    def read(
-        self, parts: Sequence[Part], clock: StageClock = NO_CLOCK
-    ) -> Iterator[NDArray[np.uint8]]:
+    def read(self, parts: Sequence[Part]) -> Iterator[NDArray[np.uint8]]:
         """The parts, each uint8 [T, h, w, C], or DecodeError; every frame is decoded once."""
         from vjepa.data.video.decode import decode_parts
 
         if any(box is not None for _, box in parts):
-            yield from (clip.frames for clip in decode_parts(self._info, parts, clock))
+            yield from (clip.frames for clip in decode_parts(self._info, parts))
             return
         # Whole frames, which clips may share, are kept once.
         wanted = np.unique(np.concatenate([numbers for numbers, _ in parts]))
-        whole = decode_parts(self._info, [(wanted, None)], clock)[0].frames
+        whole = decode_parts(self._info, [(wanted, None)])[0].frames
         for numbers, _ in parts:
             yield whole[np.searchsorted(wanted, numbers)]
 
@@ -61,11 +59,7 @@ class FrameSource:
         self.num_frames, self.height, self.width = frames.shape[:3]
         self.path, self.fps, self.times = path, fps, times
 
-    def read(
-        self,
-        parts: Sequence[Part],
-        clock: StageClock = NO_CLOCK,  # noqa: ARG002 (nothing is decoded)
-    ) -> Iterator[NDArray[np.uint8]]:
+    def read(self, parts: Sequence[Part]) -> Iterator[NDArray[np.uint8]]:
         """The parts, each uint8 [T, h, w, C]."""
         for numbers, box in parts:
             top, left, height, width = box or (0, 0, self.height, self.width)

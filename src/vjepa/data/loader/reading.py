@@ -29,7 +29,7 @@ from vjepa.config import config_dataclass
 from vjepa.data.clips.dataset import ClipViews, TrainingClips
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.loader.failures import FailedVideo, FailureKind
-from vjepa.data.video.info import NO_CLOCK, DecodeError, StageClock, VideoInfo
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.process import available_bytes
 from vjepa.runtime.progress import format_seconds
@@ -308,8 +308,6 @@ class ClipReader(AbstractContextManager):
 
     They plan, and say what comes instead of a video that fails. What is read does not depend on the
     number of workers. Use a loader as a context manager or call :meth:`close`.
-
-    `clock` is told where the time goes while this process itself decodes; none unless set.
     """
 
     def __init__(
@@ -327,7 +325,6 @@ class ClipReader(AbstractContextManager):
         self._clips, self._reading = clips, config
         self._prefetch, self._memory = prefetch_batches, memory_gigabytes
         self._short_side = short_side
-        self.clock: StageClock = NO_CLOCK
         self._caches: list[FrameCache] | None = None  # not opened yet; none: read from the files
         self._ring: SharedArray | None = None
         self._pool: WorkerPool | None = None
@@ -426,9 +423,9 @@ class ClipReader(AbstractContextManager):
                 cache = self._caches[job.source]
                 if (failure := cache.failure(job.row)) is not None:
                     return failure
-                self._clips.cut(cache.source(job.row), job.numbers, out, self.clock)
+                self._clips.cut(cache.source(job.row), job.numbers, out)
             else:
-                self._clips.cut(VideoSource(job.video), job.numbers, out, self.clock)
+                self._clips.cut(VideoSource(job.video), job.numbers, out)
         except DecodeError as error:
             return error.reason, "decode"
         return None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from vjepa.data.video.container import VideoFile, naming_the_file, open_video, reason_of, to_rgb
 from vjepa.data.video.images import read_images
-from vjepa.data.video.info import NO_CLOCK, DecodeError, LimitsConfig, Part, StageClock, VideoInfo
+from vjepa.data.video.info import DecodeError, LimitsConfig, Part, VideoInfo, enter_stage
 from vjepa.data.video.inspect import inspect_file, stamp_of
 from vjepa.data.video.packets import PacketReader, PacketSelector, plan_runs
 from vjepa.data.video.stamps import read_packets
@@ -64,9 +64,7 @@ class DecodedClip:
     times: NDArray[np.float64]
 
 
-def read_frames(
-    info: VideoInfo, numbers: NDArray[np.int64], clock: StageClock = NO_CLOCK
-) -> Iterator[Frame]:
+def read_frames(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[Frame]:
     """The frames with the given numbers, in their order, in memory that does not grow with them.
 
     Args:
@@ -94,9 +92,9 @@ def read_frames(
         )
     unique, counts = np.unique(numbers, return_counts=True)
     if info.kind == "video":
-        frames = _video_frames(info, unique, clock)
+        frames = _video_frames(info, unique)
     else:
-        clock.enter("decode")
+        enter_stage("decode")
         frames = (
             Frame(number, image, number / info.fps)
             for number, image in zip(unique.tolist(), read_images(info, unique), strict=True)
@@ -121,9 +119,7 @@ def decode_clip(source: VideoInfo | str, indices: Sequence[int] | NDArray[np.int
     return decode_parts(info, [(np.asarray(indices, dtype=np.int64).reshape(-1), None)])[0]
 
 
-def decode_parts(
-    info: VideoInfo, parts: Sequence[Part], clock: StageClock = NO_CLOCK
-) -> list[DecodedClip]:
+def decode_parts(info: VideoInfo, parts: Sequence[Part]) -> list[DecodedClip]:
     """Parts of several clips, each frame decoded once and cut without a copy in between.
 
     Boxes must lie inside of the frames. Else as :func:`decode_frames`.
@@ -144,7 +140,7 @@ def decode_parts(
         clips.append(DecodedClip(frames, np.zeros(len(numbers))))
         targets.extend((clips[-1], t, rows, columns) for t in range(len(numbers)))
     order = np.argsort(wanted)
-    for index, frame in zip(order.tolist(), read_frames(info, wanted[order], clock), strict=True):
+    for index, frame in zip(order.tolist(), read_frames(info, wanted[order]), strict=True):
         clip, t, rows, columns = targets[index]
         clip.frames[t] = frame.image[rows, columns]
         clip.times[t] = frame.seconds
@@ -186,10 +182,10 @@ def _check_usable(info: VideoInfo) -> None:
             raise DecodeError(info.path, "has changed since it was indexed; index it again")
 
 
-def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock) -> Iterator[Frame]:
+def _video_frames(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[Frame]:
     """Frames of a video, numbers ascending, each once."""
     scaler = VideoReformatter()
-    jumping = _Rising(frames_by_jumps(info, wanted, clock))
+    jumping = _Rising(frames_by_jumps(info, wanted))
     # Without an index; or when an entry point was none (a stream with intra refresh, a broken seek
     # table), or there is damage. What does not come out here is not in the file.
     from_start = _Rising(frames_from_start(info))
@@ -197,7 +193,7 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
         for number in wanted.tolist():
             frame = jumping.get(number)
             if frame is None:
-                clock.enter("decode")
+                enter_stage("decode")
                 frame = from_start.get(number)
             if frame is None:
                 # The last frame of the file in place of one of the few lost ones behind it.
@@ -207,7 +203,7 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock)
                     lost = f"frame {number} of {info.num_frames}"
                     raise DecodeError(info.path, f"{lost} cannot be decoded (damaged file)")
                 frame = last[1]
-            clock.enter("convert")
+            enter_stage("convert")
             seconds = number / info.fps
             if number < len(info.frame_pts):
                 seconds = float(int(info.frame_pts[number] - info.frame_pts[0]) * info.time_base)
@@ -267,20 +263,16 @@ def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:
     return np.sort(table.pts[table.shown])
 
 
-def frames_by_jumps(
-    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock = NO_CLOCK
-) -> Iterator[tuple[int, VideoFrame]]:
+def frames_by_jumps(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
     """Those of the wanted frames that come out when decoding run by run from key frames."""
     if not info.num_keyframes or not len(wanted):
         return iter(())
-    return (_count_from if info.is_counted else _jump_to)(info, wanted, clock)
+    return (_count_from if info.is_counted else _jump_to)(info, wanted)
 
 
-def _jump_to(
-    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock
-) -> Iterator[tuple[int, VideoFrame]]:
+def _jump_to(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
     """Frames known by their timestamps; packets that are not needed are not decoded."""
-    clock.enter("open")
+    enter_stage("open")
     with _opened(info) as video:
         reader = PacketReader(video, info, partial(_shown_pts, info))
         selector = PacketSelector(video.decoder)
@@ -289,10 +281,10 @@ def _jump_to(
         most = max(1, _WAITING_PIXELS // (info.width * info.height))
         waiting: list[tuple[int, VideoFrame]] = []
         for run in plan_runs(info, wanted):
-            clock.enter("seek")
+            enter_stage("seek")
             for part in reader.read(run):
                 needed = selector.needed(part.packets, part.wanted, part.is_end)
-                clock.enter("decode")
+                enter_stage("decode")
                 for packet in [*needed, None] if part.is_end else needed:
                     for frame in video.feed(packet):
                         if frame.pts in part.wanted:
@@ -300,24 +292,22 @@ def _jump_to(
                     if len(waiting) >= most or packet is None:
                         yield from waiting
                         waiting.clear()
-                        clock.enter("decode")
+                        enter_stage("decode")
                 needed.clear()  # nothing is held while the next part is read
-                clock.enter("seek")
+                enter_stage("seek")
             video.decoder.flush_buffers()
 
 
-def _count_from(
-    info: VideoInfo, wanted: NDArray[np.int64], clock: StageClock
-) -> Iterator[tuple[int, VideoFrame]]:
+def _count_from(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
     """Frames that are counted from a key frame's own."""
-    clock.enter("open")
+    enter_stage("open")
     with _opened(info) as video:
         reader = PacketReader(video, info, partial(_shown_pts, info))
         for run in plan_runs(info, wanted):
-            clock.enter("seek")
+            enter_stage("seek")
             if not reader.go_to(run.first_group):
                 return
-            clock.enter("decode")
+            enter_stage("decode")
             number = int(info.keyframe_index[run.first_group])
             left = set(run.numbers.tolist())
             is_before = run.first_group > 0  # what comes before the key frame belongs to others

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import PurePath
@@ -43,14 +43,14 @@ Stage = Literal["open", "seek", "decode", "convert", "crop", "rest"]
 packets; decode: the decoder; convert: to RGB, and into place; crop: resize and flip."""
 
 
-class StageClock:
-    """Is told which stage begins, and does nothing with it; `vjepa bench loader` measures."""
-
-    def enter(self, stage: Stage) -> None:
-        """Another stage begins."""
+STAGE_LISTENERS: list[Callable[[Stage], None]] = []
+"""What is told, in the process that reads, which stage begins: `vjepa bench loader` measures so."""
 
 
-NO_CLOCK = StageClock()
+def enter_stage(stage: Stage) -> None:
+    """Another stage of reading begins."""
+    for listener in STAGE_LISTENERS:
+        listener(stage)
 
 
 class DecodeError(Exception):
