@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +18,10 @@ from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, render_people
 from vjepa.errors import UserError
-from vjepa.jobs.videos import checked_workers, describe, late_progress, tabulate_boxes
+from vjepa.jobs.videos import checked_workers, describe, tabulate_boxes
 from vjepa.reporting.pictures import write_moving
 from vjepa.runtime.files import atomic_write, claimed_folder
+from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WorkerPool
 
 _SETTINGS_FILE = "synthetic.json"
@@ -42,19 +42,13 @@ _TASK_SECONDS = 600.0
 _Task = tuple[SyntheticConfig, Path, str, range]
 
 
-def write_synthetic_set(
-    config: SyntheticConfig,
-    out: Path,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
+def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) -> Path:
     """Write the whole set into the folder `out`; a set that was cut short is continued.
 
     Args:
         config: What to draw.
         out: Folder to write into; made if it is not there.
         workers: Processes to draw with; 1 draws in this process.
-        progress: Called with (clips done, clips in all), also for clips found complete.
 
     Returns:
         The path of `labels.csv`.
@@ -66,12 +60,10 @@ def write_synthetic_set(
         raise UserError(f"workers is {workers}, must be at least 1")
     with claimed_folder(out, "data synth") as has_begun:
         _begin(config, out, has_begun)
-        return _write(config, out, workers, progress)
+        return _write(config, out, workers)
 
 
-def _write(
-    config: SyntheticConfig, out: Path, workers: int, progress: Callable[[int, int], None] | None
-) -> Path:
+def _write(config: SyntheticConfig, out: Path, workers: int) -> Path:
     tasks: list[_Task] = []
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
@@ -91,13 +83,12 @@ def _write(
     done = 0
     here = workers == 1 or len(tasks) == 1
     pool = WorkerPool(_write_clips, 0 if here else workers, _TASK_SECONDS, preload=("av", "numpy"))
-    with closing(pool):
+    with Progress("synth", total) as progress, closing(pool):
         for task, outcome in pool.map(tasks, ahead=2 * workers, in_order=False):
             if outcome.kind != "done":
                 raise UserError(f"{out / task[2]}: clips could not be drawn: {outcome.reason}")
             done += len(task[3])
-            if progress is not None:
-                progress(done, total)
+            progress.update(done)
     if config.boxes:
         _write_ava_files(config, out)
     atomic_write(out / _LABELS_FILE, table.getvalue())
@@ -222,10 +213,8 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
     """
     manifest = out / "manifest.parquet"
     workers = checked_workers(workers)
-    with late_progress("synth") as show:
-        labels = write_synthetic_set(config, out, workers, show)
-    with late_progress("index") as show:
-        said = describe(index_sources([labels], manifest, workers=workers, progress=show))
+    labels = write_synthetic_set(config, out, workers)
+    said = describe(index_sources([labels], manifest, workers=workers))
     for split in SPLITS if config.boxes else ():
         if config.num_clips(split):
             ava = AvaConfig(

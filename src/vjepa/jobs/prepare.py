@@ -17,8 +17,9 @@ from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
 from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
-from vjepa.jobs.videos import checked_workers, late_progress
+from vjepa.jobs.videos import checked_workers
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, written
+from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
@@ -157,14 +158,12 @@ def _prepare(
     exclusion = read_exclusion(config.exclude, config.match)
     removal.by_name(exclusion, config.deduplicate)
     if config.needs_fingerprints:
-        with late_progress("look at videos") as show:
-            prints, excluded = look_at_all(inputs, removal, exclusion, config, place, show)
-            removal.by_exclusion(prints, excluded)
-            if config.deduplicate:
-                removal.by_likeness(prints, config.near_copies == "remove")
+        prints, excluded = look_at_all(inputs, removal, exclusion, config, place)
+        removal.by_exclusion(prints, excluded)
+        if config.deduplicate:
+            removal.by_likeness(prints, config.near_copies == "remove")
     _check_removed(inputs, removal, config.max_removed)
-    with late_progress("encode videos") as show:
-        videos = encode_all(inputs, removal, config, place, show)
+    videos = encode_all(inputs, removal, config, place)
     if not videos:
         _, examples = count_removed(removal.all)
         first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
@@ -197,11 +196,11 @@ def _store(
     store = Store(out, out / "work", config.shards, sorted(inputs.videos.label_names))
     plan = store.plan(videos)
     by_key = {video.key: video for video in videos}
-    with late_progress("store videos") as show:
+    with Progress("store videos", len(plan)) as progress:
         for number, (name, keys) in enumerate(plan.items(), start=1):
             if not store.rows_file(name).exists():
                 store.store(name, [by_key[key] for key in keys])
-            show(number, len(plan))
+            progress.update(number)
     table = store.all_rows(list(plan))
     counts, examples = count_removed(removal.all)
     sources = {video.number for video in videos}

@@ -21,7 +21,6 @@ from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.evaluation.video_features import FileEncodingConfig, look_of
 from vjepa.jobs.decode import open_model
 from vjepa.jobs.show import Rows, Shot, feature_grid, read_shot
-from vjepa.jobs.videos import late_progress
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
@@ -37,6 +36,7 @@ from vjepa.reporting.pictures import (
     strip_of,
     write_png,
 )
+from vjepa.runtime.progress import Progress
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
 
@@ -244,8 +244,12 @@ def show_surprise(
     """
     opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip
-    with late_progress("surprise") as progress:
-        found = surprise_of(opened, video, clip, progress=progress)
+    with Progress("surprise", None) as display:
+
+        def show(done: int, total: int) -> None:
+            display.update(done, total=total)
+
+        found = surprise_of(opened, video, clip, progress=show)
     size, values, heights = opened.config.encoder, found.values, found.heights
     chosen = found.peaks(peaks, size.grid[0])
     out_standing = [index for index in chosen if heights[index] >= _STANDS_OUT]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
-from vjepa.runtime.progress import Progress
 
 _MOST_NAMED = 12
 
@@ -47,17 +45,8 @@ def index(
     Arguments and errors are those of :func:`index_sources`; `workers` None takes one process for
     each CPU core.
     """
-    with late_progress("index") as show:
-        manifest = index_sources(
-            sources,
-            out,
-            workers=checked_workers(workers),
-            config=config,
-            names=names,
-            weights=weights,
-            progress=show,
-        )
-    return describe(manifest)
+    how = {"config": config, "names": names, "weights": weights}
+    return describe(index_sources(sources, out, workers=checked_workers(workers), **how))
 
 
 def check(
@@ -71,9 +60,8 @@ def check(
 
     `workers` None takes one process for each CPU core.
     """
-    rows, workers = Manifest.open(manifest), checked_workers(workers)
-    with late_progress("check") as show:
-        return check_manifest(rows, deep=deep, workers=workers, config=config, progress=show)
+    workers = checked_workers(workers)
+    return check_manifest(Manifest.open(manifest), deep=deep, workers=workers, config=config)
 
 
 def tabulate_boxes(truth: Sequence[Path], videos: Path, out: Path, config: AvaConfig) -> str:
@@ -127,17 +115,6 @@ def checked_workers(workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise UserError(f"--workers must be at least 1, got {workers}")
     return workers or usable_cpus()
-
-
-@contextmanager
-def late_progress(description: str) -> Generator[Callable[..., None]]:
-    """A progress display and the function to be called as show(files done, in all, bad so far)."""
-    with Progress(description, None) as display:
-
-        def show(done: int, total: int, bad: int = 0) -> None:
-            display.update(done, f"{bad} bad" if bad else None, total)
-
-        yield show
 
 
 def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:

@@ -26,6 +26,7 @@ from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import LimitsConfig
 from vjepa.data.video.inspect import inspect_file, inspect_files
 from vjepa.errors import UserError
+from vjepa.runtime.progress import Progress
 
 
 @pytest.fixture
@@ -55,19 +56,14 @@ def make_videos(folder: Path, *names: str) -> Path:
     return folder
 
 
-def test_a_folder_of_everything(tmp_path):
+def test_a_folder_of_everything(tmp_path, capsys):
     root = make_videos(tmp_path / "set", "train/run/a.mp4", "train/walk/b.mp4", "val/run/c.mp4")
     write_image(root / "train" / "walk" / "still.png", 7)
     write_image_folder(root / "val" / "walk" / "clip", 6)
     write_truncated(root / "val" / "run" / "cut.mp4", keep=0.8)
-    calls = []
-    manifest = index_sources(
-        [root],
-        tmp_path / "out" / "m.parquet",
-        config=IndexConfig(label_from_folder=True, image_folder_fps=12.0),
-        progress=lambda *call: calls.append(call),
-    )
-    assert calls == [(done, 6, int(done >= 5)) for done in range(1, 7)]
+    how = IndexConfig(label_from_folder=True, image_folder_fps=12.0)
+    manifest = index_sources([root], tmp_path / "out" / "m.parquet", config=how)
+    assert capsys.readouterr().err == "index: 6/6 (100 %), 1 bad\n"
     found = {os.path.relpath(manifest.path(row), root): row for row in range(len(manifest))}
     assert list(found) == [
         "train/run/a.mp4",
@@ -170,16 +166,18 @@ def test_other_limits_probe_everything_again(tmp_path, probed):
     assert len(probed) == 2
 
 
-def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed):
+def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed, monkeypatch):
     root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
     out = tmp_path / "m.parquet"
 
-    def interrupt(done: int, total: int, bad: int) -> None:
+    def interrupt(self, done: int, note: str | None = None) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        index_sources([root], out, workers=1, progress=interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "update", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            index_sources([root], out, workers=1)
     assert not out.exists()
     probed.clear()
     manifest = index_sources([root], out, workers=1)

@@ -74,23 +74,20 @@ def test_nothing_to_do() -> None:
     assert not _run("local", 3.0)
 
 
-def test_what_is_noted_is_not_done_again(tmp_path: Path) -> None:
+def test_what_is_noted_is_not_done_again(tmp_path: Path, capsys) -> None:
     place = Workplace(tmp_path, "local", 1, 60.0)
-    reports: list[tuple[int, int, int]] = []
 
     def do(*names: str) -> dict:
-        reports.clear()
         orders = {order.key: lambda o=order: o for order in _orders(*names)}
-        return place.do_all("a.jsonl", Work(), orders, lambda *counts: reports.append(counts))
+        return place.do_all("work", "a.jsonl", Work(), orders)
 
     expected = {"k0": {"did": "a"}, "k1": {"did": "b"}}
     assert do("a", "b") == expected
-    assert reports == [(0, 2, 0), (1, 2, 0), (2, 2, 0)]
     assert do("crash", "crash") == expected, "known by their keys"
-    assert reports == [(2, 2, 0)]
+    assert capsys.readouterr().err == 2 * "work: 2/2 (100 %)\n"
     found = do("a", "b", "crash")
     assert "killed by SIGKILL" in found["k2"]["failed"]
-    assert reports[-1] == (3, 3, 1)
+    assert "work: 3/3 (100 %), 1 bad" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +141,7 @@ def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _noted(file: Path) -> dict:
     """The answers that a run with nothing new to do finds."""
-    return Workplace(file.parent, "local", 1, 60.0).do_all(file.name, Work(), {}, lambda *_: None)
+    return Workplace(file.parent, "local", 1, 60.0).do_all("work", file.name, Work(), {})
 
 
 def _note(file: Path, key: str, answer: dict) -> None:

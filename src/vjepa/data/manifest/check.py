@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.index import Progress, inspect_all, unchanged_files
+from vjepa.data.manifest.index import inspect_all, unchanged_files
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import INFO_COLUMNS, LabelCodes, Manifest, list_lengths
 from vjepa.data.video.info import IMAGE_FOLDER_FPS, VideoInfo
@@ -58,12 +58,7 @@ class CheckReport:
 
 
 def check_manifest(
-    manifest: Manifest,
-    *,
-    deep: bool = False,
-    workers: int = 2,
-    config: IndexConfig | None = None,
-    progress: Progress | None = None,
+    manifest: Manifest, *, deep: bool = False, workers: int = 2, config: IndexConfig | None = None
 ) -> CheckReport:
     """Check every row against its file.
 
@@ -86,7 +81,7 @@ def check_manifest(
         )
         for info in infos
     )
-    inspect_all(orders, len(manifest), found, config or IndexConfig(), workers, progress)
+    inspect_all(orders, len(manifest), found, config or IndexConfig(), workers, "check")
     now = Manifest(pa.concat_tables(found).unify_dictionaries(), Path("/"))
     return _report(manifest, now, rows, int(unchanged.sum()))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain, islice
@@ -31,15 +31,13 @@ from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import UserError
 from vjepa.runtime.files import check_writable, written
+from vjepa.runtime.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
 _PROBE_VERSION = 2
 _KEY = "vjepa.probe"
-
-Progress = Callable[[int, int, int], None]
-"""Called as progress(files done, files in all, bad files so far)."""
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
 _BATCH = 1 << 13
@@ -119,28 +117,27 @@ def inspect_all(
     found: list[pa.Table],
     config: IndexConfig,
     workers: int,
-    progress: Progress | None,
+    what: str = "index",
 ) -> None:
     """Look into files; what is found is added to `found`, also what was until Ctrl-C or a failure.
 
-    `found` are tables of `INFO_COLUMNS` that count as done, of `total` files.
+    `found` are tables of `INFO_COLUMNS` that count as done, of `total` files; `what` is the name of
+    the work in the progress display.
     """
     done = sum(table.num_rows for table in found)
     num_bad = done - sum(pc.call_function("sum", [table["ok"]]).as_py() or 0 for table in found)
-    if progress is not None and done:
-        progress(done, total, num_bad)
     fresh: list[VideoInfo] = []
     try:
         infos = inspect_files(orders, workers, config.limits, config.timeout_seconds)
-        with closing(infos):
+        with Progress(what, total, done) as progress, closing(infos):
+            progress.update(done, f"{num_bad} bad" if num_bad else None)
             for info in infos:
                 fresh.append(info)
                 if len(fresh) == _BATCH:
                     found.append(infos_to_table(fresh))
                     fresh = []
                 done, num_bad = done + 1, num_bad + (not info.ok)
-                if progress is not None:
-                    progress(done, total, num_bad)
+                progress.update(done, f"{num_bad} bad" if num_bad else None)
     finally:
         found.append(infos_to_table(fresh))
 
@@ -153,7 +150,6 @@ def index_sources(
     config: IndexConfig | None = None,
     names: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
-    progress: Progress | None = None,
 ) -> Manifest:
     """Probe every file of the sources; write the manifest and give it, with bad rows (`ok` False).
 
@@ -190,7 +186,7 @@ def index_sources(
         for row in rows[num_known:]
     )
     try:
-        inspect_all(orders, listing.num_rows, found, config, workers, progress)
+        inspect_all(orders, listing.num_rows, found, config, workers)
     finally:
         # After Ctrl-C or a failure, what was found waits beside the target for the next attempt.
         manifest = _put_together(listing, found, rows, str(target))

@@ -20,6 +20,7 @@ from vjepa.data.prepare.storing import PreparedVideo, encode_order, output_suffi
 from vjepa.data.video.info import DecodeError, VideoInfo, info_from_json
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines, read_json_lines
+from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_map
 from vjepa.runtime.workers import Outcome, WorkerPool
 
@@ -27,9 +28,6 @@ Answer = dict[str, Any]
 """What a task says of an order, as it is noted; with a reason in `failed` if it came to nothing."""
 
 Task = Callable[[Order], Answer]
-
-Progress = Callable[[int, int, int], None]
-"""Called as progress(videos done, videos in all, failures so far)."""
 
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
@@ -59,7 +57,7 @@ class Workplace:
             yield from pool.map(orders, _AHEAD * self.num_workers, in_order=False)
 
     def do_all(
-        self, name: str, task: Task, orders: Mapping[str, Callable[[], Order]], progress: Progress
+        self, what: str, name: str, task: Task, orders: Mapping[str, Callable[[], Order]]
     ) -> dict[str, Answer]:
         """The answers to all orders (by key, what makes the order).
 
@@ -75,18 +73,19 @@ class Workplace:
             missing = [key for key in orders if key not in answers]
             done = len(orders) - len(missing)
             num_failed = sum("failed" in answers.get(key, ()) for key in orders)
-            progress(done, len(orders), num_failed)
-            for order, outcome in self.run(task, (orders[key]() for key in missing)):
-                answer = outcome.value if outcome.kind == "done" else {"failed": outcome.reason}
-                if "disk" in answer:
-                    raise UserError(
-                        f"writing prepared videos: {answer['disk']}; free space and run the same"
-                        " command again"
-                    )
-                journal.append({"key": order.key, **answer})
-                answers[order.key] = answer
-                done, num_failed = done + 1, num_failed + ("failed" in answer)
-                progress(done, len(orders), num_failed)
+            with Progress(what, len(orders), done) as progress:
+                progress.update(done, f"{num_failed} bad" if num_failed else None)
+                for order, outcome in self.run(task, (orders[key]() for key in missing)):
+                    answer = outcome.value if outcome.kind == "done" else {"failed": outcome.reason}
+                    if "disk" in answer:
+                        raise UserError(
+                            f"writing prepared videos: {answer['disk']}; free space and run the "
+                            "same command again"
+                        )
+                    journal.append({"key": order.key, **answer})
+                    answers[order.key] = answer
+                    done, num_failed = done + 1, num_failed + ("failed" in answer)
+                    progress.update(done, f"{num_failed} bad" if num_failed else None)
             return answers
 
 
@@ -116,7 +115,6 @@ def look_at_all(
     exclusion: Exclusion,
     config: PrepareConfig,
     place: Workplace,
-    progress: Progress,
 ) -> tuple[dict[int, Fingerprint], dict[str, Fingerprint]]:
     """Fingerprints of videos not removed yet, by number, and of validation videos, by path.
 
@@ -139,7 +137,7 @@ def look_at_all(
             their_keys[info.path] = key = _key(info, Part(), way)
             orders[key] = lambda k=key, m=manifest, r=row: Order(k, m.row(r), Part())
     task = partial(fingerprint, config.match)
-    answers = place.do_all("fingerprints.jsonl", task, orders, progress)
+    answers = place.do_all("look at videos", "fingerprints.jsonl", task, orders)
     found: dict[int, Fingerprint] = {}
     for number, key in keys.items():
         if "failed" in answers[key]:
@@ -158,11 +156,7 @@ def look_at_all(
 
 
 def encode_all(
-    inputs: PreparedInputs,
-    removal: Removal,
-    config: PrepareConfig,
-    place: Workplace,
-    progress: Progress,
+    inputs: PreparedInputs, removal: Removal, config: PrepareConfig, place: Workplace
 ) -> list[PreparedVideo]:
     """Encode every window of every video that stays, in the order of the input.
 
@@ -192,7 +186,7 @@ def encode_all(
         for key, window in planned.items()
     }
     task = partial(encode_order, config.transcode, config.limits)
-    answers = place.do_all("encoded.jsonl", task, orders, progress)
+    answers = place.do_all("encode videos", "encoded.jsonl", task, orders)
     videos: list[PreparedVideo] = []
     for key, (number, part, target) in planned.items():
         if "failed" in answers[key]:
