@@ -137,8 +137,7 @@ class Parser(argparse.ArgumentParser):
 
     def config_class(self) -> type | None:
         """The config class of this command, imported now; None if it takes no config."""
-        module, _, name = self._config_class.partition(":")
-        return getattr(importlib.import_module(module), name) if module else None
+        return named(self._config_class) if self._config_class else None
 
     def add_commands(self, what: str) -> Callable[[str, str], Parser]:
         """Let this command have subcommands, called `what` (in capitals) in the usage line.
@@ -260,6 +259,12 @@ def _default(setting: Setting) -> str:
 
     text = write_yaml({"x": value}).removeprefix("x:").strip()
     return f" (default: {text or 'none'})"
+
+
+def named(what: str) -> Any:
+    """A function or class by ``package.module:name``, imported now."""
+    module, _, name = what.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vjepa.cli.parser import Parser, given, print_config, resolve_config
+from vjepa.cli.parser import Parser, given, named, print_config, resolve_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write
 
@@ -177,7 +175,7 @@ def _eval(args: argparse.Namespace) -> int:
     measured = evaluate(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
-        load=_named(args.load),
+        load=named(args.load),
         **given(args, "encoder", "cache_dir", "on_bad_video", "device"),
         **given(args, "allow_training_videos", "answers"),
         **_released(args),
@@ -218,12 +216,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
             raise UserError(f"{wanted[0]}: for one class a video only; leave it out")
 
 
-def _named(function: str) -> Callable[..., Any]:
-    """A function by ``package.module:name``, imported now."""
-    module, _, name = function.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _released(args: argparse.Namespace) -> dict[str, Any]:
     """What is said of a released probe, if anything."""
     if not (hasattr(args, "overrides") and (args.config or args.overrides or args.print_config)):
@@ -248,7 +240,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.out is not None:
         check_predictions_file(args.out)
     how = given(args, "encoder", "device") | _released(args)
-    probe = _named(args.load)(args.probe, **how)
+    probe = named(args.load)(args.probe, **how)
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:

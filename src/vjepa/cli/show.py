@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import Parser, given, resolve_config
+from vjepa.cli.parser import Parser, given, named, resolve_config
 
-_SIZES = ("num_heads", "image_size", "num_frames")
-"""What a file of weights may not say."""
+_MODEL = ("model", "num_heads", "image_size", "num_frames")
+"""A model, and what a file of weights may not say."""
 
 HELP = """\
 pictures and reports: masks, features, predictions, what surprises, attention, a whole run
@@ -105,9 +105,7 @@ def add_arguments(parser: Parser) -> None:
     features.add_path("videos", "VIDEO", "videos, images, folders of images", nargs="+")
     text = "which encoder; target is the one that the paper evaluates"
     features.add_choice("--which", ("target", "context"), text, default="target")
-    features.set_defaults(run=_features)
     predictions = add_command("predictions", _PREDICTIONS_HELP)
-    predictions.set_defaults(run=_predictions)
     for command in (masks, predictions):
         command.add_path("video", "VIDEO", "video, image, or folder of images")
         command.add_number("--sample", int, "N", "other numbers draw other masks", default=0)
@@ -115,13 +113,10 @@ def add_arguments(parser: Parser) -> None:
     text = "the place, across and down, from 0 to 1 (default: 0.5 0.5)"
     similar.add_argument("--at", type=float, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
     similar.add_number("--frame", int, "N", "frame of the clip in which the place is", default=0)
-    similar.set_defaults(run=_similarity)
     surprise = add_command("surprise", _SURPRISE_HELP)
-    surprise.set_defaults(run=_surprise)
     attention = add_command("attention", _ATTENTION_HELP)
     attention.add_path("--probe", "FOLDER", "what `vjepa probe train` wrote", required=True)
     attention.add_path("--encoder", "PATH", "the probe's encoder, if it lies elsewhere now")
-    attention.set_defaults(run=_attention)
     alike = add_command("neighbours", _NEIGHBOURS_HELP)
     alike.add_path("--features", "FOLDER", "what `vjepa features` wrote", required=True)
     alike.add_path("--model", "PATH", "the features' encoder, if it lies elsewhere now")
@@ -154,6 +149,14 @@ def add_arguments(parser: Parser) -> None:
     for command in (features, predictions, attention):
         text = "form of the moving picture beside it"
         command.add_choice("--moving", ("webp", "gif", "mp4"), text, default="webp")
+    for command, show, takes in (
+        (features, "show:show_features", ("videos", "which", "moving", *_MODEL)),
+        (predictions, "show:show_predictions", ("video", "sample", "moving", *_MODEL)),
+        (similar, "show_time:show_similarity", ("video", "at", "frame", *_MODEL)),
+        (surprise, "show_time:show_surprise", ("video", *_MODEL)),
+        (attention, "show_frozen:show_attention", ("video", "probe", "encoder", "moving")),
+    ):
+        command.set_defaults(run=_show, show=f"vjepa.jobs.{show}", takes=("out", *takes))
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
@@ -169,45 +172,10 @@ def _masks(args: argparse.Namespace) -> int:
     return 0
 
 
-def _features(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show import show_features
-
-    shown = (args.videos, args.model, args.which, args.out)
-    film = show_features(*shown, **given(args, "moving", *_SIZES))
-    print(f"{args.out}, {film}")
-    return 0
-
-
-def _predictions(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show import show_predictions
-
-    shown = (args.video, args.model, args.out, args.sample)
-    print(*show_predictions(*shown, **given(args, "moving", *_SIZES)), sep="\n")
-    return 0
-
-
-def _similarity(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show_time import show_similarity
-
-    shown = (args.video, args.model, args.out, tuple(args.at), args.frame)
-    show_similarity(*shown, **given(args, *_SIZES))
-    print(args.out)
-    return 0
-
-
-def _surprise(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show_time import show_surprise
-
-    print(
-        *show_surprise(args.video, args.model, args.out, **given(args, *_SIZES)), args.out, sep="\n"
-    )
-    return 0
-
-
-def _attention(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show_frozen import show_attention
-
-    print(*show_attention(args.video, args.probe, args.out, args.encoder, args.moving), sep="\n")
+def _show(args: argparse.Namespace) -> int:
+    """What `args.show` says that it has drawn; it takes the options by their names."""
+    draw, options = named(args.show), vars(args)
+    print(*draw(**{name: options[name] for name in args.takes}), sep="\n")
     return 0
 
 

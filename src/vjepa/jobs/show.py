@@ -292,10 +292,10 @@ def show_features(
     out: Path,
     moving: Moving = "webp",
     **sizes: int | None,
-) -> Path:
+) -> list[str]:
     """Draw the principal directions of a model's features over videos, still and moving.
 
-    Returned is the file of the moving picture, which stands beside `out`. `model` is anything that
+    Returned is a line with both files. `model` is anything that
     :func:`vjepa.load_encoder` reads, which explains the `sizes`; an image model sees frame after
     frame. Clips are taken as in its run; with the paper's stride where the file does
     not tell.
@@ -310,14 +310,14 @@ def show_features(
     write_png(picture_of([strip_of(*row) for row in rows], caption=caption), out)
     film = beside(out, moving)
     write_side_by_side(rows, film, in_a_line=2)
-    return film
+    return [f"{out}, {film}"]
 
 
 def show_predictions(
     video: Path,
     model: Path,
     out: Path,
-    ordinal: int = 0,
+    sample: int = 0,
     moving: Moving = "webp",
     **sizes: int | None,
 ) -> list[str]:
@@ -332,7 +332,7 @@ def show_predictions(
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
     shot = read_shot(video, clip, encoder.image_size)
-    found = prediction_rows(loaded, shot, masking, run.seed if run else 0, ordinal)
+    found = prediction_rows(loaded, shot, masking, run.seed if run else 0, sample)
     lines = []
     for kind, (rows, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")

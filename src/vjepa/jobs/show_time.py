@@ -67,7 +67,7 @@ def show_similarity(
     frame: int = 0,
     which: Which = "target",
     **sizes: int | None,
-) -> None:
+) -> list[str]:
     """Draw where in a clip the features are like those at one place.
 
     `at` is across and down, each as a share of the picture that the model sees; `frame` counts the
@@ -94,6 +94,7 @@ def show_similarity(
         f"square is one token: {size.patch_size} pixels, {each} frames."
     )
     write_png(picture_of([strip_of(*row, _ALL_FRAMES) for row in rows], caption=caption), out)
+    return [str(out)]
 
 
 def similar_rows(
@@ -237,7 +238,7 @@ def show_surprise(
 ) -> list[str]:
     """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
 
-    Returned is a line for each peak.
+    Returned are a line for each peak and the page.
 
     Raises:
         UserError: The video or the model cannot be used.
@@ -295,7 +296,7 @@ def show_surprise(
         footer=f"model {model}; a peak stands out {_STANDS_OUT:g} deviations above the median",
     )
     write_report(report, out)
-    return lines
+    return [*lines, str(out)]
 
 
 def peak_strips(
