@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from typing import TYPE_CHECKING
 
-from vjepa.cli.parser import Parser, given
+from vjepa.cli.parser import Parser, given, prints
 from vjepa.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,15 +57,16 @@ def add_arguments(parser: Parser) -> None:
     listing.set_defaults(run=_list)
     getting = add_command("get", _GET_HELP)
     getting.add_argument("name", metavar="NAME", help="as `vjepa models list` calls it")
-    getting.add_path("--out", "FOLDER", "where to put it, in place of the cache")
+    getting.add_path("--out", "FOLDER", "where to put it, in place of the cache", dest="folder")
     getting.add_flag("--offline", "fetch nothing: say where it is, or that it is not")
     text = "checksum that the weights' file must have"
     getting.add_argument("--sha256", default="", metavar="HEX", help=text)
-    getting.set_defaults(run=_get)
+    how = ("name", "folder", "offline", "sha256")
+    getting.set_defaults(run=prints("vjepa.jobs.models:get", *how))
     checking = add_command("check", _CHECK_HELP)
     checking.add_path("path", "PATH", "file, folder, run, or name")
     _add_options_of_file(checking)
-    checking.set_defaults(run=_check)
+    checking.set_defaults(run=prints("vjepa.jobs.models:check", "path", *_OPTIONS_OF_FILE))
 
 
 _OPTIONS_OF_FILE = ("which", "num_heads", "image_size", "num_frames", "tokens")
@@ -143,18 +144,4 @@ def _list(args: argparse.Namespace) -> int:
     for what, said in describe(args.name):
         wrapped = textwrap.wrap(said, 84, break_long_words=False, break_on_hyphens=False)
         print("\n".join(f"{what if not n else '':<12}{line}" for n, line in enumerate(wrapped)))
-    return 0
-
-
-def _get(args: argparse.Namespace) -> int:
-    from vjepa.jobs.models import get
-
-    print(get(args.name, args.out, offline=args.offline, sha256=args.sha256))
-    return 0
-
-
-def _check(args: argparse.Namespace) -> int:
-    from vjepa.jobs.models import check
-
-    print(check(args.path, **given(args, *_OPTIONS_OF_FILE)))
     return 0

@@ -267,6 +267,17 @@ def named(what: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def prints(what: str, *options: str) -> Callable[[argparse.Namespace], int]:
+    """A command that prints what a function gives, which takes these options by their names."""
+
+    def run(args: argparse.Namespace) -> int:
+        said = named(what)(**given(args, *options))
+        print(*(said if isinstance(said, list) else [said]), sep="\n")
+        return 0
+
+    return run
+
+
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """Those of the named options that the command has, by name."""
     return {name: getattr(args, name) for name in names if hasattr(args, name)}

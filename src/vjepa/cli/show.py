@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import Parser, given, named, resolve_config
+from vjepa.cli.parser import Parser, given, prints, resolve_config
 
 _MODEL = ("model", "num_heads", "image_size", "num_frames")
 """A model, and what a file of weights may not say."""
@@ -156,7 +156,7 @@ def add_arguments(parser: Parser) -> None:
         (surprise, "show_time:show_surprise", ("video", *_MODEL)),
         (attention, "show_frozen:show_attention", ("video", "probe", "encoder", "moving")),
     ):
-        command.set_defaults(run=_show, show=f"vjepa.jobs.{show}", takes=("out", *takes))
+        command.set_defaults(run=prints(f"vjepa.jobs.{show}", "out", *takes))
     state = add_command("run", _RUN_HELP)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
@@ -169,13 +169,6 @@ def _masks(args: argparse.Namespace) -> int:
 
     show_masks(args.video, config, args.out, args.sample)
     print(args.out)
-    return 0
-
-
-def _show(args: argparse.Namespace) -> int:
-    """What `args.show` says that it has drawn; it takes the options by their names."""
-    draw, options = named(args.show), vars(args)
-    print(*draw(**{name: options[name] for name in args.takes}), sep="\n")
     return 0
 
 

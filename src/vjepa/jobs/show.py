@@ -295,10 +295,9 @@ def show_features(
 ) -> list[str]:
     """Draw the principal directions of a model's features over videos, still and moving.
 
-    Returned is a line with both files. `model` is anything that
-    :func:`vjepa.load_encoder` reads, which explains the `sizes`; an image model sees frame after
-    frame. Clips are taken as in its run; with the paper's stride where the file does
-    not tell.
+    Returned is a line with both files. `model` is anything that :func:`vjepa.load_encoder` reads,
+    which explains the `sizes`; an image model sees frame after frame. Clips are taken as in its
+    run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, **sizes)
     run, config = run_of(model), encoder.config
