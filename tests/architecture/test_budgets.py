@@ -21,13 +21,13 @@ LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (4010, 98),
-    "cli": (2390, 28),
+    "cli": (2350, 30),
     "data": (950, 13),
-    "data/clips": (1980, 60),
+    "data/clips": (1950, 60),
     "data/loader": (1260, 19),
-    "data/manifest": (1860, 38),
+    "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
-    "data/video": (2350, 52),
+    "data/video": (2340, 52),
     "demo": (2210, 52),
     "evaluation": (4310, 101),
     "jobs": (8090, 181),
