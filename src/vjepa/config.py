@@ -28,6 +28,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -328,6 +329,12 @@ def recipe_path(recipes: str, name: str) -> Path:
     )
 
 
+def as_path(text: str | PathLike[str]) -> Path:
+    """A path; ``./NAME``, which would be no more than a name, from the root on."""
+    path = Path(text)
+    return path.absolute() if str(text) == f"./{path.name}" and not path.suffix else path
+
+
 def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
     """Build a config from plain values; what `mapping` leaves out keeps its default.
 
@@ -540,7 +547,7 @@ class _Layers:
             )
         if Path in arms and isinstance(value, (str, Path)) and str(value):
             try:
-                return Path(value).expanduser()
+                return as_path(value).expanduser()
             except RuntimeError as error:
                 problem = "no such user on this machine; write the folder out"
                 raise UserError(f"{self._place(path)}: {_show(node)}: {problem}") from error

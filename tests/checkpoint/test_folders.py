@@ -27,7 +27,10 @@ from vjepa.checkpoint import (
     shipped_weights,
 )
 from vjepa.checkpoint import folder as folders
+from vjepa.config import from_dict
 from vjepa.errors import UserError
+from vjepa.jobs.pretrain import ContinueConfig
+from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import InputConfig
 
 
@@ -303,17 +306,32 @@ def test_the_model_loads_whole_and_takes_the_clips_that_its_card_names() -> None
     assert features.std(dim=0).mean() > 0.1
 
 
-def test_a_file_goes_before_a_name_and_unknown_names_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_name_goes_before_a_file_and_unknown_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, what in (("vitl16", "names a recipe"), ("demos", "no such file or folder")):
         with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo\)"):
             load_model(name)
     assert load_encoder("demo").preprocess == load_encoder(shipped_weights()).preprocess
-    save_model("demo", model())
-    assert load_model("demo").config == MODEL
-    assert read_config(shipped_weights()).model != MODEL
+    folders._say_taken.cache_clear()
+    convert(save_model("a", model()), "demo")
+    assert "the model of that name" not in caplog.text
+    assert load_model("demo").config == read_config(shipped_weights()).model != MODEL
+    assert "demo: the model of that name is taken; what lies here is ./demo" in caplog.text
+    for here in ("./demo", tmp_path / "demo"):
+        assert load_model(here).config == load_model("a").config == MODEL
+        assert load_encoder(here).config == MODEL.encoder
+    for config in (EncoderSourceConfig, ContinueConfig):
+        place = from_dict(config, {"path": "./demo"}).path
+        assert place is not None
+        assert find_checkpoint(place) == tmp_path / "demo"
+        assert find_checkpoint(from_dict(config, {"path": "demo"}).path) == shipped_weights()
+    (tmp_path / "dinov2_vitg14").mkdir()
+    with pytest.raises(UserError, match=r"dinov2_vitg14: .* was not downloaded yet"):
+        load_encoder("dinov2_vitg14")
+    with pytest.raises(UserError, match=r"dinov2_vitg14: not a checkpoint folder"):
+        load_encoder("./dinov2_vitg14")
 
 
 def test_the_folder_says_what_was_trained_and_how() -> None:

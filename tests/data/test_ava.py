@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,24 @@ def test_frames_and_clips_named_by_their_start(folder: Path) -> None:
     (folder / "truth.csv").write_text("abc,904.25,0.1,0.2,0.5,0.9,1\n")
     assert _run(folder, "--starts_at", "name") == 0
     assert BoxTable.open(folder / "boxes.parquet").time.tolist() == [4.25]
+
+
+def test_numbers_of_frames_are_not_turned_into_times_by_a_mean_rate(folder: Path) -> None:
+    info = VideoInfo(
+        path=str(folder / "film_c.mkv"),
+        num_frames=4,
+        fps=3 / 5.08,
+        duration_seconds=4 * 5.08 / 3,
+        width=8,
+        height=8,
+        constant_rate=False,
+        time_base=Fraction(1, 1000),
+        frame_pts=np.array([7, 47, 87, 5087]),
+    )
+    Manifest.from_rows([ManifestRow(info=info)], folder).write(folder / "films.parquet")
+    (folder / "truth.csv").write_text("film_c,2,0.1,0.2,0.5,0.9,1\nfilm_c,3,0.1,0.2,0.5,0.9,1\n")
+    assert _run(folder, "--unit", "frames") == 0
+    assert BoxTable.open(folder / "boxes.parquet").time.tolist() == pytest.approx([0.08, 5.08])
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,14 @@ def test_a_probe_survives_the_disk(tmp_path: Path, form: HeadConfig) -> None:
 
 
 def test_another_encoder_is_refused() -> None:
-    probe = _probe(HeadConfig())
-    check_encoder(probe.encoder, _encoder(0), "runs/x", "probe")
-    with pytest.raises(UserError, match=r"runs/y: the probe was trained for another encoder"):
-        check_encoder(probe.encoder, _encoder(1), "runs/y", "probe")
+    wanted = _probe(HeadConfig()).encoder
+    check_encoder(wanted, _encoder(0), "runs/x", "probe")
+    with pytest.raises(UserError, match=r"runs/y: the probe was trained for another encoder \(w"):
+        check_encoder(wanted, _encoder(1), "runs/y", "probe")
+    # Attention heads change no tensor.
+    same = replace(wanted, config=replace(TINY, heads=2 * TINY.heads))
+    with pytest.raises(UserError, match=r"the detector was trained for another encoder \(\d+ att"):
+        check_encoder(same, _encoder(0), "runs/y", "detector")
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

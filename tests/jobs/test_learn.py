@@ -10,6 +10,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests import warm
@@ -21,8 +22,10 @@ from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
+from vjepa.evaluation.results import load_result
 from vjepa.jobs import learn
-from vjepa.jobs.learn import LearnConfig
+from vjepa.jobs.learn import LearnConfig, stop_in_time
+from vjepa.jobs.learn_probes import plan_probe
 from vjepa.reporting.runs import read_run
 
 _TINY = """
@@ -72,7 +75,7 @@ def _made(path: Path) -> Path:
 def _config(recipe: Path, *sources: Path, **fields: object) -> LearnConfig:
     # How often a run is logged is chosen by its speed: on a fast machine not once in 30 updates.
     often = ("training.log_every_steps=1",)
-    usual = {"minutes": 1.0, "batch_size": 4, "workers": 1, "device": "cpu", "settings": often}
+    usual = {"minutes": 30.0, "batch_size": 4, "workers": 1, "device": "cpu", "settings": often}
     return replace(LearnConfig(recipe=str(recipe), sources=sources), **usual | fields)
 
 
@@ -130,22 +133,73 @@ def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
     caplog.set_level("INFO", "vjepa")
     before = (out / "report.html").stat().st_mtime_ns
     assert learn.run(_config(recipe, folder), out) is None
-    assert "--minutes 2 goes on" in caplog.text
+    assert "--minutes 60 goes on" in caplog.text
     assert (out / "report.html").stat().st_mtime_ns == before
     done = read_run(out / "run").steps_done
     gone = folder / "red" / "r 1.mp4"
     gone.rename(tmp_path / "r 1.mp4")  # a file that is lost meanwhile costs no report
     try:
-        learn.run(_config(recipe, folder, minutes=2.0), out)
+        learn.run(_config(recipe, folder, minutes=60.0), out)
     finally:
         (tmp_path / "r 1.mp4").rename(gone)
     assert (out / "report.html").stat().st_mtime_ns > before
     assert read_run(out / "run").steps_done >= done
-    assert read_run(out / "run").config["training"]["max_minutes"] > 1
+    assert read_run(out / "run").config["training"]["max_minutes"] > 30
     with pytest.raises(UserError, match="batch_size"):
         learn.run(_config(recipe, folder, batch_size=8), out)
     with pytest.raises(UserError, match="holds nothing of `vjepa learn`"):
         learn.run(_config(recipe, folder), folder)
+
+
+def test_what_is_left_of_the_time_steers_probes_and_pictures(
+    finished: Path, folder: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished, out)
+    page = (out / "report.html").read_text()
+    assert "Time was short" not in page
+    # Of the hour a probe gets a quarter: not for 11 videos, and enough for some of each class.
+    monkeypatch.setattr(learn, "seconds_a_clip", lambda *_: 120.0)
+    learn.run(_config(recipe, folder, minutes=60.0), out)
+    (probe,) = (out / "probe").glob("target_*_50_updates_of_??%")
+    result = load_result(probe)
+    assert result.steps == 50
+    assert result.test is not None
+    assert (result.num_train + result.test.metrics.count) < 11
+    page = (out / "report.html").read_text()
+    assert "each probe was trained with 50 of 300 updates on" in page
+    assert "are sought among 12 instead of 96" in page
+    monkeypatch.setattr(learn, "seconds_a_clip", lambda *_: 1e6)
+    learn.run(_config(recipe, folder, minutes=90.0), out)
+    page = (out / "report.html").read_text()
+    assert "no probe was trained" in page
+    assert "What the features know" not in page
+
+
+def test_a_probe_as_large_as_there_is_time_for() -> None:
+    how = {"videos": 40, "a_video": 1.0, "updates": 300, "an_update": 0.1, "fewest": 6}
+    plans = {seconds: plan_probe(seconds, **how) for seconds in (100, 70, 60, 25, 12, 10, -5)}
+    assert plans[100] == plans[70] == (1.0, 300)
+    assert plans[60] == (1.0, 200), "updates are left out first"
+    assert plans[25] == (0.5, 50), "then videos"
+    assert plans[12] == (pytest.approx(7 / 40), 50)
+    assert plans[10] is None
+    assert plans[-5] is None
+
+
+@pytest.mark.parametrize(("slower", "ends"), [(1, 480), (2, 360), (100, 300)])
+def test_learning_ends_earlier_where_the_machine_has_become_slower(
+    slower: int, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 600 s 120 are kept; after 200 s an update takes so many times longer."""
+    now = 0.0
+    monkeypatch.setattr(learn, "time", SimpleNamespace(monotonic=lambda: now))
+    is_time = stop_in_time(600.0, 120.0, 300.0)
+    while not is_time():
+        now += 1.0 if now < 200 else slower
+    assert ends <= now <= ends + 3 * slower
+    late = stop_in_time(100.0, 120.0, 300.0)
+    assert [late(), late()] == [False, True], "there is always one update"
 
 
 def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path: Path) -> None:
@@ -203,7 +257,7 @@ def test_a_manifest_with_labels_as_a_whole_run(folder: Path, recipe: Path, tmp_p
     assert main(["data", "index", str(tmp_path / "own.csv"), "--out", str(manifest)]) == 0
     out = tmp_path / "out"
     command = ["learn", str(manifest), "--out", str(out), "--recipe", str(recipe)]
-    command += ["--batch-size=4", "--workers=1", "--device=cpu", "--minutes=1"]
+    command += ["--batch-size=4", "--workers=1", "--device=cpu", "--minutes=30"]
     assert main(command) == 0
     text = "\n".join(json.loads((out / "choices.json").read_text())["lines"])
     assert "2 classes, by label colour (--label): 8 videos to train on, 2 to test on" in text

@@ -218,6 +218,27 @@ def test_recordings_of_a_camera_that_does_not_move_are_all_kept(tmp_path: Path) 
     assert report.near_copies == 0
 
 
+def test_near_copies_of_three_kinds_are_listed_and_kept(tmp_path: Path) -> None:
+    """Slow changes before one camera; one recording in two codecs; the same, cut a second later."""
+    room, film = scene(3, 36, speed=0).astype(np.float32), scene(5, 60)
+    fade = np.linspace(1.0, 0.55, 108)[:, None, None, None]
+    hours = [(np.concatenate([room] * 3) * fade).astype(np.uint8)[n : n + 36] for n in (0, 36, 72)]
+    paths = [write(tmp_path / f"hour{n}.mp4", frames) for n, frames in enumerate(hours)]
+    paths += [
+        write(tmp_path / "film.mp4", film[:48]),
+        write(tmp_path / "other_codec.avi", film[:48], codec="mpeg4"),
+        write(tmp_path / "later.mkv", film[12:]),
+        write(tmp_path / "else.mp4", scene(9, 48)),
+    ]
+    listed = _manifest([_row(path, n) for n, path in enumerate(paths)], tmp_path / "m.parquet")
+    out = tmp_path / "out"
+    report = prepare([listed], out, _CONFIG, workers=1)
+    assert (report.removed, report.num_videos) == ({}, 7)
+    near = [json.loads(line) for line in (out / "near_copies.jsonl").read_text().splitlines()]
+    like = {Path(one["path"]).stem: Path(one["same_as"]).stem for one in near}
+    assert like == {"hour1": "hour0", "hour2": "hour0", "other_codec": "film", "later": "film"}
+
+
 def test_splits_whose_names_become_alike_share_no_shard_file(tmp_path: Path) -> None:
     rows = [
         _row(write(tmp_path / f"{n}.mp4", scene(n, 12)), n, split)

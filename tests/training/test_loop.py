@@ -513,6 +513,21 @@ def test_time_limit_stops_with_a_checkpoint_and_counts_over_resumes(tmp_path: Pa
     assert data.served == []
 
 
+def test_a_run_ends_when_it_is_told_enough_and_says_when_it_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "vjepa")
+    answers = iter([False, False, False, True])
+    result = make_trainer(tmp_path, is_enough=lambda: next(answers)).fit()
+    assert (result.step, result.out_of_time, result.interrupted) == (3, True, False)
+    assert make_trainer(tmp_path).fit().step == 12
+    assert "resuming after step 3" in caplog.text
+    caplog.clear()
+    make_trainer(tmp_path).fit()
+    assert "done already, after 12 of 12 updates" in caplog.text
+    assert "resuming" not in caplog.text
+
+
 def test_a_limit_of_cpu_time_counts_updates_only_and_over_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from os import PathLike
 from pathlib import Path
@@ -29,7 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from vjepa.checkpoint.catalogue import MODELS, downloaded
 from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
-from vjepa.config import from_dict, to_dict
+from vjepa.config import as_path, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime.files import atomic_folder
@@ -45,6 +47,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 FORMAT = "vjepa"
 MANIFEST_FORMAT = "vjepa-checkpoint"
 SHIPPED = Path(str(resources.files("vjepa"))) / "weights"
+_LOGGER = logging.getLogger(__name__)
 _STEP_FOLDER = re.compile(r"step_(\d+)")
 _MAX_JSON_BYTES = 1 << 24
 _MAX_SIZE = 1 << 20
@@ -59,15 +62,22 @@ ENCODER_KEYS: dict[Which, str] = {"target": "target_encoder", "context": "encode
 def locate(path: str | PathLike[str]) -> Path:
     """What a path means, the name of weights that come with the package, or of a known model.
 
+    A bare name that is known is that, whatever lies here; ``./NAME``, or any other path, is a path.
+
     Raises:
         UserError: A known model that was not downloaded.
     """
-    if not Path(path).exists():
-        if str(path) in shipped_names():
-            return SHIPPED / path
-        if str(path) in MODELS:
-            return downloaded(str(path))
-    return Path(path)
+    place, known = as_path(path), {*shipped_names(), *MODELS}
+    if str(place) not in known:
+        return place
+    if place.exists():
+        _say_taken(str(place))
+    return SHIPPED / place if place.name in shipped_names() else downloaded(place.name)
+
+
+@cache
+def _say_taken(name: str) -> None:
+    _LOGGER.warning("%s: the model of that name is taken; what lies here is ./%s", name, name)
 
 
 def hub_config(path: Path) -> dict[str, Any]:

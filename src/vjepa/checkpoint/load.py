@@ -47,7 +47,7 @@ from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.timm_models import TimmEncoder
-from vjepa.config import recipe_names
+from vjepa.config import as_path, recipe_names
 from vjepa.errors import UserError
 from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
 from vjepa.runtime.distributed import ProcessGroup
@@ -129,7 +129,8 @@ def load_model(path: str | Path, num_heads: int | None = None, **sizes: int | No
 
 def _open(path: str | Path, asked: Asked) -> Held:
     """What a path or name holds of a model, or of one encoder."""
-    held = open_foreign(locate(path), asked)
+    found = locate(path)
+    held = open_foreign(found, asked)
     if held is not None:
         if asked.which is None:
             raise UserError(
@@ -138,13 +139,13 @@ def _open(path: str | Path, asked: Asked) -> Held:
         if str(path) in MODELS:
             require_named(held, str(path))
         return held
-    if is_hub(path):
-        return open_hub(locate(path), asked)
+    if is_hub(found):
+        return open_hub(found, asked)
     if _is_ours(path):
         require_unasked(asked, Path(path))
-        return open_folder(find_checkpoint(Path(path)), asked.which, asked.num_heads)
-    held = open_released(locate(path), asked)
-    if str(path) in MODELS and not Path(path).exists():  # else it is a file of that name
+        return open_folder(find_checkpoint(found), asked.which, asked.num_heads)
+    held = open_released(found, asked)
+    if str(path) in MODELS:
         require_sizes(held, str(path))
     return held
 
@@ -252,7 +253,7 @@ def convert(
     Raises:
         UserError: `src` cannot be read, `dst` exists or cannot be written, or they differ.
     """
-    src, dst = Path(src), Path(dst)
+    src, dst = as_path(src), Path(dst)
     require_absent(dst)
     model, report = read_model(src, num_heads, **sizes)
     if layout is None:
@@ -281,7 +282,7 @@ def convert(
             save_model(dst, model, step=0 if src.is_dir() else released_step(src))
         else:
             save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
-    written = load_model(dst, model.config.encoder.heads).state_dict()
+    written = load_model(dst.absolute(), model.config.encoder.heads).state_dict()
     for name, tensor in written.items():
         part, _, inner = name.partition(".")
         if layout == "huggingface" and part != "predictor":

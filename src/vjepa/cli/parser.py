@@ -19,6 +19,7 @@ from vjepa.config import (
     REQUIRED,
     RESOLVED_CONFIG_FILE,
     Setting,
+    as_path,
     diff,
     dump_yaml,
     field_types,
@@ -92,7 +93,7 @@ class Parser(argparse.ArgumentParser):
         if needed:
             shown = f"{name} {metavar}" if is_option else metavar
             self.needed = (*self.needed, (name.strip("-"), f"{shown}: {text}"))
-        kind = _writable if is_option and metavar == "FILE" else Path
+        kind = _writable if is_option and metavar == "FILE" else as_path
         self.add_argument(name, metavar=metavar, help=text, **{"type": kind} | options)
 
     def add_number(

@@ -15,15 +15,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.boxes import BoxSource, BoxTable, ImageKey, LabelledBoxes, labelled_boxes, overlaps
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 
 _OUTSIDE = 0.5
@@ -194,7 +198,7 @@ class _Clock:
     """When in its file a video shows what a csv file names by a second, or by a frame."""
 
     def __init__(self, manifest: Manifest, row: int, config: AvaConfig) -> None:
-        self.row = row
+        self.row, self._manifest = row, manifest
         self.fps = float(manifest.fps[row])
         self.seconds = float(manifest.numeric("duration_seconds")[row])
         self.reason = None if bool(manifest.ok[row]) else f"{manifest.path(row)} cannot be read"
@@ -210,7 +214,19 @@ class _Clock:
     def time(self, second: float) -> float:
         """Seconds from the start of the file."""
         after = second - self._starts_at
-        return after / self.fps if self._unit == "frames" and self.fps > 0 else after
+        if self._unit == "seconds" or self.reason or not self.fps > 0:
+            return after
+        times = self._times
+        if times is None or not 0 <= after < len(times):
+            return after / self.fps
+        return float(np.interp(after, np.arange(len(times)), times))
+
+    @cached_property
+    def _times(self) -> NDArray[np.float64] | None:
+        try:
+            return VideoSource(self._manifest.row(self.row)).times
+        except DecodeError as error:
+            raise UserError(f"{error}; `vjepa data check` tells more") from error
 
 
 def _add_truth(

@@ -126,7 +126,12 @@ class OnlineProbe:
                 "are too many",
                 *(config.max_clips, sizes.num_tokens, sizes.width),
             )
-        manifest = Manifest.open(config.manifest)
+        try:
+            manifest = Manifest.open(config.manifest)
+        except UserError as error:
+            raise UserError(
+                f"online_probe.manifest: {error}; or leave the probe out (--online_probe null)"
+            ) from error
         part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
         train = part(config.train_split, f"online_probe: split {config.train_split}")
         assert train.labels is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder
-from vjepa.config import config_dataclass, from_dict
+from vjepa.config import as_path, config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
@@ -106,7 +105,8 @@ def load_encoder(
     Args:
         path: A run folder, a checkpoint folder of ours, the authors' file of V-JEPA, 2 or 2.1, a
             Hugging Face folder of V-JEPA 2, a published file of the models that the paper compares
-            with, or the name of weights that come with the package (``demo``) or were downloaded.
+            with, or the name of weights that come with the package (``demo``) or were downloaded,
+            which goes before a file or folder of that name (``./demo``).
         which: ``target``, the moving average, which the paper evaluates, or ``context``.
         num_heads: For an authors' file whose size is no preset.
         image_size: Pixels of its clips, where a file does not say them (V-JEPA 2: 256, or 384).
@@ -119,9 +119,8 @@ def load_encoder(
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    encoder, _ = read_encoder(
-        Path(path), which, num_heads, image_size=image_size, num_frames=num_frames
-    )
+    path = as_path(path)
+    encoder, _ = read_encoder(path, which, num_heads, image_size=image_size, num_frames=num_frames)
     how = preprocess_of(path, encoder.config)
     if encoder.config.is_image_model:
         how = replace(how, clip=replace(how.clip, num_frames=1))

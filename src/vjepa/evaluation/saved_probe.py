@@ -71,22 +71,22 @@ class SavedProbe:
 
 
 def check_encoder(wanted: EncoderIdentity, encoder: nn.Module, source: str, what: str) -> None:
-    """Refuse any other encoder than that of a `what`; `source` says where it comes from."""
+    """Refuse any other encoder than the `wanted` one of a `what`; it comes from `source`."""
     config = encoder.config
     assert isinstance(config, EncoderConfig)
+    apart, found = "for another encoder", weights_hash(encoder)
     if config.input != wanted.config.input:
-        raise UserError(
-            f"{source}: the {what} was trained on another input "
-            f"({'; '.join(diff(wanted.config.input, config.input))}); give the checkpoint it was "
-            f"trained on or train a new {what}"
-        )
-    found = weights_hash(encoder)
-    if found != wanted.weights_hash:
-        raise UserError(
-            f"{source}: the {what} was trained for another encoder (weights "
-            f"{wanted.weights_hash[:12]}..., found {found[:12]}...); give the checkpoint it was "
-            f"trained on ({wanted.path or 'random weights'}) or train a new {what}"
-        )
+        apart = f"on another input ({'; '.join(diff(wanted.config.input, config.input))})"
+    elif config.heads != wanted.config.heads:  # which no tensor tells
+        apart += f" ({wanted.config.heads} attention heads, found {config.heads})"
+    elif found != wanted.weights_hash:
+        apart += f" (weights {wanted.weights_hash[:12]}..., found {found[:12]}...)"
+    else:
+        return
+    raise UserError(
+        f"{source}: the {what} was trained {apart}; give the checkpoint it was trained on "
+        f"({wanted.path or 'random weights'}) or train a new {what}"
+    )
 
 
 def write_head(

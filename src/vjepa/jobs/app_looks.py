@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.checkpoint import AnyEncoder, locate
+from vjepa.config import as_path
 from vjepa.data.clips.plan import ClipConfig, indices_from
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.video.decode import decode_clip as read_clip
@@ -140,7 +141,7 @@ def open_for_page(name: str) -> Opened:
             fresh = VJEPA(trained.predicting.config).eval()
         how = (trained.clip, trained.masking, trained.seed)
         return Opened(name, fresh.target_encoder, *how, fresh)
-    path, model, why = Path(name), None, ""
+    path, model, why = as_path(name), None, ""
     if not locate(path).exists():
         raise UserError(f"{name}: no such file or folder, and no weights of that name")
     try:
@@ -182,7 +183,7 @@ def cut_clip(
         if info.kind == "image":
             note = "a still picture, the same in every frame"
         else:
-            times = VideoSource(info).times if clip.is_by_time else None
+            times = VideoSource(info).times
             span = int(indices_from(clip, _ANY_LENGTH, info.fps, 0.0)[-1])
             latest = info.num_frames - 1 - span
             if latest < 0:
@@ -190,7 +191,9 @@ def cut_clip(
                     f"too short for this model: {info.num_frames} frames, and a clip takes "
                     f"{clip.num_frames} over {span / info.fps:.2f} s"
                 )
-            begin = float(np.clip(start, 0.0, max(0, latest) / info.fps))
+            by_number = times is not None and not clip.is_by_time
+            end = times[max(0, latest)] if by_number else max(0, latest) / info.fps
+            begin = float(np.clip(start, 0.0, end))
             numbers = indices_from(clip, info.num_frames, info.fps, begin, times)
         if note and whole:
             raise UserError(f"{note}: nothing to predict; give a longer video")

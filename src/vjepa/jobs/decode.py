@@ -356,7 +356,7 @@ def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
     """
     if not path.exists():
         raise UserError(f"{path}: no such folder; give the --out of `vjepa decode train`")
-    folder = find_checkpoint(path)
+    folder = find_checkpoint(path.absolute())
     about, stored = described(folder), read_json(folder / CONFIG_FILE)
     if about is None or about.objective != OBJECTIVE:
         raise UserError(

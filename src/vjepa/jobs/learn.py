@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import math
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -27,17 +26,16 @@ from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
-from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result
 from vjepa.jobs import pretrain, videos
-from vjepa.jobs.learn_report import Findings, write_learn_report
+from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
+from vjepa.jobs.learn_report import MOMENTS, Findings, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.pretrain_room import same_config
-from vjepa.jobs.probe import probe
-from vjepa.jobs.probe.config import ProbeConfig
+from vjepa.reporting.runs import read_run
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
-from vjepa.training import TrainingResult, build_learner, train_step
+from vjepa.training import TrainingResult, build_learner
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -77,12 +75,13 @@ _ENOUGH_UPDATES = 1000
 """The largest size that gets so many in the time is chosen: in fewer little is learnt."""
 _LARGER_COSTS = 3.0
 """A larger size is tried only where the one before would get so many times enough."""
-_TIMED_UPDATES = 2
 _FEWEST_MINUTES = 0.05
 _LITTLE = 0.3
 """Where less than this share of the time is for learning, that is said."""
 _REPORT_SECONDS, _REPORT_SHARE = 20.0, 0.08
 """Of the time, what is kept for the report; once more for the probes."""
+_FEWEST_MOMENTS = 12
+"""Where the time is short, the report looks at fewer down to these."""
 _DECODING_SHARE = 0.15
 _DECODED_PIXELS_PER_SECOND = 1e8
 """By one CPU core; a low figure."""
@@ -138,6 +137,8 @@ class Choices:
     """Files that are not used, and why."""
     reported_minutes: float = 0.0
     """The time after which the report was written; 0: not yet."""
+    minutes_kept: float = 0.0
+    """Of those beside pretraining, those that come after it; 0: chosen by an older version."""
 
 
 def run(config: LearnConfig, out: Path) -> TrainingResult | None:
@@ -172,17 +173,37 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
                 *(config.minutes, 2 * config.minutes),
             )
             return None
-        ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER)
+        ends = started + 60 * config.minutes - _trained_seconds(out)
+        kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
+        enough = stop_in_time(ends, kept, most)
+        ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER, is_enough=enough)
         if ended.interrupted:
             return ended
-        results = {}
+        planned, took = _training_minutes(config, choices), _trained_seconds(out) / 60
+        cut = []
+        if ended.out_of_time and took < 0.9 * planned:
+            cut.append(f"learning took {took:.1f} of {planned:.1f} minutes")
+        run_folder, videos_file = out / RUN_FOLDER, out / VIDEOS_FILE
+        device = set_up_device(config.device).device
+        a_clip, results = seconds_a_clip(run_folder, videos_file, device), {}
         if choices.has_probe:
             try:
-                results = {w: _probe(config, w, ended.step, out) for w in ("target", "random")}
+                settings = {"seed": config.seed, "device": config.device}
+                seconds = (ends - time.monotonic()) / 4  # as much again for the report
+                results = train_probes(
+                    run_folder, ended.step, videos_file, LABEL, settings, seconds, a_clip, cut
+                )
             except UserError as error:  # what was learnt is shown all the same
                 _LOGGER.warning("no probe: %s", error)
                 lines.append(f"probe     not possible: {error}")
-        findings = Findings(out, config.minutes, config.seed, lines, choices.skipped, results)
+        # Of what is left, half for looking for moments, by both encoders.
+        fits = int((ends - time.monotonic()) / 4 / max(a_clip, 1e-9))
+        moments = max(_FEWEST_MOMENTS, min(MOMENTS, fits))
+        if moments < MOMENTS:
+            cut.append(f"moments that are alike are sought among {moments} instead of {MOMENTS}")
+        for said in cut:
+            _LOGGER.warning("little time is left: %s", said)
+        findings = Findings(out, config.seed, lines, choices.skipped, results, cut, moments)
         write_learn_report(findings, out / REPORT_FILE)
         _write_choices(replace(choices, reported_minutes=config.minutes), stored)
         return None
@@ -257,7 +278,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         for name, every in intervals.items()
     ]
     made = _load(config, settings)
-    is_cached = _decode_once(made)
+    is_cached, kept = _decode_once(made), beside
     beside += time.monotonic() - started
     encoder, clip = made.model.encoder, made.data.clip
     reading = "decoded once, and kept small" if is_cached else f"decoded by {workers} processes"
@@ -269,7 +290,9 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"batch     {made.data.batch_size} clips (--batch_size); videos are {reading} (--workers)",
         f"device    {torch.cuda.get_device_name() if is_gpu else f'CPU, {cpus} cores'} (--device)",
     )
-    return Choices(tuple(settings), beside / 60, seconds, has_probe, lines, skipped)
+    return Choices(
+        tuple(settings), beside / 60, seconds, has_probe, lines, skipped, minutes_kept=kept / 60
+    )
 
 
 def _load(config: LearnConfig, settings: Sequence[str]) -> PretrainConfig:
@@ -400,21 +423,11 @@ def _choose_size(
 
 def _seconds_an_update(config: PretrainConfig) -> float:
     """Measured, without reading videos."""
-    encoder = config.model.encoder
-    task = build_task(config)
-    learner = build_learner(task, config.optim, config.ema, config.training)
+    encoder, size = config.model.encoder, config.data.batch_size
     shape = (3, encoder.num_frames, encoder.image_size, encoder.image_size)
-    size = config.data.batch_size
     clips = torch.randint(0, 256, (size, *shape), dtype=torch.uint8)
-    times = []
-    for update in range(1, 2 + _TIMED_UPDATES):
-        batch = SimpleNamespace(clips=clips, ordinals=np.arange(size), step=update)
-        parts = config.optim.accumulation_steps
-        begun = time.monotonic()
-        values = train_step(learner, (task.inputs(batch, n, parts) for n in range(parts)), update)
-        float(values.finite)  # wait for the device
-        times.append(time.monotonic() - begun)
-    return min(times[1:])
+    learner = build_learner(build_task(config), config.optim, config.ema, config.training)
+    return timed_update(learner, clips=clips, ordinals=np.arange(size))
 
 
 def _decode_once(config: PretrainConfig) -> bool:
@@ -451,23 +464,29 @@ def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
     return replace(made, training=training, data=replace(made.data, loader=loader))
 
 
-def _probe(config: LearnConfig, which: str, step: int, out: Path) -> ProbeResult:
-    """Train and test a probe on the features after so many updates; once for all calls."""
-    folder = out / "probe" / f"{which}_{step:08d}"
-    if (folder / RESULT_FILE).is_file():
-        return load_result(folder)
-    shutil.rmtree(folder, ignore_errors=True)  # of a call that was stopped there
-    _LOGGER.info("probe on %s", "the trained encoder" if which == "target" else "random weights")
-    videos_file = str(out / VIDEOS_FILE)
-    overrides = {
-        "seed": config.seed,
-        "encoder": {"path": str(out / RUN_FOLDER), "which": which, "seed": config.seed},
-        "data": {
-            "label": LABEL,
-            "train": {"manifest": videos_file, "split": "train"},
-            "test": {"manifest": videos_file, "split": "test"},
-            "on_bad_video": "list",
-        },
-        "device": config.device,
-    }
-    return probe.train(load_config(ProbeConfig, overrides=overrides), folder)
+def _trained_seconds(out: Path) -> float:
+    """How long the run has been trained, by all calls."""
+    run = out / RUN_FOLDER
+    if not (run / RESOLVED_CONFIG_FILE).is_file():
+        return 0.0
+    return float(read_run(run).newest("train").get("elapsed_seconds", 0.0))
+
+
+def stop_in_time(ends: float, kept: float, most: float) -> Callable[[], bool]:
+    """Makes what is asked before each update: must learning end, so that all is ready at `ends`?
+
+    What follows took `kept` seconds when the machine was at its fastest. It takes as many times
+    longer as updates do by now, but gets no more than `most`.
+    """
+    asked, fastest = deque[float](maxlen=6), math.inf
+
+    def is_time() -> bool:
+        nonlocal fastest
+        asked.append(time.monotonic())
+        if len(asked) < 2:  # one update at least
+            return False
+        pace = float(np.median(np.diff(asked)))
+        fastest = min(fastest, pace)
+        return asked[-1] + min(kept * pace / max(fastest, 1e-9), most) >= ends
+
+    return is_time

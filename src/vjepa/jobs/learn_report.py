@@ -58,7 +58,9 @@ _LOGGER = logging.getLogger(__name__)
 
 PICTURES_FOLDER = "pictures"
 _SHOTS = 3
-_MOMENTS, _QUERIES, _NEIGHBOURS = 96, 4, 3
+MOMENTS = 96
+"""Looked at for likeness, where there is time enough."""
+_QUERIES, _NEIGHBOURS = 4, 3
 _APART_SECONDS = 4.0
 """Moments of one video are compared only if they are so far from each other."""
 _READ_AT_ONCE = 8
@@ -69,7 +71,6 @@ class Findings:
     """What there is to report."""
 
     out: Path
-    minutes: float
     seed: int
     lines: Sequence[str]
     """What was chosen, in words."""
@@ -77,6 +78,10 @@ class Findings:
     """Files that were not used, and why."""
     results: Mapping[str, ProbeResult]
     """Of probes on the `target` encoder and on `random` weights; none without classes."""
+    cut: Sequence[str] = ()
+    """What was left out for want of time, in words."""
+    moments: int = MOMENTS
+    """How many are looked at for likeness."""
 
 
 def write_learn_report(findings: Findings, path: Path) -> None:
@@ -97,7 +102,7 @@ def write_learn_report(findings: Findings, path: Path) -> None:
         Section("How training went", blocks=run_charts({"run": state})),
         feature_section(shots, encoders, "videos"),
         prediction_section(load_model(run).eval(), config, shots[:2]),
-        *moment_sections(manifest, config, encoders, bad),
+        *moment_sections(manifest, config, encoders, bad, most=findings.moments),
         _next_section(path.parent),
         _record_section(findings, config),
     ]
@@ -169,6 +174,8 @@ def _headline(
             f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
             "untrained one."
         )
+    if findings.cut:
+        answer += f" Time was short: {'; '.join(findings.cut)}."
     return answer, figures
 
 
@@ -233,15 +240,16 @@ def moment_sections(
     bad: set[str],
     label: str | None = None,
     view: ViewConfig | None = None,
+    most: int = MOMENTS,
 ) -> list[Section]:
     """Moments, and those of other videos (or other times) that are nearest to them.
 
-    The last of the encoders is the trained one. Below a moment stand its time and its file, or the
-    `label` of that, if one is named.
+    At `most` so many are looked at. The last of the encoders is the trained one. Below a moment
+    stand its time and its file, or the `label` of that, if one is named.
     """
     size = config.model.encoder.image_size
     view = view or ViewConfig(crop_size=size, short_side=size)
-    moments, features = _encode_moments(manifest, config, encoders, bad, view)
+    moments, features = _encode_moments(manifest, config, encoders, bad, view, most)
     strips: list[Strip] = []
     # Moments that have little in common with each other.
     queries, nearness = [len(moments.rows) // 2], np.full(len(moments.rows), -1.0)
@@ -312,11 +320,12 @@ def _encode_moments(
     encoders: Mapping[str, AnyEncoder],
     bad: set[str],
     view: ViewConfig,
+    most: int,
 ) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
     """Evenly spread moments and what each encoder makes of them: unit vectors [n, D]."""
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
-    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, _MOMENTS).astype(int))]
-    count = max(1, _MOMENTS // len(chosen))
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, most).astype(int))]
+    count = max(1, most // len(chosen))
     clip, view = config.data.clip, replace(view, num_segments=count)
     reading = ReadingConfig(num_workers=max(1, config.data.loader.num_workers))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in encoders}
@@ -330,7 +339,7 @@ def _encode_moments(
                 parts[name].append(encode_clips(encoder, clips, "float32").mean(dim=1))
             for row in batch.rows.tolist():
                 video = VideoSource(manifest.row(row))
-                times = video.times if clip.is_by_time else None
+                times = video.times
                 taken = segment_indices(clip, video.num_frames, video.fps, count, times=times)
                 middles = taken[:, taken.shape[1] // 2]
                 rows += [row] * count

@@ -346,14 +346,17 @@ def run_of(model: Path) -> PretrainConfig | None:
 
 
 def run(
-    config: PretrainConfig, out: str | Path, task: Callable[[PretrainConfig], Task] = build_task
+    config: PretrainConfig,
+    out: str | Path,
+    task: Callable[[PretrainConfig], Task] = build_task,
+    is_enough: Callable[[], bool] | None = None,
 ) -> TrainingResult:
     """Train, or resume the run in `out`, to the config's last step.
 
     Under torchrun, or another launcher that sets the same variables, all processes call this and
     share each batch. `task` makes what is trained, in place of the config's objective: a subclass
     of :class:`vjepa.tasks.Task`; a resume must be given the same. Weights that it draws follow from
-    the config's seed.
+    the config's seed. `is_enough` is asked before each update whether to end there.
 
     Raises:
         UserError: Bad input of any kind, before work starts where it can be known.
@@ -414,6 +417,7 @@ def run(
             description="pretraining",
             group=group,
             distributed=config.distributed,
+            is_enough=is_enough,
         )
         assert trainer.store is not None
         newest = group.on_main(trainer.store.latest)

@@ -304,10 +304,10 @@ def peak_strips(
 ) -> list[Strip]:
     """The frames around a peak, sharp, and where the prediction was wrong."""
     tubelet = size.tubelet_size
-    fps = clip.num_frames / clip.clip_seconds if clip.clip_seconds else clip.fps
-    around = load_clip(
-        video, 2 * tubelet, clip.stride, max(0.0, float(found.starts[index])), fps
-    ).frames
+    spaced = WindowConfig().spaced_as(clip)
+    exact = "exact" if spaced.stride else "reference"
+    shown = ClipConfig(num_frames=2 * tubelet, stride=spaced.stride, fps=spaced.fps, sampling=exact)
+    around = load_clip(video, clip=shown, start_seconds=max(0.0, float(found.starts[index]))).frames
     top, left, height, width = (round(side) for side in found.box)
     part = around[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
     frames = resized(part.numpy(), SHOWN_SIDE)

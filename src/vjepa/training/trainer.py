@@ -73,7 +73,7 @@ class TrainingResult:
     metrics: dict[str, float] = field(default_factory=dict)
     """The last interval's means; empty when nothing was left to do."""
     out_of_time: bool = False
-    """Ended by `max_minutes` or `max_cpu_minutes` before the last update."""
+    """Ended by `max_minutes`, `max_cpu_minutes` or `is_enough` before the last update."""
     requeue: bool = False
     """It was not a person who stopped it but the system (SIGTERM, SIGUSR1): start it again."""
 
@@ -107,6 +107,8 @@ class Trainer:
     """Name of the work in the progress display."""
     group: ProcessGroup = field(default_factory=ProcessGroup)
     """All processes that train together; the main one has the sinks."""
+    is_enough: Callable[[], bool] | None = None
+    """Asked by the main process before each update: true ends training as `max_minutes` does."""
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
 
     def __post_init__(self) -> None:
@@ -166,8 +168,12 @@ class Trainer:
             self._started = time.perf_counter()
             # By the time that is stored, which is the same in every process; no clock is.
             if self._completed >= total or self._is_out_of_time(self._elapsed, self._cpu_seconds):
-                _LOGGER.info("nothing is left to do after %d of %d updates", self._completed, total)
+                if group.is_main:
+                    said = "done already, after %d of %d updates: %s"
+                    _LOGGER.info(said, self._completed, total, self._checkpoint or "nothing to do")
                 return self._result(0)
+            if self._checkpoint is not None and group.is_main:
+                _LOGGER.info("resuming after step %d from %s", self._completed, self._checkpoint)
             for warning in unreached(self.optim) if group.is_main else ():
                 _LOGGER.warning("%s", warning)
             for sink in self.sinks:
@@ -269,7 +275,10 @@ class Trainer:
         """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
         if signals.received is not None:
             return signals.received.value
-        if self.group.is_main and self._is_out_of_time(self._seconds(), self._cpu_so_far()):
+        if self.group.is_main and (
+            self._is_out_of_time(self._seconds(), self._cpu_so_far())
+            or (self.is_enough is not None and self.is_enough())
+        ):
             return _OUT_OF_TIME
         return 0
 
@@ -378,8 +387,6 @@ class Trainer:
         losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)
-        if self.group.is_main:
-            _LOGGER.info("resuming after step %d from %s", step, newest)
 
     def _write(self, kind: str, values: Mapping[str, Any]) -> None:
         record = MetricRecord(kind, self._completed, values)

@@ -19,6 +19,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import frame_times
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
+from vjepa.errors import UserError
 
 TIMES = np.array(VARIABLE_PTS) / 1000
 BY_TIME = ClipConfig(num_frames=4, stride=None, fps=3.0)
@@ -57,6 +58,20 @@ def test_each_moment_gives_the_frame_shown_then(video: Path) -> None:
         wanted = shown_at(start + np.arange(5) / 2.5)
         assert numbers_of(clip.frames.permute(0, 2, 3, 1).numpy()) == wanted
     assert shown_at(np.arange(4) / 3) != (np.arange(4) / 3 * info.fps).astype(int).tolist()
+
+
+def test_a_clip_by_stride_begins_with_the_frame_shown_then(video: Path) -> None:
+    for start in (0.0, 1.9, 4.05):
+        (first,) = shown_at(np.array([start]))
+        exact = ClipConfig(num_frames=4, stride=2, sampling="exact")
+        for offsets, clip in (
+            ([0, 2, 5, 7], load_clip(video, 4, 2, start)),
+            ([0, 2, 4, 6], load_clip(video, clip=exact, start_seconds=start)),
+        ):
+            shown = numbers_of(clip.frames.permute(0, 2, 3, 1).numpy())
+            assert shown == [min(first + offset, 59) for offset in offsets]
+    with pytest.raises(UserError, match="clip says it all"):
+        load_clip(video, 4, clip=exact)
 
 
 def test_any_start_is_equally_likely_in_time() -> None:

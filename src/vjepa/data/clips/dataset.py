@@ -159,10 +159,13 @@ def load_clip(
     stride: int | None = 4,
     start_seconds: float | None = None,
     fps: float | None = None,
+    *,
+    clip: ClipConfig | None = None,
 ) -> Clip:
-    """Read one clip of a video, image or folder of frames.
+    """Read one clip of a video, image or folder of frames, spaced as is said here.
 
-    Where the video ends before the clip, the last frame is repeated.
+    A model may have been trained on another spacing: its own is ``encoder.preprocess.clip``. Where
+    the video ends before the clip, the last frame is repeated.
 
     Args:
         path: The file or folder.
@@ -170,6 +173,7 @@ def load_clip(
         stride: Spacing in frames, as in pretraining (16 frames over a window of 64).
         start_seconds: Where the clip begins; None takes the clip around the video's middle.
         fps: Spacing by time instead of `stride`: frames of the clip per second of video.
+        clip: All of that in place of `num_frames`, `stride` and `fps`.
 
     Raises:
         UserError: The file cannot be read, or the clip would begin outside the video.
@@ -178,14 +182,17 @@ def load_clip(
     from vjepa.data.video.decode import decode_clip
     from vjepa.data.video.inspect import inspect_file
 
+    if clip is not None and (num_frames, stride, fps) != (16, 4, None):
+        raise UserError("load_clip: clip says it all; leave num_frames, stride and fps out")
     try:
-        config = ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
+        own = ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
+        config = clip or own
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     try:
         info = inspect_file(os.fspath(path))
         video = VideoSource(info)
-        times = video.times if config.is_by_time else None
+        times = video.times if config.is_by_time or start_seconds is not None else None
         if start_seconds is None:
             frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
         elif 0 <= round(start_seconds * info.fps) < info.num_frames:

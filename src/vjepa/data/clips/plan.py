@@ -289,10 +289,13 @@ def indices_from(
 ) -> NDArray[np.int64]:
     """Frames [T] of the clip that begins at a given time; past the end the last frame repeats.
 
-    The time is rounded to a frame unless `times` are given; the rest as in :func:`clip_indices`.
+    The time is rounded to a frame unless `times` are given, of which every spacing takes its first
+    frame; the rest as in :func:`clip_indices`.
     """
     spacing, shown = checked_spacing(config, num_frames_in_video, fps, times)
-    first = start_seconds * fps if shown is not None else round(start_seconds * fps)
+    first = start_seconds * fps if times is not None else round(start_seconds * fps)
+    if times is not None and shown is None:  # the frame shown then, and others behind it
+        first = frames_at(np.array([first]), num_frames_in_video, times * fps)
     return frames_at(spacing.offsets + first, num_frames_in_video, shown)
 
 

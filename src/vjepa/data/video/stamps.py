@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 NO_STAMP = -(1 << 62)
 
 # As FFmpeg's own tool: a step of more seconds in a format whose clock may start anew is a splice.
-_SPLICE_SECONDS = 10
+# Elsewhere recordings may pause; a clock jumps by half an hour, and by many times the usual step.
+_SPLICE_SECONDS, _JUMP_SECONDS, _JUMP_STEPS = 10, 1800, 1000
 
 # A stamp that goes back belongs to a splice if so many behind it stay back, too.
 _NUM_BACK = 16
@@ -133,11 +134,12 @@ def display_times(
 ) -> NDArray[np.int64]:
     """Timestamps of frames, in display order, so that they rise: the same array if they do.
 
-    A clock that starts anew goes on without a gap: where stamps go back for good and, in a format
-    that `may_splice`, where they jump. Single ones that repeat or go back lie evenly between
-    their neighbours.
+    A clock that starts anew goes on without a gap: where stamps go back for good, and where they
+    jump, which in a format that `may_splice` takes less. Single ones that repeat or go back lie
+    evenly between their neighbours.
     """
-    limit = float(_SPLICE_SECONDS / time_base) if time_base else np.inf
+    seconds = _SPLICE_SECONDS if may_splice else _JUMP_SECONDS
+    limit = float(seconds / time_base) if time_base else np.inf
     given, stamps = stamps, stamps.copy()
     goes_back = np.zeros(max(0, len(stamps) - 1), dtype=bool)
     for place in np.flatnonzero(np.diff(stamps) < 0).tolist():
@@ -147,7 +149,9 @@ def display_times(
         else:
             goes_back[place] = stays_back
     steps = np.diff(stamps)
-    is_splice = goes_back | (may_splice & (steps > limit))
+    if not may_splice and np.any(steps > limit):
+        limit = max(limit, _JUMP_STEPS * float(np.median(steps[steps > 0])))
+    is_splice = goes_back | (steps > limit)
     rising = steps[(steps > 0) & ~is_splice]
     if np.all(np.diff(given) > 0) and not is_splice.any():
         return given

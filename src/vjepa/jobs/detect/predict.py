@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.data.ava import read_persons
 from vjepa.data.boxes import BoxTable
+from vjepa.data.clips.plan import frames_at
+from vjepa.data.clips.source import VideoSource
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import read_frames
 from vjepa.data.video.info import DecodeError, VideoInfo
@@ -192,7 +194,9 @@ def find_people(
 ) -> Persons:
     """The people that a detector of torchvision sees at moments of a video; DecodeError."""
     seconds = np.arange(min(every, info.duration_seconds) / 2, info.duration_seconds, every)
-    numbers = np.clip((seconds * info.fps).astype(np.int64), 0, info.num_frames - 1)
+    times = VideoSource(info).times
+    shown = None if times is None else times * info.fps
+    numbers = frames_at(seconds * info.fps, info.num_frames, shown)
     model, found = model.to(setup.device), Persons()
     frames = read_frames(info, numbers)
     with Progress(f"people in {Path(info.path).name}", len(seconds)) as progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vjepa.checkpoint import AnyEncoder, LoadReport, Which, locate, read_encoder
+from vjepa.checkpoint import AnyEncoder, LoadReport, Which, described, locate, read_encoder
 from vjepa.checkpoint.folder import Tokens, file_sha256
 from vjepa.checkpoint.timm_models import TimmEncoder, load_timm_encoder
 from vjepa.errors import UserError
@@ -100,7 +100,9 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         )
     wanted = "context" if which == "context" else "target"
     if identity.model is None:
-        encoder, report = read_encoder(found, wanted, sizes.heads)
+        # A folder of ours says its heads; whether they are the probe's is for its check to say.
+        heads = None if described(found) else sizes.heads
+        encoder, report = read_encoder(found, wanted, heads)
         report = replace(report, assumed=identity.assumed)
     else:
         encoder, report = _reread(found, wanted, identity)
