@@ -109,7 +109,7 @@ def test_numbers_of_frames_are_not_turned_into_times_by_a_mean_rate(folder: Path
     )
     Manifest.from_rows([ManifestRow(info=info)], folder).write(folder / "films.parquet")
     (folder / "truth.csv").write_text("film_c,2,0.1,0.2,0.5,0.9,1\nfilm_c,3,0.1,0.2,0.5,0.9,1\n")
-    assert _run(folder, "--unit", "frames") == 0
+    assert _run(folder, "--unit", "frames", "--starts_at", "0") == 0
     assert BoxTable.open(folder / "boxes.parquet").time.tolist() == pytest.approx([0.08, 5.08])
 
 

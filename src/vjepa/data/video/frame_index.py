@@ -30,7 +30,13 @@ from vjepa.data.video.container import (
 from vjepa.data.video.decode import frames_by_jumps, frames_from_start
 from vjepa.data.video.info import DecodeError, LimitsConfig, Reading, VideoInfo
 from vjepa.data.video.packets import WORTH_A_JUMP
-from vjepa.data.video.stamps import NO_STAMP, PacketTable, display_times, read_packets
+from vjepa.data.video.stamps import (
+    NO_STAMP,
+    PacketTable,
+    display_times,
+    read_packets,
+    with_missing,
+)
 from vjepa.runtime.workers import going_on
 
 if TYPE_CHECKING:
@@ -51,7 +57,7 @@ _NUM_VERIFIED = 24
 # Where headers do not tell, so many entry points are tried, over so many packets each.
 _NUM_TRIED, _TRIED_PACKETS = 2, 12
 
-# Timestamps of which a larger part goes back are not those of a clock that was set anew.
+# Timestamps of which a larger part goes back, or is missing, are not those of a clock.
 _MADE_UP = 0.1
 
 _FALLBACK_FPS = 25.0
@@ -201,7 +207,7 @@ def _by_groups(table: PacketTable, start: _Decoded) -> NDArray[np.int64] | None:
     if table.is_field.any() or (shown < start.num_packets).sum() != start.num_frames:
         return None
     groups = np.cumsum(table.is_closed)[shown]
-    return shown[np.lexsort((table.stamps[shown], groups))]
+    return shown[np.lexsort((with_missing(table.stamps)[shown], groups))]
 
 
 def _with_times(
@@ -211,8 +217,10 @@ def _with_times(
     num_frames = len(order)
     info = replace(info, num_frames=num_frames, duration_seconds=num_frames / info.fps)
     stamps = table.stamps[order]
-    if np.any(stamps == NO_STAMP):
-        return replace(info, time_base=Fraction(0))
+    if np.any(is_missing := stamps == NO_STAMP):
+        if is_missing.mean() > _MADE_UP:
+            return replace(info, time_base=Fraction(0))
+        stamps = with_missing(stamps)
     # Made-up timestamps follow the order of decoding: sorted they still say when frames are shown.
     if (np.diff(stamps) < 0).sum() > _MADE_UP * num_frames:
         stamps = np.sort(stamps)

@@ -58,7 +58,8 @@ class PacketTable:
         Frame 0 is the first key frame, or the first frame shown after it where an edit list hides
         it; what comes before cannot be decoded and is not counted.
         """
-        is_after = (np.arange(len(self)) >= self.first) & (self.pts >= self.pts[self.first])
+        is_later = (self.pts >= self.pts[self.first]) | (self.pts == NO_STAMP)
+        is_after = (np.arange(len(self)) >= self.first) & is_later
         return np.flatnonzero(self.is_shown & is_after)
 
     @property
@@ -127,6 +128,16 @@ def read_packets(
         places=np.array(places, dtype=np.int64),
         is_cut_off=is_cut_off,
     )
+
+
+def with_missing(stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Timestamps, where one is missing the usual step behind the one before; as given if all are."""
+    known, places = np.flatnonzero(stamps != NO_STAMP), np.arange(len(stamps))
+    if not len(known):
+        return stamps
+    before = known[np.maximum(np.searchsorted(known, places, side="right") - 1, 0)]
+    usual = int(np.median(np.diff(stamps[known]))) if len(known) > 1 else 1
+    return stamps[before] + (places - before) * usual
 
 
 def display_times(
