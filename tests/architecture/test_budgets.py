@@ -15,22 +15,22 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
 MOST_LINES = 46_300
-MOST_FILES = 213
+MOST_FILES = 214
 MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4010, 98),
+    "checkpoint": (3990, 98),
     "cli": (2350, 30),
-    "data": (950, 13),
-    "data/clips": (1950, 60),
+    "data": (960, 13),
+    "data/clips": (1960, 60),
     "data/loader": (1260, 19),
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
-    "data/video": (2340, 52),
+    "data/video": (2370, 53),
     "demo": (2210, 52),
     "evaluation": (4310, 101),
-    "jobs": (8090, 181),
+    "jobs": (8260, 185),
     "jobs/detect": (1210, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (2090, 59),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vjepa.config import config_dataclass, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow

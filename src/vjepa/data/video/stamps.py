@@ -131,7 +131,7 @@ def read_packets(
 
 
 def with_missing(stamps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Timestamps, where one is missing the usual step behind the one before; as given if all are."""
+    """Timestamps; one that is missing is the usual step behind the one before."""
     known, places = np.flatnonzero(stamps != NO_STAMP), np.arange(len(stamps))
     if not len(known):
         return stamps
