@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2380, 55),
     "tasks": (1870, 44),
     "top level": (930, 28),
-    "training": (1590, 35),
+    "training": (1600, 35),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

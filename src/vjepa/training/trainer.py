@@ -166,14 +166,8 @@ class Trainer:
                 self.folder.mkdir(parents=True, exist_ok=True)
             self._resume()
             self._started = time.perf_counter()
-            # By the time that is stored, which is the same in every process; no clock is.
-            if self._completed >= total or self._is_out_of_time(self._elapsed, self._cpu_seconds):
-                if group.is_main:
-                    said = "done already, after %d of %d updates: %s"
-                    _LOGGER.info(said, self._completed, total, self._checkpoint or "nothing to do")
+            if self._is_done():
                 return self._result(0)
-            if self._checkpoint is not None and group.is_main:
-                _LOGGER.info("resuming after step %d from %s", self._completed, self._checkpoint)
             for warning in unreached(self.optim) if group.is_main else ():
                 _LOGGER.warning("%s", warning)
             for sink in self.sinks:
@@ -245,6 +239,17 @@ class Trainer:
                 raise
             self._finish_saving()
         return self._result(request)
+
+    def _is_done(self) -> bool:
+        """Whether nothing is left to do after resuming, which is said."""
+        done, total, read = self._completed, self.optim.steps, self._checkpoint
+        # By the time that is stored, which is the same in every process; no clock is.
+        is_done = done >= total or self._is_out_of_time(self._elapsed, self._cpu_seconds)
+        if self.group.is_main and is_done:
+            _LOGGER.info("done already, after %d of %d updates: %s", done, total, read)
+        elif self.group.is_main and read is not None:
+            _LOGGER.info("resuming after step %d from %s", done, read)
+        return is_done
 
     def _say_pace(self, batch: Any) -> float:
         """Say how long training takes before a first update that is long; the time after that."""
