@@ -1,4 +1,4 @@
-"""Fine-tuned against frozen, with few and with all labels, at equal clips seen (Figure 4 in small).
+"""Fine-tuned against frozen, with few and with all labels, at equal numbers of clips seen.
 
 ``python studies/fine_tuning.py ENCODER MANIFEST LABEL --out runs/fine_tuning``
 
@@ -6,8 +6,13 @@ Both are shown the same number of clips of the same videos, cut by the same rand
 many learning rates; the rate is chosen by the `validation` videos, once, with the first seed, and
 the `test` videos are looked at with that rate alone. A seed draws the few labels. Kinds: an
 attentive probe on the frozen encoder; the encoder fine-tuned plainly (layer-wise rates and warm-up:
-no mixing, RandAugment, erasing, drop path); by the shipped recipe as it is; plainly from untrained
-weights. A run that is there is not made again. Measured: docs/studies/fine-tuning.md.
+no mixing, RandAugment, erasing, drop path, average of weights); by the shipped recipe as it is;
+plainly from untrained weights. With several `--steps` each number of clips has runs and rates of
+its own, trained by a whole schedule: half-way through a longer one the rate is still high, and what
+is measured there says little of a training that ends there. (Doubling numbers cost twice the
+largest together.) They are drawn into ``clips_seen.png``. Figure 4 of the paper counts the clips of
+the pretraining: for that give its checkpoints as ENCODER, one after the other. A run that is there
+is not made again. Measured: docs/studies/fine-tuning.md.
 """
 
 from __future__ import annotations
@@ -17,8 +22,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+
 from vjepa.config import load_config
-from vjepa.evaluation.results import ProbeResult, load_result, over_seeds
+from vjepa.evaluation.results import ProbeResult, SeedSummary, load_result, over_seeds
 from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.finetune.job import run
 from vjepa.jobs.probe.config import ProbeConfig
@@ -32,17 +39,18 @@ PLAIN = {
     "data.repeats": 1,
     "data.batch_size": BATCH,
     "trained.drop_path": 0.0,
+    "ema": None,  # after few updates an average is still mostly the weights of the start
 }
 KINDS = ("frozen", "plain", "recipe", "untrained")
 
 
 def measured(
-    kind: str, few: int | None, seed: int, rates: list[float], args: argparse.Namespace
+    kind: str, few: int | None, steps: int, seed: int, rates: list[float], args: argparse.Namespace
 ) -> tuple[float, dict[float, float]]:
     """The test accuracy of the rate that is best in validation, and validation by rate."""
     if kind == "frozen":
-        return frozen(few, seed, rates, args)
-    runs = {rate: tuned(kind, few, seed, rate, args) for rate in rates}
+        return frozen(few, steps, seed, rates, args)
+    runs = {rate: tuned(kind, few, steps, seed, rate, args) for rate in rates}
     best = max(runs, key=lambda rate: runs[rate][1])
     return runs[best][0], {rate: value for rate, (_, value) in runs.items()}
 
@@ -62,10 +70,10 @@ def common(few: int | None, seed: int, args: argparse.Namespace) -> dict[str, An
 
 
 def frozen(
-    few: int | None, seed: int, rates: list[float], args: argparse.Namespace
+    few: int | None, steps: int, seed: int, rates: list[float], args: argparse.Namespace
 ) -> tuple[float, dict[float, float]]:
     """Heads of all rates, trained side by side on the same clips."""
-    out = args.out / f"frozen_{few or 'all'}_{seed}"
+    out = args.out / f"frozen_{few or 'all'}_{steps}_{seed}"
     changes = {
         "data.augment.policy": "paper",
         "data.augment.crop_scale": args.crop_scale,
@@ -76,8 +84,8 @@ def frozen(
         "features.batch_size": 128,
         "features.online": True,
         "optim.epochs": None,
-        "optim.steps": args.steps,
-        "optim.max_steps": args.steps,  # makes it measure the validation videos
+        "optim.steps": steps,
+        "optim.max_steps": steps,  # makes it measure the validation videos
         "optim.batch_size": BATCH,
         "optim.learning_rates": rates,
         "device": "cpu",
@@ -91,10 +99,10 @@ def frozen(
 
 
 def tuned(
-    kind: str, few: int | None, seed: int, rate: float, args: argparse.Namespace
+    kind: str, few: int | None, steps: int, seed: int, rate: float, args: argparse.Namespace
 ) -> tuple[float, float]:
     """One run of fine-tuning: its accuracy on the test and on the validation videos."""
-    out = args.out / f"{kind}_{few or 'all'}_{seed}_{rate:g}"
+    out = args.out / f"{kind}_{few or 'all'}_{steps}_{seed}_{rate:g}"
     changes = {
         "data.horizontal_flip": args.flip,
         "data.crop_scale": args.crop_scale,
@@ -104,12 +112,12 @@ def tuned(
         "data.loader.num_workers": 0,
         "data.loader.frame_cache_gigabytes": 4.0,
         "optim.epochs": None,
-        "optim.steps": args.steps,
+        "optim.steps": steps,
         "optim.min_steps": 0,
         "optim.peak_lr": rate,
         "training.device": "cpu",
         "training.num_threads": 1,
-        "training.evaluate_every_steps": args.steps,
+        "training.evaluate_every_steps": steps,
         "encoder.random": kind == "untrained",
         "encoder.seed": seed,
     }
@@ -127,6 +135,54 @@ def tuned(
     return result.test.metrics.score, validation[-1]
 
 
+Cell = tuple[str, int | None, int]
+"""Kind, labels of each class or None, updates."""
+
+
+def table(found: dict[Cell, SeedSummary], chosen: dict[Cell, dict[float, float]]) -> str:
+    """What is known so far, as Markdown."""
+    lines = [
+        "| labels a class | trained | clips seen | top-1 % | by seed | validation % by rate |",
+        "|---|---|---|---|---|---|",
+    ]
+    for cell, shown in sorted(found.items(), key=lambda item: str(item[0][1])):
+        kind, few, steps = cell
+        each = ", ".join(f"{value:.1f}" for value in shown.values)
+        by_rate = ", ".join(f"{r:g}: {100 * v:.1f}" for r, v in chosen[cell].items())
+        top1 = f"{shown.mean:.1f} +- {shown.deviation:.1f}"
+        lines.append(f"| {few or 'all'} | {kind} | {steps * BATCH} | {top1} | {each} | {by_rate} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[Cell, SeedSummary], path: Path) -> None:
+    """Accuracy over the clips seen, with the deviation over seeds."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    kinds = list(dict.fromkeys(kind for kind, *_ in found))
+    for kind, few in dict.fromkeys(cell[:2] for cell in found):
+        steps = sorted(cell[2] for cell in found if cell[:2] == (kind, few))
+        own = {number * BATCH: found[kind, few, number] for number in steps}
+        axes.errorbar(
+            list(own),
+            [shown.mean for shown in own.values()],
+            [shown.deviation for shown in own.values()],
+            color=f"C{kinds.index(kind)}",
+            linestyle="-" if few is None else "--",
+            marker="o",
+            markersize=3.5,
+            capsize=2,
+            label=f"{kind}, {few} labels a class" if few else f"{kind}, all labels",
+        )
+    seen = sorted({cell[2] * BATCH for cell in found})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(seen, [f"{number:,}" for number in seen])
+    axes.set_xlabel("clips seen")
+    axes.set_ylabel("top-1 on test videos, %")
+    axes.grid(visible=True, axis="y", linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def main() -> None:
     """All runs, seed after seed, and the table as far as it is known."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -135,7 +191,7 @@ def main() -> None:
     parser.add_argument("label")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--few", type=int, default=10, help="labels of each class")
-    parser.add_argument("--steps", type=int, default=300, help="updates of 32 clips")
+    parser.add_argument("--steps", type=int, nargs="+", default=[300], help="updates of 32 clips")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="*", default=KINDS)
     rates = (1e-3, 3e-3, 1e-2)
@@ -145,29 +201,24 @@ def main() -> None:
     parser.add_argument("--crop-aspect", nargs=2, type=float, default=(0.75, 4 / 3))
     parser.add_argument("--flip", action="store_true", help="mirror training clips")
     args = parser.parse_args()
-    chosen: dict[tuple[str, int | None], dict[float, float]] = {}
-    found: dict[tuple[str, int | None], list[float]] = {}
+    chosen: dict[Cell, dict[float, float]] = {}
+    scores: dict[Cell, list[float]] = {}
     for seed in range(args.seeds):
         for kind in args.kinds:
             for few in (None, args.few):
-                rates = args.frozen_rates if kind == "frozen" else args.tuned_rates
-                before = chosen.get((kind, few))
-                if before is not None:
-                    rates = [max(before, key=lambda rate: before[rate])]
-                score, validation = measured(kind, few, seed, list(rates), args)
-                chosen.setdefault((kind, few), validation)
-                found.setdefault((kind, few), []).append(score)
-        print("| labels a class | trained | top-1 % | by seed | validation % by rate |")
-        print("|---|---|---|---|---|")
-        for (kind, few), scores in sorted(found.items(), key=lambda item: str(item[0][1])):
-            shown = over_seeds([100 * score for score in scores])
-            each = ", ".join(f"{value:.1f}" for value in shown.values)
-            by_rate = ", ".join(f"{r:g}: {100 * v:.1f}" for r, v in chosen[kind, few].items())
-            print(
-                f"| {few or 'all'} | {kind} | {shown.mean:.1f} +- {shown.deviation:.1f} | {each} | "
-                f"{by_rate} |",
-                flush=True,
-            )
+                for steps in args.steps:
+                    cell, rates = (kind, few, steps), list(args.tuned_rates)
+                    if kind == "frozen":
+                        rates = list(args.frozen_rates)
+                    if cell in chosen:
+                        rates = [max(chosen[cell], key=chosen[cell].__getitem__)]
+                    score, validation = measured(*cell, seed, rates, args)
+                    chosen.setdefault(cell, validation)
+                    scores.setdefault(cell, []).append(100 * score)
+        found = {cell: over_seeds(values) for cell, values in scores.items()}
+        print(table(found, chosen), flush=True)
+        if len(args.steps) > 1:
+            draw(found, args.out / "clips_seen.png")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,45 @@ def test_from_videos_to_figures(
     assert guessed.out.count("%") == 1
 
 
+# Verbs 0 to 4, nouns 2 to 7, nine pairs; 3 and 4 are mostly called alike.
+_ACTIONS = [(3, 2), (0, 7), (1, 2), (2, 5), (4, 3), (0, 4), (0, 2), (1, 6), (1, 7), (3, 2)]
+_WORDS = ("take", "put", "wash", "open", "open")
+
+
+def _kitchen_list(path: Path, rows: list[tuple[int, int]], columns: str) -> Path:
+    lines = [f"{n},{_WORDS[v]},{v},n{c},{c},{v}" for n, (v, c) in enumerate(rows)]
+    path.write_text("\n".join([columns, *lines, "99,shut,3,n2,2,3", ""]))
+    return path
+
+
+def test_classes_of_epic_kitchens_are_those_of_its_list(folder: Path, tmp_path: Path) -> None:
+    """Verbs and nouns in rising order; pairs in the order of Python's set of them."""
+    columns = "narration_id,verb,verb_class,noun,noun_class,other"
+    full = _kitchen_list(tmp_path / "a.csv", _ACTIONS, columns)
+    bare = _kitchen_list(tmp_path / "b.csv", _ACTIONS, columns.replace("verb,", "x,", 1))
+
+    def classes(question: str, file: Path) -> tuple[str, ...]:
+        paths = folder / "v2_anticipation_probe_tiny.pt", folder / "v2_pretrain_tiny.pt"
+        return open_released(*paths, _config(question=question, classes=file))[0].classes
+
+    assert classes("verb", full) == ("take", "put", "wash", "open 3", "open 4")
+    assert classes("verb", bare) == ("0", "1", "2", "3", "4")
+    assert classes("noun", full) == ("n2", "n3", "n4", "n5", "n6", "n7")
+    names = ("take", "put", "wash", "open 3", "open 4")
+    wanted = tuple(f"{names[v]} n{c}" for v, c in set(_ACTIONS))
+    assert classes("action", full) == wanted
+    short = _kitchen_list(tmp_path / "c.csv", _ACTIONS[:3], columns)
+    with pytest.raises(UserError, match=r"3 classes \(verb\), the probe has 5; give the whole"):
+        classes("verb", short)
+    (tmp_path / "d.csv").write_text(f"{columns}\n0,take,zero,n1,1,0\n")
+    with pytest.raises(UserError, match="row 2: verb_class 'zero' and noun_class '1' must be"):
+        classes("verb", tmp_path / "d.csv")
+    with pytest.raises(UserError, match="set question"):
+        open_released(
+            folder / "v2_probe_tiny.pt", folder / "v2_pretrain_tiny.pt", _config(classes=full)
+        )
+
+
 @pytest.mark.parametrize(
     ("probe", "encoder", "config", "message"),
     [

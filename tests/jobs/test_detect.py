@@ -22,6 +22,7 @@ from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
+from vjepa.jobs.detect.predict import label_place
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
 
@@ -313,6 +314,24 @@ def test_people_of_a_file_are_given_classes(
     ):
         assert main([*again, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_no_label_covers_another() -> None:
+    """Wherever the boxes are, as long as there is room; the first is right above its box."""
+    size, random = (360, 360), np.random.default_rng(0)
+    assert label_place((10, 50, 40, 90), (80, 20), size, []) == (10, 30, 90, 50)
+    assert label_place((350, 0, 360, 9), (80, 20), size, []) == (280, 0, 360, 20)
+    for _ in range(50):
+        taken: list[tuple[float, float, float, float]] = []
+        for x, y in random.uniform(100, 160, (8, 2)):
+            label = tuple(random.uniform(10, (120, 24)))
+            taken.append(label_place((x, y, x + 60, y + 90), label, size, taken))
+        for number, (left, top, right, bottom) in enumerate(taken):
+            assert 0 <= left < right <= 360
+            assert 0 <= top < bottom <= 360
+            for a, b, c, d in taken[:number]:
+                assert c <= left or right <= a or d <= top or bottom <= b
+    assert label_place((0, 0, 9, 9), (9, 400), size, [(0, 0, 9, 9)])[1] == 0  # no room at all
 
 
 def test_people_found_by_torchvisions_detector(

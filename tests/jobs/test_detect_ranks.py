@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.jobs.tiny_run import launch_all, write_box_set
+from tests.jobs.tiny_run import launch, launch_all, write_box_set
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -37,6 +38,7 @@ _CASES: dict[str, tuple[int, tuple[str, ...]]] = {
     "whole": (1, _WHOLE),
     "whole_2": (2, _WHOLE),
     "whole_fsdp": (2, (*_WHOLE, "distributed.strategy=fsdp")),
+    "longer_2": (2, (*_WHOLE, "optim.epochs=5")),
 }
 
 
@@ -60,6 +62,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     killed = {**jobs[2], "out": str(folder / "killed"), "kills": 2, "cpu_seconds": 1.0}
     launch_all(folder, jobs, killed)
+    both = {**jobs[-1], "out": str(folder / "both_killed")}
+    signals = [[rank, signal.SIGKILL] for rank in range(2)]
+    codes, said = launch(folder, [{**both, "signals": signals, "after_lines": 8}, both])
+    assert codes == [[-signal.SIGKILL] * 2, [0, 0]], said
+    assert "resuming after step" in said
     return folder
 
 
@@ -89,6 +96,8 @@ def test_vectors_are_shared_through_the_cache(runs: Path) -> None:
     assert len(shards) > 2 * len(keys)  # so both processes had some
 
 
-def test_kills_change_nothing(runs: Path) -> None:
-    ours, theirs = (load_file(runs / run / "detector.safetensors") for run in ("killed", "whole"))
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+@pytest.mark.parametrize(("name", "whole"), [("killed", "whole"), ("both_killed", "longer_2")])
+def test_kills_change_nothing(runs: Path, name: str, whole: str) -> None:
+    """Of a process alone, and of both of two."""
+    ours, theirs = (load_file(runs / run / "detector.safetensors") for run in (name, whole))
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())

@@ -35,6 +35,21 @@ _CASES: dict[str, tuple[str, ...]] = {
     # The last is seen by no other token, so it gets no gradient.
     "regularised": (*_PACKED, "objective.sigreg_coefficient=0.05", *CAUSAL),
     "bfloat16": ("training.precision=bfloat16",),
+    # V-JEPA 2.1 with images beside the clips, which have masks of their own.
+    "images": (
+        "model.encoder.position=rotary_pairs",
+        "model.encoder.depth=2",
+        "model.encoder.levels=[0,1]",
+        "model.encoder.modalities=true",
+        "model.predictor.levels=2",
+        "model.predictor.predicts_context=true",
+        "objective.context_from_step=0",
+        "objective.context_full_step=0",
+        "masking.count=fixed",
+        "data.images.sources=[{manifest: MANIFEST}]",
+        "data.images.batch_size=4",
+        "data.images.share=0.25",
+    ),
     "probed": (
         "optim.steps=2",
         "online_probe={manifest: MANIFEST, label: motion, max_clips: 11, batch_size: 4}",
@@ -73,6 +88,8 @@ _RUNS = (
     Run("levjepa_fsdp_2", "levjepa", 2, (_FSDP,)),
     Run("regularised_ddp_2", "regularised", 2, (_DDP,)),
     Run("bfloat16_fsdp_2", "bfloat16", 2, (_FSDP,)),
+    Run("images_ddp_2", "images", 2, (_DDP, "optim.accumulation_steps=2")),
+    Run("images_fsdp_2", "images", 2, (_FSDP,)),
     # 11 videos: the two processes make different numbers of calls of their own.
     Run("probed_fsdp_2", "probed", 2, (_FSDP,)),
 )

@@ -133,7 +133,7 @@ def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
     _write(videos / "it's c.mp4", 7)
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "1 files encoded, 2 there already, 1 dropped;" in said
+    assert "1 file encoded, 2 there already, 1 dropped;" in said
     assert "(9 moments)" in said
     assert main(command) == 0
     assert "0 files encoded, 3 there already\n" in capsys.readouterr().out

@@ -44,7 +44,8 @@ def read_released(path: Path) -> dict[str, Any]:
     content = read_torch_file(path)
     if "classifier" in content or "classifiers" in content:
         raise UserError(
-            f"{path}: this is a probe, not a model; read it with vjepa.checkpoint.read_probe"
+            f"{path}: this is a probe, not a model; `vjepa probe predict` and `eval` take it (in "
+            "Python vjepa.load_probe)"
         )
     if not {"encoder", "target_encoder", "ema_encoder"} & content.keys():
         bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)

@@ -186,7 +186,7 @@ def _features(args: argparse.Namespace) -> int:
     print(f"encoder: {report.encoder}")
     for record in report.failed:
         print(f"no features: {record.path}: {record.failure}")
-    parts = [f"{report.written} files encoded"]
+    parts = [f"{report.written} file{'s' * (report.written != 1)} encoded"]
     if report.kept:
         parts.append(f"{report.kept} there already")
     if report.failed:

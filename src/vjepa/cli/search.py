@@ -84,7 +84,7 @@ def _index(args: argparse.Namespace) -> int:
     print(f"encoder: {done.encoder}")
     for path, reason in done.failed:
         print(f"no moments: {path}: {reason}")
-    parts = [f"{done.encoded} files encoded"]
+    parts = [f"{done.encoded} file{'s' * (done.encoded != 1)} encoded"]
     others = "of other sources stay (--drop true takes them out)"
     counts = (done.kept, "there already"), (done.dropped, "dropped"), (done.others, others)
     for count, what in counts:

@@ -146,7 +146,7 @@ def _through_hub(model: KnownModel, url: str, file: Path, wanted: str, *, offlin
         endpoint = os.environ.get("HF_ENDPOINT")
         came = Path(hf_hub_download(model.hub, stored, endpoint=endpoint, local_files_only=offline))
     except (OSError, broken) as error:
-        reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
+        reason = (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".")
         raise UserError(
             f"{url}: {reason}; what has come is kept: run the same command again, or fetch it by "
             "other means and give its path"

@@ -273,7 +273,9 @@ def read_shot(
             frames = centre_view(video, clip, replace(part, crop_size=size, short_side=side))
             both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     except DecodeError as error:
-        raise UserError(f"{error}; `vjepa data check` tells more") from error
+        is_there = Path(error.path).exists()
+        remedy = "`vjepa data check` tells more" if is_there else "check the path"
+        raise UserError(f"{error}; {remedy}") from error
     return Shot(*both, name)
 
 

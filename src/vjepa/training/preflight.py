@@ -98,17 +98,19 @@ def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] |
     No weight changes. None: an update is short enough to be measured itself. All processes compute
     as much, as FSDP needs it.
     """
+    images = getattr(batch, "images", None)  # beside the clips: each part must have one
+    most = clips if images is None else min(clips, len(images.clips))
 
     def compute(number: int) -> None:
         with learner.setup.autocast():
-            loss = learner.task(*learner.task.inputs(batch, 0, clips // number)).loss
+            loss = learner.task(*learner.task.inputs(batch, 0, most // number)).loss
         loss.backward()
         if learner.setup.device.type == "cuda":
             torch.cuda.synchronize(learner.setup.device)
         learner.optimizer.zero_grad(set_to_none=True)
 
-    found = seconds_of_part(compute, clips, lambda seconds: max(learner.group.gather(seconds)))
-    return found and (found[0], f"measured on {found[1]} of {clips} clips")
+    found = seconds_of_part(compute, most, lambda seconds: max(learner.group.gather(seconds)))
+    return found and (found[0], f"measured on {found[1] * clips // most} of {clips} clips")
 
 
 def seconds_of_part(

@@ -104,6 +104,7 @@ def test_predictions_are_written_in_three_forms(
     assert rows[0]["class_1"] == best[0]["name"]
     assert float(rows[0]["probability_2"]) == best[1]["probability"]
     assert rows[1]["failure"] == lines[1]["failure"]
+    assert rows[1]["probability_2"] == ""  # as many columns as the others have
     table = pq.read_table(tmp_path / "p.parquet").to_pylist()
     assert table[0]["classes"] == [entry["name"] for entry in best]
     assert table[0]["probabilities"] == [entry["probability"] for entry in best]

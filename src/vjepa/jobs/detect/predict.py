@@ -37,6 +37,8 @@ _FRAMES_AT_ONCE = 4
 _LEAST_DRAWN = 360  # pixels of the drawn video's short side, so that words can be read
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
+_Rectangle = tuple[float, ...]  # left, top, right, bottom
+
 Persons = list[tuple[float, tuple[float, ...], float]]
 """Boxes of people in a video: seconds from its start, x1 y1 x2 y2 as shares of a frame, score."""
 
@@ -304,8 +306,7 @@ def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3
             now = moments[np.abs(moments - frame.seconds).argmin()] if len(moments) else None
             pen: Any = ImageDraw.Draw(picture)
             beside = [answer for answer in own if answer.second == now]
-            for number, answer in enumerate(beside):
-                _draw_box(pen, answer, picture.size, _COLOURS[number % len(_COLOURS)], font, least)
+            _draw_boxes(pen, beside, picture.size, font, least)
             yield np.asarray(picture)
 
     try:
@@ -314,15 +315,46 @@ def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3
         raise UserError(f"{error.path}: cannot be drawn into ({error.reason})") from error
 
 
-def _draw_box(
-    pen: Any, answer: BoxAnswer, size: tuple[int, int], colour: str, font: Any, least: float
+def _draw_boxes(
+    pen: Any, answers: Sequence[BoxAnswer], size: tuple[int, int], font: Any, least: float
 ) -> None:
-    x1, y1, x2, y2 = (share * side for share, side in zip(answer.box, size * 2, strict=True))
-    pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-    shown = [entry for entry in answer.classes if entry[1] >= least] or answer.classes[:1]
-    text = "\n".join(f"{name} {100 * share:.0f}" for name, share in shown)
-    left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
-    x = max(0.0, min(x1, size[0] - (right - left) - 4))
-    y = max(0.0, y1 - (bottom - top) - 4)  # above the box
-    pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=colour)
-    pen.multiline_text((x + 2 - left, y + 2 - top), text, fill="white", font=font)
+    """All boxes, then their labels, so that nothing lies on a label."""
+    corners = [
+        tuple(share * side for share, side in zip(answer.box, size * 2, strict=True))
+        for answer in answers
+    ]
+    colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(answers))]
+    for corner, colour in zip(corners, colours, strict=True):
+        pen.rectangle(corner, outline=colour, width=2)
+    taken: list[_Rectangle] = []
+    for answer, corner, colour in zip(answers, corners, colours, strict=True):
+        shown = [entry for entry in answer.classes if entry[1] >= least] or answer.classes[:1]
+        text = "\n".join(f"{name} {100 * share:.0f}" for name, share in shown)
+        left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
+        taken.append(label_place(corner, (right - left + 4, bottom - top + 4), size, taken))
+        pen.rectangle(taken[-1], fill=colour)
+        x, y = taken[-1][:2]
+        pen.multiline_text((x + 2 - left, y + 2 - top), text, fill="white", font=font)
+
+
+def label_place(
+    box: _Rectangle, label: tuple[float, float], size: tuple[int, int], taken: Sequence[_Rectangle]
+) -> _Rectangle:
+    """Where a label goes: above its box, or as near to that as it covers none that is placed.
+
+    `label` and `size` are width and height of label and picture. If there is no such place above or
+    below, it covers another.
+    """
+    width, height = label
+    x = max(0.0, min(box[0], size[0] - width))
+    wanted, lowest = max(0.0, box[1] - height), size[1] - height
+    in_the_way = [other for other in taken if other[0] < x + width and x < other[2]]
+    possible = [wanted, *(y for _, top, _, bottom in in_the_way for y in (top - height, bottom))]
+    free = [
+        y
+        for y in possible
+        if 0 <= y <= lowest
+        and all(y + height <= top or bottom <= y for _, top, _, bottom in in_the_way)
+    ]
+    y = min(free, key=lambda y: abs(y - wanted), default=wanted)
+    return x, y, x + width, y + height

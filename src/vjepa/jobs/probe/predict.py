@@ -201,7 +201,8 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 writer.writerow(["path", "failure", *names])
                 for entry in predictions:
                     cells = [cell for share in entry.classes for cell in astuple(share)]
-                    writer.writerow([entry.path, entry.failure or "", *cells])
+                    missing = [""] * (len(names) - len(cells))
+                    writer.writerow([entry.path, entry.failure or "", *cells, *missing])
         else:
             import pyarrow as pa
             import pyarrow.parquet as pq

@@ -6,7 +6,9 @@ nor the names of the classes. A recipe says them for the published ones.
 
 from __future__ import annotations
 
+import csv
 import logging
+from collections import Counter, defaultdict
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -62,8 +64,9 @@ class ReleasedProbeConfig:
     label: str | None = None
     """Name of the label in the manifest that `probe eval` measures on."""
     classes: Path | None = None
-    """File with a class name a line, in the order of the outputs; null: their numbers, or the names
-    that a Hugging Face folder holds."""
+    """File with a class name a line, in the order of the outputs; with `question` also the list
+    that the probe was trained on (EPIC-KITCHENS' `EPIC_100_train.csv`), whose rows give names and
+    order. null: their numbers, or the names that a Hugging Face folder holds."""
 
 
 def is_released(path: Path) -> bool:
@@ -112,7 +115,7 @@ def open_released(
     identity = replace(frozen.identity, assumed=tuple(assumed))
     if made is not frozen.encoder:
         identity = replace(identity, weights_hash=weights_hash(made))
-    classes = _classes(path, config.classes, head.linear.out_features)
+    classes = _classes(path, config, head.linear.out_features)
     saved = SavedProbe(
         label=config.label or "",
         classes=classes,
@@ -202,17 +205,62 @@ def _tokens_read(
     return _WithFuture(encoder, model.predictor, config.seconds_ahead, clip.fps)
 
 
-def _classes(path: Path, file: Path | None, count: int) -> tuple[str, ...]:
+def _classes(path: Path, config: ReleasedProbeConfig, count: int) -> tuple[str, ...]:
     """The names of the classes, in the order of the outputs."""
+    file = config.classes
     if file is None:
         return hub_classes(path) if path.is_dir() else tuple(map(str, range(count)))
     try:
-        names = tuple(file.read_text(encoding="utf-8").splitlines())
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"classes: {file}: cannot be read ({error}); give a text file") from error
-    if len(names) != count or len(set(names)) != count:
+    if lines and set(lines[0].split(",")) >= _KITCHEN_COLUMNS:
+        names = _kitchen_classes(file, lines, config.question)
+        if len(names) != count or len(set(names)) != count:
+            raise UserError(
+                f"classes: {file}: its rows have {len(set(names))} classes ({config.question}), "
+                f"the probe has {count}; give the whole list that it was trained on"
+            )
+        return names
+    if len(lines) != count or len(set(lines)) != count:
         raise UserError(
-            f"classes: {file}: {len(names)} lines, {len(set(names))} different ones, for a probe "
+            f"classes: {file}: {len(lines)} lines, {len(set(lines))} different ones, for a probe "
             f"of {count} classes; give one name a line, in the order of its outputs"
         )
-    return names
+    return tuple(lines)
+
+
+_KITCHEN_COLUMNS = {"verb_class", "noun_class"}
+
+
+def _kitchen_classes(file: Path, lines: list[str], question: str | None) -> tuple[str, ...]:
+    """Names of verbs, nouns or actions (pairs of them) in the order of a probe's outputs.
+
+    Its authors number what Python's set of the rows' class numbers, or pairs of them, gives in
+    turn; the order of a set of whole numbers is the same in every run. A class is called what most
+    of its rows call it (columns `verb` and `noun`), or its number where there are none.
+    """
+    if question is None:
+        raise UserError(f"classes: {file}: lists actions; set question, or give a name a line")
+    rows: list[tuple[int, int]] = []
+    words: tuple[dict[int, Counter[str]], ...] = defaultdict(Counter), defaultdict(Counter)
+    for row in csv.DictReader(lines):
+        try:
+            both = int(row["verb_class"]), int(row["noun_class"])
+        except (TypeError, ValueError):
+            raise UserError(
+                f"classes: {file}: row {len(rows) + 2}: verb_class {row['verb_class']!r} and "
+                f"noun_class {row['noun_class']!r} must be whole numbers; mend it"
+            ) from None
+        rows.append(both)
+        for part, own, number in zip(("verb", "noun"), words, both, strict=True):
+            own[number][row.get(part) or str(number)] += 1
+    names = []
+    for own in words:
+        called = {number: counts.most_common(1)[0][0] for number, counts in own.items()}
+        often = Counter(called.values())
+        names.append({n: word if often[word] == 1 else f"{word} {n}" for n, word in called.items()})
+    if question == "action":
+        return tuple(f"{names[0][verb]} {names[1][noun]}" for verb, noun in set(rows))
+    column = ("verb", "noun").index(question)
+    return tuple(names[column][number] for number in {row[column] for row in rows})
