@@ -145,9 +145,9 @@ def test_seeds_differ(manifest: Manifest) -> None:
 def test_clips_of_one_video_are_decoded_in_one_opening(manifest: Manifest, monkeypatch) -> None:
     calls: list[str] = []
 
-    def counted(video, orders, clock):
+    def counted(video, orders):
         calls.append(video.path)
-        return decode_parts(video, orders, clock)
+        return decode_parts(video, orders)
 
     monkeypatch.setattr("vjepa.data.video.decode.decode_parts", counted)
     (batch,) = _take([manifest], 0, 1, clip=replace(CLIP, clips_per_video=3))
