@@ -156,14 +156,16 @@ def test_every_tab_shows_what_its_function_finds(call: Call, files: dict[str, Pa
         errors = [float(one) for one in re.findall(r"error (\d\.\d\d) \(1: no better", words)]
         assert len(errors) == 2
     assert errors[0] < errors[1], "who has learnt predicts what comes next better"
+        assert words.count("never trained on such a part") == (hidden is _BOX), "the future is hid"
     words = _words(call("surprise", _BOTH))
+    assert words.count("unusual here: a surprise of") == 2
     assert re.search(r"demo: \d\.\d\d s: surprise .* untrained: \d\.\d\d s: surprise", words)
     assert "demo: 0.81 s: surprise" in _words(call("moment", 0.8))
     words = _words(call("samples", 0.0, *_BOX, str(files["decoder"]), "", 2))
     assert "mean absolute error where it was hidden" in words
     found = call("classes", str(files["probe"]), "")
     assert {one["label"] for one in found[0]["confidences"]} == {"left", "right"}
-    words = _words(call("search", str(files["database"]), "", None, None, 2))
+    words = _words(call("search", str(files["database"]), "", 0, 0, 2))
     assert words.count("alike: ") == 2
 
 
@@ -304,3 +306,39 @@ def test_models_with_other_clips_stand_on_one_time_axis(
     np.testing.assert_array_equal(tiny[[0, 5]], clip[[0, 5]])
     np.testing.assert_array_equal(tiny[1], clip[0])
     assert not np.array_equal(clip[1], clip[0])
+
+
+def test_files_of_the_authors_stand_beside_the_shipped_model(
+    tmp_path: Path, files: dict[str, Path], golden_dir: Path
+) -> None:
+    session = Session(tmp_path)
+    clip = render_clip(replace(_LONG, num_frames=64), "train", 5)
+    write_moving(list(clip.frames), tmp_path / "long.mp4", 0.125)
+    session.video = app.inspect_file(str(tmp_path / "long.mp4"))
+    watch = session.watched()
+    second = golden_dir / "vjepa2"
+    sizes = "num_heads=2 image_size=64 num_frames=8"
+    names = [
+        TRAINED,
+        f"{golden_dir / 'pretrain_tiny.pth.tar'} num_heads=3",
+        f"{second / 'v2_pretrain_tiny.pt'} {sizes}",
+        f"{second / 'v2_1_pretrain_tiny.pt'}  {sizes} ",
+        f"{second / 'hf_base_tiny'}",
+    ]
+    words = app_looks.features(session, names, 0.0, 0.6, watch).words
+    assert "error" not in words
+    assert "16 frames of 64 px seen as 8 x 4 x 4 tokens of 48 numbers" in words
+    assert "error: " not in app_looks.similar(session, names, 0.0, 0.0, (0.5, 0.5), watch).words
+    for how, strange in (("a box", 1), ("what comes next", 4), ("as in its training", 0)):
+        words = app_looks.predictions(session, names, 0.0, app_looks.Hidden(how, *_BOX[1:]), watch)
+        assert "error: " not in words.words
+        assert words.words.count("never trained on such a part") == strange
+    words = app_looks.surprises(session, names, watch)[0].words
+    assert words.count("unusual here") == len(names)
+    distilled = f"{second / 'v2_1_distilled_tiny.pt'} {sizes}"
+    words = app_looks.predictions(session, [distilled], 0.0, app_looks.Hidden(*_BOX), watch).words
+    assert "error: this model predicts 48 numbers a token" in words
+    with pytest.raises(UserError, match="heads of an encoder .* cannot be told from its file"):
+        app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
+    with pytest.raises(UserError, match=r"image_size: .*"):
+        app_looks.open_for_page(f"{TRAINED} image_size=32")

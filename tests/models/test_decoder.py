@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.models.tiny import ENCODER, shaken
@@ -13,6 +15,19 @@ from vjepa.models.decoder import LAST_TIME
 
 CONFIG = DecoderConfig(width=24, depth=2, heads=3)
 PATCH = 3 * 2 * 4 * 4
+
+
+def test_sizes_that_are_not_named_follow_from_the_encoder() -> None:
+    def sizes(width: int, depth: int, **named: int) -> tuple[int, int, int]:
+        encoder = replace(ENCODER, width=width, depth=depth, heads=1)
+        return DecoderConfig(**named).sizes_for(encoder)
+
+    assert sizes(96, 3) == (160, 4, 5), "configs/decode/demo.yaml"
+    assert sizes(1024, 24) == (768, 12, 12), "configs/decode/vitl16_224.yaml"
+    assert sizes(384, 12) == (288, 12, 9)
+    assert sizes(96, 3, width=128) == (128, 4, 4)
+    assert sizes(96, 3, width=36, depth=2, heads=2) == (36, 2, 2)
+    assert sizes(96, 3, width=70) == (70, 4, 2)
 
 
 def _decoder() -> Decoder:

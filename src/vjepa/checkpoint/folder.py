@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
 
 from vjepa.checkpoint.catalogue import MODELS, downloaded
 from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
@@ -374,6 +374,12 @@ def require_absent(destination: Path) -> None:
         raise UserError(f"{destination}: exists already; give another name or remove it")
 
 
+def _checkpoint_exception() -> tuple[type[BaseException], ...]:
+    """What DCP raises, where it was loaded: no Exception, and it hides the OSError behind it."""
+    loaded = sys.modules.get("torch.distributed.checkpoint.api")
+    return () if loaded is None else (loaded.CheckpointException,)
+
+
 @contextmanager
 def explained_writing(
     destination: Path,
@@ -387,8 +393,7 @@ def explained_writing(
     """
     try:
         yield
-    # DCP's exception derives from BaseException and hides the OSError behind it.
-    except (OSError, SafetensorError, CheckpointException, also) as error:
+    except (OSError, SafetensorError, also, *_checkpoint_exception()) as error:
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             # The libraries below wrap or lose the error number; text and free space are left.

@@ -5,21 +5,23 @@ Under FSDP2 every process holds a part of each parameter and its moments, as a D
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vjepa.checkpoint.strict import LoadReport, compare, plain_name, require_finite, shapes
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Moments = dict[str, dict[str, Tensor]]
 """By full parameter name: ``step`` (0-d float32), ``exp_avg`` and ``exp_avg_sq`` (its shape)."""
@@ -117,9 +119,15 @@ def load_optimizer_state(
         }
 
 
+def _is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor, without loading what makes them: that takes a second."""
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor; of a sharded one it is gathered, so all processes must ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -128,8 +136,10 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     `tensor` is the same whole one in every process, or sharded like `like` already; nothing is
     sent.
     """
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not _is_sharded(like) or _is_sharded(tensor):
         return tensor.to(like, copy=True)
+    from torch.distributed.tensor import distribute_tensor
+
     moved = tensor.to(device=like.to_local().device, dtype=like.dtype, copy=True)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
@@ -181,6 +191,8 @@ def write_state(
     folder: Path, state: Mapping[str, Mapping[str, Tensor]], group: ProcessGroup
 ) -> None:
     """Write moments through torch.distributed.checkpoint, each process its part."""
+    import torch.distributed.checkpoint as dcp
+
     flat = {f"{name}/{key}": value for name, keys in state.items() for key, value in keys.items()}
     writer = dcp.FileSystemWriter(folder)
     with _quiet():
@@ -196,12 +208,15 @@ def read_state(folder: Path, parameters: Mapping[str, Tensor], group: ProcessGro
     after their integrity has been checked. Weights alone never need it. Moments of those
     `parameters` that are sharded come sharded in the same way, all others whole and on the CPU.
     """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
     reader = dcp.FileSystemReader(folder)
     flat: dict[str, Tensor] = {}
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
             like = parameters.get(plain_name(name.rpartition("/")[0]))
-            if isinstance(like, DTensor) and like.shape == entry.size:
+            if _is_sharded(like) and like.shape == entry.size:
                 flat[name] = torch.empty_like(like, requires_grad=False)
             else:
                 flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype)

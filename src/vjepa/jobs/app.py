@@ -18,7 +18,7 @@ from vjepa.checkpoint import locate
 from vjepa.data.video.info import LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_file, inspect_order
 from vjepa.errors import UserError
-from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, Watch
+from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, Watch, named_sizes
 from vjepa.runtime.workers import LOADER_MODULES, WorkerPool, start_server
 
 MOST_MEGABYTES, MOST_SECONDS, MOST_CHECKING_SECONDS = 200, 180.0, 60.0
@@ -140,7 +140,7 @@ def open_server(
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     for name in models:
-        if not locate(name).exists():
+        if not locate(Path(named_sizes(name)[0]).expanduser()).exists():
             raise UserError(f"--model {name}: no such file or folder, and no weights of that name")
     with socket.socket() as listener, tempfile.TemporaryDirectory(prefix="vjepa-app-") as folder:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

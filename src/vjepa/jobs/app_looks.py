@@ -6,6 +6,7 @@ Everything is computed by the functions behind `vjepa show`, `decode sample`, `p
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -127,9 +128,20 @@ class Opened:
         return self.model
 
 
+def named_sizes(name: str) -> tuple[str, dict[str, int]]:
+    """A path, and the sizes that may stand behind it: `vitl.pt num_heads=16 num_frames=16`.
+
+    They are those that a file of weights may not say: num_heads, image_size, num_frames.
+    """
+    sizes: dict[str, int] = {}
+    while found := re.fullmatch(r"(.+\S)\s+(num_heads|image_size|num_frames)=(\d+)", name.strip()):
+        name, sizes[found[2]] = found[1], int(found[3])
+    return name, sizes
+
+
 @lru_cache(maxsize=6)
 def open_for_page(name: str) -> Opened:
-    """A model by its path or name, `untrained` among them; kept for the next look.
+    """A model by its path, with :func:`named_sizes`, or name, `untrained` among them; it is kept.
 
     Raises:
         UserError: Nothing there that can be opened.
@@ -141,14 +153,15 @@ def open_for_page(name: str) -> Opened:
             fresh = VJEPA(trained.predicting.config).eval()
         how = (trained.clip, trained.masking, trained.seed)
         return Opened(name, fresh.target_encoder, *how, fresh)
+    name, sizes = named_sizes(name)
     path, model, why = as_path(name), None, ""
     if not locate(path).exists():
         raise UserError(f"{name}: no such file or folder, and no weights of that name")
     try:
-        model = open_model(path, drawn=False)
+        model = open_model(path, drawn=False, **sizes)
     except UserError as error:
         why = f"there is no prediction to look at: {error}"
-    encoder = model.target_encoder if model else load_encoder(path)
+    encoder = model.target_encoder if model else load_encoder(path, **sizes)
     config, run = encoder.config, run_of(path) if model else None
     return Opened(
         name,
@@ -377,6 +390,18 @@ def hidden_masks(opened: Opened, hide: Hidden) -> list[TokenMasks]:
     return [TokenMasks(seen, wanted)]
 
 
+def unlike_training(masking: MaskingConfig, how: Hide) -> str:
+    """What the training hid, where it never hid this kind of part; else nothing."""
+    future = [mask.context_frames for mask in masking.masks if mask.context_frames]
+    boxes = any(m.kind == "multiblock" and not m.context_frames for m in masking.masks)
+    if how == "as in its training" or (boxes if how == "a box" else future):
+        return ""
+    hid = "boxes over the whole clip" if boxes else "single places over the whole clip"
+    if future:
+        hid = f"what comes after the first {max(future)} frames"
+    return f"never trained on such a part, so this says little: its training hid {hid}"
+
+
 def _tokens(start: float, end: float, count: int) -> slice:
     """The tokens nearest to a stretch, given in shares of them all; at least one."""
     first = min(count - 1, round(start * count))
@@ -397,7 +422,9 @@ def predictions(
             name = _short(opened.name)
             rows += [found[1], *((f"{what}: {name}", error) for what, error in found[2:])]
             errors.append(f"{mean:.2f}")
-        return rows, f"error {' and '.join(errors)} (1: no better than the clip's mean feature)"
+        words = f"error {' and '.join(errors)} (1: no better than the clip's mean feature)"
+        strange = opened.name != UNTRAINED and unlike_training(opened.masking, hide.how)
+        return rows, f"{words}; {strange}" if strange else words
 
     return look_through(session, names, start, look, watch, whole=True)
 
@@ -427,7 +454,8 @@ def samples(
     still = session.new_file(".png")
     said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4")
     size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
-    return View(still.with_suffix(".mp4"), still, f"{decoder}: {size}; {said[1]}")
+    words = filter(None, (size, said[1], unlike_training(opened.masking, hide.how)))
+    return View(still.with_suffix(".mp4"), still, f"{decoder}: {'; '.join(words)}")
 
 
 def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[View, float]:
@@ -444,7 +472,7 @@ def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[Vie
             continue
         session.surprises[name] = opened, found
         peaks = found.peaks(_PEAKS, opened.encoder.config.grid[0])
-        lines += [f"{name}: {found.line(index)}" for index in peaks]
+        lines += [f"{name}: {line}" for line in (*map(found.line, peaks), found.rule())]
     if not session.surprises:
         raise UserError("\n".join(lines) or "no model is ticked: tick one or more")
     _, first = next(iter(session.surprises.values()))
@@ -459,7 +487,8 @@ def moment_of_surprise(session: Session, moment: float) -> View:
         raise UserError("no curve yet: press the button that draws it")
     strips, lines, told = [], [], []
     for name, (opened, found) in session.surprises.items():
-        lines.append(Line(_short(name), found.seconds.tolist(), found.values.tolist()))
+        curve = (found.seconds.tolist(), found.values.tolist())
+        lines.append(Line(_short(opened.name), *curve, level=found.unusual))
         index = int(np.abs(found.seconds - moment).argmin())
         limit = float(found.errors.max())
         size = opened.encoder.config
@@ -467,12 +496,12 @@ def moment_of_surprise(session: Session, moment: float) -> View:
         before, wrong = peak_strips(path, found, index, opened.clip, size, limit)
         if not strips or before.label != strips[0].label:
             strips.append(_small(before))
-        strips.append(replace(_small(wrong), label=f"wrong: {_short(name)}"))
+        strips.append(replace(_small(wrong), label=f"wrong: {_short(opened.name)}"))
         told.append(f"{name}: {found.line(index)}")
-    curve, still = session.new_file(".png"), session.new_file(".png")
-    session.edges = write_line_chart(lines, curve, moment, x_label="seconds", y_label="surprise")
+    drawn, still = session.new_file(".png"), session.new_file(".png")
+    session.edges = write_line_chart(lines, drawn, moment, x_label="seconds", y_label="surprise")
     write_png(picture_of(strips), still)
-    return View(curve, still, "\n".join(told))
+    return View(drawn, still, "\n".join(told))
 
 
 def classes(session: Session, probe: Path, encoder: Path | None) -> tuple[dict[str, float], str]:

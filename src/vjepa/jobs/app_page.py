@@ -53,7 +53,8 @@ of the hidden part, and sees nothing else; what the samples share, the predictio
 """
 _SURPRISE = """
 All along the video a model predicts what comes next from what it has just seen. Where the curve is
-high, something came that the past did not tell. Click the curve to see that moment.
+high, something came that the past did not tell. Above its dotted line a value is unusual for this
+video. Click the curve to see that moment.
 """
 _PROBE = """
 The classes that a probe (`vjepa probe train`) holds most probable for the whole video.
@@ -133,6 +134,8 @@ class _Page:
                 return tuple(work(session, watch, *values))
             except UserError as error:
                 words = str(error)
+                if session.video is not None:
+                    words = words.replace(session.video.path, Path(session.video.path).name)
                 words = words if words == looks.STOPPED else f"error: {words}"
                 return *[None] * blanks, _said(words)
 
@@ -176,13 +179,18 @@ class _Page:
         gr.Markdown(_INTRODUCTION)
         with gr.Row():
             with gr.Column(min_width=280):
-                example = gr.Dropdown(names, value=names[0], label="Video")
+                example = gr.Dropdown(names, value=names[0], label="Example video")
                 upload = gr.UploadButton("Upload a video", file_types=["video", "image"])
             with gr.Column(min_width=280):
                 chosen = list(models)[:2]
                 self.ticked = gr.CheckboxGroup(list(models), value=chosen, label="Models")
-                hint = "a path; press Enter"
-                other = gr.Textbox(label="Another model", placeholder=hint, max_lines=1)
+                other = gr.Textbox(
+                    label="Another model",
+                    info="What its file may not say can stand behind the path: num_heads=16 "
+                    "image_size=256 num_frames=16",
+                    placeholder="a path; press Enter",
+                    max_lines=1,
+                )
             with gr.Column(min_width=280):
                 label = "Clips begin at second"
                 self.start = gr.Slider(0, 1, 0, step=0.01, label=label)
@@ -407,9 +415,9 @@ class _Page:
                 self.path_field("Its encoder, if it lies elsewhere now"),
             ]
         with gr.Row():
-            part = [
-                gr.Number(None, label=f"{name} (empty: {whole})", minimum=0)
-                for name, whole in (("From second", "the beginning"), ("To second", "the end"))
+            part = [  # a browser makes 0 of an empty number
+                gr.Number(0, label=label, minimum=0)
+                for label in ("From second", "To second (0: the end)")
             ]
             count = gr.Slider(1, 12, 6, step=1, label="Moments")
             button = gr.Button("Find moments", variant="primary")
@@ -420,7 +428,7 @@ class _Page:
             s: Session, _: Watch, database: str, encoder: str, start: Any, end: Any, count: int
         ) -> Any:
             folder = _needed(database, "a database: the folder that vjepa search index wrote")
-            view = looks.moments(s, folder, _path(encoder), (start, end), count)
+            view = looks.moments(s, folder, _path(encoder), (start or None, end or None), count)
             return _shown(view)[1:]
 
         inputs = [*paths, *part, count]

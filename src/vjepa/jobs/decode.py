@@ -116,7 +116,7 @@ class DecodeConfig:
     data: DecodeDataConfig = field(default_factory=DecodeDataConfig)
     """The videos."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    """Sizes of the decoder."""
+    """Sizes of the decoder; those that are null follow from the model's encoder."""
     no_features_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of clips whose features are hidden in training, so that guidance is possible."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -219,10 +219,13 @@ def train(
         TrainingStopped: The loss or a gradient became non-finite.
     """
     device = set_up_device(config.training.device, config.training.precision).device
+    model = open_model(config.model, config.num_heads)
+    sizes = config.decoder.sizes_for(model.config.encoder)
+    named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
+    config = replace(config, decoder=replace(config.decoder, **named))
     with ExitStack() as stack:
         if stack.enter_context(claimed_folder(out, JOB)):
             check_same_run(config, out)
-        model = open_model(config.model, num_heads=config.num_heads)
         if not config.data.sources:
             raise UserError(
                 "data.sources is empty: name a manifest, for example "
@@ -284,17 +287,17 @@ def _memory_needed(
     checkpointing: bool,
 ) -> dict[str, float]:
     """Bytes that an update takes, in `parts` micro-batches; without the loader's."""
-    encoder, sizes = task.config.encoder, task.decoder.config
+    encoder, (width, depth, heads) = task.config.encoder, task.decoder.sizes
     clips = config.data.batch_size
     at_once = -(-clips // parts)
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, config.seed)
     masks = sampler.sample(np.arange(min(clips, _DRAWN_CLIPS)), 0)
     # The decoder's blocks, as those of an encoder that is shown the hidden tokens.
     blocks = EncoderConfig(
-        width=sizes.width,
-        depth=sizes.depth,
-        heads=sizes.heads,
-        mlp_ratio=sizes.mlp_ratio,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=task.decoder.config.mlp_ratio,
         image_size=encoder.image_size,
         num_frames=encoder.num_frames,
         patch_size=encoder.patch_size,

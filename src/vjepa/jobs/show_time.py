@@ -42,7 +42,8 @@ from vjepa.tasks.masked_prediction import normalise_features
 
 _WORST_SHARE = 0.25
 _PEAKS = 3
-_STANDS_OUT = 5.0  # deviations above the usual
+_STANDS_OUT = 5.0  # deviations above the median; docs/surprise.md counts false alarms
+_FEW = 12  # moments
 _DEVIATIONS = 1.4826  # of a normal distribution, for one median absolute deviation
 _AT_ONCE = 8
 _ALL_FRAMES = 16
@@ -136,18 +137,37 @@ class Surprise:
         return flat[:, -max(1, round(_WORST_SHARE * flat.shape[1])) :].mean(axis=1, dtype=float)
 
     @property
+    def deviation(self) -> float:
+        """1.48 times the median distance from the median: that of normal values, but for peaks."""
+        values = self.values
+        return max(_DEVIATIONS * float(np.median(np.abs(values - np.median(values)))), 1e-9)
+
+    @property
     def heights(self) -> NDArray[np.float64]:
-        """[n]: how far each value is above the video's median, in (robust) standard deviations."""
-        above = self.values - np.median(self.values)
-        return above / max(_DEVIATIONS * float(np.median(np.abs(above))), 1e-9)
+        """[n]: how far each value is above the video's median, in deviations."""
+        return (self.values - np.median(self.values)) / self.deviation
+
+    @property
+    def unusual(self) -> float:
+        """From this value on a moment is called unusual."""
+        return float(np.median(self.values)) + _STANDS_OUT * self.deviation
+
+    def rule(self) -> str:
+        """What is called unusual in this video, in words."""
+        few = len(self.values) < _FEW
+        rough = f"; a rough guess: only {len(self.values)} moments are judged" if few else ""
+        return (
+            f"unusual here: a surprise of {self.unusual:.2f} or more, {_STANDS_OUT:g} deviations of"
+            f" {self.deviation:.2f} above the median {np.median(self.values):.2f}{rough}"
+        )
 
     def line(self, index: int) -> str:
         """One step in words."""
-        height = self.heights[index]
+        height, value = self.heights[index], self.values[index]
+        side = "above" if height >= 0 else "below"
         return (
-            f"{self.seconds[index]:.2f} s: surprise {self.values[index]:.2f}, {height:.1f} "
-            f"deviations above the video's median {np.median(self.values):.2f}"
-            f"{'' if height >= _STANDS_OUT else ' (does not stand out)'}"
+            f"{self.seconds[index]:.2f} s: surprise {value:.2f}, {abs(height):.1f} deviations "
+            f"{side} the median: {'' if height >= _STANDS_OUT else 'not '}unusual"
         )
 
     def peaks(self, most: int, apart: int) -> list[int]:
@@ -256,16 +276,16 @@ def show_surprise(
     out_standing = [index for index in chosen if heights[index] >= _STANDS_OUT]
     limit = float(found.errors[chosen].max())
     strips = [s for index in chosen for s in peak_strips(video, found, index, clip, size, limit)]
-    lines = [found.line(index) for index in chosen]
+    lines = [*(found.line(index) for index in chosen), found.rule()]
     answer = (
-        f"No moment stands out: the highest, at {found.seconds[chosen[0]]:.2f} s, is "
+        f"No moment is unusual: the highest, at {found.seconds[chosen[0]]:.2f} s, is "
         f"{heights[chosen[0]]:.1f} deviations above the median, and {_STANDS_OUT:g} are asked for."
     )
     if out_standing:
         times = ", ".join(f"{found.seconds[index]:.2f} s" for index in sorted(out_standing))
         answer = f"What came next was not what the model expected at {times}."
     curve = line_chart(
-        [Line("surprise", found.seconds.tolist(), values.tolist())],
+        [Line("surprise", found.seconds.tolist(), values.tolist(), level=found.unusual)],
         x_label="seconds",
         y_label="surprise",
     )
@@ -287,13 +307,13 @@ def show_surprise(
         figures=[
             Figure(f"{values.max():.2f}", "largest surprise"),
             Figure(f"{np.median(values):.2f}", "median of the video"),
-            Figure(str(len(out_standing)), f"of {len(chosen)} peaks stand out"),
+            Figure(str(len(out_standing)), f"of {len(chosen)} peaks are unusual"),
         ],
         sections=[
-            Section("Over time", about, [Chart(curve, "Surprise over the video.", wide=True)]),
+            Section("Over time", about, [Chart(curve, f"Dotted: {found.rule()}.", wide=True)]),
             Section("The peaks", blocks=[PictureBlock(strips, below)]),
         ],
-        footer=f"model {model}; a peak stands out {_STANDS_OUT:g} deviations above the median",
+        footer=f"model {model}; {found.rule()}",
     )
     write_report(report, out)
     return [*lines, str(out)]

@@ -40,20 +40,32 @@ _TIME_SCALE = 1000.0  # the code of numbers was made for places that are whole n
 class DecoderConfig:
     """Sizes of the decoder; grid and patches are those of the encoder whose features it decodes."""
 
-    width: _Count = 768
-    """Token width inside the decoder."""
-    depth: _Count = 12
-    """Number of transformer blocks."""
-    heads: _Count = 12
-    """Attention heads; must divide the width."""
+    width: _Count | None = None
+    """Token width inside the decoder; null: three quarters of the encoder's, 160 to 768."""
+    depth: _Count | None = None
+    """Number of transformer blocks; null: as many as the encoder's, 4 to 12."""
+    heads: _Count | None = None
+    """Attention heads; must divide the width. Null: of 32 numbers each, from width 512 on of 64."""
     mlp_ratio: _Positive = 4.0
     """Hidden width of a block's MLP over the width."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
+        if self.width and self.heads and self.width % self.heads:
             raise ValueError(f"width: {self.width} must be a multiple of heads {self.heads}")
-        if self.width % 2:
+        if self.width and self.width % 2:
             raise ValueError(f"width: {self.width} must be even: sines and cosines come in pairs")
+
+    def sizes_for(self, encoder: EncoderConfig) -> tuple[int, int, int]:
+        """Width, depth and heads; what is null follows from the encoder's width and depth.
+
+        So one of width 96 gets the size that the demo's recipe names, one of width 1024 (ViT-L)
+        that of `vitl16_224`, which was chosen by its cost.
+        """
+        width = self.width or min(768, max(160, 32 * round(0.75 * encoder.width / 32)))
+        most = max(1, width // (64 if width >= 512 else 32))
+        heads = self.heads or next(h for h in range(most, 0, -1) if width % h == 0)
+        depth = self.depth or min(12, max(4, encoder.depth))
+        return width, depth, heads
 
 
 class Decoder(nn.Module):
@@ -71,7 +83,7 @@ class Decoder(nn.Module):
         self, encoder: EncoderConfig, config: DecoderConfig, feature_width: int | None = None
     ) -> None:
         super().__init__()
-        width = config.width
+        width, depth, heads = self.sizes = config.sizes_for(encoder)
         check_position_width("decoder.width", width, encoder)
         self.encoder_config, self.config = encoder, config
         self.patch_values = CHANNELS * encoder.tubelet_size * encoder.patch_size**2
@@ -80,8 +92,7 @@ class Decoder(nn.Module):
         self.no_feature = nn.Parameter(torch.empty(width))
         self.time_embed = Mlp(width, width)
         self.blocks = nn.ModuleList(
-            Block(width, config.heads, round(width * config.mlp_ratio), NORM_EPS)
-            for _ in range(config.depth)
+            Block(width, heads, round(width * config.mlp_ratio), NORM_EPS) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.proj = nn.Linear(width, self.patch_values)
@@ -97,7 +108,7 @@ class Decoder(nn.Module):
     def reset_position_code(self) -> None:
         """Recompute the position code on the device and in the dtype of the weights."""
         weight = self.norm.weight
-        code = position_code(self.encoder_config, self.config.width, weight.device)
+        code = position_code(self.encoder_config, self.sizes[0], weight.device)
         self.pos_embed = code.to(weight.dtype)
 
     def forward(
@@ -129,7 +140,7 @@ class Decoder(nn.Module):
         feature = self.feature_embed(features)
         if kept is not None:
             feature = torch.where(kept[..., None], feature, self.no_feature.to(feature.dtype))
-        moment = sincos_1d(_TIME_SCALE * time.reshape(-1), self.config.width).to(code.dtype)
+        moment = sincos_1d(_TIME_SCALE * time.reshape(-1), self.sizes[0]).to(code.dtype)
         moment = self.time_embed(moment).reshape(*time.shape, -1)
         tokens = self.pixel_embed(noisy) + feature + code[places] + moment
         packing = None if offsets is None else Packing.of(offsets, len(tokens), len(code))

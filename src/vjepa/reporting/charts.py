@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_NAMED = 40  # beyond that names and numbers would not be readable
 _MOST_COUNTED = 20
@@ -31,6 +32,12 @@ MAX_LINES = len(_SERIES)
 """As many lines in one chart as there are colours."""
 
 
+def _figure(width: float, height: float, **how: Any) -> Figure:
+    from matplotlib.figure import Figure  # half a second that commands without a chart save
+
+    return Figure(figsize=(width, height), **how)
+
+
 def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None:
     """Draw accuracy over confidence, and below it how many answers each range holds.
 
@@ -38,7 +45,7 @@ def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None
     confidence hold answers and ascend: ``low``, ``high``, ``count`` of answers, how many are
     ``correct``, and their mean ``confidence``. `path` ends with .png or .svg.
     """
-    figure = Figure(figsize=(4.2, 4.8), layout="constrained")
+    figure = _figure(4.2, 4.8, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--")
     confidence = [entry.confidence for entry in ranges]
@@ -69,7 +76,7 @@ def draw_confusion(
     shares = counts / np.maximum(of_class, 1)
     size = len(classes)
     side = min(14.0, max(3.2, 1.6 + 0.42 * min(size, _MOST_NAMED)))
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    figure = _figure(side + 1.2, side, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     axes.set_xlabel("answer")
@@ -97,12 +104,16 @@ def _save(figure: Figure, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: `x` and `y` of equal length; `colour` is a series number from 1 to 5."""
+    """One curve: `x` and `y` of equal length; `colour` is a series number from 1 to 5.
+
+    At its `level`, if it has one, stands a dotted line.
+    """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int = 1
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +130,7 @@ class Estimate:
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     """One or more curves over a common axis as an SVG string; several get a legend."""
-    figure = Figure(figsize=(4.6, 2.7), layout="constrained")
+    figure = _figure(4.6, 2.7, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "y")
     for line in lines:
@@ -132,6 +143,8 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
             marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
+        if line.level is not None:
+            axes.axhline(line.level, color=_SERIES[line.colour - 1], linewidth=1, linestyle=":")
     if all(float(x).is_integer() for line in lines for x in line.x):  # no update 12.5
         axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
@@ -148,11 +161,13 @@ def write_line_chart(
 
     Returned is what x the left and the right edge of the picture would have.
     """
-    figure = Figure(figsize=(6.0, 2.4))  # small, so that its words are large on a phone
+    figure = _figure(6.0, 2.4)  # small, so that its words are large on a phone
     axes = figure.add_axes((0.11, 0.22, 0.87, 0.74))
     _style(axes, "y", _MIDDLE, "#88888866")
     for line, colour in zip(lines, _ON_ANY_GROUND, strict=False):
         axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=_words(line.label))
+        if line.level is not None:
+            axes.axhline(line.level, color=colour, linewidth=1.2, linestyle=":")
     axes.axvline(at, color=_MIDDLE, linewidth=1.4, linestyle="--")
     axes.set_xlabel(_words(x_label), color=_MIDDLE, fontsize=10)
     axes.set_ylabel(_words(y_label), color=_MIDDLE, fontsize=10)
@@ -182,7 +197,7 @@ def estimate_chart(
             rows.append(estimate.group)
         rows.append(estimate)
     size = (4.5, 0.36 * len(rows) + 0.6) if narrow else (8.2, 0.25 * len(rows) + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(*size, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "x")
     for position, row in enumerate(rows):
@@ -240,6 +255,8 @@ def _style(axes: Axes, grid: Any, muted: str = _MUTED, grey: str = _GRID) -> Non
 
 def _svg(figure: Figure) -> str:
     """The figure as an SVG element with CSS colours and no XML prologue."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vjepa"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
