@@ -155,8 +155,8 @@ def test_every_tab_shows_what_its_function_finds(call: Call, files: dict[str, Pa
         words = _words(call("hide", _BOTH, 0.0, *hidden))
         errors = [float(one) for one in re.findall(r"error (\d\.\d\d) \(1: no better", words)]
         assert len(errors) == 2
+        assert words.count("never trained on such a part") == (hidden is _BOX), "it hid the future"
     assert errors[0] < errors[1], "who has learnt predicts what comes next better"
-        assert words.count("never trained on such a part") == (hidden is _BOX), "the future is hid"
     words = _words(call("surprise", _BOTH))
     assert words.count("unusual here: a surprise of") == 2
     assert re.search(r"demo: \d\.\d\d s: surprise .* untrained: \d\.\d\d s: surprise", words)
@@ -338,7 +338,7 @@ def test_files_of_the_authors_stand_beside_the_shipped_model(
     distilled = f"{second / 'v2_1_distilled_tiny.pt'} {sizes}"
     words = app_looks.predictions(session, [distilled], 0.0, app_looks.Hidden(*_BOX), watch).words
     assert "error: this model predicts 48 numbers a token" in words
-    with pytest.raises(UserError, match="heads of an encoder .* cannot be told from its file"):
+    with pytest.raises(UserError, match=r"heads of an encoder .* cannot be told from its file"):
         app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
     with pytest.raises(UserError, match=r"image_size: .*"):
         app_looks.open_for_page(f"{TRAINED} image_size=32")

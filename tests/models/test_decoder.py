@@ -18,8 +18,8 @@ PATCH = 3 * 2 * 4 * 4
 
 
 def test_sizes_that_are_not_named_follow_from_the_encoder() -> None:
-    def sizes(width: int, depth: int, **named: int) -> tuple[int, int, int]:
-        encoder = replace(ENCODER, width=width, depth=depth, heads=1)
+    def sizes(of: int, blocks: int, **named: int) -> tuple[int, int, int]:
+        encoder = replace(ENCODER, width=of, depth=blocks, heads=1)
         return DecoderConfig(**named).sizes_for(encoder)
 
     assert sizes(96, 3) == (160, 4, 5), "configs/decode/demo.yaml"

@@ -53,7 +53,7 @@ TRAINED, UNTRAINED = "demo", "untrained"
 SIDE, CURVE_PIXELS = 512, 990
 """Of the picture that is clicked at, and the width of the curve."""
 _SMALL, _KEPT_FILES, _PEAKS, _ANSWERS = 192, 60, 3, 5
-_STILL, _ANY_LENGTH = 128, 1 << 40
+_STILL, _LONGEST_LABEL, _ANY_LENGTH = 128, 24, 1 << 40
 """Frames of stills are small: on a phone their words have to be read."""
 
 STOPPED = "stopped at your request"
@@ -267,7 +267,7 @@ def _view(
             if not any(name == n and np.array_equal(shown, old) for n, old in rows):
                 rows.append((name, shown))
     film, still = session.new_file(".mp4"), session.new_file(".png")
-    write_side_by_side(rows, film, in_a_line=3)
+    write_side_by_side(rows, film, in_a_line=2 if len(rows) == 4 else 3)
     write_png(picture_of([_small(strip_of(*row)) for row in rows]), still)
     return View(film, still, "\n".join(lines))
 
@@ -300,8 +300,10 @@ def about(config: EncoderConfig) -> str:
 
 
 def _short(name: str) -> str:
-    """A model's name for a label."""
-    return name if len(name) <= 24 else f"…{name[-23:]}"
+    """A model's name for a label: of a long path as many of its last parts as fit."""
+    while len(name) > _LONGEST_LABEL and "/" in name:
+        name = name.partition("/")[2]
+    return name if len(name) <= _LONGEST_LABEL else f"…{name[1 - _LONGEST_LABEL :]}"
 
 
 def frame_picture(
@@ -452,7 +454,7 @@ def samples(
         watch(seed, settings.samples)
         drawn.append(decode_clip(opened, pixels, masks, 0, [seed], steps=settings.steps))
     still = session.new_file(".png")
-    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4")
+    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4", 4)
     size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
     words = filter(None, (size, said[1], unlike_training(opened.masking, hide.how)))
     return View(still.with_suffix(".mp4"), still, f"{decoder}: {'; '.join(words)}")

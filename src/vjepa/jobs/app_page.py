@@ -17,6 +17,8 @@ from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, View, Watch
 CSS = """
 .gradio-container {max-width: 1200px !important}
 .said {font-size: 0.92em; line-height: 1.5; overflow-wrap: anywhere}
+.models label span {overflow-wrap: anywhere; min-width: 0}
+.models label {max-width: 100%}
 .said .error {color: #c0362c}
 .dark .said .error {color: #ff8f84}
 .place img {cursor: crosshair}
@@ -183,7 +185,9 @@ class _Page:
                 upload = gr.UploadButton("Upload a video", file_types=["video", "image"])
             with gr.Column(min_width=280):
                 chosen = list(models)[:2]
-                self.ticked = gr.CheckboxGroup(list(models), value=chosen, label="Models")
+                self.ticked = gr.CheckboxGroup(
+                    list(models), value=chosen, label="Models", elem_classes=["models"]
+                )
                 other = gr.Textbox(
                     label="Another model",
                     info="What its file may not say can stand behind the path: num_heads=16 "

@@ -497,9 +497,13 @@ def write_samples(
     drawn: Tensor,
     out: Path,
     moving: Literal["webp", "gif", "mp4"],
+    most: int = _STILL_FRAMES,
 ) -> list[str]:
-    """Write what :func:`decode_clip` has drawn, as :func:`show_samples` does; arguments of both."""
-    strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, _STILL_FRAMES)
+    """Write what :func:`decode_clip` has drawn, as :func:`show_samples` does; arguments of both.
+
+    The still picture has at most `most` frames of the clip.
+    """
+    strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, most)
     size = opened.model.config.encoder.image_size
     text = (
         f"The model saw the second row, and predicted features of what is grey. Each sample was "

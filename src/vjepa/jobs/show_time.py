@@ -43,6 +43,7 @@ from vjepa.tasks.masked_prediction import normalise_features
 _WORST_SHARE = 0.25
 _PEAKS = 3
 _STANDS_OUT = 5.0  # deviations above the median; docs/surprise.md counts false alarms
+_LEAST = 0.1  # of the median
 _FEW = 12  # moments
 _DEVIATIONS = 1.4826  # of a normal distribution, for one median absolute deviation
 _AT_ONCE = 8
@@ -138,9 +139,12 @@ class Surprise:
 
     @property
     def deviation(self) -> float:
-        """1.48 times the median distance from the median: that of normal values, but for peaks."""
-        values = self.values
-        return max(_DEVIATIONS * float(np.median(np.abs(values - np.median(values)))), 1e-9)
+        """1.48 times the median distance from the median, as of normal values; or a tenth of it.
+
+        The larger one: of few moments, or of very even ones, the first says too little.
+        """
+        values, median = self.values, float(np.median(self.values))
+        return max(_DEVIATIONS * float(np.median(np.abs(values - median))), _LEAST * median, 1e-9)
 
     @property
     def heights(self) -> NDArray[np.float64]:
@@ -155,7 +159,7 @@ class Surprise:
     def rule(self) -> str:
         """What is called unusual in this video, in words."""
         few = len(self.values) < _FEW
-        rough = f"; a rough guess: only {len(self.values)} moments are judged" if few else ""
+        rough = f"; a rough guess of so few moments ({len(self.values)})" if few else ""
         return (
             f"unusual here: a surprise of {self.unusual:.2f} or more, {_STANDS_OUT:g} deviations of"
             f" {self.deviation:.2f} above the median {np.median(self.values):.2f}{rough}"

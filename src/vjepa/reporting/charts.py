@@ -162,7 +162,7 @@ def write_line_chart(
     Returned is what x the left and the right edge of the picture would have.
     """
     figure = _figure(6.0, 2.4)  # small, so that its words are large on a phone
-    axes = figure.add_axes((0.11, 0.22, 0.87, 0.74))
+    axes = figure.add_axes((0.11, 0.22, 0.87, 0.74 if len(lines) == 1 else 0.64))
     _style(axes, "y", _MIDDLE, "#88888866")
     for line, colour in zip(lines, _ON_ANY_GROUND, strict=False):
         axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=_words(line.label))
@@ -172,7 +172,8 @@ def write_line_chart(
     axes.set_xlabel(_words(x_label), color=_MIDDLE, fontsize=10)
     axes.set_ylabel(_words(y_label), color=_MIDDLE, fontsize=10)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=10, labelcolor=_MIDDLE)
+        above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderpad": 0}
+        axes.legend(frameon=False, fontsize=9, labelcolor=_MIDDLE, **above)
     low, high = map(float, axes.get_xlim())
     figure.savefig(path, dpi=165, transparent=True)
     each = (high - low) / 0.87
