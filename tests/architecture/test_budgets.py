@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_300
+MOST_LINES = 46_400
 MOST_FILES = 213
 MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3990, 98),
+    "checkpoint": (4010, 98),
     "cli": (2350, 30),
     "data": (960, 13),
     "data/clips": (1960, 60),
@@ -30,13 +30,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2370, 53),
     "demo": (2210, 52),
     "evaluation": (4310, 101),
-    "jobs": (8260, 185),
+    "jobs": (8340, 187),
     "jobs/detect": (1160, 25),
     "jobs/finetune": (1060, 19),
     "jobs/probe": (2140, 59),
     "masking": (800, 16),
-    "models": (2680, 65),
-    "reporting": (1030, 40),
+    "models": (2670, 65),
+    "reporting": (1050, 40),
     "runtime": (2380, 55),
     "tasks": (1870, 44),
     "top level": (930, 28),

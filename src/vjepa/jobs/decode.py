@@ -219,7 +219,7 @@ def train(
         TrainingStopped: The loss or a gradient became non-finite.
     """
     device = set_up_device(config.training.device, config.training.precision).device
-    model = open_model(config.model, config.num_heads)
+    model = open_model(config.model, num_heads=config.num_heads)
     sizes = config.decoder.sizes_for(model.config.encoder)
     named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
     config = replace(config, decoder=replace(config.decoder, **named))
