@@ -161,7 +161,7 @@ def open_for_page(name: str) -> Opened:
         model = open_model(path, drawn=False, **sizes)
     except UserError as error:
         why = f"there is no prediction to look at: {error}"
-    encoder = model.target_encoder if model else load_encoder(path, **sizes)
+    encoder = model.target_encoder if model else load_encoder(path, "target", **sizes)
     config, run = encoder.config, run_of(path) if model else None
     return Opened(
         name,
