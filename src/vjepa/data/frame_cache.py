@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from zipfile import BadZipFile
@@ -169,30 +170,24 @@ class _CacheOrder:
         return self.video.path
 
 
-@dataclass(frozen=True)
-class _CacheTask:
-    """Decodes whole videos into the file `frames`; runs in a worker."""
+def _decode(file: Path, order: _CacheOrder) -> NDArray[np.float64] | str | None:
+    """Decode into `file`: the frames' times if uneven, else None, or why the video is bad."""
+    from vjepa.data.video.decode import frame_times, read_frames
 
-    frames: Path
-
-    def __call__(self, order: _CacheOrder) -> NDArray[np.float64] | str | None:
-        """Decode; the answer is the frames' times if uneven, else None, or why the video is bad."""
-        from vjepa.data.video.decode import frame_times, read_frames
-
-        length, height, width = order.shape
-        mapped = np.load(self.frames, mmap_mode="r+")
-        out = mapped[order.offset :][: length * height * width * 3].reshape(*order.shape, 3)
-        try:
-            for frame in read_frames(order.video, np.arange(length)):
-                image = frame.image
-                if image.shape[:2] != (height, width):
-                    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-                    small = resize_frames(whole, height, width, "antialias")
-                    image = small[0].permute(1, 2, 0).numpy()
-                out[frame.number] = image
-            return frame_times(order.video)
-        except DecodeError as error:
-            return error.reason
+    length, height, width = order.shape
+    mapped = np.load(file, mmap_mode="r+")
+    out = mapped[order.offset :][: length * height * width * 3].reshape(*order.shape, 3)
+    try:
+        for frame in read_frames(order.video, np.arange(length)):
+            image = frame.image
+            if image.shape[:2] != (height, width):
+                whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+                small = resize_frames(whole, height, width, "antialias")
+                image = small[0].permute(1, 2, 0).numpy()
+            out[frame.number] = image
+        return frame_times(order.video)
+    except DecodeError as error:
+        return error.reason
 
 
 def _build(
@@ -225,7 +220,7 @@ def _build(
         workers, seconds = reading.num_workers, reading.sample_timeout_seconds
         with (
             Progress("decode videos once", len(rows)) as progress,
-            closing(WorkerPool(_CacheTask(file), workers, seconds, memory)) as pool,
+            closing(WorkerPool(partial(_decode, file), workers, seconds, memory)) as pool,
         ):
             outcomes = pool.map(orders, ahead=4 * workers, in_order=False)
             for done, (order, outcome) in enumerate(outcomes, start=1):
