@@ -29,7 +29,7 @@ from vjepa.checkpoint import (
 from vjepa.cli.main import main
 from vjepa.errors import UserError
 from vjepa.models import VJEPA2_MODELS, AttentiveClassifier, Encoder, Predictor
-from vjepa.models.anticipation import with_future
+from vjepa.models.anticipation import AnticipationClassifier, with_future
 
 SIZES = {"num_heads": 2, "image_size": 64, "num_frames": 8}
 LOGITS = {"atol": 5e-6, "rtol": 0.0}
@@ -226,12 +226,22 @@ def test_layouts_of_the_released_files_fit(file: str, folder: Path, tmp_path: Pa
 
 def test_layouts_of_the_released_probes_fit(folder: Path) -> None:
     layouts = json.loads((folder / "released_layouts.json").read_text())
-    for file in ("evals/ssv2-vitl-16x2x3.pt", "evals/diving48-vitg-384-32x4x3.pt"):
+    files = [file for file in layouts if file.startswith("evals/")]
+    assert len(files) == 6
+    for file in files:
         found = _layout(layouts[file]["classifiers[i]"])
         plain = {name.removeprefix("module."): tuple(shape) for name, shape in found.items()}
-        classes, width = plain["linear.weight"]
+        width, heads = plain["pooler.query_tokens"][2], layouts[file]["heads"]
+        end = "_classifier.weight"
+        asked = {n.removesuffix(end): shape[0] for n, shape in plain.items() if n.endswith(end)}
+        assert len(asked) == (3 if "ek100" in file else 0)
         with torch.device("meta"):
-            probe = AttentiveClassifier(width, layouts[file]["heads"], classes, 4, "released_2")
+            if asked:
+                probe = AnticipationClassifier(width, heads, asked, 4)
+            else:
+                probe = AttentiveClassifier(
+                    width, heads, plain["linear.weight"][0], 4, "released_2"
+                )
         assert {n: tuple(t.shape) for n, t in probe.state_dict().items()} == plain
 
 
