@@ -185,6 +185,22 @@ def test_joined_streams_whose_times_overlap_are_sought_by_place(tmp_path, fed, s
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
+        ("a.hevc", Spec(codec="libx265", container="hevc", options=H265)),
+        ("a.h264", Spec(container="h264", options={"x264-params": "open-gop=1:keyint=12"})),
+    ],
+)
+def test_open_groups_without_timestamps_are_sought_by_place(tmp_path, fed, name, spec):
+    info = check(write_video(tmp_path / name, replace(spec, num_frames=120)))
+    assert (info.num_frames, info.reading) == (120, "placed")
+    assert info.num_keyframes > 8
+    fed.clear()
+    assert numbers_of(decode_frames(info, [70, 115])) == [70, 115]
+    assert len(fed) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
         ("a.flv", NO_B),
         ("b.flv", Spec()),  # the jump leaves two of its frames without a timestamp
         ("a.mkv", Spec()),

@@ -118,7 +118,11 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
             is_told = np.array_equal(order[: len(start.order)], start.order[: len(order)])
             pts = table.pts[order]
             if not is_told or np.any(pts == NO_STAMP) or np.any(np.diff(pts) == 0):
-                keys &= table.is_closed
+                closed = keys & table.is_closed
+                if 2 * np.count_nonzero(closed) >= np.count_nonzero(keys):
+                    keys = closed
+                else:  # of groups that are open only decoding tells where their frames are
+                    order = _decode(info, limits, None).order
     doubtful = np.flatnonzero(table.is_flagged & (table.entry < 0))
     if is_trusted and len(doubtful):
         keys[_tried(info, limits, doubtful)] = True
