@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -393,7 +394,7 @@ def _label_of_rows(
         root = next((root for root in roots if path.is_relative_to(root)), path.parent)
         # The first folder may be the split's.
         folders = path.relative_to(root).parts[1 if row.split else 0 : -1]
-        values.append(folders[-1] if folders else None)
+        values.append(normalize("NFC", folders[-1]) if folders else None)
     return values, "folder" if any(values) else "no label, and no folder of a class"
 
 

@@ -97,12 +97,22 @@ def describe(manifest: Manifest) -> str:
     elif len(datasets.classes) > 1:
         parts.append(f"sources {counted(datasets.counts())}")
     if manifest.splits:
-        parts.append(f"splits {counted(manifest.categories('split').counts())}")
+        found = counted(manifest.categories("split").counts())
+        parts.append(f"splits {found}{_twins(manifest.splits)}")
     if names := manifest.label_names:
-        classes = [len(manifest.label_codes(name).classes) for name in names]
-        of = [f"{name} ({count} values)" for name, count in zip(names, classes, strict=True)]
+        classes = [manifest.label_codes(name).classes for name in names]
+        of = [f"{n} ({len(c)} values{_twins(c)})" for n, c in zip(names, classes, strict=True)]
         parts.append("labels " + ", ".join(of))
     return ", ".join(parts)
+
+
+def _twins(names: Sequence[str]) -> str:
+    """What to say where two names are the same but for capital letters."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            return f" ({other!r} and {name!r} count as two)"
+    return ""
 
 
 def counted(counts: Mapping[str, int]) -> str:

@@ -114,6 +114,18 @@ def test_only_a_link_to_a_folder_that_it_lies_in_is_a_loop(tmp_path):
     assert left_out == {"left out, a link to a folder that it lies in": 2}
 
 
+def test_two_ways_of_writing_an_accent_are_one_class(tmp_path):
+    one, two = "caf\u00e9", "cafe\u0301"
+    rows = read(make_tree(tmp_path / "set", f"{one}/1.mp4", f"{two}/2.mp4"), label_from_folder=True)
+    assert [row.labels["label"] for row in rows] == [one, one]
+    assert {Path(row.path).parent.name for row in rows} == {one, two}, "paths stay as they are"
+    listed = tmp_path / "l.csv"
+    listed.write_text(f"path,label\n{two}.mp4,{two}\n1.mp4,{one}\n", encoding="utf-8")
+    rows = read(listed)
+    assert [row.labels["label"] for row in rows] == [one, one]
+    assert Path(rows[0].path).stem == two
+
+
 def test_every_link_to_one_folder_is_gone_into(tmp_path):
     """A shared pool seen through splits and classes, and folders linked into each other."""
     pool = make_tree(tmp_path / "pool", "1.mp4", "2.mp4")

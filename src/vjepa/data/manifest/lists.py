@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
+from unicodedata import normalize
 
 from pydantic import Field
 
@@ -201,7 +202,8 @@ def _folder_rows(
     for path, kind in found:
         inside = path.removeprefix(root).lstrip("/")
         split, classes = _split_and_classes(inside)
-        labels = {FOLDER_LABEL: classes[-1]} if config.label_from_folder and classes else {}
+        named = config.label_from_folder and classes
+        labels = {FOLDER_LABEL: normalize("NFC", classes[-1])} if named else {}
         yield SourceRow(path=path, kind=kind, split=split, labels=labels, place=f"file {inside}")
 
 
@@ -319,7 +321,9 @@ def _parse(
     while first and not first.strip():
         first = file.readline()
     if not _is_text(first):
-        raise UserError(f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8")
+        raise UserError(
+            f"{path}: is neither a media file nor UTF-8 text; give a list as CSV or JSON in UTF-8"
+        )
     file.seek(0)
     if first.lstrip().startswith(("{", "[")):
         return _parse_json(path, file, columns[0], is_array=first.lstrip().startswith("["))
@@ -470,7 +474,7 @@ def _list_rows(path: Path) -> Iterator[SourceRow]:
             given = values.get("path")
             name = _text_of("path", given) if isinstance(given, str) else None
             if name is None:
-                raise ValueError("no path")
+                raise ValueError("no path; every row names its file as `path`")
             labels = {
                 column: text
                 for column, value in values.items()
@@ -514,6 +518,8 @@ def _text_of(column: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str | int | float):
         raise ValueError(f"{column} is no text or number but {shortened(repr(value))}")
     text = "" if value is None else str(value).strip()
+    if column != "path":  # a letter with an accent is one character or two
+        text = normalize("NFC", text)
     if not _is_text(column + text):
         what = f"{shortened(repr(column))} is not valid UTF-8: {shortened(repr(text))}"
         raise ValueError(f"{what}; save the list as UTF-8")
