@@ -175,7 +175,7 @@ def _headline(
             "untrained one."
         )
     if findings.cut:
-        answer += f" Time was short: {'; '.join(findings.cut)}."
+        answer += f" Time was short: {'; '.join(findings.cut)}. More --minutes make up for it."
     return answer, figures
 
 
