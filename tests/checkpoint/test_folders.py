@@ -314,6 +314,9 @@ def test_a_name_goes_before_a_file_and_unknown_names_are_told(
         with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo\)"):
             load_model(name)
     assert load_encoder("demo").preprocess == load_encoder(shipped_weights()).preprocess
+    Path("config.yaml").write_text("seed: 0")
+    with pytest.raises(UserError, match=r"config\.yaml: a configuration, .*give the folder"):
+        load_encoder("config.yaml")
     folders._say_taken.cache_clear()
     convert(save_model("a", model()), "demo")
     assert "the model of that name" not in caplog.text
