@@ -242,6 +242,7 @@ def test_another_setting_is_another_job(tmp_path: Path) -> None:
         ([-3.0, -3.5, -2.5], "not reproduced: the other way round"),
         ([3.0, -3.0, 1.0], "cannot be told (the interval holds 0)"),
         ([3.0], "cannot be told (one seed)"),
+        ([2.0, 2.0, 2.0], "cannot be told (equal in all seeds, so they tell no interval)"),
     ],
 )
 def test_verdicts(differences: list[float], verdict: str) -> None:

@@ -46,6 +46,8 @@ class Comparison:
         low, high = self.difference.interval.low, self.difference.interval.high
         if math.isinf(low):
             return f"{_OPEN} (one seed)"
+        if low == high:
+            return f"{_OPEN} (equal in all seeds, so they tell no interval)"
         if low > 0:
             return _REPRODUCED
         return f"{_NOT}: the other way round" if high < 0 else f"{_OPEN} (the interval holds 0)"
