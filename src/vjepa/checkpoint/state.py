@@ -23,8 +23,10 @@ from vjepa.runtime.distributed import ProcessGroup
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 Moments = dict[str, dict[str, Tensor]]
-"""By full parameter name: ``step`` (0-d float32), ``exp_avg`` and ``exp_avg_sq`` (its shape)."""
+"""By full parameter name: ``step`` (0-d float32), ``exp_avg`` and ``exp_avg_sq`` (its shape), the
+last not for Muon's matrices."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,21 @@ def load_optimizer_state(
     """
     parameters = named_parameters(modules)
     state = {plain_name(name): moments for name, moments in state.items()}
+    by_muon = {p for group in optimizer.param_groups if group.get("muon") for p in group["params"]}
     for name, moments in state.items():
         if name not in parameters:
             raise UserError(
                 f"{source}: optimiser state of {name!r}, which is no trained parameter of this "
                 "model; build the model of that run, or start without its optimiser state"
             )
-        for key in ("exp_avg", "exp_avg_sq"):
+        wanted = _MOMENTS[:1] if parameters[name] in by_muon else _MOMENTS
+        if moments.keys() - {"step"} != set(wanted):
+            raise UserError(
+                f"{source}: optimiser state of {name!r} is of another optimiser "
+                f"({', '.join(sorted(moments))}); set optim.optimizer as that run has it, or start "
+                "without its optimiser state"
+            )
+        for key in wanted:
             found, expected = tuple(moments[key].shape), tuple(parameters[name].shape)
             if found != expected:
                 raise UserError(
@@ -114,12 +124,11 @@ def load_optimizer_state(
             "step": torch.tensor(
                 float(moments["step"]), dtype=torch.float32, device=parameter.device
             ),
-            "exp_avg": part_like(moments["exp_avg"], parameter),
-            "exp_avg_sq": part_like(moments["exp_avg_sq"], parameter),
+            **{key: part_like(moments[key], parameter) for key in _MOMENTS if key in moments},
         }
 
 
-def _is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
+def is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether it is a DTensor, without loading what makes them: that takes a second."""
     loaded = sys.modules.get("torch.distributed.tensor")
     return loaded is not None and isinstance(tensor, loaded.DTensor)
@@ -127,7 +136,7 @@ def _is_sharded(tensor: Tensor | None) -> TypeGuard[DTensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor; of a sharded one it is gathered, so all processes must ask together."""
-    return tensor.full_tensor() if _is_sharded(tensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -136,7 +145,7 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     `tensor` is the same whole one in every process, or sharded like `like` already; nothing is
     sent.
     """
-    if not _is_sharded(like) or _is_sharded(tensor):
+    if not is_sharded(like) or is_sharded(tensor):
         return tensor.to(like, copy=True)
     from torch.distributed.tensor import distribute_tensor
 
@@ -216,7 +225,7 @@ def read_state(folder: Path, parameters: Mapping[str, Tensor], group: ProcessGro
     for name, entry in reader.read_metadata().state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
             like = parameters.get(plain_name(name.rpartition("/")[0]))
-            if _is_sharded(like) and like.shape == entry.size:
+            if is_sharded(like) and like.shape == entry.size:
                 flat[name] = torch.empty_like(like, requires_grad=False)
             else:
                 flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype)

@@ -21,6 +21,9 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 class OptimConfig:
     """AdamW and its schedules. The defaults are the paper's recipe (Table 8, batch 3072)."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: weights of linear layers are moved by Muon (K. Jordan, 2024), at the same learning
+    rate, all else by AdamW. Not for sharded weights (FSDP)."""
     steps: Count = 90_000
     """Optimiser updates to train."""
     warmup_steps: Annotated[int, Field(ge=0)] = 12_000
