@@ -14,13 +14,17 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_400
+MOST_LINES = 46_500
 MOST_FILES = 213
 MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4010, 98),
+<<<<<<< HEAD
+    "checkpoint": (4020, 99),
+=======
+    "checkpoint": (4020, 99),
+>>>>>>> 78ac5d6 (Budgets)
     "cli": (2350, 30),
     "data": (960, 13),
     "data/clips": (1960, 60),
@@ -40,7 +44,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2380, 55),
     "tasks": (1870, 44),
     "top level": (930, 28),
-    "training": (1600, 35),
+    "training": (1680, 36),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
