@@ -20,11 +20,7 @@ MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-<<<<<<< HEAD
     "checkpoint": (4020, 99),
-=======
-    "checkpoint": (4020, 99),
->>>>>>> 78ac5d6 (Budgets)
     "cli": (2350, 30),
     "data": (960, 13),
     "data/clips": (1960, 60),
@@ -32,7 +28,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/manifest": (1850, 38),
     "data/prepare": (1300, 37),
     "data/video": (2370, 53),
-    "demo": (2210, 52),
+    "demo": (2180, 52),
     "evaluation": (4310, 101),
     "jobs": (8350, 187),
     "jobs/detect": (1160, 25),
