@@ -15,7 +15,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
 MOST_LINES = 46_500
-MOST_FILES = 213
+MOST_FILES = 214
 MOST_CLASSES = 393
 LONGEST_READING_PATH = 6_000
 
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2380, 55),
     "tasks": (1870, 44),
     "top level": (930, 28),
-    "training": (1680, 36),
+    "training": (1700, 38),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -20,11 +20,11 @@ from vjepa.checkpoint.state import (
 )
 from vjepa.errors import UserError
 from vjepa.training import OptimConfig
+from vjepa.training.muon import orthogonal
 from vjepa.training.optim import (
     EmaPairs,
     build_optimizer,
     clip_gradients,
-    orthogonal,
     set_schedules,
     update_ema,
 )

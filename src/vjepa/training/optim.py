@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vjepa.checkpoint.state import is_sharded, parameter_groups, whole
+from vjepa.checkpoint.state import parameter_groups, whole
 from vjepa.errors import UserError
+from vjepa.training.muon import linear_weights, move_matrices
 from vjepa.training.schedules import OptimConfig, learning_rate, weight_decay
-
-_MUON_MOMENTUM = 0.95
-_MUON_ROUNDS, _MUON_POLYNOMIAL = 5, (3.4445, -4.7750, 2.0315)
-_MUON_RMS = 0.2
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -25,62 +20,17 @@ class GuardedAdamW(torch.optim.AdamW):
 
     ``found_inf`` is the channel that torch's loss scaler uses: a 0-d float32 tensor; at 1 the fused
     kernel leaves weights, moments and step count as they are, without a host synchronisation.
-
-    The matrices of a group that is marked ``muon`` are moved by Muon instead: along the momentum of
-    their gradient with all singular values brought near 1, so that every direction learns at the
-    same pace, and as far as AdamW would on average (arXiv 2502.16982, section 2.2). ``exp_avg`` is
-    that momentum. (torch's own Muon computes in bfloat16, and cannot skip an update.)
+    Groups that are marked ``muon`` are moved by it instead (:mod:`vjepa.training.muon`).
     """
 
     found_inf: Tensor | None = None
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all groups; the gradients of Muon's matrices are taken away."""
+        """One update of all groups."""
         for group in self.param_groups:
             if group["muon"]:
-                matrices = [p for p in group["params"] if p.grad is not None]
-                # Those of one shape together: fewer and larger products.
-                matrices.sort(key=lambda p: p.shape)
-                for shape, same in groupby(matrices, key=lambda p: p.shape):
-                    self._move(list(same), group, _MUON_RMS * math.sqrt(max(shape)))
+                move_matrices(group, self.state, self.found_inf)
         return super().step(closure)
-
-    def _move(self, matrices: list[nn.Parameter], group: dict[str, Any], length: float) -> None:
-        skipped = matrices[0].new_zeros(()) if self.found_inf is None else self.found_inf
-        done = 1 - skipped
-        gradients = torch.stack([p.grad for p in matrices if p.grad is not None])
-        gradients = torch.where(skipped > 0, 0.0, gradients)
-        for p in matrices:
-            if not self.state[p]:
-                self.state[p] = {"step": p.new_zeros(()), "exp_avg": torch.zeros_like(p)}
-        states = [self.state[p] for p in matrices]
-        momenta = torch.stack([state["exp_avg"] for state in states])
-        momenta.lerp_(gradients, (1 - _MUON_MOMENTUM) * done)
-        moves = orthogonal(gradients.lerp(momenta, _MUON_MOMENTUM))
-        moves *= group["lr"] * length * done
-        for p, state, momentum, move in zip(matrices, states, momenta, moves, strict=True):
-            state["exp_avg"].copy_(momentum)
-            state["step"].add_(done)
-            p.mul_(1 - group["lr"] * group["weight_decay"] * done).sub_(move)
-            p.grad = None
-
-
-def orthogonal(matrices: Tensor) -> Tensor:
-    """U V^T of each matrix U S V^T of [n, a, b], nearly: singular values of about 0.7 to 1.2.
-
-    By a Newton-Schulz iteration, in matrix products alone, with Muon's published coefficients.
-    """
-    is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if is_tall else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    first, third, fifth = _MUON_POLYNOMIAL
-    for _ in range(_MUON_ROUNDS):
-        square = x @ x.mT
-        x = torch.baddbmm(
-            x, torch.baddbmm(square, square, square, beta=third, alpha=fifth), x, beta=first
-        )
-    return x.mT if is_tall else x
 
 
 def build_optimizer(
@@ -93,15 +43,7 @@ def build_optimizer(
     Learning rate and weight decay are those of update 1 until :func:`set_schedules` is called.
     `lr_scale` gives the factor of a parameter's rate by its full name (layer-wise rates).
     """
-    by_muon: set[Tensor] = set()
-    if config.optimizer == "muon":
-        layers = [m for module in modules.values() for m in module.modules()]
-        by_muon = {layer.weight for layer in layers if isinstance(layer, nn.Linear)}
-        if any(is_sharded(weight) for weight in by_muon):
-            raise UserError(
-                "optim.optimizer: muon works on whole matrices, and FSDP shards them; use adamw, "
-                "or distributed.strategy ddp"
-            )
+    by_muon = linear_weights(modules) if config.optimizer == "muon" else set()
     groups = []
     for g in parameter_groups(modules):
         kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -110,14 +52,8 @@ def build_optimizer(
         for name, parameter in g.parameters.items():
             kinds.setdefault((lr_scale(name), parameter in by_muon), []).append(parameter)
         groups += [
-            {
-                "params": params,
-                "decayed": g.decayed,
-                "module": g.module,
-                "lr_scale": scale,
-                "muon": muon,
-            }
-            for (scale, muon), params in kinds.items()
+            {"decayed": g.decayed, "module": g.module, "lr_scale": scale, "muon": muon, "params": p}
+            for (scale, muon), p in kinds.items()
         ]
     if not any(group["params"] for group in groups):
         raise UserError(f"nothing to train: no parameter of {', '.join(modules)} takes a gradient")
