@@ -102,6 +102,8 @@ def test_the_report_names_the_copy(
     assert "again.mp4" in said.splitlines()[0]
     assert "nearly the same (at least 0.95 alike): 1. Clusters of moments: 2." in said
     assert "data:image/png" in page.read_text()
+    assert ">a.mp4, 0:0" in page.read_text(), "the folder of all is named once"
+    assert page.read_text().count(str(made / "videos")) == 1
 
 
 def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,12 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
     looked = f"all {total:,} moments"
     if len(moments) < total:
         looked = f"{len(moments):,} of {total:,} moments, evenly spread"
-    sections = [_pair_section(pairs, least), _cluster_section(moments, chosen, distances)]
+    # Any beginning will do: it is cut at a slash, and a path may be an address.
+    shared = os.path.commonprefix([moment.path for moment in moments]).rpartition("/")[0]  # noqa: RUF071
+    sections = [
+        _pair_section(pairs, least, shared),
+        _cluster_section(moments, chosen, distances, shared),
+    ]
     several = int(chosen.max()) + 1
     answer = (
         f"Pairs of files with moments that are nearly the same (at least {least:g} alike): "
@@ -176,8 +182,8 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
         Figure(f"{len(pairs):,}", "pairs of files nearly the same"),
     ]
     footer = (
-        f"database {folder}; encoder: {database.encoder}. Alike: 1 is the same, 0 is as unlike as "
-        "two moments of this database are on average."
+        f"database {folder}; encoder: {database.encoder}. Files lie below {shared or '/'}. "
+        "Alike: 1 is the same, 0 is as unlike as two moments of this database are on average."
     )
     write_report(Report("What lies in these videos", answer, figures, sections, footer), out)
     named = [
@@ -188,7 +194,12 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
     return [*named, answer]
 
 
-def _pair_section(pairs: Sequence[Pair], least: float) -> Section:
+def _named(moment: Moment, shared: str) -> str:
+    """Where a moment lies, without the folder that all share."""
+    return f"{moment.path.removeprefix(f'{shared}/')}, {clock(moment.start)}"
+
+
+def _pair_section(pairs: Sequence[Pair], least: float, shared: str) -> Section:
     title = "Near-duplicates"
     if not pairs:
         return Section(title, f"No two files have moments at least {least:g} alike.")
@@ -199,16 +210,12 @@ def _pair_section(pairs: Sequence[Pair], least: float) -> Section:
             frames = [*halves[0].frames, *halves[1].frames]
             strips.append(Strip(halves[0].label, frames, [*halves[0].notes, *halves[1].notes]))
     rows = [
-        (
-            f"{pair.alike:.3f}",
-            f"{pair.first.path}, {clock(pair.first.start)}",
-            f"{pair.second.path}, {clock(pair.second.start)}",
-        )
+        (f"{pair.alike:.3f}", _named(pair.first, shared), _named(pair.second, shared))
         for pair in pairs[:_LISTED_PAIRS]
     ]
     blocks: list[Block] = [Table(("alike", "file", "and"), rows)]
     if strips:
-        caption = "In each row, left a moment of one file, right the one of another."
+        caption = "Two frames of a moment of one file, then two of the moment of another."
         blocks = [PictureBlock(strips, caption), *blocks]
     introduction = (
         "Of each pair of files the two moments that are most alike. Listed: "
@@ -218,7 +225,10 @@ def _pair_section(pairs: Sequence[Pair], least: float) -> Section:
 
 
 def _cluster_section(
-    moments: Sequence[Moment], chosen: NDArray[np.int64], distances: NDArray[np.float32]
+    moments: Sequence[Moment],
+    chosen: NDArray[np.int64],
+    distances: NDArray[np.float32],
+    shared: str,
 ) -> Section:
     """Every cluster by its most typical moments, of different files where there are several."""
     strips, rows = [], []
@@ -238,8 +248,8 @@ def _cluster_section(
         if shown:
             frames = [strip.frames[len(strip.frames) // 2] for strip in shown.values()]
             strips.append(Strip(label, frames, [strip.notes[0] for strip in shown.values()]))
-        typical = moments[members[0]]
-        rows.append((str(len(members)), str(len(paths)), f"{typical.path}, {clock(typical.start)}"))
+        typical = _named(moments[members[0]], shared)
+        rows.append((str(len(members)), str(len(paths)), typical))
     introduction = (
         "Moments grouped by k-means (random start 0): each is with the group whose middle it is "
         "nearest to. Shown are the moments nearest to the middle. Groups are of the model's "
