@@ -226,5 +226,7 @@ def test_models_that_predict_no_features_are_refused(
     odd = ("--decoder.width", "31", "--decoder.heads", "31")
     assert _train(manifest, tmp_path / "run", *odd) == 2
     assert "decoder.width: 31 must be even" in capsys.readouterr().err
+    assert main(["decode", "train", "--model", "demo", "--decoder.heads", "7", "--out", "o"]) == 2
+    assert "error: decoder.heads: 7: width: 160 must be a multiple" in capsys.readouterr().err
     assert main(["decode", "train", "--model", "demo", "--out", str(tmp_path / "run")]) == 2
     assert "data.sources is empty" in capsys.readouterr().err

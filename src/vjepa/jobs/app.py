@@ -140,7 +140,7 @@ def open_server(
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     for name in models:
-        if not locate(named_sizes(name)[0]).exists():
+        if not name.strip() or not locate(named_sizes(name)[0]).exists():
             raise UserError(f"--model {name}: no such file or folder, and no weights of that name")
     with socket.socket() as listener, tempfile.TemporaryDirectory(prefix="vjepa-app-") as folder:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -222,7 +222,10 @@ def train(
     model = open_model(config.model, num_heads=config.num_heads)
     sizes = config.decoder.sizes_for(model.config.encoder)
     named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
-    config = replace(config, decoder=replace(config.decoder, **named))
+    try:
+        config = replace(config, decoder=replace(config.decoder, **named))
+    except ValueError as error:
+        raise UserError(f"decoder.heads: {config.decoder.heads}: {error}") from error
     with ExitStack() as stack:
         if stack.enter_context(claimed_folder(out, JOB)):
             check_same_run(config, out)
