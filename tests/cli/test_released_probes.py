@@ -127,6 +127,9 @@ def test_classes_of_epic_kitchens_are_those_of_its_list(folder: Path, tmp_path: 
     (tmp_path / "d.csv").write_text(f"{columns}\n0,take,zero,n1,1,0\n")
     with pytest.raises(UserError, match="row 2: verb_class 'zero' and noun_class '1' must be"):
         classes("verb", tmp_path / "d.csv")
+    (tmp_path / "e.csv").write_text("path,label\na.mp4,take\n")
+    with pytest.raises(UserError, match="or the list with verb_class and noun_class"):
+        classes("verb", tmp_path / "e.csv")
     with pytest.raises(UserError, match="set question"):
         open_released(
             folder / "v2_probe_tiny.pt", folder / "v2_pretrain_tiny.pt", _config(classes=full)

@@ -221,9 +221,11 @@ def labels_of(
     number = {value: index for index, value in enumerate(known)}
     foreign = [value for value in every if value not in number]
     if foreign:
+        some = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
         raise UserError(
             f"{source}: class {foreign[0]!r} of label {name!r} has no training sample "
-            f"({len(foreign)} such); add training videos of it or leave those rows out"
+            f"({len(foreign)} such; those with one: {some}); add training videos of it or leave "
+            "those rows out"
         )
     if not multi_label:
         return Labels(name=name, classes=known, indices=found.numbered_by(known))

@@ -223,9 +223,10 @@ def _classes(path: Path, config: ReleasedProbeConfig, count: int) -> tuple[str, 
             )
         return names
     if len(lines) != count or len(set(lines)) != count:
+        or_list = ", or the list with verb_class and noun_class" if config.question else ""
         raise UserError(
             f"classes: {file}: {len(lines)} lines, {len(set(lines))} different ones, for a probe "
-            f"of {count} classes; give one name a line, in the order of its outputs"
+            f"of {count} classes; give one name a line, in the order of its outputs{or_list}"
         )
     return tuple(lines)
 
