@@ -65,9 +65,11 @@ def locate(path: str | PathLike[str]) -> Path:
     A bare name that is known is that, whatever lies here; ``./NAME``, or any other path, is a path.
 
     Raises:
-        UserError: A known model that was not downloaded.
+        UserError: A known model that was not downloaded, or a configuration in place of weights.
     """
     place, known = as_path(path), {*shipped_names(), *MODELS}
+    if place.suffix in (".json", ".yaml"):
+        raise UserError(f"{place}: a configuration, no weights; give the folder that it lies in")
     if str(place) not in known:
         return place
     if place.exists():

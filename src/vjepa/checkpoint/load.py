@@ -178,8 +178,6 @@ def _is_ours(path: str | Path) -> bool:
             f"weights that come with vjepa ({', '.join(shipped_names())}) or were downloaded"
             f"{f'; did you mean {near[0]}?' if near else ''}"
         )
-    if path.suffix in (".json", ".yaml"):
-        raise UserError(f"{path}: a configuration, no weights; give the folder that it lies in")
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path}: weights without their configuration, and not those of a known model; give "
