@@ -139,6 +139,11 @@ Cell = tuple[str, int | None, int]
 """Kind, labels of each class or None, updates."""
 
 
+def best_of(validation: dict[float, float]) -> float:
+    """The rate of the highest validation."""
+    return max(validation, key=validation.__getitem__)
+
+
 def table(found: dict[Cell, SeedSummary], chosen: dict[Cell, dict[float, float]]) -> str:
     """What is known so far, as Markdown."""
     lines = [
@@ -149,6 +154,8 @@ def table(found: dict[Cell, SeedSummary], chosen: dict[Cell, dict[float, float]]
         kind, few, steps = cell
         each = ", ".join(f"{value:.1f}" for value in shown.values)
         by_rate = ", ".join(f"{r:g}: {100 * v:.1f}" for r, v in chosen[cell].items())
+        if best_of(chosen[cell]) in (min(chosen[cell]), max(chosen[cell])):
+            by_rate += " (best at the edge: try more)"
         top1 = f"{shown.mean:.1f} +- {shown.deviation:.1f}"
         lines.append(f"| {few or 'all'} | {kind} | {steps * BATCH} | {top1} | {each} | {by_rate} |")
     return "\n".join(lines)
@@ -194,7 +201,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[300], help="updates of 32 clips")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="*", default=KINDS)
-    rates = (1e-3, 3e-3, 1e-2)
+    rates = (1e-3, 3e-3, 1e-2, 3e-2)
     parser.add_argument("--frozen-rates", nargs="*", type=float, default=rates)
     parser.add_argument("--tuned-rates", nargs="*", type=float, default=rates)
     parser.add_argument("--crop-scale", nargs=2, type=float, default=(0.3, 1.0))
@@ -211,7 +218,7 @@ def main() -> None:
                     if kind == "frozen":
                         rates = list(args.frozen_rates)
                     if cell in chosen:
-                        rates = [max(chosen[cell], key=chosen[cell].__getitem__)]
+                        rates = [best_of(chosen[cell])]
                     score, validation = measured(*cell, seed, rates, args)
                     chosen.setdefault(cell, validation)
                     scores.setdefault(cell, []).append(100 * score)
