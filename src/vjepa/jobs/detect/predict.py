@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -345,9 +346,9 @@ def label_place(
     `label` and `size` are width and height of label and picture. If there is no such place above or
     below, it covers another.
     """
-    width, height = label
+    width, height = math.ceil(label[0]), math.ceil(label[1])  # whole rows: compared below
     x = max(0.0, min(box[0], size[0] - width))
-    wanted, lowest = max(0.0, box[1] - height), size[1] - height
+    wanted, lowest = max(0, round(box[1]) - height), size[1] - height
     in_the_way = [other for other in taken if other[0] < x + width and x < other[2]]
     possible = [wanted, *(y for _, top, _, bottom in in_the_way for y in (top - height, bottom))]
     free = [
