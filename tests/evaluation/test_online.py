@@ -86,6 +86,10 @@ def test_bad_videos_are_left_out_with_a_warning(
         ({"label": "shape"}, "no label 'shape'"),
         ({"validation_split": "val"}, "no row of split 'val'"),
         ({"train_split": "training"}, "no row of split 'training'"),
+        (
+            {"manifest": Path("no.parquet")},
+            r"^online_probe\.manifest: manifest no\.parquet: .*--online_probe null",
+        ),
     ],
 )
 def test_bad_input(videos: Path, fields: dict, message: str) -> None:
