@@ -71,6 +71,7 @@ def test_a_run_folder_means_its_latest_checkpoint(tmp_path: Path) -> None:
     (run / "checkpoints" / "step_00009999").mkdir()
     (run / "checkpoints" / "step_00009999.partial").mkdir()
     (run / "config.yaml").write_text("")
+    (run / "config.json").write_text("{}")  # figures that somebody has written there
     assert find_checkpoint(run).name == "step_00001000"
     assert read_config(find_checkpoint(run)).step == 1000
     load_model(run)

@@ -147,7 +147,7 @@ def find_checkpoint(path: Path) -> Path:
     """The checkpoint folder that a path or name means: itself, or the newest of a run folder."""
     path = locate(path)
     folder = path.parent if path.name == WEIGHTS_FILE else path
-    if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / CONFIG_FILE).exists():
+    if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / WEIGHTS_FILE).exists():
         found = step_folders(folder / CHECKPOINTS_FOLDER)
         if not found:
             raise UserError(f"{path}: the run has no checkpoint yet")

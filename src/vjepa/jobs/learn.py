@@ -36,7 +36,6 @@ from vjepa.reporting.runs import read_run
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
-from vjepa.runtime.progress import format_seconds
 from vjepa.training import TrainingResult, build_learner
 
 _LOGGER = logging.getLogger(__name__)
@@ -184,8 +183,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         planned, took = _training_minutes(config, choices), _trained_seconds(out) / 60
         cut = []
         if ended.out_of_time and took < 0.9 * planned:
-            took, planned = (format_seconds(60 * minutes) for minutes in (took, planned))
-            cut.append(f"learning took {took} of {planned}")
+            cut.append(f"learning took {60 * took:.0f} of {60 * planned:.0f} s")
         run_folder, videos_file = out / RUN_FOLDER, out / VIDEOS_FILE
         device = set_up_device(config.device).device
         a_clip, results = seconds_a_clip(run_folder, videos_file, device), {}
