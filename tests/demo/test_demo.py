@@ -212,7 +212,7 @@ def test_the_claim_says_no_more_than_what_holds() -> None:
         ]
         return headline(DemoConfig(shipped_model=False), cells)[0]
 
-    start = "5 minutes of watching without a label, and it tells motion "
+    start = "3.5 minutes of watching without a label, and it tells motion "
     floors = {"all_frames": 0.4, "middle_frame": 0.2}
     assert claim(vjepa=0.7, pixel=0.6, random=0.2, **floors) == (
         f"{start}better than the same network untrained, trained to predict pixels or "
