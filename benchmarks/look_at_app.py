@@ -28,7 +28,7 @@ import numpy as np
 from vjepa.reporting.pictures import write_moving
 
 _OPTIONS = "--headless=new --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --mute-audio"
-_LONGEST = 180.0
+_LONGEST = 600.0
 
 
 class Browser:

@@ -338,6 +338,10 @@ def test_files_of_the_authors_stand_beside_the_shipped_model(
     distilled = f"{second / 'v2_1_distilled_tiny.pt'} {sizes}"
     words = app_looks.predictions(session, [distilled], 0.0, app_looks.Hidden(*_BOX), watch).words
     assert "error: this model predicts 48 numbers a token" in words
+    session.video = app.inspect_file(str(files["short"]))
+    pixel = str(files["pixel"])
+    words = app_looks.predictions(session, [pixel], 0.0, app_looks.Hidden(*_BOX), watch).words
+    assert "error: there is no prediction to look at" in words, "and not that it is too short"
     with pytest.raises(UserError, match=r"heads of an encoder .* cannot be told from its file"):
         app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
     with pytest.raises(UserError, match=r"image_size: .*"):

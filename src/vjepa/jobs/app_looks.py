@@ -236,6 +236,7 @@ def look_through(
         watch(number, len(names))
         try:
             opened = open_for_page(name)
+            whole = whole and opened.predicting is not None  # or why there is none
             frames, seconds, note = cut_clip(info, opened.clip, start, whole=whole)
             shot = read_shot(frames, opened.clip, opened.encoder.config.image_size)
             rows, line = look(opened, shot, seconds)
