@@ -166,6 +166,17 @@ def test_other_limits_probe_everything_again(tmp_path, probed):
     assert len(probed) == 2
 
 
+def test_rows_of_an_older_way_of_probing_are_not_reused(tmp_path, probed, monkeypatch):
+    root, out = make_videos(tmp_path / "set", "a.mp4"), tmp_path / "m.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "_PROBE_VERSION", 2)
+        for _ in range(2):
+            index_sources([root], out, workers=1)
+    assert len(probed) == 1
+    index_sources([root], out, workers=1)
+    assert len(probed) == 2
+
+
 def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed, monkeypatch):
     root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
     out = tmp_path / "m.parquet"

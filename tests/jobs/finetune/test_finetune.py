@@ -73,6 +73,15 @@ def test_a_run_is_trained_measured_and_used(
     assert "trained or chosen on" in capsys.readouterr().err
 
 
+def test_a_file_is_no_fine_tuned_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is the remedy that of a released probe, whose options this command does not have."""
+    (tmp_path / "probe.pt").touch()
+    assert main(["finetune", "eval", str(tmp_path / "probe.pt"), "m.parquet"]) == 2
+    said = capsys.readouterr().err
+    assert "probe.pt: not a fine-tuned model" in said
+    assert "--label" not in said
+
+
 def test_resumed_and_accumulated_runs_are_the_same(run: Path, recipe: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     shutil.copytree(run, cut)

@@ -36,7 +36,7 @@ from vjepa.runtime.progress import Progress
 _LOGGER = logging.getLogger(__name__)
 
 # Raised whenever probing finds out other things, so that rows of older versions are not reused.
-_PROBE_VERSION = 2
+_PROBE_VERSION = 3
 _KEY = "vjepa.probe"
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.

@@ -242,7 +242,8 @@ def evaluate(
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. `load` opens what is measured, and the other named arguments are its own.
     """
-    if is_released(probe_folder) and (released is None or released.label is None):
+    is_theirs = load is load_probe and is_released(probe_folder)
+    if is_theirs and (released is None or released.label is None):
         raise UserError(
             f"{probe_folder}: a released probe does not say which label of the manifest it names "
             "(--label NAME)"
