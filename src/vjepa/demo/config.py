@@ -44,7 +44,7 @@ class DemoConfig:
     """Seeds of the pretraining; each one trains both models, one seed after the other."""
     recipe: str = "demo"
     """Pretraining recipe, or a YAML file."""
-    pixel_peak_lr: Annotated[float, Field(gt=0, lt=1)] = 5e-3
+    pixel_peak_lr: Annotated[float, Field(gt=0, lt=1)] = 1e-2
     """Peak learning rate of the pixel-prediction model: the best one tried for it. The recipe's is
     V-JEPA's, which comes near to a collapse at this one."""
     pixel_schedule_stretch: Annotated[float, Field(ge=1)] = 1.0
