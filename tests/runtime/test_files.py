@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.config.sample import Mask
 from tests.runtime.full_disk import no_file_may_pass
 
@@ -25,11 +26,18 @@ from vjepa.runtime.files import (
     claimed_folder,
     job_of,
     read_json_lines,
+    save_tensors,
 )
 
 
 def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_tensors_are_for_those_who_may_read_our_other_files(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a.json", "{}")
+    save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
 def test_a_file_is_written_whole_in_a_folder_that_is_made(tmp_path: Path) -> None:

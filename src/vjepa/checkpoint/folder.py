@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa.checkpoint.catalogue import MODELS, downloaded
@@ -34,7 +33,7 @@ from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
 from vjepa.config import as_path, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.runtime.files import atomic_folder
+from vjepa.runtime.files import atomic_folder, save_tensors
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "model.safetensors"
@@ -326,7 +325,7 @@ def write_weights(
         storage = tensor.untyped_storage().data_ptr()
         plain[name] = tensor.clone() if storage in held else tensor
         held.add(storage)
-    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS_FILE, plain, {"format": "pt"})
     header = {"format": FORMAT, "version": __version__, "step": step}
     write_json(folder / CONFIG_FILE, header | dict(config))
 

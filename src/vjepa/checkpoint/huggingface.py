@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa.checkpoint.folder import (
@@ -30,6 +29,7 @@ from vjepa.checkpoint.folder import (
 from vjepa.checkpoint.inference import buildable
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, InputConfig, PredictorConfig
+from vjepa.runtime.files import save_tensors
 
 MODEL_TYPE = "vjepa2"
 INDEX_FILE = "model.safetensors.index.json"
@@ -251,7 +251,7 @@ def write_hub(folder: Path, model: VJEPA, which: str) -> None:
     tokens = [stored.pop(f"predictor.mask_tokens.{i}") for i in range(predictor.num_mask_tokens)]
     stored[_MASK_TOKENS] = torch.stack(tokens)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
-    save_file(plain, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS_FILE, plain, {"format": "pt"})
     config = {
         "architectures": ["VJEPA2Model"],
         "model_type": MODEL_TYPE,

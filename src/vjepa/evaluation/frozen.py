@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vjepa.checkpoint.folder import Tokens
@@ -34,7 +33,7 @@ from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, far_from_input, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
-from vjepa.runtime.files import atomic_path, atomic_write
+from vjepa.runtime.files import atomic_path, atomic_write, save_tensors
 from vjepa.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -472,7 +471,7 @@ def write_shard(path: Path, part: FeatureSet) -> None:
     tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
     bad = json.dumps([asdict(video) for video in part.bad])
     with atomic_path(path) as aside:
-        save_file(tensors, aside, metadata={"bad": bad})
+        save_tensors(aside, tensors, {"bad": bad})
 
 
 def read_shard(path: Path) -> FeatureSet:

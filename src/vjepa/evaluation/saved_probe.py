@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from vjepa.checkpoint.folder import explained_version, read_weights
@@ -25,7 +24,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, weights_hash
 from vjepa.evaluation.heads import HeadConfig, NearestNeighbours, ProbeHead, build_head
 from vjepa.models import EncoderConfig
-from vjepa.runtime.files import atomic_path, atomic_write
+from vjepa.runtime.files import atomic_path, atomic_write, save_tensors
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "probe.safetensors"
@@ -95,7 +94,7 @@ def write_head(
     """Write weights, and then the description without which they are nothing."""
     state = {name: t.detach().cpu().contiguous() for name, t in head.state_dict().items()}
     with atomic_path(weights) as aside:
-        save_file(state, aside, metadata={"format": "pt"})
+        save_tensors(aside, state, {"format": "pt"})
     atomic_write(config, json.dumps(description, indent=1) + "\n")
 
 

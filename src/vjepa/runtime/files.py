@@ -102,6 +102,19 @@ def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> N
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def save_tensors(path: Path, tensors: Any, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that those may read who may read our other files.
+
+    The library's own are for their owner alone, so colleagues could not open each other's weights.
+    """
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Generator[Path]:
     """A new folder to write to that becomes `path`, whole, when the block ends without an error."""

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from vjepa.errors import UserError
+from vjepa.runtime.files import save_tensors
 from vjepa.runtime.workers import is_worker
 from vjepa.training.schedules import TrainingConfig
 
@@ -148,7 +148,7 @@ class BadUpdateGuard:
             batch_file = self._folder / f"{name}_rank_{self._rank:04d}.safetensors"
             try:
                 arrays = _arrays(self._batch_of(step.update))
-                save_file(arrays, batch_file)
+                save_tensors(batch_file, arrays)
                 if self._rank == 0:
                     details = {
                         "step": step.update,
