@@ -81,6 +81,21 @@ def test_a_transparent_colour_is_black(tmp_path):
     assert (decode_frames(str(tmp_path / "a.png"), [0]) == 0).all()
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_the_first_of_several_pictures_is_read_whatever_the_others_are(tmp_path, is_whole):
+    pages = [Image.new("RGB", (48, 32), (shade,) * 3) for shade in (10, 200)]
+    path = tmp_path / "pages.tif"
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    if not is_whole:  # nothing of the second is left
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    info = inspect_file(str(path))
+    assert info.ok
+    assert "the first is read" in info.note
+    assert decode_frames(info, [0])[0].mean() == 10
+    pages[0].save(tmp_path / "one.tif")
+    assert not inspect_file(str(tmp_path / "one.tif")).note
+
+
 def test_exif_orientation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

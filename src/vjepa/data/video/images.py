@@ -57,13 +57,11 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
             other = f"{Path(path).name} has {wide} x {high} pixels"
             raise DecodeError(info.path, f"{other}, {Path(paths[0]).name} {width} x {height}")
     read_image(paths[0])
-    pictures = 1
-    if info.kind == "image":
-        with _open_image(info.path) as image:
-            pictures = getattr(image, "n_frames", 1)
+    with _open_image(paths[0]) as image:  # counting the others would need them undamaged
+        has_others = info.kind == "image" and getattr(image, "is_animated", False)
     return replace(
         info,
-        note=f"of {pictures} pictures in it the first is read" if pictures > 1 else "",
+        note="of the pictures in it the first is read" if has_others else "",
         num_frames=len(paths),
         fps=fps,
         duration_seconds=len(paths) / fps,
