@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.checkpoint import shipped_weights
+from vjepa.checkpoint import load_model, read_config, shipped_weights
+from vjepa.checkpoint.folder import SHIPPED, shipped_names
 from vjepa.demo.synthetic import MOTION_CLASSES, SyntheticConfig, render_clip
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
@@ -38,3 +39,17 @@ def test_the_shipped_model_gives_the_number_of_its_card() -> None:
     right = float((answers == labels["test"]).float().mean())
     # Half a clip in a hundred may turn over with another order of sums.
     assert 100 * right == pytest.approx(float(told[3]), abs=0.5)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_model_opens_by_name_and_has_a_card(name: str) -> None:
+    model = load_model(name)
+    size = model.config.encoder
+    clip = torch.zeros(1, 3, size.num_frames, size.image_size, size.image_size)
+    assert torch.isfinite(model.target_encoder(clip)).all()
+    card = (SHIPPED / name / "README.md").read_text(encoding="utf-8")
+    parts = ("Trained on", "How", "What it can do", "What it cannot", "Licence")
+    assert [line[3:] for line in card.splitlines() if line.startswith("## ")] == list(parts)
+    assert f"{read_config(name).step:,} updates" in card.replace("\n", " ")
+    settings = (SHIPPED / name / "config.json").read_text(encoding="utf-8")
+    assert not re.search(r'"/|"[A-Z]:\\', settings), "a path of the machine that trained it"
