@@ -101,11 +101,11 @@ def test_heads_are_known_from_the_folder(folder: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(tensors: object, path: Path, **_: object) -> None:
+    def full(path: Path, *_: object) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folders, "save_file", full)
+    monkeypatch.setattr(folders, "save_tensors", full)
     with pytest.raises(UserError, match=r"m: could not be written: the disk is full"):
         save_model(tmp_path / "m", model())
     assert list(tmp_path.iterdir()) == []
@@ -312,7 +312,7 @@ def test_a_name_goes_before_a_file_and_unknown_names_are_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, what in (("vitl16", "names a recipe"), ("demos", "no such file or folder")):
-        with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo\)"):
+        with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo, vizdoom\)"):
             load_model(name)
     assert load_encoder("demo").preprocess == load_encoder(shipped_weights()).preprocess
     Path("config.yaml").write_text("seed: 0")

@@ -50,6 +50,6 @@ def test_every_shipped_model_opens_by_name_and_has_a_card(name: str) -> None:
     card = (SHIPPED / name / "README.md").read_text(encoding="utf-8")
     parts = ("Trained on", "How", "What it can do", "What it cannot", "Licence")
     assert [line[3:] for line in card.splitlines() if line.startswith("## ")] == list(parts)
-    assert f"{read_config(name).step:,} updates" in card.replace("\n", " ")
+    assert f"{read_config(SHIPPED / name).step:,} updates" in card.replace("\n", " ")
     settings = (SHIPPED / name / "config.json").read_text(encoding="utf-8")
     assert not re.search(r'"/|"[A-Z]:\\', settings), "a path of the machine that trained it"
