@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vjepa.runtime.process import stop_with_parent
+
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT)))}
 ENVIRONMENT["OMP_NUM_THREADS"] = "1"
@@ -144,6 +146,7 @@ def _start(ask: Mapping[str, Any]) -> int:
     code = 1
     try:
         os.setsid()
+        stop_with_parent()  # of a test run that was killed nothing stays behind
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         log = os.open(ask["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         os.dup2(log, 1)
