@@ -156,6 +156,9 @@ def followed_section(
         f"on, the most similar place is where it went: {told}; by chance "
         f"{100 / (size.grid[1] * size.grid[2]):.0f} %."
     )
+    *others, mine = rates.values() or (1.0,)
+    if mine <= max(others, default=0.0):
+        introduction += " So training adds nothing here: colour and shape alone give it away."
     caption = (
         "Beside the clip: how alike the features at each place are to those at the ring, from "
         "blue-green (no more than any) to red (the same). A square is one token: "
