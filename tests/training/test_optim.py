@@ -372,3 +372,9 @@ def test_the_state_of_another_optimizer_is_refused() -> None:
     moments = optimizer_state(adamw, modules)
     with pytest.raises(UserError, match=r"'encoder.linear.weight' is of another optimiser"):
         load_optimizer_state(build_optimizer(modules, MUON), modules, moments, "run")
+
+
+def test_muon_refuses_sharded_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vjepa.training.muon.is_sharded", lambda _: True)
+    with pytest.raises(UserError, match=r"optim\.optimizer: muon .* distributed\.strategy ddp"):
+        build_optimizer(_modules(), MUON)
