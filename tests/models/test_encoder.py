@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
+from vjepa.models.rotary import Rotation, rotate, rotation
 
 PAIRS = torch.tensor([0, 4, 8])
 
@@ -331,3 +332,21 @@ def test_asking_for_a_cls_token_that_is_not_there_is_refused() -> None:
         encoder(clips(1), torch.arange(3), offsets=torch.tensor([0, 3]), with_cls=True)
     assert "cls_token" in encoder.state_dict()
     assert "cls_token" not in Encoder(ENCODER).state_dict()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_tokens_are_rotated_as_few(dtype: torch.dtype) -> None:
+    """On a CPU many are taken in pieces: each must be turned, forward and back, as if alone."""
+    config = EncoderConfig(width=384, depth=1, heads=6, position="rotary", image_size=320)
+    by = rotation(config, (1, 20, 20), None, torch.zeros(1))
+    assert by is not None
+    many = torch.randn(2, 400, 2, 6, 64, dtype=dtype, requires_grad=True)
+    wanted = torch.randn(2, 400, 2, 6, 64, dtype=dtype)
+    together = rotate(many, by)
+    (gradient,) = torch.autograd.grad(together, many, wanted)
+    for first in range(0, 400, 50):
+        some = slice(first, first + 50)
+        few = many[:, some].detach().requires_grad_()
+        alone = rotate(few, Rotation(by.cos[some], by.sin[some]))
+        assert torch.equal(together[:, some], alone)
+        assert torch.equal(gradient[:, some], torch.autograd.grad(alone, few, wanted[:, some])[0])

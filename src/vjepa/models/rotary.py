@@ -14,12 +14,16 @@ is a slip of the authors' code, with which all weights of V-JEPA 2 were trained.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vjepa.models.config import EncoderConfig, Position, PredictorConfig
+
+_PIECE = 2**18
+"""Numbers that are rotated at a time on a CPU: 1 MB in float32, what a core's cache holds."""
 
 
 class Rotation(NamedTuple):
@@ -108,16 +112,29 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        wide = qk.to(cos.dtype)
-        return (wide * cos).addcmul_(_companion(wide), sin).to(qk.dtype)
+        return _in_pieces(lambda u, cos, sin: (u * cos).addcmul_(_companion(u), sin), qk, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (cos, sin) = gradients, ctx.saved_tensors
-        wide = gradient.to(cos.dtype)
         # The companion's transpose is its negative.
-        turned = (wide * cos).sub_(_companion(wide * sin))
-        return turned.to(gradient.dtype), None, None
+        back = lambda u, cos, sin: (u * cos).sub_(_companion(u * sin))  # noqa: E731
+        return _in_pieces(back, gradient, cos, sin), None, None
+
+
+def _in_pieces(
+    turn: Callable[[Tensor, Tensor, Tensor], Tensor], u: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """`turn` in the table's precision; on a CPU some tokens at a time, which stay in its cache."""
+    tokens = u.shape[-4]
+    rows = max(1, _PIECE * tokens // max(1, u.numel()))
+    if u.device.type != "cpu" or 2 * rows >= tokens:
+        return turn(u.to(cos.dtype), cos, sin).to(u.dtype)
+    turned = torch.empty_like(u)
+    parts = (x.split(rows, -4) for x in (turned, u, cos, sin))
+    for into, piece, *by in zip(*parts, strict=True):
+        into.copy_(turn(piece.to(cos.dtype), *by))
+    return turned
 
 
 def _companion(u: Tensor) -> Tensor:
