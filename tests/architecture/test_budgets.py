@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 59),
     "masking": (800, 16),
-    "models": (2670, 65),
+    "models": (2690, 65),
     "reporting": (1050, 40),
     "runtime": (2390, 56),
     "tasks": (1870, 44),
