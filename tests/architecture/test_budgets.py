@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_500
+MOST_LINES = 46_700
 MOST_FILES = 214
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -27,7 +27,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/loader": (1260, 19),
     "data/manifest": (1850, 38),
     "data/prepare": (1280, 37),
-    "data/video": (2370, 53),
+    "data/video": (2440, 54),
     "demo": (2180, 52),
     "evaluation": (4310, 101),
     "jobs": (8360, 187),

@@ -12,6 +12,8 @@ from av.bitstream import BitStreamFilterContext
 from av.packet import Packet
 from tests.data.video_files import Spec, barcode, write_video
 
+VOP, PACKED = b"\x00\x00\x01\xb6", b"\x00\x00\x01\xb2DivX503b1393p"
+
 
 def remuxed(
     source: Path, target: Path, change: Callable[[int, Packet], Packet | None], **tags: str
@@ -55,6 +57,50 @@ def flag_others(path: Path, every: int) -> Path:
         at = start + 16 * number + 4
         data[at : at + 4] = (16 * (number % every == 0)).to_bytes(4, "little")
     path.write_bytes(data)
+    return path
+
+
+def pack_pictures(source: Path, target: Path, has_header: bool) -> Path:
+    """An mpeg4 AVI as DivX writes it: a picture and the first that is shown before it together.
+
+    A chunk of one byte follows, so that there are as many as frames. The first packet says so, and
+    only that, if the file `has_header`: else FFmpeg takes the beginning of the packet for it.
+    """
+    with av.open(str(source)) as given, av.open(str(target), "w") as output:
+        stream = given.streams.video[0]
+        packets = [bytes(packet) for packet in given.demux(video=0) if packet.size]
+        made = output.add_stream_from_template(stream)
+        kinds = [data[data.index(VOP) + 4] >> 6 for data in packets]
+        chunks: list[tuple[bytes, bool]] = []
+        for data, kind in zip(packets, kinds, strict=True):
+            if kind == 2 and len(chunks[-1][0]) == 1:
+                chunks.insert(-1, (data, False))
+            elif kind == 2:
+                chunks[-1] = (chunks[-1][0] + data, chunks[-1][1])
+                chunks.append((b"\x7f", False))
+            else:
+                chunks.append((data, kind == 0))
+        first = chunks[0][0]
+        at = first.index(b"\x00\x00\x01\xb3")  # the header of a group of pictures
+        chunks[0] = (first[:at] + PACKED + first[at:], True)
+        for number, (data, is_key) in enumerate(chunks):
+            packet = Packet(data)
+            packet.pts = packet.dts = number
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 25), made, is_key
+            output.mux(packet)
+    if not has_header:
+        data = bytearray(target.read_bytes())
+        at = data.index(b"strf") + 4
+        junk = int.from_bytes(data[at : at + 4], "little") - 48
+        data[at : at + 8] = (40).to_bytes(4, "little") * 2
+        data[at + 44 : at + 52] = b"JUNK" + junk.to_bytes(4, "little")
+        target.write_bytes(data)
+    return target
+
+
+def without_index(path: Path) -> Path:
+    """An AVI whose list of chunks is lost."""
+    path.write_bytes(path.read_bytes().replace(b"idx1", b"JUNK"))
     return path
 
 

@@ -316,6 +316,51 @@ def test_h264_without_timestamps_is_counted_and_sought_in(tmp_path, fed):
     assert len(fed) < 20
 
 
+DROPPED = np.delete(np.arange(79), [1, 2, 9, 25, 26, 27, 40, 63])
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec(codec="mpeg4", b_frames=2),
+        Spec(options={"x264-params": "scenecut=0"}),
+        Spec(options={"x264-params": "scenecut=0:b-adapt=0:b-pyramid=none"}, b_frames=7),
+        NO_B,
+        Spec(codec="mjpeg", pix_fmt="yuvj420p", b_frames=0),
+    ],
+)
+@pytest.mark.parametrize("slots", [DROPPED, np.delete(np.arange(72), 35), np.arange(71) * 2])
+def test_frames_of_an_avi_are_shown_by_the_chunk_with_which_they_come_out(
+    tmp_path, spec, slots, has_index
+):
+    """An AVI says of dropped frames only by empty chunks, in the order of decoding."""
+    spec = replace(spec, num_frames=71, pts=slots.tolist(), time_base=Fraction(1, 25))
+    path = write_video(tmp_path / "a.avi", spec)
+    info = inspect_file(str(path if has_index else odd_files.without_index(path)))
+    clip = decode_clip(info, np.arange(71))
+    assert numbers_of(clip.frames) == list(range(71))
+    np.testing.assert_allclose(clip.times, slots / 25, atol=1e-9)
+    listed = frame_times(info)
+    assert (listed is None) == (slots[1] == 2)
+    np.testing.assert_allclose(
+        np.arange(71) / info.fps if listed is None else listed, slots / 25, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("has_header", [True, False])
+def test_two_pictures_in_one_packet(tmp_path, has_header):
+    options = {"flags": "bitexact"}  # it does not say that FFmpeg made it
+    spec = Spec(codec="mpeg4", b_frames=2, options=options)
+    for num_frames in (60, 61):  # of 60, FFmpeg's timestamps swap the last two
+        source = write_video(tmp_path / "a.avi", replace(spec, num_frames=num_frames))
+        path = odd_files.pack_pictures(source, tmp_path / "b.avi", has_header)
+        info = check(path, np.arange(num_frames) / 25)
+        assert info.reading == ("counted" if num_frames == 60 else "stamps")
+        keys = info.keyframe_index.tolist()
+        assert keys == [0] if has_header else keys[:5] == [0, 12, 24, 36, 48]
+
+
 def test_an_old_manifest_is_read_and_found_out(tmp_path, caplog):
     path = odd_files.flag_all(write_video(tmp_path / "a.mp4", Spec(codec="mpeg4", b_frames=0)))
     good = inspect_file(str(write_video(tmp_path / "b.mp4", NO_B)))

@@ -35,6 +35,7 @@ from vjepa.data.video.stamps import (
     PacketTable,
     display_times,
     read_packets,
+    shown_later,
     with_missing,
 )
 from vjepa.runtime.workers import going_on
@@ -42,6 +43,8 @@ from vjepa.runtime.workers import going_on
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
+
+    from vjepa.data.video.container import VideoFile
 
 # Decoders whose key frames can be entry points. GIF and its like build each picture on the one
 # before, whatever the flag says.
@@ -106,6 +109,8 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         reading, whole = "groups", _decode(info, limits, None)
         order = order if np.array_equal(order, whole.order) else None
     keys = table.is_flagged & (table.entry == 1)
+    if order is not None and not (table.has_pts or _ends_in_order(info, table, order, keys)):
+        order, whole = None, _decode(info, limits, None)
     if order is None:
         reading = "counted"
         with open_video(info.path, limits, info.stream) as video:
@@ -126,7 +131,7 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
     doubtful = np.flatnonzero(table.is_flagged & (table.entry < 0))
     if is_trusted and len(doubtful):
         keys[_tried(info, limits, doubtful)] = True
-    info = _with_times(replace(info, reading=reading), table, order, may_splice)
+    info = _with_times(replace(info, reading=reading), table, order, start.delay, may_splice)
     info = _with_entries(info, table, order, np.flatnonzero(keys & is_trusted))
     if info.is_counted and info.num_keyframes < np.count_nonzero(keys & is_trusted):
         placed = _with_places(info, limits, table, order, np.flatnonzero(keys & is_trusted))
@@ -137,7 +142,9 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         f"{false} of {int(table.is_flagged.sum())} key-frame flags are wrong" if false else "",
         "decoding times are wrong" if reading == "groups" else "",
         "frames are counted, timestamps do not tell them apart" if reading == "counted" else "",
-        "timestamps jump or repeat: mended" if len(info.frame_pts) and reading != "counted" else "",
+        "timestamps jump, repeat or are made up: mended"
+        if len(info.frame_pts) and reading != "counted"
+        else "",
     ]
     return replace(info, note="; ".join(filter(None, notes)))
 
@@ -151,19 +158,21 @@ class _Decoded:
     num_packets: int  # that were given to it
     num_frames: int  # that came out in all, `order` holds those whose order is final
     num_refused: int  # packets that are damaged
+    delay: int  # how many packets it was given before the one with which the first frame came out
 
 
 def _decode(info: VideoInfo, limits: LimitsConfig, most: int | None) -> _Decoded:
     """Decode a video from its start, at least `most` frames; None: all."""
     first: VideoFrame | None = None
     order: list[int] = []
-    num_packets = 0
+    num_packets = delay = 0
     with open_video(info.path, limits, info.stream) as video:
         for packet in video.packets():
             going_on()
             packet.pts = num_packets  # so its frame tells from where it comes
             num_packets += 1
             for frame in video.feed(packet):
+                delay = delay if first else num_packets - 1
                 first = first or frame
                 order.append(len(order) if frame.pts is None else frame.pts)
             if most is not None and len(order) >= most:
@@ -178,7 +187,7 @@ def _decode(info: VideoInfo, limits: LimitsConfig, most: int | None) -> _Decoded
     if first is None:
         raise DecodeError(info.path, "no frame of it can be decoded")
     numbers = np.array(order, dtype=np.int64)
-    return _Decoded(first, numbers, num_packets, num_frames, len(video.refused))
+    return _Decoded(first, numbers, num_packets, num_frames, len(video.refused), delay)
 
 
 def _by_stamps(table: PacketTable, start: _Decoded) -> NDArray[np.int64] | None:
@@ -203,6 +212,23 @@ def _by_stamps(table: PacketTable, start: _Decoded) -> NDArray[np.int64] | None:
     return order if np.array_equal(found, np.arange(len(found))) else None
 
 
+def _ends_in_order(
+    info: VideoInfo, table: PacketTable, order: NDArray[np.int64], keys: NDArray[np.bool_]
+) -> bool:
+    """Whether the last frames come out of the decoder in the order of timestamps that were guessed.
+
+    A guess is made of the packets that follow, and at the end there are none.
+    """
+    if np.all(np.diff(order) > 0):
+        return True
+    num_frames = len(order)
+    info = replace(info, num_frames=num_frames)
+    last = np.arange(max(0, num_frames - _NUM_VERIFIED), num_frames)
+    indexed = _with_entries(info, table, order, np.flatnonzero(keys))
+    numbers = [number for number, _ in frames_by_jumps(indexed, last)]
+    return numbers == sorted(numbers)
+
+
 def _by_groups(table: PacketTable, start: _Decoded) -> NDArray[np.int64] | None:
     """The packets, group by group, if every group is closed and every packet gives one frame."""
     shown = table.shown
@@ -215,34 +241,44 @@ def _by_groups(table: PacketTable, start: _Decoded) -> NDArray[np.int64] | None:
 
 
 def _with_times(
-    info: VideoInfo, table: PacketTable, order: NDArray[np.int64], may_splice: bool
+    info: VideoInfo, table: PacketTable, order: NDArray[np.int64], delay: int, may_splice: bool
 ) -> VideoInfo:
-    """Number, rate and times of the frames, which come from the packets in `order`."""
+    """Number, rate and times of the frames, which come from the packets in `order`.
+
+    `delay` is of the decoder, in packets.
+    """
     num_frames = len(order)
     info = replace(info, num_frames=num_frames, duration_seconds=num_frames / info.fps)
-    stamps = table.stamps[order]
+    given = stamps = table.stamps[order]
+    # Where only times of decoding are known, and where those given follow the order of decoding, a
+    # frame is shown at the time of the packet with which it comes out.
+    is_decoding = not table.has_pts or (np.diff(given) < 0).sum() > _MADE_UP * num_frames
+    if is_decoding:
+        stamps = table.decoding_times[np.sort(order)]
     if np.any(is_missing := stamps == NO_STAMP):
         if is_missing.mean() > _MADE_UP:
             return replace(info, time_base=Fraction(0))
         stamps = with_missing(stamps)
-    # Made-up timestamps follow the order of decoding: sorted they still say when frames are shown.
-    if (np.diff(stamps) < 0).sum() > _MADE_UP * num_frames:
-        stamps = np.sort(stamps)
     times = display_times(stamps, info.time_base, may_splice)
+    times = shown_later(times, delay) if is_decoding else times
     start, ticks = int(times[0]), int(times[-1] - times[0])
     fps = info.fps
     if ticks:
         fps = float(1 / (Fraction(ticks, num_frames - 1) * info.time_base))
-    even = start + ticks / max(1, num_frames - 1) * np.arange(num_frames)
-    # Timestamps are rounded to ticks, so an even rate strays from the line by up to one.
-    is_constant = bool(np.abs(times - even).max() <= 1.0)
-    is_plain = is_constant if info.is_counted else times is stamps
+    step = ticks / max(1, num_frames - 1)
+    # Timestamps are rounded to ticks, so an even rate strays from the line by up to one; where a
+    # tick is a frame, as in AVI, that much is a frame that is missing.
+    strays = np.abs(times - start - step * np.arange(num_frames)).max()
+    is_constant = bool(strays <= min(1.0, step / 4))
+    is_plain = is_constant if info.is_counted or is_decoding else True
+    if not info.is_counted:
+        is_plain = is_plain and np.array_equal(np.diff(times), np.diff(given))
     return replace(
         info,
         fps=fps,
         duration_seconds=num_frames / fps,
         constant_rate=is_constant,
-        start_pts=start,
+        start_pts=start if info.is_counted else int(given[0]),
         frame_pts=np.zeros(0, np.int64) if is_plain else times,
     )
 
@@ -316,7 +352,7 @@ def _tried(info: VideoInfo, limits: LimitsConfig, doubtful: NDArray[np.int64]) -
     def pixels(frame: VideoFrame) -> bytes:
         return to_rgb(frame, info, scaler).tobytes()
 
-    def decode_alone(packets: list[Packet]) -> list[VideoFrame]:
+    def decode_alone(alone: VideoFile, packets: list[Packet]) -> list[VideoFrame]:
         frames = [frame for packet in [*packets, None] for frame in alone.feed(packet)]
         alone.decoder.flush_buffers()
         return frames
@@ -331,7 +367,7 @@ def _tried(info: VideoInfo, limits: LimitsConfig, doubtful: NDArray[np.int64]) -
             packet.pts = number
             if number in candidates and any(
                 frame.pts == number and frame.pict_type == PictureType.I
-                for frame in decode_alone([packet])
+                for frame in decode_alone(alone, [packet])
             ):
                 good.append(number)
                 if len(runs) < _NUM_TRIED:
@@ -344,8 +380,11 @@ def _tried(info: VideoInfo, limits: LimitsConfig, doubtful: NDArray[np.int64]) -
                 if number < key + _TRIED_PACKETS:
                     run.append(packet)
         whole |= {frame.pts: pixels(frame) for frame in (video.feed(None) if is_going_on else [])}
-        for key, run in runs.items():
-            later = itertools.dropwhile(lambda frame, key=key: frame.pts != key, decode_alone(run))
+    for key, run in runs.items():
+        # A decoder of its own: what the one above has read of the file's start, it keeps.
+        with open_video(info.path, limits, info.stream) as alone:
+            frames = decode_alone(alone, run)
+            later = itertools.dropwhile(lambda frame, key=key: frame.pts != key, frames)
             if any(whole.get(frame.pts) != pixels(frame) for frame in later):
                 return []
     return good

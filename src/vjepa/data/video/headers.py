@@ -7,6 +7,7 @@ whether it is shown and whether it is one field of two stands in the picture's o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ _H264_LONG_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 
 _RECOVERY_POINT = 6
 _HEVC_ENTRIES, _HEVC_IDR_WITHOUT_LEADING, _HEVC_FIRST_NON_PICTURE = range(16, 22), 20, 32
 _AV1_FRAME_HEADER, _AV1_FRAME = 3, 6
+_VOP = _START_CODE + b"\xb6"  # the start of an mpeg4 picture
+_SAYS_PACKED = re.compile(rb"DivX\d+(Build|b)\d+p")
 _PICTURE, _EXTENSION = _START_CODE + b"\x00", _START_CODE + b"\xb5"  # of mpeg2
 _PICTURE_CODING, _WHOLE_FRAME = 8, 3
 
@@ -117,14 +120,19 @@ class HeaderReader:
                 self._read_sps(extradata[9:])
             elif decoder.name == "h264":
                 self._h264(extradata)
-        units = {"h264": self._h264, "hevc": self._hevc}
+        units = {"h264": self._h264, "hevc": self._hevc, "mpeg4": self._mpeg4}
         self._read = units.get(decoder.name) or _READERS.get(decoder.name)
         self.is_intra_only = decoder.name in _INTRA_ONLY
+        is_unsaid = decoder.name == "mpeg4" and not _SAYS_PACKED.search(extradata)
         self._may_surprise = hides_pictures(decoder.name) or decoder.name == "mpeg2video"
+        self._may_surprise = self._may_surprise or is_unsaid
+        self.is_packed = False
+        """Whether packets were seen that hold two mpeg4 pictures, as DivX writes them, in a stream
+        that says so in a packet at most: a decoder that has not read that loses frames."""
 
     @property
     def must_see_all(self) -> bool:
-        """Whether any packet may be a field, or a picture that is never shown."""
+        """Whether any packet may be a field, two pictures, or one that is never shown."""
         return self._may_surprise or self._frame_num_bits is not None
 
     def look(self, packet: Packet) -> Picture:
@@ -204,6 +212,11 @@ class HeaderReader:
                 return Picture(unit in _HEVC_ENTRIES, unit == _HEVC_IDR_WITHOUT_LEADING)
         return UNKNOWN
 
+    def _mpeg4(self, data: bytes) -> Picture:
+        at = data.index(_VOP)
+        self.is_packed = self.is_packed or (self._may_surprise and data.find(_VOP, at + 4) > 0)
+        return Picture(data[at + 4] >> 6 == 0)
+
 
 def _unescaped(data: bytes) -> bytes:
     """The bytes of a NAL unit without those put in so that no start code arises."""
@@ -236,10 +249,6 @@ def _mpeg2(data: bytes) -> Picture:
         extension = data.find(_EXTENSION, extension + 1)
     is_whole = extension < 0 or data[extension + 6] & 3 == _WHOLE_FRAME
     return Picture(is_entry, is_field=not is_whole and data.find(_PICTURE, at + 1) < 0)
-
-
-def _mpeg4(data: bytes) -> Picture:
-    return Picture(data[data.index(_START_CODE + b"\xb6") + 4] >> 6 == 0)
 
 
 def _vp8(data: bytes) -> Picture:
@@ -287,7 +296,6 @@ def _first_bits_zero(mask: int, at: int = 0) -> Callable[[bytes], Picture]:
 
 _READERS: dict[str, Callable[[bytes], Picture]] = {
     **dict.fromkeys(("mpeg1video", "mpeg2video"), _mpeg2),
-    "mpeg4": _mpeg4,
     **dict.fromkeys(("vp8", "libvpx"), _vp8),
     **dict.fromkeys(("vp9", "libvpx-vp9"), _vp9),
     **dict.fromkeys(("av1", "libdav1d", "libaom-av1"), _av1),

@@ -41,6 +41,7 @@ class PacketTable:
     is_known: NDArray[np.bool_]  # the header was read
     places: NDArray[np.int64]  # of its first byte in the file, -1 where that is not known
     is_cut_off: bool  # the last packet is incomplete: the file ends in its middle
+    has_pts: bool  # every packet has a presentation time, and that stands in the file
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -66,6 +67,11 @@ class PacketTable:
     def stamps(self) -> NDArray[np.int64]:
         """Presentation times, or decoding times where any of those is missing: int64 [n]."""
         return self.dts if np.any(self.pts == NO_STAMP) else self.pts
+
+    @property
+    def decoding_times(self) -> NDArray[np.int64]:
+        """Decoding times, or presentation times where only those are whole: int64 [n]."""
+        return self.stamps if np.any(self.dts == NO_STAMP) else self.dts
 
     @property
     def packet_stamps(self) -> NDArray[np.int64]:
@@ -114,6 +120,8 @@ def read_packets(
             | picture.is_known << 4
         )
         is_cut_off = packet.is_corrupt
+    if headers.is_packed:
+        entry = array("b", bytes(len(entry)))
     bits = np.frombuffer(bytes(flags), dtype=np.uint8)
     flagged, closed, shown, fields, known = (bits >> place & 1 > 0 for place in range(5))
     return PacketTable(
@@ -127,6 +135,8 @@ def read_packets(
         is_known=known,
         places=np.array(places, dtype=np.int64),
         is_cut_off=is_cut_off,
+        # An AVI counts its chunks, empty ones too; FFmpeg guesses from those when frames are shown.
+        has_pts=video.container.format.name != "avi" and NO_STAMP not in pts,
     )
 
 
@@ -177,3 +187,13 @@ def display_times(
     # Where ticks are too coarse for even places, each frame is still later than the last.
     whole = np.rint(times).astype(np.int64) - np.arange(len(times))
     return np.maximum.accumulate(whole) + np.arange(len(times))
+
+
+def shown_later(times: NDArray[np.int64], delay: int) -> NDArray[np.int64]:
+    """When frames come out of a decoder that gets its packets at `times` and is `delay` behind.
+
+    Those at the end follow at the usual step.
+    """
+    delay = min(delay, len(times) - 1)
+    usual = int(np.median(np.diff(times))) if len(times) > 1 else 1
+    return np.concatenate([times[delay:], times[-1] + usual * np.arange(1, delay + 1)])
