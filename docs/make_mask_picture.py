@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.masking.config import CountMode
+from vjepa.reporting.pictures import MIDDLE_GREY
 
 GRID = (8, 14, 14)
 STEPS, PLACES = GRID[0], GRID[1] * GRID[2]
@@ -28,7 +29,7 @@ ROW_NAMES: dict[CountMode, str] = {
     "prefix": "prefix",
     "fixed": "fixed",
 }
-UNUSED, CONTEXT, TARGET = "#e3e3e6", "#3f6fb5", "#e8a33d"
+UNUSED, CONTEXT, TARGET = "#88888840", "#3f6fb5", "#e8a33d"
 LINES: dict[CountMode, str] = {"prefix": "#b5493f", "fixed": "#2f8f6b"}
 PICTURE = Path(__file__).parent / "images" / "masks.png"
 
@@ -88,6 +89,8 @@ def print_tables(survival: Mapping[CountMode, NDArray[np.float64]]) -> None:
 def draw(survival: Mapping[CountMode, NDArray[np.float64]]) -> None:
     """One clip's masks on the left, survival curves on the right."""
     mpl.rcParams.update({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False})
+    inks = ("text.", "axes.label", "axes.edge", "xtick.", "ytick.")
+    mpl.rcParams.update({f"{ink}color": MIDDLE_GREY for ink in inks})
     figure = plt.figure(figsize=(10.5, 5.6), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[2.1, 1])[0]
     axes = left.subplots(len(KINDS) * len(MODES), STEPS)
@@ -115,11 +118,11 @@ def draw(survival: Mapping[CountMode, NDArray[np.float64]]) -> None:
                 label = f"{mode}, {'context' if side == 0 else 'target'}"
                 axis.plot(shares[kind, side], style, color=LINES[mode], label=label)
         axis.set(title=f"{KINDS[kind]}: share kept, by time step", ylim=(0, 1.05))
-        axis.grid(color="#eeeeee")
+        axis.grid(color="#88888840")
     panels[0].legend(frameon=False, fontsize=7)
     panels[1].set_xlabel("time step of the token (0 = earliest)")
     PICTURE.parent.mkdir(exist_ok=True)
-    figure.savefig(PICTURE, dpi=110, facecolor="white")
+    figure.savefig(PICTURE, dpi=110, transparent=True)
 
 
 def main() -> None:

@@ -22,14 +22,15 @@ def test_strips_keep_every_pixel_beside_a_margin_of_labels() -> None:
     picture = pictures.picture_of([Strip("one", list(frames)), Strip("two", list(other))], gap=2)
     margin = picture.shape[1] - (30 + 2 + 30)
     assert picture.shape[0] == 20 + 2 + 20
-    inside = picture[:, margin:]
+    inside, ground = picture[:, margin:, :3], picture[:, margin:, 3] == 0
     np.testing.assert_array_equal(inside[:20, :30], frames[0])
     np.testing.assert_array_equal(inside[:20, 32:], frames[1])
     np.testing.assert_array_equal(inside[22:, :12], other[0])
-    assert (inside[:20, 30:32] == 255).all()
-    assert (inside[20:22] == 255).all()
-    labels = picture[:20, :margin], picture[22:, :margin]
-    assert all((label < 128).any() for label in labels)
+    assert ground[:20, 30:32].all()
+    assert ground[20:22].all()
+    assert not ground[:20, :30].any()
+    labels = picture[:20, :margin, 3], picture[22:, :margin, 3]
+    assert all((label > 0).any() for label in labels)
     assert not np.array_equal(*labels)
 
 
@@ -64,6 +65,9 @@ def test_heat_draws_only_where_asked() -> None:
     drawn = pictures.heat(frames, values, where, limit=1.0)
     assert (drawn[:, :2, :2, 0] > drawn[:, :2, :2, 1] + 50).all()
     assert (drawn[:, 2:, :, 0] == drawn[:, 2:, :, 1]).all()
+    for share in np.linspace(0, 1, 9):
+        coloured = pictures.heat(frames, share * values, where, limit=1.0)[0, 0, 0]
+        assert np.ptp(coloured.astype(int)) > 40, f"{share}: no value looks like what is not drawn"
 
 
 def test_frames_are_resized_smoothly_and_shown_large_enough() -> None:
@@ -89,10 +93,40 @@ def test_a_mark_is_in_one_frame_around_its_place() -> None:
 def test_notes_and_a_caption_stand_below(tmp_path: Path) -> None:
     frames = [np.zeros((30, 200, 3), np.uint8)] * 2
     plain = pictures.picture_of([Strip("", frames)])
-    assert plain.shape == (30, 404, 3), "no label, no margin"
+    assert plain.shape == (30, 404, 4), "no label, no margin"
     more = pictures.picture_of([Strip("", frames, ("a", "b"))], caption="what is seen " * 20)
     assert more.shape[0] > 30 + 3 * 15
-    assert (more[30:] < 128).any()
+    assert (more[30:, :, 3] > 0).any()
+
+
+def _brightness(colour: tuple[int, ...]) -> float:
+    """Of a colour, as contrast is reckoned from it (WCAG)."""
+    shares = np.array(colour[:3]) / 255
+    linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722)) + 0.05
+
+
+def test_words_are_read_on_white_and_on_dark_ground(tmp_path: Path) -> None:
+    black = [np.zeros((40, 40, 3), np.uint8)]
+    picture = pictures.picture_of([Strip("seen", black)])
+    words = picture[:, :-40][picture[:, :-40, 3] > 250]
+    word = _brightness(tuple(np.median(words, axis=0)))
+    assert min(1.05 / word, word / _brightness((28, 31, 37))) > 3.5
+    for name, ground in (("a.png", None), ("a.jpg", (24, 26, 30)), ("a.webp", None)):
+        pictures.write_png(picture, tmp_path / name)
+        drawn = Image.open(tmp_path / name)
+        corner = drawn.getpixel((0, 0))
+        assert isinstance(corner, tuple)
+        if ground is None:
+            assert corner[3] == 0, "the page is seen through it"
+        else:
+            np.testing.assert_allclose(corner, ground, atol=2)
+    for suffix, alpha in ((".webp", 0), (".gif", 255)):
+        pictures.write_moving([picture] * 2, tmp_path / f"b{suffix}", 0.25)
+        frame = next(ImageSequence.Iterator(Image.open(tmp_path / f"b{suffix}"))).convert("RGBA")
+        corner = frame.getpixel((0, 0))
+        assert isinstance(corner, tuple)
+        assert corner[3] == alpha
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])

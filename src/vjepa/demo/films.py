@@ -161,7 +161,7 @@ def followed_section(
         introduction += " So training adds nothing here: colour and shape alone give it away."
     caption = (
         "Beside the clip: how alike the features at each place are to those at the ring, from "
-        "blue-green (no more than any) to red (the same). A square is one token: "
+        "blue-green (no more than any) over yellow to red (the same). A square is one token: "
         f"{size.patch_size} pixels, {size.tubelet_size} frames."
     )
     blocks = [PictureBlock(strips, caption)] if strips else []

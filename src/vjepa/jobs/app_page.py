@@ -42,12 +42,12 @@ Colours are those of one model; between two models they mean nothing.
 """
 _SIMILAR = """
 Click a place in the frame. Red: the features there are the same as at the place (cosine, the clip's
-mean taken off); blue-green: no more alike than any. A square is one token.
+mean taken off); yellow: half as alike; blue-green: no more alike than any. A square is one token.
 """
 _HIDE = """
 Models see what is not hidden, and predict the features of the rest. Error: from blue-green (right)
-to red (no better than the clip's mean feature). Click two corners of a box to hide it in all
-frames.
+over yellow to red (no better than the clip's mean feature). Click two corners of a box to hide it
+in all frames.
 """
 _SAMPLES = """
 **Decoded samples.** A decoder (`vjepa decode train`) draws pixels from its own model's predictions

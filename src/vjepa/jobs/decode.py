@@ -512,7 +512,7 @@ def write_samples(
         f"The model saw the second row, and predicted features of what is grey. Each sample was "
         f"drawn from these features alone, with noise of its own, at {size} x {size} pixels "
         "(enlarged here), and laid into the grey. Mean: what the samples share. Spread: where they "
-        f"differ, from blue-green (not at all) to red (by {_MOST_SPREAD} of 255 or more)."
+        f"differ, from blue-green (not at all) over yellow to red ({_MOST_SPREAD} of 255 or more)."
     )
     write_png(picture_of(strips, caption=text), out)
     rows, _ = sample_strips(opened.model.config.encoder, clip, masks, drawn, clip.shape[1])

@@ -217,8 +217,8 @@ def _prediction_caption(mean: float, encoder: EncoderConfig) -> str:
     levels = " A row for each block that is predicted, counted from 1." if encoder.levels else ""
     return (
         "The clip; what the model saw; the error of its prediction over what was hidden, from "
-        "blue-green (0: right) to red (1 or more: no better than guessing the clip's mean feature),"
-        f" the same in every picture. Mean {mean:.2f}. A square is one token: "
+        "blue-green (0: right) over yellow to red (1 or more: no better than guessing the clip's "
+        f"mean feature), the same in every picture. Mean {mean:.2f}. A square is one token: "
         f"{_one_token(encoder)}.{levels}"
     )
 

@@ -85,11 +85,11 @@ def show_attention(
         else ""
     )
     caption = (
-        "How much of what the probe reads comes from each place and time: blue-green none, red "
-        f"{limit:.1f} times an even share or more, the same in all rows. First the mean of the "
-        f"{len(maps)} attention heads, then each. One query serves all classes. A square is one "
-        f"token: {saved.encoder.config.patch_size} pixels, {len(shot.frames) // len(mean)} frames."
-        f"{mixed}"
+        "How much of what the probe reads comes from each place and time: from blue-green (none) "
+        f"over yellow to red: {limit:.1f} times an even share or more, the same in all rows. First "
+        f"the mean of the {len(maps)} attention heads, then each. One query serves all classes. A "
+        f"square is one token: {saved.encoder.config.patch_size} pixels, "
+        f"{len(shot.frames) // len(mean)} frames.{mixed}"
     )
     strips = [strip_of(name, frames, _ALL_FRAMES) for name, frames in rows]
     write_png(picture_of(strips, caption=caption), out)

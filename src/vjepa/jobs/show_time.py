@@ -303,7 +303,8 @@ def show_surprise(
     )
     below = (
         "For each peak: the frames before (seen) and the frames that came. Below, where the "
-        f"prediction was wrong, from blue-green (0) to red ({limit:.2f}, the same for all peaks)."
+        f"prediction was wrong, from blue-green (0) over yellow to red ({limit:.2f}, the same for "
+        "all peaks)."
     )
     report = Report(
         title=f"Surprise in {video.name}",

@@ -1,5 +1,6 @@
 """Charts: as inline SVG that follows the page's light or dark colours, and as files.
 
+Files have no ground, and words and lines that are seen on a light page and on a dark one.
 Those for a page are drawn by matplotlib with stand-in colours which are then replaced by the page's
 CSS variables, so one drawing serves both themes and no script is needed.
 """
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vjepa.reporting.pictures import MIDDLE_GREY
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,7 +29,7 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 _CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)
 }
-_MIDDLE = "#828a93"
+_FAINT = "#88888866"
 _ON_ANY_GROUND = ("#2f8fd0", "#e0702f", "#35a168", "#a06fd0", "#b58a1f")
 MAX_LINES = len(_SERIES)
 """As many lines in one chart as there are colours."""
@@ -47,19 +50,21 @@ def draw_calibration(ranges: Sequence[Any], path: Path, title: str = "") -> None
     """
     figure = _figure(4.2, 4.8, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    upper.plot((0, 1), (0, 1), color="0.6", linewidth=1, linestyle="--")
+    _style(upper, "both", MIDDLE_GREY, _FAINT)
+    _style(lower, "y", MIDDLE_GREY, _FAINT)
+    upper.plot((0, 1), (0, 1), color=MIDDLE_GREY, linewidth=1, linestyle="--")
     confidence = [entry.confidence for entry in ranges]
     accuracy = [entry.correct / entry.count for entry in ranges]
-    upper.plot(confidence, accuracy, color="#08519c", marker="o", markersize=5, linewidth=1)
+    upper.plot(confidence, accuracy, color=_ON_ANY_GROUND[0], marker="o", markersize=5, linewidth=1)
     upper.set_xlim(0, 1)
     upper.set_ylim(-0.02, 1.02)
-    upper.set_ylabel("share of right answers")
-    upper.set_title(title, fontsize=10)
+    upper.set_ylabel("share of right answers", color=MIDDLE_GREY)
+    upper.set_title(title, fontsize=10, color=MIDDLE_GREY)
     lows, widths = [one.low for one in ranges], [one.high - one.low for one in ranges]
     counts = [entry.count for entry in ranges]
-    lower.bar(lows, counts, widths, align="edge", color="#6baed6", edgecolor="white")
-    lower.set_xlabel("confidence of the answer")
-    lower.set_ylabel("answers")
+    lower.bar(lows, counts, widths, align="edge", color=_ON_ANY_GROUND[0], alpha=0.7)
+    lower.set_xlabel("confidence of the answer", color=MIDDLE_GREY)
+    lower.set_ylabel("answers", color=MIDDLE_GREY)
     _save(figure, path)
 
 
@@ -79,9 +84,9 @@ def draw_confusion(
     figure = _figure(side + 1.2, side, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xlabel("answer")
-    axes.set_ylabel("truth")
-    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("answer", color=MIDDLE_GREY)
+    axes.set_ylabel("truth", color=MIDDLE_GREY)
+    axes.set_title(title, fontsize=10, color=MIDDLE_GREY)
     if size <= _MOST_NAMED:
         turned: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         upright: Any = {"rotation": 90, "ha": "center", "rotation_mode": "default"}
@@ -94,12 +99,16 @@ def draw_confusion(
             text = str(counts[row, column])
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
-    bar.set_label("share of the class")
+    bar.set_label("share of the class", color=MIDDLE_GREY)
+    for one in (axes, bar.ax):
+        one.tick_params(colors=MIDDLE_GREY)
+        one.spines[:].set_color(MIDDLE_GREY)
     _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+    undated = {"Date": None} if path.suffix == ".svg" else None
+    figure.savefig(path, dpi=130, transparent=True, metadata=undated)
 
 
 @dataclass(frozen=True)
@@ -163,17 +172,17 @@ def write_line_chart(
     """
     figure = _figure(6.0, 2.4)  # small, so that its words are large on a phone
     axes = figure.add_axes((0.11, 0.22, 0.87, 0.74 if len(lines) == 1 else 0.64))
-    _style(axes, "y", _MIDDLE, "#88888866")
+    _style(axes, "y", MIDDLE_GREY, _FAINT)
     for line, colour in zip(lines, _ON_ANY_GROUND, strict=False):
         axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=_words(line.label))
         if line.level is not None:
             axes.axhline(line.level, color=colour, linewidth=1.2, linestyle=":")
-    axes.axvline(at, color=_MIDDLE, linewidth=1.4, linestyle="--")
-    axes.set_xlabel(_words(x_label), color=_MIDDLE, fontsize=10)
-    axes.set_ylabel(_words(y_label), color=_MIDDLE, fontsize=10)
+    axes.axvline(at, color=MIDDLE_GREY, linewidth=1.4, linestyle="--")
+    axes.set_xlabel(_words(x_label), color=MIDDLE_GREY, fontsize=10)
+    axes.set_ylabel(_words(y_label), color=MIDDLE_GREY, fontsize=10)
     if len(lines) > 1:
         above = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 3, "borderpad": 0}
-        axes.legend(frameon=False, fontsize=9, labelcolor=_MIDDLE, **above)
+        axes.legend(frameon=False, fontsize=9, labelcolor=MIDDLE_GREY, **above)
     low, high = map(float, axes.get_xlim())
     figure.savefig(path, dpi=165, transparent=True)
     each = (high - low) / 0.87
