@@ -97,6 +97,10 @@ def test_notes_and_a_caption_stand_below(tmp_path: Path) -> None:
     more = pictures.picture_of([Strip("", frames, ("a", "b"))], caption="what is seen " * 20)
     assert more.shape[0] > 30 + 3 * 15
     assert (more[30:, :, 3] > 0).any()
+    named = pictures.picture_of([Strip("a long name", frames, ("a", "b"))], narrow=True)
+    assert named.shape == (86, 404, 4), "the name stands above, large"
+    np.testing.assert_array_equal(named[28:58, :200, :3], frames[0])
+    assert (named[:28, :, 3] > 0).any()
 
 
 def _brightness(colour: tuple[int, ...]) -> float:
@@ -112,7 +116,7 @@ def test_words_are_read_on_white_and_on_dark_ground(tmp_path: Path) -> None:
     words = picture[:, :-40][picture[:, :-40, 3] > 250]
     word = _brightness(tuple(np.median(words, axis=0)))
     assert min(1.05 / word, word / _brightness((28, 31, 37))) > 3.5
-    for name, ground in (("a.png", None), ("a.jpg", (24, 26, 30)), ("a.webp", None)):
+    for name, ground in (("a.png", None), ("a.jpg", (12, 13, 16)), ("a.webp", None)):
         pictures.write_png(picture, tmp_path / name)
         drawn = Image.open(tmp_path / name)
         corner = drawn.getpixel((0, 0))

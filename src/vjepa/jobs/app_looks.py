@@ -268,8 +268,8 @@ def _view(
             if not any(name == n and np.array_equal(shown, old) for n, old in rows):
                 rows.append((name, shown))
     film, still = session.new_file(".mp4"), session.new_file(".png")
-    write_side_by_side(rows, film, in_a_line=2 if len(rows) == 4 else 3)
-    write_png(picture_of([_small(strip_of(*row)) for row in rows]), still)
+    write_side_by_side(rows, film, in_a_line=2 if len(rows) == 4 else 3, narrow=True)
+    write_png(picture_of([_small(strip_of(*row)) for row in rows], narrow=True), still)
     return View(film, still, "\n".join(lines))
 
 
@@ -455,7 +455,7 @@ def samples(
         watch(seed, settings.samples)
         drawn.append(decode_clip(opened, pixels, masks, 0, [seed], steps=settings.steps))
     still = session.new_file(".png")
-    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4", 4)
+    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4", narrow=True)
     size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
     words = filter(None, (size, said[1], unlike_training(opened.masking, hide.how)))
     return View(still.with_suffix(".mp4"), still, f"{decoder}: {'; '.join(words)}")
@@ -503,7 +503,7 @@ def moment_of_surprise(session: Session, moment: float) -> View:
         told.append(f"{name}: {found.line(index)}")
     drawn, still = session.new_file(".png"), session.new_file(".png")
     session.edges = write_line_chart(lines, drawn, moment, x_label="seconds", y_label="surprise")
-    write_png(picture_of(strips), still)
+    write_png(picture_of(strips, narrow=True), still)
     return View(drawn, still, "\n".join(told))
 
 
@@ -527,7 +527,9 @@ def moments(
     """The moments of a database most alike to the video, or to a part of it."""
     sheet, path = session.new_file(".png"), Path(session.current.path)
     start, end = between
-    found = search(database, path, sheet, start=start, end=end, count=count, encoder=encoder)
+    found = search(
+        database, path, sheet, start=start, end=end, count=count, encoder=encoder, narrow=True
+    )
     if not found:
         raise UserError(f"{database}: holds no other moment than this video; add videos to it")
     lines = [

@@ -23,6 +23,7 @@ CSS = """
 .dark .said .error {color: #ff8f84}
 .place img {cursor: crosshair}
 .result {max-width: 820px}
+.result .output-class {font-size: 1.4em; overflow-wrap: anywhere}
 .result:has(.empty) {display: none}
 .result [data-testid=block-label], .place [data-testid=block-label] {position: static}
 """

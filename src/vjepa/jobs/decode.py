@@ -79,7 +79,7 @@ from vjepa.training.schedules import Count
 JOB = "decode train"
 OBJECTIVE = "decoder"
 _PREDICTING = ("encoder", "predictor")
-_STILL_FRAMES = 8
+_STILL_FRAMES, _NARROW_FRAMES = 8, 3
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens are hidden
 _MOST_SPREAD = 64
 _LOGGER = logging.getLogger(__name__)
@@ -500,12 +500,14 @@ def write_samples(
     drawn: Tensor,
     out: Path,
     moving: Literal["webp", "gif", "mp4"],
-    most: int = _STILL_FRAMES,
+    *,
+    narrow: bool = False,
 ) -> list[str]:
     """Write what :func:`decode_clip` has drawn, as :func:`show_samples` does; arguments of both.
 
-    The still picture has at most `most` frames of the clip.
+    With `narrow` the still picture has few frames of the clip, and all words are large.
     """
+    most = _NARROW_FRAMES if narrow else _STILL_FRAMES
     strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, most)
     size = opened.model.config.encoder.image_size
     text = (
@@ -514,10 +516,11 @@ def write_samples(
         "(enlarged here), and laid into the grey. Mean: what the samples share. Spread: where they "
         f"differ, from blue-green (not at all) over yellow to red ({_MOST_SPREAD} of 255 or more)."
     )
-    write_png(picture_of(strips, caption=text), out)
+    write_png(picture_of(strips, caption=text, narrow=narrow), out)
     rows, _ = sample_strips(opened.model.config.encoder, clip, masks, drawn, clip.shape[1])
+    parts = rows[:2] + rows[-2:], rows[2:-2]
     pages = [
-        picture_of([_page_row(rows[:2] + rows[-2:], time), _page_row(rows[2:-2], time)])
+        picture_of([_page_row(part, time) for part in parts], narrow=narrow)
         for time in range(clip.shape[1])
     ]
     film = out.with_suffix(f".{moving}")

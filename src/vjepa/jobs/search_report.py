@@ -21,7 +21,7 @@ from vjepa.reporting.pictures import SHOWN_SIDE, Strip, picture_of, resized, wri
 _LOGGER = logging.getLogger(__name__)
 MOST_MOMENTS = 20_000
 """A report looks at so many moments at most, evenly spread."""
-_FRAMES, _SHOWN_PAIRS, _LISTED_PAIRS = 4, 6, 100
+_FRAMES, _NARROW_FRAMES, _SHOWN_PAIRS, _LISTED_PAIRS = 4, 2, 6, 100
 _ROWS_AT_ONCE = 1024
 _LONGEST_NAME = 26
 
@@ -42,8 +42,11 @@ def search(
     count: int = 8,
     encoder: Path | None = None,
     exact: bool = False,
+    narrow: bool = False,
 ) -> list[Moment]:
     """The moments of a database most alike to an example; writes them as a contact sheet.
+
+    `narrow`: one for a phone.
 
     Raises:
         UserError: No database, another model, an example that cannot be read or is too short.
@@ -52,15 +55,19 @@ def search(
     vector, place = encode_example(database.worker(encoder), example, start, end)
     found = database.query(vector, count, place, exact=exact)
     caption = f"1: the same; 0: as unlike as two moments of this database are on average. {folder}"
-    write_sheet(place, found, out, caption)
+    write_sheet(place, found, out, caption, narrow=narrow)
     return found
 
 
-def write_sheet(asked: Moment, found: Sequence[Moment], out: Path, caption: str) -> None:
+def write_sheet(
+    asked: Moment, found: Sequence[Moment], out: Path, caption: str, *, narrow: bool = False
+) -> None:
     """Write a picture of a moment and of those that are like it, some frames of each."""
-    strips = [_strip("asked for", asked)]
-    strips += [_strip(f"{moment.alike:.2f} alike", moment) for moment in found]
-    write_png(picture_of([strip for strip in strips if strip], caption=caption), out)
+    frames = _NARROW_FRAMES if narrow else _FRAMES
+    strips = [_strip("asked for", asked, frames)]
+    strips += [_strip(f"{moment.alike:.2f} alike", moment, frames) for moment in found]
+    shown = [strip for strip in strips if strip]
+    write_png(picture_of(shown, caption=caption, narrow=narrow), out)
 
 
 def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:

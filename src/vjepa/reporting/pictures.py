@@ -34,13 +34,13 @@ SECONDS_EACH = 0.25
 """How long a moving picture shows each frame of a clip: slower than life, a clip is short."""
 MIDDLE_GREY = "#7b8087"
 """Of words that stand on any ground: it has the same contrast to white and to a dark page."""
-_DARK_GROUND = (24, 26, 30)
+_DARK_GROUND = (12, 13, 16)
 _TRANSPARENT = (".png", ".webp")
 _HIDDEN_GREY = 128
 _HEAT = ((20, 150, 160), (255, 210, 40), (225, 45, 30))
 _GAP = 4
 _MARGIN = 110
-_FONT_PIXELS = 14
+_FONT_PIXELS, _LARGE_FONT_PIXELS = 14, 20
 
 
 @dataclass(frozen=True)
@@ -92,34 +92,41 @@ def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
     return Strip(label, list(resized(frames[chosen], max(SHOWN_SIDE, frames.shape[1]))))
 
 
-def picture_of(strips: Sequence[Strip], gap: int = _GAP, caption: str = "") -> Picture:
+def picture_of(
+    strips: Sequence[Strip], gap: int = _GAP, caption: str = "", *, narrow: bool = False
+) -> Picture:
     """Strips below each other, labels on the left, notes below frames, a caption below.
 
-    uint8 [H, W, 4]: between frames it is transparent.
+    uint8 [H, W, 4]: between frames it is transparent. With `narrow` labels stand above their strips
+    and words are large, so that they are read on a phone.
     """
     strips = [replace(strip, frames=[_still(frame) for frame in strip.frames]) for strip in strips]
-    font = ImageFont.load_default(_FONT_PIXELS)
-    line = _FONT_PIXELS + 5
-    heights = [strip.frames[0].shape[0] + (line if strip.notes else 0) for strip in strips]
+    pixels = _LARGE_FONT_PIXELS if narrow else _FONT_PIXELS
+    font, line = ImageFont.load_default(pixels), round(1.4 * pixels)
+    above = [line if narrow and strip.label else 0 for strip in strips]
+    heights = [
+        over + strip.frames[0].shape[0] + (line if strip.notes else 0)
+        for over, strip in zip(above, strips, strict=True)
+    ]
     widths = [sum(frame.shape[1] + gap for frame in strip.frames) - gap for strip in strips]
     widest = max(font.getlength(strip.label) for strip in strips)
-    margin = max(_MARGIN, round(widest) + 16) if widest else 0
+    margin = max(_MARGIN, round(widest) + 16) if widest and not narrow else 0
     width = margin + max(widths)
-    words = textwrap.wrap(caption, max(20, round(width / (0.5 * _FONT_PIXELS))))
+    words = textwrap.wrap(caption, max(20, round(width / (0.5 * pixels))))
     below = line * len(words) + (2 * gap if words else 0)
     size = (width, sum(heights) + gap * (len(strips) - 1) + below)
     page = Image.new("RGBA", size, (255, 255, 255, 0))  # white to a reader that knows no alpha
     draw, top = ImageDraw.Draw(page), 0
-    for strip, height in zip(strips, heights, strict=True):
+    for strip, over, height in zip(strips, above, heights, strict=True):
         left = margin
         for number, frame in enumerate(strip.frames):
-            page.paste(Image.fromarray(frame), (left, top))
+            page.paste(Image.fromarray(frame), (left, top + over))
             if strip.notes:
-                place = (left + frame.shape[1] // 2, top + frame.shape[0] + 2)
+                place = (left + frame.shape[1] // 2, top + over + frame.shape[0] + 2)
                 draw.text(place, strip.notes[number], MIDDLE_GREY, font, anchor="ma")
             left += frame.shape[1] + gap
-        place = (margin - 8, top + strip.frames[0].shape[0] // 2)
-        draw.text(place, strip.label, MIDDLE_GREY, font, anchor="rm")
+        place = (2, top) if narrow else (margin - 8, top + strip.frames[0].shape[0] // 2)
+        draw.text(place, strip.label, MIDDLE_GREY, font, anchor="la" if narrow else "rm")
         top += height + gap
     if words:
         draw.text((2, top + gap), "\n".join(words), MIDDLE_GREY, font)
@@ -240,12 +247,20 @@ def beside(still: Path, moving: Moving) -> Path:
     return film if film != still else film.with_stem(f"{still.stem}_moving")
 
 
-def write_side_by_side(rows: Sequence[tuple[str, Picture]], path: Path, in_a_line: int = 4) -> None:
-    """Write named clips [T, H, W, 3] of one length as one moving picture, some side by side."""
+def write_side_by_side(
+    rows: Sequence[tuple[str, Picture]], path: Path, in_a_line: int = 4, *, narrow: bool = False
+) -> None:
+    """Write named clips [T, H, W, 3] of one length as one moving picture, some side by side.
+
+    `narrow` as for :func:`picture_of`.
+    """
     shown = [(name, resized(clip, max(SHOWN_SIDE, clip.shape[1]))) for name, clip in rows]
     lines = [shown[start : start + in_a_line] for start in range(0, len(shown), in_a_line)]
     pages = [
-        picture_of([Strip("", [c[time] for _, c in line], [n for n, _ in line]) for line in lines])
+        picture_of(
+            [Strip("", [c[time] for _, c in line], [n for n, _ in line]) for line in lines],
+            narrow=narrow,
+        )
         for time in range(len(shown[0][1]))
     ]
     write_moving(pages, path, SECONDS_EACH)
