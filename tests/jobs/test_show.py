@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.errors import UserError
 from vjepa.jobs.show import (
     Shot,
     feature_grid,
@@ -15,10 +18,11 @@ from vjepa.jobs.show import (
     mask_strips,
     prediction_errors,
     prediction_rows,
+    read_shot,
 )
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.reporting.pictures import beside, pca_colours
+from vjepa.reporting.pictures import beside, pca_colours, write_moving
 
 _MODEL = ModelConfig(
     encoder=EncoderConfig(
@@ -93,3 +97,18 @@ def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, mo
 def test_a_moving_picture_never_takes_the_place_of_its_still() -> None:
     assert beside(Path("a/b.png"), "webp") == Path("a/b.webp")
     assert beside(Path("a/b.webp"), "webp") == Path("a/b_moving.webp")
+
+
+def test_a_video_that_is_too_short_is_filled_up_and_said_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "short.mp4"
+    write_moving(list(np.full((5, 32, 32, 3), 90, np.uint8)), path, 0.1)
+    clip = ClipConfig(num_frames=4, stride=2, sampling="exact")
+    assert len(read_shot(path, clip, 32).frames) == 4
+    assert "5 frames, and a clip takes 7" in caplog.text
+    with pytest.raises(UserError, match=r"short\.mp4: has 5 frames, .* takes 7: too short"):
+        read_shot(path, clip, 32, whole=True)
+    caplog.clear()
+    read_shot(path, replace(clip, num_frames=3), 32, whole=True)
+    assert not caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor
 from vjepa.checkpoint import AnyEncoder, Which, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.data.clips.dataset import centre_view
-from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.plan import ClipConfig, checked_spacing
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.video.info import DecodeError
+from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.jobs.pretrain import PretrainConfig, run_of
@@ -50,6 +52,8 @@ from vjepa.reporting.runs import (
 )
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def model_input(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> Tensor:
@@ -256,21 +260,31 @@ def read_shot(
     image_size: int,
     name: str = "clip",
     view: ViewConfig | None = None,
+    *,
+    whole: bool = False,
 ) -> Shot:
     """The clip around the middle of a video as a model sees it, and the same part sharper.
 
     Or of the frames of a clip, uint8 [T, H, W, 3]. `view` says which part of the frames, if not all
-    of their short side.
+    of their short side. Of a video that is shorter than a clip it is said that it was filled up.
 
     Raises:
-        UserError: The file is missing or cannot be decoded.
+        UserError: The file is missing, cannot be decoded, or is too short for a `whole` clip.
     """
+    source = video if isinstance(video, np.ndarray) else inspect_file(str(video))
+    if isinstance(source, VideoInfo) and source.ok and source.kind != "image":
+        spacing, _ = checked_spacing(clip, source.num_frames, source.fps or 1.0, None)
+        if source.num_frames < spacing.window:
+            words = f"{video}: has {source.num_frames} frames, and a clip takes {spacing.window:g}"
+            if whole:
+                raise UserError(f"{words}: too short to predict anything; give a longer video")
+            _LOGGER.warning("%s: filled up (short_video: %s)", words, clip.short_video)
     both = []
     part = view or ViewConfig(crop_size=image_size, short_side=image_size)
     try:
         for size in (image_size, max(image_size, SHOWN_SIDE)):
             side = part.short_side and round(part.short_side * size / image_size)
-            frames = centre_view(video, clip, replace(part, crop_size=size, short_side=side))
+            frames = centre_view(source, clip, replace(part, crop_size=size, short_side=side))
             both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     except DecodeError as error:
         is_there = Path(error.path).exists()
@@ -332,7 +346,7 @@ def show_predictions(
     run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
     clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
-    shot = read_shot(video, clip, encoder.image_size)
+    shot = read_shot(video, clip, encoder.image_size, whole=True)
     found = prediction_rows(loaded, shot, masking, run.seed if run else 0, sample)
     lines = []
     for kind, (rows, mean) in enumerate(found):
