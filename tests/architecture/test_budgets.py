@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_700
+MOST_LINES = 46_640
 MOST_FILES = 214
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -30,13 +30,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2440, 54),
     "demo": (2180, 52),
     "evaluation": (4310, 101),
-    "jobs": (8360, 187),
+    "jobs": (8390, 187),
     "jobs/detect": (1160, 25),
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 59),
     "masking": (800, 16),
     "models": (2690, 65),
-    "reporting": (1050, 40),
+    "reporting": (1090, 40),
     "runtime": (2390, 56),
     "tasks": (1870, 44),
     "top level": (930, 28),
