@@ -21,7 +21,6 @@ from vjepa.config import as_path, config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, InputConfig, normalise_clip
 
@@ -62,10 +61,7 @@ class Preprocess:
     def pixels(self, video: Video) -> Tensor:
         """The view of one video before it is normalised: uint8 [3, T, S, S]."""
         source = np.asarray(video) if isinstance(video, Tensor) else video
-        try:
-            return centre_view(source, self.clip, self.view).transpose(0, 1)
-        except DecodeError as error:
-            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+        return centre_view(source, self.clip, self.view).transpose(0, 1)
 
 
 def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -> Preprocess:

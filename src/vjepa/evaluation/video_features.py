@@ -131,10 +131,7 @@ def extract_features(
     )
     found: dict[int, FileFeatures] = {}
     for index, look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
-        try:
-            tokens, times = tokens_and_times(parts)
-        except DecodeError as error:
-            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+        tokens, times = tokens_and_times(parts)
         assert isinstance(look, Look)
         numbers, path = look.plan.frame_numbers, every[index]
         found[index] = FileFeatures(tokens, times, numbers, look.grid, look.box, path)

@@ -212,7 +212,8 @@ def cut_clip(
             raise UserError(f"{note}: nothing to predict; give a longer video")
         found = read_clip(info, numbers)
     except (DecodeError, ValueError) as error:
-        raise UserError(f"{Path(info.path).name}: {error}; give another file") from error
+        reason = getattr(error, "reason", str(error))
+        raise DecodeError(Path(info.path).name, reason) from error
     return found.frames, found.times, note and f"{note}: the last frame is repeated"
 
 

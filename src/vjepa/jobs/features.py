@@ -314,15 +314,12 @@ class FeatureWorker:
 
     def look_into(self, path: str) -> FileFeatures:
         """The features of one file in memory; nothing is written. UserError: it cannot be read."""
-        try:
-            _, look, parts = next(self.read([inspect_file(path)]))
-            if isinstance(look, DecodeError):
-                raise look
-            with Progress("windows", len(look.plan.starts)) as progress:
-                seen = (progress.update(n) or part for n, part in enumerate(parts, start=1))
-                tokens, times = tokens_and_times(seen)
-        except DecodeError as error:
-            raise UserError(f"{error.path}: {error.reason}; give another file") from error
+        _, look, parts = next(self.read([inspect_file(path)]))
+        if isinstance(look, DecodeError):
+            raise look
+        with Progress("windows", len(look.plan.starts)) as progress:
+            seen = (progress.update(n) or part for n, part in enumerate(parts, start=1))
+            tokens, times = tokens_and_times(seen)
         return FileFeatures(tokens, times, look.plan.frame_numbers, look.grid, look.box, path)
 
     def flush(self) -> None:

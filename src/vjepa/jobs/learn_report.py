@@ -22,7 +22,6 @@ from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.decode import decode_frames
-from vjepa.data.video.info import DecodeError
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import to_compare
@@ -276,10 +275,7 @@ def moment_sections(
             frames, notes = [], []
             for number in (query, *nearest):
                 video = manifest.row(int(moments.rows[number]))
-                try:
-                    clip = decode_frames(video, moments.frames[number])
-                except DecodeError as error:
-                    raise UserError(f"{error}; `vjepa data check` tells more") from error
+                clip = decode_frames(video, moments.frames[number])
                 side = (SHOWN_SIDE, SHOWN_SIDE)
                 images = [ImageOps.fit(Image.fromarray(frame), side) for frame in clip]
                 frames.append(np.stack([np.asarray(image) for image in images]))

@@ -458,10 +458,7 @@ def encode_example(
                 f"{path}: has no part from {between[0]:g} to {between[1]:g} s: it lasts "
                 f"{info.duration_seconds:g} s; mend --start or --end"
             )
-    try:
-        found = [_pooled(look, parts, str(path)) for _, look, parts in worker.read([info], between)]
-    except DecodeError as error:
-        raise UserError(f"{path}: {error.reason}; give another file or a longer part") from error
+    found = [_pooled(look, parts, str(path)) for _, look, parts in worker.read([info], between)]
     look, tokens, times = found[0]
     place = Moment(info.path, *_span(look, times, 0, len(times)), 1.0)
     return tokens.mean(axis=0), place

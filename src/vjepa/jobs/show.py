@@ -17,7 +17,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig, checked_spacing
 from vjepa.data.clips.views import ViewConfig
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
@@ -281,15 +281,10 @@ def read_shot(
             _LOGGER.warning("%s: filled up (short_video: %s)", words, clip.short_video)
     both = []
     part = view or ViewConfig(crop_size=image_size, short_side=image_size)
-    try:
-        for size in (image_size, max(image_size, SHOWN_SIDE)):
-            side = part.short_side and round(part.short_side * size / image_size)
-            frames = centre_view(source, clip, replace(part, crop_size=size, short_side=side))
-            both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
-    except DecodeError as error:
-        is_there = Path(error.path).exists()
-        remedy = "`vjepa data check` tells more" if is_there else "check the path"
-        raise UserError(f"{error}; {remedy}") from error
+    for size in (image_size, max(image_size, SHOWN_SIDE)):
+        side = part.short_side and round(part.short_side * size / image_size)
+        frames = centre_view(source, clip, replace(part, crop_size=size, short_side=side))
+        both.append(np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy()))
     return Shot(*both, name)
 
 

@@ -213,47 +213,44 @@ def surprise_of(
     how = FileEncodingConfig(window=window, framing=FramingConfig(kind="centre"))
     context = torch.arange(seen * places)[None]
     target = torch.arange(seen * places, steps * places)[None]
-    try:
-        info = inspect_file(str(video))
-        if info.kind == "image":
-            raise DecodeError(str(video), "a picture, in which nothing comes next")
-        look = look_of(info, how, size)
-        if look.plan.num_tubelets < steps:
-            raise DecodeError(
-                str(video),
-                f"{info.num_frames} frames are too few: a window of this model covers "
-                f"{size.num_frames} frames, spaced as it was trained",
-            )
-        seconds, starts, errors = [], [], []
-        waiting: list[torch.Tensor] = []
+    info = inspect_file(str(video))
+    if info.kind == "image":
+        raise DecodeError(str(video), "a picture, in which nothing comes next")
+    look = look_of(info, how, size)
+    if look.plan.num_tubelets < steps:
+        raise DecodeError(
+            str(video),
+            f"{info.num_frames} frames are too few: a window of this model covers "
+            f"{size.num_frames} frames, spaced as it was trained",
+        )
+    seconds, starts, errors = [], [], []
+    waiting: list[torch.Tensor] = []
 
-        def judge() -> None:
-            clips = model.encoder.normalise(torch.stack(waiting))
-            count = len(waiting)
-            tokens = model.target_encoder(clips, layers=levels)
-            every = tokens if isinstance(tokens, list) else [tokens]
-            truth = torch.cat([normalise_features(level) for level in every], dim=-1)
-            truth = truth[:, seen * places :]
-            half = TokenMasks(context.expand(count, -1), target.expand(count, -1))
-            predicted = predicted_features(model.encoder, model.predictor, clips, half, kind)
-            error = (predicted - truth).abs().mean(-1)[:, :places]
-            errors.append(error.reshape(count, rows, columns).numpy())
-            waiting.clear()
+    def judge() -> None:
+        clips = model.encoder.normalise(torch.stack(waiting))
+        count = len(waiting)
+        tokens = model.target_encoder(clips, layers=levels)
+        every = tokens if isinstance(tokens, list) else [tokens]
+        truth = torch.cat([normalise_features(level) for level in every], dim=-1)
+        truth = truth[:, seen * places :]
+        half = TokenMasks(context.expand(count, -1), target.expand(count, -1))
+        predicted = predicted_features(model.encoder, model.predictor, clips, half, kind)
+        error = (predicted - truth).abs().mean(-1)[:, :places]
+        errors.append(error.reshape(count, rows, columns).numpy())
+        waiting.clear()
 
-        total = len(look.plan.starts)
-        for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
-            if isinstance(found, DecodeError):
-                raise found
-            times = found.seconds.reshape(steps, size.tubelet_size)
-            seconds.append(times[seen].mean())
-            starts.append(times[seen - 1, 0])
-            waiting.append(found.clip)
-            if len(waiting) == _AT_ONCE or number == total - 1:
-                judge()
-            if progress is not None:
-                progress(number + 1, total)
-    except DecodeError as error:
-        raise UserError(f"{error.path}: {error.reason}; give another file") from error
+    total = len(look.plan.starts)
+    for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
+        if isinstance(found, DecodeError):
+            raise found
+        times = found.seconds.reshape(steps, size.tubelet_size)
+        seconds.append(times[seen].mean())
+        starts.append(times[seen - 1, 0])
+        waiting.append(found.clip)
+        if len(waiting) == _AT_ONCE or number == total - 1:
+            judge()
+        if progress is not None:
+            progress(number + 1, total)
     return Surprise(np.array(seconds), np.array(starts), np.concatenate(errors), look.box)
 
 

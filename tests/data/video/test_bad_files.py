@@ -228,4 +228,5 @@ def test_names_that_look_like_addresses_or_patterns(tmp_path, monkeypatch):
 
 def test_decode_error_survives_pickling():
     error = pickle.loads(pickle.dumps(DecodeError("/a/b.mp4", "broken")))
-    assert (error.path, error.reason, str(error)) == ("/a/b.mp4", "broken", "/a/b.mp4: broken")
+    known = (error.path, error.reason, str(error))
+    assert known == ("/a/b.mp4", "broken", "/a/b.mp4: broken; give another file")

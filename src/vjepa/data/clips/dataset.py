@@ -189,10 +189,10 @@ def load_clip(
         config = clip or own
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
+    info = inspect_file(os.fspath(path))
+    video = VideoSource(info)
+    times = video.times if config.is_by_time or start_seconds is not None else None
     try:
-        info = inspect_file(os.fspath(path))
-        video = VideoSource(info)
-        times = video.times if config.is_by_time or start_seconds is not None else None
         if start_seconds is None:
             frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
         elif 0 <= round(start_seconds * info.fps) < info.num_frames:
@@ -202,7 +202,7 @@ def load_clip(
                 f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
                 f"{info.duration_seconds:.3g} s; give an earlier one"
             )
-        decoded = decode_clip(info, frames)
-    except DecodeError as error:
-        raise UserError(f"{error.path}: {error.reason}; give another file") from error
+    except ValueError as error:  # too short, or of an unknown rate
+        raise DecodeError(info.path, str(error)) from error
+    decoded = decode_clip(info, frames)
     return Clip(torch.from_numpy(decoded.frames).permute(0, 3, 1, 2), decoded.times)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vjepa.config import config_dataclass
+from vjepa.errors import UserError
 
 MediaKind = Literal["video", "image", "image_folder"]
 
@@ -53,11 +54,12 @@ def enter_stage(stage: Stage) -> None:
         listener(stage)
 
 
-class DecodeError(Exception):
+class DecodeError(UserError):
     """A file that cannot give the frames asked of it.
 
-    It costs the caller one sample, not the run. `path` and `reason` are kept apart so that they can
-    be recorded (``bad_videos.jsonl``, the manifest's `reason` column).
+    It costs a job of many files one sample, not the run: `path` and `reason` are kept apart so that
+    they can be recorded (``bad_videos.jsonl``, the manifest's `reason` column). Where only this
+    file is asked for, it is the user's error as it stands.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -67,7 +69,7 @@ class DecodeError(Exception):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}; give another file"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

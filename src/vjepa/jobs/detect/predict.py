@@ -310,10 +310,7 @@ def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3
             _draw_boxes(pen, beside, picture.size, font, least)
             yield np.asarray(picture)
 
-    try:
-        write_moving(frames(), out, 1 / info.fps if info.fps > 0 else 1.0)
-    except DecodeError as error:
-        raise UserError(f"{error.path}: cannot be drawn into ({error.reason})") from error
+    write_moving(frames(), out, 1 / info.fps if info.fps > 0 else 1.0)
 
 
 def _draw_boxes(
