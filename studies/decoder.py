@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vjepa.checkpoint.folder import step_folders
-from vjepa.config import from_dict, load_config
+from vjepa.config import load_config
 from vjepa.counter_random import derive_seed
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.views import ViewConfig
@@ -130,8 +130,7 @@ class TestClips:
 
 def read_clips(data: Path, split: str, count: int, side: int) -> TestClips:
     """The first clips of a split, by their files, with the truth by the simulator."""
-    stored = json.loads((data / "synthetic.json").read_text())["config"]
-    config = from_dict(SyntheticConfig, stored, "synthetic.json")
+    config = load_config(SyntheticConfig, [data / "config.yaml"])
     clip = load_config(PretrainConfig, ["demo"], recipes="pretrain").data.clip
     clips, places, last = [], [], []
     for index in range(count):

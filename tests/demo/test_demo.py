@@ -31,7 +31,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.decode import open_decoder, predicting_hash
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, begin_folder
 from vjepa.training.schedules import OptimConfig
 
 Finished = tuple[DemoConfig, Path]
@@ -365,11 +365,12 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(
     finished: Finished, tmp_path: Path
 ) -> None:
     settings, done = finished
-    out, config = tmp_path / "out", tmp_path / "demo.yaml"
-    config.write_text(dump_yaml(replace(settings, minutes=5.0)))
+    out, config = tmp_path / "out", tmp_path / "longer.yaml"
+    longer = replace(settings, minutes=5.0)
+    config.write_text(dump_yaml(longer))
     # Begun and stopped after the trial, which the other tests have made.
     shutil.copytree(done / "data", out / "data")
-    atomic_write(out / "demo.yaml", config.read_text())
+    begin_folder(out, "demo", longer)
     atomic_write(out / "plan.json", '{"updates_per_cpu_second": {"vjepa": 50.0, "pixel": 50.0}}')
     process = warm.vjepa("demo", "--config", config, "--out", out, log=tmp_path / "log")
     both = [out / "runs" / f"{name}_seed0" / "metrics.jsonl" for name in ("vjepa", "pixel")]

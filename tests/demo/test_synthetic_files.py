@@ -73,7 +73,7 @@ def test_a_kill_leaves_no_half_file_under_a_final_name(tmp_path, monkeypatch):
     def fail(frames, fps):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic_files, "_encode", fail)
+    monkeypatch.setattr(synthetic_files, "write_mp4", fail)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic_set(CONFIG, tmp_path)
     assert not list(tmp_path.rglob("*.mp4"))
@@ -82,7 +82,7 @@ def test_a_kill_leaves_no_half_file_under_a_final_name(tmp_path, monkeypatch):
 
 def test_another_set_in_the_folder_is_one_clear_error(written):
     before = contents(written)
-    with pytest.raises(UserError, match="seed is 0 there, 1 here"):
+    with pytest.raises(UserError, match=r"another config \(seed: 0 -> 1"):
         write_synthetic_set(replace(CONFIG, seed=1), written)
     assert contents(written) == before
 
@@ -94,8 +94,11 @@ def test_a_foreign_folder_is_not_touched_and_a_spoilt_settings_file_is_named(tmp
     with pytest.raises(UserError, match="holds nothing of `vjepa data synth`"):
         write_synthetic_set(CONFIG, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["train"]
-    (tmp_path / "synthetic.json").write_text("{")
-    with pytest.raises(UserError, match=r"synthetic\.json"):
+    (tmp_path / "synthetic.json").write_text("{}")
+    with pytest.raises(UserError, match="begun by an older version; give another --out"):
+        write_synthetic_set(CONFIG, tmp_path)
+    (tmp_path / "config.yaml").write_text("# vjepa data synth\nseed: [")
+    with pytest.raises(UserError, match=r"config\.yaml"):
         write_synthetic_set(CONFIG, tmp_path)
 
 
@@ -105,5 +108,5 @@ def test_a_set_with_colours_has_a_third_label_and_another_folder(tmp_path):
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "split", "motion", "appearance", "colour"]
-    with pytest.raises(UserError, match="colours is True there, False here"):
+    with pytest.raises(UserError, match="colours: True -> False"):
         write_synthetic_set(small, tmp_path)

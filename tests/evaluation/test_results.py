@@ -96,11 +96,17 @@ def test_calibration_is_shown_from_a_hundred_answers_on() -> None:
 
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not a probe result"):
-        load_result(tmp_path)
-    (tmp_path / "result.json").write_text('{"format": "other"}')
-    with pytest.raises(UserError, match="format 'other'"):
-        load_result(tmp_path)
+    contents = {
+        None: "cannot be read as JSON .No such file.*train the probe again",
+        "{": "cannot be read as JSON",
+        '{"format": "other"}': "format 'other'",
+        '{"format": "vjepa-probe-result-2"}': "not a probe result .label",
+    }
+    for content, why in contents.items():
+        if content is not None:
+            (tmp_path / "result.json").write_text(content)
+        with pytest.raises(UserError, match=why):
+            load_result(tmp_path)
 
 
 def test_over_seeds() -> None:

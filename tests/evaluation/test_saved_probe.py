@@ -92,7 +92,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not a probe: probe\.json is missing"):
         load_saved_probe(tmp_path)
     for text, message in (
-        ("{", "not JSON"),
+        ("{", "cannot be read as JSON"),
         ('{"format": "other"}', "format 'other'"),
         ('{"format": "vjepa-probe-9", "version": "9.1"}', "by vjepa 9.1, .*newer.*format 'vjepa-"),
         ('{"format": "vjepa-probe-1"}', "not a complete probe description"),

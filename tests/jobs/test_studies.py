@@ -163,6 +163,10 @@ def test_a_study_from_declaration_to_report(
     records[0].write_text(json.dumps(found))
     assert main(["studies", "report", *words]) == 2
     assert "was run with another config (seed: 77 -> 0)" in capsys.readouterr().err
+    for spoilt in (records[0], tmp_path / "out/studies.json"):
+        spoilt.write_text('{"seconds": 3')
+        assert main(["studies", "report", *words]) == 2
+        assert f"{spoilt}: cannot be read as JSON" in capsys.readouterr().err
 
 
 class _Fake:

@@ -33,6 +33,7 @@ from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
 from vjepa.config import as_path, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.runtime import files as runtime_files
 from vjepa.runtime.files import atomic_folder, save_tensors
 from vjepa.version import __version__
 
@@ -414,22 +415,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object; a file that is too large or holds none is refused."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise UserError(
-                f"{path}: larger than any file of ours; give a checkpoint or run folder"
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such file; give a complete checkpoint or run folder of ours"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: not written by vjepa: no JSON object; give a folder of ours")
-    return content
+    """Read an object of a checkpoint; a file that is too large or holds none is refused."""
+    if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than any file of ours; give a checkpoint or run folder")
+    return runtime_files.read_json(path, "give a complete checkpoint or run folder of ours")
 
 
 def write_manifest(folder: Path) -> None:

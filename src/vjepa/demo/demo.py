@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.config import RESOLVED_CONFIG_FILE, diff, dump_yaml, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
@@ -31,7 +31,8 @@ from vjepa.evaluation.labels import labels_of
 from vjepa.jobs import decode
 from vjepa.jobs.decode import DecodeConfig
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.runtime.files import atomic_write, claimed_folder
+from vjepa.jobs.pretrain_room import same_config
+from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
 
 _LOGGER = logging.getLogger(__name__)
@@ -107,15 +108,9 @@ def train_decoder(config: DemoConfig, out: Path, manifest: Path) -> None:
 
 
 def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
-    stored = out / "demo.yaml"
     if has_begun:
-        changed = diff(load_config(DemoConfig, [stored]), config)
-        if changed:
-            raise UserError(
-                f"{out}: holds a demo with other settings ({'; '.join(changed)}); "
-                "give another --out, or remove it"
-            )
-    atomic_write(stored, dump_yaml(config))
+        same_config(config, out)
+    begin_folder(out, "demo", config)
     seconds: dict[str, float] = {}
     settings = {"data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve())}
     if config.data.manifest is None:

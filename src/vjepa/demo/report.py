@@ -366,7 +366,7 @@ def _next_section(findings: DemoFindings) -> Section:
 
 def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
     blocks: list[Block] = [
-        Text("demo.yaml\n\n" + dump_yaml(findings.config), preformatted=True),
+        Text("demo config\n\n" + dump_yaml(findings.config), preformatted=True),
         Text("pretraining config\n\n" + dump_yaml(config), preformatted=True),
     ]
     return Section("All settings", blocks=blocks, folded=True)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from contextlib import closing
-from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 
 from vjepa.data.ava import AvaConfig
 from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, render_people
 from vjepa.errors import UserError
+from vjepa.jobs.pretrain_room import same_config
 from vjepa.jobs.videos import checked_workers, describe, tabulate_boxes
-from vjepa.reporting.pictures import write_moving
-from vjepa.runtime.files import atomic_write, claimed_folder
+from vjepa.reporting.pictures import write_moving, write_mp4
+from vjepa.runtime.files import atomic_path, atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WorkerPool
 
-_SETTINGS_FILE = "synthetic.json"
 _LABELS_FILE = "labels.csv"
 _CLASSES_FILE = "actions.pbtxt"
-_FORMAT_VERSION = 1
 _ENCODER_OPTIONS = {
-    "crf": "18",
+    "threads": "1",
     "preset": "veryfast",
     "g": "8",
     # x264's macroblock tree reads uninitialised memory on tiny frames: without it the same frames
@@ -59,7 +55,9 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
     if workers < 1:
         raise UserError(f"workers is {workers}, must be at least 1")
     with claimed_folder(out, "data synth") as has_begun:
-        _begin(config, out, has_begun)
+        if has_begun:
+            same_config(config, out)
+        begin_folder(out, "data synth", config)
         return _write(config, out, workers)
 
 
@@ -122,39 +120,6 @@ def clip_path(split: str, index: int, *, boxes: bool = False) -> Path:
     return Path(split) / (f"{split}_{index:06d}.mp4" if boxes else f"{index:06d}.mp4")
 
 
-def _begin(config: SyntheticConfig, out: Path, has_begun: bool) -> None:
-    """Note the settings in a claimed folder, or check that it already holds just these."""
-    here, usual = asdict(config), asdict(SyntheticConfig())
-    # As sets of before there were such name their settings.
-    newer = ("boxes", "num_segments") if not config.boxes else ()
-    newer += ("colours",) if not config.colours else ()
-    stored = {name: value for name, value in here.items() if name not in newer}
-    wanted = {"format": "vjepa synthetic set", "version": _FORMAT_VERSION, "config": stored}
-    settings = out / _SETTINGS_FILE
-    if has_begun:
-        try:
-            found = json.loads(settings.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{settings} is damaged ({error}); give another --out") from error
-        if found == wanted:
-            return
-        there = found.get("config") if isinstance(found, dict) else None
-        unlike = ["of another format"]
-        if isinstance(there, dict):
-            there = usual | there
-            unlike = [
-                f"{name} is {there[name]!r} there, {here.get(name)!r} here"
-                for name in sorted(there)
-                if there[name] != here.get(name)
-            ]
-        raise UserError(
-            f"{out} holds another synthetic set "
-            f"({'; '.join(unlike) or 'written by another version'}); "
-            "choose another folder or delete that one"
-        )
-    atomic_write(settings, json.dumps(wanted, indent=2) + "\n")
-
-
 def _write_clips(task: _Task) -> None:
     """Draw and encode the clips of one task that are not there yet."""
     config, out, split, indices = task
@@ -165,23 +130,8 @@ def _write_clips(task: _Task) -> None:
                 frames = render_people(config, split, index)
             else:
                 frames = render_clip(config, split, index).frames
-            atomic_write(path, _encode(frames, config.fps), durable=False)
-
-
-def _encode(frames: NDArray[np.uint8], fps: int) -> bytes:
-    """Encode RGB frames `[T, H, W, 3]` as an H.264 mp4 file, with one thread."""
-    buffer = io.BytesIO()
-    with av.open(buffer, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options=_ENCODER_OPTIONS)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        for pts, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = pts
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return buffer.getvalue()
+            with atomic_path(path, durable=False) as aside:
+                write_mp4(frames, aside, Fraction(config.fps), _ENCODER_OPTIONS)
 
 
 def example_videos(folder: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.runs import read_run
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, read_json
 from vjepa.runtime.process import start_command
 from vjepa.runtime.progress import Progress
 
@@ -63,7 +63,7 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
     """
     plan = out / "plan.json"
     if plan.is_file():
-        found = json.loads(plan.read_text(encoding="utf-8"))
+        found = read_json(plan, "delete it")
         # The plan of a demo that an older version began was made by the clock.
         return found.get("updates_per_cpu_second") or found["updates_per_second"]
     trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}

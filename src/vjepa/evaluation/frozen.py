@@ -33,7 +33,7 @@ from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, far_from_input, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
-from vjepa.runtime.files import atomic_path, atomic_write, save_tensors
+from vjepa.runtime.files import atomic_path, atomic_write, read_json, save_tensors
 from vjepa.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -453,13 +453,8 @@ def open_cache_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     if not described.exists():
         atomic_write(described, json.dumps(key, indent=1, sort_keys=True))
         return folder
-    try:
-        stored = json.loads(described.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(key))
-        names = ", ".join(name for name, value in wanted.items() if stored.get(name) != value)
-    except (ValueError, AttributeError):
-        names = "description"
-    if names:
+    stored, wanted = read_json(described, "delete it"), json.loads(json.dumps(key))
+    if names := ", ".join(name for name, value in wanted.items() if stored.get(name) != value):
         raise UserError(
             f"{described}: made with another {names} than this folder's name says; delete it"
         )

@@ -20,7 +20,7 @@ from vjepa.evaluation.metrics import (
     Metrics,
     wilson_interval,
 )
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, read_json
 
 RESULT_FILE = "result.json"
 TABLE_FILE = "result.md"
@@ -191,15 +191,13 @@ _RESULT = TypeAdapter(ProbeResult)
 def load_result(folder: Path) -> ProbeResult:
     """Read the result that a probe's training wrote into a folder."""
     path = folder / RESULT_FILE
+    fields = read_json(path, "train the probe again")
+    found = fields.get("format")
+    if found not in (_FORMAT, _OLDER_FORMAT):
+        raise UserError(f"{path}: format {found!r}, expected {_FORMAT!r}; train the probe again")
+    if found == _OLDER_FORMAT:
+        fields["test"] = fields.get("test") or fields.get("test_multi_label")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        found = fields.get("format")
-        if found not in (_FORMAT, _OLDER_FORMAT):
-            raise UserError(
-                f"{path}: format {found!r}, expected {_FORMAT!r}; train the probe again"
-            )
-        if found == _OLDER_FORMAT:
-            fields["test"] = fields["test"] or fields.get("test_multi_label")
         return _RESULT.validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
@@ -207,8 +205,6 @@ def load_result(folder: Path) -> ProbeResult:
         raise UserError(
             f"{path}: not a probe result ({where}: {first['msg']}); train the probe again"
         ) from error
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise UserError(f"{path}: not a probe result ({error}); train the probe again") from error
 
 
 def compare(results: Mapping[str, ProbeResult]) -> str:

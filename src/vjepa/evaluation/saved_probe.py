@@ -24,7 +24,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, weights_hash
 from vjepa.evaluation.heads import HeadConfig, NearestNeighbours, ProbeHead, build_head
 from vjepa.models import EncoderConfig
-from vjepa.runtime.files import atomic_path, atomic_write, save_tensors
+from vjepa.runtime.files import atomic_path, atomic_write, read_json, save_tensors
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "probe.safetensors"
@@ -109,11 +109,7 @@ def read_description(path: Path, what: str, form: str, job: str) -> Generator[di
             f"{path.parent}: not a {what}: {path.name} is missing; give the folder that "
             f"`vjepa {job}` wrote"
         )
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); copy the {what} again") from error
-    values = described if isinstance(described, dict) else {}
+    values = read_json(path, f"copy the {what} again")
     found = values.get("format")
     with explained_version(str(path), values.get("version")):
         if found != form:

@@ -49,7 +49,13 @@ from vjepa.jobs.probe.encoder import (
 )
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json_lines
+from vjepa.runtime.files import (
+    atomic_write,
+    begin_folder,
+    claimed_folder,
+    read_json,
+    read_json_lines,
+)
 from vjepa.runtime.process import prevent_openmp_spinning, set_num_threads
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_map
@@ -371,10 +377,7 @@ def _begin(out: Path, worker: FeatureWorker) -> None:
         values = {"format": worker.config.format, **worker.settings}
         atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
         return
-    try:
-        old = json.loads(described.read_text(encoding="utf-8"))
-    except ValueError:
-        old = {}
+    old = read_json(described, "give another --out")
     worker.require_same(out, old, "features", format=worker.config.format)
 
 
@@ -505,8 +508,4 @@ def load_features(folder: str | Path) -> SavedFeatures:
             f"{folder}: half-written: {waiting or 'all'} of its {len(records) or ''} files are "
             f"not encoded yet; {_AGAIN}"
         )
-    try:
-        settings = json.loads(described.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{described}: damaged ({error}); {_AGAIN}") from error
-    return SavedFeatures(folder, settings, records)
+    return SavedFeatures(folder, read_json(described, "make the features anew"), records)

@@ -18,7 +18,7 @@ from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers
-from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, written
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json, written
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
@@ -26,6 +26,7 @@ __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
 
 MANIFEST = "manifest.parquet"
 REPORT_FILE, REMOVED_FILE, NEAR_COPIES_FILE = "report.json", "removed.jsonl", "near_copies.jsonl"
+_ANEW = "delete the folder, or give another --out"
 _VERSION = 2  # raised whenever the same settings give another result
 
 
@@ -111,7 +112,7 @@ def prepare(
     inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
     with written(out), claimed_folder(out, "data prepare"), ExitStack() as stack:
         if not _begin(out, _settings_of(inputs, config), config):
-            return PrepareReport(**json.loads((out / REPORT_FILE).read_text()))
+            return PrepareReport(**read_json(out / REPORT_FILE, _ANEW))
         if engine == "ray":  # one for both stages
             ray = stack.enter_context(ray_cluster())
             workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -139,7 +140,7 @@ def _begin(out: Path, settings: str, config: PrepareConfig) -> bool:
     """
     note = out / "work" / "settings.json"
     if note.exists():
-        if json.loads(note.read_text())["settings"] == settings:
+        if read_json(note, _ANEW).get("settings") == settings:
             return not (out / MANIFEST).exists()
         if (out / "work" / PLAN).exists():
             raise UserError(

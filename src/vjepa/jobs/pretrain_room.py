@@ -169,7 +169,10 @@ def same_config(config: Config, out: Path, allowed: tuple[str, ...] = ()) -> Con
 
     Fields whose name begins with one of those `allowed` may have changed.
     """
-    stored = load_config(type(config), [out / RESOLVED_CONFIG_FILE])
+    file = out / RESOLVED_CONFIG_FILE
+    if not file.is_file():  # demo and data synth had another file for it
+        raise UserError(f"{out}: was begun by an older version; give another --out, or delete it")
+    stored = load_config(type(config), [file])
     lines = diff(stored, config)
     changed = [line for line in lines if not line.lstrip().startswith(allowed)]
     if changed:

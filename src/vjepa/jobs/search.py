@@ -32,7 +32,7 @@ from vjepa.jobs.features import FeaturesConfig, FeatureWorker
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, Precision
-from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
+from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json
 from vjepa.runtime.process import set_num_threads
 from vjepa.runtime.progress import Progress
 
@@ -217,12 +217,10 @@ def _describe(out: Path) -> dict[str, Any]:
         raise UserError(
             f"{out}: no database of moments; make one with `vjepa search index VIDEOS --out {out}`"
         )
-    try:
-        values = json.loads(described.read_text(encoding="utf-8"))
-        if not values.keys() >= {"settings", "encoder", "spread"}:
-            raise ValueError
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{described}: is damaged; make the database anew elsewhere") from error
+    again = "make the database anew elsewhere"
+    values = read_json(described, again)
+    if not values.keys() >= {"settings", "encoder", "spread"}:
+        raise UserError(f"{described}: is damaged; {again}")
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from vjepa.reporting import html
 from vjepa.reporting.charts import MAX_LINES, Estimate, Line, estimate_chart, line_chart
 from vjepa.reporting.html import Block, Chart, PictureBlock, Section, Table, Text
 from vjepa.reporting.runs import read_run, run_charts
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, read_json
 from vjepa.strict_yaml import write_yaml
 
 _SCORED = ("probe train", "finetune", "detect train")
@@ -55,11 +54,12 @@ class Comparison:
 
 def score_of(job: Job, folder: Path) -> float | None:
     """The test figure of a job in [0, 1]; None if it has none."""
+    again = f"delete {folder} to run the job anew"
     if job.command == "detect train":
-        found = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))["test"]
+        found = read_json(folder / RESULT_FILE, again)["test"]
         return None if found is None else found["metrics"]["mean_average_precision"]
     if (folder / SPLITS_FILE).is_file():
-        plain = json.loads((folder / SPLITS_FILE).read_text(encoding="utf-8"))
+        plain = read_json(folder / SPLITS_FILE, again)
         return None if plain["summary"] is None else plain["summary"]["mean"]
     test = load_result(folder).test
     return None if test is None else test.metrics.score

@@ -19,7 +19,7 @@ from typing import Any
 from vjepa.config import diff, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.jobs.studies import Grid, Job, ScaleName, config_class, load_study, with_folder
-from vjepa.runtime.files import atomic_write, claimed_folder
+from vjepa.runtime.files import atomic_write, claimed_folder, read_json
 from vjepa.runtime.process import start_command
 from vjepa.runtime.progress import Progress, format_seconds
 from vjepa.strict_yaml import write_yaml
@@ -89,7 +89,7 @@ def open_grid(
 
 def _state(out: Path) -> dict[str, Any]:
     file = out / STATE_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file, "delete it, and name files and settings again") if file.is_file() else {}
 
 
 def done(job: Job, out: Path) -> Done | None:
@@ -101,7 +101,7 @@ def done(job: Job, out: Path) -> Done | None:
     record = _place(job, out).with_suffix(".json")
     if not record.is_file() or not _place(job, out).is_dir():
         return None
-    found = json.loads(record.read_text(encoding="utf-8"))
+    found = read_json(record, "delete it to run the job anew")
     before = from_dict(config_class(job.command), found["config"], str(record))
     if changed := diff(before, job.config):
         raise UserError(

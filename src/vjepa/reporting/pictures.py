@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -222,7 +222,7 @@ def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> 
     frames = (_grounded(frame, path.suffix) for frame in frames)
     with atomic_path(path) as aside:
         if path.suffix == ".mp4":
-            _write_mp4(frames, aside, seconds_each)
+            write_mp4(frames, aside, Fraction(1 / seconds_each).limit_denominator(1000))
             return
         _save_moving(frames, aside, path.suffix[1:], seconds_each)
 
@@ -266,12 +266,18 @@ def write_side_by_side(
     write_moving(pages, path, SECONDS_EACH)
 
 
-def _write_mp4(frames: Iterable[Picture], path: Path, seconds_each: float) -> None:
+def write_mp4(
+    frames: Iterable[Picture], path: Path, rate: Fraction, options: Mapping[str, str] | None = None
+) -> None:
+    """Write frames uint8 [H, W, 3] as H.264, a row or column less where a side is odd.
+
+    `rate` is frames per second, and `options` are more of the encoder's.
+    """
     import av  # not for every picture
 
     with av.open(str(path), mode="w", format="mp4") as container:
-        rate = Fraction(1 / seconds_each).limit_denominator(1000)
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        how = {"crf": "18", **(options or {})}
+        stream = container.add_stream("libx264", rate=rate, options=how)
         for number, picture in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = (side // 2 * 2 for side in picture.shape[:2])

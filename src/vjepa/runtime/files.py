@@ -133,6 +133,18 @@ def atomic_folder(path: Path) -> Generator[Path]:
     sync(path.parent)
 
 
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON object of ours; UserError with the remedy: the file is missing or holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not written by vjepa: no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as JSON ({reason}); {remedy}") from error
+    return content
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Numbers (from 1) and objects of a file of JSON lines; None for a line that is no object.
 

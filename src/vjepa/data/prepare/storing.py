@@ -25,7 +25,7 @@ from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
 from vjepa.data.video.decode import frame_times, read_frames
 from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, info_to_json
 from vjepa.data.video.inspect import inspect_file
-from vjepa.runtime.files import atomic_path, atomic_write, sync
+from vjepa.runtime.files import atomic_path, atomic_write, read_json, sync
 
 # Ticks per second of the written timestamps: exact for all usual frame rates.
 _CLOCK = 90_000
@@ -227,7 +227,7 @@ class Store:
         """
         file = self.work / PLAN
         if file.exists():
-            return json.loads(file.read_text())
+            return read_json(file, "delete the set, or give another --out")
         order = np.arange(len(videos))
         if self.config.shuffle_seed is not None:
             order = np.random.default_rng(self.config.shuffle_seed).permutation(len(videos))
