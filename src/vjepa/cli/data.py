@@ -106,7 +106,7 @@ def add_arguments(parser: Parser) -> None:
             ("synth", _SYNTH_HELP),
         )
     )
-    index.take_config("vjepa.jobs.videos:IndexConfig")
+    index.take_config("vjepa.data.manifest.lists:IndexConfig")
     text = "folder, CSV, JSONL or list"
     index.add_path("sources", "SRC", text, needed=True, nargs="*", type=str)
     index.add_path("--out", "FILE", "manifest to write (.parquet)", needed=True)
@@ -116,7 +116,7 @@ def add_arguments(parser: Parser) -> None:
     text += " drawn equally often"
     index.add_argument("--source-weight", nargs="+", type=float, metavar="W", help=text)
     index.set_defaults(run=_index)
-    check.take_config("vjepa.jobs.videos:IndexConfig")
+    check.take_config("vjepa.data.manifest.lists:IndexConfig")
     check.add_path("manifest", "MANIFEST", "made by vjepa data index")
     check.add_flag("--deep", "decode every frame of every video")
     check.set_defaults(run=_check)
@@ -133,7 +133,7 @@ def add_arguments(parser: Parser) -> None:
     synth.add_path("--out", "DIR", "folder of the set", needed=True)
     synth.set_defaults(run=_synth)
     ava = add_action("ava", _AVA_HELP)
-    ava.take_config("vjepa.jobs.videos:AvaConfig")
+    ava.take_config("vjepa.data.ava:AvaConfig")
     ava.add_path("truth", "CSV", "annotated boxes, in AVA's format", nargs="*", needed=True)
     text = "their videos: a manifest made by vjepa data index"
     ava.add_path("--videos", "MANIFEST", text, needed=True)
@@ -152,19 +152,24 @@ def _index(args: argparse.Namespace) -> int:
         with suppress(OSError):
             start_server(INSPECT_MODULES)
     config = resolve_config(args)
-    from vjepa.jobs import videos
+    from vjepa.data.manifest.index import index_sources
+    from vjepa.jobs.videos import checked_workers, describe
 
-    how = {"names": args.source_name, "weights": args.source_weight, "workers": args.workers}
-    summary = videos.index(args.sources, args.out, config, **how)
-    print(f"{args.out}: {summary}")
+    how = {"names": args.source_name, "weights": args.source_weight}
+    workers = checked_workers(args.workers)
+    made = index_sources(args.sources, args.out, config=config, workers=workers, **how)
+    print(f"{args.out}: {describe(made)}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    from vjepa.jobs import videos
+    from vjepa.data.manifest.check import check_manifest
+    from vjepa.data.manifest.manifest import Manifest
+    from vjepa.jobs.videos import checked_workers, counted
 
-    report = videos.check(args.manifest, config, deep=args.deep, workers=args.workers)
+    workers, manifest = checked_workers(args.workers), Manifest.open(args.manifest)
+    report = check_manifest(manifest, deep=args.deep, workers=workers, config=config)
     for bad in report.bad:
         print(f"bad: {bad.path}: {bad.reason}")
     for path, note in report.notes[:_MOST_NOTES]:
@@ -174,8 +179,8 @@ def _check(args: argparse.Namespace) -> int:
     print(f"usable: {report.num_ok} of {report.num_rows} videos")
     print(f"length: {report.num_frames} frames, {report.duration_hours:.2f} hours")
     print(f"size: {report.num_bytes / 2**30:.3f} GiB")
-    print(f"codecs: {videos.counted(report.by_codec)}")
-    print(f"splits: {videos.counted(report.by_split)}")
+    print(f"codecs: {counted(report.by_codec)}")
+    print(f"splits: {counted(report.by_split)}")
     print(f"variable frame rate: {report.num_variable_rate}")
     print(f"slow to read, without usable timestamps: {report.num_unindexed}")
     if report.num_unverified:
@@ -213,7 +218,9 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _ava(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    from vjepa.jobs import videos
+    from vjepa.data.ava import build_table
 
-    print(f"{args.out}: {videos.tabulate_boxes(args.truth, args.videos, args.out, config)}")
+    table, said = build_table(args.truth, args.videos, config)
+    table.write(args.out)
+    print(f"{args.out}: {said}")
     return 0

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.checkpoint import AnyEncoder
-from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
@@ -138,7 +137,7 @@ def followed_section(
         known = render_clip(data, "test", index)
         at = _places(known.centre_a[:1], view)[0]
         if known.motion.startswith("move_") and at.min() >= 0 and at.max() < 1:
-            shot = _shot(known.frames, clip, view)
+            shot = read_shot(known.frames, clip, view.crop_size, view=view)
             rows = []
             for name, encoder in encoders.items():
                 marked, alike = similar_rows(encoder, shot, (at[0], at[1]), 0)
@@ -190,7 +189,7 @@ def follow_rates(
         cells = np.floor(middles * size.grid[1:][::-1]).astype(int)[:, ::-1]
         if not known.motion.startswith("move_") or cells.min() < 0 or cells.max() >= size.grid[1]:
             continue
-        frames = _shot(known.frames, clip, view).frames
+        frames = read_shot(known.frames, clip, view.crop_size, view=view).frames
         for name, grid in grids.items():
             alike = similarity(grid(frames), (0, int(cells[0][0]), int(cells[0][1])))
             for step in range(1, size.grid[0]):
@@ -205,17 +204,6 @@ def _places(centres: NDArray[np.float64], view: ViewConfig) -> NDArray[np.float6
     """Places [n, 2] as shares of the frame's side, as shares of the view in its middle."""
     inside = view.crop_size / (view.short_side or view.crop_size)
     return (centres - 0.5) / inside + 0.5
-
-
-def _shot(frames: Picture, clip: ClipConfig, view: ViewConfig) -> Shot:
-    """Frames that are in memory as a model sees them, and sharper."""
-
-    def seen(factor: int) -> Picture:
-        side = view.short_side and view.short_side * factor
-        cut = replace(view, crop_size=view.crop_size * factor, short_side=side)
-        return np.ascontiguousarray(centre_view(frames, clip, cut).permute(0, 2, 3, 1).numpy())
-
-    return Shot(seen(1), seen(6))
 
 
 def surprised_section(

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.data.ava import AvaConfig
+from vjepa.data.ava import AvaConfig, build_table
 from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
 from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, render_people
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain_room import same_config
-from vjepa.jobs.videos import checked_workers, describe, tabulate_boxes
+from vjepa.jobs.videos import checked_workers, describe
 from vjepa.reporting.pictures import write_moving, write_mp4
 from vjepa.runtime.files import atomic_path, atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.progress import Progress
@@ -173,6 +173,8 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
                 min_person_score=0.8,
                 match_persons=0.9,
             )
-            table = out / f"boxes_{split}.parquet"
-            said += f"\n{table}: {tabulate_boxes([out / f'{split}.csv'], manifest, table, ava)}"
+            place = out / f"boxes_{split}.parquet"
+            table, holds = build_table([out / f"{split}.csv"], manifest, ava)
+            table.write(place)
+            said += f"\n{place}: {holds}"
     return manifest, said

@@ -23,11 +23,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
 from vjepa.data.frame_cache import open_frame_caches
+from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
-from vjepa.jobs import pretrain, videos
+from vjepa.jobs import pretrain
 from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
 from vjepa.jobs.learn_report import MOMENTS, Findings, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task
@@ -307,8 +308,8 @@ def _find_videos(
     if config.sources[0].suffix == ".parquet":
         manifest = Manifest.open(config.sources[0])
     else:
-        videos.index(config.sources, out / _INDEX_FILE, config.index)
-        manifest = Manifest.open(out / _INDEX_FILE)
+        index, workers = out / _INDEX_FILE, usable_cpus()
+        manifest = index_sources(config.sources, index, config=config.index, workers=workers)
     kinds = manifest.categories("kind")
     rows, skipped = [], []
     for number in range(len(manifest)):

@@ -1,4 +1,4 @@
-"""Finding and preparing videos: index, check, the files of any sources; for ``vjepa data``."""
+"""The files of any sources, and a manifest in words."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.data.ava import AvaConfig, build_table
-from vjepa.data.manifest.check import CheckReport, check_manifest
-from vjepa.data.manifest.index import IndexConfig, index_sources
+from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
@@ -18,57 +16,6 @@ from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
 
 _MOST_NAMED = 12
-
-__all__ = [
-    "AvaConfig",
-    "CheckReport",
-    "IndexConfig",
-    "check",
-    "describe",
-    "files_of",
-    "index",
-    "tabulate_boxes",
-]
-
-
-def index(
-    sources: Sequence[str | Path],
-    out: Path,
-    config: IndexConfig,
-    *,
-    names: Sequence[str] | None = None,
-    weights: Sequence[float] | None = None,
-    workers: int | None = None,
-) -> str:
-    """Look into every file of the sources and write a manifest; says what it holds in a line.
-
-    Arguments and errors are those of :func:`index_sources`; `workers` None takes one process for
-    each CPU core.
-    """
-    how = {"config": config, "names": names, "weights": weights}
-    return describe(index_sources(sources, out, workers=checked_workers(workers), **how))
-
-
-def check(
-    manifest: Path,
-    config: IndexConfig | None = None,
-    *,
-    deep: bool = False,
-    workers: int | None = None,
-) -> CheckReport:
-    """Check every row of a manifest against its file; arguments as :func:`check_manifest`.
-
-    `workers` None takes one process for each CPU core.
-    """
-    workers = checked_workers(workers)
-    return check_manifest(Manifest.open(manifest), deep=deep, workers=workers, config=config)
-
-
-def tabulate_boxes(truth: Sequence[Path], videos: Path, out: Path, config: AvaConfig) -> str:
-    """Write the table of AVA's files, as :func:`build_table` makes it; says what it holds."""
-    table, summary = build_table(truth, videos, config)
-    table.write(out)
-    return summary
 
 
 def describe(manifest: Manifest) -> str:

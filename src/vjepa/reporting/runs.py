@@ -223,7 +223,6 @@ class RunStatus:
 
     state: str
     """In words: running, done, or ended and why."""
-    is_running: bool
     steps_per_second: float | None
     """Over the newest intervals; None before there is one."""
     seconds_left: float | None
@@ -282,7 +281,7 @@ def status_of(run: RunState) -> RunStatus:
     starts = sum(bool(_STARTED.search(line)) for line in log)
     skipped = round(sum(_number(record.values.get("skipped")) or 0 for record in train))
     stragglers = _stragglers(ranks)
-    return RunStatus(state, pid is not None, rate, left, skipped, starts, ranks, stragglers)
+    return RunStatus(state, rate, left, skipped, starts, ranks, stragglers)
 
 
 def status_lines(run: RunState, status: RunStatus) -> list[str]:
