@@ -33,6 +33,9 @@ def test_nothing_is_overwritten(golden_dir: Path, tmp_path: Path, vjepa: Callabl
     released = golden_dir / "pretrain_tiny.pth.tar"
     assert "ours" in vjepa("convert", released, tmp_path / "ours", "--num-heads", 3).error
     assert (tmp_path / "ours" / "precious").read_text() == "x"
+    both = vjepa("convert", released, tmp_path / "new", "--num-heads", 3, "--which", "context")
+    assert "which: 'context' is for the layout huggingface" in both.error
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])

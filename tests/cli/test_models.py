@@ -76,6 +76,10 @@ def test_a_model_is_fetched_once_and_said(run: Run, cache: Path, web: Web) -> No
     assert target.with_name(f"{name}.sha256").read_text().split() == [_sum(b"weights"), name]
     asked = len(web.asked)
     assert str(target) in run("models", "get", "dinov2_vitg14").out
+    get = ("models", "get", "dinov2_vitg14", "--sha256")
+    assert str(target) in run(*get, _sum(b"weights").upper()).out
+    assert "is there already, with another checksum" in run(*get, _sum(b"others"), code=2).err
+    assert target.read_bytes() == b"weights"
     assert str(target) in run("models", "get", "dinov2_vitg14", "--offline").out
     assert len(web.asked) == asked
     assert "downloaded" in run("models", "list").out

@@ -184,6 +184,11 @@ def test_impossible_settings_are_refused_by_name(field, value):
         SyntheticConfig(**{field: value})
 
 
+def test_a_set_with_boxes_has_no_colours():
+    with pytest.raises(ValueError, match="colours: a set with boxes has none"):
+        SyntheticConfig(boxes=True, colours=True)
+
+
 @pytest.mark.parametrize("name", ["unknown split 'val'", "clip 5 of split 'test'"])
 def test_unknown_split_and_index_are_refused(name):
     with pytest.raises(UserError, match=name):

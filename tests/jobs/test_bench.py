@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,5 @@ def test_an_update_of_a_recipe_is_timed_with_its_own_objective(
     )
     assert isinstance(bench_step.build(config).task, task)
     assert bench_step.run(config).values["clips_per_second"] > 0
+    with pytest.raises(ValueError, match="recipe: says model, image_size"):
+        replace(config, model="vits16")

@@ -121,6 +121,8 @@ def test_a_probe_gives_the_shares_of_its_classes(
         head=head,
         training={},
     ).save(tmp_path)
+    with pytest.raises(UserError, match="a probe says itself how its encoder is opened"):
+        export(tmp_path, tmp_path / "p.out", form, source=EncoderSourceConfig(which="context"))
     report = export(tmp_path, tmp_path / "p.out", form)
     assert report.shape == ("batch", 6, 3, 4, 32, 32)
     if form == "onnx":

@@ -40,6 +40,7 @@ from vjepa.jobs.features import (
     run,
 )
 from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.videos import files_of
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
 
 TINY = ModelConfig(
@@ -67,6 +68,17 @@ def videos(tmp_path: Path) -> Path:
     Image.fromarray(coloured_frames("blue", 3)[0]).save(folder / "still.png")
     (folder / "broken.mp4").write_bytes(b"nothing")
     return folder
+
+
+def test_a_split_is_taken_of_lists_and_folders_too(videos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,split\n{videos / 'a.mp4'},train\n{videos / 'sub' / 'a.mp4'},test\n")
+    assert [Path(info.path).parent.name for info in files_of([listed], "test")] == ["sub"]
+    assert len(files_of([listed])) == 2
+    assert len(files_of([listed, videos / "a.mp4"], "test")) == 2, "a file that is named is meant"
+    for source, there in ((listed, "train, test|test, train"), (videos, "none")):
+        with pytest.raises(UserError, match=rf"no file of split 'tset' \(splits: ({there})\)"):
+            files_of([source], "tset")
 
 
 def _config(model: Path, **changes) -> FeaturesConfig:

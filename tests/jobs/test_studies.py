@@ -261,6 +261,10 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
         (["masks", "--files", "vizdoom"], "--files vizdoom: give NAME=PATH"),
         (["masks", "--files", "vizdoom=/nowhere"], "no such file"),
         (
+            ["masks", "--files", "vizdom=/"],
+            "--files vizdom: no study asks for it; did you mean viz",
+        ),
+        (
             ["masks", "--set", "prtrain.seed=1"],
             "give STEP.SETTING=VALUE; steps are pretrain, ridge",
         ),

@@ -258,6 +258,11 @@ def convert(
     model, report = read_model(src, num_heads, **sizes)
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
+    if which != "target" and layout != "huggingface":
+        raise UserError(
+            f"which: {which!r} is for the layout huggingface, which has one encoder; {dst} gets "
+            "both: leave it out"
+        )
     if layout == "authors":
         found = model.config.encoder
         lacking = {

@@ -174,7 +174,7 @@ def add_features(parser: Parser) -> None:
     parser.take_config("vjepa.jobs.features:FeaturesConfig")
     parser.add_path("sources", "SRC", "what to encode", nargs="*", needed=True)
     parser.add_path("--out", "DIR", "folder for the features", needed=True)
-    parser.add_argument("--split", metavar="NAME", help="only this split of the manifests")
+    parser.add_argument("--split", metavar="NAME", help="only this split of manifests and lists")
     parser.set_defaults(run=_features)
 
 

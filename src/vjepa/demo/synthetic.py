@@ -108,6 +108,8 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         if self.size % 2:
             raise ValueError(f"size must be even, got {self.size}")
+        if self.boxes and self.colours:
+            raise ValueError("colours: a set with boxes has none; leave one of the two out")
 
     def num_clips(self, split: str) -> int:
         """Number of clips of one split."""
@@ -337,9 +339,6 @@ class SyntheticClip:
     """[T, H, W, 3], RGB."""
     motion: str
     appearance: str
-    digit_a: int
-    """Row of A's image in the digit archive: the identity of the object."""
-    digit_b: int
     centre_a: Array
     """[T, 2], x and y, fractions of the frame's side."""
     centre_b: Array
@@ -361,8 +360,6 @@ def render_clip(config: SyntheticConfig, split: str, index: int) -> SyntheticCli
         frames=np.clip(frames * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8),
         motion=motion,
         appearance=APPEARANCE_CLASSES[digits.labels[row_a]],
-        digit_a=int(digits.ids[row_a]),
-        digit_b=int(digits.ids[row_b]),
         centre_a=track_a.centre,
         centre_b=track_b.centre,
     )

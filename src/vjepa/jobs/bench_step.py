@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.config import config_dataclass, load_config
+from vjepa.config import config_dataclass, load_config, to_dict
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
@@ -25,7 +25,7 @@ from vjepa.jobs.bench_encode import (
 )
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
-from vjepa.models import VJEPA, ModelConfig, PredictorConfig, normalise_clip
+from vjepa.models import ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import (
     NO_PREDICTOR,
     MaskTokens,
@@ -34,11 +34,8 @@ from vjepa.models.operations import (
     update_operations,
 )
 from vjepa.runtime.device import DeviceSetup
-from vjepa.tasks import FeaturePrediction
 from vjepa.training import (
-    EmaConfig,
     Learner,
-    OptimConfig,
     TrainingConfig,
     build_learner,
     train_step,
@@ -66,28 +63,39 @@ class BenchConfig(BenchModelConfig):
     estimate: bool = False
     """Count operations and memory only; nothing is run."""
 
+    def __post_init__(self) -> None:
+        says = ("model", "image_size", "num_frames", "masking")
+        if self.recipe and any(
+            getattr(self, name) != getattr(BenchConfig(), name) for name in says
+        ):
+            raise ValueError(f"recipe: says {', '.join(says)} itself; leave them out")
+
     @property
-    def pretraining(self) -> PretrainConfig | None:
-        """The recipe's pretraining with this batch; None without a recipe."""
-        if self.recipe is None:
-            return None
-        changes = {
+    def pretraining(self) -> PretrainConfig:
+        """The run whose update it is: the recipe's, or the paper's with these sizes and masks."""
+        changes: dict[str, Any] = {
             "data.batch_size": self.batch_size,
             "optim.accumulation_steps": 1,
             "online_probe": None,
         }
-        return load_config(PretrainConfig, [self.recipe], changes, "pretrain")
+        if self.recipe is not None:
+            return load_config(PretrainConfig, [self.recipe], changes, "pretrain")
+        tokens = len(self.masking.masks)
+        changes |= {
+            "model.encoder": to_dict(self.encoder),
+            "model.predictor": to_dict(PredictorConfig(num_mask_tokens=tokens)),
+            "masking": to_dict(self.masking),
+            "data.clip.num_frames": self.num_frames,
+            "data.transform.crop_size": self.image_size,
+        }
+        return load_config(PretrainConfig, overrides=changes)
 
     @property
     def sizes(self) -> ModelConfig:
         """The model's sizes."""
-        recipe = self.pretraining
-        if recipe is not None:
-            has_predictor = recipe.objective.name != "levjepa"
-            return recipe.model if has_predictor else replace(recipe.model, predictor=NO_PREDICTOR)
-        return ModelConfig(
-            encoder=self.encoder, predictor=PredictorConfig(num_mask_tokens=len(self.masking.masks))
-        )
+        run = self.pretraining
+        has_predictor = run.objective.name != "levjepa"
+        return run.model if has_predictor else replace(run.model, predictor=NO_PREDICTOR)
 
 
 def synthetic_batch(
@@ -99,10 +107,9 @@ def synthetic_batch(
 
 
 def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
-    encoder = config.sizes.encoder
-    recipe = config.pretraining
-    masking = config.masking if recipe is None else recipe.masking
-    sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed=0)
+    run = config.pretraining
+    encoder = run.model.encoder
+    sampler = MaskSampler(run.masking, encoder.grid, encoder.tubelet_size, seed=0)
     return sampler.sample(np.arange(config.batch_size), 0)
 
 
@@ -113,28 +120,23 @@ def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
 
 def _seen(config: BenchConfig) -> list[MaskTokens]:
     """Mean tokens a clip of each mask kind, or of each view of LeVJEPA."""
-    recipe = config.pretraining
-    if recipe is not None and recipe.objective.name == "levjepa":
-        return recipe.objective.levjepa.seen_tokens(recipe.model.encoder)
+    run = config.pretraining
+    if run.objective.name == "levjepa":
+        return run.objective.levjepa.seen_tokens(run.model.encoder)
     return mask_tokens(_masks(config))
 
 
 def _operations(config: BenchConfig, seen: Sequence[MaskTokens]) -> UpdateOperations:
     counted = update_operations(config.sizes, seen, config.batch_size)
-    recipe = config.pretraining
-    if recipe is not None and recipe.objective.name == "levjepa":  # without targets
-        return replace(counted, target_encoder=0.0)
-    return counted
+    has_targets = config.pretraining.objective.name != "levjepa"
+    return counted if has_targets else replace(counted, target_encoder=0.0)
 
 
 def build(config: BenchConfig) -> Learner:
     """The learner that `vjepa pretrain` would train with, with fresh weights."""
     torch.manual_seed(0)
-    recipe = config.pretraining
-    if recipe is not None:
-        return build_learner(build_task(recipe), recipe.optim, recipe.ema, config.training)
-    task = FeaturePrediction(VJEPA(config.sizes))
-    return build_learner(task, OptimConfig(), EmaConfig(), config.training)
+    run = config.pretraining
+    return build_learner(build_task(run), run.optim, run.ema, config.training)
 
 
 def run(config: BenchConfig) -> BenchReport:
@@ -148,8 +150,7 @@ def run(config: BenchConfig) -> BenchReport:
     learner = build(config)
     setup = learner.setup
     clips, token_masks = synthetic_batch(config, setup.device)
-    how, recipe = config.sizes.encoder.input, config.pretraining
-    compares_samples = recipe is not None and learner.task.compares_samples
+    how, compares_samples = config.sizes.encoder.input, learner.task.compares_samples
     batch = SimpleNamespace(clips=clips, ordinals=np.arange(config.batch_size), step=0)
 
     def update(number: int) -> None:
@@ -177,14 +178,14 @@ def run(config: BenchConfig) -> BenchReport:
         "threads": torch.get_num_threads(),
         "ms": round(seconds * 1e3, 2),
         "clips_per_second": round(config.batch_size / seconds, 3),
-        "tflops": round(operations.total / seconds / 1e12, 3),
+        "tflops": _short(operations.total / seconds / 1e12),
         "peak_memory_gb": round(peak_memory(setup.device) / 1e9, 3),
         "counted_memory_gb": round(counted.total / 1e9, 3),
     }
     # Measured last: its matrices are none of the update's memory.
     peak = matmul_rate(setup)
-    values["matmul_tflops"] = round(peak / 1e12, 3)
-    values["share_of_matmul"] = round(operations.total / seconds / peak, 3)
+    values["matmul_tflops"] = _short(peak / 1e12)
+    values["share_of_matmul"] = _short(operations.total / seconds / peak)
     lines = (
         f"{_model_name(config)}, {config.batch_size} clips, "
         f"{config.training.precision}, on {values['machine']}, {values['threads']} CPU threads",
@@ -196,6 +197,11 @@ def run(config: BenchConfig) -> BenchReport:
         "counted without clips and libraries",
     )
     return BenchReport(lines=lines, values=values)
+
+
+def _short(value: float) -> float:
+    """To four digits, also of what is slow or small."""
+    return float(f"{value:.4g}")
 
 
 def _model_name(config: BenchConfig) -> str:
@@ -218,7 +224,7 @@ def _facts(
         "torch": torch.__version__,
         "context_tokens": [round(mask.context, 1) for mask in masks],
         "target_tokens": [round(mask.target, 1) for mask in masks],
-        "teraoperations": round(operations.total / 1e12, 4),
+        "teraoperations": _short(operations.total / 1e12),
     }
 
 
@@ -233,7 +239,7 @@ def _estimate(config: BenchConfig) -> BenchReport:
     )
     values = _facts(config, masks, operations) | {
         "teraoperations_by_part": {
-            name: round(value / 1e12, 4) for name, value in asdict(operations).items()
+            name: _short(value / 1e12) for name, value in asdict(operations).items()
         },
         "states_gb": round(memory.states / 1e9, 3),
         "activations_gb": round(memory.activations / 1e9, 3),

@@ -184,6 +184,11 @@ def _open(
 ) -> tuple[FrozenEncoder, Preprocess, SavedProbe | None]:
     """The encoder, how its input is made, and the probe on it, if it is one."""
     if (path / CONFIG_FILE).is_file():
+        if source != EncoderSourceConfig():
+            raise UserError(
+                f"{path}: a probe says itself how its encoder is opened; leave --which, "
+                "--num-heads, --image-size, --num-frames and --tokens out"
+            )
         loaded = load_probe(path, encoder=encoder, device="cpu")
         saved, frozen = loaded.saved, loaded.extractor.frozen
         how = Preprocess(

@@ -94,7 +94,7 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
     through_hub = bool(model.files) and folder is None and find_spec("huggingface_hub") is not None
     place = models_folder() / name if folder is None else folder
     files = [(place / Path(file).name, url) for file, url in addresses(model)]
-    if is_there := bool(files) and all(file.is_file() for file, _ in files):
+    if files and all(file.is_file() for file, _ in files):
         _LOGGER.info("%s is there already", name)
     elif not files:
         if folder is None and is_downloaded(name):
@@ -111,10 +111,15 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
     else:
         _LOGGER.info("%s: %s", name, model.title)
         _LOGGER.info("licence of the weights: %s", model.licence)
-    for file, url in files if not is_there else ():
-        if file.is_file():
-            continue
+    for file, url in files:
         wanted = sha256 if file == files[-1][0] else ""
+        if file.is_file():
+            if wanted and file_sha256(file) != wanted.lower():
+                raise UserError(
+                    f"{file}: is there already, with another checksum than {wanted[:16]}...; "
+                    "delete it and run the same command again"
+                )
+            continue
         if through_hub:
             found = _through_hub(model, url, file, wanted, offline=offline)
         else:

@@ -222,6 +222,8 @@ class Grid:
         self.cells: list[Cell] = []
         self.missing: dict[str, str] = {}
         """What is left out, and why."""
+        self.known_files = {one.file for one in self.common.sets.values() if one.file is not None}
+        """Names of the files that studies can be given, and of those that this one asks for."""
         for seed in self.plan.seeds:
             for videos in self.plan.sets:
                 for variant in self.variants:
@@ -281,6 +283,7 @@ class Grid:
                 return known[text]
             kind, _, rest = text.partition(".")
             if kind == "files":
+                self.known_files.add(rest)
                 if rest not in self.files:
                     raise _NotGivenError(rest)
                 return self.files[rest]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vjepa.config import diff, from_dict, to_dict
+from vjepa.config import diff, from_dict, nearest, to_dict
 from vjepa.errors import UserError
 from vjepa.jobs.studies import Grid, Job, ScaleName, config_class, load_study, with_folder
 from vjepa.runtime.files import atomic_write, claimed_folder, read_json
@@ -79,12 +79,18 @@ def open_grid(
     for key, path in given.items():
         if not Path(path).exists():
             raise UserError(f"--files {key}={path}: no such file")
-    return Grid(
+    made = Grid(
         study,
         scale,
         stored.get("files", {}) | given,
         tuple(changes) or tuple(stored.get("changes", ())),
     )
+    if unknown := sorted(given.keys() - made.known_files):
+        near = nearest(unknown[0], made.known_files)
+        hint = f"did you mean {near}? " if near else ""
+        known = ", ".join(sorted(made.known_files))
+        raise UserError(f"--files {unknown[0]}: no study asks for it; {hint}they ask for {known}")
+    return made
 
 
 def _state(out: Path) -> dict[str, Any]:

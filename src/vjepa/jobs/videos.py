@@ -77,8 +77,8 @@ def checked_workers(workers: int | None) -> int:
 def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
     """Every file of the sources, each once, in their order, also those that cannot be read.
 
-    Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split` may
-    choose a split.
+    Sources are videos, images, folders, lists of files, or Parquet manifests; of all but single
+    files `split` may choose a split.
 
     Raises:
         UserError: A source is missing, or there is no file in any.
@@ -99,4 +99,8 @@ def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
         return [inspect_file(str(source))]
     with tempfile.TemporaryDirectory() as folder:
         manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
+        if split is not None and split not in manifest.splits:
+            found = ", ".join(manifest.splits) or "none"
+            raise UserError(f"{source}: no file of split {split!r} (splits: {found})")
+        manifest = manifest.select(split=split, ok_only=False)
         return [manifest.row(row) for row in range(len(manifest))]

@@ -244,6 +244,19 @@ def evaluate(
     those of :func:`load_detector`.
     """
     if source.suffix == ".csv":
+        of_detectors: dict[str, object] = {
+            "videos": videos,
+            "scores": scores,
+            "detections": answers,
+            "boxes": None if test_on == "auto" else test_on,
+            "encoder": how.get("encoder"),
+            "cache_dir": how.get("cache_dir"),
+        }
+        if given := [name for name, value in of_detectors.items() if value is not None]:
+            raise UserError(
+                f"--{given[0].replace('_', '-')}: is for a detector, and {source} holds what one "
+                "has found; leave it out"
+            )
         boxes = BoxTable.open(table)
         found = read_detections(source)
         named = {video for video, _ in found.images}
