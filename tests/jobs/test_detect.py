@@ -25,6 +25,7 @@ from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
 from vjepa.jobs.detect.predict import label_place
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
+from vjepa.training import Trainer
 
 _SETTINGS = (
     "--encoder.path=demo",
@@ -218,6 +219,23 @@ def test_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_that_its_time_ends_is_measured(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _train(boxes, tmp_path, "--training.max_minutes=1e-9") == 2
+    error = capsys.readouterr().err
+    assert "training.max_minutes: over before the first update; give more" in error
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_is_out_of_time", lambda self, *_: self._completed >= 2)
+        assert _train(boxes, tmp_path, "--training.max_minutes=60") == 0
+    said = capsys.readouterr().out
+    assert "trained: 2 updates" in said
+    assert f"detector: {tmp_path}" in said
+    saved = json.loads((tmp_path / "detector.json").read_text())
+    assert saved["training"]["steps"] == 2
+    assert 0 <= _figure(tmp_path / "result.json") <= 1
+
+
 def test_videos_that_are_gone(
     boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,6 +275,9 @@ def test_eval_refuses_what_does_not_fit(
     (tmp_path / "part.csv").write_text(row + "film,0.5,0.1,0.1,0.5,0.5,1,0.5\n")
     assert main(["detect", "eval", str(tmp_path / "part.csv"), table]) == 0
     assert "1 videos of the file are not in the table (first: film)" in capsys.readouterr().out
+    for option in ("--detections=a.csv", "--encoder=demo", "--cache-dir=c", "--boxes=truth"):
+        assert main(["detect", "eval", str(tmp_path / "part.csv"), table, option]) == 2
+        assert f"{option.partition('=')[0]}: is for a detector" in capsys.readouterr().err
     assert main(["detect", "eval", str(tmp_path), table]) == 2
     assert "not a detector" in capsys.readouterr().err
     assert main(["detect", "eval", str(detector), str(boxes / "manifest.parquet")]) == 2

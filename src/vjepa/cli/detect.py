@@ -120,7 +120,7 @@ def _train(args: argparse.Namespace) -> int:
     done = train(config, args.out)
     if world().is_main:
         _say_trained(done, args.out)
-    if done.stopped is None or done.stopped.out_of_time:
+    if done.stopped is None:
         return 0
     return EXIT_REQUEUE if done.stopped.requeue else EXIT_INTERRUPTED
 

@@ -218,6 +218,13 @@ def test_bad_input_is_one_line_and_claims_nothing(
     assert not out.exists()
 
 
+def test_a_time_that_is_over_at_once_is_said(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _finetune(recipe, tmp_path, "--training.max_minutes", "1e-9") == 2
+    assert "training.max_minutes: over before the first update" in capsys.readouterr().err
+
+
 def test_bad_labels_and_other_classes(
     recipe: Path, run: Path, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

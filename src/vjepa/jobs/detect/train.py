@@ -75,7 +75,7 @@ class TrainedDetector:
     test: DetectionResult | None
     bad_videos: tuple[BadVideo, ...]
     stopped: TrainingResult | None = None
-    """How training ended, where that was before its last update: nothing was measured then."""
+    """How training ended, where it was stopped: nothing was measured then."""
 
 
 def train(config: DetectConfig, out: Path) -> TrainedDetector:
@@ -98,7 +98,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
             if (out / DETECTOR_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
             if has_begun:
-                same_config(config, out)
+                same_config(config, out, ("training.max_minutes", "training.max_cpu_minutes"))
 
         group.on_main(claim)
         return _train(config, out, group, stack)
@@ -138,9 +138,11 @@ def _train(
     trainer = _trainer(config, frozen, batches, out, group)
     result = trainer.fit()
     key_frames = len(np.unique(data.table.key_of_row[rows]))
-    sentence, steps = frozen.identity.sentence, trainer.optim.steps
-    if result.interrupted or result.out_of_time:
-        return TrainedDetector(out, sentence, result.step, len(rows), key_frames, None, bad, result)
+    sentence, steps = frozen.identity.sentence, result.step
+    if result.interrupted:
+        return TrainedDetector(out, sentence, steps, len(rows), key_frames, None, bad, result)
+    if result.checkpoint is None:
+        raise UserError("training.max_minutes: over before the first update; give more of them")
     identity = frozen.identity
     if config.end_to_end is not None:
         # The encoder that was trained lies in the checkpoint; the detector is one of it.
@@ -150,7 +152,6 @@ def _train(
         sentence = f"{identity.sentence}, trained from {frozen.identity.sentence}"
     times.append(time.perf_counter())
     # As it lies on the disk: under FSDP the head in memory is a part of it.
-    assert result.checkpoint is not None
     head = _new_head(config, frozen, data)
     head.load_state_dict(read_weights(result.checkpoint / WEIGHTS_FILE, "head."))
     how = {

@@ -151,6 +151,8 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         ended = trainer.fit()
         if ended.step < optim.steps and not ended.out_of_time:
             return FinetuneResult(ended, optim.steps, None)
+        if ended.checkpoint is None:
+            raise UserError("training.max_minutes: over before the first update; give more of them")
         seconds = {"training": round(time.perf_counter() - began, 3)}
         del trainer, task  # the measurement has a model of its own
         group.on_main(lambda: _write_model(config, out))
