@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vjepa.checkpoint import save_model
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.errors import UserError
 from vjepa.jobs.show import (
@@ -19,10 +20,11 @@ from vjepa.jobs.show import (
     prediction_errors,
     prediction_rows,
     read_shot,
+    show_features,
 )
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.reporting.pictures import beside, pca_colours, write_moving
+from vjepa.reporting.pictures import pca_colours, write_moving, write_rows
 
 _MODEL = ModelConfig(
     encoder=EncoderConfig(
@@ -94,11 +96,6 @@ def test_prediction_error_is_relative_to_the_mean_feature(frames: np.ndarray, mo
     assert [name for name, _ in rows] == ["clip", "shown", "error"]
 
 
-def test_a_moving_picture_never_takes_the_place_of_its_still() -> None:
-    assert beside(Path("a/b.png"), "webp") == Path("a/b.webp")
-    assert beside(Path("a/b.webp"), "webp") == Path("a/b_moving.webp")
-
-
 def test_a_video_that_is_too_short_is_filled_up_and_said_or_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -112,3 +109,26 @@ def test_a_video_that_is_too_short_is_filled_up_and_said_or_refused(
     caplog.clear()
     read_shot(path, replace(clip, num_frames=3), 32, whole=True)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("still", "film"), [("b.png", "b.webp"), ("b.webp", "b_moving.webp")])
+def test_a_moving_picture_never_takes_the_place_of_its_still(
+    tmp_path: Path, still: str, film: str
+) -> None:
+    rows = [("clip", np.zeros((2, 32, 32, 3), np.uint8))]
+    said = write_rows(rows, tmp_path / still, "webp", "what is seen")
+    assert said == f"{tmp_path / still}, {tmp_path / film}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((still, film))
+
+
+def test_a_model_that_another_job_has_trained_is_shown_as_well(
+    frames: np.ndarray, model: VJEPA, tmp_path: Path
+) -> None:
+    """Its checkpoint holds that job's config, which is none of a pretraining."""
+    video, tuned = tmp_path / "a.mp4", tmp_path / "tuned"
+    write_moving(frames, video, 0.25)
+    how = {"clip": {"num_frames": 8, "stride": 1}, "view": {"crop_size": 32}}
+    save_model(tuned, model, run={"classifier": {"dropout": 0.1}}, preprocess=how)
+    (line,) = show_features([video], tuned, "target", tmp_path / "f.png")
+    assert line == f"{tmp_path / 'f.png'}, {tmp_path / 'f.webp'}"
+    assert (tmp_path / "f.webp").is_file()

@@ -133,6 +133,24 @@ def test_words_are_read_on_white_and_on_dark_ground(tmp_path: Path) -> None:
         assert corner[3] == alpha
 
 
+def test_a_picture_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, path = np.zeros((30, 40, 3), np.uint8), tmp_path / "a.png"
+    pictures.write_png(picture, path)
+    before = path.read_bytes()
+
+    def cut(image: object, target: Path, **how: object) -> None:
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.write_png(picture + 9, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".gif", ".mp4"])
 def test_moving_pictures_have_every_frame(tmp_path: Path, suffix: str) -> None:
     frames = [np.full((40, 61, 3), 40 * n, np.uint8) for n in range(4)]

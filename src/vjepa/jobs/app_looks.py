@@ -378,7 +378,7 @@ def hidden_masks(opened: Opened, hide: Hidden) -> list[TokenMasks]:
     steps, rows, columns = size.grid
     if hide.how == "as in its training":
         sampler = MaskSampler(opened.masking, size.grid, size.tubelet_size, opened.seed)
-        return [m.sample(0) for m in sampler.sample(np.array([hide.number], dtype=np.int64), 0)]
+        return sampler.one(hide.number)
     hidden = np.zeros(size.grid, dtype=np.bool_)
     if hide.how == "what comes next":
         hidden[steps // 2 :] = True

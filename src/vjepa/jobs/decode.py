@@ -344,12 +344,11 @@ class OpenDecoder:
     seed: int
     """Of the masks."""
 
-    def masks(self, number: int = 0) -> tuple[TokenMasks, ...]:
+    def masks(self, number: int = 0) -> list[TokenMasks]:
         """Sample `number`'s mask of each kind, of one clip: [1, K] and [1, M]."""
         encoder = self.model.config.encoder
         sampler = MaskSampler(self.masking, encoder.grid, encoder.tubelet_size, self.seed)
-        drawn = sampler.sample(np.array([number], dtype=np.int64), 0)
-        return tuple(mask.sample(0) for mask in drawn)
+        return sampler.one(number)
 
 
 def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:

@@ -31,7 +31,6 @@ from vjepa.reporting.pictures import (
     Moving,
     Picture,
     Strip,
-    beside,
     heat,
     hide_masked,
     pca_colours,
@@ -39,7 +38,7 @@ from vjepa.reporting.pictures import (
     resized,
     strip_of,
     write_png,
-    write_side_by_side,
+    write_rows,
 )
 from vjepa.reporting.runs import (
     rank_charts,
@@ -176,8 +175,7 @@ def prediction_rows(
     """For each mask kind the rows of :func:`error_rows`, and their mean error."""
     encoder = model.config.encoder
     sampler = MaskSampler(masking, encoder.grid, encoder.tubelet_size, seed)
-    drawn = sampler.sample(np.array([ordinal], dtype=np.int64), 0)
-    return [error_rows(model, shot, masks.sample(0), kind) for kind, masks in enumerate(drawn)]
+    return [error_rows(model, shot, masks, kind) for kind, masks in enumerate(sampler.one(ordinal))]
 
 
 def error_rows(model: VJEPA, shot: Shot, masks: TokenMasks, kind: int) -> tuple[Rows, float]:
@@ -311,16 +309,13 @@ def show_features(
     run; with the paper's stride where the file does not tell.
     """
     encoder = load_encoder(model, which, **sizes)
-    run, config = run_of(model), encoder.config
-    clip = run.data.clip if run else preprocess_of(model, config).clip
+    config = encoder.config
+    clip = preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
     shown = FrameEncoder(encoder, config) if config.is_image_model else encoder
     rows = feature_rows(shots, {"features": shown})
     caption = _features_caption("the clips", config)
-    write_png(picture_of([strip_of(*row) for row in rows], caption=caption), out)
-    film = beside(out, moving)
-    write_side_by_side(rows, film, in_a_line=2)
-    return [f"{out}, {film}"]
+    return [write_rows(rows, out, moving, caption, in_a_line=2)]
 
 
 def show_predictions(
@@ -340,18 +335,15 @@ def show_predictions(
     loaded = load_model(model, **sizes)
     run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
-    clip = run.data.clip if run else ClipConfig(num_frames=encoder.num_frames)
+    clip = preprocess_of(model, encoder).clip
     shot = read_shot(video, clip, encoder.image_size, whole=True)
     found = prediction_rows(loaded, shot, masking, run.seed if run else 0, sample)
     lines = []
     for kind, (rows, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        strips, caption = [strip_of(*row) for row in rows], _prediction_caption(mean, encoder)
-        write_png(picture_of(strips, caption=caption), path)
-        film = beside(path, moving)
-        write_side_by_side(rows, film)
+        files = write_rows(rows, path, moving, _prediction_caption(mean, encoder))
         lines.append(
-            f"{path}, {film}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
+            f"{files}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )
     return lines
 

@@ -23,15 +23,7 @@ from vjepa.jobs.search import Moment
 from vjepa.jobs.search_report import write_sheet
 from vjepa.jobs.show import read_shot
 from vjepa.models import AttentiveClassifier
-from vjepa.reporting.pictures import (
-    Moving,
-    beside,
-    heat,
-    picture_of,
-    strip_of,
-    write_png,
-    write_side_by_side,
-)
+from vjepa.reporting.pictures import Moving, heat, write_rows
 
 _ALL_FRAMES = 16
 _ANSWERS = 3
@@ -91,10 +83,7 @@ def show_attention(
         f"square is one token: {saved.encoder.config.patch_size} pixels, "
         f"{len(shot.frames) // len(mean)} frames.{mixed}"
     )
-    strips = [strip_of(name, frames, _ALL_FRAMES) for name, frames in rows]
-    write_png(picture_of(strips, caption=caption), out)
-    film = beside(out, moving)
-    write_side_by_side(rows, film)
+    files = write_rows(rows, out, moving, caption, most=_ALL_FRAMES)
     scores = head(tokens)[0]
     shares = scores.sigmoid() if saved.multi_label else scores.softmax(dim=0)
     best = shares.topk(min(_ANSWERS, len(shares)))
@@ -105,7 +94,7 @@ def show_attention(
     falling = np.sort(mean.reshape(-1))[::-1].cumsum() / count
     half = (int(np.searchsorted(falling, 0.5)) + 1) / count
     return [
-        f"{out}, {film}",
+        files,
         f"answer for this clip: {named}",
         f"half of the attention lies on {100 * half:.0f} % of the places (even: 50 %)",
     ]

@@ -78,6 +78,11 @@ class MaskSampler:
             return count_fixed(drawn, keys, self._keep, self._may_be_seen)
         return count_packed(drawn, keys, self._max_context)
 
+    def one(self, ordinal: int) -> list[TokenMasks]:
+        """The masks of one sample, indices [1, K] and [1, M] of each mask kind."""
+        drawn = self.sample(np.array([ordinal], dtype=np.int64), 0)
+        return [masks.sample(0) for masks in drawn]
+
     def full(self, ordinals: NDArray[np.int64], batch_index: int) -> NDArray[np.bool_]:
         """What the masks hide before counting, [kinds, B, t, h, w], for pictures and statistics."""
         hidden = self._draw(ordinals, batch_index).hidden

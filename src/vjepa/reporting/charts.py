@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vjepa.reporting.pictures import MIDDLE_GREY
+from vjepa.runtime.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,8 +108,9 @@ def draw_confusion(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    undated = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, dpi=130, transparent=True, metadata=undated)
+    form, undated = path.suffix[1:], {"Date": None} if path.suffix == ".svg" else None
+    with atomic_path(path, durable=False) as aside:  # it can be made again
+        figure.savefig(aside, format=form, dpi=130, transparent=True, metadata=undated)
 
 
 @dataclass(frozen=True)

@@ -196,11 +196,12 @@ def pca_colours(tokens: NDArray[np.floating]) -> Picture:
 
 def write_png(picture: Picture, path: Path) -> None:
     """Write uint8 [H, W, 3 or 4] as a PNG file; UserError: the name ends in what is no picture."""
-    if path.suffix.lower() not in Image.registered_extensions():
+    form = Image.registered_extensions().get(path.suffix.lower())
+    if form is None:
         raise UserError(f"{path}: no form of picture ends in {path.suffix!r}; use .png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # With optimize it takes six times as long and saves 5 % of the size.
-    Image.fromarray(_grounded(picture, path.suffix)).save(path)
+    with atomic_path(path, durable=False) as aside:  # it can be made again
+        # With optimize it takes six times as long and saves 5 % of the size.
+        Image.fromarray(_grounded(picture, path.suffix)).save(aside, format=form)
 
 
 def _grounded(picture: Picture, suffix: str) -> Picture:
@@ -241,12 +242,6 @@ def _save_moving(
     )
 
 
-def beside(still: Path, moving: Moving) -> Path:
-    """Where the moving form of a still picture goes; never the same file."""
-    film = still.with_suffix(f".{moving}")
-    return film if film != still else film.with_stem(f"{still.stem}_moving")
-
-
 def write_side_by_side(
     rows: Sequence[tuple[str, Picture]], path: Path, in_a_line: int = 4, *, narrow: bool = False
 ) -> None:
@@ -264,6 +259,26 @@ def write_side_by_side(
         for time in range(len(shown[0][1]))
     ]
     write_moving(pages, path, SECONDS_EACH)
+
+
+def write_rows(
+    rows: Sequence[tuple[str, Picture]],
+    still: Path,
+    moving: Moving,
+    caption: str,
+    in_a_line: int = 4,
+    most: int = 4,
+) -> str:
+    """Named clips as a picture, below each other, and moving, some side by side; both names.
+
+    Of each clip the still picture has at most so many frames.
+    """
+    write_png(picture_of([strip_of(*row, most) for row in rows], caption=caption), still)
+    film = still.with_suffix(f".{moving}")
+    if film == still:
+        film = film.with_stem(f"{still.stem}_moving")
+    write_side_by_side(rows, film, in_a_line)
+    return f"{still}, {film}"
 
 
 def write_mp4(
