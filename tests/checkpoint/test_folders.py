@@ -157,6 +157,9 @@ def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> N
     (folder / missing).unlink()
     with pytest.raises(UserError, match=f"{missing} is missing"):
         load_model(folder)
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=f"{missing} is missing; did you mean {folder / 'run'}"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("wrapped", ["whole", "part", "blocks", "parallel", "tied"])

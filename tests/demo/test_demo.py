@@ -132,6 +132,7 @@ def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
     finished: Finished,
 ) -> None:
     config, out = finished
+    assert not (out / "trial").exists()
     rates = json.loads((out / "plan.json").read_text())["updates_per_cpu_second"]
     optim = {}
     for objective in ("vjepa", "pixel"):

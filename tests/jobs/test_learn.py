@@ -297,6 +297,11 @@ def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
     assert {name for name, split in given.items() if split == "test"} == {"a5", "b5"}
     assert given["c0"] == "left out", "its class has nothing to train on"
     assert "the split test" in said
+    parts[4] = f"{rows[4]},validation"
+    three, said = _split(tmp_path, ["path,what,split", *parts])
+    assert three["a4"] == "left out", "where there is a test part, validation is for others"
+    assert list(three.values()).count("train") == 9
+    assert "9 videos to train on, 2 to test on" in said
     several = ["path,what,who", *(f"{row},me" for row in rows)]
     assert "there are the labels what, who: name one" in _split(tmp_path, several)[1]
     assert "by label who" not in _split(tmp_path, several, label="who")[1], "one class only"

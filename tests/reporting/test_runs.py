@@ -223,3 +223,13 @@ def test_the_chart_over_time_comes_first_and_needs_two_points() -> None:
     assert "V-JEPA" in charts[0].svg
     assert "pixels" not in charts[0].svg
     assert not any("minutes" in chart.svg for chart in run_charts({"pixels": short}))
+
+
+def test_the_folder_of_another_job_is_no_run_and_the_run_in_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("# vjepa learn\nminutes: 10\n")
+    with pytest.raises(UserError, match=r"is of `vjepa learn` and no run; name one$"):
+        read_run(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert read_run(_write_run(tmp_path / "run")).steps_done == 40
+    with pytest.raises(UserError, match=rf"name one, for example {tmp_path / 'run'}$"):
+        read_run(tmp_path)

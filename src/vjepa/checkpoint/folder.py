@@ -154,8 +154,10 @@ def find_checkpoint(path: Path) -> Path:
         folder = found[max(found)]
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
+            inner = folder / "run"  # of `vjepa learn`
+            meant = f"did you mean {inner}? " if (inner / CHECKPOINTS_FOLDER).is_dir() else ""
             raise UserError(
-                f"{path}: not a checkpoint folder: {name} is missing; give a folder with "
+                f"{path}: not a checkpoint folder: {name} is missing; {meant}give a folder with "
                 f"{CONFIG_FILE} and {WEIGHTS_FILE}, or a run folder"
             )
     return folder

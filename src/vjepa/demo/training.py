@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -75,6 +76,7 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
         half = len(steps) // 2
         rates[task.objective] = (steps[-1] - steps[half - 1]) / sum(seconds[half:])
     atomic_write(plan, json.dumps({"updates_per_cpu_second": rates}))
+    shutil.rmtree(out / "trial")
     return rates
 
 

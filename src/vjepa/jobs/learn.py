@@ -338,13 +338,17 @@ def _find_videos(
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
     """The videos with one label and the splits train, test and unlabelled; written to `path` too.
 
-    Videos that the sources give to a test part, but that cannot be tested on, are `left out`. With
-    the manifest comes what was decided, in words.
+    Videos that the sources give to a test part, but that cannot be tested on, are `left out`, and
+    beside a test part those of a validation part. With the manifest comes what was decided, in
+    words.
     """
     rows = [manifest.full_row(number) for number in range(len(manifest))]
     values, origin = _label_of_rows(config, manifest, rows)
-    given = next((name for name in ("test", "validation") if name in manifest.splits), None)
+    parts = [name for name in ("test", "validation") if name in manifest.splits]
+    given = parts[0] if parts else None
     test = {number for number, row in enumerate(rows) if given and row.split == given}
+    aside = {number for number, row in enumerate(rows) if row.split in parts[1:]}
+    values = [None if number in aside else value for number, value in enumerate(values)]
     counts = Counter(value for number, value in enumerate(values) if value and number not in test)
     classes = sorted(name for name, count in counts.items() if given or count > 1)
     labelled = [number for number, value in enumerate(values) if value in classes]
@@ -356,13 +360,14 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
         test = {labelled[number] for number in held.tolist()}
         origin_of_test = f"{config.test_fraction:.0%} of each class's files (--test_fraction)"
     tested = test.intersection(labelled) if len(classes) > 1 else set()
-    if len(test) == len(rows):
+    if len(test | aside) == len(rows):
         raise UserError(
-            f"all {len(rows)} videos are of the split {given}: there is none to train on"
+            f"all {len(rows)} videos are of the split {' or '.join(parts)}: there is none to train "
+            "on; name a source with others"
         )
     for number, row in enumerate(rows):
         split = "train" if values[number] in classes else "unlabelled"
-        if number in test:
+        if number in test | aside:
             split = "test" if number in tested else "left out"
         label = values[number] if values[number] in classes else None
         rows[number] = replace(row, split=split, labels={LABEL: label})

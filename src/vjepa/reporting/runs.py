@@ -17,11 +17,12 @@ from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.errors import UserError
 from vjepa.reporting.charts import MAX_LINES, Line, line_chart
 from vjepa.reporting.html import Chart, Table
-from vjepa.runtime.files import holder_of, read_json_lines
+from vjepa.runtime.files import holder_of, job_of, read_json_lines
 from vjepa.runtime.logging import MetricRecord, read_metrics
 from vjepa.runtime.progress import format_seconds
 from vjepa.strict_yaml import parse_yaml
 
+_TRAINING_JOBS = ("pretrain", "probe train", "finetune", "detect train", "decode train")
 _RECENT = 20
 """Newest intervals over which the rate is taken."""
 _FROZEN_SECONDS = 120.0
@@ -143,6 +144,12 @@ def read_run(folder: Path) -> RunState:
     )
     if not config.is_file():
         raise UserError(f"{folder}: no run folder, it has no config.yaml; name the --out of a run")
+    if (job := job_of(folder)) not in (None, *_TRAINING_JOBS):
+        inside = [
+            place for place in (folder / "run", *sorted(folder.glob("runs/*"))) if job_of(place)
+        ]
+        example = f", for example {inside[0]}" if inside else ""
+        raise UserError(f"{folder}: is of `vjepa {job}` and no run; name one{example}")
     entries = [entry for _, entry in read_json_lines(bad)] if bad.is_file() else []
     checkpoints, result = step_folders(folder / CHECKPOINTS_FOLDER), folder / "result.md"
     about = [path / CONFIG_FILE for path in checkpoints.values()][-1:]

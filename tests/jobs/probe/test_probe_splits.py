@@ -45,8 +45,10 @@ def test_a_finished_draw_is_kept_and_a_foreign_one_refused(
     assert again.summary == first.summary
     assert again.results[0].date == first.results[0].date
     other = replace(config, optim=replace(config.optim, batch_size=4))
+    before = (tmp_path / "out/config.yaml").read_bytes()
     with pytest.raises(UserError, match="another config"):
         train_splits(other, tmp_path / "out")
+    assert (tmp_path / "out/config.yaml").read_bytes() == before
 
 
 def test_without_test_videos_there_is_no_figure(

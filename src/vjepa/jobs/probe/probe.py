@@ -327,12 +327,12 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
         if config.features.cache_dir is None and not config.features.online:
             rows = rows_of_all_splits(config)
             single = replace(single, features=replace(single.features, cache_dir=own_cache))
+        draws = {out / f"split_{seed}": replace(single, seed=seed) for seed in seeds}
+        done = {folder: _finished(folder, own) for folder, own in draws.items()}
         begin_folder(out, JOB, config)
-        results = []
-        for seed in seeds:
-            folder, own = out / f"split_{seed}", replace(single, seed=seed)
-            done = _finished(folder, own)
-            results.append(done or train(own, folder, cached_rows=rows))
+        results = [
+            done[folder] or train(own, folder, cached_rows=rows) for folder, own in draws.items()
+        ]
         found = summarise(results, seeds)
         found.save(out)
         shutil.rmtree(own_cache, ignore_errors=True)
