@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.config.sample import Mask
 
+from vjepa.cli.main import build_parser
 from vjepa.cli.parser import Answered, Parser, resolve_config
 from vjepa.errors import UserError
 
@@ -96,3 +97,20 @@ def test_a_command_without_config_refuses_settings() -> None:
     parser = Parser(prog="job", allow_abbrev=False)
     with pytest.raises(UserError, match=r"unknown argument --optim\.steps"):
         parser.refuse_unknown(parser.parse_known_args(["--optim.steps", "3"])[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "search query a.mp4 --database d --start nan",
+        "search report --database d --alike inf",
+        "show similarity a.mp4 --model m --at nan 0.5",
+        "show neighbours a.mp4 --features f --at nan",
+        "decode sample a.mp4 --decoder d --guidance nan",
+        "detect predict d a.mp4 --every=nan",
+        "detect predict d a.mp4 --min-person-score=-inf",
+    ],
+)
+def test_what_is_no_number_is_refused_at_once(words: str) -> None:
+    with pytest.raises(UserError, match=r"invalid number value: '-?(nan|inf)'"):
+        build_parser().parse_known_args(words.split())

@@ -97,7 +97,7 @@ def test_calibration_is_shown_from_a_hundred_answers_on() -> None:
 
 def test_foreign_results_are_refused(tmp_path: Path) -> None:
     contents = {
-        None: "cannot be read as JSON .No such file.*train the probe again",
+        None: "no such file; train the probe again",
         "{": "cannot be read as JSON",
         '{"format": "other"}': "format 'other'",
         '{"format": "vjepa-probe-result-2"}': "not a probe result .label",

@@ -104,8 +104,12 @@ def test_the_report_names_the_copy(
     assert "data:image/png" in page.read_text()
     assert ">a.mp4, 0:0" in page.read_text(), "the folder of all is named once"
     assert page.read_text().count(str(made / "videos")) == 1
-    assert main([*asked, "--alike", "nan"]) == 2
-    assert "--alike: nan, use 1 (the same) or less" in capsys.readouterr().err
+    for given, said in (
+        ("nan", "invalid number value: 'nan'"),
+        ("1.5", "use 1 (the same) or less"),
+    ):
+        assert main([*asked, "--alike", given]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(

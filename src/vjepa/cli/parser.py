@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -61,6 +62,14 @@ def _writable(text: str) -> Path:
     return path
 
 
+def number(text: str) -> float:
+    """A finite number; what is none would pass every comparison that should refuse it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line and whose help lists the settings of a config.
 
@@ -101,7 +110,8 @@ class Parser(argparse.ArgumentParser):
     ) -> None:
         """An option that is a number, int or float; its default is told in the help."""
         told = "" if default is None else f" (default: {default})"
-        self.add_argument(name, type=kind, metavar=metavar, help=text + told, default=default)
+        read = number if kind is float else kind
+        self.add_argument(name, type=read, metavar=metavar, help=text + told, default=default)
 
     def add_choice(
         self, name: str, choices: tuple[str, ...], text: str, default: str | None = None

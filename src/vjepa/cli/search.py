@@ -119,7 +119,7 @@ def _query(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     if args.clusters < 1:
         raise UserError(f"--clusters: {args.clusters}, use 1 or more")
-    if not args.alike <= 1:
+    if args.alike > 1:
         raise UserError(f"--alike: {args.alike}, use 1 (the same) or less")
     from vjepa.jobs.search_report import report
 

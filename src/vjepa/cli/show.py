@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import Parser, given, prints, resolve_config
+from vjepa.cli.parser import Parser, given, number, prints, resolve_config
 
 _MODEL = ("model", "num_heads", "image_size", "num_frames")
 """A model, and what a file of weights may not say."""
@@ -111,7 +111,7 @@ def add_arguments(parser: Parser) -> None:
         command.add_number("--sample", int, "N", "other numbers draw other masks", default=0)
     similar = add_command("similarity", _SIMILARITY_HELP)
     text = "the place, across and down, from 0 to 1 (default: 0.5 0.5)"
-    similar.add_argument("--at", type=float, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
+    similar.add_argument("--at", type=number, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
     similar.add_number("--frame", int, "N", "frame of the clip in which the place is", default=0)
     surprise = add_command("surprise", _SURPRISE_HELP)
     attention = add_command("attention", _ATTENTION_HELP)

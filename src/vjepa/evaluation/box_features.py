@@ -168,7 +168,7 @@ class BoxFeatures:
         found = FeatureSet.joined([part for own in group.gather(parts) for part in own])
         if not len(found):
             reason = "".join(f" (first: {bad.path}: {bad.reason})" for bad in found.bad[:1])
-            raise UserError(f"{name}: not one key frame could be read{reason}")
+            raise UserError(f"{name}: not one key frame could be read{reason}; name other videos")
         order = np.argsort(found.rows, kind="stable")
         return FeatureSet((found.tokens[torch.from_numpy(order)],), found.rows[order], found.bad)
 

@@ -177,7 +177,8 @@ def evaluate(
         total.merge(other)
     bad = sorted((video for _, part in gathered for video in part), key=lambda video: video.row)
     if len(bad) == len(split.labels):
-        raise UserError(f"not one video could be read (first: {bad[0].path}: {bad[0].reason})")
+        first = f"(first: {bad[0].path}: {bad[0].reason})"
+        raise UserError(f"not one video could be read {first}; name other videos")
     if answers is not None and group.is_main:
         rows, names, lines = total.table()
         with atomic_path(answers) as aside, aside.open("w", encoding="utf-8", newline="") as file:

@@ -418,7 +418,7 @@ class FeatureExtractor:
         found = FeatureSet.joined(list(self.shards(split, rows, pass_index=pass_index)))
         if not len(found):
             reason = "".join(f" (first: {bad.path}: {bad.reason})" for bad in found.bad[:1])
-            raise UserError(f"not one video could be read{reason}")
+            raise UserError(f"not one video could be read{reason}; name other videos")
         if sum(shard.nbytes for shard in found.shards) > _MOST_IN_MEMORY_BYTES:
             return found
         # Small sets are read once: gathering from one tensor is several times faster.

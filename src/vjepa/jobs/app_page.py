@@ -172,9 +172,9 @@ class _Page:
         fn = self.handler(work, len(outputs) - 1)
         return event(fn, inputs, outputs, api_name=name, show_progress_on=outputs[-1])
 
-    def sliders(self, *named: tuple[str, float], top: float = 1.0) -> list[Any]:
-        """Sliders from 0 on, with their names and where they stand."""
-        return [self.gr.Slider(0, top, value, label=name) for name, value in named]
+    def sliders(self, *named: tuple[str, float]) -> list[Any]:
+        """Sliders from 0 to 1, with their names and where they stand."""
+        return [self.gr.Slider(0, 1, value, label=name) for name, value in named]
 
     def top(self, models: Sequence[str]) -> tuple[Any, Any]:
         """Above the tabs: the video, which is returned, models, the moment, and the stop."""

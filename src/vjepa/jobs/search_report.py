@@ -24,6 +24,7 @@ MOST_MOMENTS = 20_000
 _FRAMES, _NARROW_FRAMES, _SHOWN_PAIRS, _LISTED_PAIRS = 4, 2, 6, 100
 _ROWS_AT_ONCE = 1024
 _LONGEST_NAME = 26
+_ROUNDS = 30
 
 
 def clock(seconds: float) -> str:
@@ -130,14 +131,14 @@ def near_duplicates(
 
 
 def clusters(
-    vectors: NDArray[np.float32], count: int, seed: int = 0, rounds: int = 30
+    vectors: NDArray[np.float32], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """k-means of vectors [n, D]: the cluster of each [n], and its squared distance [n].
 
     Centres start as k-means++ draws them. There are fewer clusters where there are fewer different
     vectors.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     vectors = vectors - vectors.mean(axis=0)
     centres = vectors[generator.integers(len(vectors))][None]
     nearest = ((vectors - centres[0]) ** 2).sum(axis=1)
@@ -146,7 +147,7 @@ def clusters(
         centres = np.concatenate([centres, vectors[drawn][None]])
         nearest = np.minimum(nearest, ((vectors - centres[-1]) ** 2).sum(axis=1))
     squares = (vectors**2).sum(axis=1)
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         distances = squares[:, None] + (centres**2).sum(axis=1) - 2 * vectors @ centres.T
         chosen = distances.argmin(axis=1)
         moved = np.stack(

@@ -96,9 +96,9 @@ def check_writable(path: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
-def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a whole file: text as UTF-8, or bytes; `durable` as in :func:`atomic_path`."""
-    with atomic_path(path, durable=durable) as aside:
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a whole file: text as UTF-8, or bytes."""
+    with atomic_path(path) as aside:
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -139,6 +139,8 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("not written by vjepa: no JSON object")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read as JSON ({reason}); {remedy}") from error

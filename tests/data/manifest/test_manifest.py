@@ -107,12 +107,9 @@ def test_select(manifest):
     assert [Path(train.path(row)).name for row in range(len(train))] == ["b.mp4", "c.mp4"]
     assert len(manifest.select()) == 3
     assert len(manifest.select(ok_only=False)) == 4
-    assert len(manifest.select("train", dataset="k400")) == 1
     assert train.row(1).num_frames == 20
     with pytest.raises(UserError, match=r"no row of split 'test' \(splits: train, validation\)"):
         manifest.select("test")
-    with pytest.raises(UserError, match=r"no row of dataset 'x' \(datasets: k400, ssv2\)"):
-        manifest.select(dataset="x")
 
 
 def test_all_bad_is_an_error_with_reasons(tmp_path):

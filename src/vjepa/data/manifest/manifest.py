@@ -457,25 +457,21 @@ class Manifest:
             digest.update(json.dumps([path[start:] for path in paths]).encode())
         return digest.hexdigest()
 
-    def select(
-        self, split: str | None = None, *, dataset: str | None = None, ok_only: bool = True
-    ) -> Manifest:
-        """The rows of one split and data set (None: of all), without unusable ones.
+    def select(self, split: str | None = None, *, ok_only: bool = True) -> Manifest:
+        """The rows of one split (None: of all), without unusable ones.
 
         Raises:
             UserError: No row is left; the message says what there is instead.
         """
         mask = np.ones(len(self), dtype=bool)
-        for column, wanted in (("split", split), ("dataset", dataset)):
-            if wanted is None:
-                continue
-            values = self.categories(column)
-            if wanted not in values.classes:
-                found = ", ".join(values.classes) or "none"
+        if split is not None:
+            splits = self.categories("split")
+            if split not in splits.classes:
+                found = ", ".join(splits.classes) or "none"
                 raise UserError(
-                    f"manifest {self._source}: no row of {column} {wanted!r} ({column}s: {found})"
+                    f"manifest {self._source}: no row of split {split!r} (splits: {found})"
                 )
-            mask &= values.codes == values.classes.index(wanted)
+            mask &= splits.codes == splits.classes.index(split)
         usable = mask & self.ok if ok_only else mask
         if not usable.any():
             reasons = "; ".join(

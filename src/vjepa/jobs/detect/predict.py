@@ -35,6 +35,7 @@ from vjepa.runtime.progress import Progress
 PERSON = 1
 """The class of people in COCO, which torchvision's detectors are trained on."""
 _FRAMES_AT_ONCE = 4
+_LEAST_SHARE = 0.3
 _LEAST_DRAWN = 360  # pixels of the drawn video's short side, so that words can be read
 _COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
@@ -103,7 +104,7 @@ def predict(
             "people's boxes: give a csv file (--persons) or the weights of one of torchvision's "
             "detectors (--person-detector), one of the two"
         )
-    if every <= 0 or top < 1:
+    if not every > 0 or top < 1:
         raise UserError(f"every and top must be above 0, got {every:g} and {top}")
     infos = files_of(sources)
     names = [Path(info.path).stem for info in infos]
@@ -288,11 +289,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             writer.writerow([failed, *[""] * (6 + 2 * most), reason])
 
 
-def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3) -> None:
+def draw(path: Path, answers: Sequence[BoxAnswer], out: Path) -> None:
     """Draw the answers of one video into a copy of it (.mp4).
 
     Each box is shown from half-way to the moment before to half-way to the one after; of its
-    classes those of a share of `least`, or the most probable one.
+    classes those of a share of 0.3 or more, or the most probable one.
     """
     (info,) = files_of([path])
     own = [answer for answer in answers if answer.path == info.path]
@@ -307,15 +308,13 @@ def draw(path: Path, answers: Sequence[BoxAnswer], out: Path, least: float = 0.3
             now = moments[np.abs(moments - frame.seconds).argmin()] if len(moments) else None
             pen: Any = ImageDraw.Draw(picture)
             beside = [answer for answer in own if answer.second == now]
-            _draw_boxes(pen, beside, picture.size, font, least)
+            _draw_boxes(pen, beside, picture.size, font)
             yield np.asarray(picture)
 
     write_moving(frames(), out, 1 / info.fps if info.fps > 0 else 1.0)
 
 
-def _draw_boxes(
-    pen: Any, answers: Sequence[BoxAnswer], size: tuple[int, int], font: Any, least: float
-) -> None:
+def _draw_boxes(pen: Any, answers: Sequence[BoxAnswer], size: tuple[int, int], font: Any) -> None:
     """All boxes, then their labels, so that nothing lies on a label."""
     corners = [
         tuple(share * side for share, side in zip(answer.box, size * 2, strict=True))
@@ -326,7 +325,8 @@ def _draw_boxes(
         pen.rectangle(corner, outline=colour, width=2)
     taken: list[_Rectangle] = []
     for answer, corner, colour in zip(answers, corners, colours, strict=True):
-        shown = [entry for entry in answer.classes if entry[1] >= least] or answer.classes[:1]
+        shown = [entry for entry in answer.classes if entry[1] >= _LEAST_SHARE]
+        shown = shown or answer.classes[:1]
         text = "\n".join(f"{name} {100 * share:.0f}" for name, share in shown)
         left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font=font)
         taken.append(label_place(corner, (right - left + 4, bottom - top + 4), size, taken))

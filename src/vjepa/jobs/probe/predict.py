@@ -118,7 +118,9 @@ class Probe:
                 found[row] = Prediction(manifest.path(row), answer)
         if all(prediction.failure for prediction in found.values()):
             first = found[0]
-            raise UserError(f"not one video could be read (first: {first.path}: {first.failure})")
+            raise UserError(
+                f"not one video could be read (first: {first.path}: {first.failure}); name others"
+            )
         return [found[row] for row in range(len(manifest))]
 
 
