@@ -20,7 +20,6 @@ from vjepa.reporting.runs import (
     read_run,
     run_charts,
     state_lines,
-    status_lines,
     status_of,
 )
 from vjepa.runtime.files import claimed_folder, holder_of
@@ -76,7 +75,7 @@ def test_numbers_table_and_straggler(tmp_path: Path) -> None:
     table = rank_table(status)
     assert table.header[:3] == ["process", "clips/s", "data wait"]
     assert table.rows[1] == ["1", "40", "60%", "40%", "1.50", "2"]
-    text = "\n".join(status_lines(run, status))
+    text = "\n".join(state_lines(run, status))
     assert "bad videos   2 (1 hang, 1 decode)" in text
     assert "2 steps/s, 80 clips/s, 10% waiting for data" in text
     assert "slow         process 1" in text
@@ -148,7 +147,7 @@ def test_lines_of_metrics_that_are_nonsense_do_no_harm(tmp_path: Path) -> None:
         file.write('{"kind": "train", "step": 50, "loss": "x", "skipped": [1], "seconds": null}\n')
         file.write('{"kind": "ranks", "step": 50, "data_wait_share": ["x", null]}\n')
     run = read_run(tmp_path)
-    assert status_lines(run, status_of(run))
+    assert state_lines(run, status_of(run))
 
 
 @pytest.fixture
@@ -180,7 +179,7 @@ def test_state(run: Path) -> None:
     assert len(state.bad_videos) == 1
     assert state.series("train", "loss") == ([10.0, 30.0], [2.0, 1.0])
     assert state.series("train", "nosuch") == ([], [])
-    text = "\n".join(state_lines(state))
+    text = "\n".join(state_lines(state, status_of(state)))
     assert "30 of 100 (30 %)" in text
     assert "effective_rank 7.5" in text
     assert "something is odd" in text
@@ -195,7 +194,7 @@ def test_a_run_before_its_first_metrics(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     state = read_run(tmp_path)
     assert (state.steps_done, state.steps_total, state.seconds_since_write) == (0, None, None)
-    assert state_lines(state)
+    assert state_lines(state, status_of(state))
 
 
 def test_no_run_folder(tmp_path: Path) -> None:

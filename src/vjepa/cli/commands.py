@@ -126,21 +126,22 @@ def _pretrain(args: argparse.Namespace) -> int:
 
     config = sized_as_source(config, args.out)
     print_config(args, config)
-    return say_end(run(config, args.out), config, args.out, "pretrain")
+    ended = run(config, args.out)
+    return say_end(ended, config.optim.steps, config.training, args.out, "pretrain")
 
 
-def say_end(result: Any, config: Any, out: Path, job: str) -> int:
+def say_end(result: Any, steps: int, training: Any, out: Path, job: str) -> int:
     """Print how a training of ``vjepa JOB`` ended and how it goes on; the exit code.
 
-    `result` is a ``TrainingResult``, `config` has ``optim`` and ``training``.
+    `result` is a ``TrainingResult`` of so many `steps`, `training` a ``TrainingConfig``.
     """
-    place, again = f"step {result.step} of {config.optim.steps}", f"vjepa {job} --out {out}"
+    place, again = f"step {result.step} of {steps}", f"vjepa {job} --out {out}"
     if result.requeue or result.interrupted:
         by = "by the system" if result.requeue else "at your request"
         lines = (f"stopped {by} at {place}: {out}", f"resume with: {again}")
         code = EXIT_REQUEUE if result.requeue else EXIT_INTERRUPTED
     elif result.out_of_time:
-        training, used = config.training, result.metrics.get("elapsed_cpu_seconds", 0.0)
+        used = result.metrics.get("elapsed_cpu_seconds", 0.0)
         by_cpu = training.max_cpu_minutes is not None and used >= 60 * training.max_cpu_minutes
         name = "max_cpu_minutes" if by_cpu or training.max_minutes is None else "max_minutes"
         minutes = getattr(training, name)
@@ -148,7 +149,7 @@ def say_end(result: Any, config: Any, out: Path, job: str) -> int:
         longer = f"make it longer: {again} --training.{name} {2 * minutes:g}"
         lines, code = (f"done at step {result.step}: {out}", why, longer), 0
     else:
-        longer = f"make it longer: {again} --optim.steps {2 * config.optim.steps}"
+        longer = f"make it longer: {again} --optim.steps {2 * steps}"
         lines, code = (f"done at {place}: {out}", "all updates are done", longer), 0
     if world().is_main:
         print(*lines, sep="\n")

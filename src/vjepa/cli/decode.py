@@ -71,7 +71,8 @@ def _train(args: argparse.Namespace) -> int:
     from vjepa.jobs.decode import train
 
     print_config(args, config)
-    return say_end(train(config, args.out), config, args.out, "decode train")
+    ended = train(config, args.out)
+    return say_end(ended, config.optim.steps, config.training, args.out, "decode train")
 
 
 def _sample(args: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from vjepa.cli.parser import (
     resolve_config,
 )
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, check_kind
 
 if TYPE_CHECKING:
     from vjepa.jobs.detect.train import TrainedDetector
@@ -141,8 +141,7 @@ def _say_trained(done: TrainedDetector, out: Path) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    if args.detections is not None and args.detections.suffix != ".csv":
-        raise UserError(f"--detections {args.detections}: must end in .csv")
+    check_kind("--detections", args.detections, ".csv")
     from vjepa.jobs.detect.detector import evaluate
 
     names = ("videos", "encoder", "rules", "scores", "device", "on_bad_video", "cache_dir")
@@ -155,13 +154,13 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    if args.draw is not None and (args.draw.suffix != ".mp4" or len(args.sources) != 1):
-        raise UserError(f"--draw {args.draw}: takes one video, and must end in .mp4")
+    check_kind("--draw", args.draw, ".mp4")
+    if args.draw is not None and len(args.sources) != 1:
+        raise UserError(f"--draw {args.draw}: takes one video; name no other")
     from vjepa.jobs.detect.detector import load_detector
-    from vjepa.jobs.detect.predict import check_predictions_file, draw, predict, write_predictions
+    from vjepa.jobs.detect.predict import PREDICTION_FILES, draw, predict, write_predictions
 
-    if args.out is not None:
-        check_predictions_file(args.out)
+    check_kind("--out", args.out, *PREDICTION_FILES)
     detector = load_detector(
         args.detector, encoder=args.encoder, device=args.device, on_bad_video="list"
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa.cli.parser import EXIT_INTERRUPTED, EXIT_REQUEUE, Parser, print_config, resolve_config
+from vjepa.cli.commands import say_end
+from vjepa.cli.parser import Parser, print_config, resolve_config
 from vjepa.cli.probe import add_uses, print_metrics
 from vjepa.runtime.distributed import world
 
@@ -69,11 +70,7 @@ def _train(args: argparse.Namespace) -> int:
     ended = run(config, args.out)
     training, result = ended.training, ended.result
     if result is None:
-        if world().is_main:
-            by = "by the system" if training.requeue else "at your request"
-            print(f"stopped {by} at step {training.step} of {ended.steps}: {args.out}")
-            print(f"resume with: vjepa finetune --out {args.out}")
-        return EXIT_REQUEUE if training.requeue else EXIT_INTERRUPTED
+        return say_end(training, ended.steps, config.training, args.out, "finetune")
     if world().is_main:
         print(f"model: {result.encoder}")
         print(f"trained: {result.steps} updates on {result.num_train} labelled videos")

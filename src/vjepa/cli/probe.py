@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vjepa.cli.parser import Parser, given, named, print_config, resolve_config
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_write
+from vjepa.runtime.files import atomic_write, check_kind
 
 if TYPE_CHECKING:
     from vjepa.jobs.probe.probe import Evaluation
@@ -206,8 +206,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse pictures that cannot be drawn, before hours of evaluation and not after them."""
     pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
     for option, path in pictures.items():
-        if path is not None and path.suffix not in (".png", ".svg"):
-            raise UserError(f"{option} {path}: must end in .png or .svg")
+        check_kind(option, path, ".png", ".svg")
     wanted = [option for option, path in pictures.items() if path is not None]
     if wanted and hasattr(args, "encoder"):  # a fine-tuned model has one class a video
         from vjepa.jobs.probe.predict import is_released, load_saved_probe
@@ -235,10 +234,9 @@ def print_metrics(measured: Evaluation) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe.predict import check_predictions_file, write_predictions
+    from vjepa.jobs.probe.predict import PREDICTION_FILES, write_predictions
 
-    if args.out is not None:
-        check_predictions_file(args.out)
+    check_kind("--out", args.out, *PREDICTION_FILES)
     how = given(args, "encoder", "device") | _released(args)
     probe = named(args.load)(args.probe, **how)
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")

@@ -68,7 +68,7 @@ from vjepa.reporting.pictures import (
 )
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.files import begin_folder, claimed_folder
+from vjepa.runtime.files import begin_folder, check_kind, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import Decoding
 from vjepa.tasks.decoding import predicted_features, token_noise
@@ -467,8 +467,7 @@ def show_samples(
             be used.
     """
     settings = settings or SampleSettings()
-    if out.suffix != ".png":
-        raise UserError(f"{out}: the still is a PNG; let its name end in .png")
+    check_kind("--out", out, ".png")
     opened = open_decoder(decoder, model)
     preprocess = opened.preprocess
     # A tail of repeated frames would be no motion to go on with.

@@ -46,7 +46,6 @@ from vjepa.reporting.runs import (
     read_run,
     run_charts,
     state_lines,
-    status_lines,
     status_of,
 )
 from vjepa.tasks.decoding import predicted_features, require_own_targets
@@ -356,8 +355,7 @@ def show_run(folder: Path, out: Path) -> list[str]:
     """
     state = read_run(folder)
     status = status_of(state)
-    first, *others = state_lines(state)
-    lines = [first, *status_lines(state, status), *others]
+    lines = state_lines(state, status)
     total = state.steps_total
     figures = [
         Figure(f"{state.steps_done:,}", f"steps done of {total:,}" if total else "steps done"),

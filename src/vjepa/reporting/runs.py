@@ -166,26 +166,6 @@ def read_run(folder: Path) -> RunState:
     )
 
 
-def state_lines(state: RunState) -> list[str]:
-    """The state of a run in plain lines, newest values last."""
-    total = state.steps_total
-    share = f" of {total} ({100 * state.steps_done / total:.0f} %)" if total else ""
-    kept = ", ".join(str(step) for step in state.checkpoints) or "none"
-    lines = [f"run          {state.folder}", f"steps        {state.steps_done}{share}"]
-    lines.append(f"checkpoints  {kept}")
-    for kind in ("train", "health", "evaluation"):
-        for record in state.of_kind(kind)[-1:]:
-            values = ", ".join(
-                f"{name} {value:.4g}"
-                for name, value in record.values.items()
-                if isinstance(value, int | float)
-            )
-            lines.append(f"{kind:<12} step {record.step}: {values}")
-    for record in state.of_kind("warning"):
-        lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
-    return lines
-
-
 def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
     """The telling curves of one or several runs; a chart holds every run that has the metric.
 
@@ -291,10 +271,10 @@ def status_of(run: RunState) -> RunStatus:
     return RunStatus(state, rate, left, skipped, starts, ranks, stragglers)
 
 
-def status_lines(run: RunState, status: RunStatus) -> list[str]:
-    """The status in plain lines, the table of processes last."""
+def state_lines(run: RunState, status: RunStatus) -> list[str]:
+    """The state of a run in plain lines: how it stands, its processes, its newest values."""
     newest = {name: _number(value) for name, value in run.newest("train").items()}
-    lines = [f"state        {status.state}"]
+    lines = [f"run          {run.folder}", f"state        {status.state}"]
     if status.steps_per_second:
         rate = f"rate         {status.steps_per_second:.3g} steps/s"
         if (clips := newest.get("clips_per_second")) is not None:
@@ -323,7 +303,22 @@ def status_lines(run: RunState, status: RunStatus) -> list[str]:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             lines.append("  ".join(map(str.rjust, row, widths)))
-    return [*lines, *(f"slow         {text}" for text in status.stragglers)]
+    lines += [f"slow         {text}" for text in status.stragglers]
+    total = run.steps_total
+    share = f" of {total} ({100 * run.steps_done / total:.0f} %)" if total else ""
+    lines.append(f"steps        {run.steps_done}{share}")
+    lines.append(f"checkpoints  {', '.join(map(str, run.checkpoints)) or 'none'}")
+    for kind in ("train", "health", "evaluation"):
+        for record in run.of_kind(kind)[-1:]:
+            values = ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in record.values.items()
+                if isinstance(value, int | float)
+            )
+            lines.append(f"{kind:<12} step {record.step}: {values}")
+    for record in run.of_kind("warning"):
+        lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
+    return lines
 
 
 def rank_table(status: RunStatus) -> Table:

@@ -96,6 +96,12 @@ def check_writable(path: Path) -> None:
             aside.unlink(missing_ok=True)
 
 
+def check_kind(option: str, path: Path | None, *suffixes: str) -> None:
+    """Refuse a file whose name ends in nothing that is written, before the work for it is done."""
+    if path is not None and path.suffix not in suffixes:
+        raise UserError(f"{option} {path}: must end in {' or '.join(suffixes)}")
+
+
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a whole file: text as UTF-8, or bytes."""
     with atomic_path(path) as aside:

@@ -13,8 +13,9 @@ from tests.jobs.probe.tiny_probe import probe_config
 from vjepa.cli.main import main
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.jobs.probe.predict import check_predictions_file, load_probe
+from vjepa.jobs.probe.predict import PREDICTION_FILES, load_probe
 from vjepa.jobs.probe.probe import train
+from vjepa.runtime.files import check_kind
 
 
 @pytest.fixture(scope="module")
@@ -113,4 +114,4 @@ def test_predictions_are_written_in_three_forms(
 
 def test_a_kind_of_file_that_is_not_written_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--out .*must end in"):
-        check_predictions_file(tmp_path / "p.txt")
+        check_kind("--out", tmp_path / "p.txt", *PREDICTION_FILES)

@@ -29,9 +29,10 @@ from vjepa.jobs.detect.detector import Detector
 from vjepa.jobs.videos import files_of
 from vjepa.reporting.pictures import write_moving
 from vjepa.runtime.device import DeviceSetup
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import atomic_path, check_kind
 from vjepa.runtime.progress import Progress
 
+PREDICTION_FILES = (".csv", ".jsonl")
 PERSON = 1
 """The class of people in COCO, which torchvision's detectors are trained on."""
 _FRAMES_AT_ONCE = 4
@@ -258,15 +259,9 @@ def _answers(
     return tuple(answers), {bad.path: bad.reason for bad in vectors.bad}
 
 
-def check_predictions_file(path: Path) -> None:
-    """Refuse a kind of file that is not written, before anything is computed."""
-    if path.suffix not in (".csv", ".jsonl"):
-        raise UserError(f"--out {path}: must end in .csv or .jsonl")
-
-
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write a line a box: as JSON objects, or as csv with columns for each of the classes."""
-    check_predictions_file(path)
+    check_kind("--out", path, *PREDICTION_FILES)
     with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
             for answer in predictions.answers:

@@ -23,10 +23,11 @@ from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.files import atomic_path
+from vjepa.runtime.files import atomic_path, check_kind
 from vjepa.runtime.process import set_num_threads
 
 _LOGGER = logging.getLogger(__name__)
+PREDICTION_FILES = (".jsonl", ".csv", ".parquet")
 _FEW_VIDEOS = 16
 """Up to so many videos are read in this process: starting workers would take longer."""
 
@@ -190,7 +191,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     ``.csv``: columns path, failure, class_1, probability_1, class_2, and so on. ``.parquet``:
     columns path, failure, classes (list of text), probabilities (list of numbers).
     """
-    check_predictions_file(path)
+    check_kind("--out", path, *PREDICTION_FILES)
     with atomic_path(path) as aside:
         if path.suffix == ".jsonl":
             lines = (json.dumps(asdict(prediction)) + "\n" for prediction in predictions)
@@ -217,9 +218,3 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
                 "probabilities": [[share.probability for share in classes] for classes in shown],
             }
             pq.write_table(pa.table(columns), aside)
-
-
-def check_predictions_file(path: Path) -> None:
-    """Refuse a kind of file that predictions are not written to, before they are computed."""
-    if path.suffix not in (".jsonl", ".csv", ".parquet"):
-        raise UserError(f"--out {path}: must end in .jsonl, .csv or .parquet")
