@@ -44,12 +44,6 @@ class DemoConfig:
     """Seeds of the pretraining; each one trains both models, one seed after the other."""
     recipe: str = "demo"
     """Pretraining recipe, or a YAML file."""
-    pixel_peak_lr: Annotated[float, Field(gt=0, lt=1)] = 1e-2
-    """Peak learning rate of the pixel-prediction model: the best one tried for it. The recipe's is
-    V-JEPA's, which comes near to a collapse at this one."""
-    pixel_schedule_stretch: Annotated[float, Field(ge=1)] = 1.0
-    """Stretch of the pixel model's schedules. V-JEPA's moving average stands in for a falling
-    learning rate, so the recipe lets its rate fall little; the pixel model has no average."""
     probe_recipe: str = "demo"
     """Recipe of every probe, or a YAML file."""
     few_labels_per_class: Annotated[int, Field(ge=1)] = 15

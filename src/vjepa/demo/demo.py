@@ -36,6 +36,10 @@ from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
 
 _LOGGER = logging.getLogger(__name__)
+_OF_PIXELS = {"optim.peak_lr": "1e-2", "optim.schedule_stretch": "1.0"}
+"""Each objective has the schedule that suits it best. For pixels the best rate of those tried, at
+which V-JEPA comes near to a collapse; and it falls all the way, where V-JEPA's moving average
+stands in for that."""
 
 
 @contextmanager
@@ -141,11 +145,7 @@ def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
         name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
         for name, rate in rates.items()
     }
-    # Each has the schedule that suits it best.
-    by_objective["pixel"] |= {
-        "optim.peak_lr": str(config.pixel_peak_lr),
-        "optim.schedule_stretch": str(config.pixel_schedule_stretch),
-    }
+    by_objective["pixel"] |= _OF_PIXELS
     for seed in config.seeds:
         tasks = tuple(TrainingTask(name, seed, run_folder(out, name, seed)) for name in OBJECTIVES)
         with _stage("pretraining (features and pixels side by side)", seconds):

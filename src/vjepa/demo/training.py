@@ -63,10 +63,9 @@ def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[s
     `settings` are overrides of the recipe that all runs share, by dotted name.
     """
     plan = out / "plan.json"
-    if plan.is_file():
-        found = read_json(plan, "delete it")
-        # The plan of a demo that an older version began was made by the clock.
-        return found.get("updates_per_cpu_second") or found["updates_per_second"]
+    found = read_json(plan, "delete it") if plan.is_file() else {}
+    if "updates_per_cpu_second" in found:
+        return found["updates_per_cpu_second"]
     trial = dict(settings) | _TRIAL | {"optim.steps": str(_TRIAL_STEPS), "optim.warmup_steps": "1"}
     tasks = tuple(TrainingTask(objective, 0, out / "trial" / objective) for objective in OBJECTIVES)
     train_side_by_side(tasks, {task.objective: trial for task in tasks}, recipe, 0.25)
