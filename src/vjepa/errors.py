@@ -8,6 +8,9 @@ keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """Bad input: the message names the file or field, what is wrong with it, and the remedy."""
@@ -19,3 +22,13 @@ class StoppedBySystem(KeyboardInterrupt):
 
 class LostProcessError(UserError):
     """Another process of the same job ended or does not answer; starting the job again resumes."""
+
+
+@contextmanager
+def needs_extra(what: str, extra: str, otherwise: str = "") -> Generator[None]:
+    """Around an import: a package that is not there comes with that extra of ours."""
+    try:
+        yield
+    except ImportError as error:
+        install = f"pip install 'open-vjepa[{extra}]'"
+        raise UserError(f"{what} needs {error.name}: {install}{otherwise}") from error

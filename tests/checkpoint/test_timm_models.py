@@ -16,7 +16,7 @@ from vjepa.models import PIXEL_MEAN, PIXEL_STD
 
 def test_without_timm_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match=r"needs timm: pip install 'open-vjepa\[baselines\]'"):
         load_timm_encoder("vit_tiny_patch16_224")
 
 

@@ -286,7 +286,7 @@ def test_what_cannot_begin_says_so_in_one_line(
     assert "error: --model nowhere: no such file" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["app", "--port", "0"]) == 2
-    assert "install vjepa with the extra `app`" in capsys.readouterr().err
+    assert "app needs gradio: pip install 'open-vjepa[app]'" in capsys.readouterr().err
 
 
 def test_models_with_other_clips_stand_on_one_time_axis(

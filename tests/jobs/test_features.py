@@ -354,7 +354,9 @@ def test_without_ray_the_message_names_the_extra(
     model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UserError, match="pip install ray"):
+    with pytest.raises(
+        UserError, match=r"needs ray: pip install 'open-vjepa\[ray\]', or use --engine local"
+    ):
         run(_config(model, engine="ray"), [videos], tmp_path / "out")
 
 

@@ -204,7 +204,7 @@ def test_the_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "lancedb", None)
     example, database = str(made / "videos" / "a.mp4"), str(made / "db")
     assert main(["search", "query", example, "--database", database]) == 2
-    assert "install vjepa with the extra `search`" in capsys.readouterr().err
+    assert "search needs lancedb: pip install 'open-vjepa[search]'" in capsys.readouterr().err
 
 
 def _vectors(folder: Path, vectors: np.ndarray) -> search.Any:

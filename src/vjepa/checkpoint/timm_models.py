@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from vjepa.checkpoint.folder import read_weights
 from vjepa.checkpoint.strict import load_strictly, plain_names
 from vjepa.checkpoint.torch_files import read_torch_file
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig, normalise_clip
 from vjepa.models.embedding import token_grid
 from vjepa.models.encoder import FrameEncoder
@@ -60,13 +60,8 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
 
 
 def _timm(what: str, module: str = "timm") -> Any:
-    try:
+    with needs_extra(what, "baselines"):
         return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{what}: timm, which computes it, is not installed: pip install timm (the extra "
-            "`baselines`)"
-        ) from error
 
 
 class TimmEncoder(nn.Module):

@@ -17,7 +17,7 @@ from pathlib import Path
 from vjepa.checkpoint import locate
 from vjepa.data.video.info import LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_file, inspect_order
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, Watch, named_sizes
 from vjepa.runtime.workers import LOADER_MODULES, WorkerPool, start_server
 
@@ -153,15 +153,11 @@ def open_server(
             ) from error
         root = Path(folder).resolve()
         os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
-        try:
+        with needs_extra("app", "app"):
             import gradio as gr
             import uvicorn
             from fastapi import FastAPI
             from starlette.middleware.trustedhost import TrustedHostMiddleware
-        except ImportError as error:
-            raise UserError(
-                f"app needs the package {error.name}; install vjepa with the extra `app`"
-            ) from error
         from vjepa.jobs.app_page import CSS, build_page
 
         (root / "uploads").mkdir()

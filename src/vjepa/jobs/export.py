@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vjepa.config import to_dict
 from vjepa.data.clips.views import ViewConfig
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.evaluate import join_clips
 from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.evaluation.preprocess import Preprocess, preprocess_of
@@ -132,7 +132,10 @@ def export(
             exported computes something else.
     """
     if kind == "onnx":
-        _require_onnx()
+        with needs_extra("--format onnx", "export", ", or use --format torch-export"):
+            import onnx  # noqa: F401
+            import onnxruntime  # noqa: F401
+            import onnxscript  # noqa: F401
     if out.exists():
         raise UserError(f"{out}: exists already; give another --out")
     check_writable(out)
@@ -165,18 +168,6 @@ def export(
             file.replace(out.parent / file.name)
         sync(out.parent)
     return ExportReport(out, (batch or "batch", *shape), result, difference, scale, *times)
-
-
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"--format onnx needs {error.name}: pip install 'open-vjepa[export]', or use "
-            "--format torch-export"
-        ) from error
 
 
 def _open(

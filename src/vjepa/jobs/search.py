@@ -26,7 +26,7 @@ from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, field_types, lo
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.video_features import Part, tokens_and_times
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker
 from vjepa.jobs.probe.config import EncoderSourceConfig
@@ -186,12 +186,8 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
 
 
 def _lancedb() -> Any:
-    try:
+    with needs_extra("search", "search"):
         import lancedb
-    except ImportError as error:
-        raise UserError(
-            "search needs the package lancedb; install vjepa with the extra `search`"
-        ) from error
     return lancedb
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.runtime.workers import Outcome
 
 EngineName = Literal["local", "ray"]
@@ -29,10 +29,8 @@ def ray_cluster() -> Generator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A busy machine takes longer than Ray's own limits. (Ray spells the name in small letters.)
     os.environ.setdefault("RAY_raylet_start_wait_time_s", str(_START_SECONDS))
-    try:
+    with needs_extra("engine ray", "ray", ", or use --engine local"):
         ray: Any = importlib.import_module("ray")
-    except ImportError as error:
-        raise UserError("engine ray needs Ray: pip install ray, or use --engine local") from error
     is_ours = not ray.is_initialized()
     if is_ours:
         try:

@@ -135,7 +135,7 @@ def test_a_mistake_on_ray_is_raised(cluster: None) -> None:
 
 def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UserError, match="pip install ray"):
+    with pytest.raises(UserError, match=r"needs ray: pip install 'open-vjepa\[ray\]'"):
         _run("ray", 1.0)
 
 

@@ -218,7 +218,7 @@ def _storage_of(path: str) -> AbstractFileSystem:
         import fsspec
     except ImportError as error:
         raise UnreadableAddressError(
-            f"{path}: reading object storage needs fsspec: pip install fsspec"
+            f"{path}: reading object storage needs fsspec: pip install 'open-vjepa[storage]'"
         ) from error
     try:
         return fsspec.filesystem(protocol)

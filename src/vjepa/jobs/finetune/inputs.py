@@ -14,7 +14,7 @@ from vjepa.checkpoint import read_sizes
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.errors import UserError
+from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.frozen import EncoderIdentity
 from vjepa.evaluation.labels import (
     Split,
@@ -188,12 +188,8 @@ def mark_trained(encoder: Encoder, trained: TrainedConfig) -> None:
         for block in encoder.blocks[first:]:
             block.requires_grad_(True)
     elif first < depth:
-        try:
+        with needs_extra("trained.lora_rank", "lora"):
             from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError(
-                "trained.lora_rank: needs the package peft; install vjepa with the extra `lora`"
-            ) from error
         numbers = "|".join(map(str, range(first, depth)))
         layers = rf"blocks\.({numbers})\.{_LORA_LAYERS}"
         rank, alpha = trained.lora_rank, trained.lora_alpha or 2 * trained.lora_rank
