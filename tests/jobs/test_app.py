@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.jobs.probe.tiny_probe import TINY
 from tests.jobs.test_show_frozen import save_probe
 
@@ -346,3 +347,14 @@ def test_files_of_the_authors_stand_beside_the_shipped_model(
         app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
     with pytest.raises(UserError, match=r"image_size: .*"):
         app_looks.open_for_page(f"{TRAINED} image_size=32")
+
+
+def test_of_a_run_that_goes_on_the_newest_checkpoint_is_shown(tmp_path: Path) -> None:
+    shown = []
+    for step in (1, 2):
+        torch.manual_seed(step)
+        save_model(tmp_path / "checkpoints" / f"step_{step:08d}", VJEPA(TINY), step=step)
+        shown.append(app_looks.open_for_page(str(tmp_path)))
+        assert app_looks.open_for_page(str(tmp_path)) is shown[-1], "it is kept"
+    first, second = (opened.encoder.state_dict() for opened in shown)
+    assert any(not torch.equal(first[name], second[name]) for name in first)

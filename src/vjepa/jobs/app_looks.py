@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.checkpoint import AnyEncoder, locate
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
 from vjepa.config import as_path
 from vjepa.data.clips.plan import ClipConfig, indices_from
 from vjepa.data.clips.source import VideoSource
@@ -139,13 +140,20 @@ def named_sizes(name: str) -> tuple[str, dict[str, int]]:
     return name, sizes
 
 
-@lru_cache(maxsize=6)
 def open_for_page(name: str) -> Opened:
     """A model by its path, with :func:`named_sizes`, or name, `untrained` among them; it is kept.
+
+    Of a run that goes on it is the newest checkpoint, opened anew when there is another one.
 
     Raises:
         UserError: Nothing there that can be opened.
     """
+    place = locate(as_path(named_sizes(name)[0]))
+    return _opened(name, max(step_folders(place / CHECKPOINTS_FOLDER), default=0))
+
+
+@lru_cache(maxsize=6)
+def _opened(name: str, step: int) -> Opened:  # noqa: ARG001 (tells checkpoints apart)
     if name == UNTRAINED:
         trained = open_for_page(TRAINED)
         with torch.random.fork_rng(devices=[]):
