@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 import vjepa
-from vjepa.demo.synthetic import SyntheticConfig, render_clip
-from vjepa.demo.synthetic_events import EVENTS, render_event
+from vjepa.demo.synthetic import EVENTS, SyntheticConfig, render_clip, render_event
 from vjepa.jobs.show_time import similarity
 from vjepa.models import VJEPA, patchify
 from vjepa.runtime.files import atomic_write

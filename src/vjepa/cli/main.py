@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 
 from vjepa.cli import (
-    app,
     commands,
     data,
     decode,
@@ -58,7 +57,7 @@ COMMANDS = {
     "export": (models.EXPORT_HELP, models.add_export),
     "convert": (commands.CONVERT_HELP, commands.add_convert),
     "show": (show.HELP, show.add_arguments),
-    "app": (app.HELP, app.add_arguments),
+    "app": (commands.APP_HELP, commands.add_app),
     "studies": (studies.HELP, studies.add_arguments),
     "bench": (commands.BENCH_HELP, commands.add_bench),
     "doctor": (commands.DOCTOR_HELP, commands.add_doctor),

@@ -18,8 +18,7 @@ from vjepa.checkpoint import AnyEncoder
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.demo.synthetic import SyntheticConfig, render_clip
-from vjepa.demo.synthetic_events import render_event
+from vjepa.demo.synthetic import SyntheticConfig, render_clip, render_event
 from vjepa.jobs.decode import decode_clip, open_decoder, sample_strips
 from vjepa.jobs.show import Shot, feature_grid, read_shot
 from vjepa.jobs.show_time import similar_rows, similarity, surprise_of

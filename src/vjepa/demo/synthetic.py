@@ -398,3 +398,48 @@ def draw_digit(digits: DigitSet, rng: np.random.Generator) -> int:
     """Draw a class first, so that classes are equally frequent, then one of its images."""
     digit = rng.integers(len(APPEARANCE_CLASSES))
     return int(rng.choice(np.flatnonzero(digits.labels == digit)))
+
+
+EVENTS = ("vanishes", "jumps", "turns back", "stops", "other digit", "other colour")
+"""What cannot be, planted in a clip: a digit that moves straight beside one that stands still, over
+a panning background, does at some frame what its past does not tell. In the twin of the clip it
+goes on; until then both are the same."""
+
+
+def render_event(
+    config: SyntheticConfig, number: int, event: str | None
+) -> tuple[NDArray[np.uint8], int]:
+    """Clip `number` of test digits with an event, or None: frames [T, H, W, 3], and its frame.
+
+    The event is at a frame drawn from T/2 to 3T/4.
+    """
+    rng, digits = np.random.default_rng(number), load_digits("test")
+    motion = tuple(_DIRECTIONS)[rng.integers(len(_DIRECTIONS))]
+    first, still, other = rng.integers(len(digits.images), size=3)
+    moving, standing = draw_tracks(config, motion, rng)
+    when = int(rng.integers(config.num_frames // 2, config.num_frames * 3 // 4 + 1))
+    frames, _ = draw_scene(config, rng, config.num_frames)
+    colours = rng.uniform(0.6, 1.0, size=(2, 3))
+    if config.colours:
+        colours *= rng.choice(list(COLOURS.values()), size=2)
+    paint(frames, digit_coverage(digits.images[still], standing, config.size), colours[0])
+    centre = moving.centre.copy()
+    if event == "jumps":
+        centre[when:] += np.where(centre[when] > 0.5, -0.35, 0.35)
+    elif event == "turns back":
+        back = np.maximum(2 * (when - 1) - np.arange(when, len(centre)), 0)
+        centre[when:] = moving.centre[back]
+    elif event == "stops":
+        centre[when:] = centre[when - 1]
+    track = Track(centre, moving.side, moving.angle)
+    coverage = digit_coverage(digits.images[first], track, config.size)
+    if event == "vanishes":
+        coverage[when:] = 0
+    elif event == "other digit":
+        while digits.labels[other] == digits.labels[first]:
+            other = (other + 1) % len(digits.images)
+        coverage[when:] = digit_coverage(digits.images[other], track, config.size)[when:]
+    paint(frames[:when], coverage[:when], colours[1])
+    after = colours[1][::-1] * (0.3, 1, 1) if event == "other colour" else colours[1]
+    paint(frames[when:], coverage[when:], np.asarray(after))
+    return np.clip(frames * 255 + 0.5, 0, 255).astype(np.uint8), when
