@@ -152,8 +152,7 @@ def _index(args: argparse.Namespace) -> int:
         with suppress(OSError):
             start_server(INSPECT_MODULES)
     config = resolve_config(args)
-    from vjepa.data.manifest.index import index_sources
-    from vjepa.jobs.videos import checked_workers, describe
+    from vjepa.jobs.videos import checked_workers, describe, index_sources
 
     how = {"names": args.source_name, "weights": args.source_weight}
     workers = checked_workers(args.workers)
@@ -164,9 +163,7 @@ def _index(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    from vjepa.data.manifest.check import check_manifest
-    from vjepa.data.manifest.manifest import Manifest
-    from vjepa.jobs.videos import checked_workers, counted
+    from vjepa.jobs.videos import Manifest, check_manifest, checked_workers, counted
 
     workers, manifest = checked_workers(args.workers), Manifest.open(args.manifest)
     report = check_manifest(manifest, deep=args.deep, workers=workers, config=config)
@@ -218,7 +215,7 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _ava(args: argparse.Namespace) -> int:
     config = resolve_config(args)
-    from vjepa.data.ava import build_table
+    from vjepa.jobs.videos import build_table
 
     table, said = build_table(args.truth, args.videos, config)
     table.write(args.out)

@@ -8,12 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa.data.ava import build_table
+from vjepa.data.manifest.check import check_manifest
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.runtime.process import usable_cpus
+
+__all__ = [
+    "Manifest",
+    "build_table",
+    "check_manifest",
+    "checked_workers",
+    "counted",
+    "describe",
+    "files_of",
+    "index_sources",
+]
 
 _MOST_NAMED = 12
 
