@@ -41,6 +41,31 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set_up_device("cpu").device.type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("count", "shown", "number"), [(4, None, 3), (4, "0,1,2,3", 3), (1, "2", 0), (1, None, None)]
+)
+def test_of_several_processes_each_takes_a_gpu_that_it_is_shown(
+    count: int, shown: str | None, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scheduler may show each process one GPU, which then is number 0 for each."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    if number is None:
+        with pytest.raises(UserError, match="LOCAL_RANK=3: this machine shows 1 GPUs"):
+            set_up_device()
+    else:
+        assert set_up_device().device == torch.device("cuda", number)
+        assert chosen == [torch.device("cuda", number)]
+
+
 def test_gpu_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,14 +35,33 @@ def test_nonsense_is_refused(rank: str, size: str) -> None:
         world({"RANK": rank, "WORLD_SIZE": size})
 
 
+@pytest.fixture(autouse=True)
+def nobody_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+
+
 SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1"}
 MPIRUN = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}
 PMI = {"PMI_RANK": "5", "PMI_SIZE": "6", "MPI_LOCALRANKID": "2"}
+PALS = {"PALS_RANKID": "5", "PMI_RANK": "5", "PMI_SIZE": "6", "PALS_LOCAL_RANKID": "1"}
+JSRUN = {"JSM_NAMESPACE_RANK": "4", "JSM_NAMESPACE_SIZE": "12", "JSM_NAMESPACE_LOCAL_RANK": "4"}
+FLUX = {"FLUX_TASK_RANK": "7", "FLUX_JOB_SIZE": "8", "FLUX_TASK_LOCAL_ID": "3"}
+HOROVOD = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1"}
 ADDRESS = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(
-    ("said", "place"), [(SRUN, (3, 8, 1)), (MPIRUN, (1, 2, 0)), (PMI, (5, 6, 2))]
+    ("said", "place"),
+    [
+        (SRUN, (3, 8, 1)),
+        (SRUN | {"PMIX_RANK": "3", "PMI_RANK": "3", "PMI_SIZE": "8"}, (3, 8, 1)),
+        (MPIRUN, (1, 2, 0)),
+        (PMI, (5, 6, 2)),
+        (PALS, (5, 6, 1)),
+        (JSRUN, (4, 12, 4)),
+        (FLUX, (7, 8, 3)),
+        (HOROVOD, (1, 2, 1)),
+    ],
 )
 def test_srun_and_mpirun_are_used_or_refused(said: dict, place: tuple[int, int, int]) -> None:
     """Processes that cannot meet must not each train a run of their own."""
@@ -62,10 +82,62 @@ def test_srun_and_mpirun_are_used_or_refused(said: dict, place: tuple[int, int, 
         SRUN | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
         {"PMI_SIZE": "4"},
+        {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},
+        {"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1"},
+        {"RANK": "0", "LOCAL_RANK": "5"},  # of a training that is over
+        {"RANK": "", "LOCAL_RANK": "none"},
+        {"JOB_COMPLETION_INDEX": "2", "OMP_NUM_THREADS": "4"},
     ],
 )
 def test_one_process_of_a_launcher_is_not_bothered(alone: dict) -> None:
     assert world(alone) == World(0, 1)
+
+
+def test_torchrun_counts_whatever_a_scheduler_has_left() -> None:
+    torchrun = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1"}
+    assert world(SRUN | FLUX | torchrun) == World(9, 16, 1)
+    # One process of torchrun for each task of srun, which do not know of each other.
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    assert world(alone) == World()
+    with pytest.raises(UserError, match=r"WORLD_SIZE=1, but srun has started 8.*STEP_NUM_TASKS$"):
+        world(SRUN | alone | ADDRESS)
+
+
+@pytest.mark.parametrize("name", ["RANK", "PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE"])
+def test_a_rank_without_a_size_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^{name}=3, but how many .*`unset {name}`"):
+        world({name: "3"} | ADDRESS)
+    assert world({name: "0"}) == World()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (SRUN | {"SLURM_PROCID": "x"}, "SLURM_PROCID='x', SLURM_STEP_NUM_TASKS='8'"),
+        (SRUN | {"SLURM_STEP_NUM_TASKS": "8(x2)"}, r"'8\(x2\)'.* must be integers"),
+        (FLUX | {"FLUX_TASK_RANK": "8"}, "FLUX_TASK_RANK=8 must be .* below FLUX_JOB_SIZE=8"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK=-1 must be at least 0"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": ""}, "LOCAL_RANK='' must be integers"),
+    ],
+)
+def test_nonsense_of_any_launcher_is_named(said: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        world(said | ADDRESS)
+
+
+@pytest.mark.parametrize("said", [SRUN, SRUN | {"RANK": "0", "WORLD_SIZE": "1"}, {"RANK": "3"}])
+def test_a_shell_or_a_notebook_of_a_launcher_is_a_process_alone(said, monkeypatch) -> None:
+    """`srun --pty bash` with eight tasks sets what eight trainings would have."""
+    with pytest.raises(UserError, match="unset"):
+        world(said)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "ipykernel", sys)
+        assert world(said) == World()
+    terminal = type("Terminal", (), {"closed": False, "isatty": lambda _: True})()
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert world(said) == World()
+    if said == SRUN:  # where the processes can meet they do
+        assert world(said | ADDRESS) == World(3, 8, 1)
 
 
 def test_a_left_over_size_is_named() -> None:

@@ -23,6 +23,8 @@ from vjepa.runtime.process import keep_freed_memory
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
 
+_SHOWN_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -62,12 +64,15 @@ def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -
     device = torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
     place = world()
     if device.type == "cuda" and place.size > 1:
-        if place.local_rank >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        # A scheduler may show each process its own GPU alone. NCCL refuses one that is shared.
+        number = 0 if count == 1 and any(map(environ.get, _SHOWN_GPUS)) else place.local_rank
+        if number >= count:
             raise UserError(
-                f"LOCAL_RANK={place.local_rank}: this machine shows {torch.cuda.device_count()} "
+                f"LOCAL_RANK={place.local_rank}: this machine shows {count} "
                 "GPUs; start one process for each GPU (--nproc-per-node)"
             )
-        device = torch.device("cuda", place.local_rank)
+        device = torch.device("cuda", number)
         torch.cuda.set_device(device)
     if device.type == "cuda" and precision == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise UserError(

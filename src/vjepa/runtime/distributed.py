@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -59,54 +60,98 @@ _LAUNCHERS = (
     # step: a batch script's one process sees SLURM_NTASKS of the whole job.
     ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("jsrun", "JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_LOCAL_RANK"),
+    ("mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID PMI_LOCAL_RANK PALS_LOCAL_RANKID"),
     ("mpirun", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),
+    ("mpirun", "MVP_COMM_WORLD_RANK", "MVP_COMM_WORLD_SIZE", "MVP_COMM_WORLD_LOCAL_RANK"),
+    ("flux run", "FLUX_TASK_RANK", "FLUX_JOB_SIZE", "FLUX_TASK_LOCAL_ID"),
+    ("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK"),
 )
+# What launchers set that do not say how many processes there are (PRRTE, Cray).
+_RANK_ALONE = ("PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE")
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def world(environment: Mapping[str, str] = os.environ) -> World:
     """Read RANK, WORLD_SIZE and LOCAL_RANK, as launchers such as torchrun set them; else 0 of 1.
 
-    Without these, the numbers of srun and mpirun are taken, where MASTER_ADDR and MASTER_PORT say
-    where the processes meet.
+    Without these, the numbers of another launcher are taken, where MASTER_ADDR and MASTER_PORT say
+    where the processes meet. A shell or notebook that was opened by one is a process alone.
 
     Raises:
         UserError: They are no numbers, the rank is missing or not below the size, or a launcher has
             started several processes that cannot know of each other.
     """
-    launcher, *names = "torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"
-    if names[1] not in environment:
-        several = (
-            own
-            for own in _LAUNCHERS
-            if own[1] in environment and environment.get(own[2], "1") != "1"
+    own = ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = _place(own, environment) if own[2] in environment else World()
+    if found.size > 1:
+        return found
+    launcher = next((one for one in _LAUNCHERS if _starts_several(one, environment)), None)
+    name = "RANK" if own[2] not in environment else None
+    if launcher is None:
+        names = [name, *_RANK_ALONE] if name else _RANK_ALONE
+        lonely = next((one for one in names if environment.get(one) not in (None, "", "0")), None)
+        if lonely is not None and not _is_by_hand():
+            raise UserError(
+                f"{lonely}={environment[lonely]}, but how many processes there are is not said: "
+                f"`unset {lonely}` if it is left over; else use torchrun, or set RANK, WORLD_SIZE, "
+                "LOCAL_RANK, MASTER_ADDR and MASTER_PORT as it does (docs/distributed.md)"
+            )
+        return found
+    place = _place(launcher, environment)
+    if name and all(map(environment.get, _ADDRESS)):
+        return place
+    if _is_by_hand():
+        return World()
+    if name is None:
+        raise UserError(
+            f"WORLD_SIZE=1, but {launcher[0]} has started {place.size} processes, each of which "
+            f"would train a run of its own: unset WORLD_SIZE and RANK if they are left over, or "
+            f"give torchrun --nnodes; for {place.size} runs apart, unset {launcher[2]}"
         )
-        launcher, *names = next(several, (launcher, *names))
-    text = [environment.get(name, default) for name, default in zip(names, "010", strict=True)]
+    raise UserError(
+        f"started by {launcher[0]} as process {place.rank} of {place.size}, but MASTER_ADDR and "
+        "MASTER_PORT are not set, so the processes do not know of each other: use torchrun "
+        "(docs/distributed.md), or set them to the first machine and a free port; for one "
+        f"process alone, unset {launcher[2]}"
+    )
+
+
+def _starts_several(launcher: tuple[str, str, str, str], environment: Mapping[str, str]) -> bool:
+    """Whether its variables are there, and not those of one process."""
+    _, rank, size, _ = launcher
+    return rank in environment and environment.get(size, "1").strip() != "1"
+
+
+def _place(launcher: tuple[str, str, str, str], environment: Mapping[str, str]) -> World:
+    """What a launcher's variables say, which are there."""
+    _, rank, size, local = launcher
+    local = next((name for name in local.split() if name in environment), local.split()[0])
+    values = {name: environment.get(name, "0") for name in (rank, size, local)}
     try:
-        found = World(*map(int, text))
+        found = World(*map(int, values.values()))
     except ValueError:
-        said = ", ".join(f"{name}={value!r}" for name, value in zip(names, text, strict=True))
+        said = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise UserError(f"{said} must be integers; unset them if they are left over") from None
     if not 0 <= found.rank < found.size:
         raise UserError(
-            f"{names[0]}={found.rank} must be at least 0 and below {names[1]}={found.size}; "
+            f"{rank}={found.rank} must be at least 0 and below {size}={found.size}; "
             "unset both if they are left over"
         )
-    if found.size > 1 and names[0] not in environment:
+    if found.size > 1 and rank not in environment:
         raise UserError(
-            f"WORLD_SIZE={found.size}, but RANK is not set: `unset WORLD_SIZE` if it is left over, "
+            f"{size}={found.size}, but {rank} is not set: `unset {size}` if it is left over, "
             "or start the processes with torchrun"
         )
-    if launcher != "torchrun" and not all(map(environment.get, _ADDRESS)):
-        raise UserError(
-            f"started by {launcher} as process {found.rank} of {found.size}, but MASTER_ADDR and "
-            "MASTER_PORT are not set, so the processes do not know of each other: use torchrun "
-            "(docs/distributed.md), or set them to the first machine and a free port; for one "
-            f"process alone, unset {names[1]}"
-        )
+    if found.local_rank < 0:
+        raise UserError(f"{local}={found.local_rank} must be at least 0; unset it if left over")
     return found
+
+
+def _is_by_hand() -> bool:
+    """Whether somebody sits at this process: in a notebook, or in a shell of `srun --pty`."""
+    can_type = sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+    return can_type or "ipykernel" in sys.modules
 
 
 @dataclass(frozen=True)
