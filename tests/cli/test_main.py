@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from vjepa.cli import commands
 from vjepa.cli.main import COMMANDS, main
@@ -89,6 +90,27 @@ def test_what_the_system_refuses_is_one_line(
 ) -> None:
     _doctor_raises(monkeypatch, OSError(number, os.strerror(number), "x.bin"))
     assert vjepa("doctor").error.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("error", "place"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate it.\nSee"),
+            " on the GPU",
+        ),
+        (RuntimeError("[enforce fail at x.cpp:1] DefaultCPUAllocator: can't allocate memory"), ""),
+    ],
+)
+def test_memory_that_is_used_up_is_one_line_with_what_to_do(
+    error: RuntimeError, place: str, monkeypatch: pytest.MonkeyPatch, vjepa: Callable
+) -> None:
+    _doctor_raises(monkeypatch, error)
+    result = vjepa("doctor")
+    assert result.code == 2
+    assert result.err.startswith(f"error: memory is used up{place}: use smaller batches (--data.b")
+    assert result.err.count("\n") == 1
+    assert "allocate" in result.err
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("a defect")])

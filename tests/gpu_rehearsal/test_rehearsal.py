@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,9 +18,13 @@ from tests.models.tiny import ENCODER, IMAGE_ENCODER, MODEL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
+from vjepa.config import load_config
+from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import averaged_probabilities
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import NearestMean, NearestNeighbours, ProbeHeads
+from vjepa.jobs import pretrain_room
+from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import (
     VJEPA,
@@ -38,6 +43,7 @@ from vjepa.tasks.classification import Classification
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.pixel_prediction import PixelPrediction
 from vjepa.tasks.task import Task
+from vjepa.training import preflight
 from vjepa.training import step as step_module
 from vjepa.training.guards import SpikeGate
 from vjepa.training.optim import EmaPairs, build_optimizer
@@ -302,6 +308,42 @@ MAY_WAIT: dict[str, Callable[[], object]] = {
 Besides, features that are stored or shown leave the device once a batch (`encode_rows`,
 `encode_files`, the online probe): that is their purpose.
 """
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gigabytes", "fits"), [("small", 8, True), ("vits16_224", 24, False)]
+)
+def test_what_a_gpu_lacks_is_said_before_the_first_step_with_what_would_fit(
+    recipe: str,
+    gigabytes: int,
+    fits: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gigabytes * 10**9, 8e10))
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 64 * 10**9)
+    monkeypatch.setattr(pretrain_room, "available_bytes", lambda: 64 * 10**9)
+    caplog.set_level("INFO", "vjepa")
+
+    def check(*changes: str) -> None:
+        config = load_config(PretrainConfig, [recipe], changes, "pretrain")
+        pretrain_room.check_room(config, tmp_path, GPU, ProcessGroup())
+
+    if fits:
+        check()
+        assert f"{gigabytes}.0 GB are free on the GPU" in caplog.text
+    else:
+        with pytest.raises(
+            UserError, match=f"but {gigabytes}.0 GB are free on the GPU; "
+        ) as refused:
+            check()
+        for remedy in str(refused.value).partition("; use ")[2].split(", or ")[:-1]:
+            options, size = remedy.rstrip(" GB)").split(" (")
+            caplog.clear()
+            check(*("=".join(pair.split()) for pair in options.split("--")[1:]))
+            assert f"needs about {size} GB" in caplog.text
+    assert "GB of the machine's memory for reading clips" in caplog.text
 
 
 @pytest.mark.parametrize("name", MAY_WAIT)

@@ -31,6 +31,7 @@ from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.pretrain_room import check_room, memory_needed
 from vjepa.models import VJEPA
 from vjepa.reporting.runs import read_run, status_of
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.training import OptimConfig, Trainer
 from vjepa.training.schedules import learning_rate
 
@@ -382,7 +383,7 @@ def test_the_estimate_is_near_what_was_measured(
     """Peak of resident memory over two updates on a CPU, less that before them (2026-11-28)."""
     config = load_config(PretrainConfig, [recipe], changes, "pretrain")
     parts = config.optim.accumulation_steps
-    needed = memory_needed(config, "cpu", 1, parts, False)
+    needed = memory_needed(config, torch.device("cpu"), 1, parts, False)
     assert sum(needed.values()) / 1e9 == pytest.approx(measured, rel=0.25)
 
 
@@ -394,7 +395,7 @@ def test_what_the_loader_takes_is_counted_where_it_works(
         caplog.clear()
         changes = [f"data.loader.num_workers={workers}", "data.batch_size=40"]
         config = load_config(PretrainConfig, ["small"], changes, "pretrain")
-        check_room(config, tmp_path, torch.device("cpu"), 1)
+        check_room(config, tmp_path, torch.device("cpu"), ProcessGroup())
         assert ("workers 0.4, clips that wait 0." in caplog.text) == said
 
 

@@ -10,7 +10,7 @@ from tests.training.toy import ToyTask
 
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.training.parallel import DistributedConfig, choose_strategy, parallelise
+from vjepa.training.parallel import DistributedConfig, choose_strategy, num_shards, parallelise
 
 _CPU = torch.device("cpu")
 
@@ -32,6 +32,19 @@ def test_auto_is_ddp_on_the_cpu() -> None:
     assert choose_strategy(ToyTask(), DistributedConfig(), _CPU) == "ddp"
     fsdp = DistributedConfig(strategy="fsdp")
     assert choose_strategy(ToyTask(), fsdp, _CPU) == "fsdp"
+
+
+def test_weights_are_counted_in_as_many_parts_as_they_are_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu, auto = torch.device("cuda", 0), DistributedConfig()
+    of_80_gb = type("Properties", (), {"total_memory": 80e9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: of_80_gb)
+    assert [num_shards(auto, 8, gpu, size) for size in (39e9, 41e9)] == [1, 8]
+    assert choose_strategy(ToyTask(), auto, gpu) == "ddp"
+    assert num_shards(auto, 8, _CPU, 41e9) == 1
+    assert num_shards(DistributedConfig(strategy="fsdp", shard_size=4), 8, gpu, 1.0) == 4
+    assert num_shards(DistributedConfig(strategy="ddp"), 8, gpu, 41e9) == 1
 
 
 def test_alone_the_task_is_called_as_it_is() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import available_bytes, resident_bytes
 from vjepa.training import OptimConfig, TrainingConfig, preflight
 from vjepa.training.preflight import check_disk, check_memory, foretell, is_telling
@@ -48,6 +49,31 @@ def test_what_does_not_fit_is_refused_with_what_would(
     for remedy in remedies:
         with pytest.raises(UserError, match=remedy):
             _check(gigabytes, parts)
+
+
+class _Pair(ProcessGroup):
+    """Two processes on one machine; the other one has 3 GB."""
+
+    def gather(self, value: object) -> list:
+        return [value, 3e9 if isinstance(value, float) else value]
+
+
+def test_on_a_gpu_its_free_memory_counts_and_of_several_the_least(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (int(98e9), int(141e9)))
+    of_gpu = torch.device("cuda", 0), OptimConfig(), TrainingConfig(), 24
+    with caplog.at_level(logging.INFO, logger="vjepa"):
+        check_memory(_estimate, *of_gpu)
+    assert "not compared on a GPU yet; 98.0 GB are free on the GPU" in caplog.text
+    with pytest.raises(UserError, match=r"but 3.0 GB are free on the GPU; use --optim.acc"):
+        check_memory(_estimate, *of_gpu, _Pair(size=2))
+
+
+def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 5_000_000_000)
+    with pytest.raises(UserError, match=r"but 2.5 GB are free for each process; use --optim"):
+        check_memory(_estimate, CPU, OptimConfig(), TrainingConfig(), 24, _Pair(size=2))
 
 
 def test_the_memory_of_this_machine_is_known() -> None:

@@ -128,6 +128,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         # interpreter would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except RuntimeError as error:
+        # torch's own class is not imported for it; on a CPU the allocator has none.
+        on_cpu = "DefaultCPUAllocator" in str(error)
+        if type(error).__name__ != "OutOfMemoryError" and not on_cpu:
+            raise
+        return _fail(
+            f"memory is used up{'' if on_cpu else ' on the GPU'}: use smaller batches "
+            "(--data.batch_size or --batch_size; in training more --optim.accumulation_steps, or "
+            "--training.activation_checkpointing true, change nothing else) or a smaller model; "
+            f"a training goes on from its last checkpoint ({str(error).splitlines()[0]})"
+        )
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:
             raise

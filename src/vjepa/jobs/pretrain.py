@@ -380,7 +380,7 @@ def run(
                 "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
             )
         if task is build_task:
-            group.on_main(lambda: check_room(config, out, device, group.size))
+            check_room(config, out, device, group)
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)

@@ -21,6 +21,7 @@ from vjepa.models import InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import available_bytes
+from vjepa.training.parallel import num_shards
 from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
@@ -57,7 +58,7 @@ _MAY_GROW = ("optim.steps", "training.max_minutes", "training.max_cpu_minutes")
 
 
 def memory_needed(
-    config: PretrainConfig, device_type: str, size: int, parts: int, checkpointing: bool
+    config: PretrainConfig, device: torch.device, size: int, parts: int, checkpointing: bool
 ) -> dict[str, float]:
     """Bytes that an update takes in each of `size` processes, in `parts` micro-batches.
 
@@ -78,7 +79,7 @@ def memory_needed(
             count,
             activation_checkpointing=checkpointing,
             precision=config.training.precision,
-            on_cpu=device_type == "cpu",
+            on_cpu=device.type == "cpu",
         )
 
     if config.objective.name == "levjepa":  # the predictor is counted, though there is none
@@ -96,8 +97,7 @@ def memory_needed(
             one, masked(own), -(-images.batch_size // (size * parts))
         ).activations
     pixels = encoder.num_tokens * encoder.patch_values
-    # What auto means is known only where the weights are: it shards them where they are large.
-    shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
+    shards = num_shards(sharing, size, device, memory.states)
     gradients = 4.0 * sum(count_parameters(config.model)) / shards
     return {
         "weights and moments": memory.states / shards - gradients,
@@ -121,20 +121,34 @@ def _loader_memory(config: PretrainConfig, clips: int) -> dict[str, float]:
     return {"workers": workers, "clips that wait": waiting}
 
 
-def check_room(config: PretrainConfig, out: Path, device: torch.device, size: int) -> None:
+def check_room(
+    config: PretrainConfig, out: Path, device: torch.device, group: ProcessGroup
+) -> None:
     """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
-    clips = config.data.batch_size // size
-    reading = _loader_memory(config, clips) if device.type == "cpu" else {}
+    clips = config.data.batch_size // group.size
+    reading = _loader_memory(config, clips)
+    on_cpu = reading if device.type == "cpu" else {}
 
     def needs(parts: int, checkpointing: bool) -> dict[str, float]:
-        return memory_needed(config, device.type, size, parts, checkpointing) | reading
+        return memory_needed(config, device, group.size, parts, checkpointing) | on_cpu
 
     objective = config.objective
     is_whole = objective.name == "levjepa" or objective.sigreg_coefficient > 0
     # A batch that is compared as a whole is not to be accumulated.
-    check_memory(needs, device, config.optim, config.training, 1 if is_whole else clips)
+    check_memory(needs, device, config.optim, config.training, 1 if is_whole else clips, group)
+    if reading and not on_cpu:
+        said = f"{sum(reading.values()) / 1e9:.1f} GB of the machine's memory for reading clips"
+        free = available_bytes()
+        short = []
+        if free is not None and sum(reading.values()) > free:
+            short.append(
+                f"training needs about {said}, but {free / 1e9:.1f} GB are free; use fewer "
+                "--data.loader.num_workers or less --data.loader.max_queue_gigabytes"
+            )
+        group.agree(short)
+        _LOGGER.info("and about %s", said)
     trained, averaged = sum(count_parameters(config.model)), count_parameters(config.model)[0]
-    check_disk(out, 4.0 * (3 * trained + averaged))
+    group.on_main(lambda: check_disk(out, 4.0 * (3 * trained + averaged)))
 
 
 def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfig:

@@ -92,12 +92,22 @@ def choose_strategy(
     """What ``strategy: auto`` means for this task on this device."""
     if config.strategy != "auto":
         return config.strategy
-    if device.type != "cuda":
-        return "ddp"
     numbers = [(p.numel(), p.requires_grad) for m in _modules(task) for p in m.parameters()]
     needed = sum(n * (_BYTES_TRAINED if trained else _BYTES_AVERAGED) for n, trained in numbers)
-    memory = torch.cuda.get_device_properties(device).total_memory
-    return "fsdp" if needed > _LARGEST_SHARE_OF_GPU * memory else "ddp"
+    return "fsdp" if num_shards(config, 2, device, needed) > 1 else "ddp"
+
+
+def num_shards(
+    config: DistributedConfig, size: int, device: torch.device, state_bytes: float
+) -> int:
+    """Into how many parts `size` processes cut weights and moments of so many bytes."""
+    if size == 1:
+        return 1
+    is_cut = config.strategy == "fsdp"
+    if config.strategy == "auto" and device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        is_cut = state_bytes > _LARGEST_SHARE_OF_GPU * memory
+    return (config.shard_size or size) if is_cut else 1
 
 
 def _modules(task: Task) -> list[nn.Module]:

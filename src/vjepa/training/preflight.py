@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vjepa.errors import UserError
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import available_bytes
 from vjepa.runtime.progress import format_seconds
 from vjepa.training.schedules import OptimConfig, TrainingConfig
@@ -32,6 +34,8 @@ _TIMED_SECONDS, _TIMED_SHARE = 1.0, 8
 LIBRARIES_BYTES = 0.2e9
 """What torch loads and sets up at its first update."""
 
+_ALONE = ProcessGroup()
+
 Needs = Mapping[str, float]
 """Bytes of an update on one process, by what takes them."""
 
@@ -42,11 +46,14 @@ def check_memory(
     optim: OptimConfig,
     training: TrainingConfig,
     clips: int,
+    group: ProcessGroup = _ALONE,
 ) -> None:
     """Say what memory a job needs and what is there; UserError with the remedy if it is too little.
 
-    ``estimate(parts, checkpointing)`` is for so many micro-batches of this process's `clips`, with
-    or without activation checkpointing; it is asked for other numbers to find one that fits.
+    Called by all processes of the group: what the one with least has counts, and processes on the
+    CPUs of one machine share its memory. ``estimate(parts, checkpointing)`` is for so many
+    micro-batches of this process's `clips`, with or without activation checkpointing; it is asked
+    for other numbers to find one that fits.
     """
     if training.max_gigabytes is not None:
         there, place = training.max_gigabytes * 1e9, "training.max_gigabytes allows"
@@ -54,6 +61,10 @@ def check_memory(
         there, place = float(torch.cuda.mem_get_info(device)[0]), "free on the GPU"
     else:
         there, place = float(available_bytes() or 0), "free"
+        hosts = group.gather(socket.gethostname())
+        if hosts.count(hosts[group.rank]) > 1:
+            there, place = there / hosts.count(hosts[group.rank]), "free for each process"
+    there = min(group.gather(there))
     present = optim.accumulation_steps
     needs = estimate(present, training.activation_checkpointing)
     parts = ", ".join(f"{k} {size / 1e9:.1f}" for k, size in needs.items() if size >= 5e7)
@@ -61,10 +72,23 @@ def check_memory(
     said = f"needs about {total / 1e9:.1f} GB of memory" + (f" ({parts})" if parts else "")
     if device.type == "cuda":
         said += ", an estimate that was not compared on a GPU yet"
-    if not there or total <= there:
-        free = f"{there / 1e9:.1f} GB are {place}" if there else "what is free is not known here"
-        _LOGGER.info("%s; %s", said, free)
-        return
+    free = f"{there / 1e9:.1f} GB are {place}" if there else "what is free is not known here"
+    short = []
+    if there and total > there:
+        remedies = _remedies(estimate, there, present, clips, training)
+        short.append(f"training {said}, but {free}; use {', or '.join(remedies)}")
+    group.agree(short)
+    _LOGGER.info("%s; %s", said, free)
+
+
+def _remedies(
+    estimate: Callable[[int, bool], Needs],
+    there: float,
+    present: int,
+    clips: int,
+    training: TrainingConfig,
+) -> list[str]:
+    """Options with which it would fit, with and without checkpointing, and another size."""
     remedies = []
     for checkpointing in {training.activation_checkpointing, True}:
         for number in (n for n in range(present, clips + 1) if clips % n == 0):
@@ -75,10 +99,7 @@ def check_memory(
                     options += " --training.activation_checkpointing true"
                 remedies.append(f"{options} ({less / 1e9:.1f} GB)")
                 break
-    remedies.append("a smaller recipe or size (--config small)")
-    raise UserError(
-        f"training {said}, but {there / 1e9:.1f} GB are {place}; use {', or '.join(remedies)}"
-    )
+    return [*remedies, "a smaller recipe or size (--config small)"]
 
 
 def check_disk(folder: Path, checkpoint_bytes: float) -> None:

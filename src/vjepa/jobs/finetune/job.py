@@ -56,6 +56,7 @@ from vjepa.runtime.files import atomic_folder, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
 from vjepa.tasks import FineTuning
 from vjepa.training import Trainer, TrainingResult
+from vjepa.training.parallel import num_shards
 from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
 
 _LOGGER = logging.getLogger(__name__)
@@ -108,9 +109,9 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         if newest is not None:
             group.on_main(lambda: _check_goes_on(inputs, out, newest))
         task = build_task(config, inputs.encoder, len(inputs.classes))
-        needs = partial(_memory_needed, config, task, device.type, group.size)
+        needs = partial(_memory_needed, config, task, device, group.size)
         clips = data.batch_size * data.repeats // group.size
-        group.on_main(lambda: check_memory(needs, device, optim, training, clips))
+        check_memory(needs, device, optim, training, clips, group)
         weights = sum(p.numel() for p in task.parameters())
         trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
         group.on_main(lambda: check_disk(out, 4.0 * (weights + 2 * trained)))
@@ -227,7 +228,7 @@ def build_loader(
 def _memory_needed(
     config: FinetuneConfig,
     task: FineTuning,
-    device_type: str,
+    device: torch.device,
     size: int,
     parts: int,
     checkpointing: bool,
@@ -236,9 +237,9 @@ def _memory_needed(
     encoder: EncoderConfig = task.encoder.config
     clips = config.data.batch_size * config.data.repeats // size
     at_once, sharing = -(-clips // parts), config.distributed
-    shards = 1 if sharing.strategy == "ddp" else sharing.shard_size or size
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     others = sum(p.numel() for p in task.parameters()) - trained
+    shards = num_shards(sharing, size, device, 16.0 * trained + 4.0 * others)
     model = ModelConfig(encoder=encoder, predictor=NO_PREDICTOR)
     activations = update_memory(
         model,
@@ -246,7 +247,7 @@ def _memory_needed(
         at_once,
         activation_checkpointing=checkpointing,
         precision=config.training.precision,
-        on_cpu=device_type == "cpu",
+        on_cpu=device.type == "cpu",
     ).activations
     if config.trained.last_blocks is not None and config.trained.lora_rank is None:
         activations *= max(1, config.trained.last_blocks) / encoder.depth
