@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 from dataclasses import replace
@@ -196,6 +197,36 @@ def test_a_stream_that_turns_out_larger_than_its_header_is_refused(tmp_path):
     path = write_video(tmp_path / "a.avi", Spec(codec="mpeg4", b_frames=0, size=(320, 240)))
     info = inspect_file(str(path), LimitsConfig(max_pixels=319 * 240))
     assert not info.ok
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".jpg"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page in place of the file"),
+        (gzip.compress(b"x"), "compressed by gzip: unpack it"),
+        (b"PK\x03\x04 and so on", "a ZIP archive: unpack it"),
+    ],
+)
+def test_what_lies_in_place_of_a_file_is_named(tmp_path, data, said, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    info = inspect_file(str(path))
+    assert not info.ok
+    assert said in info.reason
+
+
+def test_a_folder_of_videos_with_a_picture_is_no_clip_of_one_picture(tmp_path):
+    write_video(tmp_path / "a.mp4", Spec(num_frames=2))
+    write_image(tmp_path / "cover.png")
+    info = inspect_file(str(tmp_path))
+    assert not info.ok
+    assert info.reason == "videos with images beside them, no numbered frames: name the videos"
+    (tmp_path / "cover.png").unlink()
+    for number in range(3):
+        write_image(tmp_path / f"{number}.png", number)
+    assert inspect_file(str(tmp_path)).num_frames == 3
 
 
 def test_metadata_that_is_not_text_does_not_matter(tmp_path):

@@ -321,7 +321,9 @@ def _parse(
     while first and not first.strip():
         first = file.readline()
     if not _is_text(first):
-        raise UserError(f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8")
+        raise UserError(
+            f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8, or unpack it"
+        )
     file.seek(0)
     if first.lstrip().startswith(("{", "[")):
         return _parse_json(path, file, columns[0], is_array=first.lstrip().startswith("["))

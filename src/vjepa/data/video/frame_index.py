@@ -142,10 +142,10 @@ def index_frames(info: VideoInfo, limits: LimitsConfig) -> VideoInfo:
         f"{false} of {int(table.is_flagged.sum())} key-frame flags are wrong" if false else "",
         "decoding times are wrong" if reading == "groups" else "",
         "frames are counted, timestamps do not tell them apart" if reading == "counted" else "",
-        "timestamps jump, repeat or are made up: mended"
-        if len(info.frame_pts) and reading != "counted"
-        else "",
     ]
+    if len(info.frame_pts) and reading != "counted":
+        mended = "timestamps jump or repeat: mended"
+        notes.append(mended if table.has_pts else "frames were left out (empty chunks)")
     return replace(info, note="; ".join(filter(None, notes)))
 
 

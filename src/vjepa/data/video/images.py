@@ -16,7 +16,14 @@ from PIL import Image, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # no
 
 from vjepa.data.manifest.storage import opened
 from vjepa.data.video.container import over_black
-from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo, images_in
+from vjepa.data.video.info import (
+    VIDEO_SUFFIXES,
+    DecodeError,
+    LimitsConfig,
+    VideoInfo,
+    images_in,
+    is_numbered_sequence,
+)
 
 _STILL_FPS = 1.0  # one frame that lasts one second
 
@@ -48,6 +55,9 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         paths, fps = _paths_in(info.path), folder_fps
         if not paths:
             raise DecodeError(info.path, "a folder without images")
+        if _is_beside_videos(info.path):
+            reason = "videos with images beside them, no numbered frames: name the videos"
+            raise DecodeError(info.path, reason)
         if len(paths) > limits.max_frames:
             raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")
     width, height, codec = _image_header(paths[0], limits)
@@ -69,6 +79,12 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         height=height,
         codec=codec,
     )
+
+
+def _is_beside_videos(folder: str) -> bool:
+    """Whether a folder holds videos, and images that are not the frames of one clip."""
+    has_videos = any(name.suffix.lower() in VIDEO_SUFFIXES for name in Path(folder).iterdir())
+    return has_videos and not is_numbered_sequence(images_in(folder))
 
 
 def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
