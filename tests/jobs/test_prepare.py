@@ -154,7 +154,9 @@ def test_shards_give_the_same_samples_and_pixels_as_files(
     assert expected[0][0].float().std() > 20
 
 
-def test_copies_and_validation_videos_are_left_out(tmp_path: Path) -> None:
+def test_copies_and_validation_videos_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     val, train = tmp_path / "val", tmp_path / "train"
     held = [write(val / f"held{n}.mp4", scene(50 + n, 30)) for n in range(3)]
     files = [write(train / f"a{n}.mp4", scene(n, 30)) for n in range(5)]
@@ -176,7 +178,9 @@ def test_copies_and_validation_videos_are_left_out(tmp_path: Path) -> None:
         near_copies="remove",
     )
     out = tmp_path / "out"
-    report = prepare([listed], out, config, workers=2)
+    with caplog.at_level("WARNING", "vjepa"):
+        report = prepare([listed], out, config, workers=2)
+    assert "1 copies have another label than the video that stays" in caplog.text
     removed = [json.loads(line) for line in (out / "removed.jsonl").read_text().splitlines()]
     names = {Path(one["path"]).name: (one["reason"], Path(one["same_as"]).name) for one in removed}
     assert names == {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig, PreparedInputs
-from vjepa.data.prepare.matching import Removal, Removed, read_exclusion
+from vjepa.data.prepare.matching import OTHER_LABEL, Removal, Removed, read_exclusion
 from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
@@ -23,6 +24,8 @@ from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
 
 __all__ = ["ExcludeConfig", "PrepareConfig", "PrepareReport", "prepare"]
+
+_LOGGER = logging.getLogger(__name__)
 
 MANIFEST = "manifest.parquet"
 REPORT_FILE, REMOVED_FILE, NEAR_COPIES_FILE = "report.json", "removed.jsonl", "near_copies.jsonl"
@@ -163,6 +166,14 @@ def _prepare(
         removal.by_exclusion(prints, excluded)
         if config.deduplicate:
             removal.by_likeness(prints, config.near_copies == "remove")
+            lost = [one for one in removal.removed.values() if one.detail == OTHER_LABEL]
+            if lost:
+                _LOGGER.warning(
+                    "%d copies have another label than the video that stays, first: %s (label %s); "
+                    "all are in %s; --deduplicate false keeps them",
+                    *(len(lost), _in_words(lost[0]), inputs.row(lost[0].number).labels),
+                    REMOVED_FILE,
+                )
     _check_removed(inputs, removal, config.max_removed)
     videos = encode_all(inputs, removal, config, place)
     if not videos:

@@ -165,6 +165,9 @@ Reason = Literal[
     "not encoded",
 ]
 
+OTHER_LABEL = "with another label"
+"""What is said of a copy that is left out, whose label is lost with it."""
+
 
 @dataclass(frozen=True)
 class Removed:
@@ -258,8 +261,9 @@ class Removal:
         for place, number in enumerate(numbers):
             mine = prints[number]
             if self._match.by_content and mine.content in first:
-                same = self._path(first[mine.content])
-                self.remove(number, "duplicate by content", same_as=same)
+                same, found = self._path(first[mine.content]), first[mine.content]
+                detail = "" if self._agree(found, number) else OTHER_LABEL
+                self.remove(number, "duplicate by content", detail, same)
                 continue
             first.setdefault(mine.content, number)
 
@@ -273,6 +277,12 @@ class Removal:
                 self.remove(number, "duplicate by pictures", f"{best[1]:.0%} alike", same)
                 if not remove_near_copies:
                     self.near_copies.append(self.removed.pop(number))
+
+    def _agree(self, one: int, other: int) -> bool:
+        """Whether no label of two videos differs, of those that both have."""
+        mine, theirs = (self._inputs.row(number).labels for number in (one, other))
+        both = [(mine[name], theirs[name]) for name in mine.keys() & theirs.keys()]
+        return all(first == second or None in (first, second) for first, second in both)
 
     def _best(
         self,
