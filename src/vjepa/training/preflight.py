@@ -7,8 +7,8 @@ is measured: where it is long on some of the first batch's clips, else on the fi
 from __future__ import annotations
 
 import logging
+import platform
 import shutil
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,7 +61,7 @@ def check_memory(
         there, place = float(torch.cuda.mem_get_info(device)[0]), "free on the GPU"
     else:
         there, place = float(available_bytes() or 0), "free"
-        hosts = group.gather(socket.gethostname())
+        hosts = group.gather(platform.node())
         if hosts.count(hosts[group.rank]) > 1:
             there, place = there / hosts.count(hosts[group.rank]), "free for each process"
     there = min(group.gather(there))
