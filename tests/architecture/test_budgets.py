@@ -14,33 +14,33 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_530
+MOST_LINES = 46_690
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (4010, 99),
-    "cli": (2350, 31),
+    "cli": (2360, 31),
     "data": (950, 13),
     "data/clips": (1960, 60),
     "data/loader": (1260, 19),
     "data/manifest": (1850, 38),
-    "data/prepare": (1280, 37),
-    "data/video": (2440, 54),
+    "data/prepare": (1290, 37),
+    "data/video": (2470, 54),
     "demo": (2090, 52),
     "evaluation": (4290, 101),
-    "jobs": (8340, 184),
+    "jobs": (8360, 184),
     "jobs/detect": (1170, 24),
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 58),
     "masking": (800, 15),
     "models": (2690, 65),
     "reporting": (1120, 40),
-    "runtime": (2400, 58),
+    "runtime": (2450, 58),
     "tasks": (1870, 44),
     "top level": (950, 29),
-    "training": (1700, 38),
+    "training": (1730, 39),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
