@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,13 @@ def test_a_chart_says_how_wide_it_was_drawn() -> None:
     drawn = line_chart([Line("loss", [0.0, 1.0], [1.0, 2.0])], x_label="update", y_label="loss")
     assert drawn.startswith('<svg viewBox="0 0 331')
     assert 'style="--width: 331px"' in drawn
+
+
+def test_numbers_of_a_level_curve_are_written_out() -> None:
+    level = [Line("memory", [1.0, 2.0], [0.949268, 0.949277])]
+    words = re.findall(r">([^<>]+)</text>", line_chart(level, x_label="x", y_label="GB"))
+    assert any(word.startswith("0.9492") for word in words)
+    assert not any("e" in word for word in words), "no factor and no offset above the axis"
 
 
 def test_a_narrow_chart_of_shares_holds_the_same_and_fits_a_phone() -> None:

@@ -98,9 +98,9 @@ def test_notes_and_a_caption_stand_below(tmp_path: Path) -> None:
     assert more.shape[0] > 30 + 3 * 15
     assert (more[30:, :, 3] > 0).any()
     named = pictures.picture_of([Strip("a long name", frames, ("a", "b"))], narrow=True)
-    assert named.shape == (86, 404, 4), "the name stands above, large"
-    np.testing.assert_array_equal(named[28:58, :200, :3], frames[0])
-    assert (named[:28, :, 3] > 0).any()
+    assert named.shape == (94, 404, 4), "the name stands above, large"
+    np.testing.assert_array_equal(named[36:66, :200, :3], frames[0])
+    assert (named[:36, :, 3] > 0).any()
 
 
 def _brightness(colour: tuple[int, ...]) -> float:

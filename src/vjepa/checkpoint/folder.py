@@ -277,7 +277,7 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
         if of:
             raise UserError(
                 f"{folder}: a checkpoint of {config.objective} has no target encoder and predictor "
-                "of features; use load_encoder"
+                "of features; take one of feature prediction, or its encoder alone (load_encoder)"
             )
         tensors = read_weights(weights)
         return Held(str(folder), kind, encoder, predictor, tensors, version=config.version)

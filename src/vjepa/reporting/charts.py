@@ -156,6 +156,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         )
         if line.level is not None:
             axes.axhline(line.level, color=_SERIES[line.colour - 1], linewidth=1, linestyle=":")
+    axes.ticklabel_format(axis="y", useOffset=False)  # no 1e-6+9.49e-1 above a level curve
     if all(float(x).is_integer() for line in lines for x in line.x):  # no update 12.5
         axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)

@@ -103,7 +103,7 @@ def picture_of(
     strips = [replace(strip, frames=[_still(frame) for frame in strip.frames]) for strip in strips]
     pixels = _LARGE_FONT_PIXELS if narrow else _FONT_PIXELS
     font, line = ImageFont.load_default(pixels), round(1.4 * pixels)
-    above = [line if narrow and strip.label else 0 for strip in strips]
+    above = [line + 2 * gap if narrow and strip.label else 0 for strip in strips]
     heights = [
         over + strip.frames[0].shape[0] + (line if strip.notes else 0)
         for over, strip in zip(above, strips, strict=True)
@@ -125,7 +125,7 @@ def picture_of(
                 place = (left + frame.shape[1] // 2, top + over + frame.shape[0] + 2)
                 draw.text(place, strip.notes[number], MIDDLE_GREY, font, anchor="ma")
             left += frame.shape[1] + gap
-        place = (2, top) if narrow else (margin - 8, top + strip.frames[0].shape[0] // 2)
+        place = (2, top + 2 * gap) if narrow else (margin - 8, top + strip.frames[0].shape[0] // 2)
         draw.text(place, strip.label, MIDDLE_GREY, font, anchor="la" if narrow else "rm")
         top += height + gap
     if words:
