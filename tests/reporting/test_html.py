@@ -50,7 +50,7 @@ def _report() -> Report:
         "Title",
         "Answer & more",
         (Figure("12 %", "gain"),),
-        (Section("Open", "why", blocks), Section("Closed", folded=True)),
+        (Section("Open", "why", blocks), Section("Closed", folded=True), Section("Bare")),
         "end",
     )
 
@@ -65,6 +65,7 @@ def test_report_is_self_contained_and_escaped(tmp_path) -> None:
     assert "Answer &amp; more" in text
     assert "<b>a &lt;b&gt;</b>" in text
     assert "x &amp; y" in text
+    assert text.count("Too little was measured") == 1, "no heading without a word below it"
     assert text.count("data:image/png;base64,") == 2
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "prefers-color-scheme: dark" in text

@@ -135,7 +135,7 @@ def _headline(
             + (f", {len(findings.skipped)} files skipped" if findings.skipped else ""),
         ),
         Figure(
-            format_seconds(seconds), f"of learning: {state.steps_done:,} updates, {clips:,} clips"
+            format_seconds(seconds), f"of learning: updates {state.steps_done:,}, clips {clips:,}"
         ),
     ]
     answer = (
