@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vjepa.cli.main import main
+from vjepa.reporting.pictures import write_moving
 
 _RECIPE = """
 model:
@@ -157,10 +159,11 @@ def test_show_draws(
     assert all(content.startswith(b"\x89PNG") for content in drawn)
 
 
-def test_show_predictions_of_every_level(
-    video: Path, golden_dir: Path, tmp_path: Path, vjepa: Callable
-) -> None:
+def test_show_predictions_of_every_level(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> None:
     """V-JEPA 2.1: sizes from the command line, and a row for each of its four levels."""
+    video = tmp_path / "long.mp4"
+    pictures = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3), np.uint8)
+    write_moving(pictures, video, 0.1)
     show = ("show", "predictions", video, "--out", tmp_path / "out.png", "--model")
     sizes = ("--num-heads", 2, "--image-size", 64, "--num-frames", 8)
     outcome = vjepa(*show, golden_dir / "vjepa2" / "v2_1_pretrain_tiny.pt", *sizes)

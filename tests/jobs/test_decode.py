@@ -139,7 +139,7 @@ def test_what_cannot_be_decoded_is_refused(
         open_decoder(tmp_path / "nothing")
     with pytest.raises(UserError, match="--kind: 1, use 0 to 0: the decoder was trained"):
         show_samples(video, run, out, SampleSettings(kind=1))
-    with pytest.raises(UserError, match=r"s\.webp: the still is a PNG"):
+    with pytest.raises(UserError, match=r"s\.webp: must end in .png"):
         show_samples(video, run, tmp_path / "s.webp")
     with pytest.raises(UserError, match="--samples: 0"):
         SampleSettings(samples=0)
