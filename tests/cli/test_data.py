@@ -47,6 +47,22 @@ def test_check_lists_what_is_bad_and_says_so_by_its_exit_code(
     assert "changed since they were indexed: 1" in outcome.out
 
 
+def test_what_is_given_in_place_of_a_manifest_is_what_to_make_one_of(
+    synthetic: Path, tmp_path: Path, vjepa: Callable
+) -> None:
+    video = synthetic.parent / "train" / "000000.mp4"
+    for given, what in ((video.parent, "a folder"), (video, "no Parquet file")):
+        said = (
+            f"manifest {given}: cannot be read (is {what}); make one with `vjepa data index {given}"
+        )
+        assert said in vjepa("data", "check", given).error
+    moved = tmp_path / "moved.parquet"
+    shutil.copy(synthetic, moved)
+    outcome = vjepa("data", "check", moved, "--workers", 1)
+    assert outcome.code == 1
+    assert "none of its files is there: was it moved? Its paths begin at its own" in outcome.out
+
+
 def test_index_a_folder_with_a_bad_file(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:
     (synthetic.parent / "train" / "empty.mp4").write_bytes(b"")
     out = tmp_path / "all.parquet"

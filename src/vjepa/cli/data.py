@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 from contextlib import suppress
 from dataclasses import replace
 
@@ -185,6 +187,9 @@ def _check(args: argparse.Namespace) -> int:
             f"not verified, indexed by an older version: {report.num_unverified}; run vjepa data "
             "index again"
         )
+    lost = sum(one.reason == os.strerror(errno.ENOENT) for one in report.bad)
+    if report.bad and lost == report.num_rows:
+        print("none of its files is there: was it moved? Its paths begin at its own folder")
     if report.num_changed:
         print(f"changed since they were indexed: {report.num_changed}; run vjepa data index again")
     return 1 if report.bad else 0

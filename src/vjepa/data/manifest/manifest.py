@@ -261,6 +261,15 @@ class LabelCodes:
         return np.array([*(place[name] for name in self.classes), -1], dtype=np.int64)[self.codes]
 
 
+def _is_parquet(file: Path) -> bool:
+    """Whether it begins as a Parquet file does; True if it cannot be read, which is told later."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(4) == b"PAR1"
+    except OSError:
+        return True
+
+
 class Manifest:
     """Videos, what is known about them, their splits and labels.
 
@@ -285,7 +294,13 @@ class Manifest:
             UserError: Missing, not Parquet, without rows, or lacking a column.
         """
         file = Path(path)
-        remedy = "make one with `vjepa data index SRC --out manifest.parquet`"
+        # Videos, or a list of them, in place of a manifest are what one is made of.
+        is_source = file.is_dir() or (file.is_file() and not _is_parquet(file))
+        source = file if is_source else "SRC"
+        remedy = f"make one with `vjepa data index {source} --out manifest.parquet`"
+        if is_source:
+            what = "a folder" if file.is_dir() else "no Parquet file"
+            raise UserError(f"manifest {file}: cannot be read (is {what}); {remedy}")
         if not file.is_file():
             raise UserError(f"manifest {file}: no such file; {remedy}")
         try:
