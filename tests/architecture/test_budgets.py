@@ -14,18 +14,18 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_690
+MOST_LINES = 46_710
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (4010, 99),
-    "cli": (2360, 31),
+    "cli": (2370, 31),
     "data": (950, 13),
     "data/clips": (1960, 60),
     "data/loader": (1260, 19),
-    "data/manifest": (1850, 38),
+    "data/manifest": (1870, 38),
     "data/prepare": (1290, 37),
     "data/video": (2470, 54),
     "demo": (2090, 52),
