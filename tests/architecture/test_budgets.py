@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_710
+MOST_LINES = 46_720
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000

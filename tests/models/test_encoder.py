@@ -7,8 +7,9 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Encoder, EncoderConfig
+from vjepa.models import Encoder, EncoderConfig, PredictorConfig
 from vjepa.models.encoder import FrameEncoder
+from vjepa.models.predictor import Predictor
 from vjepa.models.rotary import Rotation, rotate, rotation
 
 PAIRS = torch.tensor([0, 4, 8])
@@ -197,6 +198,24 @@ def test_patch_embedding_starts_with_its_own_deviation() -> None:
     encoder = Encoder(config)
     assert abs(float(encoder.patch_embed.proj.weight.detach().std()) - 0.2) < 0.01
     assert abs(float(encoder.blocks[0].attn.qkv.weight.detach().std()) - 0.02) < 0.002
+
+
+def test_weights_start_with_the_deviation_asked_for() -> None:
+    torch.manual_seed(0)
+    encoder_config = replace(ENCODER, init_std=0.1, patch_init_std=0.3)
+    encoder = Encoder(encoder_config)
+    predictor = Predictor(
+        encoder_config, PredictorConfig(width=48, depth=1, heads=3, init_std=0.05)
+    )
+    for module, wanted in (
+        (encoder.blocks[0].attn.qkv, 0.1),
+        (encoder.blocks[0].mlp.fc2, 0.1),
+        (encoder.patch_embed.proj, 0.3),
+        (predictor.predictor_blocks[0].mlp.fc1, 0.05),
+        (predictor.predictor_proj, 0.05),
+    ):
+        assert abs(float(module.weight.detach().std()) / wanted - 1) < 0.1
+        assert torch.count_nonzero(module.bias) == 0
 
 
 IMAGE_32 = EncoderConfig(

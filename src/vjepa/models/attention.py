@@ -135,15 +135,15 @@ class Block(nn.Module):
         return tokens + (mapped if scale is None else scale[1] * mapped)
 
 
-def init_layer(module: nn.Module) -> None:
-    """Start one layer: weights normal with deviation 0.02, biases 0, LayerNorm 1 and 0.
+def init_layer(module: nn.Module, std: float = INIT_STD) -> None:
+    """Start one layer: weights normal with deviation `std`, biases 0, LayerNorm 1 and 0.
 
     For ``nn.Module.apply``; works on the meta device. The paper gives no initialisation; these are
     the values that the authors' pretraining ends up with (a depth rescale of theirs is overwritten
     before training).
     """
     if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
-        nn.init.normal_(module.weight, std=INIT_STD)
+        nn.init.normal_(module.weight, std=std)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.LayerNorm):

@@ -112,6 +112,9 @@ class EncoderConfig:
     """`block_causal`: a token attends to those of its own time step and of earlier ones, so that
     the features of a frame do not depend on what comes later; [cls] comes after all of them: it
     attends to every token, and none to it."""
+    init_std: _Positive = 0.02
+    """Standard deviation of fresh weights. With the authors' 0.02, which suits widths of about 1000, a
+    narrow network hardly answers to what it is given at first."""
     patch_init_std: _Positive = 0.02
     """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
     encoder's features mostly position; larger lets pixels lead the first targets, which a small
@@ -195,6 +198,8 @@ class PredictorConfig:
     """Whether there is a projection for context tokens, too (V-JEPA 2.1)."""
     stretch_positions: bool = True
     """Whether the encoder's `position_reference` holds here, too."""
+    init_std: _Positive = 0.02
+    """As the encoder's."""
 
     def __post_init__(self) -> None:
         if self.heads is not None:

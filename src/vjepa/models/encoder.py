@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ class Encoder(nn.Module):
 
         Also for models built on the meta device and then given memory by ``to_empty``.
         """
-        self.apply(init_layer)
+        self.apply(partial(init_layer, std=self.config.init_std))
         self.patch_embed.init_weights(self.config.patch_init_std)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=INIT_STD)

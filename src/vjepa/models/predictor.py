@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class Predictor(nn.Module):
 
     def init_weights(self) -> None:
         """Draw all weights anew and recompute the position code, on the weights' device."""
-        self.apply(init_layer)
+        self.apply(partial(init_layer, std=self.config.init_std))
         for token in self.mask_tokens:
             nn.init.zeros_(token)
         for vector in self.modality_vectors.values():
