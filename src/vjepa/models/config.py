@@ -113,8 +113,8 @@ class EncoderConfig:
     the features of a frame do not depend on what comes later; [cls] comes after all of them: it
     attends to every token, and none to it."""
     init_std: _Positive = 0.02
-    """Standard deviation of fresh weights. With the authors' 0.02, which suits widths of about 1000,
-    a narrow network hardly answers to what it is given at first."""
+    """Standard deviation of fresh weights. The authors' 0.02 suits widths of about 1000: a narrow
+    network hardly answers at first to what it is given."""
     patch_init_std: _Positive = 0.02
     """Standard deviation of the patch embedding's fresh weights. The authors' 0.02 makes a fresh
     encoder's features mostly position; larger lets pixels lead the first targets, which a small
