@@ -28,7 +28,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
-from vjepa.reporting.runs import read_run, state_lines
+from vjepa.reporting.runs import read_run, state_lines, status_of
 
 
 def _open_list(file: Path) -> None:
@@ -102,7 +102,8 @@ def _open_metrics(file: Path) -> None:
         shutil.copy(file, Path(folder, "metrics.jsonl"))
         shutil.copy(file, Path(folder, "bad_videos.jsonl"))
         Path(folder, "config.yaml").write_text("optim: {steps: 100}\n")
-        state_lines(read_run(Path(folder)))
+        run = read_run(Path(folder))
+        state_lines(run, status_of(run))
 
 
 def _open_checkpoint(file: Path) -> None:
