@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_720
+MOST_LINES = 46_752
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2470, 54),
     "demo": (2090, 52),
     "evaluation": (4290, 101),
-    "jobs": (8360, 184),
+    "jobs": (8392, 184),
     "jobs/detect": (1170, 24),
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 58),

@@ -26,7 +26,9 @@ from vjepa.evaluation.results import load_result
 from vjepa.jobs import learn
 from vjepa.jobs.learn import LearnConfig, stop_in_time
 from vjepa.jobs.learn_probes import plan_probe
+from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.reporting.runs import read_run
+from vjepa.runtime.distributed import ProcessGroup
 
 _TINY = """
 model:
@@ -174,6 +176,36 @@ def test_what_is_left_of_the_time_steers_probes_and_pictures(
     page = (out / "report.html").read_text()
     assert "no probe was trained" in page
     assert "What the features know" not in page
+
+
+def test_reading_and_measuring_count_in_the_plan(
+    finished: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four clips of each video are measured before the time for learning is known, once."""
+    run = read_run(finished / "run")
+    assert run.config["data"]["normalisation"] == "model"
+    assert run.config["model"]["encoder"]["input"]["mean"] is not None
+    made: list[int] = []
+    settle = learn.settle_input
+
+    def slow(config: PretrainConfig, out: Path, group: ProcessGroup, clips: int) -> PretrainConfig:
+        made.append(clips)
+        settled = settle(config, out, group, clips)
+        time.sleep(2.0)
+        return settled
+
+    monkeypatch.setattr(learn, "settle_input", slow)
+    choices = learn._choose(
+        _config(
+            recipe, finished / "index.parquet", settings=("data.loader.frame_cache_gigabytes=0",)
+        ),
+        _made(tmp_path / "out" / "any").parent,
+        time.monotonic(),
+    )
+    assert made == [4 * 12]
+    assert choices.minutes_beside > choices.minutes_kept + 2.0 / 60
+    assert choices.seconds_an_update >= 4 * 2.0 / made[0], "an update waits for its four clips"
+    assert any("s a clip" in line for line in choices.lines)
 
 
 def test_a_probe_as_large_as_there_is_time_for() -> None:

@@ -31,10 +31,11 @@ from vjepa.evaluation.labels import Labels, hold_out
 from vjepa.jobs import pretrain
 from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
 from vjepa.jobs.learn_report import MOMENTS, Findings, write_learn_report
-from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.pretrain import PretrainConfig, build_task, settle_input
 from vjepa.jobs.pretrain_room import same_config
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
 from vjepa.training import TrainingResult, build_learner
@@ -84,9 +85,13 @@ _REPORT_SECONDS, _REPORT_SHARE = 20.0, 0.08
 """Of the time, what is kept for the report; once more for the probes."""
 _FEWEST_MOMENTS = 12
 """Where the time is short, the report looks at fewer down to these."""
-_DECODING_SHARE = 0.15
+_DECODING_SHARE = 0.4
+"""All videos are decoded once, before learning, where that takes no more of the time: clips that
+are cut from the files take as long in a few updates."""
 _DECODED_PIXELS_PER_SECOND = 1e8
 """By one CPU core; a low figure."""
+_MEASURED_CLIPS, _MEASURED_OF_VIDEO = 128, 4
+"""So many clips tell mean and deviation of the input, of a few videos so many of each."""
 
 
 @config_dataclass
@@ -281,9 +286,18 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     ]
     made = _load(config, settings)
     is_cached, kept = _decode_once(made), beside
+    settings, a_clip = _measure_input(made, settings, len(manifest), out / RUN_FOLDER)
+    reading = "decoded once, and kept small"
+    if not is_cached:
+        reading = f"decoded by {workers} processes, {a_clip:.2g} s a clip"
+        if (waits := made.data.batch_size * a_clip) > seconds:
+            _LOGGER.warning(
+                "reading the videos takes longer than learning from them: make them small once, "
+                "with `vjepa data prepare`, or give more --minutes"
+            )
+            seconds = waits
     beside += time.monotonic() - started
     encoder, clip = made.model.encoder, made.data.clip
-    reading = "decoded once, and kept small" if is_cached else f"decoded by {workers} processes"
     lines = (
         f"videos    {len(manifest)}, {hours:.2f} hours; {len(skipped)} files skipped",
         probe_line,
@@ -445,6 +459,23 @@ def _decode_once(config: PretrainConfig) -> bool:
     sources = [Manifest.open(s.manifest).select(split=s.split) for s in config.data.sources]
     reading = replace(loader, num_workers=usable_cpus())
     return bool(open_frame_caches(sources, reading, loader.frame_cache_short_side))
+
+
+def _measure_input(
+    config: PretrainConfig, settings: list[str], videos: int, run: Path
+) -> tuple[list[str], float]:
+    """The settings with mean and deviation of the input, and the seconds that a clip took to read.
+
+    Pretraining would measure them itself, but its time is counted in updates.
+    """
+    clips, begun = min(_MEASURED_CLIPS, _MEASURED_OF_VIDEO * videos), time.monotonic()
+    how = settle_input(config, run, ProcessGroup(), clips).model.encoder.input
+    seconds = (time.monotonic() - begun) / clips
+    if how == config.model.encoder.input:  # given, or another model's
+        return settings, seconds
+    numbers = {"mean": how.mean, "deviation": how.deviation}
+    given = [f"model.encoder.input.{name}={json.dumps(each)}" for name, each in numbers.items()]
+    return [*settings, *given, "data.normalisation=model"], seconds
 
 
 def _training_minutes(config: LearnConfig, choices: Choices) -> float:

@@ -309,12 +309,14 @@ def build_loader(
     )
 
 
-def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> PretrainConfig:
+def settle_input(
+    config: PretrainConfig, out: Path, group: ProcessGroup, clips: int = _MEASURED_CLIPS
+) -> PretrainConfig:
     """The config with the numbers by which the model's input is normalised.
 
     They are part of a model. A run that is resumed has them in its checkpoint, one that continues
-    another takes that one's; else they are measured, if the config says so: the same in any number
-    of processes.
+    another takes that one's; else they are measured on so many clips, if the config says so: the
+    same in any number of processes.
     """
     encoder = config.model.encoder
     checkpoints = out / CHECKPOINTS_FOLDER
@@ -327,7 +329,7 @@ def settle_input(config: PretrainConfig, out: Path, group: ProcessGroup) -> Pret
         return config
     else:
         parts = group.size * config.optim.accumulation_steps
-        clips = -(-_MEASURED_CLIPS // parts) * parts
+        clips = -(-clips // parts) * parts
         some = replace(config, data=replace(config.data, batch_size=clips))
         with closing(build_loader(some, None, group)) as loader:  # the folder is not claimed yet
             (batch,) = loader.batches(0, 1)
