@@ -33,7 +33,6 @@ from vjepa.masking import MaskingConfig
 from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
 from vjepa.runtime import device as device_module
-from vjepa.runtime.device import set_up_device
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import FeaturePrediction
 from vjepa.training import TrainingConfig, train_step
@@ -123,7 +122,7 @@ def measure(config: BenchConfig, rounds: int, warmup: int) -> dict[str, object]:
 
 
 def _row(config: BenchConfig, samples: dict[str, list[Sample]]) -> dict[str, object]:
-    setup = set_up_device(config.training.device, config.training.precision)
+    setup = config.training.set_up_device()
     set_num_threads(config.training.num_threads)
     _, masks = bench_step.synthetic_batch(config, torch.device("cpu"))
     tokens = bench_step.mask_tokens(masks)

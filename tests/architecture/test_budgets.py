@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_752
+MOST_LINES = 46_768
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -37,10 +37,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 15),
     "models": (2690, 65),
     "reporting": (1120, 40),
-    "runtime": (2450, 58),
+    "runtime": (2462, 58),
     "tasks": (1870, 44),
     "top level": (950, 29),
-    "training": (1730, 39),
+    "training": (1733, 39),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -17,6 +17,7 @@ from vjepa.runtime.device import (
     set_up_device,
     to_device,
 )
+from vjepa.training import TrainingConfig
 
 
 class Model(nn.Module):
@@ -73,6 +74,25 @@ def test_gpu_without_bfloat16_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match=r"precision: Old GPU does not compute in bfloat16"):
         set_up_device("cuda", "bfloat16")
     assert set_up_device("cuda", "float32").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("known", "precision"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+        ({"avx2": True, "avx512_bf16": False}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_computes_in_bfloat16_where_the_processor_does(
+    known: dict[str, bool], precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert set_up_device("cpu", "auto").precision == precision
+    assert TrainingConfig(device="cpu", precision="auto").set_up_device().precision == precision
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert set_up_device("cpu", "auto").precision == "float32", "an older torch says nothing"
 
 
 @pytest.mark.parametrize(

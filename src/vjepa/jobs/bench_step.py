@@ -170,7 +170,7 @@ def run(config: BenchConfig) -> BenchReport:
         masks,
         config.batch_size,
         activation_checkpointing=config.training.activation_checkpointing,
-        precision=config.training.precision,
+        precision=setup.precision,
         on_cpu=not is_gpu,
     )
     values = _facts(config, masks, operations) | {
@@ -188,7 +188,7 @@ def run(config: BenchConfig) -> BenchReport:
     values["share_of_matmul"] = _short(operations.total / seconds / peak)
     lines = (
         f"{_model_name(config)}, {config.batch_size} clips, "
-        f"{config.training.precision}, on {values['machine']}, {values['threads']} CPU threads",
+        f"{setup.precision}, on {values['machine']}, {values['threads']} CPU threads",
         f"update        {values['ms']} ms, {values['clips_per_second']} clips/s",
         f"operations    {values['teraoperations']} TFLOP an update, {values['tflops']} TFLOP/s, "
         f"{values['share_of_matmul']:.0%} of this device's matrix products "
@@ -218,7 +218,7 @@ def _facts(
         "image_size": config.sizes.encoder.image_size,
         "num_frames": config.sizes.encoder.num_frames,
         "batch_size": config.batch_size,
-        "precision": training.precision,
+        "precision": training.set_up_device().precision,
         "compile": training.compile,
         "activation_checkpointing": training.activation_checkpointing,
         "torch": torch.__version__,

@@ -218,7 +218,7 @@ def train(
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
     """
-    device = set_up_device(config.training.device, config.training.precision).device
+    device = config.training.set_up_device().device
     model = open_model(config.model, num_heads=config.num_heads)
     sizes = config.decoder.sizes_for(model.config.encoder)
     named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
@@ -311,7 +311,7 @@ def _memory_needed(
         [MaskTokens(mask.num_target_mean, 0) for mask in masks],
         at_once,
         activation_checkpointing=checkpointing,
-        precision=config.training.precision,
+        precision=config.training.set_up_device().precision,
         on_cpu=device_type == "cpu",
     ).activations
     trained = sum(p.numel() for p in task.decoder.parameters())

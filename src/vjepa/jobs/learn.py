@@ -246,7 +246,6 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     hours = float(manifest.numeric("duration_seconds").sum()) / 3600
     device, cpus = set_up_device(config.device).device, usable_cpus()
     is_gpu = device.type == "cuda"
-    precision = "bfloat16" if is_gpu and torch.cuda.is_bf16_supported() else "float32"
     path = json.dumps(str((out / VIDEOS_FILE).resolve()))
     parts = [name for name in ("train", "unlabelled") if name in manifest.splits]
     sources = ", ".join(f"{{manifest: {path}, split: {name}}}" for name in parts)
@@ -260,7 +259,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"data.loader.num_workers={workers}",
         f"data.loader.frame_cache_folder={json.dumps(str((out / 'frames').resolve()))}",
         f"training.device={config.device}",
-        f"training.precision={precision}",
+        "training.precision=auto",
     ]
     sizes = [
         manifest.numeric(name).astype(np.float64) for name in ("num_frames", "height", "width")

@@ -31,7 +31,7 @@ from vjepa.jobs.pretrain_room import (
 from vjepa.jobs.pretrain_task import dense_task, levjepa_task
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.runtime.device import seed_torch, set_up_device
+from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
@@ -368,7 +368,7 @@ def run(
     out = Path(out)
     config = sized_as_source(config, out)
     start = config.continue_from
-    device = set_up_device(config.training.device, config.training.precision).device
+    device = config.training.set_up_device().device
     with ExitStack() as stack:
         group = stack.enter_context(
             open_process_group(device.type, config.distributed.timeout_minutes)
@@ -449,7 +449,7 @@ def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list
         )
     transform = config.data.transform
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
-    precision = config.training.precision
+    precision = config.training.set_up_device().precision
     return [
         OnlineProbe(encoder, probe, config.data.clip, view, precision, config.seed, group=group)
     ]

@@ -78,7 +78,7 @@ def memory_needed(
             tokens,
             count,
             activation_checkpointing=checkpointing,
-            precision=config.training.precision,
+            precision=config.training.set_up_device().precision,
             on_cpu=device.type == "cpu",
         )
 

@@ -22,6 +22,7 @@ from vjepa.runtime.process import keep_freed_memory
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["float32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 _SHOWN_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
@@ -45,8 +46,10 @@ class DeviceSetup:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -> DeviceSetup:
+def set_up_device(name: DeviceName = "auto", precision: PrecisionName = "float32") -> DeviceSetup:
     """Choose the device; of several processes on a machine each takes its own GPU.
+
+    `auto` computes in bfloat16 where the device has instructions for it.
 
     On a CPU the process keeps memory that it frees (:func:`keep_freed_memory`): encoding and
     training otherwise fault the same activations in again and again.
@@ -80,7 +83,17 @@ def set_up_device(name: DeviceName = "auto", precision: Precision = "float32") -
         )
     if device.type == "cpu":
         keep_freed_memory()
+    if precision == "auto":
+        precision = "bfloat16" if _is_quick_in_bfloat16(device) else "float32"
     return DeviceSetup(device, precision)
+
+
+def _is_quick_in_bfloat16(device: torch.device) -> bool:
+    """A processor without such instructions computes in bfloat16, too, but more slowly."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

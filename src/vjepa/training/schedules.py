@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.runtime.device import DeviceName, Precision
+from vjepa.runtime.device import DeviceName, DeviceSetup, PrecisionName, set_up_device
 
 Count = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -135,8 +135,9 @@ class TrainingConfig:
 
     device: DeviceName = "auto"
     """`auto` takes a GPU when there is one."""
-    precision: Precision = "float32"
-    """Of matrix products; `bfloat16` is what the paper trains with. Weights are float32 always."""
+    precision: PrecisionName = "float32"
+    """Of matrix products; `bfloat16` is what the paper trains with; `auto`: that, where the device
+    has instructions for it. Weights are float32 always."""
     compile: bool = False
     """Compile the transformer blocks: slow first steps, then faster ones."""
     activation_checkpointing: bool = False
@@ -180,3 +181,7 @@ class TrainingConfig:
     """When the loss is a spike: stop, or skip those updates and count them."""
     max_skipped: Annotated[int, Field(ge=0)] = 10
     """With `skip`, training stops after more than this in any 1000 updates."""
+
+    def set_up_device(self) -> DeviceSetup:
+        """Device and precision, `auto` decided on this machine."""
+        return set_up_device(self.device, self.precision)

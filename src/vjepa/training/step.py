@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa.errors import UserError
-from vjepa.runtime.device import DeviceSetup, checkpoint_blocks, compile_blocks, set_up_device
+from vjepa.runtime.device import DeviceSetup, checkpoint_blocks, compile_blocks
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.process import set_num_threads
 from vjepa.tasks import Task
@@ -70,7 +70,7 @@ def build_learner(
     """
     group = group or ProcessGroup()
     set_num_threads(training.num_threads)
-    setup = set_up_device(training.device, training.precision)
+    setup = training.set_up_device()
     task.to(setup.device)
     task.group = group
     if task.compares_samples and optim.accumulation_steps > 1:

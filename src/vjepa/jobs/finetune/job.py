@@ -50,7 +50,7 @@ from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
 from vjepa.jobs.probe.probe import ANSWERS_FILE, result_of, save_result
 from vjepa.models import EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
-from vjepa.runtime.device import seed_torch, set_up_device, to_device
+from vjepa.runtime.device import seed_torch, to_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_folder, begin_folder, claimed_folder
 from vjepa.runtime.logging import MetricLog, log_file
@@ -90,7 +90,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
     """
     out = Path(out)
     training = config.training
-    device = set_up_device(training.device, training.precision).device
+    device = training.set_up_device().device
     with ExitStack() as stack:
         group = stack.enter_context(
             open_process_group(device.type, config.distributed.timeout_minutes)
@@ -246,7 +246,7 @@ def _memory_needed(
         [MaskTokens(encoder.num_tokens, 0)],
         at_once,
         activation_checkpointing=checkpointing,
-        precision=config.training.precision,
+        precision=config.training.set_up_device().precision,
         on_cpu=device.type == "cpu",
     ).activations
     if config.trained.last_blocks is not None and config.trained.lora_rank is None:
@@ -271,7 +271,7 @@ class Validation:
     ) -> None:
         assert inputs.validation is not None
         self._task, self._split, self._group = task, inputs.validation, group
-        self._setup = set_up_device(config.training.device, config.training.precision)
+        self._setup = config.training.set_up_device()
         self._clip, self._reading = inputs.test_clip, config.data.loader
         size = inputs.view.crop_size
         self._view = ViewConfig(crop_size=size, resize=config.data.resize)

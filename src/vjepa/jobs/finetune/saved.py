@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.probe.predict import Probe, with_record
 from vjepa.models import Encoder, LinearClassifier
 from vjepa.models.encoder import NORM_EPS
-from vjepa.runtime.device import DeviceName, set_up_device
+from vjepa.runtime.device import DeviceName
 from vjepa.runtime.process import set_num_threads
 
 MODEL_FOLDER = "model"
@@ -105,8 +106,9 @@ def load_finetuned(
     identity = EncoderIdentity(
         weights_hash=weights_hash(whole), config=encoder.config, path=str(model), which="fine-tuned"
     )
-    precision = run.training.precision
-    settings = ClipSettings(clip=clip, view=view, features=EncodingConfig(precision=precision))
+    setup = replace(run.training, device=device).set_up_device()
+    features = EncodingConfig(precision=setup.precision)
+    settings = ClipSettings(clip=clip, view=view, features=features)
     saved = SavedProbe(
         label=str(told.get("label")),
         classes=tuple(classes),
@@ -124,7 +126,7 @@ def load_finetuned(
     extractor = FeatureExtractor(
         FrozenEncoder(whole, identity),
         settings,
-        set_up_device(device, precision),
+        setup,
         reading or ReadingConfig(),
         on_bad_video,
     )
