@@ -30,6 +30,7 @@ from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.finetune.job import run
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.jobs.probe.probe import train
+from vjepa.reporting.pictures import MIDDLE_GREY
 
 BATCH = 32
 PLAIN = {
@@ -163,6 +164,8 @@ def table(found: dict[Cell, SeedSummary], chosen: dict[Cell, dict[float, float]]
 
 def draw(found: dict[Cell, SeedSummary], path: Path) -> None:
     """Accuracy over the clips seen, with the deviation over seeds."""
+    inks = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    plt.rcParams.update(dict.fromkeys(inks, MIDDLE_GREY))  # read on white and on black
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     kinds = list(dict.fromkeys(kind for kind, *_ in found))
     for kind, few in dict.fromkeys(cell[:2] for cell in found):
@@ -186,7 +189,7 @@ def draw(found: dict[Cell, SeedSummary], path: Path) -> None:
     axes.set_ylabel("top-1 on test videos, %")
     axes.grid(visible=True, axis="y", linewidth=0.4)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, transparent=True)
     plt.close(figure)
 
 

@@ -26,11 +26,12 @@ from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 from recipe_trials import GridConfig, Job, Study
 
+from vjepa.reporting.pictures import MIDDLE_GREY
 from vjepa.runtime.files import atomic_write
 from vjepa.runtime.logging import read_metrics
 from vjepa.strict_yaml import parse_yaml
 
-_COLOURS = ("#08519c", "#d94801", "#238b45", "#6a51a3", "#525252")
+_COLOURS = ("#2f8fd0", "#e0702f", "#35a168", "#a06fd0", "#b58a1f")  # seen on white and on black
 _POOL, _AMOUNTS = "steps", ("few", "all")
 
 
@@ -40,10 +41,8 @@ def shares(study: Study, data: str, trial: str, minutes: float, what: str) -> di
     return {s: 100 * r["encoder"][_POOL][what] for s, r in found.items() if r is not None}
 
 
-def points(
-    study: Study, data: str, trial: str, what: str
-) -> list[tuple[float, float, float, float, int]]:
-    """Total CPU minutes, mean, lowest and highest share over seeds, and how many these are."""
+def points(study: Study, data: str, trial: str, what: str) -> list[tuple[float, float, float]]:
+    """Total CPU minutes, and mean and standard deviation of the share over seeds."""
     overrides = study.grid.trials[trial]
     is_student = any(str(value).startswith("run of ") for value in overrides.values())
     begins = study.grid.minutes[0] if is_student else 0.0
@@ -51,47 +50,56 @@ def points(
     for minutes in study.grid.minutes:
         there = list(shares(study, data, trial, minutes, what).values())
         if there:
-            mean = statistics.fmean(there)
-            found.append((begins + minutes, mean, min(there), max(there), len(there)))
+            spread = statistics.stdev(there) if len(there) > 1 else 0.0
+            found.append((begins + minutes, statistics.fmean(there), spread))
     return found
 
 
 def draw(study: Study, path: Path) -> None:
-    """One picture of all sets and amounts of labels: the mean over seeds, and their range."""
+    """One picture of all sets and amounts of labels: the mean over seeds, and its deviation.
+
+    Panels stand below each other, without a ground: it is read on a phone and on a dark page.
+    """
     wanted = [
         (data, f"{label}/{amount}")
         for data, config in study.grid.sets.items()
         for label in config.labels
         for amount in _AMOUNTS
     ]
-    figure = Figure(figsize=(4.6 * len(wanted), 4.2), layout="constrained")
-    places = figure.subplots(1, len(wanted), squeeze=False)[0]
+    figure = Figure(figsize=(6.4, 0.5 + 3.5 * len(wanted)), layout="constrained")
+    places = figure.subplots(len(wanted), 1, squeeze=False)[:, 0]
     for axes, (data, what) in zip(places, wanted, strict=True):
         untrained = next(iter(study.grid.trials))
         random = list(shares(study, data, untrained, 0.0, what).values())
-        if random:
-            axes.axhline(
-                statistics.fmean(random), color="0.4", linestyle=":", label="random weights"
-            )
-        for name, floor in study.floors(data).items():
-            axes.axhline(100 * floor[what], color="0.8", linewidth=1)
-            axes.annotate(f"no encoder: {name}", (1, 100 * floor[what]), (-2, 2),
-                          xycoords=("axes fraction", "data"), textcoords="offset points",
-                          ha="right", fontsize=7, color="0.5")  # fmt: skip
+        levels = {"random weights": statistics.fmean(random)} if random else {}
+        levels |= {name: 100 * floor[what] for name, floor in study.floors(data).items()}
+        for name, level in levels.items():
+            is_random = name == "random weights"
+            axes.axhline(level, color=MIDDLE_GREY, alpha=0.7, linewidth=1,
+                         linestyle=":" if is_random else "-")  # fmt: skip
+            axes.annotate(name, (1, level), (5, 0), xycoords=("axes fraction", "data"),
+                          textcoords="offset points", va="center", color=MIDDLE_GREY)  # fmt: skip
         for trial, colour in zip(study.grid.trials, _COLOURS, strict=False):
             found = points(study, data, trial, what)
             if found:
-                x, mean, low, high, _ = zip(*found, strict=True)
+                x, mean, spread = zip(*found, strict=True)
                 axes.plot(x, mean, color=colour, marker="o", markersize=4, label=trial)
-                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+                low, high = ([m + sign * d for m, d in zip(mean, spread, strict=True)]
+                             for sign in (-1, 1))  # fmt: skip
+                axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         label, _, amount = what.partition("/")
         config = study.grid.sets[data]
         labelled = f"{config.few} labels a class" if amount == "few" else "all labels"
-        axes.set_title(f"{data} set, {label}, {labelled}", fontsize=10)
-        axes.set_xlabel("CPU minutes of one thread, the teacher's included")
-        axes.set_ylabel("right answers on test videos, percent")
-    figure.axes[0].legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
+        axes.set_title(f"{data} set, {label}, {labelled}", color=MIDDLE_GREY, fontsize=11)
+        axes.set_ylabel("right on test videos, %", color=MIDDLE_GREY)
+        axes.tick_params(colors=MIDDLE_GREY)
+        axes.spines[:].set_color(MIDDLE_GREY)
+        axes.spines[["top", "right"]].set_visible(False)
+    places[-1].set_xlabel("CPU minutes of one thread, the teacher's included", color=MIDDLE_GREY)
+    handles, names = places[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False,
+                  labelcolor=MIDDLE_GREY)  # fmt: skip
+    figure.savefig(path, dpi=130, transparent=True)
 
 
 def table(study: Study) -> str:

@@ -197,6 +197,25 @@ def test_the_headline_says_who_is_ahead_whoever_it_is(mine: float, said: str) ->
     assert said in headline(DemoConfig(shipped_model=False), cells)[1]
 
 
+@pytest.mark.parametrize(
+    ("mine", "value", "label"),
+    [
+        (0.9, "40.0 points", "above pixel prediction"),
+        (0.4, "10.0 points", "below pixel prediction"),
+        (0.51, "1.0 points", "above pixel prediction, not told apart"),
+        (0.49, "1.0 points", "below pixel prediction, not told apart"),
+    ],
+)
+def test_a_gap_below_is_said_in_words_not_by_a_sign(mine: float, value: str, label: str) -> None:
+    shares: dict[EncoderName, float] = {"vjepa": mine, "pixel": 0.5, "random": 0.2}
+    cells = [
+        Cell("motion", "attentive", 15, name, x, ConfidenceInterval(x - 0.02, x + 0.02), (x,))
+        for name, x in shares.items()
+    ]
+    shown = headline(DemoConfig(shipped_model=False), cells)[2][2]
+    assert (shown.value, shown.label) == (value, label)
+
+
 def test_the_claim_says_no_more_than_what_holds() -> None:
     def claim(**shares: float) -> str:
         cells = [

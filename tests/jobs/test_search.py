@@ -97,7 +97,7 @@ def test_the_report_names_the_copy(
     asked = ["search", "report", "--database", str(made / "db"), "--clusters", "2"]
     assert main([*asked, "--out", str(page)]) == 0
     said = capsys.readouterr().out
-    assert "1.00 alike" in said.splitlines()[0]
+    assert "1.000 alike" in said.splitlines()[0]
     assert "a.mp4" in said.splitlines()[0]
     assert "again.mp4" in said.splitlines()[0]
     assert "nearly the same (at least 0.95 alike): 1. Clusters of moments: 2." in said

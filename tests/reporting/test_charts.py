@@ -56,8 +56,8 @@ def test_svg_names_classes_and_counts(tmp_path: Path) -> None:
 
 def test_a_chart_says_how_wide_it_was_drawn() -> None:
     drawn = line_chart([Line("loss", [0.0, 1.0], [1.0, 2.0])], x_label="update", y_label="loss")
-    assert drawn.startswith('<svg viewBox="0 0 331')
-    assert 'style="--width: 331px"' in drawn
+    assert drawn.startswith('<svg viewBox="0 0 316')
+    assert 'style="--width: 316px"' in drawn
 
 
 def test_numbers_of_a_level_curve_are_written_out() -> None:

@@ -103,6 +103,17 @@ def test_notes_and_a_caption_stand_below(tmp_path: Path) -> None:
     assert (named[:36, :, 3] > 0).any()
 
 
+def test_notes_wider_than_their_frames_do_not_run_into_each_other() -> None:
+    frames, note = [np.zeros((30, 40, 3), np.uint8)] * 2, "a_long_name_of_a_file.mp4"
+    once = pictures.picture_of([Strip("", frames[:1], (note,))])
+    twice = pictures.picture_of([Strip("", frames, (note, note))])
+    words = (once[30:, :, 3] > 0).any(axis=0)
+    assert not words[[0, -1]].any(), "nothing is cut off"
+    assert twice.shape[1] >= 2 * once.shape[1]
+    np.testing.assert_array_equal(twice[:, : once.shape[1]], once)
+    np.testing.assert_array_equal(twice[:, -once.shape[1] :], once)
+
+
 def _brightness(colour: tuple[int, ...]) -> float:
     """Of a colour, as contrast is reckoned from it (WCAG)."""
     shares = np.array(colour[:3]) / 255

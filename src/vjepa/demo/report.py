@@ -202,11 +202,19 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, str, list[
         )
     figures = [
         Figure(f"{100 * mine.top1:.1f} %", f"{label} from few labels, V-JEPA"),
-        Figure(f"{100 * (mine.top1 - random.top1):+.1f} points", "over random weights"),
-        Figure(f"{100 * (mine.top1 - pixel.top1):+.1f} points", "over pixel prediction"),
+        _gap(mine, random, "random weights"),
+        _gap(mine, pixel, "pixel prediction"),
         Figure(f"{config.minutes:g} min", "pretraining, CPU time of one thread"),
     ]
     return title, answer, figures
+
+
+def _gap(one: Cell, other: Cell, name: str) -> Figure:
+    """How far a row is above or below another, and whether that is more than chance."""
+    gap, told = 100 * (one.top1 - other.top1), _compared(one, other)
+    side = "above" if gap >= 0 else "below"
+    doubt = "" if told == side else ", not told apart"
+    return Figure(f"{abs(gap):.1f} points", f"{side} {name}{doubt}")
 
 
 def _claim_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:

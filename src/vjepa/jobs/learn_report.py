@@ -351,13 +351,22 @@ def _encode_moments(
 
 def _next_section(out: Path) -> Section:
     text = f"""\
-vjepa learn ... --minutes 60 --out {out}        go on: the same command with more time
-vjepa show run {out}/run                        all curves
+# go on: the same command with more time
+vjepa learn ... --minutes 60 --out {out}
+
+# all curves
+vjepa show run {out}/run
+
+# features: as files, and as colours over videos
 vjepa features VIDEOS --encoder.path {out}/run --out features
 vjepa show features a.mp4 b.mp4 --model {out}/run --out features.png
-vjepa probe train --help                        name classes with the frozen encoder
 
-In Python:  vjepa.load_encoder("{out}/run")"""
+# name classes with the frozen encoder
+vjepa probe train --help
+
+# in Python
+python -c "import vjepa; print(vjepa.load_encoder('{out}/run'))"\
+"""
     return Section("How to go on", blocks=[Text(text, preformatted=True)])
 
 

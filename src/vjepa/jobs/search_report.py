@@ -55,7 +55,7 @@ def search(
     database = Database(folder)
     vector, place = encode_example(database.worker(encoder), example, start, end)
     found = database.query(vector, count, place, exact=exact)
-    caption = f"1: the same; 0: as unlike as two moments of this database are on average. {folder}"
+    caption = f"1: the same; 0: as unlike as two moments of the database {folder} are on average."
     write_sheet(place, found, out, caption, narrow=narrow)
     return found
 
@@ -66,7 +66,7 @@ def write_sheet(
     """Write a picture of a moment and of those that are like it, some frames of each."""
     frames = _NARROW_FRAMES if narrow else _FRAMES
     strips = [_strip("asked for", asked, frames)]
-    strips += [_strip(f"{moment.alike:.2f} alike", moment, frames) for moment in found]
+    strips += [_strip(f"{moment.alike:.3f} alike", moment, frames) for moment in found]
     shown = [strip for strip in strips if strip]
     write_png(picture_of(shown, caption=caption, narrow=narrow), out)
 
@@ -187,7 +187,7 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
     figures = [
         Figure(f"{files:,}", "files"),
         Figure(f"{total:,}", "moments"),
-        Figure(f"{len(pairs):,}", "pairs of files nearly the same"),
+        Figure(f"{len(pairs):,}", "pairs of files with moments nearly the same"),
     ]
     footer = (
         f"database {folder}; encoder: {database.encoder}. Files lie below {shared or '/'}. "
@@ -195,7 +195,7 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
     )
     write_report(Report("What lies in these videos", answer, figures, sections, footer), out)
     named = [
-        f"{pair.alike:.2f} alike: {pair.first.path} {clock(pair.first.start)} and "
+        f"{pair.alike:.3f} alike: {pair.first.path} {clock(pair.first.start)} and "
         f"{pair.second.path} {clock(pair.second.start)}"
         for pair in pairs[:_SHOWN_PAIRS]
     ]
@@ -213,7 +213,7 @@ def _pair_section(pairs: Sequence[Pair], least: float, shared: str) -> Section:
         return Section(title, f"No two files have moments at least {least:g} alike.")
     strips = []
     for pair in pairs[:_SHOWN_PAIRS]:
-        halves = [_strip(f"{pair.alike:.2f} alike", one, 2) for one in (pair.first, pair.second)]
+        halves = [_strip(f"{pair.alike:.3f} alike", one, 2) for one in (pair.first, pair.second)]
         if halves[0] and halves[1]:
             frames = [*halves[0].frames, *halves[1].frames]
             strips.append(Strip(halves[0].label, frames, [*halves[0].notes, *halves[1].notes]))
@@ -246,7 +246,8 @@ def _cluster_section(
             continue
         members = members[distances[members].argsort(kind="stable")]
         paths = {moments[n].path for n in members}
-        label = f"moments: {len(members)}\nfiles: {len(paths)}"
+        label = f"{len(members):,} moment{'s' * (len(members) > 1)}\n"
+        label += f"{len(paths):,} file{'s' * (len(paths) > 1)}"
         shown: dict[str, Strip] = {}
         for n in members:
             if moments[n].path not in shown and len(shown) < _FRAMES:
@@ -259,9 +260,9 @@ def _cluster_section(
         typical = _named(moments[members[0]], shared)
         rows.append((str(len(members)), str(len(paths)), typical))
     introduction = (
-        "Moments grouped by k-means (random start 0): each is with the group whose middle it is "
-        "nearest to. Shown are the moments nearest to the middle. Groups are of the model's "
-        "making, not classes."
+        "Moments grouped by k-means: each is with the group whose middle it is nearest to. Shown "
+        f"are the moments nearest to the middle, one of each file, of at most {_FRAMES} files. "
+        "Groups are of the model's making, not classes."
     )
     blocks: list[Block] = [Table(("moments", "files", "most typical"), rows)]
     if strips:

@@ -190,8 +190,9 @@ def show_neighbours(
         raise UserError(f"{features}: holds no other moment than this clip; add videos to it")
     caption = (
         "First row: the clip that was asked for. Below: the moments of the set whose features are "
-        "most like it, with their likeness: the cosine of the mean features, in which every way to "
-        f"differ counts alike. 1: the same; 0: no more alike than any. Made with {worker.encoder}."
+        "most like it, with their likeness: the cosine of the mean features (every direction in "
+        "which moments differ made equally long). 1: the same; 0: no more alike than any. Made "
+        f"with {worker.encoder}."
     )
     write_sheet(places[index], moments, out, caption)
     return moments

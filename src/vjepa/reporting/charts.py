@@ -141,7 +141,7 @@ class Estimate:
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     """One or more curves over a common axis as an SVG string; several get a legend."""
-    figure = _figure(4.6, 2.7, layout="constrained")
+    figure = _figure(4.4, 2.7, layout="constrained")  # as wide as a phone: words as they are
     axes = figure.add_subplot()
     _style(axes, "y")
     for line in lines:
@@ -159,10 +159,10 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
     axes.ticklabel_format(axis="y", useOffset=False)  # no 1e-6+9.49e-1 above a level curve
     if all(float(x).is_integer() for line in lines for x in line.x):  # no update 12.5
         axes.locator_params(axis="x", integer=True)
-    axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
-    axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=8.5)
+    axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=9.5)
+    axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=9.5)
     if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
     return _svg(figure)
 
 
@@ -209,7 +209,7 @@ def estimate_chart(
         if not rows or (isinstance(rows[-1], Estimate) and rows[-1].group != estimate.group):
             rows.append(estimate.group)
         rows.append(estimate)
-    size = (4.5, 0.36 * len(rows) + 0.6) if narrow else (8.2, 0.25 * len(rows) + 0.7)
+    size = (4.4, 0.38 * len(rows) + 0.6) if narrow else (8.2, 0.25 * len(rows) + 0.7)
     figure = _figure(*size, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "x")
@@ -219,7 +219,7 @@ def estimate_chart(
         colour = _SERIES[row.colour - 1]
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
-        style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": _INK}
+        style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": _INK}
         axes.annotate(f"{100 * row.value:.1f}", (100 * row.high, position), (6, 0), **style)
         if chance and row.group in chance:
             level = 100 * chance[row.group]
@@ -236,7 +236,7 @@ def estimate_chart(
                 xytext=(3, 9),
                 textcoords="offset points",
                 va="center",
-                fontsize=8.5,
+                fontsize=9.5,
                 color=_INK,
                 fontweight=bold,
             )
@@ -261,7 +261,7 @@ def _style(axes: Axes, grid: Any, muted: str = _MUTED, grey: str = _GRID) -> Non
     """A quiet frame with the grid lines of one axis."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(grey)
-    axes.tick_params(colors=muted, labelsize=8, length=0)
+    axes.tick_params(colors=muted, labelsize=9, length=0)
     axes.grid(visible=True, axis=grid, color=grey, linewidth=0.6)
     axes.set_axisbelow(True)
 

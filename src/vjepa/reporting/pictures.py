@@ -108,7 +108,17 @@ def picture_of(
         over + strip.frames[0].shape[0] + (line if strip.notes else 0)
         for over, strip in zip(above, strips, strict=True)
     ]
-    widths = [sum(frame.shape[1] + gap for frame in strip.frames) - gap for strip in strips]
+    # A note that is wider than its frame gets the place, so that neighbours' notes stay apart.
+    cells = [
+        [
+            max(frame.shape[1], round(font.getlength(note)) + 2 * gap if note else 0)
+            for frame, note in zip(
+                strip.frames, strip.notes or [""] * len(strip.frames), strict=True
+            )
+        ]
+        for strip in strips
+    ]
+    widths = [sum(cell) + gap * (len(cell) - 1) for cell in cells]
     widest = max(font.getlength(strip.label) for strip in strips)
     margin = max(_MARGIN, round(widest) + 16) if widest and not narrow else 0
     width = margin + max(widths)
@@ -117,14 +127,14 @@ def picture_of(
     size = (width, sum(heights) + gap * (len(strips) - 1) + below)
     page = Image.new("RGBA", size, (255, 255, 255, 0))  # white to a reader that knows no alpha
     draw, top = ImageDraw.Draw(page), 0
-    for strip, over, height in zip(strips, above, heights, strict=True):
+    for strip, over, height, across in zip(strips, above, heights, cells, strict=True):
         left = margin
-        for number, frame in enumerate(strip.frames):
-            page.paste(Image.fromarray(frame), (left, top + over))
+        for number, (frame, cell) in enumerate(zip(strip.frames, across, strict=True)):
+            page.paste(Image.fromarray(frame), (left + (cell - frame.shape[1]) // 2, top + over))
             if strip.notes:
-                place = (left + frame.shape[1] // 2, top + over + frame.shape[0] + 2)
+                place = (left + cell // 2, top + over + frame.shape[0] + 2)
                 draw.text(place, strip.notes[number], MIDDLE_GREY, font, anchor="ma")
-            left += frame.shape[1] + gap
+            left += cell + gap
         place = (2, top + 2 * gap) if narrow else (margin - 8, top + strip.frames[0].shape[0] // 2)
         draw.text(place, strip.label, MIDDLE_GREY, font, anchor="la" if narrow else "rm")
         top += height + gap
