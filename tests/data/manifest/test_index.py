@@ -224,6 +224,21 @@ def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
     assert "3.mp4" not in str(error.value)
     assert out.read_bytes() == before
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["good.mp4"]
+    assert "list" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ('\ufeff\n [{"path": "a.mp4"},\n{"path": "b.mp4"}]', "a JSON array"),
+        ('{"path": "a.mp4"}\n{"path": "b.mp4"}', "JSON lines"),
+        ("path\na.mp4\nb.mp4", "a list"),
+    ],
+)
+def test_a_list_of_files_that_are_not_there_says_as_what_it_was_read(tmp_path, text, form):
+    (tmp_path / "set.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=f"2 files of .*set.txt can be used .read as {form}; rel"):
+        index_sources([tmp_path / "set.txt"], tmp_path / "m.parquet")
 
 
 def test_a_mistake_in_a_source_costs_no_probing(tmp_path, probed):

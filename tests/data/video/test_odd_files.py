@@ -23,6 +23,7 @@ from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.stamps import display_times
 
+VP8 = {"deadline": "realtime", "b": "500k"}
 H265 = {"x265-params": "log-level=none:pools=none"}
 NO_B = Spec(b_frames=0)
 EVEN = np.arange(60) / 25
@@ -152,6 +153,28 @@ HOUR = 25 * 3600
 def test_a_clock_that_starts_anew_leaves_no_gap(tmp_path, first, second):
     info = check(odd_files.joined(tmp_path / "a.ts", first, second), np.arange(120) / 25)
     assert info.duration_seconds == pytest.approx(4.8, rel=0.02)
+
+
+def test_a_joined_stream_whose_clock_lies_before_the_first_keeps_its_frames(tmp_path):
+    path = odd_files.joined(tmp_path / "a.ts", Spec(pts=range(7, 67)), Spec(rate=50), Spec())
+    assert check(path).num_frames == 180
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "fps"),
+    [
+        ("lapse.ts", Spec(container="mpegts", pts=range(0, 18_000, 300)), 1 / 12),
+        ("fast.mkv", Spec(rate=2000), 2000),
+        ("fast.webm", Spec(codec="libvpx", b_frames=0, rate=3000, options=VP8), 3000),
+        ("raw.mpg", Spec(codec="mpeg1video", container="mpeg1video", b_frames=2), 25),
+        ("raw.m4v", Spec(codec="mpeg4", container="m4v", b_frames=2), 25),
+    ],
+)
+def test_slow_and_fast_clocks_and_none(tmp_path, name, spec, fps):
+    info = check(write_video(tmp_path / name, spec))
+    assert info.fps == pytest.approx(fps, rel=0.04)
+    times = decode_clip(info, np.arange(60)).times
+    np.testing.assert_allclose(times, np.arange(60) / fps, atol=max(0.001, 0.1 / fps))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source, shortened
+from vjepa.data.manifest.lists import IndexConfig, LeftOut, form_of, read_source, shortened
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -195,9 +195,11 @@ def index_sources(
     if not manifest.ok.any():
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
+        forms = " and ".join(sorted(set(map(form_of, sources)) - {""}))
+        how = f" (read as {forms}; relative paths start at the folder of their list)"
         raise UserError(
             f"none of the {len(manifest)} files of {shortened(', '.join(sources))} can be used"
-            f" (relative paths start at the folder of their list): {reasons}"
+            f"{how if forms else ''}: {reasons}"
         )
     if weights is not None:
         manifest = _weighted(manifest, dict(zip(names, weights, strict=True)))

@@ -290,6 +290,16 @@ def _looks_like_a_clip(images: Iterable[str]) -> str | None:
 # --- lists of files -------------------------------------------------------------------------------
 
 
+def form_of(source: str) -> str:
+    """As what a source that is a list is read, in words; empty for folders and media files."""
+    path = Path(source)
+    if is_media(path.name) or not path.is_file():
+        return ""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.read(256).lstrip()[:1]
+    return {"[": "a JSON array", "{": "JSON lines"}.get(first, "a list")
+
+
 def list_entries(
     path: Path, columns: Sequence[str] = ("path",), *, of_ids: bool = False
 ) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -60,8 +60,9 @@ _NUM_VERIFIED = 24
 # Where headers do not tell, so many entry points are tried, over so many packets each.
 _NUM_TRIED, _TRIED_PACKETS = 2, 12
 
-# Timestamps of which a larger part goes back, or is missing, are not those of a clock.
-_MADE_UP = 0.1
+# Timestamps of which a larger part goes back, or is missing, are not those of a clock; of which a
+# larger part repeats, those of one that ticks too slowly.
+_MADE_UP, _FINER = 0.1, 1000
 
 _FALLBACK_FPS = 25.0
 _CLOCK_MAY_JUMP = 0x200  # FFmpeg's AVFMT_TS_DISCONT: formats made to be cut and joined
@@ -259,6 +260,9 @@ def _with_times(
         if is_missing.mean() > _MADE_UP:
             return replace(info, time_base=Fraction(0))
         stamps = with_missing(stamps)
+    # Where many frames share a tick, finer ones are needed to tell them apart.
+    finer = _FINER if info.is_counted and (np.diff(stamps) == 0).mean() > _MADE_UP else 1
+    stamps, info = stamps * finer, replace(info, time_base=info.time_base / finer)
     times = display_times(stamps, info.time_base, may_splice)
     times = shown_later(times, delay) if is_decoding else times
     start, ticks = int(times[0]), int(times[-1] - times[0])
@@ -269,7 +273,7 @@ def _with_times(
     # Timestamps are rounded to ticks, so an even rate strays from the line by up to one; where a
     # tick is a frame, as in AVI, that much is a frame that is missing.
     strays = np.abs(times - start - step * np.arange(num_frames)).max()
-    is_constant = bool(strays <= min(1.0, step / 4))
+    is_constant = bool(strays <= min(finer, step / 4))
     is_plain = is_constant if info.is_counted or is_decoding else True
     if not info.is_counted:
         is_plain = is_plain and np.array_equal(np.diff(times), np.diff(given))
@@ -278,7 +282,7 @@ def _with_times(
         fps=fps,
         duration_seconds=num_frames / fps,
         constant_rate=is_constant,
-        start_pts=start if info.is_counted else int(given[0]),
+        start_pts=start // finer if info.is_counted else int(given[0]),
         frame_pts=np.zeros(0, np.int64) if is_plain else times,
     )
 

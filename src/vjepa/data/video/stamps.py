@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 NO_STAMP = -(1 << 62)
 
-# As FFmpeg's own tool: a step of more seconds in a format whose clock may start anew is a splice.
-# Elsewhere recordings may pause; a clock jumps by half an hour, and by many times the usual step.
-_SPLICE_SECONDS, _JUMP_SECONDS, _JUMP_STEPS = 10, 1800, 1000
+# As FFmpeg's own tool: a step of more seconds in a format whose clock may start anew is a splice,
+# and elsewhere, where recordings may pause, one of half an hour. Either is many times the usual
+# step: a frame a minute is a time-lapse.
+_SPLICE_SECONDS, _SPLICE_STEPS = 10, 10
+_JUMP_SECONDS, _JUMP_STEPS = 1800, 1000
+
+_NO_TIMES = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS
 
 # A stamp that goes back belongs to a splice if so many behind it stay back, too.
 _NUM_BACK = 16
@@ -60,8 +64,10 @@ class PacketTable:
         it; what comes before cannot be decoded and is not counted.
         """
         is_later = (self.pts >= self.pts[self.first]) | (self.pts == NO_STAMP)
-        is_after = (np.arange(len(self)) >= self.first) & is_later
-        return np.flatnonzero(self.is_shown & is_after)
+        numbers = np.arange(len(self))
+        # From the second key frame on, a lower time is that of a clock which starts anew.
+        is_later |= np.cumsum(self.is_flagged & (self.entry != 0) & (numbers > self.first)) > 0
+        return np.flatnonzero(self.is_shown & (numbers >= self.first) & is_later)
 
     @property
     def stamps(self) -> NDArray[np.int64]:
@@ -135,8 +141,13 @@ def read_packets(
         is_known=known,
         places=np.array(places, dtype=np.int64),
         is_cut_off=is_cut_off,
-        # An AVI counts its chunks, empty ones too; FFmpeg guesses from those when frames are shown.
-        has_pts=video.container.format.name != "avi" and NO_STAMP not in pts,
+        # An AVI counts its chunks, empty ones too, and a raw stream has no times at all: FFmpeg
+        # guesses when frames are shown.
+        has_pts=not (
+            video.container.format.name == "avi"
+            or video.container.format.flags & _NO_TIMES
+            or NO_STAMP in pts
+        ),
     )
 
 
@@ -159,7 +170,9 @@ def display_times(
     jump, which in a format that `may_splice` takes less. Single ones that repeat or go back lie
     evenly between their neighbours.
     """
-    seconds = _SPLICE_SECONDS if may_splice else _JUMP_SECONDS
+    seconds, num_steps = (
+        (_SPLICE_SECONDS, _SPLICE_STEPS) if may_splice else (_JUMP_SECONDS, _JUMP_STEPS)
+    )
     limit = float(seconds / time_base) if time_base else np.inf
     given, stamps = stamps, stamps.copy()
     goes_back = np.zeros(max(0, len(stamps) - 1), dtype=bool)
@@ -170,8 +183,9 @@ def display_times(
         else:
             goes_back[place] = stays_back
     steps = np.diff(stamps)
-    if not may_splice and np.any(steps > limit):
-        limit = max(limit, _JUMP_STEPS * float(np.median(steps[steps > 0])))
+    if np.any(steps > limit):
+        usual_step = float(np.percentile(steps[steps > 0], 50, method="lower"))
+        limit = max(limit, num_steps * usual_step)
     is_splice = goes_back | (steps > limit)
     rising = steps[(steps > 0) & ~is_splice]
     if np.all(np.diff(given) > 0) and not is_splice.any():
