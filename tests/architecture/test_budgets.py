@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_798
+MOST_LINES = 46_808
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -25,7 +25,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (950, 13),
     "data/clips": (1960, 60),
     "data/loader": (1260, 19),
-    "data/manifest": (1873, 39),
+    "data/manifest": (1883, 39),
     "data/prepare": (1290, 37),
     "data/video": (2487, 54),
     "demo": (2090, 52),

@@ -315,6 +315,8 @@ def test_path_lines_without_labels(tmp_path):
         ("l.csv", "path,label\na.mp4," + "x" * 200_000 + "\n", r"row 2: .*field larger than"),
         ("l.csv", "path,label\na.mp4,nan\n", r"row 2: label is 'nan', which other programs"),
         ("l.txt", "a.mp4 3\nb.mp4 NaN\n", r"row 2: label is 'NaN'"),
+        ("l.csv", "path,label\na.mp4,#N/A\n", r"row 2: label is '#N/A'"),
+        ("l.csv", "path,label\na.mp4,none\nb.mp4,None\n", r"row 3: label is 'None'"),
         ("l.jsonl", '{"path": "a.mp4", "x": 1}\n{"path": "b.mp4", "x": NaN}\n', "row 2: has no"),
         ("l.jsonl", '{"path": "a.mp4", "x": Infinity}\n', r"row 1: not valid JSON \(Infinity is"),
         ("l.jsonl", '{"path": "a.mp4", "x": 1e999}\n', r"row 1: x is inf, which other programs"),
@@ -373,6 +375,20 @@ def test_labels_with_spaces(text, expected, tmp_path):
     rows = labelled(write(tmp_path / "list.txt", text))
     assert [label for _, label in rows] == expected
     assert all(name in text for name, _ in rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"a.mp4" "riding a bike"\n"c, d.mp4" x\n"b\'s.mp4" it\'s\n',
+        "'a.mp4' riding a bike\n'c, d.mp4' 'x'\nb's.mp4 it's\n",
+        '"a.mp4","riding a bike"\n"c, d.mp4",x\nb\'s.mp4,it\'s\n',
+        "a.mp4\t'riding a bike'\n\"c, d.mp4\"\tx\nb's.mp4\tit's\n",
+    ],
+)
+def test_quotes_about_a_path_or_a_label_are_none_of_it(text, tmp_path):
+    expected = [("a.mp4", "riding a bike"), ("c, d.mp4", "x"), ("b's.mp4", "it's")]
+    assert labelled(write(tmp_path / "list.txt", text)) == expected
 
 
 def test_where_a_suffix_does_not_decide_it_is_what_exists(tmp_path):

@@ -56,10 +56,12 @@ _SPLIT_FOLDERS = {
 }
 
 
-# What other programs write where there is no value.
-_NO_VALUE = frozenset(("nan", "<na>"))
+# What other programs write where there is no value; the second ones are words in another case.
+_NO_VALUE = frozenset(("nan", "<na>", "nat", "null", "n/a", "#n/a"))
+_NO_VALUE_AS_WRITTEN = frozenset(("None", "NA"))
 _SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 _SUFFIX = re.compile(r"[^\s/](\.\w+)(?=[\s,;]|$)")
+_QUOTED = re.compile(r"""(["'])(.+?)\1(?=[\s,;]|$)""")
 _SEVERAL_NUMBERS = re.compile(r"-?[\d.]+([\s,;]+-?[\d.]+)+")
 _HEADER_WORDS = frozenset(("path", "file", "filename", "video", "name"))
 # Fewer numbered images, or numbers with larger gaps, look like a collection and not like a clip.
@@ -422,7 +424,7 @@ def _parse_lines(
         if of_ids:
             ends = _ends_of_names(text)
             name = text[: ends[0]] if ends else re.split(r"[\s,;]", text)[0]
-            yield f"row {number}", {column: name}
+            yield f"row {number}", {column: _without_quotes(name)}
             continue
         found = _split_line(text, path.parent)
         if found is None or _SEVERAL_NUMBERS.fullmatch(found[1]):
@@ -438,15 +440,15 @@ def _parse_lines(
 def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
     """Cut ``path label`` behind the path; both may hold spaces, and the label may be empty.
 
-    The path ends at a tab, or with the suffix of a video or an image and a space, comma or
-    semicolon. Where that does not decide it is what exists, or the first of two words. None where
-    it cannot be told.
+    The path ends at a tab, with the quote that it begins with, or with the suffix of a video or an
+    image and a space, comma or semicolon. Where that does not decide it is what exists, or the
+    first of two words. None where it cannot be told.
     """
     name, tab, label = line.partition("\t")
     first = (name if tab else line.split()[0]).strip().lower()
     is_header = first in _HEADER_WORDS and not os.path.exists(folder / first)  # noqa: PTH110
     if tab:
-        return None if is_header else (name.strip(), label.strip())
+        return None if is_header else (_without_quotes(name), _without_quotes(label))
     ends = _ends_of_names(line)
     if len(ends) != 1:
         spaces = [match.start() for match in re.finditer(r"\s+", line)]
@@ -458,15 +460,22 @@ def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
             ends = candidates[:1]
         else:
             return None
-    name, rest = line[: ends[0]], line[ends[0] :]
+    name, rest = _without_quotes(line[: ends[0]]), line[ends[0] :]
     if rest[:1] in (",", ";"):
         rest = rest.removeprefix(rest[0])
-        return None if rest.count(line[ends[0]]) else (name, rest.strip())
-    return name, rest.strip()
+        return None if rest.count(line[ends[0]]) else (name, _without_quotes(rest))
+    return name, _without_quotes(rest)
+
+
+def _without_quotes(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if (quoted := _QUOTED.match(text)) and quoted.end() == len(text) else text
 
 
 def _ends_of_names(line: str) -> list[int]:
-    """Where in a line the names of videos and images end, as their suffixes tell."""
+    """Where in a line the names of videos and images end, as their quotes or suffixes tell."""
+    if quoted := _QUOTED.match(line):
+        return [quoted.end()]
     return [match.end() for match in _SUFFIX.finditer(line) if match[1].lower() in _SUFFIXES]
 
 
@@ -533,7 +542,8 @@ def _text_of(column: str, value: object) -> str | None:
     if not _is_text(column + text):
         what = f"{shortened(repr(column))} is not valid UTF-8: {shortened(repr(text))}"
         raise ValueError(f"{what}; save the list as UTF-8")
-    if text.lower() in _NO_VALUE or (isinstance(value, float) and math.isinf(value)):
+    is_missing = text.lower() in _NO_VALUE or text in _NO_VALUE_AS_WRITTEN
+    if is_missing or (isinstance(value, float) and math.isinf(value)):
         raise ValueError(
             f"{column} is {value!r}, which other programs write for a missing value; leave it"
             " empty, or give the class another name"
