@@ -23,6 +23,7 @@ from vjepa.jobs import studies_run
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.studies import SCALES, Grid, load_study, study_names
 from vjepa.jobs.studies_report import Comparison
+from vjepa.jobs.studies_run import open_grid
 from vjepa.masking import MaskSampler
 
 
@@ -279,6 +280,30 @@ def test_mistakes(
     assert main(["studies", "run", *words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_is_known_whatever_else_is_not_given(tmp_path: Path) -> None:
+    """Rows are read only where their set is given: their files are asked for all the same."""
+    grid = open_grid("low_shot", "paper", tmp_path, {"mvd_vitl16": tmp_path})
+    assert not grid.jobs
+    assert any("k400=MANIFEST" in why for why in grid.missing.values())
+
+
+def test_what_a_study_says_itself_counts_more_than_what_a_set_does(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "title: x\nquestion: y\nvariants: {usual: {}}\nscales:\n  cpu:\n    about: z\n"
+        "    sets: {vizdoom: [motion]}\n    seeds: [0]\n    steps:\n"
+        "      pretrain: {like: cpu_pretrain}\n      all: {like: cpu_ridge}\n"
+        "      few: {like: cpu_ridge, settings: {data.labels_per_class: 15}}\n"
+    )
+    grid = Grid(load_study(str(path)), "cpu", {"vizdoom": "/films.parquet"}, ())
+    asked = {cell.step: grid.jobs[cell.job].config for cell in grid.cells}
+    assert {name: asked[name].data.labels_per_class for name in ("all", "few")} == {
+        "all": 90,
+        "few": 15,
+    }
+    assert asked["pretrain"].data.normalisation == "measured"
 
 
 def test_a_wrong_declaration_is_refused(tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ class Grid:
         self.missing: dict[str, str] = {}
         """What is left out, and why."""
         self.known_files = {one.file for one in self.common.sets.values() if one.file is not None}
-        """Names of the files that studies can be given, and of those that this one asks for."""
+        """Names of the files that this study asks for, or the sets and steps that all share."""
+        self.known_files |= set(re.findall(r"{files\.(.+?)}", f"{study} {self.common}"))
         for seed in self.plan.seeds:
             for videos in self.plan.sets:
                 for variant in self.variants:
@@ -263,13 +264,16 @@ class Grid:
         )
 
     def _declared(self, videos: str, variant: str, name: str) -> dict[str, Any]:
-        """Settings of a step, `recipes` among them, with everything in braces still there."""
-        step = self._step(name)
+        """Settings of a step, `recipes` among them, with everything in braces still there.
+
+        A set's go before those of the step that the declared one is like, not before its own.
+        """
+        step, own = self._step(name), self.plan.steps[name].settings
         assert step.job is not None
         of_set = self.common.sets[videos].settings.get(step.job, {})
         changed = self.variants[variant].get(name) or {}
         of_user = self._by_step.get(name, {})
-        return {"recipes": list(step.recipes)} | step.settings | of_set | changed | of_user
+        return {"recipes": list(step.recipes)} | step.settings | of_set | own | changed | of_user
 
     def _job(self, videos: str, variant: str, name: str, label: str, seed: int) -> str:
         """The id of a step's job; it and those before it are added."""
@@ -283,7 +287,6 @@ class Grid:
                 return known[text]
             kind, _, rest = text.partition(".")
             if kind == "files":
-                self.known_files.add(rest)
                 if rest not in self.files:
                     raise _NotGivenError(rest)
                 return self.files[rest]
