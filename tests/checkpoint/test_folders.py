@@ -22,6 +22,7 @@ from vjepa.checkpoint import (
     find_checkpoint,
     load_model,
     read_config,
+    read_encoder,
     read_model,
     save_model,
     shipped_weights,
@@ -160,6 +161,12 @@ def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> N
     (folder / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match=f"{missing} is missing; did you mean {folder / 'run'}"):
         load_model(folder)
+
+
+def test_a_size_that_there_is_not_is_named(folder: Path) -> None:
+    for load in (load_model, read_encoder):
+        with pytest.raises(UserError, match="img_size: no such size; give image_size or num_f"):
+            load(folder, img_size=32)
 
 
 @pytest.mark.parametrize("wrapped", ["whole", "part", "blocks", "parallel", "tied"])

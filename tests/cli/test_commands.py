@@ -49,7 +49,7 @@ def test_recipe_overrides_and_out(training_job: list, vjepa: Callable, tmp_path:
         "config: recipe vits16_224, with",
         "  optim.peak_lr: 0.000625 -> 0.001",
         "  data.sources.0.manifest: m.parquet",
-        f"  all settings: {out}/config.yaml",
+        f"  all settings, once it has begun: {out}/config.yaml",
         f"done at step 90000 of 90000: {out}",
         "all updates are done",
         f"make it longer: vjepa pretrain --out {out} --optim.steps 180000",

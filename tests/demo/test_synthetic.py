@@ -184,9 +184,12 @@ def test_impossible_settings_are_refused_by_name(field, value):
         SyntheticConfig(**{field: value})
 
 
-def test_a_set_with_boxes_has_no_colours():
+def test_what_only_sets_with_or_without_boxes_have():
     with pytest.raises(ValueError, match="colours: a set with boxes has none"):
         SyntheticConfig(boxes=True, colours=True)
+    with pytest.raises(ValueError, match="num_segments: is of a set with boxes"):
+        SyntheticConfig(num_segments=2)
+    assert SyntheticConfig(boxes=True, num_segments=2).num_segments == 2
 
 
 @pytest.mark.parametrize("name", ["unknown split 'val'", "clip 5 of split 'test'"])

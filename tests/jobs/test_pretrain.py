@@ -352,7 +352,7 @@ def test_a_run_that_takes_too_long_is_stopped_and_may_begin_again(
     ("recipe", "gigabytes", "remedy"),
     [
         ("vits16_224", 16.0, r"needs about \d\d\.\d GB .*use --optim\.accumulation_steps \d+ \("),
-        ("vith16_384", 16.0, r"GB are training.max_gigabytes allows; use a smaller recipe or size"),
+        ("vith16_384", 16.0, r"training.max_gigabytes allows 16.0 GB; use a smaller recipe or"),
     ],
 )
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(

@@ -30,8 +30,8 @@ def _check(gigabytes: float, parts: int = 1) -> None:
 def test_what_fits_is_said(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="vjepa"):
         _check(97)
-    said = "needs about 97.0 GB of memory (weights 1.0, activations 96.0); 97.0 GB are training.max"
-    assert said in caplog.text
+    said = "needs about 97.0 GB of memory (weights 1.0, activations 96.0); training.max_gigabytes "
+    assert f"{said}allows 97.0 GB" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_fits_is_said(caplog: pytest.LogCaptureFixture) -> None:
         (96.9, 1, [r"--optim.accumulation_steps 2 \(49.0 GB\)", "activation_checkpointing true"]),
         (17, 2, [r"--optim.accumulation_steps 6 \(17.0 GB\)"]),
         (4, 1, [r"steps 8 --training.activation_checkpointing true \(4.0 GB\), or a smaller"]),
-        (1.5, 1, ["are training.max_gigabytes allows; use a smaller recipe or size"]),
+        (1.5, 1, ["but training.max_gigabytes allows 1.5 GB; use a smaller recipe or size"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_would(

@@ -72,7 +72,7 @@ def read_model(
     Raises:
         UserError: Nothing there, damaged, foreign, or of another shape.
     """
-    held = _open(path, replace(Asked(num_heads=num_heads), **sizes))
+    held = _open(path, _sized(Asked(num_heads=num_heads), sizes))
     assert held.predictor is not None
     with buildable("model", held.source), torch.device("meta"):
         model = VJEPA(ModelConfig(encoder=held.encoder, predictor=held.predictor))
@@ -112,7 +112,8 @@ def read_encoder(
     """
     if which not in ("target", "context"):
         raise UserError(f"which: {which!r} must be 'target' or 'context'")
-    held = _open(path, Asked(which=which, num_heads=num_heads, tokens=tokens, **sizes))
+    asked = Asked(which=which, num_heads=num_heads, tokens=tokens)
+    held = _open(path, _sized(asked, sizes))
     with torch.device("meta"):
         encoder = Encoder(held.encoder) if held.build is None else held.build(held.encoder)
     assert isinstance(encoder, Encoder | TimmEncoder)
@@ -125,6 +126,13 @@ def read_encoder(
 def load_model(path: str | Path, num_heads: int | None = None, **sizes: int | None) -> VJEPA:
     """The model of :func:`read_model`."""
     return read_model(path, num_heads, **sizes)[0]
+
+
+def _sized(asked: Asked, sizes: Mapping[str, int | None]) -> Asked:
+    known = ("image_size", "num_frames")
+    if unknown := [name for name in sizes if name not in known]:
+        raise UserError(f"{unknown[0]}: no such size; give {' or '.join(known)}")
+    return replace(asked, **sizes)
 
 
 def _open(path: str | Path, asked: Asked) -> Held:

@@ -314,7 +314,7 @@ def print_config(args: argparse.Namespace, config: Any) -> None:
         if not line.endswith(("(absent) -> None", "-> (absent)"))
     ]
     print(f"config: {title}{', with' if changed else ''}", *changed, sep="\n")
-    print(f"  all settings: {args.out / RESOLVED_CONFIG_FILE}")
+    print(f"  all settings, once it has begun: {args.out / RESOLVED_CONFIG_FILE}")
 
 
 def resolve_config(

@@ -110,6 +110,10 @@ class SyntheticConfig:
             raise ValueError(f"size must be even, got {self.size}")
         if self.boxes and self.colours:
             raise ValueError("colours: a set with boxes has none; leave one of the two out")
+        if not self.boxes and self.num_segments != SyntheticConfig.num_segments:
+            raise ValueError(
+                "num_segments: is of a set with boxes; give --boxes true, or leave it out"
+            )
 
     def num_clips(self, split: str) -> int:
         """Number of clips of one split."""

@@ -56,14 +56,17 @@ def check_memory(
     for other numbers to find one that fits.
     """
     if training.max_gigabytes is not None:
-        there, place = training.max_gigabytes * 1e9, "training.max_gigabytes allows"
+        there, place = training.max_gigabytes * 1e9, "training.max_gigabytes allows {:.1f} GB"
     elif device.type == "cuda":
-        there, place = float(torch.cuda.mem_get_info(device)[0]), "free on the GPU"
+        there, place = float(torch.cuda.mem_get_info(device)[0]), "{:.1f} GB are free on the GPU"
     else:
-        there, place = float(available_bytes() or 0), "free"
+        there, place = float(available_bytes() or 0), "{:.1f} GB are free"
         hosts = group.gather(platform.node())
         if hosts.count(hosts[group.rank]) > 1:
-            there, place = there / hosts.count(hosts[group.rank]), "free for each process"
+            there, place = (
+                there / hosts.count(hosts[group.rank]),
+                "{:.1f} GB are free for each process",
+            )
     there = min(group.gather(there))
     present = optim.accumulation_steps
     needs = estimate(present, training.activation_checkpointing)
@@ -72,7 +75,7 @@ def check_memory(
     said = f"needs about {total / 1e9:.1f} GB of memory" + (f" ({parts})" if parts else "")
     if device.type == "cuda":
         said += ", an estimate that was not compared on a GPU yet"
-    free = f"{there / 1e9:.1f} GB are {place}" if there else "what is free is not known here"
+    free = place.format(there / 1e9) if there else "what is free is not known here"
     short = []
     if there and total > there:
         remedies = _remedies(estimate, there, present, clips, training)

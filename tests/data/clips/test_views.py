@@ -205,3 +205,9 @@ def test_bad_input_is_one_clear_line(video: Path, tmp_path: Path) -> None:
     long = ClipConfig(num_frames=64, stride=4, short_video="error")
     with pytest.raises(UserError, match="has 48 frames, a clip takes 256"):
         load_clip(video, clip=long)
+    by_number = ClipConfig(num_frames=4, stride=4, sampling="exact", short_video="error")
+    by_time = ClipConfig(num_frames=4, stride=None, fps=3.0, short_video="error")
+    for whole, last in ((by_number, 35), (by_time, 35)):
+        assert load_clip(video, clip=whole, start_seconds=last / 12).times[-1] <= 47 / 12
+        with pytest.raises(UserError, match=r"start_seconds .* frames from there on, a clip takes"):
+            load_clip(video, clip=whole, start_seconds=(last + 5) / 12)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import cut
-from vjepa.data.clips.plan import ClipConfig, indices_from, plan_training
+from vjepa.data.clips.plan import ClipConfig, checked_spacing, indices_from, plan_training
 from vjepa.data.clips.segments import segment_indices
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
 from vjepa.data.clips.views import (
@@ -165,7 +165,8 @@ def load_clip(
     """Read one clip of a video, image or folder of frames, spaced as is said here.
 
     A model may have been trained on another spacing: its own is ``encoder.preprocess.clip``. Where
-    the video ends before the clip, the last frame is repeated.
+    the video ends before the clip, the last frame is repeated; a `clip` that calls a short video an
+    ``error`` is refused.
 
     Args:
         path: The file or folder.
@@ -197,6 +198,13 @@ def load_clip(
             frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
         elif 0 <= round(start_seconds * info.fps) < info.num_frames:
             frames = indices_from(config, info.num_frames, info.fps, start_seconds, times)
+            window = checked_spacing(config, info.num_frames, info.fps, times)[0].window
+            if config.short_video == "error" and frames[0] + window > info.num_frames:
+                left = info.num_frames - frames[0]
+                raise UserError(
+                    f"start_seconds {start_seconds:g}: {info.path} has {left} frames from there "
+                    f"on, a clip takes {window:g}; give an earlier one"
+                )
         else:
             raise UserError(
                 f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
