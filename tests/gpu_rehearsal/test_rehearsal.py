@@ -323,7 +323,6 @@ def test_what_a_gpu_lacks_is_said_before_the_first_step_with_what_would_fit(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (gigabytes * 10**9, 8e10))
     monkeypatch.setattr(preflight, "available_bytes", lambda: 64 * 10**9)
-    monkeypatch.setattr(pretrain_room, "available_bytes", lambda: 64 * 10**9)
     caplog.set_level("INFO", "vjepa")
 
     def check(*changes: str) -> None:
@@ -344,6 +343,23 @@ def test_what_a_gpu_lacks_is_said_before_the_first_step_with_what_would_fit(
             check(*("=".join(pair.split()) for pair in options.split("--")[1:]))
             assert f"needs about {size} GB" in caplog.text
     assert "GB of the machine's memory for reading clips" in caplog.text
+
+
+class _EightOfOneMachine(ProcessGroup):
+    def gather(self, value: object) -> list:
+        return [value] * self.size
+
+
+def test_what_processes_read_with_lies_in_the_memory_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8e10, 8e10))
+    monkeypatch.setattr(preflight, "available_bytes", lambda: 3 * 10**9)
+    changes = ("data.batch_size=40", "data.loader.num_workers=2", "distributed.strategy=ddp")
+    config = load_config(PretrainConfig, ["small"], changes, "pretrain")
+    pretrain_room.check_room(config, tmp_path, GPU, ProcessGroup())
+    with pytest.raises(UserError, match=r"clips, but 0\.4 GB are free for each process; use fewer"):
+        pretrain_room.check_room(config, tmp_path, GPU, _EightOfOneMachine(size=8))
 
 
 @pytest.mark.parametrize("name", MAY_WAIT)

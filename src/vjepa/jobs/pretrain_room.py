@@ -20,9 +20,8 @@ from vjepa.masking import MaskSampler
 from vjepa.models import InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.runtime.process import available_bytes
 from vjepa.training.parallel import num_shards
-from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory
+from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory, memory_of_machine
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 if TYPE_CHECKING:
@@ -108,14 +107,17 @@ def memory_needed(
     }
 
 
-def _loader_memory(config: PretrainConfig, clips: int) -> dict[str, float]:
-    """Bytes that a process's loader takes at most: its workers, and the clips that wait."""
+def _loader_memory(config: PretrainConfig, clips: int, free: float) -> dict[str, float]:
+    """Bytes that a process's loader takes at most: its workers, and the clips that wait.
+
+    `free` are those that the process may take (0: unknown).
+    """
     reading, shape = config.data.loader, config.model.encoder
     if not reading.num_workers:
         return {}
     batch = 3.0 * clips * shape.num_frames * shape.image_size**2
     limit = reading.max_queue_gigabytes
-    room = (available_bytes() or 4 * batch) / 4 if limit is None else limit * 1e9
+    room = free / 4 if limit is None else limit * 1e9
     waiting = min((reading.prefetch_batches + READY_BATCHES) * batch, max(room, batch))
     workers = _WORKERS_SHARED + reading.num_workers * _WORKER
     return {"workers": workers, "clips that wait": waiting}
@@ -126,7 +128,8 @@ def check_room(
 ) -> None:
     """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
     clips = config.data.batch_size // group.size
-    reading = _loader_memory(config, clips)
+    free, words = memory_of_machine(group)
+    reading = _loader_memory(config, clips, free)
     on_cpu = reading if device.type == "cpu" else {}
 
     def needs(parts: int, checkpointing: bool) -> dict[str, float]:
@@ -138,11 +141,10 @@ def check_room(
     check_memory(needs, device, config.optim, config.training, 1 if is_whole else clips, group)
     if reading and not on_cpu:
         said = f"{sum(reading.values()) / 1e9:.1f} GB of the machine's memory for reading clips"
-        free = available_bytes()
         short = []
-        if free is not None and sum(reading.values()) > free:
+        if free and sum(reading.values()) > free:
             short.append(
-                f"training needs about {said}, but {free / 1e9:.1f} GB are free; use fewer "
+                f"training needs about {said}, but {words.format(free / 1e9)}; use fewer "
                 "--data.loader.num_workers or less --data.loader.max_queue_gigabytes"
             )
         group.agree(short)

@@ -60,13 +60,7 @@ def check_memory(
     elif device.type == "cuda":
         there, place = float(torch.cuda.mem_get_info(device)[0]), "{:.1f} GB are free on the GPU"
     else:
-        there, place = float(available_bytes() or 0), "{:.1f} GB are free"
-        hosts = group.gather(platform.node())
-        if hosts.count(hosts[group.rank]) > 1:
-            there, place = (
-                there / hosts.count(hosts[group.rank]),
-                "{:.1f} GB are free for each process",
-            )
+        there, place = memory_of_machine(group)
     there = min(group.gather(there))
     present = optim.accumulation_steps
     needs = estimate(present, training.activation_checkpointing)
@@ -82,6 +76,14 @@ def check_memory(
         short.append(f"training {said}, but {free}; use {', or '.join(remedies)}")
     group.agree(short)
     _LOGGER.info("%s; %s", said, free)
+
+
+def memory_of_machine(group: ProcessGroup) -> tuple[float, str]:
+    """Bytes that are free for each of the group's processes here (0: unknown), and words for it."""
+    hosts = group.gather(platform.node())
+    sharing = hosts.count(hosts[group.rank])
+    words = "{:.1f} GB are free" + (" for each process" if sharing > 1 else "")
+    return float(available_bytes() or 0) / sharing, words
 
 
 def _remedies(
