@@ -205,7 +205,15 @@ def test_reading_and_measuring_count_in_the_plan(
     assert made == [4 * 12]
     assert choices.minutes_beside > choices.minutes_kept + 2.0 / 60
     assert choices.seconds_an_update >= 4 * 2.0 / made[0], "an update waits for its four clips"
-    assert any("s a clip" in line for line in choices.lines)
+    assert any("processes, " in line and "s a clip" in line for line in choices.lines)
+    given = ("data.loader.frame_cache_gigabytes=0", "data.normalisation=model")
+    choices = learn._choose(
+        _config(recipe, finished / "index.parquet", settings=given),
+        _made(tmp_path / "out" / "any").parent,
+        time.monotonic(),
+    )
+    assert any("decoded by" in line for line in choices.lines)
+    assert not any("s a clip" in line for line in choices.lines), "none was read"
 
 
 def test_a_probe_as_large_as_there_is_time_for() -> None:

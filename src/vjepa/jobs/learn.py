@@ -288,7 +288,9 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     settings, a_clip = _measure_input(made, settings, len(manifest), out / RUN_FOLDER)
     reading = "decoded once, and kept small"
     if not is_cached:
-        reading = f"decoded by {workers} processes, {a_clip:.2g} s a clip"
+        reading = f"decoded by {workers} processes"
+        if a_clip:
+            reading += f", {a_clip:.2g} s a clip"
         if (waits := made.data.batch_size * a_clip) > seconds:
             _LOGGER.warning(
                 "reading the videos takes longer than learning from them: make them small once, "
@@ -465,13 +467,14 @@ def _measure_input(
 ) -> tuple[list[str], float]:
     """The settings with mean and deviation of the input, and the seconds that a clip took to read.
 
-    Pretraining would measure them itself, but its time is counted in updates.
+    Pretraining would measure them itself, but its time is counted in updates. 0 seconds: they are
+    known, and nothing was read.
     """
     clips, begun = min(_MEASURED_CLIPS, _MEASURED_OF_VIDEO * videos), time.monotonic()
     how = settle_input(config, run, ProcessGroup(), clips).model.encoder.input
     seconds = (time.monotonic() - begun) / clips
-    if how == config.model.encoder.input:  # given, or another model's
-        return settings, seconds
+    if how == config.model.encoder.input:
+        return settings, 0.0
     numbers = {"mean": how.mean, "deviation": how.deviation}
     given = [f"model.encoder.input.{name}={json.dumps(each)}" for name, each in numbers.items()]
     return [*settings, *given, "data.normalisation=model"], seconds
