@@ -116,6 +116,8 @@ def test_classes_of_epic_kitchens_are_those_of_its_list(folder: Path, tmp_path: 
         return open_released(*paths, _config(question=question, classes=file))[0].classes
 
     assert classes("verb", full) == ("take", "put", "wash", "open 3", "open 4")
+    quoted = ",".join(f'"{name}"' for name in columns.split(","))
+    assert classes("verb", _kitchen_list(tmp_path / "q.csv", _ACTIONS, quoted))[0] == "take"
     assert classes("verb", bare) == ("0", "1", "2", "3", "4")
     assert classes("noun", full) == ("n2", "n3", "n4", "n5", "n6", "n7")
     names = ("take", "put", "wash", "open 3", "open 4")

@@ -214,7 +214,7 @@ def _classes(path: Path, config: ReleasedProbeConfig, count: int) -> tuple[str, 
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"classes: {file}: cannot be read ({error}); give a text file") from error
-    if lines and set(lines[0].split(",")) >= _KITCHEN_COLUMNS:
+    if lines and set(next(csv.reader(lines))) >= _KITCHEN_COLUMNS:
         names = _kitchen_classes(file, lines, config.question)
         if len(names) != count or len(set(names)) != count:
             raise UserError(
