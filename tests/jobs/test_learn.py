@@ -337,6 +337,10 @@ def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
     assert {name for name, split in given.items() if split == "test"} == {"a5", "b5"}
     assert given["c0"] == "left out", "its class has nothing to train on"
     assert "the split test" in said
+    other_words = [part.replace("test", "val").replace("train", "Training") for part in parts]
+    assert _split(tmp_path, ["path,what,split", *other_words])[0] == {
+        name: split for name, split in given.items() if name != "c0"
+    }
     parts[4] = f"{rows[4]},validation"
     three, said = _split(tmp_path, ["path,what,split", *parts])
     assert three["a4"] == "left out", "where there is a test part, validation is for others"

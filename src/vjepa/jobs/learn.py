@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.index import index_sources
-from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
@@ -359,10 +359,11 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
     """
     rows = [manifest.full_row(number) for number in range(len(manifest))]
     values, origin = _label_of_rows(config, manifest, rows)
-    parts = [name for name in ("test", "validation") if name in manifest.splits]
+    splits = [SPLIT_NAMES.get(str(row.split).lower()) for row in rows]
+    parts = [name for name in ("test", "validation") if name in splits]
     given = parts[0] if parts else None
-    test = {number for number, row in enumerate(rows) if given and row.split == given}
-    aside = {number for number, row in enumerate(rows) if row.split in parts[1:]}
+    test = {number for number, split in enumerate(splits) if given and split == given}
+    aside = {number for number, split in enumerate(splits) if split in parts[1:]}
     values = [None if number in aside else value for number, value in enumerate(values)]
     counts = Counter(value for number, value in enumerate(values) if value and number not in test)
     classes = sorted(name for name, count in counts.items() if given or count > 1)

@@ -45,7 +45,7 @@ _LOGGER = logging.getLogger(__name__)
 FOLDER_LABEL = LIST_LABEL = "label"
 """Name of the label column of folder trees and of `path label` lists."""
 
-_SPLIT_FOLDERS = {
+SPLIT_NAMES = {
     "train": "train",
     "training": "train",
     "val": "validation",
@@ -54,7 +54,7 @@ _SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-
+"""What a part of a data set is called, as a folder or in a list, and what it is."""
 
 # What other programs write where there is no value; the second ones are words in another case.
 _NO_VALUE = frozenset(("nan", "<na>", "nat", "null", "n/a", "#n/a"))
@@ -212,7 +212,7 @@ def _folder_rows(
 def _split_and_classes(inside: str) -> tuple[str | None, list[str]]:
     """The split that a path within a source is in, and the folders between it and the file."""
     folders = inside.split("/")[:-1]
-    split = _SPLIT_FOLDERS.get(folders[0].lower()) if folders else None
+    split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
     return split, folders[1:] if split else folders
 
 
