@@ -87,16 +87,18 @@ def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callab
     assert said == f"{out}: 1 videos, 2 images, 0.00 hours, labels label (2 values)\n"
 
 
-def test_names_that_differ_in_capitals_alone_are_told(tmp_path: Path, vjepa: Callable) -> None:
-    rows = []
-    for number, (label, split) in enumerate([("Cat", "Train"), ("cat", "train"), ("dog", "train")]):
+def test_names_that_are_nearly_the_same_are_told(tmp_path: Path, vjepa: Callable) -> None:
+    rows, names = [], [("Cat", "Train", 1), ("cat", "train", "1.0"), ("dog", "train", 10)]
+    for number, (label, split, age) in enumerate(names):
         Image.new("RGB", (32, 24)).save(tmp_path / f"{number}.png")
-        rows.append(f"{number}.png,{label},{split}\n")
-    (tmp_path / "l.csv").write_text("path,label,split\n" + "".join(rows))
+        rows.append(f"{number}.png,{label},{split},{age},{number}.5\n")
+    (tmp_path / "l.csv").write_text("path,label,split,age,at\n" + "".join(rows))
     out = tmp_path / "m.parquet"
     said = vjepa("data", "index", tmp_path / "l.csv", "--out", out, "--workers", 1).out
     assert "splits train 2, Train 1 ('Train' and 'train' count as two)" in said
     assert "label (3 values ('Cat' and 'cat' count as two))" in said
+    assert "age (3 values ('1' and '1.0' count as two))" in said
+    assert "at (3 values)" in said
 
 
 def test_prepare_says_what_it_left_out(synthetic: Path, tmp_path: Path, vjepa: Callable) -> None:

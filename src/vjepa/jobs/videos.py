@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,10 +68,11 @@ def describe(manifest: Manifest) -> str:
 
 
 def _twins(names: Sequence[str]) -> str:
-    """What to say where two names are the same but for capital letters."""
+    """What to say where two names are the same but for capital letters, or one number."""
     seen: dict[str, str] = {}
     for name in names:
-        if (other := seen.setdefault(name.casefold(), name)) != name:
+        plain = re.sub(r"^(\d+)\.0+$", r"\1", name.casefold())  # as pandas writes a number
+        if (other := seen.setdefault(plain, name)) != name:
             return f" ({other!r} and {name!r} count as two)"
     return ""
 

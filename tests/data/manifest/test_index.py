@@ -95,15 +95,6 @@ def test_a_list_with_labels_and_missing_files(tmp_path):
     assert manifest.row(1).reason == "No such file or directory"
 
 
-def test_a_number_that_is_written_in_two_ways_is_said(tmp_path, caplog):
-    make_videos(tmp_path, "a.mp4", "b.mp4", "c.mp4")
-    for second, said in (("1.0", True), ("10", False), ("one", False)):
-        caplog.clear()
-        (tmp_path / "list.csv").write_text(f"path,what\na.mp4,1\nb.mp4,{second}\nc.mp4,2\n")
-        index_sources([tmp_path / "list.csv"], tmp_path / "m.parquet")
-        assert ("label what: 1 and 1.0 are two classes" in caplog.text) == said
-
-
 def test_several_sources_with_weights(tmp_path):
     large = make_videos(tmp_path / "large", "1.mp4", "2.mp4", "3.mp4")
     small = make_videos(tmp_path / "small", "4.mp4")

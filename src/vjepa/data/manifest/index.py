@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
@@ -205,14 +205,6 @@ def index_sources(
         manifest = _weighted(manifest, dict(zip(names, weights, strict=True)))
     manifest.write(target, note)
     _partial_path(target).unlink(missing_ok=True)
-    for name in manifest.label_names:
-        by_value: dict[float, str] = {}
-        for label in manifest.label_codes(name).classes:
-            with suppress(ValueError):
-                if (first := by_value.setdefault(float(label), label)) != label:
-                    said = "label %s: %s and %s are two classes; write a number in one way"
-                    _LOGGER.warning(said, name, first, label)
-                    break
     return Manifest.open(target)
 
 
