@@ -192,7 +192,7 @@ def test_write_png_round_trip(tmp_path) -> None:
 
 def test_a_clip_in_place_of_a_frame_moves_on_a_page_and_stands_still_in_a_file() -> None:
     clip = np.stack([np.full((40, 40, 3), 60 * n, np.uint8) for n in range(3)])
-    strip = pictures.moving_strip([("a", clip), ("b", clip[::-1])], "both")
+    strip = pictures.moving_strip([("a", clip), ("b", clip[::-1])])
     assert [frames.shape for frames in strip.frames] == [(3, 192, 192, 3)] * 2
     assert strip.notes == ["a", "b"]
     head, code = pictures.data_uri(strip.frames[0]).split(",")

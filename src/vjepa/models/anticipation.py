@@ -46,29 +46,26 @@ def with_future(
     grid: tuple[int, int, int],
     seconds: Sequence[float],
     fps: float,
-    *,
-    steps: int = 1,
-    mask_index: int = 1,
 ) -> Tensor:
-    """A clip's tokens, and behind them those that the predictor expects some time later.
+    """A clip's tokens, and behind them those of one time step that the predictor expects later.
+
+    By its second mask token, with which the released probes were trained.
 
     Args:
         tokens: All tokens of the clips, float [B, t*h*w, D].
         grid: Their grid (t, h, w).
         seconds: How long after the clip, for each.
         fps: Frames a second that the clips have.
-        steps: Steps of time (tubelets) that are predicted.
-        mask_index: Mask token; the released probes were trained with the second one.
 
     Returns:
-        float [B, (t + steps) * h * w, D].
+        float [B, (t + 1) * h * w, D].
     """
     t, h, w = grid
     tubelet = predictor.encoder_config.tubelet_size
     device = tokens.device
     ahead = torch.tensor([int(s * fps / tubelet) for s in seconds], device=device)[:, None]
     context = torch.arange(t * h * w, device=device).expand(len(tokens), -1)
-    targets = t * h * w + ahead * h * w + torch.arange(steps * h * w, device=device)
-    latest = t + steps + max(int(s * fps / tubelet) for s in seconds)
-    predicted = predictor(tokens, context, targets, mask_index, grid=(latest, h, w))
+    targets = t * h * w + ahead * h * w + torch.arange(h * w, device=device)
+    latest = t + 1 + max(int(s * fps / tubelet) for s in seconds)
+    predicted = predictor(tokens, context, targets, 1, grid=(latest, h, w))
     return torch.cat([tokens, predicted.to(tokens.dtype)], dim=1)

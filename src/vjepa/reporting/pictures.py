@@ -77,10 +77,10 @@ def marked(frames: Picture, number: int, at: tuple[float, float]) -> Picture:
     return np.concatenate([frames[:number], np.asarray(image)[None], frames[number + 1 :]])
 
 
-def moving_strip(rows: Sequence[tuple[str, Picture]], label: str = "") -> Strip:
+def moving_strip(rows: Sequence[tuple[str, Picture]]) -> Strip:
     """Named clips [T, H, W, 3] side by side, moving, at a size that people can see."""
     clips = [resized(clip, max(SHOWN_SIDE, clip.shape[1])) for _, clip in rows]
-    return Strip(label, clips, [name for name, _ in rows])
+    return Strip("", clips, [name for name, _ in rows])
 
 
 def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:

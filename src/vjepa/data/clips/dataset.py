@@ -186,8 +186,7 @@ def load_clip(
     if clip is not None and (num_frames, stride, fps) != (16, 4, None):
         raise UserError("load_clip: clip says it all; leave num_frames, stride and fps out")
     try:
-        own = ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
-        config = clip or own
+        config = clip or ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     info = inspect_file(os.fspath(path))
