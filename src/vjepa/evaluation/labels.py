@@ -245,13 +245,15 @@ def labelled_split(
     *,
     classes: tuple[str, ...] | None = None,
     multi_label: bool = False,
+    ok_only: bool = False,
 ) -> Split:
     """One part of a manifest with its labels; `name` is what messages call it.
 
     Images among videos are refused: a still clip's label would be told from its stillness. Files
-    that more than one row names are warned of. The other arguments are those of :func:`labels_of`.
+    that more than one row names are warned of. The other arguments are those of :func:`labels_of`
+    and :meth:`Manifest.select`.
     """
-    part = Split(manifest.select(split=split, ok_only=False), name, split)
+    part = Split(manifest.select(split=split, ok_only=ok_only), name, split)
     rows, kinds = np.flatnonzero(part.manifest.ok), part.manifest.categories("kind")
     image = kinds.classes.index("image") if "image" in kinds.classes else -1
     images = rows[kinds.codes[rows] == image]
