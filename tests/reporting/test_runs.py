@@ -114,6 +114,18 @@ def test_a_finished_run(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_whose_time_went_out_in_its_last_report_is_done(tmp_path: Path) -> None:
+    _write_run(tmp_path)
+    config, log = tmp_path / "config.yaml", tmp_path / "logs" / "rank_000.log"
+    config.write_text(config.read_text() + "training:\n  max_minutes: 1000\n")
+    with log_file(log):
+        pass
+    assert status_of(read_run(tmp_path)).state == "done: training.max_minutes 1000 are over"
+    with pytest.raises(OSError, match="disk"), log_file(log):
+        raise OSError("the disk is gone")
+    assert "ends with OSError" in status_of(read_run(tmp_path)).state
+
+
 def test_why_a_run_ended_is_told_by_the_log_of_its_last_start(tmp_path: Path) -> None:
     _write_run(tmp_path)
     assert "nothing tells why" in status_of(read_run(tmp_path)).state

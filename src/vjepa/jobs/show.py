@@ -376,7 +376,7 @@ def show_run(folder: Path, out: Path) -> list[str]:
         Section("Config", blocks=[Text(config, preformatted=True)], folded=True),
     ]
     report = Report(
-        title=f"Run {folder.name}",
+        title=f"Run {'/'.join(folder.resolve().parts[-2:])}",
         answer=f"{status.state[0].upper()}{status.state[1:]}.",
         figures=figures,
         sections=sections,

@@ -26,6 +26,7 @@ from vjepa.runtime.files import atomic_write, read_json
 from vjepa.strict_yaml import write_yaml
 
 _SCORED = ("probe train", "finetune", "detect train")
+_ON_A_PHONE = 16  # rows of a chart; with more it would be too long there
 _REPRODUCED, _NOT, _OPEN = "reproduced", "not reproduced", "cannot be told"
 
 
@@ -224,7 +225,9 @@ def _scores_section(findings: Findings) -> Section:
         f"{unit} on test videos: the mean over seeds and its 95 % interval (Student's t, "
         "wide for few seeds). Floors need no trained encoder."
     )
-    chart = Chart(estimate_chart(estimates, x_label=unit), "Mean and interval.", wide=True)
+    narrow = len(estimates) <= _ON_A_PHONE
+    drawn = estimate_chart(estimates, x_label=unit, narrow=narrow)
+    chart = Chart(drawn, "Dots: mean over seeds. Bars: its interval, of several seeds.", wide=True)
     header = ["", *map(_words, places)]
     return Section("What was measured", introduction, [Table(header, rows), chart])
 

@@ -242,14 +242,15 @@ def status_of(run: RunState) -> RunStatus:
     elapsed = _number(newest.get("elapsed_seconds")) or 0.0
     limit = _number(training.get("max_cpu_minutes"))
     cpu_elapsed = _number(newest.get("elapsed_cpu_seconds")) or 0.0
-    over = [
-        f"training.{name} {most:g} are over"
+    limits = {
+        f"training.{name} {most:g} are over": done >= 60 * most
         for name, most, done in (
             ("max_minutes", minutes, elapsed),
             ("max_cpu_minutes", limit, cpu_elapsed),
         )
-        if most is not None and done >= 60 * most
-    ]
+        if most is not None
+    }
+    over = [words for words, is_over in limits.items() if is_over]
     is_done = has_all or bool(over) or run.result is not None
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
@@ -263,7 +264,7 @@ def status_of(run: RunState) -> RunStatus:
         measured = "" if run.result is None else " and measured"
         is_whole = has_all or not over
         why = f"all updates are done{measured}" if is_whole else over[0] + measured
-        state = f"done: {why}" if is_done else _why(run.folder)
+        state = f"done: {why}" if is_done else _why(run.folder, list(limits))
     log = _log_lines(run.folder / "logs" / "rank_000.log")
     starts = sum(bool(_STARTED.search(line)) for line in log)
     skipped = round(sum(_number(record.values.get("skipped")) or 0 for record in train))
@@ -378,10 +379,15 @@ def _running(run: RunState, pid: int, train: Sequence[MetricRecord]) -> str:
     return f"{state}, last step logged {format_seconds(quiet)} ago"
 
 
-def _why(folder: Path) -> str:
-    """Why a run that is not done does not run, by the log of each process since its last start."""
+def _why(folder: Path, limits: Sequence[str]) -> str:
+    """Why a run that is not done does not run, by the log of each process since its last start.
+
+    `limits` are those of its time, in words: a log that ends in order came to one, though what was
+    logged last, before the report on the features, had not.
+    """
     said: list[str] = []
-    for file in sorted((folder / "logs").glob("rank_*.log")):
+    files = sorted((folder / "logs").glob("rank_*.log"))
+    for file in files:
         lines = _log_lines(file)
         start = max((n for n, line in enumerate(lines) if _STARTED.search(line)), default=0)
         found = [match[2] for line in lines[start:] if (match := _SAID.match(line))]
@@ -392,6 +398,8 @@ def _why(folder: Path) -> str:
             said.append(
                 f"process {int(file.stem[5:])}: ended without a message (killed, or out of memory?)"
             )
+    if files and limits and not said:
+        return f"done: {' or '.join(limits)}"
     return "ended: " + ("; ".join(said[:4]) or "nothing tells why; start the same command again")
 
 
