@@ -192,6 +192,28 @@ HEALTHY = [
 ]
 
 
+# (target_std, effective_rank, pairwise_cosine, explained_vs_position_mean) every 500 updates of two
+# runs with wider first weights that learnt: the synthetic set under ImageNet's numbers, and garments.
+# Last VizDoom under ImageNet's numbers every 100 updates, which is told (2026-11-29, docs/log.md).
+WIDE_WEIGHTS = [
+    [(0.31, 3.43, 0.992, 0.62), (0.234, 4.09, 0.99, 0.62), (0.269, 5.3, 0.973, 0.72)],
+    [(0.414, 3.92, 0.98, 0.67), (0.254, 3.86, 0.987, 0.6), (0.261, 4.68, 0.974, 0.7)],
+]
+DARK = [(0.395, 4.72, 0.944, -1.95), (0.336, 3.75, 0.94, -0.05), (0.311, 3.88, 0.957, 0.48)]
+
+
+def _reports(run: list[tuple[float, float, float, float]]) -> list[dict[str, float]]:
+    names = ("target_std", "effective_rank", "pairwise_cosine", "explained_vs_position_mean")
+    return [_report(**dict(zip(names, report, strict=True))) for report in run]
+
+
+def test_wider_first_weights_raise_no_alarm_where_the_predictor_explains_much() -> None:
+    for run in WIDE_WEIGHTS:
+        reports = _reports(run)
+        assert not [n for n in range(len(reports)) if collapse_alarm(reports[: n + 1])]
+    assert all(collapse_alarm([report]) for report in _reports(DARK))
+
+
 def test_a_collapse_from_the_first_update_on_is_told_at_the_first_report() -> None:
     for std, rank in COLLAPSED_AT_ONCE:
         message = collapse_alarm([_report(target_std=std, effective_rank=rank)])

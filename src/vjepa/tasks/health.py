@@ -42,7 +42,8 @@ _LARGEST_FALL, _LARGEST_FALL_EXPLAINED = 0.5, 1 / 3
 _HIGH_COSINE = 0.95
 _COSINE_RISE = 0.1
 _POOR_STD, _POOR_RANK = 0.5, 5.0  # of targets that are nearly the same for all clips and places
-_COLLAPSED_RANK, _MUCH_EXPLAINED = 3.9, 0.4  # a narrow encoder learns at a rank of 4 to 5
+_MUCH_EXPLAINED = 0.4
+_POOR_RANKS = ((0.55, 3.0), (_MUCH_EXPLAINED, 3.9))  # narrow encoders learn at a rank of 3.4 to 5
 
 
 def first_clips(batch: Any, count: int, device: torch.device, group: ProcessGroup) -> Tensor:
@@ -156,13 +157,14 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
        better past to be told from.
 
     Much is explained if ``explained_vs_position_mean`` is above 0.4. A rank is poor below 5, or, if
-    much is explained, below 3.9: encoders 64 wide were seen to learn while it fell from 10 to 4.
+    much is explained, below 3.9, and above 0.55 below 3: encoders 64 and 96 wide were seen to learn
+    while it fell from 10 to 4, and to begin at 3.4.
     """
     if not history:
         return None
     newest = history[-1]
-    much_explained = newest.get("explained_vs_position_mean", -math.inf) > _MUCH_EXPLAINED
-    largest_fall = _LARGEST_FALL_EXPLAINED if much_explained else _LARGEST_FALL
+    explained = newest.get("explained_vs_position_mean", -math.inf)
+    largest_fall = _LARGEST_FALL_EXPLAINED if explained > _MUCH_EXPLAINED else _LARGEST_FALL
     for name in ("effective_rank", "target_std", "target_std_between_clips"):
         known = [report for report in history if math.isfinite(report.get(name, math.nan))]
         if not known or known[-1] is not newest:
@@ -176,7 +178,7 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
                 f"{newest['loss']:.4g}; a higher EMA momentum or a lower learning rate may help"
             )
     std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
-    is_poor = rank < (_COLLAPSED_RANK if much_explained else _POOR_RANK)
+    is_poor = rank < next((poor for much, poor in _POOR_RANKS if explained > much), _POOR_RANK)
     cosine = newest.get("pairwise_cosine", math.nan)
     lowest = min(report.get("pairwise_cosine", math.inf) for report in history)
     if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE and is_poor:
