@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_880
+MOST_LINES = 46_882
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -38,7 +38,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2690, 65),
     "reporting": (1131, 40),
     "runtime": (2462, 58),
-    "tasks": (1870, 44),
+    "tasks": (1872, 44),
     "top level": (950, 29),
     "training": (1738, 40),
 }

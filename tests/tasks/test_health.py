@@ -193,7 +193,7 @@ HEALTHY = [
 
 
 # (target_std, effective_rank, pairwise_cosine, explained_vs_position_mean) every 500 updates of two
-# runs with wider first weights that learnt: the synthetic set under ImageNet's numbers, and garments.
+# runs with wider first weights that learnt: the synthetic set (ImageNet's numbers), and garments.
 # Last VizDoom under ImageNet's numbers every 100 updates, which is told (2026-11-29, docs/log.md).
 WIDE_WEIGHTS = [
     [(0.31, 3.43, 0.992, 0.62), (0.234, 4.09, 0.99, 0.62), (0.269, 5.3, 0.973, 0.72)],
