@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_882
+MOST_LINES = 46_888
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -35,7 +35,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 58),
     "masking": (800, 15),
-    "models": (2690, 65),
+    "models": (2693, 65),
     "reporting": (1131, 40),
     "runtime": (2462, 58),
     "tasks": (1872, 44),

@@ -96,6 +96,20 @@ def test_image_model_takes_single_frames_of_any_size() -> None:
         encoder.rebuilt_for(image_size=16, num_frames=2)
 
 
+@pytest.mark.parametrize(
+    ("num_clips", "indices", "message"),
+    [
+        (0, None, r"none of them 0, got shape \(0, 3,"),
+        (2, torch.zeros(2, 0, dtype=torch.int64), r"token_indices names no token: shape \(2, 0\)"),
+        (1, torch.arange(6).view(3, 2), "token_indices: 3 rows for 1 clips"),
+        (2, torch.arange(6)[None], "token_indices: 1 rows for 2 clips"),
+    ],
+)
+def test_nothing_to_encode_and_other_numbers_of_clips(encoder, num_clips, indices, message):
+    with pytest.raises(ValueError, match=message):
+        encoder(clips(2)[:num_clips], indices)
+
+
 def test_misuse_is_refused(encoder: Encoder) -> None:
     video = clips(2)
     with pytest.raises(ValueError, match="channels"):

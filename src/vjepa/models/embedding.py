@@ -107,7 +107,9 @@ def check_indices(name: str, indices: Tensor, num_tokens: int) -> None:
         if kind in (torch.bool, torch.uint8) and indices.ndim == 2:
             remedy = ": of a mask [B, N] with as many in each row, mask.nonzero()[:, 1].view(B, -1)"
         raise ValueError(f"{name} is {kind}; it is a tensor of numbers of tokens, int64{remedy}")
-    if indices.numel() and may_look(indices):
+    if not indices.numel():
+        raise ValueError(f"{name} names no token: shape {tuple(indices.shape)}")
+    if may_look(indices):
         low, high = (int(end) for end in indices.aminmax())
         if low < 0 or high >= num_tokens:
             raise ValueError(
@@ -120,10 +122,11 @@ def token_grid(
     video_shape: Sequence[int], tubelet_size: int, patch_size: int
 ) -> tuple[int, int, int]:
     """The token grid (t, h, w) of a video of shape [B, C, T, H, W] in whole patches."""
-    if len(video_shape) != 5:
-        raise ValueError(f"video must be [B, C, T, H, W], got shape {tuple(video_shape)}")
+    if len(video_shape) != 5 or 0 in video_shape:
+        shape = tuple(video_shape)
+        raise ValueError(f"video must be [B, C, T, H, W], none of them 0, got shape {shape}")
     frames, height, width = video_shape[2:]
-    if frames % tubelet_size or height % patch_size or width % patch_size or 0 in video_shape[2:]:
+    if frames % tubelet_size or height % patch_size or width % patch_size:
         raise ValueError(
             f"video of {frames} frames, {height} x {width} pixels is not whole tubelets of "
             f"{tubelet_size} frames and patches of {patch_size} pixels"

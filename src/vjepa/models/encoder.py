@@ -191,6 +191,9 @@ class Encoder(nn.Module):
             raise ValueError("token_indices must be [B, K], or [S] together with offsets")
         packing = None
         if offsets is None:
+            if token_indices.shape[0] != video.shape[0]:
+                rows = f"{token_indices.shape[0]} rows for {video.shape[0]} clips"
+                raise ValueError(f"token_indices: {rows}; expand(B, -1) gives all the same")
             clip_index = torch.arange(video.shape[0], device=token_indices.device)[:, None]
         else:
             if len(offsets) != video.shape[0] + 1:
