@@ -452,7 +452,12 @@ def encode_example(
                 f"{path}: has no part from {between[0]:g} to {between[1]:g} s: it lasts "
                 f"{info.duration_seconds:g} s; mend --start or --end"
             )
-    found = [_pooled(look, parts, str(path)) for _, look, parts in worker.read([info], between)]
-    look, tokens, times = found[0]
+    try:
+        _, look, parts = next(worker.read([info], between))
+        look, tokens, times = _pooled(look, parts, str(path))
+    except DecodeError as error:
+        if between is None:
+            raise
+        raise UserError(f"{path}: {error.reason}; give a longer part, or another file") from error
     place = Moment(info.path, *_span(look, times, 0, len(times)), 1.0)
     return tokens.mean(axis=0), place
