@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from vjepa.checkpoint import locate
-from vjepa.data.video.info import LimitsConfig, VideoInfo
+from vjepa.data.video.info import DecodeError, LimitsConfig, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_file, inspect_order
 from vjepa.errors import UserError, needs_extra
 from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, Watch, named_sizes
@@ -85,7 +85,7 @@ class Sessions:
         for deep in (False, True):
             info = _inspected(InspectOrder(path=str(upload), deep=deep), watch)
             if not info.ok:
-                raise UserError(f"{upload.name}: {info.reason}; give another file")
+                raise DecodeError(upload.name, info.reason or "cannot be read")
             if info.kind != "image" and info.duration_seconds > MOST_SECONDS:
                 raise UserError(
                     f"{upload.name}: lasts {info.duration_seconds:.0f} s, and at most "
@@ -116,7 +116,7 @@ def _inspected(order: InspectOrder, watch: Watch) -> VideoInfo:
                 )
             ended = pool.wait(0.5)
     if ended[0].kind != "done":
-        raise UserError(f"{name}: {ended[0].reason}; give another file")
+        raise DecodeError(name, ended[0].reason)
     return ended[0].value
 
 

@@ -205,8 +205,8 @@ def test_a_stream_that_turns_out_larger_than_its_header_is_refused(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "git lfs pull"),
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page in place of the file"),
-        (gzip.compress(b"x", mtime=0), "compressed by gzip: unpack it"),
-        (b"PK\x03\x04 and so on", "a ZIP archive: unpack it"),
+        (gzip.compress(b"x", mtime=0), "compressed by gzip; unpack it"),
+        (b"PK\x03\x04 and so on", "a ZIP archive; unpack it"),
     ],
 )
 def test_what_lies_in_place_of_a_file_is_named(tmp_path, data, said, suffix):
@@ -222,7 +222,7 @@ def test_a_folder_of_videos_with_a_picture_is_no_clip_of_one_picture(tmp_path):
     write_image(tmp_path / "cover.png")
     info = inspect_file(str(tmp_path))
     assert not info.ok
-    assert info.reason == "videos with images beside them, no numbered frames: name the videos"
+    assert info.reason == "videos with images beside them, no numbered frames; name the videos"
     (tmp_path / "cover.png").unlink()
     for number in range(3):
         write_image(tmp_path / f"{number}.png", number)
@@ -261,3 +261,5 @@ def test_decode_error_survives_pickling():
     error = pickle.loads(pickle.dumps(DecodeError("/a/b.mp4", "broken")))
     known = (error.path, error.reason, str(error))
     assert known == ("/a/b.mp4", "broken", "/a/b.mp4: broken; give another file")
+    changed = DecodeError("/a/b.mp4", "has changed; index it again")
+    assert str(changed) == "/a/b.mp4: has changed; index it again", "one remedy, its own"

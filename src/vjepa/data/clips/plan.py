@@ -192,7 +192,7 @@ def checked_spacing(
     if config.stride is not None:
         return _spacing(config, 0.0), None
     if not fps > 0 and num_frames_in_video > 1:
-        raise ValueError("the frame rate is unknown: sample by stride instead of by time")
+        raise ValueError("the frame rate is unknown; sample by stride instead of by time")
     return _spacing(config, max(fps, 0.0)), None if times is None else times * fps
 
 

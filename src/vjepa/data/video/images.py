@@ -56,7 +56,7 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         if not paths:
             raise DecodeError(info.path, "a folder without images")
         if _is_beside_videos(info.path):
-            reason = "videos with images beside them, no numbered frames: name the videos"
+            reason = "videos with images beside them, no numbered frames; name the videos"
             raise DecodeError(info.path, reason)
         if len(paths) > limits.max_frames:
             raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")

@@ -59,7 +59,8 @@ class DecodeError(UserError):
 
     It costs a job of many files one sample, not the run: `path` and `reason` are kept apart so that
     they can be recorded (``bad_videos.jsonl``, the manifest's `reason` column). Where only this
-    file is asked for, it is the user's error as it stands.
+    file is asked for, it is the user's error as it stands; a reason with a remedy of its own has
+    that behind a semicolon.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -69,7 +70,8 @@ class DecodeError(UserError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}; give another file"
+        remedy = "" if "; " in self.reason else "; give another file"
+        return f"{self.path}: {self.reason}{remedy}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -93,11 +93,11 @@ def inspect_file(
 
 # How files begin that are often found under the name of a video which was not fetched.
 _STAND_INS = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file: fetch it (git lfs pull)"),
-    (b"<!doctype html", "a web page in place of the file: fetch it again"),
-    (b"<html", "a web page in place of the file: fetch it again"),
-    (b"\x1f\x8b", "compressed by gzip: unpack it"),
-    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch it (git lfs pull)"),
+    (b"<!doctype html", "a web page in place of the file; fetch it again"),
+    (b"<html", "a web page in place of the file; fetch it again"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it"),
 )
 
 
