@@ -176,7 +176,7 @@ def test_files_that_cannot_be_used_are_named(
         (["query", "A", "--database", "DB", "--start", "9"], "has no part from 9 to 2 s: it lasts"),
         (
             ["query", "A", "--database", "DB", "--start", "1", "--end", "1.1"],
-            "too short: gives 2 of the 8 frames of a moment; give a longer part",
+            "too short: gives 2 of the 8 frames of a moment; give more",
         ),
         (["query", "BROKEN", "--database", "DB"], "broken.mp4: not a video"),
         (["index", "V", *_HOW, "--out", "V"], "holds nothing of `vjepa search index`"),

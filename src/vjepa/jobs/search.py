@@ -276,7 +276,7 @@ def _pooled(
     plan = look.plan
     if look.info.kind != "image" and plan.num_tubelets < _FEWEST * plan.window_tubelets:
         has, of = (n * plan.tubelet_size for n in (plan.num_tubelets, plan.window_tubelets))
-        raise DecodeError(path, f"too short: gives {has} of the {of} frames of a moment")
+        raise DecodeError(path, f"too short: gives {has} of the {of} frames of a moment; give more")
     return look, tokens.numpy(), times
 
 
@@ -452,12 +452,7 @@ def encode_example(
                 f"{path}: has no part from {between[0]:g} to {between[1]:g} s: it lasts "
                 f"{info.duration_seconds:g} s; mend --start or --end"
             )
-    try:
-        _, look, parts = next(worker.read([info], between))
-        look, tokens, times = _pooled(look, parts, str(path))
-    except DecodeError as error:
-        if between is None:
-            raise
-        raise UserError(f"{path}: {error.reason}; give a longer part, or another file") from error
+    _, look, parts = next(worker.read([info], between))
+    look, tokens, times = _pooled(look, parts, str(path))
     place = Moment(info.path, *_span(look, times, 0, len(times)), 1.0)
     return tokens.mean(axis=0), place

@@ -59,8 +59,7 @@ class DecodeError(UserError):
 
     It costs a job of many files one sample, not the run: `path` and `reason` are kept apart so that
     they can be recorded (``bad_videos.jsonl``, the manifest's `reason` column). Where only this
-    file is asked for, it is the user's error as it stands; a reason with a remedy of its own has
-    that behind a semicolon.
+    file is asked for, it is the user's error as it stands. A reason may end in "; " and a remedy.
     """
 
     def __init__(self, path: str, reason: str) -> None:

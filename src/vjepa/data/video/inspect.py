@@ -103,12 +103,11 @@ _STAND_INS = (
 
 def _in_place_of(path: str) -> str | None:
     """What a file on the disk is that is no video or image, if that is known."""
-    if not os.path.isfile(path):  # noqa: PTH113
-        return None
-    with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
-        begin = file.read(256).lstrip().lower()
-        return next((what for sign, what in _STAND_INS if begin.startswith(sign.lower())), None)
-    return None
+    begin = b""
+    if os.path.isfile(path):  # noqa: PTH113
+        with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
+            begin = file.read(256).lstrip().lower()
+    return next((what for sign, what in _STAND_INS if begin.startswith(sign.lower())), None)
 
 
 def stamp_of(path: str, kind: MediaKind) -> FileStatus:
