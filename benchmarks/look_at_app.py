@@ -142,6 +142,13 @@ class Page:
             f".find(e => e.innerText.trim() === {json.dumps(name)} && e.offsetParent).click()"
         )
 
+    def choose(self, name: str) -> None:
+        """One of several that exclude each other."""
+        self.js(
+            "[...document.querySelectorAll('label')]"
+            f".find(e => e.innerText.trim() === {json.dumps(name)} && e.offsetParent).click()"
+        )
+
     def click(self, selector: str, across: float, down: float) -> None:
         """The mouse, at shares of the first element that is seen."""
         found = f"[...document.querySelectorAll({json.dumps(selector)})].find(e => e.offsetParent)"
@@ -209,16 +216,20 @@ def walk(page: Page, out: Path, theme: str, args: argparse.Namespace) -> dict[st
         time.sleep(2.0)
     picture("features")
     page.tab("What is alike")
-    page.click(".place img", 0.5, 0.5)
+    page.click(".place img", 0.22, 0.5)  # a digit of the drawn video
     took["alike"] = page.wait_said("asked for at")
     picture("alike")
     page.tab("Hide and predict")
+    page.choose("what comes next")
+    page.press("Predict it")
+    took["predict"] = page.wait_said("1: no better")
+    picture("next")
     page.click(".place img", 0.2, 0.2)
     page.wait_said("opposite corner")
     page.click(".place img", 0.7, 0.8)
     page.wait_said("a box is hidden")
     page.press("Predict it")
-    took["predict"] = page.wait_said("1: no better")
+    took["predict in a box"] = page.wait_said("never trained on such a part")
     page.press("Draw samples")
     took["samples"] = page.wait_said("of 255" if args.decoder else "error: name a decoder")
     picture("hide")
