@@ -216,6 +216,13 @@ def test_reading_and_measuring_count_in_the_plan(
     assert not any("s a clip" in line for line in choices.lines), "none was read"
 
 
+@pytest.mark.parametrize("recipe", ["demo", "demo_levjepa"])
+def test_an_update_of_any_recipe_is_timed(recipe: str) -> None:
+    """Masks that are cut to the shortest of a batch are drawn for the whole batch."""
+    config = load_config(PretrainConfig, [recipe], ["data.batch_size=4"], "pretrain")
+    assert learn._seconds_an_update(config) > 0
+
+
 def test_a_probe_as_large_as_there_is_time_for() -> None:
     how = {"videos": 40, "a_video": 1.0, "updates": 300, "an_update": 0.1, "fewest": 6}
     plans = {seconds: plan_probe(seconds, **how) for seconds in (100, 70, 60, 25, 12, 10, -5)}

@@ -258,6 +258,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"data.batch_size={config.batch_size or (64 if is_gpu else 32)}",
         f"data.loader.num_workers={workers}",
         f"data.loader.frame_cache_folder={json.dumps(str((out / 'frames').resolve()))}",
+        "online_probe=null",  # there is a probe at the end
         f"training.device={config.device}",
         "training.precision=auto",
     ]
@@ -450,7 +451,7 @@ def _seconds_an_update(config: PretrainConfig) -> float:
     shape = (3, encoder.num_frames, encoder.image_size, encoder.image_size)
     clips = torch.randint(0, 256, (size, *shape), dtype=torch.uint8)
     learner = build_learner(build_task(config), config.optim, config.ema, config.training)
-    return timed_update(learner, clips=clips, ordinals=np.arange(size))
+    return timed_update(learner, size, clips=clips)
 
 
 def _decode_once(config: PretrainConfig) -> bool:

@@ -35,11 +35,12 @@ _FEWEST_UPDATES, _FEWEST_OF_CLASS = 50, 3
 """A probe of fewer updates, or fewer videos of a class, is not worth its time."""
 
 
-def timed_update(learner: Learner, **batch: object) -> float:
-    """Seconds of an update on a batch with these fields, the fastest of some."""
+def timed_update(learner: Learner, size: int, **batch: object) -> float:
+    """Seconds of an update on a batch of `size` clips with these fields, the fastest of some."""
     task, times, parts = learner.task, [], learner.optim.accumulation_steps
     for update in range(1, 2 + _TIMED_UPDATES):
-        given = SimpleNamespace(**batch, step=update)
+        # As a run numbers them: the masks of a clip may follow from those of its batch.
+        given = SimpleNamespace(**batch, ordinals=update * size + np.arange(size), step=update)
         begun = time.monotonic()
         values = train_step(learner, (task.inputs(given, n, parts) for n in range(parts)), update)
         float(values.finite)  # wait for the device
@@ -107,9 +108,9 @@ def train_probes(
     )
     an_update = timed_update(
         learner,
+        size,
         tokens=torch.randn(size, sizes.num_tokens, sizes.width),
         labels=torch.zeros(size, dtype=torch.int64),
-        ordinals=np.arange(size),
     )
     fewest = min(count, _FEWEST_OF_CLASS * classes)
     plan = plan_probe(seconds, count, a_clip, wanted, an_update, fewest)
