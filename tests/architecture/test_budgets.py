@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_888
+MOST_LINES = 46_890
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2487, 54),
     "demo": (2099, 52),
     "evaluation": (4290, 101),
-    "jobs": (8416, 184),
+    "jobs": (8418, 184),
     "jobs/detect": (1170, 24),
     "jobs/finetune": (950, 18),
     "jobs/probe": (2140, 58),
