@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_890
+MOST_LINES = 46_892
 MOST_FILES = 212
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4014, 99),
+    "checkpoint": (4015, 99),
     "cli": (2370, 31),
     "data": (950, 13),
     "data/clips": (1966, 60),
@@ -37,7 +37,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (800, 15),
     "models": (2693, 65),
     "reporting": (1131, 40),
-    "runtime": (2462, 58),
+    "runtime": (2481, 59),
     "tasks": (1872, 44),
     "top level": (950, 29),
     "training": (1738, 40),

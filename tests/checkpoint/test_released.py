@@ -216,6 +216,22 @@ def test_truncated_files_are_refused_by_name(tmp_path: Path, share: float) -> No
         load_model(path, num_heads=3)
 
 
+@pytest.mark.parametrize("name", ["released.pth.tar", "model.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html><html>Not found</html>", "a web page.*fetch it again"),
+    ],
+)
+def test_what_lies_in_place_of_weights_is_named(
+    tmp_path: Path, content: bytes, said: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        load_model(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     "content", [b"hello, this is text\n", b"PK\x05\x06" + b"\0" * 18, bytes(range(256)) * 40]
 )

@@ -34,7 +34,7 @@ from vjepa.config import as_path, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.runtime import files as runtime_files
-from vjepa.runtime.files import atomic_folder, save_tensors
+from vjepa.runtime.files import atomic_folder, save_tensors, stand_in
 from vjepa.version import __version__
 
 WEIGHTS_FILE = "model.safetensors"
@@ -296,9 +296,8 @@ def opened_weights(path: Path) -> Generator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: truncated or not a safetensors file ({error}); copy it again"
-        ) from error
+        what = stand_in(path) or f"truncated or not a safetensors file ({error}); copy it again"
+        raise UserError(f"{path}: {what}") from error
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:

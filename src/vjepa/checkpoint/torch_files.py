@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vjepa.checkpoint.strict import plain_names
 from vjepa.errors import UserError
+from vjepa.runtime.files import stand_in
 
 _OLD_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """How files of torch before 1.6 begin: its magic number, pickled."""
@@ -55,7 +56,8 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     if not is_zip and start.startswith(b"PK"):
         raise UserError(f"{path}: the file is truncated; copy or download it again")
     if not is_zip and start != _OLD_START:
-        raise UserError(f"{path}: truncated or not saved by torch; a checkpoint is expected")
+        what = stand_in(path) or "truncated or not saved by torch; a checkpoint is expected"
+        raise UserError(f"{path}: {what}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)

@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = error.strerror or type(error).__name__
         if error.errno in DISK_FULL:
             reason += ": free some space and run the same command again"
-        return _fail(f"{error.filename or 'a file'}: {reason}")
+        return _fail(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 def _fail(message: str) -> int:

@@ -49,6 +49,25 @@ def written(path: Path) -> Generator[None]:
         raise unwritable(path, error) from error
 
 
+# How files begin that are often found under the name of one that was not fetched.
+_STAND_INS = (
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch it (git lfs pull)"),
+    (b"<!doctype html", "a web page in place of the file; fetch it again"),
+    (b"<html", "a web page in place of the file; fetch it again"),
+    (b"\x1f\x8b", "compressed by gzip; unpack it"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it"),
+)
+
+
+def stand_in(path: str | os.PathLike[str]) -> str | None:
+    """What a file on the disk is that only has the name of a video or checkpoint, if known."""
+    begin = b""
+    if os.path.isfile(path):  # noqa: PTH113
+        with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
+            begin = file.read(256).lstrip().lower()
+    return next((what for sign, what in _STAND_INS if begin.startswith(sign.lower())), None)
+
+
 def sync(path: Path) -> None:
     """Bring a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -33,6 +33,7 @@ from vjepa.data.video.info import (
     kind_of,
 )
 from vjepa.errors import UserError
+from vjepa.runtime.files import stand_in
 from vjepa.runtime.workers import INSPECT_MODULES, WorkerPool
 
 # Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
@@ -85,29 +86,10 @@ def inspect_file(
             for _ in read_images(info, np.arange(info.num_frames)):
                 pass
     except DecodeError as error:
-        return replace(info, ok=False, reason=_in_place_of(path) or error.reason)
+        return replace(info, ok=False, reason=stand_in(path) or error.reason)
     except OSError as error:
         return replace(info, ok=False, reason=reason_of(error))
     return info
-
-
-# How files begin that are often found under the name of a video which was not fetched.
-_STAND_INS = (
-    (b"version https://git-lfs", "a Git LFS pointer in place of the file; fetch it (git lfs pull)"),
-    (b"<!doctype html", "a web page in place of the file; fetch it again"),
-    (b"<html", "a web page in place of the file; fetch it again"),
-    (b"\x1f\x8b", "compressed by gzip; unpack it"),
-    (b"PK\x03\x04", "a ZIP archive; unpack it"),
-)
-
-
-def _in_place_of(path: str) -> str | None:
-    """What a file on the disk is that is no video or image, if that is known."""
-    begin = b""
-    if os.path.isfile(path):  # noqa: PTH113
-        with suppress(OSError), open(path, "rb") as file:  # noqa: PTH123
-            begin = file.read(256).lstrip().lower()
-    return next((what for sign, what in _STAND_INS if begin.startswith(sign.lower())), None)
 
 
 def stamp_of(path: str, kind: MediaKind) -> FileStatus:
