@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import ale_py
-import av
 import numpy as np
 from ale_py import roms
+from clip_files import new_folder, write_clip
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -139,16 +137,6 @@ def clips(count: int, size: int, seed: int) -> Iterator[Clip]:
         print(f"{name}: {made} clips of {tried} moments", flush=True)
 
 
-def write_clip(path: Path, frames: NDArray[np.uint8]) -> None:
-    """Frames uint8 [T, H, W, 3] as an h264 file at 12 frames a second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(12), options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def main() -> None:
     """Write the clips and a table of their labels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,16 +145,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=60, help="side of a clip in pixels")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    if out.exists() and any(out.iterdir()):
-        sys.exit(f"error: {out} is not empty; name a new folder with --out")
-    (out / "clips").mkdir(parents=True)
+    out = new_folder(arguments.out)
     with (out / "clips.csv").open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["path", "split", "motion", "game"])
         for number, clip in enumerate(clips(arguments.clips, arguments.size, arguments.seed)):
             path = out / "clips" / f"{number:06d}.mp4"
-            write_clip(path, clip.frames)
+            write_clip(path, clip.frames, 12)
             writer.writerow([f"clips/{path.name}", clip.split, clip.motion, clip.game])
 
 

@@ -18,12 +18,10 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import sys
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
+from clip_files import new_folder, write_clip
 from numpy.typing import NDArray
 
 GARMENTS = (
@@ -92,17 +90,6 @@ def make_clip(
     return (255 * frames.clip(0, 1)).round().astype(np.uint8)
 
 
-def write_clip(path: Path, frames: NDArray[np.uint8]) -> None:
-    """Frames uint8 [T, H, W, 3] as an h264 file at 8 frames a second."""
-    with av.open(str(path), "w") as container:
-        options = {"crf": "18", "threads": "1"}
-        stream = container.add_stream("libx264", rate=Fraction(8), options=options)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def main() -> None:
     """Write the clips and a table of their labels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,10 +99,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    out = arguments.out
-    if out.exists() and any(out.iterdir()):
-        sys.exit(f"error: {out} is not empty; name a new folder with --out")
-    (out / "clips").mkdir(parents=True)
+    out = new_folder(arguments.out)
     with (out / "clips.csv").open("w", newline="") as table:
         writer = csv.writer(table)
         writer.writerow(["path", "split", "motion", "garment"])
@@ -130,7 +114,7 @@ def main() -> None:
                 motion = list(DIRECTIONS)[number % len(DIRECTIONS)]
                 frames = make_clip(random, images[own], images[other], motion)
                 path = f"clips/{split}_{number:06d}.mp4"
-                write_clip(out / path, frames)
+                write_clip(out / path, frames, 8, threads="1")
                 writer.writerow([path, split, motion, GARMENTS[labels[own]]])
 
 

@@ -18,16 +18,14 @@ import argparse
 import csv
 import hashlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import vizdoom
+from clip_files import new_folder, write_clip
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -139,16 +137,6 @@ def clips(count: int, size: tuple[int, int], seed: int) -> Iterator[Clip]:
     game.close()
 
 
-def write_clip(path: Path, frames: NDArray[np.uint8]) -> None:
-    """Frames uint8 [T, H, W, 3] as an h264 file at 12 frames a second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(12), options={"crf": "18"})
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-
-
 def main() -> None:
     """Write the clips and a table of their labels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,10 +145,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=80, help="pixels; the height is 3/4 of it")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
-    if out.exists() and any(out.iterdir()):
-        sys.exit(f"error: {out} is not empty; name a new folder with --out")
-    (out / "clips").mkdir(parents=True)
+    out = new_folder(arguments.out)
     size = (arguments.width, arguments.width * 3 // 4)
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -171,7 +156,7 @@ def main() -> None:
         writer.writerow(["path", "split", "motion", "map"])
         for number, clip in enumerate(clips(arguments.clips, size, arguments.seed)):
             path = out / "clips" / f"{number:06d}.mp4"
-            write_clip(path, clip.frames)
+            write_clip(path, clip.frames, 12)
             writer.writerow([f"clips/{path.name}", clip.split, clip.motion, clip.level])
             if (number + 1) % 1000 == 0:
                 print(f"{number + 1} clips", flush=True)
