@@ -373,8 +373,8 @@ def test_many_tokens_are_rotated_as_few(dtype: torch.dtype) -> None:
     config = EncoderConfig(width=384, depth=1, heads=6, position="rotary", image_size=320)
     by = rotation(config, (1, 20, 20), None, torch.zeros(1))
     assert by is not None
-    many = torch.randn(2, 400, 2, 6, 64, dtype=dtype, requires_grad=True)
-    wanted = torch.randn(2, 400, 2, 6, 64, dtype=dtype)
+    many = torch.randn(2, 400, 3, 6, 64, dtype=dtype, requires_grad=True)
+    wanted = torch.randn(2, 400, 3, 6, 64, dtype=dtype)
     together = rotate(many, by)
     (gradient,) = torch.autograd.grad(together, many, wanted)
     for first in range(0, 400, 50):
@@ -383,3 +383,8 @@ def test_many_tokens_are_rotated_as_few(dtype: torch.dtype) -> None:
         alone = rotate(few, Rotation(by.cos[some], by.sin[some]))
         assert torch.equal(together[:, some], alone)
         assert torch.equal(gradient[:, some], torch.autograd.grad(alone, few, wanted[:, some])[0])
+    assert torch.equal(together[:, :, 2], many[:, :, 2])
+    assert not torch.equal(together[:, :, 1], many[:, :, 1])
+    overwritten = many.detach().clone()
+    rotate(overwritten, by, in_place=True)
+    assert torch.equal(overwritten, together)

@@ -56,12 +56,11 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend among the tokens of each clip: [B, n, D], or packed [S, D] with `packing`."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.unbind(-3)
         if rotation is not None:
-            q, k = rotate(qkv[..., :2, :, :], rotation).unbind(-3)
+            qkv = rotate(qkv, rotation, in_place=not torch.is_grad_enabled())
         if packing is None and steps is None and cpu_attention.suits(qkv):
-            qkv = qkv if rotation is None else torch.stack([q, k, v], -3)
             return self.proj(cpu_attention.self_attention(qkv).flatten(-2))
+        q, k, v = qkv.unbind(-3)
         return self.proj(attend(q, k, v, packing, steps).flatten(-2))
 
 

@@ -14,7 +14,6 @@ is a slip of the authors' code, with which all weights of V-JEPA 2 were trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -95,13 +94,20 @@ def _table(
     return Rotation(cos, sin)
 
 
-def rotate(qk: Tensor, by: Rotation) -> Tensor:
-    """Rotate queries and keys together: [.., n, 2, heads, d], any float type, to a new tensor."""
+def rotate(qkv: Tensor, by: Rotation, *, in_place: bool = False) -> Tensor:
+    """Rotate queries and keys: [.., n, 3, heads, d], any float type; values stay as they are.
+
+    To a new tensor; with `in_place`, which is for where no gradient is asked for, to the same one.
+    """
     if torch.compiler.is_compiling():  # makes one pass of this, and knows no complex numbers
+        qk = qkv[..., :2, :, :]
         first, second = qk.unflatten(-1, (-1, 2)).unbind(-1)
         companion = torch.stack([-second, first], -1).flatten(-2)
-        return (qk * by.cos + companion * by.sin).to(qk.dtype)
-    rotated = _Rotate.apply(qk, *by)
+        turned = (qk * by.cos + companion * by.sin).to(qkv.dtype)
+        return torch.cat([turned, qkv[..., 2:, :, :]], -3)
+    if in_place:
+        return _turn(qkv, *by, into=qkv)
+    rotated = _Rotate.apply(qkv, *by)
     assert isinstance(rotated, Tensor)
     return rotated
 
@@ -110,31 +116,35 @@ class _Rotate(torch.autograd.Function):
     """The formula without what autograd would keep of it: nothing but the table."""
 
     @staticmethod
-    def forward(ctx: Any, qk: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _in_pieces(lambda u, cos, sin: (u * cos).addcmul_(_companion(u), sin), qk, cos, sin)
+        return _turn(qkv, cos, sin, into=torch.empty_like(qkv))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (cos, sin) = gradients, ctx.saved_tensors
-        # The companion's transpose is its negative.
-        back = lambda u, cos, sin: (u * cos).sub_(_companion(u * sin))  # noqa: E731
-        return _in_pieces(back, gradient, cos, sin), None, None
+        into = torch.empty_like(gradient)
+        return _turn(gradient, cos, sin, into=into, back=True), None, None
 
 
-def _in_pieces(
-    turn: Callable[[Tensor, Tensor, Tensor], Tensor], u: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
-    """`turn` in the table's precision; on a CPU some tokens at a time, which stay in its cache."""
-    tokens = u.shape[-4]
-    rows = max(1, _PIECE * tokens // max(1, u.numel()))
-    if u.device.type != "cpu" or 2 * rows >= tokens:
-        return turn(u.to(cos.dtype), cos, sin).to(u.dtype)
-    turned = torch.empty_like(u)
-    parts = (x.split(rows, -4) for x in (turned, u, cos, sin))
-    for into, piece, *by in zip(*parts, strict=True):
-        into.copy_(turn(piece.to(cos.dtype), *by))
-    return turned
+def _turn(qkv: Tensor, cos: Tensor, sin: Tensor, *, into: Tensor, back: bool = False) -> Tensor:
+    """The formula, or its transpose: the way back of a gradient. In the table's precision.
+
+    On a CPU some tokens at a time, which stay in its cache.
+    """
+    tokens = qkv.shape[-4]
+    rows = max(1, _PIECE * tokens // max(1, qkv.numel())) if qkv.device.type == "cpu" else tokens
+    pieces = (x.split(rows, -4) for x in (into, qkv, cos, sin))
+    for to, piece, cos_here, sin_here in zip(*pieces, strict=True):
+        qk = piece[..., :2, :, :].to(cos.dtype)
+        if back:  # the companion's transpose is its negative
+            turned = (qk * cos_here).sub_(_companion(qk * sin_here))
+        else:
+            turned = (qk * cos_here).addcmul_(_companion(qk), sin_here)
+        to[..., :2, :, :] = turned
+        if into is not qkv:
+            to[..., 2:, :, :] = piece[..., 2:, :, :]
+    return into
 
 
 def _companion(u: Tensor) -> Tensor:
