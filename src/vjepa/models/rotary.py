@@ -95,10 +95,7 @@ def _table(
 
 
 def rotate(qkv: Tensor, by: Rotation, *, in_place: bool = False) -> Tensor:
-    """Rotate queries and keys: [.., n, 3, heads, d], any float type; values stay as they are.
-
-    To a new tensor; with `in_place`, which is for where no gradient is asked for, to the same one.
-    """
+    """Rotate queries and keys of [.., n, 3, heads, d], any float type; values stay as they are."""
     if torch.compiler.is_compiling():  # makes one pass of this, and knows no complex numbers
         qk = qkv[..., :2, :, :]
         first, second = qk.unflatten(-1, (-1, 2)).unbind(-1)
@@ -123,25 +120,19 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (cos, sin) = gradients, ctx.saved_tensors
-        into = torch.empty_like(gradient)
-        return _turn(gradient, cos, sin, into=into, back=True), None, None
+        across = -sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+        # With this table the formula is its own transpose.
+        return _turn(gradient, cos, across, into=torch.empty_like(gradient)), None, None
 
 
-def _turn(qkv: Tensor, cos: Tensor, sin: Tensor, *, into: Tensor, back: bool = False) -> Tensor:
-    """The formula, or its transpose: the way back of a gradient. In the table's precision.
-
-    On a CPU some tokens at a time, which stay in its cache.
-    """
+def _turn(qkv: Tensor, cos: Tensor, sin: Tensor, *, into: Tensor) -> Tensor:
+    """In the table's precision; on a CPU some tokens at a time, which stay in its cache."""
     tokens = qkv.shape[-4]
     rows = max(1, _PIECE * tokens // max(1, qkv.numel())) if qkv.device.type == "cpu" else tokens
     pieces = (x.split(rows, -4) for x in (into, qkv, cos, sin))
     for to, piece, cos_here, sin_here in zip(*pieces, strict=True):
         qk = piece[..., :2, :, :].to(cos.dtype)
-        if back:  # the companion's transpose is its negative
-            turned = (qk * cos_here).sub_(_companion(qk * sin_here))
-        else:
-            turned = (qk * cos_here).addcmul_(_companion(qk), sin_here)
-        to[..., :2, :, :] = turned
+        to[..., :2, :, :] = (qk * cos_here).addcmul_(_companion(qk), sin_here)
         if into is not qkv:
             to[..., 2:, :, :] = piece[..., 2:, :, :]
     return into
