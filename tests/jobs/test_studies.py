@@ -157,7 +157,9 @@ def test_a_study_from_declaration_to_report(
         "| lost, probe, videos colour, seed 0 | begun; its log ends with: error: /nowhere" in text
     )
     page = (tmp_path / "out/tiny-cpu.html").read_text()
-    assert page.count("<svg") >= 1
+    widths = [int(part.partition("px")[0]) for part in page.split('style="--width: ')[1:]]
+    assert widths
+    assert max(widths) <= 330, "no chart is wider than a phone"
     # A job that was run with another config is not counted as this one's.
     found = json.loads(records[0].read_text())
     found["config"]["seed"] = 77

@@ -15,7 +15,7 @@ from vjepa.reporting.charts import (
     Line,
     draw_calibration,
     draw_confusion,
-    estimate_chart,
+    estimate_charts,
     line_chart,
 )
 
@@ -67,13 +67,16 @@ def test_numbers_of_a_level_curve_are_written_out() -> None:
     assert not any("e" in word for word in words), "no factor and no offset above the axis"
 
 
-def test_a_narrow_chart_of_shares_holds_the_same_and_fits_a_phone() -> None:
-    shares = [Estimate("motion", "mine", 0.7, 0.6, 0.8), Estimate("motion", "other", 0.2, 0.1, 0.3)]
-    charts = [
-        estimate_chart(shares, x_label="right (%)", chance={"motion": 0.1}, narrow=narrow)
-        for narrow in (False, True)
+def test_charts_of_shares_fit_a_phone_and_have_one_scale() -> None:
+    shares = [
+        Estimate("motion", "mine", 0.7, 0.6, 0.8),
+        Estimate("motion", "other", 0.2, 0.1, 0.3),
+        Estimate("colour", "mine, of a name as long as one may be", 0.04, 0.03, 0.05),
     ]
-    for chart in charts:
-        assert all(word in chart for word in (">motion<", "mine<", "other<", "70.0", "20.0"))
-    wide, narrow = (int(chart.split("--width: ")[1].split("px")[0]) for chart in charts)
-    assert narrow <= 330 < wide
+    motion, colour = estimate_charts(shares, x_label="right (%)", chance={"motion": 0.1})
+    assert all(word in motion for word in (">motion<", ">mine<", ">other<", ">70.0<", ">20.0<"))
+    assert ">colour<" in colour
+    assert ">other<" not in colour
+    for chart in (motion, colour):
+        assert int(chart.split("--width: ")[1].split("px")[0]) <= 330
+        assert ">80<" in chart, "bars of two charts can be compared"

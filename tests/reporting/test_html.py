@@ -34,10 +34,9 @@ def _report() -> Report:
     ]
     blocks = (
         Chart(charts.line_chart(lines, x_label="step", y_label="loss"), "curves"),
-        Chart(
-            charts.estimate_chart(estimates, x_label="%", chance={"appearance": 0.1}),
-            "probes",
-            True,
+        *(
+            Chart(drawn, "")
+            for drawn in charts.estimate_charts(estimates, x_label="%", chance={"appearance": 0.1})
         ),
         PictureBlock(
             [Strip("a <b>", np.zeros((2, 4, 4, 3), np.uint8), ("x & y", "z"))], "a picture"
@@ -67,6 +66,8 @@ def test_report_is_self_contained_and_escaped(tmp_path) -> None:
     assert "x &amp; y" in text
     assert text.count("Too little was measured") == 1, "no heading without a word below it"
     assert text.count("data:image/png;base64,") == 2
+    assert text.count("<svg") == 3
+    assert "<figcaption></figcaption>" not in text
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert "prefers-color-scheme: dark" in text
     assert not list(path.parent.glob("*.partial"))

@@ -30,7 +30,7 @@ from vjepa.jobs.learn_report import moment_sections
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
 from vjepa.jobs.show import feature_section, prediction_section
-from vjepa.reporting.charts import Estimate, estimate_chart
+from vjepa.reporting.charts import Estimate, estimate_charts
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
 from vjepa.reporting.runs import read_run, run_charts
 from vjepa.runtime.process import usable_cpus
@@ -48,6 +48,7 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
 }
 """Name and colour of each in tables and charts, in their order."""
 _EVENTS_FOLDER = "events"
+_RIGHT = "test clips named rightly (%)"
 _HEADS = ("attentive", "ridge mean", "ridge steps", "ridge all", "ridge")
 
 
@@ -231,9 +232,7 @@ def _claim_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         if (cell := rows.get(encoder))
     ]
     told = {group: 1 / classes}
-    chart = estimate_chart(
-        estimates, x_label="test clips named rightly (%)", chance=told, narrow=True
-    )
+    (chart,) = estimate_charts(estimates, x_label=_RIGHT, chance=told)
     caption = "Dots: share of test clips named rightly. Bars: 95 % intervals. Dotted: chance."
     title = f"Which {label} is it? Learnt from {labels} labels"
     return Section(title, blocks=[Chart(chart, caption, wide=True)])
@@ -253,7 +252,7 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         if cell.encoder == "vjepa":
             strong.add(len(rows))
         percent, interval = f"{100 * cell.top1:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"
-        rows.append((cell.label, str(labels), cell.kind, name, percent, interval))
+        rows.append((f"{labels}, {cell.label}", cell.kind, name, percent, interval))
     test = next(iter(findings.results.values())).test
     count = test.metrics.count if test else 0
     seeds = len(config.seeds)
@@ -269,10 +268,11 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
         f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
         f"Few-label rows are means over {config.label_draws} draws of the labelled clips{once}."
     )
-    head = ("label", "labels", "probe", "encoder", "top-1 %", "95 % interval")
-    dots = estimate_chart(estimates, x_label="test clips named rightly (%)", chance=chance)
+    head = ("labels", "probe", "encoder", "top-1 %", "95 % interval")
+    dots = estimate_charts(estimates, x_label=_RIGHT, chance=chance)
     blocks: list[Block] = [
-        Chart(dots, caption, wide=True),
+        *(Chart(dot, "") for dot in dots),
+        Text(caption),
         Table(head, rows, strong_rows=frozenset(strong)),
         *_difference_table(cells, classes),
     ]
@@ -305,8 +305,8 @@ def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list
                 gap, name = difference(mine, other), f"V-JEPA minus {_ENCODERS[other.encoder][0]}"
                 interval = f"{100 * gap.interval.low:+.1f} to {100 * gap.interval.high:+.1f}"
                 points = f"{100 * gap.mean:+.1f}"
-                rows.append((mine.label, labels, mine.kind, name, points, interval))
-    head = ("label", "labels", "probe", "difference, paired by seed", "points", "95 % interval")
+                rows.append((f"{labels}, {mine.label}", mine.kind, name, points, interval))
+    head = ("labels", "probe", "difference, paired by seed", "points", "95 % interval")
     return [Table(head, rows)] if rows else []
 
 
@@ -333,7 +333,7 @@ def _cost_section(findings: DemoFindings, config: PretrainConfig) -> Section:
     size = sum(p.numel() for p in load_encoder(findings.run("vjepa"), which="target").parameters())
     rows.append(("encoder", f"{size / 1e6:.2f} M parameters"))
     machine = f"{platform.processor() or platform.machine()}, {platform.system()}"
-    rows += [("machine", f"{machine}, {usable_cpus()} cores used, no GPU")]
+    rows += [("machine", f"{machine}, cores used: {usable_cpus()}, no GPU")]
     rows += [("Python", platform.python_version())]
     introduction = "Stages that an earlier call had finished took no time in this one."
     return Section("What it cost", introduction, [Table(("what", "how long, how much"), rows)])

@@ -19,14 +19,13 @@ from vjepa.jobs.show import mask_strips, read_shot
 from vjepa.jobs.studies import Grid, Job, config_class, with_folder
 from vjepa.jobs.studies_run import Done, done
 from vjepa.reporting import html
-from vjepa.reporting.charts import MAX_LINES, Estimate, Line, estimate_chart, line_chart
+from vjepa.reporting.charts import MAX_LINES, Estimate, Line, estimate_charts, line_chart
 from vjepa.reporting.html import Block, Chart, PictureBlock, Section, Table, Text
 from vjepa.reporting.runs import read_run, run_charts
 from vjepa.runtime.files import atomic_write, read_json
 from vjepa.strict_yaml import write_yaml
 
 _SCORED = ("probe train", "finetune", "detect train")
-_ON_A_PHONE = 16  # rows of a chart; with more it would be too long there
 _REPRODUCED, _NOT, _OPEN = "reproduced", "not reproduced", "cannot be told"
 
 
@@ -225,11 +224,10 @@ def _scores_section(findings: Findings) -> Section:
         f"{unit} on test videos: the mean over seeds and its 95 % interval (Student's t, "
         "wide for few seeds). Floors need no trained encoder."
     )
-    narrow = len(estimates) <= _ON_A_PHONE
-    drawn = estimate_chart(estimates, x_label=unit, narrow=narrow)
-    chart = Chart(drawn, "Dots: mean over seeds. Bars: its interval, of several seeds.", wide=True)
+    caption = "Dots: mean over seeds. Bars: its interval, of several seeds."
+    charts = [Chart(drawn, caption) for drawn in estimate_charts(estimates, x_label=unit)]
     header = ["", *map(_words, places)]
-    return Section("What was measured", introduction, [Table(header, rows), chart])
+    return Section("What was measured", introduction, [Table(header, rows), *charts])
 
 
 def _order_section(findings: Findings) -> Section:

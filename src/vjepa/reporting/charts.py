@@ -192,63 +192,52 @@ def write_line_chart(
     return low - 0.11 * each, high + 0.02 * each
 
 
-def estimate_chart(
-    estimates: Sequence[Estimate],
-    *,
-    x_label: str,
-    chance: dict[str, float] | None = None,
-    narrow: bool = False,
-) -> str:
-    """Measured shares as dots with interval bars, one row each, grouped: an SVG string.
+def estimate_charts(
+    estimates: Sequence[Estimate], *, x_label: str, chance: dict[str, float] | None = None
+) -> list[str]:
+    """Measured shares as dots with interval bars, one SVG string for each group, one scale in all.
 
-    Estimates of one group are neighbours; its `chance` level is drawn as a short dashed line.
-    With `narrow` names stand above their rows, so that all of it is seen on a phone.
+    Names stand above their rows, so that a phone shows all of it. A group's `chance` level is
+    drawn as a dotted line.
     """
-    rows: list[Estimate | str] = []
+    groups: dict[str, list[Estimate]] = {}
     for estimate in estimates:
-        if not rows or (isinstance(rows[-1], Estimate) and rows[-1].group != estimate.group):
-            rows.append(estimate.group)
-        rows.append(estimate)
-    size = (4.4, 0.38 * len(rows) + 0.6) if narrow else (8.2, 0.25 * len(rows) + 0.7)
-    figure = _figure(*size, layout="constrained")
+        groups.setdefault(estimate.group, []).append(estimate)
+    right = 112 * max((one.high for one in estimates), default=1.0)  # and the number beside it
+    levels = chance or {}
+    return [
+        _estimate_chart(group, rows, (0, right or 1.0), x_label, levels.get(group))
+        for group, rows in groups.items()
+    ]
+
+
+def _estimate_chart(
+    group: str,
+    rows: Sequence[Estimate],
+    x_limits: tuple[float, float],
+    x_label: str,
+    chance: float | None,
+) -> str:
+    figure = _figure(4.4, 0.4 * len(rows) + 0.9, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "x")
     for position, row in enumerate(rows):
-        if isinstance(row, str):
-            continue
         colour = _SERIES[row.colour - 1]
         axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
         axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
-        style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9, "color": _INK}
-        axes.annotate(f"{100 * row.value:.1f}", (100 * row.high, position), (6, 0), **style)
-        if chance and row.group in chance:
-            level = 100 * chance[row.group]
-            axes.plot([level] * 2, [position - 0.5, position + 0.5], ":", color=_MUTED, linewidth=1)
-    names = [_words(row if isinstance(row, str) else f"    {row.label}") for row in rows]
-    if narrow:
-        axes.set_yticks([])
-        axes.set_xlim(left=0)
-        for position, row in enumerate(rows):
-            bold = "bold" if isinstance(row, str) else "normal"
-            axes.annotate(
-                *(names[position].strip(), (0, position)),
-                xycoords=("axes fraction", "data"),
-                xytext=(3, 9),
-                textcoords="offset points",
-                va="center",
-                fontsize=9.5,
-                color=_INK,
-                fontweight=bold,
-            )
-    else:
-        axes.set_yticks(range(len(rows)), names, ha="left", fontsize=8.5)
-        for label, row in zip(axes.get_yticklabels(), rows, strict=True):
-            label.set_color(_INK)
-            label.set_fontweight("bold" if isinstance(row, str) else "normal")
-        axes.tick_params(axis="y", pad=250)
-    axes.set_ylim(len(rows) - 0.5, -0.5 - 0.4 * narrow)  # the first row on top
+        style: Any = {"textcoords": "offset points", "va": "center", "color": _INK}
+        value = (100 * row.high, position)
+        axes.annotate(f"{100 * row.value:.1f}", value, (6, 0), fontsize=9, **style)
+        edge: Any = ("axes fraction", "data")
+        axes.annotate(_words(row.label), (0, position), (3, 11), edge, fontsize=9.5, **style)
+        if chance is not None:  # beside the row, not through its name
+            level = [100 * chance] * 2
+            axes.plot(level, [position - 0.14, position + 0.36], ":", color=_MUTED, linewidth=1)
+    axes.set_yticks([])
+    axes.set_xlim(*x_limits)
+    axes.set_ylim(len(rows) - 0.5, -0.7)  # the first row on top
+    axes.set_title(_words(group), loc="left", fontsize=9.5, fontweight="bold", color=_INK)
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
-    axes.margins(x=0.12)
     return _svg(figure)
 
 
