@@ -28,11 +28,11 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vjepa.errors import UserError
+from vjepa.paths import as_path
 
 if typing.TYPE_CHECKING:
     from pydantic import ValidationError
@@ -329,12 +329,6 @@ def recipe_path(recipes: str, name: str) -> Path:
     )
 
 
-def as_path(text: str | PathLike[str]) -> Path:
-    """A path; ``./NAME``, which would be no more than a name, from the root on."""
-    path = Path(text)
-    return path.absolute() if str(text) == f"./{path.name}" and not path.suffix else path
-
-
 def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
     """Build a config from plain values; what `mapping` leaves out keeps its default.
 
@@ -551,6 +545,8 @@ class _Layers:
             except RuntimeError as error:
                 problem = "no such user on this machine; write the folder out"
                 raise UserError(f"{self._place(path)}: {_show(node)}: {problem}") from error
+            except UserError as error:
+                raise UserError(f"{self._place(path)}: {error}") from error
         return value
 
     def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:

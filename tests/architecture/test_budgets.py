@@ -14,8 +14,8 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_892
-MOST_FILES = 212
+MOST_LINES = 46_950
+MOST_FILES = 213
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
@@ -25,7 +25,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (950, 13),
     "data/clips": (1966, 60),
     "data/loader": (1260, 19),
-    "data/manifest": (1883, 39),
+    "data/manifest": (1892, 39),
     "data/prepare": (1290, 37),
     "data/video": (2487, 54),
     "demo": (2099, 52),
@@ -39,7 +39,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "reporting": (1131, 40),
     "runtime": (2481, 59),
     "tasks": (1872, 44),
-    "top level": (950, 29),
+    "top level": (989, 30),
     "training": (1738, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""

@@ -199,3 +199,16 @@ def test_says_what_is_missing_and_how_to_get_it(
     assert outcome.code == 1
     assert "MISSING, needed for reading videos: pip install av" in outcome.out
     assert outcome.out.endswith("missing: av\n")
+
+
+def test_paths_are_written_as_people_write_them(
+    vjepa: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home folder, a file URL; an address of elsewhere is refused with what to do."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    features = ("features", "--encoder.path", "demo", f"--out={tmp_path}/out")
+    for written in ("~/no such.mp4", f"file://{tmp_path}/no%20such.mp4"):
+        assert f"source {tmp_path}/no such.mp4: no such file" in vjepa(*features, written).error
+    assert "s3://set/a.mp4: an address, no path" in vjepa(*features, "s3://set/a.mp4").error
+    told = vjepa("features", "a.mp4", "--out=x", "--encoder.path", "https://page/a.pt").error
+    assert told.startswith("command line: encoder.path: https://page/a.pt: an address, no path")

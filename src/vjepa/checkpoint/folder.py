@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from vjepa.checkpoint.catalogue import MODELS, downloaded
 from vjepa.checkpoint.strict import compare, plain_name, plain_names, shapes
-from vjepa.config import as_path, from_dict, to_dict
+from vjepa.config import from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.paths import as_path
 from vjepa.runtime import files as runtime_files
 from vjepa.runtime.files import atomic_folder, save_tensors, stand_in
 from vjepa.version import __version__

@@ -47,9 +47,10 @@ from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.timm_models import TimmEncoder
-from vjepa.config import as_path, recipe_names
+from vjepa.config import recipe_names
 from vjepa.errors import UserError
 from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
+from vjepa.paths import as_path
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_folder, atomic_path
 

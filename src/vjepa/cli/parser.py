@@ -20,7 +20,6 @@ from vjepa.config import (
     REQUIRED,
     RESOLVED_CONFIG_FILE,
     Setting,
-    as_path,
     diff,
     dump_yaml,
     field_types,
@@ -31,6 +30,7 @@ from vjepa.config import (
     settings,
 )
 from vjepa.errors import UserError
+from vjepa.paths import as_path
 from vjepa.runtime.distributed import world
 from vjepa.runtime.files import check_writable, job_of
 
@@ -55,7 +55,7 @@ class Answered(Exception):  # noqa: N818 (it is no error)
 
 
 def _writable(text: str) -> Path:
-    path = Path(text)
+    path = as_path(text)
     check_writable(path)
     if path.is_file() and path.suffix not in _REDRAWN and (job := job_of(path.parent)):
         raise UserError(f"{path}: is a file of `vjepa {job}`; give another name")

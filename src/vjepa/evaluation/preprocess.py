@@ -7,7 +7,7 @@ there, so that none of them shows an encoder something else than the others.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import field, replace
 from typing import Any
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder
-from vjepa.config import as_path, config_dataclass, from_dict
+from vjepa.config import config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, InputConfig, normalise_clip
+from vjepa.paths import as_path
 
 Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """A video, image or folder of frames by its path, or its frames: uint8 [T, H, W, 3], RGB."""
@@ -46,9 +47,9 @@ class Preprocess:
 
     def __call__(self, videos: Video | Sequence[Video]) -> Tensor:
         """Read, cut and normalise."""
-        one = isinstance(videos, (str, os.PathLike, np.ndarray, Tensor))
-        several: Sequence[Any] = [videos] if one else videos
-        if not len(several):
+        one = isinstance(videos, (str, np.ndarray, Tensor)) or not isinstance(videos, Iterable)
+        several: list[Any] = [videos] if one else list(videos)
+        if not several:
             raise UserError("no video was given; name one")
         if len(several) > _MOST_AT_ONCE:
             raise UserError(
@@ -60,7 +61,7 @@ class Preprocess:
 
     def pixels(self, video: Video) -> Tensor:
         """The view of one video before it is normalised: uint8 [3, T, S, S]."""
-        source = np.asarray(video) if isinstance(video, Tensor) else video
+        source = video.numpy(force=True) if isinstance(video, Tensor) else video
         return centre_view(source, self.clip, self.view).transpose(0, 1)
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from vjepa.checkpoint import AnyEncoder, locate
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
-from vjepa.config import as_path
 from vjepa.data.clips.plan import ClipConfig, indices_from
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.video.decode import decode_clip as read_clip
@@ -37,6 +36,7 @@ from vjepa.jobs.show_time import Surprise, peak_strips, similar_rows, surprise_o
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.models.encoder import FrameEncoder
+from vjepa.paths import as_path
 from vjepa.reporting.charts import MAX_LINES, Line, write_line_chart
 from vjepa.reporting.pictures import (
     Strip,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -292,6 +293,33 @@ def test_the_manifest_says_where_things_are_relative_to_itself(tmp_path):
     assert numbers_of(decode_frames(manifest.row(0), [3])) == [3]
 
 
+def test_a_file_url_and_a_home_folder_are_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lists and as sources, whether a program wrote %20 for a space or not."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    videos = make_videos(tmp_path / "my set", "a.mp4", "100%20.mp4")
+    written = ["~/my set/a.mp4", f"file://{tmp_path}/my set/a.mp4"]
+    written += [f"file://{host}{tmp_path}/my%20set/a.mp4" for host in ("", "localhost")]
+    written += [f"file://{videos}/100%20.mp4", f"{(videos / '100%20.mp4').as_uri()}"]
+    expected = [str(videos / "a.mp4")] * 4 + [str(videos / "100%20.mp4")] * 2
+    lists = {
+        "list.csv": "path,label\n" + "".join(f"{path},x\n" for path in written),
+        "list.txt": "".join(f"{path} x\n" for path in written),
+        "list.jsonl": "".join(json.dumps({"path": path, "label": "x"}) + "\n" for path in written),
+    }
+    for name, text in lists.items():
+        source = tmp_path / name
+        source.write_text(text)
+        manifest = index_sources([f"~/{name}"], tmp_path / "m.parquet", workers=1)
+        assert [manifest.path(row) for row in range(len(manifest))] == expected
+        assert manifest.ok.all()
+        assert [row.path for row in read_source(str(source), IndexConfig())] == expected
+    for source in ("~/my set", videos.as_uri()):
+        assert len(index_sources([source], tmp_path / "m.parquet", workers=1)) == 2
+    assert inspect_file("~/my set/a.mp4").path == inspect_file(written[2]).path == expected[0]
+
+
 def test_object_storage(tmp_path: Path) -> None:
     """A stored folder, a stored file and a list of addresses: the same rows."""
     source = write_video(tmp_path / "a.mp4", Spec(num_frames=10, b_frames=0))
@@ -313,8 +341,8 @@ def test_object_storage(tmp_path: Path) -> None:
     left_out = LeftOut()
     assert len(list(read_source(base, config, left_out))) == 12
     assert left_out == {"its images are taken as stills: a clip is a folder on a disk": 1}
-    # Reader processes do not share memory:// with this one, but file:// they see.
-    manifest = index_sources([f"file://{source}"], tmp_path / "m.parquet", workers=1)
-    assert manifest.path(0) == f"file://{source}"
+    # Reader processes do not share memory:// with this one, but local:// they see.
+    manifest = index_sources([f"local://{source}"], tmp_path / "m.parquet", workers=1)
+    assert manifest.path(0) == f"local://{source}"
     assert manifest.row(0).num_frames == inspect_file(str(source)).num_frames
     assert len(manifest.content_hash) == 64

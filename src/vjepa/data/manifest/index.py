@@ -30,6 +30,7 @@ from vjepa.data.manifest.manifest import (
 from vjepa.data.video.info import MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import UserError
+from vjepa.paths import local_path
 from vjepa.runtime.files import check_writable, written
 from vjepa.runtime.progress import Progress
 
@@ -165,7 +166,7 @@ def index_sources(
             no manifest, or cannot be written.
     """
     config = config or IndexConfig()
-    sources = [str(source) for source in sources]
+    sources = [local_path(source) for source in sources]
     names = _checked_names(sources, names, weights)
     target = Path(out).absolute()
     note = note_of(config)

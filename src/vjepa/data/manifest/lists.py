@@ -446,14 +446,14 @@ def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
     """
     name, tab, label = line.partition("\t")
     first = (name if tab else line.split()[0]).strip().lower()
-    is_header = first in _HEADER_WORDS and not os.path.exists(folder / first)  # noqa: PTH110
+    is_header = first in _HEADER_WORDS and not _is_there(first, folder)
     if tab:
         return None if is_header else (_without_quotes(name), _without_quotes(label))
     ends = _ends_of_names(line)
     if len(ends) != 1:
         spaces = [match.start() for match in re.finditer(r"\s+", line)]
         candidates = ends or [*spaces, len(line)]
-        existing = [end for end in candidates if os.path.exists(folder / line[:end])]  # noqa: PTH110
+        existing = [end for end in candidates if _is_there(line[:end], folder)]
         if existing:
             ends = existing[-1:]
         elif not (ends or is_header or len(spaces) > 1 or set(line) & set(",;")):
@@ -465,6 +465,10 @@ def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
         rest = rest.removeprefix(rest[0])
         return None if rest.count(line[ends[0]]) else (name, _without_quotes(rest))
     return name, _without_quotes(rest)
+
+
+def _is_there(name: str, folder: Path) -> bool:
+    return os.path.exists(absolute(name, str(folder)))  # noqa: PTH110
 
 
 def _without_quotes(text: str) -> str:
@@ -499,7 +503,7 @@ def _list_rows(path: Path) -> Iterator[SourceRow]:
                 for column, value in values.items()
                 if column not in ("path", "split", "weight") and (text := _text_of(column, value))
             }
-            full = name if is_address(name) else absolute(os.path.join(folder, name))  # noqa: PTH118
+            full = absolute(name, folder)
             row = SourceRow(
                 path=full,
                 kind=kind_of(full),

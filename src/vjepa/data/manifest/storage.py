@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from vjepa.errors import UserError
+from vjepa.paths import local_path
 from vjepa.runtime.files import atomic_path
 
 if TYPE_CHECKING:
@@ -52,9 +53,12 @@ def is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None
 
 
-def absolute(path: str) -> str:
-    """The absolute path, cleaned of ``..``; an address is left as it is."""
-    return path if is_address(path) else os.path.abspath(path)  # noqa: PTH100 (Path keeps "..")
+def absolute(path: str, folder: str = "") -> str:
+    """The absolute path, cleaned of ``..``, from `folder` on; an address is left as it is."""
+    path = local_path(path)
+    if is_address(path):
+        return path
+    return os.path.abspath(os.path.join(folder, path))  # noqa: PTH100, PTH118 (Path keeps "..")
 
 
 def status_of(path: str) -> FileStatus:

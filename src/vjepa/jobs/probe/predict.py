@@ -22,6 +22,7 @@ from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_p
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
 from vjepa.jobs.videos import files_of
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_path, check_kind
 from vjepa.runtime.process import set_num_threads
@@ -84,7 +85,7 @@ class Probe:
         if top < 1:
             raise UserError(f"top: must be at least 1, got {top}")
         several = [sources] if isinstance(sources, (str, Path)) else sources
-        rows = [ManifestRow(info=info) for info in files_of([Path(one) for one in several], split)]
+        rows = [ManifestRow(info=info) for info in files_of(list(map(as_path, several)), split)]
         manifest = Manifest.from_rows(rows, "/")
         known = sum(row.info.path in self.trained_on for row in rows)
         if known:
@@ -154,16 +155,17 @@ def load_probe(
         UserError: The probe or its encoder is missing, or the encoder is another.
     """
     set_num_threads(num_threads)
-    theirs = is_released(Path(folder))
+    folder = as_path(folder)
+    theirs = is_released(folder)
     if theirs:
-        saved, frozen = open_released(Path(folder), encoder, released or ReleasedProbeConfig())
+        saved, frozen = open_released(folder, encoder, released or ReleasedProbeConfig())
     elif released is not None:
         raise UserError(
             f"{folder}: says its settings itself; --config and settings are for a "
             "released probe: leave them out"
         )
     else:
-        saved = load_saved_probe(Path(folder))
+        saved = load_saved_probe(folder)
         frozen = reopen_encoder(saved.encoder, encoder)
         check_encoder(saved.encoder, frozen.encoder, frozen.identity.source, "probe")
     setup = set_up_device(device, saved.settings.features.precision)
@@ -173,7 +175,7 @@ def load_probe(
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
     if theirs:
         return Probe(saved, extractor)
-    return with_record(Probe(saved, extractor), Path(folder) / SPLIT_FILE)
+    return with_record(Probe(saved, extractor), folder / SPLIT_FILE)
 
 
 def with_record(probe: Probe, record: Path) -> Probe:
