@@ -14,28 +14,28 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_950
+MOST_LINES = 46_978
 MOST_FILES = 213
 MOST_CLASSES = 391
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4015, 99),
+    "checkpoint": (4021, 99),
     "cli": (2370, 31),
     "data": (950, 13),
-    "data/clips": (1966, 60),
+    "data/clips": (1980, 61),
     "data/loader": (1260, 19),
     "data/manifest": (1892, 39),
     "data/prepare": (1290, 37),
     "data/video": (2487, 54),
     "demo": (2099, 52),
-    "evaluation": (4290, 101),
-    "jobs": (8418, 184),
+    "evaluation": (4293, 101),
+    "jobs": (8419, 184),
     "jobs/detect": (1170, 24),
-    "jobs/finetune": (950, 18),
+    "jobs/finetune": (951, 18),
     "jobs/probe": (2140, 58),
     "masking": (800, 15),
-    "models": (2693, 65),
+    "models": (2694, 65),
     "reporting": (1131, 40),
     "runtime": (2481, 59),
     "tasks": (1872, 44),

@@ -292,6 +292,8 @@ def test_code_in_a_file_is_not_run(
         ([torch.zeros(1)], "holds a list"),
         ({"model": {}}, "it holds model"),
         ({"encoder.norm.bias": torch.zeros(2)}, "write models with .*save_model"),
+        ({"module.patch_embed.proj.bias": torch.zeros(2)}, "write models with .*save_model"),
+        ({"model": {"module.encoder.norm.bias": torch.zeros(2)}}, "a state_dict .*save_model"),
         ({}, "it holds nothing"),
         ({"encoder": {"a": 1}}, "'encoder' is not a dict of tensors"),
         ({"encoder": torch.zeros(2)}, "'encoder' is not a dict of tensors"),

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.jobs.probe.tiny_probe import probe_config
 from tests.jobs.tiny_run import tiny_config, write_set
+from torch import nn
 
 import vjepa
 from vjepa.data import Manifest
@@ -74,11 +76,43 @@ def test_a_checkpoint_from_before_there_was_a_record_is_read(run: Path, tmp_path
         (np.zeros((4, 3, 32, 32), np.uint8), r"\[T, H, W, 3\]"),
         ([], "no video"),
         ("nothing.mp4", "nothing.mp4"),
+        (list(np.zeros((4, 32, 32, 3), np.uint8)), r"np\.stack\(frames\)"),
+        ([Image.new("RGB", (32, 32))] * 4, r"Image is no video: .* np\.stack\(frames\)"),
+        ([[Image.new("RGB", (32, 32))] * 4], "list is no video"),
+        (Image.new("RGB", (32, 32)), "Image is no video"),
+        (None, "NoneType is no video"),
     ],
 )
 def test_what_cannot_be_a_video_is_refused(run: Path, wrong: object, remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):
         vjepa.load_encoder(run).preprocess(wrong)
+
+
+def test_frames_that_are_put_together_as_the_refusal_says_are_a_video(run: Path) -> None:
+    preprocess = vjepa.load_encoder(run).preprocess
+    frames = np.random.default_rng(0).integers(0, 255, (4, 40, 48, 3), np.uint8)
+    images = [Image.fromarray(frame) for frame in frames]
+    assert torch.equal(preprocess(np.stack(images)), preprocess(frames))
+    assert torch.equal(preprocess(clip for clip in [frames, frames])[1:], preprocess(frames))
+
+
+def test_what_is_no_path_and_no_encoder_is_refused_with_the_remedy(run: Path, video: str) -> None:
+    encoder = vjepa.load_encoder(run)
+    frames = np.zeros((4, 32, 32, 3), np.uint8)
+    for call in (vjepa.load_clip, lambda wrong: vjepa.extract_features(encoder, wrong)):
+        for wrong in (frames, list(frames), torch.from_numpy(frames), [Image.new("RGB", (9, 9))]):
+            with pytest.raises(UserError, match=r"is no video: give its path, or .*preprocess"):
+                call(wrong)
+    wrapped = nn.DataParallel(encoder)
+    with pytest.raises(UserError, match=r"DataParallel has no .*; give .* inside, encoder\.module"):
+        vjepa.extract_features(wrapped, video)
+    found = vjepa.extract_features(wrapped.module, video)
+    assert torch.equal(found.tokens, vjepa.extract_features(encoder, video).tokens)
+    for load in (vjepa.load_encoder, vjepa.load_model, vjepa.load_probe, vjepa.load_features):
+        with pytest.raises(UserError, match="DataParallel was given, where a path or name"):
+            load(wrapped)
+    with pytest.raises(ValueError, match=r"must be a tensor .*, got list"):
+        encoder.normalise(list(frames))
 
 
 @pytest.mark.parametrize(

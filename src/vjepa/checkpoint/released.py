@@ -22,6 +22,7 @@ from vjepa.checkpoint.inference import (
     infer_predictor,
 )
 from vjepa.checkpoint.state import Moments, is_decayed
+from vjepa.checkpoint.strict import plain_name
 from vjepa.checkpoint.torch_files import read_torch_file, tensors_of
 from vjepa.checkpoint.vjepa2 import LEVELS, generation, open_second, our_name, their_name
 from vjepa.errors import UserError
@@ -37,6 +38,7 @@ POSITION_NAMES = {
 _GROUPS = (("encoder", True), ("predictor", True), ("encoder", False), ("predictor", False))
 """(part, decayed) of each group of their optimiser, in order."""
 _PREFIX = "module.backbone."
+_BARE = "; a state_dict does not say its sizes: write models with vjepa.checkpoint.save_model"
 
 
 def read_released(path: Path) -> dict[str, Any]:
@@ -48,11 +50,13 @@ def read_released(path: Path) -> dict[str, Any]:
             "Python vjepa.load_probe)"
         )
     if not {"encoder", "target_encoder", "ema_encoder"} & content.keys():
-        bare = any(str(key).startswith(("encoder.", "module.encoder.")) for key in content)
+        inner = (state for state in content.values() if isinstance(state, dict))
+        names = (plain_name(str(name)) for state in (content, *inner) for name in state)
+        bare = any(name.startswith(("encoder.", "patch_embed.")) for name in names)
         raise UserError(
             f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; nor a file of "
             f"another known model (docs/models.md); it holds {_held(content)}"
-            f"{'; write models with vjepa.checkpoint.save_model' if bare else ''}"
+            f"{_BARE if bare else ''}"
         )
     return content
 

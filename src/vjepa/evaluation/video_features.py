@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
+from vjepa.data.clips.source import video_path
 from vjepa.data.clips.windows import (
     FramingConfig,
     Look,
@@ -120,8 +121,8 @@ def extract_features(
     # PyAV may be missing where only models are used.
     from vjepa.data.video.inspect import inspect_file
 
-    several = not isinstance(paths, (str, os.PathLike))
-    every = [os.fspath(path) for path in paths] if several else [os.fspath(paths)]
+    several = isinstance(paths, Iterable) and not isinstance(paths, str)
+    every = [video_path(path) for path in (paths if several else [paths])]
     window, own = window or WindowConfig(), getattr(encoder, "preprocess", None)
     how = FileEncodingConfig(
         window=window.spaced_as(own.clip) if isinstance(own, Preprocess) else window,
@@ -165,7 +166,11 @@ def encode_files(
     """
     config = getattr(encoder, "config", None)
     if not isinstance(config, EncoderConfig):
-        raise UserError("the encoder has no `config` with its sizes (vjepa.models.EncoderConfig)")
+        inside = "; give the model inside, encoder.module" if hasattr(encoder, "module") else ""
+        raise UserError(
+            f"{type(encoder).__name__} has no `config` with the sizes of an encoder "
+            f"(vjepa.models.EncoderConfig){inside}"
+        )
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         encoder = FrameEncoder(encoder, config)
     looks: list[Look | DecodeError] = []

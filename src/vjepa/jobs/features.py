@@ -48,6 +48,7 @@ from vjepa.jobs.probe.encoder import (
     stretches,
 )
 from vjepa.jobs.videos import files_of
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import (
     atomic_write,
@@ -494,7 +495,7 @@ def load_features(folder: str | Path) -> SavedFeatures:
     Raises:
         UserError: No such folder, or its run has not come to the end.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     described = folder / SETTINGS_FILE
     if not described.is_file():
         raise UserError(

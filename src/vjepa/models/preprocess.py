@@ -38,8 +38,9 @@ def normalise_clip(
     Raises:
         ValueError: Another layout; or, for numbers on the CPU that are not uint8, another scale.
     """
-    if clips.ndim not in (4, 5) or clips.shape[-4] != 3:
-        raise ValueError(f"clips must be [..., 3, T, H, W] in RGB, got {tuple(clips.shape)}")
+    if not isinstance(clips, Tensor) or clips.ndim not in (4, 5) or clips.shape[-4] != 3:
+        got = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips).__name__
+        raise ValueError(f"clips must be a tensor [..., 3, T, H, W] in RGB, got {got}")
     if clips.dtype != torch.uint8 and clips.numel() and may_look(clips):
         _require_pixels(*map(float, clips.float().aminmax()))
     means, deviations = how.mean_and_deviation

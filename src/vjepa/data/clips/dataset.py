@@ -15,7 +15,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.plan import ClipConfig, checked_spacing, indices_from, plan_training
 from vjepa.data.clips.segments import segment_indices
-from vjepa.data.clips.source import FrameSource, Source, VideoSource
+from vjepa.data.clips.source import FrameSource, Source, VideoSource, video_path
 from vjepa.data.clips.views import (
     AugmentConfig,
     TrainingAugmentConfig,
@@ -127,7 +127,8 @@ def centre_view(
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3 or not len(source):
             raise UserError(
                 f"frames must be uint8 [T, H, W, 3] in RGB, 0 to 255, got {source.dtype} "
-                f"{list(source.shape)}: bring them into this form"
+                f"{list(source.shape)}: bring them into this form (of single frames "
+                "np.stack(frames))"
             )
         opened = FrameSource(source, path="the frames given")
         if len(source) == clip.num_frames:
@@ -138,7 +139,7 @@ def centre_view(
     else:
         from vjepa.data.video.inspect import inspect_file
 
-        opened = VideoSource(inspect_file(os.fspath(source)))
+        opened = VideoSource(inspect_file(video_path(source)))
     views = ClipViews(clip, view)
     out = torch.empty(1, *views.shape, dtype=torch.uint8)
     views.cut(opened, (0, 0), out)
@@ -189,7 +190,7 @@ def load_clip(
         config = clip or ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
-    info = inspect_file(os.fspath(path))
+    info = inspect_file(video_path(path))
     video = VideoSource(info)
     times = video.times if config.is_by_time or start_seconds is not None else None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -9,6 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vjepa.data.video.info import DecodeError, Part, VideoInfo
+from vjepa.errors import UserError
+from vjepa.paths import local_path
+
+
+def video_path(video: object) -> str:
+    """The path of a video as text; a UserError that says what is taken where it is none."""
+    if isinstance(video, (str, os.PathLike)):
+        return local_path(video)
+    raise UserError(
+        f"{type(video).__name__} is no video: give its path, or to encoder.preprocess its frames "
+        "as one array, uint8 [T, H, W, 3] (of single frames np.stack(frames))"
+    )
 
 
 class VideoSource:

@@ -38,6 +38,7 @@ from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.probe.predict import Probe, with_record
 from vjepa.models import Encoder, LinearClassifier
 from vjepa.models.encoder import NORM_EPS
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName
 from vjepa.runtime.process import set_num_threads
 
@@ -74,7 +75,7 @@ def load_finetuned(
         UserError: It is no such folder, its training has not ended, or a file is damaged.
     """
     set_num_threads(num_threads)
-    folder = Path(folder)
+    folder = as_path(folder)
     model = folder if (folder / WEIGHTS_FILE).is_file() else folder / MODEL_FOLDER
     if not (model / CONFIG_FILE).is_file():
         begun = (folder / "checkpoints").is_dir()
