@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_978
+MOST_LINES = 47_009
 MOST_FILES = 213
-MOST_CLASSES = 391
+MOST_CLASSES = 392
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -25,15 +25,15 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (950, 13),
     "data/clips": (1980, 61),
     "data/loader": (1260, 19),
-    "data/manifest": (1892, 39),
+    "data/manifest": (1909, 40),
     "data/prepare": (1290, 37),
     "data/video": (2487, 54),
     "demo": (2099, 52),
     "evaluation": (4293, 101),
-    "jobs": (8419, 184),
-    "jobs/detect": (1170, 24),
+    "jobs": (8427, 184),
+    "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
-    "jobs/probe": (2140, 58),
+    "jobs/probe": (2144, 58),
     "masking": (800, 15),
     "models": (2694, 65),
     "reporting": (1131, 40),

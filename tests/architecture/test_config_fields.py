@@ -75,6 +75,7 @@ ROOTS = (
     "vjepa.jobs.search:SearchConfig",
     "vjepa.jobs.probe.released:ReleasedProbeConfig",
     "vjepa.data.manifest.lists:IndexConfig",
+    "vjepa.data.manifest.lists:InspectConfig",
     "vjepa.data.ava:AvaConfig",
     "vjepa.data.prepare.config:PrepareConfig",
     "vjepa.demo.config:DemoConfig",

@@ -134,6 +134,15 @@ def test_two_sources_with_weights(synthetic: Path, tmp_path: Path, vjepa: Callab
         (["index", "no-such", "--out", "m.parquet"], "no-such: no such file or folder"),
         (["index", "x", "--timeout_second", "3"], "did you mean timeout_seconds?"),
         (["check", "no-such.parquet"], "no-such.parquet: no such file"),
+        (["check", "m.parquet", "--label_from_folder", "true"], "unknown setting"),
+        (
+            ["index", __file__, "--out", "m.parquet", "--label_from_folder", "true"],
+            "label_from_folder: is for folders, and no source is one",
+        ),
+        (
+            ["index", __file__, "--out", "m.parquet", "--image_folders", "clips"],
+            "image_folders: is for folders",
+        ),
         (["synth"], "data synth needs --out DIR"),
         (["prepare"], "data prepare needs MANIFEST"),
         (["prepare", "m.parquet"], "data prepare needs --out DIR"),

@@ -85,6 +85,15 @@ def test_a_model_is_fetched_once_and_said(run: Run, cache: Path, web: Web) -> No
     assert "downloaded" in run("models", "list").out
 
 
+def test_a_checksum_is_compared_also_where_a_file_was_put_by_hand(run: Run, cache: Path) -> None:
+    file = cache / "mvd_vitl16" / "mvd.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    get = ("models", "get", "mvd_vitl16", "--sha256")
+    assert run(*get, _sum(b"weights")).out.strip() == str(file)
+    assert "is there already, with another checksum" in run(*get, _sum(b"others"), code=2).err
+
+
 def _sum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

@@ -82,6 +82,14 @@ def test_a_misspelt_setting_is_named_by_the_config() -> None:
         resolve_config(_parse("--optim.step", "3"))
 
 
+@pytest.mark.parametrize("before", [["--out", "x"], ["--config", "c"], ["--optim.steps=3"]])
+def test_options_of_a_command_are_not_lost_before_its_subcommand(before: list[str]) -> None:
+    for words in (["eval", "run", "m.parquet"], ["predict", "run", "a.mp4"]):
+        with pytest.raises(UserError, match=f"vjepa finetune {words[0]}: its options stand behind"):
+            build_parser().parse_known_args(["finetune", *before, *words])
+        assert build_parser().parse_known_args(["finetune", *words])[0].probe == Path("run")
+
+
 def test_help_lists_every_setting() -> None:
     text = _parser().format_help()
     assert "--optim.steps  an integer (required)" in text

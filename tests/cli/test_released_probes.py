@@ -169,6 +169,8 @@ def test_what_does_not_go_together_is_refused(
 def test_settings_are_for_released_probes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave them out"):
         load_probe(tmp_path, released=ReleasedProbeConfig())
+    with pytest.raises(ValueError, match=r"seconds_ahead: .* set question"):
+        ReleasedProbeConfig(seconds_ahead=2.0)
 
 
 @pytest.mark.parametrize("name", recipe_names("released"))

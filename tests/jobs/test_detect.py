@@ -275,7 +275,8 @@ def test_eval_refuses_what_does_not_fit(
     (tmp_path / "part.csv").write_text(row + "film,0.5,0.1,0.1,0.5,0.5,1,0.5\n")
     assert main(["detect", "eval", str(tmp_path / "part.csv"), table]) == 0
     assert "1 videos of the file are not in the table (first: film)" in capsys.readouterr().out
-    for option in ("--detections=a.csv", "--encoder=demo", "--cache-dir=c", "--boxes=truth"):
+    of_detectors = ("--detections=a.csv", "--encoder=demo", "--cache-dir=c", "--boxes=truth")
+    for option in (*of_detectors, "--device=cuda", "--on-bad-video=list"):
         assert main(["detect", "eval", str(tmp_path / "part.csv"), table, option]) == 2
         assert f"{option.partition('=')[0]}: is for a detector" in capsys.readouterr().err
     assert main(["detect", "eval", str(tmp_path), table]) == 2
@@ -330,6 +331,8 @@ def test_people_of_a_file_are_given_classes(
         ([*given, "--out", "a.txt"], "must end in .csv or .jsonl"),
         ([*given, "--draw", "a.gif"], "must end in .mp4"),
         ([*given, "--min-person-score", "1"], "no person with a score of 1"),
+        ([*given, "--every", "0.5"], "--every: is for --person-detector"),
+        ([*given, "--person-model", "yolo"], "--person-model: is for --person-detector"),
         (["--person-detector", "no.pth"], "no.pth: no such file"),
         (["--person-detector", "no.pth", "--person-model", "yolo"], "torchvision has"),
     ):

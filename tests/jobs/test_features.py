@@ -333,6 +333,7 @@ def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:
     [
         ({"format": "parquet"}, "format: a table holds pooled rows"),
         ({"batch_size": 0}, "batch_size"),
+        ({"ray_workers": 4}, "ray_workers: is for engine ray"),
     ],
 )
 def test_impossible_settings(model: Path, changes: dict, message: str) -> None:

@@ -392,6 +392,7 @@ def test_every_size_is_a_config_that_builds() -> None:
         (["empty", "--out", "x"], "no video"),
         (["photos", "--out", "x"], "a still image"),
         (["a.parquet", "b.mp4", "--out", "x"], "a manifest comes alone"),
+        (["a.parquet", "--out", "x", "--index.label_from_folder=true"], "index: is for sources"),
         (["videos", "--out", "."], "vjepa learn"),
     ],
 )

@@ -118,7 +118,7 @@ def add_arguments(parser: Parser) -> None:
     text += " drawn equally often"
     index.add_argument("--source-weight", nargs="+", type=float, metavar="W", help=text)
     index.set_defaults(run=_index)
-    check.take_config("vjepa.data.manifest.lists:IndexConfig")
+    check.take_config("vjepa.data.manifest.lists:InspectConfig")
     check.add_path("manifest", "MANIFEST", "made by vjepa data index")
     check.add_flag("--deep", "decode every frame of every video")
     check.set_defaults(run=_check)

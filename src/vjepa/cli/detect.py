@@ -97,7 +97,7 @@ def add_arguments(parser: Parser) -> None:
     predict.add_path("sources", "SRC", "videos, folders, lists or manifests", nargs="+")
     predict.add_path("--persons", "CSV", "boxes of people")
     predict.add_path("--person-detector", "PATH", "weights of one of torchvision's detectors")
-    name = "fasterrcnn_resnet50_fpn"
+    name = "fasterrcnn_resnet50_fpn"  # as `predict` has it; its module is not imported for a help
     text = f"its name in torchvision (default: {name})"
     predict.add_argument("--person-model", default=name, metavar="NAME", help=text)
     predict.add_number("--min-person-score", float, "S", "least score of a person", default=0.9)

@@ -203,6 +203,8 @@ class Parser(argparse.ArgumentParser):
             else:
                 aside.append((name, rest.pop(0)))
         found, extras = super().parse_known_args(own, namespace)
+        if found.parser is not self:  # whose options would be lost
+            raise UserError(f"{found.parser.prog}: its options stand behind it (see --help)")
         for name, value in aside:
             if "." not in name and self._is_misspelt_option(name):
                 self.refuse_unknown([name])

@@ -88,6 +88,8 @@ class FeaturesConfig(FileEncodingConfig):
     """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
 
     def __post_init__(self) -> None:
+        if self.engine == "local" and self.ray_workers != FeaturesConfig.ray_workers:
+            raise ValueError("ray_workers: is for engine ray; readers are its processes otherwise")
         if self.format == "parquet" and self.pool == "none":
             raise ValueError(
                 "format: a table holds pooled rows; choose pool: space or video, or format: "

@@ -159,7 +159,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
     """
     started = time.monotonic()
     with claimed_folder(out, JOB):
-        _check_sources(config.sources)
+        _check_sources(config.sources, config.index)
         stored = out / _CHOICES_FILE
         if stored.is_file():
             same_config(config, out, _MAY_CHANGE)
@@ -216,11 +216,13 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         return None
 
 
-def _check_sources(sources: Sequence[Path]) -> None:
+def _check_sources(sources: Sequence[Path], how: IndexConfig) -> None:
     if not sources:
         raise UserError("learn needs videos: name a folder, a video, a list or a manifest")
     if len(sources) > 1 and any(source.suffix == ".parquet" for source in sources):
         raise UserError("a manifest comes alone: index all sources together, or name it only")
+    if sources[0].suffix == ".parquet" and how != IndexConfig():
+        raise UserError("index: is for sources that are no manifest yet; leave its settings out")
     missing = [source for source in sources if not source.exists()]
     if missing:
         raise UserError(f"{missing[0]}: no such file or folder; name a folder with videos")

@@ -98,6 +98,7 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
         _LOGGER.info("%s is there already", name)
     elif not files:
         if folder is None and is_downloaded(name):
+            _require_sum(downloaded(name), sha256)
             return downloaded(name)
         raise UserError(
             f"{name}: cannot be fetched by a program: {model.published}; give the path of the "
@@ -114,11 +115,7 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
     for file, url in files:
         wanted = sha256 if file == files[-1][0] else ""
         if file.is_file():
-            if wanted and file_sha256(file) != wanted.lower():
-                raise UserError(
-                    f"{file}: is there already, with another checksum than {wanted[:16]}...; "
-                    "delete it and run the same command again"
-                )
+            _require_sum(file, wanted)
             continue
         if through_hub:
             found = _through_hub(model, url, file, wanted, offline=offline)
@@ -128,6 +125,15 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
         atomic_write(file.with_name(f"{file.name}.sha256"), f"{found}  {file.name}\n")
         _LOGGER.info("%s: sha256 %s", file.name, found)
     return place if len(files) > 1 else files[0][0]
+
+
+def _require_sum(file: Path, wanted: str) -> None:
+    """Refuse a file that is there, if it has another checksum than the one that is given."""
+    if wanted and file_sha256(file) != wanted.lower():
+        raise UserError(
+            f"{file}: is there already, with another checksum than {wanted[:16]}...; delete it and "
+            "run the same command again"
+        )
 
 
 def _in_hub_cache(model: KnownModel) -> bool:

@@ -120,6 +120,8 @@ def test_compiling_goes_block_by_block(image_model: Path, monkeypatch) -> None:
         ({"timm_weights": Path("x")}, "timm_weights"),
         ({"timm": "resnet18"}, "timm_weights: give the file of its weights, or ask for fresh"),
         ({"timm": "resnet18", "timm_weights": Path("x"), "random": True}, "one of the two"),
+        ({"timm": "resnet18", "random": True, "num_heads": 3}, "num_heads: a model of timm says"),
+        ({"timm": "resnet18", "random": True, "image_size": 224}, "image_size: a model of timm"),
     ],
 )
 def test_impossible_sources(fields: dict, message: str) -> None:

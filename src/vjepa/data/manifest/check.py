@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.index import inspect_all, unchanged_files
-from vjepa.data.manifest.lists import IndexConfig
+from vjepa.data.manifest.lists import InspectConfig
 from vjepa.data.manifest.manifest import INFO_COLUMNS, LabelCodes, Manifest, list_lengths
 from vjepa.data.video.info import IMAGE_FOLDER_FPS, VideoInfo
 from vjepa.data.video.inspect import InspectOrder
@@ -58,13 +58,13 @@ class CheckReport:
 
 
 def check_manifest(
-    manifest: Manifest, *, deep: bool = False, workers: int = 2, config: IndexConfig | None = None
+    manifest: Manifest, *, deep: bool = False, workers: int = 2, config: InspectConfig | None = None
 ) -> CheckReport:
     """Check every row against its file.
 
     Without `deep`, a file of unchanged size and time keeps its verdict and a changed one is looked
     into anew. With `deep`, every frame of every file is decoded. Bad files are findings, not
-    errors. Of the config, the limits and the time for one file are used.
+    errors.
     """
     unchanged = np.zeros(len(manifest), dtype=bool)
     if not deep:
@@ -81,7 +81,7 @@ def check_manifest(
         )
         for info in infos
     )
-    inspect_all(orders, len(manifest), found, config or IndexConfig(), workers, "check")
+    inspect_all(orders, len(manifest), found, config or InspectConfig(), workers, "check")
     now = Manifest(pa.concat_tables(found).unify_dictionaries(), Path("/"))
     return _report(manifest, now, rows, int(unchanged.sum()))
 

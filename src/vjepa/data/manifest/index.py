@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import chain, islice
+from os.path import isfile
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.lists import IndexConfig, LeftOut, form_of, read_source, shortened
+from vjepa.data.manifest.lists import (
+    IndexConfig,
+    InspectConfig,
+    LeftOut,
+    form_of,
+    read_source,
+    shortened,
+)
 from vjepa.data.manifest.manifest import (
     COLUMNS,
     INFO_COLUMNS,
@@ -116,7 +124,7 @@ def inspect_all(
     orders: Iterable[InspectOrder],
     total: int,
     found: list[pa.Table],
-    config: IndexConfig,
+    config: InspectConfig,
     workers: int,
     what: str = "index",
 ) -> None:
@@ -168,6 +176,9 @@ def index_sources(
     config = config or IndexConfig()
     sources = [local_path(source) for source in sources]
     names = _checked_names(sources, names, weights)
+    for name in ("label_from_folder", "image_folders"):
+        if getattr(config, name) != getattr(IndexConfig(), name) and all(map(isfile, sources)):
+            raise UserError(f"{name}: is for folders, and no source is one; leave it out")
     target = Path(out).absolute()
     note = note_of(config)
     with written(target):

@@ -70,11 +70,19 @@ _FIRST_NAMED = 3
 
 
 @config_dataclass
-class IndexConfig:
-    """How sources are read and files probed."""
+class InspectConfig:
+    """How files are looked into."""
 
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
     """A file that takes longer to probe is a bad file; its reader process is killed."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    """What a file may demand before it is refused."""
+
+
+@config_dataclass
+class IndexConfig(InspectConfig):
+    """How sources are read and files probed."""
+
     label_from_folder: bool = False
     """In folder trees, the name of the folder that a file (or a folder of frames) lies in is its
     label."""
@@ -84,8 +92,6 @@ class IndexConfig:
     `label_from_folder`, a folder directly below the source or its split is a class of images."""
     image_folder_fps: Annotated[float, Field(gt=0)] = IMAGE_FOLDER_FPS
     """Frame rate given to folders of images, in frames per second."""
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
-    """What a file may demand before it is refused."""
 
 
 class LeftOut(Counter[str]):

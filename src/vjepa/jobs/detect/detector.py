@@ -251,6 +251,8 @@ def evaluate(
             "boxes": None if test_on == "auto" else test_on,
             "encoder": how.get("encoder"),
             "cache_dir": how.get("cache_dir"),
+            "device": None if (device := how.get("device")) == "auto" else device,
+            "on_bad_video": None if (bad := how.get("on_bad_video")) == "error" else bad,
         }
         if given := [name for name, value in of_detectors.items() if value is not None]:
             raise UserError(

@@ -33,6 +33,7 @@ from vjepa.runtime.files import atomic_path, check_kind
 from vjepa.runtime.progress import Progress
 
 PREDICTION_FILES = (".csv", ".jsonl")
+PERSON_MODEL = "fasterrcnn_resnet50_fpn"
 PERSON = 1
 """The class of people in COCO, which torchvision's detectors are trained on."""
 _FRAMES_AT_ONCE = 4
@@ -78,7 +79,7 @@ def predict(
     *,
     persons: Path | None = None,
     person_detector: Path | None = None,
-    person_model: str = "fasterrcnn_resnet50_fpn",
+    person_model: str = PERSON_MODEL,
     min_person_score: float = 0.9,
     every: float = 1.0,
     top: int = 3,
@@ -104,6 +105,11 @@ def predict(
         raise UserError(
             "people's boxes: give a csv file (--persons) or the weights of one of torchvision's "
             "detectors (--person-detector), one of the two"
+        )
+    if persons is not None and (every, person_model) != (1.0, PERSON_MODEL):
+        name = "--every" if every != 1.0 else "--person-model"
+        raise UserError(
+            f"{name}: is for --person-detector; {persons} says which people, and when: leave it out"
         )
     if not every > 0 or top < 1:
         raise UserError(f"every and top must be above 0, got {every:g} and {top}")

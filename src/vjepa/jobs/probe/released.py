@@ -68,6 +68,10 @@ class ReleasedProbeConfig:
     that the probe was trained on (EPIC-KITCHENS' `EPIC_100_train.csv`), whose rows give names and
     order. null: their numbers, or the names that a Hugging Face folder holds."""
 
+    def __post_init__(self) -> None:
+        if self.question is None and self.seconds_ahead != ReleasedProbeConfig.seconds_ahead:
+            raise ValueError("seconds_ahead: is for a probe that is asked a question; set question")
+
 
 def is_released(path: Path) -> bool:
     """Whether it is a released probe rather than the folder of one of ours."""
