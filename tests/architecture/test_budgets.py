@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_009
+MOST_LINES = 47_020
 MOST_FILES = 213
 MOST_CLASSES = 392
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4021, 99),
+    "checkpoint": (4018, 99),
     "cli": (2370, 31),
     "data": (950, 13),
     "data/clips": (1980, 61),
@@ -29,13 +29,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2487, 54),
     "demo": (2099, 52),
-    "evaluation": (4293, 101),
+    "evaluation": (4295, 101),
     "jobs": (8427, 184),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
     "jobs/probe": (2144, 58),
     "masking": (800, 15),
-    "models": (2694, 65),
+    "models": (2706, 66),
     "reporting": (1131, 40),
     "runtime": (2481, 59),
     "tasks": (1872, 44),

@@ -8,12 +8,14 @@ import torch
 
 from vjepa.models import (
     PRESETS,
+    VJEPA2_MODELS,
     AttentiveClassifier,
     Encoder,
     EncoderConfig,
     ModelConfig,
     Predictor,
     PredictorConfig,
+    authors_name,
 )
 
 
@@ -115,3 +117,13 @@ def test_impossible_sizes_name_their_field(
 
 def test_a_uniform_position_code_exists_for_any_even_width() -> None:
     EncoderConfig(width=42, heads=3)
+
+
+def test_encoders_are_called_as_their_authors_call_them() -> None:
+    named = {name: authors_name(PRESETS[name]) for name in ("vitl16", "vitg16", *VJEPA2_MODELS)}
+    assert named["vitl16"] == "V-JEPA 1 ViT-L/16"
+    assert named["vitg16"] == "V-JEPA 1 ViT-g/16"
+    assert named["vjepa2_vitl16"] == "V-JEPA 2 ViT-L/16"
+    assert named["vjepa2_vitg16_384"] == "V-JEPA 2 ViT-g/16"
+    assert named["vjepa2_1_vitb16"] == "V-JEPA 2.1 ViT-B/16"
+    assert named["vjepa2_1_vitG16"] == "V-JEPA 2.1 ViT-G/16"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from vjepa.errors import UserError
-from vjepa.models import PRESETS, VJEPA2_MODELS, EncoderConfig, InputConfig
+from vjepa.models import PRESETS, VJEPA2_MODELS, EncoderConfig, InputConfig, authors_name
 
 Family = Literal["vjepa", "videomae", "mvd", "omnimae", "hiera", "ijepa", "dinov2", "openclip"]
 """Models whose files have the same names; VideoMAE V2's are VideoMAE's, V-JEPA 2's V-JEPA's."""
@@ -80,9 +80,8 @@ _hiera = partial(_vit, patch_size=32, input=HIERA_INPUT, depth=48)
 
 def _first(size: str, pixels: int, file: str) -> KnownModel:
     """A model of V-JEPA."""
-    letter = size[3].upper()
     return KnownModel(
-        title=f"V-JEPA ViT-{letter}/16, {pixels} pixels, VideoMix2M",
+        title=f"{authors_name(PRESETS[size])}, {pixels} pixels, VideoMix2M",
         paper="arXiv 2404.08471",
         family="vjepa",
         encoder=replace(PRESETS[size], image_size=pixels),
@@ -96,11 +95,9 @@ def _second(name: str, file: str, licence: str, hub: str = "") -> KnownModel:
     """A model of V-JEPA 2 or 2.1, in its authors' layout."""
     sizes = VJEPA2_MODELS[name].encoder
     is_new = sizes.levels != ()
-    number, letter = "2.1" if is_new else "2", name.partition("vit")[2][0]
-    distilled = ", distilled from G" if is_new and letter in "bl" else ""
+    distilled = ", distilled from G" if is_new and "vitg" not in name.lower() else ""
     return KnownModel(
-        title=f"V-JEPA {number} ViT-{letter if letter in 'gG' else letter.upper()}/16, "
-        f"{sizes.image_size} pixels{distilled}",
+        title=f"{authors_name(sizes)}, {sizes.image_size} pixels{distilled}",
         paper="arXiv 2603.14482" if is_new else "arXiv 2506.09985",
         family="vjepa",
         encoder=sizes,

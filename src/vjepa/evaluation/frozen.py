@@ -31,7 +31,7 @@ from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, far_from_input, normalise_clip
+from vjepa.models import EncoderConfig, authors_name, far_from_input, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
 from vjepa.runtime.files import atomic_path, atomic_write, read_json, save_tensors
 from vjepa.runtime.progress import Progress
@@ -152,6 +152,8 @@ class EncoderIdentity:
         name = "" if self.timm is None else f"timm {self.timm}, "
         if self.model is not None:
             name = f"{self.model}{'' if self.tokens is None else f', tokens {self.tokens}'}, "
+        elif self.file_hash is not None and self.timm is None:  # of our own there are folders
+            name = f"{authors_name(self.config)}, "
         if self.which == "random":
             sizes = "" if self.path is None else f" with the sizes of {self.path}"
             name += f"UNTRAINED, random weights of seed {self.seed or 0}{sizes}"

@@ -24,7 +24,7 @@ from vjepa.models.preprocess import (
     still_clip,
     to_pixels,
 )
-from vjepa.models.presets import PRESETS, VJEPA2_MODELS
+from vjepa.models.presets import PRESETS, VJEPA2_MODELS, authors_name
 from vjepa.models.regions import RegionConfig, region_features
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Predictor",
     "PredictorConfig",
     "RegionConfig",
+    "authors_name",
     "far_from_input",
     "input_content",
     "normalise_clip",

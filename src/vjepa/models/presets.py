@@ -74,3 +74,14 @@ VJEPA2_MODELS: dict[str, ModelConfig] = {
 }
 """The released models of V-JEPA 2 and 2.1, whole; their encoders are presets, too."""
 PRESETS |= {name: model.encoder for name, model in VJEPA2_MODELS.items()}
+
+
+def authors_name(sizes: EncoderConfig) -> str:
+    """What V-JEPA's authors call an encoder of these sizes, as "V-JEPA 2 ViT-L/16"."""
+    number = {"rotary": "2", "rotary_pairs": "2.1"}.get(sizes.position, "1")
+    letters = {(own.width, own.depth): name.split("vit")[1][0] for name, own in PRESETS.items()}
+    letter = letters.get((sizes.width, sizes.depth))
+    if letter is None:
+        return f"V-JEPA {number}, width {sizes.width}, depth {sizes.depth}"
+    letter = letter if letter == "g" else letter.upper()
+    return f"V-JEPA {number} ViT-{letter}/{sizes.patch_size}"
