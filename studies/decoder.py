@@ -43,7 +43,8 @@ from vjepa.jobs.decode import (
 )
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, patchify, unpatchify
+from vjepa.models import VJEPA, patchify, to_pixels, unpatchify
+from vjepa.reporting.pictures import write_side_by_side
 from vjepa.runtime.files import atomic_write
 from vjepa.tasks import Decoding
 from vjepa.tasks.decoding import token_noise
@@ -59,6 +60,13 @@ _REACH = 5  # pixels from the middle of a template to its edge
 _WINDOW = 7  # of SSIM
 _SEEN = 4  # frames
 _LEAST_WAY = 2.0  # pixels
+_PICTURED = 3  # clips
+_SHOWN = {
+    "what came": "what came",
+    "samples, seed 0": "drawn from the prediction",
+    "regression": "the same without noise",
+    "decoder trained on true features": "drawn from the true features",
+}
 
 
 class Regression(Decoding):
@@ -300,6 +308,18 @@ def answers(
     return found, test, model, true, scale
 
 
+def draw(found: dict[str, list[Tensor]], test: TestClips, model: VJEPA, path: Path) -> None:
+    """The first clips in which A moves straight, as they came and as they are drawn, moving."""
+    rows = [
+        (_SHOWN[name], to_pixels(found[name][0][b], model.config.encoder.input))
+        for b in np.flatnonzero(test.last >= 0)[:_PICTURED].tolist()
+        for name in _SHOWN
+        if name in found
+    ]
+    frames = [(name, clip.permute(1, 2, 3, 0).numpy()) for name, clip in rows]
+    write_side_by_side(frames, path, len(rows) // _PICTURED)
+
+
 @torch.no_grad()
 def main() -> None:
     """Train what is missing, measure, and write the table."""
@@ -314,6 +334,7 @@ def main() -> None:
         with torch.enable_grad():
             train_all(args.data, args.out, JOBS)
     found, test, *known = answers(args.data, args.out, args.clips)
+    draw(found, test, known[0], args.out / "pictures.webp")
     names = ("rmse", "mae", "ssim", "features", "sharpness", "motion", "off")
     lines = [f"| | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     table = {}

@@ -121,7 +121,7 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,), (cos, sin) = gradients, ctx.saved_tensors
         across = -sin.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-        # With this table the formula is its own transpose.
+        # With this table the same formula goes the way back.
         return _turn(gradient, cos, across, into=torch.empty_like(gradient)), None, None
 
 
