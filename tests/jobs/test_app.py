@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.jobs.probe.tiny_probe import TINY
 from tests.jobs.test_show_frozen import save_probe
 
@@ -110,9 +112,13 @@ def url(files: dict[str, Path]) -> Iterator[str]:
             thread = threading.Thread(target=serve)
             thread.start()
             yield address
+            late, said = _client(address), list[logging.LogRecord]()
+            logging.getLogger("uvicorn.error").addFilter(lambda one: said.append(one) or True)
             stop()
             thread.join(60)
+            late.close()
         assert not thread.is_alive()
+        assert not said, "a page that is open at the end fills no terminal"
         assert not root.exists()
 
 
@@ -179,7 +185,9 @@ def test_an_uploaded_video_is_looked_at_and_a_bad_one_is_refused_in_a_line(
     assert "the last frame is repeated" in _words(call("features", [TRAINED], 0.0, 0.6))
     words = _words(call("hide", [TRAINED], 0.0, *_BOX))
     assert "demo: error: too short for this model: 3 frames" in words
-    assert "3 frames are too few" in _words(call("surprise", [TRAINED]))
+    words = _words(call("surprise", [TRAINED]))
+    assert "3 frames are too few" in words
+    assert words.count("error: ") == 1
     words = _upload(call, files["broken"])
     assert "error: broken.mp4: " in words
     assert "give another file" in words
@@ -347,6 +355,48 @@ def test_files_of_the_authors_stand_beside_the_shipped_model(
         app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
     with pytest.raises(UserError, match=r"image_size: .*"):
         app_looks.open_for_page(f"{TRAINED} image_size=32")
+
+
+def test_models_of_single_images_stand_beside_those_of_video(
+    tmp_path: Path, files: dict[str, Path], golden_dir: Path
+) -> None:
+    pytest.importorskip("timm")
+    session = Session(tmp_path)
+    session.video = app.inspect_file(str(files["walk"]))
+    watch, folder = session.watched(), golden_dir / "baselines"
+    images = [
+        f"{folder / 'dinov2_tiny.pth'} num_heads=3 image_size=56",
+        f"{folder / 'openclip_tiny.bin'} num_heads=3",
+        f"{folder / 'ijepa_tiny.pth.tar'} num_heads=3",
+    ]
+    for names in (images[:1], [*images, "nowhere", str(files["tiny"]), TRAINED]):
+        seen = "0.00 to 0.88 s" if len(names) == 1 else "0.00 to 1.88 s"
+        words = app_looks.features(session, names, 0.0, 0.6, watch).words
+        assert f"{names[0]}: {seen}, single images of 56 px seen as 4 x 4 tokens of 48 " in words
+        assert words.count(seen) == (1 if len(names) == 1 else 4), "as the first model of video"
+        assert words.count("error: ") == words.count("nowhere: error: no such file")
+    words = app_looks.similar(session, images, 0.0, 0.99, (0.5, 0.5), watch).words
+    assert words.count("asked for at 0.88 s") == 3
+    assert app_looks.frame_picture(session, images, 0.0, 0.99, at=(0.5, 0.5)).is_file()
+    told = "error: there is no prediction to look at: {} of width 48, depth 2, an encoder without"
+    hide = app_looks.Hidden(*_BOX)
+    lines = app_looks.predictions(session, [*images, TRAINED], 0.0, hide, watch).words.splitlines()
+    for name, title, line in zip(images, ("DINOv2", "OpenCLIP", "I-JEPA"), lines, strict=False):
+        assert line.startswith(f"{name}: {told.format(title)} a predictor")
+    assert lines[-1].startswith("demo: error 1.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_looks, "MAX_LINES", 1)
+        words = app_looks.surprises(session, [images[0], *_BOTH], watch)[0].words
+    assert words.startswith(f"{images[0]}: {told.format('DINOv2')}")
+    assert "demo: unusual here" in words
+    assert "untrained: error: a chart holds 1" in words
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "still.png")
+    session.video = app.inspect_file(str(tmp_path / "still.png"))
+    words = app_looks.features(session, [images[0], TRAINED], 0.0, 0.6, watch).words
+    assert words.count("a still picture, the same in every frame") == 2
+    assert "repeated" not in words
+    words = app_looks.predictions(session, [TRAINED], 0.0, hide, watch).words
+    assert words == "demo: error: a still picture, in which nothing comes next; give a video"
 
 
 def test_of_a_run_that_goes_on_the_newest_checkpoint_is_shown(tmp_path: Path) -> None:

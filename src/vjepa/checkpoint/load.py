@@ -143,7 +143,7 @@ def _open(path: str | Path, asked: Asked) -> Held:
     if held is not None:
         if asked.which is None:
             raise UserError(
-                f"{path}: {held.title}, of which only the encoder is read; use load_encoder"
+                f"{path}: {held.title}, an encoder without a predictor; give a model that has one"
             )
         if str(path) in MODELS:
             require_named(held, str(path))

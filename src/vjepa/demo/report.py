@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from vjepa.checkpoint import AnyEncoder, load_model, read_config, shipped_weights
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
@@ -34,7 +33,6 @@ from vjepa.reporting.charts import Estimate, estimate_charts
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
 from vjepa.reporting.runs import read_run, run_charts
 from vjepa.runtime.process import usable_cpus
-from vjepa.version import __version__
 
 _ENCODERS: Mapping[str, tuple[str, int]] = {
     "vjepa": ("V-JEPA (predicts features)", 1),
@@ -117,15 +115,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         Section("How training went", curves, run_charts(states), folded=True),
         _record_section(findings, pretrained),
     ]
-    report = Report(
-        title=title,
-        answer=answer,
-        figures=figures,
-        sections=sections,
-        footer=f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was "
-        "measured by the run that wrote it.",
-    )
-    write_report(report, path)
+    write_report(Report(title, answer, figures, sections), path)
 
 
 def difference(one: Cell, other: Cell) -> SeedSummary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -188,8 +189,12 @@ def open_server(
         def stop() -> None:
             server.should_exit = True
 
-        yield (
-            f"http://127.0.0.1:{listener.getsockname()[1]}",
-            partial(server.run, sockets=[listener]),
-            stop,
-        )
+        def heard(_: logging.LogRecord) -> bool:
+            return not server.should_exit  # a browser that is open at the end is no error
+
+        address, serve = listener.getsockname()[1], partial(server.run, sockets=[listener])
+        logging.getLogger("uvicorn.error").addFilter(heard)
+        try:
+            yield f"http://127.0.0.1:{address}", serve, stop
+        finally:
+            logging.getLogger("uvicorn.error").removeFilter(heard)

@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from vjepa.data.video.decode import decode_clip as read_clip
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
-from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, open_model, write_samples
+from vjepa.jobs.decode import decode_clip, open_decoder, open_model, write_samples
 from vjepa.jobs.pretrain import run_of
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.search_report import clock, search
@@ -35,7 +36,6 @@ from vjepa.jobs.show import Rows, Shot, error_rows, feature_rows, read_shot
 from vjepa.jobs.show_time import Surprise, peak_strips, similar_rows, surprise_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
-from vjepa.models.encoder import FrameEncoder
 from vjepa.paths import as_path
 from vjepa.reporting.charts import MAX_LINES, Line, write_line_chart
 from vjepa.reporting.pictures import (
@@ -114,7 +114,7 @@ class Opened:
     """A model to look into: its encoder, and its predictor or why there is none to look at."""
 
     name: str
-    encoder: AnyEncoder | FrameEncoder
+    encoder: AnyEncoder
     clip: ClipConfig
     masking: MaskingConfig
     seed: int
@@ -168,12 +168,12 @@ def _opened(name: str, step: int) -> Opened:  # noqa: ARG001 (tells checkpoints 
     try:
         model = open_model(path, drawn=False, **sizes)
     except UserError as error:
-        why = f"there is no prediction to look at: {error}"
+        why = f"there is no prediction to look at: {str(error).removeprefix(f'{path}: ')}"
     encoder = model.target_encoder if model else load_encoder(path, "target", **sizes)
     config, run = encoder.config, run_of(path) if model else None
     return Opened(
         name,
-        FrameEncoder(encoder, config) if config.is_image_model else encoder,
+        encoder,
         preprocess_of(path, config).clip,
         run.masking if run else MaskingConfig(),
         run.seed if run else 0,
@@ -203,6 +203,8 @@ def cut_clip(
     try:
         if info.kind == "image":
             note = "a still picture, the same in every frame"
+            if whole:
+                raise UserError("a still picture, in which nothing comes next; give a video")
         else:
             times = VideoSource(info).times
             span = int(indices_from(clip, _ANY_LENGTH, info.fps, 0.0)[-1])
@@ -212,17 +214,28 @@ def cut_clip(
                     f"too short for this model: {info.num_frames} frames, and a clip takes "
                     f"{clip.num_frames} over {span / info.fps:.2f} s"
                 )
+                if whole:
+                    raise UserError(f"{note}: nothing to predict; give a longer video")
+                note += ": the last frame is repeated"
             by_number = times is not None and not clip.is_by_time
             end = times[max(0, latest)] if by_number else max(0, latest) / info.fps
             begin = float(np.clip(start, 0.0, end))
             numbers = indices_from(clip, info.num_frames, info.fps, begin, times)
-        if note and whole:
-            raise UserError(f"{note}: nothing to predict; give a longer video")
         found = read_clip(info, numbers)
     except (DecodeError, ValueError) as error:
         reason = getattr(error, "reason", str(error))
         raise DecodeError(Path(info.path).name, reason) from error
-    return found.frames, found.times, note and f"{note}: the last frame is repeated"
+    return found.frames, found.times, note
+
+
+def _clip_among(opened: Opened, names: Sequence[str]) -> ClipConfig:
+    """A model's frames. One of single images sees those of the first of video, or of `demo`."""
+    for name in (*names, TRAINED) if opened.encoder.config.is_image_model else ():
+        with suppress(UserError):  # the line of that model says it
+            other = open_for_page(name)
+            if not other.encoder.config.is_image_model:
+                return other.clip
+    return opened.clip
 
 
 def look_through(
@@ -246,8 +259,9 @@ def look_through(
         try:
             opened = open_for_page(name)
             whole = whole and opened.predicting is not None  # or why there is none
-            frames, seconds, note = cut_clip(info, opened.clip, start, whole=whole)
-            shot = read_shot(frames, opened.clip, opened.encoder.config.image_size)
+            clip = _clip_among(opened, names)
+            frames, seconds, note = cut_clip(info, clip, start, whole=whole)
+            shot = read_shot(frames, clip, opened.encoder.config.image_size)
             rows, line = look(opened, shot, seconds)
             parts.append((rows, seconds))
             lines.append(f"{name}: {'; '.join(filter(None, (line, note)))}")
@@ -302,11 +316,9 @@ def features(
 
 def about(config: EncoderConfig) -> str:
     """The sizes of an encoder, in words."""
-    steps, rows, columns = config.grid
-    return (
-        f"{config.num_frames} frames of {config.image_size} px seen as {steps} x {rows} x {columns}"
-        f" tokens of {config.width} numbers"
-    )
+    frames = "single images" if config.is_image_model else f"{config.num_frames} frames"
+    grid = " x ".join(map(str, config.grid[config.is_image_model :]))
+    return f"{frames} of {config.image_size} px seen as {grid} tokens of {config.width} numbers"
 
 
 def _short(name: str) -> str:
@@ -328,9 +340,10 @@ def frame_picture(
     if not names:
         raise UserError("no model is ticked: tick one or more")
     opened = open_for_page(names[0])
-    frames, _, _ = cut_clip(session.current, opened.clip, start, whole=False)
+    clip = _clip_among(opened, names)
+    frames, _, _ = cut_clip(session.current, clip, start, whole=False)
     number = _frame_at(share, len(frames))
-    sharp = read_shot(frames, opened.clip, opened.encoder.config.image_size).sharp[number][None]
+    sharp = read_shot(frames, clip, opened.encoder.config.image_size).sharp[number][None]
     shown = resized(sharp, SIDE)
     if at is not None:
         shown = marked(shown, 0, (at[0], at[1]))
@@ -451,7 +464,6 @@ def samples(
     watch: Watch,
 ) -> View:
     """What a decoder draws into the hidden part, from its own model's predictions of it."""
-    settings = SampleSettings(samples=count)
     opened = open_decoder(decoder, model)
     clip = opened.preprocess.clip
     frames, _, _ = cut_clip(session.current, clip, start, whole=True)
@@ -460,9 +472,9 @@ def samples(
     masks = hidden_masks(how, hide)[0]
     pixels = opened.preprocess.pixels(frames)
     drawn = []
-    for seed in range(settings.samples):
-        watch(seed, settings.samples)
-        drawn.append(decode_clip(opened, pixels, masks, 0, [seed], steps=settings.steps))
+    for seed in range(count):
+        watch(seed, count)
+        drawn.append(decode_clip(opened, pixels, masks, 0, [seed]))
     still = session.new_file(".png")
     said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4", narrow=True)
     size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
@@ -474,8 +486,10 @@ def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[Vie
     """The curve of each model's surprise, words for its peaks, and the second of the highest."""
     info, lines = session.current, []
     session.surprises.clear()
-    for name in names[:MAX_LINES]:
+    for name in names:
         try:
+            if len(session.surprises) == MAX_LINES:
+                raise UserError(f"a chart holds {MAX_LINES} curves; tick fewer models")
             opened = open_for_page(name)
             found = surprise_of(opened.predicting, Path(info.path), opened.clip, 0, watch)
         except UserError as error:
@@ -489,8 +503,7 @@ def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[Vie
         raise UserError("\n".join(lines) or "no model is ticked: tick one or more")
     _, first = next(iter(session.surprises.values()))
     moment = float(first.seconds[first.peaks(1, 1)[0]])
-    view = moment_of_surprise(session, moment)
-    return View(view.film, view.still, "\n".join(lines)), moment
+    return replace(moment_of_surprise(session, moment), words="\n".join(lines)), moment
 
 
 def moment_of_surprise(session: Session, moment: float) -> View:

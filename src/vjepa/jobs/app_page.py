@@ -139,7 +139,8 @@ class _Page:
                 words = str(error)
                 if session.video is not None:
                     words = words.replace(session.video.path, Path(session.video.path).name)
-                words = words if words == looks.STOPPED else f"error: {words}"
+                said = words == looks.STOPPED or "error: " in words  # of each model
+                words = words if said else f"error: {words}"
                 return *[None] * blanks, _said(words)
 
         return handle
@@ -243,8 +244,9 @@ class _Page:
             return taken(Path(path).name, self.sessions.accept(s, Path(path), w), None)
 
         outputs = [example, self.start, *self.results, self.said]
+        opened = self.handler(choose, len(outputs) - 1)
         begun = (
-            page.load(self.handler(choose, len(outputs) - 1), [example], outputs),
+            page.load(opened, [example], outputs, api_visibility="private"),
             self.on(example.input, choose, [example], outputs, "example"),
             self.on(upload.upload, accept, [upload], outputs, "upload"),
         )

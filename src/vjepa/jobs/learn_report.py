@@ -51,7 +51,6 @@ from vjepa.reporting.html import (
 from vjepa.reporting.pictures import Strip, picture_of, write_png
 from vjepa.reporting.runs import RunState, read_run, run_charts
 from vjepa.runtime.progress import format_seconds
-from vjepa.version import __version__
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -112,13 +111,7 @@ def write_learn_report(findings: Findings, path: Path) -> None:
                 picture = picture_of(block.strips, caption=block.caption)
                 write_png(picture, path.parent / PICTURES_FOLDER / name)
     answer, figures = _headline(findings, state, config, manifest)
-    footer = (
-        f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was measured "
-        "by the run that wrote it."
-    )
-    write_report(
-        Report("What was learnt from your videos", answer, figures, sections, footer), path
-    )
+    write_report(Report("What was learnt from your videos", answer, figures, sections), path)
 
 
 def _headline(
@@ -128,12 +121,9 @@ def _headline(
     count = sum(len(manifest.select(split=source.split)) for source in config.data.sources)
     clips = state.steps_done * config.data.batch_size
     seconds = float(state.newest("train").get("elapsed_seconds", 0.0))
+    skipped = f", {len(findings.skipped)} files skipped" if findings.skipped else ""
     figures = [
-        Figure(
-            f"{count:,}",
-            "videos to learn from"
-            + (f", {len(findings.skipped)} files skipped" if findings.skipped else ""),
-        ),
+        Figure(f"{count:,}", f"videos to learn from{skipped}"),
         Figure(
             format_seconds(seconds), f"of learning: updates {state.steps_done:,}, clips {clips:,}"
         ),
@@ -161,12 +151,8 @@ def _headline(
     tested = {name: result.test.metrics for name, result in findings.results.items() if result.test}
     mine, random = tested.get("target"), tested.get("random")
     if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):
-        figures.append(
-            Figure(
-                f"{mine.correct} of {mine.count}",
-                f"test videos named rightly, untrained {random.correct}",
-            )
-        )
+        named = f"test videos named rightly, untrained {random.correct}"
+        figures.append(Figure(f"{mine.correct} of {mine.count}", named))
         above = "above" if mine.wilson.low > random.top1 else "not told apart from"
         answer += (
             f" A probe on its features names {mine.correct} of {mine.count} unseen videos rightly; "

@@ -54,7 +54,7 @@ from vjepa.tasks.masked_prediction import normalise_features
 _LOGGER = logging.getLogger(__name__)
 
 
-def model_input(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> Tensor:
+def _model_input(encoder: AnyEncoder, frames: Picture) -> Tensor:
     """A clip uint8 [T, H, W, 3] as the encoder takes it: float32 [1, C, T, H, W], normalised."""
     clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None]
     return normalise_clip(clip, how=encoder.config.input)
@@ -86,10 +86,14 @@ def mask_strips(
 
 
 @torch.no_grad()
-def feature_grid(encoder: AnyEncoder | FrameEncoder, frames: Picture) -> NDArray[np.float32]:
-    """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
-    tokens = encoder(model_input(encoder, frames))[0]
+def feature_grid(encoder: AnyEncoder, frames: Picture) -> NDArray[np.float32]:
+    """Features of a clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D].
+
+    An image model sees frame after frame.
+    """
     _, *places = encoder.config.grid
+    shown = FrameEncoder(encoder, encoder.config) if encoder.config.is_image_model else encoder
+    tokens = shown(_model_input(encoder, frames))[0]
     return tokens.reshape(-1, *places, tokens.shape[-1]).float().numpy()
 
 
@@ -97,7 +101,7 @@ Rows = list[tuple[str, Picture]]
 """Clips [T, H, W, 3] of one length with their names, to stand below each other."""
 
 
-def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder | FrameEncoder]) -> Rows:
+def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder]) -> Rows:
     """For every clip: its frames, then one row of PCA colours for each encoder.
 
     The principal directions are those of all shown clips together, so one colour means one thing
@@ -148,7 +152,7 @@ def prediction_errors(
     """
     require_own_targets(model)
     config = model.config.encoder
-    clip = model_input(model.encoder, frames)
+    clip = _model_input(model.encoder, frames)
     grid, places, levels = config.grid, masks.target[0], 1
     truth = model.target_encoder(clip)
     if model.config.predictor.levels > 1:
@@ -193,7 +197,7 @@ def error_rows(model: VJEPA, shot: Shot, masks: TokenMasks, kind: int) -> tuple[
     return rows, sum(error.mean for error in errors) / len(errors)
 
 
-def _one_token(encoder: EncoderConfig) -> str:
+def one_token(encoder: EncoderConfig) -> str:
     """How much of a clip one value stands for, in words."""
     frames = encoder.tubelet_size
     return f"{encoder.patch_size} pixels, {frames} frame{'s' if frames > 1 else ''}"
@@ -210,7 +214,7 @@ def _features_caption(what: str, encoder: EncoderConfig) -> str:
         f"For each of {what}: the frames, then the three main directions of each encoder's "
         "features as colours, the same for all frames and clips. Equal colour means similar "
         "features; what moves should stand out from what does not. The model gives one colour for "
-        f"each token ({_one_token(encoder)}); between them the colours are blended."
+        f"each token ({one_token(encoder)}); between them the colours are blended."
     )
 
 
@@ -220,7 +224,7 @@ def _prediction_caption(mean: float, encoder: EncoderConfig) -> str:
         "The clip; what the model saw; the error of its prediction over what was hidden, from "
         "blue-green (0: right) over yellow to red (1 or more: no better than guessing the clip's "
         f"mean feature), the same in every picture. Mean {mean:.2f}. A square is one token: "
-        f"{_one_token(encoder)}.{levels}"
+        f"{one_token(encoder)}.{levels}"
     )
 
 
@@ -304,15 +308,14 @@ def show_features(
     """Draw the principal directions of a model's features over videos, still and moving.
 
     Returned is a line with both files. `model` is anything that :func:`vjepa.load_encoder` reads,
-    which explains the `sizes`; an image model sees frame after frame. Clips are taken as in its
-    run; with the paper's stride where the file does not tell.
+    which explains the `sizes`. Clips are taken as in its run; with the paper's stride where the
+    file does not tell.
     """
     encoder = load_encoder(model, which, **sizes)
     config = encoder.config
     clip = preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
-    shown = FrameEncoder(encoder, config) if config.is_image_model else encoder
-    rows = feature_rows(shots, {"features": shown})
+    rows = feature_rows(shots, {"features": encoder})
     caption = _features_caption("the clips", config)
     return [write_rows(rows, out, moving, caption, in_a_line=2)]
 

@@ -21,7 +21,7 @@ from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features
 from vjepa.jobs.probe.encoder import reopen_encoder
 from vjepa.jobs.search import Moment
 from vjepa.jobs.search_report import write_sheet
-from vjepa.jobs.show import read_shot
+from vjepa.jobs.show import one_token, read_shot
 from vjepa.models import AttentiveClassifier
 from vjepa.reporting.pictures import Moving, heat, write_rows
 
@@ -80,8 +80,7 @@ def show_attention(
         "How much of what the probe reads comes from each place and time: from blue-green (none) "
         f"over yellow to red: {limit:.1f} times an even share or more, the same in all rows. First "
         f"the mean of the {len(maps)} attention heads, then each. One query serves all classes. A "
-        f"square is one token: {saved.encoder.config.patch_size} pixels, "
-        f"{len(shot.frames) // len(mean)} frames.{mixed}"
+        f"square is one token: {one_token(saved.encoder.config)}.{mixed}"
     )
     files = write_rows(rows, out, moving, caption, most=_ALL_FRAMES)
     scores = head(tokens)[0]

@@ -20,10 +20,9 @@ from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import load_encoder, preprocess_of
 from vjepa.evaluation.video_features import FileEncodingConfig, look_of
 from vjepa.jobs.decode import open_model
-from vjepa.jobs.show import Rows, Shot, feature_grid, read_shot
+from vjepa.jobs.show import Rows, Shot, feature_grid, one_token, read_shot
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
-from vjepa.models.encoder import FrameEncoder
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Chart, Figure, PictureBlock, Report, Section, write_report
 from vjepa.reporting.pictures import (
@@ -87,21 +86,17 @@ def show_similarity(
     if not 0 <= frame < clip_config.num_frames:
         raise UserError(f"--frame: {frame}; use 0 to {clip_config.num_frames - 1}")
     shot = read_shot(video, clip_config, size.image_size)
-    shown = FrameEncoder(encoder, size) if size.is_image_model else encoder
-    rows = similar_rows(shown, shot, at, frame)
-    each = 1 if size.is_image_model else size.tubelet_size
+    rows = similar_rows(encoder, shot, at, frame)
     caption = (
         "Below: how alike the features at each place are to those at the marked place (cosine, the "
         "clip's mean taken off). Blue-green: no more than any (0 and below); red: the same (1). A "
-        f"square is one token: {size.patch_size} pixels, {each} frames."
+        f"square is one token: {one_token(size)}."
     )
     write_png(picture_of([strip_of(*row, _ALL_FRAMES) for row in rows], caption=caption), out)
     return [str(out)]
 
 
-def similar_rows(
-    encoder: AnyEncoder | FrameEncoder, shot: Shot, at: tuple[float, float], frame: int
-) -> Rows:
+def similar_rows(encoder: AnyEncoder, shot: Shot, at: tuple[float, float], frame: int) -> Rows:
     """The clip with a ring at a place of a frame, and a map of what is alike to it in each frame.
 
     `at` is across and down, each as a share in [0, 1).
@@ -267,11 +262,9 @@ def show_surprise(
     opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip
     with Progress("surprise", None) as display:
-
-        def show(done: int, total: int) -> None:
-            display.update(done, total=total)
-
-        found = surprise_of(opened, video, clip, progress=show)
+        found = surprise_of(
+            opened, video, clip, progress=lambda done, total: display.update(done, total=total)
+        )
     size, values, heights = opened.config.encoder, found.values, found.heights
     chosen = found.peaks(peaks, size.grid[0])
     out_standing = [index for index in chosen if heights[index] >= _STANDS_OUT]

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from vjepa.reporting.pictures import Strip, data_uri
 from vjepa.runtime.files import atomic_write
+from vjepa.version import __version__
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ class Report:
     answer: str
     figures: Sequence[Figure]
     sections: Sequence[Section]
-    footer: str
+    footer: str = (
+        f"vjepa {__version__}, torch {torch.__version__}. Every number on this page was measured "
+        "by the run that wrote it."
+    )
 
 
 def write_report(report: Report, path: Path) -> None:
