@@ -206,6 +206,8 @@ def test_a_model_or_file_that_does_not_fit_is_refused_in_a_line(
 ) -> None:
     call("example", "a walk")
     assert "error: nowhere: no such file" in _words(call("model", "nowhere", _BOTH))
+    assert "tiny: 4 frames of 32 px" in _words(call("model", f"file://{files['tiny']}", _BOTH))
+    assert "no path of this machine" in _words(call("classes", "https://host/probe", ""))
     pixel, other = str(files["pixel"]), str(files["other"])
     words = _words(call("model", pixel, [TRAINED]))
     assert "there is no prediction to look at" in words

@@ -13,6 +13,7 @@ from vjepa.errors import UserError
 from vjepa.jobs import app_looks as looks
 from vjepa.jobs.app import MOST_MEGABYTES, MOST_SECONDS, Sessions
 from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session, View, Watch
+from vjepa.paths import as_path
 
 CSS = """
 .gradio-container {max-width: 1200px !important}
@@ -79,13 +80,12 @@ def _said(words: str) -> str:
 
 def _path(text: str | None) -> Path | None:
     """A path from a field; None: it is empty."""
-    return Path(text.strip()).expanduser() if text and text.strip() else None
+    return as_path(text.strip()) if text and text.strip() else None
 
 
 def _needed(text: str | None, what: str) -> Path:
     """A path from a field; UserError: it is empty."""
-    path = _path(text)
-    if path is None:
+    if (path := _path(text)) is None:
         raise UserError(f"name {what}")
     return path
 

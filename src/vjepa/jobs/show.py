@@ -87,10 +87,7 @@ def mask_strips(
 
 @torch.no_grad()
 def feature_grid(encoder: AnyEncoder, frames: Picture) -> NDArray[np.float32]:
-    """Features of a clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D].
-
-    An image model sees frame after frame.
-    """
+    """Features of one clip as a grid: uint8 [T, H, W, 3] -> float32 [t, h, w, D]."""
     _, *places = encoder.config.grid
     shown = FrameEncoder(encoder, encoder.config) if encoder.config.is_image_model else encoder
     tokens = shown(_model_input(encoder, frames))[0]
