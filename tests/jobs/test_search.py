@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from vjepa.cli.main import main
@@ -75,6 +76,29 @@ def test_a_moment_is_found_in_the_copy_of_its_video(
     with Image.open(sheet) as picture:
         assert picture.height > 4 * SHOWN_SIDE  # the example and three rows
         assert picture.width > 4 * SHOWN_SIDE
+
+
+def test_the_weights_of_a_model_of_timm_may_lie_elsewhere_now(
+    made: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timm = pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), "w.pth")
+    how = ("--encoder.timm", "test_vit", "--encoder.timm_weights", "w.pth", "--readers", "0")
+    cut = ("--framing.kind", "centre", "--framing.size", "160", "--window.num_frames", "8")
+    example = str(made / "videos" / "a.mp4")
+    assert main(["search", "index", str(made / "videos"), *how, *cut, "--out", "db"]) == 1
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    asked = ["search", "query", example, "--database", str(tmp_path / "db"), "--count", "1"]
+    assert main(asked) == 0, "from another folder"
+    (tmp_path / "w.pth").rename("moved.pth")
+    assert main([*asked, "--encoder", "moved.pth"]) == 0
+    best = _table(capsys.readouterr().out)[0]
+    assert best[4] == str(made / "videos" / "again.mp4")
 
 
 def test_an_image_is_an_example_too(

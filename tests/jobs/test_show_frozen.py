@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from vjepa.cli.main import main
+from vjepa.data.clips.windows import FramingConfig
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncodingConfig
@@ -133,6 +134,22 @@ def test_a_clip_of_the_set_is_nearest_to_its_copy(
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(" 1.00")
     assert first.endswith("1.mp4")
+
+
+def test_a_model_of_timm_that_was_moved_is_found_by_its_weights(
+    videos: Path, tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    weights, out = tmp_path / "w.pth", tmp_path / "features"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    encoder = EncoderSourceConfig(timm="test_vit", timm_weights=weights)
+    framing = FramingConfig(kind="centre", size=160)
+    config = FeaturesConfig(encoder=encoder, framing=framing, pool="space", readers=0)
+    write_features(config, [videos], out)
+    moved = weights.rename(tmp_path / "moved.pth")
+    with pytest.raises(UserError, match=r"w\.pth"):
+        show_neighbours(videos / "1.mp4", out, tmp_path / "n.png")
+    assert show_neighbours(videos / "1.mp4", out, tmp_path / "n.png", model=moved)
 
 
 def test_features_of_another_encoder_are_refused(

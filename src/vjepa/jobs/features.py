@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field, TypeAdapter
 
-from vjepa.config import config_dataclass, to_dict
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, to_dict
 from vjepa.data.clips.windows import Look
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
@@ -487,6 +487,15 @@ class SavedFeatures(Sequence[FileFeatures]):
 
 
 _AGAIN = "run the same `vjepa features` again, which goes on where it stopped"
+
+
+def stored_config(cls: type[Any], folder: Path, encoder: Path | None) -> Any:
+    """The config, of class `cls`, that made a folder; `encoder`: where its weights lie now."""
+    config = load_config(cls, [folder / RESOLVED_CONFIG_FILE])
+    if encoder is None:
+        return config
+    name = "path" if config.encoder.timm is None else "timm_weights"
+    return load_config(cls, [folder / RESOLVED_CONFIG_FILE], {f"encoder.{name}": encoder})
 
 
 def load_features(folder: str | Path) -> SavedFeatures:

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, field_types, load_config
+from vjepa.config import config_dataclass, field_types
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.video_features import Part, tokens_and_times
-from vjepa.jobs.features import FeaturesConfig, FeatureWorker
+from vjepa.jobs.features import FeaturesConfig, FeatureWorker, stored_config
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.videos import files_of
 from vjepa.runtime.device import DeviceName, Precision
@@ -129,9 +129,11 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         started = time.perf_counter()
         set_num_threads(config.num_threads)
         infos = files_of(sources)
-        path = config.encoder.path
-        if path is not None and path.exists():  # queries may come from another folder
-            config = replace(config, encoder=replace(config.encoder, path=path.absolute()))
+        for name in ("path", "timm_weights"):  # queries may come from another folder
+            path = getattr(config.encoder, name)
+            if path is not None and path.exists():
+                moved = replace(config.encoder, **{name: path.absolute()})
+                config = replace(config, encoder=moved)
         worker = FeatureWorker(config.for_features(), out)
         _begin(out, config, worker)
         table = _open_table(out, worker.width)
@@ -375,9 +377,7 @@ class Database:
 
     def worker(self, encoder: Path | None = None) -> FeatureWorker:
         """Its encoder, loaded; `encoder` says where it lies now. UserError: it is another."""
-        config = load_config(SearchConfig, [self.folder / RESOLVED_CONFIG_FILE])
-        if encoder is not None:
-            config = replace(config, encoder=replace(config.encoder, path=encoder, timm=None))
+        config = stored_config(SearchConfig, self.folder, encoder)
         worker = FeatureWorker(replace(config, readers=0).for_features(), self.folder)
         worker.require_same(self.folder, self._settings, "moments")
         return worker

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.config import RESOLVED_CONFIG_FILE, load_config
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import check_finite, encode_clips
 from vjepa.evaluation.heads import to_compare
 from vjepa.evaluation.saved_probe import check_encoder, load_saved_probe
 from vjepa.evaluation.video_features import FileFeatures
-from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features
+from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features, stored_config
 from vjepa.jobs.probe.encoder import reopen_encoder
 from vjepa.jobs.search import Moment
 from vjepa.jobs.search_report import write_sheet
@@ -173,9 +172,7 @@ def show_neighbours(
         raise UserError(f"--most: {most}, use 1 or more")
     saved = load_features(features)
     path = absolute(str(video))
-    changes = {} if model is None else {"encoder.path": model}
-    config = load_config(FeaturesConfig, [features / RESOLVED_CONFIG_FILE], changes)
-    worker = FeatureWorker(config, features)
+    worker = FeatureWorker(stored_config(FeaturesConfig, features, model), features)
     worker.require_same(features, saved.settings, "features")
     found = saved[path] if path in saved.paths else replace(worker.look_into(path), path=path)
     rows, places = moments_of(found, worker.window_steps)
