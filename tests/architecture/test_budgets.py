@@ -33,7 +33,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs": (8433, 185),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
-    "jobs/probe": (2144, 58),
+    "jobs/probe": (2145, 58),
     "masking": (800, 15),
     "models": (2706, 66),
     "reporting": (1131, 40),

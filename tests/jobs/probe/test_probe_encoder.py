@@ -122,6 +122,11 @@ def test_compiling_goes_block_by_block(image_model: Path, monkeypatch) -> None:
         ({"timm": "resnet18", "timm_weights": Path("x"), "random": True}, "one of the two"),
         ({"timm": "resnet18", "random": True, "num_heads": 3}, "num_heads: a model of timm says"),
         ({"timm": "resnet18", "random": True, "image_size": 224}, "image_size: a model of timm"),
+        ({"timm": "resnet18", "timm_weights": Path("x"), "which": "context"}, "which: a model of"),
+        (
+            {"timm": "resnet18", "random": True, "position_code": "table_stretched"},
+            "position_code: a model of timm",
+        ),
     ],
 )
 def test_impossible_sources(fields: dict, message: str) -> None:

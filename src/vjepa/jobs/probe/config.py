@@ -65,8 +65,9 @@ class EncoderSourceConfig:
     def __post_init__(self) -> None:
         if self.timm is not None and self.path is not None:
             raise ValueError("timm: give path or timm, not both")
-        for name in ("num_heads", "image_size", "num_frames", "tokens", "input"):
-            if self.timm is not None and getattr(self, name) is not None:
+        said = ("num_heads", "image_size", "num_frames", "tokens", "input", "position_code")
+        for name in (*said, "which") if self.timm is not None else ():
+            if getattr(self, name) not in (getattr(EncoderSourceConfig, name), "random"):
                 raise ValueError(f"{name}: a model of timm says it itself; leave it out")
         if self.timm is None and self.timm_weights is not None:
             raise ValueError("timm_weights: given without the model's name in timm")
