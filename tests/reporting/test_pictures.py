@@ -178,6 +178,29 @@ def test_moving_pictures_have_every_frame(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(times, [0, 0.25, 0.5, 0.75])
 
 
+def test_words_on_no_ground_are_the_same_in_every_frame(tmp_path: Path) -> None:
+    frame = np.add.outer(np.arange(96), np.arange(120))[..., None].repeat(3, -1).astype(np.uint8)
+    moved = [np.roll(frame, 7 * n, axis=1) for n in range(4)]
+    strips = [[Strip("", [one, one], ["a word", "another"])] * 2 for one in moved]
+    pages = [pictures.picture_of(several) for several in strips]
+    pictures.write_moving(pages, tmp_path / "a.webp", 0.25)
+    for frame in ImageSequence.all_frames(Image.open(tmp_path / "a.webp")):
+        clear = np.asarray(frame.convert("RGBA"))[..., 3]
+        np.testing.assert_array_equal(clear, pages[0][..., 3])
+
+
+def test_a_gif_keeps_a_colour_that_is_rare(tmp_path: Path) -> None:
+    down, across = np.mgrid[0:240, 0:320]
+    frame = np.stack([down / 2, 90 + across / 3, 120 + (down + across) / 6], axis=-1)
+    frame[100:108, 200:208] = (225, 45, 30)  # of a heat map
+    frames = [np.roll(frame, 9 * n, axis=1).round().astype(np.uint8) for n in range(2)]
+    pictures.write_moving(frames, tmp_path / "a.gif", 0.25)
+    shown = ImageSequence.all_frames(Image.open(tmp_path / "a.gif"))[1]
+    found = np.asarray(shown.convert("RGB")).astype(float)
+    np.testing.assert_allclose(found[101:107, 210:216].mean((0, 1)), (225, 45, 30), atol=12)
+    assert np.abs(found - frames[1]).mean() < 8
+
+
 def test_a_name_that_is_no_pictures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.txt: no form of picture"):
         pictures.write_png(np.zeros((2, 2, 3), np.uint8), tmp_path / "a.txt")

@@ -241,12 +241,16 @@ def write_moving(frames: Iterable[Picture], path: Path, seconds_each: float) -> 
 def _save_moving(
     frames: Iterable[Picture], target: Path | io.BytesIO, form: str, seconds_each: float
 ) -> None:
-    first, *others = [Image.fromarray(frame) for frame in frames]
-    first.save(
+    images = [Image.fromarray(frame) for frame in frames]
+    if form == "gif":  # of 256 colours, spread so that what is rare stays: red in a heat map
+        how = Image.Quantize.MAXCOVERAGE
+        images = [image.quantize(palette=image.quantize(256, how)) for image in images]
+    images[0].save(
         target,
+        kmax=1,  # webp: every frame whole; laid over each other, half-clear words grow bold
         format=form,
         save_all=True,
-        append_images=others,
+        append_images=images[1:],
         duration=round(1000 * seconds_each),
         loop=0,
     )
