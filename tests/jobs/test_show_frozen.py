@@ -87,7 +87,10 @@ def test_the_attention_of_a_probe_as_a_still_and_a_moving_picture(
     command = ["show", "attention", str(videos / "0.mp4"), "--out", str(out), "--probe"]
     assert main([*command, str(probe)]) == 0
     assert "half of the attention lies on" in capsys.readouterr().out
-    assert Image.open(out).height > 5 * 192, "the clip, the mean, three heads"
+    picture = np.asarray(Image.open(out))
+    assert len(picture) > 5 * 192, "the clip, the mean, three heads"
+    red, green, _ = picture[2 * 196 : 2 * 196 + 190, -190:, :3].mean((0, 1))
+    assert abs(red - green) < 60, "it looks everywhere alike: about an even share, which is yellow"
     assert getattr(Image.open(tmp_path / "a.webp"), "n_frames", 1) == 8
     linear = save_probe(tmp_path / "linear", "linear")
     assert main([*command, str(linear)]) == 2

@@ -178,6 +178,14 @@ def test_moving_pictures_have_every_frame(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(times, [0, 0.25, 0.5, 0.75])
 
 
+def test_words_grow_with_a_picture_of_many_frames() -> None:
+    frame = np.zeros((192, 192, 3), np.uint8)
+    few, many = (pictures.picture_of([Strip("", [frame] * n)], caption="a") for n in (4, 16))
+    assert few.shape[0] - 192 < 35
+    assert many.shape[0] - 192 > 50
+    assert few.shape[1] == 4 * 196 - 4
+
+
 def test_words_on_no_ground_are_the_same_in_every_frame(tmp_path: Path) -> None:
     frame = np.add.outer(np.arange(96), np.arange(120))[..., None].repeat(3, -1).astype(np.uint8)
     moved = [np.roll(frame, 7 * n, axis=1) for n in range(4)]

@@ -246,7 +246,7 @@ def _cluster_section(
             continue
         members = members[distances[members].argsort(kind="stable")]
         paths = {moments[n].path for n in members}
-        label = f"{len(members):,} moment{'s' * (len(members) > 1)}\n"
+        label = f"{len(members):,} moment{'s' * (len(members) > 1)},\n"
         label += f"{len(paths):,} file{'s' * (len(paths) > 1)}"
         shown: dict[str, Strip] = {}
         for n in members:

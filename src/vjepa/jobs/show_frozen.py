@@ -61,7 +61,7 @@ def show_attention(
     side = settings.view.crop_size // saved.encoder.config.patch_size
     maps = looks.reshape(len(looks), -1, side, side)
     mean = maps.mean(axis=0)
-    limit = float(mean.max())
+    limit = max(2.0, float(mean.max()))  # an even share is never red
     every = np.ones(mean.shape, dtype=np.bool_)
     rows = [("clip", shot.sharp), ("all heads", heat(shot.sharp, mean, every, limit))]
     rows += [

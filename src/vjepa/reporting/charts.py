@@ -204,9 +204,8 @@ def estimate_charts(
     for estimate in estimates:
         groups.setdefault(estimate.group, []).append(estimate)
     right = 112 * max((one.high for one in estimates), default=1.0)  # and the number beside it
-    levels = chance or {}
     return [
-        _estimate_chart(group, rows, (0, right or 1.0), x_label, levels.get(group))
+        _estimate_chart(group, rows, (0, right or 1.0), x_label, (chance or {}).get(group))
         for group, rows in groups.items()
     ]
 

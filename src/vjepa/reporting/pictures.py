@@ -101,7 +101,9 @@ def picture_of(
     and words are large, so that they are read on a phone.
     """
     strips = [replace(strip, frames=[_still(frame) for frame in strip.frames]) for strip in strips]
-    pixels = _LARGE_FONT_PIXELS if narrow else _FONT_PIXELS
+    # What is wide is seen smaller, so its words grow with it.
+    frames_width = max(sum(frame.shape[1] for frame in strip.frames) for strip in strips)
+    pixels = _LARGE_FONT_PIXELS if narrow else max(_FONT_PIXELS, frames_width // 90)
     font, line = ImageFont.load_default(pixels), round(1.4 * pixels)
     above = [line + 2 * gap if narrow and strip.label else 0 for strip in strips]
     heights = [
