@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_026
+MOST_LINES = 47_037
 MOST_FILES = 213
 MOST_CLASSES = 392
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2487, 54),
     "demo": (2099, 52),
     "evaluation": (4295, 101),
-    "jobs": (8433, 185),
+    "jobs": (8442, 185),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
     "jobs/probe": (2145, 58),

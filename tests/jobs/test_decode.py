@@ -27,7 +27,8 @@ from vjepa.reporting.pictures import write_moving
 
 _SMALL = (
     *("--decoder.width", "24", "--decoder.depth", "1", "--decoder.heads", "3"),
-    *("--data.batch_size", "8", "--optim.warmup_steps", "2", "--training.num_threads", "1"),
+    *("--data.batch_size", "8", "--optim.warmup_steps", "2", "--optim.peak_lr", "2e-2"),
+    *("--training.num_threads", "1"),
     *("--training.log_every_steps", "5", "--training.checkpoint_every_steps", "10"),
     *("--data.loader.frame_cache_gigabytes", "0"),  # its workers cost seconds of imports
     *("--training.keep_every_steps", "10", "--training.health_every_steps", "10"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,13 @@ from tests.jobs.tiny_run import tiny_config, weights, write_set
 
 from vjepa import load_encoder
 from vjepa.checkpoint import find_checkpoint, read_config
+from vjepa.cli.main import main
 from vjepa.config import from_dict
 from vjepa.data import Manifest
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain
 from vjepa.models import EncoderConfig, InputConfig, input_content, normalise_clip
+from vjepa.reporting.pictures import write_mp4
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks import Task
 from vjepa.training import Trainer
@@ -196,3 +200,26 @@ def test_a_frozen_target_needs_its_encoder(
 ) -> None:
     with pytest.raises(UserError, match=message):
         tiny_config(tmp_path, manifest, *overrides)
+
+
+@pytest.mark.parametrize("still", [True, False])
+def test_videos_in_which_little_moves_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], still: bool
+) -> None:
+    rows = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3), dtype=np.uint8)
+    frames = np.repeat(rows, 16, axis=0)
+    frames[:, :4, :4] = np.arange(0, 256, 16, dtype=np.uint8)[:, None, None, None]
+    if not still:
+        frames = np.stack([np.roll(frame, 5 * time, axis=1) for time, frame in enumerate(frames)])
+    for name in ("a", "b", "c", "d"):
+        write_mp4(frames, tmp_path / f"{name}.mp4", Fraction(8))
+    assert main(["data", "index", str(tmp_path), "--out", str(tmp_path / "videos.parquet")]) == 0
+    config = tiny_config(tmp_path, tmp_path / "videos.parquet", *MEASURED)
+    source = replace(config.data.sources[0], split=None)
+    data = replace(config.data, sources=(source,))
+    pretrain.settle_input(replace(config, data=data), tmp_path / "run", ProcessGroup())
+    told = re.findall(
+        r"little moves: ([\d.]+) %.*model.encoder.input.content=change", capsys.readouterr().err
+    )
+    assert len(told) == still
+    assert all(0 < float(share) < 10 for share in told)

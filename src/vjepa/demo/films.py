@@ -79,6 +79,12 @@ def drawn_section(decoder: Path, test: Manifest) -> Section:
     rows = np.unique(np.linspace(0, len(test) - 1, _MEASURED).astype(int)).tolist()
     clips = [opened.preprocess.pixels(test.path(row)) for row in rows]
     expected = [decode_clip(opened, clip, masks, steps=1) for clip in clips]
+    truth = torch.stack(clips).float()
+    hidden = np.zeros(size.num_tokens, dtype=np.bool_)
+    hidden[masks.target[0].numpy()] = True
+    shape = truth.shape[2:]
+    where = torch.from_numpy(tokens_to_frames(hidden.reshape(size.grid), *shape))
+    first = int(where.flatten(1).any(1).nonzero()[0])
     strips = []
     for number in range(0, len(clips), max(1, len(clips) // _DRAWN))[:_DRAWN]:
         clip = clips[number]
@@ -90,19 +96,14 @@ def drawn_section(decoder: Path, test: Manifest) -> Section:
             "what it expects": expected[number][0].movedim(0, -1).numpy(),
             "one way it could go": np.stack(sample.frames),
         }
-        strips.append(moving_strip(list(named.items())))
-    truth = torch.stack(clips).float()
-    hidden = np.zeros(size.num_tokens, dtype=np.bool_)
-    hidden[masks.target[0].numpy()] = True
-    shape = truth.shape[2:]
-    where = torch.from_numpy(tokens_to_frames(hidden.reshape(size.grid), *shape))
+        # A printed page shows the first picture: let it be the first that was hidden.
+        strips.append(moving_strip([(n, np.roll(f, -first, axis=0)) for n, f in named.items()]))
     mine = torch.stack([one[0] for one in expected]).float()
     guesses = {
         "the expected picture": mine,
         "expected of another clip (control)": mine.roll(1, 0),
         "the mean of these clips": truth.mean(0, keepdim=True).expand_as(truth),
     }
-    first = int(where.flatten(1).any(1).nonzero()[0])
     if first and bool(where[first:].all()):
         last = truth[:, :, first - 1 : first].expand_as(truth)
         guesses["the last frame seen, repeated"] = last

@@ -227,6 +227,7 @@ _LOGGER = logging.getLogger(__name__)
 
 JOB = "pretrain"
 _MEASURED_CLIPS = 128
+_STILL = 0.1  # share of variance over time: films of still cameras .03 to .08, others .15 to .7
 LOG_FOLDER = "logs"
 
 
@@ -337,6 +338,15 @@ def settle_input(
         numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
         said = "input: mean %s, deviation %s (per channel, of 1; measured on %d clips)"
         _LOGGER.info(said, *numbers, clips)
+        moves = float(sum(clip.float().var(1).mean() for clip in batch.clips))
+        differs = float(sum(clip.float().flatten(1).var(1).mean() for clip in batch.clips))
+        if how.content == "rgb" and moves < _STILL * differs:
+            _LOGGER.info(
+                "little moves: %.1f %% of what differs in a clip is change over time, as before a "
+                "still camera; the rest is what is learnt first. If motion is what matters, give "
+                "model.encoder.input.content=change (docs/learn.md)",
+                100 * moves / differs,
+            )
     model = replace(config.model, encoder=replace(encoder, input=how))
     return replace(config, model=model)
 
