@@ -338,9 +338,9 @@ def settle_input(
         numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
         said = "input: mean %s, deviation %s (per channel, of 1; measured on %d clips)"
         _LOGGER.info(said, *numbers, clips)
-        moves = float(sum(clip.float().var(1).mean() for clip in batch.clips))
+        moves = float(sum(clip.float().var(1, correction=0).mean() for clip in batch.clips))
         differs = float(sum(clip.float().flatten(1).var(1).mean() for clip in batch.clips))
-        if how.content == "rgb" and moves < _STILL * differs:
+        if how.content == "rgb" and 0 < moves < _STILL * differs:
             _LOGGER.info(
                 "little moves: %.1f %% of what differs in a clip is change over time, as before a "
                 "still camera; the rest is what is learnt first. If motion is what matters, give "
