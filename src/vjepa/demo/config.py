@@ -49,10 +49,10 @@ class DemoConfig:
     few_labels_per_class: Annotated[int, Field(ge=1)] = 15
     """Labelled videos of each class in the few-label probes."""
     many_labels_per_class: Annotated[int, Field(ge=1)] = 180
-    """Labelled videos of each class in the many-label probes."""
+    """Labelled videos of each class in the many-label probes, which are ridge classifiers."""
     label_draws: Annotated[int, Field(ge=1)] = 3
     """Random choices of the few labelled videos; the report shows their mean."""
-    shipped_model: bool = True
+    shipped_model: bool = False
     """Probe the trained model that ships with the package too. It takes 8 frames of 32 pixels."""
     decoder_recipe: str = "demo"
     """Recipe of the decoder that draws what is predicted, or a YAML file."""
