@@ -10,27 +10,36 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 from tests import warm
 from tests.jobs.tiny_run import RECIPE
 
-from vjepa.checkpoint import load_model, read_config, shipped_weights
+from vjepa.checkpoint import load_model
 from vjepa.config import dump_yaml, load_config
 from vjepa.data import Manifest
+from vjepa.data.clips.plan import ClipConfig
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.demo import demo, films
 from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.demo import settle_labels
+from vjepa.demo.films import expected_grid, followed_section
 from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
 from vjepa.demo.report import DemoFindings, difference, headline
+from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.decode import open_decoder, predicting_hash
+from vjepa.models import EncoderConfig
+from vjepa.reporting.pictures import Picture
 from vjepa.runtime.files import atomic_write, begin_folder
 from vjepa.training.schedules import OptimConfig
 
@@ -150,7 +159,7 @@ def test_each_objective_has_its_schedule_and_the_updates_that_fit_into_the_time(
 def test_every_probe_is_in_the_table(finished: Finished) -> None:
     config, out = finished
     results = {task: load_result(task.folder(out)) for task in probe_tasks(config)}
-    # Few labels: attentive and ridge on all tokens, two draws; many: ridge by three ways of pooling.
+    # Few labels: attentive and ridge on all tokens, two draws; many: ridge, pooled in three ways.
     assert len(results) == 3 * (2 * 2 + 3)
     cells = summarise(results)
     assert len(cells) == 3 * (2 + 3)
@@ -234,7 +243,7 @@ def test_the_claim_says_no_more_than_what_holds() -> None:
         ]
         return headline(DemoConfig(), cells)[0]
 
-    start = "3.5 minutes of watching without a label, and it tells motion "
+    start = "3 minutes of watching without a label, and it tells motion "
     floors = {"all_frames": 0.4, "middle_frame": 0.2}
     assert claim(vjepa=0.7, pixel=0.6, random=0.2, **floors) == (
         f"{start}better than the same network untrained, trained to predict pixels or "
@@ -278,25 +287,6 @@ def test_with_three_seeds_rows_are_compared_seed_by_seed() -> None:
     assert "above pixel" in headline(config, cells)[1]
     cells[0] = _seeds("vjepa", 0.57, 0.68, 0.77)
     assert "below pixel" in headline(config, cells)[1]
-
-
-def test_the_headline_names_the_shipped_model() -> None:
-    cells = [_seeds("vjepa", 0.6), _seeds("pixel", 0.5), _seeds("random", 0.2)]
-    shipped = replace(_seeds("shipped", 0.9), interval=ConfidenceInterval(0.88, 0.92))
-    answer = headline(DemoConfig(shipped_model=True), [*cells, shipped])[1]
-    updates = read_config(shipped_weights()).step
-    assert f"has {updates:,} updates behind it gets 90.0 % (88.0 to 92.0)" in answer
-
-
-def test_the_shipped_model_is_probed_once_whatever_the_seeds() -> None:
-    tasks = [t for t in probe_tasks(DemoConfig(shipped_model=True, seeds=(3, 4)))]
-    tasks = [t for t in tasks if t.encoder == "shipped"]
-    # Of the first question all; of the second the trained probe once.
-    assert len(tasks) == (3 * 2 + 3) + (3 + 1 + 3)
-    trained = [t.kind for t in tasks if t.label == "colour" and not t.kind.startswith("ridge")]
-    assert trained == ["attentive"]
-    assert {task.seed for task in tasks} == {0}
-    assert len({task.folder(Path("out")) for task in tasks}) == len(tasks)
 
 
 def test_a_second_call_makes_what_is_missing_and_nothing_twice(
@@ -426,3 +416,44 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(
 def test_bad_settings_name_the_field(overrides: dict, field: str) -> None:
     with pytest.raises(UserError, match=field):
         load_config(DemoConfig, overrides=overrides)
+
+
+def test_what_is_expected_is_told_by_the_first_half_alone(finished: Finished) -> None:
+    _, out = finished
+    model = load_model(out / "runs/vjepa_seed0").eval()
+    size = model.config.encoder
+    shape = (size.num_frames, size.image_size, size.image_size, 3)
+    frames = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    expected = expected_grid(model, frames)
+    assert expected.shape == (*size.grid, size.width)
+    half = size.num_frames // 2
+    hidden, seen = frames.copy(), frames.copy()
+    hidden[half:] = 255 - hidden[half:]
+    np.testing.assert_array_equal(expected_grid(model, hidden), expected)
+    seen[:half] = 255 - seen[:half]
+    changed = np.abs(expected_grid(model, seen) - expected).mean(axis=(1, 2, 3))
+    assert (changed > 0).all()
+
+
+def test_a_grid_that_knows_where_the_digit_goes_follows_it_always() -> None:
+    data = SyntheticConfig(num_clips_test=60, size=32, num_frames=8)
+    size, view = (
+        EncoderConfig(image_size=32, num_frames=8, patch_size=8),
+        ViewConfig(crop_size=32, short_side=32),
+    )
+    places = {}
+    for index in range(60):
+        known = render_clip(data, "test", index)
+        places[hash(known.frames.tobytes())] = known.centre_a.reshape(4, 2, 2).mean(axis=1)
+
+    def told(frames: Picture, shift: int = 0) -> NDArray[np.float32]:
+        grid = np.zeros((4, 4, 4, 2), dtype=np.float32)
+        for step, (x, y) in enumerate(np.floor(places[hash(frames.tobytes())] * 4).astype(int)):
+            if 0 <= x < 4 and 0 <= y < 4:
+                grid[step, (y + shift * (step > 1)) % 4, x] = 1
+        return grid
+
+    grids = {"right": told, "one place lower": partial(told, shift=1)}
+    section = followed_section(grids, data, size, ClipConfig(num_frames=8, stride=1), view)
+    assert re.search(r"In [1-9]\d* moments of 60 test clips", section.introduction)
+    assert "right 100 %; one place lower 0 %" in section.introduction

@@ -16,6 +16,8 @@ from vjepa.demo.synthetic import SyntheticConfig
 class DemoDataConfig(SyntheticConfig):
     """The demo's videos: the synthetic set, or others with labels."""
 
+    num_clips_train: Annotated[int, Field(ge=0)] = 8000
+    """Fewer than `vjepa data synth` draws: each is watched some ten times in the demo's minutes."""
     size: Annotated[int, Field(ge=16)] = 80
     """Height and width of a frame in pixels; even. The recipe shrinks them to 40 for the model."""
     colours: bool = True
@@ -37,7 +39,7 @@ class DemoDataConfig(SyntheticConfig):
 class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 
-    minutes: Annotated[float, Field(gt=0)] = 3.5
+    minutes: Annotated[float, Field(gt=0)] = 3.0
     """Pretraining time of each model, in minutes of CPU time; the two models train side by side, on
     one CPU thread each. On a machine that is busy otherwise it takes longer by the clock."""
     seeds: tuple[int, ...] = (0,)
@@ -52,8 +54,6 @@ class DemoConfig:
     """Labelled videos of each class in the many-label probes, which are ridge classifiers."""
     label_draws: Annotated[int, Field(ge=1)] = 3
     """Random choices of the few labelled videos; the report shows their mean."""
-    shipped_model: bool = False
-    """Probe the trained model that ships with the package too. It takes 8 frames of 32 pixels."""
     decoder_recipe: str = "demo"
     """Recipe of the decoder that draws what is predicted, or a YAML file."""
     decoder_steps: Annotated[int, Field(ge=0)] = 400

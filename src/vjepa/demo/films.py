@@ -5,27 +5,36 @@ Clips are the first ones, or evenly spread; none was chosen by how well it looks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.checkpoint import AnyEncoder
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.synthetic import SyntheticConfig, render_clip, render_event
 from vjepa.jobs.decode import decode_clip, open_decoder, sample_strips
-from vjepa.jobs.show import Shot, feature_grid, read_shot
-from vjepa.jobs.show_time import similar_rows, similarity, surprise_of
+from vjepa.jobs.show import Shot, read_shot
+from vjepa.jobs.show_time import similarity, surprise_of
+from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Block, Chart, PictureBlock, Section, Table
-from vjepa.reporting.pictures import Picture, moving_strip, tokens_to_frames, write_moving
+from vjepa.reporting.pictures import (
+    Picture,
+    heat,
+    marked,
+    moving_strip,
+    tokens_to_frames,
+    write_moving,
+)
+from vjepa.tasks.decoding import predicted_features
+from vjepa.tasks.masked_prediction import normalise_features
 
 WATCHED = 8
 """Clips that are shown."""
@@ -126,84 +135,72 @@ def drawn_section(decoder: Path, test: Manifest) -> Section:
     return Section("What it expects to come next", blocks=blocks)
 
 
+@torch.no_grad()
+def expected_grid(model: VJEPA, frames: Picture) -> NDArray[np.float32]:
+    """Features of a clip's first half, and for the second, which is hidden, those it predicts.
+
+    uint8 [T, H, W, 3] -> float32 [t, h, w, D], normalised as in the loss.
+    """
+    grid = model.config.encoder.grid
+    tokens = torch.arange(math.prod(grid))[None]
+    masks = TokenMasks(*tokens.split(grid[0] // 2 * grid[1] * grid[2], dim=1))
+    clips = model.encoder.normalise(torch.from_numpy(frames).permute(3, 0, 1, 2)[None])
+    seen = normalise_features(model.target_encoder(clips, masks.context))
+    predicted = predicted_features(model.encoder, model.predictor, clips, masks)
+    return torch.cat([seen, predicted], dim=1).reshape(*grid, -1).numpy()
+
+
 def followed_section(
-    encoders: Mapping[str, AnyEncoder], data: SyntheticConfig, clip: ClipConfig, view: ViewConfig
-) -> Section:
-    """Where features are like those of the moving digit, and how often that is where it went."""
-    trained = tuple(encoders)[-1]
-    size = encoders[trained].config
-    strips = []
-    for index in range(data.num_clips("test")):
-        known = render_clip(data, "test", index)
-        at = _places(known.centre_a[:1], view)[0]
-        if known.motion.startswith("move_") and at.min() >= 0 and at.max() < 1:
-            shot = read_shot(known.frames, clip, view.crop_size, view=view)
-            rows = []
-            for name, encoder in encoders.items():
-                marked, alike = similar_rows(encoder, shot, (at[0], at[1]), 0)
-                rows += [(name, alike[1])] if rows else [marked, (name, alike[1])]
-            strips.append(moving_strip(rows))
-        if len(strips) == _FOLLOWED:
-            break
-    grids = {name: partial(feature_grid, encoder) for name, encoder in encoders.items()}
-    count = min(_FOLLOW_CLIPS, data.num_clips("test"))
-    rates, steps = follow_rates(grids, data, size, clip, view, count)
-    told = "; ".join(f"{name}: {100 * rate:.0f} %" for name, rate in rates.items())
-    introduction = (
-        "A mark is put on the moving digit in the first frame. Where is the clip most like that "
-        f"place later on? In {steps} moments of {count} test clips in which the digit had moved "
-        f"on, the most similar place is where it went: {told}; by chance "
-        f"{100 / (size.grid[1] * size.grid[2]):.0f} %."
-    )
-    *others, mine = rates.values() or (1.0,)
-    if mine <= max(others, default=0.0):
-        introduction += " So training adds nothing here: colour and shape alone give it away."
-    caption = (
-        "Beside the clip: how alike the features at each place are to those at the ring, from "
-        "blue-green (no more than any) over yellow to red (the same). A square is one token: "
-        f"{size.patch_size} pixels, {size.tubelet_size} frames."
-    )
-    blocks = [PictureBlock(strips, caption)] if strips else []
-    return Section("Does it follow a thing?", introduction, blocks)
-
-
-def follow_rates(
     grids: Mapping[str, Callable[[Picture], NDArray[np.float32]]],
     data: SyntheticConfig,
     size: EncoderConfig,
     clip: ClipConfig,
     view: ViewConfig,
-    count: int,
-) -> tuple[dict[str, float], int]:
-    """How often the most similar place of a later time step is where the digit has gone.
+) -> Section:
+    """Where the moving digit is expected in the hidden half, and how often that is where it went.
 
-    As ``vjepa show similarity`` from the digit's token in the first time step, for those of the
-    first `count` test clips in which it moves straight; counted are steps in which it is in another
-    token than at first. A grid gives features [t, h, w, D] of a clip uint8 [T, S, S, 3]. Returned
-    are the share for each, and the number of steps.
+    As ``vjepa show similarity`` from the digit's token in the last time step of the first half, for
+    those of some test clips in which it moves straight and is always in view. A grid gives features
+    [t, h, w, D] of a clip uint8 [T, S, S, 3].
     """
+    strips, last, count = [], size.grid[0] // 2 - 1, min(_FOLLOW_CLIPS, data.num_clips("test"))
     hits: dict[str, list[bool]] = {name: [] for name in grids}
+    inside = view.crop_size / (view.short_side or view.crop_size)
     for index in range(count):
         known = render_clip(data, "test", index)
-        middles = _places(known.centre_a, view).reshape(size.grid[0], -1, 2).mean(axis=1)
-        cells = np.floor(middles * size.grid[1:][::-1]).astype(int)[:, ::-1]
-        if not known.motion.startswith("move_") or cells.min() < 0 or cells.max() >= size.grid[1]:
+        places = (known.centre_a.reshape(size.grid[0], -1, 2).mean(axis=1) - 0.5) / inside + 0.5
+        if not known.motion.startswith("move_") or places.min() < 0 or places.max() >= 1:
             continue
-        frames = read_shot(known.frames, clip, view.crop_size, view=view).frames
-        for name, grid in grids.items():
-            alike = similarity(grid(frames), (0, int(cells[0][0]), int(cells[0][1])))
-            for step in range(1, size.grid[0]):
-                if (cells[step] != cells[0]).any():
-                    found = np.unravel_index(alike[step].argmax(), size.grid[1:])
-                    hits[name].append(bool((cells[step] == found).all()))
-    steps = len(next(iter(hits.values())))
-    return {name: float(np.mean(each)) for name, each in hits.items() if each}, steps
-
-
-def _places(centres: NDArray[np.float64], view: ViewConfig) -> NDArray[np.float64]:
-    """Places [n, 2] as shares of the frame's side, as shares of the view in its middle."""
-    inside = view.crop_size / (view.short_side or view.crop_size)
-    return (centres - 0.5) / inside + 0.5
+        shot = read_shot(known.frames, clip, view.crop_size, view=view)
+        cells = np.floor(places[:, ::-1] * size.grid[1:]).astype(int)
+        start = last, int(cells[last][0]), int(cells[last][1])
+        alike = {name: similarity(grid(shot.frames), start) for name, grid in grids.items()}
+        for step in range(last + 1, size.grid[0]):
+            if (cells[step] != cells[last]).any():
+                for name, found in alike.items():
+                    best = np.unravel_index(found[step].argmax(), size.grid[1:])
+                    hits[name].append(bool((cells[step] == best).all()))
+        if len(strips) < _FOLLOWED:
+            at, where = (places[last][0], places[last][1]), np.ones(size.grid, dtype=np.bool_)
+            rows = [("what came", marked(shot.sharp, last * size.tubelet_size, at))]
+            rows += [(name, heat(shot.sharp, x, where, 1.0)) for name, x in alike.items()]
+            strips.append(moving_strip(rows))
+    moments = len(next(iter(hits.values())))
+    told = "; ".join(f"{name} {100 * float(np.mean(x)):.0f} %" for name, x in hits.items() if x)
+    introduction = (
+        "A mark is put on the moving digit in the last frames that the model sees. Where in the "
+        "frames that it does not see are the features that it predicts most like those at the "
+        f"mark? In {moments} moments of {count} test clips in which the digit had moved on, that "
+        f"is where it went: {told}; by chance {100 / (size.grid[1] * size.grid[2]):.0f} %."
+    )
+    caption = (
+        "How alike the features at each place are to those at the ring, from blue-green (no more "
+        "than any) over yellow to red (the same): first seen features, then predicted ones, drawn "
+        f"over what came. A square is one token: {size.patch_size} pixels, {size.tubelet_size} "
+        "frames."
+    )
+    blocks = [PictureBlock(strips, caption)] if strips else []
+    return Section("Does it follow a thing?", introduction, blocks)
 
 
 def surprised_section(

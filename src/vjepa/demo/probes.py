@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.checkpoint import shipped_weights
 from vjepa.config import load_config
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
@@ -36,11 +35,10 @@ from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WorkerPool
 
 EncoderName = str
-"""`vjepa`, `shipped`, `pixel`, `random`, or a floor without an encoder by its name."""
+"""`vjepa`, `pixel`, `random`, or a floor without an encoder by its name."""
 ProbeKind = Literal["attentive", "ridge mean", "ridge steps", "ridge all"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 """Those that every pretraining seed has one of."""
-_SHIPPED_SEED = 0  # the model is trained once
 _PROBE_SECONDS = 86400.0
 _NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
 _PROBED_FILE = "probed.parquet"
@@ -91,8 +89,6 @@ def probe_tasks(config: DemoConfig) -> list[ProbeTask]:
     row that was measured (docs/demo.md), and costs a tenth.
     """
     encoders = [(encoder, seed) for seed in config.seeds for encoder in ENCODERS]
-    if config.shipped_model:
-        encoders.append(("shipped", _SHIPPED_SEED))
     few, many = config.few_labels_per_class, config.many_labels_per_class
     with_few: tuple[ProbeKind, ...] = ("attentive", "ridge all")
     with_many: tuple[ProbeKind, ...] = ("ridge mean", "ridge steps", "ridge all")
@@ -172,7 +168,7 @@ def _probe_config(task: ProbeTask, demo: DemoConfig, out: Path, manifest: Path) 
         [demo.probe_recipe],
         {
             "seed": task.draw,
-            "encoder.path": str(shipped_weights() if task.encoder == "shipped" else run),
+            "encoder.path": str(run),
             "encoder.which": "random" if task.encoder == "random" else "target",
             "encoder.seed": task.seed,
             "data.label": task.label,

@@ -21,7 +21,7 @@ OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
 _SHOWN = ("elapsed_cpu_seconds", "clips_per_second", "loss")
-_TRIAL_STEPS = 160
+_TRIAL_STEPS = 100
 _TRIAL = {
     "online_probe": "null",
     "training.log_every_steps": "20",

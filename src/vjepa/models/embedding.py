@@ -225,7 +225,8 @@ class PatchEmbed(nn.Module):
 
     def init_weights(self, std: float) -> None:
         """Draw the convolution anew."""
-        nn.init.normal_(self.proj.weight, std=std)
+        if not self.proj.weight.is_meta:
+            nn.init.normal_(self.proj.weight, std=std)
 
     def grid(self, video_shape: Sequence[int]) -> tuple[int, int, int]:
         """The token grid of a video [B, C, T, H, W]."""

@@ -63,10 +63,10 @@ class AttentivePooler(nn.Module):
         self.cross_attention_block = CrossAttentionBlock(
             width, heads, hidden, output_projection=variant == "paper"
         )
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, PROBE_NORM_EPS) for _ in range(depth - 1)
+        self.blocks = nn.Sequential(
+            *(Block(width, heads, hidden, PROBE_NORM_EPS) for _ in range(depth - 1))
         )
-        self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if variant == "paper" else None
+        self.norm = nn.LayerNorm(width, eps=PROBE_NORM_EPS) if variant == "paper" else nn.Identity()
         self.init_weights()
 
     @torch.no_grad()
@@ -77,7 +77,8 @@ class AttentivePooler(nn.Module):
         1/sqrt(2 l) in the l-th block (in the authors' probes this rescale survives).
         """
         self.apply(init_layer)
-        nn.init.normal_(self.query_tokens, std=INIT_STD)
+        if not self.query_tokens.is_meta:
+            nn.init.normal_(self.query_tokens, std=INIT_STD)
         cross = self.cross_attention_block
         _rescale(1, cross.mlp.fc2, cross.xattn.proj)
         for level, block in enumerate(self.blocks, start=2):
@@ -89,17 +90,12 @@ class AttentivePooler(nn.Module):
         queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
         queries = self.cross_attention_block(queries, self._before_reading(tokens))
         if self.variant != "released_2":
-            for block in self.blocks:
-                queries = block(queries)
-        if self.norm is not None:
-            queries = self.norm(queries)
+            queries = self.blocks(queries)
+        queries = self.norm(queries)
         return queries[:, 0] if queries.shape[1] == 1 else queries
 
     def _before_reading(self, tokens: Tensor) -> Tensor:
-        if self.variant == "released_2":
-            for block in self.blocks:
-                tokens = block(tokens)
-        return tokens
+        return self.blocks(tokens) if self.variant == "released_2" else tokens
 
     def attention(self, tokens: Tensor) -> Tensor:
         """Where the queries look: tokens [B, N, D] to shares [B, heads, Q, N] of sum 1 over N.
@@ -148,7 +144,7 @@ class LinearClassifier(nn.Module):
         self, width: int, num_classes: int, *, norm: bool = False, norm_eps: float = PROBE_NORM_EPS
     ) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm else None
+        self.norm = nn.LayerNorm(width, eps=norm_eps) if norm else nn.Identity()
         self.linear = nn.Linear(width, num_classes)
         init_layer(self.linear)
 
@@ -157,6 +153,5 @@ class LinearClassifier(nn.Module):
 
         `scale` [B, D] are factors of what enters the linear layer, for dropout.
         """
-        pooled = tokens.mean(dim=1)
-        pooled = pooled if self.norm is None else self.norm(pooled)
+        pooled = self.norm(tokens.mean(dim=1))
         return self.linear(pooled if scale is None else scale * pooled)

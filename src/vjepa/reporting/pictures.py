@@ -330,5 +330,5 @@ def data_uri(picture: Picture) -> str:
         form = "webp"
         _save_moving(picture, buffer, form, SECONDS_EACH)
     else:
-        Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+        Image.fromarray(picture).save(buffer, format="PNG")
     return f"data:image/{form};base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -153,7 +153,7 @@ def build_task(config: FinetuneConfig, encoder: Encoder, num_classes: int) -> Fi
     head = LinearClassifier(encoder.config.width, num_classes, norm=has_norm, norm_eps=NORM_EPS)
     torch.nn.init.normal_(head.linear.weight, std=config.classifier.init_std)
     if readout == "mean_then_final_norm":
-        assert head.norm is not None
+        assert isinstance(head.norm, torch.nn.LayerNorm)
         head.norm.load_state_dict(encoder.norm.state_dict())
     mark_trained(encoder, trained)
     if has_norm or trained.last_blocks == 0 or trained.lora_rank is not None:
