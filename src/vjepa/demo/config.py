@@ -39,7 +39,7 @@ class DemoDataConfig(SyntheticConfig):
 class DemoConfig:
     """The whole way from video files to a report, at the size of a laptop."""
 
-    minutes: Annotated[float, Field(gt=0)] = 3.0
+    minutes: Annotated[float, Field(gt=0)] = 3.5
     """Pretraining time of each model, in minutes of CPU time; the two models train side by side, on
     one CPU thread each. On a machine that is busy otherwise it takes longer by the clock."""
     seeds: tuple[int, ...] = (0,)
