@@ -363,12 +363,12 @@ def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
 
 
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {96: 0.1, 112: 0.4, 128: 2.0}
+    seconds = {64: 0.1, 112: 0.4, 128: 2.0}
     monkeypatch.setattr(
         learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
     )
-    chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in (90, 500, 5000)}
-    assert chosen == {90: "tiny", 500: "small", 5000: "medium"}
+    chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in (90, 900, 5000)}
+    assert chosen == {90: "tiny", 900: "small", 5000: "medium"}
     assert learn._choose_size(LearnConfig(size="medium"), [], 1.0)[:2] == ("medium", 2.0)
     _, _, settings = learn._choose_size(LearnConfig(), ["optim.peak_lr=1e-3"], 90)
     assert settings[-1] == "optim.peak_lr=1e-3", "what is asked for goes before the size's own"

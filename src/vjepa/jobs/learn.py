@@ -50,14 +50,13 @@ _CHOICES_FILE, _INDEX_FILE = "choices.json", "index.parquet"
 _MAY_CHANGE = ("minutes", "workers", "device")
 _SIZES: Mapping[str, tuple[str, ...]] = {
     "tiny": (
-        "model.encoder.width=96",
-        "model.encoder.depth=4",
-        "model.encoder.image_size=96",
-        "model.predictor.width=48",
-        "model.predictor.depth=2",
-        "data.transform.crop_size=96",
-        "optim.peak_lr=3e-3",
-        "optim.final_lr=3e-3",
+        "model.encoder={width: 96, depth: 4, image_size: 64, init_std: 0.1}",
+        "model.predictor={width: 48, depth: 2, num_mask_tokens: 1, init_std: 0.1}",
+        "masking.masks=[{kind: tube, tube_ratio: 0.0, context_frames: 4}]",  # the future alone
+        "masking.count=prefix",
+        "data.transform.crop_size=64",
+        "data.loader.frame_cache_short_side=80",
+        "optim={optimizer: muon, clip_norm: null, peak_lr: 3e-3, final_lr: 3e-3}",
     ),
     "small": (),
     "medium": (
@@ -74,7 +73,7 @@ _SIZES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """What each size changes in the recipe `small`."""
-_ENOUGH_UPDATES = 1000
+_ENOUGH_UPDATES = 2000
 """The largest size that gets so many in the time is chosen: in fewer little is learnt."""
 _LARGER_COSTS = 3.0
 """A larger size is tried only where the one before would get so many times enough."""
@@ -104,8 +103,8 @@ class LearnConfig:
     """Time for everything, from the first look at the files to the report. With a larger number a
     finished run goes on."""
     size: Literal["tiny", "small", "medium"] | None = None
-    """Of model and frames: `tiny` (96 pixels), `small` (112), `medium` (128, for a GPU); null: the
-    largest that gets 1000 updates in the time."""
+    """Of model and frames: `tiny` (64 pixels), `small` (112), `medium` (128, for a GPU); null: the
+    largest that gets 2000 updates in the time."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
     """Clips per update; null: 32 on a CPU, 64 on a GPU."""
     workers: Annotated[int, Field(ge=0)] | None = None
