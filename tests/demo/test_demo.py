@@ -186,6 +186,9 @@ def test_every_probe_is_in_the_table(finished: Finished) -> None:
     _, answer, figures = headline(config, cells)
     top1 = f"{100 * few['vjepa'].top1:.1f} %"
     assert f"{top1} of unseen test clips" in answer
+    attentive = [100 * c.top1 for c in cells if c.kind == "attentive"]
+    numbers = f"{attentive[0]:.1f} %, {attentive[2]:.1f} % and {attentive[1]:.1f} %"
+    assert f"the three have {numbers}" in answer, "whatever the claim's own classifier says"
     assert figures[0].value == top1
 
 

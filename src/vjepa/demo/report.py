@@ -192,6 +192,10 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, str, list[
         f"{_compared(mine, random)} the untrained encoder and {_compared(mine, pixel)} pixel "
         "prediction."
     )
+    shares = {c.encoder: 100 * c.top1 for c in cells if (c.label, c.kind) == (label, "attentive")}
+    if shares:
+        answer += " By the paper's attentive probe, on one draw of these labels, the three have "
+        answer += "{vjepa:.1f} %, {random:.1f} % and {pixel:.1f} %.".format(**shares)
     for other in config.labels[1:]:
         rows = _headline_cells(config, cells, other)
         if {"vjepa", "random"} <= rows.keys():
