@@ -16,7 +16,7 @@ from vjepa.tasks import FeaturePrediction, collapse_alarm
 from vjepa.tasks.masked_prediction import normalise_features
 
 RECORDED = json.loads((Path(__file__).parent / "health_reports.json").read_text())
-"""Health reports of pretraining runs of 2026-11-28 and 29, and the loss at each."""
+"""Health reports of pretraining runs of 2026-11-28 to 30, and the loss at each."""
 
 
 @pytest.mark.parametrize("run", RECORDED["healthy"])

@@ -147,7 +147,7 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
 
     1. ``effective_rank``, ``target_std`` or ``target_std_between_clips`` is below half of its
        highest value so far (a third, if much is explained), while the ``loss`` is lower than it
-       was then.
+       was then; the rank only if it is poor, since random features of a fresh network are rich.
     2. ``pairwise_cosine`` is above 0.95, and at least 0.1 above its lowest value so far, so that
        a network that starts with similar features is not accused of having become so; and the
        rank is poor, since features with one large common part can still differ in many ways: a
@@ -164,21 +164,21 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
         return None
     newest = history[-1]
     explained = newest.get("explained_vs_position_mean", -math.inf)
+    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
+    is_poor = rank < next((poor for much, poor in _POOR_RANKS if explained > much), _POOR_RANK)
     largest_fall = _LARGEST_FALL_EXPLAINED if explained > _MUCH_EXPLAINED else _LARGEST_FALL
     for name in ("effective_rank", "target_std", "target_std_between_clips"):
         known = [report for report in history if math.isfinite(report.get(name, math.nan))]
         if not known or known[-1] is not newest:
             continue
         best = max(known, key=lambda report: report[name])
-        fallen = newest[name] < largest_fall * best[name]
+        fallen = newest[name] < largest_fall * best[name] and (is_poor or name != "effective_rank")
         if fallen and newest.get("loss", math.nan) < best.get("loss", math.nan):
             return (
                 f"the features may be collapsing: {name} fell from {best[name]:.3g} to "
                 f"{newest[name]:.3g} while the loss fell from {best['loss']:.4g} to "
                 f"{newest['loss']:.4g}; a higher EMA momentum or a lower learning rate may help"
             )
-    std, rank = newest.get("target_std", math.inf), newest.get("effective_rank", math.inf)
-    is_poor = rank < next((poor for much, poor in _POOR_RANKS if explained > much), _POOR_RANK)
     cosine = newest.get("pairwise_cosine", math.nan)
     lowest = min(report.get("pairwise_cosine", math.inf) for report in history)
     if cosine > _HIGH_COSINE and cosine > lowest + _COSINE_RISE and is_poor:
