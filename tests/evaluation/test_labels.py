@@ -120,6 +120,15 @@ def test_hold_out_is_a_partition_and_stratified() -> None:
     assert labels.take(fit).counts().min() >= 1
 
 
+def test_a_share_of_a_class_that_a_part_has_none_of_is_none() -> None:
+    """As the validation part of a set split by place, which the online probe takes a share of."""
+    labels = Labels("level", ("a", "b", "c"), np.array([0] * 10 + [2] * 6))
+    rows = stratified_subset(labels, fraction=0.5, seed=0)
+    assert np.bincount(labels.indices[rows], minlength=3).tolist() == [5, 0, 3]
+    with pytest.raises(UserError, match="class 'b' of label 'level' has 0 training rows"):
+        stratified_subset(labels, per_class=1, seed=0)
+
+
 def test_hold_out_of_a_subset_stays_inside_it() -> None:
     labels = _labels([40, 40])
     rows = stratified_subset(labels, per_class=10, seed=0)

@@ -299,7 +299,7 @@ def stratified_subset(
     Args:
         labels: The labels to choose from.
         per_class: Rows per class, at least 1; exclusive with `fraction`.
-        fraction: Share of each class's rows, in (0, 1]; rounded, at least one row a class.
+        fraction: Share of each class's rows, in (0, 1]; rounded, at least one where there is one.
         seed: Another seed, another subset.
     """
     if per_class is not None and labels.multi_label:
@@ -311,7 +311,7 @@ def stratified_subset(
     chosen: list[NDArray[np.int64]] = []
     for class_index, name in enumerate(labels.classes):
         rows = _shuffled_rows(labels, class_index, seed, "subset")
-        if rows.size == 0 and labels.multi_label:  # the rarest class of no video
+        if rows.size == 0 and (labels.multi_label or per_class is None):  # in no video of this part
             continue
         wanted = per_class or max(1, round((fraction or 1.0) * rows.size))
         if rows.size < wanted:
