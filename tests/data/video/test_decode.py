@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.data.video_files import (
 
 import vjepa.data.video.decode as decode_module
 import vjepa.data.video.packets as packets_module
-from vjepa.data.video.container import to_rgb
+from vjepa.data.video.container import open_video, to_rgb
 from vjepa.data.video.decode import DecodeError, decode_clip, decode_frames, read_frames
 from vjepa.data.video.inspect import inspect_file
 from vjepa.data.video.packets import PacketSelector
@@ -166,7 +167,7 @@ def test_frames_that_come_out_of_order_are_put_in_order(library: VideoLibrary, m
             yield from reversed(frames[start : start + 9])
 
     monkeypatch.setattr(decode_module, "_jump_to", shuffled)
-    monkeypatch.setattr(decode_module, "frames_from_start", lambda _: iter(()))
+    monkeypatch.setattr(decode_module, "frames_from_start", lambda _: (frame for frame in ()))
     numbers = list(range(0, 60, 4))
     assert numbers_of(decode_frames(library.path("h264_gop12.mp4"), numbers)) == numbers
 
@@ -358,3 +359,22 @@ def test_files_are_closed_also_after_errors(library: VideoLibrary, tmp_path: Pat
         with pytest.raises(DecodeError):
             decode_frames(str(text), [0])
     assert open_files() == before
+
+
+def test_a_file_is_closed_by_the_reader_and_not_by_the_garbage_collector(
+    library: VideoLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a signal's handler raises while a file is closed is printed and swallowed there."""
+
+    @contextmanager
+    def interrupted(*args: Any) -> Iterator[Any]:
+        with open_video(*args) as video:
+            try:
+                yield video
+            finally:
+                raise KeyboardInterrupt
+
+    info = inspect_file(library.path("vp9.webm"))
+    monkeypatch.setattr("vjepa.data.video.decode.open_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        decode_frames(info, [3])

@@ -13,8 +13,8 @@ T is the number of frames of a clip, H x W the size of a frame in pixels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ from vjepa.data.video.stamps import read_packets
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+
+    Numbered = tuple[int, VideoFrame]  # a frame and its number in the file
 
 # A file may end in the middle of a group of pictures: its last packets then give no frame. Up to
 # this many frames the last good one is given instead; a longer gap is an error.
@@ -185,11 +187,12 @@ def _check_usable(info: VideoInfo) -> None:
 def _video_frames(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[Frame]:
     """Frames of a video, numbers ascending, each once."""
     scaler = VideoReformatter()
-    jumping = _Rising(frames_by_jumps(info, wanted))
     # Without an index; or when an entry point was none (a stream with intra refresh, a broken seek
-    # table), or there is damage. What does not come out here is not in the file.
-    from_start = _Rising(frames_from_start(info))
-    with naming_the_file(info.path):
+    # table), or there is damage, from the start. What does not come out here is not in the file.
+    jumps, all_frames = frames_by_jumps(info, wanted), frames_from_start(info)
+    jumping, from_start = _Rising(jumps), _Rising(all_frames)
+    # Closed here: where the garbage collector does it, a Ctrl-C just then is printed and swallowed.
+    with naming_the_file(info.path), closing(jumps), closing(all_frames):
         for number in wanted.tolist():
             frame = jumping.get(number)
             if frame is None:
@@ -213,15 +216,12 @@ def _video_frames(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[Frame]
 
 
 class _Rising:
-    """Picks frames by number, rising from call to call, out of all that come.
+    """Picks frames, numbers rising, of all that come, in damaged files a little out of order."""
 
-    Damaged files give them out of order, by a few places.
-    """
-
-    def __init__(self, frames: Iterator[tuple[int, VideoFrame]]) -> None:
+    def __init__(self, frames: Iterator[Numbered]) -> None:
         self._frames = frames
         self._early: dict[int, VideoFrame] = {}
-        self.latest: tuple[int, VideoFrame] | None = None
+        self.latest: Numbered | None = None
 
     def get(self, number: int) -> VideoFrame | None:
         """The frame; None if it does not come."""
@@ -236,7 +236,7 @@ class _Rising:
         return self._early.pop(number, None)
 
 
-def frames_from_start(info: VideoInfo) -> Iterator[tuple[int, VideoFrame]]:
+def frames_from_start(info: VideoInfo) -> Generator[Numbered]:
     """Every frame of the file with its number: its timestamp's rank among all, or by counting."""
     is_counted = info.is_counted or not info.num_keyframes
     shown = None if is_counted else _shown_pts(info)
@@ -263,14 +263,13 @@ def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:
     return np.sort(table.pts[table.shown])
 
 
-def frames_by_jumps(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
+def frames_by_jumps(info: VideoInfo, wanted: NDArray[np.int64]) -> Generator[Numbered]:
     """Those of the wanted frames that come out when decoding run by run from key frames."""
-    if not info.num_keyframes or not len(wanted):
-        return iter(())
-    return (_count_from if info.is_counted else _jump_to)(info, wanted)
+    if info.num_keyframes and len(wanted):
+        yield from (_count_from if info.is_counted else _jump_to)(info, wanted)
 
 
-def _jump_to(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
+def _jump_to(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[Numbered]:
     """Frames known by their timestamps; packets that are not needed are not decoded."""
     enter_stage("open")
     with _opened(info) as video:
@@ -279,7 +278,7 @@ def _jump_to(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, 
         # Frames are converted several at a time: after a frame the decoder's code and tables are in
         # the processor's cache, and conversion would drive them out again and again.
         most = max(1, _WAITING_PIXELS // (info.width * info.height))
-        waiting: list[tuple[int, VideoFrame]] = []
+        waiting: list[Numbered] = []
         for run in plan_runs(info, wanted):
             enter_stage("seek")
             for part in reader.read(run):
@@ -298,7 +297,7 @@ def _jump_to(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, 
             video.decoder.flush_buffers()
 
 
-def _count_from(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[tuple[int, VideoFrame]]:
+def _count_from(info: VideoInfo, wanted: NDArray[np.int64]) -> Iterator[Numbered]:
     """Frames that are counted from a key frame's own."""
     enter_stage("open")
     with _opened(info) as video:
