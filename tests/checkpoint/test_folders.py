@@ -159,8 +159,15 @@ def test_folders_without_both_files_are_refused(folder: Path, missing: str) -> N
     with pytest.raises(UserError, match=f"{missing} is missing"):
         load_model(folder)
     (folder / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match=f"{missing} is missing; did you mean {folder / 'run'}"):
+    with pytest.raises(UserError, match=f"{missing} is missing"):
         load_model(folder)
+
+
+def test_a_folder_of_learn_means_its_run(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "mine" / "run"
+    shutil.copytree(folder, run / "checkpoints" / "step_00000003")
+    assert find_checkpoint(tmp_path / "mine") == find_checkpoint(run)
+    assert find_checkpoint(run).name == "step_00000003"
 
 
 def test_a_size_that_there_is_not_is_named(folder: Path) -> None:

@@ -13,7 +13,7 @@ from vjepa.cli.main import COMMANDS, build_parser
 from vjepa.config import load_config, recipe_names
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").glob("*.md"))]
+_PAGES = [_ROOT / "README.md", *sorted((_ROOT / "docs").rglob("*.md"))]
 
 
 def _commands() -> list[str]:
@@ -44,7 +44,8 @@ def _commands() -> list[str]:
     recipes = [path.read_text() for path in sorted((_ROOT / "src/vjepa/configs").rglob("*.yaml"))]
     texts += [text.replace("# Command: ", "\n") for text in recipes]
     lines = re.sub(r"\\\n\s*", " ", "\n".join(texts)).splitlines()
-    found = [line.strip() for line in lines if line.strip().startswith("vjepa ")]
+    found = [line.strip().removeprefix("$ ") for line in lines]
+    found = [line for line in found if line.startswith("vjepa ")]
     # What follows two blanks, a # or a > is explanation or redirection.
     return sorted({re.split(r" {2,}(?!--)| # | > ", line)[0] for line in found})
 

@@ -145,20 +145,23 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path or name means: itself, or the newest of a run folder."""
+    """The checkpoint folder that a path or name means: itself, or the newest of a run folder or of
+    the run in a folder of `vjepa learn`."""
     path = locate(path)
     folder = path.parent if path.name == WEIGHTS_FILE else path
+    files = (CONFIG_FILE, WEIGHTS_FILE)
+    inner = folder / "run" / CHECKPOINTS_FOLDER  # of `vjepa learn`
+    if inner.is_dir() and not any((folder / name).exists() for name in files):
+        folder = inner.parent
     if (folder / CHECKPOINTS_FOLDER).is_dir() and not (folder / WEIGHTS_FILE).exists():
         found = step_folders(folder / CHECKPOINTS_FOLDER)
         if not found:
             raise UserError(f"{path}: the run has no checkpoint yet")
         folder = found[max(found)]
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in files:
         if not (folder / name).is_file():
-            inner = folder / "run"  # of `vjepa learn`
-            meant = f"did you mean {inner}? " if (inner / CHECKPOINTS_FOLDER).is_dir() else ""
             raise UserError(
-                f"{path}: not a checkpoint folder: {name} is missing; {meant}give a folder with "
+                f"{path}: not a checkpoint folder: {name} is missing; give a folder with "
                 f"{CONFIG_FILE} and {WEIGHTS_FILE}, or a run folder"
             )
     return folder

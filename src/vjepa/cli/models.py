@@ -139,7 +139,9 @@ def _list(args: argparse.Namespace) -> int:
             (*row[:3], textwrap.shorten(row[3], 24, placeholder=" ..."), row[4]) for row in rows
         ]
         print("\n".join(_table([("name", "input", "how", "licence", "model"), *short])))
-        print("\nOne with everything: vjepa models list NAME. Weights that come with vjepa: demo")
+        print(
+            "\nOne with everything: vjepa models list NAME. Weights that come with vjepa: demo, vizdoom"
+        )
         return 0
     for what, said in describe(args.name):
         wrapped = textwrap.wrap(said, 84, break_long_words=False, break_on_hyphens=False)

@@ -37,7 +37,7 @@ examples:
   vjepa studies run targets --scale cpu --out studies --files vizdoom=vizdoom/manifest.parquet
   vjepa studies run masks --scale gpu --out studies --files videos=labelled.parquet --devices cuda:0
   vjepa studies run targets --scale cpu --out small --set pretrain.training.max_cpu_minutes=1
-  vjepa studies run recipes --scale paper --out paper --files k400=k400.parquet --dry-run
+  vjepa studies run recipes --scale paper --out paper --files videomix2m=videomix2m/manifest.parquet --dry-run
 """
 
 _REPORT_HELP = """\
