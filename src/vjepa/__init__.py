@@ -5,7 +5,7 @@ The names below are loaded on first use, so that ``import vjepa`` costs nothing.
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 from vjepa.version import __version__
@@ -45,8 +45,7 @@ def __getattr__(name: str) -> object:
     """Import a public name from the room that it lives in, when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vjepa' has no attribute {name!r}")
-    module, _, own_name = _HOMES[name].partition(":")
-    return getattr(importlib.import_module(module), own_name)
+    return pkgutil.resolve_name(_HOMES[name])
 
 
 def __dir__() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vjepa.errors import UserError
 from vjepa.evaluation.metrics import (
     Accuracy,
     AveragePrecision,
@@ -195,7 +196,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="classes"):
         collected.merge(AveragePrecision(("x",)))
     collected.add(np.arange(1), torch.zeros(1, 3), torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="no video has any class"):
+    with pytest.raises(UserError, match="not one of the videos that are measured has any class"):
         collected.metrics()
 
 

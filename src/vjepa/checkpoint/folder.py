@@ -128,11 +128,6 @@ class CheckpointConfig:
     """Of vjepa, that wrote it."""
 
 
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint after `step` updates stands."""
-    return checkpoints / f"step_{step:08d}"
-
-
 def step_folders(checkpoints: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by step, ascending; loading checks that they are intact."""
     found = {
@@ -145,8 +140,7 @@ def step_folders(checkpoints: Path) -> dict[int, Path]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that a path or name means: itself, or the newest of a run folder or of
-    the run in a folder of `vjepa learn`."""
+    """The checkpoint folder that a path means: itself, or the newest of a run, or of `learn`'s."""
     path = locate(path)
     folder = path.parent if path.name == WEIGHTS_FILE else path
     files = (CONFIG_FILE, WEIGHTS_FILE)

@@ -186,6 +186,15 @@ def _config(file: ForeignFile, **sizes: Any) -> EncoderConfig:
         return EncoderConfig(position="given", **sizes)
 
 
+def _image_config(
+    file: ForeignFile, sizes: tuple[int, int, int], hidden: int, patch: int, size: int, **more: Any
+) -> EncoderConfig:
+    """The config of an image model of `sizes`: width, depth and heads."""
+    named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
+    named |= {"patch_size": patch, "image_size": size, "num_frames": 1, "tubelet_size": 1}
+    return _config(file, **named, mlp_ratio=hidden / sizes[0], **more)
+
+
 def _finish(
     file: ForeignFile,
     config: EncoderConfig,
@@ -360,17 +369,9 @@ def _hold_ijepa(file: ForeignFile) -> Held:
             "pixels; leave it out: clips of another size (data.view.crop_size, framing.size) "
             "stretch the table, bicubically"
         )
-    config = _config(
-        file,
-        width=width,
-        depth=depth,
-        heads=_heads(file, width, depth),
-        mlp_ratio=file.shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
-        image_size=size,
-        num_frames=1,
-        patch_size=patch,
-        tubelet_size=1,
-    )
+    hidden = file.shape("blocks.0.mlp.fc1.weight", 2)[0]
+    heads = _heads(file, width, depth)
+    config = _image_config(file, (width, depth, heads), hidden, patch, size)
     which = file.asked.which or "target"
     file.notes += (f"encoder     its {which} encoder", "positions   the stored table")
     return _finish(file, config)
@@ -395,17 +396,8 @@ def _hold_dinov2(file: ForeignFile) -> Held:
     _rename(file, (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
     width, depth, hidden, patch, side = _image_sizes(file)
     size = file.asked.image_size or _USUAL_SIZE
-    config = _config(
-        file,
-        width=width,
-        depth=depth,
-        heads=_heads(file, width, depth, None if width % 64 else width // 64),
-        mlp_ratio=hidden / width,
-        image_size=size,
-        num_frames=1,
-        patch_size=patch,
-        tubelet_size=1,
-    )
+    heads = _heads(file, width, depth, None if width % 64 else width // 64)
+    config = _image_config(file, (width, depth, heads), hidden, patch, size)
     # Clips of any size decide the grid; the size here is only what they have if nothing is said.
     file.notes += (
         f"positions   the table for {side * patch} px, stretched to clips by the authors' rule",
@@ -443,18 +435,8 @@ def _hold_openclip(file: ForeignFile) -> Held:
             f"{file.source}: encoder.image_size {file.asked.image_size}: OpenCLIP's table of "
             f"positions is for {size} pixels and is not stretched; leave it out"
         )
-    config = _config(
-        file,
-        width=width,
-        depth=depth,
-        heads=_heads(file, width, depth),
-        mlp_ratio=hidden / width,
-        image_size=size,
-        num_frames=1,
-        patch_size=patch,
-        tubelet_size=1,
-        input=_input_of("openclip"),
-    )
+    sizes, shown = (width, depth, _heads(file, width, depth)), _input_of("openclip")
+    config = _image_config(file, sizes, hidden, patch, size, input=shown)
     if _known("openclip", width=width, depth=depth) is None:
         file.assumed = ("the exact GELU, which not every CLIP has",)
     form = VitForm(table_side=side, final_norm=file.asked.tokens is None, input_norm=True, eps=1e-5)

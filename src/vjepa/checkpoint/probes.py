@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from vjepa.checkpoint.huggingface import hub_tensors, read_hub_config
 from vjepa.checkpoint.inference import buildable, count_blocks, heads_of, shape_of
 from vjepa.checkpoint.strict import LoadReport, load_strictly
-from vjepa.checkpoint.torch_files import read_torch_file, tensors_of
+from vjepa.checkpoint.torch_files import entries_of, read_torch_file, tensors_of
 from vjepa.errors import UserError
 from vjepa.models import AttentiveClassifier
 from vjepa.models.anticipation import AnticipationClassifier
@@ -134,13 +132,10 @@ def _stored(path: Path, index: int) -> tuple[dict[str, Tensor], str, PoolerVaria
         return state, kind, "released_2", notes
     if "classifier" not in content:
         raise UserError(
-            f"{path}: not a probe: it has no 'classifier' but {_held(content)}; give a probe's file"
+            f"{path}: not a probe: it has no 'classifier' but {entries_of(content)}; give a "
+            "probe's file"
         )
     return tensors_of(content, "classifier", path), "the authors' probe", "released", notes
-
-
-def _held(content: Mapping[str, Any]) -> str:
-    return ", ".join(str(key) for key in list(content)[:8]) or "nothing"
 
 
 def _heads(width: int, num_heads: int | None, variant: PoolerVariant, source: str) -> int:

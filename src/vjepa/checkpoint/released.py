@@ -23,7 +23,7 @@ from vjepa.checkpoint.inference import (
 )
 from vjepa.checkpoint.state import Moments, is_decayed
 from vjepa.checkpoint.strict import plain_name
-from vjepa.checkpoint.torch_files import read_torch_file, tensors_of
+from vjepa.checkpoint.torch_files import entries_of, read_torch_file, tensors_of
 from vjepa.checkpoint.vjepa2 import LEVELS, generation, open_second, our_name, their_name
 from vjepa.errors import UserError
 from vjepa.models import VJEPA
@@ -55,14 +55,10 @@ def read_released(path: Path) -> dict[str, Any]:
         bare = any(name.startswith(("encoder.", "patch_embed.")) for name in names)
         raise UserError(
             f"{path}: not a V-JEPA checkpoint: it has no encoder or target_encoder; nor a file of "
-            f"another known model (docs/models.md); it holds {_held(content)}"
+            f"another known model (docs/models.md); it holds {entries_of(content)}"
             f"{_BARE if bare else ''}"
         )
     return content
-
-
-def _held(content: Mapping[str, Any]) -> str:
-    return ", ".join(str(key) for key in list(content)[:8]) or "nothing"
 
 
 def open_released(path: Path, asked: Asked) -> Held:

@@ -25,7 +25,6 @@ from vjepa.checkpoint.folder import (
     explained_writing,
     read_json,
     read_weights,
-    step_folder,
     step_folders,
     verify_checkpoint,
     write_json,
@@ -83,7 +82,7 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint after `step` updates."""
-        return step_folder(self.folder, step)
+        return self.folder / f"step_{step:08d}"
 
     def steps(self) -> list[int]:
         """Steps of all complete checkpoints, ascending."""

@@ -95,6 +95,11 @@ def tensors_of(content: Mapping[str, Any], key: str, path: Path) -> dict[str, Te
     return {short: state[name] for short, name in plain.items()}
 
 
+def entries_of(content: Mapping[str, Any]) -> str:
+    """What a file holds, for a message."""
+    return ", ".join(map(str, list(content)[:8])) or "nothing"
+
+
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     shown = "".join(filter(str.isprintable, lines[0])) if lines else type(error).__name__

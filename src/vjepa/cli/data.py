@@ -99,15 +99,8 @@ _MOST_NOTES = 20
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    index, check, prepare, synth = (
-        add_action(name, text)
-        for name, text in (
-            ("index", _INDEX_HELP),
-            ("check", _CHECK_HELP),
-            ("prepare", _PREPARE_HELP),
-            ("synth", _SYNTH_HELP),
-        )
-    )
+    index, check = add_action("index", _INDEX_HELP), add_action("check", _CHECK_HELP)
+    prepare, synth = add_action("prepare", _PREPARE_HELP), add_action("synth", _SYNTH_HELP)
     index.take_config("vjepa.data.manifest.lists:IndexConfig")
     text = "folder, CSV, JSONL or list"
     index.add_path("sources", "SRC", text, needed=True, nargs="*", type=str)

@@ -16,18 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vjepa.cli import (
-    commands,
-    data,
-    decode,
-    detect,
-    finetune,
-    models,
-    probe,
-    search,
-    show,
-    studies,
-)
+from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show, studies
 from vjepa.cli.parser import (
     EXIT_BAD_INPUT,
     EXIT_INTERRUPTED,

@@ -76,11 +76,8 @@ def _add_options_of_file(parser: Parser) -> None:
     """What a file of weights may leave open."""
     text = "which encoder, where there are two"
     parser.add_choice("--which", ("target", "context"), text, default="target")
-    for name, what in (
-        ("--num-heads", "attention heads"),
-        ("--image-size", "pixels"),
-        ("--num-frames", "frames"),
-    ):
+    said = {"--num-heads": "attention heads", "--image-size": "pixels", "--num-frames": "frames"}
+    for name, what in said.items():
         parser.add_number(name, int, "N", f"{what}, where the file does not say them")
     text = "another token map than the usual one, where a model has one"
     parser.add_choice("--tokens", ("before_norm", "two_poolings"), text)
@@ -139,9 +136,7 @@ def _list(args: argparse.Namespace) -> int:
             (*row[:3], textwrap.shorten(row[3], 24, placeholder=" ..."), row[4]) for row in rows
         ]
         print("\n".join(_table([("name", "input", "how", "licence", "model"), *short])))
-        print(
-            "\nOne with everything: vjepa models list NAME. Weights that come with vjepa: demo, vizdoom"
-        )
+        print("\nOne with everything: vjepa models list NAME. They come with vjepa: demo, vizdoom")
         return 0
     for what, said in describe(args.name):
         wrapped = textwrap.wrap(said, 84, break_long_words=False, break_on_hyphens=False)

@@ -8,12 +8,12 @@ is imported only when it is needed, so that ``vjepa --help`` does not wait for t
 from __future__ import annotations
 
 import argparse
-import importlib
 import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
 from vjepa.config import (
@@ -148,7 +148,7 @@ class Parser(argparse.ArgumentParser):
 
     def config_class(self) -> type | None:
         """The config class of this command, imported now; None if it takes no config."""
-        return named(self._config_class) if self._config_class else None
+        return resolve_name(self._config_class) if self._config_class else None
 
     def add_commands(self, what: str) -> Callable[[str, str], Parser]:
         """Let this command have subcommands, called `what` (in capitals) in the usage line.
@@ -274,17 +274,11 @@ def _default(setting: Setting) -> str:
     return f" (default: {text or 'none'})"
 
 
-def named(what: str) -> Any:
-    """A function or class by ``package.module:name``, imported now."""
-    module, _, name = what.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def prints(what: str, *options: str) -> Callable[[argparse.Namespace], int]:
     """A command that prints what a function gives, which takes these options by their names."""
 
     def run(args: argparse.Namespace) -> int:
-        said = named(what)(**given(args, *options))
+        said = resolve_name(what)(**given(args, *options))
         print(*(said if isinstance(said, list) else [said]), sep="\n")
         return 0
 

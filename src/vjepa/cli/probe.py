@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from vjepa.cli.parser import Parser, given, named, print_config, resolve_config
+from vjepa.cli.parser import Parser, given, print_config, resolve_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write, check_kind
 
@@ -175,7 +176,7 @@ def _eval(args: argparse.Namespace) -> int:
     measured = evaluate(
         args.probe,
         VideosConfig(manifest=args.manifest, split=args.split),
-        load=named(args.load),
+        load=resolve_name(args.load),
         **given(args, "encoder", "cache_dir", "on_bad_video", "device"),
         **given(args, "allow_training_videos", "answers"),
         **_released(args),
@@ -238,7 +239,7 @@ def _predict(args: argparse.Namespace) -> int:
 
     check_kind("--out", args.out, *PREDICTION_FILES)
     how = given(args, "encoder", "device") | _released(args)
-    probe = named(args.load)(args.probe, **how)
+    probe = resolve_name(args.load)(args.probe, **how)
     print(f"encoder: {probe.extractor.frozen.identity.sentence}")
     predictions = probe.predict(args.sources, top=args.top, split=args.split)
     if args.out is not None:

@@ -135,16 +135,9 @@ def add_arguments(parser: Parser) -> None:
         command.add_number("--image-size", int, "S", text)
         text = "frames of a clip, where the file does not say them (V-JEPA 2: 64)"
         command.add_number("--num-frames", int, "T", text)
-    for command, out in (
-        (masks, "masks.png"),
-        (features, "features.png"),
-        (predictions, "predictions.png"),
-        (similar, "similarity.png"),
-        (surprise, "surprise.html"),
-        (attention, "attention.png"),
-        (alike, "neighbours.png"),
-    ):
-        what = "picture" if out.endswith(".png") else "page"
+    for command in (masks, features, predictions, similar, surprise, attention, alike):
+        what, suffix = ("page", "html") if command is surprise else ("picture", "png")
+        out = f"{command.prog.split()[-1]}.{suffix}"
         command.add_path("--out", "FILE", f"{what} to write (default: {out})", default=out)
     for command in (features, predictions, attention):
         text = "form of the moving picture beside it"

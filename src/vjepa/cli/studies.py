@@ -37,7 +37,7 @@ examples:
   vjepa studies run targets --scale cpu --out studies --files vizdoom=vizdoom/manifest.parquet
   vjepa studies run masks --scale gpu --out studies --files videos=labelled.parquet --devices cuda:0
   vjepa studies run targets --scale cpu --out small --set pretrain.training.max_cpu_minutes=1
-  vjepa studies run recipes --scale paper --out paper --files videomix2m=videomix2m/manifest.parquet --dry-run
+  vjepa studies run recipes --scale paper --out paper --files videomix2m=mix.parquet --dry-run
 """
 
 _REPORT_HELP = """\
@@ -58,34 +58,15 @@ def add_arguments(parser: Parser) -> None:
     run, report = add_action("run", _RUN_HELP), add_action("report", _REPORT_HELP)
     for command in (run, report):
         command.add_argument("name", metavar="NAME", help="a packaged study, or a YAML file")
-        command.add_argument(
-            "--scale", choices=("cpu", "gpu", "paper"), default="cpu", help="default: cpu"
-        )
+        command.add_choice("--scale", ("cpu", "gpu", "paper"), "how large", default="cpu")
         command.add_path("--out", "DIR", "folder of the jobs and reports", required=True)
-        command.add_argument(
-            "--files",
-            action="append",
-            default=[],
-            metavar="NAME=PATH",
-            help="videos or weights that the study asks for by name; may be given several times",
-        )
-    run.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="jobs at once; default: one a core, or one on a GPU",
-    )
+        text = "videos or weights that the study asks for by name; may be given several times"
+        command.add_argument("--files", action="append", default=[], metavar="NAME=PATH", help=text)
+    run.add_number("--workers", int, "N", "jobs at once; default: one a core, or one on a GPU")
     run.add_argument("--devices", metavar="D,D", help="GPUs, one job on each, as cuda:0,cuda:1")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STEP.SETTING=VALUE",
-        help="another setting for every job of a step; remembered in DIR",
-    )
-    run.add_argument(
-        "--dry-run", action="store_true", help="say the cost and print the commands, run nothing"
-    )
+    text = "another setting for every job of a step; remembered in DIR"
+    run.add_argument("--set", action="append", default=[], metavar="STEP.SETTING=VALUE", help=text)
+    run.add_flag("--dry-run", "say the cost and print the commands, run nothing")
     run.set_defaults(run=_run)
     report.set_defaults(run=_report)
 

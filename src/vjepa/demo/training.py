@@ -113,6 +113,7 @@ def train_side_by_side(
             # They must not outlive us: let them save their checkpoints and end.
             for process in processes.values():
                 process.terminate()
+            for process in processes.values():
                 process.wait()
             raise
     for task, process in processes.items():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.counter_random import derive_seed
+from vjepa.errors import UserError
 
 NORMAL_975 = 1.959963984540054  # 97.5 % point of the standard normal distribution
 _BOOTSTRAP_RESAMPLES = 10_000
@@ -420,8 +421,7 @@ class AveragePrecision(_Answers):
     def metrics(self, seed: int = 0) -> MultiLabelMetrics:
         """All figures; `seed` is that of the bootstrap interval."""
         scores, truth = self._columns()
-        found = self.summary()
-        per_class = []
+        found, per_class = self.summary(), []
         for name, own, right in zip(self.classes, scores.T, truth.T, strict=True):
             precision = average_precision(own, right) if right.any() else None
             per_class.append(ClassMetrics(name, int(right.sum()), average_precision=precision))
@@ -439,5 +439,5 @@ class AveragePrecision(_Answers):
 def _mean_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
     present = np.flatnonzero(truth.any(axis=0))
     if present.size == 0:
-        raise ValueError("metrics: no video has any class")
+        raise UserError("not one of the videos that are measured has any class; name others")
     return float(np.mean([average_precision(scores[:, c], truth[:, c]) for c in present]))

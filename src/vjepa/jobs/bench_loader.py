@@ -163,6 +163,6 @@ def _cpu_seconds(worker_ids: Sequence[int]) -> float | None:
         if not stat.is_file():
             return None
         # The name, in brackets, may hold spaces; times in ticks are the 14th and 15th field.
-        fields = stat.read_text().rpartition(")")[2].split()
+        fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total

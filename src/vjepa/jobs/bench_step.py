@@ -34,12 +34,7 @@ from vjepa.models.operations import (
     update_operations,
 )
 from vjepa.runtime.device import DeviceSetup
-from vjepa.training import (
-    Learner,
-    TrainingConfig,
-    build_learner,
-    train_step,
-)
+from vjepa.training import Learner, TrainingConfig, build_learner, train_step
 
 
 @config_dataclass

@@ -15,12 +15,12 @@ user, ``{sets.NAME}`` another set's manifest.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -347,8 +347,7 @@ class Grid:
 
 def config_class(command: str) -> Any:
     """The config class of a command, imported now."""
-    module, _, name = COMMANDS[command][0].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return resolve_name(COMMANDS[command][0])
 
 
 def _by_step(changes: tuple[str, ...], plan: Scale) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,6 @@ from vjepa.runtime.files import JsonLines, atomic_path, read_json_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
-if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 

@@ -172,6 +172,8 @@ def test_bad_sets_are_refused() -> None:
         VideoSources([], None)
     with pytest.raises(UserError, match="none of its 2 videos can be used; see `vjepa data check"):
         VideoSources([_manifest([1.0] * 2, ok=[False, False])], None)
+    with pytest.raises(UserError, match="all of its usable videos have weight 0"):
+        VideoSources([_manifest([0.0] * 2), _manifest([1.0])], [1.0, 1.0])
     with pytest.raises(UserError, match="70 different row weights, at most 64"):
         VideoSources([_manifest(np.linspace(1, 2, 70).tolist())], None)
     with pytest.raises(UserError, match="1 of 2 usable rows have no label 'kind'"):

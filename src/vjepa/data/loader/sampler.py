@@ -184,6 +184,10 @@ class VideoSources:
                 )
             row_weights = manifest.weights[usable]
             total = float(row_weights.sum())
+            if weight is not None and not total:
+                raise UserError(
+                    f"manifest {manifest.source}: all of its usable videos have weight 0"
+                )
             for value in np.unique(row_weights):
                 rows = usable[row_weights == value]
                 self._manifest_of.append(number)

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from vjepa.config import config_dataclass
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.video.info import IMAGE_SUFFIXES, VIDEO_SUFFIXES, LimitsConfig, VideoInfo
+from vjepa.data.video.info import LimitsConfig, VideoInfo, is_media
 from vjepa.errors import UserError
 
 Preset = Literal[
@@ -318,9 +318,7 @@ def windows(part: Part, duration: float, trim: TrimConfig) -> list[Part]:
 def stem_of(path: str) -> str:
     """A file's name without folder and suffix."""
     name = path.rstrip("/").rpartition("/")[2]
-    suffix = PurePosixPath(name).suffix.lower()
-    is_media = suffix in VIDEO_SUFFIXES or suffix in IMAGE_SUFFIXES
-    return name[: -len(suffix)] if is_media else name
+    return PurePosixPath(name).stem if is_media(name) else name
 
 
 def plain_name(text: str) -> str:

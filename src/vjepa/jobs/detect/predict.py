@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +206,7 @@ def find_people(
 ) -> Persons:
     """The people that a detector of torchvision sees at moments of a video; DecodeError."""
     seconds = np.arange(min(every, info.duration_seconds) / 2, info.duration_seconds, every)
-    times = VideoSource(info).times
-    shown = None if times is None else times * info.fps
+    shown = None if (times := VideoSource(info).times) is None else times * info.fps
     numbers = frames_at(seconds * info.fps, info.num_frames, shown)
     model, found = model.to(setup.device), Persons()
     frames = read_frames(info, numbers)
@@ -215,7 +215,7 @@ def find_people(
             own = seconds[start : start + _FRAMES_AT_ONCE].tolist()
             images = [
                 torch.from_numpy(np.array(frame.image)).movedim(-1, 0).float().div(255)
-                for frame, _ in zip(frames, own, strict=False)
+                for frame in islice(frames, len(own))
             ]
             for second, seen in zip(own, model([i.to(setup.device) for i in images]), strict=True):
                 keep = (seen["labels"] == PERSON) & (seen["scores"] >= least)

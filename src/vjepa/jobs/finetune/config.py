@@ -109,11 +109,8 @@ class TrainedConfig:
     @property
     def lora_scale(self) -> float:
         """Factor of the product of a layer's two small matrices."""
-        return (
-            0.0
-            if self.lora_rank is None
-            else (self.lora_alpha or 2 * self.lora_rank) / self.lora_rank
-        )
+        rank = self.lora_rank
+        return 0.0 if rank is None else (self.lora_alpha or 2 * rank) / rank
 
 
 @config_dataclass

@@ -125,10 +125,6 @@ def load_finetuned(
         },
     )
     extractor = FeatureExtractor(
-        FrozenEncoder(whole, identity),
-        settings,
-        setup,
-        reading or ReadingConfig(),
-        on_bad_video,
+        FrozenEncoder(whole, identity), settings, setup, reading or ReadingConfig(), on_bad_video
     )
     return with_record(Probe(saved, extractor), model.parent / SPLIT_FILE)
