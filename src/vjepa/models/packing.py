@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vjepa.models.cpu_attention import MOST_KEPT
 from vjepa.models.preprocess import may_look
 from vjepa.models.rotary import Rotation
 
@@ -74,7 +75,14 @@ def attend_padded(
     if steps is not None:  # padding stands last, so that its own rows, which nobody reads, see some
         last = steps.new_full((count * longest,), torch.iinfo(steps.dtype).max)
         mask = mask & not_later(last.index_copy_(0, rows, steps).view(count, longest))
-    out = F.scaled_dot_product_attention(*padded, attn_mask=mask)
+    q, k, v = padded
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if on_cpu and q[..., 0].numel() * longest <= MOST_KEPT:
+        # As in cpu_attention.py: the backward pass of torch's fused attention is slow here.
+        scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~mask, -torch.inf)
+        out = scores.softmax(dim=-1) @ v
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
 
 
