@@ -128,6 +128,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from vjepa.checkpoint.folder import shipped_names
     from vjepa.jobs.models import describe, overview
 
     if args.name is None:
@@ -136,7 +137,8 @@ def _list(args: argparse.Namespace) -> int:
             (*row[:3], textwrap.shorten(row[3], 24, placeholder=" ..."), row[4]) for row in rows
         ]
         print("\n".join(_table([("name", "input", "how", "licence", "model"), *short])))
-        print("\nOne with everything: vjepa models list NAME. They come with vjepa: demo, vizdoom")
+        own = ", ".join(shipped_names())
+        print(f"\nOne with everything: vjepa models list NAME. They come with vjepa: {own}")
         return 0
     for what, said in describe(args.name):
         wrapped = textwrap.wrap(said, 84, break_long_words=False, break_on_hyphens=False)
