@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,25 @@ def test_a_command_without_config_refuses_settings() -> None:
 def test_what_is_no_number_is_refused_at_once(words: str) -> None:
     with pytest.raises(UserError, match=r"invalid number value: '-?(nan|inf)'"):
         build_parser().parse_known_args(words.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "show features a.png --model demo --out a.png",
+        "show features b.mp4 a.png --model demo --out {folder}/a.png",
+        "data ava t.csv --videos a.png --out sub/../a.png",
+        "detect eval a.png boxes.parquet --detections a.png",
+        "detect predict detector a.png --persons p.csv --draw a.png",
+        "search query a.png --database moments --out a.png",
+    ],
+)
+def test_what_a_command_reads_is_not_written_over(
+    words: str, vjepa: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_text("years of work")
+    said = vjepa(*words.format(folder=tmp_path).split()).error
+    assert "a.png: is to be read and would be lost; name another" in said
+    assert (tmp_path / "a.png").read_text() == "years of work"

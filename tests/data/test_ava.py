@@ -155,3 +155,20 @@ def test_people_without_scores_are_refused(
         (folder / "persons.csv").write_text(row + "\n")
         assert _run(folder, persons) == 2
         assert said in capsys.readouterr().err
+
+
+def test_files_that_excel_has_saved_lose_no_row(folder: Path) -> None:
+    for name, text in (("truth.csv", _TRUTH), ("persons.csv", _PERSONS)):
+        (folder / name).write_text(text, encoding="utf-8-sig")
+    assert _run(folder, f"--persons=[{folder / 'persons.csv'}]") == 0
+    assert len(BoxTable.open(folder / "boxes.parquet").rows_of("predicted")) == 2
+
+
+def test_people_are_matched_also_below_half(folder: Path) -> None:
+    """The two boxes share 4 of 10 parts of what they cover."""
+    (folder / "truth.csv").write_text("film_a,902,0.0,0.0,0.7,1.0,1\n")
+    (folder / "persons.csv").write_text("film_a,902,0.3,0.0,1.0,1.0,,0.99\n")
+    for least, labels in (("0.3", (1,)), ("0.5", ())):
+        assert _run(folder, f"--persons=[{folder / 'persons.csv'}]", "--match_persons", least) == 0
+        table = BoxTable.open(folder / "boxes.parquet")
+        assert [table.labels[row] for row in table.rows_of("predicted")] == [labels]

@@ -34,13 +34,14 @@ from vjepa.demo.films import expected_grid, followed_section
 from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
 from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
-from vjepa.errors import UserError
+from vjepa.errors import StoppedBySystem, UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.decode import open_decoder, predicting_hash
 from vjepa.models import EncoderConfig
 from vjepa.reporting.pictures import Picture
 from vjepa.runtime.files import atomic_write, begin_folder
+from vjepa.training import TrainingResult
 from vjepa.training.schedules import OptimConfig
 
 Finished = tuple[DemoConfig, Path]
@@ -460,3 +461,15 @@ def test_a_grid_that_knows_where_the_digit_goes_follows_it_always() -> None:
     section = followed_section(grids, data, size, ClipConfig(num_frames=8, stride=1), view)
     assert re.search(r"In [1-9]\d* moments of 60 test clips", section.introduction)
     assert "right 100 %; one place lower 0 %" in section.introduction
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, StoppedBySystem])
+def test_a_stop_while_the_decoder_learns_ends_the_demo(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, stop: type[KeyboardInterrupt]
+) -> None:
+    config, out = finished
+    ended = TrainingResult(1, True, None, 0, requeue=stop is StoppedBySystem)
+    monkeypatch.setattr(demo.decode, "train", lambda *_: ended)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        demo.train_decoder(config, out, out / "data" / "manifest.parquet")
+    assert caught.type is stop

@@ -23,6 +23,8 @@ from vjepa.evaluation.export import (
     meta_of,
     origin_of,
     read_features,
+    read_rows,
+    sources_of_table,
     write_features,
 )
 from vjepa.evaluation.video_features import Part
@@ -166,3 +168,15 @@ def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
     again = FeatureTable(tmp_path / "table", "float32")
     assert again.holds(first)
     assert not again.holds(first | {"settings": "others"})
+
+
+def test_rows_of_a_source_are_those_written_last_by_any_of_several_writers(tmp_path: Path) -> None:
+    times = np.arange(8.0)
+    before, now = torch.zeros(8, 24), torch.ones(8, 24)
+    for number, (writer, tokens) in enumerate((("01-", before), ("00-", now))):
+        table = FeatureTable(tmp_path, "float32", writer)
+        look = _look(replace(INFO, path="a.mp4", mtime_ns=number))
+        table.add(look, origin_of(look.info, "settings"), _parts(tokens, times))
+        table.flush()
+    parts = sources_of_table(tmp_path)["a.mp4"]
+    assert torch.equal(read_rows(parts, "a.mp4", (8, 1, 1), "space").tokens, now)

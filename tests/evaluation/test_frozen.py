@@ -193,10 +193,15 @@ def test_an_interrupted_extraction_goes_on(tmp_path: Path) -> None:
 
 
 def test_bad_videos_are_listed_also_from_the_cache(tmp_path: Path) -> None:
-    for _ in range(2):
-        got, _ = _features(_extractor(tmp_path), 9, bad={4, 7})
-        assert got.rows.tolist() == [0, 1, 2, 3, 5, 6, 8]
-        assert [video.path for video in got.bad] == ["v4.mp4", "v7.mp4"]
+    listing = replace(_extractor(tmp_path), on_bad_video="list")
+    for wanted in (list(range(12)), []):
+        got, read = _features(listing, 12, bad={4})
+        assert got.rows.tolist() == [0, 1, 2, 3, *range(5, 12)]
+        assert [video.path for video in got.bad] == ["v4.mp4"]
+        assert read == wanted
+    # Where a bad video is an error, it is read again, and may be good now.
+    got, read = _features(replace(listing, on_bad_video="error"), 12)
+    assert (read, len(got)) == (list(range(6)), 12)
 
 
 def test_nothing_readable_and_a_truncated_shard_are_refused(tmp_path: Path) -> None:

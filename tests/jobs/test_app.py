@@ -401,11 +401,12 @@ def test_models_of_single_images_stand_beside_those_of_video(
     assert words == "demo: error: a still picture, in which nothing comes next; give a video"
 
 
-def test_of_a_run_that_goes_on_the_newest_checkpoint_is_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["checkpoints", "run/checkpoints"])  # of a run, of `learn`
+def test_of_a_run_that_goes_on_the_newest_checkpoint_is_shown(tmp_path: Path, place: str) -> None:
     shown = []
     for step in (1, 2):
         torch.manual_seed(step)
-        save_model(tmp_path / "checkpoints" / f"step_{step:08d}", VJEPA(TINY), step=step)
+        save_model(tmp_path / place / f"step_{step:08d}", VJEPA(TINY), step=step)
         shown.append(app_looks.open_for_page(str(tmp_path)))
         assert app_looks.open_for_page(str(tmp_path)) is shown[-1], "it is kept"
     first, second = (opened.encoder.state_dict() for opened in shown)

@@ -123,6 +123,11 @@ def test_the_command_draws_a_still_and_a_moving_picture(
     assert getattr(moving, "n_frames", 1) == 8
     assert main([*command, "--samples", "1", "--steps", "1", "--moving", "mp4"]) == 0
     assert vjepa.load_clip(out.with_suffix(".mp4"), 8, 1).frames.shape[0] == 8
+    shutil.copy(video, own := out.with_suffix(".mp4"))
+    command[2] = str(own)
+    assert main([*command, "--samples", "1", "--steps", "1", "--moving", "mp4"]) == 0
+    assert own.read_bytes() == video.read_bytes(), "the video is not written over"
+    assert (tmp_path / "s_moving.mp4").is_file()
 
 
 def test_what_cannot_be_decoded_is_refused(

@@ -22,6 +22,7 @@ from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
+from vjepa.jobs.detect import train
 from vjepa.jobs.detect.predict import label_place
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
@@ -236,6 +237,21 @@ def test_a_training_that_its_time_ends_is_measured(
     assert 0 <= _figure(tmp_path / "result.json") <= 1
 
 
+def test_a_training_that_was_stopped_while_it_was_measured_goes_on(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "load_detector", stopped)
+        assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 130
+    assert (tmp_path / "out" / "detector.json").is_file()
+    assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 0
+    assert 0 <= _figure(tmp_path / "out" / "result.json") <= 1
+    assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 2
+
+
 def test_videos_that_are_gone(
     boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,9 +262,11 @@ def test_videos_that_are_gone(
     assert "train_000003.mp4: second" in capsys.readouterr().err
     assert _train(moved, tmp_path / "out", "--optim.epochs=1", "--data.on_bad_video=list") == 2
     assert "holds a run with another config" in capsys.readouterr().err
-    more = ("--optim.epochs=1", "--data.on_bad_video=list")
-    assert _train(moved, tmp_path / "other", *more) == 0
+    more = ("--optim.epochs=1", f"--features.cache_dir={tmp_path / 'cache'}")
+    assert _train(moved, tmp_path / "other", *more, "--data.on_bad_video=list") == 0
     assert "not read: " in capsys.readouterr().out
+    assert _train(moved, tmp_path / "strict", *more) == 2, "what is kept lacks a video"
+    assert "train_000003.mp4: second" in capsys.readouterr().err
     from vjepa.data.manifest.manifest import Manifest
 
     manifest = Manifest.open(moved / "manifest.parquet").select(split="test")
@@ -333,11 +351,25 @@ def test_people_of_a_file_are_given_classes(
         ([*given, "--min-person-score", "1"], "no person with a score of 1"),
         ([*given, "--every", "0.5"], "--every: is for --person-detector"),
         ([*given, "--person-model", "yolo"], "--person-model: is for --person-detector"),
+        ([*given, "--draw", str(video)], "would be lost"),
         (["--person-detector", "no.pth"], "no.pth: no such file"),
         (["--person-detector", "no.pth", "--person-model", "yolo"], "torchvision has"),
     ):
         assert main([*again, *more]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_drawn_if_it_holds_one_video_and_not_over_it(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known before the detector is looked for."""
+    command = ["detect", "predict", "none", str(tmp_path), "--persons", "p.csv", "--draw"]
+    video = Path(shutil.copy(boxes / "test" / "test_000001.mp4", tmp_path / "a.mp4"))
+    assert main([*command, str(video)]) == 2
+    assert "a.mp4: is the video, and would be lost; name another" in capsys.readouterr().err
+    shutil.copy(video, tmp_path / "b.mp4")
+    assert main([*command, str(tmp_path / "drawn.mp4")]) == 2
+    assert "drawn.mp4: takes one video, these are 2; name one" in capsys.readouterr().err
 
 
 def test_no_label_covers_another() -> None:

@@ -197,6 +197,8 @@ def test_what_differs_is_not_kept(
         (["MODEL", "--out", "there.onnx"], "there.onnx: exists already; give another --out"),
         (["MODEL", "--out", "there.onnx/e.onnx"], "there.onnx"),
         (["MODEL", "--out", "e.onnx", "--batch", "0"], "--batch: must be at least 1"),
+        (["MODEL", "--out", "e.onnx", "--image-size", "0"], "--image-size: must be at least 1"),
+        (["MODEL", "--out", "e.onnx", "--num-frames", "0"], "--num-frames: must be at least 1"),
         (["MODEL", "--out", "e.onnx", "--encoder", "x"], "is no probe; leave it out"),
         (["MODEL", "--out", "e.onnx", "--format", "tensorrt"], "tensorrt"),
         (["MODEL", "--out", "e.onnx", "--num-frames", "4"], "num_frames"),

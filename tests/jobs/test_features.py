@@ -81,6 +81,22 @@ def test_a_split_is_taken_of_lists_and_folders_too(videos: Path, tmp_path: Path)
             files_of([source], "tset")
 
 
+def test_a_file_is_one_however_its_folder_is_written(
+    videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(videos / "sub")
+    found = files_of([Path(".."), Path("../a.mp4"), videos / "a.mp4"])
+    names = ("a.mp4", "broken.mp4", "still.png", "sub/a.mp4")
+    assert [info.path for info in found] == [str(videos / name) for name in names]
+
+
+def test_a_folder_of_bad_files_costs_only_these(videos: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (videos / "broken.mp4").rename(bad / "broken.mp4")
+    assert [info.ok for info in files_of([bad, videos / "a.mp4"])] == [False, True]
+
+
 def _config(model: Path, **changes) -> FeaturesConfig:
     base = FeaturesConfig(
         encoder=EncoderSourceConfig(path=model),

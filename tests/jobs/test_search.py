@@ -180,6 +180,16 @@ def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
     assert "(3 moments)" in said
 
 
+def test_a_model_by_its_name_stays_one_where_a_folder_is_called_so(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    video = str(made / "videos" / "a.mp4")
+    assert main(["search", "index", video, *_HOW, "--out", "db"]) == 0
+    assert "  path: demo\n" in (tmp_path / "db" / "config.yaml").read_text()
+
+
 def test_files_that_cannot_be_used_are_named(
     made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,9 +116,11 @@ def test_a_moving_picture_never_takes_the_place_of_its_still(
     tmp_path: Path, still: str, film: str
 ) -> None:
     rows = [("clip", np.zeros((2, 32, 32, 3), np.uint8))]
-    said = write_rows(rows, tmp_path / still, "webp", "what is seen")
+    said = write_rows(rows, tmp_path / still, "webp", "what is seen", [])
     assert said == f"{tmp_path / still}, {tmp_path / film}"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted((still, film))
+    again = write_rows(rows, tmp_path / still, "webp", "what is seen", [tmp_path / film])
+    assert again == f"{tmp_path / still}, {tmp_path / film.replace('.', '_moving.')}", "an input"
 
 
 def test_a_model_that_another_job_has_trained_is_shown_as_well(

@@ -80,3 +80,9 @@ def test_charts_of_shares_fit_a_phone_and_have_one_scale() -> None:
     for chart in (motion, colour):
         assert int(chart.split("--width: ")[1].split("px")[0]) <= 330
         assert ">80<" in chart, "bars of two charts can be compared"
+
+
+def test_a_class_with_dollars_in_its_name_is_no_formula(tmp_path: Path) -> None:
+    names = ["$100 to $200", "a $x_$ b"]
+    draw_confusion([[3, 1], [0, 2]], names, tmp_path / "c.svg")
+    assert all(name in (tmp_path / "c.svg").read_text() for name in names)

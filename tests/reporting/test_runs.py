@@ -114,6 +114,12 @@ def test_a_finished_run(tmp_path: Path) -> None:
     )
 
 
+def test_the_result_of_a_shorter_training_does_not_end_a_longer_one(tmp_path: Path) -> None:
+    (tmp_path / "result.md").write_text("found")
+    for total, state in ((40, "done: all updates are done and measured"), (100, "ended: nothing")):
+        assert status_of(read_run(_write_run(tmp_path, total=total))).state.startswith(state)
+
+
 def test_a_run_whose_time_went_out_in_its_last_report_is_done(tmp_path: Path) -> None:
     _write_run(tmp_path)
     config, log = tmp_path / "config.yaml", tmp_path / "logs" / "rank_000.log"

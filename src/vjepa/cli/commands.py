@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,9 @@ def add_learn(parser: Parser) -> None:
 def _learn(args: argparse.Namespace) -> int:
     def with_sources(made: Any) -> Any:
         named = tuple(args.sources) or made.sources
-        return replace(made, sources=tuple(source.absolute() for source in named))
+        # Without "..", as the files' own paths: Path.absolute would keep it.
+        clean = tuple(Path(os.path.abspath(source)) for source in named)  # noqa: PTH100
+        return replace(made, sources=clean)
 
     config = resolve_config(args, amend=with_sources)
     from vjepa.jobs.learn import REPORT_FILE, run

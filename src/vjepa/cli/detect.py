@@ -155,11 +155,15 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     check_kind("--draw", args.draw, ".mp4")
-    if args.draw is not None and len(args.sources) != 1:
-        raise UserError(f"--draw {args.draw}: takes one video; name no other")
     from vjepa.jobs.detect.detector import load_detector
     from vjepa.jobs.detect.predict import PREDICTION_FILES, draw, predict, write_predictions
+    from vjepa.jobs.videos import files_of
 
+    videos = files_of(args.sources) if args.draw is not None else []
+    if args.draw is not None and len(videos) != 1:
+        raise UserError(f"--draw {args.draw}: takes one video, these are {len(videos)}; name one")
+    if videos and args.draw.resolve() == Path(videos[0].path).resolve():
+        raise UserError(f"--draw {args.draw}: is the video, and would be lost; name another")
     check_kind("--out", args.out, *PREDICTION_FILES)
     detector = load_detector(
         args.detector, encoder=args.encoder, device=args.device, on_bad_video="list"
@@ -179,6 +183,6 @@ def _predict(args: argparse.Namespace) -> int:
     for failed, reason in found.failures.items():
         print(f"cannot be read: {failed}: {reason}")
     if args.draw is not None:
-        draw(args.sources[0], found.answers, args.draw)
+        draw(videos[0], found.answers, args.draw)
         print(f"drawn: {args.draw}")
     return 1 if found.failures else 0

@@ -96,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logging()
         args, extras = build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         args.parser.refuse_unknown(extras)
+        args.parser.refuse_lost(args)
         if not hasattr(args, "run"):
             args.parser.print_help()
             return EXIT_BAD_INPUT

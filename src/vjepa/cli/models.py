@@ -111,8 +111,10 @@ def _export(args: argparse.Namespace) -> int:
     from vjepa.jobs.export import export
     from vjepa.jobs.probe.config import EncoderSourceConfig
 
-    if args.batch is not None and args.batch < 1:
-        raise UserError(f"--batch: must be at least 1, got {args.batch}")
+    for name in ("batch", "num_heads", "image_size", "num_frames"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option}: must be at least 1, got {value}")
     source = EncoderSourceConfig(**given(args, *_OPTIONS_OF_FILE))
     what = (args.path, args.out, args.format)
     print(export(*what, batch=args.batch, encoder=args.encoder, source=source))

@@ -82,6 +82,7 @@ class Parser(argparse.ArgumentParser):
     _config_class: str = ""
     _known: tuple[str, ...] = ()
     _commands: tuple[str, ...] = ()
+    _written: tuple[str, ...] = ()
     needed: tuple[tuple[str, str], ...] = ()
     """Names of what a command with a config cannot do without, and what to say where it lacks."""
 
@@ -103,7 +104,8 @@ class Parser(argparse.ArgumentParser):
             shown = f"{name} {metavar}" if is_option else metavar
             self.needed = (*self.needed, (name.strip("-"), f"{shown}: {text}"))
         kind = _writable if is_option and metavar == "FILE" else as_path
-        self.add_argument(name, metavar=metavar, help=text, **{"type": kind} | options)
+        action = self.add_argument(name, metavar=metavar, help=text, **{"type": kind} | options)
+        self._written += (action.dest,) if kind is _writable else ()
 
     def add_number(
         self, name: str, kind: type, metavar: str, text: str, default: float | None = None
@@ -230,6 +232,16 @@ class Parser(argparse.ArgumentParser):
             near = nearest(name.lstrip("-"), [option[2:] for option in self._known])
             suggestion = f"; did you mean --{near}?" if near and name.startswith("-") else ""
             raise UserError(f"unknown argument {name}{suggestion} (see {self.prog} --help)")
+
+    def refuse_lost(self, args: argparse.Namespace) -> None:
+        """Refuse to write over a file that the same command reads."""
+        named = [value for name, value in vars(args).items() if name not in self._written]
+        listed = (value if isinstance(value, list) else [value] for value in named)
+        read = {one.resolve() for value in listed for one in value if isinstance(one, Path)}
+        for name in self._written:
+            path = getattr(args, name)
+            if path is not None and path.resolve() in read:
+                raise UserError(f"--{name} {path}: is to be read and would be lost; name another")
 
     def error(self, message: str) -> NoReturn:
         """Refuse the command line with one line instead of the whole usage."""

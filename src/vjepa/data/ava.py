@@ -286,12 +286,11 @@ def _matched(table: BoxTable, least: float) -> BoxTable:
     for row in table.rows_of("predicted").tolist():
         beside = truth.get(int(table.key_of_row[row]), [])
         shared = overlaps(table.box[row : row + 1], table.box[beside])[0]
-        if len(shared) == 0 or shared.max() < _NEGATIVE_OVERLAP:
-            labels[row] = ()
-        elif shared.max() >= least:
+        best = shared.max(initial=0.0)
+        if beside and best >= least:
             labels[row] = table.labels[beside[int(shared.argmax())]]
         else:
-            labels[row] = None
+            labels[row] = () if best < _NEGATIVE_OVERLAP else None
     return replace(table, labels=tuple(labels))
 
 
@@ -360,7 +359,7 @@ def _left_out(found: _Found) -> str:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Excel marks the order of bytes
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ from vjepa.demo.training import (
     run_folder,
     train_side_by_side,
 )
-from vjepa.errors import UserError
+from vjepa.errors import StoppedBySystem, UserError
 from vjepa.evaluation.labels import labels_of
 from vjepa.jobs import decode
 from vjepa.jobs.decode import DecodeConfig
@@ -106,9 +106,10 @@ def train_decoder(config: DemoConfig, out: Path, manifest: Path) -> None:
         "optim.steps": config.decoder_steps,
         "training.num_threads": usable_cpus(),
     }
-    decode.train(
-        load_config(DecodeConfig, [config.decoder_recipe], settings, "decode"), decoder_folder(out)
-    )
+    decoding = load_config(DecodeConfig, [config.decoder_recipe], settings, "decode")
+    ended = decode.train(decoding, decoder_folder(out))
+    if ended.interrupted:
+        raise StoppedBySystem if ended.requeue else KeyboardInterrupt
 
 
 def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:

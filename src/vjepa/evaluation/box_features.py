@@ -45,8 +45,8 @@ from vjepa.evaluation.frozen import (
     FrozenEncoder,
     check_finite,
     data_hash,
+    kept_shard,
     open_cache_folder,
-    read_shard,
     write_shard,
 )
 from vjepa.models import EncoderConfig, RegionConfig, normalise_clip, region_features
@@ -183,20 +183,13 @@ class BoxFeatures:
         """This process's share of the shards, encoded or out of the cache."""
         boxes, size = data.by_key(rows), self.settings.features.shard_clips
         keys = np.array(list(boxes), dtype=np.int64)
-        folder = None
-        if self.cache_dir is not None:
-            folder = open_cache_folder(self.cache_dir, self._key(data, rows, draw))
+        folder = self.cache_dir and open_cache_folder(self.cache_dir, self._key(data, rows, draw))
         numbers = range(math.ceil(len(keys) / size))[group.rank :: group.size]
         shards = [keys[number * size : (number + 1) * size] for number in numbers]
-        paths = [
-            None if folder is None else folder / f"shard_{number:05d}.safetensors"
-            for number in numbers
-        ]
-        missing = [path is None or not path.exists() for path in paths]
-        wanted = np.concatenate(
-            [k for k, lacks in zip(shards, missing, strict=True) if lacks]
-            or [np.zeros(0, np.int64)]
-        )
+        paths = [folder and folder / f"shard_{number:05d}.safetensors" for number in numbers]
+        found = [kept_shard(path, self.on_bad_video) for path in paths]
+        missing = [own for own, kept in zip(shards, found, strict=True) if kept is None]
+        wanted = np.concatenate([np.zeros(0, np.int64), *missing])
         patch = self._config.patch_size
         clips = read_moments(
             data.moments(wanted, self.settings, patch, draw),
@@ -207,9 +200,9 @@ class BoxFeatures:
         total = sum(map(len, shards))
         done = total - len(wanted)
         with Progress(f"boxes of {name}{which}", total, done) as progress:
-            for own, path, lacks in zip(shards, paths, missing, strict=True):
-                if path is not None and not lacks:
-                    yield read_shard(path)
+            for own, path, kept in zip(shards, paths, found, strict=True):
+                if kept is not None:
+                    yield kept
                     continue
                 parts = []
                 for some in self._batches(data, own, islice(clips, len(own))):

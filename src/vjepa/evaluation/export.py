@@ -167,11 +167,11 @@ def meta_of(target: Path, origin: Origin) -> dict[str, Any] | None:
 
 
 def sources_of_table(folder: Path) -> dict[str, list[Path]]:
-    """The parts of a table that hold rows of each source."""
+    """The parts of a table that hold rows of each source, by their numbers: the newest is last."""
     import pyarrow.parquet as pq
 
     found: dict[str, list[Path]] = {}
-    for part in sorted(folder.glob("part-*.parquet")):
+    for part in sorted(folder.glob("part-*.parquet"), key=lambda path: path.stem.split("-")[-1]):
         for path in pq.read_table(part, columns=["path"]).column("path").unique().to_pylist():
             found.setdefault(path, []).append(part)
     return found

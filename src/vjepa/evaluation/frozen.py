@@ -392,10 +392,11 @@ class FeatureExtractor:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"
                     path = None if folder is None else folder / name
-                    if path is not None and path.exists():
+                    kept = kept_shard(path, self.on_bad_video)
+                    if kept is not None:
                         done += stop - start
                         progress.update(done)
-                        yield read_shard(path)
+                        yield kept
                         continue
                     parts = []
                     for batch in source.batches(start, stop, batch_rows):
@@ -411,7 +412,7 @@ class FeatureExtractor:
                     part = replace(part, shards=(part.tokens,))
                     if path is not None:
                         write_shard(path, part)
-                    yield part if path is None else read_shard(path)
+                    yield part if path is None else _read_shard(path)
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
@@ -471,7 +472,13 @@ def write_shard(path: Path, part: FeatureSet) -> None:
         save_tensors(aside, tensors, {"bad": bad})
 
 
-def read_shard(path: Path) -> FeatureSet:
+def kept_shard(path: Path | None, on_bad_video: OnBadVideo) -> FeatureSet | None:
+    """A shard that is there; one with bad videos, where those are an error, has to be made anew."""
+    found = None if path is None or not path.exists() else _read_shard(path)
+    return None if found is not None and found.bad and on_bad_video == "error" else found
+
+
+def _read_shard(path: Path) -> FeatureSet:
     """Map a shard; its pages are read when they are used."""
     try:
         with safe_open(path, framework="pt") as file:

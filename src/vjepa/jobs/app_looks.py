@@ -149,7 +149,9 @@ def open_for_page(name: str) -> Opened:
         UserError: Nothing there that can be opened.
     """
     place = locate(as_path(named_sizes(name)[0]))
-    return _opened(name, max(step_folders(place / CHECKPOINTS_FOLDER), default=0))
+    steps = [*step_folders(place / CHECKPOINTS_FOLDER)]
+    steps += step_folders(place / "run" / CHECKPOINTS_FOLDER)  # of `vjepa learn`
+    return _opened(name, max(steps, default=0))
 
 
 @lru_cache(maxsize=6)
@@ -475,11 +477,11 @@ def samples(
     for seed in range(count):
         watch(seed, count)
         drawn.append(decode_clip(opened, pixels, masks, 0, [seed]))
-    still = session.new_file(".png")
-    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, "mp4", narrow=True)
+    film, still = session.new_file(".mp4"), session.new_file(".png")
+    said = write_samples(opened, pixels, masks, torch.cat(drawn), still, film, narrow=True)
     size = f"drawn at {encoder.image_size} x {encoder.image_size} px"
     words = filter(None, (size, said[1], unlike_training(opened.masking, hide.how)))
-    return View(still.with_suffix(".mp4"), still, f"{decoder}: {'; '.join(words)}")
+    return View(film, still, f"{decoder}: {'; '.join(words)}")
 
 
 def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[View, float]:

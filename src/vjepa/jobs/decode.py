@@ -488,7 +488,10 @@ def show_samples(
         steps=settings.steps,
         guidance=settings.guidance,
     )
-    return write_samples(opened, clip, masks, drawn, out, moving)
+    film = out.with_suffix(f".{moving}")
+    if film.resolve() == video.resolve():  # which is not written over
+        film = film.with_stem(f"{film.stem}_moving")
+    return write_samples(opened, clip, masks, drawn, out, film)
 
 
 def write_samples(
@@ -497,7 +500,7 @@ def write_samples(
     masks: TokenMasks,
     drawn: Tensor,
     out: Path,
-    moving: Literal["webp", "gif", "mp4"],
+    film: Path,
     *,
     narrow: bool = False,
 ) -> list[str]:
@@ -521,7 +524,6 @@ def write_samples(
         picture_of([_page_row(part, time) for part in parts], narrow=narrow)
         for time in range(clip.shape[1])
     ]
-    film = out.with_suffix(f".{moving}")
     write_moving(pages, film, SECONDS_EACH)
     return [
         f"{out}, {film}: {len(drawn)} samples",

@@ -26,6 +26,7 @@ from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
 from vjepa.jobs import pretrain
@@ -412,7 +413,7 @@ def _label_of_rows(
     if names:
         return [None] * len(rows), f"there are the labels {', '.join(names)}: name one"
     values: list[str | None] = []
-    roots = [source.absolute() for source in config.sources if source.is_dir()]
+    roots = [absolute(str(source)) for source in config.sources if source.is_dir()]
     for row in rows:
         path = Path(row.info.path)
         root = next((root for root in roots if path.is_relative_to(root)), path.parent)

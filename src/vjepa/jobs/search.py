@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vjepa.checkpoint import locate
 from vjepa.config import config_dataclass, field_types
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
+from vjepa.data.manifest.storage import absolute
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError, needs_extra
@@ -131,7 +133,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         infos = files_of(sources)
         for name in ("path", "timm_weights"):  # queries may come from another folder
             path = getattr(config.encoder, name)
-            if path is not None and path.exists():
+            if path is not None and path.exists() and locate(path) == path:
                 moved = replace(config.encoder, **{name: path.absolute()})
                 config = replace(config, encoder=moved)
         worker = FeatureWorker(config.for_features(), out)
@@ -141,7 +143,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         origins = [_origin(worker, info) for info in infos]
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
         present = {info.path for info in infos}
-        folders = [source.absolute() for source in sources if source.is_dir()]
+        folders = [absolute(str(source)) for source in sources if source.is_dir()]
         unnamed = [path for path in held if path not in present]
         gone = [
             path

@@ -314,7 +314,7 @@ def show_features(
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
     rows = feature_rows(shots, {"features": encoder})
     caption = _features_caption("the clips", config)
-    return [write_rows(rows, out, moving, caption, in_a_line=2)]
+    return [write_rows(rows, out, moving, caption, videos, in_a_line=2)]
 
 
 def show_predictions(
@@ -340,7 +340,7 @@ def show_predictions(
     lines = []
     for kind, (rows, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        files = write_rows(rows, path, moving, _prediction_caption(mean, encoder))
+        files = write_rows(rows, path, moving, _prediction_caption(mean, encoder), [video])
         lines.append(
             f"{files}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )

@@ -81,7 +81,7 @@ def show_attention(
         f"the mean of the {len(maps)} attention heads, then each. One query serves all classes. A "
         f"square is one token: {one_token(saved.encoder.config)}.{mixed}"
     )
-    files = write_rows(rows, out, moving, caption, most=_ALL_FRAMES)
+    files = write_rows(rows, out, moving, caption, [video], most=_ALL_FRAMES)
     scores = head(tokens)[0]
     shares = scores.sigmoid() if saved.multi_label else scores.softmax(dim=0)
     best = shares.topk(min(_ANSWERS, len(shares)))

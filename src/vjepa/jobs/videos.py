@@ -113,7 +113,8 @@ def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
     if source.is_file() and is_media(str(source)):
         return [inspect_file(str(source))]
     with tempfile.TemporaryDirectory() as folder:
-        manifest = index_sources([source], Path(folder) / "manifest.parquet", names=["videos"])
+        target = Path(folder) / "manifest.parquet"
+        manifest = index_sources([source], target, names=["videos"], all_may_be_bad=True)
         if split is not None and split not in manifest.splits:
             found = ", ".join(manifest.splits) or "none"
             raise UserError(f"{source}: no file of split {split!r} (splits: {found})")

@@ -80,7 +80,7 @@ def draw_confusion(
     counts = np.asarray(confusion, dtype=np.int64)
     of_class = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(of_class, 1)
-    size = len(classes)
+    size, classes = len(classes), [_words(name) for name in classes]
     side = min(14.0, max(3.2, 1.6 + 0.42 * min(size, _MOST_NAMED)))
     figure = _figure(side + 1.2, side, layout="constrained")
     axes = figure.subplots()

@@ -282,17 +282,18 @@ def write_rows(
     still: Path,
     moving: Moving,
     caption: str,
+    videos: Sequence[Path],
     in_a_line: int = 4,
     most: int = 4,
 ) -> str:
     """Named clips as a picture, below each other, and moving, some side by side; both names.
 
-    Of each clip the still picture has at most so many frames.
+    Of each clip the still picture has at most so many frames; no file of `videos` is written over.
     """
     write_png(picture_of([strip_of(*row, most) for row in rows], caption=caption), still)
     film = still.with_suffix(f".{moving}")
-    if film == still:
-        film = film.with_stem(f"{still.stem}_moving")
+    while film.resolve() in (still.resolve(), *(video.resolve() for video in videos)):
+        film = film.with_stem(f"{film.stem}_moving")
     write_side_by_side(rows, film, in_a_line)
     return f"{still}, {film}"
 

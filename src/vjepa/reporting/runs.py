@@ -242,16 +242,17 @@ def status_of(run: RunState) -> RunStatus:
     elapsed = _number(newest.get("elapsed_seconds")) or 0.0
     limit = _number(training.get("max_cpu_minutes"))
     cpu_elapsed = _number(newest.get("elapsed_cpu_seconds")) or 0.0
+    spent = ("max_minutes", minutes, elapsed), ("max_cpu_minutes", limit, cpu_elapsed)
     limits = {
         f"training.{name} {most:g} are over": done >= 60 * most
-        for name, most, done in (
-            ("max_minutes", minutes, elapsed),
-            ("max_cpu_minutes", limit, cpu_elapsed),
-        )
+        for name, most, done in spent
         if most is not None
     }
     over = [words for words, is_over in limits.items() if is_over]
-    is_done = has_all or bool(over) or run.result is not None
+    # Beside fewer updates than there are to be, a result is that of a shorter training.
+    counted = bool(train) and run.steps_total is not None
+    is_measured = run.result is not None and (has_all or bool(over) or not counted)
+    is_done = has_all or bool(over) or is_measured
     left = None
     if rate and run.steps_total is not None and pid is not None and not is_done:
         left = (run.steps_total - run.steps_done) / rate
@@ -261,10 +262,9 @@ def status_of(run: RunState) -> RunStatus:
     if pid is not None:
         state = _running(run, pid, train)
     else:
-        measured = "" if run.result is None else " and measured"
-        is_whole = has_all or not over
-        why = f"all updates are done{measured}" if is_whole else over[0] + measured
-        state = f"done: {why}" if is_done else _why(run.folder, list(limits))
+        measured = " and measured" if is_measured else ""
+        why = "all updates are done" if has_all or not over else over[0]
+        state = f"done: {why}{measured}" if is_done else _why(run.folder, list(limits))
     log = _log_lines(run.folder / "logs" / "rank_000.log")
     starts = sum(bool(_STARTED.search(line)) for line in log)
     skipped = round(sum(_number(record.values.get("skipped")) or 0 for record in train))
@@ -302,8 +302,7 @@ def state_lines(run: RunState, status: RunStatus) -> list[str]:
         table = rank_table(status)
         rows = [table.header, *table.rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        for row in rows:
-            lines.append("  ".join(map(str.rjust, row, widths)))
+        lines += ["  ".join(map(str.rjust, row, widths)) for row in rows]
     lines += [f"slow         {text}" for text in status.stragglers]
     total = run.steps_total
     share = f" of {total} ({100 * run.steps_done / total:.0f} %)" if total else ""

@@ -293,6 +293,14 @@ def test_the_manifest_says_where_things_are_relative_to_itself(tmp_path):
     assert numbers_of(decode_frames(manifest.row(0), [3])) == [3]
 
 
+def test_dots_in_the_names_of_folders_are_none_of_a_path(tmp_path, monkeypatch):
+    root = make_videos(tmp_path / "set", "a.mp4", "sub/b.mp4")
+    monkeypatch.chdir(root / "sub")
+    manifest = index_sources([".."], "../m.parquet")
+    assert [manifest.path(row) for row in (0, 1)] == [f"{root}/a.mp4", f"{root}/sub/b.mp4"]
+    assert manifest.table.column("path").to_pylist() == ["a.mp4", "sub/b.mp4"]
+
+
 def test_a_file_url_and_a_home_folder_are_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

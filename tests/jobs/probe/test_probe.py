@@ -471,6 +471,11 @@ def test_floors_stand_beside_the_number(videos: Path, checkpoint: Path, tmp_path
     assert "| ridge on size of differences |" in (tmp_path / "probe" / "result.md").read_text()
     alone = probe_config(videos, checkpoint, **{"optim.epochs": 2, "encoder.random": True})
     assert train(alone, tmp_path / "alone").test == random.test
+    for seed, is_same in ((0, True), (1, False)):  # after a call that was stopped at its end
+        (tmp_path / "probe" / "result.json").unlink()
+        train(replace(config, seed=seed), tmp_path / "probe")
+        again = load_result(tmp_path / "probe" / "random_weights")
+        assert (again.config["seed"], again == random) == (seed, is_same)
     with pytest.raises(UserError, match="floors: are for one class a video"):
         probe_config(videos, checkpoint, floors=True, **{"data.multi_label": True})
 

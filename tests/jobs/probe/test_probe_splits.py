@@ -51,6 +51,15 @@ def test_a_finished_draw_is_kept_and_a_foreign_one_refused(
     assert (tmp_path / "out/config.yaml").read_bytes() == before
 
 
+def test_a_job_goes_on_under_another_spelling_of_its_folder(
+    videos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = probe_config(videos, checkpoint, **{**FEW, "data.num_splits": 2, "optim.epochs": 1})
+    first = train_splits(config, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert train_splits(config, Path("out")).results == first.results
+
+
 def test_without_test_videos_there_is_no_figure(
     videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

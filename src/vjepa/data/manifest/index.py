@@ -159,6 +159,7 @@ def index_sources(
     config: IndexConfig | None = None,
     names: Sequence[str] | None = None,
     weights: Sequence[float] | None = None,
+    all_may_be_bad: bool = False,
 ) -> Manifest:
     """Probe every file of the sources; write the manifest and give it, with bad rows (`ok` False).
 
@@ -170,8 +171,8 @@ def index_sources(
     video equally often).
 
     Raises:
-        UserError: A source is missing, empty or malformed; no file can be used; `out` exists and is
-            no manifest, or cannot be written.
+        UserError: A source is missing, empty or malformed; no file can be used, unless
+            `all_may_be_bad`; `out` exists and is no manifest, or cannot be written.
     """
     config = config or IndexConfig()
     sources = [local_path(source) for source in sources]
@@ -179,8 +180,7 @@ def index_sources(
     for name in ("label_from_folder", "image_folders"):
         if getattr(config, name) != getattr(IndexConfig(), name) and all(map(isfile, sources)):
             raise UserError(f"{name}: is for folders, and no source is one; leave it out")
-    target = Path(out).absolute()
-    note = note_of(config)
+    target, note = Path(out).absolute(), note_of(config)
     with written(target):
         known = known_files(target, note)
     listing = list_sources(sources, names, config)
@@ -204,7 +204,7 @@ def index_sources(
         manifest = _put_together(listing, found, rows, str(target))
         if 0 < len(manifest) < listing.num_rows:
             manifest.write(_partial_path(target), note)
-    if not manifest.ok.any():
+    if not (all_may_be_bad or manifest.ok.any()):
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
         forms = " and ".join(sorted(set(map(form_of, sources)) - {""}))

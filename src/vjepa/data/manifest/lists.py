@@ -139,7 +139,7 @@ def read_source(
         UserError: The source is missing, empty or malformed, or gives a label to only some of its
             rows; the message names the source and the row.
     """
-    path = Path(source).absolute()
+    path = Path(absolute(source))
     left_out = LeftOut() if left_out is None else left_out
     if not _is_text(str(path)):
         raise UserError(f"source {str(path)!r}: the name is not valid UTF-8; rename it")

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vjepa.data.manifest.storage import is_address
+from vjepa.data.manifest.storage import absolute, is_address
 from vjepa.data.video.info import MediaKind, Reading, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_path, written
@@ -282,7 +282,7 @@ class Manifest:
         Relative paths start from the absolute folder `root`.
         """
         self._table = table.combine_chunks()
-        self._root = str(root)
+        self._root = absolute(str(root))
         self._prefix = self._root.rstrip("/") + "/"
         self._source = source
 
@@ -330,8 +330,8 @@ class Manifest:
         listed = list(rows)
         names = sorted({name for row in listed for name in row.labels})
         made = cls(rows_to_table(listed, names), Path("/"))
-        folder = Path(root).absolute()
-        return cls(made.rooted_at(str(folder)), folder)
+        folder = absolute(str(root))
+        return cls(made.rooted_at(folder), Path(folder))
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -522,7 +522,7 @@ class Manifest:
         Raises:
             UserError: It cannot be written (no such folder, no right, disk full).
         """
-        target = Path(path).absolute()
+        target = Path(absolute(str(path)))
         table = self.rooted_at(str(target.parent)).replace_schema_metadata(metadata)
         with written(target), atomic_path(target) as aside, aside.open("wb") as file:
             pq.write_table(table, file, compression="zstd")

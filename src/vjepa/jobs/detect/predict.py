@@ -290,13 +290,12 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             writer.writerow([failed, *[""] * (6 + 2 * most), reason])
 
 
-def draw(path: Path, answers: Sequence[BoxAnswer], out: Path) -> None:
+def draw(info: VideoInfo, answers: Sequence[BoxAnswer], out: Path) -> None:
     """Draw the answers of one video into a copy of it (.mp4).
 
     Each box is shown from half-way to the moment before to half-way to the one after; of its
     classes those of a share of 0.3 or more, or the most probable one.
     """
-    (info,) = files_of([path])
     own = [answer for answer in answers if answer.path == info.path]
     moments = np.unique([answer.second for answer in own])
     scale = max(1, -(-_LEAST_DRAWN // min(info.height, info.width)))

@@ -31,7 +31,6 @@ from vjepa.evaluation.frozen import FeatureSet, FrozenEncoder
 from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.detect.config import DetectConfig
 from vjepa.jobs.detect.detector import (
-    DETECTOR_FILE,
     DetectionResult,
     SavedDetector,
     load_detector,
@@ -95,7 +94,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
 
         def claim() -> None:
             has_begun = stack.enter_context(claimed_folder(out, JOB, is_shared=True))
-            if (out / DETECTOR_FILE).exists():
+            if (out / RESULT_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
             if has_begun:
                 same_config(config, out, ("training.max_minutes", "training.max_cpu_minutes"))

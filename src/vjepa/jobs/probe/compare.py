@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[tuple[str, int], tuple[str, str]]:
     seen: Counter[str] = Counter()
     answers = {}
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
             for row in csv.DictReader(lines):
                 answers[row["path"], seen[row["path"]]] = (row["class"], row["answer"])
                 seen[row["path"]] += 1

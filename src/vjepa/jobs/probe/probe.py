@@ -178,11 +178,11 @@ def _random_floor(
     # An image model of timm takes a file of weights or random ones.
     encoder = replace(encoder, random=True, timm_weights=None)
     again = replace(config, encoder=encoder, floors=False)
-    if (out / RESULT_FILE).exists():  # of a call that was stopped after it
-        test = load_result(out).test
-    else:
+    found = load_result(out) if (out / RESULT_FILE).exists() else None  # of a call stopped since
+    if found is None or found.config != to_dict(again):
         with claimed_folder(out, JOB):
-            test = _train(again, out, cached_rows).test
+            found = _train(again, out, cached_rows)
+    test = found.test
     assert test is not None
     assert isinstance(test.metrics, ClassificationMetrics)
     name = "random weights, same input and probe"
@@ -322,8 +322,7 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
     with claimed_folder(out, JOB):
-        rows = None
-        own_cache = out / _TEMPORARY_CACHE
+        rows, own_cache = None, out / _TEMPORARY_CACHE
         if config.features.cache_dir is None and not config.features.online:
             rows = rows_of_all_splits(config)
             single = replace(single, features=replace(single.features, cache_dir=own_cache))
@@ -345,6 +344,7 @@ def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
         return None
     result = load_result(folder)
     wanted = to_dict(config)
+    wanted["features"]["cache_dir"] = result.config["features"]["cache_dir"]  # whatever its name
     # Clip and view may have been null and are resolved in the result.
     for name, value in wanted["data"].items():
         if value is None:
