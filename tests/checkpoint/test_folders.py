@@ -6,6 +6,7 @@ import copy
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,15 @@ from vjepa.checkpoint import (
     shipped_weights,
 )
 from vjepa.checkpoint import folder as folders
+from vjepa.checkpoint.load import Layout
 from vjepa.config import from_dict
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain import ContinueConfig
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import InputConfig
+
+TAKEN = {"heads": 1, "shared_mask_token": 0}
+STRETCHED = {"position": "rotary", "position_reference": 16}
 
 
 @pytest.fixture
@@ -269,7 +274,7 @@ def test_a_cls_token_and_causal_attention_are_kept_and_older_folders_have_none(
     save_model(tmp_path / "ours", made)
     assert load_model(tmp_path / "ours").config == made.config
     assert same_outputs(load_model(tmp_path / "ours"), made)
-    with pytest.raises(UserError, match=r"no place for a \[cls\] token"):
+    with pytest.raises(UserError, match=r"no place for encoder\.cls, encoder\.attention:"):
         convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
     plain = model()
     old = save_model(tmp_path / "old", plain)
@@ -283,10 +288,37 @@ def test_a_cls_token_and_causal_attention_are_kept_and_older_folders_have_none(
 def test_an_input_of_its_own_is_not_lost_in_the_authors_layout(tmp_path: Path) -> None:
     made = model(with_encoder(input=InputConfig(content="rgb_without_mean")))
     save_model(tmp_path / "ours", made)
-    with pytest.raises(UserError, match=r"no place for the input.*model\.encoder\.input"):
+    with pytest.raises(UserError, match=r"authors has no place for encoder\.input:"):
         convert(tmp_path / "ours", tmp_path / "theirs.pth.tar")
     convert(tmp_path / "ours", tmp_path / "copy")
     assert load_model(tmp_path / "copy").config == made.config
+
+
+@pytest.mark.parametrize(
+    ("layout", "encoder", "predictor", "lost"),
+    [
+        ("authors", {}, {"heads": 2}, "predictor.heads"),
+        ("authors", {}, {"shared_mask_token": 1}, "predictor.shared_mask_token"),
+        ("authors", {"position": "rotary"}, {"shared_mask_token": 0}, "predictor.heads"),
+        ("authors", {"position": "rotary"}, {"heads": 1}, "predictor.shared_mask_token"),
+        ("authors", {"position": "rotary_pairs"}, TAKEN, "encoder.position"),
+        ("authors", {"levels": (0, 1)}, {}, "is known of"),
+        ("huggingface", {"position": "rotary"}, {}, "predictor.shared_mask_token"),
+        ("huggingface", STRETCHED, TAKEN, "encoder.position_reference"),
+    ],
+)
+def test_what_a_layout_would_read_otherwise_is_refused(
+    layout: Layout, encoder: dict, predictor: dict, lost: str, tmp_path: Path
+) -> None:
+    sizes = replace(MODEL.predictor, width=24, **predictor)
+    save_model(tmp_path / "ours", model(with_encoder(sizes, **encoder)))
+    with pytest.raises(UserError, match=lost):
+        convert(tmp_path / "ours", tmp_path / "theirs.pt", layout=layout)
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    if layout == "huggingface":
+        taken = replace(sizes, **TAKEN)
+        save_model(tmp_path / "fit", model(with_encoder(taken, position="rotary")))
+        convert(tmp_path / "fit", tmp_path / "hub", layout=layout)
 
 
 def test_files_without_an_optimiser_can_be_converted(tmp_path: Path) -> None:

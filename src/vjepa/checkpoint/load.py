@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -47,9 +47,9 @@ from vjepa.checkpoint.state import load_optimizer_state, load_whole
 from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.timm_models import TimmEncoder
-from vjepa.config import recipe_names
+from vjepa.config import recipe_names, to_dict
 from vjepa.errors import UserError
-from vjepa.models import PRESETS, VJEPA, Encoder, InputConfig, ModelConfig
+from vjepa.models import PRESETS, VJEPA, Encoder, ModelConfig
 from vjepa.paths import as_path
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_folder, atomic_path
@@ -273,23 +273,14 @@ def convert(
             "both: leave it out"
         )
     if layout == "authors":
-        found = model.config.encoder
-        lacking = {
-            "the input that it was trained on (model.encoder.input)": found.input != InputConfig(),
-            "a [cls] token or block-causal attention": found.cls or found.attention != "full",
-        }
-        if any(lacking.values()):
-            what = next(what for what, is_so in lacking.items() if is_so)
-            raise UserError(
-                f"{dst}: the authors' layout has no place for {what}, which {src} has; give a "
-                "folder as the destination"
-            )
         with explained_writing(dst, also=RuntimeError), atomic_path(dst) as aside:
             torch.save(released_layout(model), aside)
+            _require_place(aside, src, layout, model.config)
     elif layout == "huggingface":
         require_hub_model(dst, model)
         with explained_writing(dst, also=RuntimeError), atomic_folder(dst) as aside:
             write_hub(aside, model, ENCODER_KEYS[which])
+            _require_place(aside, src, layout, model.config)
     else:
         about = described(src)
         if about is None:
@@ -304,3 +295,34 @@ def convert(
         if not torch.equal(tensor, model.state_dict()[name]):
             raise UserError(f"{dst}: {name} differs from {src} after writing; the disk may be bad")
     return report
+
+
+def _require_place(written: Path, src: Path, layout: Layout, config: ModelConfig) -> None:
+    """Refuse a layout in which the model of this config is read as one that computes otherwise."""
+    found, meant = _computed(read_sizes(written, config.encoder.heads)), _computed(config)
+    if lost := [name for name, value in meant.items() if found[name] != value]:
+        raise UserError(
+            f"{src}: the layout {layout} has no place for {', '.join(lost)}: as a file of that "
+            "layout it would be another model; convert it to a folder of ours"
+        )
+
+
+def _computed(config: ModelConfig) -> dict[str, Any]:
+    """What decides what a model computes, by name, with its defaults put in."""
+    encoder, predictor = config.encoder, config.predictor
+    reference = encoder.position_reference if encoder.is_rotary else None
+    several = predictor.num_mask_tokens > 1
+    values = {f"{p}.{name}": v for p, part in to_dict(config).items() for name, v in part.items()}
+    unseen = ("encoder.image_size", "encoder.num_frames", "encoder.patch_init_std")
+    return values | {
+        **dict.fromkeys((*unseen, "encoder.init_std", "predictor.init_std")),
+        "encoder.mlp_ratio": encoder.mlp_width,
+        "encoder.position_split": encoder.is_rotary or encoder.position_split,
+        "encoder.position_reference": reference,
+        "encoder.input": (encoder.input.content, encoder.input.mean_and_deviation),
+        "predictor.heads": predictor.heads or encoder.heads,
+        "predictor.mlp_ratio": predictor.mlp_width,
+        "predictor.shared_mask_token": predictor.shared_mask_token if several else None,
+        "predictor.out_width": predictor.out_width or predictor.levels * encoder.width,
+        "predictor.stretch_positions": reference is None or predictor.stretch_positions,
+    }
