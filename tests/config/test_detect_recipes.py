@@ -8,7 +8,7 @@ from torch import nn
 
 from vjepa.config import load_config, recipe_names
 from vjepa.jobs.detect.config import DetectConfig
-from vjepa.models import PRESETS, Encoder, region_features
+from vjepa.models import PRESETS, Encoder, RegionConfig, region_features
 
 ROWS = {
     "ava_vitl16_224": ("vitl16", 224, (17, 19, 21, 23)),
@@ -32,9 +32,18 @@ def test_the_values_of_table_10(name: str) -> None:
     assert clip is not None
     assert (clip.num_frames, clip.stride, clip.sampling) == (16, 4, "exact")
     assert config.data.view.crop_size == size
-    assert config.regions.layers == layers == config.regions.layers_of(PRESETS[preset].depth)
+    assert config.regions.layers == layers == RegionConfig().layers_of(PRESETS[preset])
     assert config.data.test_on == "predicted"
     assert config.end_to_end is None
+
+
+def test_the_levels_of_an_encoder_are_its_layers() -> None:
+    sizes = PRESETS["vjepa2_1_vitl16"]
+    assert RegionConfig().layers_of(sizes) == (5, 11, 17, 23)
+    assert RegionConfig(layers=(23, 5)).layers_of(sizes) == (23, 5)
+    for wrong in ((19, 23), (5, 5)):
+        with pytest.raises(ValueError, match=r"blocks \(5, 11, 17, 23\), each once"):
+            RegionConfig(layers=wrong).layers_of(sizes)
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -191,6 +191,7 @@ def test_layer_rates_by_depth(folder: Path, preset: str, depth: int) -> None:
     assert blocks == pytest.approx(wanted["blocks"], abs=1e-12)
     embedding = layer_scale("encoder.patch_embed.proj.weight", depth, 0.75)
     assert embedding == pytest.approx(wanted["patch_embed"], abs=1e-12)
+    assert layer_scale("encoder.cls_token", depth, 0.75) == embedding, "it is there from the start"
     for last in ("encoder.norm.weight", "head.norm.bias", "head.linear.weight"):
         assert layer_scale(last, depth, 0.75) == wanted["norm_and_head"]
 

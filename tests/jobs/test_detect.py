@@ -17,6 +17,7 @@ from tests.jobs.tiny_run import write_box_set
 from torch import Tensor
 from torchvision.models import get_model
 
+from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
@@ -24,6 +25,7 @@ from vjepa.data.clips.plan import ClipPlan
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
 from vjepa.jobs.detect import train
 from vjepa.jobs.detect.predict import label_place
+from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
 from vjepa.training import Trainer
@@ -429,3 +431,17 @@ def test_a_table_of_positions_that_cannot_be_stretched_is_refused(
     more = (f"--encoder.path={file}", "--encoder.num_heads=3", "--regions.layers=[1]")
     assert _train(boxes, tmp_path / "out", *more) == 2
     assert "is not stretched" in capsys.readouterr().err
+    more = (*more, "--encoder.position_code=table_stretched", "--end_to_end.layer_decay=0.8")
+    assert _train(boxes, tmp_path / "out", *more) == 2
+    assert "table of positions cannot be saved" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_whose_heads_fit_no_usual_predictor_is_trained(
+    boxes: Path, tmp_path: Path
+) -> None:
+    encoder = EncoderConfig(width=40, depth=1, heads=5, image_size=32, num_frames=4)
+    sizes = ModelConfig(encoder=encoder, predictor=PredictorConfig(width=20, depth=1))
+    source = save_model(tmp_path / "model", VJEPA(sizes))
+    more = (f"--encoder.path={source}", "--end_to_end.layer_decay=0.8", "--optim.epochs=0.1")
+    assert _train(boxes, tmp_path / "out", *more) == 0

@@ -24,11 +24,11 @@ from tests.jobs.tiny_run import (
 
 from vjepa import load_encoder
 from vjepa.checkpoint import convert, load_model
-from vjepa.config import load_config
+from vjepa.config import dump_yaml, load_config
 from vjepa.errors import UserError
-from vjepa.jobs import pretrain
+from vjepa.jobs import pretrain, pretrain_room
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.jobs.pretrain_room import check_room, memory_needed
+from vjepa.jobs.pretrain_room import check_room, memory_needed, sized_as_source
 from vjepa.models import VJEPA
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.runtime.distributed import ProcessGroup
@@ -44,6 +44,7 @@ _SMALL_CLIPS = (
     "data.clip.num_frames=8",
 )
 _BFLOAT16 = "training.precision=bfloat16"
+_NO_WORKERS = "data.loader.num_workers=0"
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +280,17 @@ def test_weights_train_on_at_another_size(finished: Path, manifest: Path, tmp_pa
     assert load_encoder(tmp_path / "run").config.grid == (2, 6, 6)
 
 
+def test_other_sizes_in_a_folder_without_a_checkpoint_are_taken(
+    finished: Path, manifest: Path, tmp_path: Path
+) -> None:
+    start = (f"continue_from={finished}", "continue_from.input_size=config")
+    for side in (64, 32):
+        sides = (f"model.encoder.image_size={side}", f"data.transform.crop_size={side}")
+        config = sized_as_source(tiny_config(tmp_path, manifest, *start, *sides), tmp_path)
+        assert config.model.encoder.image_size == side
+        (tmp_path / "config.yaml").write_text(dump_yaml(config))
+
+
 Change = Callable[[Path], tuple[str, ...]]
 
 
@@ -294,6 +306,10 @@ Change = Callable[[Path], tuple[str, ...]]
         (("masking.masks=[{}, {}, {}]",), "num_mask_tokens is 2 but masking.masks has 3 kinds"),
         (("continue_from.path=nowhere",), "nowhere"),
         (("objective.name=levjepa",), "model.encoder.cls: must be true for LeVJEPA"),
+        (
+            ("objective.name=pixel", "objective.sigreg_coefficient=0.1"),
+            "objective.sigreg_coefficient: 0.1 is for name vjepa; pixel does not use it",
+        ),
         ((*LEVJEPA, "objective.levjepa.local_size=12"), "local_size: 12 must be a multiple of"),
         ((*LEVJEPA, "optim.accumulation_steps=2"), "accumulation_steps: 2, but LeVJEPA compares"),
         (
@@ -364,6 +380,19 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_allocated(
     with pytest.raises(UserError, match=remedy):
         pretrain.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_parts_that_memory_asks_for_divide_the_images_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain_room, "memory_needed", lambda *given: {"clips": 1e9 / given[3]})
+    images = "data.images={batch_size: 2, sources: [{manifest: x.parquet}]}"
+    for gigabytes, found in ((0.6, True), (0.3, False)):  # in 2 parts, and in 4
+        more = ["data.batch_size=8", images, f"training.max_gigabytes={gigabytes}"]
+        config = load_config(PretrainConfig, ["small"], [*more, _NO_WORKERS], "pretrain")
+        with pytest.raises(UserError) as caught:
+            check_room(config, tmp_path, torch.device("cpu"), ProcessGroup())
+        assert ("accumulation_steps" in str(caught.value)) == found
 
 
 @pytest.mark.parametrize(

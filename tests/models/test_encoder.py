@@ -8,6 +8,7 @@ from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
 from vjepa.models import Encoder, EncoderConfig, PredictorConfig
+from vjepa.models.config import Position
 from vjepa.models.encoder import FrameEncoder
 from vjepa.models.predictor import Predictor
 from vjepa.models.rotary import Rotation, rotate, rotation
@@ -164,13 +165,19 @@ def test_fresh_weights_and_rebirth_from_the_meta_device() -> None:
     assert torch.equal(encoder.pos_embed, Encoder(ENCODER).pos_embed)
 
 
-def test_bfloat16_autocast_keeps_the_residual_stream_in_float32(encoder: Encoder) -> None:
-    video = clips(2)
+@pytest.mark.parametrize("position", ["sincos", "rotary"])
+def test_bfloat16_autocast_keeps_the_residual_stream_in_float32(position: Position) -> None:
+    video, config = clips(2), replace(ENCODER, position=position)
+    encoder = shaken(Encoder(config))
+    predictor = shaken(Predictor(config, PredictorConfig(width=24, depth=2)))
+    seen: list[torch.dtype] = []
+    for block in (encoder.blocks[1], predictor.predictor_blocks[1]):
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        seen: list[torch.dtype] = []
-        encoder.blocks[1].register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
         out = encoder(video)
-    assert seen == [torch.float32]
+        few = encoder(video, PAIRS.expand(2, -1))
+        predictor(few, PAIRS.expand(2, -1), PAIRS.expand(2, -1) + 1)
+    assert seen == [torch.float32] * 3
     assert_close(out.float(), encoder(video), atol=0.2, rtol=0)
 
 

@@ -30,7 +30,7 @@ from vjepa.jobs.pretrain_room import (
 )
 from vjepa.jobs.pretrain_task import dense_task, levjepa_task
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
-from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig, PredictorConfig
+from vjepa.models import VJEPA, Encoder, ModelConfig
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
@@ -82,8 +82,10 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if (self.target == "frozen") != (self.target_from is not None):
             raise ValueError("target_from: goes with target frozen, and only with it")
-        if self.target == "frozen" and self.name != "vjepa":
-            raise ValueError(f"target: frozen is for name vjepa; {self.name} has no such target")
+        usual = {"target": "ema", "variance_coefficient": 0, "sigreg_coefficient": 0}
+        for name, value in usual.items():
+            if self.name != "vjepa" and (given := getattr(self, name)) != value:
+                raise ValueError(f"{name}: {given} is for name vjepa; {self.name} does not use it")
 
 
 @config_dataclass
@@ -175,9 +177,7 @@ class PretrainConfig:
 
     seed: int = 0
     """Of weights, sample order, crops and masks."""
-    model: ModelConfig = field(
-        default_factory=lambda: ModelConfig(encoder=EncoderConfig(), predictor=PredictorConfig())
-    )
+    model: ModelConfig = field(default_factory=ModelConfig)
     """Encoder and predictor."""
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     """What is hidden."""
@@ -268,11 +268,14 @@ def build_task(config: PretrainConfig) -> Task:
             if teacher is None:
                 raise
             raise UserError(f"objective.target_from: {source}: {error}") from error
-    # A mask token that no mask kind uses, patches of images, a [cls] token that no other one sees.
+    # A mask token that no mask kind uses, patches of images, norms of levels that are not taken, a
+    # projection of visible tokens that are not predicted, a [cls] token that no other one sees.
     used = 1 if predictor.shared_mask_token is not None else len(config.masking.masks)
     task.has_unused = (
         predictor.num_mask_tokens > used
         or (encoder.modalities and not config.data.images.sources)
+        or len(encoder.levels) > predictor.levels
+        or (predictor.predicts_context and not is_dense)
         or (encoder.cls and encoder.attention == "block_causal")
     )
     return task
@@ -457,12 +460,10 @@ def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list
         raise UserError(
             f"online_probe: {type(task).__name__} has no encoder to probe; leave it out"
         )
-    transform = config.data.transform
+    clip, transform, seed = config.data.clip, config.data.transform, config.seed
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     precision = config.training.set_up_device().precision
-    return [
-        OnlineProbe(encoder, probe, config.data.clip, view, precision, config.seed, group=group)
-    ]
+    return [OnlineProbe(encoder, probe, clip, view, precision, seed, group=group)]
 
 
 def continue_from(config: ContinueConfig, trainer: Trainer) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,8 +138,10 @@ def check_room(
 
     objective = config.objective
     is_whole = objective.name == "levjepa" or objective.sigreg_coefficient > 0
-    # A batch that is compared as a whole is not to be accumulated.
-    check_memory(needs, device, config.optim, config.training, 1 if is_whole else clips, group)
+    images = config.data.images.batch_size // group.size if config.data.images.sources else 0
+    # A batch that is compared as a whole is not to be accumulated; images are cut as clips are.
+    parts = 1 if is_whole else math.gcd(clips, images)
+    check_memory(needs, device, config.optim, config.training, parts, group)
     if reading and not on_cpu:
         said = f"{sum(reading.values()) / 1e9:.1f} GB of the machine's memory for reading clips"
         short = []
@@ -232,10 +235,10 @@ def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
     start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
     if start is None:
         return config
-    own, encoder = config.model, None
+    own = config.model
     begun = load_config(type(config), [stored]) if stored.is_file() else None
     if begun is not None and begun.continue_from == start:
-        model, encoder = begun.model, begun.model.encoder
+        model = begun.model
     elif start.num_heads is not None:
         model = read_sizes(start.path, start.num_heads)
     else:
@@ -248,11 +251,10 @@ def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
             described = False
         model = model if described else read_sizes(start.path)
     try:
-        if encoder is None:
-            encoder = model.encoder
-            if start.input_size == "config":
-                size, frames = own.encoder.image_size, own.encoder.num_frames
-                encoder = replace(encoder, image_size=size, num_frames=frames)
+        encoder = model.encoder
+        if start.input_size == "config":
+            size, frames = own.encoder.image_size, own.encoder.num_frames
+            encoder = replace(encoder, image_size=size, num_frames=frames)
         data = replace(
             config.data,
             clip=replace(config.data.clip, num_frames=encoder.num_frames),

@@ -121,7 +121,6 @@ class EncoderConfig:
     model needs that trains for minutes."""
 
     def __post_init__(self) -> None:
-        _require_multiple("width", self.width, "heads", self.heads)
         _require_multiple("image_size", self.image_size, "patch_size", self.patch_size)
         _require_multiple("num_frames", self.num_frames, "tubelet_size", self.tubelet_size)
         check_positions("width", self.width, self.heads, self)
@@ -167,6 +166,12 @@ class EncoderConfig:
     def mlp_width(self) -> int:
         """Hidden width of a block's MLP."""
         return round(self.width * self.mlp_ratio)
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether the last block's features of a clip leave some of the weights out."""
+        unseen = self.cls and self.attention == "block_causal"
+        return self.modalities or len(self.levels) > 1 or unseen
 
     @property
     def patch_values(self) -> int:
@@ -231,8 +236,6 @@ class ModelConfig:
         encoder, predictor = self.encoder, self.predictor
         if encoder.is_given:
             raise ValueError("encoder.position: given: comes with weights of others; take sincos")
-        if predictor.heads is None:
-            _require_multiple("predictor.width", predictor.width, "encoder.heads", encoder.heads)
         heads = predictor.heads or encoder.heads
         check_positions("predictor.width", predictor.width, heads, encoder)
         if predictor.levels not in (1, len(encoder.levels)):
@@ -243,7 +246,8 @@ class ModelConfig:
 
 
 def check_positions(name: str, width: int, heads: int, encoder: EncoderConfig) -> None:
-    """Refuse, by its `name`, a width that cannot take the encoder's kind of positions."""
+    """Refuse, by its `name`, a width that cannot take so many heads or the kind of positions."""
+    _require_multiple(name, width, "heads", heads)
     head_width = width // heads
     if encoder.position == "sincos":
         check_position_width(name, width, encoder)

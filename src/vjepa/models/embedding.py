@@ -216,12 +216,11 @@ class PatchEmbed(nn.Module):
         patch = (config.patch_size, config.patch_size)
         self.proj: nn.Conv2d | nn.Conv3d
         if config.is_image_model:
-            self._shape = (config.channels, *patch)
             self.proj = _PatchConv2d(config.channels, config.width, patch, stride=patch)
         else:
             kernel = (config.tubelet_size, *patch)
-            self._shape = (config.channels, *kernel)
             self.proj = _PatchConv3d(config.channels, config.width, kernel, stride=kernel)
+        self._shape = self.proj.weight.shape[1:]
 
     def init_weights(self, std: float) -> None:
         """Draw the convolution anew."""

@@ -139,6 +139,9 @@ class Encoder(nn.Module):
             said = "packed tokens have" if offsets is not None else "this model has"
             raise ValueError(f"with_cls: {said} none; leave it out, or build one with cls: true")
         tokens, packing, rotated = self._embed(video, token_indices, offsets)
+        # What blocks add up is float32 under autocast; only a code that is added makes it so.
+        if tokens.dtype.itemsize == 2 and torch.is_autocast_enabled(tokens.device.type):
+            tokens = tokens.float()
         grid, join, steps = self.patch_embed.grid(video.shape), None, None
         if self.config.attention == "block_causal":
             steps = time_steps(grid, token_indices, tokens.device)
@@ -155,22 +158,19 @@ class Encoder(nn.Module):
             scales = branch_scale[..., None, None].unbind()
         elif branch_scale is not None and packing is not None:
             scales = branch_scale[:, :, packing.clip_index, None].unbind()
-        if layers is None:
-            for block, scale in zip(self.blocks, scales, strict=True):
-                tokens = block(tokens, packing, rotated, scale, steps)
-            return features(tokens, self.norm)
-        possible = self.config.levels or range(len(self.blocks))
-        if not layers or not set(layers) <= set(possible):
-            named = ", ".join(map(str, self.config.levels)) or f"0 .. {len(self.blocks) - 1}"
-            raise ValueError(f"layers: {list(layers)} must be among {named}")
+        last = len(self.blocks) - 1
+        wanted = (last,) if layers is None else layers
+        if not wanted or not set(wanted) <= set(self.config.levels or range(last + 1)):
+            named = ", ".join(map(str, self.config.levels)) or f"0 .. {last}"
+            raise ValueError(f"layers: {list(wanted)} must be among {named}")
         outputs: dict[int, Tensor] = {}
-        for index, block in enumerate(self.blocks[: max(layers) + 1]):
-            tokens = block(tokens, packing, rotated, scales[index], steps)
-            if index in layers:
+        for index, block, scale in zip(range(max(wanted) + 1), self.blocks, scales, strict=False):
+            tokens = block(tokens, packing, rotated, scale, steps)
+            if index in wanted:
                 own = str(index) in self.level_norms
                 norm = self.level_norms[str(index)] if own else self.norm
                 outputs[index] = features(tokens, norm)
-        return [outputs[index] for index in layers]
+        return outputs[last] if layers is None else [outputs[index] for index in wanted]
 
     def _embed(
         self, video: Tensor, token_indices: Tensor | None, offsets: Tensor | None
@@ -198,8 +198,7 @@ class Encoder(nn.Module):
         else:
             if len(offsets) != video.shape[0] + 1:
                 raise ValueError(f"offsets: {len(offsets) - 1} lists for {video.shape[0]} clips")
-            longest = grid[0] * grid[1] * grid[2]
-            packing = Packing.of(offsets, token_indices.numel(), longest)
+            packing = Packing.of(offsets, token_indices.numel(), math.prod(grid))
             clip_index = packing.clip_index
         tokens = self.patch_embed(video, clip_index, token_indices)
         rotated = rotation(config, grid, token_indices, like)

@@ -45,8 +45,6 @@ class Predictor(nn.Module):
         super().__init__()
         width = predictor_config.width
         heads = predictor_config.heads or encoder_config.heads
-        if width % heads:
-            raise ValueError(f"predictor.width: {width} must be a multiple of the heads, {heads}")
         check_positions("predictor.width", width, heads, encoder_config)
         self.config = predictor_config
         self.encoder_config = encoder_config
@@ -155,7 +153,9 @@ class Predictor(nn.Module):
             targets = targets.expand(*target_indices.shape, -1)
         else:
             context, targets = context + code[context_indices], targets + code[target_indices]
-        # Under autocast the two parts must agree before they are joined.
+        # Under autocast sums are float32, as in the encoder, and the two parts must agree.
+        if context.dtype.itemsize == 2 and torch.is_autocast_enabled(context.device.type):
+            context = context.float()
         targets = targets.to(context.dtype)
         longest = num_tokens * 2  # context and targets may overlap
         join = Joined(context_indices, target_indices, context_offsets, target_offsets, longest)
@@ -163,20 +163,17 @@ class Predictor(nn.Module):
         if self.modality_vectors:
             vector = self.modality_vectors["image" if is_image else "video"]
             tokens = tokens + vector.flatten().to(tokens.dtype)
-        rotated = None
+        rotated, like = None, self.predictor_norm.weight
         if code is None:
             places = join.joined(context_indices, target_indices)
-            like = self.predictor_norm.weight
             rotated = rotation(self.encoder_config, grid, places, like, self.config)
         for block in self.predictor_blocks:
             tokens = block(tokens, join.packing, rotated)
-        if not with_context:
-            return self.predictor_proj(self.predictor_norm(join.targets(tokens)))
-        assert self.predictor_proj_context is not None
-        tokens = self.predictor_norm(tokens)
-        seen, hidden = join.context(tokens), join.targets(tokens)
-        both = [self.predictor_proj_context(seen), self.predictor_proj(hidden)]
-        return torch.cat(both, dim=-2)
+        hidden = self.predictor_proj(self.predictor_norm(join.targets(tokens)))
+        if self.predictor_proj_context is None or not with_context:
+            return hidden
+        seen = self.predictor_proj_context(self.predictor_norm(join.context(tokens)))
+        return torch.cat([seen, hidden], dim=-2)
 
     def _code_of(self, grid: tuple[int, int, int]) -> Tensor:
         """The position code [N, P] of a grid, resampled where it is not the model's own."""
@@ -210,6 +207,5 @@ class VJEPA(nn.Module):
 
     def reset_position_codes(self) -> None:
         """Recompute all position codes on the weights' devices."""
-        self.encoder.reset_position_code()
-        self.target_encoder.reset_position_code()
-        self.predictor.reset_position_code()
+        for part in (self.encoder, self.target_encoder, self.predictor):
+            part.reset_position_code()

@@ -18,8 +18,8 @@ class RegionConfig:
 
     layers: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Blocks, counted from 0, whose outputs are joined, each after the final norm; null: the last
-    of the encoder and the three of every second before it (of a ViT-L 17, 19, 21, 23, which the
-    paper's text, from 1, calls 18, 20, 22, 24); of fewer than eight blocks the last four."""
+    and the three of every second before it (of a ViT-L 17, 19, 21, 23, which the paper's text, from
+    1, calls 18, 20, 22, 24); of fewer than eight blocks, and of `levels`, the last four."""
     size: Annotated[int, Field(ge=1)] = 7
     """A box is sampled at so many places along each side."""
     pool: Literal["max", "mean"] = "max"
@@ -28,21 +28,22 @@ class RegionConfig:
     """Whether the sides of a box are shifted by half a token, as they should be; torchvision's
     default, and VideoMAE's, is not."""
 
-    def layers_of(self, depth: int) -> tuple[int, ...]:
-        """The layers of an encoder of so many blocks; ValueError: it lacks one of them."""
+    def layers_of(self, encoder: EncoderConfig) -> tuple[int, ...]:
+        """The layers of an encoder; ValueError: it lacks one of them, or one is named twice."""
+        possible = encoder.levels or tuple(range(encoder.depth))
         if self.layers is None:
-            step = 2 if depth >= 8 else 1
-            return tuple(range(depth - 1, -1, -step))[:4][::-1]
-        if not self.layers or max(self.layers) >= depth or len(set(self.layers)) < len(self.layers):
+            step = 2 if encoder.depth >= 8 and not encoder.levels else 1
+            return possible[::-step][:4][::-1]
+        if not self.layers or sorted({*self.layers} & {*possible}) != sorted(self.layers):
             raise ValueError(
-                f"layers: {list(self.layers)} must be some of the encoder's blocks 0 .. "
-                f"{depth - 1}, each once"
+                f"layers: {list(self.layers)} must be some of the encoder's blocks "
+                f"{encoder.levels or f'0 .. {encoder.depth - 1}'}, each once"
             )
         return self.layers
 
     def width(self, encoder: EncoderConfig) -> int:
         """Numbers of a box's vector."""
-        return encoder.width * len(self.layers_of(encoder.depth))
+        return encoder.width * len(self.layers_of(encoder))
 
 
 def region_features(
@@ -65,7 +66,7 @@ def region_features(
 
     config = encoder.config
     assert isinstance(config, EncoderConfig)
-    layers, patch = how.layers_of(config.depth), config.patch_size
+    layers, patch = how.layers_of(config), config.patch_size
     if layers == (config.depth - 1,) and branch_scale is None:
         tokens = encoder(video)  # which an image model of another library can do, too
     else:

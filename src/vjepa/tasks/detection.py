@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,12 +38,13 @@ class Detection(Task):
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        self.head, self.encoder = head, encoder
+        self.encoder, self.head = encoder, head
         self._regions, self._seed = regions or RegionConfig(), seed
         self._drop_path, self._layer_decay = drop_path, layer_decay
         if encoder is not None:
-            depth = encoder.config.depth
-            self.has_unused = max(self._regions.layers_of(depth)) < depth - 1
+            sizes = encoder.config
+            last = max(self._regions.layers_of(sizes))
+            self.has_unused = last < sizes.depth - 1 or sizes.has_spare
 
     @property
     def device(self) -> torch.device:
@@ -90,11 +90,6 @@ class Detection(Task):
         logits = self.head(vectors.float()).float()
         every = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
         return Output(every / max(1, (count or len(labels)) * labels.shape[1]), {})
-
-    def saved_modules(self) -> dict[str, nn.Module]:
-        """Head, and encoder where there is one."""
-        found: Mapping[str, nn.Module | None] = {"encoder": self.encoder, "head": self.head}
-        return {name: module for name, module in found.items() if module is not None}
 
     def lr_scale(self, name: str) -> float:
         """By layer of the encoder; 1 for the head."""

@@ -126,12 +126,12 @@ def drop_path(seed: int, ordinals: NDArray[np.int64], depth: int, rate: float) -
 def layer_scale(name: str, depth: int, decay: float) -> float:
     """Layer-wise learning rates: the factor of a parameter by its full name, of `depth` blocks.
 
-    decay^(depth + 1 - k) with k = 0 for the patch embedding, i + 1 for block i, and depth + 1, so
-    1, for all that comes after the blocks.
+    decay^(depth + 1 - k) with k = 0 for patch embedding and [cls] token, i + 1 for block i, and
+    depth + 1, so 1, for all that comes after the blocks.
     """
-    block = re.match(r"encoder\.blocks\.(\d+)\.", name)
-    layer = depth + 1 if block is None else int(block[1]) + 1
-    return decay ** (depth + 1 - (0 if name.startswith("encoder.patch_embed.") else layer))
+    found = re.match(r"encoder\.(patch_embed\.|cls_token|blocks\.(\d+)\.)", name)
+    layer = depth + 1 if found is None else int(found[2] or -1) + 1
+    return decay ** (depth + 1 - layer)
 
 
 class FineTuning(Task):
@@ -163,6 +163,7 @@ class FineTuning(Task):
     ) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
+        self.has_unused = encoder.config.has_spare
         if averaged:
             self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
             self.target_head = copy.deepcopy(head).requires_grad_(False)

@@ -126,6 +126,7 @@ class LeVJEPA(Task):
             nn.Linear(hidden, config.embedding_width),
         )
         self.projector.apply(init_layer)
+        self.has_unused = encoder.modalities or len(encoder.levels) > 1
         self._config, self._seed, self._batch_size = config, seed, batch_size
 
     @property

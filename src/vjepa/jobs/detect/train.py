@@ -217,20 +217,22 @@ def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames,
         usual, sampling="exact" if usual.stride is not None else "reference", clips_per_video=1
     )
     try:
-        layers = config.regions.layers_of(sizes.depth)
+        layers = config.regions.layers_of(sizes)
     except ValueError as error:
         raise UserError(f"regions.{error}") from error
-    inner = layers != (sizes.depth - 1,)
+    inner, source = layers != (sizes.depth - 1,), frozen.identity.source
     if not isinstance(frozen.encoder, Encoder) and (inner or config.end_to_end is not None):
         raise UserError(
-            f"regions.layers: {frozen.identity.source} gives only its last layer's output, frame "
-            f"by frame: set regions.layers to [{sizes.depth - 1}] and leave end_to_end out"
+            f"regions.layers: {source} gives only its last layer's output, frame by frame: set "
+            f"regions.layers to [{sizes.depth - 1}] and leave end_to_end out"
         )
+    if config.end_to_end is not None and sizes.is_given:
+        raise UserError(f"end_to_end: leave it out: {source}'s table of positions cannot be saved")
     if not stretches(frozen.encoder):
         raise UserError(
-            f"{frozen.identity.source}: its table of positions is for {sizes.image_size} x "
-            f"{sizes.image_size} pixels and is not stretched, but people are looked for in whole "
-            f"frames; take V-JEPA, I-JEPA or DINOv2{remedy_of(frozen.encoder)}"
+            f"{source}: its table of positions is for {sizes.image_size} x {sizes.image_size} "
+            "pixels and is not stretched, but people are looked for in whole frames; take V-JEPA, "
+            f"I-JEPA or DINOv2{remedy_of(frozen.encoder)}"
         )
     require_fitting(frozen, clip.num_frames, sizes.image_size)
     checked_patches(config.data.view, clip, sizes.patch_size, sizes.tubelet_size)
@@ -327,8 +329,8 @@ def _trainer(
     if how is not None:
         assert isinstance(frozen.encoder, Encoder)
         encoder = frozen.encoder.requires_grad_(True).train()
-        model = ModelConfig(encoder=sizes, predictor=PredictorConfig())
-        about["model"] = to_dict(model)
+        # One head goes with any encoder; no predictor is saved.
+        about["model"] = to_dict(ModelConfig(encoder=sizes, predictor=PredictorConfig(heads=1)))
     task = Detection(
         _new_head(config, frozen, batches.data),
         encoder,
@@ -367,11 +369,8 @@ def _save_result(done: TrainedDetector, config: DetectConfig, seconds: dict[str,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds,
     }
-    lines = ["# Detector", "", f"Encoder: {done.encoder}", ""]
-    lines += [
-        f"{done.steps} updates on {done.num_boxes} boxes in {done.num_key_frames} key frames.",
-        "",
-    ]
+    on = f"{done.num_boxes} boxes in {done.num_key_frames} key frames"
+    lines = ["# Detector", "", f"Encoder: {done.encoder}", "", f"{done.steps} updates on {on}.", ""]
     if done.test is not None:
         lines += [done.test.metrics.sentence, "", f"Boxes: {done.test.boxes_sentence}.", ""]
         lines += ["| class | true boxes | average precision |", "|---|---|---|"]
