@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.jobs.tiny_run import metrics, weights
 from vjepa.checkpoint import read_encoder
 from vjepa.cli.main import main
 from vjepa.config import load_config
+from vjepa.errors import UserError
+from vjepa.jobs.finetune import job
 from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.finetune.inputs import build_task, merged, open_inputs
 from vjepa.jobs.finetune.saved import load_finetuned
@@ -216,6 +219,19 @@ def test_bad_input_is_one_line_and_claims_nothing(
     assert said in error
     assert error.strip().splitlines()[-1].startswith("error: ")
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("gigabytes", "parts"), [(0.3, 4), (0.2, None)])
+def test_parts_that_memory_asks_for_are_of_whole_videos_and_groups(
+    recipe: Path, tmp_path: Path, gigabytes: float, parts: int | None
+) -> None:
+    config = load_config(FinetuneConfig, [recipe], [f"training.max_gigabytes={gigabytes}"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_memory_needed", lambda *given: {"activations": 1e9 / given[4]})
+        with pytest.raises(UserError, match="a smaller recipe") as caught:
+            job.run(config, tmp_path / "run")
+    found = re.findall(r"--optim\.accumulation_steps (\d+)", str(caught.value))
+    assert {*map(int, found)} == ({parts} if parts else set())
 
 
 def test_a_time_that_is_over_at_once_is_said(

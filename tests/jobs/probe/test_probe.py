@@ -278,6 +278,7 @@ def test_bad_videos_stop_the_job_or_are_named(
         ),
         ({"data.labels_per_class": 9}, "has 8 training rows"),
         ({"data.clip": {"num_frames": 3, "stride": 2}}, "multiples of the encoder's tubelet"),
+        ({"probe.num_heads": 7}, r"probe\.num_heads: 7 must divide the encoder's width"),
     ],
     ids=str,
 )

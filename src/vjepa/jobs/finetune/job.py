@@ -110,8 +110,10 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
             group.on_main(lambda: _check_goes_on(inputs, out, newest))
         task = build_task(config, inputs.encoder, len(inputs.classes))
         needs = partial(_memory_needed, config, task, device, group.size)
-        clips = data.batch_size * data.repeats // group.size
-        check_memory(needs, device, optim, training, clips, group)
+        # Parts that a batch can be cut into: of whole videos, and of whole groups that are mixed.
+        together = math.lcm(data.repeats, config.mix.group if config.mix.is_on else 1)
+        parts = data.batch_size * data.repeats // group.size // together
+        check_memory(needs, device, optim, training, parts, group)
         weights = sum(p.numel() for p in task.parameters())
         trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
         group.on_main(lambda: check_disk(out, 4.0 * (weights + 2 * trained)))

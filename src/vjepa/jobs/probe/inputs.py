@@ -121,6 +121,9 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
             f"be multiples of the encoder's tubelet ({encoder.tubelet_size} frames) and patch "
             f"({encoder.patch_size} pixels)"
         )
+    heads = config.probe.num_heads or encoder.heads
+    if encoder.width % heads and any(setting.kind == "attentive" for setting in config.grid):
+        raise UserError(f"probe.num_heads: {heads} must divide the encoder's width {encoder.width}")
     frozen = fit_to_clips(frozen, config.encoder, clip.num_frames, view.crop_size)
     setup = set_up_device(config.device, config.features.precision)
     if config.features.compile:
@@ -129,14 +132,11 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
     extractor = FeatureExtractor(
         frozen, settings, setup, data.reading, data.on_bad_video, config.features.cache_dir
     )
+    one_view = replace(settings, view=replace(view, num_views=1))
     return ProbeInputs(
         config=replace(config, data=replace(data, clip=clip, view=view)),
         extractor=extractor,
-        training_extractor=replace(
-            extractor,
-            settings=replace(settings, view=replace(view, num_views=1)),
-            augment=data.augment,
-        ),
+        training_extractor=replace(extractor, settings=one_view, augment=data.augment),
         train=train,
         labels=labels,
         fit=fit,
