@@ -290,6 +290,7 @@ class BoxFeatures:
             "weights_hash": self.frozen.identity.weights_hash,
             "encoder": self.frozen.identity.settings,
             "data_hash": data_hash(data.manifest, videos.astype(np.int64)),
+            **({"sums": "float32"} if self.frozen.identity.config.is_rotary else {}),
             "boxes": digest.hexdigest(),
             **settings,
             "device": self.setup.device.type,

@@ -440,6 +440,7 @@ class FeatureExtractor:
             "weights_hash": self.frozen.identity.weights_hash,
             "encoder": self.frozen.identity.settings,
             "data_hash": data_hash(split.manifest, rows),
+            **({"sums": "float32"} if self.frozen.identity.config.is_rotary else {}),
             "clip": settings["clip"],
             "view": settings["view"],
             **settings["features"],

@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 
 from vjepa.config import config_dataclass
-from vjepa.models import PRESETS, Encoder, EncoderConfig, ModelConfig, PredictorConfig
-from vjepa.models.operations import update_operations
+from vjepa.models import PRESETS, Encoder, EncoderConfig, ModelConfig
+from vjepa.models.operations import NO_PREDICTOR, update_operations
 from vjepa.runtime.device import (
     DeviceName,
     Precision,
@@ -149,7 +149,7 @@ def random_clips(batch_size: int, sizes: EncoderConfig) -> torch.Tensor:
 
 def encoder_flops(config: EncoderConfig) -> float:
     """Floating point operations of one clip: matrix products and attention, 2 for each product."""
-    model = ModelConfig(encoder=config, predictor=PredictorConfig())
+    model = ModelConfig(encoder=config, predictor=NO_PREDICTOR)
     return update_operations(model, [], batch_size=1).target_encoder
 
 
