@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import string
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def test_windows() -> None:
     assert _spans(Part(5, 18), 25.0, window_seconds=10.0) == [(5, 15), (15, 18)]
     assert _spans(Part(30, 40), 25.0, window_seconds=10.0) == []
     assert windows(Part(30), 25.0, TrimConfig()) == []
+    assert len(_spans(Part(1.1, 4.1), 25.0, window_seconds=2.0)) == 2  # 4.1 - 3.1 < 1
 
 
 def test_few_windows_are_spread_over_the_video() -> None:
@@ -78,6 +80,7 @@ def test_names_cannot_lead_anywhere(path: str) -> None:
     assert name[0] not in "-_." or path.endswith("passwd")
     assert name.endswith("000000007")
     assert safe_name(row, Part(1.5, 2), 8) != name
+    assert safe_name(row, Part(2, 2.5), 7) != name
 
 
 def test_stems() -> None:
@@ -98,6 +101,15 @@ def test_several_manifests_under_one_numbering(tmp_path: Path) -> None:
     assert [row.split for row in rows] == [first.full_row(0).split] * 3
     assert inputs.videos.label_names == ["motion"]
     assert inputs.digest != PreparedInputs([second, first], TrimConfig()).digest
+
+
+def test_the_digest_follows_frame_rates_and_names_of_data_sets(tmp_path: Path) -> None:
+    info = VideoInfo(path="/v/frames", kind="image_folder", num_frames=30, fps=30.0)
+    rows = [(info, "a"), (info, "b"), (replace(info, fps=10.0), "a")]
+    manifests = [
+        Manifest.from_rows([ManifestRow(info=info, dataset=name)], tmp_path) for info, name in rows
+    ]
+    assert len({PreparedInputs([one], TrimConfig()).digest for one in manifests}) == 3
 
 
 def test_parts_from_labels(tmp_path: Path) -> None:

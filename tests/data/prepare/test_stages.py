@@ -7,12 +7,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from vjepa.data.prepare.config import Order, Part
-from vjepa.data.prepare.stages import Workplace
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, TrimConfig
+from vjepa.data.prepare.matching import Removal
+from vjepa.data.prepare.stages import Workplace, encode_all
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines
@@ -137,6 +140,32 @@ def test_ray_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(UserError, match=r"needs ray: pip install 'open-vjepa\[ray\]'"):
         _run("ray", 1.0)
+
+
+def _encoded(info: VideoInfo, monkeypatch: pytest.MonkeyPatch) -> dict[str, Order]:
+    """The orders to encode a video in windows of 0.4 s, by key; none is carried out."""
+    found: dict[str, Order] = {}
+
+    def do_none(self: Workplace, what: str, name: str, task: object, orders: dict) -> dict:
+        found.update({key: make() for key, make in orders.items()})
+        return {key: {"failed": "not done"} for key in orders}
+
+    monkeypatch.setattr(Workplace, "do_all", do_none)
+    config = PrepareConfig(trim=TrimConfig(window_seconds=0.4, min_seconds=0.0))
+    rows = Manifest.from_rows([ManifestRow(info=info)], "/v")
+    inputs = PreparedInputs([rows], config.trim)
+    place = Workplace(Path("/nowhere"), "local", 1, 1.0)
+    encode_all(inputs, Removal(inputs, config.match), config, place)
+    return found
+
+
+def test_windows_are_keyed_by_the_frame_rate_and_an_image_is_none(monkeypatch) -> None:
+    info = VideoInfo(path="/v/frames", kind="image_folder", fps=30.0, duration_seconds=1.0)
+    first = _encoded(info, monkeypatch)
+    assert len(first) == 3
+    assert not first.keys() & _encoded(replace(info, fps=10.0), monkeypatch).keys()
+    image = VideoInfo(path="/v/a.png", kind="image", fps=1.0, duration_seconds=1.0)
+    assert [order.part for order in _encoded(image, monkeypatch).values()] == [Part()]
 
 
 def _noted(file: Path) -> dict:

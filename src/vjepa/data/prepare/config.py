@@ -247,8 +247,10 @@ class PreparedInputs:
         digest = hashlib.sha256()
         for manifest in manifests:
             digest.update(manifest.content_hash.encode())
-            for name in ("bytes", "mtime_ns", "ok", "weight"):
+            for name in ("bytes", "mtime_ns", "ok", "weight", "fps"):
                 digest.update(np.ascontiguousarray(manifest.numeric(name)).tobytes())
+            datasets = manifest.categories("dataset")
+            digest.update(repr(datasets.classes).encode() + datasets.codes.tobytes())
         self.digest = digest.hexdigest()
         """Hash of everything that the result depends on."""
         tables = [manifest.rooted_at(None) for manifest in manifests]
@@ -307,7 +309,7 @@ def windows(part: Part, duration: float, trim: TrimConfig) -> list[Part]:
     cuts = [
         Part(part.start + k * length, min(end, part.start + (k + 1) * length)) for k in range(count)
     ]
-    if len(cuts) > 1 and cuts[-1].end - cuts[-1].start < trim.min_seconds:
+    if len(cuts) > 1 and cuts[-1].end - cuts[-1].start < trim.min_seconds - _TOLERANCE:
         cuts.pop()
     if trim.max_windows is not None and len(cuts) > trim.max_windows:
         middle = (np.arange(trim.max_windows) + 0.5) * len(cuts) / trim.max_windows
@@ -330,10 +332,10 @@ def safe_name(row: ManifestRow, part: Part, number: int) -> str:
     """A file name without suffix for a prepared video: at most 100 letters, digits, ``_``, ``-``.
 
     It names the data set, the file and the part for people, and ends with `number`, the video's
-    place in the input, so that no two are alike. Nothing in it can lead out of a folder.
+    place in the input: with the part's beginning, never cut off, no two are alike. Nothing in it
+    can lead out of a folder.
     """
-    words = [row.dataset or "", stem_of(row.info.path)]
-    if not part.is_whole:
-        words.append(f"{round(part.start * 1000):07d}ms")
-    text = "-".join(filter(None, map(plain_name, words)))
-    return f"{text[:_LONGEST].strip('-_')}-{number:09d}".lstrip("-")
+    words = "-".join(filter(None, map(plain_name, (row.dataset or "", stem_of(row.info.path)))))
+    place = "" if part.is_whole else f"-{round(part.start * 1000):07d}ms"
+    text = words[: _LONGEST - len(place)] + place
+    return f"{text.strip('-_')}-{number:09d}".lstrip("-")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ Task = Callable[[Order], Answer]
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
 # Raised whenever the same order gives another answer.
-_WAY = 2
+_WAY = 3
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ def _in_a_process(task: Task, timeout_seconds: float, _number: int) -> Callable[
 
 
 def _key(info: VideoInfo, part: Part, *settings: object) -> str:
-    way = (_WAY, *settings)
-    text = repr((info.path, info.bytes, info.mtime_ns, part.start, part.end, way))
+    text = repr((info.path, info.bytes, info.mtime_ns, info.fps, part, _WAY, settings))
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
@@ -170,7 +169,9 @@ def encode_all(
     planned: dict[str, tuple[int, Part, str]] = {}
     for number in removal.kept():
         info = inputs.videos.row(number)
-        cuts = windows(inputs.part(number), info.duration_seconds, config.trim)
+        # A still image is copied, whole.
+        trim = replace(config.trim, window_seconds=None) if info.kind == "image" else config.trim
+        cuts = windows(inputs.part(number), info.duration_seconds, trim)
         if not cuts:
             removal.remove(number, "outside the video", f"it lasts {info.duration_seconds:.1f} s")
         for part in cuts:
