@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from PIL import Image
 from tests.data.video_files import SPECS, Spec, damage, write_image_folder, write_video
 
 from vjepa.data.manifest.check import check_manifest
@@ -38,6 +39,17 @@ def test_check(tmp_path, capsys):
     assert (report.num_ok, report.num_changed) == (4, 2)
     assert [bad.reason for bad in report.bad][1:] == ["No such file or directory"]
     assert capsys.readouterr().err == "check: 6/6 (100 %), 2 bad\n"
+
+
+def test_unusual_files_are_named_where_they_lie(tmp_path):
+    path = tmp_path / "below" / "two.tif"
+    path.parent.mkdir()
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    pages[0].save(path, save_all=True, append_images=pages[1:])
+    manifest = index_sources([path], tmp_path / "m.parquet")
+    assert manifest.table.column("path").to_pylist() == ["below/two.tif"]
+    for deep in (False, True):
+        assert [name for name, _ in check_manifest(manifest, deep=deep).notes] == [str(path)]
 
 
 def test_deep_check_finds_damage_that_a_look_at_the_packets_cannot(tmp_path):

@@ -198,6 +198,19 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed, monkeypatch
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.parquet", "set"]
 
 
+def test_a_weight_that_no_file_can_bear_costs_no_probing(tmp_path, probed):
+    good, bad = make_videos(tmp_path / "good", "a.mp4", "b.mp4"), tmp_path / "bad"
+    bad.mkdir()
+    (bad / "x.mp4").write_text("no video")
+    out = tmp_path / "m.parquet"
+    with pytest.raises(UserError, match="data set bad: has a weight, but no file of it"):
+        index_sources([good, bad], out, weights=[1, 2])
+    probed.clear()
+    assert len(index_sources([good, bad], out)) == 3
+    assert [Path(path).name for path in probed] == ["x.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "good", "m.parquet"]
+
+
 def test_a_file_that_hangs_or_crashes_the_decoder(tmp_path, monkeypatch):
     root = make_videos(tmp_path / "set", "a.mp4", "crash.mp4", "hang.mp4", "z.mp4")
     monkeypatch.setattr(inspect_module, "inspect_order", hanging_order)
@@ -234,6 +247,7 @@ def test_all_bad_is_an_error_and_leaves_the_old_manifest(tmp_path):
         ('\ufeff\n [{"path": "a.mp4"},\n{"path": "b.mp4"}]', "a JSON array"),
         ('{"path": "a.mp4"}\n{"path": "b.mp4"}', "JSON lines"),
         ("path\na.mp4\nb.mp4", "a list"),
+        ("[a] b.mp4 1\n{c} d.mp4 2", "a list"),
     ],
 )
 def test_a_list_of_files_that_are_not_there_says_as_what_it_was_read(tmp_path, text, form):

@@ -410,6 +410,8 @@ def test_a_json_array_and_other_separators(tmp_path):
     assert names(paths, tmp_path) == ["a.mp4", "b c.mp4"]
     found = labelled(write(tmp_path / "rows.csv", 'label;path\n"a; b";x, y.mp4\nc;z.mp4\n'))
     assert found == [("x, y.mp4", "a; b"), ("z.mp4", "c")]
+    for text in ("[a] b.mp4 3\n", "{a} b.mp4 3\n"):
+        assert labelled(write(tmp_path / "lines.txt", text)) == [(text[:9], "3")]
 
 
 def test_labels_of_json_are_what_is_written(tmp_path):

@@ -102,6 +102,7 @@ def test_text_lists(tmp_path: Path) -> None:
     assert _ids(tmp_path / "c.csv", "k1,5\nk2,6\n") == ["k1", "k2"]
     assert _ids(tmp_path / "d.txt", "/my videos/a b.mp4 17\n/v/c d.mp4,3\n") == ["a b", "c d"]
     assert _ids(tmp_path / "e.txt", "k1 riding a bike\nk2 3 7\n") == ["k1", "k2"]
+    assert _ids(tmp_path / "f.csv", "a.mp4,video\nb.mp4,image\n") == ["a", "b"]
 
 
 def test_the_authors_of_data_sets_lists(tmp_path: Path) -> None:
@@ -147,6 +148,8 @@ def test_a_manifest_is_compared_in_every_way(tmp_path: Path) -> None:
         ("a.json", "{", r"a\.json, row 1: not valid JSON"),
         ("a.json", '[{"x": 1}]', r"a\.json, entry 1: names no video; it needs id or"),
         ("a.parquet", "x", "cannot be read"),
+        ("a.csv", "label,video\nx,abc\n", r"a\.csv: .*\(label,video\); name .* of ids 'id'"),
+        ("a.csv", "label\tYouTube_ID\nx\tabc\n", "no column 'id' in its header"),
     ],
 )
 def test_bad_lists(name: str, text: str, message: str, tmp_path: Path) -> None:

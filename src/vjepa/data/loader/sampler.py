@@ -158,9 +158,9 @@ class VideoSources:
     ) -> None:
         """Group the rows.
 
-        `weights` are relative shares of samples; None (or all None) means by number of videos, so
-        that every video is equally likely, as the paper mixes its sets. Every usable row must have
-        the `label`.
+        `weights` are relative shares of samples; None (or all None) means by the weights of the
+        rows: where these are equal every video is equally likely, as the paper mixes its sets.
+        Every usable row must have the `label`.
         """
         if not manifests:
             raise UserError("no source of videos: name at least one manifest")

@@ -70,7 +70,7 @@ def check_manifest(
     if not deep:
         unchanged = unchanged_files(manifest, np.arange(len(manifest)))
     rows = np.argsort(~unchanged, kind="stable")  # the unchanged ones, then the others
-    found = [manifest.table.select(INFO_COLUMNS).filter(pa.array(unchanged))]
+    found = [manifest.rooted_at(None).select(INFO_COLUMNS).filter(pa.array(unchanged))]
     infos = (manifest.row(row) for row in rows[unchanged.sum() :].tolist())
     orders = (
         InspectOrder(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -202,7 +201,7 @@ def index_sources(
     finally:
         # After Ctrl-C or a failure, what was found waits beside the target for the next attempt.
         manifest = _put_together(listing, found, rows, str(target))
-        if 0 < len(manifest) < listing.num_rows:
+        if len(manifest) and (weights is not None or len(manifest) < listing.num_rows):
             manifest.write(_partial_path(target), note)
     if not (all_may_be_bad or manifest.ok.any()):
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
@@ -229,13 +228,12 @@ def _checked_names(
     for what, given in (("names", names), ("weights", weights)):
         if given is not None and len(given) != len(sources):
             raise UserError(f"{what}: {len(given)} given for {len(sources)} sources; give one each")
-    chosen = list(names or ())
-    if names is None:  # numbered where they repeat
-        stems = [Path(source).absolute().stem for source in sources]
-        total, seen = Counter(stems), Counter[str]()
-        for stem in stems:
-            seen[stem] += 1
-            chosen.append(stem if total[stem] == 1 else f"{stem}-{seen[stem]}")
+    stems = [Path(source).absolute().stem for source in sources]
+    numbered = [  # where they repeat
+        stem if stems.count(stem) == 1 else f"{stem}-{stems[: place + 1].count(stem)}"
+        for place, stem in enumerate(stems)
+    ]
+    chosen = list(names or numbered)
     if len(set(chosen)) != len(chosen):
         raise UserError(f"names: the same name twice ({', '.join(chosen)})")
     if weights is not None and not all(0 < weight < float("inf") for weight in weights):

@@ -63,6 +63,8 @@ _SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 _SUFFIX = re.compile(r"[^\s/](\.\w+)(?=[\s,;]|$)")
 _QUOTED = re.compile(r"""(["'])(.+?)\1(?=[\s,;]|$)""")
 _SEVERAL_NUMBERS = re.compile(r"-?[\d.]+([\s,;]+-?[\d.]+)+")
+# How JSON begins; a name in brackets may begin a line of text, too.
+_JSON = re.compile(r"""\s*([\[{])\s*(["'{}\]]|$)""")
 _HEADER_WORDS = frozenset(("path", "file", "filename", "video", "name"))
 # Fewer numbered images, or numbers with larger gaps, look like a collection and not like a clip.
 _LEAST_FRAMES, _LEAST_SHARE = 8, 0.8
@@ -304,8 +306,8 @@ def form_of(source: str) -> str:
     if is_media(path.name) or not path.is_file():
         return ""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.read(256).lstrip()[:1]
-    return {"[": "a JSON array", "{": "JSON lines"}.get(first, "a list")
+        json_begin = _JSON.match(file.read(256))
+    return "a list" if not json_begin else {"[": "a JSON array", "{": "JSON lines"}[json_begin[1]]
 
 
 def list_entries(
@@ -335,27 +337,30 @@ def list_entries(
 def _parse(
     path: Path, file: IO[str], columns: Sequence[str], of_ids: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    first = file.readline()
-    while first and not first.strip():
-        first = file.readline()
+    first = next(filter(str.strip, file), "")
     if not _is_text(first):
         raise UserError(
             f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8, or unpack it"
         )
     file.seek(0)
-    if first.lstrip().startswith(("{", "[")):
-        return _parse_json(path, file, columns[0], is_array=first.lstrip().startswith("["))
+    if json_begin := _JSON.match(first):
+        return _parse_json(path, file, columns[0], is_array=json_begin[1] == "[")
     for delimiter in sorted(",;\t", key=first.count, reverse=True):
         header = {name.strip().strip('"') for name in first.split(delimiter)}
         if header.intersection(columns):
             return _parse_csv(path, file, delimiter)
-    words = first.split()
-    is_header = "," in first or ";" in first or (words and words[0].lower() in _HEADER_WORDS)
-    if is_header and not of_ids and _split_line(first.strip(), path.parent) is None:
+    if of_ids:  # ids in another column than the first would not be found
+        later = {cell.strip(' "').lower() for cell in re.split("[,;\t]", first.strip())[1:]}
+        is_header = not ({*_HEADER_WORDS, *columns}.isdisjoint(later) or _ends_of_names(first))
+    else:
+        words = first.split()
+        is_header = "," in first or ";" in first or (words and words[0].lower() in _HEADER_WORDS)
+        is_header = is_header and _split_line(first.strip(), path.parent) is None
+    if is_header:
         raise UserError(
-            f"{path}: no column {columns[0]!r} in its header ({shortened(first)});"
-            f" name the column of files {columns[0]!r}, with commas between the columns, or give"
-            " lines of the form 'path label' without header"
+            f"{path}: no column {columns[0]!r} in its header ({shortened(first)}); name the column"
+            f" of {'ids' if of_ids else 'files'} {columns[0]!r}, with commas between the columns,"
+            f" or give lines of the form '{columns[0]} label' without header"
         )
     return _parse_lines(path, file, columns[0], of_ids)
 

@@ -411,7 +411,7 @@ class Manifest:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Relative probability of drawing each row, float64 [rows]; mean 1 over usable rows."""
+        """Relative probability of drawing each row, float64 [rows]."""
         return self.numeric("weight").astype(np.float64, copy=False)
 
     @property
@@ -489,12 +489,8 @@ class Manifest:
             mask &= splits.codes == splits.classes.index(split)
         usable = mask & self.ok if ok_only else mask
         if not usable.any():
-            reasons = "; ".join(
-                f"{row['path']}: {row['reason']}"
-                for row in self._table.select(["path", "reason"])
-                .take(pa.array(np.flatnonzero(mask)[:3]))
-                .to_pylist()
-            )
+            first = (self.row(row) for row in np.flatnonzero(mask)[:3].tolist())
+            reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
             raise UserError(
                 f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
                 f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
