@@ -63,12 +63,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            problem = None
-            if key is None or key_node.tag != "tag:yaml.org,2002:str":
-                problem = f"the key {key!r} is not a name"
-            elif key in seen:
-                problem = f"the key {key!r} stands twice"
-            if problem is not None:
+            is_name = key is not None and key_node.tag == "tag:yaml.org,2002:str"
+            if not is_name or key in seen:
+                problem = f"the key {key!r} {'stands twice' if is_name else 'is not a name'}"
                 raise ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(str(key))
         return super().construct_mapping(node, deep=deep)
@@ -107,11 +104,15 @@ _Dumper.add_representer(list, _Dumper.represent_list)
 
 
 def parse_value(text: str) -> object:
-    """One value of any kind; text that is no YAML stays a text."""
+    """One value of any kind, as it is typed; text that is no YAML stays a text."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         return text
+    # A name may hold " #" or ": ", which only in a file begin a comment or a group.
+    is_plain = not text.lstrip().startswith(("[", "{", '"', "'"))
+    is_changed = "#" in text or (isinstance(value, (str, dict)) and value != text.strip())
+    return text if is_plain and is_changed else value
 
 
 def parse_yaml(text: str, source: str) -> dict[str, object]:

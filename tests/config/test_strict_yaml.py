@@ -81,7 +81,12 @@ def test_what_is_written_loads_back_equal(data: dict) -> None:
 def test_one_value() -> None:
     assert parse_value("2024") == 2024
     assert parse_value("[1, x]") == [1, "x"]
-    assert parse_value("a: b: c") == "a: b: c"
+    for text in ("a: b: c", "/d/set #2/f", "#c", "/a: b", "&a b"):
+        assert parse_value(text) == text
+    assert parse_value("'x # y'") == "x # y"
+    assert [parse_value(text) for text in ("null", "~", "", "1e-3")] == [None, None, None, 1e-3]
+    assert parse_value("{a: 1} # x") == {"a": 1}
+    assert parse_value("- a") == ["a"]
 
 
 @pytest.mark.parametrize(
