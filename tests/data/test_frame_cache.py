@@ -122,6 +122,21 @@ def test_bad_videos_are_remembered_with_their_kind(manifest: Manifest, tmp_path:
     assert "did not end within" in failures[6][0]
 
 
+def test_videos_that_came_back_are_decoded_once_more(tmp_path: Path, monkeypatch) -> None:
+    """A disk was not mounted when the cache was built; a damaged file stays bad."""
+    whole = with_rows(make_manifest(tmp_path / "set", 2), [damaged(tmp_path)], tmp_path)
+    file = Path(whole.path(0))
+    file.rename(tmp_path / "away.mp4")
+    (cache,) = _caches([whole], tmp_path / "cache", num_workers=0)
+    assert [cache.failure(row) is None for row in range(3)] == [False, True, False]
+    (tmp_path / "away.mp4").rename(file)
+    (cache,) = _caches([whole], tmp_path / "cache", num_workers=0)
+    assert [cache.failure(row) is None for row in range(3)] == [True, True, False]
+    assert frames_of(cache, 0).any()
+    monkeypatch.setattr(frame_cache, "_build", None)  # calling it again would fail
+    _caches([whole], tmp_path / "cache")
+
+
 def test_a_set_that_would_be_too_large_is_decoded_from_its_files(
     manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -105,9 +105,8 @@ class BoxTable:
     @cached_property
     def keys(self) -> tuple[ImageKey, ...]:
         """The key frames that count, each once, by video and second."""
-        gone = set(self.excluded)
         found = set(zip(self.video, self.second.tolist(), strict=True))
-        return tuple(sorted(found - gone))
+        return tuple(sorted(found.difference(self.excluded)))
 
     @property
     def excluded(self) -> tuple[ImageKey, ...]:
@@ -132,8 +131,7 @@ class BoxTable:
         place = {label: number for number, label in enumerate(self.classes)}
         found = np.zeros((len(rows), len(place)), dtype=np.float32)
         for number, row in enumerate(rows.tolist()):
-            for label in self.labels[row] or ():
-                found[number, place[label]] = 1.0
+            found[number, [place[label] for label in self.labels[row] or ()]] = 1.0
         return found
 
     def truth(self) -> LabelledBoxes:
@@ -159,11 +157,8 @@ class BoxTable:
             "classes": [[label, name] for label, name in self.classes.items()],
             "evaluated": list(self.evaluated),
         }
-        columns = [
-            *(list(self.video), self.second, self.time),
-            *(self.box[:, side] for side in range(4)),
-            *(list(self.labels), self.score, list(self.source)),
-        ]
+        about_box = (self.labels, self.score, self.source)
+        columns = [self.video, self.second, self.time, *self.box.T, *about_box]
         arrays = [
             pa.array(column, type=field.type, from_pandas=True)
             for column, field in zip(columns, _SCHEMA, strict=True)
@@ -189,6 +184,7 @@ class BoxTable:
                 name: table.column(name).to_numpy().astype(np.float64)
                 for name in ("second", "time", *_SIDES, "score")
             }
+            labels = table.column("labels").to_pylist()
             found = cls(
                 source_file=str(path),
                 videos=path.absolute().parent / about["videos"],
@@ -198,10 +194,7 @@ class BoxTable:
                 second=numbers["second"],
                 time=numbers["time"],
                 box=np.stack([numbers[side] for side in _SIDES], axis=1),
-                labels=tuple(
-                    None if row is None else tuple(row)
-                    for row in table.column("labels").to_pylist()
-                ),
+                labels=tuple(None if row is None else tuple(row) for row in labels),
                 score=numbers["score"],
                 source=tuple(table.column("source").to_pylist()),
             )

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from vjepa.data.clips.crops import resize_frames, short_side_size
 from vjepa.data.clips.source import FrameSource
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.manifest.index import unchanged_files
+from vjepa.data.video.info import DecodeError, VideoInfo, within_memory
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_folder
 from vjepa.runtime.progress import Progress
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-_FORMAT = "vjepa frame cache 3"
+_FORMAT = "vjepa frame cache 4"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
 _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
@@ -54,10 +55,10 @@ class FrameCache:
         with np.load(folder / _INDEX) as index:
             self._shapes, self._offsets = index["shapes"], index["offsets"]
             self._reasons, self._kinds = index["reasons"], index["kinds"]
+            self.absent = index["absent"]  # rows whose files were not there, or were others
             rows = index["timed_rows"]
-            ends = self._shapes[rows, 0].cumsum()
             # Also without such rows there is one piece, an empty one.
-            pieces = np.split(index["times"], ends[:-1])
+            pieces = np.split(index["times"], self._shapes[rows, 0].cumsum()[:-1])
             self._times = dict(zip(rows.tolist(), pieces, strict=False))
 
     def failure(self, row: int) -> tuple[str, _Kind] | None:
@@ -98,28 +99,34 @@ def open_frame_caches(
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(base) if base else Path.home() / ".cache") / "vjepa" / "frames"
-    caches = []
+    caches: list[FrameCache] = []
     for manifest, (shapes, offsets) in zip(manifests, layouts, strict=True):
         target = folder / _name(manifest, short_side)
         try:
-            if not target.is_dir():  # what is there may lie where nothing can be written
+            if (cache := _opened(target, manifest)) is None:  # one may lie on a read-only disk
                 folder.mkdir(parents=True, exist_ok=True)
                 with _only_one_builds(folder / f"{target.name}.lock"):
-                    if not target.is_dir():
-                        _build(manifest, shapes, offsets, target, reading)
+                    cache = _opened(target, manifest)
+                    cache = cache or _build(manifest, shapes, offsets, target, reading)
         except OSError as error:
             size = f"{int(offsets[-1]) / 1e9:.3g} GB"
             raise UserError(
                 f"frame cache {target}: {size} cannot be written ({error.strerror or error}): free "
                 "space, choose another frame_cache_folder, or set frame_cache_gigabytes to 0"
             ) from error
-        try:
-            caches.append(FrameCache(target, manifest))
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            raise UserError(
-                f"frame cache {target}: damaged ({error}); delete the folder"
-            ) from error
+        caches.append(cache)
     return caches
+
+
+def _opened(folder: Path, manifest: Manifest) -> FrameCache | None:
+    """A cache that is there, unless a file that it lacks has come back, as it was indexed."""
+    if not folder.is_dir():
+        return None
+    try:
+        cache = FrameCache(folder, manifest)
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"frame cache {folder}: damaged ({error}); delete the folder") from error
+    return None if unchanged_files(manifest, cache.absent).any() else cache
 
 
 @contextmanager
@@ -178,14 +185,15 @@ def _decode(file: Path, order: _CacheOrder) -> NDArray[np.float64] | str | None:
     mapped = np.load(file, mmap_mode="r+")
     out = mapped[order.offset :][: length * height * width * 3].reshape(*order.shape, 3)
     try:
-        for frame in read_frames(order.video, np.arange(length)):
-            image = frame.image
-            if image.shape[:2] != (height, width):
-                whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-                small = resize_frames(whole, height, width, "antialias")
-                image = small[0].permute(1, 2, 0).numpy()
-            out[frame.number] = image
-        return frame_times(order.video)
+        with within_memory(order.video.path):
+            for frame in read_frames(order.video, np.arange(length)):
+                image = frame.image
+                if image.shape[:2] != (height, width):
+                    whole = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+                    small = resize_frames(whole, height, width, "antialias")
+                    image = small[0].permute(1, 2, 0).numpy()
+                out[frame.number] = image
+            return frame_times(order.video)
     except DecodeError as error:
         return error.reason
 
@@ -196,14 +204,13 @@ def _build(
     offsets: NDArray[np.int64],
     target: Path,
     reading: ReadingConfig,
-) -> None:
+) -> FrameCache:
     """Decode everything into a folder aside, then rename it."""
-    for left_by_a_kill in target.parent.glob(f"{target.name}.*/"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    reasons, kinds = [""] * len(manifest), np.zeros(len(manifest), dtype=np.int8)
+    for old in target.parent.glob(f"{target.name}*/"):  # or left by a kill
+        shutil.rmtree(old, ignore_errors=True)
+    reasons = ["" if ok else "marked as unusable in the manifest" for ok in manifest.ok.tolist()]
+    kinds = np.zeros(len(manifest), dtype=np.int8)
     times: dict[int, NDArray[np.float64]] = {}
-    for row in np.flatnonzero(~manifest.ok):
-        reasons[row] = "marked as unusable in the manifest"
     rows = np.flatnonzero(manifest.ok).tolist()
     orders = (
         _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
@@ -232,12 +239,15 @@ def _build(
                 elif outcome.value is not None:
                     times[order.row] = outcome.value
                 progress.update(done)
+        failed = np.array([row for row in rows if reasons[row]], dtype=np.int64)
         np.savez(
             aside / _INDEX,
             shapes=shapes,
             offsets=offsets,
             reasons=np.array(reasons, dtype=np.str_),
             kinds=kinds,
+            absent=failed[~unchanged_files(manifest, failed)],
             times=np.concatenate([np.zeros(0), *times.values()]),
             timed_rows=np.array(list(times), dtype=np.int64),
         )
+    return FrameCache(target, manifest)

@@ -110,6 +110,22 @@ def test_short_videos_follow_their_policy() -> None:
         take("error", stride=2)
 
 
+@pytest.mark.parametrize(
+    ("placement", "sampling", "takes"),
+    [("reference", "reference", 32), ("strided", "exact", 29), ("centre", "uniform", 8)],
+)
+def test_a_short_video_is_an_error_wherever_its_clips_are(
+    placement: str, sampling: str, takes: int
+) -> None:
+    config = ClipConfig(num_frames=8, sampling=sampling, short_video="error")
+    assert segment_indices(config, takes, 30.0, 2, placement).shape == (2, 8)
+    message = f"{takes - 1} frames, a clip takes {takes}"
+    with pytest.raises(ValueError, match=message):
+        segment_indices(config, takes - 1, 30.0, 2, placement)
+    with pytest.raises(ValueError, match=message):
+        clip_indices(config, takes - 1, 30.0, 0.5)
+
+
 def test_a_still_image_is_repeated() -> None:
     for spacing in ({"stride": 4}, {"stride": None, "fps": 4.0}):
         assert clip_indices(ClipConfig(**spacing), 1, 0.0, 0.5).tolist() == [0] * 16

@@ -247,6 +247,20 @@ def test_a_clip_that_needs_too_much_memory_is_bad(manifest: Manifest) -> None:
         next(iter(loader.batches(0, 1)))
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate"), RuntimeError("DefaultCPUAllocator: can't")]
+)
+def test_a_video_that_memory_does_not_suffice_for_is_bad(
+    manifest: Manifest, monkeypatch, error: Exception
+) -> None:
+    def resize(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("vjepa.data.clips.cut.resize_frames", resize)
+    with pytest.raises(UserError, match="out of memory while reading it"):
+        _take([manifest], 0, 1)
+
+
 def test_short_videos_can_be_bad(manifest: Manifest) -> None:
     clip = ClipConfig(num_frames=8, stride=2, short_video="error")
     batches = _take([manifest], 0, 8, clip=clip, max_bad_fraction=1.0)

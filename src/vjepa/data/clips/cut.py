@@ -12,7 +12,7 @@ from torch import Tensor
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.clips.source import Source
-from vjepa.data.video.info import Box, enter_stage
+from vjepa.data.video.info import Box, enter_stage, within_memory
 
 
 def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
@@ -25,15 +25,15 @@ def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
     for number, plan in enumerate(plans):
         key = (plan.frames.tobytes(), plan.box, plan.before, plan.resize_to, plan.resize)
         groups.setdefault(key, []).append(number)
-    firsts = [plans[members[0]] for members in groups.values()]
     parts = [
         # Of a still clip one frame is read.
         (plan.frames[: 1 if np.ptp(plan.frames) == 0 else None], None if plan.before else plan.box)
-        for plan in firsts
+        for plan in (plans[members[0]] for members in groups.values())
     ]
-    for members, part in zip(groups.values(), source.read(parts), strict=True):
-        enter_stage("crop")
-        cut_part(part, [plans[number] for number in members], [out[number] for number in members])
+    with within_memory(source.path):
+        for members, part in zip(groups.values(), source.read(parts), strict=True):
+            enter_stage("crop")
+            cut_part(part, [plans[n] for n in members], [out[n] for n in members])
     enter_stage("rest")
 
 

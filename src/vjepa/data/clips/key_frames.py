@@ -103,13 +103,9 @@ def plan_moment(moment: Moment, source: Source) -> ClipPlan:
     short = round(1.0 / (1.0 / high + float(u[0]) * (1.0 / low - 1.0 / high)))
     resized = short_side_size(height, width, short)
     top, left = (int(u[axis + 1] * (resized[axis] - view.crop_size + 1)) for axis in range(2))
-    return ClipPlan(
-        frames=frames,
-        resize_to=resized,
-        resize=view.resize,
-        crop=(top, left, view.crop_size, view.crop_size),
-        flip=bool(view.horizontal_flip and u[3] < 0.5),
-    )
+    crop = (top, left, view.crop_size, view.crop_size)
+    flip = bool(view.horizontal_flip and u[3] < 0.5)
+    return ClipPlan(frames=frames, resize_to=resized, resize=view.resize, crop=crop, flip=flip)
 
 
 def moved_boxes(

@@ -80,6 +80,12 @@ class ClipConfig:
         """Whether frames are taken by the times at which they are shown."""
         return self.stride is None
 
+    def check_length(self, length: int, window: float) -> None:
+        """ValueError: a video has fewer frames than a clip takes, which is to be an error."""
+        if self.short_video == "error" and length < window:
+            takes = f"a clip takes {window:g} (short_video: error)"
+            raise ValueError(f"the video has {length} frames, {takes}")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ClipPlan:
@@ -211,10 +217,7 @@ def short_clip(
     config: ClipConfig, spacing: _Spacing, length: int, shown: NDArray[np.float64] | None
 ) -> NDArray[np.int64]:
     """Frames [T] of a clip from a video of `length` frames that is shorter than the clip."""
-    if config.short_video == "error":
-        raise ValueError(
-            f"the video has {length} frames, a clip takes {spacing.window:g} (short_video: error)"
-        )
+    config.check_length(length, spacing.window)
     if config.short_video == "stretch":
         steps = np.arange(config.num_frames, dtype=np.int64) * length
         return frames_at(steps / config.num_frames, length, shown)
@@ -276,6 +279,7 @@ def uniform_places(
     config: ClipConfig, length: int, phase: float | NDArray[np.float64]
 ) -> NDArray[np.int64]:
     """A frame of each of T equal parts of a video, at a place [..., T] or one in [0, 1) of each."""
+    config.check_length(length, config.num_frames)
     places = (np.arange(config.num_frames) + phase) * (length / config.num_frames)
     return np.minimum(np.floor(places).astype(np.int64), length - 1)
 

@@ -46,7 +46,8 @@ def segment_indices(
     With `sampling: uniform` the S clips take, of each of T parts, a frame at s / S of it; one clip
     the frame in its middle.
 
-    A short video follows its policy and all S clips are the same. `u`, float64 [S] in [0, 1), goes
+    A short video follows its policy and all S clips are the same; with ``reference``, ``strided``
+    and `sampling: uniform` it is only told whether it is an error. `u`, float64 [S] in [0, 1), goes
     with ``random`` and, as in probe training, with ``reference``; all else as in
     :func:`clip_indices`. Returns int64 [S, T], each in [0, L).
     """
@@ -55,6 +56,7 @@ def segment_indices(
     if placement == "reference":
         if config.stride is None or config.sampling != "reference":
             raise ValueError("placement reference needs a stride with sampling: reference")
+        config.check_length(num_frames_in_video, config.num_frames * config.stride)
         return reference_segments(
             num_frames_in_video, config.num_frames, config.stride, num_segments, u=u
         )
@@ -65,6 +67,7 @@ def segment_indices(
         if config.stride is None:
             raise ValueError("placement strided needs a stride")
         listed, count = np.arange(0, num_frames_in_video, config.stride), config.num_frames
+        config.check_length(num_frames_in_video, (count - 1) * config.stride + 1)
         free, gaps = max(0, len(listed) - count), max(1, num_segments - 1)
         starts = np.arange(num_segments) * free // gaps if num_segments > 1 else [free // 2]
         return listed[np.minimum(np.add.outer(starts, np.arange(count)), len(listed) - 1)]

@@ -70,7 +70,8 @@ class ViewConfig:
     the video's first frame to its last; `strided`: so along every stride-th frame, as public
     fine-tuning programs test; `reference`: at the start of each segment, as the released
     code with its random numbers at 0; `reference_random`: at a random place of each segment, which
-    is what the released code does, here drawn once for each file name."""
+    is what the released code does, here drawn once for each file name. The last three have a way of
+    their own with a short video; of `data.clip.short_video` only `error` counts there."""
 
     def __post_init__(self) -> None:
         if self.short_side is not None and self.short_side < self.crop_size:
@@ -213,8 +214,9 @@ def plan_augmented(
         resize=view.resize,
     )
     boxes, flips = draw_crops(source.height, source.width, crop, crop_u)
-    plans = []
-    for number, frames in enumerate(segments):
+    size, plans = (view.crop_size, view.crop_size), []
+    for number, (frames, box, flip) in enumerate(zip(segments, boxes, flips, strict=True)):
+        plan = ClipPlan(frames=frames, box=box, resize_to=size, resize=view.resize, flip=flip)
         before: tuple[Change, ...] = ()
         after: tuple[Change, ...] = ()
         if augment.policy == "released":
@@ -224,17 +226,7 @@ def plan_augmented(
         if augment.policy in ("released", "image_released"):
             seed = derive_seed(augment.seed, f"{stream}/noise/{number}", row)
             after = (*after, partial(erase_box, u=erase_u[number], noise_seed=seed))
-        plans.append(
-            ClipPlan(
-                frames=frames,
-                before=before,
-                box=boxes[number],
-                resize_to=(view.crop_size, view.crop_size),
-                resize=view.resize,
-                flip=flips[number],
-                after=after,
-            )
-        )
+        plans.append(replace(plan, before=before, after=after))
     return plans
 
 

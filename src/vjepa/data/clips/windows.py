@@ -19,7 +19,7 @@ from vjepa.data.clips.crops import Resize, centre_of, short_side_size, usual_sho
 from vjepa.data.clips.cut import cut_part
 from vjepa.data.clips.plan import ClipConfig, ClipPlan, indices_from
 from vjepa.data.clips.source import VideoSource
-from vjepa.data.video.info import Box, DecodeError, VideoInfo
+from vjepa.data.video.info import Box, DecodeError, VideoInfo, within_memory
 from vjepa.runtime.workers import WorkerPool
 
 _ROUNDING = 1e-6  # frames; as in the sampling of clips
@@ -305,20 +305,21 @@ def read_part(part: FramePart) -> tuple[NDArray[np.uint8], NDArray[np.float64]] 
 
     plan, count = part.plan, len(part.numbers)
     try:
-        out = torch.empty(count, 3, 1, *plan.size, dtype=torch.uint8)
-        seconds = np.empty(count)
-        previous = None
-        for place, frame in enumerate(read_frames(part.info, part.numbers)):
-            # A repeated frame (still image, padding) comes as the same array: resize it once.
-            if frame.image is previous:
-                out[place] = out[place - 1]
-            else:
-                image = np.require(frame.image, requirements="CW")
-                cut_part(image[None], [plan], [out[place]])
-            previous, seconds[place] = frame.image, frame.seconds
+        with within_memory(part.info.path):
+            out = torch.empty(count, 3, 1, *plan.size, dtype=torch.uint8)
+            seconds = np.empty(count)
+            previous = None
+            for place, frame in enumerate(read_frames(part.info, part.numbers)):
+                # A repeated frame (still image, padding) comes as the same array: resize it once.
+                if frame.image is previous:
+                    out[place] = out[place - 1]
+                else:
+                    image = np.require(frame.image, requirements="CW")
+                    cut_part(image[None], [plan], [out[place]])
+                previous, seconds[place] = frame.image, frame.seconds
     except DecodeError as error:
         return error.reason
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError) as error:
         # What foreign bytes make of a decoder or resizer: this file's failure, not the job's.
         return f"{type(error).__name__}: {error}"
     return out[:, :, 0].numpy(), seconds

@@ -181,14 +181,10 @@ class ClipLoader(ClipReader):
         starts = np.flatnonzero(np.diff(samples.slots, prepend=-1))
         for start, end in zip(starts, np.append(starts[1:], self._own), strict=True):
             source, row = plan.places[start].tolist()
+            clips = slice(int(start), int(end))
+            slot, group = int(samples.slots[start]), int(samples.sources[start])
             job = VideoJob(
-                self._video(source, row),
-                source,
-                row,
-                slice(int(start), int(end)),
-                ordinals[start:end],
-                slot=int(samples.slots[start]),
-                group=int(samples.sources[start]),
+                self._video(source, row), source, row, clips, ordinals[start:end], slot, group
             )
             if self.bad_videos.is_dangerous(job.video.path):
                 job = self.replace(plan, job, _DANGEROUS)

@@ -134,11 +134,8 @@ def decode_parts(info: VideoInfo, parts: Sequence[Part]) -> list[DecodedClip]:
     for numbers, box in parts:
         top, left, height, width = box or (0, 0, info.height, info.width)
         rows, columns = slice(top, top + height), slice(left, left + width)
-        try:
+        with naming_the_file(info.path):
             frames = np.empty((len(numbers), height, width, 3), dtype=np.uint8)
-        except MemoryError as error:
-            reason = f"{len(wanted)} frames of it do not fit in memory"
-            raise DecodeError(info.path, reason) from error
         clips.append(DecodedClip(frames, np.zeros(len(numbers))))
         targets.extend((clips[-1], t, rows, columns) for t in range(len(numbers)))
     order = np.argsort(wanted)

@@ -66,7 +66,7 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         if (wide, high) != (width, height):
             other = f"{Path(path).name} has {wide} x {high} pixels"
             raise DecodeError(info.path, f"{other}, {Path(paths[0]).name} {width} x {height}")
-    read_image(paths[0])
+    _read_image(paths[0])
     with _open_image(paths[0]) as image:  # counting the others would need them undamaged
         has_others = info.kind == "image" and getattr(image, "is_animated", False)
     return replace(
@@ -102,10 +102,10 @@ def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray
                 f"has {len(paths)} images, {info.num_frames} when indexed; index it again",
             )
     for number in numbers.tolist():
-        yield read_image(paths[number], (info.width, info.height))
+        yield _read_image(paths[number], (info.width, info.height))
 
 
-def read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def _read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """One image file, upright by its EXIF orientation, as uint8 [H, W, 3]; alpha over black.
 
     Raises:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import PurePath
@@ -71,6 +72,18 @@ class DecodeError(UserError):
     def __str__(self) -> str:
         remedy = "" if "; " in self.reason else "; give another file"
         return f"{self.path}: {self.reason}{remedy}"
+
+
+@contextmanager
+def within_memory(path: str) -> Generator[None]:
+    """A file for whose frames the memory of a process does not suffice is bad: a DecodeError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class for it on a CPU.
+        if isinstance(error, RuntimeError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise DecodeError(path, "out of memory while reading it") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
