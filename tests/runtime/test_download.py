@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import ssl
 import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.request import OpenerDirector
 
 import numpy as np
 import pytest
@@ -54,6 +58,26 @@ def test_a_transfer_that_breaks_goes_on_where_it_was(web: Web, tmp_path: Path) -
     assert starts[2] == starts[3] == "bytes=1000000-"
     assert starts[4] == "bytes=1700000-"
     assert _left(tmp_path) == ["model.pth"]
+
+
+def test_whatever_breaks_the_connection_is_tried_again(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaking(cls: type, name: str, *errors: OSError) -> list[OSError]:
+        left, do = list(errors), getattr(cls, name)
+
+        def broken(*args: object, **options: object) -> object:
+            if left:
+                raise left.pop()
+            return do(*args, **options)
+
+        monkeypatch.setattr(cls, name, broken)
+        return left
+
+    ssl_error, unreachable = ssl.SSLError(1, "bad record"), OSError(errno.ENETUNREACH, "away")
+    left = breaking(OpenerDirector, "open", ssl_error), breaking(HTTPResponse, "read", unreachable)
+    assert _get(web, tmp_path) == SUM
+    assert not any(left)
 
 
 def test_a_later_call_goes_on_and_so_it_does_after_ctrl_c(

@@ -65,10 +65,11 @@ def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(file=terminal, force_terminal=True, width=160)
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress_module, "shared_console", lambda: console)
-    with Progress("pretrain", 10, completed=4) as progress:
-        progress.update(7, "loss 0.5")
+    with Progress("pretrain [red]", 10, completed=4) as progress:
+        progress.update(7, "loss [0.5] [x]")
         progress.update(8)
-    assert all(text in terminal.getvalue() for text in ("pretrain", "8/10", "loss 0.5"))
+    for text in ("pretrain [red]", "8/10", "loss [0.5] [x]"):
+        assert text in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -96,7 +96,8 @@ def serving() -> Generator[Web]:
                 self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             cut = web.cuts.pop(0) if web.cuts else len(content)
-            self.wfile.write(content[start : start + cut])
+            with suppress(ConnectionError):  # who asked may have gone
+                self.wfile.write(content[start : start + cut])
 
         def log_message(self, *_: Any) -> None:
             """Be quiet."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, Any, cast
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
@@ -28,11 +28,9 @@ from vjepa.version import __version__
 
 _BLOCK = 1 << 20
 _SECONDS_OF_SILENCE = 60.0
-_ATTEMPTS = 6
-"""In a row without a single byte."""
+_ATTEMPTS = 6  # in a row without a single byte
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
-"""Answers of a server that may be another one a moment later."""
+_PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))  # answers that may soon be others
 
 
 @dataclass
@@ -49,8 +47,7 @@ class _Source:
 class _Redirects(HTTPRedirectHandler):
     """Follows redirections, hides the caller's token from other hosts, keeps a checksum."""
 
-    def __init__(self) -> None:
-        self.sha256 = ""
+    sha256 = ""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -98,7 +95,7 @@ def download(
             try:
                 source = _fetch(url, part, about, token, progress)
                 break
-            except (URLError, HTTPException, ConnectionError, TimeoutError) as error:
+            except (HTTPException, ConnectionError) as error:
                 grown = (part.stat().st_size if part.exists() else 0) > before
                 fruitless = 0 if grown else fruitless + 1
                 if fruitless == _ATTEMPTS:
@@ -167,13 +164,11 @@ def _append(
         with part.open("r+b" if have else "wb") as file:
             file.truncate(have)
             file.seek(have)
-            while block := answer.read(_BLOCK):
+            while block := _block(answer):
                 file.write(block)
                 have += len(block)
                 done, total = -(-have // 10**6), None if size is None else -(-size // 10**6)
                 progress.update(done, "MB" if total else f"{done} MB", total)
-    except (HTTPException, ConnectionError, TimeoutError):
-        raise
     except OSError as error:
         if error.errno in DISK_FULL:
             raise UserError(
@@ -182,6 +177,14 @@ def _append(
             ) from error
         raise
     return have
+
+
+def _block(answer: HTTPResponse) -> bytes:
+    """What comes next; whatever breaks this is the connection, and not the disk."""
+    try:
+        return answer.read(_BLOCK)
+    except OSError as error:
+        raise ConnectionError(_reason(error)) from error
 
 
 def _known(url: str, part: Path, about: Path) -> tuple[_Source, int]:
@@ -218,6 +221,8 @@ def _answer(opener: OpenerDirector, request: Request) -> Generator[HTTPResponse 
             f"{request.full_url}: {error.code} {error.reason}: {remedy}; or fetch it by other "
             "means and give its path"
         ) from error
+    except OSError as error:
+        raise ConnectionError(_reason(error)) from error
     with answer:
         yield answer
 

@@ -102,8 +102,7 @@ def _decoder() -> Finding:
         readable = ", ".join(name for name in wanted if name in module.codecs_available)
     except (ImportError, OSError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = f"installed, but its import fails: {reason}"
-        return Finding("av", None, "reading videos", remedy)
+        return Finding("av", None, "reading videos", f"installed, but its import fails: {reason}")
     found = f"{module.__version__} (libavcodec {codec}; reads {readable})"
     return Finding("av", found, "reading videos")
 

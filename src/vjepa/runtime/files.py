@@ -31,9 +31,8 @@ DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 
 def unwritable(path: Path | str, error: OSError) -> UserError:
     """What a user is told when the system does not let a file or folder be written."""
-    remedy = "choose another --out"
-    if error.errno in DISK_FULL:
-        remedy = "free some space and run the same command again"
+    is_full = error.errno in DISK_FULL
+    remedy = "free some space and run the same command again" if is_full else "choose another --out"
     reason = error.strerror or str(error)
     if isinstance(error, FileExistsError):
         reason = "a file is where a folder should be"

@@ -47,8 +47,7 @@ def configure_logging(verbose: bool = False, stream: TextIO | None = None) -> No
     stderr gets rich's colours if it is a terminal. `verbose` shows debug lines too.
     """
     logger = logging.getLogger("vjepa")
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
+    logger.handlers.clear()
     stream = stream or sys.stderr
     if stream is sys.stderr and stream.isatty():
         from rich.logging import RichHandler

@@ -38,13 +38,13 @@ class Progress:
             from rich import progress as rich
 
             self._bars = rich.Progress(
-                rich.TextColumn("{task.description}"),
+                rich.TextColumn("{task.description}", markup=False),
                 rich.BarColumn(),
                 rich.MofNCompleteColumn(),
                 rich.TimeElapsedColumn(),
                 rich.TextColumn("left"),
                 rich.TimeRemainingColumn(),
-                rich.TextColumn("{task.fields[note]}"),
+                rich.TextColumn("{task.fields[note]}", markup=False),
                 console=shared_console(),
                 # Four times a second is enough for the eye and costs no measurable time.
                 refresh_per_second=4,
