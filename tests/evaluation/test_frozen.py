@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from vjepa.evaluation.frozen import (
     FeatureExtractor,
     FeatureSet,
     FrozenEncoder,
+    data_hash,
     settings_hash,
     weights_hash,
 )
@@ -280,3 +281,12 @@ def test_settings_hash_ignores_order_only() -> None:
     assert settings_hash({"a": 1}) != settings_hash({"a": 2})
     with pytest.raises(ValueError):
         settings_hash({"a": float("nan")})
+
+
+def test_features_of_image_folders_go_with_the_rate_they_were_indexed_at() -> None:
+    def hashed(kind: Literal["video", "image_folder"], fps: float) -> str:
+        info = VideoInfo(path="/v", kind=kind, num_frames=9, fps=fps)
+        return data_hash(Manifest.from_rows([ManifestRow(info=info)], Path("/")), np.array([0]))
+
+    assert hashed("image_folder", 24.0) != hashed("image_folder", 30.0)
+    assert hashed("video", 24.0) == hashed("video", 30.0)  # told by its bytes
