@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,12 @@ from vjepa.config import dump_yaml, load_config
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain, pretrain_room
 from vjepa.jobs.pretrain import PretrainConfig
-from vjepa.jobs.pretrain_room import check_room, memory_needed, sized_as_source
+from vjepa.jobs.pretrain_room import (
+    check_room,
+    check_same_run,
+    memory_needed,
+    sized_as_source,
+)
 from vjepa.models import VJEPA
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.runtime.distributed import ProcessGroup
@@ -255,6 +261,8 @@ def test_training_starts_from_everything_that_is_read(manifest: Path, tmp_path: 
             "image_size: 20 must be",
         ),
         (("masking.masks=[{}]", "continue_from=nowhere"), "nowhere: no such.*demo"),
+        (("continue_from.num_heads=7",), "heads, not 7; leave num_heads out"),
+        (("continue_from={path: demo, step: 9}",), "step: .*demo is weights alone, which start"),
     ],
 )
 def test_what_cannot_be_continued_is_told(
@@ -426,6 +434,17 @@ def test_what_the_loader_takes_is_counted_where_it_works(
         config = load_config(PretrainConfig, ["small"], changes, "pretrain")
         check_room(config, tmp_path, torch.device("cpu"), ProcessGroup())
         assert ("workers 0.4, clips that wait 0." in caplog.text) == said
+
+
+def test_what_a_smaller_machine_needs_may_change_when_a_run_goes_on(finished: Path) -> None:
+    """The remedies that are named where memory or hours do not suffice, in a run that has begun."""
+    stored = load_config(PretrainConfig, [finished / "config.yaml"])
+    less = {"activation_checkpointing": True, "max_gigabytes": 3.0, "longest_hours": 2.0}
+    asked = replace(stored, training=replace(stored.training, **less))
+    assert check_same_run(asked, finished) == stored
+    other = replace(stored, training=replace(stored.training, precision="bfloat16"))
+    with pytest.raises(UserError, match="holds a run with another config"):
+        check_same_run(other, finished)
 
 
 def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:

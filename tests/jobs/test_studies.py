@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -313,6 +314,30 @@ def test_a_wrong_declaration_is_refused(tmp_path: Path) -> None:
     path.write_text("title: x\nquestion: y\nscale: {}\nscales: {}\n")
     with pytest.raises(UserError, match=r"mine\.yaml: scale: "):
         load_study(str(path))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("usual: {}", "usual: {pretain: {seed: 1}}", "x: usual/pretain: no such variant or step"),
+        ("job: pretrain", "like: nosuch", "x: step pretrain: give job, or like with a step of"),
+        ("job: pretrain", "minutes: 1", "x: step pretrain: give job, or like with a step of"),
+        ("seed: 1", "continue_from: '{pretrain}'", "x: usual/pretrain: needs itself"),
+    ],
+)
+def test_a_declaration_whose_names_lead_nowhere_is_refused(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    text = (
+        "title: x\nquestion: y\nvariants: {usual: {}}\nscales:\n  cpu:\n    about: z\n"
+        "    sets: {vizdoom: [motion]}\n    steps: {pretrain: {job: pretrain, settings: {seed: 1}}}"
+    )
+    path = tmp_path / "mine.yaml"
+    for now in (text, text.replace(before, after)):
+        path.write_text(now)
+        study = load_study(str(path))
+        with nullcontext() if now == text else pytest.raises(UserError, match=message):
+            Grid(study, "cpu", {"vizdoom": "/films.parquet"}, ())
 
 
 def test_all_scales_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

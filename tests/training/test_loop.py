@@ -653,3 +653,22 @@ def test_checkpoints_in_the_background_are_the_same(tmp_path: Path) -> None:
         for trainer in (plain, again)
     )
     assert all(torch.equal(v, theirs[name][k]) for name in ours for k, v in ours[name].items())
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What writes it would end with the process."""
+
+    class Broken(ToyData):
+        def batch(self, step: int) -> ToyBatch:
+            if step == 6:
+                raise UserError("too many bad videos")
+            return super().batch(step)
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *args: time.sleep(0.3) or rename(*args))
+    training = replace(TRAINING, async_checkpoint=True)
+    with pytest.raises(UserError, match="too many bad videos"):
+        make_trainer(tmp_path, data=Broken(), training=training).fit()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]

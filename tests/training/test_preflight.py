@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +121,13 @@ def test_a_long_update_is_known_from_a_few_clips(
     result = preflight.seconds_of_part(compute, clips, lambda seconds: seconds)
     assert result == (found if found is None else (pytest.approx(found[0]), found[1]))
     assert asked == computed
+
+
+def test_processes_with_uneven_parts_of_a_batch_measure_as_often() -> None:
+    """Of 8 and 7 key frames: those of the second would wait for the first for ever."""
+    group = SimpleNamespace(gather=lambda value: [value, 7 if value == 8 else value])
+    learner: Any = SimpleNamespace(group=group)  # nothing else of it is looked at
+    assert preflight.time_a_part(learner, SimpleNamespace(), 8) is None
 
 
 @pytest.mark.parametrize(

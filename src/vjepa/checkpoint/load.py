@@ -198,7 +198,7 @@ def _is_ours(path: str | Path) -> bool:
 def read_sizes(path: str | Path, num_heads: int | None = None) -> ModelConfig:
     """The sizes of the model that :func:`read_model` would read."""
     about = described(path) if not is_hub(path) and _is_ours(path) else None
-    if about is not None:
+    if about is not None and num_heads in (None, about.model.encoder.heads):
         return about.model
     held = _open(path, Asked(num_heads=num_heads))
     assert held.predictor is not None

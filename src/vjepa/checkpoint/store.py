@@ -148,13 +148,17 @@ class CheckpointStore:
             write(self._group)
         return self.path(step)
 
-    def finish(self) -> None:
-        """Wait until nothing is being written; a failure in any process is raised in all."""
+    def finish(self, *, together: bool = True) -> None:
+        """Wait until nothing is being written; a failure in any process is raised in all.
+
+        Not `together`, where the others do not come to this: a failure has been said in the log.
+        """
         if self._thread is None:
             return
         self._thread.join()
-        self._thread = None
-        failure = self._failure
+        self._thread, failure = None, self._failure
+        if not together:
+            return
         if failure is not None and not isinstance(failure, UserError):
             raise failure
         self._group.agree([] if failure is None else [str(failure)])

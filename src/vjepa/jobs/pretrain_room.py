@@ -45,16 +45,15 @@ MAY_CHANGE = (
     "data.loader.frame_cache_folder",
     "training.device",
     "training.num_threads",
-    "training.max_minutes",
-    "training.max_cpu_minutes",
+    "training.activation_checkpointing",
+    "training.longest_hours",
+    "training.max_",
     "training.log_every_steps",
     "training.checkpoint_every_steps",
     "training.async_checkpoint",
     "training.keep_",
 )
 """Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
-_MAY_GROW = ("optim.steps", "training.max_minutes", "training.max_cpu_minutes")
-"""Fields that make a run longer."""
 
 
 def memory_needed(
@@ -174,7 +173,7 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
 
 
 def check_same_run(
-    config: Config, out: Path, allowed: tuple[str, ...] = MAY_CHANGE + _MAY_GROW
+    config: Config, out: Path, allowed: tuple[str, ...] = (*MAY_CHANGE, "optim.steps")
 ) -> Config:
     """Make sure that the run in `out` is this very run, perhaps made longer; its config.
 

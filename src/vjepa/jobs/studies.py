@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
+from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, get_args
@@ -225,10 +226,12 @@ class Grid:
         self.known_files = {one.file for one in self.common.sets.values() if one.file is not None}
         """Names of the files that this study asks for, or the sets and steps that all share."""
         self.known_files |= set(re.findall(r"{files\.(.+?)}", f"{study} {self.common}"))
-        for seed in self.plan.seeds:
-            for videos in self.plan.sets:
-                for variant in self.variants:
-                    self._add_cells(videos, variant, seed)
+        known = {step for plan in study.scales.values() for step in plan.steps}
+        for variant, changed in self.variants.items():
+            if unknown := [step for step in changed if step not in known]:
+                raise UserError(f"{study.title}: {variant}/{unknown[0]}: no such variant or step")
+        for seed, videos, variant in product(self.plan.seeds, self.plan.sets, self.variants):
+            self._add_cells(videos, variant, seed)
 
     def _add_cells(self, videos: str, variant: str, seed: int) -> None:
         try:
@@ -253,11 +256,13 @@ class Grid:
 
     def _step(self, name: str) -> Step:
         step = self.plan.steps[name]
-        if step.like is None:
-            return step
-        base = self.common.steps[step.like]
+        base = step if step.like is None else self.common.steps.get(step.like)
+        if base is None or (job := step.job or base.job) is None:
+            raise UserError(
+                f"{self.study.title}: step {name}: give job, or like with a step of {COMMON}.yaml"
+            )
         return Step(
-            job=base.job,
+            job=job,
             recipes=step.recipes or base.recipes,
             settings=base.settings | step.settings,
             minutes=step.minutes or base.minutes,
@@ -275,10 +280,14 @@ class Grid:
         of_user = self._by_step.get(name, {})
         return {"recipes": list(step.recipes)} | step.settings | of_set | own | changed | of_user
 
-    def _job(self, videos: str, variant: str, name: str, label: str, seed: int) -> str:
-        """The id of a step's job; it and those before it are added."""
+    def _job(
+        self, videos: str, variant: str, name: str, label: str, seed: int, above: tuple = ()
+    ) -> str:
+        """The id of a step's job; it and those before it are added; `above` need it."""
         if variant not in self.variants or name not in self.plan.steps:
             raise UserError(f"{self.study.title}: {variant}/{name}: no such variant or step")
+        if (here := (variant, name)) in above:
+            raise UserError(f"{self.study.title}: {variant}/{name}: needs itself")
         needs: list[str] = []
 
         def filled(text: str) -> Any:
@@ -295,7 +304,7 @@ class Grid:
                 needs.extend(needed)
                 return str(Path(manifest).parent) if text == "data.folder" else manifest
             other, _, step = text.rpartition("/")
-            job = self._job(videos, other or variant, step, label, seed)
+            job = self._job(videos, other or variant, step, label, seed, (*above, here))
             needs.append(job)
             return f"{OUT}/jobs/{job}"
 
@@ -331,7 +340,7 @@ class Grid:
         digest = hashlib.sha256(declared.encode()).hexdigest()
         job = f"{command.replace(' ', '-')}-{digest[:10]}"
         if job not in self.jobs:
-            recipes, cls = settings.pop("recipes", ()), config_class(command)
+            recipes, cls = settings.pop("recipes", None) or (), config_class(command)
             config = load_config(cls, recipes, settings, COMMANDS[command][1])
             limits = [settings[name] for name in _MINUTES if settings.get(name)]
             self.jobs[job] = Job(

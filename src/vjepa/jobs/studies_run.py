@@ -79,12 +79,8 @@ def open_grid(
     for key, path in given.items():
         if not Path(path).exists():
             raise UserError(f"--files {key}={path}: no such file")
-    made = Grid(
-        study,
-        scale,
-        stored.get("files", {}) | given,
-        tuple(changes) or tuple(stored.get("changes", ())),
-    )
+    named = stored.get("files", {}) | given
+    made = Grid(study, scale, named, tuple(changes or stored.get("changes", ())))
     if unknown := sorted(given.keys() - made.known_files):
         near = nearest(unknown[0], made.known_files)
         hint = f"did you mean {near}? " if near else ""
@@ -162,11 +158,8 @@ def command_of(job: Job, out: Path) -> list[str]:
 def claimed(name: str, grid: Grid, out: Path) -> Generator[None]:
     """Hold a study's folder, and note in it what the user has given."""
     with claimed_folder(out, JOB):
-        state = _state(out)
-        state[f"{Path(name).stem}-{grid.scale}"] = {
-            "files": dict(grid.files),
-            "changes": list(grid.changes),
-        }
+        given = {"files": dict(grid.files), "changes": list(grid.changes)}
+        state = _state(out) | {f"{Path(name).stem}-{grid.scale}": given}
         atomic_write(out / STATE_FILE, json.dumps(state, indent=1) + "\n")
         yield
 

@@ -125,7 +125,7 @@ def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] |
     as much, as FSDP needs it.
     """
     images = getattr(batch, "images", None)  # beside the clips: each part must have one
-    most = clips if images is None else min(clips, len(images.clips))
+    most = min(learner.group.gather(clips if images is None else min(clips, len(images.clips))))
 
     def compute(number: int) -> None:
         with learner.setup.autocast():

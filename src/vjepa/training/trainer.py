@@ -234,8 +234,8 @@ class Trainer:
                     self._log_window()
                 if self._completed != self._saved_step:
                     self._save()
-            except TrainingStopped:
-                self._finish_saving()
+            except UserError as error:  # what is being written is written to its end
+                self._finish_saving(together=isinstance(error, TrainingStopped))
                 raise
             self._finish_saving()
         return self._result(request)
@@ -370,9 +370,9 @@ class Trainer:
         self._checkpoint = self.store.save(self._completed, modules, optimizer, self.about, extra)
         self._saved_step = self._completed
 
-    def _finish_saving(self) -> None:
+    def _finish_saving(self, *, together: bool = True) -> None:
         if self.store is not None:
-            self.store.finish()
+            self.store.finish(together=together)
 
     def _resume(self) -> None:
         if self.store is None:
