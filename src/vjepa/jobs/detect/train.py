@@ -37,7 +37,7 @@ from vjepa.jobs.detect.detector import (
     test_rows,
 )
 from vjepa.jobs.pretrain import LOG_FOLDER
-from vjepa.jobs.pretrain_room import same_config
+from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
@@ -97,7 +97,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
             if (out / RESULT_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
             if has_begun:
-                same_config(config, out, ("training.max_minutes", "training.max_cpu_minutes"))
+                check_same_run(config, out, MAY_CHANGE)
 
         group.on_main(claim)
         return _train(config, out, group, stack)
