@@ -220,6 +220,24 @@ def test_a_failed_job_takes_those_that_need_it(
     assert len(fake.started) == 3  # the two that were done are kept
 
 
+def test_devices_are_counted_among_those_that_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scheduler gives GPUs 2 and 5: the second of them is no GPU of another user."""
+    asked = []
+    monkeypatch.setattr(
+        studies_run, "run", lambda _, __, slots: asked.extend(slots) or studies_run.Outcome()
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    (manifest := tmp_path / "videos.parquet").touch()
+    words = [str(_tiny(tmp_path, manifest)), "--out", str(tmp_path / "out")]
+    words += ["--files", f"videos={manifest}", "--devices"]
+    assert main(["studies", "run", *words, "cuda:1"]) == 0
+    assert asked == [{"CUDA_VISIBLE_DEVICES": "5"}]
+    assert main(["studies", "run", *words, "cuda:2"]) == 2
+    assert "--devices cuda:2: CUDA_VISIBLE_DEVICES has 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_study_stops_its_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals

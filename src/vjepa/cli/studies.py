@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,12 +102,16 @@ def _slots(args: argparse.Namespace) -> list[dict[str, str]]:
         numbers = [name.strip().removeprefix("cuda:") for name in args.devices.split(",")]
         if not all(number.isdigit() for number in numbers) or len(set(numbers)) < len(numbers):
             raise UserError(f"--devices {args.devices}: give them as cuda:0,cuda:1, none twice")
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        if shown[0]:  # cuda:0 is the first of these, in this process and so in its jobs
+            if max(map(int, numbers)) >= len(shown):
+                raise UserError(f"--devices {args.devices}: CUDA_VISIBLE_DEVICES has {len(shown)}")
+            numbers = [shown[int(number)] for number in numbers]
         return [{"CUDA_VISIBLE_DEVICES": number} for number in numbers]
     if args.scale == "paper" and not args.dry_run:
         raise UserError("--scale paper: needs --devices, or --dry-run to print the commands")
     on_cpu = args.scale == "cpu"
-    usual = usable_cpus() if on_cpu else 1
-    workers = usual if args.workers is None else args.workers
+    workers = (usable_cpus() if on_cpu else 1) if args.workers is None else args.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
     return [{"OMP_NUM_THREADS": "1"} if on_cpu else {}] * workers
