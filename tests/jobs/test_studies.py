@@ -254,6 +254,23 @@ def test_a_stopped_study_stops_its_jobs(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_stopped_detector_goes_on_and_one_that_has_ended_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of a night: `vjepa detect train` goes on from its checkpoints."""
+    monkeypatch.setattr(studies_run, "start_command", _Fake("exit 3"))
+    grid = _grid(tmp_path)
+    name, job = next(iter(grid.jobs.items()))
+    grid.jobs = {name: replace(job, command="detect train", needs=())}
+    kept = tmp_path / "out" / "jobs" / name / "checkpoints"
+    kept.mkdir(parents=True)
+    studies_run.run(grid, tmp_path / "out", [{}])
+    assert kept.is_dir()
+    (kept.parent / "result.json").touch()
+    studies_run.run(grid, tmp_path / "out", [{}])
+    assert not kept.exists()
+
+
 def test_another_setting_is_another_job(tmp_path: Path) -> None:
     usual, changed = _grid(tmp_path), _grid(tmp_path, "pretrain.optim.steps=4")
     kept = usual.jobs.keys() & changed.jobs.keys()
