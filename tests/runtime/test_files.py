@@ -17,6 +17,7 @@ from tests.runtime.full_disk import no_file_may_pass
 from vjepa.config import load_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import (
+    DISK_FULL,
     JsonLines,
     atomic_folder,
     atomic_path,
@@ -73,6 +74,14 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         atomic_write(target, "x" * 2000)
     assert target.read_text() == "old"
     assert _names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_told_of_tensors_as_of_other_files(tmp_path: Path) -> None:
+    """The library's own error is none of the system's: a cache of features ended in a traceback."""
+    with pytest.raises(OSError) as caught, no_file_may_pass(1000):
+        save_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2000)})
+    assert caught.value.errno in DISK_FULL
+    assert caught.value.filename == str(tmp_path / "a.safetensors")
 
 
 def test_what_a_killed_process_of_the_same_number_left_is_no_beginning(tmp_path: Path) -> None:

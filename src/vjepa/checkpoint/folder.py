@@ -394,7 +394,7 @@ def explained_writing(
     """
     try:
         yield
-    except (OSError, SafetensorError, also, *_checkpoint_exception()) as error:
+    except (OSError, also, *_checkpoint_exception()) as error:
         full = (
             getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             # The libraries below wrap or lose the error number; text and free space are left.

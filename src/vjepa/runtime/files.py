@@ -131,11 +131,16 @@ def save_tensors(path: Path, tensors: Any, metadata: dict[str, str] | None = Non
 
     The library's own are for their owner alone, so colleagues could not open each other's weights.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata=metadata)
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # the system's number stands in its words alone
+        number = next((n for n in DISK_FULL if f"(os error {n})" in str(error)), errno.EIO)
+        raise OSError(number, str(error), str(path)) from error
     path.chmod(mode)
 
 

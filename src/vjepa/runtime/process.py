@@ -56,8 +56,7 @@ def set_num_threads(num_threads: int | None) -> int:
         if num_threads > usable_cpus():
             _LOGGER.warning(
                 "num_threads %d is more than the %d cores of this process; it will be slower",
-                num_threads,
-                usable_cpus(),
+                *(num_threads, usable_cpus()),
             )
         torch.set_num_threads(num_threads)
     return torch.get_num_threads()
@@ -83,11 +82,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     if mallopt is None:
         return False
     # Both are tried, whatever the first one answers; 1 is success.
-    answers = [
-        mallopt(ctypes.c_int(_M_TRIM_THRESHOLD), ctypes.c_int(_NEVER)),
-        mallopt(ctypes.c_int(_M_MMAP_THRESHOLD), ctypes.c_int(_LARGEST_BLOCK)),
-    ]
-    return answers == [1, 1]
+    pairs = ((_M_TRIM_THRESHOLD, _NEVER), (_M_MMAP_THRESHOLD, _LARGEST_BLOCK))
+    return [mallopt(*map(ctypes.c_int, pair)) for pair in pairs] == [1, 1]
 
 
 def stop_with_parent() -> None:

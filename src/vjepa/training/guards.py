@@ -19,7 +19,6 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vjepa.errors import UserError
@@ -158,7 +157,7 @@ class BadUpdateGuard:
                         "batch": batch_file.name,
                     }
                     file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            except (OSError, SafetensorError) as error:
+            except OSError as error:
                 # The reason of the stop must not be lost with the batch.
                 message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
             else:
