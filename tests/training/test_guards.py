@@ -83,6 +83,14 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(tmp_path: Path) ->
         guard.check([_step(3, False)])
 
 
+def test_a_batch_that_cannot_be_read_again_does_not_hide_the_reason(tmp_path: Path) -> None:
+    def gone(_: int) -> None:
+        raise UserError("too many bad videos")
+
+    with pytest.raises(TrainingStopped, match=r"^step 3: .* not be kept: too many bad videos"):
+        BadUpdateGuard(TrainingConfig(), tmp_path, 0, gone).check([_step(3, False)])
+
+
 def test_stop_without_a_folder() -> None:
     with pytest.raises(TrainingStopped, match="step 7"):
         _guard(TrainingConfig(), None).check([_step(7, False)])

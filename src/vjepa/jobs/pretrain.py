@@ -386,9 +386,8 @@ def run(
         group = stack.enter_context(
             open_process_group(device.type, config.distributed.timeout_minutes)
         )
-        before = config
-        if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True))):
-            before = group.on_main(lambda: check_same_run(config, out))
+        group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True)))
+        before = group.on_main(lambda: check_same_run(config, out))
         if not config.data.sources:
             raise UserError(
                 "data.sources is empty: name a manifest, for example "

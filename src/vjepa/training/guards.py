@@ -157,7 +157,7 @@ class BadUpdateGuard:
                         "batch": batch_file.name,
                     }
                     file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            except OSError as error:
+            except (OSError, UserError) as error:
                 # The reason of the stop must not be lost with the batch.
                 message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
             else:

@@ -200,6 +200,7 @@ def test_lora_trains_small_matrices_and_ends_as_a_plain_model(recipe: Path, tmp_
         (("--data.test.split", "train"), "in data.train too"),
         (("--data.labels_per_class", 9), "fewer than the 9 asked for"),
         (("--trained.last_blocks", 2), "trained.last_blocks: 2, use at most the encoder's 1"),
+        (("--trained", "{last_blocks: 0, lora_rank: 2}"), "lora_rank: last_blocks 0 trains no"),
         (("--encoder.timm", "x"), "give path or timm"),
         (("--data.size", 30), "data.size 30 must be multiples"),
         (("--encoder.path", "nowhere"), "nowhere: no such file or folder"),

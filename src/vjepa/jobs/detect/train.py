@@ -93,11 +93,10 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
         group = stack.enter_context(open_process_group(device.type, minutes))
 
         def claim() -> None:
-            has_begun = stack.enter_context(claimed_folder(out, JOB, is_shared=True))
+            stack.enter_context(claimed_folder(out, JOB, is_shared=True))
             if (out / RESULT_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
-            if has_begun:
-                check_same_run(config, out, MAY_CHANGE)
+            check_same_run(config, out, MAY_CHANGE)
 
         group.on_main(claim)
         return _train(config, out, group, stack)

@@ -105,6 +105,8 @@ class TrainedConfig:
     def __post_init__(self) -> None:
         if self.lora_rank is None and self.lora_alpha is not None:
             raise ValueError("lora_alpha: given without lora_rank")
+        if self.lora_rank is not None and self.last_blocks == 0:
+            raise ValueError("lora_rank: last_blocks 0 trains no layer; leave one of them out")
 
     @property
     def lora_scale(self) -> float:
