@@ -56,7 +56,8 @@ def set_num_threads(num_threads: int | None) -> int:
         if num_threads > usable_cpus():
             _LOGGER.warning(
                 "num_threads %d is more than the %d cores of this process; it will be slower",
-                *(num_threads, usable_cpus()),
+                num_threads,
+                usable_cpus(),
             )
         torch.set_num_threads(num_threads)
     return torch.get_num_threads()
