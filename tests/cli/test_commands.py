@@ -59,9 +59,9 @@ def test_recipe_overrides_and_out(training_job: list, vjepa: Callable, tmp_path:
 def test_an_interrupted_run_says_how_to_go_on(
     training_job: list, vjepa: Callable, tmp_path: Path
 ) -> None:
-    outcome = vjepa("pretrain", "--seed", 99, "--out", tmp_path / "run")
+    outcome = vjepa("pretrain", "--seed", 99, "--out", tmp_path / "my run")
     assert outcome.code == 130
-    assert f"resume with: vjepa pretrain --out {tmp_path / 'run'}" in outcome.out
+    assert f"resume with: vjepa pretrain --out '{tmp_path / 'my run'}'\n" in outcome.out
 
 
 def test_resume_takes_the_runs_own_config(

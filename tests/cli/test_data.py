@@ -84,7 +84,7 @@ def test_images_are_called_images(synthetic: Path, tmp_path: Path, vjepa: Callab
     assert vjepa(*arguments, tmp_path / "all").out == f"{out}: 2 images, labels label (2 values)\n"
     shutil.copy(synthetic.parent / "train" / "000000.mp4", tmp_path / "all" / "cat")
     said = vjepa(*arguments, tmp_path / "all").out
-    assert said == f"{out}: 1 videos, 2 images, 0.00 hours, labels label (2 values)\n"
+    assert said == f"{out}: 1 video, 2 images, 0.00 hours, labels label (2 values)\n"
 
 
 def test_names_that_are_nearly_the_same_are_told(tmp_path: Path, vjepa: Callable) -> None:

@@ -245,6 +245,34 @@ def test_a_half_written_folder_is_refused_until_it_is_whole(
         vjepa.load_features(tmp_path)
 
 
+def test_a_file_that_is_gone_is_not_waited_for_after_a_stop(
+    model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, config = tmp_path / "out", _config(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureWorker, "encode", _stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, [videos], out)
+    (videos / "broken.mp4").unlink()
+    (videos / "a.mp4").rename(videos / "b.mp4")
+    run(config, [videos], out)
+    assert [Path(path).name for path in vjepa.load_features(out).paths] == [
+        "still.png",
+        "a.mp4",
+        "b.mp4",
+    ]
+
+
+def _stopped(*_: object) -> Iterator:
+    raise KeyboardInterrupt
+
+
+def test_a_name_that_is_no_text_is_refused_as_in_folders(videos: Path) -> None:
+    odd = (videos / "a.mp4").rename(videos / "caf\udce9.mp4")
+    with pytest.raises(UserError, match="the name is not valid UTF-8; rename it"):
+        files_of([odd])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_features_that_are_not_finite_are_never_written(
     model: Path, videos: Path, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
@@ -349,6 +377,7 @@ def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:
     [
         ({"format": "parquet"}, "format: a table holds pooled rows"),
         ({"batch_size": 0}, "batch_size"),
+        ({"num_threads": 0}, "num_threads"),
         ({"ray_workers": 4}, "ray_workers: is for engine ray"),
     ],
 )

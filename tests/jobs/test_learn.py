@@ -280,12 +280,15 @@ def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path
 
 
 def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:
-    """Also: no label; the moments that are alike are of other times."""
+    """Also: no label; the moments that are alike are of other times; a space in a path."""
     long = write_video(tmp_path / "long.mp4", num_frames=240)
-    out = tmp_path / "out"
+    out = tmp_path / "my own"
     assert learn.run(_config(recipe, long), out) is None
-    assert "Which moments are alike" in (out / "report.html").read_text()
-    assert "What the features know" not in (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
+    assert "Which moments are alike" in page
+    assert "What the features know" not in page
+    assert "<b>1</b><span>video to learn from</span>" in page
+    assert f"vjepa show run &#39;{out}&#39;/run\n" in page, "it can be pasted into a shell"
     settings = _config(recipe, out / "index.parquet")
     made, skipped = learn._find_videos(settings, 4, tmp_path)
     assert ([Path(made.path(n)) for n in range(len(made))], skipped) == ([long], ())
@@ -356,10 +359,22 @@ def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
     several = ["path,what,who", *(f"{row},me" for row in rows)]
     assert "there are the labels what, who: name one" in _split(tmp_path, several)[1]
     assert "by label who" not in _split(tmp_path, several, label="who")[1], "one class only"
+    one_class = _split(tmp_path, several, label="who")[1]
+    assert "none: label who gives fewer than two classes" in one_class
     none, said = _split(tmp_path, ["path,what", *rows], label="none")
+    assert said == "probe     none: not asked for (--label)"
     assert set(none.values()) == {"unlabelled"}
     with pytest.raises(UserError, match="no label 'nosuch'"):
         _split(tmp_path, several, label="nosuch")
+
+
+def test_a_video_that_two_sources_name_is_not_in_two_parts(tmp_path: Path) -> None:
+    for name in ("a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4"):
+        write_video(tmp_path / "videos" / name, num_frames=4)
+    config = LearnConfig(sources=(tmp_path / "videos", tmp_path / "videos" / "a"))
+    made, skipped = learn._find_videos(config, 4, tmp_path)
+    assert len(made) == 4
+    assert [why for _, why in skipped] == ["named more than once; it is taken once"] * 2
 
 
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,7 @@ def say_end(result: Any, steps: int, training: Any, out: Path, job: str) -> int:
 
     `result` is a ``TrainingResult`` of so many `steps`, `training` a ``TrainingConfig``.
     """
-    place, again = f"step {result.step} of {steps}", f"vjepa {job} --out {out}"
+    place, again = f"step {result.step} of {steps}", f"vjepa {job} --out {shlex.quote(str(out))}"
     if result.requeue or result.interrupted:
         by = "by the system" if result.requeue else "at your request"
         lines = (f"stopped {by} at {place}: {out}", f"resume with: {again}")

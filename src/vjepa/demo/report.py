@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -341,10 +342,11 @@ def _cost_section(findings: DemoFindings, config: PretrainConfig) -> Section:
 
 def _next_section(findings: DemoFindings) -> Section:
     """The exact next commands."""
-    run, test = findings.run("vjepa"), Manifest.open(findings.manifest).select(split="test")
-    clip, longer = test.path(0), "VIDEO.mp4"
+    folder, test = findings.run("vjepa"), Manifest.open(findings.manifest).select(split="test")
+    video, longer = test.path(0), "VIDEO.mp4"
+    run, clip = shlex.quote(str(folder)), shlex.quote(video)
     if findings.config.data.manifest is None:
-        longer = str(findings.out / _EVENTS_FOLDER / "00_vanishes.mp4")
+        longer = shlex.quote(str(findings.out / _EVENTS_FOLDER / "00_vanishes.mp4"))
     lines = [
         "# your own videos, no label needed: ten minutes, and a page like this one",
         "vjepa learn videos/ --out runs/mine",
@@ -358,7 +360,7 @@ def _next_section(findings: DemoFindings) -> Section:
         f"vjepa show surprise {longer} --model {run} --out surprise.html",
     ]
     if findings.config.decoder_steps:
-        decoder = decoder_folder(findings.out)
+        decoder = shlex.quote(str(decoder_folder(findings.out)))
         lines.append(f"vjepa decode sample {clip} --decoder {decoder} --out samples.png")
     lines += [
         "",
@@ -366,8 +368,8 @@ def _next_section(findings: DemoFindings) -> Section:
         "vjepa demo --minutes 20 --seeds '[0, 1, 2]' --out runs/longer",
         "",
         "# in Python",
-        f"python -c \"import vjepa; e = vjepa.load_encoder('{run}'); "
-        f"print(e(e.preprocess('{clip}')).shape)\"",
+        f"python -c \"import vjepa; e = vjepa.load_encoder('{folder}'); "
+        f"print(e(e.preprocess('{video}')).shape)\"",
     ]
     return Section("How to go on", blocks=[Text("\n".join(lines), preformatted=True)])
 

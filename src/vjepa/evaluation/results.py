@@ -238,8 +238,10 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
 
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    ruler = "|---" * len(headings) + "|"
-    return [f"| {' | '.join(headings)} |", ruler, *(f"| {' | '.join(row)} |" for row in rows)]
+    # A class may be called "a|b", or have a new line in its name.
+    plain = [[" ".join(c.replace("|", r"\|").split()) for c in row] for row in (headings, *rows)]
+    head, *lines = [f"| {' | '.join(row)} |" for row in plain]
+    return [head, "|---" * len(headings) + "|", *lines]
 
 
 # 97.5 % points of Student's t for 1 to 10 degrees of freedom; beyond, the normal's is near enough.
@@ -315,16 +317,14 @@ class SplitsResult:
             for seed, found in zip(self.seeds, self.results, strict=True)
         ]
         if self.summary is None:
-            return "\n".join(_table(("draw", "labels used"), rows)) + "\n"
+            return "\n".join([*_table(("draw", "labels used"), rows), ""])
         name = "top-1 %" if self.figure == "top1" else "mAP %"
-        shown = [
-            (*row, f"{100 * value:.1f}")
-            for row, value in zip(rows, self.summary.values, strict=True)
-        ]
+        values = zip(rows, self.summary.values, strict=True)
+        shown = [(*row, f"{100 * value:.1f}") for row, value in values]
         mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
         shown.append(("mean", "", f"{mean:.1f} +- {deviation:.1f}"))
-        encoder = self.results[0].encoder
-        return "\n".join([f"Encoder: {encoder}", "", *_table(("draw", "labels used", name), shown)])
+        table = _table(("draw", "labels used", name), shown)
+        return "\n".join([f"Encoder: {self.results[0].encoder}", "", *table, ""])
 
 
 def summarise(results: Sequence[ProbeResult], seeds: Sequence[int]) -> SplitsResult:

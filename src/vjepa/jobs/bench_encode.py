@@ -75,7 +75,7 @@ class BenchConfig(BenchModelConfig):
     """Compile the encoder's blocks."""
     device: DeviceName = "auto"
     """Where to compute; `auto` takes a GPU when there is one."""
-    num_threads: int | None = None
+    num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null: torch's choice."""
 
 

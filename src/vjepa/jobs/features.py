@@ -79,7 +79,7 @@ class FeaturesConfig(FileEncodingConfig):
     """Compile the encoder's blocks; the first minute is slow, the rest faster on a GPU."""
     device: DeviceName = "auto"
     """Where the encoder runs; `auto` takes a GPU when there is one."""
-    num_threads: int | None = None
+    num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null: torch's choice."""
     engine: EngineName = "local"
     """`local`: this process; `ray`: workers of a Ray cluster, or of a Ray started on this machine
@@ -170,6 +170,8 @@ def _run(
     _begin(out, worker)
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
+    # What a stopped run had not come to, and is gone since, would be waited for for ever.
+    known = {p: r for p, r in known.items() if r.failure != NOT_YET or Path(p).exists()}
     started = time.perf_counter()
     files = list(zip(infos, names, strict=True))
     todo: list[_File] = []

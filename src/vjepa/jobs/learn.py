@@ -329,7 +329,7 @@ def _find_videos(
         index, workers = out / _INDEX_FILE, usable_cpus()
         manifest = index_sources(config.sources, index, config=config.index, workers=workers)
     kinds = manifest.categories("kind")
-    rows, skipped = [], []
+    rows, skipped = dict[str, ManifestRow](), []
     for number in range(len(manifest)):
         row = manifest.full_row(number)
         reason = row.info.reason if not row.info.ok else None
@@ -337,9 +337,9 @@ def _find_videos(
             reason = "a still image"
         if reason is None and row.info.num_frames < fewest_frames:
             reason = f"has {row.info.num_frames} frames, a clip takes {fewest_frames}"
-        if reason is None:
-            rows.append(row)
-        else:
+        if reason is None and rows.setdefault(row.info.path, row) is not row:
+            reason = "named more than once; it is taken once"
+        if reason is not None:
             skipped.append((row.info.path, reason))
     for path, reason in skipped[:5]:
         _LOGGER.warning("skipped: %s: %s", path, reason)
@@ -350,7 +350,7 @@ def _find_videos(
             f"none of the {len(skipped)} files can be used: {skipped[0][0]}: {skipped[0][1]}; "
             "name a folder with videos"
         )
-    return Manifest.from_rows(rows, out), tuple(skipped)
+    return Manifest.from_rows(rows.values(), out), tuple(skipped)
 
 
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
@@ -393,7 +393,8 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
     made = Manifest.from_rows(rows, path.parent)
     made.write(path)
     if not tested:
-        return made, f"probe     none: {origin} (--label)"
+        few = " gives fewer than two classes with videos to train and to test on"
+        return made, f"probe     none: {origin}{few if any(values) else ''} (--label)"
     return made, (
         f"probe     {len(classes)} classes, by {origin} (--label): {len(labelled) - len(tested)} "
         f"videos to train on, {len(tested)} to test on, {origin_of_test}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,17 +122,18 @@ def _headline(
     count = sum(len(manifest.select(split=source.split)) for source in config.data.sources)
     clips = state.steps_done * config.data.batch_size
     seconds = float(state.newest("train").get("elapsed_seconds", 0.0))
-    skipped = f", {len(findings.skipped)} files skipped" if findings.skipped else ""
+    skipped = f", files skipped: {len(findings.skipped)}" if findings.skipped else ""
+    videos = f"video{'s' * (count != 1)}"
     figures = [
-        Figure(f"{count:,}", f"videos to learn from{skipped}"),
+        Figure(f"{count:,}", f"{videos} to learn from{skipped}"),
         Figure(
             format_seconds(seconds), f"of learning: updates {state.steps_done:,}, clips {clips:,}"
         ),
     ]
     answer = (
         f"In {format_seconds(seconds)} of training a V-JEPA watched {clips:,} clips of {count:,} "
-        "videos, without any label. Large parts of each clip were hidden from it, and it learnt to "
-        "predict the features of what was hidden."
+        f"{videos}, without any label. Large parts of each clip were hidden from it, and it learnt "
+        "to predict the features of what was hidden."
     )
     health = state.newest("health")
     explained = health.get("explained_vs_position_mean")
@@ -335,7 +337,8 @@ def _encode_moments(
     return _Moments(np.array(rows), np.array(frames), np.array(seconds)), features
 
 
-def _next_section(out: Path) -> Section:
+def _next_section(folder: Path) -> Section:
+    out = shlex.quote(str(folder))
     text = f"""\
 # go on: the same command with more time
 vjepa learn ... --minutes 60 --out {out}
@@ -351,7 +354,7 @@ vjepa show features a.mp4 b.mp4 --model {out}/run --out features.png
 vjepa probe train --help
 
 # in Python
-python -c "import vjepa; print(vjepa.load_encoder('{out}/run'))"\
+python -c "import vjepa; print(vjepa.load_encoder('{folder}/run'))"\
 """
     return Section("How to go on", blocks=[Text(text, preformatted=True)])
 

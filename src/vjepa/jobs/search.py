@@ -72,7 +72,7 @@ class SearchConfig:
     """A file that keeps a reader for longer, at some windows, is given up and the reader killed."""
     device: DeviceName = "auto"
     """Where the encoder runs; `auto` takes a GPU when there is one."""
-    num_threads: int | None = None
+    num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null: torch's choice."""
     drop: bool = False
     """Take out the files that none of the sources names, such as rows taken off a manifest; else
@@ -299,10 +299,6 @@ def _rows(
     look: Look | DecodeError, parts: Iterator[Part], info: VideoInfo, origin: str
 ) -> list[dict[str, Any]]:
     look, tokens, times = _pooled(look, parts, info.path)
-    try:
-        info.path.encode()
-    except UnicodeEncodeError as error:
-        raise DecodeError(info.path, "its name is no text (UTF-8); rename it") from error
     plan, rows = look.plan, []
     for start in plan.starts:
         end = min(start + plan.window_tubelets, plan.num_tubelets)

@@ -38,8 +38,8 @@ def describe(manifest: Manifest) -> str:
     hours = float(manifest.numeric("duration_seconds")[good].sum()) / 3600
     images = manifest.categories("kind").counts().get("image", 0)
     videos = len(manifest) - images
-    parts = [f"{videos} videos"] if videos or not images else []
-    parts += [f"{images} images"] if images else []
+    parts = [f"{videos} video{'s' * (videos != 1)}"] if videos or not images else []
+    parts += [f"{images} image{'s' * (images != 1)}"] if images else []
     if not good.all():
         first = manifest.row(int(np.argmin(good)))
         parts.append(
@@ -110,7 +110,8 @@ def _files_of(source: Path, split: str | None) -> list[VideoInfo]:
     if source.suffix == ".parquet":
         manifest = Manifest.open(source).select(split=split, ok_only=False)
         return [manifest.row(row) for row in range(len(manifest))]
-    if source.is_file() and is_media(str(source)):
+    is_text = not re.search("[\ud800-\udfff]", str(source.absolute()))  # else it is refused below
+    if source.is_file() and is_media(str(source)) and is_text:
         return [inspect_file(str(source))]
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "manifest.parquet"

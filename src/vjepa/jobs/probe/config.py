@@ -265,7 +265,7 @@ class ProbeConfig:
     """How heads are trained."""
     device: DeviceName = "auto"
     """Where the encoder and the heads run; `auto` takes a GPU when there is one."""
-    num_threads: int | None = None
+    num_threads: Annotated[int, Field(ge=1)] | None = None
     """CPU threads of torch; null: torch's choice. The last bits of a number depend on it."""
     floors: bool = False
     """Measure beside it what needs no trained encoder: the same probe on random weights with the
