@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def _doctor_raises(patch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     patch.setattr(commands, "_doctor", run)
+
+
+def test_a_name_that_is_no_text_is_printed_in_any_locale(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: object) -> int:
+        print("caf\udce9.mp4")
+        return 0
+
+    monkeypatch.setattr(commands, "_doctor", run)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "utf-8", write_through=True))
+    assert main(["doctor"]) == 0
+    assert written.getvalue() == b"caf\\udce9.mp4\n"
 
 
 def test_interrupt(monkeypatch: pytest.MonkeyPatch, vjepa: Callable) -> None:

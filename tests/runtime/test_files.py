@@ -46,6 +46,8 @@ def test_a_file_is_written_whole_in_a_folder_that_is_made(tmp_path: Path) -> Non
     atomic_write(target, "größer")
     atomic_write(target, "kleiner")
     assert target.read_text(encoding="utf-8") == "kleiner"
+    atomic_write(target, "caf\udce9.mp4")  # in a report, the name of a file
+    assert target.read_text() == "caf\\udce9.mp4"
     atomic_write(target, b"\x00\xff")
     assert target.read_bytes() == b"\x00\xff"
     assert _names(target.parent) == ["a.txt"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prevent_openmp_spinning()
         configure_logging()
+        if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
         args, extras = build_parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         args.parser.refuse_unknown(extras)
         args.parser.refuse_lost(args)

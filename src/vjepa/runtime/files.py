@@ -121,9 +121,10 @@ def check_kind(option: str, path: Path | None, *suffixes: str) -> None:
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a whole file: text as UTF-8, or bytes."""
+    """Write a whole file: bytes, or text as UTF-8, in which what is no text stands in escapes."""
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with atomic_path(path) as aside:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.write_bytes(data)
 
 
 def save_tensors(path: Path, tensors: Any, metadata: dict[str, str] | None = None) -> None:

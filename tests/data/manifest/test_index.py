@@ -122,6 +122,9 @@ def test_sources_of_one_name_are_numbered(tmp_path):
     sources = [tmp_path / "a" / "k400", tmp_path / "b" / "k400", tmp_path / "a" / "k400" / "1.mp4"]
     manifest = index_sources(sources, tmp_path / "m.parquet")
     assert manifest.categories("dataset").classes == ["1", "k400-1", "k400-2"]
+    other = make_videos(tmp_path, "k400-1.mp4") / "k400-1.mp4"
+    manifest = index_sources([*sources[:2], other], tmp_path / "m.parquet")
+    assert manifest.categories("dataset").classes == ["k400-1", "k400-2", "k400-3"]
 
 
 def test_row_weights_keep_their_ratio_within_a_source(tmp_path):

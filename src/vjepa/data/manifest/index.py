@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain, count, islice
 from os.path import isfile
 from pathlib import Path
 from typing import cast
@@ -229,10 +229,10 @@ def _checked_names(
         if given is not None and len(given) != len(sources):
             raise UserError(f"{what}: {len(given)} given for {len(sources)} sources; give one each")
     stems = [Path(source).absolute().stem for source in sources]
-    numbered = [  # where they repeat
-        stem if stems.count(stem) == 1 else f"{stem}-{stems[: place + 1].count(stem)}"
-        for place, stem in enumerate(stems)
-    ]
+    numbered, numbers = [], {stem: count(1) for stem in stems}
+    for stem in stems:  # numbered where they repeat, as no other is called
+        free = (name for n in numbers[stem] if (name := f"{stem}-{n}") not in stems)
+        numbered.append(stem if stems.count(stem) == 1 else next(free))
     chosen = list(names or numbered)
     if len(set(chosen)) != len(chosen):
         raise UserError(f"names: the same name twice ({', '.join(chosen)})")
