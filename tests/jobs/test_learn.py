@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from tests import warm
 from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import coloured_frames
@@ -22,8 +24,9 @@ from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
+from vjepa.evaluation.metrics import Accuracy
 from vjepa.evaluation.results import load_result
-from vjepa.jobs import learn
+from vjepa.jobs import learn, learn_report
 from vjepa.jobs.learn import LearnConfig, stop_in_time
 from vjepa.jobs.learn_probes import plan_probe
 from vjepa.jobs.pretrain import PretrainConfig
@@ -176,6 +179,24 @@ def test_what_is_left_of_the_time_steers_probes_and_pictures(
     page = (out / "report.html").read_text()
     assert "no probe was trained" in page
     assert "What the features know" not in page
+
+
+@pytest.mark.parametrize(
+    ("mine", "random", "said"),
+    [(36, 20, "above"), (21, 20, "not told apart from"), (4, 20, "below")],
+)
+def test_the_report_says_how_the_trained_encoder_stands(mine: int, random: int, said: str) -> None:
+    results = {}
+    for name, correct in (("target", mine), ("random", random)):
+        answers = Accuracy(("a", "b"))
+        shares = torch.eye(2)[(torch.arange(40) >= correct).long()]
+        answers.add(np.arange(40), shares, torch.zeros(40, dtype=torch.int64))
+        results[name] = SimpleNamespace(test=SimpleNamespace(metrics=answers.metrics()))
+    state = SimpleNamespace(steps_done=1, newest=lambda _: {})
+    data = SimpleNamespace(data=SimpleNamespace(sources=(), batch_size=4))
+    findings = SimpleNamespace(skipped=(), results=results, cut=())
+    answer, _ = learn_report._headline(findings, state, data, None)
+    assert answer.endswith(f"By the 95 % interval it is {said} the untrained one.")
 
 
 def test_reading_and_measuring_count_in_the_plan(

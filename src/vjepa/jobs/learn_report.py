@@ -146,16 +146,15 @@ def _headline(
             if explained > 0
             else "no better than guessing what is usual at each place: it needs more time or videos"
         )
-        answer += f" Its predictions are {verdict}"
-        answer += (
-            f" ({100 * explained:.0f} % of the difference explained)." if explained > 0 else "."
-        )
+        share = f" ({100 * explained:.0f} % of the difference explained)" if explained > 0 else ""
+        answer += f" Its predictions are {verdict}{share}."
     tested = {name: result.test.metrics for name, result in findings.results.items() if result.test}
     mine, random = tested.get("target"), tested.get("random")
     if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):
         named = f"test videos named rightly, untrained {random.correct}"
         figures.append(Figure(f"{mine.correct} of {mine.count}", named))
         above = "above" if mine.wilson.low > random.top1 else "not told apart from"
+        above = "below" if mine.wilson.high < random.top1 else above
         answer += (
             f" A probe on its features names {mine.correct} of {mine.count} unseen videos rightly; "
             f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
