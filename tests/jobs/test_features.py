@@ -298,6 +298,16 @@ def test_another_source_later_takes_no_name_that_is_taken(
     assert names == {"videos": "a.mp4.safetensors", "sub": "a.mp4.2.safetensors"}
 
 
+def test_a_window_of_half_a_tubelet_is_refused_once(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    """And not for every file."""
+    config = _config(model, window=WindowConfig(num_frames=3))
+    with pytest.raises(UserError, match=r"window.num_frames: 3 frames are not .* of 2; take 2"):
+        run(config, [videos], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_other_settings_is_refused(model: Path, videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(_config(model), [videos / "a.mp4"], out)

@@ -300,6 +300,19 @@ def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path
     assert "Traceback" not in said
 
 
+def test_a_folder_that_was_moved_says_so(finished: Path, folder: Path, recipe: Path) -> None:
+    moved = shutil.copytree(finished, finished.with_name("moved"))
+    before = (moved / "run" / "config.yaml").read_bytes()
+    choices = (moved / "choices.json").read_text()
+    (moved / "choices.json").write_text(choices.replace(str(finished), "/elsewhere"))
+    assert learn.run(_config(recipe, folder), moved) is None, "nothing is to be done"
+    with pytest.raises(
+        UserError, match=r"/elsewhere/videos\.parquet: is gone; was its folder moved"
+    ):
+        learn.run(_config(recipe, folder, minutes=60.0), moved)
+    assert (moved / "run" / "config.yaml").read_bytes() == before
+
+
 def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:
     """Also: no label; the moments that are alike are of other times; a space in a path."""
     long = write_video(tmp_path / "long.mp4", num_frames=240)

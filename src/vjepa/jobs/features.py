@@ -228,11 +228,13 @@ class FeatureWorker:
         num_frames = config.window.num_frames or sizes.num_frames
         self.window_steps = num_frames // sizes.tubelet_size
         image_size = config.framing.size or sizes.image_size
-        if image_size % sizes.patch_size:
-            raise UserError(
-                f"framing.size: {image_size} pixels are not whole patches of {sizes.patch_size}; "
-                f"take {max(image_size // sizes.patch_size, 1) * sizes.patch_size}"
-            )
+        for name, value, unit, what in (
+            ("framing.size", image_size, sizes.patch_size, "pixels are not whole patches"),
+            ("window.num_frames", num_frames, sizes.tubelet_size, "frames are not whole tubelets"),
+        ):
+            if value % unit:
+                fits = max(value // unit, 1) * unit
+                raise UserError(f"{name}: {value} {what} of {unit}; take {fits}")
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
         if not stretches(frozen.encoder):
             if config.framing.kind == "whole":
@@ -302,7 +304,7 @@ class FeatureWorker:
 
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
-        config = self.config
+        pool, stored = self.config.pool, self.config.stored
         for index, look, parts in self.read([info for info, _ in files]):
             info, name = files[index]
             origin = self.origin(info)
@@ -312,8 +314,7 @@ class FeatureWorker:
                 if name is None:
                     self._table.add(look, origin, parts)
                 else:
-                    width, stored = self._frozen.identity.config.width, config.stored
-                    target, pool = self._out / name, config.pool
+                    target, width = self._out / name, self.width
                     write_features(
                         target, look, origin, parts, pool=pool, width=width, stored=stored
                     )

@@ -500,12 +500,13 @@ def _time_line(config: LearnConfig, choices: Choices) -> str:
 
 
 def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
-    made = _load(config, choices.settings)
-    minutes = _training_minutes(config, choices)
+    made, minutes = _load(config, choices.settings), _training_minutes(config, choices)
+    if not (begun := made.data.sources[0].manifest).is_file():
+        raise UserError(f"{begun}: is gone; was its folder moved? Move it back, and it goes on")
     training = replace(made.training, device=config.device, max_minutes=minutes)
-    if config.workers is None:
-        return replace(made, training=training)
-    loader = replace(made.data.loader, num_workers=config.workers)
+    loader = made.data.loader
+    if config.workers is not None:
+        loader = replace(loader, num_workers=config.workers)
     return replace(made, training=training, data=replace(made.data, loader=loader))
 
 

@@ -138,15 +138,14 @@ def _headline(
     health = state.newest("health")
     explained = health.get("explained_vs_position_mean")
     if isinstance(explained, float):
-        figures.append(
-            Figure(f"{100 * explained:.0f} %", "of what differs between clips is predicted")
-        )
+        percent = f"{100 * explained:.0f} %"
+        figures.append(Figure(percent, "of what differs between clips is predicted"))
         verdict = (
             "better than guessing what is usual at each place"
             if explained > 0
             else "no better than guessing what is usual at each place: it needs more time or videos"
         )
-        share = f" ({100 * explained:.0f} % of the difference explained)" if explained > 0 else ""
+        share = f" ({percent} of the difference explained)" if explained > 0 else ""
         answer += f" Its predictions are {verdict}{share}."
     tested = {name: result.test.metrics for name, result in findings.results.items() if result.test}
     mine, random = tested.get("target"), tested.get("random")
