@@ -143,11 +143,6 @@ class BoxTable:
         ]
         return labelled_boxes(rows, self.keys)
 
-    @property
-    def counted_classes(self) -> dict[int, str]:
-        """The classes that the figure counts, names by id."""
-        return {label: self.classes[label] for label in self.evaluated}
-
     def write(self, path: Path) -> None:
         """Write the file, whole; the manifest is named relative to it."""
         target = path.absolute()

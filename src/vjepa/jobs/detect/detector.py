@@ -179,17 +179,16 @@ class Detector:
 
 
 def _measured(table: BoxTable, found: LabelledBoxes, rules: str) -> DetectionMetrics:
-    truth, classes = table.truth(), table.counted_classes
-    return detection_metrics(truth, found, classes, RULES[rules], table.excluded)
+    classes = {label: table.classes[label] for label in table.evaluated}
+    return detection_metrics(table.truth(), found, classes, RULES[rules], table.excluded)
 
 
 def test_rows(table: BoxTable, test_on: TestOn) -> tuple[str, NDArray[np.int64]]:
     """The rows of a table that are given classes in the test, and their kind."""
-    predicted = table.rows_of("predicted")
-    kind = (
-        "predicted" if test_on == "predicted" or (test_on == "auto" and len(predicted)) else "truth"
-    )
-    rows = predicted if kind == "predicted" else table.rows_of("truth")
+    kind = test_on if test_on != "auto" else "predicted"
+    rows = table.rows_of(kind)
+    if test_on == "auto" and not len(rows):
+        kind, rows = "truth", table.rows_of("truth")
     if not len(rows):
         raise UserError(
             f"{table.source_file}: has no {_BOXES[kind]} to be given classes; see "
