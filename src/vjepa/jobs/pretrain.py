@@ -471,7 +471,7 @@ def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
     keep = config.keep_optimizer
     step, read = start_training(config.path, modules, optimizer, keep, trainer.group)
     if step is None:
-        if config.step is not None:
+        if config.step:
             raise UserError(f"continue_from.step: {read} is weights alone, which start at update 0")
         _LOGGER.info("starting at update 1 with the weights of %s", read)
         return 0
