@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_037
+MOST_LINES = 47_005
 MOST_FILES = 213
 MOST_CLASSES = 392
 LONGEST_READING_PATH = 6_000
@@ -34,13 +34,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
     "jobs/probe": (2145, 58),
-    "masking": (800, 15),
-    "models": (2716, 66),
+    "masking": (799, 15),
+    "models": (2679, 65),
     "reporting": (1131, 40),
     "runtime": (2485, 59),
-    "tasks": (1872, 44),
+    "tasks": (1869, 44),
     "top level": (989, 30),
-    "training": (1738, 40),
+    "training": (1737, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -45,16 +45,7 @@ def sincos_3d(
         widths = (part, part, part)
     else:
         widths = (width // 2, width // 4, width // 4)
-    t, h, w = grid
-    tables = [
-        sincos_1d(torch.arange(n, device="cpu"), d) for n, d in zip(grid, widths, strict=True)
-    ]
-    parts = [
-        tables[0][:, None, None].expand(t, h, w, -1),
-        tables[1][None, :, None].expand(t, h, w, -1),
-        tables[2][None, None, :].expand(t, h, w, -1),
-    ]
-    return torch.cat(parts, dim=-1).reshape(t * h * w, -1)[:, :width]
+    return _grid_code(grid, widths)[:, :width]
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
@@ -62,11 +53,15 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Tensor:
 
     float64 [h*w, D] on the CPU; D is a multiple of 4.
     """
-    h, w = grid
-    rows = sincos_1d(torch.arange(h, device="cpu"), width // 2)
-    columns = sincos_1d(torch.arange(w, device="cpu"), width // 2)
-    parts = [rows[:, None].expand(h, w, -1), columns[None, :].expand(h, w, -1)]
-    return torch.cat(parts, dim=-1).reshape(h * w, -1)
+    return _grid_code(grid, (width // 2, width // 2))
+
+
+def _grid_code(grid: Sequence[int], widths: Sequence[int]) -> Tensor:
+    """The codes of a grid's axes side by side, so many columns each, the last axis the fastest."""
+    counts = [torch.arange(size, device="cpu") for size in grid]
+    places = torch.meshgrid(*counts, indexing="ij")
+    tables = [sincos_1d(count, width) for count, width in zip(counts, widths, strict=True)]
+    return torch.cat([t[place.flatten()] for t, place in zip(tables, places, strict=True)], dim=1)
 
 
 def position_code(config: EncoderConfig, width: int, device: torch.device) -> Tensor:
@@ -85,15 +80,15 @@ def resample_position_code(
 ) -> Tensor:
     """Stretch a code [1, t*h*w, D] over another grid, as the authors do for other input sizes.
 
-    Trilinear for video, bicubic over the two sides for an image model (t = 1 in both grids);
-    half-pixel centres, no antialiasing. The target size is given, not a scale factor, so that no
-    grid comes out one short.
+    Trilinear for video; for images each time step by itself, bicubic over its sides (t is the same
+    in both grids). Half-pixel centres, no antialiasing. The target size is given, not a scale
+    factor, so that no grid comes out one short.
     """
     volume = code.to(torch.float32).reshape(1, *grid, code.shape[-1]).permute(0, 4, 1, 2, 3)
     if is_image:
-        volume = F.interpolate(
-            volume[:, :, 0], size=new_grid[1:], mode="bicubic", align_corners=False
-        )[:, :, None]
+        steps = volume[0].transpose(0, 1)
+        steps = F.interpolate(steps, size=new_grid[1:], mode="bicubic", align_corners=False)
+        volume = steps.transpose(0, 1)[None]
     else:
         volume = F.interpolate(volume, size=new_grid, mode="trilinear", align_corners=False)
     return volume.flatten(2).transpose(1, 2).contiguous().to(code.dtype)

@@ -15,7 +15,7 @@ from vjepa.models.config import EncoderConfig
 from vjepa.models.embedding import PatchEmbed, check_indices, position_code, resample_position_code
 from vjepa.models.given_table import rows_of_table
 from vjepa.models.modalities import ModalityPatchEmbed
-from vjepa.models.packing import Packing, time_steps, with_first
+from vjepa.models.packing import Packing, with_first
 from vjepa.models.preprocess import check_video, normalise_clip
 from vjepa.models.rotary import Rotation, rotation
 
@@ -144,15 +144,11 @@ class Encoder(nn.Module):
             tokens = tokens.float()
         grid, join, steps = self.patch_embed.grid(video.shape), None, None
         if self.config.attention == "block_causal":
-            steps = time_steps(grid, token_indices, tokens.device)
+            places = torch.arange(math.prod(grid), device=tokens.device)
+            steps = (places if token_indices is None else token_indices) // (grid[1] * grid[2])
         if self.cls_token is not None and (steps is None or with_cls):  # else no token sees it
             given = tokens, packing, rotated, steps
             join, tokens, packing, rotated, steps = with_first(self.cls_token, *given, grid[0])
-
-        def features(tokens: Tensor, norm: nn.Module) -> Tensor:
-            tokens = tokens if join is None or with_cls else join.targets(tokens)
-            return norm(tokens) if final_norm else tokens
-
         scales: Sequence[Tensor | None] = [None] * len(self.blocks)
         if branch_scale is not None and packing is None:
             scales = branch_scale[..., None, None].unbind()
@@ -169,7 +165,8 @@ class Encoder(nn.Module):
             if index in wanted:
                 own = str(index) in self.level_norms
                 norm = self.level_norms[str(index)] if own else self.norm
-                outputs[index] = features(tokens, norm)
+                seen = tokens if join is None or with_cls else join.targets(tokens)
+                outputs[index] = norm(seen) if final_norm else seen
         return outputs[last] if layers is None else [outputs[index] for index in wanted]
 
     def _embed(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from vjepa.models.embedding import resample_position_code
 
 
 def rows_of_table(
@@ -28,6 +29,4 @@ def rows_of_table(
     rows = table[:, : grid[0] * math.prod(own[1:])]
     if grid[1:] == own[1:]:
         return rows
-    places = rows.float().reshape(grid[0], *own[1:], -1).permute(0, 3, 1, 2)
-    places = F.interpolate(places, size=grid[1:], mode="bicubic", align_corners=False)
-    return places.flatten(2).transpose(1, 2).reshape(1, -1, table.shape[2]).to(table.dtype)
+    return resample_position_code(rows, (grid[0], *own[1:]), grid, is_image=True)

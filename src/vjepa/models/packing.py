@@ -142,15 +142,6 @@ class Joined:
         return tokens.index_select(0, self._target_places)
 
 
-def time_steps(
-    grid: tuple[int, int, int], token_indices: Tensor | None, device: torch.device
-) -> Tensor:
-    """The time step of all tokens of a grid (t, h, w), int64 [N], or of those that are named."""
-    t, h, w = grid
-    places = torch.arange(t * h * w, device=device) if token_indices is None else token_indices
-    return places // (h * w)
-
-
 def with_first(
     first: Tensor,
     tokens: Tensor,

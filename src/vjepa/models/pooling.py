@@ -47,7 +47,6 @@ class AttentivePooler(nn.Module):
         width: int,
         heads: int,
         depth: int = 1,
-        mlp_ratio: float = 4.0,
         variant: PoolerVariant = "released",
         num_queries: int = 1,
     ) -> None:
@@ -58,7 +57,7 @@ class AttentivePooler(nn.Module):
                 "be above 0 and the width a multiple of the heads"
             )
         self.width, self.heads, self.depth, self.variant = width, heads, depth, variant
-        hidden = round(width * mlp_ratio)
+        hidden = 4 * width
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, width))
         self.cross_attention_block = CrossAttentionBlock(
             width, heads, hidden, output_projection=variant == "paper"

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vjepa.models.config import EncoderConfig, Position, PredictorConfig
+from vjepa.models.config import EncoderConfig, PredictorConfig
 
 _PIECE = 2**18
 """Numbers that are rotated at a time on a CPU: 1 MB in float32, what a core's cache holds."""
@@ -60,17 +60,6 @@ def rotation(
     if predictor is not None:
         head_width = predictor.width // (predictor.heads or encoder.heads)
         reference = reference if predictor.stretch_positions else None
-    return _table(encoder.position, head_width, grid, reference, token_indices, like)
-
-
-def _table(
-    position: Position,
-    head_width: int,
-    grid: tuple[int, int, int],
-    reference: int | None,
-    token_indices: Tensor | None,
-    like: Tensor,
-) -> Rotation:
     part = head_width // 3 // 2 * 2
     device, double = like.device, torch.float64
     exponents = -2.0 * torch.arange(part // 2, dtype=double, device=device) / part
@@ -80,9 +69,8 @@ def _table(
         if reference is not None and axis > 0 and count > 1:
             places = places * ((reference - 1) / (count - 1))
         table = places[:, None] * 10000.0**exponents
-        table = (
-            torch.cat([table, table], 1) if position == "rotary" else table.repeat_interleave(2, 1)
-        )
+        is_slip = encoder.position == "rotary"
+        table = torch.cat([table, table], 1) if is_slip else table.repeat_interleave(2, 1)
         shape = [1, 1, 1, part]
         shape[axis] = count
         angles[..., axis * part : (axis + 1) * part] = table.view(shape)
