@@ -17,7 +17,6 @@ from vjepa.evaluation.metrics import (
     ConfidenceInterval,
     average_precision,
     bootstrap_interval,
-    probabilities_of,
     wilson_interval,
 )
 
@@ -28,7 +27,7 @@ def _data(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, len(CLASSES), generator=generator)
     labels = torch.randint(0, len(CLASSES), (count,), generator=generator)
-    return probabilities_of(logits), labels
+    return logits.double().softmax(dim=-1), labels
 
 
 def _add(sums: Accuracy, probabilities: torch.Tensor, labels: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vjepa.config import config_dataclass, to_dict
-from vjepa.counter_random import permute, uniforms
+from vjepa.counter_random import uniforms
 from vjepa.data.ava import rows_by_id
 from vjepa.data.boxes import BoxTable, LabelledBoxes
 from vjepa.data.clips.key_frames import (
@@ -39,18 +39,20 @@ from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
+from vjepa.evaluation.evaluate import read_passes, samples_of_step
 from vjepa.evaluation.frozen import (
     EncodingConfig,
     FeatureSet,
     FrozenEncoder,
     check_finite,
     data_hash,
+    encode_clips,
     kept_shard,
     open_cache_folder,
     write_shard,
 )
-from vjepa.models import EncoderConfig, RegionConfig, normalise_clip, region_features
-from vjepa.runtime.device import DeviceSetup, to_device
+from vjepa.models import EncoderConfig, RegionConfig, region_features
+from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.progress import Progress
 
@@ -209,8 +211,7 @@ class BoxFeatures:
                     parts.append(self._encode(data, some, boxes, draw))
                     done += len(some)
                     progress.update(done)
-                part = FeatureSet.joined(parts)
-                part = FeatureSet((part.tokens,), part.rows, part.bad)
+                part = FeatureSet.joined(parts).whole()
                 if path is not None:
                     write_shard(path, part)
                 yield part
@@ -249,7 +250,7 @@ class BoxFeatures:
     ) -> FeatureSet:
         """The vectors of the boxes of some key frames; `boxes` are rows of the table by key."""
         how, table = self.settings.features, data.table
-        kept = torch.bfloat16 if how.storage == "bfloat16" else torch.float32
+        kept: torch.dtype = getattr(torch, how.storage)
         width = self.settings.regions.width(self._config)
         clips = [(key, found) for key, found in some if isinstance(found, MomentClip)]
         if not clips:
@@ -261,14 +262,12 @@ class BoxFeatures:
                 (torch.empty(0, 1, 1, width, dtype=kept),), np.zeros(0, np.int64), (bad,)
             )
         plans = [(found.plan, key, boxes[key], draw) for key, found in clips]
-        flat = boxes_of_clips(data, plans, self.settings.view)
-        device = self.setup.device
+        device, regions = self.setup.device, self.settings.regions
+        flat = boxes_of_clips(data, plans, self.settings.view).to(device)
         encoder = self.frozen.encoder.to(device)
-        weight = next(encoder.parameters())
         pixels = torch.stack([found.clip for _, found in clips])
-        video = normalise_clip(to_device(pixels, device), weight.dtype, how=self._config.input)
-        with torch.autocast(device.type, torch.bfloat16, enabled=how.precision == "bfloat16"):
-            vectors = region_features(encoder, video, flat.to(device), self.settings.regions)
+        read = partial(region_features, encoder, boxes=flat, how=regions)
+        vectors = encode_clips(encoder, pixels, how.precision, read)
         found = check_finite(vectors, self.frozen.identity.source).to("cpu", kept)
         return FeatureSet((found[:, None, None],), np.concatenate([boxes[key] for key, _ in clips]))
 
@@ -376,14 +375,8 @@ class DetectionBatches:
 
     def _wanted(self, step: int) -> list[tuple[int, int]]:
         """Key frames and epochs of a step (from 0)."""
-        stream = np.arange(step * self.size, (step + 1) * self.size, dtype=np.int64)
-        epochs, inside = np.divmod(stream, len(self._keys))
-        found = []
-        for epoch in np.unique(epochs).tolist():
-            own = inside[epochs == epoch]
-            keys = self._keys[permute(own, len(self._keys), self.seed, "detect", epoch)]
-            found += [(key, epoch) for key in keys.tolist()]
-        return found
+        samples, epochs = samples_of_step(step, self.size, len(self._keys), self.seed, "detect")
+        return list(zip(self._keys[samples].tolist(), epochs.tolist(), strict=True))
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[DetectionBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
@@ -408,7 +401,7 @@ class DetectionBatches:
                 epochs = np.repeat([epoch for _, epoch in wanted], [len(own) for own in rows])
                 boxes = torch.zeros(len(every), 5)
                 boxes[:, 0] = torch.from_numpy(number)
-                vectors = self._gather(every, epochs % len(self.passes))
+                vectors = next(read_passes(self.passes, [(every, epochs)])).tokens.flatten(1)
                 yield DetectionBatch(ordinals, boxes, labels, count, vectors=vectors)
                 continue
             found = list(islice(clips, len(wanted)))
@@ -431,15 +424,6 @@ class DetectionBatches:
 
     def _draw(self, epoch: int) -> Draw | None:
         return (self.seed, epoch) if self.settings.view.augment else None
-
-    def _gather(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> Tensor:
-        first = self.passes[0].tokens
-        out = torch.empty(len(rows), first.shape[-1], dtype=first.dtype)
-        for number in np.unique(which).tolist():
-            places = np.flatnonzero(which == number)
-            found = self.passes[number].gather(rows[places])
-            out[torch.from_numpy(places)] = found.flatten(1)
-        return out
 
 
 ScoreKind = Literal["class", "class_times_person"]

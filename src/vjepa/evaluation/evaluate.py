@@ -29,7 +29,7 @@ from vjepa.data.loader.evaluation import BadVideo, EvaluationClips
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import FeatureExtractor, FeatureSet
 from vjepa.evaluation.labels import Labels, Split
-from vjepa.evaluation.metrics import Accuracy, AveragePrecision, probabilities_of
+from vjepa.evaluation.metrics import Accuracy, AveragePrecision
 from vjepa.evaluation.results import Evaluation
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path
@@ -89,14 +89,7 @@ class ProbeBatches:
         return max(1, math.ceil(epochs * len(self._rows) / self._size))
 
     def _samples(self, step: int) -> Wanted:
-        """Samples of batch `step` (from 0) and the pass that each belongs to: int64 [B] twice."""
-        stream = np.arange(step * self._size, (step + 1) * self._size, dtype=np.int64)
-        epochs, inside = np.divmod(stream, len(self._rows))
-        samples = np.empty_like(stream)
-        for epoch in np.unique(epochs):
-            now = epochs == epoch
-            samples[now] = permute(inside[now], len(self._rows), self._seed, "probe", int(epoch))
-        return samples, epochs
+        return samples_of_step(step, self._size, len(self._rows), self._seed, "probe")
 
     @property
     def bad(self) -> tuple[BadVideo, ...]:
@@ -124,6 +117,19 @@ class ProbeBatches:
                 tokens=tokens.flatten(0, 1),
                 labels=torch.repeat_interleave(labels, tokens.shape[1], dim=0),
             )
+
+
+def samples_of_step(step: int, size: int, length: int, seed: int, stream: str) -> Wanted:
+    """Samples of batch `step` (from 0) and the pass that each belongs to: int64 [size] twice.
+
+    There are `length` samples; each pass over them has an order of its own.
+    """
+    epochs, inside = np.divmod(np.arange(step * size, (step + 1) * size, dtype=np.int64), length)
+    samples = np.empty_like(inside)
+    for epoch in np.unique(epochs):
+        now = epochs == epoch
+        samples[now] = permute(inside[now], length, seed, stream, int(epoch))
+    return samples, epochs
 
 
 def read_passes(passes: Sequence[FeatureSet], wanted: Iterable[Wanted]) -> Iterator[FeatureSet]:
@@ -268,6 +274,6 @@ def averaged_probabilities(head: nn.Module, tokens: Tensor, *, multi_label: bool
     Of several heads [H, B, classes], of one [B, classes]: float64 on the CPU. With `multi_label`
     each class by itself (sigmoid) instead of one of all (softmax).
     """
-    logits = head(tokens.flatten(0, 1)).cpu()
-    shares = logits.double().sigmoid() if multi_label else probabilities_of(logits)
+    logits = head(tokens.flatten(0, 1)).detach().cpu().double()
+    shares = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
     return shares.unflatten(-2, tokens.shape[:2]).mean(dim=-2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from vjepa.evaluation.labels import Split
 
 _LOGGER = logging.getLogger(__name__)
-_DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MOST_IN_MEMORY_BYTES = 1 << 30
 _FORMAT = "vjepa-features-2"
 
@@ -253,6 +252,10 @@ class FeatureSet:
         """All token maps as one tensor [n, R, N, D]; copies when there are several shards."""
         return self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
 
+    def whole(self) -> FeatureSet:
+        """The same in one shard."""
+        return replace(self, shards=(self.tokens,))
+
     def gather(self, rows: NDArray[np.int64]) -> Tensor:
         """Token maps [b, R, N, D] of rows int64 [b] in the given order, in the stored type.
 
@@ -281,8 +284,15 @@ class FeatureSet:
 
 
 @torch.no_grad()
-def encode_clips(encoder: nn.Module, clips: Tensor, precision: Precision) -> Tensor:
+def encode_clips(
+    encoder: nn.Module,
+    clips: Tensor,
+    precision: Precision,
+    read: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Features float32 [B, N, D] of clips uint8 [B, 3, T, S, S], where the encoder's weights lie.
+
+    `read` makes other features of the encoder's input, such as those of boxes.
 
     The encoder's ``config.input`` says how it is shown pixels. It computes in the type of its
     weights, which may be half precision; ``bfloat16`` runs it under autocast. Whether the numbers
@@ -292,7 +302,7 @@ def encode_clips(encoder: nn.Module, clips: Tensor, precision: Precision) -> Ten
     assert isinstance(config, EncoderConfig)
     video = normalise_clip(to_device(clips, weight.device), weight.dtype, how=config.input)
     with torch.autocast(weight.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return encoder(video).float()
+        return (read or encoder)(video).float()
 
 
 def check_finite(features: Tensor, source: str = "the encoder") -> Tensor:
@@ -345,7 +355,7 @@ class FeatureExtractor:
 
     def encode(self, clips: ClipRows) -> FeatureSet:
         """The features of some clips, on the CPU as they are kept."""
-        kept = _DTYPES[self.settings.features.storage]
+        kept: torch.dtype = getattr(torch, self.settings.features.storage)
         if len(clips.rows) == 0:
             return FeatureSet((torch.empty(0, 0, 0, 0, dtype=kept),), clips.rows, clips.bad)
         encoder, how = self.frozen.encoder.to(self.setup.device), self.settings.features
@@ -410,8 +420,7 @@ class FeatureExtractor:
                         parts.append(self.encode(batch))
                         done += len(batch.rows) + len(batch.bad)
                         progress.update(done)
-                    part = FeatureSet.joined(parts)
-                    part = replace(part, shards=(part.tokens,))
+                    part = FeatureSet.joined(parts).whole()
                     if path is not None:
                         write_shard(path, part)
                     yield part if path is None else _read_shard(path)
@@ -427,7 +436,7 @@ class FeatureExtractor:
         if sum(shard.nbytes for shard in found.shards) > _MOST_IN_MEMORY_BYTES:
             return found
         # Small sets are read once: gathering from one tensor is several times faster.
-        return replace(found, shards=(found.tokens,))
+        return found.whole()
 
     def _key(self, split: Split, rows: NDArray[np.int64], pass_index: int) -> dict[str, Any]:
         """Everything that the numbers depend on, as plain values."""

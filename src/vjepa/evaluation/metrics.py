@@ -13,7 +13,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -364,11 +363,6 @@ def _checked(probabilities: Tensor, shape: tuple[int, int]) -> Tensor:
     if not bool(torch.isfinite(shares).all()):
         raise ValueError("probabilities: a value is not finite")
     return shares
-
-
-def probabilities_of(logits: Tensor) -> Tensor:
-    """Softmax over the last dimension in float64: float [..., classes] -> float64, same shape."""
-    return F.softmax(logits.detach().to(torch.float64), dim=-1)
 
 
 def average_precision(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
