@@ -146,7 +146,7 @@ def expected_grid(model: VJEPA, frames: Picture) -> NDArray[np.float32]:
     masks = TokenMasks(*tokens.split(grid[0] // 2 * grid[1] * grid[2], dim=1))
     clips = model.encoder.normalise(torch.from_numpy(frames).permute(3, 0, 1, 2)[None])
     seen = normalise_features(model.target_encoder(clips, masks.context))
-    predicted = predicted_features(model.encoder, model.predictor, clips, masks)
+    predicted = predicted_features(model, clips, masks)
     return torch.cat([seen, predicted], dim=1).reshape(*grid, -1).numpy()
 
 

@@ -408,7 +408,7 @@ def decode_clip(
     size, device = model.config.encoder, decoder.no_feature.device
     normal = model.encoder.normalise(clip[None].to(device))
     masks = masks.to(device)
-    features = predicted_features(model.encoder, model.predictor, normal, masks, kind)
+    features = predicted_features(model, normal, masks, kind)
     shape, count = (size.num_tokens, decoder.patch_values), len(seeds)
     noise = torch.stack(
         [token_noise(shape, derive_seed(seed, "decoder sample"), device) for seed in seeds]

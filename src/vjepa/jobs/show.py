@@ -155,7 +155,7 @@ def prediction_errors(
     if model.config.predictor.levels > 1:
         levels = len(config.levels)
         truth = torch.cat(model.target_encoder(clip, layers=config.levels), dim=-1)
-    predicted = predicted_features(model.encoder, model.predictor, clip, masks, mask_index)[0]
+    predicted = predicted_features(model, clip, masks, mask_index)[0]
     found = []
     for level, guess in zip(truth[0].chunk(levels, -1), predicted.chunk(levels, -1), strict=True):
         target = normalise_features(level)

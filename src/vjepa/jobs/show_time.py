@@ -229,7 +229,7 @@ def surprise_of(
         truth = torch.cat([normalise_features(level) for level in every], dim=-1)
         truth = truth[:, seen * places :]
         half = TokenMasks(context.expand(count, -1), target.expand(count, -1))
-        predicted = predicted_features(model.encoder, model.predictor, clips, half, kind)
+        predicted = predicted_features(model, clips, half, kind)
         error = (predicted - truth).abs().mean(-1)[:, :places]
         errors.append(error.reshape(count, rows, columns).numpy())
         waiting.clear()

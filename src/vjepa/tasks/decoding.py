@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vjepa.counter_random import derive_seed, uniforms
 from vjepa.errors import UserError
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import VJEPA, Encoder, Predictor, patchify
+from vjepa.models import VJEPA, patchify
 from vjepa.models.decoder import CHANNELS, LEAST_TIME_LEFT, Decoder
 from vjepa.runtime.device import to_device
+from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.health import mask_counts, prediction_health
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction
 from vjepa.tasks.task import Output, slice_of_part
@@ -59,11 +60,6 @@ class Decoding(MaskedPrediction):
         self.decoder = decoder
         self.average = copy.deepcopy(decoder).requires_grad_(False)
         self._no_features_share, self._seed = no_features_share, seed
-
-    @property
-    def encoder_for_evaluation(self) -> Encoder | None:
-        """None: the encoder is another run's."""
-        return None
 
     def saved_modules(self) -> dict[str, nn.Module]:
         """The decoder and its average; the frozen model is where it was."""
@@ -129,7 +125,7 @@ class Decoding(MaskedPrediction):
     @torch.no_grad()
     def features(self, clips: Tensor, mask: TokenMasks, kind: int) -> Tensor:
         """What the decoder is given: the predictions, float32 [B, M, D], or packed [U, D]."""
-        return predicted_features(self.encoder, self.predictor, clips, mask, kind)
+        return self.predict(self.encode(clips, mask), mask, kind)
 
     @torch.no_grad()
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
@@ -146,25 +142,14 @@ class Decoding(MaskedPrediction):
             named.append((guess.float(), mask))
         return {**prediction_health(pixels, named), **mask_counts(masks, pixels)}
 
-    def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:  # noqa: ARG002
-        """None: nothing here can collapse."""
-        return None
 
-
-def predicted_features(
-    encoder: Encoder, predictor: Predictor, clips: Tensor, mask: TokenMasks, kind: int = 0
-) -> Tensor:
+def predicted_features(model: VJEPA, clips: Tensor, mask: TokenMasks, kind: int = 0) -> Tensor:
     """What is predicted at the hidden tokens: float32 [B, M, D], or packed [U, D].
 
-    `clips` are normalised. A predictor that takes several levels of the encoder (V-JEPA 2.1) gets
-    them side by side, and so come its predictions.
+    `clips` are normalised. With several levels of the encoder (V-JEPA 2.1) D is of all of them.
     """
-    levels = encoder.config.levels if predictor.config.levels > 1 else None
-    seen = encoder(clips, mask.context, offsets=mask.context_offsets, layers=levels)
-    context = torch.cat(seen, dim=-1) if isinstance(seen, list) else seen
-    offsets = {"context_offsets": mask.context_offsets, "target_offsets": mask.target_offsets}
-    token = predictor.config.mask_token(kind)
-    return predictor(context, mask.context, mask.target, token, **offsets).float()
+    task = FeaturePrediction(model)
+    return task.predict(task.encode(clips, mask), mask, kind)
 
 
 def require_own_targets(model: VJEPA) -> None:

@@ -75,20 +75,13 @@ class DensePrediction(FeaturePrediction):
             return found
         pixels, masks, size = self._images.part(batch.images, part, parts, self.device)
         beside = DenseBatchSize(size.clips, size.targets, weight)
-        return *found, self._normalised(pixels), masks, beside
+        return *found, self.encoder.normalise(pixels), masks, beside
 
     def weight_at(self, update: int) -> float:
         """The weight of the visible tokens in update k, from 1."""
         start, end = self._rise
         risen = (update - start) / (end - start) if end > start else float(update >= start)
         return self._context_weight * min(1.0, max(0.0, risen))
-
-    def encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
-        """The context tokens' levels side by side."""
-        if not self._levels:
-            return super().encode(clips, mask)
-        found = self.encoder(clips, mask.context, offsets=mask.context_offsets, layers=self._levels)
-        return torch.cat(found, dim=-1)
 
     @torch.no_grad()
     def targets(self, clips: Tensor) -> Tensor:

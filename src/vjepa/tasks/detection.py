@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -45,11 +44,6 @@ class Detection(Task):
             sizes = encoder.config
             last = max(self._regions.layers_of(sizes))
             self.has_unused = last < sizes.depth - 1 or sizes.has_spare
-
-    @property
-    def device(self) -> torch.device:
-        """Where the head is."""
-        return self.head.weight.device
 
     def inputs(
         self, batch: Any, part: int, parts: int

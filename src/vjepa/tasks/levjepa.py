@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
 from vjepa.counter_random import uniforms
-from vjepa.models import Encoder, EncoderConfig, normalise_clip
+from vjepa.models import Encoder, EncoderConfig
 from vjepa.models.attention import init_layer
 from vjepa.models.operations import MaskTokens
 from vjepa.runtime.device import to_device
@@ -142,7 +142,7 @@ class LeVJEPA(Task):
         """The views of the whole clips and of their parts, and SIGReg's directions."""
         here = slice_of_part(len(batch.ordinals), part, parts)
         ordinals, sizes, config = batch.ordinals[here], self.encoder.config, self._config
-        clips = self._normalised(to_device(batch.clips[here], self.device))
+        clips = self.encoder.normalise(to_device(batch.clips[here], self.device))
         whole, local = config.kept_tokens(sizes)
         side = config.local_size // sizes.patch_size
         tokens = sizes.grid[0] * side * side
@@ -197,9 +197,6 @@ class LeVJEPA(Task):
         ]
         return torch.cat(cut).unflatten(1, clips.shape[1:3])
 
-    def _normalised(self, clips: Tensor) -> Tensor:
-        return normalise_clip(clips, how=self.encoder.config.input)
-
     def embed(self, view: View) -> Tensor:
         """The embeddings of views: float32 [V * b, E]."""
         tokens = self.encoder(view.clips, view.kept, with_cls=True)
@@ -223,7 +220,7 @@ class LeVJEPA(Task):
         ``embedding_std`` over clips is 1 where SIGReg has its way.
         """
         count = min(count, self._batch_size)
-        clips = self._normalised(first_clips(batch, count, self.device, group))
+        clips = self.encoder.normalise(first_clips(batch, count, self.device, group))
         features = normalise_features(self.target_encoder(clips))
         tokens = self.encoder(clips, with_cls=True)
         embedded = self.projector(tokens[:, 0]).float()

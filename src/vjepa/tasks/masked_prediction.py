@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vjepa.masking import MaskSampler, TokenMasks
-from vjepa.models import Encoder, ModelConfig, Predictor, normalise_clip
+from vjepa.models import Encoder, ModelConfig, Predictor
 from vjepa.runtime.device import to_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks.health import collapse_alarm, first_clips
@@ -106,8 +106,10 @@ class MaskedPrediction(Task):
         self._drawn = None if sampler is None else BatchMasks(sampler, batch_size)
 
     def encode(self, clips: Tensor, mask: TokenMasks) -> Tensor:
-        """The context tokens' features."""
-        return self.encoder(clips, mask.context, offsets=mask.context_offsets)
+        """The context tokens' features, of all levels that the predictor takes side by side."""
+        levels = self.encoder.config.levels if self.predictor.config.levels > 1 else None
+        seen = self.encoder(clips, mask.context, offsets=mask.context_offsets, layers=levels)
+        return torch.cat(seen, dim=-1) if isinstance(seen, list) else seen
 
     def predict(self, context: Tensor, mask: TokenMasks, kind: int) -> Tensor:
         """What the masked tokens are thought to be: float32 [B, M, D], or packed [U, D].
@@ -139,7 +141,7 @@ class MaskedPrediction(Task):
         A batch has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
         """
         clips, masks, size = self._own_masks.part(batch, part, parts, self.device)
-        return self._normalised(clips), masks, size
+        return self.encoder.normalise(clips), masks, size
 
     def health(self, batch: Any, count: int, group: ProcessGroup) -> Mapping[str, Tensor]:
         """As :meth:`health_of` says, of the first `count` clips of the whole batch."""
@@ -149,7 +151,7 @@ class MaskedPrediction(Task):
         masks = sampler.sample(batch.step * size + np.arange(drawn), batch.step)
         clips = first_clips(batch, count, self.device, group)
         first = on_device([kind.slice(0, count) for kind in masks], self.device)
-        return self.health_of(self._normalised(clips), first)
+        return self.health_of(self.encoder.normalise(clips), first)
 
     @abstractmethod
     def health_of(self, clips: Tensor, masks: Sequence[TokenMasks]) -> dict[str, Tensor]:
@@ -166,9 +168,6 @@ class MaskedPrediction(Task):
     def _own_masks(self) -> BatchMasks:
         assert self._drawn is not None, "a task that draws its masks needs a sampler"
         return self._drawn
-
-    def _normalised(self, clips: Tensor) -> Tensor:
-        return normalise_clip(clips, how=self.config.encoder.input)
 
 
 def normalise_features(features: Tensor) -> Tensor:
