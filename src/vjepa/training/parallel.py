@@ -140,25 +140,19 @@ def _shard(task: Task, size: int, shard_size: int, setup: DeviceSetup) -> None:
         cast_forward_inputs=False,
     )
     for module in _modules(task):
-        if setup.precision == "bfloat16":
-            _normalise_in_float32(module)
+        for part in module.modules():
+            if isinstance(part, nn.LayerNorm) and setup.precision == "bfloat16":
+                part.forward = partial(_layer_norm, part)
         lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
         for part in (*(block for blocks in lists for block in blocks), module):
             # Resharded after each forward: moving averages and checkpoints meet shards only.
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
 
 
-def _normalise_in_float32(module: nn.Module) -> None:
-    """Let layer norms take weights gathered in bfloat16, in place.
+def _layer_norm(norm: nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:
+    """A layer norm whose weights were gathered in bfloat16, in float32: [..., D] -> [..., D].
 
     On a GPU autocast does the same; on a CPU it leaves norms alone, and they refuse such weights.
     """
-    for part in module.modules():
-        if isinstance(part, nn.LayerNorm):
-            part.forward = partial(_layer_norm, part)
-
-
-def _layer_norm(norm: nn.LayerNorm, input: torch.Tensor) -> torch.Tensor:
-    """In float32: float [..., D] -> float32 [..., D]."""
     weight, bias = (None if x is None else x.float() for x in (norm.weight, norm.bias))
     return functional.layer_norm(input.float(), norm.normalized_shape, weight, bias, norm.eps)

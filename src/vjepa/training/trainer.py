@@ -121,7 +121,15 @@ class Trainer:
         self.learner = build_learner(
             self.task, self.optim, self.ema, training, group=group, distributed=self.distributed
         )
-        self.store = None if self.folder is None else self._open_store(self.folder)
+        self.store = None
+        if self.folder is not None:
+            self.store = CheckpointStore(
+                self.folder / CHECKPOINTS_FOLDER,
+                training.keep_last,
+                training.keep_every_steps,
+                group=group,
+                background=training.async_checkpoint,
+            )
         self._guard = BadUpdateGuard(
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
@@ -133,16 +141,6 @@ class Trainer:
         self._cpu_seconds = 0.0  # of the windows that are read
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
-
-    def _open_store(self, folder: Path) -> CheckpointStore:
-        training = self.training
-        return CheckpointStore(
-            folder / CHECKPOINTS_FOLDER,
-            training.keep_last,
-            training.keep_every_steps,
-            group=self.group,
-            background=training.async_checkpoint,
-        )
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere, whose weights and moments the caller loaded.
@@ -330,10 +328,8 @@ class Trainer:
         if self.learner.ema is not None:
             values["momentum"] = ema_momentum(step, self.learner.ema, optim)
         self._cpu_seconds += values["cpu_seconds"]
-        values["elapsed_seconds"], values["elapsed_cpu_seconds"] = (
-            self._seconds(),
-            self._cpu_seconds,
-        )
+        values["elapsed_seconds"] = self._seconds()
+        values["elapsed_cpu_seconds"] = self._cpu_seconds
         self._last_means = values
         self._write("train", values)
         if ranks:
@@ -406,10 +402,9 @@ class Trainer:
         )
 
     def _result(self, request: int) -> TrainingResult:
-        stopped_by = signal.Signals(request) if request > _OUT_OF_TIME else None
         is_short = self._completed < self.optim.steps
-        interrupted = stopped_by is not None and is_short
-        if stopped_by is not None and is_short and self.group.is_main:
+        stopped_by = signal.Signals(request) if is_short and request > _OUT_OF_TIME else None
+        if stopped_by is not None and self.group.is_main:
             saved = f"saved as {self._checkpoint}: the same command resumes"
             if self._checkpoint is None:
                 saved = "the same command starts it again"
@@ -420,9 +415,9 @@ class Trainer:
             )
         return TrainingResult(
             step=self._completed,
-            interrupted=interrupted,
-            out_of_time=is_short and not interrupted,
-            requeue=interrupted and stopped_by in REQUEUE_SIGNALS,
+            interrupted=stopped_by is not None,
+            out_of_time=is_short and stopped_by is None,
+            requeue=stopped_by in REQUEUE_SIGNALS,
             checkpoint=self._checkpoint,
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
