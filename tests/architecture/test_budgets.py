@@ -14,9 +14,9 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_955
+MOST_LINES = 46_941
 MOST_FILES = 213
-MOST_CLASSES = 392
+MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
@@ -38,7 +38,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "models": (2679, 65),
     "reporting": (1131, 40),
     "runtime": (2485, 59),
-    "tasks": (1837, 44),
+    "tasks": (1823, 42),
     "top level": (989, 30),
     "training": (1726, 40),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.tasks import BatchSize, FeaturePrediction
-from vjepa.tasks.sigreg import SketchedBatchSize, draw_directions, sigreg
+from vjepa.tasks.sigreg import draw_directions, sigreg
 
 ALONE = ProcessGroup()
 EXPECTED = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)
@@ -110,7 +111,7 @@ def test_as_a_penalty_of_feature_prediction_it_is_that_of_all_visible_tokens(cou
     masks = MaskSampler(MaskingConfig(count=count), ENCODER.grid, 2, 0).sample(np.arange(3), 0)
     directions = draw_directions(256, ENCODER.width, 3, 0)
     size = BatchSize.of(masks)
-    sketched = SketchedBatchSize(size.clips, size.targets, directions)
+    sketched = replace(size, directions=directions)
     found, without = task(clips(), masks, sketched), plain(clips(), masks)
     tokens = [task.encode(clips(), mask).reshape(-1, ENCODER.width) for mask in masks]
     wanted = torch.stack([sigreg(x, directions, ALONE) for x in tokens]).mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,13 +14,6 @@ from vjepa.models import VJEPA
 from vjepa.tasks.feature_prediction import FeaturePrediction
 from vjepa.tasks.masked_prediction import BatchMasks, BatchSize, normalise_features
 from vjepa.tasks.task import Output
-
-
-@dataclass(frozen=True)
-class DenseBatchSize(BatchSize):
-    """What a whole batch holds, and the weight of the visible tokens in its update."""
-
-    context_weight: float = 0.0
 
 
 class DensePrediction(FeaturePrediction):
@@ -70,11 +63,11 @@ class DensePrediction(FeaturePrediction):
         """
         clips, masks, size = super().inputs(batch, part, parts)
         weight = self.weight_at(batch.step + 1)
-        found = clips, masks, DenseBatchSize(size.clips, size.targets, weight)
+        found = clips, masks, replace(size, context_weight=weight)
         if self._images is None:
             return found
         pixels, masks, size = self._images.part(batch.images, part, parts, self.device)
-        beside = DenseBatchSize(size.clips, size.targets, weight)
+        beside = replace(size, context_weight=weight)
         return *found, self.encoder.normalise(pixels), masks, beside
 
     def weight_at(self, update: int) -> float:
@@ -102,7 +95,7 @@ class DensePrediction(FeaturePrediction):
     ) -> Output:
         """The loss, and as terms that of each mask kind and of the visible tokens.
 
-        Without a :class:`DenseBatchSize` these have their full weight. `images` are float
+        Without a weight in the batch's size these have their full one. `images` are float
         [B, C, 1, H, W], with masks and size of their own.
         """
         found = self._loss_of(clips, masks, size)
@@ -118,8 +111,7 @@ class DensePrediction(FeaturePrediction):
     ) -> Output:
         """The loss on clips, or on images, and its terms."""
         size = size or BatchSize.of(masks)
-        is_dense = isinstance(size, DenseBatchSize)
-        weight = size.context_weight if is_dense else self._context_weight
+        weight = self._context_weight if size.context_weight is None else size.context_weight
         targets, grid = self.targets(clips), self.encoder.patch_embed.grid(clips.shape)
         hidden, visible = [], []
         for kind, mask in enumerate(masks):

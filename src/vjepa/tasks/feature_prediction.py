@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from vjepa.tasks.health import (
     spread,
 )
 from vjepa.tasks.masked_prediction import BatchSize, MaskedPrediction, normalise_features
-from vjepa.tasks.sigreg import NUM_DIRECTIONS, SketchedBatchSize, draw_directions, sigreg
+from vjepa.tasks.sigreg import NUM_DIRECTIONS, draw_directions, sigreg
 from vjepa.tasks.task import Output
 
 _VARIANCE_EPS = 1e-4
@@ -101,7 +102,7 @@ class FeaturePrediction(MaskedPrediction):
         if self._sigreg_coefficient:
             width = self.config.encoder.width
             drawn = draw_directions(NUM_DIRECTIONS, width, self._seed, batch.step)
-            size = SketchedBatchSize(size.clips, size.targets, to_device(drawn, self.device))
+            size = replace(size, directions=to_device(drawn, self.device))
         return clips, masks, size
 
     def forward(
@@ -121,7 +122,7 @@ class FeaturePrediction(MaskedPrediction):
             if self._variance_coefficient:
                 lacking = lacking_variance(predicted, mask)
                 penalties.append(lacking.sum() / (size.clips * lacking.shape[-1]))
-            if isinstance(size, SketchedBatchSize):
+            if size.directions is not None:
                 tokens = context.flatten(0, -2)
                 distances.append(sigreg(tokens, size.directions, self.group))
         loss = torch.stack(losses).mean()

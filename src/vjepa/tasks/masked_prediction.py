@@ -30,6 +30,10 @@ class BatchSize:
     clips: int
     targets: tuple[int, ...]
     """Masked tokens of each mask kind."""
+    directions: Tensor | None = None
+    """Those in which SIGReg looks at the batch, float32 [M, D]."""
+    context_weight: float | None = None
+    """Of the visible tokens in this update, for dense prediction."""
 
     @classmethod
     def of(cls, masks: Sequence[TokenMasks], clips: int | None = None) -> BatchSize:

@@ -6,26 +6,15 @@ summand needs no second encoder to keep it from collapsing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vjepa.counter_random import uniforms
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.tasks.masked_prediction import BatchSize
 
 NUM_DIRECTIONS = 256
 _LARGEST, _STEPS = 5.0, 8  # 17 points from -5 to 5; the integrand is even, and 0 at 0
-
-
-@dataclass(frozen=True, eq=False)
-class SketchedBatchSize(BatchSize):
-    """What a whole batch holds, and the directions in which SIGReg looks at it."""
-
-    directions: Tensor
-    """float32 [M, D]."""
 
 
 def draw_directions(count: int, width: int, seed: int, step: int) -> Tensor:
