@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_941
+MOST_LINES = 46_924
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -36,7 +36,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/probe": (2145, 58),
     "masking": (799, 15),
     "models": (2679, 65),
-    "reporting": (1131, 40),
+    "reporting": (1114, 40),
     "runtime": (2485, 59),
     "tasks": (1823, 42),
     "top level": (989, 30),

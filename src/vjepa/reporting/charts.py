@@ -204,40 +204,30 @@ def estimate_charts(
     for estimate in estimates:
         groups.setdefault(estimate.group, []).append(estimate)
     right = 112 * max((one.high for one in estimates), default=1.0)  # and the number beside it
-    return [
-        _estimate_chart(group, rows, (0, right or 1.0), x_label, (chance or {}).get(group))
-        for group, rows in groups.items()
-    ]
-
-
-def _estimate_chart(
-    group: str,
-    rows: Sequence[Estimate],
-    x_limits: tuple[float, float],
-    x_label: str,
-    chance: float | None,
-) -> str:
-    figure = _figure(4.4, 0.4 * len(rows) + 0.9, layout="constrained")
-    axes = figure.add_subplot()
-    _style(axes, "x")
-    for position, row in enumerate(rows):
-        colour = _SERIES[row.colour - 1]
-        axes.plot([100 * row.low, 100 * row.high], [position] * 2, color=colour, linewidth=2)
-        axes.plot(100 * row.value, position, "o", color=colour, markersize=6)
-        style: Any = {"textcoords": "offset points", "va": "center", "color": _INK}
-        value = (100 * row.high, position)
-        axes.annotate(f"{100 * row.value:.1f}", value, (6, 0), fontsize=9, **style)
-        edge: Any = ("axes fraction", "data")
-        axes.annotate(_words(row.label), (0, position), (3, 11), edge, fontsize=9.5, **style)
-        if chance is not None:  # beside the row, not through its name
-            level = [100 * chance] * 2
-            axes.plot(level, [position - 0.14, position + 0.36], ":", color=_MUTED, linewidth=1)
-    axes.set_yticks([])
-    axes.set_xlim(*x_limits)
-    axes.set_ylim(len(rows) - 0.5, -0.7)  # the first row on top
-    axes.set_title(_words(group), loc="left", fontsize=9.5, fontweight="bold", color=_INK)
-    axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
-    return _svg(figure)
+    style: Any = {"textcoords": "offset points", "va": "center", "color": _INK}
+    edge: Any = ("axes fraction", "data")
+    charts = []
+    for group, rows in groups.items():
+        figure = _figure(4.4, 0.4 * len(rows) + 0.9, layout="constrained")
+        axes = figure.add_subplot()
+        _style(axes, "x")
+        for place, row in enumerate(rows):
+            colour = _SERIES[row.colour - 1]
+            axes.plot([100 * row.low, 100 * row.high], [place] * 2, color=colour, linewidth=2)
+            axes.plot(100 * row.value, place, "o", color=colour, markersize=6)
+            value = (100 * row.high, place)
+            axes.annotate(f"{100 * row.value:.1f}", value, (6, 0), fontsize=9, **style)
+            axes.annotate(_words(row.label), (0, place), (3, 11), edge, fontsize=9.5, **style)
+            if chance is not None and group in chance:  # beside the row, not through its name
+                level = [100 * chance[group]] * 2
+                axes.plot(level, [place - 0.14, place + 0.36], ":", color=_MUTED, linewidth=1)
+        axes.set_yticks([])
+        axes.set_xlim(0, right or 1.0)
+        axes.set_ylim(len(rows) - 0.5, -0.7)  # the first row on top
+        axes.set_title(_words(group), loc="left", fontsize=9.5, fontweight="bold", color=_INK)
+        axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
+        charts.append(_svg(figure))
+    return charts
 
 
 def _words(text: str) -> str:

@@ -100,7 +100,8 @@ def picture_of(
     uint8 [H, W, 4]: between frames it is transparent. With `narrow` labels stand above their strips
     and words are large, so that they are read on a phone.
     """
-    strips = [replace(strip, frames=[_still(frame) for frame in strip.frames]) for strip in strips]
+    still = [[f[len(f) // 2] if f.ndim == 4 else f for f in strip.frames] for strip in strips]
+    strips = [replace(strip, frames=own) for strip, own in zip(strips, still, strict=True)]
     # What is wide is seen smaller, so its words grow with it.
     frames_width = max(sum(frame.shape[1] for frame in strip.frames) for strip in strips)
     pixels = _LARGE_FONT_PIXELS if narrow else max(_FONT_PIXELS, frames_width // 90)
@@ -143,10 +144,6 @@ def picture_of(
     if words:
         draw.text((2, top + gap), "\n".join(words), MIDDLE_GREY, font)
     return np.array(page)
-
-
-def _still(picture: Picture) -> Picture:
-    return picture[len(picture) // 2] if picture.ndim == 4 else picture
 
 
 def tokens_to_frames(grid: NDArray, num_frames: int, height: int, width: int) -> NDArray:
@@ -265,15 +262,11 @@ def write_side_by_side(
 
     `narrow` as for :func:`picture_of`.
     """
-    shown = [(name, resized(clip, max(SHOWN_SIDE, clip.shape[1]))) for name, clip in rows]
-    lines = [shown[start : start + in_a_line] for start in range(0, len(shown), in_a_line)]
-    pages = [
-        picture_of(
-            [Strip("", [c[time] for _, c in line], [n for n, _ in line]) for line in lines],
-            narrow=narrow,
-        )
-        for time in range(len(shown[0][1]))
-    ]
+    lines = [moving_strip(rows[n : n + in_a_line]) for n in range(0, len(rows), in_a_line)]
+    pages = []
+    for time in range(len(rows[0][1])):
+        now = [replace(line, frames=[clip[time] for clip in line.frames]) for line in lines]
+        pages.append(picture_of(now, narrow=narrow))
     write_moving(pages, path, SECONDS_EACH)
 
 
