@@ -286,8 +286,7 @@ class HeadConfig:
 
 
 TrainedHead = AttentiveClassifier | LinearClassifier
-LookupHead = NearestNeighbours | NearestMean | RidgeHead
-ProbeHead = TrainedHead | LookupHead
+ProbeHead = TrainedHead | NearestNeighbours | NearestMean | RidgeHead
 
 
 def build_head(

@@ -222,40 +222,31 @@ def _encode(
     how: FileEncodingConfig,
 ) -> Iterator[tuple[int, Part | DecodeError]]:
     """Encode windows in batches of one size; the parts of a file come one after the other."""
-    waiting: list[tuple[_OpenFile, ReadWindow]] = []
+    sizes = encoder.config
+    assert isinstance(sizes, EncoderConfig)
     file: _OpenFile | None = None
     has_looked = False
 
-    def run() -> Iterator[tuple[int, Part | DecodeError]]:
-        if not waiting:
-            return
-        clips = torch.stack([window.clip for _, window in waiting])
-        nonlocal has_looked
-        sizes = encoder.config
-        assert isinstance(sizes, EncoderConfig)
-        if not has_looked and (said := far_from_input(clips, sizes.input)) is not None:
-            _LOGGER.warning("%s", said)
-        has_looked = True
-        tokens = check_finite(encode_clips(encoder, clips, how.precision))
-        for (owner, window), found in zip(waiting, tokens, strict=True):
-            yield owner.index, owner.add(found, window.seconds)
-        waiting.clear()
+    def size_of(read: tuple[int, ReadWindow | DecodeError]) -> object:
+        return read[1].clip.shape if isinstance(read[1], ReadWindow) else None
 
-    for index, window in windows:
-        if isinstance(window, DecodeError):
-            yield from run()
-            yield index, window
-            continue
-        if file is None or file.index != index:
-            look = looks[index]
-            assert isinstance(look, Look)
-            file = _OpenFile(index, look, how.pool)
-        if waiting and waiting[0][1].clip.shape != window.clip.shape:
-            yield from run()
-        waiting.append((file, window))
-        if len(waiting) >= how.batch_size:
-            yield from run()
-    yield from run()
+    for _, alike in itertools.groupby(windows, size_of):
+        while some := list(itertools.islice(alike, how.batch_size)):
+            yield from ((n, window) for n, window in some if isinstance(window, DecodeError))
+            good = [(n, window) for n, window in some if isinstance(window, ReadWindow)]
+            if not good:
+                continue
+            clips = torch.stack([window.clip for _, window in good])
+            if not has_looked and (said := far_from_input(clips, sizes.input)) is not None:
+                _LOGGER.warning("%s", said)
+            has_looked = True
+            tokens = check_finite(encode_clips(encoder, clips, how.precision))
+            for (index, window), found in zip(good, tokens, strict=True):
+                if file is None or file.index != index:
+                    look = looks[index]
+                    assert isinstance(look, Look)
+                    file = _OpenFile(index, look, how.pool)
+                yield index, file.add(found, window.seconds)
 
 
 class _OpenFile:

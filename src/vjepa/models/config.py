@@ -22,8 +22,6 @@ Position = Literal["sincos", "rotary", "rotary_pairs", "given", "given_stretched
 """How a model knows where its tokens are."""
 _SMALLEST_ROTATED_HEAD = 6  # two columns for each axis
 
-_INPUT_CHANNELS = {"rgb": 3, "rgb_without_mean": 3, "change": 3, "rgb_and_change": 6}
-
 
 @config_dataclass
 class InputConfig:
@@ -52,7 +50,7 @@ class InputConfig:
     @property
     def channels(self) -> int:
         """Channels that the encoder is given."""
-        return _INPUT_CHANNELS[self.content]
+        return 6 if self.content == "rgb_and_change" else 3
 
     @property
     def mean_and_deviation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

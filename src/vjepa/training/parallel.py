@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 
-Strategy = Literal["auto", "ddp", "fsdp"]
-
 # Per trained parameter: weight, gradient and two moments in float32; per averaged one: the weight.
 _BYTES_TRAINED, _BYTES_AVERAGED = 16, 4
 _LARGEST_SHARE_OF_GPU = 0.5
@@ -39,7 +37,7 @@ _LARGEST_SHARE_OF_GPU = 0.5
 class DistributedConfig:
     """How several processes train together; without a launcher none of it is used."""
 
-    strategy: Strategy = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """`ddp`: every process holds all weights and moments; `fsdp`: each holds a part (FSDP2); auto:
     fsdp where they would fill more than half of a GPU, else ddp."""
     shard_size: Count | None = None
