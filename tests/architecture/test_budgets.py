@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_910
+MOST_LINES = 46_901
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2479, 54),
     "demo": (2099, 52),
-    "evaluation": (4282, 101),
+    "evaluation": (4277, 101),
     "jobs": (8450, 185),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2485, 59),
     "tasks": (1823, 42),
     "top level": (989, 30),
-    "training": (1724, 40),
+    "training": (1720, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

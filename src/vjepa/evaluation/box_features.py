@@ -49,7 +49,7 @@ from vjepa.evaluation.frozen import (
     encode_clips,
     kept_shard,
     open_cache_folder,
-    write_shard,
+    stored_shard,
 )
 from vjepa.models import EncoderConfig, RegionConfig, region_features
 from vjepa.runtime.device import DeviceSetup
@@ -211,10 +211,7 @@ class BoxFeatures:
                     parts.append(self._encode(data, some, boxes, draw))
                     done += len(some)
                     progress.update(done)
-                part = FeatureSet.joined(parts).whole()
-                if path is not None:
-                    write_shard(path, part)
-                yield part
+                yield stored_shard(path, FeatureSet.joined(parts))
 
     @property
     def _config(self) -> EncoderConfig:

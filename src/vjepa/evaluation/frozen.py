@@ -378,9 +378,7 @@ class FeatureExtractor:
         With a cache more rows are encoded, so that another choice of rows finds them there.
 
         Args:
-            split: The videos.
-            rows: int64, ascending; None takes all.
-            pass_index: Number of the pass, for random clips.
+            split, rows, pass_index: As for :meth:`open_clips`.
             share: (rank, world size): every world-size-th shard, starting with the rank-th. The
                 shards are the same at any world size, and so is every number in them.
 
@@ -390,7 +388,7 @@ class FeatureExtractor:
         how = self.settings.features
         with self.open_clips(split, rows, pass_index) as source:
             key = self._key(split, source.rows, pass_index)
-            folder = None if self.cache_dir is None else open_cache_folder(self.cache_dir, key)
+            folder = self.cache_dir and open_cache_folder(self.cache_dir, key)
             batch_rows = max(1, how.batch_size // source.clips_per_video)
             # Whole batches per shard, so that a resumed extraction forms the very same batches.
             batch_clips = batch_rows * source.clips_per_video
@@ -403,9 +401,8 @@ class FeatureExtractor:
                 for start in starts:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"
-                    path = None if folder is None else folder / name
-                    kept = kept_shard(path, self.on_bad_video)
-                    if kept is not None:
+                    path = folder and folder / name
+                    if (kept := kept_shard(path, self.on_bad_video)) is not None:
                         done += stop - start
                         progress.update(done)
                         yield kept
@@ -420,10 +417,7 @@ class FeatureExtractor:
                         parts.append(self.encode(batch))
                         done += len(batch.rows) + len(batch.bad)
                         progress.update(done)
-                    part = FeatureSet.joined(parts).whole()
-                    if path is not None:
-                        write_shard(path, part)
-                    yield part if path is None else _read_shard(path)
+                    yield stored_shard(path, FeatureSet.joined(parts))
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
@@ -476,12 +470,16 @@ def open_cache_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     return folder
 
 
-def write_shard(path: Path, part: FeatureSet) -> None:
-    """Write a part of a cache, whole."""
+def stored_shard(path: Path | None, part: FeatureSet) -> FeatureSet:
+    """A part of a cache as one shard, written whole and mapped; without a path it is in memory."""
+    part = part.whole()
+    if path is None:
+        return part
     tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
     bad = json.dumps([asdict(video) for video in part.bad])
     with atomic_path(path) as aside:
         save_tensors(aside, tensors, {"bad": bad})
+    return _read_shard(path)
 
 
 def kept_shard(path: Path | None, on_bad_video: OnBadVideo) -> FeatureSet | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -203,7 +202,6 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread() and not is_worker():
-            _reset_signals_in_forked_children()
             for number in _HANDLED:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
@@ -239,17 +237,15 @@ class StopSignals:
             os.write(2, b"\nfinishing this step and saving; Ctrl-C once more to abort at once\n")
 
 
-@functools.cache
-def _reset_signals_in_forked_children() -> None:
-    """A forked worker must not inherit a handler that swallows SIGTERM; registered once."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_reset_signals)
-
-
 def _reset_signals() -> None:
+    """A forked worker must not inherit a handler that swallows SIGTERM."""
     handler = signal.getsignal(signal.SIGTERM)
     if isinstance(getattr(handler, "__self__", None), StopSignals):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for number in REQUEUE_SIGNALS - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_signals)
