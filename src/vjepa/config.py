@@ -314,11 +314,7 @@ def recipe_names(recipes: str) -> list[str]:
 
 
 def recipe_path(recipes: str, name: str) -> Path:
-    """The file of a packaged recipe.
-
-    Raises:
-        UserError: There is none of that name; the nearest and all valid names are given.
-    """
+    """The file of a packaged recipe; UserError, with the nearest and all names: there is none."""
     names = recipe_names(recipes)
     if name in names:
         return _RECIPES / recipes / f"{name}.yaml"
@@ -332,10 +328,8 @@ def recipe_path(recipes: str, name: str) -> Path:
 def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
     """Build a config from plain values; what `mapping` leaves out keeps its default.
 
-    Tuples, paths and config objects are taken, too. Errors begin with `source`, usually a file.
-
-    Raises:
-        UserError: Unknown field, wrong type, bad choice or refused value.
+    Tuples, paths and config objects are taken, too. UserError, which begins with `source`, usually
+    a file: an unknown field, a wrong type, a bad choice or a refused value.
     """
     layers = _Layers(cls, source)
     layers.add(mapping, source)

@@ -18,10 +18,7 @@ def local_path(text: str | PathLike[str]) -> str:
     """A path with ``~`` and ``file:///videos/a%20b.mp4`` written out; all else is left as it is.
 
     Many programs write file URLs without ``%20``: where a file has the name as it stands, it is
-    that.
-
-    Raises:
-        UserError: It is no path at all.
+    that. UserError: it is no path at all.
     """
     if not isinstance(text, (str, PathLike)):
         raise UserError(f"{type(text).__name__} was given, where a path or name is wanted")
@@ -37,8 +34,7 @@ def local_path(text: str | PathLike[str]) -> str:
 def as_path(text: str | PathLike[str]) -> Path:
     """A path; ``./NAME``, which would be no more than a name, from the root on.
 
-    Raises:
-        UserError: It is none, or an address of another machine.
+    UserError: it is none, or an address of another machine.
     """
     plain = local_path(text)
     if re.match(r"[a-z][a-z0-9+.-]*://", plain):

@@ -118,8 +118,7 @@ def parse_value(text: str) -> object:
 def parse_yaml(text: str, source: str) -> dict[str, object]:
     """The mapping that a YAML text holds; an empty text is an empty mapping.
 
-    Raises:
-        UserError: It is no YAML, holds a key twice, or is not a mapping. Begins with `source`.
+    UserError, which begins with `source`: it is no YAML, holds a key twice, or is not a mapping.
     """
     try:
         data = yaml.load(text, Loader=_Loader)

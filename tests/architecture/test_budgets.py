@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_901
+MOST_LINES = 46_822
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -29,18 +29,18 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2479, 54),
     "demo": (2099, 52),
-    "evaluation": (4277, 101),
+    "evaluation": (4260, 101),
     "jobs": (8450, 185),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),
     "jobs/probe": (2145, 58),
-    "masking": (799, 15),
-    "models": (2677, 65),
-    "reporting": (1114, 40),
+    "masking": (795, 15),
+    "models": (2657, 65),
+    "reporting": (1110, 40),
     "runtime": (2485, 59),
-    "tasks": (1823, 42),
-    "top level": (989, 30),
-    "training": (1720, 40),
+    "tasks": (1807, 42),
+    "top level": (978, 30),
+    "training": (1713, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

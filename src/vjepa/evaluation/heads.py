@@ -65,14 +65,8 @@ class RidgeClassifier:
 def fit_ridge(features: Tensor, labels: Tensor, num_classes: int) -> RidgeClassifier:
     """Fit by ridge regression, the penalty by leave-one-out squared error on the same rows.
 
-    Where there are more features than rows, all is computed in the space of rows.
-
-    Args:
-        features: float [n, D], n at least 2.
-        labels: int64 [n], in 0..num_classes - 1.
-
-    Raises:
-        UserError: More than 2^29 numbers, which would take over 8 GB of memory.
+    Features are float [n, D], n at least 2, labels int64 [n]. With more features than rows all is
+    computed in the space of rows. UserError: more than 2^29 numbers, for which 8 GB are not enough.
     """
     if features.numel() > MOST_RIDGE_NUMBERS:
         raise UserError(
@@ -147,9 +141,8 @@ class NearestNeighbours(nn.Module):
     The weighted vote of Wu et al. 2018, as DINO evaluates features. With fewer than k training
     videos all of them vote.
 
-    Attributes:
-        bank: float32 [n, D], mean tokens of the training videos, of length 1.
-        bank_labels: int64 [n], their class numbers.
+    `bank` float32 [n, D] are the training videos' mean tokens, of length 1, and `bank_labels`
+    int64 [n] their class numbers.
     """
 
     bank: Tensor

@@ -191,8 +191,7 @@ def labels_of(
     """Class numbers of all rows of a manifest.
 
     Args:
-        manifest: The selected rows.
-        name: The label's name.
+        manifest, name: The selected rows, and the label's name.
         classes: The classes to number by (those of the training data or of a probe file);
             None takes the values that occur, whole numbers by value, others by alphabet.
         part: Which part of the manifest it is, for messages, for example ``split test``.
@@ -296,11 +295,8 @@ def stratified_subset(
     Subsets of one seed are nested: the rows of a smaller subset are all in a larger one. All rows
     when neither `per_class` nor `fraction` is given.
 
-    Args:
-        labels: The labels to choose from.
-        per_class: Rows per class, at least 1; exclusive with `fraction`.
-        fraction: Share of each class's rows, in (0, 1]; rounded, at least one where there is one.
-        seed: Another seed, another subset.
+    `per_class` is at least 1, or the `fraction` of each class's rows in (0, 1], rounded, at least
+    one where there is one.
     """
     if per_class is not None and labels.multi_label:
         raise UserError(

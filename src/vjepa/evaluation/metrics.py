@@ -383,13 +383,7 @@ class AveragePrecision(_Answers):
     """Answers of videos that may have several classes each."""
 
     def add(self, rows: NDArray[np.int64], probabilities: Tensor, targets: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            rows: int64 [B], the videos' rows of the manifest.
-            probabilities: float [B, classes], each in [0, 1].
-            targets: float or bool [B, classes].
-        """
+        """Keep a batch, as of :class:`Accuracy`; but targets are float or bool [B, classes]."""
         shape = (len(rows), len(self.classes))
         shares = _checked(probabilities, shape)
         if targets.shape != shape:

@@ -157,14 +157,10 @@ class MaskDrawer:
     def draw(
         self, ordinals: NDArray[np.int64], size_ordinals: NDArray[np.int64] | None, minimum: Minimum
     ) -> DrawnMasks:
-        """Draw the masks of the samples with these ordinals [B].
+        """Draw the masks of the samples with these ordinals [B], which leave the `minimum`.
 
-        Args:
-            ordinals: The samples' numbers.
-            size_ordinals: What block sizes are drawn from: int64 [1], the number of the batch, for
-                a size shared by all; [B] likewise for several batches at once; None for a size of
-                each clip's own.
-            minimum: What a mask must leave.
+        `size_ordinals` are what block sizes are drawn from: int64 [1], the number of the batch, for
+        a size shared by all; [B] likewise for several batches at once; None: each clip has its own.
         """
         shared = None
         if size_ordinals is None:

@@ -49,16 +49,9 @@ def with_future(
 ) -> Tensor:
     """A clip's tokens, and behind them those of one time step that the predictor expects later.
 
-    By its second mask token, with which the released probes were trained.
-
-    Args:
-        tokens: All tokens of the clips, float [B, t*h*w, D].
-        grid: Their grid (t, h, w).
-        seconds: How long after the clip, for each.
-        fps: Frames a second that the clips have.
-
-    Returns:
-        float [B, (t + 1) * h * w, D].
+    float [B, t*h*w, D] of a grid (t, h, w) -> [B, (t + 1) * h * w, D]; `seconds` say how long after
+    each clip, of so many frames a second. By the predictor's second mask token, with which the
+    released probes were trained.
     """
     t, h, w = grid
     tubelet = predictor.encoder_config.tubelet_size

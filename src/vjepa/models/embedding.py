@@ -159,11 +159,8 @@ def gather_patches(
 ) -> Tensor:
     """The pixels of chosen tokens, [..., C*tubelet*patch*patch] as in :func:`patchify`.
 
-    The other pixels of the video [B, C, T, H, W] are not copied.
-
-    Args:
-        clip_index: int64, row of the batch for each wanted token; broadcasts with `token_indices`.
-        token_indices: int64 [...] in 0..N-1.
+    The other pixels of the video [B, C, T, H, W] are not copied. `clip_index` int64 is the row of
+    the batch for each wanted token; it broadcasts with `token_indices` int64 [...] in 0..N-1.
     """
     _, height, width = token_grid(video.shape, tubelet_size, patch_size)
     time = torch.div(token_indices, height * width, rounding_mode="floor")

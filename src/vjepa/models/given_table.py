@@ -16,10 +16,7 @@ def rows_of_table(
 
     Its first rows are those of a shorter clip. With `stretched` each time step is brought to other
     sides bicubically, as an image's table is; where numbers count on over all tokens, as in
-    VideoMAE, that is a guess.
-
-    Raises:
-        ValueError: More time steps, or other sides and not `stretched`.
+    VideoMAE, that is a guess. ValueError: more time steps, or other sides and not `stretched`.
     """
     if grid[0] > own[0] or (grid[1:] != own[1:] and not stretched):
         raise ValueError(

@@ -28,8 +28,7 @@ class Packing:
     def of(offsets: Tensor, num_tokens: int, max_length: int) -> Packing:
         """Describe a packed sequence of S = `num_tokens`; nothing is read from a GPU.
 
-        Raises:
-            ValueError: The offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
+        ValueError: the offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
         """
         if offsets.ndim != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
             raise ValueError(f"offsets must be int64 [B+1], got {offsets.dtype} {[*offsets.shape]}")

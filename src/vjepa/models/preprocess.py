@@ -33,10 +33,8 @@ def normalise_clip(
 
     `clips` is uint8 (or another type on the scale 0..255) [B, 3, T, H, W] or [3, T, H, W], RGB; the
     arithmetic is float32, whatever `dtype` the result is to have. `how` is the encoder's
-    ``config.input``.
-
-    Raises:
-        ValueError: Another layout; or, for numbers on the CPU that are not uint8, another scale.
+    ``config.input``. ValueError: another layout; or, for numbers on the CPU that are not uint8,
+    another scale.
     """
     if not isinstance(clips, Tensor) or clips.ndim not in (4, 5) or clips.shape[-4] != 3:
         got = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips).__name__

@@ -53,14 +53,10 @@ def region_features(
     how: RegionConfig,
     branch_scale: Tensor | None = None,
 ) -> Tensor:
-    """The vectors of boxes: float32 [M, layers * D].
+    """The vectors of boxes: float32 [M, layers * D], of a video float [B, C, T, H, W], normalised.
 
-    Args:
-        encoder: Tokens [B, N, D] of a video, and those of chosen `layers`.
-        video: float [B, C, T, H, W], normalised.
-        boxes: float [M, 5]: the clip's number, and x1, y1, x2, y2 in its pixels.
-        how: Layers and pooling.
-        branch_scale: As :class:`vjepa.models.Encoder` takes it.
+    `boxes` are float [M, 5]: the clip's number, and x1, y1, x2, y2 in its pixels; `branch_scale` is
+    as :class:`vjepa.models.Encoder` takes it.
     """
     from torchvision.ops import roi_align  # not needed where no box is
 

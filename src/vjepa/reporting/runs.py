@@ -134,11 +134,7 @@ class RunState:
 
 
 def read_run(folder: Path) -> RunState:
-    """Read a run folder, of a running or a dead run.
-
-    Raises:
-        UserError: It is no run folder, or a file in it is damaged.
-    """
+    """Read a run folder, of a running or a dead run; UserError: it is none, or damaged."""
     config, metrics, bad = (
         folder / name for name in (RESOLVED_CONFIG_FILE, "metrics.jsonl", "bad_videos.jsonl")
     )

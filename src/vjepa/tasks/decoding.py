@@ -37,13 +37,8 @@ class Decoding(MaskedPrediction):
     is normal with mean -0.8 and deviation 0.8. Noise and time follow from (seed, ordinal), as the
     masks do. Samples are drawn with `average`, the moving average of the decoder.
 
-    Args:
-        model: The frozen model, of which encoder and predictor are used.
-        decoder: What is trained.
-        no_features_share: Share of clips whose features are hidden from it, so that it can be
-            sampled with guidance.
-        seed: Of noise and times.
-        sampler, batch_size: As for :class:`MaskedPrediction`.
+    From a share of the clips the features are hidden, so that it can be sampled with guidance.
+    `sampler` and `batch_size` are as for :class:`MaskedPrediction`.
     """
 
     def __init__(
@@ -153,11 +148,7 @@ def predicted_features(model: VJEPA, clips: Tensor, mask: TokenMasks, kind: int 
 
 
 def require_own_targets(model: VJEPA) -> None:
-    """Refuse a model that was trained towards features of another encoder (distilled V-JEPA 2.1).
-
-    Raises:
-        UserError: It is one.
-    """
+    """Refuse a model that was trained towards another encoder (distilled V-JEPA 2.1)."""
     told = model.predictor.predictor_proj.out_features
     own = model.config.encoder.width * model.config.predictor.levels
     if told != own:

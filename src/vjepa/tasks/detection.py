@@ -16,14 +16,9 @@ from vjepa.tasks.task import Output, Task, slice_of_part
 class Detection(Task):
     """Binary cross-entropy of a linear layer on the vectors of boxes, over boxes and classes.
 
-    With `encoder` it is trained on clips, encoder and head together; without, on vectors that were
-    computed before, so the head alone.
-
-    Args:
-        head: Vectors [M, layers * D] to logits [M, classes].
-        encoder: Trained with it, where a parameter takes gradients.
-        regions: How a box becomes a vector.
-        seed, drop_path, layer_decay: As for fine-tuning; only with an encoder.
+    The head maps vectors [M, layers * D] to logits [M, classes]. With `encoder` it is trained on
+    clips, together with what of the encoder takes gradients; without, on vectors that were computed
+    before. `seed`, `drop_path` and `layer_decay`, as for fine-tuning, are of the encoder.
     """
 
     def __init__(

@@ -90,10 +90,8 @@ class MaskedPrediction(Task):
     the whole batch and takes its part. So neither gradient accumulation nor the number of processes
     changes what is hidden or what it counts.
 
-    Args:
-        config, encoder, predictor: The model's sizes, the context encoder, and the predictor.
-        sampler: Draws the masks; None: ``forward`` is given them.
-        batch_size: Clips of the whole batch, over all processes.
+    The `sampler` draws the masks; without one ``forward`` is given them. `batch_size` are the clips
+    of the whole batch, over all processes.
     """
 
     def __init__(

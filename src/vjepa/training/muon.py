@@ -24,11 +24,7 @@ _RMS = 0.2
 
 
 def linear_weights(modules: Mapping[str, nn.Module]) -> set[Tensor]:
-    """The weights that Muon moves.
-
-    Raises:
-        UserError: They are sharded.
-    """
+    """The weights that Muon moves; UserError: they are sharded."""
     layers = [layer for module in modules.values() for layer in module.modules()]
     weights: set[Tensor] = {layer.weight for layer in layers if isinstance(layer, nn.Linear)}
     if any(is_sharded(weight) for weight in weights):

@@ -178,10 +178,8 @@ def foretell(
 ) -> None:
     """Say when training will end, at so many seconds an update and `elapsed` in all so far.
 
-    `measured` says on what, where that was not a whole update.
-
-    Raises:
-        UserError: That is later than `longest_hours` allow.
+    `measured` says on what, where that was not a whole update. UserError: that is later than
+    `longest_hours` allow.
     """
     left = seconds * (optim.steps - completed)
     until = f"{optim.steps} updates"

@@ -54,9 +54,8 @@ class LogWindow:
     ) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
         """Bring the values to the host in one transfer, the only synchronisation.
 
-        Returns:
-            Each update; for the log the means over those that were applied (NaN when none was) and
-            what a clock measured; numbers of each process by rank, empty for one process.
+        Given back are each update; for the log the means over those that were applied (NaN when
+        none was) and what a clock measured; numbers of each process, empty for one process.
         """
         names = list(self._steps[0][0].values)
         rows = [
