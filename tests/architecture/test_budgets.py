@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_822
+MOST_LINES = 46_824
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2485, 59),
     "tasks": (1807, 42),
     "top level": (978, 30),
-    "training": (1713, 40),
+    "training": (1715, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

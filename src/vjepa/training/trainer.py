@@ -121,15 +121,7 @@ class Trainer:
         self.learner = build_learner(
             self.task, self.optim, self.ema, training, group=group, distributed=self.distributed
         )
-        self.store = None
-        if self.folder is not None:
-            self.store = CheckpointStore(
-                self.folder / CHECKPOINTS_FOLDER,
-                training.keep_last,
-                training.keep_every_steps,
-                group=group,
-                background=training.async_checkpoint,
-            )
+        self.store = None if self.folder is None else self._open_store(self.folder)
         self._guard = BadUpdateGuard(
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
@@ -141,6 +133,16 @@ class Trainer:
         self._cpu_seconds = 0.0  # of the windows that are read
         self._checkpoint: Path | None = None
         self._last_means: dict[str, Any] = {}
+
+    def _open_store(self, folder: Path) -> CheckpointStore:
+        training = self.training
+        return CheckpointStore(
+            folder / CHECKPOINTS_FOLDER,
+            training.keep_last,
+            training.keep_every_steps,
+            group=self.group,
+            background=training.async_checkpoint,
+        )
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere, whose weights and moments the caller loaded.
