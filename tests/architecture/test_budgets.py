@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_824
+MOST_LINES = 46_811
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -36,9 +36,9 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/probe": (2145, 58),
     "masking": (795, 15),
     "models": (2657, 65),
-    "reporting": (1110, 40),
+    "reporting": (1102, 40),
     "runtime": (2485, 59),
-    "tasks": (1807, 42),
+    "tasks": (1802, 42),
     "top level": (978, 30),
     "training": (1715, 40),
 }

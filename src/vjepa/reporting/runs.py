@@ -39,52 +39,44 @@ _RANK_COLUMNS: Mapping[str, tuple[str, str]] = {
     "device_gigabytes": ("GPU GB", "{:.2f}"),
     "bad_videos": ("bad videos", "{:.0f}"),
 }
-_CURVES: tuple[tuple[str, str, str, str], ...] = (
-    (
-        *("train", "loss", "loss"),
+_CURVES: Mapping[tuple[str, str, str], str] = {
+    ("train", "loss", "loss"): (
         "The loss. In pretraining it says how far predictions are from the features of what was"
         " hidden, and may rise while all goes well, since the features get richer: judge by the"
-        " other curves.",
+        " other curves."
     ),
-    (
-        *("evaluation", "validation/top1", "top-1 share"),
-        "Share of the validation videos that are named rightly, by their centre clips.",
+    ("evaluation", "validation/top1", "top-1 share"): (
+        "Share of the validation videos that are named rightly, by their centre clips."
     ),
-    (
-        *("train", "top1", "top-1 share"),
-        "Share of the training clips that are named rightly, as they are augmented and mixed.",
+    ("train", "top1", "top-1 share"): (
+        "Share of the training clips that are named rightly, as they are augmented and mixed."
     ),
-    (
-        *("evaluation", "online_probe/top1", "top-1 share"),
+    ("evaluation", "online_probe/top1", "top-1 share"): (
         "Share of labelled videos that a simple classifier on the features names rightly (online"
-        " probe: ridge on mean features, on videos that it was not fitted on).",
+        " probe: ridge on mean features, on videos that it was not fitted on)."
     ),
-    (
-        *("health", "explained_vs_position_mean", "share"),
+    ("health", "explained_vs_position_mean", "share"): (
         "How much of what tells clips apart is predicted: 1 is all, 0 no better than guessing what"
-        " is usual at each place.",
+        " is usual at each place."
     ),
-    (
-        *("health", "effective_rank", "number"),
+    ("health", "effective_rank", "number"): (
         "In how many independent ways the features of clips differ (effective rank). Near 1 all"
-        " clips look alike to the model, and nothing is learnt.",
+        " clips look alike to the model, and nothing is learnt."
     ),
-    (
-        *("health", "target_std_between_clips", "spread"),
-        "How much features differ from clip to clip. Falling towards 0 is a collapse.",
+    ("health", "target_std_between_clips", "spread"): (
+        "How much features differ from clip to clip. Falling towards 0 is a collapse."
     ),
-    (
-        *("health", "pairwise_cosine", "cosine"),
-        "How alike the features of different clips are: near 1 all are the same, a collapse.",
+    ("health", "pairwise_cosine", "cosine"): (
+        "How alike the features of different clips are: near 1 all are the same, a collapse."
     ),
-    ("train", "grad_norm/encoder", "norm", "Size of the gradient of the encoder."),
-    ("train", "learning_rate", "rate", "Learning rate: how large the steps are."),
-    ("train", "clips_per_second", "clips/s", "Clips per second, of all processes."),
-    ("train", "data_wait_share", "share", "Share of the time spent waiting for videos to be read."),
-    ("train", "resident_gigabytes", "GB", "Memory of the training process that holds most."),
-    ("train", "device_gigabytes", "GB", "Largest memory on a GPU."),
-)
-"""(kind of record, name, axis label, caption) of the curves to look at, most telling first."""
+    ("train", "grad_norm/encoder", "norm"): "Size of the gradient of the encoder.",
+    ("train", "learning_rate", "rate"): "Learning rate: how large the steps are.",
+    ("train", "clips_per_second", "clips/s"): "Clips per second, of all processes.",
+    ("train", "data_wait_share", "share"): "Share of the time spent waiting for videos to be read.",
+    ("train", "resident_gigabytes", "GB"): "Memory of the training process that holds most.",
+    ("train", "device_gigabytes", "GB"): "Largest memory on a GPU.",
+}
+"""Captions of the curves to look at, by kind of record, name and axis label; most telling first."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +169,7 @@ def run_charts(states: Mapping[str, RunState]) -> list[Chart]:
         )
         drawing = line_chart(lines, x_label="minutes", y_label="top-1 share")
         charts.append(Chart(drawing, caption))
-    for kind, name, label, caption in _CURVES:
+    for (kind, name, label), caption in _CURVES.items():
         if lines := _lines({title: state.series(kind, name) for title, state in states.items()}):
             charts.append(Chart(line_chart(lines, x_label="update", y_label=label), caption))
     return charts

@@ -74,13 +74,8 @@ class Decoding(MaskedPrediction):
         times = torch.sigmoid(_TIME_MEAN + _TIME_DEVIATION * normal).float()
         kept = torch.from_numpy(hidden >= self._no_features_share)
         noise = [self._noise(int(ordinal)) for ordinal in ordinals]
-        return (
-            clips,
-            masks,
-            size,
-            torch.stack(noise),
-            *(to_device(x, self.device) for x in (times, kept)),
-        )
+        times, kept = (to_device(x, self.device) for x in (times, kept))
+        return clips, masks, size, torch.stack(noise), times, kept
 
     def _noise(self, ordinal: int) -> Tensor:
         shape = self.config.encoder.num_tokens, self.decoder.patch_values
