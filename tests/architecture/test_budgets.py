@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_811
+MOST_LINES = 46_806
 MOST_FILES = 213
 MOST_CLASSES = 390
 LONGEST_READING_PATH = 6_000
@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2479, 54),
     "demo": (2099, 52),
-    "evaluation": (4260, 101),
+    "evaluation": (4255, 101),
     "jobs": (8450, 185),
     "jobs/detect": (1171, 24),
     "jobs/finetune": (951, 18),

@@ -349,6 +349,7 @@ class _HeadsOfOneForm:
 
     def __init__(self, heads: list[TrainedHead]) -> None:
         self.heads = heads
+        self._names = {name for name, _ in heads[0].named_parameters()}
 
     def logits(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> [H, B, classes]."""
@@ -360,7 +361,7 @@ class _HeadsOfOneForm:
             pooled = self._pool_attentively(tokens, first.pooler.heads)
         else:
             pooled = tokens.mean(dim=1).expand(len(self.heads), -1, -1)
-            if self._has("norm.weight"):
+            if "norm.weight" in self._names:
                 pooled = self._norm("norm", pooled)
         return self._linear("linear", pooled)
 
@@ -372,10 +373,10 @@ class _HeadsOfOneForm:
         prefix = "pooler.cross_attention_block"
         pooled = pooled + self._mlp(f"{prefix}.mlp", self._norm(f"{prefix}.norm2", pooled))
         level = 0
-        while self._has(f"pooler.blocks.{level}.norm1.weight"):
+        while f"pooler.blocks.{level}.norm1.weight" in self._names:
             pooled = self._block_over_one_query(f"pooler.blocks.{level}", pooled)
             level += 1
-        if self._has("pooler.norm.weight"):
+        if "pooler.norm.weight" in self._names:
             pooled = self._norm("pooler.norm", pooled)
         return pooled
 
@@ -398,7 +399,7 @@ class _HeadsOfOneForm:
         read = read.permute(1, 2, 0, 3) * scale[:, None, None] + shift[:, None, None]
         values = torch.matmul(read, value_weight.unflatten(1, split[1:]).transpose(2, 3))
         values = values.transpose(1, 2).flatten(2) + value_bias[:, None]  # [H, B, D]
-        if self._has(f"{prefix}.xattn.proj.weight"):
+        if f"{prefix}.xattn.proj.weight" in self._names:
             values = self._linear(f"{prefix}.xattn.proj", values)
         return values
 
@@ -427,9 +428,3 @@ class _HeadsOfOneForm:
 
     def _stack(self, name: str) -> Tensor:
         return torch.stack([head.get_parameter(name) for head in self.heads])
-
-    def _has(self, name: str) -> bool:
-        module: object = self.heads[0]
-        for part in name.split("."):
-            module = getattr(module, part, None)
-        return module is not None
