@@ -172,16 +172,9 @@ def _opened(name: str, step: int) -> Opened:  # noqa: ARG001 (tells checkpoints 
     except UserError as error:
         why = f"there is no prediction to look at: {str(error).removeprefix(f'{path}: ')}"
     encoder = model.target_encoder if model else load_encoder(path, "target", **sizes)
-    config, run = encoder.config, run_of(path) if model else None
-    return Opened(
-        name,
-        encoder,
-        preprocess_of(path, config).clip,
-        run.masking if run else MaskingConfig(),
-        run.seed if run else 0,
-        model,
-        why,
-    )
+    run = run_of(path) if model else None
+    how = (run.masking, run.seed) if run else (MaskingConfig(), 0)
+    return Opened(name, encoder, preprocess_of(path, encoder.config).clip, *how, model, why)
 
 
 @dataclass(frozen=True)
@@ -270,9 +263,7 @@ def look_through(
         except UserError as error:
             lines.append(f"{name}: error: {str(error).removeprefix(f'{name}: ')}")
     watch(len(names), len(names))
-    if not parts:
-        return View(words="\n".join(lines))
-    return _view(session, parts, lines)
+    return _view(session, parts, lines) if parts else View(words="\n".join(lines))
 
 
 def _view(
@@ -347,8 +338,7 @@ def frame_picture(
     number = _frame_at(share, len(frames))
     sharp = read_shot(frames, clip, opened.encoder.config.image_size).sharp[number][None]
     shown = resized(sharp, SIDE)
-    if at is not None:
-        shown = marked(shown, 0, (at[0], at[1]))
+    shown = shown if at is None else marked(shown, 0, (at[0], at[1]))
     if box is not None:
         left, top, right, bottom = (round(edge * shown.shape[1]) for edge in box)
         shown[0, top:bottom, left:right] = 128
@@ -517,10 +507,8 @@ def moment_of_surprise(session: Session, moment: float) -> View:
         curve = (found.seconds.tolist(), found.values.tolist())
         lines.append(Line(_short(opened.name), *curve, level=found.unusual))
         index = int(np.abs(found.seconds - moment).argmin())
-        limit = float(found.errors.max())
-        size = opened.encoder.config
-        path = Path(session.current.path)
-        before, wrong = peak_strips(path, found, index, opened.clip, size, limit)
+        how = (opened.clip, opened.encoder.config, float(found.errors.max()))
+        before, wrong = peak_strips(Path(session.current.path), found, index, *how)
         if not strips or before.label != strips[0].label:
             strips.append(_small(before))
         strips.append(replace(_small(wrong), label=f"wrong: {_short(opened.name)}"))

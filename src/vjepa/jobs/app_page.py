@@ -160,9 +160,8 @@ class _Page:
     def picture(self, label: str, kind: str = "result") -> Any:
         """A picture that is shown: a `result`, or a `place` to be clicked at."""
         plain = {"type": "filepath", "interactive": False, "elem_classes": kind.split()}
-        made = self.gr.Image(
-            label=label, buttons=[] if "place" in kind else ["fullscreen"], **plain
-        )
+        buttons = [] if "place" in kind else ["fullscreen"]
+        made = self.gr.Image(label=label, buttons=buttons, **plain)
         self.results += [made] if "result" in kind else []
         return made
 
@@ -186,10 +185,8 @@ class _Page:
                 example = gr.Dropdown(names, value=names[0], label="Example video")
                 upload = gr.UploadButton("Upload a video", file_types=["video", "image"])
             with gr.Column(min_width=280):
-                chosen = list(models)[:2]
-                self.ticked = gr.CheckboxGroup(
-                    list(models), value=chosen, label="Models", elem_classes=["models"]
-                )
+                plain = {"label": "Models", "elem_classes": ["models"]}
+                self.ticked = gr.CheckboxGroup(list(models), value=list(models)[:2], **plain)
                 other = gr.Textbox(
                     label="Another model",
                     info="What its file may not say can stand behind the path: num_heads=16 "
@@ -198,8 +195,7 @@ class _Page:
                     max_lines=1,
                 )
             with gr.Column(min_width=280):
-                label = "Clips begin at second"
-                self.start = gr.Slider(0, 1, 0, step=0.01, label=label)
+                self.start = gr.Slider(0, 1, 0, step=0.01, label="Clips begin at second")
                 stop = gr.Button("Stop what is running")
         self.said = gr.HTML()
 
@@ -208,12 +204,10 @@ class _Page:
             w(0, 1)
             opened = looks.open_for_page(name)
             s.models.append(name)
-            choices, value = (
-                list(dict.fromkeys(x)) for x in ([*models, *s.models], [*ticked, name])
-            )
+            choices, value = dict.fromkeys([*models, *s.models]), dict.fromkeys([*ticked, name])
             words = f"{name}: {looks.about(opened.encoder.config)}"
             words += f"; {opened.why}" if opened.why else ""
-            return gr.CheckboxGroup(choices, value=value), "", _said(words)
+            return gr.CheckboxGroup(list(choices), value=list(value)), "", _said(words)
 
         def halt(s: Session, _: Watch) -> tuple[str]:
             s.stops += 1
@@ -269,8 +263,7 @@ class _Page:
         call = self.handler(lambda s, w, *values: _shown(looks.features(s, *values, w)), 2)
         inputs = [self.ticked, self.start, strength]
         outputs = self.outputs("Features as colours")
-        on = {"show_progress_on": outputs[-1]}
-        event = {"fn": call, "inputs": inputs, "outputs": outputs, **on}
+        event = {"fn": call, "inputs": inputs, "outputs": outputs, "show_progress_on": outputs[-1]}
         button.click(**event, api_name="features")
         return event
 
@@ -281,9 +274,8 @@ class _Page:
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 frame = self.picture("Click a place", "place")
-                share, *place = self.sliders(
-                    ("Frame: how far into the clip", 0.0), ("Across", 0.5), ("Down", 0.5)
-                )
+                named = (("Frame: how far into the clip", 0.0), ("Across", 0.5), ("Down", 0.5))
+                share, *place = self.sliders(*named)
                 button = gr.Button("What is alike?", variant="primary")
             with gr.Column(scale=2, min_width=280):
                 outputs = self.outputs("The place, and what is alike to it")
@@ -342,10 +334,7 @@ class _Page:
         self.show_frame(draw, inputs, frame, outputs[-1])
         gr.Markdown(_SAMPLES)
         with gr.Row():
-            paths = [
-                self.path_field("Decoder: what vjepa decode train wrote", decoder),
-                self.path_field("Its model, if it lies elsewhere now"),
-            ]
+            paths = self.path_fields("Decoder: what vjepa decode train wrote", decoder, "model")
             count = gr.Slider(1, 6, 3, step=1, label="Samples")
             button = gr.Button("Draw samples", variant="primary")
         outputs = self.outputs("Samples", "Samples, their mean, and where they differ")
@@ -356,8 +345,7 @@ class _Page:
             view = looks.samples(s, start, looks.Hidden(*hidden), folder, _path(model), count, w)
             return _shown(view)
 
-        inputs = [self.start, *hidden, *paths, count]
-        self.on(button.click, draws, inputs, outputs, "samples")
+        self.on(button.click, draws, [self.start, *hidden, *paths, count], outputs, "samples")
 
     def surprise_tab(self) -> None:
         """The curve over the video, and the moment that is clicked at."""
@@ -396,10 +384,7 @@ class _Page:
         gr = self.gr
         gr.Markdown(_PROBE)
         with gr.Row():
-            paths = [
-                self.path_field("Probe: what vjepa probe train wrote", probe),
-                self.path_field("Its encoder, if it lies elsewhere now"),
-            ]
+            paths = self.path_fields("Probe: what vjepa probe train wrote", probe)
             button = gr.Button("Classify", variant="primary")
         words = self.words()
         self.results.append(gr.Label(label="Most probable classes", elem_classes=["result"]))
@@ -417,15 +402,10 @@ class _Page:
         gr = self.gr
         gr.Markdown(_SEARCH)
         with gr.Row():
-            paths = [
-                self.path_field("Database: what vjepa search index wrote", database),
-                self.path_field("Its encoder, if it lies elsewhere now"),
-            ]
+            paths = self.path_fields("Database: what vjepa search index wrote", database)
         with gr.Row():
-            part = [  # a browser makes 0 of an empty number
-                gr.Number(0, label=label, minimum=0)
-                for label in ("From second", "To second (0: the end)")
-            ]
+            labels = ("From second", "To second (0: the end)")  # a browser makes 0 of an empty one
+            part = [gr.Number(0, label=label, minimum=0) for label in labels]
             count = gr.Slider(1, 12, 6, step=1, label="Moments")
             button = gr.Button("Find moments", variant="primary")
         words = self.words()
@@ -438,12 +418,12 @@ class _Page:
             view = looks.moments(s, folder, _path(encoder), (start or None, end or None), count)
             return _shown(view)[1:]
 
-        inputs = [*paths, *part, count]
-        self.on(button.click, work, inputs, outputs, "search")
+        self.on(button.click, work, [*paths, *part, count], outputs, "search")
 
-    def path_field(self, label: str, value: Path | None = None) -> Any:
-        """A field for a path on this machine."""
-        return self.gr.Textbox(str(value or ""), label=label, max_lines=1)
+    def path_fields(self, label: str, value: Path | None, of: str = "encoder") -> list[Any]:
+        """Fields for a path on this machine, and for that of the model which belongs to it."""
+        named = (label, value), (f"Its {of}, if it lies elsewhere now", "")
+        return [self.gr.Textbox(str(path or ""), label=label, max_lines=1) for label, path in named]
 
 
 def _shown(view: View) -> tuple[str | None, str | None, str]:

@@ -102,8 +102,7 @@ def synthetic_batch(
 
 
 def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
-    run = config.pretraining
-    encoder = run.model.encoder
+    run, encoder = config.pretraining, config.pretraining.model.encoder
     sampler = MaskSampler(run.masking, encoder.grid, encoder.tubelet_size, seed=0)
     return sampler.sample(np.arange(config.batch_size), 0)
 

@@ -62,11 +62,9 @@ def describe(name: str) -> list[tuple[str, str]]:
         ("published", where),
         ("proved", model.proved),
         ("for", model.rows),
+        ("address", "as public pages give it, never tried from here" * bool(addresses(model))),
+        ("downloaded", str(downloaded(name)) if is_downloaded(name) else ""),
     ]
-    if addresses(model):
-        lines.append(("address", "as public pages give it; it was never tried from here"))
-    if is_downloaded(name):
-        lines.append(("downloaded", str(downloaded(name))))
     return [line for line in lines if line[1]]
 
 

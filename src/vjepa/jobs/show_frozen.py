@@ -140,12 +140,9 @@ def nearest_moments(
     found: list[Moment] = []
     for index in np.argsort(-likeness, kind="stable").tolist():
         one = replace(moments[index], alike=float(likeness[index]))
-        if any(
-            one.path == other.path and one.start <= other.end and one.end >= other.start
-            for other in (own, *found)
-        ):
-            continue
-        found.append(one)
+        others = [other for other in (own, *found) if other.path == one.path]
+        if all(one.start > other.end or one.end < other.start for other in others):
+            found.append(one)
         if len(found) == most:
             break
     return found

@@ -328,9 +328,7 @@ def peak_strips(
     frames = resized(part.numpy(), SHOWN_SIDE)
     error = np.stack([np.zeros_like(found.errors[index]), found.errors[index]])
     where = np.stack([np.zeros_like(error[0], dtype=np.bool_), np.ones_like(error[0], np.bool_)])
-    notes = ["seen"] * tubelet + ["came"] * tubelet
-    wrong = heat(frames, error, where, limit)
-    return [
-        Strip(f"{found.seconds[index]:.2f} s", list(frames), notes),
-        Strip("wrong", list(wrong), ["not judged"] * tubelet + ["judged"] * tubelet),
-    ]
+    label, notes = f"{found.seconds[index]:.2f} s", ["seen"] * tubelet + ["came"] * tubelet
+    judged = ["not judged"] * tubelet + ["judged"] * tubelet
+    wrong = list(heat(frames, error, where, limit))
+    return [Strip(label, list(frames), notes), Strip("wrong", wrong, judged)]

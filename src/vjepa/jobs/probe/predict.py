@@ -87,8 +87,7 @@ class Probe:
         several = [sources] if isinstance(sources, (str, Path)) else sources
         rows = [ManifestRow(info=info) for info in files_of(list(map(as_path, several)), split)]
         manifest = Manifest.from_rows(rows, "/")
-        known = sum(row.info.path in self.trained_on for row in rows)
-        if known:
+        if known := sum(row.info.path in self.trained_on for row in rows):
             _LOGGER.warning(
                 "%d of these %d videos trained the probe: its answers there say little",
                 *(known, len(rows)),
@@ -119,10 +118,8 @@ class Probe:
                 answer = tuple(ClassShare(classes[number], value) for number, value in shown)
                 found[row] = Prediction(manifest.path(row), answer)
         if all(prediction.failure for prediction in found.values()):
-            first = found[0]
-            raise UserError(
-                f"not one video could be read (first: {first.path}: {first.failure}); name others"
-            )
+            first = f"{found[0].path}: {found[0].failure}"
+            raise UserError(f"not one video could be read (first: {first}); name others")
         return [found[row] for row in range(len(manifest))]
 
 
@@ -173,9 +170,8 @@ def load_probe(
         compile_encoder(frozen.encoder.to(setup.device))
     reading = reading or ReadingConfig()
     extractor = FeatureExtractor(frozen, saved.settings, setup, reading, on_bad_video, cache_dir)
-    if theirs:
-        return Probe(saved, extractor)
-    return with_record(Probe(saved, extractor), folder / SPLIT_FILE)
+    probe = Probe(saved, extractor)
+    return probe if theirs else with_record(probe, folder / SPLIT_FILE)
 
 
 def with_record(probe: Probe, record: Path) -> Probe:

@@ -119,10 +119,9 @@ def open_released(
     identity = replace(frozen.identity, assumed=tuple(assumed))
     if made is not frozen.encoder:
         identity = replace(identity, weights_hash=weights_hash(made))
-    classes = _classes(path, config, head.linear.out_features)
     saved = SavedProbe(
         label=config.label or "",
-        classes=classes,
+        classes=_classes(path, config, head.linear.out_features),
         encoder=identity,
         settings=ClipSettings(clip=clip, view=view, features=config.features),
         form=HeadConfig(variant=pooler.variant, depth=pooler.depth, num_heads=pooler.heads),
