@@ -83,6 +83,36 @@ def test_a_misspelt_setting_is_named_by_the_config() -> None:
         resolve_config(_parse("--optim.step", "3"))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "data prepare V --exclude A --match.x 1 B --out o",
+            "B: put it before the setting if it is for --exclude, else before --exclude",
+        ),
+        ("data index --source-name a --label_from_folder true b --out o", "b: put it before the"),
+        ("data prepare --exclude A B --out o", "MANIFEST: .*; words behind --exclude are its own"),
+        ("data prepare V --exclude A --out o B", "unknown argument B; give all MANIFEST together"),
+        ("show features a --model m b", "unknown argument b; give all VIDEO together"),
+        ("detect predict d a --top 3 b", "unknown argument b; give all SRC together"),
+    ],
+)
+def test_words_behind_an_option_of_several_are_not_lost(words: str, message: str) -> None:
+    def read() -> None:
+        args, extras = build_parser().parse_known_args(words.split())
+        args.parser.refuse_unknown(extras)
+        resolve_config(args)
+
+    with pytest.raises(UserError, match=message):
+        read()
+
+
+def test_words_of_an_option_of_several_end_where_they_seem_to() -> None:
+    for words in ("--exclude A B --workers 2 V", "--exclude=A --match.x 1 V", "V --exclude A B"):
+        argv = ["data", "prepare", *words.split(), "--out", "o", "--match.y=2"]
+        assert build_parser().parse_known_args(argv)[0].manifests == [Path("V")]
+
+
 @pytest.mark.parametrize("before", [["--out", "x"], ["--config", "c"], ["--optim.steps=3"]])
 def test_options_of_a_command_are_not_lost_before_its_subcommand(before: list[str]) -> None:
     for words in (["eval", "run", "m.parquet"], ["predict", "run", "a.mp4"]):

@@ -193,10 +193,8 @@ def _features(args: argparse.Namespace) -> int:
     for record in report.failed:
         print(f"no features: {record.path}: {record.failure}")
     parts = [f"{report.written} file{'s' * (report.written != 1)} encoded"]
-    if report.kept:
-        parts.append(f"{report.kept} there already")
-    if report.failed:
-        parts.append(f"{len(report.failed)} cannot be read")
+    parts += [f"{report.kept} there already"] if report.kept else []
+    parts += [f"{len(report.failed)} cannot be read"] if report.failed else []
     line = ", ".join(parts)
     if report.windows:
         line += (
@@ -245,8 +243,7 @@ def _convert(args: argparse.Namespace) -> int:
     from vjepa.checkpoint import convert
 
     names = ("num_heads", "image_size", "num_frames", "layout", "which")
-    print(convert(args.src, args.dst, **given(args, *names)))
-    print(f"done: {args.dst}")
+    print(convert(args.src, args.dst, **given(args, *names)), f"done: {args.dst}", sep="\n")
     return 0
 
 
@@ -371,9 +368,7 @@ def _doctor(args: argparse.Namespace) -> int:  # noqa: ARG001 (every command tak
     report = inspect_environment()
     for name, version in report.versions.items():
         print(f"{name:<18} {version}")
-    print("\ndevices")
-    for line in report.devices:
-        print(f"  {line}")
+    print("\ndevices", *(f"  {line}" for line in report.devices), sep="\n")
     for title in ("packages", "decoders", "tools"):
         print(f"\n{title}")
         for finding in getattr(report, title):

@@ -196,9 +196,7 @@ def _prepare(args: argparse.Namespace) -> int:
         args, amend=lambda config: replace(config, exclude=(*config.exclude, *lists))
     )
     report = prepare(args.manifests, args.out, config, engine=args.engine, workers=args.workers)
-    for line in report.lines():
-        print(line)
-    print(f"manifest: {report.manifest}")
+    print(*report.lines(), f"manifest: {report.manifest}", sep="\n")
     return 0
 
 

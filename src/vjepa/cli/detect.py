@@ -134,10 +134,8 @@ def _say_trained(done: TrainedDetector, out: Path) -> None:
     if done.stopped is not None:
         print("stopped before the end, nothing measured: the same command goes on")
         return
-    print(
-        *(done.test.lines() if done.test else ["not measured: no test table (data.test)"]), sep="\n"
-    )
-    print(f"detector: {out}")
+    lines = done.test.lines() if done.test else ["not measured: no test table (data.test)"]
+    print(*lines, f"detector: {out}", sep="\n")
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -74,9 +74,6 @@ def _train(args: argparse.Namespace) -> int:
     if world().is_main:
         print(f"model: {result.encoder}")
         print(f"trained: {result.steps} updates on {result.num_train} labelled videos")
-        if result.test is not None:
-            print_metrics(result.test)
-        else:
-            print("not measured: no test videos are named (data.test)")
+        print_metrics(result.test)
         print(f"run: {args.out}")
     return 0

@@ -81,6 +81,7 @@ class Parser(argparse.ArgumentParser):
     """The folder of packaged recipes whose bare names ``--config`` accepts."""
     _config_class: str = ""
     _known: tuple[str, ...] = ()
+    _lists: tuple[str, ...] = ()  # options that take all words behind them
     _commands: tuple[str, ...] = ()
     _written: tuple[str, ...] = ()
     needed: tuple[tuple[str, str], ...] = ()
@@ -88,7 +89,9 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:
         """As argparse's; the names are remembered for suggestions."""
-        self._known = (*self._known, *(name for name in names if name.startswith("--")))
+        added = tuple(name for name in names if name.startswith("--"))
+        self._known += added
+        self._lists += added if options.get("nargs") == "+" else ()
         return super().add_argument(*names, **options)
 
     def add_path(
@@ -194,11 +197,16 @@ class Parser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         own: list[str] = []
         aside: list[tuple[str, str | None]] = []
-        rest = list(args)
+        rest, before = list(args), 0
         while rest:
             token = rest.pop(0)
             name, equals, value = token.partition("=")
             if not name.startswith("--") or name == "--" or name in self._known:
+                last = next((one for one in reversed(own) if one.startswith("--")), "")
+                if last in self._lists and len(aside) > before and not name.startswith("--"):
+                    where = f"before the setting if it is for {last}, else before {last}"
+                    raise UserError(f"{token}: put it {where}")
+                before = len(aside)
                 own.append(token)
             elif equals or not rest or rest[0].startswith("--"):
                 aside.append((name, value if equals else None))
@@ -231,6 +239,9 @@ class Parser(argparse.ArgumentParser):
             name = extras[0].partition("=")[0]
             near = nearest(name.lstrip("-"), [option[2:] for option in self._known])
             suggestion = f"; did you mean --{near}?" if near and name.startswith("-") else ""
+            lists = [a.metavar for a in self._get_positional_actions() if a.nargs in ("*", "+")]
+            if lists and not name.startswith("-"):
+                suggestion = f"; give all {lists[0]} together, with no option in between"
             raise UserError(f"unknown argument {name}{suggestion} (see {self.prog} --help)")
 
     def refuse_lost(self, args: argparse.Namespace) -> None:
@@ -357,5 +368,7 @@ def resolve_config(
     for name, said in parser.needed:
         if not getattr(args, name):
             command = parser.prog.removeprefix("vjepa ")
-            raise UserError(f"{command} needs {said} (see {parser.prog} --help)")
+            took = [name for name in parser._lists if getattr(args, name[2:].replace("-", "_"))]
+            hint = f"; words behind {took[0]} are its own" if took else ""
+            raise UserError(f"{command} needs {said}{hint} (see {parser.prog} --help)")
     return config

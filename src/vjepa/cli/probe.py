@@ -150,8 +150,8 @@ def _train(args: argparse.Namespace) -> int:
             f"{head.kind} head, {head.steps} updates, learning rate {head.learning_rate:g}, weight "
             f"decay {head.weight_decay:g}: {head.score} on held-out videos{mark}"
         )
+    print_metrics(result.test)
     if result.test is not None:
-        print_metrics(result.test)
         for floor in result.floors:
             top1, interval = floor.cells
             print(f"beside it: {floor.name}: {top1} % ({interval})")
@@ -162,8 +162,6 @@ def _train(args: argparse.Namespace) -> int:
             print(f"this probe first, random weights second: {paired.sentence}")
         if not result.floors and not config.data.multi_label:
             print("beside it: nothing; --floors true measures what needs no trained encoder")
-    else:
-        print("not measured: no test videos are named (data.test)")
     print(f"probe: {args.out}")
     return 0
 
@@ -223,15 +221,17 @@ def _released(args: argparse.Namespace) -> dict[str, Any]:
     return {"released": resolve_config(args)}
 
 
-def print_metrics(measured: Evaluation) -> None:
-    """Every class's figure, and the whole's."""
+def print_metrics(measured: Evaluation | None) -> None:
+    """Every class's figure, and the whole's; None: there is nothing that it was measured on."""
+    if measured is None:
+        print("not measured: no test videos are named (data.test)")
+        return
     metrics = measured.metrics
     unit = " %" if metrics.class_figure.endswith("%") else ""
     for name, count, figure in metrics.class_rows():
         print(f"{name:<28} {figure:>5}{unit}  of {count}")
-    for line in measured.lines():
-        print(line)
-    print(metrics.sentence(f"videos of split {measured.split or 'all'}"))
+    sentence = metrics.sentence(f"videos of split {measured.split or 'all'}")
+    print(*measured.lines(), sentence, sep="\n")
 
 
 def _predict(args: argparse.Namespace) -> int:

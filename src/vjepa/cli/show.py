@@ -168,9 +168,8 @@ def _masks(args: argparse.Namespace) -> int:
 def _neighbours(args: argparse.Namespace) -> int:
     from vjepa.jobs.show_frozen import show_neighbours
 
-    for one in show_neighbours(
-        args.video, args.features, args.out, **given(args, "at", "most", "model")
-    ):
+    how = given(args, "at", "most", "model")
+    for one in show_neighbours(args.video, args.features, args.out, **how):
         print(f"{one.alike:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
     print(args.out)
     return 0
@@ -180,6 +179,5 @@ def _run(args: argparse.Namespace) -> int:
     from vjepa.jobs.show import show_run
 
     out = args.out or args.folder / "report.html"
-    print(*show_run(args.folder, out), sep="\n")
-    print(f"report       {out}")
+    print(*show_run(args.folder, out), f"report       {out}", sep="\n")
     return 0
