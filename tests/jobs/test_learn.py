@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +236,38 @@ def test_reading_and_measuring_count_in_the_plan(
     )
     assert any("decoded by" in line for line in choices.lines)
     assert not any("s a clip" in line for line in choices.lines), "none was read"
+
+
+def test_settings_go_before_what_is_chosen(finished: Path, recipe: Path) -> None:
+    given = ("training.device=cpu", "training.max_minutes=3", "data.loader.num_workers=0")
+    config = _config(recipe, finished, device="auto", workers=None, settings=given)
+    choices = replace(learn._read_choices(finished / "choices.json"), minutes_beside=2.0)
+    made = learn._pretraining(config, choices)
+    assert (made.training.device, made.training.max_minutes) == ("cpu", 3.0)
+    assert made.data.loader.num_workers == 0
+    assert "3.0 of 30 minutes are for learning" in learn._time_line(config, choices)
+    assert learn._pretraining(replace(config, minutes=4.0), choices).training.max_minutes == 2.0
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "said"),
+    [
+        ({"device": "cpu"}, "training.device=cuda", "training.device: cuda, but the option says"),
+        ({"workers": 1}, "data.loader.num_workers=0", "num_workers: 0, but the option says 1"),
+        ({"batch_size": 4}, "data.batch_size=6", "batch_size: 6, but the option says 4"),
+        ({"minutes": 2.0}, "training.max_minutes=3", "max_minutes: 3: give more --minutes"),
+    ],
+)
+def test_settings_that_contradict_an_option_are_refused(
+    options: dict[str, Any], settings: str, said: str, folder: Path, recipe: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        learn.run(_config(recipe, folder, settings=(settings,), **options), tmp_path / "out")
+
+
+def test_a_size_is_of_the_recipe_small_alone(recipe: Path) -> None:
+    with pytest.raises(ValueError, match="size: tiny is of the recipe small"):
+        _config(recipe, size="tiny")
 
 
 @pytest.mark.parametrize("recipe", ["demo", "demo_levjepa"])

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
 from unicodedata import normalize
@@ -127,6 +128,10 @@ class LearnConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     """How sources are read and files looked into."""
 
+    def __post_init__(self) -> None:
+        if self.size is not None and self.recipe != "small":
+            raise ValueError(f"size: {self.size} is of the recipe small; {self.recipe} has its own")
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -160,6 +165,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
     started = time.monotonic()
     with claimed_folder(out, JOB):
         _check_sources(config.sources, config.index)
+        config = _agreed(config)
         stored = out / _CHOICES_FILE
         if stored.is_file():
             same_config(config, out, _MAY_CHANGE)
@@ -228,6 +234,20 @@ def _check_sources(sources: Sequence[Path], how: IndexConfig) -> None:
         raise UserError(f"{missing[0]}: no such file or folder; name a folder with videos")
 
 
+def _agreed(config: LearnConfig) -> LearnConfig:
+    """The config with the device that its settings name; UserError: they contradict its options."""
+    options = config.device, config.workers, config.batch_size
+    names = ("training.device", "data.loader.num_workers", "data.batch_size")
+    told = [pair for pair in zip(names, options, strict=True) if pair[1] not in (None, "auto")]
+    made = _load(config, [*(f"{n}={value}" for n, value in told), "training.max_minutes=null"])
+    for name, value in told:
+        if (found := attrgetter(name)(made)) != value:
+            raise UserError(f"settings: {name}: {found}, but the option says {value}; give one")
+    if (minutes := made.training.max_minutes or 0.0) > config.minutes:
+        raise UserError(f"settings: training.max_minutes: {minutes:g}: give more --minutes")
+    return replace(config, device=made.training.device)
+
+
 def _write_choices(choices: Choices, path: Path) -> None:
     atomic_write(path, json.dumps(asdict(choices), indent=1) + "\n")
 
@@ -272,6 +292,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         settings.append("data.loader.frame_cache_gigabytes=0")
     beside = max(_REPORT_SECONDS, _REPORT_SHARE * 60 * config.minutes) * (2 if has_probe else 1)
     left = 60 * config.minutes - beside - decoding - (time.monotonic() - started)
+    left = 60 * _limited(config, left / 60)
     begun, cpu_begun = time.monotonic(), time.process_time()
     size, seconds, settings = _choose_size(config, settings, left)
     if not is_gpu:
@@ -291,7 +312,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     settings, a_clip = _measure_input(made, settings, len(manifest), out / RUN_FOLDER)
     reading = "decoded once, and kept small"
     if not is_cached:
-        reading = f"decoded by {workers} processes"
+        reading = f"decoded by {made.data.loader.num_workers} processes"
         if a_clip:
             reading += f", {a_clip:.2g} s a clip"
         if (waits := made.data.batch_size * a_clip) > seconds:
@@ -486,12 +507,19 @@ def _measure_input(
 
 
 def _training_minutes(config: LearnConfig, choices: Choices) -> float:
-    return max(_FEWEST_MINUTES, config.minutes - choices.minutes_beside)
+    return _limited(config, config.minutes - choices.minutes_beside)
+
+
+def _limited(config: LearnConfig, minutes: float) -> float:
+    """Of so many minutes for learning those that the settings leave."""
+    minutes = max(_FEWEST_MINUTES, minutes)
+    limit = _load(config, [f"training.max_minutes={minutes}"]).training.max_minutes
+    return min(minutes, limit or minutes)
 
 
 def _time_line(config: LearnConfig, choices: Choices) -> str:
     minutes, seconds = _training_minutes(config, choices), choices.seconds_an_update
-    if minutes < _LITTLE * config.minutes:
+    if config.minutes - choices.minutes_beside < _LITTLE * config.minutes:
         _LOGGER.warning("most of the time goes into files and report: give more --minutes")
     return (
         f"time      {minutes:.1f} of {config.minutes:g} minutes are for learning: about "
@@ -500,14 +528,13 @@ def _time_line(config: LearnConfig, choices: Choices) -> str:
 
 
 def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
-    made, minutes = _load(config, choices.settings), _training_minutes(config, choices)
+    # The settings that the user gave go before all of these.
+    chosen = [*choices.settings, f"training.device={config.device}"]
+    chosen += [] if config.workers is None else [f"data.loader.num_workers={config.workers}"]
+    made, minutes = _load(config, chosen), _training_minutes(config, choices)
     if not (begun := made.data.sources[0].manifest).is_file():
         raise UserError(f"{begun}: is gone; was its folder moved? Move it back, and it goes on")
-    training = replace(made.training, device=config.device, max_minutes=minutes)
-    loader = made.data.loader
-    if config.workers is not None:
-        loader = replace(loader, num_workers=config.workers)
-    return replace(made, training=training, data=replace(made.data, loader=loader))
+    return replace(made, training=replace(made.training, max_minutes=minutes))
 
 
 def _trained_seconds(out: Path) -> float:
