@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tests.jobs.tiny_run import write_box_set
 from torch import Tensor
 from torchvision.models import get_model
 
-from vjepa.checkpoint import save_model
+from vjepa.checkpoint import load_model, save_model
 from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
@@ -192,6 +194,40 @@ def test_encoder_and_head_together_and_resumed(
     assert _figure(tmp_path / "again.json") == _figure(tmp_path / "whole" / "result.json")
 
 
+def test_a_head_goes_on_with_the_encoder_it_began_with_and_no_other(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its encoder's run is trained on meanwhile. Names of classes break no table."""
+    encoder, out = tmp_path / "encoder", tmp_path / "out"
+    more = [f"--encoder.path={encoder}", "--optim.epochs=1", "--training.checkpoint_every_steps=1"]
+    for part in ("train", "test"):
+        table = BoxTable.open(boxes / f"boxes_{part}.parquet")
+        named = {label: f"{name}|x" for label, name in table.classes.items()}
+        replace(table, classes=named).write(tmp_path / f"{part}.parquet")
+        more.append(f"--data.{part}={tmp_path / part}.parquet")
+    model = load_model("demo")
+    save_model(encoder, model)
+    old = (encoder / "model.safetensors").read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_detector", _stopped)
+        assert _train(boxes, out, *more) == 130
+    shutil.rmtree(encoder)
+    model.target_encoder.norm.bias.data += 1
+    save_model(encoder, model)
+    assert _train(boxes, out, *more) == 2
+    assert f"was begun with other weights than {encoder} holds now" in capsys.readouterr().err
+    (encoder / "model.safetensors").write_bytes(old)
+    assert _train(boxes, out, *more) == 0
+    head, _, *rows = re.findall(r"^\|.*$", (out / "result.md").read_text(), re.MULTILINE)
+    assert head == "| class | true boxes | average precision |"
+    assert len(rows) > 5
+    assert all(re.fullmatch(r"\| [^|]+\\\|x \| \d+ \| \d+\.\d\d % \|", row) for row in rows)
+
+
+def _stopped(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -242,11 +278,8 @@ def test_a_training_that_its_time_ends_is_measured(
 def test_a_training_that_was_stopped_while_it_was_measured_goes_on(
     boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(train, "load_detector", stopped)
+        patch.setattr(train, "load_detector", _stopped)
         assert _train(boxes, tmp_path / "out", "--optim.epochs=1") == 130
     assert (tmp_path / "out" / "detector.json").is_file()
     assert _train(boxes, tmp_path / "out", "--optim.epochs=2") == 2, "another config"

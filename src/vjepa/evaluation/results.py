@@ -158,7 +158,7 @@ class ProbeResult:
         if self.floors:
             rows = [(floor.name, *floor.cells) for floor in self.floors]
             lines += ["What needs no trained encoder, on the same videos and labels:", ""]
-            lines += [*_table(("floor", "top-1 %", "95 % interval"), rows), ""]
+            lines += [*table_lines(("floor", "top-1 %", "95 % interval"), rows), ""]
         if self.selection:
             lines += ["Heads, by their figures on the rows held out for the choice:", ""]
             headings = (
@@ -177,10 +177,10 @@ class ProbeResult:
                 )
                 for head in self.selection
             ]
-            lines += [*_table(headings, rows), ""]
+            lines += [*table_lines(headings, rows), ""]
         if self.test is not None:
             rows = self.test.metrics.class_rows()
-            lines += [*_table(("class", "videos", self.test.metrics.class_figure), rows), ""]
+            lines += [*table_lines(("class", "videos", self.test.metrics.class_figure), rows), ""]
             lines += self.test.lines()
         return "\n".join(lines)
 
@@ -228,7 +228,7 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
         )
         for name, found in cells.items()
     ]
-    lines = _table(("encoder", "label", "labels used", *headings), rows) if rows else []
+    lines = table_lines(("encoder", "label", "labels used", *headings), rows) if rows else []
     lines += [
         f"Not measured, without test videos: {name}, {result.label}, {result.num_train} labels used"
         for name, result in results.items()
@@ -237,8 +237,8 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
     return "\n".join(lines)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    # A class may be called "a|b", or have a new line in its name.
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in Markdown; a class may be called "a|b", or have a new line in its name."""
     plain = [[" ".join(c.replace("|", r"\|").split()) for c in row] for row in (headings, *rows)]
     head, *lines = [f"| {' | '.join(row)} |" for row in plain]
     return [head, "|---" * len(headings) + "|", *lines]
@@ -317,13 +317,13 @@ class SplitsResult:
             for seed, found in zip(self.seeds, self.results, strict=True)
         ]
         if self.summary is None:
-            return "\n".join([*_table(("draw", "labels used"), rows), ""])
+            return "\n".join([*table_lines(("draw", "labels used"), rows), ""])
         name = "top-1 %" if self.figure == "top1" else "mAP %"
         values = zip(rows, self.summary.values, strict=True)
         shown = [(*row, f"{100 * value:.1f}") for row, value in values]
         mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
         shown.append(("mean", "", f"{mean:.1f} +- {deviation:.1f}"))
-        table = _table(("draw", "labels used", name), shown)
+        table = table_lines(("draw", "labels used", name), shown)
         return "\n".join([f"Encoder: {self.results[0].encoder}", "", *table, ""])
 
 

@@ -16,14 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vjepa.checkpoint import described, find_checkpoint, load_model, locate
-from vjepa.checkpoint.folder import (
-    CHECKPOINTS_FOLDER,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    read_json,
-    read_weights,
-    step_folders,
-)
+from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
 from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.counter_random import derive_seed
@@ -41,7 +34,7 @@ from vjepa.jobs.pretrain import (
     build_loader,
     run_of,
 )
-from vjepa.jobs.pretrain_room import check_same_run
+from vjepa.jobs.pretrain_room import check_same_run, check_same_weights
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import (
     VJEPA,
@@ -155,16 +148,15 @@ def open_model(path: Path | None, *, drawn: bool = True, **sizes: int | None) ->
     return model
 
 
-def as_pretraining(config: DecodeConfig, model: VJEPA) -> PretrainConfig:
+def _as_pretraining(config: DecodeConfig, model: VJEPA) -> PretrainConfig:
     """The pretraining config whose clips and masks the decoder learns from.
 
     Of the model's run, where it says so, with what this config sets in their place.
     """
     assert config.model is not None
     encoder, run = model.config.encoder, run_of(config.model)
-    clip, transform = config.data.clip, config.data.transform
-    if clip is None:
-        clip = preprocess_of(config.model, encoder).clip
+    clip = config.data.clip or preprocess_of(config.model, encoder).clip
+    transform = config.data.transform
     if transform is None:
         transform = run.data.transform if run else TransformConfig(crop_size=encoder.image_size)
     masking = config.masking or (run.masking if run else MaskingConfig())
@@ -235,13 +227,8 @@ def train(
                 "--data.sources.0.manifest videos.parquet (made by `vjepa data index`)"
             )
         frozen = predicting_hash(model)
-        newest = next(reversed(step_folders(out / CHECKPOINTS_FOLDER).values()), None)
-        if newest and read_json(newest / CONFIG_FILE).get("weights_hash") != frozen:
-            raise UserError(
-                f"{out}: this decoder was begun with other weights than {config.model} holds now; "
-                "bring them back, or give another --out"
-            )
-        learnt_from = as_pretraining(config, model)
+        check_same_weights(out, config.model, frozen)
+        learnt_from = _as_pretraining(config, model)
         seed_torch(config.seed, "weights")
         try:
             made = task(config, model, learnt_from)

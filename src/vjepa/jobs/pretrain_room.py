@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vjepa.checkpoint import read_sizes
-from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, step_folders
+from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_json, step_folders
 from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
 from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.errors import UserError
@@ -201,6 +201,16 @@ def same_config(config: Config, out: Path, allowed: tuple[str, ...] = ()) -> Con
     if lines:
         _LOGGER.info("going on with other settings: %s", "; ".join(lines))
     return stored
+
+
+def check_same_weights(out: Path, source: object, found: str) -> None:
+    """Make sure that a run that was begun on a frozen model goes on with one of the same hash."""
+    newest = next(reversed(step_folders(out / CHECKPOINTS_FOLDER).values()), None)
+    if newest and read_json(newest / CONFIG_FILE).get("weights_hash", found) != found:
+        raise UserError(
+            f"{out}: was begun with other weights than {source} holds now; bring them back, or "
+            "give another --out"
+        )
 
 
 def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vjepa.config import from_dict, to_dict
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.evaluation import results
 from vjepa.evaluation.results import RESULT_FILE, SPLITS_FILE, SeedSummary, load_result, over_seeds
 from vjepa.jobs.decode import decode_clip, open_decoder, sample_strips
 from vjepa.jobs.show import mask_strips, read_shot
@@ -425,8 +426,7 @@ def _markdown(report: html.Report, page: str) -> str:
         drawn = 0
         for block in section.blocks:
             if isinstance(block, Table):
-                rows = [block.header, ["---"] * len(block.header), *block.rows]
-                lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+                lines += [*results.table_lines(block.header, block.rows), ""]
             elif isinstance(block, Text):
                 fence = ["```"] if block.preformatted else []
                 lines += [*fence, block.text.rstrip(), *fence, ""]

@@ -90,9 +90,7 @@ def load_saved_detector(folder: Path) -> SavedDetector:
             encoder=encoder,
             settings=settings,
             head=head.eval(),
-            rules=described["rules"],
-            scores=described["scores"],
-            training=described["training"],
+            **{name: described[name] for name in ("rules", "scores", "training")},
         )
 
 

@@ -29,6 +29,7 @@ from vjepa.evaluation.box_features import (
 )
 from vjepa.evaluation.frozen import FeatureSet, FrozenEncoder
 from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.results import table_lines
 from vjepa.jobs.detect.config import DetectConfig
 from vjepa.jobs.detect.detector import (
     DetectionResult,
@@ -37,7 +38,7 @@ from vjepa.jobs.detect.detector import (
     test_rows,
 )
 from vjepa.jobs.pretrain import LOG_FOLDER
-from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
+from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run, check_same_weights
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
@@ -114,8 +115,9 @@ def _train(
     stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
     settings = _settings(config)
     times.append(time.perf_counter())
-    passes = ()
-    if config.end_to_end is None:
+    passes, identity = (), frozen.identity
+    if config.end_to_end is None:  # else its checkpoints hold the encoder
+        group.on_main(lambda: check_same_weights(out, identity.source, identity.weights_hash))
         passes = _encode(config, frozen, settings, data, rows, group)
         for one in passes:
             rows = np.intersect1d(rows, one.rows)
@@ -141,7 +143,6 @@ def _train(
         return TrainedDetector(out, sentence, steps, len(rows), key_frames, None, bad, result)
     if result.checkpoint is None:
         raise UserError("training.max_minutes: over before the first update; give more of them")
-    identity = frozen.identity
     if config.end_to_end is not None:
         # The encoder that was trained lies in the checkpoint; the detector is one of it.
         identity = replace(identity, path=str(out), which="context", file=None, seed=None)
@@ -322,8 +323,10 @@ def _trainer(
     group: ProcessGroup,
 ) -> Trainer:
     optim, sizes = config.optim, frozen.identity.config
-    steps, warmup = batches.steps_for(optim.epochs), 0
+    steps = batches.steps_for(optim.epochs)
+    warmup = min(batches.steps_for(optim.warmup_epochs), steps) if optim.warmup_epochs else 0
     about: dict[str, Any] = {"objective": "detection", "run": to_dict(config), "steps": steps}
+    about["weights_hash"] = frozen.identity.weights_hash
     encoder, how = None, config.end_to_end
     if how is not None:
         assert isinstance(frozen.encoder, Encoder)
@@ -338,8 +341,6 @@ def _trainer(
         drop_path=0.0 if how is None else how.drop_path,
         layer_decay=1.0 if how is None else how.layer_decay,
     )
-    if optim.warmup_epochs:
-        warmup = min(batches.steps_for(optim.warmup_epochs), steps)
     return Trainer(
         task=task,
         batches=batches.batches,
@@ -372,11 +373,11 @@ def _save_result(done: TrainedDetector, config: DetectConfig, seconds: dict[str,
     lines = ["# Detector", "", f"Encoder: {done.encoder}", "", f"{done.steps} updates on {on}.", ""]
     if done.test is not None:
         lines += [done.test.metrics.sentence, "", f"Boxes: {done.test.boxes_sentence}.", ""]
-        lines += ["| class | true boxes | average precision |", "|---|---|---|"]
-        lines += [
-            f"| {entry.name} | {entry.truth} | {100 * entry.average_precision:.2f} % |"
+        rows = [
+            (entry.name, str(entry.truth), f"{100 * entry.average_precision:.2f} %")
             for entry in done.test.metrics.per_class
             if entry.average_precision is not None
         ]
+        lines += table_lines(("class", "true boxes", "average precision"), rows)
     atomic_write(done.folder / TABLE_FILE, "\n".join(lines) + "\n")
     atomic_write(done.folder / RESULT_FILE, json.dumps(plain, indent=1) + "\n")
