@@ -23,9 +23,10 @@ from vjepa.evaluation.results import over_seeds
 from vjepa.jobs import studies_run
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.studies import SCALES, Grid, load_study, study_names
-from vjepa.jobs.studies_report import Comparison
+from vjepa.jobs.studies_report import Comparison, _markdown
 from vjepa.jobs.studies_run import open_grid
 from vjepa.masking import MaskSampler
+from vjepa.reporting.html import Report, Section, Table
 
 
 class _AllFiles(dict[str, str]):
@@ -276,6 +277,49 @@ def test_another_setting_is_another_job(tmp_path: Path) -> None:
     kept = usual.jobs.keys() & changed.jobs.keys()
     assert {usual.jobs[name].what.partition(",")[0] for name in kept} == {"lost", "not given"}
     assert changed.jobs[changed.cells[0].job].config.optim.steps == 4
+
+
+def test_a_name_with_a_stroke_breaks_no_table() -> None:
+    table = Table(["a|b", "c"], [["one | other", "1"]])
+    report = Report("title", "answer", [], [Section("section", blocks=[table])])
+    assert r"| one \| other | 1 |" in _markdown(report, "page.html")
+
+
+def test_one_recipe_may_stand_without_a_list(tmp_path: Path) -> None:
+    """In a step, in a variant, and on the command line."""
+    (manifest := tmp_path / "videos.parquet").touch()
+    path = _tiny(tmp_path, manifest)
+    declared = yaml.safe_load(path.read_text())
+    declared["variants"] = {"one": {}, "other": {"pretrain": {"recipes": "small"}}}
+    declared["scales"]["cpu"]["steps"]["pretrain"] = {"job": "pretrain", "recipes": "demo"}
+
+    def widths(*changes: str) -> list[int]:
+        path.write_text(yaml.safe_dump(declared, sort_keys=False))
+        grid = open_grid(str(path), "cpu", tmp_path / "out", {"videos": manifest}, changes)
+        jobs = [grid.jobs[cell.job] for cell in grid.cells if cell.step == "pretrain"]
+        return [job.config.model.encoder.width for job in jobs]
+
+    assert widths() == [96, 192]
+    assert widths("pretrain.recipes=vits16_224") == [384, 384]
+    declared["variants"]["other"]["pretrain"]["recipes"] = 5
+    with pytest.raises(UserError, match=r"tiny: pretrain\.recipes: 5: give a list of names"):
+        widths()
+
+
+def test_a_file_and_a_setting_are_remembered_until_they_are_forgotten(tmp_path: Path) -> None:
+    (manifest := tmp_path / "videos.parquet").touch()
+    words = [str(_tiny(tmp_path, manifest)), "--out", str(tmp_path / "out"), "--dry-run"]
+
+    def told(*more: str) -> tuple[dict[str, str], list[str]]:
+        assert main(["studies", "run", *words, *more]) == 0
+        (found,) = json.loads((tmp_path / "out" / "studies.json").read_text()).values()
+        return found["files"], found["changes"]
+
+    files, changes = {"videos": str(manifest)}, ["pretrain.optim.steps=4"]
+    assert told(f"--files=videos={manifest}", "--set", *changes) == (files, changes)
+    assert told() == (files, changes)
+    assert told("--files=videos=") == ({}, changes)
+    assert told("--set=") == ({}, [])
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,9 @@ def _grid(args: argparse.Namespace, changes: tuple[str, ...] = ()) -> Grid:
     files = {}
     for given in args.files:
         name, equals, path = given.partition("=")
-        if not equals or not path:
-            raise UserError(f"--files {given}: give NAME=PATH")
-        files[name] = Path(path)
+        if not equals or not name:
+            raise UserError(f"--files {given}: give NAME=PATH, or NAME= to forget it")
+        files[name] = Path(path) if path else None
     return open_grid(args.name, args.scale, args.out, files, changes)
 
 

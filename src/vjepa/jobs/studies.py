@@ -63,8 +63,8 @@ class Step:
     """What is run; None: as `like` says."""
     like: str | None = None
     """A step of ``common.yaml`` that this one starts from."""
-    recipes: tuple[str, ...] = ()
-    """Packaged recipes of the job, in the order of ``--config``."""
+    recipes: tuple[str, ...] | str = ()
+    """Packaged recipes of the job, in the order of ``--config``; or one."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted names and values on top of them."""
     minutes: float | None = None
@@ -278,7 +278,11 @@ class Grid:
         of_set = self.common.sets[videos].settings.get(step.job, {})
         changed = self.variants[variant].get(name) or {}
         of_user = self._by_step.get(name, {})
-        return {"recipes": list(step.recipes)} | step.settings | of_set | own | changed | of_user
+        made = {"recipes": step.recipes} | step.settings | of_set | own | changed | of_user
+        names = [made["recipes"]] if isinstance(made["recipes"], str) else made["recipes"] or []
+        if not isinstance(names, list | tuple) or not all(isinstance(one, str) for one in names):
+            raise UserError(f"{self.study.title}: {name}.recipes: {names}: give a list of names")
+        return made | {"recipes": list(names)}
 
     def _job(
         self, videos: str, variant: str, name: str, label: str, seed: int, above: tuple = ()

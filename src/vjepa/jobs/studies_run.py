@@ -60,12 +60,13 @@ def open_grid(
     name: str,
     scale: ScaleName,
     out: Path,
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[str, Path | None] | None = None,
     changes: Sequence[str] = (),
 ) -> Grid:
     """The grid of a study; files and settings of earlier calls in `out` where none are given.
 
-    `changes` are settings as ``STEP.SETTING=VALUE``.
+    A file that is None is forgotten. `changes` are settings as ``STEP.SETTING=VALUE``; an empty
+    one alone forgets them.
 
     Raises:
         UserError: No such study or scale, or a file that is not there.
@@ -75,12 +76,12 @@ def open_grid(
         known = ", ".join(study.scales)
         raise UserError(f"--scale {scale}: {name} is declared for {known} only")
     stored = _state(out).get(f"{Path(name).stem}-{scale}", {})
-    given = {key: str(path.expanduser().absolute()) for key, path in (files or {}).items()}
+    given = {key: path and str(path.expanduser().absolute()) for key, path in (files or {}).items()}
     for key, path in given.items():
-        if not Path(path).exists():
+        if path and not Path(path).exists():
             raise UserError(f"--files {key}={path}: no such file")
-    named = stored.get("files", {}) | given
-    made = Grid(study, scale, named, tuple(changes or stored.get("changes", ())))
+    named = {key: path for key, path in (stored.get("files", {}) | given).items() if path}
+    made = Grid(study, scale, named, tuple(filter(None, changes or stored.get("changes", ()))))
     if unknown := sorted(given.keys() - made.known_files):
         near = nearest(unknown[0], made.known_files)
         hint = f"did you mean {near}? " if near else ""
