@@ -179,6 +179,10 @@ def test_a_frozen_teacher_shares_its_input_and_becomes_part_of_the_run(
     assert all(torch.equal(before[f"encoder.{name}"], tensor) for name, tensor in kept.items())
     found = load_encoder(taught).state_dict()
     assert torch.equal(found["patch_embed.proj.weight"], ours["encoder.patch_embed.proj.weight"])
+    teacher.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"target_from: .*no such file.*a resume, which has its w"):
+        pretrain.run(student(4), taught)
+    (tmp_path / "moved").rename(teacher)
     with pytest.raises(UserError, match=r"target_from: .* they must be the same"):
         pretrain.run(student(4, "model.encoder.patch_size=16"), tmp_path / "other")
     assert not (tmp_path / "other").exists()

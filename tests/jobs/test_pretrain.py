@@ -319,6 +319,12 @@ Change = Callable[[Path], tuple[str, ...]]
             "objective.sigreg_coefficient: 0.1 is for name vjepa; pixel does not use it",
         ),
         ((*LEVJEPA, "objective.levjepa.local_size=12"), "local_size: 12 must be a multiple of"),
+        (("objective.levjepa.dropped=0.5",), "levjepa: has no effect without objective.name levj"),
+        (("objective.context_weight=1",), "context_weight: has no effect without model.predictor."),
+        (
+            ("objective.name=pixel", "objective.context_by_distance=false"),
+            "context_by_distance: has no effect without model.predictor.predicts_context",
+        ),
         ((*LEVJEPA, "optim.accumulation_steps=2"), "accumulation_steps: 2, but LeVJEPA compares"),
         (
             ("objective.sigreg_coefficient=1", "optim.accumulation_steps=2"),

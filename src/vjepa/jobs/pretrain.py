@@ -56,7 +56,7 @@ class ObjectiveConfig:
     (Table 1); `levjepa`: nothing is predicted, but embeddings of views agree (LeVJEPA, arXiv
     2608.27395), for which `masking` and `model.predictor` are not used."""
     loss_exponent: Positive = 1.0
-    """Exponent p of the feature loss mean(|error|^p) / p; the paper uses 1 (L1)."""
+    """Exponent p of `vjepa`'s loss mean(|error|^p) / p; the paper uses 1. `pixel` has squares."""
     variance_coefficient: NotNegative = 0.0
     """Weight of the penalty on predictions that vary too little over tokens; the paper has none."""
     sigreg_coefficient: NotNegative = 0.0
@@ -250,7 +250,11 @@ def build_task(config: PretrainConfig) -> Task:
         task = PixelPrediction(config.model, sampler, size)
     else:
         source = objective.target_from
-        teacher = None if source is None else read_encoder(source)[0]
+        try:
+            teacher = None if source is None else read_encoder(source)[0]
+        except UserError as error:
+            again = "a resume, which has its weights, reads its sizes there again"
+            raise UserError(f"objective.target_from: {error} ({again})") from error
         if not isinstance(teacher, Encoder | None):
             raise UserError(f"objective.target_from: {source} is no encoder of clips; give another")
         try:

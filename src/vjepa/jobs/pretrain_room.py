@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 _LEAST_DEVIATION = 0.01  # of the input, on the scale 0..1: videos of one colour are not blown up
+_OF_CONTEXT = ("context_weight", "context_from_step", "context_full_step", "context_by_distance")
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens a clip has
 _WORKER, _WORKERS_SHARED = 0.15e9, 0.1e9
 """Bytes of one worker that decodes (0.1 of small videos), and of what all have in common."""
@@ -126,7 +127,14 @@ def _loader_memory(config: PretrainConfig, clips: int, free: float) -> dict[str,
 def check_room(
     config: PretrainConfig, out: Path, device: torch.device, group: ProcessGroup
 ) -> None:
-    """Say what the run needs, and refuse it where it cannot fit; nothing is allocated before."""
+    """Refuse what has no effect or cannot fit, and say what is needed; nothing is allocated yet."""
+    objective = config.objective
+    has_context = config.model.predictor.predicts_context and objective.name == "vjepa"
+    users = {} if has_context else dict.fromkeys(_OF_CONTEXT, "model.predictor.predicts_context")
+    users |= {} if objective.name == "levjepa" else {"levjepa": "objective.name levjepa"}
+    for name, user in () if step_folders(out / CHECKPOINTS_FOLDER) else users.items():
+        if getattr(objective, name) != getattr(type(objective)(), name):
+            raise UserError(f"objective.{name}: has no effect without {user}; leave it out")
     clips = config.data.batch_size // group.size
     free, words = memory_of_machine(group)
     reading = _loader_memory(config, clips, free)
@@ -135,7 +143,6 @@ def check_room(
     def needs(parts: int, checkpointing: bool) -> dict[str, float]:
         return memory_needed(config, device, group.size, parts, checkpointing) | on_cpu
 
-    objective = config.objective
     is_whole = objective.name == "levjepa" or objective.sigreg_coefficient > 0
     images = config.data.images.batch_size // group.size if config.data.images.sources else 0
     # A batch that is compared as a whole is not to be accumulated; images are cut as clips are.

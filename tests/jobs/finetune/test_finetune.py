@@ -194,6 +194,7 @@ def test_lora_trains_small_matrices_and_ends_as_a_plain_model(recipe: Path, tmp_
     ("options", "said"),
     [
         (("--mix.group", 3), "mix.group: 3 does not divide the 8 clips of a micro-batch"),
+        (("--mix.group", 1), "mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0"),
         (("--optim.accumulation_steps", 3), "data.batch_size: 4 videos cannot be divided into 3"),
         (("--data.label", "taste"), "no label 'taste' (labels: colour, parity)"),
         (("--data.validation.split", "test"), "who looks at the reported videos while training"),

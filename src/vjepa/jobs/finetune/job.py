@@ -106,6 +106,8 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         optim = config.optim.schedules(len(inputs.videos), data.batch_size)
         about = _about(config, inputs, optim.steps)
         newest = group.on_main(lambda: _newest(out))
+        if newest is None and config.mix.is_on and config.mix.group == 1:
+            raise UserError("mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0")
         if newest is not None:
             group.on_main(lambda: _check_goes_on(inputs, out, newest))
         task = build_task(config, inputs.encoder, len(inputs.classes))
