@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -28,7 +29,9 @@ from vjepa.checkpoint import (
 )
 from vjepa.cli.main import main
 from vjepa.errors import UserError
-from vjepa.models import VJEPA2_MODELS, AttentiveClassifier, Encoder, Predictor
+from vjepa.jobs.probe.config import EncoderSourceConfig
+from vjepa.jobs.probe.encoder import open_encoder, reopen_encoder
+from vjepa.models import VJEPA2_MODELS, AttentiveClassifier, Encoder, Predictor, authors_name
 from vjepa.models.anticipation import AnticipationClassifier, with_future
 
 SIZES = {"num_heads": 2, "image_size": 64, "num_frames": 8}
@@ -286,6 +289,16 @@ def test_bad_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert "config.json is missing" in said
     assert "Traceback" not in said
+
+
+def test_a_figure_names_the_encoder_of_a_folder(folder: Path) -> None:
+    hub = folder / "hf_base_tiny"
+    identity = open_encoder(EncoderSourceConfig(path=hub)).identity
+    file = hub / "model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    named = f"{authors_name(TWO.encoder)}, {file} (SHA-256 {digest[:12]}), target encoder"
+    assert identity.sentence.startswith(named)
+    assert reopen_encoder(identity).identity == identity
 
 
 def test_folder_for_transformers(folder: Path, recorded: dict[str, Tensor], tmp_path: Path) -> None:

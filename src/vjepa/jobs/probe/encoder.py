@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from vjepa.checkpoint import AnyEncoder, LoadReport, Which, described, locate, read_encoder
-from vjepa.checkpoint.folder import Tokens, file_sha256
+from vjepa.checkpoint.folder import WEIGHTS_FILE, Tokens, file_sha256
+from vjepa.checkpoint.huggingface import INDEX_FILE
+from vjepa.checkpoint.load import is_hub
 from vjepa.checkpoint.timm_models import TimmEncoder, load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
@@ -230,7 +232,9 @@ def _freeze(
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         found = FrameEncoder(encoder, config)
     file = None if report is None or which == "random" else report.source
-    title = None if report is None else report.title or None
+    if file and is_hub(file):  # its weights, or what lists their files
+        listed = Path(file, INDEX_FILE)
+        file = str(listed if listed.is_file() else Path(file, WEIGHTS_FILE))
     identity = EncoderIdentity(
         weights_hash=weights_hash(found),
         config=config,
@@ -239,7 +243,7 @@ def _freeze(
         seed=seed,
         timm=timm,
         file=path if timm else file,
-        model=title,
+        model=report.title or None if report else None,
         file_hash=file_sha256(Path(file)) if file and Path(file).is_file() else None,
         assumed=report.assumed if report else (),
         tokens=tokens,
