@@ -16,6 +16,7 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, TrimConfig
 from vjepa.data.prepare.matching import Removal
 from vjepa.data.prepare.stages import Workplace, encode_all
+from vjepa.data.prepare.storing import PLAN
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines
@@ -189,6 +190,22 @@ def test_a_line_cut_off_anywhere_is_dropped_and_the_rest_kept(tmp_path: Path) ->
         file.write_bytes(whole[:end])
         _note(file, "c", {})
         assert _noted(file) == {"a": {"text": "one"}, "c": {}}
+
+
+def test_a_failure_is_tried_again_until_the_set_is_fixed(tmp_path: Path) -> None:
+    """It may have been the network's; of a set that is fixed it is why a video is not there."""
+    file, order = tmp_path / "a.jsonl", _orders("a")[0]
+    place = Workplace(tmp_path, "local", 1, 60.0)
+
+    def do() -> dict:
+        return place.do_all("work", file.name, Work(), {order.key: lambda: order})
+
+    _note(file, order.key, {"failed": "connection timed out"})
+    assert do() == {order.key: {"did": "a"}}
+    (tmp_path / PLAN).write_text("{}")
+    assert do() == {order.key: {"did": "a"}}, "the newest line counts"
+    _note(file, order.key, {"failed": "connection timed out"})
+    assert do() == {order.key: {"failed": "connection timed out"}}
 
 
 def test_rubbish_is_passed_over(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, safe_name, windows
 from vjepa.data.prepare.fingerprint import Fingerprint, fingerprint
 from vjepa.data.prepare.matching import Exclusion, Removal
-from vjepa.data.prepare.storing import PreparedVideo, encode_order, output_suffix
+from vjepa.data.prepare.storing import PLAN, PreparedVideo, encode_order, output_suffix
 from vjepa.data.video.info import DecodeError, VideoInfo, info_from_json
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines, read_json_lines
@@ -31,8 +31,7 @@ Task = Callable[[Order], Answer]
 
 # Orders handed out for each worker: enough that none waits while answers are written down.
 _AHEAD = 4
-# Raised whenever the same order gives another answer.
-_WAY = 3
+_WAY = 3  # raised whenever the same order gives another answer
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,9 @@ class Workplace:
     ) -> dict[str, Answer]:
         """The answers to all orders (by key, what makes the order).
 
-        They are noted in the file `name` as soon as they come; those that stand there are not done
-        again. A line of it that says nothing is passed over.
+        They are noted in the file `name` as soon as they come and those that stand there are not
+        done again; but failures, which may have been the network's or the machine's, are, until the
+        set of videos is fixed. A line of it that says nothing is passed over.
 
         Raises:
             UserError: Nothing can be written any more.
@@ -70,11 +70,12 @@ class Workplace:
         with JsonLines(self.work / name) as journal:
             lines = (values for _, values in read_json_lines(journal.path) if values is not None)
             answers = {values.pop("key"): values for values in lines if "key" in values}
+            if not (self.work / PLAN).exists():
+                answers = {key: one for key, one in answers.items() if "failed" not in one}
             missing = [key for key in orders if key not in answers]
-            done = len(orders) - len(missing)
-            num_failed = sum("failed" in answers.get(key, ()) for key in orders)
+            done, num_failed = len(orders) - len(missing), 0
             with Progress(what, len(orders), done) as progress:
-                progress.update(done, f"{num_failed} bad" if num_failed else None)
+                progress.update(done)
                 for order, outcome in self.run(task, (orders[key]() for key in missing)):
                     answer = outcome.value if outcome.kind == "done" else {"failed": outcome.reason}
                     if "disk" in answer:
@@ -143,14 +144,13 @@ def look_at_all(
             removal.remove(number, "unreadable", answers[key]["failed"])
         else:
             found[number] = Fingerprint.from_json(answers[key])
-    excluded: dict[str, Fingerprint] = {}
     for path, key in their_keys.items():
         if "failed" in answers[key]:
             raise UserError(
                 f"validation video {path}: {answers[key]['failed']}; mend it, or take it out of its"
                 " list, since nothing can be compared with it"
             )
-        excluded[path] = Fingerprint.from_json(answers[key])
+    excluded = {path: Fingerprint.from_json(answers[key]) for path, key in their_keys.items()}
     return found, excluded
 
 
