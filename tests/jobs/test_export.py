@@ -196,6 +196,7 @@ def test_what_differs_is_not_kept(
         (["nothing", "--out", "e.onnx"], "nothing: no such file or folder"),
         (["MODEL", "--out", "there.onnx"], "there.onnx: exists already; give another --out"),
         (["MODEL", "--out", "there.onnx/e.onnx"], "there.onnx"),
+        (["MODEL", "--out", "large"], "large.data: exists already; give another --out"),
         (["MODEL", "--out", "e.onnx", "--batch", "0"], "--batch: must be at least 1"),
         (["MODEL", "--out", "e.onnx", "--image-size", "0"], "--image-size: must be at least 1"),
         (["MODEL", "--out", "e.onnx", "--num-frames", "0"], "--num-frames: must be at least 1"),
@@ -214,12 +215,14 @@ def test_bad_input_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.onnx").write_text("mine")
+    mine = [tmp_path / "large.data", tmp_path / "there.onnx"]
+    for path in mine:
+        path.write_text("mine")
     assert main(["export", *(str(model) if word == "MODEL" else word for word in argv)]) == 2
     (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
     assert said in line
-    assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
-    assert (tmp_path / "there.onnx").read_text() == "mine"
+    assert sorted(tmp_path.iterdir()) == mine
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
 
 
 def test_without_the_extra_that_is_said(

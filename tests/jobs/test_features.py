@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +261,22 @@ def test_a_file_that_is_gone_is_not_waited_for_after_a_stop(
         "a.mp4",
         "b.mp4",
     ]
+
+
+def test_what_lies_elsewhere_is_waited_for_after_a_stop(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    """A stored file, and one in a shard that is there; not one in a shard that is gone."""
+    out, config = tmp_path / "out", _config(model)
+    run(config, [videos / "a.mp4"], out)
+    (tmp_path / "there.tar").write_bytes(b"")
+    paths = [f"{tmp_path}/{name}.tar!512+9/b.mp4" for name in ("there", "gone")]
+    paths = ["s3://bucket/b.mp4", "s3://bucket/c.tar!512+9/b.mp4", *paths]
+    with (out / "index.jsonl").open("a") as file:
+        for path in paths:
+            file.write(json.dumps(asdict(FileRecord(path, None, None, 1.0, NOT_YET))) + "\n")
+    run(config, [videos / "a.mp4"], out)
+    assert [*read_index(out)] == [str(videos / "a.mp4"), *paths[:3]]
 
 
 def _stopped(*_: object) -> Iterator:

@@ -163,6 +163,14 @@ def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
     assert "(12 moments)" in said
     (videos / "again.mp4").unlink()
     _write(videos / "it's c.mp4", 7)
+    asked = ["search", "query", example, "--database", str(out), "--out", str(tmp_path / "f.png")]
+    assert main(asked) == 0
+    said = capsys.readouterr().err
+    changed = [line for line in said.splitlines() if "has changed since it was looked at" in line]
+    assert [name in line for line in changed for name in ("again.mp4", "it's c.mp4")] == [
+        *(True, False),
+        *(False, True),
+    ]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "1 file encoded, 2 there already, 1 dropped;" in said

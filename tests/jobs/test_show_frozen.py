@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,24 @@ def test_a_clip_of_the_set_is_nearest_to_its_copy(
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(" 1.00")
     assert first.endswith("1.mp4")
+
+
+def test_a_video_that_was_replaced_is_named_and_encoded_anew_as_a_query(
+    videos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, copy = tmp_path / "own", tmp_path / "copy.mp4"
+    shutil.copytree(videos, own)
+    shutil.copy(own / "1.mp4", copy)
+    config = FeaturesConfig(encoder=EncoderSourceConfig(path=Path("demo")), pool="space", readers=0)
+    write_features(config, [own], tmp_path / "features")
+    assert show_neighbours(copy, tmp_path / "features", tmp_path / "n.png", most=1)
+    assert not caplog.records
+    shutil.copy(own / "2.mp4", own / "1.mp4")
+    (found,) = show_neighbours(copy, tmp_path / "features", tmp_path / "n.png", most=1)
+    assert found.path == str(own / "1.mp4")
+    assert f"{found.path}: has changed since it was looked at" in caplog.text
+    (found,) = show_neighbours(own / "1.mp4", tmp_path / "features", tmp_path / "n.png", most=1)
+    assert (found.path, round(found.alike, 3)) == (str(own / "2.mp4"), 1.0)
 
 
 def test_a_model_of_timm_that_was_moved_is_found_by_its_weights(

@@ -508,10 +508,10 @@ def write_samples(
     rows, _ = sample_strips(opened.model.config.encoder, clip, masks, drawn, clip.shape[1])
     parts = rows[:2] + rows[-2:], rows[2:-2]
     pages = [
-        picture_of([_page_row(part, time) for part in parts], narrow=narrow)
+        [Strip("", [s.frames[time] for s in part], [s.label for s in part]) for part in parts]
         for time in range(clip.shape[1])
     ]
-    write_moving(pages, film, SECONDS_EACH)
+    write_moving([picture_of(page, narrow=narrow) for page in pages], film, SECONDS_EACH)
     return [
         f"{out}, {film}: {len(drawn)} samples",
         f"mean absolute error where it was hidden, of 255: samples {errors.samples:.1f}, their "
@@ -562,8 +562,3 @@ def sample_strips(
     rows["mean"] = averaged
     rows["spread"] = heat(averaged, spread, where, _MOST_SPREAD)
     return [strip_of(name, row, most) for name, row in rows.items()], errors
-
-
-def _page_row(strips: Sequence[Strip], time: int) -> Strip:
-    """One frame of each strip side by side, with their labels below."""
-    return Strip("", [s.frames[time] for s in strips], [s.label for s in strips])

@@ -121,7 +121,8 @@ def export(
 
     Args:
         path: Anything that holds an encoder, or the folder of a probe.
-        out: The file; must not exist. With ``onnx``, weights above 2 GB lie in ``<out>.data``.
+        out: The file; must not exist. With ``onnx``, weights above 2 GB lie in ``<out>.data``,
+            which must not exist either.
         kind: ``onnx``, or ``torch-export`` (:func:`torch.export.load`).
         batch: Clips (videos, with a probe) of a call; None: any number.
         encoder: Where a probe's encoder lies now, if not where it lay then.
@@ -136,8 +137,9 @@ def export(
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
             import onnxscript  # noqa: F401
-    if out.exists():
-        raise UserError(f"{out}: exists already; give another --out")
+    for file in (out, out.with_name(f"{out.name}.data"))[: 1 + (kind == "onnx")]:
+        if file.exists():
+            raise UserError(f"{file}: exists already; give another --out")
     check_writable(out)
     frozen, preprocess, probe = _open(path, encoder, source or EncoderSourceConfig())
     module = _Exported(frozen, probe).eval().requires_grad_(False)
@@ -145,7 +147,9 @@ def export(
     clips = 1 if probe is None else view.num_segments * view.num_views
     clip = (preprocess.clip.num_frames, view.crop_size, view.crop_size)
     shape = (3, *clip) if clips == 1 else (clips, 3, *clip)
-    result = f"tokens, float32 [batch, {_count(module, shape)}, {sizes.width}]"
+    with torch.inference_mode():
+        count = module._tokens(_pixels(shape, 1, 0).flatten(0, -5)).shape[1]
+    result = f"tokens, float32 [batch, {count}, {sizes.width}]"
     if probe is not None:
         result = f"shares of {len(probe.classes)} classes, float32 [batch, {len(probe.classes)}]"
     about = {
@@ -198,12 +202,6 @@ def _open(
 def _pixels(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
-
-
-def _count(module: _Exported, shape: tuple[int, ...]) -> int:
-    """Tokens of a clip."""
-    with torch.inference_mode():
-        return module._tokens(_pixels(shape, 1, 0).flatten(0, -5)).shape[1]
 
 
 def _traced(

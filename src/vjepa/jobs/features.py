@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, to_dict
 from vjepa.data.clips.windows import Look
+from vjepa.data.manifest.storage import is_address, member_at
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
@@ -171,23 +172,23 @@ def _run(
     known = read_index(out)
     names = file_names([info.path for info in infos], config.format, known)
     # What a stopped run had not come to, and is gone since, would be waited for for ever.
-    known = {p: r for p, r in known.items() if r.failure != NOT_YET or Path(p).exists()}
+    for path in [p for p, r in known.items() if r.failure == NOT_YET and not is_address(p)]:
+        if not Path(getattr(member_at(path), "shard", path)).exists():
+            del known[path]
     started = time.perf_counter()
-    files = list(zip(infos, names, strict=True))
     todo: list[_File] = []
-    for info, name in files:
-        before = known.get(info.path)
+    for info, name in zip(infos, names, strict=True):
         if not worker.is_done(info, name):
             todo.append((info, name))
             known[info.path] = FileRecord(info.path, name, None, _seconds(info), NOT_YET)
-        elif before is None or before.failure is not None:  # a killed run had come to it
-            grid = worker.grid_of(info)
+        elif (before := known.get(info.path)) is None or before.failure is not None:
+            grid = worker.grid_of(info)  # a killed run had come to it
             known[info.path] = FileRecord(info.path, name, grid, _seconds(info), None)
     _write_index(out, known)
-    kept, windows = len(files) - len(todo), 0
+    kept, windows = len(infos) - len(todo), 0
     encoded: list[FileRecord] = []
     try:
-        with Progress("features", len(files), kept) as progress:
+        with Progress("features", len(infos), kept) as progress:
             ray = config.engine == "ray"
             for record, took in _encode_on_ray(config, out, todo) if ray else worker.encode(todo):
                 encoded.append(record)
@@ -304,7 +305,9 @@ class FeatureWorker:
 
     def encode(self, files: Sequence[_File]) -> Iterator[_Done]:
         """Encode files and write their features; those of a table may still wait."""
-        pool, stored = self.config.pool, self.config.stored
+        write = functools.partial(
+            write_features, pool=self.config.pool, width=self.width, stored=self.config.stored
+        )
         for index, look, parts in self.read([info for info, _ in files]):
             info, name = files[index]
             origin = self.origin(info)
@@ -314,10 +317,7 @@ class FeatureWorker:
                 if name is None:
                     self._table.add(look, origin, parts)
                 else:
-                    target, width = self._out / name, self.width
-                    write_features(
-                        target, look, origin, parts, pool=pool, width=width, stored=stored
-                    )
+                    write(self._out / name, look, origin, parts)
             except DecodeError as error:
                 yield FileRecord(info.path, None, None, _seconds(info), error.reason), 0
             else:
@@ -419,16 +419,14 @@ def file_names(
     return [old[path] for path in paths]
 
 
-_RECORD = TypeAdapter(FileRecord)
-
-
 def read_index(out: Path) -> dict[str, FileRecord]:
     """The records of earlier runs in a folder of features, by the path of their source."""
     index = out / INDEX_FILE
     if not index.exists():
         return {}
     try:
-        records = [_RECORD.validate_python(fields) for _, fields in read_json_lines(index)]
+        read = TypeAdapter(FileRecord).validate_python
+        records = [read(fields) for _, fields in read_json_lines(index)]
     except ValueError as error:
         raise UserError(f"{index}: damaged ({error}); delete it") from error
     return {record.path: record for record in records}
@@ -461,6 +459,10 @@ class SavedFeatures(Sequence[FileFeatures]):
     @functools.cached_property
     def _parts(self) -> dict[str, list[Path]]:
         return sources_of_table(self._folder / TABLE_FOLDER)
+
+    def is_current(self, path: str, worker: FeatureWorker) -> bool:
+        """Whether the features of a file are what a worker would make of it as it is now."""
+        return worker.is_done(inspect_file(path), self._records[path].file)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -77,7 +77,7 @@ class PrepareReport:
         return found
 
 
-def count_removed(removed: Sequence[Removed]) -> tuple[dict[str, int], dict[str, list[str]]]:
+def _count_removed(removed: Sequence[Removed]) -> tuple[dict[str, int], dict[str, list[str]]]:
     """How many were left out for each reason, and the first three of each in words."""
     counts = Counter(one.reason for one in removed)
     examples: dict[str, list[str]] = {reason: [] for reason in counts}
@@ -177,7 +177,7 @@ def _prepare(
     _check_removed(inputs, removal, config.max_removed)
     videos = encode_all(inputs, removal, config, place)
     if not videos:
-        _, examples = count_removed(removal.all)
+        _, examples = _count_removed(removal.all)
         first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
         raise UserError(f"nothing is left to store: {first}; change what is removed")
     return _store(inputs, out, config, videos, removal)
@@ -188,7 +188,7 @@ def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> 
     compared = [one for one in removal.removed.values() if one.reason.startswith(("ex", "dup"))]
     share = len(compared) / len(inputs)
     if share > largest:
-        counts, _ = count_removed(compared)
+        counts, _ = _count_removed(compared)
         words = ", ".join(f"{reason}: {count}" for reason, count in counts.items())
         one = compared[0]
         raise UserError(
@@ -214,7 +214,7 @@ def _store(
                 store.store(name, [by_key[key] for key in keys])
             progress.update(number)
     table = store.all_rows(list(plan))
-    counts, examples = count_removed(removal.all)
+    counts, examples = _count_removed(removal.all)
     sources = {video.number for video in videos}
     near_copies = [one for one in removal.near_copies if one.number in sources]
     manifest = Manifest(table, out.absolute(), str(out / MANIFEST))

@@ -402,6 +402,9 @@ def run(
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)
+        # In a checkpoint; by another name than vjepa it has one encoder, no target.
+        is_frozen = config.objective.target == "frozen"
+        objective = "frozen-teacher" if is_frozen else config.objective.name
         # Before the videos of the training are decoded: a wrong label must not wait for that.
         evaluators = _evaluators(config, made, group)
         loader = build_loader(config, out / "bad_videos.jsonl", group)
@@ -424,7 +427,7 @@ def run(
             ema=config.ema,
             folder=out,
             about={
-                "objective": _objective_name(config) if task is build_task else type(made).__name__,
+                "objective": objective if task is build_task else type(made).__name__,
                 "model": to_dict(settled.model),
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
@@ -448,11 +451,6 @@ def run(
         group.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
         return trainer.fit()
-
-
-def _objective_name(config: PretrainConfig) -> str:
-    """What a checkpoint calls it; by another name than vjepa it has one encoder, no target."""
-    return "frozen-teacher" if config.objective.target == "frozen" else config.objective.name
 
 
 def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list[OnlineProbe]:

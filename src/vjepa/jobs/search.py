@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +41,7 @@ from vjepa.runtime.progress import Progress
 JOB = "search index"
 DESCRIPTION_FILE = "search.json"
 _TABLE = "moments"
-_PLACE = ("path", "start", "end", "first_frame", "last_frame")
+_PLACE = ("path", "start", "end", "first_frame", "last_frame", "origin")
 _LOGGER = logging.getLogger(__name__)
 _WRITE_ROWS, _WRITE_SECONDS = 4096, 20.0
 """Moments are written when there are so many, or after so long: what a kill can cost."""
@@ -113,6 +113,7 @@ class Moment:
     first_frame: int
     last_frame: int
     alike: float
+    origin: str = ""  # in a database: hash of what it was made from
 
 
 def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexReport:
@@ -140,7 +141,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         _begin(out, config, worker)
         table = _open_table(out, worker.width)
         held = _origins(table)
-        origins = [_origin(worker, info) for info in infos]
+        origins = [origin_hash(worker, info) for info in infos]
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
         present = {info.path for info in infos}
         folders = [absolute(str(source)) for source in sources if source.is_dir()]
@@ -197,8 +198,7 @@ def _lancedb() -> Any:
 
 def _begin(out: Path, config: SearchConfig, worker: FeatureWorker) -> None:
     """Begin in a claimed folder, or find that its moments are of the same encoder and settings."""
-    described = out / DESCRIPTION_FILE
-    if described.is_file():
+    if (out / DESCRIPTION_FILE).is_file():
         worker.require_same(out, _describe(out)["settings"], "moments")
         return
     begin_folder(out, JOB, config)
@@ -259,7 +259,8 @@ def _origins(table: Any) -> dict[str, str]:
     return found
 
 
-def _origin(worker: FeatureWorker, info: VideoInfo) -> str:
+def origin_hash(worker: FeatureWorker, info: VideoInfo) -> str:
+    """Of all that the moments of a file as it is now are made from."""
     text = json.dumps(worker.origin(info), sort_keys=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
@@ -302,8 +303,9 @@ def _rows(
     plan, rows = look.plan, []
     for start in plan.starts:
         end = min(start + plan.window_tubelets, plan.num_tubelets)
-        place = dict(zip(_PLACE, (info.path, *_span(look, times, start, end)), strict=True))
-        rows.append({**place, "origin": origin, "vector": tokens[start:end].mean(axis=0)})
+        place = (info.path, *_span(look, times, start, end), origin)
+        vector = tokens[start:end].mean(axis=0)
+        rows.append({**dict(zip(_PLACE, place, strict=True)), "vector": vector})
     return rows
 
 
@@ -419,6 +421,12 @@ class Database:
             moments += [Moment(**places[number], alike=1.0) for number in chosen]
             seen += len(places)
         return np.concatenate(vectors), moments
+
+
+def warn_of_changed(paths: Iterable[str]) -> None:
+    """Name files that are not as they were when they were looked at."""
+    for path in sorted(set(paths)):
+        _LOGGER.warning("%s: has changed since it was looked at; give that command again", path)
 
 
 def _overlap(one: Moment, other: Moment) -> bool:

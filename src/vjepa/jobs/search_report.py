@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
-from vjepa.jobs.search import Database, Moment, encode_example
+from vjepa.jobs.search import Database, Moment, encode_example, origin_hash, warn_of_changed
 from vjepa.reporting.html import Block, Figure, PictureBlock, Report, Section, Table, write_report
 from vjepa.reporting.pictures import SHOWN_SIDE, Strip, picture_of, resized, write_png
 
@@ -22,9 +22,7 @@ _LOGGER = logging.getLogger(__name__)
 MOST_MOMENTS = 20_000
 """A report looks at so many moments at most, evenly spread."""
 _FRAMES, _NARROW_FRAMES, _SHOWN_PAIRS, _LISTED_PAIRS = 4, 2, 6, 100
-_ROWS_AT_ONCE = 1024
-_LONGEST_NAME = 26
-_ROUNDS = 30
+_ROWS_AT_ONCE, _LONGEST_NAME, _ROUNDS = 1024, 26, 30
 
 
 def clock(seconds: float) -> str:
@@ -53,8 +51,12 @@ def search(
         UserError: No database, another model, an example that cannot be read or is too short.
     """
     database = Database(folder)
-    vector, place = encode_example(database.worker(encoder), example, start, end)
+    worker = database.worker(encoder)
+    vector, place = encode_example(worker, example, start, end)
     found = database.query(vector, count, place, exact=exact)
+    warn_of_changed(
+        one.path for one in found if one.origin != origin_hash(worker, inspect_file(one.path))
+    )
     caption = f"1: the same; 0: as unlike as two moments of the database {folder} are on average."
     write_sheet(place, found, out, caption, narrow=narrow)
     return found
@@ -108,9 +110,7 @@ def near_duplicates(
 
     Exact, over all pairs of the moments [n, D] given, the most alike first.
     """
-    names = sorted({moment.path for moment in moments})
-    numbers = {name: number for number, name in enumerate(names)}
-    files = np.array([numbers[moment.path] for moment in moments])
+    names, files = np.unique([moment.path for moment in moments], return_inverse=True)
     centred = vectors - vectors.mean(axis=0)  # smaller numbers, same distances
     squares = (centred**2).sum(axis=1)
     best: dict[int, Pair] = {}

@@ -18,14 +18,13 @@ from vjepa.evaluation.saved_probe import check_encoder, load_saved_probe
 from vjepa.evaluation.video_features import FileFeatures
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, load_features, stored_config
 from vjepa.jobs.probe.encoder import reopen_encoder
-from vjepa.jobs.search import Moment
+from vjepa.jobs.search import Moment, warn_of_changed
 from vjepa.jobs.search_report import write_sheet
 from vjepa.jobs.show import one_token, read_shot
 from vjepa.models import AttentiveClassifier
 from vjepa.reporting.pictures import Moving, heat, write_rows
 
-_ALL_FRAMES = 16
-_ANSWERS = 3
+_ALL_FRAMES, _ANSWERS = 16, 3
 
 
 @torch.no_grad()
@@ -159,8 +158,8 @@ def show_neighbours(
     """Draw the moments of a set that are most like a clip of a video, with their times.
 
     `features` is what `vjepa features` wrote; the video is encoded with the same encoder and
-    settings, unless it is one of the set. The clip is as long as a window of these, and around `at`
-    seconds, or the middle. `model` is where the encoder lies now, if not where it lay.
+    settings, unless the set holds it as it is. The clip is as long as a window of these, and around
+    `at` seconds, or the middle. `model` is where the encoder lies now, if not where it lay.
 
     Raises:
         UserError: The features are of another encoder than the one found; bad files.
@@ -171,7 +170,8 @@ def show_neighbours(
     path = absolute(str(video))
     worker = FeatureWorker(stored_config(FeaturesConfig, features, model), features)
     worker.require_same(features, saved.settings, "features")
-    found = saved[path] if path in saved.paths else replace(worker.look_into(path), path=path)
+    is_held = path in saved.paths and saved.is_current(path, worker)
+    found = saved[path] if is_held else replace(worker.look_into(path), path=path)
     rows, places = moments_of(found, worker.window_steps)
     middles = np.array([(one.start + one.end) / 2 for one in places])
     wanted = float(found.times[0] + found.times[-1]) / 2 if at is None else at
@@ -187,5 +187,6 @@ def show_neighbours(
         "which moments differ made equally long). 1: the same; 0: no more alike than any. Made "
         f"with {worker.encoder}."
     )
+    warn_of_changed(one.path for one in moments if not saved.is_current(one.path, worker))
     write_sheet(places[index], moments, out, caption)
     return moments

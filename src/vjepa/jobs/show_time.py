@@ -39,14 +39,11 @@ from vjepa.runtime.progress import Progress
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
 
-_WORST_SHARE = 0.25
-_PEAKS = 3
+_WORST_SHARE, _PEAKS, _AT_ONCE, _ALL_FRAMES = 0.25, 3, 8, 16
 _STANDS_OUT = 5.0  # deviations above the median; docs/surprise.md counts false alarms
 _LEAST = 0.1  # of the median
 _FEW = 12  # moments
 _DEVIATIONS = 1.4826  # of a normal distribution, for one median absolute deviation
-_AT_ONCE = 8
-_ALL_FRAMES = 16
 
 
 def similarity(features: NDArray[np.float32], token: tuple[int, int, int]) -> NDArray[np.float32]:

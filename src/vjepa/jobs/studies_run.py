@@ -118,7 +118,7 @@ def _place(job: Job, out: Path) -> Path:
     return out / "jobs" / job.id
 
 
-def expected_seconds(grid: Grid, out: Path) -> dict[str, float]:
+def _expected_seconds(grid: Grid, out: Path) -> dict[str, float]:
     """What each job takes: as measured on jobs like it, else as declared."""
     measured: dict[tuple[str, float], list[float]] = {}
     for job in grid.jobs.values():
@@ -132,7 +132,7 @@ def expected_seconds(grid: Grid, out: Path) -> dict[str, float]:
 
 def cost_lines(grid: Grid, out: Path, at_once: int) -> list[str]:
     """What is to be run, what it will take, and what is left out."""
-    expected = expected_seconds(grid, out)
+    expected = _expected_seconds(grid, out)
     to_do = [job for job in grid.jobs.values() if done(job, out) is None]
     seconds = sum(expected[job.id] for job in to_do)
     longest = max((expected[job.id] for job in to_do), default=0.0)
@@ -182,7 +182,7 @@ class _Runner:
         self.running: list[_Running] = []
         self.outcome.done = [job.id for job in grid.jobs.values() if done(job, out)]
         self.waiting = [id for id in grid.jobs if id not in self.outcome.done]
-        self.expected = expected_seconds(grid, out)
+        self.expected = _expected_seconds(grid, out)
 
     def start_ready(self) -> None:
         """Start what can be started, in the order of the grid."""
@@ -226,7 +226,7 @@ class _Runner:
                 path = _place(one.job, self.out).with_suffix(".json")
                 atomic_write(path, json.dumps(record, indent=1) + "\n")
                 self.outcome.done.append(one.job.id)
-                self.expected = expected_seconds(self.grid, self.out)
+                self.expected = _expected_seconds(self.grid, self.out)
             elif self.outcome.stopped is None:
                 log = _place(one.job, self.out).with_suffix(".log")
                 said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
