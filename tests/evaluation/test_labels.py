@@ -42,7 +42,15 @@ def test_classes_are_numbered_by_value_or_as_given(tmp_path: Path) -> None:
     assert labels.indices.tolist() == [1, 0, 1]
     assert labels.counts().tolist() == [1, 2]
     assert labels.take(np.array([1])).indices.tolist() == [0]
-    assert labels_of(_manifest(["10", "9", "0"], tmp_path), "motion").classes == ("0", "9", "10")
+    for names in (
+        ("0", "9", "10"),
+        ("-10", "-9", "+1", "02"),
+        ("0.5", "1.0", "10.0"),
+        ("-1", "1.x"),
+    ):
+        for multi_label in (False, True):
+            found = labels_of(_manifest(names[::-1], tmp_path), "motion", multi_label=multi_label)
+            assert found.classes == names
     given = labels_of(manifest, "motion", classes=("c", "b", "a"))
     assert given.indices.tolist() == [1, 2, 1]
     assert given.counts().tolist() == [0, 2, 1]

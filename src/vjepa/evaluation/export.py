@@ -31,7 +31,6 @@ _PART_ROWS = 4096
 _SAFETENSORS_NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "int64": "I64"}
 _META = "vjepa"
 
-
 Origin = dict[str, str | int]
 
 

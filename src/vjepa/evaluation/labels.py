@@ -193,10 +193,12 @@ def labels_of(
     Args:
         manifest, name: The selected rows, and the label's name.
         classes: The classes to number by (those of the training data or of a probe file);
-            None takes the values that occur, whole numbers by value, others by alphabet.
+            None takes the values that occur, numbers by value, others by alphabet.
         part: Which part of the manifest it is, for messages, for example ``split test``.
         multi_label: Whether a row may name several classes, as ``run|jump``.
     """
+    from vjepa.data.manifest.manifest import sorted_classes
+
     source = f"manifest {manifest.source}" + (f", {part}" if part else "")
     if len(manifest) == 0:
         raise UserError(f"{source}: no video in it; check the name of the split")
@@ -215,8 +217,7 @@ def labels_of(
         for value in found.classes
     ]
     every = list(dict.fromkeys(value for values in named for value in values))
-    own = sorted(every) if multi_label else found.classes
-    known = tuple(own if classes is None else classes)
+    known = tuple(sorted_classes(every) if classes is None else classes)
     number = {value: index for index, value in enumerate(known)}
     foreign = [value for value in every if value not in number]
     if foreign:

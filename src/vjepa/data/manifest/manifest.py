@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -233,10 +234,10 @@ def list_lengths(table: pa.Table, column: str) -> NDArray[np.int64]:
 
 
 def sorted_classes(names: Iterable[str]) -> list[str]:
-    """The order in which classes are numbered: by value if all are whole numbers, else by name."""
+    """The order in which classes are numbered: by value if all are numbers, else by name."""
     listed = list(names)
-    by_value = all(name.isdecimal() and len(name) < 100 for name in listed)
-    return sorted(listed, key=lambda name: (int(name) if by_value else 0, name))
+    by_value = all(re.fullmatch(r"[-+]?\d{1,99}(\.\d{1,99})?", name) for name in listed)
+    return sorted(listed, key=lambda name: (Fraction(name) if by_value else 0, name))
 
 
 @dataclass(frozen=True, slots=True)
