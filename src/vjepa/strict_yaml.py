@@ -88,6 +88,10 @@ class _Dumper(yaml.SafeDumper):
         """Write repeated values out in full."""
         return True
 
+    def represent_scalar(self, tag: str, value: str, style: str | None = None) -> yaml.ScalarNode:
+        """As PyYAML's; U+0085, which would be read as the end of a line, escaped in quotes."""
+        return super().represent_scalar(tag, value, '"' if "\x85" in value else style)
+
     def represent_list(self, data: list) -> yaml.Node:
         """A list of plain values on one line."""
         is_short = not any(isinstance(item, (dict, list)) for item in data)
@@ -96,9 +100,7 @@ class _Dumper(yaml.SafeDumper):
 
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-        if _tag.endswith("null"):
-            _class.add_implicit_resolver(_tag, re.compile(r"\Z"), [""])
+        _class.add_implicit_resolver(_tag, re.compile(rf"(?:{_pattern})\Z"), ["", *_first])
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_decimal_int)
 _Dumper.add_representer(list, _Dumper.represent_list)
 
@@ -127,12 +129,10 @@ def parse_yaml(text: str, source: str) -> dict[str, object]:
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         problem = getattr(error, "problem", None) or getattr(error, "context", None) or error
         raise UserError(f"{place}: not valid YAML: {' '.join(str(problem).split())}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, Mapping):
+    if data is not None and not isinstance(data, Mapping):
         kind = "a list" if isinstance(data, list) else f"the value {data!r}"
         raise UserError(f"{source}: expected settings as 'name: value' lines, found {kind}")
-    return dict(data)
+    return dict(data or {})
 
 
 def write_yaml(data: Mapping[str, object]) -> str:
