@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vjepa.data.clips.plan import ClipConfig, clip_indices, indices_from
 from vjepa.data.clips.segments import segment_indices
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video import decode
 from vjepa.data.video.decode import frame_times
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
@@ -39,6 +41,28 @@ def shown_at(seconds: np.ndarray) -> list[int]:
 def test_times_are_those_of_the_packets(video: Path) -> None:
     info = inspect_file(str(video))
     np.testing.assert_allclose(frame_times(info), TIMES, atol=1e-9)
+
+
+def test_the_packets_of_an_unchanged_file_are_read_once(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long file they take longer to read than a clip; and what is kept has a limit."""
+    copy, seen, read = tmp_path / video.name, [], decode.read_packets
+    monkeypatch.setattr(decode, "read_packets", lambda file: seen.append(file.path) or read(file))
+    copy.write_bytes(video.read_bytes())
+    for _ in range(3):
+        np.testing.assert_allclose(frame_times(inspect_file(str(copy))), TIMES, atol=1e-9)
+    assert seen == [str(copy)]
+    os.utime(copy, ns=(1, 1))
+    frame_times(inspect_file(str(copy)))
+    assert len(seen) == 2, "it may have been replaced"
+    monkeypatch.setattr(decode, "_MOST_KEPT", len(TIMES))
+    other = tmp_path / f"other{video.suffix}"
+    for number, path in enumerate((copy, other, copy)):
+        other.write_bytes(video.read_bytes())
+        frame_times(inspect_file(str(path)))
+        assert len(seen) == 2 + number
+        assert sum(map(len, decode._KEPT.values())) <= len(TIMES) or number == 0
 
 
 def test_constant_rates_and_images_have_none(tmp_path: Path) -> None:

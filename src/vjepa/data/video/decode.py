@@ -23,7 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vjepa.data.video.container import VideoFile, naming_the_file, open_video, reason_of, to_rgb
+from vjepa.data.video.container import VideoFile, naming_the_file, open_video, to_rgb
 from vjepa.data.video.images import read_images
 from vjepa.data.video.info import DecodeError, LimitsConfig, Part, VideoInfo, enter_stage
 from vjepa.data.video.inspect import inspect_file, stamp_of
@@ -39,11 +39,10 @@ if TYPE_CHECKING:
 # this many frames the last good one is given instead; a longer gap is an error.
 _MAX_LOST_TAIL = 8
 
-# Frames that come before an earlier one at most: as far as a decoder reorders them.
-_MOST_EARLY = 16
-
-# Decoded frames of so many pixels together wait for their conversion (12 MB in yuv420p).
-_WAITING_PIXELS = 1 << 23
+_MOST_EARLY = 16  # frames that come before an earlier one: as far as a decoder reorders them
+_WAITING_PIXELS = 1 << 23  # of decoded frames that wait for their conversion, 12 MB in yuv420p
+_MOST_KEPT = 1 << 23  # timestamps of the videos that a process has read whole, 64 MB
+_KEPT: dict[tuple[object, ...], NDArray[np.int64]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +88,8 @@ def read_frames(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[Frame]:
     if info.kind == "image":
         numbers = np.zeros_like(numbers)
     if numbers[-1] >= info.num_frames:
-        raise DecodeError(
-            info.path, f"frame {numbers[-1]} asked for, but it has {info.num_frames} frames"
-        )
+        asked = f"frame {numbers[-1]} asked for, but it has {info.num_frames} frames"
+        raise DecodeError(info.path, asked)
     unique, counts = np.unique(numbers, return_counts=True)
     if info.kind == "video":
         frames = _video_frames(info, unique)
@@ -173,10 +171,8 @@ def _check_usable(info: VideoInfo) -> None:
     if not info.ok:
         raise DecodeError(info.path, info.reason or "marked as unusable in the manifest")
     if info.kind != "image_folder" and info.bytes:
-        try:
+        with naming_the_file(info.path):
             num_bytes = stamp_of(info.path, info.kind).bytes
-        except OSError as error:
-            raise DecodeError(info.path, reason_of(error)) from error
         if num_bytes != info.bytes:
             raise DecodeError(info.path, "has changed since it was indexed; index it again")
 
@@ -224,8 +220,7 @@ class _Rising:
         """The frame; None if it does not come."""
         self._early = {early: frame for early, frame in self._early.items() if early >= number}
         while number not in self._early and len(self._early) <= _MOST_EARLY:
-            following = next(self._frames, None)
-            if following is None:
+            if (following := next(self._frames, None)) is None:
                 break
             self.latest = following
             if following[0] >= number:
@@ -235,8 +230,7 @@ class _Rising:
 
 def frames_from_start(info: VideoInfo) -> Generator[Numbered]:
     """Every frame of the file with its number: its timestamp's rank among all, or by counting."""
-    is_counted = info.is_counted or not info.num_keyframes
-    shown = None if is_counted else _shown_pts(info)
+    shown = None if info.is_counted or not info.num_keyframes else _shown_pts(info)
     with _opened(info) as video:
         if shown is None:
             yield from enumerate(video.frames())
@@ -254,10 +248,17 @@ def _opened(info: VideoInfo) -> AbstractContextManager[VideoFile]:
 
 
 def _shown_pts(info: VideoInfo) -> NDArray[np.int64]:
-    """Timestamps of all frames in display order, from the packets alone."""
-    with _opened(info) as video:
-        table = read_packets(video)
-    return np.sort(table.pts[table.shown])
+    """Timestamps of all frames in display order, from the packets: kept, not to be written to."""
+    key = (info.path, info.bytes, info.mtime_ns, info.stream)
+    shown = _KEPT.get(key)
+    if shown is None:
+        with _opened(info) as video:
+            table = read_packets(video)
+        shown = np.sort(table.pts[table.shown])
+        if sum(map(len, [*_KEPT.values(), shown])) > _MOST_KEPT:
+            _KEPT.clear()
+        _KEPT[key] = shown
+    return shown
 
 
 def frames_by_jumps(info: VideoInfo, wanted: NDArray[np.int64]) -> Generator[Numbered]:
