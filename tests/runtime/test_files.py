@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -300,6 +301,16 @@ def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path, place: str) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written \(.+\); choose another --out"):
         _claim(tmp_path / place, "learn")
+
+
+@pytest.mark.parametrize("take", [check_writable, lambda path: _claim(path, "learn")])
+def test_a_place_whose_name_is_no_text_is_refused_before_the_work(
+    tmp_path: Path, take: Callable[[Path], object]
+) -> None:
+    """Arrow, safetensors and TensorBoard would end the work at their first file."""
+    with pytest.raises(UserError, match=r"the name is not valid UTF-8; choose another --out"):
+        take(tmp_path / "caf\udce9" / "out")
+    assert _names(tmp_path) == []
 
 
 def test_jobs_of_one_process_are_not_started_by_a_launcher(

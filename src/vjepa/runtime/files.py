@@ -33,15 +33,16 @@ def unwritable(path: Path | str, error: OSError) -> UserError:
     """What a user is told when the system does not let a file or folder be written."""
     is_full = error.errno in DISK_FULL
     remedy = "free some space and run the same command again" if is_full else "choose another --out"
-    reason = error.strerror or str(error)
-    if isinstance(error, FileExistsError):
-        reason = "a file is where a folder should be"
+    is_file = isinstance(error, FileExistsError)
+    reason = "a file is where a folder should be" if is_file else error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({reason}); {remedy}")
 
 
 @contextmanager
 def written(path: Path) -> Generator[None]:
     """Turn what the system refuses while `path` is written into a UserError."""
+    if str(path) != str(path).encode(errors="replace").decode():  # which many libraries need
+        raise UserError(f"{path}: the name is not valid UTF-8; choose another --out")
     try:
         yield
     except OSError as error:
@@ -212,9 +213,8 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line; UserError if the disk is full or gone."""
-        line = json.dumps(record) + "\n"
         with self._closed_on_failure():
-            self._file.write(line.encode("ascii"))
+            self._file.write(f"{json.dumps(record)}\n".encode("ascii"))
             self._file.flush()
         self._unsynced += 1
         if self._unsynced >= _SYNC_EVERY_LINES:

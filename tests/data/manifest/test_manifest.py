@@ -311,3 +311,11 @@ def test_a_manifest_with_values_that_cannot_be_is_refused(tmp_path, column, valu
     pq.write_table(table, tmp_path / "m.parquet")
     with pytest.raises(UserError, match=message):
         Manifest.open(tmp_path / "m.parquet")
+
+
+def test_a_place_whose_name_is_no_text_is_one_line(manifest, tmp_path):
+    """Arrow opens nothing there."""
+    manifest.write(tmp_path / "m.parquet")
+    odd = (tmp_path / "m.parquet").rename(tmp_path / "caf\udce9.parquet")
+    with pytest.raises(UserError, match=r"caf.*\.parquet: cannot be read \(.*surrogates"):
+        Manifest.open(odd)

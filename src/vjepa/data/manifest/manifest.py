@@ -309,7 +309,7 @@ class Manifest:
             table.validate(full=True)  # text that is none, offsets that point outside
         except KeyError as error:
             raise UserError(f"manifest {file}: no column {error}; {remedy}") from error
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"manifest {file}: cannot be read ({reason}); {remedy}") from error
         if table.num_rows == 0:
