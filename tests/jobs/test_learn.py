@@ -22,7 +22,7 @@ from tests.evaluation.tiny_videos import coloured_frames
 from tests.evaluation.tiny_videos import write_video as write_frames
 
 from vjepa.cli.main import main
-from vjepa.config import load_config
+from vjepa.config import dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import Accuracy
@@ -445,7 +445,7 @@ def test_a_video_that_two_sources_name_is_not_in_two_parts(tmp_path: Path) -> No
 
 
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {64: 0.1, 112: 0.4, 128: 2.0}
+    seconds = {32: 0.1, 112: 0.4, 128: 2.0}
     monkeypatch.setattr(
         learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
     )
@@ -454,6 +454,20 @@ def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPat
     assert learn._choose_size(LearnConfig(size="medium"), [], 1.0)[:2] == ("medium", 2.0)
     _, _, settings = learn._choose_size(LearnConfig(), ["optim.peak_lr=1e-3"], 90)
     assert settings[-1] == "optim.peak_lr=1e-3", "what is asked for goes before the size's own"
+
+
+def test_a_run_that_was_begun_keeps_what_its_recipe_was(
+    finished: Path, tmp_path: Path, recipe: Path
+) -> None:
+    settings = (f"data.sources=[{{manifest: {json.dumps(str(finished / 'videos.parquet'))}}}]",)
+    packaged, own = LearnConfig(), LearnConfig(recipe=str(recipe))
+    before = learn._load(packaged, [*settings, "data.clip.fps=5"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_yaml(before))
+    choices = replace(learn._read_choices(finished / "choices.json"), settings=settings)
+    assert learn._pretraining(packaged, choices, tmp_path).data.clip.fps == 5
+    assert learn._pretraining(packaged, choices, tmp_path / "other").data.clip.fps == 8
+    assert learn._pretraining(own, choices, tmp_path).data.clip.fps == 4, "a changed file is told"
 
 
 def test_every_size_is_a_config_that_builds() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, recipe_names
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.index import index_sources
 from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig
@@ -52,12 +52,12 @@ _CHOICES_FILE, _INDEX_FILE = "choices.json", "index.parquet"
 _MAY_CHANGE = ("minutes", "workers", "device")
 _SIZES: Mapping[str, tuple[str, ...]] = {
     "tiny": (
-        "model.encoder={width: 96, depth: 4, image_size: 64, init_std: 0.1}",
+        "model.encoder={width: 96, depth: 4, image_size: 32, patch_size: 8, init_std: 0.1}",
         "model.predictor={width: 48, depth: 2, num_mask_tokens: 1, init_std: 0.1}",
         "masking.masks=[{kind: tube, tube_ratio: 0.0, context_frames: 4}]",  # the future alone
         "masking.count=prefix",
-        "data.transform.crop_size=64",
-        "data.loader.frame_cache_short_side=80",
+        "data.transform.crop_size=32",
+        "data.loader.frame_cache_short_side=40",
         "optim={optimizer: muon, clip_norm: null, peak_lr: 3e-3, final_lr: 3e-3}",
     ),
     "small": (),
@@ -105,7 +105,7 @@ class LearnConfig:
     """Time for everything, from the first look at the files to the report. With a larger number a
     finished run goes on."""
     size: Literal["tiny", "small", "medium"] | None = None
-    """Of model and frames: `tiny` (64 pixels), `small` (112), `medium` (128, for a GPU); null: the
+    """Of model and frames: `tiny` (32 pixels), `small` (112), `medium` (128, for a GPU); null: the
     largest that gets 2000 updates in the time."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
     """Clips per update; null: 32 on a CPU, 64 on a GPU."""
@@ -189,7 +189,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         ends = started + 60 * config.minutes - _trained_seconds(out)
         kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
         enough = stop_in_time(ends, kept, most)
-        ended = pretrain.run(_pretraining(config, choices), out / RUN_FOLDER, is_enough=enough)
+        ended = pretrain.run(_pretraining(config, choices, out), out / RUN_FOLDER, is_enough=enough)
         if ended.interrupted:
             return ended
         planned, took = _training_minutes(config, choices), _trained_seconds(out) / 60
@@ -336,8 +336,11 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     )
 
 
-def _load(config: LearnConfig, settings: Sequence[str]) -> PretrainConfig:
-    return load_config(PretrainConfig, [config.recipe], [*settings, *config.settings], "pretrain")
+def _load(
+    config: LearnConfig, settings: Sequence[str], begun: Path | None = None
+) -> PretrainConfig:
+    recipe, own = begun or config.recipe, config.settings
+    return load_config(PretrainConfig, [recipe], [*settings, *own], "pretrain")
 
 
 def _find_videos(
@@ -527,13 +530,17 @@ def _time_line(config: LearnConfig, choices: Choices) -> str:
     )
 
 
-def _pretraining(config: LearnConfig, choices: Choices) -> PretrainConfig:
+def _pretraining(config: LearnConfig, choices: Choices, out: Path) -> PretrainConfig:
     # The settings that the user gave go before all of these.
     chosen = [*choices.settings, f"training.device={config.device}"]
     chosen += [] if config.workers is None else [f"data.loader.num_workers={config.workers}"]
-    made, minutes = _load(config, chosen), _training_minutes(config, choices)
-    if not (begun := made.data.sources[0].manifest).is_file():
-        raise UserError(f"{begun}: is gone; was its folder moved? Move it back, and it goes on")
+    begun = out / RUN_FOLDER / RESOLVED_CONFIG_FILE
+    is_kept = begun.is_file() and config.recipe in recipe_names("pretrain")
+    # A run goes on as it was, also where a newer version's recipe is another.
+    made = _load(config, chosen, begun if is_kept else None)
+    minutes = _training_minutes(config, choices)
+    if not (videos := made.data.sources[0].manifest).is_file():
+        raise UserError(f"{videos}: is gone; was its folder moved? Move it back, and it goes on")
     return replace(made, training=replace(made.training, max_minutes=minutes))
 
 
