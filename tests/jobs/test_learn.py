@@ -242,11 +242,14 @@ def test_settings_go_before_what_is_chosen(finished: Path, recipe: Path) -> None
     given = ("training.device=cpu", "training.max_minutes=3", "data.loader.num_workers=0")
     config = _config(recipe, finished, device="auto", workers=None, settings=given)
     choices = replace(learn._read_choices(finished / "choices.json"), minutes_beside=2.0)
-    made = learn._pretraining(config, choices)
+    made = learn._pretraining(config, choices, finished)
     assert (made.training.device, made.training.max_minutes) == ("cpu", 3.0)
     assert made.data.loader.num_workers == 0
     assert "3.0 of 30 minutes are for learning" in learn._time_line(config, choices)
-    assert learn._pretraining(replace(config, minutes=4.0), choices).training.max_minutes == 2.0
+    assert (
+        learn._pretraining(replace(config, minutes=4.0), choices, finished).training.max_minutes
+        == 2.0
+    )
 
 
 @pytest.mark.parametrize(
