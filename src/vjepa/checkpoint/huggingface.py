@@ -34,41 +34,43 @@ from vjepa.runtime.files import save_tensors
 MODEL_TYPE = "vjepa2"
 INDEX_FILE = "model.safetensors.index.json"
 PROCESSOR_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
-_SIZES = {
-    "crop_size": 256,
-    "frames_per_clip": 64,
-    "hidden_size": 1024,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "patch_size": 16,
-    "tubelet_size": 2,
-    "in_chans": 3,
-    "pred_hidden_size": 384,
-    "pred_num_attention_heads": 12,
-    "pred_num_hidden_layers": 12,
-    "pred_num_mask_tokens": 10,
+_ENCODER = {
+    "image_size": ("crop_size", 256),
+    "num_frames": ("frames_per_clip", 64),
+    "width": ("hidden_size", 1024),
+    "heads": ("num_attention_heads", 16),
+    "depth": ("num_hidden_layers", 24),
+    "patch_size": ("patch_size", 16),
+    "tubelet_size": ("tubelet_size", 2),
+    "channels": ("in_chans", 3),
 }
-"""Whole numbers of the config that matter, and what is meant where one is missing: those of L."""
+_PREDICTOR = {
+    "width": ("pred_hidden_size", 384),
+    "heads": ("pred_num_attention_heads", 12),
+    "depth": ("pred_num_hidden_layers", 12),
+    "num_mask_tokens": ("pred_num_mask_tokens", 10),
+}
+"""Our sizes: their names in the config, and what is meant where one is missing: those of L."""
+_FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
 _NAMES = (
-    (r"encoder\.embeddings\.patch_embeddings\.proj\.", "encoder.patch_embed.proj."),
-    (r"encoder\.layernorm\.", "encoder.norm."),
-    (r"encoder\.layer\.(\d+)\.attention\.proj\.", r"encoder.blocks.\1.attn.proj."),
-    (r"encoder\.layer\.(\d+)\.", r"encoder.blocks.\1."),
-    (r"predictor\.embeddings\.predictor_embeddings\.", "predictor.predictor_embed."),
-    (r"predictor\.layernorm\.", "predictor.predictor_norm."),
-    (r"predictor\.proj\.", "predictor.predictor_proj."),
-    (r"predictor\.layer\.(\d+)\.attention\.proj\.", r"predictor.predictor_blocks.\1.attn.proj."),
-    (r"predictor\.layer\.(\d+)\.", r"predictor.predictor_blocks.\1."),
-    (r"pooler\.self_attention_layers\.(\d+)\.layer_norm", r"pooler.blocks.\1.norm"),
-    (
-        r"pooler\.self_attention_layers\.(\d+)\.self_attn\.out_proj\.",
-        r"pooler.blocks.\1.attn.proj.",
-    ),
-    (r"pooler\.self_attention_layers\.(\d+)\.", r"pooler.blocks.\1."),
-    (r"pooler\.cross_attention_layer\.layer_norm", "pooler.cross_attention_block.norm"),
-    (r"pooler\.cross_attention_layer\.", "pooler.cross_attention_block."),
-    (r"classifier\.", "linear."),
+    ("encoder.embeddings.patch_embeddings.proj.", "encoder.patch_embed.proj."),
+    ("encoder.layernorm.", "encoder.norm."),
+    ("encoder.layer.#.attention.proj.", "encoder.blocks.#.attn.proj."),
+    ("encoder.layer.#.", "encoder.blocks.#."),
+    ("predictor.embeddings.predictor_embeddings.", "predictor.predictor_embed."),
+    ("predictor.layernorm.", "predictor.predictor_norm."),
+    ("predictor.proj.", "predictor.predictor_proj."),
+    ("predictor.layer.#.attention.proj.", "predictor.predictor_blocks.#.attn.proj."),
+    ("predictor.layer.#.", "predictor.predictor_blocks.#."),
+    ("pooler.self_attention_layers.#.layer_norm", "pooler.blocks.#.norm"),
+    ("pooler.self_attention_layers.#.self_attn.out_proj.", "pooler.blocks.#.attn.proj."),
+    ("pooler.self_attention_layers.#.", "pooler.blocks.#."),
+    ("pooler.cross_attention_layer.layer_norm", "pooler.cross_attention_block.norm"),
+    ("pooler.cross_attention_layer.cross_attn.q_proj.", "pooler.cross_attention_block.xattn.q."),
+    ("pooler.cross_attention_layer.", "pooler.cross_attention_block."),
+    ("classifier.", "linear."),
 )
+"""How names begin there and here; # is a block's number. The first that fits counts."""
 _JOINED = (
     (
         r"((?:encoder|predictor)\.layer\.\d+)\.attention\.query\.(\w+)",
@@ -102,13 +104,14 @@ def read_hub_config(folder: Path) -> dict[str, Any]:
             f"{folder}: {CONFIG_FILE} is missing: download the whole Hugging Face folder"
         )
     content = read_json(path)
-    sizes = {name: content.get(name, usual) for name, usual in _SIZES.items()}
+    known = (*_ENCODER.values(), *_PREDICTOR.values())
+    sizes = {name: content.get(name, usual) for name, usual in known}
     for name, value in sizes.items():
         if not isinstance(value, int) or not 0 < value < 1 << 20:
             raise UserError(f"{path}: {name} {value!r} cannot be; download it again")
-    for name, usual in (("mlp_ratio", 4.0), ("pred_mlp_ratio", 4.0)):
-        sizes[name] = float(content.get(name, usual))
-    for name, wanted in (("hidden_act", "gelu"), ("qkv_bias", True), ("layer_norm_eps", 1e-6)):
+    for name in ("mlp_ratio", "pred_mlp_ratio"):
+        sizes[name] = float(content.get(name, 4.0))
+    for name, wanted in _FIXED.items():
         if content.get(name, wanted) != wanted:
             raise UserError(
                 f"{path}: {name} {content[name]!r}: only {wanted!r} is computed here, as in all "
@@ -125,27 +128,19 @@ def open_hub(folder: Path, asked: Asked) -> Held:
     if asked.num_heads not in (None, heads):
         raise UserError(f"{source}: has {heads} heads, not {asked.num_heads}; leave num_heads out")
     tensors = hub_tensors(folder)
+    sizes["crop_size"] = asked.image_size or sizes["crop_size"]
+    sizes["frames_per_clip"] = asked.num_frames or sizes["frames_per_clip"]
     with buildable("model", source):
         encoder = EncoderConfig(
-            width=sizes["hidden_size"],
-            depth=sizes["num_hidden_layers"],
-            heads=heads,
+            **{name: sizes[theirs] for name, (theirs, _) in _ENCODER.items()},
             mlp_ratio=int(sizes["hidden_size"] * sizes["mlp_ratio"]) / sizes["hidden_size"],
-            image_size=asked.image_size or sizes["crop_size"],
-            num_frames=asked.num_frames or sizes["frames_per_clip"],
-            patch_size=sizes["patch_size"],
-            tubelet_size=sizes["tubelet_size"],
-            channels=sizes["in_chans"],
             position="rotary",
             input=_input(folder),
         )
         width = sizes["pred_hidden_size"]
         predictor = PredictorConfig(
-            width=width,
-            depth=sizes["pred_num_hidden_layers"],
-            heads=sizes["pred_num_attention_heads"],
+            **{name: sizes[theirs] for name, (theirs, _) in _PREDICTOR.items()},
             mlp_ratio=int(width * sizes["pred_mlp_ratio"]) / width,
-            num_mask_tokens=sizes["pred_num_mask_tokens"],
             shared_mask_token=0,
         )
     kind = "a Hugging Face folder of V-JEPA 2"
@@ -210,16 +205,16 @@ def _our_tensors(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if _MASK_TOKENS in rest:
         for index, token in enumerate(rest.pop(_MASK_TOKENS)):
             rest[f"predictor.mask_tokens.{index}"] = token
-    rest = {
-        re.sub(r"cross_attn\.q_proj\.", "xattn.q.", name): tensor for name, tensor in rest.items()
-    }
     return {_renamed(name): tensor for name, tensor in (rest | joined).items()}
 
 
-def _renamed(name: str) -> str:
-    for pattern, ours in _NAMES:
-        if re.match(pattern, name):
-            return re.sub(pattern, ours, name, count=1)
+def _renamed(name: str, *, back: bool = False) -> str:
+    """A tensor's name here of that there; or `back`."""
+    for pair in _NAMES:
+        old, new = reversed(pair) if back else pair
+        found = re.match(re.escape(old).replace(r"\#", r"(\d+)"), name)
+        if found:
+            return found.expand(new.replace("#", r"\1")) + name[found.end() :]
     return name
 
 
@@ -244,10 +239,9 @@ def write_hub(folder: Path, model: VJEPA, which: str) -> None:
     `which` of its encoders: ``target_encoder`` or ``encoder``.
     """
     encoder, predictor = model.config.encoder, model.config.predictor
-    heads = predictor.heads or encoder.heads
     mean, deviation = encoder.input.mean_and_deviation
-    stored = {**_their_tensors(model.get_submodule(which).state_dict(), "encoder", "blocks")}
-    stored |= _their_tensors(model.predictor.state_dict(), "predictor", "predictor_blocks")
+    stored = _their_tensors(model.get_submodule(which).state_dict(prefix="encoder."))
+    stored |= _their_tensors(model.predictor.state_dict(prefix="predictor."))
     tokens = [stored.pop(f"predictor.mask_tokens.{i}") for i in range(predictor.num_mask_tokens)]
     stored[_MASK_TOKENS] = torch.stack(tokens)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
@@ -255,23 +249,12 @@ def write_hub(folder: Path, model: VJEPA, which: str) -> None:
     config = {
         "architectures": ["VJEPA2Model"],
         "model_type": MODEL_TYPE,
-        "crop_size": encoder.image_size,
-        "frames_per_clip": encoder.num_frames,
-        "hidden_size": encoder.width,
-        "num_attention_heads": encoder.heads,
-        "num_hidden_layers": encoder.depth,
+        **{theirs: getattr(encoder, name) for name, (theirs, _) in _ENCODER.items()},
         "mlp_ratio": _ratio(encoder.width, encoder.mlp_width),
-        "patch_size": encoder.patch_size,
-        "tubelet_size": encoder.tubelet_size,
-        "in_chans": encoder.channels,
-        "hidden_act": "gelu",
-        "qkv_bias": True,
-        "layer_norm_eps": 1e-6,
-        "pred_hidden_size": predictor.width,
-        "pred_num_attention_heads": heads,
-        "pred_num_hidden_layers": predictor.depth,
+        **_FIXED,
+        **{theirs: getattr(predictor, name) for name, (theirs, _) in _PREDICTOR.items()},
+        "pred_num_attention_heads": predictor.heads or encoder.heads,
         "pred_mlp_ratio": _ratio(predictor.width, predictor.mlp_width),
-        "pred_num_mask_tokens": predictor.num_mask_tokens,
         "dtype": "float32",
     }
     write_json(folder / CONFIG_FILE, config)
@@ -298,28 +281,14 @@ def _ratio(width: int, hidden: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def _their_tensors(state: Mapping[str, Tensor], part: str, blocks: str) -> dict[str, Tensor]:
-    """A part's tensors under their names."""
-    whole = {
-        "patch_embed.proj.": "embeddings.patch_embeddings.proj.",
-        "norm.": "layernorm.",
-        "predictor_embed.": "embeddings.predictor_embeddings.",
-        "predictor_norm.": "layernorm.",
-        "predictor_proj.": "proj.",
-    }
+def _their_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of an encoder or a predictor under their names."""
     stored: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        found = re.fullmatch(rf"{blocks}\.(\d+)\.(.*)\.(\w+)", name)
+        found = re.fullmatch(r"(.*)\.attn\.qkv\.(\w+)", name)
         if found is None:
-            new = next(
-                (t + name.removeprefix(o) for o, t in whole.items() if name.startswith(o)), name
-            )
-            stored[f"{part}.{new}"] = tensor
-        elif found[2] == "attn.qkv":
-            front = f"{part}.layer.{found[1]}.attention"
-            for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                stored[f"{front}.{kind}.{found[3]}"] = third
-        else:
-            inner = found[2].replace("attn.", "attention.")
-            stored[f"{part}.layer.{found[1]}.{inner}.{found[3]}"] = tensor
+            stored[_renamed(name, back=True)] = tensor
+            continue
+        for kind, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+            stored[_renamed(f"{found[1]}.attention.{kind}.{found[2]}", back=True)] = third
     return stored
