@@ -76,6 +76,12 @@ _large, _huge = partial(_vit, width=1024), partial(_vit, width=1280, depth=32)
 _giant = partial(_vit, width=1408, depth=40, mlp_ratio=48 / 11)
 _image = partial(_vit, num_frames=1, tubelet_size=1)
 _hiera = partial(_vit, patch_size=32, input=HIERA_INPUT, depth=48)
+_IJEPA = partial(KnownModel, paper="arXiv 2301.08243", family="ijepa", licence=_NON_COMMERCIAL)
+_OMNIMAE = partial(KnownModel, paper="arXiv 2206.08356", family="omnimae", licence=_NON_COMMERCIAL)
+_VIDEOMAE = partial(
+    KnownModel, paper="arXiv 2203.12602", family="videomae", licence=_NON_COMMERCIAL
+)
+_HIERA = partial(KnownModel, paper="arXiv 2306.00989", family="hiera", licence=_NON_COMMERCIAL)
 
 
 def _first(size: str, pixels: int, file: str) -> KnownModel:
@@ -113,39 +119,32 @@ def _second(name: str, file: str, licence: str, hub: str = "") -> KnownModel:
 _UNSAID = "not found (the code's is MIT)"
 _SAID_ELSEWHERE = "(said by another port of the weights; their own page was not seen)"
 
+_SECOND = {
+    "vjepa2_vitl16": ("vitl", f"MIT {_SAID_ELSEWHERE}", "vjepa2-vitl-fpc64-256"),
+    "vjepa2_vith16": ("vith", f"Apache-2.0 {_SAID_ELSEWHERE}", "vjepa2-vith-fpc64-256"),
+    "vjepa2_vitg16": ("vitg", _UNSAID, "vjepa2-vitg-fpc64-256"),
+    "vjepa2_vitg16_384": ("vitg-384", "Apache-2.0", "vjepa2-vitg-fpc64-384"),
+    "vjepa2_1_vitb16": ("vjepa2_1_vitb_dist_vitG_384", _UNSAID),
+    "vjepa2_1_vitl16": ("vjepa2_1_vitl_dist_vitG_384", _UNSAID),
+    "vjepa2_1_vitg16": ("vjepa2_1_vitg_384", _UNSAID),
+    "vjepa2_1_vitG16": ("vjepa2_1_vitG_384", _UNSAID),
+}
+"""File, licence and repository of each."""
+
 MODELS: dict[str, KnownModel] = {
     "vjepa_vitl16": _first("vitl16", 224, "vitl16"),
     "vjepa_vith16": _first("vith16", 224, "vith16"),
     "vjepa_vith16_384": _first("vith16", 384, "vith16-384"),
-    "vjepa2_vitl16": _second(
-        "vjepa2_vitl16", "vitl", f"MIT {_SAID_ELSEWHERE}", "vjepa2-vitl-fpc64-256"
-    ),
-    "vjepa2_vith16": _second(
-        "vjepa2_vith16", "vith", f"Apache-2.0 {_SAID_ELSEWHERE}", "vjepa2-vith-fpc64-256"
-    ),
-    "vjepa2_vitg16": _second("vjepa2_vitg16", "vitg", _UNSAID, "vjepa2-vitg-fpc64-256"),
-    "vjepa2_vitg16_384": _second(
-        "vjepa2_vitg16_384", "vitg-384", "Apache-2.0", "vjepa2-vitg-fpc64-384"
-    ),
-    "vjepa2_1_vitb16": _second("vjepa2_1_vitb16", "vjepa2_1_vitb_dist_vitG_384", _UNSAID),
-    "vjepa2_1_vitl16": _second("vjepa2_1_vitl16", "vjepa2_1_vitl_dist_vitG_384", _UNSAID),
-    "vjepa2_1_vitg16": _second("vjepa2_1_vitg16", "vjepa2_1_vitg_384", _UNSAID),
-    "vjepa2_1_vitG16": _second("vjepa2_1_vitG16", "vjepa2_1_vitG_384", _UNSAID),
-    "ijepa_vith16_448": KnownModel(
+    **{name: _second(name, *row) for name, row in _SECOND.items()},
+    "ijepa_vith16_448": _IJEPA(
         title="I-JEPA ViT-H/16, 448 pixels, ImageNet-1K",
-        paper="arXiv 2301.08243",
-        family="ijepa",
         encoder=_image(width=1280, depth=32, image_size=448),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}ijepa/IN1K-vit.h.16-448px-300e.pth.tar",
         rows="Table 6; the paper's own, 512 pixels on ImageNet-22K, was never released",
     ),
-    "ijepa_vith14": KnownModel(
+    "ijepa_vith14": _IJEPA(
         title="I-JEPA ViT-H/14, ImageNet-1K",
-        paper="arXiv 2301.08243",
-        family="ijepa",
         encoder=_image(width=1280, depth=32, patch_size=14),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}ijepa/IN1K-vit.h.14-300e.pth.tar",
         proved="a small file of this layout gives the recorded tokens; the real file was not seen",
     ),
@@ -180,30 +179,21 @@ MODELS: dict[str, KnownModel] = {
         "800 epochs and H have no public file",
         rows="Tables 6 and 7",
     ),
-    "omnimae_vitl16": KnownModel(
+    "omnimae_vitl16": _OMNIMAE(
         title="OmniMAE ViT-L/16",
-        paper="arXiv 2206.08356",
-        family="omnimae",
         encoder=_large(),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}omnivore/omnimae_ckpts/vitl_pretrain.torch",
         rows="Table 5",
     ),
-    "omnimae_vith14": KnownModel(
+    "omnimae_vith14": _OMNIMAE(
         title="OmniMAE ViT-H/14",
-        paper="arXiv 2206.08356",
-        family="omnimae",
         encoder=_huge(patch_size=14),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}omnivore/omnimae_ckpts/vith_pretrain.torch",
         rows="Table 6, which calls it H/16: the released H has patches of 14 pixels",
     ),
-    "videomae_vitl16": KnownModel(
+    "videomae_vitl16": _VIDEOMAE(
         title="VideoMAE ViT-L/16, 1600 epochs of Kinetics-400",
-        paper="arXiv 2203.12602",
-        family="videomae",
         encoder=_large(),
-        licence=_NON_COMMERCIAL,
         hub="MCG-NJU/videomae-large",
         files=("config.json", "model.safetensors"),
         published="the authors' own file: Google Drive, linked in MODEL_ZOO.md of "
@@ -211,12 +201,9 @@ MODELS: dict[str, KnownModel] = {
         rows="Tables 5, 12 and 14; the 410M samples of Table 5 are 2400 epochs of SSv2, whose L "
         "was not released",
     ),
-    "videomae_vith16": KnownModel(
+    "videomae_vith16": _VIDEOMAE(
         title="VideoMAE ViT-H/16, 1600 epochs of Kinetics-400",
-        paper="arXiv 2203.12602",
-        family="videomae",
         encoder=_huge(),
-        licence=_NON_COMMERCIAL,
         published="Google Drive, linked in MODEL_ZOO.md of github.com/MCG-NJU/VideoMAE",
         rows="Tables 6 and 7",
     ),
@@ -231,21 +218,15 @@ MODELS: dict[str, KnownModel] = {
         files=("mae-g/vit_g_hybrid_pt_1200e.pth",),
         rows="Tables 6 and 7",
     ),
-    "hiera_l": KnownModel(
+    "hiera_l": _HIERA(
         title="Hiera-L, MAE on Kinetics-400",
-        paper="arXiv 2306.00989",
-        family="hiera",
         encoder=_hiera(width=1152),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}hiera/mae_hiera_large_16x224.pth",
         rows="Table 5",
     ),
-    "hiera_h": KnownModel(
+    "hiera_h": _HIERA(
         title="Hiera-H, MAE on Kinetics-400",
-        paper="arXiv 2306.00989",
-        family="hiera",
         encoder=_hiera(width=2048, heads=32),
-        licence=_NON_COMMERCIAL,
         url=f"{_META}hiera/mae_hiera_huge_16x224.pth",
         rows="Table 6",
     ),
