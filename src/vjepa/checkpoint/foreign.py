@@ -97,15 +97,6 @@ def recognise(
     content: Mapping[str, Any], path: Path, asked: Asked, described: Mapping[str, Any] | None = None
 ) -> Held | None:
     """As :func:`open_foreign` of a file's content; `described` is the ``config.json`` beside it."""
-    file = _recognised(content, path, asked)
-    if file is None:
-        return None
-    file.described = described or {}
-    return HELD[file.family](file)
-
-
-def _recognised(content: Mapping[str, Any], path: Path, asked: Asked) -> ForeignFile | None:
-    """The file with its family, plain names, and what an encoder has not taken out."""
     inner: Mapping[str, Any] = content
     for key in _WRAPPINGS:
         if isinstance(content.get(key), dict):
@@ -142,7 +133,8 @@ def _recognised(content: Mapping[str, Any], path: Path, asked: Asked) -> Foreign
         )
     dropped = tuple(name for name in state if re.match(_DROPPED[family], name))
     kept = {name: state[name] for name in state if name not in dropped}
-    return ForeignFile(str(path), family, kept, asked, dropped)
+    file = ForeignFile(str(path), family, kept, asked, dropped, described=described or {})
+    return HELD[family](file)
 
 
 def _is_ijepa(content: Mapping[str, Any]) -> bool:

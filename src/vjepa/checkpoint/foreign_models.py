@@ -15,12 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vjepa.checkpoint.catalogue import MODELS, Family, KnownModel
+from vjepa.checkpoint.catalogue import CLIP_INPUT, HIERA_INPUT, MODELS, Family, KnownModel
 from vjepa.checkpoint.folder import Asked, Held, Tokens
 from vjepa.checkpoint.inference import buildable, count_blocks
 from vjepa.checkpoint.timm_models import TimmHiera, TimmVit, VitForm
 from vjepa.errors import UserError
-from vjepa.models import PRESETS, EncoderConfig, InputConfig
+from vjepa.models import PRESETS, EncoderConfig
 from vjepa.models.embedding import sincos_1d
 
 TABLE_TOLERANCE = 1e-3
@@ -184,15 +184,6 @@ def _config(file: ForeignFile, **sizes: Any) -> EncoderConfig:
         )
     with buildable("model", file.source):
         return EncoderConfig(position="given", **sizes)
-
-
-def _image_config(
-    file: ForeignFile, sizes: tuple[int, int, int], hidden: int, patch: int, size: int, **more: Any
-) -> EncoderConfig:
-    """The config of an image model of `sizes`: width, depth and heads."""
-    named = dict(zip(("width", "depth", "heads"), sizes, strict=True))
-    named |= {"patch_size": patch, "image_size": size, "num_frames": 1, "tubelet_size": 1}
-    return _config(file, **named, mlp_ratio=hidden / sizes[0], **more)
 
 
 def _finish(
@@ -369,16 +360,24 @@ def _hold_ijepa(file: ForeignFile) -> Held:
             "pixels; leave it out: clips of another size (data.view.crop_size, framing.size) "
             "stretch the table, bicubically"
         )
-    hidden = file.shape("blocks.0.mlp.fc1.weight", 2)[0]
-    heads = _heads(file, width, depth)
-    config = _image_config(file, (width, depth, heads), hidden, patch, size)
+    config = _config(
+        file,
+        width=width,
+        depth=depth,
+        mlp_ratio=file.shape("blocks.0.mlp.fc1.weight", 2)[0] / width,
+        heads=_heads(file, width, depth),
+        image_size=size,
+        patch_size=patch,
+        num_frames=1,
+        tubelet_size=1,
+    )
     which = file.asked.which or "target"
     file.notes += (f"encoder     its {which} encoder", "positions   the stored table")
     return _finish(file, config)
 
 
-def _image_sizes(file: ForeignFile) -> tuple[int, int, int, int, int]:
-    """Width, depth, hidden width, patch, and places on a side of the table of positions."""
+def _image_sizes(file: ForeignFile) -> tuple[dict[str, Any], int]:
+    """What the tensors tell for the config, and places on a side of the table of positions."""
     _refuse_tokens(file, "before_norm")
     _require_images(file)
     width, _, _, patch = file.shape("patch_embed.proj.weight", 4)
@@ -388,16 +387,17 @@ def _image_sizes(file: ForeignFile) -> tuple[int, int, int, int, int]:
         if name in file.state and file.state[name].numel() % width == 0:
             file.state[name] = file.state[name].reshape(1, -1, width)
     side = _square(file, file.shape("pos_embed", 3)[1] - 1, "pos_embed without the class token")
-    return width, count_blocks(file.state, "blocks"), hidden, patch, side
+    sizes = {"width": width, "depth": count_blocks(file.state, "blocks"), "patch_size": patch}
+    return sizes | {"mlp_ratio": hidden / width, "num_frames": 1, "tubelet_size": 1}, side
 
 
 def _hold_dinov2(file: ForeignFile) -> Held:
     gated = "blocks.0.mlp.w12.weight" in file.state
     _rename(file, (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
-    width, depth, hidden, patch, side = _image_sizes(file)
-    size = file.asked.image_size or _USUAL_SIZE
-    heads = _heads(file, width, depth, None if width % 64 else width // 64)
-    config = _image_config(file, (width, depth, heads), hidden, patch, size)
+    sizes, side = _image_sizes(file)
+    width, patch = sizes["width"], sizes["patch_size"]
+    heads = _heads(file, width, sizes["depth"], None if width % 64 else width // 64)
+    config = _config(file, **sizes, heads=heads, image_size=file.asked.image_size or _USUAL_SIZE)
     # Clips of any size decide the grid; the size here is only what they have if nothing is said.
     file.notes += (
         f"positions   the table for {side * patch} px, stretched to clips by the authors' rule",
@@ -428,15 +428,15 @@ def _hold_openclip(file: ForeignFile) -> Held:
         (r"\.mlp\.c_fc\.", ".mlp.fc1."),
         (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     )
-    width, depth, hidden, patch, side = _image_sizes(file)
-    size = side * patch
+    sizes, side = _image_sizes(file)
+    width, depth, size = sizes["width"], sizes["depth"], side * sizes["patch_size"]
     if file.asked.image_size not in (None, size):
         raise UserError(
             f"{file.source}: encoder.image_size {file.asked.image_size}: OpenCLIP's table of "
             f"positions is for {size} pixels and is not stretched; leave it out"
         )
-    sizes, shown = (width, depth, _heads(file, width, depth)), _input_of("openclip")
-    config = _image_config(file, sizes, hidden, patch, size, input=shown)
+    heads = _heads(file, width, depth)
+    config = _config(file, **sizes, heads=heads, image_size=size, input=CLIP_INPUT)
     if _known("openclip", width=width, depth=depth) is None:
         file.assumed = ("the exact GELU, which not every CLIP has",)
     form = VitForm(table_side=side, final_norm=file.asked.tokens is None, input_norm=True, eps=1e-5)
@@ -500,16 +500,11 @@ def _hold_hiera(file: ForeignFile) -> Held:
         num_frames=frames,
         patch_size=4 * 2**poolings,
         tubelet_size=2,
-        input=_input_of("hiera"),
+        input=HIERA_INPUT,
     )
     file.notes += (f"tokens      the last stage after {poolings} poolings, without a norm",)
     file.state = {f"model.{name}": tensor for name, tensor in file.state.items()}
     return _finish(file, config, lambda config: TimmHiera(config, stages, poolings))
-
-
-def _input_of(family: Family) -> InputConfig:
-    """How a family is shown pixels."""
-    return next(model.encoder.input for model in MODELS.values() if model.family == family)
 
 
 HELD: dict[Family, Callable[[ForeignFile], Held]] = {
