@@ -30,28 +30,3 @@ from vjepa.checkpoint.released import (
     released_training_state,
 )
 from vjepa.checkpoint.strict import LoadReport
-
-__all__ = [
-    "AnyEncoder",
-    "CheckpointConfig",
-    "LoadReport",
-    "ReleasedTrainingState",
-    "Which",
-    "convert",
-    "described",
-    "find_checkpoint",
-    "hub_classes",
-    "load_model",
-    "locate",
-    "read_anticipation_probe",
-    "read_config",
-    "read_encoder",
-    "read_model",
-    "read_probe",
-    "read_sizes",
-    "released_layout",
-    "released_training_state",
-    "save_model",
-    "shipped_weights",
-    "start_training",
-]

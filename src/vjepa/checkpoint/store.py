@@ -84,10 +84,6 @@ class CheckpointStore:
         """Folder of the checkpoint after `step` updates."""
         return self.folder / f"step_{step:08d}"
 
-    def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, ascending."""
-        return list(step_folders(self.folder))
-
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
         return next(reversed(step_folders(self.folder).values()), None)
