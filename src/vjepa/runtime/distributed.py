@@ -86,7 +86,12 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
     found = _place(own, environment) if own[2] in environment else World()
     if found.size > 1:
         return found
-    launcher = next((one for one in _LAUNCHERS if _starts_several(one, environment)), None)
+    several = (
+        one
+        for one in _LAUNCHERS
+        if one[1] in environment and environment.get(one[2], "1").strip() != "1"
+    )
+    launcher = next(several, None)
     name = "RANK" if own[2] not in environment else None
     if launcher is None:
         names = [name, *_RANK_ALONE] if name else _RANK_ALONE
@@ -115,12 +120,6 @@ def world(environment: Mapping[str, str] = os.environ) -> World:
         "(docs/distributed.md), or set them to the first machine and a free port; for one "
         f"process alone, unset {launcher[2]}"
     )
-
-
-def _starts_several(launcher: tuple[str, str, str, str], environment: Mapping[str, str]) -> bool:
-    """Whether its variables are there, and not those of one process."""
-    _, rank, size, _ = launcher
-    return rank in environment and environment.get(size, "1").strip() != "1"
 
 
 def _place(launcher: tuple[str, str, str, str], environment: Mapping[str, str]) -> World:

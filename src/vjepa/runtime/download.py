@@ -148,7 +148,12 @@ def _fetch(url: str, part: Path, about: Path, token: str, progress: Progress) ->
         )
         if source.tag.startswith("W/"):  # the same meaning, not the same bytes
             source.tag = ""
-        _require_room(part, source.size, have)
+        free = shutil.disk_usage(part.parent).free
+        if source.size is not None and source.size - have > free:
+            raise UserError(
+                f"{part.parent}: {(source.size - have) / 1e9:.2f} GB are to come and "
+                f"{free / 1e9:.2f} GB are free; free some space, or choose another folder (--out)"
+            )
         atomic_write(about, json.dumps(vars(source)))
         have = _append(answer, part, have, source.size, progress)
     if source.size is not None and have < source.size:
@@ -225,15 +230,6 @@ def _answer(opener: OpenerDirector, request: Request) -> Generator[HTTPResponse 
         raise ConnectionError(_reason(error)) from error
     with answer:
         yield answer
-
-
-def _require_room(part: Path, size: int | None, have: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if size is not None and size - have > free:
-        raise UserError(
-            f"{part.parent}: {(size - have) / 1e9:.2f} GB are to come and {free / 1e9:.2f} GB are "
-            "free; free some space, or choose another folder (--out)"
-        )
 
 
 def _reason(error: Exception) -> str:

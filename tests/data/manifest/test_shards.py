@@ -13,7 +13,7 @@ import pytest
 from tests.data.video_files import SPECS, write_image, write_video
 
 from vjepa.data.clips.dataset import load_clip
-from vjepa.data.manifest.storage import Member, ShardEntry, member_at, write_shard
+from vjepa.data.manifest.storage import Member, member_at, write_shard
 from vjepa.data.video.decode import decode_clip
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
@@ -30,7 +30,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def members(videos: list[Path], tmp_path: Path) -> list[Member]:
-    entries = [ShardEntry(path.stem, path, {"label": path.stem}) for path in videos]
+    entries = [(path.stem, path, {"label": path.stem}) for path in videos]
     return write_shard(tmp_path / "s.tar", entries)
 
 
@@ -62,7 +62,7 @@ def test_the_shard_is_an_ordinary_tar_and_always_the_same(
             assert tar.getmember(member.name).offset_data == member.offset
             assert json.load(tar.extractfile(f"{path.stem}.json")) == {"label": path.stem}
     assert names[:2] == ["h264_gop12.mp4", "h264_gop12.json"]
-    entries = [ShardEntry(path.stem, path, {"label": path.stem}) for path in videos]
+    entries = [(path.stem, path, {"label": path.stem}) for path in videos]
     write_shard(tmp_path / "again.tar", entries)
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "s.tar").read_bytes()
 
@@ -117,7 +117,7 @@ def test_names_that_could_do_harm_are_not_written(
     name: str, videos: list[Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="name must"):
-        write_shard(tmp_path / "bad.tar", [ShardEntry(name, videos[0], {})])
+        write_shard(tmp_path / "bad.tar", [(name, videos[0], {})])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vjepa.data.clips.dataset import ClipViews
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import AugmentConfig, ViewConfig
-from vjepa.data.loader.failures import FailedVideo, FailureKind
+from vjepa.data.loader.failures import BadVideo, FailedVideo, FailureKind
 from vjepa.data.loader.reading import BatchPlan, ClipReader, ReadingConfig, VideoJob
 from vjepa.errors import UserError
 
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
 
 OnBadVideo = Literal["error", "list"]
-
-
-@dataclass(frozen=True)
-class BadVideo:
-    """A video that could not be evaluated, listed in the result and never replaced by another."""
-
-    row: int
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,15 @@ class FailedVideo:
     kind: FailureKind = "decode"
 
 
+@dataclass(frozen=True)
+class BadVideo:
+    """A row of a manifest that gives no frames, listed and never replaced by another."""
+
+    row: int
+    path: str
+    reason: str
+
+
 class BadVideoLog:
     """The bad videos of a run folder, each once, over restarts and all processes of the run."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vjepa.data.loader.failures import BadVideo
 from vjepa.data.manifest.index import inspect_all, unchanged_files
 from vjepa.data.manifest.lists import InspectConfig
 from vjepa.data.manifest.manifest import INFO_COLUMNS, LabelCodes, Manifest, list_lengths
@@ -16,21 +17,12 @@ from vjepa.data.video.info import IMAGE_FOLDER_FPS, VideoInfo
 from vjepa.data.video.inspect import InspectOrder
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that gives no frames."""
-
-    row: int
-    path: str
-    reason: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
     """What a check found."""
 
     num_rows: int
-    bad: tuple[BadRow, ...]
+    bad: tuple[BadVideo, ...]
     """Rows that cannot be used, in the manifest's order."""
     num_changed: int
     """Files that are not as they were when indexed (size, time, or gone): index them again."""
@@ -109,7 +101,7 @@ def _report(
     good = now.ok
     reasons = now.table.column("reason")
     bad = [
-        BadRow(row, manifest.path(row), reasons[place].as_py() or "marked as bad when indexed")
+        BadVideo(row, manifest.path(row), reasons[place].as_py() or "marked as bad when indexed")
         for place, row in enumerate(order.tolist())
         if not good[place]
     ]
@@ -121,7 +113,7 @@ def _report(
         row = int(order[place])
         if not _has_same_frames(manifest.row(row), now.row(place)):
             reason = "its frames are not those that the manifest lists; index it again"
-            bad.append(BadRow(row, manifest.path(row), reason))
+            bad.append(BadVideo(row, manifest.path(row), reason))
     kinds, splits = now.categories("kind"), manifest.categories("split")
     is_video = np.array([*(kind == "video" for kind in kinds.classes), False])[kinds.codes]
     readings = np.asarray(now.table.column("reading").cast(pa.string()))

@@ -301,22 +301,14 @@ _LONGEST_NAME = 100  # what one ustar header holds
 _SAFE_NAME = re.compile(r"[-_]*[A-Za-z0-9][-_A-Za-z0-9]*")
 
 
-@dataclass(frozen=True, slots=True)
-class ShardEntry:
-    """One video to be put into a shard."""
-
-    name: str
-    """Name in the tar without suffix: letters, digits, ``_`` and ``-``."""
-    file: Path
-    facts: Mapping[str, object]
-    """What readers of the shard alone should know; becomes ``<name>.json``."""
-
-
-def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
+def write_shard(
+    path: Path, entries: Iterable[tuple[str, Path, Mapping[str, object]]]
+) -> list[Member]:
     """Write a whole shard (a tar file); says where each video lies in it.
 
-    Each video stands beside its facts under the same name, which WebDataset makes one sample of.
-    The same videos give the same bytes every time.
+    Of each video: its name in the tar without suffix (letters, digits, ``_`` and ``-``), its file,
+    and the facts that readers of the shard alone should know. These stand beside it under the same
+    name as JSON, which WebDataset makes one sample of. The same videos give the same bytes.
 
     Raises:
         OSError: A video cannot be read, or the shard cannot be written.
@@ -327,21 +319,21 @@ def write_shard(path: Path, entries: Iterable[ShardEntry]) -> list[Member]:
         atomic_path(path) as aside,
         tarfile.open(aside, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for entry in entries:
-            if not _SAFE_NAME.fullmatch(entry.name):
-                raise ValueError(f"name must be of letters, digits, _ and -, got {entry.name!r}")
-            header = tarfile.TarInfo(f"{entry.name}{entry.file.suffix}")
+        for name, video, known in entries:
+            if not _SAFE_NAME.fullmatch(name):
+                raise ValueError(f"name must be of letters, digits, _ and -, got {name!r}")
+            header = tarfile.TarInfo(f"{name}{video.suffix}")
             if len(header.name) > _LONGEST_NAME:
                 raise ValueError(
                     f"name must be of at most {_LONGEST_NAME} characters: {header.name!r}"
                 )
             header.mode = 0o644
-            with entry.file.open("rb") as file:
+            with video.open("rb") as file:
                 header.size = os.fstat(file.fileno()).st_size
                 members.append(Member(str(path), tar.offset + BLOCK, header.size, header.name))
                 tar.addfile(header, file)
-            facts = json.dumps(entry.facts, ensure_ascii=False).encode()
-            beside = tarfile.TarInfo(f"{entry.name}.json")
+            facts = json.dumps(known, ensure_ascii=False).encode()
+            beside = tarfile.TarInfo(f"{name}.json")
             beside.mode, beside.size = 0o644, len(facts)
             tar.addfile(beside, io.BytesIO(facts))
     return members

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from vjepa.data.manifest.manifest import ManifestRow, rows_to_table
-from vjepa.data.manifest.storage import ShardEntry, member_at, opened, write_shard
+from vjepa.data.manifest.storage import member_at, opened, write_shard
 from vjepa.data.prepare.config import Order, Part, ShardConfig, TranscodeConfig, plain_name
 from vjepa.data.video.container import FOREIGN_ERRORS, reason_of
 from vjepa.data.video.decode import frame_times, read_frames
@@ -256,7 +256,7 @@ class Store:
         """Put a group of videos in its place and write its rows of the manifest."""
         if self.config.form == "tar":
             shard = self.out / "shards" / f"{name}.tar"
-            entries = (ShardEntry(video.name, video.file, video.facts) for video in videos)
+            entries = ((video.name, video.file, video.facts) for video in videos)
             members = write_shard(shard, entries)
             paths = [replace(member, shard=f"shards/{shard.name}").address for member in members]
             changed = [shard.stat().st_mtime_ns] * len(videos)

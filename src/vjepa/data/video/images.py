@@ -55,7 +55,10 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         paths, fps = _paths_in(info.path), folder_fps
         if not paths:
             raise DecodeError(info.path, "a folder without images")
-        if _is_beside_videos(info.path):
+        has_videos = any(
+            name.suffix.lower() in VIDEO_SUFFIXES for name in Path(info.path).iterdir()
+        )
+        if has_videos and not is_numbered_sequence(images_in(info.path)):
             reason = "videos with images beside them, no numbered frames; name the videos"
             raise DecodeError(info.path, reason)
         if len(paths) > limits.max_frames:
@@ -79,12 +82,6 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
         height=height,
         codec=codec,
     )
-
-
-def _is_beside_videos(folder: str) -> bool:
-    """Whether a folder holds videos, and images that are not the frames of one clip."""
-    has_videos = any(name.suffix.lower() in VIDEO_SUFFIXES for name in Path(folder).iterdir())
-    return has_videos and not is_numbered_sequence(images_in(folder))
 
 
 def read_images(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
