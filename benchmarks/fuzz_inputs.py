@@ -35,8 +35,7 @@ from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.failures import BadVideoLog
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
-from vjepa.data.manifest.check import check_manifest
-from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.index import check_manifest, index_sources
 from vjepa.data.manifest.lists import IndexConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import LimitsConfig

@@ -203,7 +203,7 @@ FILES = {
 def test_layouts_of_the_released_files_fit(file: str, folder: Path, tmp_path: Path) -> None:
     """Their names and shapes, on the meta device, give the preset and all its tensors."""
     from vjepa.checkpoint.folder import Asked
-    from vjepa.checkpoint.vjepa2 import generation, open_second
+    from vjepa.checkpoint.inference import generation, open_second
 
     layout = json.loads((folder / "released_layouts.json").read_text())[file]
     parts = {

@@ -23,9 +23,11 @@ from vjepa.checkpoint.load import (
     shipped_weights,
     start_training,
 )
-from vjepa.checkpoint.probes import hub_classes, read_anticipation_probe, read_probe
 from vjepa.checkpoint.released import (
     ReleasedTrainingState,
+    hub_classes,
+    read_anticipation_probe,
+    read_probe,
     released_layout,
     released_training_state,
 )

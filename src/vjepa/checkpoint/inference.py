@@ -3,6 +3,10 @@
 The authors' files hold no configuration. Shapes give all but the number of heads, which comes from
 a table of the customary sizes or from the caller. State dicts here have plain names; `source` is
 the file, for messages. What is missing or cannot be is refused with a UserError.
+
+The layout of V-JEPA 2 is that of V-JEPA 1, but for what the models have more or less: no position
+codes, and in 2.1 a norm for each level, patches and a vector for images. Neither pixels, frames nor
+heads can be seen in such a file.
 """
 
 from __future__ import annotations
@@ -11,13 +15,17 @@ import math
 import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vjepa.checkpoint.folder import ENCODER_KEYS, Asked, Held, require_unasked
+from vjepa.checkpoint.torch_files import tensors_of
 from vjepa.errors import UserError
-from vjepa.models import PRESETS, EncoderConfig, PredictorConfig, position_code
+from vjepa.models import PRESETS, VJEPA2_MODELS, EncoderConfig, PredictorConfig, position_code
 from vjepa.models.embedding import sincos_2d, sincos_3d
 
 Split = Literal["uniform", "half"]
@@ -200,3 +208,205 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     """How many indices i stand in names ``<prefix>.i.*``; a gap shows later, as missing blocks."""
     pattern = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
     return len({int(hit.group(1)) for name in names if (hit := pattern.match(name))})
+
+
+Generation = Literal["1", "2", "2.1"]
+"""Of V-JEPA."""
+LEVELS = {model.encoder.depth: model.encoder.levels for model in VJEPA2_MODELS.values()}
+"""Which blocks' outputs are levels of 2.1, by the number of blocks."""
+_CODES = ("pos_embed", "predictor_pos_embed")
+_MASK_TOKENS = (8, 10)
+_FRAMES, _PIXELS, _LARGE_PIXELS = 64, 256, 384
+_PREDICTOR_HEAD = 32  # columns; 12 heads of the released width 384
+_STORED = {
+    "encoder": {
+        "patch_embed_img.": "patch_embed.image.",
+        "img_mod_embed": "patch_embed.image_vector",
+        "video_mod_embed": "patch_embed.video_vector",
+    },
+    "predictor": {
+        "img_mod_embed": "modality_vectors.image",
+        "video_mod_embed": "modality_vectors.video",
+    },
+}
+"""What the authors call a tensor of 2.1, or how its name begins, and we do."""
+
+
+def generation(content: Mapping[str, Any], path: Path) -> Generation:
+    """Which V-JEPA a file is of, by what it holds.
+
+    Some files of V-JEPA 2 may hold a position code that nobody uses, so shapes alone would load as
+    V-JEPA 1 and give wrong features.
+
+    Raises:
+        UserError: It is of V-JEPA 2-AC.
+    """
+    found = [key for key in ("target_encoder", "encoder", "ema_encoder") if key in content]
+    states = [tensors_of(content, key, path) for key in found]
+    state = states[0] if states else {}
+    names = tensors_of(content, "predictor", path) if "predictor" in content else {}
+    if any(name.startswith(("action_encoder.", "state_encoder.")) for name in names):
+        raise UserError(
+            f"{path}: V-JEPA 2-AC, whose predictor takes the actions of a robot: not supported; "
+            "its encoder is that of V-JEPA 2 g: give that file (vitg.pt)"
+        )
+    if any(name.startswith(("norms_block.", "video_mod_embed")) for name in state):
+        return "2.1"
+    if "patch_embed.proj.weight" in state and not any("pos_embed" in each for each in states):
+        return "2"
+    tokens = sum(name.startswith("mask_tokens.") for name in names)
+    return "2" if tokens in _MASK_TOKENS and not is_uniform_code(state) else "1"
+
+
+def open_second(content: Mapping[str, Any], path: Path, asked: Asked, of: Generation) -> Held:
+    """What a file of V-JEPA 2 or 2.1 holds of a model, or of one encoder.
+
+    Raises:
+        UserError: A part is not there, of a size that cannot be, or a name is missing by which
+            sizes are told.
+    """
+    require_unasked(asked, path, "tokens")
+    source, kind = str(path), f"the authors' V-JEPA {of} checkpoint"
+    distilled = "ema_encoder" in content and "target_encoder" not in content
+    wanted = [ENCODER_KEYS[asked.which]] if asked.which else ["encoder", "target_encoder"]
+    notes: list[str] = []
+    if distilled:
+        notes.append("one encoder  ema_encoder serves as target and as context encoder")
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key in (*wanted, *(() if asked.which else ("predictor",))):
+        from_ema = distilled and key != "predictor"
+        parts[key] = tensors_of(content, "ema_encoder" if from_ema else key, path)
+    dropped = [
+        name if asked.which else f"{part}.{name}"
+        for part, state in parts.items()
+        for name in _CODES
+        if state.pop(name, None) is not None
+    ]
+    encoder, assumed, note = _encoder(parts[wanted[0]], path, asked, of)
+    notes.append(note)
+    predictor = None
+    if asked.which is None:
+        predictor, note = _predictor(parts["predictor"], encoder, source)
+        notes.append(note)
+    tensors = {
+        (own if asked.which else f"{key}.{own}"): tensor
+        for key, state in parts.items()
+        for name, tensor in state.items()
+        for own in [our_name(name, key, encoder.levels)]
+    }
+    if asked.which:
+        kind += f", its {asked.which} encoder"
+    held = Held(source, kind, encoder, predictor, tensors, tuple(dropped), tuple(notes))
+    return replace(held, assumed=tuple(assumed))
+
+
+def _encoder(
+    state: Mapping[str, Tensor], path: Path, asked: Asked, of: Generation
+) -> tuple[EncoderConfig, list[str], str]:
+    """The sizes of an encoder, what of them is assumed, and a line that says what was inferred."""
+    source = str(path)
+    width, channels, tubelet, height, patch = shape_of(
+        state, "patch_embed.proj.weight", (5,), source
+    )
+    depth = count_blocks(state, "blocks")
+    hidden = shape_of(state, "blocks.0.mlp.fc1.weight", (2,), source)[0]
+    if height != patch:
+        raise UserError(f"{source}: patches of {height} x {patch} pixels are not square")
+    levels: tuple[int, ...] = ()
+    if of == "2.1":
+        levels = LEVELS.get(depth, ())
+        if not levels:
+            raise UserError(
+                f"{source}: V-JEPA 2.1 with {depth} blocks: which of them are levels is known of "
+                f"{', '.join(map(str, sorted(LEVELS)))} only"
+            )
+    large = of == "2.1" or str(_LARGE_PIXELS) in path.name
+    usual = {"image_size": _LARGE_PIXELS if large else _PIXELS, "num_frames": _FRAMES}
+    given = {"image_size": asked.image_size, "num_frames": asked.num_frames}
+    sizes = {name: given[name] or usual[name] for name in usual}
+    words = {"image_size": "pixels", "num_frames": "frames"}
+    assumed = [
+        f"{usual[name]} {words[name]} (encoder.{name}, --{name.replace('_', '-')})"
+        for name in usual
+        if given[name] is None
+    ]
+    with buildable("model", source):
+        config = EncoderConfig(
+            width=width,
+            depth=depth,
+            heads=heads_of("an encoder", width, None, asked.num_heads, source, _ENCODERS),
+            mlp_ratio=hidden / width,
+            patch_size=patch,
+            tubelet_size=tubelet,
+            channels=channels,
+            position="rotary" if of == "2" else "rotary_pairs",
+            position_reference=None if of == "2" else 16,
+            levels=levels,
+            modalities=of == "2.1",
+            image_size=sizes["image_size"],
+            num_frames=sizes["num_frames"],
+        )
+    note = (
+        f"inferred    width {width}, depth {depth}, heads {config.heads}, patch {patch}, tubelet "
+        f"{tubelet}, positions {config.position}"
+    )
+    return config, assumed, note
+
+
+_ENCODERS = [model.encoder for model in VJEPA2_MODELS.values()]
+
+
+def _predictor(
+    state: Mapping[str, Tensor], encoder: EncoderConfig, source: str
+) -> tuple[PredictorConfig, str]:
+    """The sizes of a predictor, and a line that says what was inferred."""
+    several = "predictor_embed.0.weight" in state
+    name = "predictor_embed.2.weight" if several else "predictor_embed.weight"
+    width = shape_of(state, name, (2,), source)[0]
+    hidden = shape_of(state, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
+    out = shape_of(state, "predictor_proj.weight", (2,), source)[0]
+    tokens = sum(name.startswith("mask_tokens.") for name in state)
+    levels = len(encoder.levels) if several else 1
+    heads = width // _PREDICTOR_HEAD if width % _PREDICTOR_HEAD == 0 else 1
+    with buildable("model", source):
+        config = PredictorConfig(
+            width=width,
+            depth=count_blocks(state, "predictor_blocks"),
+            heads=heads,
+            mlp_ratio=hidden / width,
+            num_mask_tokens=tokens,
+            shared_mask_token=0,
+            levels=levels,
+            out_width=None if out == levels * encoder.width else out,
+            predicts_context="predictor_proj_context.weight" in state,
+        )
+    note = (
+        f"inferred    predictor width {width}, depth {config.depth}, heads {heads}, {tokens} mask "
+        "tokens, of which all masks share the first"
+    )
+    return config, note
+
+
+def our_name(name: str, part: str, levels: tuple[int, ...]) -> str:
+    """What we call an authors' tensor of `part`: encoder, target_encoder or predictor."""
+    for theirs, ours in _STORED["predictor" if part == "predictor" else "encoder"].items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    found = re.fullmatch(r"norms_block\.(\d+)\.(\w+)", name)
+    if found and int(found[1]) < len(levels):
+        level = levels[int(found[1])]
+        return f"norm.{found[2]}" if level == levels[-1] else f"level_norms.{level}.{found[2]}"
+    return name
+
+
+def their_name(name: str, part: str, levels: tuple[int, ...]) -> str:
+    """The reverse of :func:`our_name`."""
+    for theirs, ours in _STORED["predictor" if part == "predictor" else "encoder"].items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    found = re.fullmatch(r"level_norms\.(\d+)\.(\w+)", name)
+    if found:
+        return f"norms_block.{levels.index(int(found[1]))}.{found[2]}"
+    if levels and part != "predictor" and name.startswith("norm."):
+        return f"norms_block.{len(levels) - 1}.{name.removeprefix('norm.')}"
+    return name

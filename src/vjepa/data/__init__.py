@@ -11,8 +11,7 @@ from typing import Any
 
 _NAMES = {
     "manifest.manifest": ("Manifest", "LabelCodes"),
-    "manifest.index": ("IndexConfig", "index_sources"),
-    "manifest.check": ("CheckReport", "check_manifest"),
+    "manifest.index": ("CheckReport", "IndexConfig", "check_manifest", "index_sources"),
     "video.info": ("LimitsConfig", "VideoInfo", "DecodeError"),
     "video.decode": ("DecodedClip", "decode_clip", "decode_frames"),
     "video.inspect": ("inspect_file",),

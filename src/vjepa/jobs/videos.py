@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vjepa.data.ava import build_table
-from vjepa.data.manifest.check import check_manifest
-from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.index import check_manifest, index_sources
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file

@@ -5,8 +5,7 @@ from dataclasses import replace
 from PIL import Image
 from tests.data.video_files import SPECS, Spec, damage, write_image_folder, write_video
 
-from vjepa.data.manifest.check import check_manifest
-from vjepa.data.manifest.index import index_sources
+from vjepa.data.manifest.index import check_manifest, index_sources
 
 
 def test_check(tmp_path, capsys):

@@ -9,16 +9,16 @@ import pytest
 from tests.data.prepare.copies import remux, scene, write
 
 from vjepa.data.prepare.config import MatchConfig, Order, Part
-from vjepa.data.prepare.fingerprint import (
+from vjepa.data.prepare.matching import (
     Fingerprint,
     fingerprint,
+    frame_share,
     grey_thumbnail,
     hash_thumbnail,
     hashed_frames,
     is_informative,
     take_fingerprint,
 )
-from vjepa.data.prepare.matching import frame_share
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 

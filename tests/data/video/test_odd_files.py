@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.data.video import odd_files
 from tests.data.video_files import SPECS, Spec, decode_by_pyav, numbers_of, write_video
 
-from vjepa.data.manifest.check import check_manifest
+from vjepa.data.manifest.index import check_manifest
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.decode import decode_clip, decode_frames, frame_times
 from vjepa.data.video.info import VideoInfo

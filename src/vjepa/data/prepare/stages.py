@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, safe_name, windows
-from vjepa.data.prepare.fingerprint import Fingerprint, fingerprint
-from vjepa.data.prepare.matching import Exclusion, Removal
+from vjepa.data.prepare.matching import Exclusion, Fingerprint, Removal, fingerprint
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, encode_order, output_suffix
 from vjepa.data.video.info import DecodeError, VideoInfo, info_from_json
 from vjepa.errors import UserError
