@@ -16,6 +16,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -164,19 +165,16 @@ def _worker(folder: Path) -> dict[str, Any]:
     from vjepa.runtime.workers import WorkerPool
 
     manifest = Manifest.open(folder / "rows.parquet")
-    pool = WorkerPool(_resident_mb, 1, 60.0, imports_main=True)
+    pool = WorkerPool(attrgetter("path"), 1, 60.0)
     try:
         pool.submit(manifest.row(len(manifest) // 2))
         outcomes = []
         while not outcomes:
             outcomes = pool.wait(10.0)
-        return {"worker MB": outcomes[0].value, "this process MB": _resident_mb(None)}
+        of = {"worker MB": pool.worker_ids[0], "this process MB": os.getpid()}
+        return {name: round(resident_bytes(pid) / 1e6) for name, pid in of.items()}
     finally:
         pool.close()
-
-
-def _resident_mb(_: object) -> float:
-    return round(resident_bytes() / 1e6)
 
 
 STAGES: dict[str, Callable[[Path], dict[str, Any]]] = {

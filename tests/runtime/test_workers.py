@@ -238,15 +238,12 @@ def test_workers_end_with_a_parent_that_is_killed(pipe: str, tmp_path: Path) -> 
             from pathlib import Path
             from vjepa.runtime.workers import WorkerPool
 
-            def task(path):
-                return Path(path).read_bytes()
-
             if __name__ == "__main__":
-                pool = WorkerPool(task, 2, 60.0, imports_main=True)
-                pool.submit(__file__)
+                pool = WorkerPool(Path.read_bytes, 2, 60.0)
+                pool.submit(Path(__file__))
                 while not pool.wait(5.0):
                     pass
-                pool.submit(sys.argv[1])
+                pool.submit(Path(sys.argv[1]))
                 pool.wait(0.2)
                 print(*pool.worker_ids, flush=True)
                 pool.wait(60.0)

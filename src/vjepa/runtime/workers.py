@@ -60,14 +60,11 @@ _LONGEST_JOB = 200  # characters of a job in a message
 class Outcome:
     """How a job ended."""
 
-    ticket: int
-    """As :meth:`WorkerPool.submit` gave it."""
+    ticket: int  # as :meth:`WorkerPool.submit` gave it
     kind: Literal["done", "hang", "crash"]
     """``hang``: it took too long; ``crash``: two workers died of it."""
-    value: Any = None
-    """What the task returned, if done."""
-    reason: str = ""
-    """Why not, in words, if not done."""
+    value: Any = None  # what the task returned, if done
+    reason: str = ""  # why not, in words, if not done
     exit_code: int | None = None
     """Of the last worker that died of it, if it crashed: minus the signal's number."""
 
@@ -231,13 +228,14 @@ class WorkerPool:
         timeout_seconds: float,
         memory_gigabytes: float = WORKER_GIGABYTES,
         preload: Sequence[str] = LOADER_MODULES,
-        imports_main: bool = False,
     ) -> None:
         """Describe the pool; processes start with the first job.
 
         Args:
             task: Picklable; called in the workers with a job, its answer is sent back. It must turn
-                every failure that it expects into an answer: an exception ends the run.
+                every failure that it expects into an answer: an exception ends the run. It does
+                not stand in the program's main file, which workers leave out: any script may use
+                them, also one from stdin.
             num_workers: Processes; 0 only with :meth:`map`, which then works here, without a limit
                 of time or memory.
             timeout_seconds: Longest time for one job, or since it last said :func:`going_on`.
@@ -246,13 +244,9 @@ class WorkerPool:
             preload: Modules that workers find loaded. The first pool of a program decides: the
                 server that workers are forked from starts once. Where torch is loaded it is always
                 `LOADER_MODULES`.
-            imports_main: Whether workers import the program's main file, as a task that is written
-                there needs; that file must then keep its work under ``__name__ == "__main__"``. No
-                task of this package needs it, so any script may use workers, also one from stdin.
         """
         self._memory = memory_gigabytes
         self._preload = preload
-        self._imports_main = imports_main
         self._task = task
         self._num_workers = num_workers
         self._timeout = timeout_seconds
@@ -398,7 +392,7 @@ class WorkerPool:
                 target=_serve,
                 args=(theirs, self._task, self._memory),
                 daemon=True,
-                name="vjepa-worker-of-main" if self._imports_main else _WITHOUT_MAIN,
+                name=_WITHOUT_MAIN,
             )
             self._is_starting = True
             try:
@@ -457,10 +451,9 @@ class WorkerPool:
         """A worker died by itself: judge the job that it was at, pass the others on."""
         code = worker.process.exitcode
         if not worker.is_ready:
-            guard = "keep the work of the main file under `if __name__ == '__main__':`; "
             raise UserError(
                 f"a worker process could not start (exit code {code}, its message stands above): "
-                f"{guard if self._imports_main else ''}with num_workers 0 this process reads itself"
+                "with num_workers 0 this process reads itself"
             )
         if code is not None and code >= 0:
             raise RuntimeError(f"a worker process left with exit code {code}")
