@@ -38,24 +38,18 @@ _META = "https://dl.fbaipublicfiles.com/"
 class KnownModel:
     """A published model that `encoder.path` can name or be a file of."""
 
-    title: str
-    """As its authors call it."""
+    title: str  # as its authors call it
     paper: str
     family: Family
     encoder: EncoderConfig
     """Sizes, input size and normalisation; those of the token map where tokens are pooled."""
-    licence: str
-    """Of the weights."""
-    url: str = ""
-    """Where the file lies, if an address gives it."""
-    hub: str = ""
-    """Its repository on Hugging Face, if it lies there."""
-    files: tuple[str, ...] = ()
-    """The files of that repository, the weights last."""
+    licence: str  # of the weights
+    url: str = ""  # where the file lies, if an address gives it
+    hub: str = ""  # its repository on Hugging Face, if it lies there
+    files: tuple[str, ...] = ()  # the files of that repository, the weights last
     published: str = ""
     """Where to find it, where no address gives it, and what else there is to know."""
-    proved: str = _BY_NUMBERS
-    """What was compared; the real weights could not be."""
+    proved: str = _BY_NUMBERS  # what was compared; the real weights could not be
     rows: str = ""
     """Rows of the paper's comparison that it is for, and where it is not what they used."""
 

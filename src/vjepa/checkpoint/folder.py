@@ -115,8 +115,7 @@ def explained_version(source: str, version: object) -> Generator[None]:
 class CheckpointConfig:
     """What ``config.json`` says."""
 
-    step: int
-    """Updates done."""
+    step: int  # updates done
     objective: str
     """"vjepa" (feature prediction), "pixel" (pixel prediction), or the name of another task."""
     model: ModelConfig
@@ -124,8 +123,7 @@ class CheckpointConfig:
     """The resolved config of the run that wrote it, in plain values; empty if there was none."""
     preprocess: dict[str, Any]
     """How the encoder's input is made of a video; empty where that was not recorded."""
-    version: str
-    """Of vjepa, that wrote it."""
+    version: str  # of vjepa, that wrote it
 
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
@@ -203,10 +201,8 @@ class Asked:
 
     which: Which | None = None
     num_heads: int | None = None
-    image_size: int | None = None
-    """Pixels that its positions are for."""
-    num_frames: int | None = None
-    """Frames that its positions are for."""
+    image_size: int | None = None  # pixels that its positions are for
+    num_frames: int | None = None  # frames that its positions are for
     tokens: Tokens | None = None
 
 
@@ -225,15 +221,11 @@ class Held:
     kind: str
     encoder: EncoderConfig
     predictor: PredictorConfig | None
-    tensors: dict[str, Tensor]
-    """By their name in the module."""
+    tensors: dict[str, Tensor]  # by their name in the module
     dropped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    """The last two as in the report of loading."""
-    version: str = ""
-    """Of vjepa, that wrote it."""
-    title: str = ""
-    """Which published model of others it is; empty: V-JEPA."""
+    notes: tuple[str, ...] = ()  # the last two as in the report of loading
+    version: str = ""  # of vjepa, that wrote it
+    title: str = ""  # which published model of others it is; empty: V-JEPA
     assumed: tuple[str, ...] = ()
     """What the file does not say and the caller did not either, each with the option that does."""
     build: Callable[[EncoderConfig], nn.Module] | None = None

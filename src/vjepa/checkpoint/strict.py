@@ -21,24 +21,18 @@ class LoadReport:
     Loading is strict: a report that reaches the caller has nothing missing, unexpected or resized.
     """
 
-    source: str
-    """The file or folder."""
-    kind: str
-    """What was recognised in it."""
+    source: str  # the file or folder
+    kind: str  # what was recognised in it
     matched: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    """The model has them, the file has not."""
-    unexpected: tuple[str, ...] = ()
-    """The file has them, the model has not."""
+    missing: tuple[str, ...] = ()  # the model has them, the file has not
+    unexpected: tuple[str, ...] = ()  # the file has them, the model has not
     resized: tuple[str, ...] = ()
     """Tensors of another shape in the file, as "name: file [..], model [..]"."""
     dropped: tuple[str, ...] = ()
     """Tensors that the file has and that are rightly not loaded (fixed position codes, which are
     computed; a projection that the authors store and never apply)."""
-    notes: tuple[str, ...] = ()
-    """What was inferred from the shapes, and how."""
-    title: str = ""
-    """Which published model of others it is; empty: V-JEPA."""
+    notes: tuple[str, ...] = ()  # what was inferred from the shapes, and how
+    title: str = ""  # which published model of others it is; empty: V-JEPA
     assumed: tuple[str, ...] = ()
     """What neither the file nor the caller says, each with the option that says it."""
 

@@ -95,10 +95,8 @@ class TimmEncoder(nn.Module):
 class VitForm:
     """What tells one published ViT with a class token from another."""
 
-    table_side: int
-    """Places on a side of the stored table of positions."""
-    final_norm: bool
-    """Whether tokens go through the last norm."""
+    table_side: int  # places on a side of the stored table of positions
+    final_norm: bool  # whether tokens go through the last norm
     stretches: bool = False
     """Whether the table is brought to other grids, by DINOv2's rule; else they are refused."""
     gated: bool = False

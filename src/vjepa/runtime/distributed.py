@@ -46,8 +46,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
-    """Place among the processes of this machine: the number of its GPU."""
+    local_rank: int = 0  # place among the processes of this machine: the number of its GPU
 
     @property
     def is_main(self) -> bool:
@@ -162,10 +161,8 @@ class ProcessGroup(World):
 
     host_group: TorchGroup | None = None
     """For talk between the hosts (gloo), in the training thread."""
-    save_group: TorchGroup | None = None
-    """The same for the thread that writes checkpoints."""
-    store: Store | None = None
-    """The launcher's key-value store, for finding out who is gone."""
+    save_group: TorchGroup | None = None  # the same for the thread that writes checkpoints
+    store: Store | None = None  # the launcher's key-value store, for finding out who is gone
 
     def on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process only; all get its result, UserError or OSError.

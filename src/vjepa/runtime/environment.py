@@ -19,28 +19,20 @@ class Finding:
     """One thing that was looked for."""
 
     name: str
-    found: str | None
-    """Version or description; None: not there."""
-    needed_for: str
-    """What does not work without it."""
-    remedy: str = ""
-    """How to get it."""
+    found: str | None  # version or description; None: not there
+    needed_for: str  # what does not work without it
+    remedy: str = ""  # how to get it
 
 
 @dataclass(frozen=True)
 class EnvironmentReport:
     """Everything `vjepa doctor` prints."""
 
-    versions: dict[str, str]
-    """Of this package, Python and the platform."""
-    devices: list[str]
-    """One line for the CPU and for each GPU."""
-    packages: list[Finding]
-    """Python packages."""
-    decoders: list[Finding]
-    """What can read videos."""
-    tools: list[Finding]
-    """Programs outside Python."""
+    versions: dict[str, str]  # of this package, Python and the platform
+    devices: list[str]  # one line for the CPU and for each GPU
+    packages: list[Finding]  # Python packages
+    decoders: list[Finding]  # what can read videos
+    tools: list[Finding]  # programs outside Python
 
 
 _PACKAGES: Mapping[str, str] = {

@@ -307,26 +307,22 @@ class CheckReport:
     """What a check found."""
 
     num_rows: int
-    bad: tuple[BadVideo, ...]
-    """Rows that cannot be used, in the manifest's order."""
+    bad: tuple[BadVideo, ...]  # rows that cannot be used, in the manifest's order
     num_changed: int
     """Files that are not as they were when indexed (size, time, or gone): index them again."""
     # All that follows counts the usable rows alone.
     num_frames: int
     duration_hours: float
     num_bytes: int
-    by_codec: dict[str, int]
-    """Number of rows by codec, most frequent first."""
+    by_codec: dict[str, int]  # number of rows by codec, most frequent first
     by_split: dict[str, int]
     """Number of rows by split ("" where none is given), most frequent first."""
-    num_variable_rate: int
-    """Rows whose frames do not all last equally long."""
+    num_variable_rate: int  # rows whose frames do not all last equally long
     num_unindexed: int
     """Rows without usable timestamps and entry points: slow to read, worth re-encoding."""
     num_unverified: int
     """Videos indexed by an older version, which believed all that files say: index them again."""
-    notes: tuple[tuple[str, str], ...]
-    """Paths of unusual files, and what is unusual about them."""
+    notes: tuple[tuple[str, str], ...]  # paths of unusual files, and what is unusual about them
 
     @property
     def num_ok(self) -> int:

@@ -128,8 +128,7 @@ class SourceRow:
     split: str | None = None
     weight: float = 1.0
     labels: dict[str, str] = field(default_factory=dict)
-    place: str = field(default="", compare=False)
-    """Where in the source it stands, for messages."""
+    place: str = field(default="", compare=False)  # where in the source it stands, for messages
 
 
 def read_source(

@@ -244,10 +244,8 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
 class LabelCodes:
     """A label column as numbers."""
 
-    codes: NDArray[np.int32]
-    """int32 [rows], place in `classes`, -1 where the row has no label."""
-    classes: list[str]
-    """The distinct labels, in the order of :func:`sorted_classes`."""
+    codes: NDArray[np.int32]  # int32 [rows], place in `classes`, -1 where the row has no label
+    classes: list[str]  # the distinct labels, in the order of :func:`sorted_classes`
 
     def counts(self, rows: NDArray[np.bool_] | None = None) -> dict[str, int]:
         """How many rows (of all, or of some) have each class, most first; "" for those of none."""

@@ -240,14 +240,10 @@ BLOCK = 512
 class Member:
     """Where one file lies in a shard."""
 
-    shard: str
-    """Path or address of the tar file."""
-    offset: int
-    """Its first byte."""
-    length: int
-    """Its size in bytes."""
-    name: str
-    """Its name in the tar."""
+    shard: str  # path or address of the tar file
+    offset: int  # its first byte
+    length: int  # its size in bytes
+    name: str  # its name in the tar
 
     @property
     def address(self) -> str:

@@ -37,12 +37,10 @@ _WAY = 3  # raised whenever the same order gives another answer
 class Workplace:
     """Where the work is done and noted."""
 
-    work: Path
-    """Folder of unfinished work."""
+    work: Path  # folder of unfinished work
     engine: EngineName
     num_workers: int
-    timeout_seconds: float
-    """Longest time for one video."""
+    timeout_seconds: float  # longest time for one video
 
     def run(self, task: Task, orders: Iterable[Order]) -> Iterator[tuple[Order, Outcome]]:
         """Do all orders, many at once, each in a process that may hang or crash without harm."""

@@ -214,11 +214,9 @@ class Store:
     """The folder of the result and how it is laid out. What cannot be written is an OSError."""
 
     out: Path
-    work: Path
-    """Folder of unfinished work in it."""
+    work: Path  # folder of unfinished work in it
     config: ShardConfig
-    label_names: Sequence[str]
-    """Label columns of the manifest."""
+    label_names: Sequence[str]  # label columns of the manifest
 
     def plan(self, videos: Sequence[PreparedVideo]) -> dict[str, list[str]]:
         """Keys of the videos of each shard (or folder of files), by its name.
