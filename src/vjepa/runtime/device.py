@@ -49,10 +49,8 @@ class DeviceSetup:
 def set_up_device(name: DeviceName = "auto", precision: PrecisionName = "float32") -> DeviceSetup:
     """Choose the device; of several processes on a machine each takes its own GPU.
 
-    `auto` computes in bfloat16 where the device has instructions for it.
-
-    On a CPU the process keeps memory that it frees (:func:`keep_freed_memory`): encoding and
-    training otherwise fault the same activations in again and again.
+    `auto` computes in bfloat16 where the device has instructions for it. On a CPU the process keeps
+    memory that it frees (:func:`keep_freed_memory`).
 
     Raises:
         UserError: A GPU is asked for and there is none (for this process), or it cannot compute in
@@ -84,16 +82,14 @@ def set_up_device(name: DeviceName = "auto", precision: PrecisionName = "float32
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "auto":
-        precision = "bfloat16" if _is_quick_in_bfloat16(device) else "float32"
+        # Without such instructions bfloat16 is computed, too, but more slowly.
+        if device.type == "cuda":
+            is_quick = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            known = getattr(torch.cpu, "get_capabilities", dict)()
+            is_quick = known.get("amx_bf16") or known.get("avx512_bf16")
+        precision = "bfloat16" if is_quick else "float32"
     return DeviceSetup(device, precision)
-
-
-def _is_quick_in_bfloat16(device: torch.device) -> bool:
-    """A processor without such instructions computes in bfloat16, too, but more slowly."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

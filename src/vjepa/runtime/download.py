@@ -38,8 +38,7 @@ class _Source:
     """What a server has said of a file; kept beside the part of it that is there."""
 
     url: str
-    tag: str = ""
-    """The version of the file, as the server calls it; empty: it cannot be resumed."""
+    tag: str = ""  # the version of the file, as the server calls it; empty: it cannot be resumed
     size: int | None = None
     sha256: str = ""
 
@@ -74,10 +73,7 @@ def download(
     What has come so far lies beside `target`, as ``<name>.partial``, also after Ctrl-C. `sha256` is
     the checksum it must have; empty: the one that the server names, if any. `token` is sent as
     authorisation to the host of the address alone. The pause before another attempt doubles with
-    each that brings nothing.
-
-    Returns:
-        The file's SHA-256.
+    each that brings nothing. Given is the file's SHA-256.
 
     Raises:
         UserError: No such file, no permission, no connection, no space, or another checksum.

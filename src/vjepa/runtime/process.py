@@ -28,9 +28,7 @@ def prevent_openmp_spinning(environment: MutableMapping[str, str] = os.environ) 
 
     Idle threads of torch's pool spin by default and take the cores away from video decoding in the
     same process: measured on 2 cores, 6 clips/s instead of 30. A value that the user has set stays.
-
-    Returns:
-        Whether the setting is in force: False when torch was imported before it was made.
+    False when the setting is not in force: torch was imported before it was made.
     """
     if "OMP_WAIT_POLICY" in environment:
         return environment["OMP_WAIT_POLICY"].lower() == "passive"
@@ -69,11 +67,8 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     By default glibc maps every block above 32 MB anew and gives free memory at its end back, so
     each update, and each attention over a long clip, faults the same pages in again. Kept, they are
     faulted in once, as torch does on a GPU; the process then holds its peak of memory until it
-    ends. Results do not change.
-
-    Returns:
-        Whether the setting is in force: False without glibc, or where the user's own
-        ``MALLOC_...`` variable sets either threshold.
+    ends. Results do not change. False when that is not in force: without glibc, or where the user's
+    own ``MALLOC_...`` variable sets either threshold.
     """
     if not sys.platform.startswith("linux"):
         return False

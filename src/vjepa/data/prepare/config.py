@@ -60,11 +60,6 @@ class TrimConfig:
     max_windows: Annotated[int, Field(ge=1)] | None = None
     """Keep so many windows, evenly spread over the part; null keeps all."""
 
-    @property
-    def is_used(self) -> bool:
-        """Whether anything is cut."""
-        return (self.start_label, self.end_label, self.window_seconds) != (None, None, None)
-
 
 @config_dataclass
 class ExcludeConfig:
@@ -159,7 +154,9 @@ class PrepareConfig:
     names that are running numbers, or of a threshold that is too high."""
 
     def __post_init__(self) -> None:
-        if self.transcode.mode == "copy" and self.trim.is_used:
+        trim = self.trim
+        is_cut = (trim.start_label, trim.end_label, trim.window_seconds) != (None, None, None)
+        if self.transcode.mode == "copy" and is_cut:
             raise ValueError("trim cannot be used with transcode.mode copy: cutting means encoding")
 
     @property

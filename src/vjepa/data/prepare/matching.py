@@ -312,14 +312,11 @@ OTHER_LABEL = "with another label"
 class Removed:
     """A video, or a window of one, that is not in the result."""
 
-    number: int
-    """Its place in the input."""
+    number: int  # its place in the input
     path: str
     reason: Reason
-    detail: str = ""
-    """What the decoder said, or how alike the pictures are."""
-    same_as: str = ""
-    """The video that it is the same as."""
+    detail: str = ""  # what the decoder said, or how alike the pictures are
+    same_as: str = ""  # the video that it is the same as
 
 
 class Removal:
@@ -400,9 +397,12 @@ class Removal:
         for place, number in enumerate(numbers):
             mine = prints[number]
             if self._match.by_content and mine.content in first:
-                same, found = self._path(first[mine.content]), first[mine.content]
-                detail = "" if self._agree(found, number) else OTHER_LABEL
-                self.remove(number, "duplicate by content", detail, same)
+                found = first[mine.content]
+                own, theirs = (self._inputs.row(one).labels for one in (number, found))
+                both = [(own[name], theirs[name]) for name in own.keys() & theirs.keys()]
+                agree = all(label == other or None in (label, other) for label, other in both)
+                detail = "" if agree else OTHER_LABEL
+                self.remove(number, "duplicate by content", detail, self._path(found))
                 continue
             first.setdefault(mine.content, number)
 
@@ -416,12 +416,6 @@ class Removal:
                 self.remove(number, "duplicate by pictures", f"{best[1]:.0%} alike", same)
                 if not remove_near_copies:
                     self.near_copies.append(self.removed.pop(number))
-
-    def _agree(self, one: int, other: int) -> bool:
-        """Whether no label of two videos differs, of those that both have."""
-        mine, theirs = (self._inputs.row(number).labels for number in (one, other))
-        both = [(mine[name], theirs[name]) for name in mine.keys() & theirs.keys()]
-        return all(first == second or None in (first, second) for first, second in both)
 
     def _best(
         self,

@@ -255,7 +255,8 @@ def _with_times(
     # frame is shown at the time of the packet with which it comes out.
     is_decoding = not table.has_pts or (np.diff(given) < 0).sum() > _MADE_UP * num_frames
     if is_decoding:
-        stamps = table.decoding_times[np.sort(order)]
+        decoding = table.stamps if np.any(table.dts == NO_STAMP) else table.dts
+        stamps = decoding[np.sort(order)]
     if np.any(is_missing := stamps == NO_STAMP):
         if is_missing.mean() > _MADE_UP:
             return replace(info, time_base=Fraction(0))
@@ -291,7 +292,7 @@ def _with_entries(
     info: VideoInfo, table: PacketTable, order: NDArray[np.int64], keys: NDArray[np.int64]
 ) -> VideoInfo:
     """The entry points: numbers of their frames, and by what their packets are found."""
-    stamps = table.packet_stamps
+    stamps = np.where(table.pts == NO_STAMP, table.dts, table.pts)
     if not info.is_counted:
         if not len(keys) or keys[0] != table.first:
             keys = np.concatenate([[table.first], keys])

@@ -75,16 +75,6 @@ class PacketTable:
         return self.dts if np.any(self.pts == NO_STAMP) else self.pts
 
     @property
-    def decoding_times(self) -> NDArray[np.int64]:
-        """Decoding times, or presentation times where only those are whole: int64 [n]."""
-        return self.stamps if np.any(self.dts == NO_STAMP) else self.dts
-
-    @property
-    def packet_stamps(self) -> NDArray[np.int64]:
-        """What each packet is found by, its presentation time or else its decoding time."""
-        return np.where(self.pts == NO_STAMP, self.dts, self.pts)
-
-    @property
     def is_late(self) -> bool:
         """Whether a decoding time is later than its frame is shown, or goes back."""
         both = (self.pts != NO_STAMP) & (self.dts != NO_STAMP)
