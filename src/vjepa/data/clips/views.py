@@ -9,11 +9,10 @@ torchvision's.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from vjepa.data.clips.source import Source
 from vjepa.data.video.info import Box, DecodeError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 JoinSegments = Literal["tokens", "average"]
 
@@ -265,128 +264,82 @@ def plan_repeated(
     return augmented
 
 
-Operation = Callable[[Tensor, float, float], Tensor]
-"""frames uint8 [T, C, H, W], level / 10 in [0, 1], sign -1 or 1 -> uint8 [T, C, H, W]."""
+_ADJUSTED = {"Color": "saturation"} | {
+    name: name.lower() for name in ("Contrast", "Brightness", "Sharpness")
+}
+OPERATIONS = (
+    *("AutoContrast", "Equalize", "Invert", "Rotate", "Posterize", "Solarize", "SolarizeAdd"),
+    *_ADJUSTED,
+    *("ShearX", "ShearY", "TranslateX", "TranslateY"),
+)
+"""Fifteen, with torchvision's names; the order matters."""
 
 
-def _torchvision() -> Any:
+def operate(
+    name: str, frames: Tensor, amount: float, sign: float, *, bicubic: bool = False
+) -> Tensor:
+    """One of the `OPERATIONS` on frames uint8 [T, C, H, W], on all alike.
+
+    `amount` is its level / 10 in [0, 1], `sign` -1 or 1. Geometry is bilinear and fills with the
+    mean colour, as AutoAugment of images has it; or `bicubic` and fills with grey 128, as the
+    released code has RandAugment.
+    """
     from torchvision.transforms.v2 import functional
 
-    return functional
-
-
-def _plain(name: str) -> Operation:
-    """An operation of torchvision without a strength."""
-    return lambda frames, _amount, _sign: getattr(_torchvision(), name)(frames)
-
-
-def _enhance(name: str) -> Operation:
-    """Colour, contrast, brightness and sharpness: factor 1 leaves the frame as it is."""
-    return lambda frames, amount, sign: getattr(_torchvision(), name)(
-        frames, max(0.1, 1.0 + sign * 0.9 * amount)
-    )
-
-
-def _affine(
-    frames: Tensor, *, translate: tuple[float, float] = (0, 0), shear: tuple[float, float] = (0, 0)
-) -> Tensor:
-    return _torchvision().affine(
+    if name in ("AutoContrast", "Equalize", "Invert"):
+        return getattr(functional, name.lower())(frames)
+    if name == "Posterize":
+        return functional.posterize(frames, max(1, 4 - int(4 * amount)))
+    if name == "Solarize":
+        return functional.solarize(frames, 256 - min(256, int(256 * amount)))
+    if name == "SolarizeAdd":
+        added = (frames.to(torch.int16) + min(128, int(110 * amount))).clamp_(max=255)
+        return torch.where(frames < 128, added.to(torch.uint8), frames)
+    if name in _ADJUSTED:  # factor 1 leaves the frame as it is
+        factor = max(0.1, 1.0 + sign * 0.9 * amount)
+        return getattr(functional, f"adjust_{_ADJUSTED[name]}")(frames, factor)
+    degrees, shear = sign * 30.0 * amount, sign * 0.3 * amount
+    is_across, is_shear = name.endswith("X"), name.startswith("Shear")
+    shift = sign * 0.45 * amount * frames.shape[-1 if is_across else -2]
+    if bicubic:
+        return _moved_by_pillow(name, frames, degrees, shear if is_shear else shift)
+    bilinear = functional.InterpolationMode.BILINEAR
+    if name == "Rotate":
+        return functional.rotate(frames, degrees, interpolation=bilinear, fill=_FILL)
+    tilt = math.degrees(math.atan(shear)) if is_shear else 0.0
+    move = 0.0 if is_shear else shift
+    return functional.affine(
         frames,
         angle=0.0,
-        translate=list(translate),
+        translate=[move, 0.0] if is_across else [0.0, move],
         scale=1.0,
-        shear=[math.degrees(math.atan(value)) for value in shear],
-        interpolation=_torchvision().InterpolationMode.BILINEAR,
+        shear=[tilt, 0.0] if is_across else [0.0, tilt],
+        interpolation=bilinear,
         fill=_FILL,
         center=[0.0, 0.0],
     )
 
 
-def _rotate(frames: Tensor, amount: float, sign: float) -> Tensor:
-    bilinear = _torchvision().InterpolationMode.BILINEAR
-    return _torchvision().rotate(frames, sign * 30.0 * amount, interpolation=bilinear, fill=_FILL)
-
-
-def _solarize_add(frames: Tensor, amount: float, _sign: float) -> Tensor:
-    added = (frames.to(torch.int16) + min(128, int(110 * amount))).clamp_(max=255)
-    return torch.where(frames < 128, added.to(torch.uint8), frames)
-
-
-OPERATIONS: dict[str, Operation] = {
-    "AutoContrast": _plain("autocontrast"),
-    "Equalize": _plain("equalize"),
-    "Invert": _plain("invert"),
-    "Rotate": _rotate,
-    "Posterize": lambda frames, amount, _: _torchvision().posterize(
-        frames, max(1, 4 - int(4 * amount))
-    ),
-    "Solarize": lambda frames, amount, _: _torchvision().solarize(
-        frames, 256 - min(256, int(256 * amount))
-    ),
-    "SolarizeAdd": _solarize_add,
-    "Color": _enhance("adjust_saturation"),
-    "Contrast": _enhance("adjust_contrast"),
-    "Brightness": _enhance("adjust_brightness"),
-    "Sharpness": _enhance("adjust_sharpness"),
-    "ShearX": lambda frames, amount, sign: _affine(frames, shear=(sign * 0.3 * amount, 0)),
-    "ShearY": lambda frames, amount, sign: _affine(frames, shear=(0, sign * 0.3 * amount)),
-    "TranslateX": lambda frames, amount, sign: _affine(
-        frames, translate=(sign * 0.45 * amount * frames.shape[-1], 0)
-    ),
-    "TranslateY": lambda frames, amount, sign: _affine(
-        frames, translate=(0, sign * 0.45 * amount * frames.shape[-2])
-    ),
-}
-"""Fifteen operations, with torchvision's names; the order matters. Geometry is bilinear and fills
-with the mean colour, as AutoAugment of images has it."""
-
-_RAND_FILL = (128, 128, 128)
-
-
-def _through_pillow(frames: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """A change of each frame."""
+def _moved_by_pillow(name: str, frames: Tensor, degrees: float, by: float) -> Tensor:
+    """Bicubic as in Pillow: the kernel with a = -1, a hard edge, grey 128 outside."""
     from PIL import Image
 
-    images = frames.permute(0, 2, 3, 1).contiguous().numpy()
-    changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in images])
-    return torch.from_numpy(changed).permute(0, 3, 1, 2).contiguous()
-
-
-def _bicubic(frames: Tensor, *row_and_shift: float) -> Tensor:
-    """A shear or shift as Pillow does it: the kernel with a = -1, a hard edge, grey 128 outside.
-
-    `row_and_shift` are a, b, c, d, e, f: the pixel at (x, y) is that at (ax + by + c, dx + ey + f).
-    """
-    from PIL import Image
-
-    def change(image: Image.Image) -> Image.Image:
-        how = Image.Transform.AFFINE, row_and_shift, Image.Resampling.BICUBIC
-        return image.transform(image.size, *how, fillcolor=_RAND_FILL)
-
-    return _through_pillow(frames, change)
-
-
-def _rotate_bicubic(frames: Tensor, amount: float, sign: float) -> Tensor:
-    from PIL import Image
-
-    bicubic, degrees = Image.Resampling.BICUBIC, sign * 30.0 * amount
-    return _through_pillow(
-        frames, lambda image: image.rotate(degrees, bicubic, fillcolor=_RAND_FILL)
-    )
-
-
-RAND_OPERATIONS: dict[str, Operation] = OPERATIONS | {
-    "Rotate": _rotate_bicubic,
-    "ShearX": lambda frames, amount, sign: _bicubic(frames, 1, -sign * 0.3 * amount, 0, 0, 1, 0),
-    "ShearY": lambda frames, amount, sign: _bicubic(frames, 1, 0, 0, -sign * 0.3 * amount, 1, 0),
-    "TranslateX": lambda frames, amount, sign: _bicubic(
-        frames, 1, 0, -sign * 0.45 * amount * frames.shape[-1], 0, 1, 0
-    ),
-    "TranslateY": lambda frames, amount, sign: _bicubic(
-        frames, 1, 0, 0, 0, 1, -sign * 0.45 * amount * frames.shape[-2]
-    ),
-}
-"""Those of RandAugment: geometry is bicubic and fills with grey 128, as in the released code."""
+    how, grey = Image.Resampling.BICUBIC, (128, 128, 128)
+    # a, b, c, d, e, f: the pixel at (x, y) is that at (ax + by + c, dx + ey + f).
+    rows = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    if name != "Rotate":
+        rows[{"ShearX": 1, "TranslateX": 2, "ShearY": 3, "TranslateY": 5}[name]] = -by
+    changed = []
+    for frame in frames.permute(0, 2, 3, 1).contiguous().numpy():
+        image = Image.fromarray(frame)
+        if name == "Rotate":
+            image = image.rotate(degrees, how, fillcolor=grey)
+        else:
+            image = image.transform(
+                image.size, Image.Transform.AFFINE, tuple(rows), how, fillcolor=grey
+            )
+        changed.append(np.asarray(image))
+    return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).contiguous()
 
 
 def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
@@ -398,14 +351,13 @@ def rand_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
 
     `frames` are uint8 [T, C, H, W], `u` [`RAND_UNIFORMS`] uniform in [0, 1).
     """
-    names = list(RAND_OPERATIONS)
     for which, whether, radius, angle, side in u.reshape(NUM_OPERATIONS, _UNIFORMS_EACH):
         if whether >= _PROBABILITY:
             continue
         normal = math.sqrt(-2.0 * math.log(1.0 - radius)) * math.cos(2.0 * math.pi * angle)
         level = min(max(_LEVEL_MEAN + _LEVEL_DEVIATION * normal, 0.0), _LEVEL_MAX)
-        operation = RAND_OPERATIONS[names[int(which * len(names))]]
-        frames = operation(frames, level / 10.0, -1.0 if side < 0.5 else 1.0)
+        name, sign = OPERATIONS[int(which * len(OPERATIONS))], -1.0 if side < 0.5 else 1.0
+        frames = operate(name, frames, level / 10.0, sign, bicubic=True)
     return frames
 
 
@@ -416,6 +368,7 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
     are torchvision's, from arXiv 1805.09501. `u` [`AUTO_UNIFORMS`] is uniform in [0, 1).
     """
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+    from torchvision.transforms.v2 import functional
 
     pairs = AutoAugment(AutoAugmentPolicy.IMAGENET).policies
     pair = pairs[int(u[0] * len(pairs))]
@@ -425,10 +378,10 @@ def auto_augment(frames: Tensor, u: NDArray[np.float64]) -> Tensor:
         if name == "Posterize":
             # The one operation that is milder here than in RandAugment: 4 to 8 bits stay.
             bits = 8 - round((magnitude or 0) / (_LARGEST_MAGNITUDE / 4))
-            frames = _torchvision().posterize(frames, bits)
+            frames = functional.posterize(frames, bits)
         else:
             amount = (magnitude or 0) / _LARGEST_MAGNITUDE
-            frames = OPERATIONS[name](frames, amount, -1.0 if side < 0.5 else 1.0)
+            frames = operate(name, frames, amount, -1.0 if side < 0.5 else 1.0)
     return frames
 
 

@@ -278,7 +278,7 @@ class FramePart:
         return self.info.path
 
 
-def parts_of(index: int, look: Look) -> Iterator[FramePart]:
+def _parts_of(index: int, look: Look) -> Iterator[FramePart]:
     """All windows of a file in parts of bounded size."""
     plan, (height, width) = look.plan, look.framing.size
     most = max(1, _PART_BYTES // (3 * height * width))
@@ -350,7 +350,7 @@ def read_files(
         part
         for index, look in enumerate(looks)
         if isinstance(look, Look)
-        for part in parts_of(index, look)
+        for part in _parts_of(index, look)
         if index not in failed
     )
     with closing(WorkerPool(read_part, readers, timeout_seconds)) as pool:
