@@ -16,8 +16,8 @@ import bisect
 import itertools
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from av.error import FFmpegError
@@ -68,21 +68,16 @@ class _Picture:
 # A packet that cannot be read: it may refer to anything, and anything later to it.
 _UNKNOWN = _Picture(sub_layer=7, is_reference=True, is_idr=False, has_parameters=True)
 
-_Unit = _Picture | Literal["parameters", "other"]
-
 
 class PacketSelector:
     """Chooses among the packets of one stream."""
 
     def __init__(self, decoder: VideoCodecContext) -> None:
         self._length_size = length_size_of(decoder)
-        self._unit_of: Callable[[int, int], _Unit] | None = None
         # Fields of a picture may lie in packets of their own, of which only one has the frame's
         # timestamp: interlaced h264 is decoded whole.
-        if decoder.name == "h264" and decoder.field_order == _PROGRESSIVE:
-            self._unit_of = _h264_unit
-        elif decoder.name == "hevc":
-            self._unit_of = _hevc_unit
+        self._is_h264 = decoder.name == "h264" and decoder.field_order == _PROGRESSIVE
+        self._is_hevc = decoder.name == "hevc"
 
     def needed(
         self, packets: Sequence[Packet], wanted: Container[int | None], is_end: bool = True
@@ -109,41 +104,28 @@ class PacketSelector:
 
     def _look(self, packet: Packet) -> _Picture:
         """Read the header of a packet's picture; unknown if there is anything unusual about it."""
-        if self._unit_of is None or packet.pts is None:
+        if not (self._is_h264 or self._is_hevc) or packet.pts is None:
             return _UNKNOWN
         data = bytes(packet)
         has_parameters = False
         for start in nal_units(data, self._length_size):
             if start + 1 >= len(data):
                 return _UNKNOWN
-            unit = self._unit_of(data[start], data[start + 1])
-            if isinstance(unit, _Picture):
-                return replace(unit, has_parameters=True) if has_parameters else unit
-            has_parameters = has_parameters or unit == "parameters"
+            if self._is_h264:
+                kind = data[start] & 31
+                has_parameters = has_parameters or kind in _H264_PARAMETERS
+                if 1 <= kind <= _H264_IDR:
+                    # All slices of a picture agree in both, so the first one tells.
+                    is_reference = bool(data[start] >> 5 & 3)
+                    return _Picture(0, is_reference, kind == _H264_IDR, has_parameters)
+                continue
+            kind = data[start] >> 1 & 63
+            has_parameters = has_parameters or kind in _HEVC_PARAMETERS
+            if kind < _HEVC_FIRST_NON_PICTURE:
+                is_reference = kind >= _HEVC_FIRST_INTRA or kind % 2 == 1
+                sub_layer = (data[start + 1] & 7) - 1
+                return _Picture(sub_layer, is_reference, kind in _HEVC_IDR, has_parameters)
         return _UNKNOWN
-
-
-def _h264_unit(first: int, second: int) -> _Unit:
-    """What a NAL unit holds, by the two bytes of its header."""
-    del second
-    kind = first & 31
-    if kind in _H264_PARAMETERS:
-        return "parameters"
-    if not 1 <= kind <= _H264_IDR:
-        return "other"
-    # All slices of a picture agree in both, so the first one tells.
-    return _Picture(0, bool(first >> 5 & 3), kind == _H264_IDR)
-
-
-def _hevc_unit(first: int, second: int) -> _Unit:
-    """What a NAL unit holds, by the two bytes of its header."""
-    kind = first >> 1 & 63
-    if kind in _HEVC_PARAMETERS:
-        return "parameters"
-    if kind >= _HEVC_FIRST_NON_PICTURE:
-        return "other"
-    is_reference = kind >= _HEVC_FIRST_INTRA or kind % 2 == 1
-    return _Picture((second & 7) - 1, is_reference, kind in _HEVC_IDR)
 
 
 @dataclass(frozen=True, slots=True)
