@@ -136,45 +136,28 @@ def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[byte
         OSError: It cannot be opened.
         UserError: The address names no storage system that can be read here.
     """
-    if not is_address(path):
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        left = max(0, os.fstat(handle).st_size - offset)
-        part = ByteRange(
-            left if length is None else min(left, length),
-            lambda place, count: os.pread(handle, count, offset + place),
-            lambda: os.close(handle),
-        )
-        return cast("IO[bytes]", part)
-    storage = _storage_of(path)
-    size = int(storage.info(path)["size"])
-    end = size if length is None else min(size, offset + length)
-    if end - offset <= _ONE_REQUEST:
-        return io.BytesIO(storage.cat_file(path, start=offset, end=end))
-    file = storage.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
-
-    def read_at(place: int, count: int) -> bytes:
-        file.seek(offset + place)
-        return file.read(count)
-
-    return cast("IO[bytes]", ByteRange(end - offset, read_at, file.close))
+    file: IO[bytes]
+    if is_address(path):
+        storage = _storage_of(path)
+        size = int(storage.info(path)["size"])
+        end = size if length is None else min(size, offset + length)
+        if end - offset <= _ONE_REQUEST:
+            return io.BytesIO(storage.cat_file(path, start=offset, end=end))
+        file = storage.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
+    else:
+        file = cast("IO[bytes]", open(path, "rb", buffering=0))  # noqa: PTH123, SIM115
+        size = os.fstat(file.fileno()).st_size
+    left = max(0, size - offset)
+    return cast("IO[bytes]", ByteRange(file, offset, left if length is None else min(left, length)))
 
 
 class ByteRange(io.RawIOBase):
-    """A part of a file as a file of its own; parts of one file do not disturb each other."""
+    """`length` bytes from `offset` on of an open file, taken over, as a file of their own."""
 
-    def __init__(
-        self, length: int, read_at: Callable[[int, int], bytes], release: Callable[[], None]
-    ) -> None:
-        """Take over an open file, of which `length` bytes are the part.
-
-        `read_at` gives up to so many bytes (second) from a place in the part (first), `release`
-        closes the file.
-        """
+    def __init__(self, file: IO[bytes], offset: int, length: int) -> None:
         super().__init__()
-        self._length = length
+        self._file, self._offset, self._length = file, offset, length
         self._at = 0
-        self._read_at = read_at
-        self._release = release
 
     def readable(self) -> bool:
         """Always."""
@@ -198,14 +181,15 @@ class ByteRange(io.RawIOBase):
         """At most `size` bytes (all that are left, if negative), none beyond the part's end."""
         left = max(0, self._length - self._at)
         wanted = left if size is None or size < 0 else min(size, left)
-        found = self._read_at(self._at, wanted) if wanted else b""
+        self._file.seek(self._offset + self._at)
+        found = self._file.read(wanted) if wanted else b""
         self._at += len(found)
         return found
 
     def close(self) -> None:
         """Close the file; twice does no harm."""
         if not self.closed:
-            self._release()
+            self._file.close()
         super().close()
 
 
