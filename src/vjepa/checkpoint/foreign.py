@@ -138,22 +138,17 @@ def recognise(
 
 
 def _is_ijepa(content: Mapping[str, Any]) -> bool:
-    """I-JEPA's files have V-JEPA's entries, with a code of columns before rows."""
+    """I-JEPA's files have V-JEPA's entries, with a square image's code, columns before rows."""
     for key in ("target_encoder", "encoder"):
         state = content.get(key)
         if isinstance(state, dict):
             names = {str(name).rpartition("module.")[2]: state[name] for name in state}
             code, kernel = names.get("pos_embed"), names.get("patch_embed.proj.weight")
             if isinstance(code, Tensor) and isinstance(kernel, Tensor) and kernel.ndim == 4:
-                return _width_first(code)
+                side = math.isqrt(code.shape[1]) if code.ndim == 3 else 0
+                if not side or side * side != code.shape[1] or code.shape[2] % 4:
+                    return False
+                rows, columns = sincos_2d((side, side), code.shape[2]).chunk(2, dim=1)
+                wanted = torch.cat([columns, rows], dim=1)
+                return float((code[0].double() - wanted).abs().max()) <= TABLE_TOLERANCE
     return False
-
-
-def _width_first(code: Tensor) -> bool:
-    """Whether a stored code is that of a square image, [width | height]."""
-    side = math.isqrt(code.shape[1]) if code.ndim == 3 else 0
-    if not side or side * side != code.shape[1] or code.shape[2] % 4:
-        return False
-    rows, columns = sincos_2d((side, side), code.shape[2]).chunk(2, dim=1)
-    wanted = torch.cat([columns, rows], dim=1)
-    return float((code[0].double() - wanted).abs().max()) <= TABLE_TOLERANCE

@@ -113,9 +113,7 @@ class CheckpointStore:
         or will stand.
 
         Args:
-            step: Optimiser updates done.
             modules: All weights by name; the trained ones under the optimiser's names.
-            optimizer: From :func:`vjepa.training.build_optimizer`.
             config: ``objective``, ``model`` and ``run`` for `config.json` (plain JSON types).
             extra: What the trainer wants back at the resume (plain JSON types).
 

@@ -170,8 +170,6 @@ def load_clip(
     ``error`` is refused.
 
     Args:
-        path: The file or folder.
-        num_frames: T.
         stride: Spacing in frames, as in pretraining (16 frames over a window of 64).
         start_seconds: Where the clip begins; None takes the clip around the video's middle.
         fps: Spacing by time instead of `stride`: frames of the clip per second of video.

@@ -249,8 +249,6 @@ def clip_indices(
     equally likely. A clip by time rounds each of its times down to the frame shown then.
 
     Args:
-        config: The spacing and the policy for short videos.
-        num_frames_in_video: L, at least 1.
         fps: (Mean) frame rate of the video; read only when sampling by time.
         u: Uniform number in [0, 1) that chooses the start (an array of one will do); with
             `sampling: uniform` [T], one for each part.

@@ -318,7 +318,6 @@ def list_entries(
     with a line ``path label`` for each; which it is, its first line tells.
 
     Args:
-        path: The list.
         columns: A header has at least one of these; the first is that of lines without header.
         of_ids: Lines without header begin with an id or a path; what follows is of no interest.
 

@@ -132,15 +132,12 @@ class VideoFile:
         timestamp, with the rest of the file still readable.
         """
         try:
-            return self._turned(self.decoder.decode(packet))
+            frames = self.decoder.decode(packet)
         except (av.error.InvalidDataError, av.error.EOFError):
             if packet is not None:
                 self.refused.append(packet.pts)
             return []
-
-    def _turned(self, frames: list[VideoFrame]) -> list[VideoFrame]:
-        """Frames that know how they are turned: a stream may say it at its key frames alone."""
-        for frame in frames:
+        for frame in frames:  # a stream may say at its key frames alone how it is turned
             own = orientation_of(frame)
             if frame.key_frame or own != UPRIGHT:
                 self.turn[:] = [own] if own != UPRIGHT else []
