@@ -14,30 +14,30 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_806
-MOST_FILES = 213
-MOST_CLASSES = 390
+MOST_LINES = 46_478
+MOST_FILES = 209
+MOST_CLASSES = 388
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (4018, 99),
-    "cli": (2346, 31),
-    "data": (945, 13),
-    "data/clips": (1980, 61),
-    "data/loader": (1260, 19),
-    "data/manifest": (1909, 40),
-    "data/prepare": (1290, 37),
-    "data/video": (2479, 54),
-    "demo": (2099, 52),
-    "evaluation": (4255, 101),
-    "jobs": (8450, 185),
-    "jobs/detect": (1171, 24),
-    "jobs/finetune": (951, 18),
-    "jobs/probe": (2145, 58),
+    "checkpoint": (3881, 99),
+    "cli": (2345, 30),
+    "data": (943, 13),
+    "data/clips": (1925, 61),
+    "data/loader": (1251, 19),
+    "data/manifest": (1851, 38),
+    "data/prepare": (1274, 37),
+    "data/video": (2446, 54),
+    "demo": (2097, 52),
+    "evaluation": (4255, 102),
+    "jobs": (8455, 185),
+    "jobs/detect": (1165, 24),
+    "jobs/finetune": (950, 18),
+    "jobs/probe": (2144, 58),
     "masking": (795, 15),
     "models": (2657, 65),
     "reporting": (1102, 40),
-    "runtime": (2485, 59),
+    "runtime": (2447, 59),
     "tasks": (1802, 42),
     "top level": (978, 30),
     "training": (1715, 40),
