@@ -20,7 +20,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.errors import UserError
-from vjepa.jobs.decode import SampleSettings, decode_clip, open_decoder, show_samples
+from vjepa.jobs.decode import decode_clip, open_decoder, show_samples
 from vjepa.jobs.show_time import surprise_of
 from vjepa.models import VJEPA, InputConfig, ModelConfig
 from vjepa.reporting.pictures import write_moving
@@ -144,11 +144,11 @@ def test_what_cannot_be_decoded_is_refused(
     with pytest.raises(UserError, match="no such folder"):
         open_decoder(tmp_path / "nothing")
     with pytest.raises(UserError, match="--kind: 1, use 0 to 0: the decoder was trained"):
-        show_samples(video, run, out, SampleSettings(kind=1))
+        show_samples(video, run, out, kind=1)
     with pytest.raises(UserError, match=r"s\.webp: must end in .png"):
         show_samples(video, run, tmp_path / "s.webp")
     with pytest.raises(UserError, match="--samples: 0"):
-        SampleSettings(samples=0)
+        show_samples(video, run, out, samples=0)
     with pytest.raises(UserError, match="holds a decoder and no model"):
         vjepa.load_model(run)
     short = synthesise(

@@ -195,8 +195,7 @@ def test_the_report_says_how_the_trained_encoder_stands(mine: int, random: int, 
         results[name] = SimpleNamespace(test=SimpleNamespace(metrics=answers.metrics()))
     state = SimpleNamespace(steps_done=1, newest=lambda _: {})
     data = SimpleNamespace(data=SimpleNamespace(sources=(), batch_size=4))
-    findings = SimpleNamespace(skipped=(), results=results, cut=())
-    answer, _ = learn_report._headline(findings, state, data, None)
+    answer, _ = learn_report._headline(results, 0, (), state, data, None)
     assert answer.endswith(f"By the 95 % interval it is {said} the untrained one.")
 
 

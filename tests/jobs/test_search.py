@@ -283,7 +283,7 @@ def test_pairs_and_clusters_of_known_vectors() -> None:
     moments = [search.Moment(path, float(n), n + 1.0, n, n, 1.0) for n, path in enumerate("aabcb")]
     database: Any = SimpleNamespace(spread=100.0)
     pairs = near_duplicates(database, vectors, moments, 0.98)
-    found = {(pair.first.start, pair.second.start): pair.alike for pair in pairs}
+    found = {(one.start, other.start): one.alike for one, other in pairs}
     assert found == {(0.0, 4.0): pytest.approx(0.9999), (2.0, 3.0): pytest.approx(0.9999)}
     chosen, distances = clusters(vectors, 2)
     assert chosen[0] == chosen[1] == chosen[4] != chosen[2] == chosen[3]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vjepa.cli.commands import say_end
-from vjepa.cli.parser import Parser, given, print_config, resolve_config
+from vjepa.cli.parser import Parser, print_config, prints, resolve_config
 
 HELP = """\
 draw what a model predicts of the hidden part of a video, as pixels
@@ -63,7 +63,9 @@ def add_arguments(parser: Parser) -> None:
     sample.add_choice("--moving", ("webp", "gif", "mp4"), text, default="webp")
     text = "picture to write (default: samples.png)"
     sample.add_path("--out", "FILE", text, default="samples.png")
-    sample.set_defaults(run=_sample)
+    names = ("model", "moving", *(name[2:] for name, *_ in numbers))
+    show = "vjepa.jobs.decode:show_samples"
+    sample.set_defaults(run=prints(show, "video", "decoder", "out", *names))
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -73,13 +75,3 @@ def _train(args: argparse.Namespace) -> int:
     print_config(args, config)
     ended = train(config, args.out)
     return say_end(ended, config.optim.steps, config.training, args.out, "decode train")
-
-
-def _sample(args: argparse.Namespace) -> int:
-    from vjepa.jobs.decode import SampleSettings, show_samples
-
-    names = ("samples", "seed", "mask", "kind", "steps", "guidance")
-    settings, places = SampleSettings(**given(args, *names)), (args.video, args.decoder, args.out)
-    lines = show_samples(*places, settings, moving=args.moving, model=args.model)
-    print(*lines, sep="\n")
-    return 0

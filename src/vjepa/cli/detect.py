@@ -6,7 +6,6 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vjepa.cli.parser import (
     EXIT_INTERRUPTED,
@@ -18,9 +17,6 @@ from vjepa.cli.parser import (
 )
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write, check_kind
-
-if TYPE_CHECKING:
-    from vjepa.jobs.detect.train import TrainedDetector
 
 HELP = """\
 find who does what, where and when: classes of boxes in videos (AVA)
@@ -118,24 +114,19 @@ def _train(args: argparse.Namespace) -> int:
 
     print_config(args, config)
     done = train(config, args.out)
+    where = f"{done.num_boxes} boxes in {done.num_key_frames} key frames"
+    lines = [f"encoder: {done.encoder}", f"trained: {done.steps} updates on {where}"]
+    lines += [f"not read: {bad.path}: {bad.reason}" for bad in done.bad_videos]
+    if done.stopped is not None:
+        lines.append("stopped before the end, nothing measured: the same command goes on")
+    else:
+        lines += done.test.lines() if done.test else ["not measured: no test table (data.test)"]
+        lines.append(f"detector: {args.out}")
     if world().is_main:
-        _say_trained(done, args.out)
+        print(*lines, sep="\n")
     if done.stopped is None:
         return 0
     return EXIT_REQUEUE if done.stopped.requeue else EXIT_INTERRUPTED
-
-
-def _say_trained(done: TrainedDetector, out: Path) -> None:
-    print(f"encoder: {done.encoder}")
-    where = f"{done.num_boxes} boxes in {done.num_key_frames} key frames"
-    print(f"trained: {done.steps} updates on {where}")
-    for bad in done.bad_videos:
-        print(f"not read: {bad.path}: {bad.reason}")
-    if done.stopped is not None:
-        print("stopped before the end, nothing measured: the same command goes on")
-        return
-    lines = done.test.lines() if done.test else ["not measured: no test table (data.test)"]
-    print(*lines, f"detector: {out}", sep="\n")
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -168,19 +159,19 @@ def _predict(args: argparse.Namespace) -> int:
     )
     print(f"encoder: {detector.features.frozen.identity.sentence}")
     names = ("persons", "person_detector", "person_model", "min_person_score", "every", "top")
-    found = predict(detector, args.sources, **given(args, *names))
+    answers, failures = predict(detector, args.sources, **given(args, *names))
     if args.out is not None:
-        write_predictions(args.out, found)
-        print(f"classes of {len(found.answers)} boxes: {args.out}")
+        write_predictions(args.out, answers, failures)
+        print(f"classes of {len(answers)} boxes: {args.out}")
     path = None
-    for answer in found.answers if args.out is None else ():
+    for answer in answers if args.out is None else ():
         if answer.path != path:
             path = answer.path
             print(path)
         print(answer.sentence)
-    for failed, reason in found.failures.items():
+    for failed, reason in failures.items():
         print(f"cannot be read: {failed}: {reason}")
     if args.draw is not None:
-        draw(videos[0], found.answers, args.draw)
+        draw(videos[0], answers, args.draw)
         print(f"drawn: {args.draw}")
-    return 1 if found.failures else 0
+    return 1 if failures else 0

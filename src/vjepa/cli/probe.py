@@ -167,7 +167,16 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    _check_outputs(args)
+    # Pictures that cannot be drawn are refused before hours of evaluation and not after them.
+    pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
+    for option, path in pictures.items():
+        check_kind(option, path, ".png", ".svg")
+    wanted = [option for option, path in pictures.items() if path is not None]
+    if wanted and hasattr(args, "encoder"):  # a fine-tuned model has one class a video
+        from vjepa.jobs.probe.predict import is_released, load_saved_probe
+
+        if not is_released(args.probe) and load_saved_probe(args.probe).multi_label:
+            raise UserError(f"{wanted[0]}: for one class a video only; leave it out")
     from vjepa.jobs.probe.probe import CALIBRATION_ANSWERS, VideosConfig, draw, evaluate
     from vjepa.runtime.distributed import world
 
@@ -201,21 +210,7 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_outputs(args: argparse.Namespace) -> None:
-    """Refuse pictures that cannot be drawn, before hours of evaluation and not after them."""
-    pictures = {"--confusion": args.confusion, "--calibration": args.calibration}
-    for option, path in pictures.items():
-        check_kind(option, path, ".png", ".svg")
-    wanted = [option for option, path in pictures.items() if path is not None]
-    if wanted and hasattr(args, "encoder"):  # a fine-tuned model has one class a video
-        from vjepa.jobs.probe.predict import is_released, load_saved_probe
-
-        if not is_released(args.probe) and load_saved_probe(args.probe).multi_label:
-            raise UserError(f"{wanted[0]}: for one class a video only; leave it out")
-
-
 def _released(args: argparse.Namespace) -> dict[str, Any]:
-    """What is said of a released probe, if anything."""
     if not (hasattr(args, "overrides") and (args.config or args.overrides or args.print_config)):
         return {}
     return {"released": resolve_config(args)}

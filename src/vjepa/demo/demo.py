@@ -44,7 +44,6 @@ stands in for that."""
 
 @contextmanager
 def _stage(name: str, seconds: dict[str, float]) -> Generator[None]:
-    """Announce a stage and add the time that it takes."""
     _LOGGER.info("%s", name)
     started = time.perf_counter()
     yield
@@ -52,13 +51,9 @@ def _stage(name: str, seconds: dict[str, float]) -> Generator[None]:
 
 
 def run(config: DemoConfig, out: Path) -> Path:
-    """Make the data, pretrain, probe, and write the report; called again, it goes on.
+    """Make the data, pretrain, probe, and write the report, whose path is returned.
 
-    Returns:
-        The report's path, in `out`.
-
-    Raises:
-        UserError: `out` holds a demo of other settings or something else; a run failed.
+    Called again, it goes on.
     """
     with claimed_folder(out, "demo") as has_begun:
         return _run(config, out, has_begun)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vjepa.config import load_config
+from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
@@ -122,11 +123,7 @@ def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
 
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
-    """Train and test every probe that an earlier call has not finished, one on each CPU core.
-
-    Raises:
-        UserError: A probe cannot be trained.
-    """
+    """Train and test every probe that an earlier call has not finished, one on each CPU core."""
     tasks = probe_tasks(config)
     # The first probe of an encoder computes its features; the others find them in the cache.
     first = list({(task.encoder, task.seed): task for task in reversed(tasks)}.values())
@@ -240,14 +237,14 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
 
 def _read_frames(config: DemoConfig, out: Path, manifest: Manifest) -> Tensor:
     """Clips of a manifest as the encoders see them, small: float32 [n, T, 3, 16, 16]."""
-    clip = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain").data.clip
-    view, reading = evaluation_view(config, out)
+    clip, view, reading = evaluation_view(config, out)
     return read_small_frames(EvaluationClips(manifest, clip, view, reading))[1]
 
 
-def evaluation_view(config: DemoConfig, out: Path) -> tuple[ViewConfig, ReadingConfig]:
-    """Which part of a frame probes and pictures show to the encoders, and how clips are read."""
+def evaluation_view(config: DemoConfig, out: Path) -> tuple[ClipConfig, ViewConfig, ReadingConfig]:
+    """Which frames, and which part of them, probes show to the encoders, and how they are read."""
     pretrain = load_config(PretrainConfig, [config.recipe], ["online_probe=null"], "pretrain")
     frames = {"data.reading.frame_cache_folder": str(out / "cache" / "frames")}
     data = load_config(ProbeConfig, [config.probe_recipe], frames, "probe").data
-    return data.view or ViewConfig(crop_size=pretrain.model.encoder.image_size), data.reading
+    view = data.view or ViewConfig(crop_size=pretrain.model.encoder.image_size)
+    return pretrain.data.clip, view, data.reading

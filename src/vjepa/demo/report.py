@@ -88,10 +88,15 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     pretrained = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
     manifest = Manifest.open(findings.manifest)
     test, clip = manifest.select(split="test"), pretrained.data.clip
-    view, _ = evaluation_view(config, findings.out)
+    _, view, _ = evaluation_view(config, findings.out)
     shots = spread_shots(test, clip, view, config.labels, WATCHED)
     title, answer, figures = headline(config, cells)
-    encoders = _encoders(findings)
+    trained = load_encoder(run)
+    encoders: dict[str, AnyEncoder] = {
+        "random weights": untrained_encoder(trained.config, config.seeds[0]),
+        "pixels": load_encoder(findings.run("pixel")),
+        "V-JEPA": trained,
+    }
     two = {name: encoders[name] for name in ("random weights", "V-JEPA")}
     model = load_model(run).eval()
     runs = (("V-JEPA", "vjepa"), ("pixels", "pixel"))
@@ -222,7 +227,6 @@ def _gap(one: Cell, other: Cell, name: str) -> Figure:
 
 
 def _claim_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
-    """The headline's rows as one picture."""
     config = findings.config
     label = config.labels[0]
     classes = next(r.num_classes for r in findings.results.values() if r.label == label)
@@ -311,15 +315,6 @@ def _difference_table(cells: Sequence[Cell], classes: Mapping[str, int]) -> list
     return [Table(head, rows)] if rows else []
 
 
-def _encoders(findings: DemoFindings) -> dict[str, AnyEncoder]:
-    trained = load_encoder(findings.run("vjepa"), which="target")
-    return {
-        "random weights": untrained_encoder(trained.config, findings.config.seeds[0]),
-        "pixels": load_encoder(findings.run("pixel")),
-        "V-JEPA": trained,
-    }
-
-
 def _cost_section(findings: DemoFindings, config: PretrainConfig) -> Section:
     rows = [(name, f"{seconds:.0f} s") for name, seconds in findings.seconds.items()]
     rows.append(("in all", f"{sum(findings.seconds.values()) / 60:.1f} minutes by the clock"))
@@ -341,7 +336,6 @@ def _cost_section(findings: DemoFindings, config: PretrainConfig) -> Section:
 
 
 def _next_section(findings: DemoFindings) -> Section:
-    """The exact next commands."""
     folder, test = findings.run("vjepa"), Manifest.open(findings.manifest).select(split="test")
     video, longer = test.path(0), "VIDEO.mp4"
     run, clip = shlex.quote(str(folder)), shlex.quote(video)

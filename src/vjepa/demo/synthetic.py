@@ -260,7 +260,9 @@ def draw_scene(
         shift = rng.uniform(-1.0, 1.0, size=2) * config.travel
         side = np.full_like(time, rng.uniform(0.12, 0.25))
         track = Track(start + time[:, None] * shift, side, np.zeros_like(time))
-        paint(frames, _disc_coverage(track, size), rng.uniform(0.1, 0.8, size=3))
+        u, v = _object_coordinates(track, size)
+        edge = (0.5 - np.sqrt(u * u + v * v)) * track.side[:, None, None].astype(np.float32) * size
+        paint(frames, np.clip(edge + 0.5, 0.0, 1.0), rng.uniform(0.1, 0.8, size=3))
         discs.append(track)
     return frames, discs
 
@@ -306,13 +308,6 @@ def digit_coverage(digit: Image, track: Track, size: int) -> Image:
     coverage = np.zeros((len(track.side), size, size), dtype=ink.dtype)
     coverage[window] = np.clip(2.0 * ink - 0.4, 0.0, 1.0)
     return coverage
-
-
-def _disc_coverage(track: Track, size: int) -> Image:
-    """Coverage `[T, size, size]`, 0 to 1, of a disc that follows `track`."""
-    u, v = _object_coordinates(track, size)
-    edge = (0.5 - np.sqrt(u * u + v * v)) * track.side[:, None, None].astype(np.float32) * size
-    return np.clip(edge + 0.5, 0.0, 1.0)
 
 
 def _object_coordinates(track: Track, size: int) -> tuple[Image, Image]:

@@ -39,18 +39,9 @@ _Task = tuple[SyntheticConfig, Path, str, range]
 
 
 def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) -> Path:
-    """Write the whole set into the folder `out`; a set that was cut short is continued.
+    """Write the whole set into the folder `out`, and its `labels.csv`, whose path is returned.
 
-    Args:
-        config: What to draw.
-        out: Folder to write into; made if it is not there.
-        workers: Processes to draw with; 1 draws in this process.
-
-    Returns:
-        The path of `labels.csv`.
-
-    Raises:
-        UserError: `out` holds a set of other settings, or something that is not such a set.
+    A set that was cut short is continued. With one of `workers` it is drawn in this process.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}, must be at least 1")
@@ -150,16 +141,10 @@ def example_videos(folder: Path) -> dict[str, Path]:
 
 
 def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
-    """Write a synthetic labelled set and its manifest; a set that was cut short is continued.
+    """Write a synthetic labelled set and its manifest: its path, and a summary for the user.
 
-    A set with boxes also gets a table of them for each split, ``boxes_train.parquet`` and so on,
-    as ``vjepa data ava`` makes it.
-
-    Returns:
-        The manifest's path and a summary for the user.
-
-    Raises:
-        UserError: `out` holds something else, or cannot be written.
+    A set that was cut short is continued. One with boxes also gets a table of them for each split,
+    ``boxes_train.parquet`` and so on, as ``vjepa data ava`` makes it.
     """
     manifest = out / "manifest.parquet"
     workers = checked_workers(workers)

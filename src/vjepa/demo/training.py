@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from vjepa.runtime.progress import Progress
 OBJECTIVES = ("vjepa", "pixel")
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
-_SHOWN = ("elapsed_cpu_seconds", "clips_per_second", "loss")
 _TRIAL_STEPS = 100
 _TRIAL = {
     "online_probe": "null",
@@ -96,7 +94,14 @@ def train_side_by_side(
         UserError: A run failed; the message ends with the last lines of its log.
         KeyboardInterrupt: After the runs have saved their checkpoints.
     """
-    processes = {task: _start(task, settings[task.objective], recipe) for task in tasks}
+    processes = {}
+    for task in tasks:
+        command = ["pretrain", "--config", recipe]
+        command += [f"--{name}={value}" for name, value in settings[task.objective].items()]
+        command += [f"--seed={task.seed}", f"--objective.name={task.objective}"]
+        command += ["--out", str(task.folder)]
+        # One thread each: two with two on two cores would only wait for one another.
+        processes[task] = start_command(command, task.log, {"OMP_NUM_THREADS": "1"})
     title = f"pretraining, seed {tasks[0].seed}"
     with Progress(title, max(1, round(60 * minutes))) as progress:
         try:
@@ -104,7 +109,7 @@ def train_side_by_side(
                 time.sleep(_POLL_SECONDS)
                 seconds, notes = [], []
                 for task in tasks:
-                    elapsed, rate, loss = _newest(task, _SHOWN)
+                    elapsed, rate, loss = _newest(task)
                     seconds.append(elapsed)
                     notes.append(f"{task.objective}: {rate:.0f} clips/s, loss {loss:.3f}")
                 # The CPU time of the run that is furthest behind.
@@ -125,17 +130,9 @@ def train_side_by_side(
             )
 
 
-def _start(task: TrainingTask, settings: Mapping[str, str], recipe: str) -> subprocess.Popen[bytes]:
-    command = ["pretrain", "--config", recipe]
-    command += [f"--{name}={value}" for name, value in settings.items()]
-    command += [f"--seed={task.seed}", f"--objective.name={task.objective}"]
-    command += ["--out", str(task.folder)]
-    # One thread each: two runs with two threads each on two cores would only wait for one another.
-    return start_command(command, task.log, {"OMP_NUM_THREADS": "1"})
-
-
-def _newest(task: TrainingTask, names: Sequence[str]) -> list[float]:
-    """The last values of some metrics, 0 where there is none yet."""
+def _newest(task: TrainingTask) -> list[float]:
+    """Its CPU time, clips a second and loss, 0 where there is none yet."""
+    names = ("elapsed_cpu_seconds", "clips_per_second", "loss")
     if not (task.folder / RESOLVED_CONFIG_FILE).is_file():
         return [0.0] * len(names)
     run = read_run(task.folder)

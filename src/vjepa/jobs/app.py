@@ -130,11 +130,8 @@ def open_server(
 ) -> Generator[tuple[str, Callable[[], None], Callable[[], None]]]:
     """The page on 127.0.0.1: its address, a function that serves until it is stopped, and the stop.
 
-    Args:
-        port: 0 takes a free one.
-        examples: Makes videos in a folder, by what they show.
-        models: Offered beside the shipped one.
-        places: `decoder`, `probe` and `database` that the page's fields begin with.
+    Port 0 takes a free one. `examples` makes videos in a folder, by what they show; `models` are
+    offered beside the shipped one, `places` are `decoder`, `probe` and `database` to begin with.
 
     Raises:
         UserError: The port is in use, a model is not there, or the extra `app` is not installed.

@@ -79,12 +79,10 @@ def _said(words: str) -> str:
 
 
 def _path(text: str | None) -> Path | None:
-    """A path from a field; None: it is empty."""
     return as_path(text.strip()) if text and text.strip() else None
 
 
 def _needed(text: str | None, what: str) -> Path:
-    """A path from a field; UserError: it is empty."""
     if (path := _path(text)) is None:
         raise UserError(f"name {what}")
     return path

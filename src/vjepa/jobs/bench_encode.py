@@ -80,11 +80,7 @@ class BenchConfig(BenchModelConfig):
 
 
 def run(config: BenchConfig) -> BenchReport:
-    """Time the encoder.
-
-    Raises:
-        UserError: The device or the compiler is not there.
-    """
+    """Time the encoder."""
     threads = set_num_threads(config.num_threads)
     setup = set_up_device(config.device, config.precision)
     sizes = config.encoder

@@ -134,11 +134,7 @@ def build(config: BenchConfig) -> Learner:
 
 
 def run(config: BenchConfig) -> BenchReport:
-    """Measure, or with `estimate` only count.
-
-    Raises:
-        UserError: No such device, or masks that do not fit the grid.
-    """
+    """Measure, or with `estimate` only count."""
     if config.estimate:
         return _estimate(config)
     learner = build(config)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ from vjepa.models.decoder import CHANNELS
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
 from vjepa.reporting.pictures import (
     SECONDS_EACH,
+    Moving,
     Strip,
     heat,
     hide_masked,
@@ -71,7 +72,6 @@ from vjepa.training.schedules import Count
 
 JOB = "decode train"
 OBJECTIVE = "decoder"
-_PREDICTING = ("encoder", "predictor")
 _STILL_FRAMES, _NARROW_FRAMES = 8, 3
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens are hidden
 _MOST_SPREAD = 64
@@ -317,7 +317,9 @@ def _memory_needed(
 
 def predicting_hash(model: VJEPA) -> str:
     """SHA-256 of the weights that make predictions: encoder and predictor."""
-    return settings_hash({name: weights_hash(getattr(model, name)) for name in _PREDICTING})
+    return settings_hash(
+        {name: weights_hash(getattr(model, name)) for name in ("encoder", "predictor")}
+    )
 
 
 @dataclass(frozen=True)
@@ -414,67 +416,48 @@ def decode_clip(
     return to_pixels(video, size.input).cpu()
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampleSettings:
-    """How samples are drawn."""
-
-    samples: int = 4
-    seed: int = 0
-    """Of the first sample's noise; the others take the next numbers."""
-    mask: int = 0
-    """Which mask is drawn; with another number other places are hidden."""
-    kind: int = 0
-    """Which mask kind, of those that the decoder was trained with."""
-    steps: int = 20
-    guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        """UserError: a number that cannot be."""
-        for name, least in (("samples", 1), ("steps", 1), ("mask", 0), ("kind", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}: {getattr(self, name)} must be at least {least}")
-
-
 def show_samples(
     video: Path,
     decoder: Path,
     out: Path,
-    settings: SampleSettings | None = None,
     *,
-    moving: Literal["webp", "gif", "mp4"] = "webp",
+    samples: int = 4,
+    seed: int = 0,
+    mask: int = 0,
+    kind: int = 0,
+    steps: int = 20,
+    guidance: float = 1.0,
+    moving: Moving = "webp",
     model: Path | None = None,
 ) -> list[str]:
     """Fill the hidden part of a video's middle several times, and draw it (Figure 6 of the paper).
 
-    Writes the still `out` and, with the suffix `moving`, the moving picture beside it. Returned are
-    lines that say where they are, and how far the samples are from what was hidden.
-
-    Raises:
-        UserError: The video cannot be read or has too few frames; the decoder or its model cannot
-            be used.
+    Writes the still `out` and, with the suffix `moving`, the moving picture beside it. `seed` is of
+    the first sample's noise, the others take the next numbers; `mask` says which mask is drawn,
+    `kind` of which of the kinds that the decoder was trained with. Returned are lines that say
+    where they are, and how far the samples are from what was hidden. A video
+    with too few frames is a UserError.
     """
-    settings = settings or SampleSettings()
+    numbers = {"samples": samples, "steps": steps, "mask": mask, "kind": kind}
+    for name, value in numbers.items():
+        if value < (least := int(name in ("samples", "steps"))):
+            raise UserError(f"--{name}: {value} must be at least {least}")
     check_kind("--out", out, ".png")
     opened = open_decoder(decoder, model)
     preprocess = opened.preprocess
     # A tail of repeated frames would be no motion to go on with.
     clip_config = replace(preprocess.clip, short_video="error")
     clip = replace(preprocess, clip=clip_config).pixels(video)
-    kinds = opened.masks(settings.mask)
-    if settings.kind >= len(kinds):
+    kinds = opened.masks(mask)
+    if kind >= len(kinds):
         raise UserError(
-            f"--kind: {settings.kind}, use 0 to {len(kinds) - 1}: the decoder was trained "
+            f"--kind: {kind}, use 0 to {len(kinds) - 1}: the decoder was trained "
             "with so many kinds of masks"
         )
-    masks = kinds[settings.kind]
+    masks, seeds = kinds[kind], range(seed, seed + samples)
     device = set_up_device("auto").device
     opened.model.to(device), opened.decoder.to(device)
-    seeds = range(settings.seed, settings.seed + settings.samples)
-    drawn = decode_clip(
-        *(opened, clip, masks, settings.kind, seeds),
-        steps=settings.steps,
-        guidance=settings.guidance,
-    )
+    drawn = decode_clip(opened, clip, masks, kind, seeds, steps=steps, guidance=guidance)
     film = out.with_suffix(f".{moving}")
     if film.resolve() == video.resolve():  # which is not written over
         film = film.with_stem(f"{film.stem}_moving")
@@ -496,8 +479,9 @@ def write_samples(
     With `narrow` the still picture has few frames of the clip, and all words are large.
     """
     most = _NARROW_FRAMES if narrow else _STILL_FRAMES
-    strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, most)
-    size = opened.model.config.encoder.image_size
+    encoder = opened.model.config.encoder
+    strips, (of_sample, of_mean, spread) = sample_strips(encoder, clip, masks, drawn, most)
+    size = encoder.image_size
     text = (
         f"The model saw the second row, and predicted features of what is grey. Each sample was "
         f"drawn from these features alone, with noise of its own, at {size} x {size} pixels "
@@ -505,39 +489,28 @@ def write_samples(
         f"differ, from blue-green (not at all) over yellow to red ({_MOST_SPREAD} of 255 or more)."
     )
     write_png(picture_of(strips, caption=text, narrow=narrow), out)
-    rows, _ = sample_strips(opened.model.config.encoder, clip, masks, drawn, clip.shape[1])
-    parts = rows[:2] + rows[-2:], rows[2:-2]
+    rows, _ = sample_strips(encoder, clip, masks, drawn, clip.shape[1])
+    parts = [(part, [s.label for s in part]) for part in (rows[:2] + rows[-2:], rows[2:-2])]
     pages = [
-        [Strip("", [s.frames[time] for s in part], [s.label for s in part]) for part in parts]
-        for time in range(clip.shape[1])
+        [Strip("", [s.frames[t] for s in part], n) for part, n in parts]
+        for t in range(clip.shape[1])
     ]
     write_moving([picture_of(page, narrow=narrow) for page in pages], film, SECONDS_EACH)
     return [
         f"{out}, {film}: {len(drawn)} samples",
-        f"mean absolute error where it was hidden, of 255: samples {errors.samples:.1f}, their "
-        f"mean {errors.mean:.1f}; they differ by {errors.spread:.1f}",
+        f"mean absolute error where it was hidden, of 255: samples {of_sample:.1f}, their "
+        f"mean {of_mean:.1f}; they differ by {spread:.1f}",
     ]
-
-
-@dataclass(frozen=True)
-class SampleErrors:
-    """Means over what was hidden, on the scale 0 to 255."""
-
-    samples: float
-    """Absolute error of a sample."""
-    mean: float
-    """Absolute error of the samples' mean."""
-    spread: float
-    """Standard deviation between the samples."""
 
 
 def sample_strips(
     encoder: EncoderConfig, clip: Tensor, masks: TokenMasks, drawn: Tensor, most: int
-) -> tuple[list[Strip], SampleErrors]:
+) -> tuple[list[Strip], tuple[float, float, float]]:
     """The clip, what was seen, each sample, their mean, and their spread; and how wrong they are.
 
     `clip` is uint8 [3, T, H, W], `drawn` uint8 [S, 3, T, H, W], `masks` are of one clip; of `most`
-    frames at most.
+    frames at most. How wrong: the absolute error of a sample, that of the samples' mean, and the
+    standard deviation between them, means over what was hidden on the scale 0 to 255.
     """
     hidden = np.zeros(encoder.num_tokens, dtype=np.bool_)
     hidden[masks.target[0].cpu().numpy()] = True
@@ -547,11 +520,8 @@ def sample_strips(
     mean = samples.mean(axis=0)
     spread = samples.std(axis=0).mean(axis=-1)
     truth = frames.astype(np.float64)
-    errors = SampleErrors(
-        samples=float(np.abs(samples - truth)[:, where].mean()),
-        mean=float(np.abs(mean - truth)[where].mean()),
-        spread=float(spread[where].mean()),
-    )
+    hidden_parts = (np.abs(samples - truth)[:, where], np.abs(mean - truth)[where], spread[where])
+    of_sample, of_mean, between = (float(part.mean()) for part in hidden_parts)
     averaged = mean.round().astype(np.uint8)
     # What is neither seen nor asked for is grey, too: count mode fixed leaves such tokens.
     seen = np.zeros(encoder.num_tokens, dtype=np.bool_)
@@ -561,4 +531,5 @@ def sample_strips(
     rows |= {f"sample {n + 1}": sample for n, sample in enumerate(samples)}
     rows["mean"] = averaged
     rows["spread"] = heat(averaged, spread, where, _MOST_SPREAD)
-    return [strip_of(name, row, most) for name, row in rows.items()], errors
+    strips = [strip_of(name, row, most) for name, row in rows.items()]
+    return strips, (of_sample, of_mean, between)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from vjepa.evaluation.evaluate import join_clips
 from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.evaluation.preprocess import Preprocess, preprocess_of
 from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe
+from vjepa.jobs.bench_encode import time_calls
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.predict import load_probe
@@ -147,10 +148,11 @@ def export(
     clips = 1 if probe is None else view.num_segments * view.num_views
     clip = (preprocess.clip.num_frames, view.crop_size, view.crop_size)
     shape = (3, *clip) if clips == 1 else (clips, 3, *clip)
-    with torch.inference_mode():
-        count = module._tokens(_pixels(shape, 1, 0).flatten(0, -5)).shape[1]
-    result = f"tokens, float32 [batch, {count}, {sizes.width}]"
-    if probe is not None:
+    if probe is None:
+        with torch.inference_mode():
+            count = module(_pixels(shape, 1, 0)).shape[1]
+        result = f"tokens, float32 [batch, {count}, {sizes.width}]"
+    else:
         result = f"shares of {len(probe.classes)} classes, float32 [batch, {len(probe.classes)}]"
     about = {
         "encoder": frozen.identity.sentence,
@@ -288,10 +290,5 @@ def _compare(
 
 def _seconds_a_clip(compute: Compute, shape: tuple[int, ...], count: int) -> float:
     pixels = _pixels(shape, count, 0).numpy()
-    compute(pixels)
-    times = []
-    for _ in range(_TIMED_CALLS):
-        began = time.perf_counter()
-        compute(pixels)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2] / count
+    times, _ = time_calls(lambda _: compute(pixels), torch.device("cpu"), _TIMED_CALLS, 1)
+    return statistics.median(times) / count

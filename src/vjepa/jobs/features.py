@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -402,12 +403,7 @@ def file_names(
     taken = set(old.values())
     new = [path for path in paths if path not in old]
     parts = {path: Path(path.replace("://", "/").lstrip("/")).parts for path in new}
-    shared = 0
-    while new and all(
-        len(parts[path]) > shared + 1 and parts[path][shared] == parts[new[0]][shared]
-        for path in new
-    ):
-        shared += 1
+    shared = len(os.path.commonprefix([parts[path][:-1] for path in new]))  # noqa: RUF071
     for path in new:
         stem, number = "/".join(parts[path][shared:]), 1
         name = f"{stem}.{kind}"
@@ -507,9 +503,6 @@ def load_features(folder: str | Path) -> SavedFeatures:
     """What `vjepa features` wrote in a folder, to be read file by file.
 
     ``found = load_features("features")``; ``found[0].tokens``, ``found[0].times``, ``found.paths``.
-
-    Raises:
-        UserError: No such folder, or its run has not come to the end.
     """
     folder = as_path(folder)
     described = folder / SETTINGS_FILE

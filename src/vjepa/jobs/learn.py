@@ -32,7 +32,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
 from vjepa.jobs import pretrain
 from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
-from vjepa.jobs.learn_report import MOMENTS, Findings, write_learn_report
+from vjepa.jobs.learn_report import MOMENTS, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task, settle_input
 from vjepa.jobs.pretrain_room import same_config
 from vjepa.reporting.runs import read_run
@@ -156,11 +156,7 @@ class Choices:
 def run(config: LearnConfig, out: Path) -> TrainingResult | None:
     """Learn from videos and write a report; called again, go on.
 
-    Returns:
-        How pretraining ended, if that was before its time; None: the report is written.
-
-    Raises:
-        UserError: Bad input of any kind; `out` holds something else.
+    Returned is how pretraining ended, if that was before its time; None: the report is written.
     """
     started = time.monotonic()
     with claimed_folder(out, JOB):
@@ -216,8 +212,8 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
             cut.append(f"moments that are alike are sought among {moments} instead of {MOMENTS}")
         for said in cut:
             _LOGGER.warning("little time is left: %s", said)
-        findings = Findings(out, config.seed, lines, choices.skipped, results, cut, moments)
-        write_learn_report(findings, out / REPORT_FILE)
+        found = (choices.skipped, results, cut, moments)
+        write_learn_report(out / REPORT_FILE, config.seed, lines, *found)
         _write_choices(replace(choices, reported_minutes=config.minutes), stored)
         return None
 
@@ -453,8 +449,7 @@ def _choose_size(
 ) -> tuple[str, float, list[str]]:
     """The largest model that gets updates enough in the seconds that are left.
 
-    Returns:
-        Its name, the seconds that an update takes, and the settings with its own before them.
+    Its name, the seconds that an update takes, and the settings with its own before them.
     """
     names: list[str] = ["small"] if config.recipe != "small" else list(_SIZES)
     names = [config.size] if config.size else names
@@ -545,7 +540,6 @@ def _pretraining(config: LearnConfig, choices: Choices, out: Path) -> PretrainCo
 
 
 def _trained_seconds(out: Path) -> float:
-    """How long the run has been trained, by all calls."""
     run = out / RUN_FOLDER
     if not (run / RESOLVED_CONFIG_FILE).is_file():
         return 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,45 +65,40 @@ _APART_SECONDS = 4.0
 _READ_AT_ONCE = 8
 
 
-@dataclass(frozen=True)
-class Findings:
-    """What there is to report."""
+def write_learn_report(
+    path: Path,
+    seed: int,
+    lines: Sequence[str],
+    skipped: Sequence[tuple[str, str]],
+    results: Mapping[str, ProbeResult],
+    cut: Sequence[str],
+    moments: int,
+) -> None:
+    """Write the page, and its pictures as PNG files beside it.
 
-    out: Path
-    seed: int
-    lines: Sequence[str]
-    """What was chosen, in words."""
-    skipped: Sequence[tuple[str, str]]
-    """Files that were not used, and why."""
-    results: Mapping[str, ProbeResult]
-    """Of probes on the `target` encoder and on `random` weights; none without classes."""
-    cut: Sequence[str] = ()
-    """What was left out for want of time, in words."""
-    moments: int = MOMENTS
-    """How many are looked at for likeness."""
-
-
-def write_learn_report(findings: Findings, path: Path) -> None:
-    """Write the page, and its pictures as PNG files beside it."""
+    `lines` say what was chosen, `skipped` which files were not used and why, `cut` what was left
+    out for want of time. `results` are those of probes on the `target` encoder and on `random`
+    weights, none without classes; `moments` is how many are looked at for likeness.
+    """
     run = path.parent / "run"
     config = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
     state, manifest = read_run(run), Manifest.open(path.parent / "videos.parquet")
     trained = load_encoder(run)
     encoders = {
-        "untrained": untrained_encoder(trained.config, findings.seed).eval(),
+        "untrained": untrained_encoder(trained.config, seed).eval(),
         "trained": trained,
     }
     bad = {str(video["path"]) for video in state.bad_videos}
     shots = _shots(manifest, config, bad)
     sections = [
-        *_probe_sections(findings.results),
+        *_probe_sections(results),
         mask_section(config, shots[0]),
         Section("How training went", blocks=run_charts({"run": state})),
         feature_section(shots, encoders, "videos"),
         prediction_section(load_model(run).eval(), config, shots[:2]),
-        *moment_sections(manifest, config, encoders, bad, most=findings.moments),
+        *moment_sections(manifest, config, encoders, bad, most=moments),
         _next_section(path.parent),
-        _record_section(findings, config),
+        _record_section(lines, skipped, config),
     ]
     for section in sections:
         for number, block in enumerate(section.blocks):
@@ -111,18 +106,23 @@ def write_learn_report(findings: Findings, path: Path) -> None:
                 name = f"{section.title.lower().replace(' ', '_')}_{number}.png"
                 picture = picture_of(block.strips, caption=block.caption)
                 write_png(picture, path.parent / PICTURES_FOLDER / name)
-    answer, figures = _headline(findings, state, config, manifest)
+    answer, figures = _headline(results, len(skipped), cut, state, config, manifest)
     write_report(Report("What was learnt from your videos", answer, figures, sections), path)
 
 
 def _headline(
-    findings: Findings, state: RunState, config: PretrainConfig, manifest: Manifest
+    results: Mapping[str, ProbeResult],
+    num_skipped: int,
+    cut: Sequence[str],
+    state: RunState,
+    config: PretrainConfig,
+    manifest: Manifest,
 ) -> tuple[str, list[Figure]]:
     """The answer in plain words and in figures, whatever it is."""
     count = sum(len(manifest.select(split=source.split)) for source in config.data.sources)
     clips = state.steps_done * config.data.batch_size
     seconds = float(state.newest("train").get("elapsed_seconds", 0.0))
-    skipped = f", files skipped: {len(findings.skipped)}" if findings.skipped else ""
+    skipped = f", files skipped: {num_skipped}" if num_skipped else ""
     videos = f"video{'s' * (count != 1)}"
     figures = [
         Figure(f"{count:,}", f"{videos} to learn from{skipped}"),
@@ -147,7 +147,7 @@ def _headline(
         )
         share = f" ({percent} of the difference explained)" if explained > 0 else ""
         answer += f" Its predictions are {verdict}{share}."
-    tested = {name: result.test.metrics for name, result in findings.results.items() if result.test}
+    tested = {name: result.test.metrics for name, result in results.items() if result.test}
     mine, random = tested.get("target"), tested.get("random")
     if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):
         named = f"test videos named rightly, untrained {random.correct}"
@@ -159,8 +159,8 @@ def _headline(
             f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
             "untrained one."
         )
-    if findings.cut:
-        answer += f" Time was short: {'; '.join(findings.cut)}. More --minutes make up for it."
+    if cut:
+        answer += f" Time was short: {'; '.join(cut)}. More --minutes make up for it."
     return answer, figures
 
 
@@ -209,15 +209,6 @@ def _shots(manifest: Manifest, config: PretrainConfig, bad: set[str]) -> list[Sh
     return shots
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Clips of videos: manifest row int64 [n], frames int64 [n, T], and the middle's time [n]."""
-
-    rows: NDArray[np.int64]
-    frames: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-
-
 def moment_sections(
     manifest: Manifest,
     config: PretrainConfig,
@@ -234,18 +225,18 @@ def moment_sections(
     """
     size = config.model.encoder.image_size
     view = view or ViewConfig(crop_size=size, short_side=size)
-    moments, features = _encode_moments(manifest, config, encoders, bad, view, most)
+    (rows, taken, times), features = _encode_moments(manifest, config, encoders, bad, view, most)
     strips: list[Strip] = []
     # Moments that have little in common with each other.
-    queries, nearness = [len(moments.rows) // 2], np.full(len(moments.rows), -1.0)
+    queries, nearness = [len(rows) // 2], np.full(len(rows), -1.0)
     trained = features[tuple(encoders)[-1]]
-    while len(queries) < min(_QUERIES, len(moments.rows)):
+    while len(queries) < min(_QUERIES, len(rows)):
         nearness = np.maximum(nearness, trained @ trained[queries[-1]])
         queries.append(int(nearness.argmin()))
     for query in queries:
-        other = moments.rows != moments.rows[query]
+        other = rows != rows[query]
         if not other.any():
-            other = np.abs(moments.seconds - moments.seconds[query]) > _APART_SECONDS
+            other = np.abs(times - times[query]) > _APART_SECONDS
         if not other.any():
             continue
         for name, vectors in features.items():
@@ -253,22 +244,22 @@ def moment_sections(
             nearest = []
             for found in alike.argsort()[::-1].tolist():
                 # One moment of a video is enough where there are several videos.
-                is_new = moments.rows[found] not in moments.rows[nearest]
+                is_new = rows[found] not in rows[nearest]
                 if other[found] and (is_new or len(manifest) <= _NEIGHBOURS):
                     nearest.append(found)
                 if len(nearest) == _NEIGHBOURS:
                     break
             frames, notes = [], []
             for number in (query, *nearest):
-                video = manifest.row(int(moments.rows[number]))
-                clip = decode_frames(video, moments.frames[number])
+                video = manifest.row(int(rows[number]))
+                clip = decode_frames(video, taken[number])
                 side = (SHOWN_SIDE, SHOWN_SIDE)
                 images = [ImageOps.fit(Image.fromarray(frame), side) for frame in clip]
                 frames.append(np.stack([np.asarray(image) for image in images]))
-                seconds = int(moments.seconds[number])
+                seconds = int(times[number])
                 said = f"{Path(video.path).name}, {seconds // 60}:{seconds % 60:02d}"
                 if label is not None:
-                    said = manifest.labels(label)[moments.rows[number]] or "no label"
+                    said = manifest.labels(label)[rows[number]] or "no label"
                 likeness = "" if number == query else f"{alike[number]:.2f} alike: "
                 notes.append(f"{likeness}{said}")
             strips.append(Strip(name, frames, notes))
@@ -281,8 +272,8 @@ def moment_sections(
         "one should find the same things or the same motion."
     )
     if label is not None:
-        named = manifest.labels(label)[moments.rows]
-        other = moments.rows[:, None] != moments.rows
+        named = manifest.labels(label)[rows]
+        other = rows[:, None] != rows
         shares = [
             f"{name} {100 * np.mean(named[nearest] == named):.0f} %"
             for name, vectors in features.items()
@@ -303,8 +294,11 @@ def _encode_moments(
     bad: set[str],
     view: ViewConfig,
     most: int,
-) -> tuple[_Moments, dict[str, NDArray[np.float32]]]:
-    """Evenly spread moments and what each encoder makes of them: unit vectors [n, D]."""
+) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], dict[str, NDArray]]:
+    """Evenly spread moments and what each encoder makes of them: unit vectors float32 [n, D].
+
+    A moment is a clip of a video: its manifest row [n], frames [n, T] and middle's time [n].
+    """
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
     chosen = usable[np.unique(np.linspace(0, len(usable) - 1, most).astype(int))]
     count = max(1, most // len(chosen))
@@ -332,7 +326,7 @@ def _encode_moments(
         joined = torch.cat(vectors)
         mean, weights = to_compare(joined)
         features[name] = functional.normalize((joined - mean) @ weights, dim=1).numpy()
-    return _Moments(np.array(rows), np.array(frames), np.array(seconds)), features
+    return (np.array(rows), np.array(frames), np.array(seconds)), features
 
 
 def _next_section(folder: Path) -> Section:
@@ -357,9 +351,11 @@ python -c "import vjepa; print(vjepa.load_encoder('{folder}/run'))"\
     return Section("How to go on", blocks=[Text(text, preformatted=True)])
 
 
-def _record_section(findings: Findings, config: PretrainConfig) -> Section:
-    blocks: list[Block] = [Text("\n".join(findings.lines), preformatted=True)]
-    if findings.skipped:
-        blocks.append(Table(("file that was not used", "why"), findings.skipped))
+def _record_section(
+    lines: Sequence[str], skipped: Sequence[tuple[str, str]], config: PretrainConfig
+) -> Section:
+    blocks: list[Block] = [Text("\n".join(lines), preformatted=True)]
+    if skipped:
+        blocks.append(Table(("file that was not used", "why"), skipped))
     blocks.append(Text("pretraining config\n\n" + dump_yaml(config), preformatted=True))
     return Section("What was chosen, and what was left out", blocks=blocks, folded=True)

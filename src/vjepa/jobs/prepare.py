@@ -106,15 +106,11 @@ def prepare(
     video that was done is looked at or encoded again.
 
     `engine`: processes of this machine, or a Ray cluster that sees the same files; `workers` None
-    takes one process for each core.
-
-    Raises:
-        UserError: A bad input, a folder that holds something else, a full disk, or more videos
-            removed than `max_removed`.
+    takes one process for each core. More videos removed than `max_removed` are a UserError.
     """
     inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
     with written(out), claimed_folder(out, "data prepare"), ExitStack() as stack:
-        if not _begin(out, _settings_of(inputs, config), config):
+        if not _begin(out, inputs, config):
             return PrepareReport(**read_json(out / REPORT_FILE, _ANEW))
         if engine == "ray":  # one for both stages
             ray = stack.enter_context(ray_cluster())
@@ -124,24 +120,15 @@ def prepare(
         return _prepare(inputs, out, config, place)
 
 
-def _settings_of(inputs: PreparedInputs, config: PrepareConfig) -> str:
-    """Hash of the input and of every setting that the result depends on."""
-    settings = asdict(config)
-    for name in ("timeout_seconds", "max_removed"):
-        del settings[name]
+def _begin(out: Path, inputs: PreparedInputs, config: PrepareConfig) -> bool:
+    """Begin, or go on with, a set in a folder; False: it is finished; UserError: it is another."""
+    counts = asdict(config)
+    for name in ("timeout_seconds", "max_removed"):  # on which the result does not depend
+        del counts[name]
     paths = [entry.path for entry in config.exclude if entry.path.is_file()]
     lists = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    text = json.dumps([_VERSION, inputs.digest, lists, settings], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _begin(out: Path, settings: str, config: PrepareConfig) -> bool:
-    """Begin, or go on with, a set in a claimed folder; False if it is finished already.
-
-    Raises:
-        UserError: It holds another set.
-    """
-    note = out / "work" / "settings.json"
+    text = json.dumps([_VERSION, inputs.digest, lists, counts], sort_keys=True, default=str)
+    settings, note = hashlib.sha256(text.encode()).hexdigest(), out / "work" / "settings.json"
     if note.exists():
         if read_json(note, _ANEW).get("settings") == settings:
             return not (out / MANIFEST).exists()

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
-from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, read_config, step_folders
+from vjepa.checkpoint.folder import read_config
 from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
@@ -24,11 +24,13 @@ from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
 from vjepa.jobs.pretrain_room import (
     check_room,
     check_same_run,
+    dense_task,
+    levjepa_task,
     measured,
+    newest_step,
     say_new_schedules,
     sized_as_source,
 )
-from vjepa.jobs.pretrain_task import dense_task, levjepa_task
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, Encoder, ModelConfig
 from vjepa.runtime.device import seed_torch
@@ -327,8 +329,7 @@ def settle_input(
     same in any number of processes.
     """
     encoder = config.model.encoder
-    checkpoints = out / CHECKPOINTS_FOLDER
-    newest = group.on_main(lambda: next(reversed(step_folders(checkpoints).values()), None))
+    newest = group.on_main(lambda: newest_step(out))
     if newest is not None:
         how = read_config(newest).model.encoder.input
     elif config.objective.target_from is not None:
@@ -416,6 +417,8 @@ def run(
             batches, waiting = beside(loader, stills), waiting + stills.queue_bytes
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
+        is_frozen = config.objective.target == "frozen"
+        objective = "frozen-teacher" if is_frozen else config.objective.name
         if waiting:
             _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(
@@ -427,6 +430,7 @@ def run(
             ema=config.ema,
             folder=out,
             about={
+                # By another name than vjepa a checkpoint has one encoder, no target.
                 "objective": objective if task is build_task else type(made).__name__,
                 "model": to_dict(settled.model),
                 "run": to_dict(config),

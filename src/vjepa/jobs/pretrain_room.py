@@ -1,4 +1,4 @@
-"""Before a pretraining run: does it fit into a machine, its input, how a longer one goes on."""
+"""Before a pretraining run: does it fit, its input, how a longer one goes on, newer tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
 from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.errors import UserError
 from vjepa.masking import MaskSampler
-from vjepa.models import InputConfig, ModelConfig, input_content
+from vjepa.models import VJEPA, Encoder, InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
+from vjepa.tasks import DensePrediction, LeVJEPA
+from vjepa.tasks.masked_prediction import BatchMasks
 from vjepa.training.parallel import num_shards
 from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory, memory_of_machine
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
@@ -108,22 +110,6 @@ def memory_needed(
     }
 
 
-def _loader_memory(config: PretrainConfig, clips: int, free: float) -> dict[str, float]:
-    """Bytes that a process's loader takes at most: its workers, and the clips that wait.
-
-    `free` are those that the process may take (0: unknown).
-    """
-    reading, shape = config.data.loader, config.model.encoder
-    if not reading.num_workers:
-        return {}
-    batch = 3.0 * clips * shape.num_frames * shape.image_size**2
-    limit = reading.max_queue_gigabytes
-    room = free / 4 if limit is None else limit * 1e9
-    waiting = min((reading.prefetch_batches + READY_BATCHES) * batch, max(room, batch))
-    workers = _WORKERS_SHARED + reading.num_workers * _WORKER
-    return {"workers": workers, "clips that wait": waiting}
-
-
 def check_room(
     config: PretrainConfig, out: Path, device: torch.device, group: ProcessGroup
 ) -> None:
@@ -136,8 +122,15 @@ def check_room(
         if getattr(objective, name) != getattr(type(objective)(), name):
             raise UserError(f"objective.{name}: has no effect without {user}; leave it out")
     clips = config.data.batch_size // group.size
-    free, words = memory_of_machine(group)
-    reading = _loader_memory(config, clips, free)
+    free, words = memory_of_machine(group)  # 0: unknown
+    loader, shape, reading = config.data.loader, config.model.encoder, {}
+    if loader.num_workers:  # what the loader takes at most
+        batch = 3.0 * clips * shape.num_frames * shape.image_size**2
+        limit = loader.max_queue_gigabytes
+        room = free / 4 if limit is None else limit * 1e9
+        waiting = min((loader.prefetch_batches + READY_BATCHES) * batch, max(room, batch))
+        workers = _WORKERS_SHARED + loader.num_workers * _WORKER
+        reading = {"workers": workers, "clips that wait": waiting}
     on_cpu = reading if device.type == "cpu" else {}
 
     def needs(parts: int, checkpointing: bool) -> dict[str, float]:
@@ -179,6 +172,11 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     return replace(how, mean=mean, deviation=deviation)
 
 
+def newest_step(run: Path) -> Path | None:
+    """The newest checkpoint in a run's folder, if it has one."""
+    return next(reversed(step_folders(run / CHECKPOINTS_FOLDER).values()), None)
+
+
 def check_same_run(
     config: Config, out: Path, allowed: tuple[str, ...] = (*MAY_CHANGE, "optim.steps")
 ) -> Config:
@@ -186,7 +184,7 @@ def check_same_run(
 
     A run that never came to a checkpoint begins anew, with any config.
     """
-    return same_config(config, out, allowed) if step_folders(out / CHECKPOINTS_FOLDER) else config
+    return same_config(config, out, allowed) if newest_step(out) else config
 
 
 def same_config(config: Config, out: Path, allowed: tuple[str, ...] = ()) -> Config:
@@ -283,3 +281,58 @@ def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
     if changed:
         _LOGGER.info("sizes from %s: %s", start.path, "; ".join(changed))
     return made
+
+
+def levjepa_task(config: PretrainConfig) -> LeVJEPA:
+    """The task of LeVJEPA; UserError where the config cannot be."""
+    views, size = config.objective.levjepa, config.data.batch_size
+    try:
+        return LeVJEPA(config.model.encoder, views, config.seed, size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def dense_task(
+    config: PretrainConfig, sampler: MaskSampler, teacher: Encoder | None
+) -> DensePrediction | None:
+    """The task of V-JEPA 2.1, if the model's predictor is of that kind."""
+    objective, images = config.objective, config.data.images
+    encoder, predictor, own = config.model.encoder, config.model.predictor, None
+    if not predictor.predicts_context:
+        if predictor.levels > 1:
+            raise UserError("model.predictor.predicts_context: must be true with several levels")
+        return None
+    unlike = {
+        "objective.target": teacher is not None,
+        "objective.loss_exponent": objective.loss_exponent != 1,
+        "objective.variance_coefficient": objective.variance_coefficient != 0,
+        "objective.sigreg_coefficient": objective.sigreg_coefficient != 0,
+        "masking.count": config.masking.count == "packed",
+    }
+    for name, is_so in unlike.items():
+        if is_so:
+            raise UserError(
+                f"{name}: not together with model.predictor.predicts_context, the loss of V-JEPA "
+                "2.1; leave it out"
+            )
+    if predictor.out_width not in (None, encoder.width * predictor.levels):
+        raise UserError(
+            f"model.predictor.out_width: {predictor.out_width}: this model was trained towards "
+            "features of another encoder (V-JEPA 2.1 B and L: of G), which its file lacks, so it "
+            "cannot go on; continue from V-JEPA 2.1 g or G, or from V-JEPA 2"
+        )
+    if images.sources:
+        masking = replace(config.masking, masks=images.masks)
+        drawn = MaskSampler(masking, (1, *encoder.grid[1:]), 1, config.seed)
+        own = BatchMasks(drawn, images.batch_size)
+    return DensePrediction(
+        VJEPA(config.model),
+        sampler,
+        config.data.batch_size,
+        context_weight=objective.context_weight,
+        context_from_step=objective.context_from_step,
+        context_full_step=objective.context_full_step,
+        by_distance=objective.context_by_distance,
+        images=own,
+        image_share=images.share,
+    )

@@ -138,7 +138,11 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
                 moved = replace(config.encoder, **{name: path.absolute()})
                 config = replace(config, encoder=moved)
         worker = FeatureWorker(config.for_features(), out)
-        _begin(out, config, worker)
+        if (out / DESCRIPTION_FILE).is_file():
+            worker.require_same(out, _describe(out)["settings"], "moments")
+        else:
+            begin_folder(out, JOB, config)
+            _write_description(out, worker, None)
         table = _open_table(out, worker.width)
         held = _origins(table)
         origins = [origin_hash(worker, info) for info in infos]
@@ -151,7 +155,10 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
             for path in unnamed
             if config.drop or any(Path(path).is_relative_to(one) for one in folders)
         ]
-        _delete(table, [*gone, *(infos[n].path for n in todo if infos[n].path in held)])
+        old = [*gone, *(infos[n].path for n in todo if infos[n].path in held)]
+        for first in range(0, len(old), 500):
+            quoted = ("'" + path.replace("'", "''") + "'" for path in old[first : first + 500])
+            table.delete(f"path IN ({', '.join(quoted)})")
         failed: list[tuple[str, str]] = []
         kept, rows, seconds = len(infos) - len(todo), 0, 0.0
         chosen, waiting, written = [infos[n] for n in todo], [], time.monotonic()
@@ -194,15 +201,6 @@ def _lancedb() -> Any:
     with needs_extra("search", "search"):
         import lancedb
     return lancedb
-
-
-def _begin(out: Path, config: SearchConfig, worker: FeatureWorker) -> None:
-    """Begin in a claimed folder, or find that its moments are of the same encoder and settings."""
-    if (out / DESCRIPTION_FILE).is_file():
-        worker.require_same(out, _describe(out)["settings"], "moments")
-        return
-    begin_folder(out, JOB, config)
-    _write_description(out, worker, None)
 
 
 def _write_description(out: Path, worker: FeatureWorker, spread: float | None) -> None:
@@ -263,12 +261,6 @@ def origin_hash(worker: FeatureWorker, info: VideoInfo) -> str:
     """Of all that the moments of a file as it is now are made from."""
     text = json.dumps(worker.origin(info), sort_keys=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
-
-
-def _delete(table: Any, paths: Sequence[str]) -> None:
-    for first in range(0, len(paths), 500):
-        quoted = ("'" + path.replace("'", "''") + "'" for path in paths[first : first + 500])
-        table.delete(f"path IN ({', '.join(quoted)})")
 
 
 def _pooled(
@@ -382,10 +374,6 @@ class Database:
         worker.require_same(self.folder, self._settings, "moments")
         return worker
 
-    def alike(self, squared_distance: float) -> float:
-        """1: the same; 0: as far apart as two moments on average; less: farther."""
-        return 1.0 - squared_distance / self.spread
-
     def query(
         self,
         example: NDArray[np.float32],
@@ -402,7 +390,7 @@ class Database:
         while True:
             found: list[Moment] = []
             for row in nearest_rows(self.table, example, asked, exact=exact):
-                alike = self.alike(row["_distance"])
+                alike = 1.0 - row["_distance"] / self.spread
                 moment = Moment(**{name: row[name] for name in _PLACE}, alike=alike)
                 others = [*found, beside] if beside else found
                 if not any(_overlap(moment, other) for other in others):
@@ -438,11 +426,7 @@ def _overlap(one: Moment, other: Moment) -> bool:
 def encode_example(
     worker: FeatureWorker, path: Path, start: float | None = None, end: float | None = None
 ) -> tuple[NDArray[np.float32], Moment]:
-    """One vector [D] for a video, a part of it (in seconds), or an image, and its place.
-
-    Raises:
-        UserError: It cannot be read, or is too short.
-    """
+    """One vector [D] for a video, a part of it (in seconds), or an image, and its place."""
     if not path.exists():
         raise UserError(f"{path}: no such file; name a video or an image")
     if not is_media(str(path)) and not path.is_dir():

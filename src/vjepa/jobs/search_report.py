@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +46,6 @@ def search(
     """The moments of a database most alike to an example; writes them as a contact sheet.
 
     `narrow`: one for a phone.
-
-    Raises:
-        UserError: No database, another model, an example that cannot be read or is too short.
     """
     database = Database(folder)
     worker = database.worker(encoder)
@@ -73,7 +70,7 @@ def write_sheet(
     write_png(picture_of(shown, caption=caption, narrow=narrow), out)
 
 
-def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:
+def _strip(label: str, moment: Moment, frames: int) -> Strip | None:
     """Frames of a moment, with file and times; None, with a warning, if it is gone."""
     numbers = np.linspace(moment.first_frame, moment.last_frame, frames).round().astype(np.int64)
     try:
@@ -94,26 +91,17 @@ def _strip(label: str, moment: Moment, frames: int = _FRAMES) -> Strip | None:
     return Strip(label, list(resized(pictures, SHOWN_SIDE)), notes[: len(pictures)])
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two moments of different files that are nearly the same."""
-
-    first: Moment
-    second: Moment
-    alike: float
-
-
 def near_duplicates(
     database: Database, vectors: NDArray[np.float32], moments: Sequence[Moment], least: float
-) -> list[Pair]:
+) -> list[tuple[Moment, Moment]]:
     """Pairs of files with moments at least so alike: of each pair of files the most alike two.
 
-    Exact, over all pairs of the moments [n, D] given, the most alike first.
+    Exact, over all pairs of the moments [n, D] given, the most alike first; both say how much.
     """
     names, files = np.unique([moment.path for moment in moments], return_inverse=True)
     centred = vectors - vectors.mean(axis=0)  # smaller numbers, same distances
     squares = (centred**2).sum(axis=1)
-    best: dict[int, Pair] = {}
+    best: dict[int, tuple[Moment, Moment]] = {}
     for first in range(0, len(centred), _ROWS_AT_ONCE):
         part = slice(first, first + _ROWS_AT_ONCE)
         distances = squares[part, None] + squares - 2 * centred[part] @ centred.T
@@ -124,10 +112,11 @@ def near_duplicates(
         keys = files[part][rows[order]] * len(names) + files[columns[order]]
         for key, place in zip(*np.unique(keys, return_index=True), strict=True):
             n = order[place]
-            pair = Pair(moments[first + rows[n]], moments[columns[n]], float(found[n]))
-            if int(key) not in best or best[int(key)].alike < pair.alike:
-                best[int(key)] = pair
-    return sorted(best.values(), key=lambda pair: -pair.alike)
+            both = moments[first + rows[n]], moments[columns[n]]
+            one, other = (replace(moment, alike=float(found[n])) for moment in both)
+            if int(key) not in best or best[int(key)][0].alike < one.alike:
+                best[int(key)] = one, other
+    return sorted(best.values(), key=lambda pair: -pair[0].alike)
 
 
 def clusters(
@@ -195,9 +184,9 @@ def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> l
     )
     write_report(Report("What lies in these videos", answer, figures, sections, footer), out)
     named = [
-        f"{pair.alike:.3f} alike: {pair.first.path} {clock(pair.first.start)} and "
-        f"{pair.second.path} {clock(pair.second.start)}"
-        for pair in pairs[:_SHOWN_PAIRS]
+        f"{one.alike:.3f} alike: {one.path} {clock(one.start)} and "
+        f"{other.path} {clock(other.start)}"
+        for one, other in pairs[:_SHOWN_PAIRS]
     ]
     return [*named, answer]
 
@@ -207,19 +196,19 @@ def _named(moment: Moment, shared: str) -> str:
     return f"{moment.path.removeprefix(f'{shared}/')}, {clock(moment.start)}"
 
 
-def _pair_section(pairs: Sequence[Pair], least: float, shared: str) -> Section:
+def _pair_section(pairs: Sequence[tuple[Moment, Moment]], least: float, shared: str) -> Section:
     title = "Near-duplicates"
     if not pairs:
         return Section(title, f"No two files have moments at least {least:g} alike.")
     strips = []
     for pair in pairs[:_SHOWN_PAIRS]:
-        halves = [_strip(f"{pair.alike:.3f} alike", one, 2) for one in (pair.first, pair.second)]
-        if halves[0] and halves[1]:
-            frames = [*halves[0].frames, *halves[1].frames]
-            strips.append(Strip(halves[0].label, frames, [*halves[0].notes, *halves[1].notes]))
+        one, other = (_strip(f"{half.alike:.3f} alike", half, 2) for half in pair)
+        if one and other:
+            frames, notes = [*one.frames, *other.frames], [*one.notes, *other.notes]
+            strips.append(Strip(one.label, frames, notes))
     rows = [
-        (f"{pair.alike:.3f}", _named(pair.first, shared), _named(pair.second, shared))
-        for pair in pairs[:_LISTED_PAIRS]
+        (f"{one.alike:.3f}", _named(one, shared), _named(other, shared))
+        for one, other in pairs[:_LISTED_PAIRS]
     ]
     blocks: list[Block] = [Table(("alike", "file", "and"), rows)]
     if strips:

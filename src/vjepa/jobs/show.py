@@ -118,29 +118,15 @@ def feature_rows(shots: Sequence[Shot], encoders: Mapping[str, AnyEncoder]) -> R
     return rows
 
 
-@dataclass(frozen=True)
-class PredictionError:
-    """How wrong the predictor is, token by token."""
-
-    relative: NDArray[np.float32]
-    """[t, h, w]: L1 error divided by the error of predicting the clip's mean feature; 1 is no
-    better than that mean, 0 is perfect; 0 where nothing was predicted."""
-    predicted: NDArray[np.bool_]
-    """[t, h, w]: tokens that were masked and predicted."""
-
-    @property
-    def mean(self) -> float:
-        """Mean relative error over the predicted tokens."""
-        return float(self.relative[self.predicted].mean())
-
-
 @torch.no_grad()
 def prediction_errors(
     model: VJEPA, frames: Picture, masks: TokenMasks, mask_index: int
-) -> list[PredictionError]:
+) -> tuple[list[NDArray[np.float32]], NDArray[np.bool_]]:
     """The predictor's error on one clip, with layer-normed target features as in the loss.
 
-    One for each level that it predicts, lowest first; of most models the last alone. `frames` are
+    One [t, h, w] for each level that it predicts, lowest first; of most models the last alone: L1
+    error divided by the error of predicting the clip's mean feature; 1 is no better than that mean,
+    0 is perfect; 0 where nothing was predicted. And where that was, bool [t, h, w]. `frames` are
     uint8 [T, H, W, 3], `masks` have indices [1, K] and [1, M], and `mask_index` says which mask
     token the predictor uses.
 
@@ -156,17 +142,16 @@ def prediction_errors(
         levels = len(config.levels)
         truth = torch.cat(model.target_encoder(clip, layers=config.levels), dim=-1)
     predicted = predicted_features(model, clip, masks, mask_index)[0]
-    found = []
+    found, where = [], torch.zeros(truth.shape[1], dtype=torch.bool)
+    where[places] = True
     for level, guess in zip(truth[0].chunk(levels, -1), predicted.chunk(levels, -1), strict=True):
         target = normalise_features(level)
         error = (guess - target[places]).abs().mean(-1)
         trivial = (target[places] - target.mean(0)).abs().mean()
         relative = torch.zeros(len(target))
         relative[places] = error / trivial
-        where = torch.zeros(len(target), dtype=torch.bool)
-        where[places] = True
-        found.append(PredictionError(relative.reshape(grid).numpy(), where.reshape(grid).numpy()))
-    return found
+        found.append(relative.reshape(grid).numpy())
+    return found, where.reshape(grid).numpy()
 
 
 def prediction_rows(
@@ -183,15 +168,15 @@ def error_rows(model: VJEPA, shot: Shot, masks: TokenMasks, kind: int) -> tuple[
 
     Of a predictor of several levels (V-JEPA 2.1) there is a row of errors for each.
     """
-    errors = prediction_errors(model, shot.frames, masks, kind)
-    rows = [(shot.name, shot.sharp), ("shown", hide_masked(shot.sharp, errors[0].predicted))]
+    errors, hidden = prediction_errors(model, shot.frames, masks, kind)
+    rows = [(shot.name, shot.sharp), ("shown", hide_masked(shot.sharp, hidden))]
     levels = model.config.encoder.levels
     names = ["error"] if len(errors) == 1 else [f"block {n + 1}" for n in levels]
     rows += [
-        (name, heat(shot.sharp, error.relative, error.predicted, 1.0))
+        (name, heat(shot.sharp, error, hidden, 1.0))
         for name, error in zip(names, errors, strict=True)
     ]
-    return rows, sum(error.mean for error in errors) / len(errors)
+    return rows, sum(float(error[hidden].mean()) for error in errors) / len(errors)
 
 
 def one_token(encoder: EncoderConfig) -> str:
@@ -348,11 +333,7 @@ def show_predictions(
 
 
 def show_run(folder: Path, out: Path) -> list[str]:
-    """Write the HTML report of a running or dead run and return its state in plain lines.
-
-    Raises:
-        UserError: No run folder, or damaged.
-    """
+    """Write the HTML report of a running or dead run and return its state in plain lines."""
     state = read_run(folder)
     status = status_of(state)
     lines = state_lines(state, status)

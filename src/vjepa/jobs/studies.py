@@ -176,11 +176,7 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """A packaged study by its name, or one of a YAML file by its path.
-
-    Raises:
-        UserError: There is none, or its declaration is not right.
-    """
+    """A packaged study by its name, or one of a YAML file by its path."""
     if name.endswith((".yaml", ".yml")):
         return _read(Path(name), Study)
     if name not in study_names():
@@ -364,7 +360,6 @@ def config_class(command: str) -> Any:
 
 
 def _by_step(changes: tuple[str, ...], plan: Scale) -> dict[str, dict[str, Any]]:
-    """``STEP.SETTING=VALUE`` as settings by step."""
     found: dict[str, dict[str, Any]] = {}
     for change in changes:
         name, equals, value = change.partition("=")

@@ -125,7 +125,6 @@ def _words(place: tuple[str, str, str]) -> str:
 
 
 def _figure(summary: SeedSummary) -> str:
-    """A mean with its interval, as text."""
     if len(summary.values) == 1:
         return f"{summary.mean:.1f} (one seed)"
     low, high = summary.interval.low, summary.interval.high
@@ -157,7 +156,6 @@ def write_report(name: str, grid: Grid, out: Path) -> tuple[Path, Path]:
 
 
 def _answer(findings: Findings) -> str:
-    """Question and answer in a paragraph."""
     study = findings.grid.study
     found = list(findings.comparisons)
     if not findings.scores:
@@ -196,7 +194,13 @@ def _sections(findings: Findings) -> Iterator[Section]:
         yield _cost_section(findings)
     if lines := list(_open_lines(findings)):
         yield Section("What is missing", blocks=[Table(["what", "why"], lines)])
-    declared = Text(_declaration(grid), preformatted=True)
+    plan: dict[str, Any] = {
+        "about": grid.plan.about,
+        "seeds": list(grid.plan.seeds),
+        "sets": {name: list(labels) for name, labels in grid.plan.sets.items()},
+        "variants": grid.variants,
+    }
+    declared = Text(write_yaml(plan), preformatted=True)
     yield Section("The grid as declared", blocks=[declared], folded=True)
 
 
@@ -307,59 +311,45 @@ def _pictures(findings: Findings) -> Iterator[Block]:
         job = grid.jobs[cell.job]
         if cell.variant in shown or cell.seed != grid.plan.seeds[0]:
             continue
-        blocks: list[PictureBlock] = []
-        if job.command == "pretrain" and "masks" in grid.study.pictures:
-            blocks = _masks(_at(job, findings.out), cell.variant)
-        elif job.command == "decode train" and "samples" in grid.study.pictures:
-            is_done = job.id in findings.done
-            folder = findings.folder(job.id)
-            blocks = _samples(_at(job, findings.out), folder, cell.variant) if is_done else []
-        if blocks:
+        folder = findings.folder(job.id)
+        is_masks = job.command == "pretrain" and "masks" in grid.study.pictures
+        is_decoder = job.command == "decode train" and "samples" in grid.study.pictures
+        if not (is_masks or (is_decoder and job.id in findings.done)):
+            continue
+        placed = with_folder(to_dict(job.config), findings.out.absolute())
+        config = from_dict(config_class(job.command), placed)
+        source = config.data.sources[0]
+        if not source.manifest.is_file():
+            continue
+        rows = Manifest.open(source.manifest).select(split=source.split)
+        if len(rows):
             shown.add(cell.variant)
-        yield from blocks
+            video, name = Path(rows.path(0)), cell.variant
+            yield _masks(config, video, name) if is_masks else _samples(folder, video, name)
 
 
-def _at(job: Job, out: Path) -> Any:
-    """The config of a job with the study's folder in its place."""
-    return from_dict(config_class(job.command), with_folder(to_dict(job.config), out.absolute()))
-
-
-def _a_video(config: Any) -> Path | None:
-    """The first usable video of a config's sources, if they are there."""
-    source = config.data.sources[0]
-    if not source.manifest.is_file():
-        return None
-    rows = Manifest.open(source.manifest).select(split=source.split)
-    return Path(rows.path(0)) if len(rows) else None
-
-
-def _masks(config: Any, name: str) -> list[PictureBlock]:
+def _masks(config: Any, video: Path, name: str) -> PictureBlock:
     """Figure 9: a clip and what each mask leaves of it."""
-    if (video := _a_video(config)) is None:
-        return []
     encoder = config.model.encoder
     shot = read_shot(video, config.data.clip, encoder.image_size)
     strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, 0)
-    return [PictureBlock(strips, f"{name}: what the encoder sees of a clip, by mask.")]
+    return PictureBlock(strips, f"{name}: what the encoder sees of a clip, by mask.")
 
 
-def _samples(config: Any, folder: Path, name: str) -> list[PictureBlock]:
+def _samples(folder: Path, video: Path, name: str) -> PictureBlock:
     """Figure 6: what a decoder draws of what was predicted."""
-    if (video := _a_video(config)) is None:
-        return []
     opened = open_decoder(folder)
     clip, masks = opened.preprocess.pixels(video), opened.masks()[0]
     drawn = decode_clip(opened, clip, masks, 0, (0, 1, 2, 3))
-    strips, errors = sample_strips(opened.model.config.encoder, clip, masks, drawn, 4)
+    strips, (error, of_mean, _) = sample_strips(opened.model.config.encoder, clip, masks, drawn, 4)
     caption = (
         f"{name}: samples of a decoder that saw only predicted features, laid into the grey. Mean "
-        f"absolute error {errors.samples:.1f}, of the samples' mean {errors.mean:.1f}, of 255."
+        f"absolute error {error:.1f}, of the samples' mean {of_mean:.1f}, of 255."
     )
-    return [PictureBlock(strips, caption)]
+    return PictureBlock(strips, caption)
 
 
 def _cost_section(findings: Findings) -> Section:
-    """What the jobs took, by variant and step."""
     spent: dict[tuple[str, str], dict[str, None]] = {}
     for cell in findings.grid.cells:
         if cell.job in findings.done:
@@ -370,9 +360,10 @@ def _cost_section(findings: Findings) -> Section:
         cells = [variant, step, str(len(jobs))]
         cells.append(f"{statistics.fmean(one.seconds for one in took) / 60:.2f}")
         cells.append(f"{statistics.fmean(one.cpu_seconds for one in took) / 60:.2f}")
-        steps = [_updates(findings, job) for job in jobs]
-        for index in (0, 1):
-            known = [pair[index] for pair in steps if pair is not None]
+        runs = [findings.grid.jobs[job] for job in jobs]
+        sizes = {job.id: job.config.data.batch_size for job in runs if job.command == "pretrain"}
+        updates = {job: read_run(findings.folder(job)).steps_done for job in sizes}
+        for known in (updates.values(), [n * sizes[job] for job, n in updates.items()]):
             cells.append(f"{statistics.fmean(known):.0f}" if known else "")
         rows.append(cells)
     header = ["variant", "step", "jobs", "minutes", "CPU minutes", "updates", "clips seen"]
@@ -381,15 +372,6 @@ def _cost_section(findings: Findings) -> Section:
         "variants or studies share stand with each."
     )
     return Section("What it cost", text, [Table(header, rows)])
-
-
-def _updates(findings: Findings, name: str) -> tuple[int, int] | None:
-    """Updates and clips of a pretraining."""
-    job = findings.grid.jobs[name]
-    if job.command != "pretrain":
-        return None
-    steps = read_run(findings.folder(name)).steps_done
-    return steps, steps * job.config.data.batch_size
 
 
 def _open_lines(findings: Findings) -> Iterator[list[str]]:
@@ -404,16 +386,6 @@ def _open_lines(findings: Findings) -> Iterator[list[str]]:
         yield [job.what, why]
     if len(to_do) > 20:
         yield [f"and {len(to_do) - 20} more jobs", "not run yet"]
-
-
-def _declaration(grid: Grid) -> str:
-    plan: dict[str, Any] = {
-        "about": grid.plan.about,
-        "seeds": list(grid.plan.seeds),
-        "sets": {name: list(labels) for name, labels in grid.plan.sets.items()},
-        "variants": grid.variants,
-    }
-    return write_yaml(plan)
 
 
 def _markdown(report: html.Report, page: str) -> str:

@@ -66,14 +66,6 @@ class BoxAnswer:
         return f"{self.second:8.2f} s  [{sides}]  {shown}"
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a detector says of some videos, and those that could not be read, with the reason."""
-
-    answers: tuple[BoxAnswer, ...]
-    failures: Mapping[str, str]
-
-
 def predict(
     detector: Detector,
     sources: Sequence[Path],
@@ -84,20 +76,13 @@ def predict(
     min_person_score: float = 0.9,
     every: float = 1.0,
     top: int = 3,
-) -> Predictions:
+) -> tuple[tuple[BoxAnswer, ...], Mapping[str, str]]:
     """Classes of every person, at moments `every` seconds apart or at those that a csv file names.
 
-    Args:
-        detector: As :func:`vjepa.jobs.detect.detector.load_detector` gives it.
-        sources: Videos, folders, lists or manifests.
-        persons: Csv file of people's boxes (video, second, x1, y1, x2, y2, class, score); the
-            video is the file's name without ending, seconds count from its start.
-        person_detector: Instead: weights of one of torchvision's detectors, trained on COCO; it
-            looks at the frames of the moments.
-        person_model: The name of that detector in torchvision.
-        min_person_score: People with a lower score are left out.
-        every: Seconds between two moments, for `person_detector`.
-        top: Classes of each answer.
+    And the videos that could not be read, with the reason. `persons` is that csv file (video,
+    second, x1, y1, x2, y2, class, score): the video is the file's name without ending, seconds
+    count from its start. Or `person_detector` holds the weights of torchvision's `person_model`,
+    trained on COCO, which looks at the frames of the moments.
 
     Raises:
         UserError: Neither or both kinds of boxes are given, or there is no person in any video.
@@ -139,7 +124,7 @@ def predict(
             f"({len(failures)} of {len(infos)} cannot be read): lower --min-person-score"
         )
     answers, more = _answers(detector, good, found, top)
-    return Predictions(answers, failures | more)
+    return answers, failures | more
 
 
 def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, Persons]:
@@ -265,28 +250,30 @@ def _answers(
     return tuple(answers), {bad.path: bad.reason for bad in vectors.bad}
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
+def write_predictions(
+    path: Path, answers: Sequence[BoxAnswer], failures: Mapping[str, str]
+) -> None:
     """Write a line a box: as JSON objects, or as csv with columns for each of the classes."""
     check_kind("--out", path, *PREDICTION_FILES)
     with atomic_path(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
-            for answer in predictions.answers:
+            for answer in answers:
                 shown = [{"name": name, "share": share} for name, share in answer.classes]
                 file.write(json.dumps({**asdict(answer), "classes": shown}) + "\n")
-            for failed, reason in predictions.failures.items():
+            for failed, reason in failures.items():
                 file.write(json.dumps({"path": failed, "failure": reason}) + "\n")
             return
         writer = csv.writer(file, lineterminator="\n")
-        most = max((len(answer.classes) for answer in predictions.answers), default=0)
+        most = max((len(answer.classes) for answer in answers), default=0)
         columns = [f"{what}_{n + 1}" for n in range(most) for what in ("class", "share")]
         sides = ("x1", "y1", "x2", "y2")
         writer.writerow(["path", "second", *sides, "person_score", *columns, "failure"])
-        for answer in predictions.answers:
+        for answer in answers:
             cells = [cell for entry in answer.classes for cell in entry]
             writer.writerow(
                 [answer.path, answer.second, *answer.box, answer.person_score, *cells, ""]
             )
-        for failed, reason in predictions.failures.items():
+        for failed, reason in failures.items():
             writer.writerow([failed, *[""] * (6 + 2 * most), reason])
 
 

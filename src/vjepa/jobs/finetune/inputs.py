@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -213,15 +212,3 @@ def merged(tensors: Mapping[str, Tensor], lora_scale: float) -> dict[str, Tensor
             key = f"{layer[1]}.weight"
             plain[key] = plain[key] + lora_scale * (up @ down)
     return plain
-
-
-def check_resumed(record: SplitRecord, found: SplitRecord, where: str) -> None:
-    """Refuse to go on with other training videos than a run began with."""
-    if record != found:
-        ours, theirs = len(found.fit), len(record.fit)
-        new = np.setdiff1d(found.fit_paths, record.fit_paths)
-        shown = f", for example {new[0]}" if len(new) else ""
-        raise UserError(
-            f"{where}: this run began with {theirs} labelled videos, now there are {ours}, others "
-            f"or in another order{shown}; restore the manifest, or give another --out"
-        )

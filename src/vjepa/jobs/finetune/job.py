@@ -15,16 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa.checkpoint.folder import (
-    CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     WEIGHTS_FILE,
     read_json,
     read_weights,
-    step_folders,
     write_weights,
 )
 from vjepa.config import to_dict
@@ -37,16 +34,10 @@ from vjepa.evaluation.evaluate import evaluate as evaluate_head
 from vjepa.evaluation.labels import SPLIT_FILE, load_split, refuse_known
 from vjepa.evaluation.results import Evaluation, ProbeResult
 from vjepa.jobs.finetune.config import FinetuneConfig, check_batch
-from vjepa.jobs.finetune.inputs import (
-    FinetuneInputs,
-    build_task,
-    check_resumed,
-    merged,
-    open_inputs,
-)
+from vjepa.jobs.finetune.inputs import FinetuneInputs, build_task, merged, open_inputs
 from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
 from vjepa.jobs.pretrain import LOG_FOLDER
-from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run
+from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run, newest_step
 from vjepa.jobs.probe.probe import ANSWERS_FILE, result_of, save_result
 from vjepa.models import EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
@@ -105,7 +96,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         data = config.data
         optim = config.optim.schedules(len(inputs.videos), data.batch_size)
         about = _about(config, inputs, optim.steps)
-        newest = group.on_main(lambda: _newest(out))
+        newest = group.on_main(lambda: newest_step(out))
         if newest is None and config.mix.is_on and config.mix.group == 1:
             raise UserError("mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0")
         if newest is not None:
@@ -165,12 +156,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         return FinetuneResult(ended, optim.steps, result)
 
 
-def _newest(out: Path) -> Path | None:
-    return next(reversed(step_folders(out / CHECKPOINTS_FOLDER).values()), None)
-
-
 def _about(config: FinetuneConfig, inputs: FinetuneInputs, steps: int) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
     return {
         "objective": "class",
         "model": to_dict(inputs.model(config)),
@@ -194,8 +180,14 @@ def _check_goes_on(inputs: FinetuneInputs, out: Path, newest: Path) -> None:
             f"data.label {inputs.record.label} now has {len(now)} ({_some(now)}); give another "
             "--out, or the videos that it began with"
         )
-    if (out / SPLIT_FILE).is_file():
-        check_resumed(load_split(out / SPLIT_FILE), inputs.record, str(out))
+    if (out / SPLIT_FILE).is_file() and (record := load_split(out / SPLIT_FILE)) != inputs.record:
+        new = np.setdiff1d(inputs.record.fit_paths, record.fit_paths)
+        shown = f", for example {new[0]}" if len(new) else ""
+        raise UserError(
+            f"{out}: this run began with {len(record.fit)} labelled videos, now there are "
+            f"{len(inputs.record.fit)}, others or in another order{shown}; restore the manifest, "
+            "or give another --out"
+        )
 
 
 def _some(names: list[str]) -> str:
@@ -273,21 +265,18 @@ class Validation:
     def __init__(
         self, task: FineTuning, inputs: FinetuneInputs, config: FinetuneConfig, group: ProcessGroup
     ) -> None:
-        assert inputs.validation is not None
-        self._task, self._split, self._group = task, inputs.validation, group
-        self._setup = config.training.set_up_device()
-        self._clip, self._reading = inputs.test_clip, config.data.loader
-        size = inputs.view.crop_size
-        self._view = ViewConfig(crop_size=size, resize=config.data.resize)
-        shape = (1, 3, inputs.test_clip.num_frames, size, size)
-        self._filler = torch.zeros(shape, dtype=torch.uint8)
+        self._given = task, inputs, config, group
 
     @torch.no_grad()
     def run(self, step: int) -> dict[str, float]:  # noqa: ARG002 (part of the protocol)
         """``validation/top1`` (share in [0, 1]), ``/cross_entropy`` (nats) and ``/count``."""
-        labels, group = self._split.labels, self._group
+        task, inputs, config, group = self._given
+        split, clip, size = inputs.validation, inputs.test_clip, inputs.view.crop_size
+        assert split is not None
+        labels, setup = split.labels, config.training.set_up_device()
         assert labels is not None
-        modules = self._task.saved_modules()
+        filler = torch.zeros((1, 3, clip.num_frames, size, size), dtype=torch.uint8)
+        view, modules = ViewConfig(crop_size=size, resize=config.data.resize), task.saved_modules()
         prefix = "target_" if "target_encoder" in modules else ""
         encoder, head = modules[f"{prefix}encoder"], modules[f"{prefix}head"]
         encoder.eval()
@@ -296,20 +285,18 @@ class Validation:
         calls = math.ceil(len(labels) / group.size / _VALIDATION_CLIPS)
         sums = np.zeros(3)
         with EvaluationClips(
-            self._split.manifest,
-            self._clip,
-            self._view,
-            self._reading,
-            rows=rows,
-            on_bad_video="list",
+            split.manifest, clip, view, config.data.loader, rows=rows, on_bad_video="list"
         ) as source:
             batches = source.batches(0, len(source), _VALIDATION_CLIPS)
             # Sharded weights are gathered for each call, so every process must make as many.
             for _ in range(calls):
                 batch = next(batches, None)
                 count = 0 if batch is None else len(batch.rows)
-                clips = self._filler if batch is None or not count else batch.clips[:, 0]
-                logits = self._logits(encoder, head, clips)
+                clips = filler if batch is None or not count else batch.clips[:, 0]
+                video = task.encoder.normalise(to_device(clips, setup.device))
+                with setup.autocast():
+                    tokens = encoder(video, final_norm=task.final_norm)
+                    logits = head(tokens).float().cpu()
                 if batch is None or not count:
                     continue
                 truth = torch.from_numpy(labels.indices[batch.rows])
@@ -318,22 +305,17 @@ class Validation:
                 sums += (float(right), float(loss), count)
         right, loss, count = np.sum(group.gather(sums), axis=0).tolist()
         if count == 0:
-            raise UserError(f"{self._split.name}: not one video can be read")
+            raise UserError(f"{split.name}: not one video can be read")
         return {
             "validation/top1": right / count,
             "validation/cross_entropy": loss / count,
             "validation/count": count,
         }
 
-    def _logits(self, encoder: nn.Module, head: nn.Module, clips: Tensor) -> Tensor:
-        video = self._task.encoder.normalise(to_device(clips, self._setup.device))
-        with self._setup.autocast():
-            return head(encoder(video, final_norm=self._task.final_norm)).float().cpu()
-
 
 def _write_model(config: FinetuneConfig, out: Path) -> None:
     """The last checkpoint's weights as a folder of their own: what is measured and used."""
-    newest, target = _newest(out), out / MODEL_FOLDER
+    newest, target = newest_step(out), out / MODEL_FOLDER
     assert newest is not None
     about: Mapping[str, Any] = read_json(newest / CONFIG_FILE)
     if target.is_dir():

@@ -204,18 +204,15 @@ def compile_encoder(encoder: nn.Module) -> None:
 
 def _rebuilt(encoder: Encoder, image_size: int, num_frames: int) -> Encoder:
     """The same weights with the position code of another size; itself where it has that size."""
-    if (image_size, num_frames) == (encoder.config.image_size, encoder.config.num_frames):
-        return encoder
-    if encoder.config.is_image_model != (num_frames == 1):
+    same = (image_size, num_frames) == (encoder.config.image_size, encoder.config.num_frames)
+    if same or encoder.config.is_image_model != (num_frames == 1):
         return encoder
     return encoder.rebuilt_for(image_size=image_size, num_frames=num_frames)
 
 
 def _open_timm(name: str, weights: Path | None, seed: int) -> FrozenEncoder:
-    encoder = load_timm_encoder(name, weights, seed)
-    if weights is None:
-        return _freeze(encoder, None, "random", seed, timm=name)
-    return _freeze(encoder, str(weights), "target", None, timm=name)
+    how = (None, "random", seed) if weights is None else (str(weights), "target", None)
+    return _freeze(load_timm_encoder(name, weights, seed), *how, timm=name)
 
 
 def _freeze(

@@ -33,28 +33,18 @@ def small_frames(clips: Tensor) -> Tensor:
     return small.unflatten(0, frames.shape[:2])
 
 
-def middle_frame(frames: Tensor) -> Tensor:
-    """The middle frame alone, which cannot show motion: float [n, T, 3, S, S] -> [n, 3*S*S]."""
-    return frames[:, frames.shape[1] // 2].flatten(1)
-
-
-def frame_differences(frames: Tensor) -> Tensor:
+def _differences(frames: Tensor) -> Tensor:
     """How grey changes from frame to frame: float [n, T, 3, S, S] -> [n, (T-1)*S*S]."""
     return frames.mean(dim=2).diff(dim=1).flatten(1)
 
 
-def size_of_differences(frames: Tensor) -> Tensor:
-    """How much it changes, whatever the sign: float [n, T, 3, S, S] -> [n, (T-1)*S*S]."""
-    return frame_differences(frames).abs()
-
-
 PIXEL_FLOORS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "middle frame": middle_frame,
+    "middle frame": lambda frames: frames[:, frames.shape[1] // 2].flatten(1),
     "all frames": lambda frames: frames.flatten(1),
-    "frame differences": frame_differences,
-    "size of differences": size_of_differences,
+    "frame differences": _differences,
+    "size of differences": lambda frames: _differences(frames).abs(),
 }
-"""What a ridge classifier sees of :func:`small_frames`, by name."""
+"""What a ridge classifier sees of :func:`small_frames`, by name; the middle shows no motion."""
 
 
 def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:

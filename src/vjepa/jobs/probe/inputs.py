@@ -210,7 +210,6 @@ def _open_training(
 def _choose_rows(
     config: ProbeConfig, labels: Labels
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train heads on and rows to choose among them."""
     data = config.data
     used = stratified_subset(
         labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed

@@ -46,7 +46,7 @@ from vjepa.jobs.probe.predict import Probe, load_probe
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released
 from vjepa.jobs.probe.train import fit_probe
 from vjepa.runtime.device import DeviceName, set_up_device
-from vjepa.runtime.distributed import ProcessGroup, open_process_group
+from vjepa.runtime.distributed import open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import available_bytes, set_num_threads
 from vjepa.version import __version__
@@ -67,14 +67,10 @@ def train(
 ) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
-    For several draws of the labels see :func:`vjepa.jobs.probe.probe.train_splits`.
-
-    Args:
-        config: The job.
-        out: A new folder: receives the probe, ``result.json``, ``result.md``, ``split.json``,
-            ``config.yaml``, ``metrics.jsonl``, ``answers.csv``, ``confusion.png`` and
-            ``calibration.png``.
-        cached_rows: int64, ascending: the training rows that a feature cache holds; None: all.
+    For several draws of the labels see :func:`train_splits`. `out` is a new folder: it receives the
+    probe, ``result.json``, ``result.md``, ``split.json``, ``config.yaml``, ``metrics.jsonl``,
+    ``answers.csv``, ``confusion.png`` and ``calibration.png``. `cached_rows` (int64, ascending) are
+    the training rows that a feature cache holds; None: all.
     """
     with claimed_folder(out, JOB):
         if (out / RESULT_FILE).exists():
@@ -252,33 +248,22 @@ def evaluate(
         if released is not None:
             how["released"] = released
         probe = load(probe_folder, device=device, on_bad_video=on_bad_video, **how)
-        return measure(probe, videos, group, allow_training_videos, answers)
-
-
-def measure(
-    probe: Probe,
-    videos: VideosConfig,
-    group: ProcessGroup,
-    allow_training_videos: bool,
-    answers: Path | None,
-) -> Evaluation:
-    """As :func:`evaluate`, of a probe that is open."""
-    saved = probe.saved
-    split = open_split(
-        videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
-    )
-    kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
-    if split.kind != kind:
-        raise UserError(
-            f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
-            f"trained on {kind}s"
+        saved = probe.saved
+        split = open_split(
+            videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
         )
-    remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
-    what = "ones that this probe was trained or chosen on"
-    split = refuse_known(split, probe.trained_on, what, None if allow_training_videos else remedy)
-    seed = int(saved.training["seed"])
-    extractor, head = probe.extractor, saved.head
-    return evaluate_head(extractor, split, head, seed=seed, group=group, answers=answers)
+        kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
+        if split.kind != kind:
+            raise UserError(
+                f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
+                f"trained on {kind}s"
+            )
+        remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
+        remedy = None if allow_training_videos else remedy
+        what = "ones that this probe was trained or chosen on"
+        split = refuse_known(split, probe.trained_on, what, remedy)
+        seed, head = int(saved.training["seed"]), saved.head
+        return evaluate_head(probe.extractor, split, head, seed=seed, group=group, answers=answers)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
