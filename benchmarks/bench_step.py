@@ -29,6 +29,7 @@ from plain_step import PlainTrainer
 from vjepa.jobs import bench_step
 from vjepa.jobs.bench_encode import wait
 from vjepa.jobs.bench_step import BenchConfig
+from vjepa.jobs.pretrain_room import mask_tokens
 from vjepa.masking import MaskingConfig
 from vjepa.models import normalise_clip
 from vjepa.models.operations import update_operations
@@ -125,7 +126,7 @@ def _row(config: BenchConfig, samples: dict[str, list[Sample]]) -> dict[str, obj
     setup = config.training.set_up_device()
     set_num_threads(config.training.num_threads)
     _, masks = bench_step.synthetic_batch(config, torch.device("cpu"))
-    tokens = bench_step.mask_tokens(masks)
+    tokens = mask_tokens(masks)
     operations = update_operations(config.sizes, tokens, config.batch_size).total
     wall = {way: statistics.median(s.wall for s in samples[way]) for way in WAYS}
     cpu = {way: statistics.median(s.cpu for s in samples[way]) for way in WAYS}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.jobs.bench_step import mask_tokens
+from vjepa.jobs.pretrain_room import mask_tokens
 from vjepa.masking import MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.models.operations import MaskTokens, count_parameters, update_operations

@@ -266,9 +266,9 @@ def test_work_ends_at_the_next_step_after_a_stop(tmp_path: Path, files: dict[str
         session.stops += 1
 
     with pytest.raises(UserError, match="stopped at your request"):
-        app_looks.surprises(session, _BOTH, session.watched(progress))
+        app_looks.surprises(session, session.watched(progress), _BOTH)
     assert seen == [1]
-    view, moment = app_looks.surprises(session, _BOTH, session.watched())
+    view, moment = app_looks.surprises(session, session.watched(), _BOTH)
     assert moment > 0
     assert "deviations" in view.words
 
@@ -309,7 +309,7 @@ def test_models_with_other_clips_stand_on_one_time_axis(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app_looks, "write_side_by_side", lambda rows, *_, **__: shown.append(rows))
         names = [TRAINED, str(files["tiny"])]
-        view = app_looks.features(session, names, 0.0, 0.0, session.watched())
+        view = app_looks.features(session, session.watched(), names, 0.0, 0.0)
     assert "error" not in view.words
     (_, clip), _, (_, tiny) = shown[0]
     # At strength 0 a row is the model's own clip: frames 0, 5, 10 and 15, of 8 a second.
@@ -336,22 +336,22 @@ def test_files_of_the_authors_stand_beside_the_shipped_model(
         f"{second / 'v2_1_pretrain_tiny.pt'}  {sizes} ",
         f"{second / 'hf_base_tiny'}",
     ]
-    words = app_looks.features(session, names, 0.0, 0.6, watch).words
+    words = app_looks.features(session, watch, names, 0.0, 0.6).words
     assert "error" not in words
     assert "16 frames of 64 px seen as 8 x 4 x 4 tokens of 48 numbers" in words
-    assert "error: " not in app_looks.similar(session, names, 0.0, 0.0, (0.5, 0.5), watch).words
+    assert "error: " not in app_looks.similar(session, watch, names, 0.0, 0.0, 0.5, 0.5).words
     for how, strange in (("a box", 1), ("what comes next", 4), ("as in its training", 0)):
-        words = app_looks.predictions(session, names, 0.0, app_looks.Hidden(how, *_BOX[1:]), watch)
+        words = app_looks.predictions(session, watch, names, 0.0, how, *_BOX[1:])
         assert "error: " not in words.words
         assert words.words.count("never trained on such a part") == strange
-    words = app_looks.surprises(session, names, watch)[0].words
+    words = app_looks.surprises(session, watch, names)[0].words
     assert words.count("unusual here") == len(names)
     distilled = f"{second / 'v2_1_distilled_tiny.pt'} {sizes}"
-    words = app_looks.predictions(session, [distilled], 0.0, app_looks.Hidden(*_BOX), watch).words
+    words = app_looks.predictions(session, watch, [distilled], 0.0, *_BOX).words
     assert "error: this model predicts 48 numbers a token" in words
     session.video = app.inspect_file(str(files["short"]))
     pixel = str(files["pixel"])
-    words = app_looks.predictions(session, [pixel], 0.0, app_looks.Hidden(*_BOX), watch).words
+    words = app_looks.predictions(session, watch, [pixel], 0.0, *_BOX).words
     assert "error: there is no prediction to look at" in words, "and not that it is too short"
     with pytest.raises(UserError, match=r"heads of an encoder .* cannot be told from its file"):
         app_looks.open_for_page(str(second / "v2_pretrain_tiny.pt"))
@@ -373,31 +373,30 @@ def test_models_of_single_images_stand_beside_those_of_video(
     ]
     for names in (images[:1], [*images, "nowhere", str(files["tiny"]), TRAINED]):
         seen = "0.00 to 0.88 s" if len(names) == 1 else "0.00 to 1.88 s"
-        words = app_looks.features(session, names, 0.0, 0.6, watch).words
+        words = app_looks.features(session, watch, names, 0.0, 0.6).words
         assert f"{names[0]}: {seen}, single images of 56 px seen as 4 x 4 tokens of 48 " in words
         assert words.count(seen) == (1 if len(names) == 1 else 4), "as the first model of video"
         assert words.count("error: ") == words.count("nowhere: error: no such file")
-    words = app_looks.similar(session, images, 0.0, 0.99, (0.5, 0.5), watch).words
+    words = app_looks.similar(session, watch, images, 0.0, 0.99, 0.5, 0.5).words
     assert words.count("asked for at 0.88 s") == 3
     assert app_looks.frame_picture(session, images, 0.0, 0.99, at=(0.5, 0.5)).is_file()
     told = "error: there is no prediction to look at: {} of width 48, depth 2, an encoder without"
-    hide = app_looks.Hidden(*_BOX)
-    lines = app_looks.predictions(session, [*images, TRAINED], 0.0, hide, watch).words.splitlines()
+    lines = app_looks.predictions(session, watch, [*images, TRAINED], 0.0, *_BOX).words.splitlines()
     for name, title, line in zip(images, ("DINOv2", "OpenCLIP", "I-JEPA"), lines, strict=False):
         assert line.startswith(f"{name}: {told.format(title)} a predictor")
     assert lines[-1].startswith("demo: error 1.")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app_looks, "MAX_LINES", 1)
-        words = app_looks.surprises(session, [images[0], *_BOTH], watch)[0].words
+        words = app_looks.surprises(session, watch, [images[0], *_BOTH])[0].words
     assert words.startswith(f"{images[0]}: {told.format('DINOv2')}")
     assert "demo: unusual here" in words
     assert "untrained: error: a chart holds 1" in words
     Image.new("RGB", (60, 40), "red").save(tmp_path / "still.png")
     session.video = app.inspect_file(str(tmp_path / "still.png"))
-    words = app_looks.features(session, [images[0], TRAINED], 0.0, 0.6, watch).words
+    words = app_looks.features(session, watch, [images[0], TRAINED], 0.0, 0.6).words
     assert words.count("a still picture, the same in every frame") == 2
     assert "repeated" not in words
-    words = app_looks.predictions(session, [TRAINED], 0.0, hide, watch).words
+    words = app_looks.predictions(session, watch, [TRAINED], 0.0, *_BOX).words
     assert words == "demo: error: a still picture, in which nothing comes next; give a video"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import os
 import shlex
 import signal
@@ -18,6 +16,7 @@ from vjepa.cli.parser import (
     Parser,
     given,
     print_config,
+    prints,
     resolve_config,
 )
 from vjepa.runtime.distributed import world
@@ -228,10 +227,7 @@ def add_convert(parser: Parser) -> None:
     """Options of `vjepa convert`."""
     parser.add_path("src", "SRC", "what to read")
     parser.add_path("dst", "DST", "what to write; must not exist")
-    parser.add_number("--num-heads", int, "H", "attention heads, where no preset tells them")
-    for name, metavar in (("--image-size", "PIXELS"), ("--num-frames", "FRAMES")):
-        text = f"{metavar.lower()} of its clips, where a file does not say them (V-JEPA 2)"
-        parser.add_number(name, int, metavar, text)
+    parser.add_sizes()
     text = "what is written (default: as the name of DST says)"
     parser.add_choice("--layout", ("ours", "authors", "huggingface"), text)
     text = "the encoder that a Hugging Face folder gets"
@@ -340,16 +336,8 @@ def add_bench(parser: Parser) -> None:
     """Options of `vjepa bench`: the job ``bench_NAME`` has ``BenchConfig`` and ``run(config)``."""
     add_command = parser.add_commands("ACTION")
     for name, text in (("step", _STEP_HELP), ("loader", _LOADER_HELP), ("encode", _ENCODE_HELP)):
-        command = add_command(name, text)
+        command = add_command(name, text, prints(f"vjepa.jobs.bench_{name}:run"))
         command.take_config(f"vjepa.jobs.bench_{name}:BenchConfig")
-        command.set_defaults(run=_bench, module=f"vjepa.jobs.bench_{name}")
-
-
-def _bench(args: argparse.Namespace) -> int:
-    config = resolve_config(args)
-    report = importlib.import_module(args.module).run(config)
-    print(*report.lines, json.dumps(report.values), sep="\n")
-    return 0
 
 
 DOCTOR_HELP = """\

@@ -99,8 +99,10 @@ _MOST_NOTES = 20
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    index, check = add_action("index", _INDEX_HELP), add_action("check", _CHECK_HELP)
-    prepare, synth = add_action("prepare", _PREPARE_HELP), add_action("synth", _SYNTH_HELP)
+    index = add_action("index", _INDEX_HELP, _index)
+    check = add_action("check", _CHECK_HELP, _check)
+    prepare = add_action("prepare", _PREPARE_HELP, _prepare)
+    synth = add_action("synth", _SYNTH_HELP, _synth)
     index.take_config("vjepa.data.manifest.lists:IndexConfig")
     text = "folder, CSV, JSONL or list"
     index.add_path("sources", "SRC", text, needed=True, nargs="*", type=str)
@@ -110,11 +112,9 @@ def add_arguments(parser: Parser) -> None:
     text = "how often each source is drawn from, relative to the others; without it every video is"
     text += " drawn equally often"
     index.add_argument("--source-weight", nargs="+", type=float, metavar="W", help=text)
-    index.set_defaults(run=_index)
     check.take_config("vjepa.data.manifest.lists:InspectConfig")
     check.add_path("manifest", "MANIFEST", "made by vjepa data index")
     check.add_flag("--deep", "decode every frame of every video")
-    check.set_defaults(run=_check)
     prepare.take_config("vjepa.jobs.prepare:PrepareConfig", recipes="prepare")
     text = "made by vjepa data index"
     prepare.add_path("manifests", "MANIFEST", text, nargs="*", needed=True)
@@ -123,17 +123,14 @@ def add_arguments(parser: Parser) -> None:
     prepare.add_path("--exclude", "LIST", text, nargs="+", default=[])
     text = "processes of this machine, or a Ray cluster that sees the same files"
     prepare.add_choice("--engine", ("local", "ray"), text, default="local")
-    prepare.set_defaults(run=_prepare)
     synth.take_config("vjepa.demo.synthetic:SyntheticConfig")
     synth.add_path("--out", "DIR", "folder of the set", needed=True)
-    synth.set_defaults(run=_synth)
-    ava = add_action("ava", _AVA_HELP)
+    ava = add_action("ava", _AVA_HELP, _ava)
     ava.take_config("vjepa.data.ava:AvaConfig")
     ava.add_path("truth", "CSV", "annotated boxes, in AVA's format", nargs="*", needed=True)
     text = "their videos: a manifest made by vjepa data index"
     ava.add_path("--videos", "MANIFEST", text, needed=True)
     ava.add_path("--out", "FILE", "table to write (.parquet)", needed=True)
-    ava.set_defaults(run=_ava)
     for command in (index, check, prepare, synth):
         command.add_number("--workers", int, "N", "processes; default: one for each CPU core")
 

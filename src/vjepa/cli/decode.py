@@ -41,10 +41,9 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    train = add_action("train", _TRAIN_HELP)
+    train = add_action("train", _TRAIN_HELP, _train)
     train.take_config("vjepa.jobs.decode:DecodeConfig", recipes="decode")
     train.add_path("--out", "DIR", "run folder of the decoder, made if missing", needed=True)
-    train.set_defaults(run=_train)
     sample = add_action("sample", _SAMPLE_HELP)
     sample.add_path("video", "VIDEO", "video or folder of frames")
     sample.add_path("--decoder", "RUN", "what vjepa decode train has written", required=True)

@@ -69,11 +69,10 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    train = add_action("train", _TRAIN_HELP)
+    train = add_action("train", _TRAIN_HELP, _train)
     train.take_config("vjepa.jobs.detect.config:DetectConfig", recipes="detect")
     train.add_path("--out", "DIR", "new folder for the detector", needed=True)
-    train.set_defaults(run=_train)
-    evaluate = add_action("eval", _EVAL_HELP)
+    evaluate = add_action("eval", _EVAL_HELP, _eval)
     evaluate.add_path("source", "SRC", "folder of a trained detector, or a .csv of detections")
     evaluate.add_path("table", "TABLE", "table of boxes made by vjepa data ava")
     evaluate.add_path("--videos", "MANIFEST", "the table's videos, if they have moved")
@@ -87,8 +86,7 @@ def add_arguments(parser: Parser) -> None:
     evaluate.add_path("--cache-dir", "DIR", "keep vectors of boxes here, or find them here")
     evaluate.add_path("--detections", "FILE", "write the detections here (.csv)")
     evaluate.add_path("--json", "FILE", "write the figures here too")
-    evaluate.set_defaults(run=_eval)
-    predict = add_action("predict", _PREDICT_HELP)
+    predict = add_action("predict", _PREDICT_HELP, _predict)
     predict.add_path("detector", "DETECTOR", "folder of a trained detector")
     predict.add_path("sources", "SRC", "videos, folders, lists or manifests", nargs="+")
     predict.add_path("--persons", "CSV", "boxes of people")
@@ -101,7 +99,6 @@ def add_arguments(parser: Parser) -> None:
     predict.add_number("--top", int, "N", "classes", default=3)
     predict.add_path("--out", "FILE", "write them to a .jsonl or .csv file")
     predict.add_path("--draw", "FILE", "draw them into a copy of the one video (.mp4)")
-    predict.set_defaults(run=_predict)
     for command in (evaluate, predict):
         command.add_path("--encoder", "PATH", "where the detector's encoder is, if it has moved")
         command.add_device()

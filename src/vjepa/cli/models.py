@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from vjepa.cli.parser import Parser, given, prints
 from vjepa.errors import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 HELP = """\
 published models: list them, get one, check what a file is
@@ -52,21 +49,19 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """The subcommands of `vjepa models`."""
     add_command = parser.add_commands("WHAT")
-    listing = add_command("list", _LIST_HELP)
+    listing = add_command("list", _LIST_HELP, _list)
     listing.add_argument("name", nargs="?", metavar="NAME", help="one model, with everything")
-    listing.set_defaults(run=_list)
-    getting = add_command("get", _GET_HELP)
+    how = ("name", "folder", "offline", "sha256")
+    getting = add_command("get", _GET_HELP, prints("vjepa.jobs.models:get", *how))
     getting.add_argument("name", metavar="NAME", help="as `vjepa models list` calls it")
     getting.add_path("--out", "FOLDER", "where to put it, in place of the cache", dest="folder")
     getting.add_flag("--offline", "fetch nothing: say where it is, or that it is not")
     text = "checksum that the weights' file must have"
     getting.add_argument("--sha256", default="", metavar="HEX", help=text)
-    how = ("name", "folder", "offline", "sha256")
-    getting.set_defaults(run=prints("vjepa.jobs.models:get", *how))
-    checking = add_command("check", _CHECK_HELP)
+    check = prints("vjepa.jobs.models:check", "path", *_OPTIONS_OF_FILE)
+    checking = add_command("check", _CHECK_HELP, check)
     checking.add_path("path", "PATH", "file, folder, run, or name")
     _add_options_of_file(checking)
-    checking.set_defaults(run=prints("vjepa.jobs.models:check", "path", *_OPTIONS_OF_FILE))
 
 
 _OPTIONS_OF_FILE = ("which", "num_heads", "image_size", "num_frames", "tokens")
@@ -76,9 +71,7 @@ def _add_options_of_file(parser: Parser) -> None:
     """What a file of weights may leave open."""
     text = "which encoder, where there are two"
     parser.add_choice("--which", ("target", "context"), text, default="target")
-    said = {"--num-heads": "attention heads", "--image-size": "pixels", "--num-frames": "frames"}
-    for name, what in said.items():
-        parser.add_number(name, int, "N", f"{what}, where the file does not say them")
+    parser.add_sizes()
     text = "another token map than the usual one, where a model has one"
     parser.add_choice("--tokens", ("before_norm", "two_poolings"), text)
 

@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 from vjepa.config import (
     REQUIRED,
     RESOLVED_CONFIG_FILE,
-    Setting,
     diff,
     dump_yaml,
     field_types,
@@ -129,6 +128,13 @@ class Parser(argparse.ArgumentParser):
         """Where a command computes."""
         self.add_choice("--device", ("auto", "cpu", "cuda"), "where to compute", default="auto")
 
+    def add_sizes(self) -> None:
+        """What a file of weights may not say of itself: num_heads, image_size and num_frames."""
+        self.add_number("--num-heads", int, "H", "attention heads, where no preset tells them")
+        for name, metavar in (("--image-size", "PIXELS"), ("--num-frames", "FRAMES")):
+            text = f"{metavar.lower()} of its clips, where a file does not say them (V-JEPA 2)"
+            self.add_number(name, int, metavar, text)
+
     def add_on_bad_video(self, what: str) -> None:
         """What becomes of a figure when a `what` cannot be read."""
         text = f"stop at a {what} that cannot be read, or name it in the result"
@@ -155,18 +161,18 @@ class Parser(argparse.ArgumentParser):
         """The config class of this command, imported now; None if it takes no config."""
         return resolve_name(self._config_class) if self._config_class else None
 
-    def add_commands(self, what: str) -> Callable[[str, str], Parser]:
+    def add_commands(self, what: str) -> Callable[..., Parser]:
         """Let this command have subcommands, called `what` (in capitals) in the usage line.
 
         The function that is returned adds one: (its name, its help, whose first line is the
-        summary).
+        summary, and the function that does the work, unless options say which).
         """
         self.set_defaults(parser=self)
         commands = self.add_subparsers(
             metavar=what, title=f"{what.lower()}s", parser_class=type(self)
         )
 
-        def add(name: str, text: str) -> Parser:
+        def add(name: str, text: str, run: Callable[..., int] | None = None) -> Parser:
             parser: Parser = commands.add_parser(
                 name,
                 help=text.partition("\n")[0],
@@ -174,7 +180,7 @@ class Parser(argparse.ArgumentParser):
                 formatter_class=argparse.RawDescriptionHelpFormatter,
                 allow_abbrev=False,
             )
-            parser.set_defaults(parser=parser)
+            parser.set_defaults(parser=parser, **({"run": run} if run else {}))
             self._commands = (*self._commands, name)
             return parser
 
@@ -268,6 +274,8 @@ class Parser(argparse.ArgumentParser):
         text, cls = super().format_help(), self.config_class()
         if cls is None:
             return text
+        from vjepa.strict_yaml import write_yaml
+
         lines = [
             text,
             "settings (in a --config file, or here as --NAME VALUE; N counts list items from 0):",
@@ -278,30 +286,29 @@ class Parser(argparse.ArgumentParser):
             if above != group:
                 group = above
                 lines.append("")
-            lines.append(f"  --{setting.path}  {setting.kind}{_default(setting)}")
+            told = "required"
+            if setting.default is not REQUIRED:
+                value = plain(setting.default)
+                shown = write_yaml({"x": value}).removeprefix("x:").strip() or "none"
+                if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+                    shown = f"{len(value)} of them"
+                told = f"default: {shown}"
+            lines.append(f"  --{setting.path}  {setting.kind} ({told})")
             lines += textwrap.wrap(
                 setting.meaning, 92, initial_indent=" " * 8, subsequent_indent=" " * 8
             )
         return "\n".join(lines) + "\n"
 
 
-def _default(setting: Setting) -> str:
-    if setting.default is REQUIRED:
-        return " (required)"
-    value = plain(setting.default)
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        return f" (default: {len(value)} of them)"
-    from vjepa.strict_yaml import write_yaml
-
-    text = write_yaml({"x": value}).removeprefix("x:").strip()
-    return f" (default: {text or 'none'})"
-
-
 def prints(what: str, *options: str) -> Callable[[argparse.Namespace], int]:
-    """A command that prints what a function gives, which takes these options by their names."""
+    """A command that prints what a function gives, which takes these options by their names.
+
+    And before them the config, if the command has one.
+    """
 
     def run(args: argparse.Namespace) -> int:
-        said = resolve_name(what)(**given(args, *options))
+        config = [resolve_config(args)] if args.parser.config_class() else []
+        said = resolve_name(what)(*config, **given(args, *options))
         print(*(said if isinstance(said, list) else [said]), sep="\n")
         return 0
 

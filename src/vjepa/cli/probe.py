@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from vjepa.cli.parser import Parser, given, print_config, resolve_config
+from vjepa.cli.parser import Parser, given, print_config, prints, resolve_config
 from vjepa.errors import UserError
 from vjepa.runtime.files import atomic_write, check_kind
 
@@ -84,15 +84,14 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    train = add_action("train", _TRAIN_HELP)
+    train = add_action("train", _TRAIN_HELP, _train)
     train.take_config("vjepa.jobs.probe.config:ProbeConfig", recipes="probe")
     train.add_path("--out", "DIR", "new folder for the probe", needed=True)
-    train.set_defaults(run=_train)
     evaluate, predict = add_action("eval", _EVAL_HELP), add_action("predict", _PREDICT_HELP)
-    compare = add_action("compare", _COMPARE_HELP)
+    run = prints("vjepa.jobs.probe.compare:compare_answers", "first", "second")
+    compare = add_action("compare", _COMPARE_HELP, run)
     for name in ("first", "second"):
         compare.add_path(name, name.upper(), "folder of a tested probe, or its answers (.csv)")
-    compare.set_defaults(run=_compare)
     for command in (evaluate, predict):
         command.take_config("vjepa.jobs.probe.released:ReleasedProbeConfig", recipes="released")
         command.add_path("probe", "PROBE", "folder of a trained probe, or a released probe")
@@ -159,7 +158,7 @@ def _train(args: argparse.Namespace) -> int:
             from vjepa.jobs.probe.compare import compare_answers
 
             paired = compare_answers(args.out, args.out / "random_weights")
-            print(f"this probe first, random weights second: {paired.sentence}")
+            print(f"this probe first, random weights second: {paired}")
         if not result.floors and not config.data.multi_label:
             print("beside it: nothing; --floors true measures what needs no trained encoder")
     print(f"probe: {args.out}")
@@ -200,13 +199,6 @@ def _eval(args: argparse.Namespace) -> int:
             f"--calibration: {measured.metrics.count} answers are too few to say how far a "
             f"confidence can be believed; it takes {CALIBRATION_ANSWERS}"
         )
-    return 0
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from vjepa.jobs.probe.compare import compare_answers
-
-    print(compare_answers(args.first, args.second).sentence)
     return 0
 
 

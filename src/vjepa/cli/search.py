@@ -48,13 +48,12 @@ examples:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    index = add_action("index", _INDEX_HELP)
+    index = add_action("index", _INDEX_HELP, _index)
     index.take_config("vjepa.jobs.search:SearchConfig")
     text = "videos, images, folders, lists or manifests"
     index.add_path("sources", "SRC", text, nargs="*", needed=True)
     index.add_path("--out", "DIR", "folder of the database", needed=True)
-    index.set_defaults(run=_index)
-    query = add_action("query", _QUERY_HELP)
+    query = add_action("query", _QUERY_HELP, _query)
     query.add_path("example", "EXAMPLE", "video or image")
     query.add_number("--start", float, "S", "second where its part begins")
     query.add_number("--end", float, "S", "second where it ends")
@@ -64,13 +63,11 @@ def add_arguments(parser: Parser) -> None:
     query.add_flag("--exact", text)
     text = "contact sheet to write (default: found.png)"
     query.add_path("--out", "FILE", text, default="found.png")
-    query.set_defaults(run=_query)
-    report = add_action("report", _REPORT_HELP)
+    report = add_action("report", _REPORT_HELP, _report)
     text = "from where on two moments are nearly the same; 1: the same"
     report.add_number("--alike", float, "A", text, default=0.95)
     report.add_number("--clusters", int, "N", "groups of moments", default=8)
     report.add_path("--out", "FILE", "page to write (default: found.html)", default="found.html")
-    report.set_defaults(run=_report)
     for command in (query, report):
         text = "what vjepa search index has written"
         command.add_path("--database", "DIR", text, required=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from vjepa.cli.parser import Parser, given, number, prints, resolve_config
+from vjepa.cli.parser import Parser, number, prints
 
 _MODEL = ("model", "num_heads", "image_size", "num_frames")
 """A model, and what a file of weights may not say."""
@@ -100,7 +98,6 @@ def add_arguments(parser: Parser) -> None:
     add_command = parser.add_commands("ACTION")
     masks = add_command("masks", _MASKS_HELP)
     masks.take_config("vjepa.jobs.pretrain:PretrainConfig", recipes="pretrain")
-    masks.set_defaults(run=_masks)
     features = add_command("features", _FEATURES_HELP)
     features.add_path("videos", "VIDEO", "videos, images, folders of images", nargs="+")
     text = "which encoder; target is the one that the paper evaluates"
@@ -123,18 +120,12 @@ def add_arguments(parser: Parser) -> None:
     text = "middle of the clip, in seconds (default: the video's middle)"
     alike.add_number("--at", float, "SECONDS", text)
     alike.add_number("--most", int, "N", "how many moments to show", default=6)
-    alike.set_defaults(run=_neighbours)
     for command in (similar, surprise, attention, alike):
         command.add_path("video", "VIDEO", "video or folder of images")
     for command in (features, predictions, similar, surprise):
         text = "run folder, checkpoint, or the authors' file"
         command.add_path("--model", "PATH", text, required=True)
-        text = "attention heads, for an authors' file of a size that is no preset"
-        command.add_number("--num-heads", int, "H", text)
-        text = "pixels of a clip, where the file does not say them (V-JEPA 2: 256 or 384)"
-        command.add_number("--image-size", int, "S", text)
-        text = "frames of a clip, where the file does not say them (V-JEPA 2: 64)"
-        command.add_number("--num-frames", int, "T", text)
+        command.add_sizes()
     for command in (masks, features, predictions, similar, surprise, attention, alike):
         what, suffix = ("page", "html") if command is surprise else ("picture", "png")
         out = f"{command.prog.split()[-1]}.{suffix}"
@@ -143,41 +134,16 @@ def add_arguments(parser: Parser) -> None:
         text = "form of the moving picture beside it"
         command.add_choice("--moving", ("webp", "gif", "mp4"), text, default="webp")
     for command, show, takes in (
+        (masks, "show:show_masks", ("video", "sample")),
         (features, "show:show_features", ("videos", "which", "moving", *_MODEL)),
         (predictions, "show:show_predictions", ("video", "sample", "moving", *_MODEL)),
         (similar, "show_time:show_similarity", ("video", "at", "frame", *_MODEL)),
         (surprise, "show_time:show_surprise", ("video", *_MODEL)),
         (attention, "show_frozen:show_attention", ("video", "probe", "encoder", "moving")),
+        (alike, "show_frozen:show_neighbours", ("video", "features", "at", "most", "model")),
     ):
         command.set_defaults(run=prints(f"vjepa.jobs.{show}", "out", *takes))
-    state = add_command("run", _RUN_HELP)
+    run = prints("vjepa.jobs.show:show_run", "folder", "out")
+    state = add_command("run", _RUN_HELP, run)
     state.add_path("folder", "RUN", "run folder")
     state.add_path("--out", "FILE", "HTML file (default: report.html in the run)")
-    state.set_defaults(run=_run)
-
-
-def _masks(args: argparse.Namespace) -> int:
-    config = resolve_config(args)
-    from vjepa.jobs.show import show_masks
-
-    show_masks(args.video, config, args.out, args.sample)
-    print(args.out)
-    return 0
-
-
-def _neighbours(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show_frozen import show_neighbours
-
-    how = given(args, "at", "most", "model")
-    for one in show_neighbours(args.video, args.features, args.out, **how):
-        print(f"{one.alike:5.2f}  {one.start:8.2f} to {one.end:.2f} s  {one.path}")
-    print(args.out)
-    return 0
-
-
-def _run(args: argparse.Namespace) -> int:
-    from vjepa.jobs.show import show_run
-
-    out = args.out or args.folder / "report.html"
-    print(*show_run(args.folder, out), f"report       {out}", sep="\n")
-    return 0

@@ -55,8 +55,9 @@ example:
 def add_arguments(parser: Parser) -> None:
     """Options of these commands."""
     add_action = parser.add_commands("ACTION")
-    add_action("list", _LIST_HELP).set_defaults(run=_list)
-    run, report = add_action("run", _RUN_HELP), add_action("report", _REPORT_HELP)
+    add_action("list", _LIST_HELP, _list)
+    run = add_action("run", _RUN_HELP, _run)
+    report = add_action("report", _REPORT_HELP, _report)
     for command in (run, report):
         command.add_argument("name", metavar="NAME", help="a packaged study, or a YAML file")
         command.add_choice("--scale", ("cpu", "gpu", "paper"), "how large", default="cpu")
@@ -68,8 +69,6 @@ def add_arguments(parser: Parser) -> None:
     text = "another setting for every job of a step; remembered in DIR"
     run.add_argument("--set", action="append", default=[], metavar="STEP.SETTING=VALUE", help=text)
     run.add_flag("--dry-run", "say the cost and print the commands, run nothing")
-    run.set_defaults(run=_run)
-    report.set_defaults(run=_report)
 
 
 def _list(args: argparse.Namespace) -> int:  # noqa: ARG001 (every command takes its arguments)
@@ -123,13 +122,12 @@ def _run(args: argparse.Namespace) -> int:
     from vjepa.jobs.studies_report import write_report
 
     print(*studies_run.cost_lines(grid, args.out, len(slots)), sep="\n", flush=True)
-    if args.dry_run:
-        with studies_run.claimed(args.name, grid, args.out):
+    with studies_run.claimed(args.name, grid, args.out):
+        if args.dry_run:
             for job in grid.jobs.values():
                 if studies_run.done(job, args.out) is None:
                     print("vjepa", *studies_run.command_of(job, args.out))
-        return 0
-    with studies_run.claimed(args.name, grid, args.out):
+            return 0
         outcome = studies_run.run(grid, args.out, slots)
         paths = write_report(args.name, grid, args.out)
     for name, why in outcome.failed.items():

@@ -19,9 +19,9 @@ from vjepa.demo.probes import pixel_baselines, run_probes, write_probed
 from vjepa.demo.report import DemoFindings, write_demo_report
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.demo.training import (
+    DECODER_FOLDER,
     OBJECTIVES,
     TrainingTask,
-    decoder_folder,
     measure_rates,
     run_folder,
     train_side_by_side,
@@ -56,15 +56,62 @@ def run(config: DemoConfig, out: Path) -> Path:
     Called again, it goes on.
     """
     with claimed_folder(out, "demo") as has_begun:
-        return _run(config, out, has_begun)
+        if has_begun:
+            same_config(config, out)
+        begin_folder(out, "demo", config)
+        seconds: dict[str, float] = {}
+        settings = {"data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve())}
+        if config.data.manifest is None:
+            with _stage("making labelled videos", seconds):
+                manifest, summary = synthesise(config.data.synthetic, out / "data")
+                _LOGGER.info("%s", summary)
+        else:
+            manifest = config.data.manifest
+            config = settle_labels(config, Manifest.open(manifest))
+            # The recipe's numbers are for the synthetic set.
+            settings["data.normalisation"] = "measured"
+        settings["data.sources"] = f'[{{manifest: "{manifest.resolve()}", split: train}}]'
+        if "validation" in Manifest.open(manifest).splits:
+            settings["online_probe.manifest"] = str(manifest.resolve())
+            settings["online_probe.label"] = config.labels[0]
+        else:
+            settings["online_probe"] = "null"
+        with _stage("decoding them once", seconds):
+            # Every training video, so that the two runs find the frames ready.
+            overrides = [f"{name}={value}" for name, value in settings.items()]
+            loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
+            videos = [Manifest.open(manifest).select(split="train")]
+            reading = replace(loader, num_workers=usable_cpus())
+            open_frame_caches(videos, reading, loader.frame_cache_short_side)
+        with _stage("measuring the speed of this machine", seconds):
+            rates = measure_rates(out, settings, config.recipe)
+        by_objective = {
+            name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
+            for name, rate in rates.items()
+        }
+        by_objective["pixel"] |= _OF_PIXELS
+        for seed in config.seeds:
+            folders = {name: run_folder(out, name, seed) for name in OBJECTIVES}
+            tasks = tuple(TrainingTask(name, seed, folder) for name, folder in folders.items())
+            with _stage("pretraining (features and pixels side by side)", seconds):
+                train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
+        with _stage("probing frozen features", seconds):
+            # First: it decodes the test videos, for which the probes could start no processes.
+            probed = write_probed(config, out, manifest)
+            baselines = pixel_baselines(config, out, probed)
+            results = run_probes(config, out, probed)
+        if config.decoder_steps:
+            with _stage("learning to draw what is predicted", seconds):
+                train_decoder(config, out, manifest)
+        report = out / "report.html"
+        with _stage("drawing the report", seconds):
+            findings = DemoFindings(config, out, manifest, results, baselines, seconds)
+            write_demo_report(findings, report)
+        return report
 
 
 def settle_labels(config: DemoConfig, manifest: Manifest) -> DemoConfig:
-    """The config for labelled videos of others: which labels, and as many of each as there are.
-
-    Raises:
-        UserError: There is no label, or no video of the split `train` or `test`.
-    """
+    """The config for labelled videos of others: which labels, and as many of each as there are."""
     source, names = manifest.source, config.data.labels or tuple(manifest.label_names[:2])
     if not names:
         raise UserError(
@@ -102,60 +149,6 @@ def train_decoder(config: DemoConfig, out: Path, manifest: Path) -> None:
         "training.num_threads": usable_cpus(),
     }
     decoding = load_config(DecodeConfig, [config.decoder_recipe], settings, "decode")
-    ended = decode.train(decoding, decoder_folder(out))
+    ended = decode.train(decoding, out / DECODER_FOLDER)
     if ended.interrupted:
         raise StoppedBySystem if ended.requeue else KeyboardInterrupt
-
-
-def _run(config: DemoConfig, out: Path, has_begun: bool) -> Path:
-    if has_begun:
-        same_config(config, out)
-    begin_folder(out, "demo", config)
-    seconds: dict[str, float] = {}
-    settings = {"data.loader.frame_cache_folder": str((out / "cache" / "frames").resolve())}
-    if config.data.manifest is None:
-        with _stage("making labelled videos", seconds):
-            manifest, summary = synthesise(config.data.synthetic, out / "data")
-            _LOGGER.info("%s", summary)
-    else:
-        manifest = config.data.manifest
-        config = settle_labels(config, Manifest.open(manifest))
-        # The recipe's numbers are for the synthetic set.
-        settings["data.normalisation"] = "measured"
-    settings["data.sources"] = f'[{{manifest: "{manifest.resolve()}", split: train}}]'
-    if "validation" in Manifest.open(manifest).splits:
-        settings["online_probe.manifest"] = str(manifest.resolve())
-        settings["online_probe.label"] = config.labels[0]
-    else:
-        settings["online_probe"] = "null"
-    with _stage("decoding them once", seconds):
-        # Every training video, so that the two runs find the frames ready.
-        overrides = [f"{name}={value}" for name, value in settings.items()]
-        loader = load_config(PretrainConfig, [config.recipe], overrides, "pretrain").data.loader
-        videos = [Manifest.open(manifest).select(split="train")]
-        reading = replace(loader, num_workers=usable_cpus())
-        open_frame_caches(videos, reading, loader.frame_cache_short_side)
-    with _stage("measuring the speed of this machine", seconds):
-        rates = measure_rates(out, settings, config.recipe)
-    by_objective = {
-        name: settings | {"optim.steps": str(max(1, round(60 * config.minutes * rate)))}
-        for name, rate in rates.items()
-    }
-    by_objective["pixel"] |= _OF_PIXELS
-    for seed in config.seeds:
-        tasks = tuple(TrainingTask(name, seed, run_folder(out, name, seed)) for name in OBJECTIVES)
-        with _stage("pretraining (features and pixels side by side)", seconds):
-            train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
-    with _stage("probing frozen features", seconds):
-        # First: it decodes the test videos, for which the probes could start no processes.
-        probed = write_probed(config, out, manifest)
-        baselines = pixel_baselines(config, out, probed)
-        results = run_probes(config, out, probed)
-    if config.decoder_steps:
-        with _stage("learning to draw what is predicted", seconds):
-            train_decoder(config, out, manifest)
-    report = out / "report.html"
-    with _stage("drawing the report", seconds):
-        findings = DemoFindings(config, out, manifest, results, baselines, seconds)
-        write_demo_report(findings, report)
-    return report

@@ -36,32 +36,12 @@ from vjepa.reporting.pictures import (
 from vjepa.tasks.decoding import predicted_features
 from vjepa.tasks.masked_prediction import normalise_features
 
-WATCHED = 8
-"""Clips that are shown."""
 _A_ROW = 4
 _DRAWN, _MEASURED = 3, 48
 _FOLLOWED = 2
 _FOLLOW_CLIPS = 200
 _EVENTS = ("vanishes", "turns back")
 _EVENT_CLIPS, _EVENT_FRAMES = 12, 24
-
-
-def spread_shots(
-    test: Manifest, clip: ClipConfig, view: ViewConfig, labels: tuple[str, ...], count: int
-) -> list[Shot]:
-    """Evenly spread clips of a manifest, named by their labels."""
-    rows = np.unique(np.linspace(0, len(test) - 1, count).astype(int)).tolist()
-    columns = [test.labels(label) for label in labels]
-    return [
-        read_shot(
-            Path(test.path(row)),
-            clip,
-            view.crop_size,
-            ", ".join(str(column[row]).replace("_", " ") for column in columns),
-            view,
-        )
-        for row in rows
-    ]
 
 
 def watched_section(shots: list[Shot], count: int, labels: tuple[str, ...]) -> Section:

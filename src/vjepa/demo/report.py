@@ -17,22 +17,20 @@ from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.films import (
-    WATCHED,
     drawn_section,
     expected_grid,
     followed_section,
-    spread_shots,
     surprised_section,
     watched_section,
 )
 from vjepa.demo.probes import Cell, ProbeTask, evaluation_view, summarise
-from vjepa.demo.training import OBJECTIVES, decoder_folder, run_folder
+from vjepa.demo.training import DECODER_FOLDER, OBJECTIVES, run_folder
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.learn_report import moment_sections
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder
-from vjepa.jobs.show import feature_grid, feature_section, prediction_section
+from vjepa.jobs.show import feature_grid, feature_section, prediction_section, read_shot
 from vjepa.models import VJEPA
 from vjepa.reporting.charts import Estimate, estimate_charts
 from vjepa.reporting.html import Block, Chart, Figure, Report, Section, Table, Text, write_report
@@ -51,6 +49,7 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
 }
 """Name and colour of each in tables and charts, in their order."""
 _EVENTS_FOLDER = "events"
+_WATCHED = 8  # clips
 _RIGHT = "test clips named rightly (%)"
 _HEADS = ("attentive", "ridge mean", "ridge steps", "ridge all", "ridge")
 
@@ -89,7 +88,11 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
     manifest = Manifest.open(findings.manifest)
     test, clip = manifest.select(split="test"), pretrained.data.clip
     _, view, _ = evaluation_view(config, findings.out)
-    shots = spread_shots(test, clip, view, config.labels, WATCHED)
+    columns = [test.labels(label) for label in config.labels]
+    shots = []  # evenly spread, named by their labels
+    for row in np.unique(np.linspace(0, len(test) - 1, _WATCHED).astype(int)).tolist():
+        name = ", ".join(str(column[row]).replace("_", " ") for column in columns)
+        shots.append(read_shot(Path(test.path(row)), clip, view.crop_size, name, view))
     title, answer, figures = headline(config, cells)
     trained = load_encoder(run)
     encoders: dict[str, AnyEncoder] = {
@@ -107,7 +110,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         watched_section(shots, len(manifest.select(split="train")), config.labels),
     ]
     if config.decoder_steps:
-        sections.append(drawn_section(decoder_folder(findings.out), test))
+        sections.append(drawn_section(findings.out / DECODER_FOLDER, test))
     if config.data.manifest is None:
         events = findings.out / _EVENTS_FOLDER
         data = config.data.synthetic
@@ -123,6 +126,8 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
             followed_section(followed, data, model.config.encoder, clip, view),
             surprised_section(model, data, clip, view, events),
         ]
+    configs = {"demo config": config, "pretraining config": pretrained}
+    records = [Text(f"{k}\n\n{dump_yaml(v)}", preformatted=True) for k, v in configs.items()]
     sections += [
         *moment_sections(test, pretrained, two, set(), config.labels[0], view),
         _probe_section(findings, cells),
@@ -131,7 +136,7 @@ def write_demo_report(findings: DemoFindings, path: Path) -> None:
         replace(feature_section(shots[:3], encoders, "test clips"), folded=True),
         replace(prediction_section(model, pretrained, shots[:2]), folded=True),
         Section("How training went", curves, run_charts(states), folded=True),
-        _record_section(findings, pretrained),
+        Section("All settings", blocks=records, folded=True),
     ]
     write_report(Report(title, answer, figures, sections), path)
 
@@ -341,36 +346,26 @@ def _next_section(findings: DemoFindings) -> Section:
     run, clip = shlex.quote(str(folder)), shlex.quote(video)
     if findings.config.data.manifest is None:
         longer = shlex.quote(str(findings.out / _EVENTS_FOLDER / "00_vanishes.mp4"))
-    lines = [
-        "# your own videos, no label needed: ten minutes, and a page like this one",
-        "vjepa learn videos/ --out runs/mine",
-        "",
-        "# your own videos with labels, in this demo's way (video, label and split in a list)",
-        "vjepa data index list.csv --out videos.parquet",
-        "vjepa demo --data.manifest videos.parquet --out runs/mine_demo",
-        "",
-        "# more of this page's pictures, of any clip",
-        f"vjepa show similarity {clip} --model {run} --out similarity.png",
-        f"vjepa show surprise {longer} --model {run} --out surprise.html",
-    ]
+    sample, decoder = "", shlex.quote(str(findings.out / DECODER_FOLDER))
     if findings.config.decoder_steps:
-        decoder = shlex.quote(str(decoder_folder(findings.out)))
-        lines.append(f"vjepa decode sample {clip} --decoder {decoder} --out samples.png")
-    lines += [
-        "",
-        "# longer, and with intervals over three trainings",
-        "vjepa demo --minutes 20 --seeds '[0, 1, 2]' --out runs/longer",
-        "",
-        "# in Python",
-        f"python -c \"import vjepa; e = vjepa.load_encoder('{folder}'); "
-        f"print(e(e.preprocess('{video}')).shape)\"",
-    ]
-    return Section("How to go on", blocks=[Text("\n".join(lines), preformatted=True)])
+        sample = f"vjepa decode sample {clip} --decoder {decoder} --out samples.png\n"
+    shape = f"e(e.preprocess('{video}')).shape"
+    text = f"""\
+# your own videos, no label needed: ten minutes, and a page like this one
+vjepa learn videos/ --out runs/mine
 
+# your own videos with labels, in this demo's way (video, label and split in a list)
+vjepa data index list.csv --out videos.parquet
+vjepa demo --data.manifest videos.parquet --out runs/mine_demo
 
-def _record_section(findings: DemoFindings, config: PretrainConfig) -> Section:
-    blocks: list[Block] = [
-        Text("demo config\n\n" + dump_yaml(findings.config), preformatted=True),
-        Text("pretraining config\n\n" + dump_yaml(config), preformatted=True),
-    ]
-    return Section("All settings", blocks=blocks, folded=True)
+# more of this page's pictures, of any clip
+vjepa show similarity {clip} --model {run} --out similarity.png
+vjepa show surprise {longer} --model {run} --out surprise.html
+{sample}
+# longer, and with intervals over three trainings
+vjepa demo --minutes 20 --seeds '[0, 1, 2]' --out runs/longer
+
+# in Python
+python -c "import vjepa; e = vjepa.load_encoder('{folder}'); print({shape})"\
+"""
+    return Section("How to go on", blocks=[Text(text, preformatted=True)])

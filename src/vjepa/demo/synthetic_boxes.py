@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from vjepa.demo.synthetic import (
     APPEARANCE_CLASSES,
+    MOTION_CLASSES,
     SPLITS,
     Array,
     SyntheticConfig,
@@ -28,18 +29,8 @@ from vjepa.demo.synthetic import (
     paint,
 )
 
-ACTIONS: tuple[str, ...] = (
-    "move_left",
-    "move_right",
-    "move_up",
-    "move_down",
-    "rotate_clockwise",
-    "rotate_counterclockwise",
-    "approach",
-    "recede",
-    "stand_still",
-)
-"""What a digit does in a segment."""
+ACTIONS: tuple[str, ...] = (*MOTION_CLASSES[:8], "stand_still")
+"""What a digit does in a segment: all that relates to no other, or nothing."""
 
 BOX_CLASSES: tuple[str, ...] = (*ACTIONS, *APPEARANCE_CLASSES, "close_to_another")
 """All labels of a box; class i has the id i + 1."""

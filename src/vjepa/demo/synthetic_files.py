@@ -49,39 +49,36 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
         if has_begun:
             same_config(config, out)
         begin_folder(out, "data synth", config)
-        return _write(config, out, workers)
-
-
-def _write(config: SyntheticConfig, out: Path, workers: int) -> Path:
-    tasks: list[_Task] = []
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    names = () if config.boxes else ("motion", "appearance", "colour")[: 2 + config.colours]
-    writer.writerow(("path", "split", *names))
-    for split in SPLITS:
-        count = config.num_clips(split)
-        if count:
-            (out / split).mkdir(exist_ok=True)
-        for start in range(0, count, _CLIPS_PER_TASK):
-            tasks.append((config, out, split, range(start, min(start + _CLIPS_PER_TASK, count))))
-        for index in range(count):
-            labels = () if config.boxes else clip_labels(config, split, index)
-            path = clip_path(split, index, boxes=config.boxes)
-            writer.writerow((path.as_posix(), split, *labels))
-    total = sum(len(indices) for *_, indices in tasks)
-    done = 0
-    here = workers == 1 or len(tasks) == 1
-    pool = WorkerPool(_write_clips, 0 if here else workers, _TASK_SECONDS, preload=("av", "numpy"))
-    with Progress("synth", total) as progress, closing(pool):
-        for task, outcome in pool.map(tasks, ahead=2 * workers, in_order=False):
-            if outcome.kind != "done":
-                raise UserError(f"{out / task[2]}: clips could not be drawn: {outcome.reason}")
-            done += len(task[3])
-            progress.update(done)
-    if config.boxes:
-        _write_ava_files(config, out)
-    atomic_write(out / _LABELS_FILE, table.getvalue())
-    return out / _LABELS_FILE
+        tasks: list[_Task] = []
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        names = () if config.boxes else ("motion", "appearance", "colour")[: 2 + config.colours]
+        writer.writerow(("path", "split", *names))
+        for split in SPLITS:
+            count = config.num_clips(split)
+            if count:
+                (out / split).mkdir(exist_ok=True)
+            for start in range(0, count, _CLIPS_PER_TASK):
+                indices = range(start, min(start + _CLIPS_PER_TASK, count))
+                tasks.append((config, out, split, indices))
+            for index in range(count):
+                labels = () if config.boxes else clip_labels(config, split, index)
+                path = clip_path(split, index, boxes=config.boxes)
+                writer.writerow((path.as_posix(), split, *labels))
+        total = sum(len(indices) for *_, indices in tasks)
+        done = 0
+        others = 0 if workers == 1 or len(tasks) == 1 else workers
+        pool = WorkerPool(_write_clips, others, _TASK_SECONDS, preload=("av", "numpy"))
+        with Progress("synth", total) as progress, closing(pool):
+            for task, outcome in pool.map(tasks, ahead=2 * workers, in_order=False):
+                if outcome.kind != "done":
+                    raise UserError(f"{out / task[2]}: clips could not be drawn: {outcome.reason}")
+                done += len(task[3])
+                progress.update(done)
+        if config.boxes:
+            _write_ava_files(config, out)
+        atomic_write(out / _LABELS_FILE, table.getvalue())
+        return out / _LABELS_FILE
 
 
 def _write_ava_files(config: SyntheticConfig, out: Path) -> None:

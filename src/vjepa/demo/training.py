@@ -17,6 +17,7 @@ from vjepa.runtime.process import start_command
 from vjepa.runtime.progress import Progress
 
 OBJECTIVES = ("vjepa", "pixel")
+DECODER_FOLDER = "decoder"
 _POLL_SECONDS = 2.0
 _LOG_TAIL_LINES = 12
 _TRIAL_STEPS = 100
@@ -44,11 +45,6 @@ class TrainingTask:
 def run_folder(out: Path, objective: str, seed: int) -> Path:
     """Where the run of an objective and seed lies."""
     return out / "runs" / f"{objective}_seed{seed}"
-
-
-def decoder_folder(out: Path) -> Path:
-    """Where the decoder of the first seed's V-JEPA lies."""
-    return out / "decoder"
 
 
 def measure_rates(out: Path, settings: Mapping[str, str], recipe: str) -> dict[str, float]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -232,10 +232,10 @@ def _clip_among(opened: Opened, names: Sequence[str]) -> ClipConfig:
 
 def look_through(
     session: Session,
+    watch: Watch,
     names: Sequence[str],
     start: float,
     look: Callable[[Opened, Shot, NDArray[np.float64]], tuple[Rows, str]],
-    watch: Watch,
     *,
     whole: bool = False,
 ) -> View:
@@ -291,7 +291,7 @@ def _small(strip: Strip) -> Strip:
 
 
 def features(
-    session: Session, names: Sequence[str], start: float, strength: float, watch: Watch
+    session: Session, watch: Watch, names: Sequence[str], start: float, strength: float
 ) -> View:
     """The video with each model's features as colours over it; `strength` 1: colours alone."""
 
@@ -301,7 +301,7 @@ def features(
         words = f"{seconds[0]:.2f} to {seconds[-1]:.2f} s, {about(opened.encoder.config)}"
         return [("clip", sharp), (_short(name), mixed.round().astype(np.uint8))], words
 
-    return look_through(session, names, start, look, watch)
+    return look_through(session, watch, names, start, look)
 
 
 def about(config: EncoderConfig) -> str:
@@ -349,12 +349,7 @@ def _frame_at(share: float, length: int) -> int:
 
 
 def similar(
-    session: Session,
-    names: Sequence[str],
-    start: float,
-    share: float,
-    at: Sequence[float],
-    watch: Watch,
+    session: Session, watch: Watch, names: Sequence[str], start: float, share: float, *at: float
 ) -> View:
     """What is alike, in all frames, to the place `at` in the frame `share` of the way through."""
     place = min(0.999, max(0.0, at[0])), min(0.999, max(0.0, at[1]))
@@ -366,7 +361,7 @@ def similar(
         clip, (_, alike) = similar_rows(opened.encoder, shot, place, frame)
         return [clip, (_short(opened.name), alike)], f"asked for at {seconds[frame]:.2f} s"
 
-    return look_through(session, names, start, look, watch)
+    return look_through(session, watch, names, start, look)
 
 
 @dataclass(frozen=True)
@@ -423,9 +418,10 @@ def _tokens(start: float, end: float, count: int) -> slice:
 
 
 def predictions(
-    session: Session, names: Sequence[str], start: float, hide: Hidden, watch: Watch
+    session: Session, watch: Watch, names: Sequence[str], start: float, *how: Any
 ) -> View:
-    """What each model was shown, and how wrong it was about the rest."""
+    """What each model was shown, and how wrong it was about the rest, :class:`Hidden` so."""
+    hide = Hidden(*how)
 
     def look(opened: Opened, shot: Shot, _: NDArray[np.float64]) -> tuple[Rows, str]:
         rows: Rows = [("clip", shot.sharp)]
@@ -440,17 +436,17 @@ def predictions(
         strange = opened.name != UNTRAINED and unlike_training(opened.masking, hide.how)
         return rows, f"{words}; {strange}" if strange else words
 
-    return look_through(session, names, start, look, watch, whole=True)
+    return look_through(session, watch, names, start, look, whole=True)
 
 
 def samples(
     session: Session,
+    watch: Watch,
     start: float,
     hide: Hidden,
     decoder: Path,
     model: Path | None,
     count: int,
-    watch: Watch,
 ) -> View:
     """What a decoder draws into the hidden part, from its own model's predictions of it."""
     opened = open_decoder(decoder, model)
@@ -471,7 +467,7 @@ def samples(
     return View(film, still, f"{decoder}: {'; '.join(words)}")
 
 
-def surprises(session: Session, names: Sequence[str], watch: Watch) -> tuple[View, float]:
+def surprises(session: Session, watch: Watch, names: Sequence[str]) -> tuple[View, float]:
     """The curve of each model's surprise, words for its peaks, and the second of the highest."""
     info, lines = session.current, []
     session.surprises.clear()

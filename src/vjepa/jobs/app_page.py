@@ -123,7 +123,7 @@ class _Page:
         self.gr, self.sessions = gr, sessions
         self.results: list[Any] = []
 
-    def handler(self, work: Callable[..., Sequence[Any]], blanks: int) -> Callable[..., Any]:
+    def handler(self, work: Callable[..., View | Sequence[Any]], blanks: int) -> Callable[..., Any]:
         """A function for gradio: its tab's session and a watch first; mistakes as the last line."""
         gr = self.gr
         shown = gr.Progress()  # gradio gives a call its own where this stands as a default
@@ -132,7 +132,8 @@ class _Page:
             session = self.sessions.of(str(request.session_hash))
             watch = session.watched(lambda done, total: progress((done, total)))
             try:
-                return tuple(work(session, watch, *values))
+                found = work(session, watch, *values)
+                return _shown(found) if isinstance(found, View) else tuple(found)
             except UserError as error:
                 words = str(error)
                 if session.video is not None:
@@ -258,10 +259,9 @@ class _Page:
         with self.gr.Row():
             (strength,) = self.sliders(("Strength of the colours", 0.6))
             button = self.gr.Button("Colour it", variant="primary")
-        call = self.handler(lambda s, w, *values: _shown(looks.features(s, *values, w)), 2)
-        inputs = [self.ticked, self.start, strength]
-        outputs = self.outputs("Features as colours")
-        event = {"fn": call, "inputs": inputs, "outputs": outputs, "show_progress_on": outputs[-1]}
+        outputs, inputs = self.outputs("Features as colours"), [self.ticked, self.start, strength]
+        event = {"fn": self.handler(looks.features, 2), "inputs": inputs, "outputs": outputs}
+        event["show_progress_on"] = outputs[-1]
         button.click(**event, api_name="features")
         return event
 
@@ -278,9 +278,6 @@ class _Page:
             with gr.Column(scale=2, min_width=280):
                 outputs = self.outputs("The place, and what is alike to it")
 
-        def work(s: Session, w: Watch, names: Any, start: float, share: float, *at: Any) -> Any:
-            return _shown(looks.similar(s, names, start, share, at, w))
-
         def draw(s: Session, _: Watch, names: Any, start: float, share: float, *at: Any) -> Path:
             return looks.frame_picture(s, names, start, share, at=at)
 
@@ -288,9 +285,9 @@ class _Page:
             return tuple(round(pixel / looks.SIDE, 3) for pixel in picked.index)
 
         inputs = [self.ticked, self.start, share, *place]
-        self.on(button.click, work, inputs, outputs, "similar")
+        self.on(button.click, looks.similar, inputs, outputs, "similar")
         click = frame.select(clicked, None, place, api_visibility="private")
-        self.on(click.then, work, inputs, outputs, "similar_clicked")
+        self.on(click.then, looks.similar, inputs, outputs, "similar_clicked")
         self.show_frame(draw, inputs, frame, outputs[-1])
 
     def hide_tab(self, decoder: Path | None) -> None:
@@ -311,9 +308,6 @@ class _Page:
                 outputs = self.outputs("Shown, and the error of the prediction")
         hidden = [hide, number, *box]
 
-        def work(s: Session, w: Watch, names: Any, start: float, *how: Any) -> Any:
-            return _shown(looks.predictions(s, names, start, looks.Hidden(*how), w))
-
         def draw(s: Session, _: Watch, names: Any, start: float, kind: str, *how: Any) -> Path:
             box = how[1:] if kind == kinds[2] else None
             return looks.frame_picture(s, names, start, 0, box=box)
@@ -327,7 +321,7 @@ class _Page:
             return kinds[2], *map(min, last, at), *map(max, last, at), _said("a box is hidden")
 
         inputs = [self.ticked, self.start, *hidden]
-        self.on(button.click, work, inputs, outputs, "hide")
+        self.on(button.click, looks.predictions, inputs, outputs, "hide")
         frame.select(corner, None, [hide, *box, outputs[-1]], api_visibility="private")
         self.show_frame(draw, inputs, frame, outputs[-1])
         gr.Markdown(_SAMPLES)
@@ -337,11 +331,10 @@ class _Page:
             button = gr.Button("Draw samples", variant="primary")
         outputs = self.outputs("Samples", "Samples, their mean, and where they differ")
 
-        def draws(s: Session, w: Watch, start: float, *how: Any) -> Any:
+        def draws(s: Session, w: Watch, start: float, *how: Any) -> View:
             *hidden, decoder, model, count = how
             folder = _needed(decoder, "a decoder: the folder that vjepa decode train wrote")
-            view = looks.samples(s, start, looks.Hidden(*hidden), folder, _path(model), count, w)
-            return _shown(view)
+            return looks.samples(s, w, start, looks.Hidden(*hidden), folder, _path(model), count)
 
         self.on(button.click, draws, [self.start, *hidden, *paths, count], outputs, "samples")
 
@@ -357,7 +350,7 @@ class _Page:
         outputs = [curve, still, words]
 
         def work(s: Session, w: Watch, names: Any) -> Any:
-            view, highest = looks.surprises(s, names, w)
+            view, highest = looks.surprises(s, w, names)
             end = s.current.duration_seconds
             return (*_shown(view)[:2], gr.Slider(0, end, highest), _said(view.words))
 
@@ -369,8 +362,8 @@ class _Page:
             at = round(min(max(at, 0.0), end), 2)
             return at, at
 
-        def see(s: Session, _: Watch, at: float) -> Any:
-            return _shown(looks.moment_of_surprise(s, at))
+        def see(s: Session, _: Watch, at: float) -> View:
+            return looks.moment_of_surprise(s, at)
 
         self.on(button.click, work, [self.ticked], [curve, still, moment, words], "surprise")
         self.on(moment.release, see, [moment], outputs, "moment")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -32,12 +33,13 @@ ModelName = Literal["vitt16", "vits16", "vitb16", "vitl16", "vith16", "vitg16"]
 
 @dataclass(frozen=True, kw_only=True)
 class BenchReport:
-    """The result of one of the ``vjepa bench`` commands."""
+    """The result of one of the ``vjepa bench`` commands: for people, and as plain values."""
 
     lines: tuple[str, ...]
-    """For people."""
     values: dict[str, Any]
-    """For programs: plain values that JSON can hold, with ``benchmark`` and ``machine``."""
+
+    def __str__(self) -> str:
+        return "\n".join((*self.lines, json.dumps(self.values)))
 
 
 @config_dataclass

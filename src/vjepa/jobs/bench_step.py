@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from vjepa.jobs.bench_encode import (
     time_calls,
 )
 from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.pretrain_room import tokens_seen
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import ModelConfig, PredictorConfig, normalise_clip
 from vjepa.models.operations import (
@@ -69,6 +70,7 @@ class BenchConfig(BenchModelConfig):
     def pretraining(self) -> PretrainConfig:
         """The run whose update it is: the recipe's, or the paper's with these sizes and masks."""
         changes: dict[str, Any] = {
+            "seed": 0,
             "data.batch_size": self.batch_size,
             "optim.accumulation_steps": 1,
             "online_probe": None,
@@ -97,27 +99,11 @@ def synthetic_batch(
     config: BenchConfig, device: torch.device
 ) -> tuple[Tensor, tuple[TokenMasks, ...]]:
     """Clips uint8 [B, 3, T, H, W] and the masks of each kind; the same for equal configs."""
-    clips = random_clips(config.batch_size, config.sizes.encoder)
-    return clips.to(device), tuple(mask.to(device) for mask in _masks(config))
-
-
-def _masks(config: BenchConfig) -> tuple[TokenMasks, ...]:
-    run, encoder = config.pretraining, config.pretraining.model.encoder
-    sampler = MaskSampler(run.masking, encoder.grid, encoder.tubelet_size, seed=0)
-    return sampler.sample(np.arange(config.batch_size), 0)
-
-
-def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
-    """Mean tokens a clip of each mask kind."""
-    return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
-
-
-def _seen(config: BenchConfig) -> list[MaskTokens]:
-    """Mean tokens a clip of each mask kind, or of each view of LeVJEPA."""
-    run = config.pretraining
-    if run.objective.name == "levjepa":
-        return run.objective.levjepa.seen_tokens(run.model.encoder)
-    return mask_tokens(_masks(config))
+    run, encoder = config.pretraining, config.sizes.encoder
+    sampler = MaskSampler(run.masking, encoder.grid, encoder.tubelet_size, run.seed)
+    masks = sampler.sample(np.arange(config.batch_size), 0)
+    clips = random_clips(config.batch_size, encoder)
+    return clips.to(device), tuple(mask.to(device) for mask in masks)
 
 
 def _operations(config: BenchConfig, seen: Sequence[MaskTokens]) -> UpdateOperations:
@@ -153,7 +139,7 @@ def run(config: BenchConfig) -> BenchReport:
     wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)
     is_gpu = setup.device.type == "cuda"
-    masks = _seen(config)
+    masks = tokens_seen(config.pretraining, config.batch_size)
     operations = _operations(config, masks)
     counted = update_memory(
         config.sizes,
@@ -219,7 +205,7 @@ def _facts(
 
 
 def _estimate(config: BenchConfig) -> BenchReport:
-    masks, sizes = _seen(config), config.sizes
+    masks, sizes = tokens_seen(config.pretraining, config.batch_size), config.sizes
     operations = _operations(config, masks)
     memory = update_memory(
         sizes,

@@ -72,7 +72,6 @@ from vjepa.training.schedules import Count
 
 JOB = "decode train"
 OBJECTIVE = "decoder"
-_STILL_FRAMES, _NARROW_FRAMES = 8, 3
 _DRAWN_CLIPS = 32  # whose masks tell how many tokens are hidden
 _MOST_SPREAD = 64
 _LOGGER = logging.getLogger(__name__)
@@ -155,21 +154,17 @@ def _as_pretraining(config: DecodeConfig, model: VJEPA) -> PretrainConfig:
     """
     assert config.model is not None
     encoder, run = model.config.encoder, run_of(config.model)
-    clip = config.data.clip or preprocess_of(config.model, encoder).clip
-    transform = config.data.transform
-    if transform is None:
-        transform = run.data.transform if run else TransformConfig(crop_size=encoder.image_size)
-    masking = config.masking or (run.masking if run else MaskingConfig())
+    usual = run.data.transform if run else TransformConfig(crop_size=encoder.image_size)
     try:
         return PretrainConfig(
             seed=config.seed,
             model=model.config,
-            masking=masking,
+            masking=config.masking or (run.masking if run else MaskingConfig()),
             data=DataConfig(
                 sources=config.data.sources,
                 batch_size=config.data.batch_size,
-                clip=clip,
-                transform=transform,
+                clip=config.data.clip or preprocess_of(config.model, encoder).clip,
+                transform=config.data.transform or usual,
                 loader=config.data.loader,
             ),
             optim=config.optim,
@@ -206,9 +201,7 @@ def train(
 ) -> TrainingResult:
     """Train a decoder, or resume the training in `out`, to the config's last step.
 
-    Raises:
-        UserError: Bad input of any kind, before work starts where it can be known.
-        TrainingStopped: The loss or a gradient became non-finite.
+    It raises what pretraining does.
     """
     device = config.training.set_up_device().device
     model = open_model(config.model, num_heads=config.num_heads)
@@ -478,7 +471,7 @@ def write_samples(
 
     With `narrow` the still picture has few frames of the clip, and all words are large.
     """
-    most = _NARROW_FRAMES if narrow else _STILL_FRAMES
+    most = 3 if narrow else 8
     encoder = opened.model.config.encoder
     strips, (of_sample, of_mean, spread) = sample_strips(encoder, clip, masks, drawn, most)
     size = encoder.image_size

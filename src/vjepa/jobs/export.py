@@ -81,21 +81,19 @@ class _Exported(nn.Module):
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, how near it is to the original, and how fast both are on this CPU."""
+    """What was written, how near it is to the original, and how fast both are on this CPU.
+
+    `shape` is that of the input, `result` says what comes out; `difference` is the largest one from
+    the original, `scale` the largest number that comes out; seconds are of a clip.
+    """
 
     file: Path
     shape: tuple[int | str, ...]
-    """Of the input."""
     result: str
-    """What comes out, in words."""
     difference: float
-    """Largest one from the original."""
     scale: float
-    """Largest number that comes out."""
     seconds: float
-    """A clip, exported."""
     seconds_before: float
-    """A clip, by the original."""
 
     def __str__(self) -> str:
         shape = ", ".join(map(str, self.shape))

@@ -159,57 +159,60 @@ def run(
     takes only that split.
     """
     with claimed_folder(out, "features"):
-        return _run(config, sources, out, split)
-
-
-def _run(
-    config: FeaturesConfig, sources: Sequence[Path], out: Path, split: str | None
-) -> FeaturesReport:
-    set_num_threads(config.num_threads)
-    infos = files_of(sources, split)
-    worker = FeatureWorker(config, out)
-    config = worker.config
-    _begin(out, worker)
-    known = read_index(out)
-    names = file_names([info.path for info in infos], config.format, known)
-    # What a stopped run had not come to, and is gone since, would be waited for for ever.
-    for path in [p for p, r in known.items() if r.failure == NOT_YET and not is_address(p)]:
-        if not Path(getattr(member_at(path), "shard", path)).exists():
-            del known[path]
-    started = time.perf_counter()
-    todo: list[_File] = []
-    for info, name in zip(infos, names, strict=True):
-        if not worker.is_done(info, name):
-            todo.append((info, name))
-            known[info.path] = FileRecord(info.path, name, None, _seconds(info), NOT_YET)
-        elif (before := known.get(info.path)) is None or before.failure is not None:
-            grid = worker.grid_of(info)  # a killed run had come to it
-            known[info.path] = FileRecord(info.path, name, grid, _seconds(info), None)
-    _write_index(out, known)
-    kept, windows = len(infos) - len(todo), 0
-    encoded: list[FileRecord] = []
-    try:
-        with Progress("features", len(infos), kept) as progress:
-            ray = config.engine == "ray"
-            for record, took in _encode_on_ray(config, out, todo) if ray else worker.encode(todo):
-                encoded.append(record)
-                known[record.path] = record
-                windows += took
-                rate = windows / (time.perf_counter() - started)
-                progress.update(kept + len(encoded), f"{rate:.2f} windows/s")
-    finally:
-        worker.flush()
+        set_num_threads(config.num_threads)
+        infos = files_of(sources, split)
+        worker = FeatureWorker(config, out)
+        config = worker.config
+        described = out / SETTINGS_FILE
+        if described.exists():
+            old = read_json(described, "give another --out")
+            worker.require_same(out, old, "features", format=config.format)
+        else:
+            begin_folder(out, "features", config)
+            values = {"format": config.format, **worker.settings}
+            atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        known = read_index(out)
+        names = file_names([info.path for info in infos], config.format, known)
+        # What a stopped run had not come to, and is gone since, would be waited for for ever.
+        for path in [p for p, r in known.items() if r.failure == NOT_YET and not is_address(p)]:
+            if not Path(getattr(member_at(path), "shard", path)).exists():
+                del known[path]
+        started = time.perf_counter()
+        files = list(zip(infos, names, strict=True))
+        todo: list[_File] = []
+        for info, name in files:
+            before = known.get(info.path)
+            if not worker.is_done(info, name):
+                todo.append((info, name))
+                known[info.path] = FileRecord(info.path, name, None, _seconds(info), NOT_YET)
+            elif before is None or before.failure is not None:  # a killed run had come to it
+                grid = worker.grid_of(info)
+                known[info.path] = FileRecord(info.path, name, grid, _seconds(info), None)
         _write_index(out, known)
-    good = [record for record in encoded if record.failure is None]
-    return FeaturesReport(
-        written=len(good),
-        kept=kept,
-        failed=tuple(record for record in encoded if record.failure is not None),
-        windows=windows,
-        source_seconds=sum(record.seconds for record in good),
-        wall_seconds=time.perf_counter() - started,
-        encoder=worker.encoder,
-    )
+        kept, windows = len(files) - len(todo), 0
+        encoded: list[FileRecord] = []
+        try:
+            with Progress("features", len(files), kept) as progress:
+                on_ray = functools.partial(_encode_on_ray, config, out)
+                for record, took in (on_ray if config.engine == "ray" else worker.encode)(todo):
+                    encoded.append(record)
+                    known[record.path] = record
+                    windows += took
+                    rate = windows / (time.perf_counter() - started)
+                    progress.update(kept + len(encoded), f"{rate:.2f} windows/s")
+        finally:
+            worker.flush()
+            _write_index(out, known)
+        good = [record for record in encoded if record.failure is None]
+        return FeaturesReport(
+            written=len(good),
+            kept=kept,
+            failed=tuple(record for record in encoded if record.failure is not None),
+            windows=windows,
+            source_seconds=sum(record.seconds for record in good),
+            wall_seconds=time.perf_counter() - started,
+            encoder=worker.encoder,
+        )
 
 
 class FeatureWorker:
@@ -263,11 +266,7 @@ class FeatureWorker:
         self._device = set_up_device(config.device, config.precision).device
 
     def require_same(self, folder: Path, old: Mapping[str, Any], what: str, **more: object) -> None:
-        """Refuse a folder of `what` with other settings (and `more`): it cannot be mixed with this.
-
-        Raises:
-            UserError: With the names of what differs.
-        """
+        """Refuse a folder of `what` with other settings (and `more`), which cannot be mixed."""
         now = json.loads(json.dumps(more | self.settings))
         if other := [name for name, value in now.items() if old.get(name) != value]:
             raise UserError(
@@ -374,18 +373,6 @@ def _ray_task(
         return done
 
     return encode
-
-
-def _begin(out: Path, worker: FeatureWorker) -> None:
-    """Begin in a claimed folder, or find that it holds features of the same settings."""
-    described = out / SETTINGS_FILE
-    if not described.exists():
-        begin_folder(out, "features", worker.config)
-        values = {"format": worker.config.format, **worker.settings}
-        atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
-        return
-    old = read_json(described, "give another --out")
-    worker.require_same(out, old, "features", format=worker.config.format)
 
 
 def file_names(

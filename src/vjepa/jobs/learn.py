@@ -168,7 +168,10 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         # Before the first look at the files: a call that is killed there is made again.
         begin_folder(out, JOB, config)
         if stored.is_file():
-            choices = _read_choices(stored)
+            try:
+                choices = TypeAdapter(Choices).validate_json(stored.read_bytes())
+            except ValidationError as error:
+                raise UserError(f"{stored}: is damaged; give another --out") from error
             _LOGGER.info("going on in %s with what was chosen there:", out)
         else:
             choices = _choose(config, out, started)
@@ -246,13 +249,6 @@ def _agreed(config: LearnConfig) -> LearnConfig:
 
 def _write_choices(choices: Choices, path: Path) -> None:
     atomic_write(path, json.dumps(asdict(choices), indent=1) + "\n")
-
-
-def _read_choices(path: Path) -> Choices:
-    try:
-        return TypeAdapter(Choices).validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path}: is damaged; give another --out") from error
 
 
 def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
@@ -348,12 +344,11 @@ def _find_videos(
     else:
         index, workers = out / _INDEX_FILE, usable_cpus()
         manifest = index_sources(config.sources, index, config=config.index, workers=workers)
-    kinds = manifest.categories("kind")
     rows, skipped = dict[str, ManifestRow](), []
     for number in range(len(manifest)):
         row = manifest.full_row(number)
         reason = row.info.reason if not row.info.ok else None
-        if reason is None and kinds.classes[kinds.codes[number]] == "image":
+        if reason is None and row.info.kind == "image":
             reason = "a still image"
         if reason is None and row.info.num_frames < fewest_frames:
             reason = f"has {row.info.num_frames} frames, a clip takes {fewest_frames}"

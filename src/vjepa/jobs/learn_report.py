@@ -90,6 +90,10 @@ def write_learn_report(
     }
     bad = {str(video["path"]) for video in state.bad_videos}
     shots = _shots(manifest, config, bad)
+    records: list[Block] = [Text("\n".join(lines), preformatted=True)]
+    if skipped:
+        records.append(Table(("file that was not used", "why"), skipped))
+    records.append(Text("pretraining config\n\n" + dump_yaml(config), preformatted=True))
     sections = [
         *_probe_sections(results),
         mask_section(config, shots[0]),
@@ -98,7 +102,7 @@ def write_learn_report(
         prediction_section(load_model(run).eval(), config, shots[:2]),
         *moment_sections(manifest, config, encoders, bad, most=moments),
         _next_section(path.parent),
-        _record_section(lines, skipped, config),
+        Section("What was chosen, and what was left out", blocks=records, folded=True),
     ]
     for section in sections:
         for number, block in enumerate(section.blocks):
@@ -349,13 +353,3 @@ vjepa probe train --help
 python -c "import vjepa; print(vjepa.load_encoder('{folder}/run'))"\
 """
     return Section("How to go on", blocks=[Text(text, preformatted=True)])
-
-
-def _record_section(
-    lines: Sequence[str], skipped: Sequence[tuple[str, str]], config: PretrainConfig
-) -> Section:
-    blocks: list[Block] = [Text("\n".join(lines), preformatted=True)]
-    if skipped:
-        blocks.append(Table(("file that was not used", "why"), skipped))
-    blocks.append(Text("pretraining config\n\n" + dump_yaml(config), preformatted=True))
-    return Section("What was chosen, and what was left out", blocks=blocks, folded=True)

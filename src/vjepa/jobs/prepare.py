@@ -117,7 +117,29 @@ def prepare(
             workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         num_workers = checked_workers(workers)
         place = Workplace(out / "work", engine, num_workers, config.timeout_seconds)
-        return _prepare(inputs, out, config, place)
+        removal = Removal(inputs, config.match)
+        exclusion = read_exclusion(config.exclude, config.match)
+        removal.by_name(exclusion, config.deduplicate)
+        if config.needs_fingerprints:
+            prints, excluded = look_at_all(inputs, removal, exclusion, config, place)
+            removal.by_exclusion(prints, excluded)
+            if config.deduplicate:
+                removal.by_likeness(prints, config.near_copies == "remove")
+                lost = [one for one in removal.removed.values() if one.detail == OTHER_LABEL]
+                if lost:
+                    _LOGGER.warning(
+                        "%d copies have another label than the video that stays, first: %s (label "
+                        "%s); all are in %s; --deduplicate false keeps them",
+                        *(len(lost), _in_words(lost[0]), inputs.row(lost[0].number).labels),
+                        REMOVED_FILE,
+                    )
+        _check_removed(inputs, removal, config.max_removed)
+        videos = encode_all(inputs, removal, config, place)
+        if not videos:
+            _, examples = _count_removed(removal.all)
+            first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
+            raise UserError(f"nothing is left to store: {first}; change what is removed")
+        return _store(inputs, out, config, videos, removal)
 
 
 def _begin(out: Path, inputs: PreparedInputs, config: PrepareConfig) -> bool:
@@ -140,34 +162,6 @@ def _begin(out: Path, inputs: PreparedInputs, config: PrepareConfig) -> bool:
     begin_folder(out, "data prepare", config)
     atomic_write(note, json.dumps({"settings": settings}))
     return True
-
-
-def _prepare(
-    inputs: PreparedInputs, out: Path, config: PrepareConfig, place: Workplace
-) -> PrepareReport:
-    removal = Removal(inputs, config.match)
-    exclusion = read_exclusion(config.exclude, config.match)
-    removal.by_name(exclusion, config.deduplicate)
-    if config.needs_fingerprints:
-        prints, excluded = look_at_all(inputs, removal, exclusion, config, place)
-        removal.by_exclusion(prints, excluded)
-        if config.deduplicate:
-            removal.by_likeness(prints, config.near_copies == "remove")
-            lost = [one for one in removal.removed.values() if one.detail == OTHER_LABEL]
-            if lost:
-                _LOGGER.warning(
-                    "%d copies have another label than the video that stays, first: %s (label %s); "
-                    "all are in %s; --deduplicate false keeps them",
-                    *(len(lost), _in_words(lost[0]), inputs.row(lost[0].number).labels),
-                    REMOVED_FILE,
-                )
-    _check_removed(inputs, removal, config.max_removed)
-    videos = encode_all(inputs, removal, config, place)
-    if not videos:
-        _, examples = _count_removed(removal.all)
-        first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
-        raise UserError(f"nothing is left to store: {first}; change what is removed")
-    return _store(inputs, out, config, videos, removal)
 
 
 def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> None:

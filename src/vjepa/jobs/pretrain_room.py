@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_json, 
 from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
 from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.errors import UserError
-from vjepa.masking import MaskSampler
+from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
@@ -59,6 +60,20 @@ MAY_CHANGE = (
 """Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
 
 
+def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:
+    """Mean tokens a clip of each mask kind."""
+    return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+
+
+def tokens_seen(config: PretrainConfig, clips: int) -> list[MaskTokens]:
+    """Mean tokens a clip of each mask kind, over so many clips, or of each view of LeVJEPA."""
+    encoder = config.model.encoder
+    if config.objective.name == "levjepa":
+        return config.objective.levjepa.seen_tokens(encoder)
+    sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+    return mask_tokens(sampler.sample(np.arange(clips), 0))
+
+
 def memory_needed(
     config: PretrainConfig, device: torch.device, size: int, parts: int, checkpointing: bool
 ) -> dict[str, float]:
@@ -68,11 +83,7 @@ def memory_needed(
     """
     clips, sharing = config.data.batch_size // size, config.distributed
     encoder, at_once = config.model.encoder, -(-clips // parts)
-    drawn = np.arange(min(clips, _DRAWN_CLIPS))
-
-    def masked(sampler: MaskSampler) -> list[MaskTokens]:
-        masks = sampler.sample(drawn, 0)
-        return [MaskTokens(mask.num_context_mean, mask.num_target_mean) for mask in masks]
+    drawn = min(clips, _DRAWN_CLIPS)
 
     def memory_of(model: ModelConfig, tokens: list[MaskTokens], count: int) -> UpdateMemory:
         return update_memory(
@@ -84,20 +95,15 @@ def memory_needed(
             on_cpu=device.type == "cpu",
         )
 
-    if config.objective.name == "levjepa":  # the predictor is counted, though there is none
-        seen = config.objective.levjepa.seen_tokens(encoder)
-    else:
-        grid, tubelet = encoder.grid, encoder.tubelet_size
-        seen = masked(MaskSampler(config.masking, grid, tubelet, config.seed))
-    memory = memory_of(config.model, seen, at_once)
+    # The predictor of LeVJEPA is counted, though there is none.
+    memory = memory_of(config.model, tokens_seen(config, drawn), at_once)
     activations, images = memory.activations, config.data.images
     if images.sources:  # which are kept beside those of the clips
         one = replace(config.model, encoder=replace(encoder, num_frames=encoder.tubelet_size))
         masking = replace(config.masking, masks=images.masks)
         own = MaskSampler(masking, one.encoder.grid, 1, config.seed)
-        activations += memory_of(
-            one, masked(own), -(-images.batch_size // (size * parts))
-        ).activations
+        tokens = mask_tokens(own.sample(np.arange(drawn), 0))
+        activations += memory_of(one, tokens, -(-images.batch_size // (size * parts))).activations
     pixels = encoder.num_tokens * encoder.patch_values
     shards = num_shards(sharing, size, device, memory.states)
     gradients = 4.0 * sum(count_parameters(config.model)) / shards
@@ -241,11 +247,7 @@ def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> No
 
 
 def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
-    """The config with the sizes of what it continues from; those of the run in `out`, if begun.
-
-    Raises:
-        UserError: The source cannot be read, or its sizes do not go with the rest of the config.
-    """
+    """The config with the sizes of what it continues from; those of the run in `out`, if begun."""
     start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
     if start is None:
         return config

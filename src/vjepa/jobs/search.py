@@ -86,18 +86,19 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an index run has done, and what the database holds after it."""
+    """What an index run has done, and what the database holds after it.
+
+    `others` are files that no source named, `failed` those without moments, and why;
+    `source_seconds` is the length of the videos that were encoded.
+    """
 
     encoded: int
     kept: int
     dropped: int
     others: int
-    """Files of the database that no source named."""
     failed: tuple[tuple[str, str], ...]
-    """Files without moments, and why."""
     new_moments: int
     source_seconds: float
-    """Length of the videos that were encoded."""
     wall_seconds: float
     moments: int
     encoder: str
@@ -144,7 +145,9 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
             begin_folder(out, JOB, config)
             _write_description(out, worker, None)
         table = _open_table(out, worker.width)
-        held = _origins(table)
+        held: dict[str, str] = {}  # what each file's moments were made from
+        for part in table.search().select(["path", "origin"]).to_batches():
+            held |= zip(part["path"].to_pylist(), part["origin"].to_pylist(), strict=True)
         origins = [origin_hash(worker, info) for info in infos]
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
         present = {info.path for info in infos}
@@ -249,14 +252,6 @@ def _open_table(out: Path, width: int | None = None) -> Any:
         ) from error
 
 
-def _origins(table: Any) -> dict[str, str]:
-    """What each file's moments were made from, by its path."""
-    found = {}
-    for batch in table.search().select(["path", "origin"]).to_batches():
-        found |= dict(zip(batch["path"].to_pylist(), batch["origin"].to_pylist(), strict=True))
-    return found
-
-
 def origin_hash(worker: FeatureWorker, info: VideoInfo) -> str:
     """Of all that the moments of a file as it is now are made from."""
     text = json.dumps(worker.origin(info), sort_keys=True)
@@ -349,12 +344,7 @@ def nearest_rows(
 
 
 class Database:
-    """An open database of moments.
-
-    Attributes:
-        encoder: Which it was made with, in words.
-        spread: Mean squared distance between two moments.
-    """
+    """An open database: by which `encoder`, in words; `spread` is the moments' mean distance²."""
 
     def __init__(self, folder: Path) -> None:
         """Open it; UserError: there is none, it is half-made, empty, or damaged."""

@@ -210,10 +210,9 @@ def _pair_section(pairs: Sequence[tuple[Moment, Moment]], least: float, shared: 
         (f"{one.alike:.3f}", _named(one, shared), _named(other, shared))
         for one, other in pairs[:_LISTED_PAIRS]
     ]
-    blocks: list[Block] = [Table(("alike", "file", "and"), rows)]
-    if strips:
-        caption = "Two frames of a moment of one file, then two of the moment of another."
-        blocks = [PictureBlock(strips, caption), *blocks]
+    caption = "Two frames of a moment of one file, then two of the moment of another."
+    blocks: list[Block] = [PictureBlock(strips, caption)] if strips else []
+    blocks.append(Table(("alike", "file", "and"), rows))
     introduction = (
         "Of each pair of files the two moments that are most alike. Listed: "
         f"{len(rows)} of {len(pairs)}. What the encoder cannot tell apart counts as the same: look."
@@ -253,7 +252,7 @@ def _cluster_section(
         f"are the moments nearest to the middle, one of each file, of at most {_FRAMES} files. "
         "Groups are of the model's making, not classes."
     )
-    blocks: list[Block] = [Table(("moments", "files", "most typical"), rows)]
-    if strips:
-        blocks = [PictureBlock(strips, "A row is a group, the largest first."), *blocks]
+    caption = "A row is a group, the largest first."
+    blocks: list[Block] = [PictureBlock(strips, caption)] if strips else []
+    blocks.append(Table(("moments", "files", "most typical"), rows))
     return Section("Clusters", introduction, blocks)

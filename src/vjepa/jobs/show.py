@@ -271,12 +271,13 @@ def read_shot(
     return Shot(*both, name)
 
 
-def show_masks(video: Path, config: PretrainConfig, out: Path, ordinal: int = 0) -> None:
+def show_masks(config: PretrainConfig, video: Path, out: Path, sample: int = 0) -> list[str]:
     """Draw what each mask kind leaves visible of a video or image, for one sample's masks."""
     encoder = config.model.encoder
     shot = read_shot(video, config.data.clip, encoder.image_size)
-    strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, ordinal)
+    strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, sample)
     write_png(picture_of(strips, caption=_MASKS_CAPTION), out)
+    return [str(out)]
 
 
 def show_features(
@@ -332,9 +333,9 @@ def show_predictions(
     return lines
 
 
-def show_run(folder: Path, out: Path) -> list[str]:
+def show_run(folder: Path, out: Path | None = None) -> list[str]:
     """Write the HTML report of a running or dead run and return its state in plain lines."""
-    state = read_run(folder)
+    state, out = read_run(folder), out or folder / "report.html"
     status = status_of(state)
     lines = state_lines(state, status)
     total = state.steps_total
@@ -364,4 +365,4 @@ def show_run(folder: Path, out: Path) -> list[str]:
         footer=str(folder.resolve()),
     )
     write_report(report, out)
-    return lines
+    return [*lines, f"report       {out}"]

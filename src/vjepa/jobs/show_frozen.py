@@ -151,8 +151,8 @@ def show_neighbours(
     at: float | None = None,
     most: int = 6,
     model: Path | None = None,
-) -> list[Moment]:
-    """Draw the moments of a set that are most like a clip of a video, with their times.
+) -> list[str]:
+    """Draw the moments of a set that are most like a clip of a video, and say their times.
 
     `features` is what `vjepa features` wrote; the video is encoded with the same encoder and
     settings, unless the set holds it as it is. The clip is as long as a window of these, and around
@@ -186,4 +186,5 @@ def show_neighbours(
     )
     warn_of_changed(one.path for one in moments if not saved.is_current(one.path, worker))
     write_sheet(places[index], moments, out, caption)
-    return moments
+    found = [f"{x.alike:5.2f}  {x.start:8.2f} to {x.end:.2f} s  {x.path}" for x in moments]
+    return [*found, str(out)]

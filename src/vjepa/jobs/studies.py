@@ -257,12 +257,9 @@ class Grid:
             raise UserError(
                 f"{self.study.title}: step {name}: give job, or like with a step of {COMMON}.yaml"
             )
-        return Step(
-            job=job,
-            recipes=step.recipes or base.recipes,
-            settings=base.settings | step.settings,
-            minutes=step.minutes or base.minutes,
-        )
+        settings, recipes = base.settings | step.settings, step.recipes or base.recipes
+        minutes = step.minutes or base.minutes
+        return Step(job=job, recipes=recipes, settings=settings, minutes=minutes)
 
     def _declared(self, videos: str, variant: str, name: str) -> dict[str, Any]:
         """Settings of a step, `recipes` among them, with everything in braces still there.

@@ -45,14 +45,14 @@ class Done:
 
 @dataclass
 class Outcome:
-    """What a call of :func:`run` came to."""
+    """What a call of :func:`run` came to: jobs that are done, of earlier calls, too; and others.
+
+    Why those failed, and which were not run, since one before them failed or all was stopped.
+    """
 
     done: list[str] = field(default_factory=list)
-    """Jobs that ended well, those of earlier calls included."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why, by job."""
     waiting: list[str] = field(default_factory=list)
-    """Jobs that were not run, since one before them failed or the study was stopped."""
     stopped: signal.Signals | None = None
 
 

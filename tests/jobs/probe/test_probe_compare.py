@@ -29,8 +29,8 @@ def test_only_videos_that_one_alone_names_rightly_count(tmp_path: Path) -> None:
     assert found == PairedDifference(count=4, first_only=2, second_only=1, not_shared=2)
     assert found.difference == 0.25
     assert found.p_value == 1.0
-    assert "+25.0 points" in found.sentence
-    assert "2 that one did not answer left out" in found.sentence
+    assert "+25.0 points" in str(found)
+    assert "2 that one did not answer left out" in str(found)
 
 
 def test_figures_of_a_known_table() -> None:

@@ -21,7 +21,6 @@ from vjepa.models import RegionConfig
 from vjepa.training import DistributedConfig, TrainingConfig
 from vjepa.training.schedules import NotNegative, Positive
 
-_TrainOn = Literal["known", "truth"]
 TestOn = Literal["auto", "truth", "predicted"]
 
 
@@ -35,7 +34,7 @@ class DetectDataConfig:
     """Table that the figure is measured on, once; null trains only."""
     videos: Path | None = None
     """Manifest of the videos; null: as the tables say."""
-    train_on: _TrainOn = "known"
+    train_on: Literal["known", "truth"] = "known"
     """`known`: the true boxes, and people found of whom it is known what they do (negatives
     included); `truth`: the true boxes alone."""
     test_on: TestOn = "auto"

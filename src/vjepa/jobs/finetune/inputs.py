@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vjepa.checkpoint import read_sizes
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.manifest.manifest import Manifest
@@ -27,7 +26,7 @@ from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.finetune.config import FinetuneConfig, TrainedConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.inputs import open_beside, open_split, record_of
-from vjepa.models import Encoder, LinearClassifier, ModelConfig, PredictorConfig
+from vjepa.models import Encoder, LinearClassifier
 from vjepa.models.encoder import NORM_EPS
 from vjepa.runtime.device import seed_torch
 from vjepa.tasks import FineTuning
@@ -54,13 +53,6 @@ class FinetuneInputs:
     clip: ClipConfig
     test_clip: ClipConfig
     view: ViewConfig
-
-    def model(self, config: FinetuneConfig) -> ModelConfig:
-        """The sizes for a checkpoint; the predictor's, which is not part of it, as it was."""
-        source = config.encoder.path
-        assert source is not None
-        predictor: PredictorConfig = read_sizes(source, config.encoder.num_heads).predictor
-        return ModelConfig(encoder=self.encoder.config, predictor=predictor)
 
 
 def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
@@ -94,26 +86,6 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
         opened[name] = split
     validation = opened.get("validation")
     record = record_of(data, config.seed, train, rows, rows[:0], validation)
-    encoder, identity, clip, view = _open_encoder(config)
-    return FinetuneInputs(
-        encoder=encoder,
-        identity=identity,
-        videos=train.manifest.take(usable),
-        classes=train.labels.classes,
-        kind=train.kind,
-        record=record,
-        validation=validation,
-        test=opened.get("test"),
-        clip=replace(clip, clips_per_video=data.repeats),
-        test_clip=replace(clip, clips_per_video=1),
-        view=view,
-    )
-
-
-def _open_encoder(
-    config: FinetuneConfig,
-) -> tuple[Encoder, EncoderIdentity, ClipConfig, ViewConfig]:
-    data = config.data
     frozen = open_encoder(config.encoder)
     sizes = frozen.identity.config
     clip = data.clip or preprocess_of(config.encoder.path, sizes).clip
@@ -141,7 +113,19 @@ def _open_encoder(
         placement="centre" if data.test_segments == 1 else spread,
         resize=data.resize,
     )
-    return fitted.encoder, frozen.identity, clip, view
+    return FinetuneInputs(
+        encoder=fitted.encoder,
+        identity=frozen.identity,
+        videos=train.manifest.take(usable),
+        classes=train.labels.classes,
+        kind=train.kind,
+        record=record,
+        validation=validation,
+        test=opened.get("test"),
+        clip=replace(clip, clips_per_video=data.repeats),
+        test_clip=replace(clip, clips_per_video=1),
+        view=view,
+    )
 
 
 def build_task(config: FinetuneConfig, encoder: Encoder, num_classes: int) -> FineTuning:

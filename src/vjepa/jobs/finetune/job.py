@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vjepa.checkpoint import read_sizes
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -74,10 +75,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
     and settings, for `vjepa finetune eval | predict` and `vjepa features`), ``result.json``,
     ``result.md``, ``split.json``, ``answers.csv``, ``confusion.png`` and ``calibration.png``.
 
-    Raises:
-        UserError: Bad input of any kind, before work starts where it can be known.
-        TrainingStopped: The loss or a gradient became non-finite.
-        LostProcessError: Another process of the job ended or hung.
+    It raises what pretraining does.
     """
     out = Path(out)
     training = config.training
@@ -157,9 +155,12 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
 
 
 def _about(config: FinetuneConfig, inputs: FinetuneInputs, steps: int) -> dict[str, Any]:
+    source, heads = config.encoder.path, config.encoder.num_heads
+    assert source is not None
+    predictor = read_sizes(source, heads).predictor  # it is not part of the checkpoint
     return {
         "objective": "class",
-        "model": to_dict(inputs.model(config)),
+        "model": to_dict(ModelConfig(encoder=inputs.encoder.config, predictor=predictor)),
         "run": to_dict(config),
         "preprocess": {"clip": to_dict(inputs.test_clip), "view": to_dict(inputs.view)},
         "label": inputs.record.label,

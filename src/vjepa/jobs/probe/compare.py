@@ -20,16 +20,15 @@ ANSWERS_FILE = "answers.csv"
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """How two probes answered the same videos."""
+    """How two probes answered the same `count` videos.
+
+    Some the first or the second named rightly alone; those `not_shared` only one of them answered.
+    """
 
     count: int
-    """Videos that both answered."""
     first_only: int
-    """Named rightly by the first alone."""
     second_only: int
-    """Named rightly by the second alone."""
     not_shared: int = 0
-    """Videos that only one of them answered, which are left out."""
 
     @property
     def difference(self) -> float:
@@ -51,8 +50,7 @@ class PairedDifference:
         tail = sum(math.comb(total, number) for number in range(least + 1))
         return min(1.0, 2 * tail / 2**total)
 
-    @property
-    def sentence(self) -> str:
+    def __str__(self) -> str:
         """All of it in words."""
         low, high = self.interval.low, self.interval.high
         left_out = f", {self.not_shared} that one did not answer left out" * bool(self.not_shared)
@@ -65,11 +63,7 @@ class PairedDifference:
 
 
 def compare_answers(first: Path, second: Path) -> PairedDifference:
-    """Compare two files of answers, or folders of probes that were tested.
-
-    Raises:
-        UserError: A file is missing or no such file; nothing in common; or another label.
-    """
+    """Compare two files of answers, or folders of probes that were tested."""
     ours, theirs = _read(first), _read(second)
     shared = ours.keys() & theirs.keys()
     if not shared:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vjepa.checkpoint import AnyEncoder, LoadReport, Which, described, locate, read_encoder
+from vjepa.checkpoint import AnyEncoder, LoadReport, described, locate, read_encoder
 from vjepa.checkpoint.folder import WEIGHTS_FILE, Tokens, file_sha256
 from vjepa.checkpoint.huggingface import INDEX_FILE
 from vjepa.checkpoint.load import is_hub
@@ -105,34 +105,27 @@ def reopen_encoder(identity: EncoderIdentity, path: Path | None = None) -> Froze
         # A folder of ours says its heads; whether they are the probe's is for its check to say.
         heads = None if described(found) else sizes.heads
         encoder, report = read_encoder(found, wanted, heads)
-        report = replace(report, assumed=identity.assumed)
-    else:
-        encoder, report = _reread(found, wanted, identity)
+    else:  # a model of others, as it was opened when its features were made
+        try:
+            encoder, report = read_encoder(
+                found,
+                wanted,
+                sizes.heads,
+                image_size=sizes.image_size,
+                num_frames=None if sizes.is_image_model else sizes.num_frames,
+                tokens=identity.tokens,
+            )
+        except UserError as error:
+            raise UserError(f"the probe's encoder is {identity.model}: {error}") from error
+        encoder.config = replace(encoder.config, input=sizes.input, position=sizes.position)
         if random:
             encoder = _untrained_like(encoder, identity.seed or 0)
+    report = replace(report, assumed=identity.assumed)
     image_size, num_frames = sizes.image_size, sizes.num_frames
     same = replace(encoder.config, image_size=image_size, num_frames=num_frames) == sizes
     if same and isinstance(encoder, Encoder):
         encoder = _rebuilt(encoder, image_size, num_frames)
     return _freeze(encoder, str(found), which, identity.seed, report, identity.tokens)
-
-
-def _reread(path: Path, which: Which, identity: EncoderIdentity) -> tuple[AnyEncoder, LoadReport]:
-    """A model of others as it was opened when its features were made."""
-    sizes = identity.config
-    try:
-        encoder, report = read_encoder(
-            path,
-            which,
-            sizes.heads,
-            image_size=sizes.image_size,
-            num_frames=None if sizes.is_image_model else sizes.num_frames,
-            tokens=identity.tokens,
-        )
-    except UserError as error:
-        raise UserError(f"the probe's encoder is {identity.model}: {error}") from error
-    encoder.config = replace(encoder.config, input=sizes.input, position=sizes.position)
-    return encoder, replace(report, assumed=identity.assumed)
 
 
 def fit_to_clips(

@@ -73,14 +73,8 @@ def _frames(
     inputs: ProbeInputs, split: Split, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], Tensor]:
     how, extractor = inputs.extractor.settings, inputs.extractor
-    clips = EvaluationClips(
-        split.manifest,
-        how.clip,
-        how.view,
-        extractor.reading,
-        rows=rows,
-        on_bad_video=extractor.on_bad_video,
-    )
+    seen, bad = (split.manifest, how.clip, how.view, extractor.reading), extractor.on_bad_video
+    clips = EvaluationClips(*seen, rows=rows, on_bad_video=bad)
     return read_small_frames(clips, how.view.num_segments)
 
 

@@ -75,72 +75,68 @@ def train(
     with claimed_folder(out, JOB):
         if (out / RESULT_FILE).exists():
             raise UserError(f"{out}: holds a probe already; give another --out or remove it")
-        return _train(config, out, cached_rows)
-
-
-def _train(config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None) -> ProbeResult:
-    times = [time.perf_counter()]
-    set_num_threads(config.num_threads)
-    inputs = open_inputs(config, cached_rows)
-    config, identity = inputs.config, inputs.extractor.frozen.identity
-    check_room(inputs)
-    begin_folder(out, JOB, config)
-    inputs.record().save(out / SPLIT_FILE)
-    times.append(time.perf_counter())
-    passes = [
-        inputs.training_extractor.features(inputs.train, inputs.used, number)
-        for number in range(0 if config.features.online else config.features.passes)
-    ]
-    times.append(time.perf_counter())
-    fitted = fit_probe(inputs, passes, out / METRICS_FILE)
-    times.append(time.perf_counter())
-    num_train = len(inputs.used) - len(fitted.bad)
-    train_manifest_hash = inputs.train.manifest.content_hash
-    SavedProbe(
-        label=inputs.labels.name,
-        classes=inputs.labels.classes,
-        encoder=identity,
-        settings=inputs.extractor.settings,
-        form=fitted.form,
-        head=fitted.head,
-        multi_label=inputs.labels.multi_label,
-        training={
-            "num_train": num_train,
-            "kind": inputs.train.kind,
-            "steps": fitted.steps,
-            "train_manifest_hash": train_manifest_hash,
-            "selection": [asdict(entry) for entry in fitted.selection],
-            "optim": to_dict(config.optim),
-            "seed": config.seed,
-            "versions": versions(),
-        },
-    ).save(out)
-    test = None
-    if inputs.test is not None:
-        # The probe as it lies on the disk, as `evaluate` does it.
-        head, answers = load_saved_probe(out).head, out / ANSWERS_FILE
-        test = evaluate_head(inputs.extractor, inputs.test, head, seed=config.seed, answers=answers)
+        times = [time.perf_counter()]
+        set_num_threads(config.num_threads)
+        inputs = open_inputs(config, cached_rows)
+        config, identity = inputs.config, inputs.extractor.frozen.identity
+        check_room(inputs)
+        begin_folder(out, JOB, config)
+        inputs.record().save(out / SPLIT_FILE)
         times.append(time.perf_counter())
-    floors: tuple[Floor, ...] = ()
-    if config.floors and test is not None:
-        floors = _random_floor(config, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
+        passes = [
+            inputs.training_extractor.features(inputs.train, inputs.used, number)
+            for number in range(0 if config.features.online else config.features.passes)
+        ]
         times.append(time.perf_counter())
-    stages = ("set-up", "features", "training", "test", "floors")
-    result = result_of(
-        *(out, config, identity),
-        label=inputs.labels.name,
-        num_train=num_train,
-        num_classes=len(inputs.labels.classes),
-        test=test,
-        selection=fitted.selection,
-        train_manifest_hash=train_manifest_hash,
-        train_bad_videos=fitted.bad,
-        seconds=dict(zip(stages, np.diff(times).round(3).tolist(), strict=False)),
-        steps=fitted.steps,
-        floors=floors,
-    )
-    save_result(result, out)
-    return result
+        fitted = fit_probe(inputs, passes, out / METRICS_FILE)
+        times.append(time.perf_counter())
+        num_train = len(inputs.used) - len(fitted.bad)
+        train_manifest_hash = inputs.train.manifest.content_hash
+        SavedProbe(
+            label=inputs.labels.name,
+            classes=inputs.labels.classes,
+            encoder=identity,
+            settings=inputs.extractor.settings,
+            form=fitted.form,
+            head=fitted.head,
+            multi_label=inputs.labels.multi_label,
+            training={
+                "num_train": num_train,
+                "kind": inputs.train.kind,
+                "steps": fitted.steps,
+                "train_manifest_hash": train_manifest_hash,
+                "selection": [asdict(entry) for entry in fitted.selection],
+                "optim": to_dict(config.optim),
+                "seed": config.seed,
+                "versions": versions(),
+            },
+        ).save(out)
+        test = None
+        if inputs.test is not None:
+            # The probe as it lies on the disk, as `evaluate` does it.
+            measured = inputs.extractor, inputs.test, load_saved_probe(out).head
+            test = evaluate_head(*measured, seed=config.seed, answers=out / ANSWERS_FILE)
+            times.append(time.perf_counter())
+        floors: tuple[Floor, ...] = ()
+        if config.floors and test is not None:
+            floors = _random_floor(config, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
+            times.append(time.perf_counter())
+        stages = ("set-up", "features", "training", "test", "floors")
+        result = result_of(
+            *(out, config, identity),
+            label=inputs.labels.name,
+            num_train=num_train,
+            num_classes=len(inputs.labels.classes),
+            test=test,
+            selection=fitted.selection,
+            train_manifest_hash=train_manifest_hash,
+            train_bad_videos=fitted.bad,
+            seconds=dict(zip(stages, np.diff(times).round(3).tolist(), strict=False)),
+            steps=fitted.steps,
+            floors=floors,
+        )
+        save_result(result, out)
+        return result
 
 
 def result_of(out: Path, config: object, encoder: EncoderIdentity, **found: Any) -> ProbeResult:
@@ -176,8 +172,8 @@ def _random_floor(
     again = replace(config, encoder=encoder, floors=False)
     found = load_result(out) if (out / RESULT_FILE).exists() else None  # of a call stopped since
     if found is None or found.config != to_dict(again):
-        with claimed_folder(out, JOB):
-            found = _train(again, out, cached_rows)
+        (out / RESULT_FILE).unlink(missing_ok=True)
+        found = train(again, out, cached_rows=cached_rows)
     test = found.test
     assert test is not None
     assert isinstance(test.metrics, ClassificationMetrics)
