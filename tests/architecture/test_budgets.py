@@ -14,31 +14,31 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_478
-MOST_FILES = 209
-MOST_CLASSES = 388
+MOST_LINES = 46_024
+MOST_FILES = 208
+MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3881, 99),
-    "cli": (2345, 30),
+    "cli": (2257, 30),
     "data": (943, 13),
     "data/clips": (1925, 61),
     "data/loader": (1251, 19),
     "data/manifest": (1851, 38),
     "data/prepare": (1274, 37),
     "data/video": (2446, 54),
-    "demo": (2097, 52),
+    "demo": (2028, 50),
     "evaluation": (4255, 102),
-    "jobs": (8455, 185),
-    "jobs/detect": (1165, 24),
-    "jobs/finetune": (950, 18),
-    "jobs/probe": (2144, 58),
+    "jobs": (8257, 182),
+    "jobs/detect": (1151, 23),
+    "jobs/finetune": (909, 17),
+    "jobs/probe": (2096, 54),
     "masking": (795, 15),
     "models": (2657, 65),
     "reporting": (1102, 40),
     "runtime": (2447, 59),
-    "tasks": (1802, 42),
+    "tasks": (1806, 42),
     "top level": (978, 30),
     "training": (1715, 40),
 }

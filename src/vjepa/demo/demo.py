@@ -54,6 +54,9 @@ def run(config: DemoConfig, out: Path) -> Path:
     """Make the data, pretrain, probe, and write the report, whose path is returned.
 
     Called again, it goes on.
+
+    Raises:
+        UserError: `out` holds a demo of other settings or something else; a run failed.
     """
     with claimed_folder(out, "demo") as has_begun:
         if has_begun:
@@ -111,7 +114,11 @@ def run(config: DemoConfig, out: Path) -> Path:
 
 
 def settle_labels(config: DemoConfig, manifest: Manifest) -> DemoConfig:
-    """The config for labelled videos of others: which labels, and as many of each as there are."""
+    """The config for labelled videos of others: which labels, and as many of each as there are.
+
+    Raises:
+        UserError: There is no label, or no video of the split `train` or `test`.
+    """
     source, names = manifest.source, config.data.labels or tuple(manifest.label_names[:2])
     if not names:
         raise UserError(

@@ -123,7 +123,11 @@ def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
 
 
 def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask, ProbeResult]:
-    """Train and test every probe that an earlier call has not finished, one on each CPU core."""
+    """Train and test every probe that an earlier call has not finished, one on each CPU core.
+
+    Raises:
+        UserError: A probe cannot be trained.
+    """
     tasks = probe_tasks(config)
     # The first probe of an encoder computes its features; the others find them in the cache.
     first = list({(task.encoder, task.seed): task for task in reversed(tasks)}.values())

@@ -42,6 +42,9 @@ def write_synthetic_set(config: SyntheticConfig, out: Path, workers: int = 1) ->
     """Write the whole set into the folder `out`, and its `labels.csv`, whose path is returned.
 
     A set that was cut short is continued. With one of `workers` it is drawn in this process.
+
+    Raises:
+        UserError: `out` holds a set of other settings, or something that is not such a set.
     """
     if workers < 1:
         raise UserError(f"workers is {workers}, must be at least 1")
@@ -142,6 +145,9 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
 
     A set that was cut short is continued. One with boxes also gets a table of them for each split,
     ``boxes_train.parquet`` and so on, as ``vjepa data ava`` makes it.
+
+    Raises:
+        UserError: `out` holds something else, or cannot be written.
     """
     manifest = out / "manifest.parquet"
     workers = checked_workers(workers)

@@ -132,6 +132,9 @@ def open_server(
 
     Port 0 takes a free one. `examples` makes videos in a folder, by what they show; `models` are
     offered beside the shipped one, `places` are `decoder`, `probe` and `database` to begin with.
+
+    Raises:
+        UserError: The port is in use, a model is not there, or the extra `app` is not installed.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
     for name in models:

@@ -144,6 +144,9 @@ def open_for_page(name: str) -> Opened:
     """A model by its path, with :func:`named_sizes`, or name, `untrained` among them; it is kept.
 
     Of a run that goes on it is the newest checkpoint, opened anew when there is another one.
+
+    Raises:
+        UserError: Nothing there that can be opened.
     """
     place = locate(as_path(named_sizes(name)[0]))
     steps = [*step_folders(place / CHECKPOINTS_FOLDER)]

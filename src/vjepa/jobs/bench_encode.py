@@ -82,7 +82,11 @@ class BenchConfig(BenchModelConfig):
 
 
 def run(config: BenchConfig) -> BenchReport:
-    """Time the encoder."""
+    """Time the encoder.
+
+    Raises:
+        UserError: The device or the compiler is not there.
+    """
     threads = set_num_threads(config.num_threads)
     setup = set_up_device(config.device, config.precision)
     sizes = config.encoder

@@ -71,7 +71,11 @@ class MeasuringClock:
 
 
 def run(config: BenchConfig) -> BenchReport:
-    """Read clips in this process, stage by stage, and then through worker processes."""
+    """Read clips in this process, stage by stage, and then through worker processes.
+
+    Raises:
+        UserError: The manifest cannot be used.
+    """
     set_num_threads(1)
     manifest = Manifest.open(config.manifest).select(config.split)
     clock = MeasuringClock()

@@ -120,7 +120,11 @@ def build(config: BenchConfig) -> Learner:
 
 
 def run(config: BenchConfig) -> BenchReport:
-    """Measure, or with `estimate` only count."""
+    """Measure, or with `estimate` only count.
+
+    Raises:
+        UserError: No such device, or masks that do not fit the grid.
+    """
     if config.estimate:
         return _estimate(config)
     learner = build(config)

@@ -202,6 +202,10 @@ def train(
     """Train a decoder, or resume the training in `out`, to the config's last step.
 
     It raises what pretraining does.
+
+    Raises:
+        UserError: Bad input of any kind, before work starts where it can be known.
+        TrainingStopped: The loss or a gradient became non-finite.
     """
     device = config.training.set_up_device().device
     model = open_model(config.model, num_heads=config.num_heads)

@@ -266,7 +266,11 @@ class FeatureWorker:
         self._device = set_up_device(config.device, config.precision).device
 
     def require_same(self, folder: Path, old: Mapping[str, Any], what: str, **more: object) -> None:
-        """Refuse a folder of `what` with other settings (and `more`), which cannot be mixed."""
+        """Refuse a folder of `what` with other settings (and `more`), which cannot be mixed.
+
+        Raises:
+            UserError: With the names of what differs.
+        """
         now = json.loads(json.dumps(more | self.settings))
         if other := [name for name, value in now.items() if old.get(name) != value]:
             raise UserError(
@@ -490,6 +494,9 @@ def load_features(folder: str | Path) -> SavedFeatures:
     """What `vjepa features` wrote in a folder, to be read file by file.
 
     ``found = load_features("features")``; ``found[0].tokens``, ``found[0].times``, ``found.paths``.
+
+    Raises:
+        UserError: No such folder, or its run has not come to the end.
     """
     folder = as_path(folder)
     described = folder / SETTINGS_FILE

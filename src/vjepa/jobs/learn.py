@@ -157,6 +157,9 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
     """Learn from videos and write a report; called again, go on.
 
     Returned is how pretraining ended, if that was before its time; None: the report is written.
+
+    Raises:
+        UserError: Bad input of any kind; `out` holds something else.
     """
     started = time.monotonic()
     with claimed_folder(out, JOB):

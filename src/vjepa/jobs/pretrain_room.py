@@ -247,7 +247,11 @@ def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> No
 
 
 def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
-    """The config with the sizes of what it continues from; those of the run in `out`, if begun."""
+    """The config with the sizes of what it continues from; those of the run in `out`, if begun.
+
+    Raises:
+        UserError: The source cannot be read, or its sizes do not go with the rest of the config.
+    """
     start, stored = config.continue_from, Path(out) / RESOLVED_CONFIG_FILE
     if start is None:
         return config

@@ -416,7 +416,11 @@ def _overlap(one: Moment, other: Moment) -> bool:
 def encode_example(
     worker: FeatureWorker, path: Path, start: float | None = None, end: float | None = None
 ) -> tuple[NDArray[np.float32], Moment]:
-    """One vector [D] for a video, a part of it (in seconds), or an image, and its place."""
+    """One vector [D] for a video, a part of it (in seconds), or an image, and its place.
+
+    Raises:
+        UserError: It cannot be read, or is too short.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file; name a video or an image")
     if not is_media(str(path)) and not path.is_dir():

@@ -46,6 +46,9 @@ def search(
     """The moments of a database most alike to an example; writes them as a contact sheet.
 
     `narrow`: one for a phone.
+
+    Raises:
+        UserError: No database, another model, an example that cannot be read or is too short.
     """
     database = Database(folder)
     worker = database.worker(encoder)

@@ -334,7 +334,11 @@ def show_predictions(
 
 
 def show_run(folder: Path, out: Path | None = None) -> list[str]:
-    """Write the HTML report of a running or dead run and return its state in plain lines."""
+    """Write the HTML report of a running or dead run and return its state in plain lines.
+
+    Raises:
+        UserError: No run folder, or damaged.
+    """
     state, out = read_run(folder), out or folder / "report.html"
     status = status_of(state)
     lines = state_lines(state, status)

@@ -37,6 +37,9 @@ def show_attention(
     attention heads, below it is each head. All classes share the one query, so a class has no map
     of its own. `encoder` is where the probe's encoder lies now, if not where it lay. Returned are
     lines for the screen.
+
+    Raises:
+        UserError: The probe has no query, its encoder is another, or a file cannot be used.
     """
     saved = load_saved_probe(probe)
     head = saved.head

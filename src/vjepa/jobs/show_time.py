@@ -71,6 +71,9 @@ def show_similarity(
     `at` is across and down, each as a share of the picture that the model sees; `frame` counts the
     frames of the clip. `model` is anything that :func:`vjepa.load_encoder` reads, which explains
     the `sizes`.
+
+    Raises:
+        UserError: A place outside of the picture or of the clip; bad files.
     """
     encoder = load_encoder(model, which, **sizes)
     size = encoder.config
@@ -249,6 +252,9 @@ def show_surprise(
     """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
 
     Returned are a line for each peak and the page.
+
+    Raises:
+        UserError: The video or the model cannot be used.
     """
     opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip

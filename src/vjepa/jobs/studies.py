@@ -176,7 +176,11 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """A packaged study by its name, or one of a YAML file by its path."""
+    """A packaged study by its name, or one of a YAML file by its path.
+
+    Raises:
+        UserError: There is none, or its declaration is not right.
+    """
     if name.endswith((".yaml", ".yml")):
         return _read(Path(name), Study)
     if name not in study_names():

@@ -93,6 +93,9 @@ def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInf
 
     Sources are videos, images, folders, lists of files, or Parquet manifests; of all but single
     files `split` may choose a split.
+
+    Raises:
+        UserError: A source is missing, or there is no file in any.
     """
     found: dict[str, VideoInfo] = {}
     for source in sources:

@@ -143,7 +143,11 @@ def predicted_features(model: VJEPA, clips: Tensor, mask: TokenMasks, kind: int 
 
 
 def require_own_targets(model: VJEPA) -> None:
-    """Refuse a model that was trained towards another encoder (distilled V-JEPA 2.1)."""
+    """Refuse a model that was trained towards another encoder (distilled V-JEPA 2.1).
+
+    Raises:
+        UserError: It is one.
+    """
     told = model.predictor.predictor_proj.out_features
     own = model.config.encoder.width * model.config.predictor.levels
     if told != own:

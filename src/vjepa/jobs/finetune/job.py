@@ -76,6 +76,11 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
     ``result.md``, ``split.json``, ``answers.csv``, ``confusion.png`` and ``calibration.png``.
 
     It raises what pretraining does.
+
+    Raises:
+        UserError: Bad input of any kind, before work starts where it can be known.
+        TrainingStopped: The loss or a gradient became non-finite.
+        LostProcessError: Another process of the job ended or hung.
     """
     out = Path(out)
     training = config.training

@@ -63,7 +63,11 @@ class PairedDifference:
 
 
 def compare_answers(first: Path, second: Path) -> PairedDifference:
-    """Compare two files of answers, or folders of probes that were tested."""
+    """Compare two files of answers, or folders of probes that were tested.
+
+    Raises:
+        UserError: A file is missing or no such file; nothing in common; or another label.
+    """
     ours, theirs = _read(first), _read(second)
     shared = ours.keys() & theirs.keys()
     if not shared:

@@ -84,6 +84,9 @@ def open_released(
     """A released probe in the form of one of ours, and its encoder.
 
     `encoder` is where that is, if the config does not say it.
+
+    Raises:
+        UserError: A file cannot be read, or probe, encoder and config do not go together.
     """
     where = encoder or config.encoder.path or (path if path.is_dir() else None)
     if where is None:
