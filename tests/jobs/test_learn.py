@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 from tests import warm
 from tests.data.clip_files import write_video
 from tests.evaluation.tiny_videos import coloured_frames
@@ -237,10 +238,14 @@ def test_reading_and_measuring_count_in_the_plan(
     assert not any("s a clip" in line for line in choices.lines), "none was read"
 
 
+def _choices(folder: Path) -> learn.Choices:
+    return TypeAdapter(learn.Choices).validate_json((folder / "choices.json").read_bytes())
+
+
 def test_settings_go_before_what_is_chosen(finished: Path, recipe: Path) -> None:
     given = ("training.device=cpu", "training.max_minutes=3", "data.loader.num_workers=0")
     config = _config(recipe, finished, device="auto", workers=None, settings=given)
-    choices = replace(learn._read_choices(finished / "choices.json"), minutes_beside=2.0)
+    choices = replace(_choices(finished), minutes_beside=2.0)
     made = learn._pretraining(config, choices, finished)
     assert (made.training.device, made.training.max_minutes) == ("cpu", 3.0)
     assert made.data.loader.num_workers == 0
@@ -466,7 +471,7 @@ def test_a_run_that_was_begun_keeps_what_its_recipe_was(
     before = learn._load(packaged, [*settings, "data.clip.fps=5"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(dump_yaml(before))
-    choices = replace(learn._read_choices(finished / "choices.json"), settings=settings)
+    choices = replace(_choices(finished), settings=settings)
     assert learn._pretraining(packaged, choices, tmp_path).data.clip.fps == 5
     assert learn._pretraining(packaged, choices, tmp_path / "other").data.clip.fps == 8
     assert learn._pretraining(own, choices, tmp_path).data.clip.fps == 4, "a changed file is told"

@@ -151,11 +151,12 @@ def test_a_video_that_was_replaced_is_named_and_encoded_anew_as_a_query(
     assert show_neighbours(copy, tmp_path / "features", tmp_path / "n.png", most=1)
     assert not caplog.records
     shutil.copy(own / "2.mp4", own / "1.mp4")
-    (found,) = show_neighbours(copy, tmp_path / "features", tmp_path / "n.png", most=1)
-    assert found.path == str(own / "1.mp4")
-    assert f"{found.path}: has changed since it was looked at" in caplog.text
-    (found,) = show_neighbours(own / "1.mp4", tmp_path / "features", tmp_path / "n.png", most=1)
-    assert (found.path, round(found.alike, 3)) == (str(own / "2.mp4"), 1.0)
+    line, _ = show_neighbours(copy, tmp_path / "features", tmp_path / "n.png", most=1)
+    assert line.endswith(str(own / "1.mp4"))
+    assert f"{own / '1.mp4'}: has changed since it was looked at" in caplog.text
+    line, _ = show_neighbours(own / "1.mp4", tmp_path / "features", tmp_path / "n.png", most=1)
+    assert line.startswith(" 1.00")
+    assert line.endswith(str(own / "2.mp4"))
 
 
 def test_a_model_of_timm_that_was_moved_is_found_by_its_weights(
