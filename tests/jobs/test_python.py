@@ -150,7 +150,7 @@ def test_the_readme(
     exec(code.replace("probe.predict", "answers = probe.predict"), names)
     width = names["encoder"].config.width
     assert names["tokens"].shape == (1, names["encoder"].config.num_tokens, width)
-    assert names["feats"].tokens.shape[1:] == (4, 4, width)
+    assert names["features"].tokens.shape[1:] == (4, 4, width)
     probe, answers = names["probe"], names["answers"]
     assert [Path(answer.path).name for answer in answers] == ["a.mp4", "b.mp4"]
     for answer in answers:
