@@ -97,10 +97,10 @@ def write_learn_report(
     sections = [
         *_probe_sections(results),
         mask_section(config, shots[0]),
-        Section("How training went", blocks=run_charts({"run": state})),
         feature_section(shots, encoders, "videos"),
         prediction_section(load_model(run).eval(), config, shots[:2]),
         *moment_sections(manifest, config, encoders, bad, most=moments),
+        Section("How training went", blocks=run_charts({"run": state})),
         _next_section(path.parent),
         Section("What was chosen, and what was left out", blocks=records, folded=True),
     ]

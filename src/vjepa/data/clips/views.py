@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -36,9 +36,6 @@ from vjepa.data.clips.plan import Change, ClipConfig, ClipPlan, plan_training
 from vjepa.data.clips.segments import Placement, segment_indices
 from vjepa.data.clips.source import Source
 from vjepa.data.video.info import Box, DecodeError
-
-if TYPE_CHECKING:
-    pass
 
 JoinSegments = Literal["tokens", "average"]
 
