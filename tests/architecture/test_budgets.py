@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_030
+MOST_LINES = 46_014
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3881, 99),
-    "cli": (2257, 30),
+    "cli": (2260, 30),
     "data": (943, 13),
     "data/clips": (1922, 61),
     "data/loader": (1251, 19),
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2446, 54),
     "demo": (2028, 50),
     "evaluation": (4255, 102),
-    "jobs": (8266, 182),
+    "jobs": (8247, 182),
     "jobs/detect": (1151, 23),
     "jobs/finetune": (909, 17),
     "jobs/probe": (2096, 54),

@@ -452,7 +452,7 @@ def test_a_video_that_two_sources_name_is_not_in_two_parts(tmp_path: Path) -> No
 
 
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {32: 0.1, 56: 0.4, 128: 2.0}
+    seconds = {32: 0.1, 56: 0.4, 64: 2.0}
     monkeypatch.setattr(
         learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
     )

@@ -16,6 +16,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vjepa.cli import commands, data, decode, detect, finetune, models, probe, search, show, studies
 from vjepa.cli.parser import (
@@ -142,6 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
+    with suppress(OSError):  # nobody reads it any more
+        sys.stdout.flush()  # in a file the error is to stand last
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_BAD_INPUT
 

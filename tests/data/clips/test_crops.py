@@ -194,10 +194,10 @@ def test_a_sample_is_drawn_alike_whatever_is_drawn_beside_it() -> None:
 def test_the_small_recipe_shows_things_as_large_as_an_evaluation_does(height, width) -> None:
     """The mean side of a training crop over that of the evaluation's centre crop."""
     recipe = load_config(PretrainConfig, ["small"], recipes="pretrain")
-    source, view = FrameSource(_video(2, height, width, 3)), ViewConfig(crop_size=112)
+    source, view = FrameSource(_video(2, height, width, 3)), ViewConfig(crop_size=56)
     (plan,) = plan_views(ClipConfig(num_frames=2), view, source)
     assert plan.resize_to is not None
-    side = 112 * min(height, width) / min(plan.resize_to)
+    side = 56 * min(height, width) / min(plan.resize_to)
     seen = {}
     for of in ("square", "frame"):
         config = replace(recipe.data.transform, crop_scale_of=of)
