@@ -44,7 +44,7 @@ PIXEL_FLOORS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "frame differences": _differences,
     "size of differences": lambda frames: _differences(frames).abs(),
 }
-"""What a ridge classifier sees of :func:`small_frames`, by name; the middle shows no motion."""
+"""Of :func:`small_frames`, float [n, T, 3, S, S]: what ridge sees, [n, F]; one frame: no motion."""
 
 
 def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
