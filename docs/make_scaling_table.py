@@ -39,9 +39,11 @@ class Run:
 
     @property
     def masks(self) -> list[MaskTokens]:
-        """Mean tokens of the authors' masks at 24 clips and 224 pixels, as shares of all tokens."""
+        """Mean tokens of the authors' masks (24 clips of 224 pixels, 10 of 384)."""
         tokens = self.config.encoder.num_tokens
         shares = ((0.2336, 0.4806), (0.0670, 0.7003))
+        if self.pixels == 384:
+            shares = ((1297 / 4608, 2313 / 4608), (418 / 4608, 3331 / 4608))
         return [MaskTokens(tokens * context, tokens * target) for context, target in shares]
 
     @property

@@ -213,6 +213,8 @@ def describe_type(hint: object) -> str:
         return choices if len(arguments) == 1 else f"one of {choices}"
     if origin is tuple and arguments[1:] == (Ellipsis,):
         one = describe_type(arguments[0]).removeprefix("a ").removeprefix("an ")
+        if one.startswith("one of "):
+            return f"a list of some of {one.removeprefix('one of ')}"
         return "a list of groups" if group_of(arguments[0]) else f"a list of {one}s"
     if origin is tuple:
         return f"a list of {len(arguments)} values"

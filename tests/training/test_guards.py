@@ -33,6 +33,7 @@ class _Batch:
     """The batch of an update, as its data would make it once more."""
 
     update: int
+    images: _Batch | None = None
 
     def __post_init__(self) -> None:
         self.number = torch.tensor(self.update)
@@ -84,11 +85,28 @@ def test_a_batch_that_cannot_be_kept_does_not_hide_the_reason(tmp_path: Path) ->
 
 
 def test_a_batch_that_cannot_be_read_again_does_not_hide_the_reason(tmp_path: Path) -> None:
-    def gone(_: int) -> None:
-        raise UserError("too many bad videos")
+    for error in (UserError("too many bad videos"), RuntimeError("out of memory")):
 
-    with pytest.raises(TrainingStopped, match=r"^step 3: .* not be kept: too many bad videos"):
-        BadUpdateGuard(TrainingConfig(), tmp_path, 0, gone).check([_step(3, False)])
+        def gone(_: int, error: Exception = error) -> None:
+            raise error
+
+        with pytest.raises(TrainingStopped, match=rf"^step 3: .* not be kept: {error}"):
+            BadUpdateGuard(TrainingConfig(), tmp_path, 0, gone).check([_step(3, False)])
+
+
+def test_images_beside_the_clips_are_kept_too(tmp_path: Path) -> None:
+    def with_images(update: int) -> _Batch:
+        batch = _Batch(update)
+        batch.images = _Batch(100 + update)
+        return batch
+
+    with pytest.raises(TrainingStopped):
+        BadUpdateGuard(TrainingConfig(), tmp_path, 0, with_images).check([_step(3, False)])
+    kept = load_file(tmp_path / "nonfinite_step_00000003_rank_0000.safetensors")
+    assert {name: int(value) for name, value in kept.items()} == {
+        "number": 3,
+        "images.number": 103,
+    }
 
 
 def test_stop_without_a_folder() -> None:

@@ -82,7 +82,7 @@ class WatchedTask(ToyTask):
         """Needs the reports from before, also over a resume."""
         self.seen.append(dict(history[-1]))
         spreads = [report["std"] for report in history]
-        return f"fell after {len(history)}" if spreads[-1] < max(spreads) / 2 else None
+        return f"fell to {spreads[-1]:.1f}" if spreads[-1] < max(spreads) / 2 else None
 
 
 @dataclass(frozen=True)
@@ -430,9 +430,10 @@ def test_an_alarm_is_given_once_until_all_is_well_also_over_a_resume(
     make_trainer(tmp_path, task=task, **settings).fit()
     warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
     assert warnings == [
-        {"kind": "warning", "step": step, "message": f"fell after {step}"} for step in (2, 5)
+        {"kind": "warning", "step": step, "message": f"fell to {spread}"}
+        for step, spread in ((2, 0.4), (5, 0.2))
     ]
-    assert "step 5: fell after 5" in caplog.text
+    assert "step 5: fell to 0.2" in caplog.text
     assert all(report.keys() == {"std", "loss"} for report in task.seen), "not what is no number"
 
 
@@ -527,6 +528,50 @@ def test_a_run_ends_when_it_is_told_enough_and_says_when_it_is_done(
     make_trainer(tmp_path).fit()
     assert "done already, after 12 of 12 updates" in caplog.text
     assert "resuming" not in caplog.text
+
+
+def test_what_ends_by_time_is_measured_at_its_end(tmp_path: Path) -> None:
+    """Health each 6 updates, evaluations each 7: after the last as well, and once if it is due."""
+    for end, health, evaluations in ((8, [6, 8], [7, 8]), (7, [6, 7], [7])):
+        answers = iter([False] * end + [True])
+        folder = tmp_path / str(end)
+        make_trainer(folder, is_enough=lambda answers=answers: next(answers)).fit()
+        found = {"health": health, "evaluation": evaluations}
+        lines = _lines(folder)
+        assert {k: [x["step"] for x in lines if x["kind"] == k] for k in found} == found
+
+
+def test_what_a_checkpoint_holds_of_health_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    class Told(ToyTask):
+        def health(self, *_: Any) -> dict[str, Tensor]:
+            return {name: torch.tensor(rng.random()) for name in ("effective_rank", "target_std")}
+
+        def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
+            every.append(history[-1])
+            for name in history[-1]:
+                values = [report[name] for report in every]
+                known = [report[name] for report in history]
+                assert (min(known), max(known)) == (min(values), max(values))
+            return None
+
+    every: list[Mapping[str, float]] = []
+    training = replace(TRAINING, health_every_steps=1, checkpoint_every_steps=40)
+    make_trainer(tmp_path, task=Told(), training=training, optim=short_optim(40)).fit()
+    state = tmp_path / "checkpoints/step_00000040/state/trainer.json"
+    assert len(every) == 40
+    assert len(json.loads(state.read_text())["extra"]["alarm"]["history"]) <= 7
+
+
+def test_skipped_updates_are_counted_over_a_resume(tmp_path: Path) -> None:
+    training = replace(TRAINING, nonfinite="skip", max_skipped=3)
+    bad = (1, 3, 5, 7)
+    data = InterruptedData(5)
+    data.bad_updates = bad
+    assert make_trainer(tmp_path, data, training=training).fit().interrupted
+    with pytest.raises(TrainingStopped, match="4 of the last 1000 updates"):
+        make_trainer(tmp_path, ToyData(bad_updates=bad), training=training).fit()
 
 
 def test_a_limit_of_cpu_time_counts_updates_only_and_over_resumes(
@@ -656,20 +701,21 @@ def test_checkpoints_in_the_background_are_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(v, theirs[name][k]) for name in ours for k, v in ours[name].items())
 
 
+@pytest.mark.parametrize("error", [UserError("too many bad videos"), RuntimeError("out of memory")])
 def test_an_error_waits_for_the_checkpoint_that_is_being_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """What writes it would end with the process."""
 
     class Broken(ToyData):
         def batch(self, step: int) -> ToyBatch:
             if step == 6:
-                raise UserError("too many bad videos")
+                raise error
             return super().batch(step)
 
     rename = Path.rename
     monkeypatch.setattr(Path, "rename", lambda *args: time.sleep(0.3) or rename(*args))
     training = replace(TRAINING, async_checkpoint=True)
-    with pytest.raises(UserError, match="too many bad videos"):
+    with pytest.raises(type(error), match=str(error)):
         make_trainer(tmp_path, data=Broken(), training=training).fit()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]

@@ -148,3 +148,9 @@ def test_the_end_is_foretold_and_what_takes_too_long_is_refused(
     short = TrainingConfig(max_minutes=minutes, longest_hours=0.3)
     with pytest.raises(UserError, match=r"longer than training\.longest_hours 0\.3: use a smaller"):
         foretell(3.6, 100, 300.0, optim, short)
+
+
+def test_a_limit_of_cpu_time_bounds_a_run_of_endless_updates() -> None:
+    foretell(3.6, 0, 0.0, OptimConfig(steps=10**9), TrainingConfig(max_cpu_minutes=5))
+    with pytest.raises(UserError, match="longest_hours"):  # not: the clock knows no such year
+        foretell(3.6, 0, 0.0, OptimConfig(steps=10**18), TrainingConfig())

@@ -47,6 +47,7 @@ from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import PARTIAL_SUFFIX, atomic_folder
 
 _LOGGER = logging.getLogger(__name__)
+_PARTNERS_SECONDS = 60.0
 _UNTOUCHED = "earlier checkpoints are untouched: free some space (or mend the disk) and resume"
 
 
@@ -149,7 +150,9 @@ class CheckpointStore:
         """
         if self._thread is None:
             return
-        self._thread.join()
+        # Where others do not come to this, perhaps they are gone, and the thread waits for them.
+        is_alone = self._group.size == 1
+        self._thread.join(None if together or is_alone else _PARTNERS_SECONDS)
         self._thread, failure = None, self._failure
         if not together:
             return
@@ -224,7 +227,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     group: ProcessGroup,
 ) -> tuple[int, dict[str, Any]]:
-    """Verify a checkpoint of a training run and load it: completely, or not at all.
+    """Verify a checkpoint of a training run and load it.
 
     It may have been written by another number of processes, sharded or not. `modules` are those of
     :meth:`CheckpointStore.save`; without an `optimizer` only weights are loaded, which a folder of
@@ -233,7 +236,8 @@ def load_checkpoint(
 
     Raises:
         UserError: Truncated, altered, foreign, or of another shape; the message names the file and,
-            where an older checkpoint is there, how to go back to it.
+            where an older checkpoint is there, how to go back to it. Nothing was loaded then; only
+            where it is the optimiser's state that does not fit, the weights were.
     """
     bare = not has_state(folder)
     if bare and optimizer is not None:

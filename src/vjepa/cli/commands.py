@@ -27,9 +27,9 @@ pretrain, probe and explain a small model on embedded data, on a CPU
 
 Makes labelled synthetic videos, pretrains a small model on them without their labels (and beside
 it one that predicts pixels), trains probes on the frozen features with few labels and with many,
-does the same for untrained weights, and writes report.html: masks, curves, results with
-intervals, pictures of features and prediction errors. The same command again goes on where it
-was stopped.
+does the same for untrained weights, and writes report.html: results with intervals, what a
+decoder draws of the predictions, what is followed, what surprises, nearest moments, features,
+errors and curves. The same command again goes on where it was stopped.
 
 examples:
   vjepa demo

@@ -22,7 +22,8 @@ from. The same command goes on where it was stopped.
 examples:
   vjepa data synth --out synthetic --num_clips_train 6000
   vjepa decode train --config demo --model demo \\
-      --data.sources.0.manifest synthetic/manifest.parquet --out runs/decoder
+      --data.sources.0.manifest synthetic/manifest.parquet \\
+      --data.sources.0.split train --out runs/decoder
 """
 
 _SAMPLE_HELP = """\

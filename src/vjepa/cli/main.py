@@ -67,7 +67,7 @@ Step by step:
   vjepa data index videos/ --out videos.parquet       look at every file once
   vjepa pretrain --config small --data.sources.0.manifest videos.parquet --out runs/first
   vjepa probe train --help                            measure what the features know
-  vjepa show run runs/first --out report.html         look at curves, masks and features
+  vjepa show run runs/first --out report.html         look at its state and its curves
 
 Or see all of it on embedded data first:
   vjepa demo --out demo

@@ -112,7 +112,7 @@ def add_uses(evaluate: Parser, predict: Parser, load: str) -> None:
     evaluate.add_path("manifest", "MANIFEST", "labelled videos")
     evaluate.add_argument("--split", metavar="NAME", help="only this split; default: all rows")
     evaluate.add_on_bad_video("video")
-    text = "count videos that the probe was trained on too, instead of refusing them"
+    text = "count videos that were trained on too, instead of refusing them"
     evaluate.add_flag("--allow-training-videos", text)
     evaluate.add_path("--confusion", "FILE", "draw the confusion matrix (.png or .svg)")
     text = "draw how far its confidence can be believed (.png or .svg)"

@@ -108,7 +108,9 @@ def add_arguments(parser: Parser) -> None:
         command.add_number("--sample", int, "N", "other numbers draw other masks", default=0)
     similar = add_command("similarity", _SIMILARITY_HELP)
     text = "the place, across and down, from 0 to 1 (default: 0.5 0.5)"
-    similar.add_argument("--at", type=number, nargs=2, default=(0.5, 0.5), metavar="X", help=text)
+    similar.add_argument(
+        "--at", type=number, nargs=2, default=(0.5, 0.5), metavar=("X", "Y"), help=text
+    )
     similar.add_number("--frame", int, "N", "frame of the clip in which the place is", default=0)
     surprise = add_command("surprise", _SURPRISE_HELP)
     attention = add_command("attention", _ATTENTION_HELP)
@@ -123,7 +125,7 @@ def add_arguments(parser: Parser) -> None:
     for command in (similar, surprise, attention, alike):
         command.add_path("video", "VIDEO", "video or folder of images")
     for command in (features, predictions, similar, surprise):
-        text = "run folder, checkpoint, or the authors' file"
+        text = "run folder, checkpoint, the authors' file, or a name (demo)"
         command.add_path("--model", "PATH", text, required=True)
         command.add_sizes()
     for command in (masks, features, predictions, similar, surprise, attention, alike):

@@ -99,8 +99,8 @@ class SyntheticConfig:
     """A set for detection instead: several digits a clip, each with a box, its digit and what it
     does, in AVA's files. Give it larger frames (`--size 64 --object_size 0.25 --travel 0.26`)."""
     colours: bool = False
-    """Digits in the six colours of `COLOURS`, in place of any light one, and a third label: which
-    of them A has. B's is drawn without regard to it."""
+    """Digits in six colours (red, yellow, green, cyan, blue, pink) in place of any light one, and
+    a third label: which of them A has. B's is drawn without regard to it."""
     num_segments: Annotated[int, Field(ge=1)] = 3
     """With `boxes`: a clip is so many times `num_frames` long; in each part every digit does
     something else, and the middle of each is a key frame."""

@@ -155,7 +155,7 @@ class ContinueConfig:
 
     path: Path
     """Run, checkpoint or converted folder, `.pth.tar` file, or the name of weights that come with
-    vjepa (`demo`). `continue_from: PATH` is short for this."""
+    vjepa (`demo`, `vizdoom`, `garments`). `continue_from: PATH` is short for this."""
     keep_optimizer: bool | None = None
     """Take over optimiser state and step, as if training had never stopped; false: weights only,
     from update 0; null: the state where there is one."""

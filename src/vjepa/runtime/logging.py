@@ -172,8 +172,7 @@ class MetricLog:
         if self._events:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = completed_steps + 1 if completed_steps else None
-            self._writer = SummaryWriter(str(self._path.parent), purge_step=purge)
+            self._writer = SummaryWriter(str(self._path.parent), purge_step=completed_steps + 1)
 
     def write(self, record: MetricRecord) -> None:
         """Add a record; UserError if the disk is full or gone."""

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -108,7 +108,8 @@ class BadUpdateGuard:
     ) -> None:
         self._training, self._folder, self._rank = training, folder, rank
         self._batch_of = batch_of
-        self._recent: deque[int] = deque()
+        self.recent: deque[int] = deque()
+        """Updates that were skipped, of the last 1000; a resumed run goes on counting."""
         self.skipped = 0
 
     def check(self, steps: Sequence[HostStep]) -> None:
@@ -124,15 +125,15 @@ class BadUpdateGuard:
             if policy == "stop":
                 self._stop(step, kind, reason)
             self.skipped += 1
-            self._recent.append(step.update)
-            while self._recent[0] <= step.update - _SKIP_WINDOW:
-                self._recent.popleft()
+            self.recent.append(step.update)
+            while self.recent[0] <= step.update - _SKIP_WINDOW:
+                self.recent.popleft()
             if self._rank == 0:
                 shown = _describe(step.values)
                 _LOGGER.warning(
                     "step %d: %s (%s); this update was skipped", step.update, reason, shown
                 )
-            if (count := len(self._recent)) > self._training.max_skipped:
+            if (count := len(self.recent)) > self._training.max_skipped:
                 self._stop(step, kind, f"{count} of the last {_SKIP_WINDOW} updates were skipped")
 
     def _stop(self, step: HostStep, kind: str, reason: str) -> None:
@@ -156,7 +157,7 @@ class BadUpdateGuard:
                         "batch": batch_file.name,
                     }
                     file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            except (OSError, UserError) as error:
+            except Exception as error:  # noqa: BLE001
                 # The reason of the stop must not be lost with the batch.
                 message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
             else:
@@ -165,13 +166,15 @@ class BadUpdateGuard:
 
 
 def _arrays(batch: Any) -> dict[str, Tensor]:
-    """The tensors and arrays among the attributes of a batch, by name."""
+    """The tensors and arrays among the attributes of a batch and of its parts, by name."""
     arrays: dict[str, Tensor] = {}
     for name, value in vars(batch).items():
         if isinstance(value, np.ndarray):
             arrays[name] = torch.from_numpy(np.ascontiguousarray(value))
         elif isinstance(value, Tensor):
             arrays[name] = value.detach().cpu().contiguous()
+        elif is_dataclass(value) and not isinstance(value, type):
+            arrays |= {f"{name}.{part}": array for part, array in _arrays(value).items()}
     return arrays
 
 

@@ -189,12 +189,13 @@ def foretell(
         until = f"training.max_minutes {round(training.max_minutes, 2):g}, about {number} updates"
     if training.max_cpu_minutes is not None:
         until += f", or earlier by training.max_cpu_minutes {training.max_cpu_minutes:g},"
-    end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + left))
-    pace = f"{seconds:.3g} s" if seconds < 100 else format_seconds(seconds)
-    text = f"{pace} an update: {until} are done in about {format_seconds(left)}, {end}"
-    text += f" ({measured})" if measured else ""
     limit = training.longest_hours
-    if limit is not None and left > 3600 * limit:
+    is_longer = limit is not None and left > 3600 * limit and training.max_cpu_minutes is None
+    end = "" if is_longer else time.strftime(", %a %d %b %H:%M", time.localtime(time.time() + left))
+    pace = f"{seconds:.3g} s" if seconds < 100 else format_seconds(seconds)
+    text = f"{pace} an update: {until} are done in about {format_seconds(left)}{end}"
+    text += f" ({measured})" if measured else ""
+    if is_longer:
         raise UserError(
             f"{text}; that is longer than training.longest_hours {limit:g}: use a smaller recipe "
             "(--config small), size or batch, fewer --optim.steps, or --training.max_minutes"

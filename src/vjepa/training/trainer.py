@@ -125,7 +125,7 @@ class Trainer:
         self._guard = BadUpdateGuard(
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
-        self._reports: list[dict[str, float]] = []  # of the features' health, all of the run
+        self._reports: list[dict[str, float]] = []  # of the features' health, see `_telling`
         self._ringing = self._has_foretold = False
         self._window = LogWindow()
         self._completed = self._saved_step = 0
@@ -180,7 +180,7 @@ class Trainer:
                 bar = Progress(self.description, shown, self._completed)
                 progress = stack.enter_context(bar)
             batches = self.batches(self._completed, total)
-            first = self._completed
+            first, last = self._completed, None
             self._set_training_mode()
             self._window.restart()
             try:
@@ -203,39 +203,22 @@ class Trainer:
                     seed_torch(self.seed, stream, update)
                     micro_batches = (task.inputs(batch, part, parts) for part in range(parts))
                     self._window.add(train_step(self.learner, micro_batches, update), batch, waited)
-                    self._completed = update
+                    self._completed, last = update, batch
                     self._foretell(update - first, time.perf_counter() - asked)
-
-                    save = self._is_due(training.checkpoint_every_steps)
-                    health = self._is_due(training.health_every_steps)
-                    evaluators = [
-                        evaluator
-                        for evaluator in self.evaluators
-                        if self._is_due(evaluator.every_steps or training.evaluate_every_steps)
-                    ]
-                    log = self._is_due(training.log_every_steps) or self._is_bad_on_cpu()
-                    # Whatever takes time or may be resumed from ends the window too: then no line
-                    # of the log reaches over a resume, and no rate counts an evaluation's time.
-                    if log or save or health or evaluators:
-                        self._log_window()
-                        if health:
-                            self._log_health(batch)
-                        for evaluator in evaluators:
-                            self._write("evaluation", evaluator.run(update))
-                            self._set_training_mode()
-                        # Last, so that a resumed run has every line up to this step in its log.
-                        if save:
-                            self._save()
-                        self._window.restart()
+                    self._after_update(batch)
                     if progress is not None:
                         note = None if len(self._window) else self._note()
                         progress.update(update, note, self._expected_steps())
+                if request == _OUT_OF_TIME and last is not None:
+                    self._after_update(last, is_end=True)
                 if len(self._window):
                     self._log_window()
                 if self._completed != self._saved_step:
                     self._save()
-            except UserError as error:  # what is being written is written to its end
-                self._finish_saving(together=isinstance(error, TrainingStopped))
+            except BaseException as error:
+                # What is being written is written to its end; a second Ctrl-C waits for nothing.
+                if not isinstance(error, KeyboardInterrupt):
+                    self._finish_saving(together=isinstance(error, TrainingStopped))
                 raise
             self._finish_saving()
         return self._result(request)
@@ -309,10 +292,39 @@ class Trainer:
         used = self._used(self._seconds(), self._cpu_so_far())
         return min(steps, max(self._completed, round(self._completed / used))) if used else steps
 
-    def _is_due(self, every: int | None) -> bool:
-        """At multiples of an interval, and at the end of training."""
-        step = self._completed
-        return every is not None and (step % every == 0 or step == self.optim.steps)
+    def _after_update(self, batch: Any, *, is_end: bool = False) -> None:
+        """Log, measure and save what is due; at an end by time, what was not due just now."""
+        training = self.training
+
+        def is_due(every: int | None) -> bool:
+            if every is None:
+                return False
+            is_multiple = self._completed % every == 0
+            return not is_multiple if is_end else is_multiple or self._completed == self.optim.steps
+
+        save = is_due(training.checkpoint_every_steps)
+        health = is_due(training.health_every_steps)
+        evaluators = [
+            evaluator
+            for evaluator in self.evaluators
+            if is_due(evaluator.every_steps or training.evaluate_every_steps)
+        ]
+        log = is_due(training.log_every_steps) or (not is_end and self._is_bad_on_cpu())
+        if not (log or save or health or evaluators):
+            return
+        # Whatever takes time or may be resumed from ends the window too: then no line of the log
+        # reaches over a resume, and no rate counts an evaluation's time.
+        if len(self._window):
+            self._log_window()
+        if health:
+            self._log_health(batch)
+        for evaluator in evaluators:
+            self._write("evaluation", evaluator.run(self._completed))
+            self._set_training_mode()
+        # Last, so that a resumed run has every line up to this step in its log.
+        if save:
+            self._save()
+        self._window.restart()
 
     def _is_bad_on_cpu(self) -> bool:
         """On the CPU this look costs nothing, and the first bad update stops the run at once."""
@@ -347,6 +359,7 @@ class Trainer:
         self._write("health", health)
         report = {**health, "loss": self._last_means.get("loss", math.nan)}
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
+        self._reports = _telling(self._reports)
         warning = self.task.alarm(self._reports)
         # It is not repeated until all was well in between.
         if warning is not None and not self._ringing and self.group.is_main:
@@ -363,6 +376,7 @@ class Trainer:
             "cpu_seconds": self._cpu_seconds,
             "alarm": {"history": list(self._reports), "ringing": self._ringing},
             "spikes": None if spikes is None else spikes.state(),
+            "skipped": list(self._guard.recent),
         }
         modules, optimizer = self.task.saved_modules(), self.learner.optimizer
         self._checkpoint = self.store.save(self._completed, modules, optimizer, self.about, extra)
@@ -387,6 +401,7 @@ class Trainer:
         self._cpu_seconds = float(extra.get("cpu_seconds", self._elapsed))
         self._reports = [dict(report) for report in extra["alarm"]["history"]]
         self._ringing = bool(extra["alarm"]["ringing"])
+        self._guard.recent.extend(extra.get("skipped", ()))
         losses = extra.get("spikes")
         if self.learner.spikes is not None and losses is not None:
             self.learner.spikes.load_state(losses)
@@ -424,3 +439,15 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
+
+
+def _telling(reports: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Those of a run's reports that an alarm can ask for: the newest, and each value's extremes.
+
+    A checkpoint holds them, and must not grow with the length of the run.
+    """
+    kept = {id(reports[-1])}
+    for name in {name for report in reports for name in report}:
+        known = [report for report in reports if name in report]
+        kept |= {id(choose(known, key=lambda report: report[name])) for choose in (min, max)}
+    return [report for report in reports if id(report) in kept]

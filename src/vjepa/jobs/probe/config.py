@@ -27,8 +27,8 @@ class EncoderSourceConfig:
 
     path: Path | None = None
     """Run folder, checkpoint folder, a released file of V-JEPA or of the models that the paper
-    compares with, or the name of one that was downloaded (`vjepa models list`); must be given, or
-    `timm`."""
+    compares with, or the name of one that was downloaded (`vjepa models list`) or comes with
+    vjepa (`demo`, `vizdoom`, `garments`); must be given, or `timm`."""
     which: Literal["target", "context", "random"] = "target"
     """`target`: the moving average, which the paper evaluates; `context`: the trained one;
     `random`: as `random: true`."""
@@ -88,7 +88,8 @@ class VideosConfig:
     """Labelled videos."""
 
     manifest: Path | None = None
-    """Parquet manifest made by `vjepa data index`; null takes that of `data.train`."""
+    """Parquet manifest made by `vjepa data index`; null takes that of `data.train`
+    (for validation and test videos)."""
     split: str | None = None
     """Only the rows of this split; null takes all."""
 
