@@ -35,6 +35,8 @@ def _task(job: tuple[str, Any]) -> Any:
             Path(value).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return "second time"
+    if name == "large":
+        return b"x" * value
     if name == "slow":
         for _ in range(value):
             time.sleep(0.05)
@@ -135,6 +137,29 @@ def test_a_job_whose_worker_dies_is_tried_once_more(
     assert [found[ticket].value for ticket in others] == [0, 2, 4, 6]
     assert caplog.text.count("it is replaced") == 3
     assert "die once" in caplog.text
+
+
+def test_a_worker_that_is_killed_in_the_middle_of_its_answer_is_replaced(new_pool) -> None:
+    """Who computes meanwhile leaves the answer in the pipe, half of it sent."""
+    pool = new_pool(1)
+    ticket = pool.submit(("large", 50_000_000))
+    while not (pool._workers and pool._workers[0].jobs):
+        pool.wait(0.05)
+    assert pool._workers[0].pipe.poll(600.0)
+    time.sleep(1.0)  # the pipe is full and the worker waits
+    os.kill(pool.worker_ids[0], signal.SIGKILL)
+    outcome = _finish(pool, 1)[ticket]
+    assert len(outcome.value) == 50_000_000
+
+
+def test_an_answer_without_the_memory_for_it_is_a_failure_of_that_job_alone() -> None:
+    pool = WorkerPool(_task, 1, 60.0, memory_gigabytes=0.2)
+    jobs = [("large", 150_000_000), ("large", 10**10), ("double", 4)]
+    found = [outcome for _, outcome in pool.map(jobs, 1)]
+    pool.close()
+    assert [outcome.kind for outcome in found] == ["crash", "crash", "done"]
+    assert found[0].reason == "it takes more than the 0.2 GB of a worker process"
+    assert found[2].value == 8
 
 
 def test_a_job_that_goes_on_may_take_longer(new_pool) -> None:

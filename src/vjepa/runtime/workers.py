@@ -50,7 +50,7 @@ _Payload = TypeVar("_Payload")
 _AHEAD_BYTES = 4096
 _JOBS_PER_WORKER = 2
 _WITHOUT_MAIN = "vjepa-worker"
-_READY, _FAILED, _GOING_ON = -1, -2, -3  # in place of a ticket
+_READY, _FAILED, _GOING_ON, _NO_MEMORY = -1, -2, -3, -4  # in place of a ticket
 
 _SECONDS_BETWEEN_SIGNS = 1.0
 _LONGEST_JOB = 200  # characters of a job in a message
@@ -62,7 +62,7 @@ class Outcome:
 
     ticket: int  # as :meth:`WorkerPool.submit` gave it
     kind: Literal["done", "hang", "crash"]
-    """``hang``: it took too long; ``crash``: two workers died of it."""
+    """``hang``: it took too long; ``crash``: two workers died of it, or one lacked the memory."""
     value: Any = None  # what the task returned, if done
     reason: str = ""  # why not, in words, if not done
     exit_code: int | None = None
@@ -109,11 +109,13 @@ def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float
         while True:
             ticket, payload = pipe.recv()
             try:
-                answer = task(payload)
+                answer = ForkingPickler.dumps((ticket, task(payload)))
+            except MemoryError:
+                answer = ForkingPickler.dumps((_NO_MEMORY, None))
             except Exception as error:
                 pipe.send((_FAILED, "".join(traceback.format_exception(error))))
                 raise SystemExit(1) from error
-            pipe.send((ticket, answer))
+            pipe.send_bytes(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -442,10 +444,15 @@ class WorkerPool:
                     worker.is_ready = True
                 if ticket in (_READY, _GOING_ON):
                     continue
-                worker.jobs.popleft()
-                outcomes.append(Outcome(ticket, "done", value))
-        except (EOFError, ConnectionResetError):
-            return  # its process is ending
+                job = worker.jobs.popleft()
+                if ticket == _NO_MEMORY:
+                    reason = f"it takes more than the {self._memory:g} GB of a worker process"
+                    outcomes.append(Outcome(job.ticket, "crash", reason=reason))
+                else:
+                    outcomes.append(Outcome(ticket, "done", value))
+        except (EOFError, OSError):  # its process is ending, perhaps in the middle of an answer
+            if worker.pipe.closed:  # by us
+                raise
 
     def _on_death(self, worker: _Worker, outcomes: list[Outcome]) -> None:
         """A worker died by itself: judge the job that it was at, pass the others on."""

@@ -164,5 +164,7 @@ def inspect_files(
                     f"reading it stood still for {timeout_seconds:g} s (a longer time: "
                     "timeout_seconds)"
                 )
+            elif outcome.exit_code is None:
+                yield order.bad(outcome.reason)
             else:
                 yield order.bad(f"the decoder crashed (exit status {outcome.exit_code})")
