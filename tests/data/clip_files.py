@@ -91,4 +91,6 @@ def hanging(folder: Path, name: str = "hanging.mp4") -> VideoInfo:
     pipe = folder / name
     os.mkfifo(pipe)
     fields = {field: getattr(good, field) for field in VideoInfo.__slots__}
-    return VideoInfo(**{**fields, "path": str(pipe), "bytes": pipe.stat().st_size})
+    stat = pipe.stat()
+    changed = {"path": str(pipe), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return VideoInfo(**fields | changed)

@@ -137,6 +137,47 @@ def test_videos_that_came_back_are_decoded_once_more(tmp_path: Path, monkeypatch
     _caches([whole], tmp_path / "cache")
 
 
+def test_a_video_that_took_too_long_is_tried_again_with_more_time(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by another process; what is there stays as it is."""
+    mixed = with_rows(manifest, [damaged(tmp_path), hanging(tmp_path)], tmp_path)
+
+    def cache(seconds: float) -> FrameCache:
+        return _caches([mixed], tmp_path / "cache", sample_timeout_seconds=seconds)[0]
+
+    before = cache(2.0)
+    frames, decoded = frames_of(before, 0).copy(), []
+    stat = (before.folder / "frames.npy").stat()
+    decode_all = frame_cache._decode_all
+    monkeypatch.setattr(
+        frame_cache, "_decode_all", lambda *a: (decoded.append(a[2].tolist()), decode_all(*a))
+    )
+    assert cache(2.0).failure(6)[1] == "hang"
+    assert not decoded  # this process has tried
+    assert "within 3 s" in cache(3.0).failure(6)[0]
+    assert decoded == [[6]]
+    monkeypatch.setattr(frame_cache, "_decode", _decode_good)  # the disk answers again
+    monkeypatch.setattr(frame_cache, "_TRIED", set())  # as in another process
+    after = cache(3.0)
+    assert decoded == [[6], [6]]
+    assert [after.failure(row) is None for row in range(7)] == [True] * 5 + [False, True]
+    np.testing.assert_array_equal(frames_of(after, 0), frames)
+    assert frames_of(after, 6).any()
+    assert (after.folder / "frames.npy").stat().st_ino == stat.st_ino
+    monkeypatch.setattr(frame_cache, "_TRIED", set())
+    cache(3.0)
+    assert len(decoded) == 2
+
+
+def _decode_good(file: Path, order: frame_cache._CacheOrder) -> np.ndarray | str | None:
+    """As the file would be decoded if its disk answered."""
+    folder = Path(order.video.path).parent
+    return frame_cache._decode(
+        file, replace(order, video=replace(order.video, path=str(folder / "good_hanging.mp4")))
+    )
+
+
 def test_a_set_that_would_be_too_large_is_decoded_from_its_files(
     manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,6 +248,20 @@ def test_a_cache_is_read_where_nothing_can_be_written(
     monkeypatch.setattr(Path, "mkdir", None)
     monkeypatch.setattr(frame_cache.fcntl, "flock", None)
     assert _caches([manifest], tmp_path)[0].folder == cache.folder
+
+
+def test_nor_is_it_an_error_that_a_video_cannot_be_tried_again_there(
+    manifest: Manifest, tmp_path: Path, monkeypatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    mixed = with_rows(manifest, [hanging(tmp_path)], tmp_path)
+    _caches([mixed], tmp_path / "cache", sample_timeout_seconds=2.0)
+    monkeypatch.setattr(frame_cache, "_only_one_builds", refuse)
+    (cache,) = _caches([mixed], tmp_path / "cache", sample_timeout_seconds=3.0)
+    assert frames_of(cache, 0).any()
+    assert "(Read-only file system), 1 videos that failed are not tried again" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["frames.npy", "index.npz"])

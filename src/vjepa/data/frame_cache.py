@@ -29,7 +29,7 @@ from vjepa.data.clips.source import FrameSource
 from vjepa.data.manifest.index import unchanged_files
 from vjepa.data.video.info import DecodeError, VideoInfo, within_memory
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_folder
+from vjepa.runtime.files import atomic_folder, atomic_path
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
@@ -43,6 +43,8 @@ _FORMAT = "vjepa frame cache 4"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
 _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
+_TRIED: set[tuple[Path, float]] = set()
+"""Caches whose videos this process has tried all, and in how many seconds each."""
 
 
 class FrameCache:
@@ -56,10 +58,12 @@ class FrameCache:
             self._shapes, self._offsets = index["shapes"], index["offsets"]
             self._reasons, self._kinds = index["reasons"], index["kinds"]
             self.absent = index["absent"]  # rows whose files were not there, or were others
+            # Also rows for which time or memory did not suffice: it may the next time.
+            self.unsettled = np.union1d(self.absent, np.flatnonzero(self._kinds))
             rows = index["timed_rows"]
             # Also without such rows there is one piece, an empty one.
             pieces = np.split(index["times"], self._shapes[rows, 0].cumsum()[:-1])
-            self._times = dict(zip(rows.tolist(), pieces, strict=False))
+            self.times = dict(zip(rows.tolist(), pieces, strict=False))
 
     def failure(self, row: int) -> tuple[str, _Kind] | None:
         """Why there are no frames of a row, and the kind of that, as in ``bad_videos.jsonl``."""
@@ -70,7 +74,7 @@ class FrameCache:
         """A row's frames, mapped from the file and not copied."""
         frames = self._frames[self._offsets[row] : self._offsets[row + 1]]
         frames = frames.reshape(*self._shapes[row], 3)
-        path, times = self._manifest.path(row), self._times.get(row)
+        path, times = self._manifest.path(row), self.times.get(row)
         return FrameSource(frames, float(self._fps[row]), times, path)
 
 
@@ -100,16 +104,32 @@ def open_frame_caches(
         base = os.environ.get("XDG_CACHE_HOME")
         folder = (Path(base) if base else Path.home() / ".cache") / "vjepa" / "frames"
     caches: list[FrameCache] = []
-    for manifest, (shapes, offsets) in zip(manifests, layouts, strict=True):
+    for manifest, layout in zip(manifests, layouts, strict=True):
         target = folder / _name(manifest, short_side)
+        seconds = reading.sample_timeout_seconds
+        cache, rows = _opened(target, manifest, seconds)  # one may lie on a read-only disk
         try:
-            if (cache := _opened(target, manifest)) is None:  # one may lie on a read-only disk
+            if len(rows) or cache is None:
                 folder.mkdir(parents=True, exist_ok=True)
-                with _only_one_builds(folder / f"{target.name}.lock"):
-                    cache = _opened(target, manifest)
-                    cache = cache or _build(manifest, shapes, offsets, target, reading)
+                with _only_one_builds(folder / f"{target.name}.lock") as has_waited:
+                    if has_waited:
+                        _TRIED.add((target, seconds))
+                    cache, rows = _opened(target, manifest, seconds)
+                    if cache is None:
+                        cache = _build(manifest, layout, target, reading)
+                    elif len(rows):
+                        cache = _mend(cache, manifest, rows, layout, reading)
+                    _TRIED.add((target, seconds))
         except OSError as error:
-            size = f"{int(offsets[-1]) / 1e9:.3g} GB"
+            if cache is not None:
+                _LOGGER.warning(
+                    "frame cache %s: cannot be written (%s), %d videos that failed are not tried "
+                    "again: choose another frame_cache_folder for that",
+                    *(target, error.strerror or error, len(rows)),
+                )
+                caches.append(cache)
+                continue
+            size = f"{int(layout[1][-1]) / 1e9:.3g} GB"
             raise UserError(
                 f"frame cache {target}: {size} cannot be written ({error.strerror or error}): free "
                 "space, choose another frame_cache_folder, or set frame_cache_gigabytes to 0"
@@ -118,32 +138,38 @@ def open_frame_caches(
     return caches
 
 
-def _opened(folder: Path, manifest: Manifest) -> FrameCache | None:
-    """A cache that is there, unless a file that it lacks has come back, as it was indexed."""
+def _opened(
+    folder: Path, manifest: Manifest, seconds: float
+) -> tuple[FrameCache | None, NDArray[np.int64]]:
+    """A cache that is there, and rows that failed and are worth another try: int64 [rows]."""
     if not folder.is_dir():
-        return None
+        return None, np.zeros(0, dtype=np.int64)
     try:
         cache = FrameCache(folder, manifest)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"frame cache {folder}: damaged ({error}); delete the folder") from error
-    return None if unchanged_files(manifest, cache.absent).any() else cache
+    rows = cache.absent if (folder, seconds) in _TRIED else cache.unsettled
+    return cache, rows[unchanged_files(manifest, rows)]
 
 
 @contextmanager
-def _only_one_builds(lock: Path) -> Generator[None]:
-    """One process at a time builds a cache; the others wait and then use it."""
+def _only_one_builds(lock: Path) -> Generator[bool]:
+    """One process at a time builds a cache; the others wait (yielded: it has) and then use it."""
+    has_waited = False
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             _LOGGER.info("another process decodes these videos for the frame cache: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            has_waited = True
+        yield has_waited
 
 
-def _layout(
-    manifest: Manifest, short_side: int | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+_Layout = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def _layout(manifest: Manifest, short_side: int | None) -> _Layout:
     """Shapes (L, H, W) of the rows, int64 [rows, 3], and where they begin, int64 [rows + 1]."""
     heights = manifest.numeric("height").astype(np.int64)
     widths = manifest.numeric("width").astype(np.int64)
@@ -198,50 +224,77 @@ def _decode(file: Path, order: _CacheOrder) -> NDArray[np.float64] | str | None:
         return error.reason
 
 
-def _build(
-    manifest: Manifest,
-    shapes: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    target: Path,
-    reading: ReadingConfig,
-) -> FrameCache:
+def _build(manifest: Manifest, layout: _Layout, target: Path, reading: ReadingConfig) -> FrameCache:
     """Decode everything into a folder aside, then rename it."""
     for old in target.parent.glob(f"{target.name}*/"):  # or left by a kill
         shutil.rmtree(old, ignore_errors=True)
     reasons = ["" if ok else "marked as unusable in the manifest" for ok in manifest.ok.tolist()]
     kinds = np.zeros(len(manifest), dtype=np.int8)
-    times: dict[int, NDArray[np.float64]] = {}
-    rows = np.flatnonzero(manifest.ok).tolist()
-    orders = (
-        _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
-        for row in rows
-    )
     with atomic_folder(target) as aside:
         file = aside / _FRAMES
-        np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(int(offsets[-1]),))
+        np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(int(layout[1][-1]),))
         with file.open("r+b") as frames:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a SIGBUS later
                 os.posix_fallocate(frames.fileno(), 0, os.fstat(frames.fileno()).st_size)
-        # All frames are mapped, which counts as memory.
-        memory = WORKER_GIGABYTES + file.stat().st_size / 1e9
-        workers, seconds = reading.num_workers, reading.sample_timeout_seconds
-        with (
-            Progress("decode videos once", len(rows)) as progress,
-            closing(WorkerPool(partial(_decode, file), workers, seconds, memory)) as pool,
-        ):
-            outcomes = pool.map(orders, ahead=4 * workers, in_order=False)
-            for done, (order, outcome) in enumerate(outcomes, start=1):
-                if outcome.kind != "done":
-                    reasons[order.row] = outcome.reason
-                    kinds[order.row] = _KINDS.index(outcome.kind)
-                elif isinstance(outcome.value, str):
-                    reasons[order.row] = outcome.value
-                elif outcome.value is not None:
-                    times[order.row] = outcome.value
-                progress.update(done)
-        failed = np.array([row for row in rows if reasons[row]], dtype=np.int64)
+        rows = np.flatnonzero(manifest.ok)
+        _decode_all(aside, manifest, rows, layout, reading, reasons, kinds, {})
+    return FrameCache(target, manifest)
+
+
+def _mend(
+    cache: FrameCache,
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    layout: _Layout,
+    reading: ReadingConfig,
+) -> FrameCache:
+    """Decode some rows once more, to their places, which nobody reads until the index says so."""
+    (cache.folder / _FRAMES).open("r+b").close()  # an OSError here, and not in a worker
+    failures = [cache.failure(row) or ("", "decode") for row in range(len(manifest))]
+    reasons = [reason for reason, _ in failures]
+    kinds = np.array([_KINDS.index(kind) for _, kind in failures], dtype=np.int8)
+    _decode_all(cache.folder, manifest, rows, layout, reading, reasons, kinds, cache.times)
+    return FrameCache(cache.folder, manifest)
+
+
+def _decode_all(
+    folder: Path,
+    manifest: Manifest,
+    rows: NDArray[np.int64],
+    layout: _Layout,
+    reading: ReadingConfig,
+    reasons: list[str],
+    kinds: NDArray[np.int8],
+    times: dict[int, NDArray[np.float64]],
+) -> None:
+    """Decode some rows into a cache and write its index; the last three say how all rows went."""
+    file, (shapes, offsets) = folder / _FRAMES, layout
+    orders = (
+        _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
+        for row in rows.tolist()
+    )
+    # All frames are mapped, which counts as memory.
+    memory = WORKER_GIGABYTES + file.stat().st_size / 1e9
+    workers, seconds = reading.num_workers, reading.sample_timeout_seconds
+    with (
+        Progress("decode videos once", len(rows)) as progress,
+        closing(WorkerPool(partial(_decode, file), workers, seconds, memory)) as pool,
+    ):
+        outcomes = pool.map(orders, ahead=4 * workers, in_order=False)
+        for done, (order, outcome) in enumerate(outcomes, start=1):
+            reasons[order.row], kinds[order.row] = "", 0
+            if outcome.kind != "done":
+                reasons[order.row] = outcome.reason
+                kinds[order.row] = _KINDS.index(outcome.kind)
+            elif isinstance(outcome.value, str):
+                reasons[order.row] = outcome.value
+            elif outcome.value is not None:
+                times[order.row] = outcome.value
+            progress.update(done)
+    failed = np.flatnonzero(manifest.ok & (np.array(reasons) != ""))
+    with atomic_path(folder / _INDEX) as aside, aside.open("wb") as index:
         np.savez(
-            aside / _INDEX,
+            index,
             shapes=shapes,
             offsets=offsets,
             reasons=np.array(reasons, dtype=np.str_),
@@ -250,4 +303,3 @@ def _build(
             times=np.concatenate([np.zeros(0), *times.values()]),
             timed_rows=np.array(list(times), dtype=np.int64),
         )
-    return FrameCache(target, manifest)
