@@ -94,7 +94,7 @@ def test_a_foreign_folder_is_not_touched_and_a_spoilt_settings_file_is_named(tmp
     with pytest.raises(UserError, match="holds nothing of `vjepa data synth`"):
         write_synthetic_set(CONFIG, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["train"]
-    (tmp_path / "synthetic.json").write_text("{}")
+    (tmp_path / "synthetic.json").write_text('{"format": "vjepa synthetic set"}')
     with pytest.raises(UserError, match="begun by an older version; give another --out"):
         write_synthetic_set(CONFIG, tmp_path)
     (tmp_path / "config.yaml").write_text("# vjepa data synth\nseed: [")

@@ -341,7 +341,7 @@ def test_the_folder_of_another_job_or_process_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "config.yaml").write_text("seed: 0\nobjective: vjepa\n")
+    (out / "config.yaml").write_text("# vjepa pretrain\nseed: 0\n")
     with pytest.raises(UserError, match="belongs to `vjepa pretrain`"):
         run(_config(model), [videos], out)
     assert [path.name for path in out.iterdir()] == ["config.yaml"]

@@ -259,14 +259,17 @@ def test_a_job_goes_on_in_its_own_folder_and_leaves_those_of_others(tmp_path: Pa
             _claim(tmp_path / "a" / "run", job)
 
 
+_OLD_RUN = "seed: 0\nmodel: {}\nmasking: {}\nobjective:\n  name: vjepa\ntraining: {}\n"
 OLD_MARKS = {
-    "config.yaml": ("model: {}\nobjective:\n  name: vjepa\n", "pretrain"),
-    "features.json": ("{}", "features"),
-    "probe.json": ("{}", "probe train"),
-    "split.json": ("{}", "probe train"),
-    "work/settings.json": ("{}", "data prepare"),
-    "synthetic.json": ("{}", "data synth"),
-    "demo.yaml": ("seeds: [0]\n", "demo"),
+    "config.yaml": (_OLD_RUN, "pretrain"),
+    "features.json": ('{"format": "files", "weights_hash": "470f"}', "features"),
+    "probe.json": ('{"format": "vjepa-probe-1"}', "probe train"),
+    "split.json": ('{"label": "a", "manifest_hash": "295b"}', "probe train"),
+    "splits.json": ('{"format": "vjepa-probe-splits-1"}', "probe train"),
+    "studies.json": ('{"clips-small": {"files": {}, "changes": []}}', "studies"),
+    "work/settings.json": ('{"settings": "1f2e"}', "data prepare"),
+    "synthetic.json": ('{"format": "vjepa synthetic set", "version": 1}', "data synth"),
+    "demo.yaml": ("minutes: 6\nfew_labels_per_class: 15\n", "demo"),
 }
 
 
@@ -280,6 +283,30 @@ def test_folders_that_older_versions_wrote_are_known(tmp_path: Path, name: str) 
         _claim(tmp_path, "learn")
     assert sorted(tmp_path.rglob("*")) == before
     assert _claim(tmp_path, job)
+
+
+@pytest.mark.parametrize("name", OLD_MARKS)
+def test_files_of_others_that_are_called_like_ours_are_left_alone(
+    tmp_path: Path, name: str
+) -> None:
+    """Also those that hold a setting of a name that we have."""
+    for text in ("mine", '{"train": ["a"]}', "model: xgb\nobjective: binary\n"):
+        atomic_write(tmp_path / name, text)
+        (tmp_path / "metrics.jsonl").write_text("mine\n")
+        assert job_of(tmp_path) is None
+        for with_config in (False, True):
+            if with_config:
+                (tmp_path / "config.yaml").write_text("objective: mine\n")
+            with pytest.raises(UserError, match="exists and holds nothing of `vjepa"):
+                _claim(tmp_path, OLD_MARKS[name][1])
+    assert ".lock" not in _names(tmp_path)
+
+
+def test_probes_of_the_first_version_are_known() -> None:
+    old = Path(__file__).parents[1] / "evaluation" / "old_format"
+    for name in ("attentive", "neighbours", "several"):
+        assert job_of(old / name) == "probe train"
+    assert job_of(next((old / "cache").iterdir())) == "features"
 
 
 def test_other_files_are_left_alone_and_what_never_began_leaves_nothing(tmp_path: Path) -> None:

@@ -265,31 +265,35 @@ def _end_of_whole_lines(path: Path) -> int:
 
 _FIRST_LINE = "# vjepa "
 """Begins a `config.yaml`; the name of the job that wrote it follows."""
-_OTHER_MARKS: Mapping[str, str] = {
-    "work/settings.json": "data prepare",
-    "synthetic.json": "data synth",
-    "demo.yaml": "demo",
-    "features.json": "features",
-    "probe.json": "probe train",
-    "split.json": "probe train",
-    "splits.json": "probe train",
-    "studies.json": "studies",
+_OTHER_MARKS: Mapping[str, tuple[str, str]] = {
+    "work/settings.json": ("data prepare", '"settings":'),
+    "synthetic.json": ("data synth", '"vjepa synthetic set"'),
+    "demo.yaml": ("demo", "few_labels_per_class:"),
+    "features.json": ("features", '"weights_hash":'),
+    "probe.json": ("probe train", '"vjepa-probe-'),
+    "split.json": ("probe train", '"manifest_hash":'),
+    "splits.json": ("probe train", '"vjepa-probe-splits-'),
+    "studies.json": ("studies", '"changes":'),
 }
-"""What tells a job's folder where no first line does: the files that it writes first."""
+"""What tells a job's folder where no first line does: a file that it writes, and what is in it."""
 
 
 def job_of(folder: Path) -> str | None:
     """The job that a folder belongs to, as in ``vjepa JOB``; None where nothing tells."""
     from vjepa.config import RESOLVED_CONFIG_FILE  # not for every worker that imports this
 
-    config = folder / RESOLVED_CONFIG_FILE
-    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    text = _text_of(folder / RESOLVED_CONFIG_FILE)
     if text.startswith(_FIRST_LINE):
         return text.partition("\n")[0].removeprefix(_FIRST_LINE).strip()
-    for name, job in _OTHER_MARKS.items():
-        if (folder / name).is_file():
+    for name, (job, part) in _OTHER_MARKS.items():
+        if part in _text_of(folder / name):  # others may have files of these names
             return job
-    return "pretrain" if "\nobjective:" in text else None
+    parts = ("\nmodel:", "\nmasking:", "\nobjective:", "\ntraining:")
+    return "pretrain" if all(part in text for part in parts) else None
+
+
+def _text_of(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 @contextmanager
