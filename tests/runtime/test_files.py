@@ -26,6 +26,7 @@ from vjepa.runtime.files import (
     begin_folder,
     check_writable,
     claimed_folder,
+    holder_of,
     job_of,
     read_json_lines,
     save_tensors,
@@ -241,6 +242,23 @@ def test_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> No
         holder.kill()
     with pytest.raises(json.JSONDecodeError), claimed_folder(tmp_path, "learn"):
         json.loads("an error inside passes through")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked there")
+def test_who_holds_a_folder_holds_it_still_after_it_was_asked(tmp_path: Path) -> None:
+    """Closing any handle of a file gives back the locks that the process has on it."""
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    (tmp_path / "link").symlink_to(tmp_path)
+    begin_folder(tmp_path, "learn", Mask())
+    with claimed_folder(tmp_path, "learn"):
+        for path in (tmp_path, tmp_path / "link"):
+            assert holder_of(path) == os.getpid()
+            with pytest.raises(UserError, match="this process is at work in this folder"):
+                _claim(path, "learn")
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "another process is at work in this folder" in second.stderr
+    assert holder_of(tmp_path) is None
+    assert _claim(tmp_path, "learn")
 
 
 def _claim(folder: Path, job: str) -> bool:

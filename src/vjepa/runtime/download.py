@@ -80,12 +80,8 @@ def download(
     """
     part = target.with_name(f"{target.name}.partial")
     about = target.with_name(f"{target.name}.partial.json")
-    with written(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = (target.parent / ".lock").open("w")
     fruitless = 0
-    with lock, Progress(target.name, None) as progress:
-        hold(lock, target.parent)
+    with hold(target.parent), Progress(target.name, None) as progress:
         while True:
             before = part.stat().st_size if part.exists() else 0
             try:

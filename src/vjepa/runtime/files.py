@@ -328,10 +328,7 @@ def claimed_folder(folder: Path, job: str, *, is_shared: bool = False) -> Genera
             raise UserError(
                 f"{folder}: exists and holds nothing of `vjepa {job}`; give a new or empty --out"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    with lock:
-        hold(lock, folder)
+    with hold(folder):
         try:
             with written(folder):  # once more, now that nobody else can begin
                 owner = job_of(folder)
@@ -350,8 +347,29 @@ def _files_in(folder: Path) -> list[str]:
     return [name for name in names if name != ".lock"]
 
 
-def hold(file: IO[str], folder: Path) -> None:
-    """Lock a folder by a file in it, until that is closed; UserError: another process has it."""
+_HELD: set[str] = set()
+"""Folders that this process holds: to open and close their locks again would give them back."""
+
+
+@contextmanager
+def hold(folder: Path) -> Generator[None]:
+    """Lock a folder, made if need be, by a file in it; UserError: somebody is at work there."""
+    name = os.path.realpath(folder)
+    if name in _HELD:
+        raise UserError(f"{folder}: this process is at work in this folder; give another --out")
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
+        _lock(file, folder)
+        _HELD.add(name)
+        try:
+            yield
+        finally:
+            _HELD.discard(name)
+
+
+def _lock(file: IO[str], folder: Path) -> None:
     if sys.platform == "win32":
         return
     import fcntl
@@ -389,6 +407,8 @@ def holder_of(folder: Path) -> int | None:
     Its id, 0 if it runs on another machine; None if nobody holds it, and always where only Linux
     could tell.
     """
+    if os.path.realpath(folder) in _HELD:
+        return os.getpid()
     file = folder / ".lock"
     if sys.platform != "linux" or not file.is_file():
         return None
