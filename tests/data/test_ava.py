@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import VideoInfo
+from vjepa.errors import UserError
+from vjepa.evaluation.box_features import KeyFrames
 
 _MAP = 'item {\n  name: "stand"\n  id: 1\n}\nitem { name: "run"\n label_id: 12 }\n'
 _TRUTH = """film_a,0902,0.1,0.2,0.5,0.9,1,0
@@ -141,6 +144,34 @@ def test_a_bad_row_is_named(
     if "columns" not in said and "not a" not in said:
         assert _run(folder, "--on_bad_row", "drop") == 0
         assert "1 rows left out" in capsys.readouterr().out
+
+
+def test_two_videos_of_one_name_are_not_taken_for_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only where a row means them; the same file may be listed twice."""
+    manifest = Manifest.open(folder / "films.parquet")
+    rows = [ManifestRow(info=manifest.row(row)) for row in (0, 1, 1)]
+    other = replace(manifest.row(1), path=str(folder / "val/film_b.mp4"), duration_seconds=3.0)
+    Manifest.from_rows(rows, folder).write(folder / "films.parquet")
+    assert _run(folder) == 0
+    (folder / "before.parquet").write_bytes((folder / "boxes.parquet").read_bytes())
+    Manifest.from_rows([*rows, ManifestRow(info=other)], folder).write(folder / "films.parquet")
+    said = f"{folder}/film_b.mp4 and {folder}/val/film_b.mp4 have one name: rename one"
+    capsys.readouterr()
+    assert _run(folder) == 2
+    assert f"row 5: a video that cannot be used: {said}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=said):
+        KeyFrames.open(folder / "before.parquet")
+    assert _run(folder, "--on_bad_row", "drop") == 0
+    assert set(BoxTable.open(folder / "boxes.parquet").video) == {"film_a"}
+    KeyFrames.open(folder / "boxes.parquet")
+
+
+def test_a_field_without_an_end_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "truth.csv").write_text(_TRUTH + "film_a,0902," + "1" * 140_000 + "\n")
+    assert _run(folder) == 2
+    assert "truth.csv, row 6: cannot be read as CSV (field larger than" in capsys.readouterr().err
 
 
 def test_people_without_scores_are_refused(

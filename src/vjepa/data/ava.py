@@ -135,7 +135,7 @@ def build_table(truth: Sequence[Path], videos: Path, config: AvaConfig) -> tuple
     UserError: the first row that cannot be used, unless those are dropped; none is left.
     """
     manifest = Manifest.open(videos)
-    clocks = {name: _Clock(manifest, row, config) for name, row in rows_by_id(manifest).items()}
+    clocks = {name: _Clock(manifest, rows, config) for name, rows in rows_by_id(manifest).items()}
     classes = None if config.label_map is None else read_label_map(config.label_map)
     found = _Found([])
     for path in truth:
@@ -177,37 +177,46 @@ def build_table(truth: Sequence[Path], videos: Path, config: AvaConfig) -> tuple
     return table, _summary(table) + _left_out(found)
 
 
-def rows_by_id(manifest: Manifest) -> dict[str, int]:
-    """The row of each video by its id: the file's name without its ending.
+def rows_by_id(manifest: Manifest) -> dict[str, list[int]]:
+    """The row of each video by its id, the file's name without its ending; rows if several are.
 
     Clips that are called ID_START_END, as those of Kinetics, are found by ID as well, unless
     several are.
     """
-    found: dict[str, int] = {}
-    short: dict[str, list[int]] = {}
-    names = (Path(path).stem for paths in manifest.paths() for path in paths)
-    for row, name in enumerate(names):
-        found.setdefault(name, row)
+    found: dict[str, dict[str, int]] = {}
+    short: dict[str, dict[str, int]] = {}
+    for row, path in enumerate(itertools.chain.from_iterable(manifest.paths())):
+        name = Path(path).stem
+        found.setdefault(name, {}).setdefault(path, row)
         if match := _KINETICS_NAME.match(name):
-            short.setdefault(match[1], []).append(row)
-    return {name: rows[0] for name, rows in short.items() if len(rows) == 1} | found
+            short.setdefault(match[1], {}).setdefault(path, row)
+    both = {name: rows for name, rows in short.items() if len(rows) == 1} | found
+    return {name: list(rows.values()) for name, rows in both.items()}
+
+
+def same_name(manifest: Manifest, rows: Sequence[int]) -> str:
+    """What is wrong with an id that several rows have."""
+    return f"{manifest.path(rows[0])} and {manifest.path(rows[1])} have one name: rename one"
 
 
 class _Clock:
     """When in its file a video shows what a csv file names by a second, or by a frame."""
 
-    def __init__(self, manifest: Manifest, row: int, config: AvaConfig) -> None:
-        self.row, self._manifest = row, manifest
+    def __init__(self, manifest: Manifest, rows: Sequence[int], config: AvaConfig) -> None:
+        self.row = row = rows[0]
+        self._manifest = manifest
         self.fps = float(manifest.fps[row])
         self.seconds = float(manifest.numeric("duration_seconds")[row])
         self.reason = None if bool(manifest.ok[row]) else f"{manifest.path(row)} cannot be read"
+        if len(rows) > 1:
+            self.reason = same_name(manifest, rows)
         self._unit = config.unit
         self._starts_at = 0.0
         if config.starts_at != "name":
             self._starts_at = float(config.starts_at)
         elif match := _KINETICS_NAME.match(Path(manifest.path(row)).stem):
             self._starts_at = float(match[2])
-        else:
+        elif self.reason is None:
             self.reason = f"{manifest.path(row)} is not called ID_START_END (starts_at: name)"
 
     def time(self, second: float) -> float:
@@ -368,11 +377,17 @@ def _text_of(path: Path) -> str:
 
 def _read_rows(path: Path, widths: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
     """Rows with where they stand; those of another number of columns are refused."""
-    lines = _text_of(path).splitlines()
-    for number, cells in zip(itertools.count(1), csv.reader(lines)):
+    reader = csv.reader(_text_of(path).splitlines())
+    for number in itertools.count(1):
+        where = f"{path}, row {number}"
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise UserError(f"{where}: cannot be read as CSV ({error}); mend the file") from error
+        if cells is None:
+            return
         if not cells:
             continue
-        where = f"{path}, row {number}"
         if len(cells) not in widths:
             wanted = " or ".join(map(str, widths))
             hint = ""

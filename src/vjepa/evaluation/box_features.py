@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vjepa.config import config_dataclass, to_dict
 from vjepa.counter_random import uniforms
-from vjepa.data.ava import rows_by_id
+from vjepa.data.ava import rows_by_id, same_name
 from vjepa.data.boxes import BoxTable, LabelledBoxes
 from vjepa.data.clips.key_frames import (
     KeyFrameViewConfig,
@@ -80,7 +80,10 @@ class KeyFrames:
 
     @classmethod
     def open(cls, path: Path, videos: Path | None = None) -> KeyFrames:
-        """A table and the manifest that it names (or `videos`); UserError: a video is missing."""
+        """A table and the manifest that it names (or `videos`).
+
+        UserError: a video is missing, or there are two of its name.
+        """
         table = BoxTable.open(path)
         where = videos or table.videos
         if not where.is_file():
@@ -98,8 +101,12 @@ class KeyFrames:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """The manifest's row of each video."""
-        return rows_by_id(self.manifest)
+        """The manifest's row of each video; UserError: one of the table's names means several."""
+        found = rows_by_id(self.manifest)
+        for video in dict.fromkeys(self.table.video):
+            if len(found.get(video, ())) > 1:
+                raise UserError(same_name(self.manifest, found[video]))
+        return {video: rows[0] for video, rows in found.items()}
 
     def sizes(self, key: int) -> tuple[int, int]:
         """Height and width of a key frame's video."""
