@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -199,6 +201,32 @@ def test_an_interrupted_index_goes_on_where_it_was(tmp_path, probed, monkeypatch
     assert sorted(Path(path).name for path in probed) == ["4.mp4", "5.mp4"]
     assert manifest.ok.all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.parquet", "set"]
+
+
+_STOPPED = """
+import signal, sys
+from vjepa.cli.main import main
+from vjepa.runtime.progress import Progress
+
+def stop(self, done, note=None):
+    if done == 4:
+        signal.raise_signal(getattr(signal, sys.argv[1]))
+
+Progress.update = stop
+sys.exit(main(["data", "index", sys.argv[2], "--out", sys.argv[3], "--workers", "1"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_an_index_that_the_system_stops_keeps_what_it_has(tmp_path, probed, name):
+    root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
+    out = tmp_path / "m.parquet"
+    words = [sys.executable, "-c", _STOPPED, name, str(root), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 75
+    assert "interrupted: stopped by the system" in done.stderr
+    assert index_sources([root], out, workers=1).ok.all()
+    assert sorted(Path(path).name for path in probed) == ["4.mp4", "5.mp4"]
 
 
 def test_a_weight_that_no_file_can_bear_costs_no_probing(tmp_path, probed):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+import signal
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from os.path import isfile
@@ -39,7 +41,7 @@ from vjepa.data.manifest.manifest import (
 )
 from vjepa.data.video.info import IMAGE_FOLDER_FPS, MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
-from vjepa.errors import UserError
+from vjepa.errors import StoppedBySystem, UserError
 from vjepa.paths import local_path
 from vjepa.runtime.files import check_writable, written
 from vjepa.runtime.progress import Progress
@@ -130,7 +132,7 @@ def inspect_all(
     workers: int,
     what: str = "index",
 ) -> None:
-    """Look into files; what is found is added to `found`, also what was until Ctrl-C or a failure.
+    """Look into files; what is found is added to `found`, also what was until a stop or a failure.
 
     `found` are tables of `INFO_COLUMNS` that count as done, of `total` files; `what` is the name of
     the work in the progress display.
@@ -199,13 +201,14 @@ def index_sources(
         )
         for row in rows[num_known:]
     )
-    try:
-        inspect_all(orders, listing.num_rows, found, config, workers)
-    finally:
-        # After Ctrl-C or a failure, what was found waits beside the target for the next attempt.
-        manifest = _put_together(listing, found, rows, str(target))
-        if len(manifest) and (weights is not None or len(manifest) < listing.num_rows):
-            manifest.write(_partial_path(target), note)
+    with _stops_at_signals():
+        try:
+            inspect_all(orders, listing.num_rows, found, config, workers)
+        finally:
+            # After a stop or a failure, what was found waits beside the target for the next call.
+            manifest = _put_together(listing, found, rows, str(target))
+            if len(manifest) and (weights is not None or len(manifest) < listing.num_rows):
+                manifest.write(_partial_path(target), note)
     if not (all_may_be_bad or manifest.ok.any()):
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
@@ -220,6 +223,28 @@ def index_sources(
     manifest.write(target, note)
     _partial_path(target).unlink(missing_ok=True)
     return Manifest.open(target)
+
+
+@contextmanager
+def _stops_at_signals() -> Generator[None]:
+    """Let the system's request for an end stop this as Ctrl-C does, unless others handle it."""
+
+    def stop(*_: object) -> None:
+        for number in taken:
+            signal.signal(number, signal.SIG_IGN)  # launchers send several
+        raise StoppedBySystem
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    names = [name for name in ("SIGTERM", "SIGUSR1") if is_ours and hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in names]
+    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _checked_names(
