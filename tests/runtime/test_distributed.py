@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +179,45 @@ def test_an_incomplete_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         open_process_group("cpu", 1.0),
     ):
         pass
+
+
+_SHARE = """
+import os
+from vjepa.data.loader import reading
+from vjepa.runtime.distributed import open_process_group
+
+class Clips:
+    shape = (1, 1, 10, 10)
+
+class Reader(reading.ClipReader):
+    replace = finish = None
+
+reading.available_bytes = lambda: 80_000
+reader = Reader([], Clips(), reading.ReadingConfig(), prefetch_batches=1000)
+with open_process_group("cpu", 1.0):
+    print(reader._batches_ahead(10))
+"""
+
+
+@pytest.mark.parametrize("launcher", ["SLURM_PROCID SLURM_STEP_NUM_TASKS", "RANK WORLD_SIZE"])
+def test_processes_of_any_launcher_share_the_memory_of_their_machine(launcher: str) -> None:
+    """A quarter of what is free for all of them together, batches of 1 000 bytes each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    rank, size = launcher.split()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SHARE],
+            env=os.environ | address | {rank: str(place), size: "2"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for place in range(2)
+    ]
+    ahead = [int(process.communicate(timeout=600)[0]) for process in started]
+    assert ahead == [80_000 // 4 // 2 // 1000 - 1] * 2
 
 
 def _meet_all(store: torch.distributed.Store, size: int, *, slow: int = -1) -> set[str]:

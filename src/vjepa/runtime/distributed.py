@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import secrets
 import sys
@@ -284,6 +285,8 @@ def open_process_group(device_type: str, timeout_minutes: float) -> Generator[Pr
     group = None
     try:
         group = _join(place, device_type, timeout_minutes)
+        hosts = group.gather(platform.node())  # torchrun alone says how many share a machine
+        os.environ["LOCAL_WORLD_SIZE"] = str(hosts.count(hosts[place.rank]))
         yield group
     except RuntimeError as error:
         _record(error)

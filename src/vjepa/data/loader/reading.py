@@ -442,7 +442,7 @@ class ClipReader(AbstractContextManager):
                     f"a batch of {most_clips} clips takes {each / 1e9:.3g} GB, but "
                     f"{available / 1e9:.3g} GB of memory are free: use smaller batches or clips"
                 )
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share this machine
             room = available / (4 * processes) if room is None else room
         if room is None:
             return self._prefetch
