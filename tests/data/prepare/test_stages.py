@@ -13,10 +13,17 @@ from pathlib import Path
 import pytest
 
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
-from vjepa.data.prepare.config import Order, Part, PrepareConfig, PreparedInputs, TrimConfig
+from vjepa.data.prepare.config import (
+    Order,
+    Part,
+    PrepareConfig,
+    PreparedInputs,
+    ShardConfig,
+    TrimConfig,
+)
 from vjepa.data.prepare.matching import Removal
 from vjepa.data.prepare.stages import Workplace, encode_all
-from vjepa.data.prepare.storing import PLAN
+from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.files import JsonLines
@@ -220,3 +227,35 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         _noted(tmp_path / "a" / "b.jsonl")
+
+
+def test_no_two_splits_share_a_shard(tmp_path: Path) -> None:
+    splits = ["训练", "训练", "验证", None, "all", "a/b", "a b", "a_b", "train"]
+    videos = [
+        PreparedVideo(
+            key=f"{number} {split}",
+            number=number,
+            name=str(number),
+            file=tmp_path / str(number),
+            row=ManifestRow(info=VideoInfo(path="a.mp4"), split=split),
+            part=Part(),
+            info=VideoInfo(path="b.mp4", bytes=1000),
+        )
+        for number, split in enumerate(splits)
+    ]
+    plans = [
+        Store(tmp_path / place, tmp_path / place, ShardConfig(shuffle_seed=None), []).plan(given)
+        for place, given in (("a", videos), ("b", videos[::-1]))
+    ]
+    found = {name: [key.split(" ", 1)[1] for key in keys] for name, keys in plans[0].items()}
+    assert found == {
+        "_-000000": ["训练", "训练"],
+        "__2-000000": ["验证"],
+        "a_b-000000": ["a_b"],
+        "a_b_2-000000": ["a b"],
+        "a_b_3-000000": ["a/b"],
+        "all-000000": ["all"],
+        "all_2-000000": ["None"],
+        "train-000000": ["train"],
+    }
+    assert {name: sorted(keys) for name, keys in plans[1].items()} == plans[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -209,6 +210,19 @@ class PreparedVideo:
         }
 
 
+def _split_names(splits: Iterable[str]) -> dict[str, str]:
+    """What the shards of each split are called; two whose plain names are one are numbered."""
+    names: dict[str, str] = {}
+    # Those whose name needs no change come first and keep it.
+    for split in sorted(splits, key=lambda split: (plain_name(split) != split, not split, split)):
+        plain = plain_name(split or "all")
+        numbered = (f"{plain}_{number}" for number in itertools.count(2))
+        names[split] = next(
+            n for n in itertools.chain([plain], numbered) if n not in names.values()
+        )
+    return names
+
+
 @dataclass(frozen=True)
 class Store:
     """The folder of the result and how it is laid out. What cannot be written is an OSError."""
@@ -232,8 +246,9 @@ class Store:
         most = _MOST_FILES if self.config.form == "files" else len(videos)
         groups: dict[str, list[str]] = {}
         open_groups: dict[str, tuple[int, int]] = {}  # of each split: its number, its bytes
+        names = _split_names({video.row.split or "" for video in videos})
         for video in (videos[place] for place in order.tolist()):
-            split = plain_name(video.row.split or "all")
+            split = names[video.row.split or ""]
             number, size = open_groups.get(split, (0, 0))
             group = groups.setdefault(f"{split}-{number:06d}", [])
             is_full = size + video.info.bytes > self.config.megabytes * 1_000_000
