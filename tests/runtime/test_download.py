@@ -118,6 +118,29 @@ def test_what_cannot_be_gone_on_from_is_fetched_anew(web: Web, tmp_path: Path, h
     assert found == hashlib.sha256(web.files["/a/model.pth"]).hexdigest()
 
 
+def test_a_file_that_was_stopped_at_its_checksum_is_not_fetched_again(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for tag in ('"one"', ""):
+        web.tag = tag
+        for wanted in (SUM, "", "0" * 64):
+            with monkeypatch.context() as patch:
+                patch.setattr(hashlib, "file_digest", stop)
+                with pytest.raises(KeyboardInterrupt):
+                    _get(web, tmp_path)
+            web.asked.clear()
+            if wanted in (SUM, ""):
+                assert _get(web, tmp_path, sha256=wanted) == SUM
+                assert _left(tmp_path) == ["model.pth"]
+            else:
+                with pytest.raises(UserError, match="another checksum than it should"):
+                    _get(web, tmp_path, sha256=wanted)
+            assert not web.asked
+
+
 def test_a_file_of_unknown_length_is_taken_as_it_comes(web: Web, tmp_path: Path) -> None:
     web.has_length = False
     assert _get(web, tmp_path) == SUM

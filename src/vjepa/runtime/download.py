@@ -116,8 +116,10 @@ def download(
 
 
 def _fetch(url: str, part: Path, about: Path, token: str, progress: Progress) -> _Source:
-    """Bring the part to the whole file; what the server says of it."""
+    """Bring the part to the whole file, if it is not; what the server says, or has said, of it."""
     known, have = _known(url, part, about)
+    if have and have == known.size:  # it was stopped at its checksum
+        return known
     headers = {"User-Agent": f"vjepa/{__version__}", "Accept-Encoding": "identity"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -146,6 +148,8 @@ def _fetch(url: str, part: Path, about: Path, token: str, progress: Progress) ->
                 f"{part.parent}: {(source.size - have) / 1e9:.2f} GB are to come and "
                 f"{free / 1e9:.2f} GB are free; free some space, or choose another folder (--out)"
             )
+        if not have:  # what is said of the new file must not stand beside an older one
+            part.unlink(missing_ok=True)
         atomic_write(about, json.dumps(vars(source)))
         have = _append(answer, part, have, source.size, progress)
     if source.size is not None and have < source.size:
@@ -191,7 +195,7 @@ def _known(url: str, part: Path, about: Path) -> tuple[_Source, int]:
     except (OSError, ValueError, TypeError):
         return _Source(url), 0
     have = part.stat().st_size if part.exists() else 0
-    is_part = found.url == url and found.tag and have and have != found.size
+    is_part = found.url == url and (found.tag or have == found.size)
     return found if found.url == url else _Source(url), have if is_part else 0
 
 
