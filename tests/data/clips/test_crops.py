@@ -17,10 +17,12 @@ from vjepa.config import load_config
 from vjepa.counter_random import uniforms
 from vjepa.data.clips.crops import NUM_UNIFORMS, TransformConfig, draw_crops
 from vjepa.data.clips.cut import cut
+from vjepa.data.clips.dataset import TrainingClips
 from vjepa.data.clips.plan import ClipConfig, plan_training
 from vjepa.data.clips.source import FrameSource, Source, VideoSource
-from vjepa.data.clips.views import ViewConfig, plan_views
+from vjepa.data.clips.views import TrainingAugmentConfig, ViewConfig, plan_views
 from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
 from vjepa.jobs.pretrain import PretrainConfig
 
@@ -206,3 +208,18 @@ def test_the_small_recipe_shows_things_as_large_as_an_evaluation_does(height, wi
     assert recipe.data.transform.crop_scale_of == "square"
     assert seen["square"] == pytest.approx(1, abs=0.025)
     assert (seen["frame"] > 1.2) == (height != width)
+
+
+def test_a_frame_that_is_shown_several_times_takes_memory_once() -> None:
+    """A photograph of 24 megapixels as a clip, and clips that share frames."""
+    out = torch.empty(2, 3, 64, 32, 32, dtype=torch.uint8)
+    photo = FrameSource(np.zeros((1, 4000, 6000, 3), np.uint8), path="photo.jpg")
+    clip, transform = ClipConfig(num_frames=64), TransformConfig(crop_size=32)
+    TrainingClips(clip, transform, 0, max_gigabytes=4.0).cut(photo, np.array([0]), out[:1])
+    video = FrameSource(np.zeros((64, 40, 50, 3), np.uint8), path="a.mp4")
+    clip = replace(clip, stride=1)
+    once = 64 * 40 * 50 * 3 / 1e9
+    augment = TrainingAugmentConfig()  # changes whole frames
+    TrainingClips(clip, transform, 0, once, augment).cut(video, np.arange(2), out)
+    with pytest.raises(DecodeError, match="its frames of 50x40 take"):
+        TrainingClips(clip, transform, 0, once / 2, augment).cut(video, np.arange(2), out)

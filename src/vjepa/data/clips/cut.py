@@ -12,7 +12,31 @@ from torch import Tensor
 from vjepa.data.clips.crops import resize_frames
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.clips.source import Source
-from vjepa.data.video.info import Box, enter_stage, within_memory
+from vjepa.data.video.info import Box, Part, enter_stage, within_memory
+
+
+def parts_of(plans: Sequence[ClipPlan]) -> list[tuple[list[int], Part]]:
+    """What is read for n clips of one video, and the numbers of the clips that each is for."""
+    # Views of one clip that differ in their crop alone share its frames, read and resized once.
+    groups: dict[object, list[int]] = {}
+    for number, plan in enumerate(plans):
+        key = (plan.frames.tobytes(), plan.box, plan.before, plan.resize_to, plan.resize)
+        groups.setdefault(key, []).append(number)
+    found: list[tuple[list[int], Part]] = []
+    for members in groups.values():
+        plan = plans[members[0]]
+        frames = plan.frames[: 1 if np.ptp(plan.frames) == 0 else None]  # one of a still clip
+        found.append((members, (frames, None if plan.before else plan.box)))
+    return found
+
+
+def read_pixels(source: Source, plans: Sequence[ClipPlan]) -> int:
+    """How many pixels :func:`cut` holds for n clips of a video: whole frames once, parts each."""
+    parts = [part for _, part in parts_of(plans)]
+    whole = source.height * source.width
+    if all(box is None for _, box in parts):
+        return whole * len(np.unique(np.concatenate([numbers for numbers, _ in parts])))
+    return sum(len(numbers) * (box[2] * box[3] if box else whole) for numbers, box in parts)
 
 
 def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
@@ -20,18 +44,10 @@ def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
 
     DecodeError: the video cannot give its frames.
     """
-    # Views of one clip that differ in their crop alone share its frames, read and resized once.
-    groups: dict[object, list[int]] = {}
-    for number, plan in enumerate(plans):
-        key = (plan.frames.tobytes(), plan.box, plan.before, plan.resize_to, plan.resize)
-        groups.setdefault(key, []).append(number)
-    parts = [
-        # Of a still clip one frame is read.
-        (plan.frames[: 1 if np.ptp(plan.frames) == 0 else None], None if plan.before else plan.box)
-        for plan in (plans[members[0]] for members in groups.values())
-    ]
+    groups = parts_of(plans)
     with within_memory(source.path):
-        for members, part in zip(groups.values(), source.read(parts), strict=True):
+        frames = source.read([part for _, part in groups])
+        for (members, _), part in zip(groups, frames, strict=True):
             enter_stage("crop")
             cut_part(part, [plans[n] for n in members], [out[n] for n in members])
     enter_stage("rest")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vjepa.data.clips.crops import TransformConfig
-from vjepa.data.clips.cut import cut
+from vjepa.data.clips.cut import cut, read_pixels
 from vjepa.data.clips.plan import ClipConfig, checked_spacing, indices_from, plan_training
 from vjepa.data.clips.segments import segment_indices
 from vjepa.data.clips.source import FrameSource, Source, VideoSource, video_path
@@ -57,18 +57,12 @@ class TrainingClips:
             plans = plan_training(self.clip, self.transform, *how)
         else:
             plans = plan_repeated(self.clip, self.transform, self.augment, *how)
-        whole = source.height * source.width
-        pixels = sum(
-            len(plan.frames)
-            * (plan.box[2] * plan.box[3] if plan.box and not plan.before else whole)
-            for plan in plans
-        )
-        gigabytes = pixels * _CHANNELS / 1e9
+        gigabytes = read_pixels(source, plans) * _CHANNELS / 1e9
         if gigabytes > self.max_gigabytes:
             raise DecodeError(
                 source.path,
-                f"{len(plans) * self.clip.num_frames} frames of {source.width}x{source.height} "
-                f"take {gigabytes:.1f} GB, loader.max_clip_gigabytes is {self.max_gigabytes:g}",
+                f"its frames of {source.width}x{source.height} take {gigabytes:.1f} GB, "
+                f"loader.max_clip_gigabytes is {self.max_gigabytes:g}",
             )
         cut(source, plans, out)
 
