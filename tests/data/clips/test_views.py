@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -191,9 +192,12 @@ def test_frames_by_time_take_the_place_of_the_stride(video: Path) -> None:
 
 
 def test_bad_input_is_one_clear_line(video: Path, tmp_path: Path) -> None:
-    for start in (4.0, -0.1):
+    for start in (4.0, -0.1, math.inf, math.nan):
         with pytest.raises(UserError, match=r"start_seconds .* runs from 0 to 4 s"):
             load_clip(video, start_seconds=start)
+    for stride in (2, 4):
+        with pytest.raises(UserError, match="load_clip: fps: exactly one of stride, fps and"):
+            load_clip(video, stride=stride, fps=5)
     with pytest.raises(UserError, match=r"missing\.mp4.*give another file"):
         load_clip(tmp_path / "missing.mp4")
     text = tmp_path / "text.mp4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -151,7 +152,7 @@ class Clip:
 def load_clip(
     path: str | os.PathLike[str],
     num_frames: int = 16,
-    stride: int | None = 4,
+    stride: int | None = None,
     start_seconds: float | None = None,
     fps: float | None = None,
     *,
@@ -164,7 +165,8 @@ def load_clip(
     ``error`` is refused.
 
     Args:
-        stride: Spacing in frames, as in pretraining (16 frames over a window of 64).
+        stride: Spacing in frames; 4 where nothing is said, as in pretraining (16 frames over a
+            window of 64).
         start_seconds: Where the clip begins; None takes the clip around the video's middle.
         fps: Spacing by time instead of `stride`: frames of the clip per second of video.
         clip: All of that in place of `num_frames`, `stride` and `fps`.
@@ -176,10 +178,12 @@ def load_clip(
     from vjepa.data.video.decode import decode_clip
     from vjepa.data.video.inspect import inspect_file
 
-    if clip is not None and (num_frames, stride, fps) != (16, 4, None):
+    if clip is not None and (num_frames, stride, fps) != (16, None, None):
         raise UserError("load_clip: clip says it all; leave num_frames, stride and fps out")
+    if stride is None and fps is None:
+        stride = 4
     try:
-        config = clip or ClipConfig(num_frames=num_frames, stride=None if fps else stride, fps=fps)
+        config = clip or ClipConfig(num_frames=num_frames, stride=stride, fps=fps)
     except ValueError as error:
         raise UserError(f"load_clip: {error}") from error
     info = inspect_file(video_path(path))
@@ -188,7 +192,9 @@ def load_clip(
     try:
         if start_seconds is None:
             frames = segment_indices(config, info.num_frames, info.fps, 1, times=times)[0]
-        elif 0 <= round(start_seconds * info.fps) < info.num_frames:
+        elif math.isfinite(start_seconds) and (
+            0 <= round(start_seconds * info.fps) < info.num_frames
+        ):
             frames = indices_from(config, info.num_frames, info.fps, start_seconds, times)
             window = checked_spacing(config, info.num_frames, info.fps, times)[0].window
             if config.short_video == "error" and frames[0] + window > info.num_frames:
