@@ -132,6 +132,9 @@ def test_classes_of_epic_kitchens_are_those_of_its_list(folder: Path, tmp_path: 
     (tmp_path / "e.csv").write_text("path,label\na.mp4,take\n")
     with pytest.raises(UserError, match="or the list with verb_class and noun_class"):
         classes("verb", tmp_path / "e.csv")
+    (tmp_path / "f.csv").write_text(f'{columns}\n0,"take,0,n1,1,0{200_000 * "x"}\n')
+    with pytest.raises(UserError, match=r"f\.csv: cannot be read \(field larger"):
+        classes("verb", tmp_path / "f.csv")
     with pytest.raises(UserError, match="set question"):
         open_released(
             folder / "v2_probe_tiny.pt", folder / "v2_pretrain_tiny.pt", _config(classes=full)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -215,10 +216,11 @@ def _classes(path: Path, config: ReleasedProbeConfig, count: int) -> tuple[str, 
         return hub_classes(path) if path.is_dir() else tuple(map(str, range(count)))
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeError) as error:
+        rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"classes: {file}: cannot be read ({error}); give a text file") from error
-    if lines and set(next(csv.reader(lines))) >= _KITCHEN_COLUMNS:
-        names = _kitchen_classes(file, lines, config.question)
+    if rows and rows[0].keys() >= _KITCHEN_COLUMNS:
+        names = _kitchen_classes(file, rows, config.question)
         if len(names) != count or len(set(names)) != count:
             raise UserError(
                 f"classes: {file}: its rows have {len(set(names))} classes ({config.question}), "
@@ -237,7 +239,9 @@ def _classes(path: Path, config: ReleasedProbeConfig, count: int) -> tuple[str, 
 _KITCHEN_COLUMNS = {"verb_class", "noun_class"}
 
 
-def _kitchen_classes(file: Path, lines: list[str], question: str | None) -> tuple[str, ...]:
+def _kitchen_classes(
+    file: Path, listed: Sequence[Mapping[str, str | None]], question: str | None
+) -> tuple[str, ...]:
     """Names of verbs, nouns or actions (pairs of them) in the order of a probe's outputs.
 
     Its authors number what Python's set of the rows' class numbers, or pairs of them, gives in
@@ -248,9 +252,9 @@ def _kitchen_classes(file: Path, lines: list[str], question: str | None) -> tupl
         raise UserError(f"classes: {file}: lists actions; set question, or give a name a line")
     rows: list[tuple[int, int]] = []
     words: tuple[dict[int, Counter[str]], ...] = defaultdict(Counter), defaultdict(Counter)
-    for row in csv.DictReader(lines):
+    for row in listed:
         try:
-            both = int(row["verb_class"]), int(row["noun_class"])
+            both = int(row["verb_class"] or ""), int(row["noun_class"] or "")
         except (TypeError, ValueError):
             raise UserError(
                 f"classes: {file}: row {len(rows) + 2}: verb_class {row['verb_class']!r} and "
