@@ -128,6 +128,7 @@ def test_the_report_holds_every_part(finished: Finished) -> None:
     assert text.count("data:image/webp;base64,") >= 8 + 3 * 4 + 2 * 3 + 3, "they move"
     assert not re.search(r'(?:src|href)="(?!data:|#)', text)
     assert f"--decoder {out}/decoder" in text
+    assert "Motion says what a digit did. Test clips show" in text, "no other was asked for"
     widths = [int(width) for width in re.findall(r'style="--width: (\d+)px"', text)]
     assert len(widths) > 5
     assert max(widths) <= 330, "no chart is wider than a phone"

@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,9 @@ from tests.evaluation.tiny_videos import write_video as write_frames
 
 from vjepa.cli.main import main
 from vjepa.config import dump_yaml, load_config
-from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.clips.views import ViewConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import Accuracy
 from vjepa.evaluation.results import load_result
@@ -32,8 +35,10 @@ from vjepa.jobs import learn, learn_report
 from vjepa.jobs.learn import LearnConfig, stop_in_time
 from vjepa.jobs.learn_probes import plan_probe
 from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.models import Encoder
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.distributed import ProcessGroup
+from vjepa.runtime.workers import WorkerPool
 
 _TINY = """
 model:
@@ -106,6 +111,7 @@ def test_the_report_is_one_page_with_everything(finished: Path) -> None:
         "How to go on",
     ):
         assert title in page, title
+    assert "vjepa learn ... --minutes 60 --out" in page, "twice the 30 that it had"
     assert "short.mp4" in page, "files that were not used are named"
     assert "<svg" in page
     assert len(list((finished / "pictures").glob("*.png"))) >= 4
@@ -357,8 +363,9 @@ def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_pa
     """Also: no label; the moments that are alike are of other times; a space in a path."""
     long = write_video(tmp_path / "long.mp4", num_frames=240)
     out = tmp_path / "my own"
-    assert learn.run(_config(recipe, long), out) is None
+    assert learn.run(_config(recipe, long, minutes=45.0), out) is None
     page = (out / "report.html").read_text()
+    assert "vjepa learn ... --minutes 90 --out" in page
     assert "Which moments are alike" in page
     assert "What the features know" not in page
     assert "<b>1</b><span>video to learn from</span>" in page
@@ -526,3 +533,29 @@ def test_a_config_file_takes_all_of_it(tmp_path: Path) -> None:
     made = load_config(LearnConfig, [path], ["test_fraction=0.5"])
     assert (made.minutes, made.size, made.test_fraction) == (3.0, "tiny", 0.5)
     assert learn._load(made, learn._SIZES["tiny"]).optim.peak_lr == 1e-3
+
+
+def test_moments_of_a_long_film_are_read_one_at_a_time(
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Their frames together need more memory than a reader has; without any there is no section."""
+    film = write_video(tmp_path / "film.mp4", num_frames=240, height=720, width=1280)
+    manifest = Manifest.from_rows([ManifestRow(info=inspect_file(str(film)))], tmp_path)
+    config = load_config(PretrainConfig, [recipe], recipes="pretrain")
+    encoder = Encoder(config.model.encoder).eval()
+    view, most = ViewConfig(crop_size=32, short_side=32), 60
+    assert most * 4 * 3 * 720 * 1280 > 0.5e9
+    monkeypatch.setattr(learn_report, "WorkerPool", partial(WorkerPool, memory_gigabytes=0.5))
+    moments = partial(
+        learn_report._encode_moments, manifest, config, {"one": encoder}, set(), view, most
+    )
+    (rows, frames, seconds), features = moments()
+    assert (len(rows), frames.shape, features["one"].shape) == (60, (60, 4), (60, 48))
+    assert seconds == pytest.approx(frames[:, 2] / 12)
+    assert (np.diff(seconds) > 0).all()
+    film.unlink()
+    assert learn_report.moment_sections(manifest, config, {"one": encoder}, set()) == []
+    assert f"96 could not be read and are left out (first: {film}: " in caplog.text

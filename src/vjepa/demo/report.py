@@ -51,6 +51,12 @@ _ENCODERS: Mapping[str, tuple[str, int]] = {
 _EVENTS_FOLDER = "events"
 _WATCHED = 8  # clips
 _RIGHT = "test clips named rightly (%)"
+_MEANT = {
+    "motion": "motion says what a digit did",
+    "colour": "colour which colour it had",
+    "appearance": "appearance which digit it was",
+}
+"""The questions of the synthetic set."""
 _HEADS = ("attentive", "ridge mean", "ridge steps", "ridge all", "ridge")
 
 
@@ -288,9 +294,10 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     ]
     told = "Test clips are those of the manifest's split `test`. "
     if config.data.manifest is None:
+        meant = ", ".join(_MEANT[label] for label in config.labels if label in _MEANT)
         told = (
-            "Motion says what moved and how, colour which colour that digit had. Test clips show "
-            "digit images that no training clip has. "
+            f"{meant[:1].upper()}{meant[1:]}. Test clips show digit images that no training clip "
+            "has. "
         )
     lede = (
         f"The encoder is frozen; only the probe on top is trained. {told}Attentive probes are "

@@ -210,7 +210,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         for said in cut:
             _LOGGER.warning("little time is left: %s", said)
         found = (choices.skipped, results, cut, moments)
-        write_learn_report(out / REPORT_FILE, config.seed, lines, *found)
+        write_learn_report(out / REPORT_FILE, config.seed, config.minutes, lines, *found)
         _write_choices(replace(choices, reported_minutes=config.minutes), stored)
         return None
 

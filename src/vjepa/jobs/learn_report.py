@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from torch.nn import functional
 
 from vjepa.checkpoint import AnyEncoder, load_model
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
-from vjepa.data.clips.segments import segment_indices
+from vjepa.data.clips.cut import cut
+from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.clips.source import VideoSource
-from vjepa.data.clips.views import ViewConfig
-from vjepa.data.loader.evaluation import EvaluationClips
+from vjepa.data.clips.views import ViewConfig, plan_views
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import to_compare
@@ -52,6 +54,7 @@ from vjepa.reporting.html import (
 from vjepa.reporting.pictures import Strip, picture_of, write_png
 from vjepa.reporting.runs import RunState, read_run, run_charts
 from vjepa.runtime.progress import format_seconds
+from vjepa.runtime.workers import WorkerPool
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,12 +65,12 @@ MOMENTS = 96
 _QUERIES, _NEIGHBOURS = 4, 3
 _APART_SECONDS = 4.0
 """Moments of one video are compared only if they are so far from each other."""
-_READ_AT_ONCE = 8
 
 
 def write_learn_report(
     path: Path,
     seed: int,
+    minutes: float,
     lines: Sequence[str],
     skipped: Sequence[tuple[str, str]],
     results: Mapping[str, ProbeResult],
@@ -76,9 +79,10 @@ def write_learn_report(
 ) -> None:
     """Write the page, and its pictures as PNG files beside it.
 
-    `lines` say what was chosen, `skipped` which files were not used and why, `cut` what was left
-    out for want of time. `results` are those of probes on the `target` encoder and on `random`
-    weights, none without classes; `moments` is how many are looked at for likeness.
+    `minutes` is the time that all of it was given. `lines` say what was chosen, `skipped` which
+    files were not used and why, `cut` what was left out for want of time. `results` are those of
+    probes on the `target` encoder and on `random` weights, none without classes; `moments` is how
+    many are looked at for likeness.
     """
     run = path.parent / "run"
     config = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
@@ -101,7 +105,7 @@ def write_learn_report(
         prediction_section(load_model(run).eval(), config, shots[:2]),
         *moment_sections(manifest, config, encoders, bad, most=moments),
         Section("How training went", blocks=run_charts({"run": state})),
-        _next_section(path.parent),
+        _next_section(path.parent, minutes),
         Section("What was chosen, and what was left out", blocks=records, folded=True),
     ]
     for section in sections:
@@ -230,6 +234,8 @@ def moment_sections(
     size = config.model.encoder.image_size
     view = view or ViewConfig(crop_size=size, short_side=size)
     (rows, taken, times), features = _encode_moments(manifest, config, encoders, bad, view, most)
+    if not len(rows):
+        return []
     strips: list[Strip] = []
     # Moments that have little in common with each other.
     queries, nearness = [len(rows) // 2], np.full(len(rows), -1.0)
@@ -301,43 +307,72 @@ def _encode_moments(
 ) -> tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]], dict[str, NDArray]]:
     """Evenly spread moments and what each encoder makes of them: unit vectors float32 [n, D].
 
-    A moment is a clip of a video: its manifest row [n], frames [n, T] and middle's time [n].
+    A moment is a clip of a video: its manifest row [n], frames [n, T] and middle's time [n]. Those
+    that cannot be read are left out, which is said.
     """
     usable = np.array([row for row in range(len(manifest)) if manifest.path(row) not in bad])
     chosen = usable[np.unique(np.linspace(0, len(usable) - 1, most).astype(int))]
-    count = max(1, most // len(chosen))
-    clip, view = config.data.clip, replace(view, num_segments=count)
-    reading = ReadingConfig(num_workers=max(1, config.data.loader.num_workers))
+    view = replace(view, num_segments=max(1, most // len(chosen)), num_views=1)
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in encoders}
-    rows, frames, seconds = [], [], []
-    with EvaluationClips(manifest, clip, view, reading, rows=chosen, on_bad_video="list") as source:
-        for batch in source.batches(0, len(chosen), _READ_AT_ONCE):
-            if not len(batch.rows):
+    rows, frames, seconds, planned = [], [], [], []
+    failed: list[str] = []
+    for row in chosen.tolist():
+        try:
+            video = VideoSource(manifest.row(row))
+            plans, times = plan_views(config.data.clip, view, video), video.times
+        except DecodeError as error:
+            failed.append(str(error))
+            continue
+        for plan in plans:
+            middle = int(plan.frames[len(plan.frames) // 2])
+            time = middle / video.fps if times is None else float(times[middle])
+            planned.append((row, time, manifest.row(row), plan))
+    workers = max(1, config.data.loader.num_workers)
+    pool = WorkerPool(_read_moment, workers, ReadingConfig.sample_timeout_seconds)
+    with closing(pool):
+        for (row, time, video, plan), outcome in pool.map(planned, ahead=2 * workers):
+            found = outcome.value if outcome.kind == "done" else outcome.reason
+            if isinstance(found, str):
+                failed.append(f"{video.path}: {found}")
                 continue
-            clips = batch.clips.flatten(0, 1)
             for name, encoder in encoders.items():
-                parts[name].append(encode_clips(encoder, clips, "float32").mean(dim=1))
-            for row in batch.rows.tolist():
-                video = VideoSource(manifest.row(row))
-                times = video.times
-                taken = segment_indices(clip, video.num_frames, video.fps, count, times=times)
-                middles = taken[:, taken.shape[1] // 2]
-                rows += [row] * count
-                frames += taken.tolist()
-                seconds += (middles / video.fps if times is None else times[middles]).tolist()
+                clip = torch.from_numpy(found)[None]
+                parts[name].append(encode_clips(encoder, clip, "float32").mean(dim=1))
+            rows.append(row)
+            frames.append(plan.frames)
+            seconds.append(time)
+    if failed:
+        _LOGGER.warning(
+            "moments that are alike: %d could not be read and are left out (first: %s)",
+            *(len(failed), failed[0]),
+        )
     features = {}
-    for name, vectors in parts.items():
+    for name, vectors in parts.items() if rows else ():
         joined = torch.cat(vectors)
         mean, weights = to_compare(joined)
         features[name] = functional.normalize((joined - mean) @ weights, dim=1).numpy()
     return (np.array(rows), np.array(frames), np.array(seconds)), features
 
 
-def _next_section(folder: Path) -> Section:
+def _read_moment(job: tuple[int, float, VideoInfo, ClipPlan]) -> NDArray[np.uint8] | str:
+    """A worker's job, a moment at a time: those of a long film together have no room.
+
+    Its clip uint8 [3, T, S, S], or why it cannot be read.
+    """
+    _, _, video, plan = job
+    clip = torch.empty(1, 3, len(plan.frames), *plan.size, dtype=torch.uint8)
+    try:
+        cut(VideoSource(video), [plan], clip)
+    except DecodeError as error:
+        return error.reason
+    return clip[0].numpy()
+
+
+def _next_section(folder: Path, minutes: float) -> Section:
     out = shlex.quote(str(folder))
     text = f"""\
 # go on: the same command with more time
-vjepa learn ... --minutes 60 --out {out}
+vjepa learn ... --minutes {2 * minutes:g} --out {out}
 
 # all curves
 vjepa show run {out}/run
