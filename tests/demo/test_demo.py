@@ -31,7 +31,14 @@ from vjepa.demo import training as demo_training
 from vjepa.demo.config import DemoConfig
 from vjepa.demo.demo import settle_labels
 from vjepa.demo.films import expected_grid, followed_section
-from vjepa.demo.probes import Cell, EncoderName, probe_tasks, run_probes, summarise
+from vjepa.demo.probes import (
+    Cell,
+    EncoderName,
+    pixel_baselines,
+    probe_tasks,
+    run_probes,
+    summarise,
+)
 from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import StoppedBySystem, UserError
@@ -359,6 +366,60 @@ def test_videos_of_others_are_shown_as_their_labels_allow(
         settle_labels(replace(many, data=replace(data, labels=())), unlabelled)
 
 
+def test_the_same_number_of_labels_twice_is_one_row_of_each_floor(
+    finished: Finished, tmp_path: Path
+) -> None:
+    config, out = finished
+    manifest = out / "data" / "manifest.parquet"
+    alike = replace(config, many_labels_per_class=1)
+    cells = pixel_baselines(alike, tmp_path, manifest)
+    assert len(cells) == len({cell.encoder for cell in cells}) == 4
+    few = {
+        cell for cell in pixel_baselines(config, tmp_path, manifest) if cell.labels_per_class == 1
+    }
+    assert set(cells) == few, "the mean over the draws, as of all few labels"
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b", "a", "b", "c"], "class 'c' of label 'kind' has no training sample"),
+        (["a", "a", "a", "a", "a"], "only the class 'a'; a probe needs at least two"),
+    ],
+)
+def test_labels_that_no_probe_can_take_are_refused_before_the_training(
+    finished: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list[str],
+    said: str,
+) -> None:
+    config, out = finished
+    monkeypatch.setattr(demo, "measure_rates", lambda *_: pytest.fail("it began to train"))
+    videos = Manifest.open(out / "data" / "manifest.parquet")
+    rows = [
+        ManifestRow(info=videos.row(n), split="train" if n < 4 else "test", labels={"kind": label})
+        for n, label in enumerate(labels)
+    ]
+    own = tmp_path / "own.parquet"
+    Manifest.from_rows(rows, tmp_path).write(own)
+    data = replace(config.data, manifest=own, labels=("kind",))
+    with pytest.raises(UserError, match=said):
+        demo.run(replace(config, data=data), tmp_path / "out")
+
+
+def test_too_few_clips_for_the_probes_are_said_before_the_training(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = finished
+    monkeypatch.setattr(demo, "measure_rates", lambda *_: pytest.fail("it began to train"))
+    shutil.copytree(out / "data", tmp_path / "out" / "data")
+    many = replace(config, many_labels_per_class=100)
+    begin_folder(tmp_path / "out", "demo", many)
+    with pytest.raises(UserError, match=r"many_labels_per_class: 100, but class .* training clips"):
+        demo.run(many, tmp_path / "out")
+
+
 def _rows(manifest: Path) -> list[ManifestRow]:
     known = Manifest.open(manifest)
     return [ManifestRow(info=known.row(row), split="train") for row in range(3)]
@@ -416,6 +477,9 @@ def test_ctrl_c_while_training_saves_and_the_same_command_goes_on(
         ({"minutes": 0}, "minutes"),
         ({"seeds": [1, 1]}, "seeds"),
         ({"label_draws": 0}, "label_draws"),
+        ({"few_labels_per_class": 20, "many_labels_per_class": 10}, "many_labels_per_class: 10"),
+        ({"data.num_clips_test": 0}, "data.num_clips_test"),
+        ({"data.num_clips_train": 0}, "data.num_clips_train"),
     ],
 )
 def test_bad_settings_name_the_field(overrides: dict, field: str) -> None:

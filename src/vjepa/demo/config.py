@@ -64,6 +64,15 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be one or more different numbers, got {self.seeds}")
+        few, many = self.few_labels_per_class, self.many_labels_per_class
+        if many < few:
+            raise ValueError(
+                f"many_labels_per_class: {many} is less than few_labels_per_class {few}; raise it, "
+                "or lower that"
+            )
+        for name in ("num_clips_train", "num_clips_test") if self.data.manifest is None else ():
+            if getattr(self.data, name) == 0:
+                raise ValueError(f"data.{name}: probes need some; give more than 0")
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def run(config: DemoConfig, out: Path) -> Path:
             config = settle_labels(config, Manifest.open(manifest))
             # The recipe's numbers are for the synthetic set.
             settings["data.normalisation"] = "measured"
+        probed = write_probed(config, out, manifest)  # what has too few labels is said now
         settings["data.sources"] = f'[{{manifest: "{manifest.resolve()}", split: train}}]'
         if "validation" in Manifest.open(manifest).splits:
             settings["online_probe.manifest"] = str(manifest.resolve())
@@ -100,7 +101,6 @@ def run(config: DemoConfig, out: Path) -> Path:
                 train_side_by_side(tasks, by_objective, config.recipe, config.minutes)
         with _stage("probing frozen features", seconds):
             # First: it decodes the test videos, for which the probes could start no processes.
-            probed = write_probed(config, out, manifest)
             baselines = pixel_baselines(config, out, probed)
             results = run_probes(config, out, probed)
         if config.decoder_steps:

@@ -23,7 +23,11 @@ from vjepa.demo.config import DemoConfig
 from vjepa.demo.training import run_folder
 from vjepa.errors import UserError
 from vjepa.evaluation.heads import fit_ridge
-from vjepa.evaluation.labels import labels_of, stratified_subset
+from vjepa.evaluation.labels import (
+    check_every_class_has_a_sample,
+    labels_of,
+    stratified_subset,
+)
 from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
 from vjepa.evaluation.results import RESULT_FILE, Evaluation, ProbeResult, load_result, over_seeds
 from vjepa.jobs.pretrain import PretrainConfig
@@ -108,6 +112,9 @@ def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
     """The labelled videos that probes are trained and tested on, as a manifest in `out`.
 
     As many of each class as the largest probe takes; so no features are made of all the others.
+
+    Raises:
+        UserError: The probes could not be trained or tested on them.
     """
     videos, per_class = Manifest.open(manifest).select(), config.many_labels_per_class
     splits = videos.categories("split")
@@ -115,6 +122,15 @@ def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
         np.flatnonzero(splits.codes == splits.classes.index(x)) for x in ("train", "test")
     )
     labels = [labels_of(videos.take(train), label) for label in config.labels]
+    for known in labels:
+        check_every_class_has_a_sample(known, f"manifest {manifest}, split train")
+        labels_of(videos.take(test), known.name, classes=known.classes, part="split test")
+        if (fewest := int(known.counts().min())) < per_class:
+            name = known.classes[int(known.counts().argmin())]
+            raise UserError(
+                f"many_labels_per_class: {per_class}, but class {name} of label {known.name} has "
+                f"{fewest} training clips; lower it, or make more clips (data.num_clips_train)"
+            )
     chosen = [stratified_subset(each, per_class=per_class, seed=0) for each in labels]
     rows = train[np.unique(np.concatenate(chosen))]
     probed = out / _PROBED_FILE
@@ -216,11 +232,12 @@ def pixel_baselines(config: DemoConfig, out: Path, manifest: Path) -> list[Cell]
     there is no pretraining whose seed could matter.
     """
     train, test = (Manifest.open(manifest).select(split=split) for split in ("train", "test"))
-    sizes = (config.few_labels_per_class, config.label_draws), (config.many_labels_per_class, 1)
+    # The same number twice has the draws of the few.
+    sizes = {config.many_labels_per_class: 1} | {config.few_labels_per_class: config.label_draws}
     known = {label: labels_of(train, label) for label in config.labels}
     clips, test_clips = _read_frames(config, out, train), _read_frames(config, out, test)
     cells = []
-    for (label, fit_labels), (per_class, draws) in product(known.items(), sizes):
+    for (label, fit_labels), (per_class, draws) in product(known.items(), sizes.items()):
         truth = labels_of(test, label, classes=fit_labels.classes)
         expected = torch.from_numpy(truth.indices)
         for name, features in PIXEL_FLOORS.items():
