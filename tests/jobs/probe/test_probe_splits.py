@@ -11,7 +11,7 @@ from tests.jobs.probe.tiny_probe import probe_config
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
-from vjepa.jobs.probe.probe import train_splits
+from vjepa.jobs.probe.probe import train, train_splits
 
 FEW = {"data.labels_per_class": 4, "data.num_splits": 3, "optim.epochs": 6, "seed": 5}
 
@@ -33,7 +33,29 @@ def test_several_draws_give_mean_and_deviation(
     assert saved["summary"]["values"] == values
     table = (tmp_path / "out/splits.md").read_text()
     assert table.rpartition("+-")[2].endswith(" |\n"), "what is printed next has its own line"
-    assert not (tmp_path / "out/features").exists()
+    assert not list((tmp_path / "out").glob("*features"))
+    before = (tmp_path / "out/config.yaml").read_bytes()
+    with pytest.raises(UserError, match="holds a probe already"):
+        train(probe_config(videos, checkpoint), tmp_path / "out")
+    assert (tmp_path / "out/config.yaml").read_bytes() == before
+
+
+def test_nothing_of_the_users_is_lost(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """A cache that was named stays, and a finished single probe keeps its config."""
+    cache = tmp_path / "out/features"
+    few = {**FEW, "data.num_splits": 2, "optim.epochs": 1}
+    train_splits(
+        probe_config(videos, checkpoint, **few, **{"features.cache_dir": cache}), tmp_path / "out"
+    )
+    kept = sorted(cache.rglob("*"))
+    assert kept
+    train_splits(probe_config(videos, checkpoint, **few), tmp_path / "out")
+    assert sorted(cache.rglob("*")) == kept
+    train(probe_config(videos, checkpoint, **{"optim.epochs": 1}), tmp_path / "one")
+    before = (tmp_path / "one/config.yaml").read_bytes()
+    with pytest.raises(UserError, match="holds a probe already"):
+        train_splits(probe_config(videos, checkpoint, **few), tmp_path / "one")
+    assert (tmp_path / "one/config.yaml").read_bytes() == before
 
 
 def test_a_finished_draw_is_kept_and_a_foreign_one_refused(

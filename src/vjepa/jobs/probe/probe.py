@@ -30,6 +30,7 @@ from vjepa.evaluation.labels import SPLIT_FILE, refuse_known
 from vjepa.evaluation.metrics import CALIBRATION_ANSWERS, ClassificationMetrics
 from vjepa.evaluation.results import (
     RESULT_FILE,
+    SPLITS_FILE,
     Evaluation,
     Floor,
     ProbeResult,
@@ -73,8 +74,7 @@ def train(
     the training rows that a feature cache holds; None: all.
     """
     with claimed_folder(out, JOB):
-        if (out / RESULT_FILE).exists():
-            raise UserError(f"{out}: holds a probe already; give another --out or remove it")
+        _refuse_finished(out, RESULT_FILE, SPLITS_FILE)
         times = [time.perf_counter()]
         set_num_threads(config.num_threads)
         inputs = open_inputs(config, cached_rows)
@@ -137,6 +137,11 @@ def train(
         )
         save_result(result, out)
         return result
+
+
+def _refuse_finished(out: Path, *files: str) -> None:
+    if any((out / name).exists() for name in files):
+        raise UserError(f"{out}: holds a probe already; give another --out or remove it")
 
 
 def result_of(out: Path, config: object, encoder: EncoderIdentity, **found: Any) -> ProbeResult:
@@ -289,7 +294,7 @@ def versions() -> dict[str, str]:
     return own | others
 
 
-_TEMPORARY_CACHE = "features"
+_TEMPORARY_CACHE = "temporary_features"
 
 
 def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
@@ -303,6 +308,7 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
     with claimed_folder(out, JOB):
+        _refuse_finished(out, RESULT_FILE)
         rows, own_cache = None, out / _TEMPORARY_CACHE
         if config.features.cache_dir is None and not config.features.online:
             rows = rows_of_all_splits(config)
