@@ -173,10 +173,15 @@ def test_a_table_of_pooled_rows(tmp_path: Path) -> None:
 def test_rows_of_a_source_are_those_written_last_by_any_of_several_writers(tmp_path: Path) -> None:
     times = np.arange(8.0)
     before, now = torch.zeros(8, 24), torch.ones(8, 24)
-    for number, (writer, tokens) in enumerate((("01-", before), ("00-", now))):
+    origins = []
+    for number, (writer, tokens) in enumerate((("01-", before), ("00-", now), ("02-", before))):
         table = FeatureTable(tmp_path, "float32", writer)
-        look = _look(replace(INFO, path="a.mp4", mtime_ns=number))
-        table.add(look, origin_of(look.info, "settings"), _parts(tokens, times))
+        # The third time the file is again what it was at first.
+        look = _look(replace(INFO, path="a.mp4", mtime_ns=number % 2))
+        origins.append(origin_of(look.info, "settings"))
+        table.add(look, origins[-1], _parts(tokens, times))
         table.flush()
-    parts = sources_of_table(tmp_path)["a.mp4"]
-    assert torch.equal(read_rows(parts, "a.mp4", (8, 1, 1), "space").tokens, now)
+        part = sources_of_table(tmp_path)["a.mp4"]
+        assert torch.equal(read_rows(part, "a.mp4", (8, 1, 1), "space").tokens, tokens)
+        held = FeatureTable(tmp_path, "float32")
+        assert [held.holds(one) for one in origins] == [one == origins[-1] for one in origins]

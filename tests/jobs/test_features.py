@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -378,11 +379,19 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     wanted = vjepa.extract_features(encoder, videos / "a.mp4", window=window, pool=pool)
     torch.testing.assert_close(first.tokens, wanted.tokens, atol=1e-5, rtol=0)
     assert (len(first.times), first.grid) == (rows, wanted.grid)
+    shutil.copy2(videos / "a.mp4", tmp_path / "a.mp4")
     write_video(videos / "a.mp4", coloured_frames("blue", 9))
     run(config, [videos], out)  # the table keeps the old rows, which are not taken for these
     again = vjepa.load_features(out)[str(videos / "a.mp4")]
     assert len(again.times) == rows
     assert not torch.allclose(again.tokens, first.tokens, atol=1e-3)
+    (tmp_path / "a.mp4").replace(videos / "a.mp4")  # the old file, with its old time
+    assert run(config, [videos], out).written == 1, "the newest rows are of another file"
+    again = vjepa.load_features(out)
+    assert len(again[str(videos / "a.mp4")].times) == rows
+    torch.testing.assert_close(again[str(videos / "a.mp4")].tokens, first.tokens)
+    number = np.int64(again.paths.index(str(videos / "a.mp4")))
+    torch.testing.assert_close(again[number].tokens, first.tokens)
 
 
 def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:

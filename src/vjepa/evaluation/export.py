@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -63,17 +63,17 @@ class FeatureTable:
         self._stored = stored
         self._columns: dict[str, list[object]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._origins: set[str] = set()
-        parts = sorted(folder.glob("part-*.parquet"))
+        self._newest: dict[str, str] = {}  # origin of each path: older rows are never read
+        parts = _parts_of_table(folder)
         for part in parts:
             column = pq.read_table(part, columns=["origin"]).column("origin")
-            self._origins.update(column.unique().to_pylist())
+            self._newest |= {json.loads(one)["path"]: one for one in column.unique().to_pylist()}
         self._prefix = f"part-{writer}"
         self._next_part = len(parts)
 
     def holds(self, origin: Origin) -> bool:
-        """Whether a part that is on the disk holds the rows of this origin."""
-        return json.dumps(origin) in self._origins
+        """Whether the rows of its path that are on the disk, the newest, are of this origin."""
+        return self._newest.get(str(origin["path"])) == json.dumps(origin)
 
     def add(self, look: Look, origin: Origin, parts: Iterable[Part]) -> None:
         """Add rows of a file: one for each tubelet, or for the whole; for one that fails none."""
@@ -165,29 +165,27 @@ def meta_of(target: Path, origin: Origin) -> dict[str, Any] | None:
         return None
 
 
-def sources_of_table(folder: Path) -> dict[str, list[Path]]:
-    """The parts of a table that hold rows of each source, by their numbers: the newest is last."""
+def _parts_of_table(folder: Path) -> list[Path]:
+    """By their numbers, whoever wrote them: the newest is last."""
+    return sorted(folder.glob("part-*.parquet"), key=lambda path: path.stem.split("-")[-1])
+
+
+def sources_of_table(folder: Path) -> dict[str, Path]:
+    """The part of a table that holds the rows of each source: that of its last encoding."""
     import pyarrow.parquet as pq
 
-    found: dict[str, list[Path]] = {}
-    for part in sorted(folder.glob("part-*.parquet"), key=lambda path: path.stem.split("-")[-1]):
-        for path in pq.read_table(part, columns=["path"]).column("path").unique().to_pylist():
-            found.setdefault(path, []).append(part)
+    found: dict[str, Path] = {}
+    for part in _parts_of_table(folder):
+        paths = pq.read_table(part, columns=["path"]).column("path").unique().to_pylist()
+        found |= dict.fromkeys(paths, part)
     return found
 
 
-def read_rows(
-    parts: Sequence[Path], path: str, grid: tuple[int, int, int], pool: Pool
-) -> FileFeatures:
-    """The rows of a source in parts of a table: those written last, if it was encoded again."""
+def read_rows(part: Path, path: str, grid: tuple[int, int, int], pool: Pool) -> FileFeatures:
+    """The rows of a source in a part of a table."""
     import pyarrow.parquet as pq
 
-    rows = [
-        row
-        for part in parts
-        for row in pq.read_table(part, filters=[("path", "==", path)]).to_pylist()
-    ]
-    rows = [row for row in rows if row["origin"] == rows[-1]["origin"]]
+    rows = pq.read_table(part, filters=[("path", "==", path)]).to_pylist()
     tokens = torch.tensor([row["features"] for row in rows])
     return FileFeatures(
         tokens[0] if pool == "video" else tokens,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -444,7 +445,7 @@ class SavedFeatures(Sequence[FileFeatures]):
         self.failures = {one.path: one.failure for one in records if one.failure is not None}
 
     @functools.cached_property
-    def _parts(self) -> dict[str, list[Path]]:
+    def _parts(self) -> dict[str, Path]:
         return sources_of_table(self._folder / TABLE_FOLDER)
 
     def is_current(self, path: str, worker: FeatureWorker) -> bool:
@@ -464,7 +465,7 @@ class SavedFeatures(Sequence[FileFeatures]):
         """Read one file's features; UserError if they are missing or not whole."""
         if isinstance(index, slice):
             return [self[path] for path in self.paths[index]]
-        path = self.paths[index] if isinstance(index, int) else index
+        path = index if isinstance(index, str) else self.paths[operator.index(index)]
         record = self._records.get(path)
         if record is None:
             raise UserError(
