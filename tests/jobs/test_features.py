@@ -394,6 +394,21 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     torch.testing.assert_close(again[number].tokens, first.tokens)
 
 
+def test_a_file_with_the_longest_name_has_features_too(model: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "videos" / f"{'ä' * 124}{end}.mp4" for end in "ab"]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        write_video(file, coloured_frames("red", number))
+    out = tmp_path / "out"
+    assert run(_config(model), files, out).written == 2
+    assert vjepa.load_features(out).paths == tuple(map(str, files))
+    assert run(_config(model), files, out).kept == 2
+    record = FileRecord("/x/a", f"{'a' * 235}.npz", None, 1.0, NOT_YET)
+    (name,) = file_names([f"/x/{'a' * 235}"], "npz", {"/x/" + "a" * 235: record})
+    assert name is not None
+    assert len(name) < 230, "it was begun under a name that could not be written"
+
+
 def test_names_keep_folders_apart_and_addresses_out_of_the_root() -> None:
     paths = ["/x/a/1.mp4", "/x/b/1.mp4", "s3://bucket/1.mp4"]
     assert file_names(paths[:2], "npz", {}) == ["a/1.mp4.npz", "b/1.mp4.npz"]

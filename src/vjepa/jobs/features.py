@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import operator
 import os
@@ -102,6 +103,9 @@ class FeaturesConfig(FileEncodingConfig):
 
 _FILES_AT_ONCE = 16
 """Files handed to a worker in one piece: few enough to share evenly, enough to fill batches."""
+
+_LONGEST_NAME = 220
+"""Bytes of 255 that systems take."""
 
 INDEX_FILE = "index.jsonl"
 NOT_YET = "not encoded yet"
@@ -386,18 +390,24 @@ def file_names(
     """Where the features of each source go, relative to the folder; None for a table.
 
     Where an earlier run has put them (`known`, by path); else the source's own path below what all
-    new sources share, with its suffix, and numbered where that name is taken. `paths` are absolute
-    or addresses, each once.
+    new sources share, with its suffix, and numbered where that name is taken; one that leaves no
+    room for what is added to it is cut. `paths` are absolute or addresses, each once.
     """
     if kind == "parquet":
         return [None] * len(paths)
-    old = {path: record.file for path, record in known.items() if record.file is not None}
+    old = {
+        path: file
+        for path, record in known.items()
+        if (file := record.file) is not None
+        and (record.failure is None or _fitting(Path(file).name) == Path(file).name)
+    }
     taken = set(old.values())
     new = [path for path in paths if path not in old]
     parts = {path: Path(path.replace("://", "/").lstrip("/")).parts for path in new}
     shared = len(os.path.commonprefix([parts[path][:-1] for path in new]))  # noqa: RUF071
     for path in new:
-        stem, number = "/".join(parts[path][shared:]), 1
+        *folders, last = parts[path][shared:]
+        stem, number = "/".join([*folders, _fitting(last)]), 1
         name = f"{stem}.{kind}"
         while name in taken:
             number += 1
@@ -405,6 +415,15 @@ def file_names(
         old[path] = name
         taken.add(name)
     return [old[path] for path in paths]
+
+
+def _fitting(name: str) -> str:
+    """A name that a suffix, and while it is written a process and `partial`, can be added to."""
+    text = os.fsencode(name)
+    if len(text) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(text).hexdigest()[:16]
+    return f"{text[: _LONGEST_NAME - 17].decode(errors='ignore')}.{digest}"
 
 
 def read_index(out: Path) -> dict[str, FileRecord]:
