@@ -8,6 +8,7 @@ import shutil
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -203,6 +204,25 @@ def test_validation_videos_choose_where_they_are_given(
     assert result.num_train == 24
     with pytest.raises(UserError, match=r"9 of its 9 videos are ones that .* chosen on"):
         evaluate_here(tmp_path / "x", videos, split="validation")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"probe.kind": "ridge"}, {"optim.learning_rates": [1e-3], "optim.weight_decays": [0.01]}],
+)
+def test_validation_videos_are_left_alone_where_nothing_is_chosen(
+    videos: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    how: dict[str, Any],
+) -> None:
+    caplog.set_level("INFO", "vjepa")
+    config = probe_config(videos, checkpoint, **{"data.validation.split": "validation", **how})
+    assert train(config, tmp_path / "x").selection == ()
+    assert "data.validation: not used: with one head there is nothing to choose" in caplog.text
+    assert load_split(tmp_path / "x/split.json").validation_paths == ()
+    assert evaluate_here(tmp_path / "x", videos, split="validation").metrics.count == 9
 
 
 def test_refit_trains_the_chosen_head_on_all_rows(

@@ -154,7 +154,8 @@ class ProbeDataConfig(LabelledVideosConfig):
     """A video may have several classes, written `run|jump`: binary cross-entropy, mean average
     precision."""
     validation: VideosConfig | None = None
-    """Videos for choosing among heads; null holds a part of the training rows out for that."""
+    """Videos for choosing among heads; null holds a part of the training rows out for that. Where
+    there is one head (and no `max_steps`) nothing is chosen, and they are left alone."""
     test: VideosConfig | None = None
     """Videos that the result is measured on, once; null trains only."""
     num_splits: Annotated[int, Field(ge=1)] = 1
@@ -300,6 +301,11 @@ class ProbeConfig:
             for rate in self.optim.learning_rates
             for decay in self.optim.weight_decays
         )
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether heads, or numbers of updates, are compared on videos kept for that."""
+        return self.probe.is_trained and (len(self.grid) > 1 or self.optim.max_steps is not None)
 
     def form(self, kind: HeadKind) -> HeadConfig:
         """The form of a head of the grid."""

@@ -7,6 +7,7 @@ a second and not after hours of features.
 from __future__ import annotations
 
 import itertools
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.probe.config import LabelledVideosConfig, ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.runtime.device import set_up_device
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,14 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
     `cached_rows` (int64, ascending) are the training rows that a feature cache holds; None: all.
     """
     data = config.data
+    validation = data.validation if config.has_choice else None
+    if validation != data.validation:
+        _LOGGER.info("data.validation: not used: with one head there is nothing to choose")
     train, labels = _open_training(config, cached_rows)
     fit, choose = _choose_rows(config, labels)
     others = {
         name: open_beside(wanted, f"data.{name}", train, data.train.manifest)
-        for name, wanted in (("validation", data.validation), ("test", data.test))
+        for name, wanted in (("validation", validation), ("test", data.test))
         if wanted is not None
     }
     earlier = {train.name: paths_and_sizes(train.manifest, np.concatenate([fit, choose]))}
@@ -214,7 +220,6 @@ def _choose_rows(
     used = stratified_subset(
         labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed
     )
-    is_one = len(config.grid) == 1 and config.optim.max_steps is None
-    if is_one or not config.probe.is_trained or data.validation is not None:
+    if not config.has_choice or data.validation is not None:
         return used, np.empty(0, dtype=np.int64)
     return hold_out(labels, used, data.held_out_fraction, config.seed)

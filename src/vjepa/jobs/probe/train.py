@@ -95,7 +95,7 @@ def fit_probe(inputs: ProbeInputs, passes: Sequence[FeatureSet], log: Path) -> F
         steps = steps_of(config.optim, batches)
         heads = train_heads(batches, grid, config, encoder, classes, steps, [MetricLog(log)])
         bad = bad or batches.bad
-        if len(grid) == 1 and longest is None:
+        if not config.has_choice:
             return Fitted(heads[0], config.form(grid[0].kind), (), bad, steps)
         selection = _choose(inputs, passes, choose, heads, steps)
         chosen = next(index for index, entry in enumerate(selection) if entry.chosen)
