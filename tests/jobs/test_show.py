@@ -21,10 +21,11 @@ from vjepa.jobs.show import (
     prediction_rows,
     read_shot,
     show_features,
+    show_predictions,
 )
 from vjepa.masking import MaskConfig, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig, normalise_clip
-from vjepa.reporting.pictures import pca_colours, write_moving, write_rows
+from vjepa.reporting.pictures import film_beside, pca_colours, write_moving, write_rows
 
 _MODEL = ModelConfig(
     encoder=EncoderConfig(
@@ -116,11 +117,35 @@ def test_a_moving_picture_never_takes_the_place_of_its_still(
     tmp_path: Path, still: str, film: str
 ) -> None:
     rows = [("clip", np.zeros((2, 32, 32, 3), np.uint8))]
-    said = write_rows(rows, tmp_path / still, "webp", "what is seen", [])
+    out = tmp_path / still
+    said = write_rows(rows, out, film_beside(out, "webp", []), "what is seen")
     assert said == f"{tmp_path / still}, {tmp_path / film}"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted((still, film))
-    again = write_rows(rows, tmp_path / still, "webp", "what is seen", [tmp_path / film])
-    assert again == f"{tmp_path / still}, {tmp_path / film.replace('.', '_moving.')}", "an input"
+    beside = film_beside(out, "webp", [tmp_path / film])
+    assert beside == tmp_path / film.replace(".", "_moving."), "an input"
+    assert film_beside(out, "webp", []) == tmp_path / film, "the same call again"
+    (tmp_path / film).write_bytes(b"another's")
+    with pytest.raises(UserError, match=rf"{film}: is there, and was not made with .*{still}"):
+        film_beside(out, "webp", [])
+    out.unlink()
+    with pytest.raises(UserError, match="give another --out, or remove it"):
+        film_beside(out, "webp", [])
+
+
+def test_another_film_is_not_replaced_and_a_form_that_is_not_written_is_told_at_once(
+    tmp_path: Path,
+) -> None:
+    """Before the model is looked for."""
+    (tmp_path / "other.mp4").write_bytes(b"a holiday")
+    for out, moving, said in (
+        ("other.png", "mp4", r"other\.mp4: is there"),
+        ("m.psd", "webp", r"m\.psd: no form of picture that is written ends in '\.psd'"),
+    ):
+        with pytest.raises(UserError, match=said):
+            show_features([tmp_path / "a.mp4"], tmp_path / "x", "target", tmp_path / out, moving)
+    with pytest.raises(UserError, match=r"m\.psd: no form of picture"):
+        show_predictions(tmp_path / "a.mp4", tmp_path / "x", tmp_path / "m.psd")
+    assert (tmp_path / "other.mp4").read_bytes() == b"a holiday"
 
 
 def test_a_model_that_another_job_has_trained_is_shown_as_well(

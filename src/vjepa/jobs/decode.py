@@ -52,6 +52,7 @@ from vjepa.reporting.pictures import (
     SECONDS_EACH,
     Moving,
     Strip,
+    film_beside,
     heat,
     hide_masked,
     picture_of,
@@ -441,6 +442,7 @@ def show_samples(
         if value < (least := int(name in ("samples", "steps"))):
             raise UserError(f"--{name}: {value} must be at least {least}")
     check_kind("--out", out, ".png")
+    film = film_beside(out, moving, [video])
     opened = open_decoder(decoder, model)
     preprocess = opened.preprocess
     # A tail of repeated frames would be no motion to go on with.
@@ -456,9 +458,6 @@ def show_samples(
     device = set_up_device("auto").device
     opened.model.to(device), opened.decoder.to(device)
     drawn = decode_clip(opened, clip, masks, kind, seeds, steps=steps, guidance=guidance)
-    film = out.with_suffix(f".{moving}")
-    if film.resolve() == video.resolve():  # which is not written over
-        film = film.with_stem(f"{film.stem}_moving")
     return write_samples(opened, clip, masks, drawn, out, film)
 
 
@@ -486,7 +485,6 @@ def write_samples(
         "(enlarged here), and laid into the grey. Mean: what the samples share. Spread: where they "
         f"differ, from blue-green (not at all) over yellow to red ({_MOST_SPREAD} of 255 or more)."
     )
-    write_png(picture_of(strips, caption=text, narrow=narrow), out)
     rows, _ = sample_strips(encoder, clip, masks, drawn, clip.shape[1])
     parts = [(part, [s.label for s in part]) for part in (rows[:2] + rows[-2:], rows[2:-2])]
     pages = [
@@ -494,6 +492,7 @@ def write_samples(
         for t in range(clip.shape[1])
     ]
     write_moving([picture_of(page, narrow=narrow) for page in pages], film, SECONDS_EACH)
+    write_png(picture_of(strips, caption=text, narrow=narrow), out, film)
     return [
         f"{out}, {film}: {len(drawn)} samples",
         f"mean absolute error where it was hidden, of 255: samples {of_sample:.1f}, their "

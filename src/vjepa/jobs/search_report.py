@@ -16,7 +16,14 @@ from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
 from vjepa.jobs.search import Database, Moment, encode_example, origin_hash, warn_of_changed
 from vjepa.reporting.html import Block, Figure, PictureBlock, Report, Section, Table, write_report
-from vjepa.reporting.pictures import SHOWN_SIDE, Strip, picture_of, resized, write_png
+from vjepa.reporting.pictures import (
+    SHOWN_SIDE,
+    Strip,
+    check_picture,
+    picture_of,
+    resized,
+    write_png,
+)
 
 _LOGGER = logging.getLogger(__name__)
 MOST_MOMENTS = 20_000
@@ -50,6 +57,7 @@ def search(
     Raises:
         UserError: No database, another model, an example that cannot be read or is too short.
     """
+    check_picture(out)
     database = Database(folder)
     worker = database.worker(encoder)
     vector, place = encode_example(worker, example, start, end)

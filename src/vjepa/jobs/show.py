@@ -31,6 +31,8 @@ from vjepa.reporting.pictures import (
     Moving,
     Picture,
     Strip,
+    check_picture,
+    film_beside,
     heat,
     hide_masked,
     pca_colours,
@@ -273,6 +275,7 @@ def read_shot(
 
 def show_masks(config: PretrainConfig, video: Path, out: Path, sample: int = 0) -> list[str]:
     """Draw what each mask kind leaves visible of a video or image, for one sample's masks."""
+    check_picture(out)
     encoder = config.model.encoder
     shot = read_shot(video, config.data.clip, encoder.image_size)
     strips = mask_strips(shot.sharp, config.masking, encoder, config.seed, sample)
@@ -294,13 +297,14 @@ def show_features(
     which explains the `sizes`. Clips are taken as in its run; with the paper's stride where the
     file does not tell.
     """
+    film = film_beside(out, moving, videos)
     encoder = load_encoder(model, which, **sizes)
     config = encoder.config
     clip = preprocess_of(model, config).clip
     shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
     rows = feature_rows(shots, {"features": encoder})
     caption = _features_caption("the clips", config)
-    return [write_rows(rows, out, moving, caption, videos, in_a_line=2)]
+    return [write_rows(rows, out, film, caption, in_a_line=2)]
 
 
 def show_predictions(
@@ -317,6 +321,7 @@ def show_predictions(
     number of the kind is put before the suffix of `out`. Returned is one line for each: files and
     mean relative error.
     """
+    check_picture(out)
     loaded = load_model(model, **sizes)
     run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()
@@ -326,7 +331,8 @@ def show_predictions(
     lines = []
     for kind, (rows, mean) in enumerate(found):
         path = out if len(found) == 1 else out.with_stem(f"{out.stem}_{kind}")
-        files = write_rows(rows, path, moving, _prediction_caption(mean, encoder), [video])
+        film = film_beside(path, moving, [video])
+        files = write_rows(rows, path, film, _prediction_caption(mean, encoder))
         lines.append(
             f"{files}: mask kind {kind}, error {mean:.2f} of that of the clip's mean feature"
         )

@@ -22,7 +22,7 @@ from vjepa.jobs.search import Moment, warn_of_changed
 from vjepa.jobs.search_report import write_sheet
 from vjepa.jobs.show import one_token, read_shot
 from vjepa.models import AttentiveClassifier
-from vjepa.reporting.pictures import Moving, heat, write_rows
+from vjepa.reporting.pictures import Moving, check_picture, film_beside, heat, write_rows
 
 _ALL_FRAMES, _ANSWERS = 16, 3
 
@@ -41,6 +41,7 @@ def show_attention(
     Raises:
         UserError: The probe has no query, its encoder is another, or a file cannot be used.
     """
+    film = film_beside(out, moving, [video])
     saved = load_saved_probe(probe)
     head = saved.head
     if not isinstance(head, AttentiveClassifier):
@@ -80,7 +81,7 @@ def show_attention(
         f"the mean of the {len(maps)} attention heads, then each. One query serves all classes. A "
         f"square is one token: {one_token(saved.encoder.config)}.{mixed}"
     )
-    files = write_rows(rows, out, moving, caption, [video], most=_ALL_FRAMES)
+    files = write_rows(rows, out, film, caption, most=_ALL_FRAMES)
     scores = head(tokens)[0]
     shares = scores.sigmoid() if saved.multi_label else scores.softmax(dim=0)
     best = shares.topk(min(_ANSWERS, len(shares)))
@@ -166,6 +167,7 @@ def show_neighbours(
     """
     if most < 1:
         raise UserError(f"--most: {most}, use 1 or more")
+    check_picture(out)
     saved = load_features(features)
     path = absolute(str(video))
     worker = FeatureWorker(stored_config(FeaturesConfig, features, model), features)

@@ -28,6 +28,7 @@ from vjepa.reporting.html import Chart, Figure, PictureBlock, Report, Section, w
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
     Strip,
+    check_picture,
     heat,
     marked,
     picture_of,
@@ -75,6 +76,7 @@ def show_similarity(
     Raises:
         UserError: A place outside of the picture or of the clip; bad files.
     """
+    check_picture(out)
     encoder = load_encoder(model, which, **sizes)
     size = encoder.config
     clip_config = preprocess_of(model, size).clip

@@ -9,6 +9,7 @@ Shapes: `T` frames, `H W` pixels, `t h w` token grid, `D` feature width.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,6 +37,8 @@ MIDDLE_GREY = "#7b8087"
 """Of words that stand on any ground: it has the same contrast to white and to a dark page."""
 _DARK_GROUND = (12, 13, 16)
 _TRANSPARENT = (".png", ".webp")
+_NOTE = 0x010E
+"""Exif's description of a picture."""
 _HIDDEN_GREY = 128
 _HEAT = ((20, 150, 160), (255, 210, 40), (225, 45, 30))
 _GAP = 4
@@ -203,14 +206,53 @@ def pca_colours(tokens: NDArray[np.floating]) -> Picture:
     return (share * 255).round().astype(np.uint8).reshape(*tokens.shape[:3], 3)
 
 
-def write_png(picture: Picture, path: Path) -> None:
-    """Write uint8 [H, W, 3 or 4] as a PNG file; UserError: the name ends in what is no picture."""
-    form = Image.registered_extensions().get(path.suffix.lower())
-    if form is None:
-        raise UserError(f"{path}: no form of picture ends in {path.suffix!r}; use .png")
+def check_picture(path: Path) -> None:
+    """Refuse a name that ends in no form of picture, before the work for it is done."""
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(
+            f"{path}: no form of picture that is written ends in {path.suffix!r}; use .png"
+        )
+
+
+def write_png(picture: Picture, path: Path, film: Path | None = None) -> None:
+    """Write uint8 [H, W, 3 or 4] as a picture file, which notes the `film` that it was made with.
+
+    UserError: the name ends in what is no picture.
+    """
+    check_picture(path)
+    form, exif = Image.registered_extensions()[path.suffix.lower()], Image.Exif()
+    if film is not None:
+        exif[_NOTE] = _digest(film)
     with atomic_path(path, durable=False) as aside:  # it can be made again
         # With optimize it takes six times as long and saves 5 % of the size.
-        Image.fromarray(_grounded(picture, path.suffix)).save(aside, format=form)
+        Image.fromarray(_grounded(picture, path.suffix)).save(aside, format=form, exif=exif)
+
+
+def _digest(film: Path) -> str:
+    with film.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def film_beside(still: Path, moving: Moving, videos: Sequence[Path]) -> Path:
+    """Where the moving picture beside a still one is written; never over one of `videos`.
+
+    UserError: a file is there that was not made with this still, or `still` is no picture.
+    """
+    check_picture(still)
+    film = still.with_suffix(f".{moving}")
+    while film.resolve() in (still.resolve(), *(video.resolve() for video in videos)):
+        film = film.with_stem(f"{film.stem}_moving")
+    if film.exists():
+        try:
+            with Image.open(still) as image:
+                made_with = image.getexif().get(_NOTE)
+        except OSError:
+            made_with = None
+        if made_with is None or made_with != _digest(film):
+            raise UserError(
+                f"{film}: is there, and was not made with {still}: give another --out, or remove it"
+            )
+    return film
 
 
 def _grounded(picture: Picture, suffix: str) -> Picture:
@@ -273,21 +315,17 @@ def write_side_by_side(
 def write_rows(
     rows: Sequence[tuple[str, Picture]],
     still: Path,
-    moving: Moving,
+    film: Path,
     caption: str,
-    videos: Sequence[Path],
     in_a_line: int = 4,
     most: int = 4,
 ) -> str:
     """Named clips as a picture, below each other, and moving, some side by side; both names.
 
-    Of each clip the still picture has at most so many frames; no file of `videos` is written over.
+    Of each clip the still picture has at most so many frames; `film` is of :func:`film_beside`.
     """
-    write_png(picture_of([strip_of(*row, most) for row in rows], caption=caption), still)
-    film = still.with_suffix(f".{moving}")
-    while film.resolve() in (still.resolve(), *(video.resolve() for video in videos)):
-        film = film.with_stem(f"{film.stem}_moving")
     write_side_by_side(rows, film, in_a_line)
+    write_png(picture_of([strip_of(*row, most) for row in rows], caption=caption), still, film)
     return f"{still}, {film}"
 
 
