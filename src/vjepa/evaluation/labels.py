@@ -100,12 +100,17 @@ class Split:
         if len(rows) == 0:
             return "video"
         kinds = self.manifest.categories("kind")
-        return kinds.classes[int(kinds.codes[rows[0]])]
+        return file_kind(kinds.classes[int(kinds.codes[rows[0]])])
 
     @property
     def part(self) -> str:
         """The split in words, for messages; empty for all rows."""
         return f"split {self.split}" if self.split else ""
+
+
+def file_kind(kind: str) -> str:
+    """``video`` or ``image``: a folder of frames is a video."""
+    return "image" if kind == "image" else "video"
 
 
 Files = Mapping[str, int]

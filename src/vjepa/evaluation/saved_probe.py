@@ -23,6 +23,7 @@ from vjepa.config import diff, from_dict, to_dict
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, EncoderIdentity, weights_hash
 from vjepa.evaluation.heads import HeadConfig, NearestNeighbours, ProbeHead, build_head
+from vjepa.evaluation.labels import file_kind
 from vjepa.models import EncoderConfig
 from vjepa.runtime.files import atomic_path, atomic_write, read_json, save_tensors
 from vjepa.version import __version__
@@ -52,6 +53,12 @@ class SavedProbe:
     head: nn.Module
     training: dict[str, Any]
     multi_label: bool = False
+
+    @property
+    def kind(self) -> str | None:
+        """What it was trained on: ``video`` or ``image``; None: a probe of before does not say."""
+        kind = self.training.get("kind")
+        return kind and file_kind(kind)
 
     def save(self, folder: Path) -> None:
         """Write both files; the description, without which there is no probe, comes last."""

@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "files_of",
     "index_sources",
+    "named_files",
 ]
 
 _MOST_NAMED = 12
@@ -98,11 +99,17 @@ def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInf
         UserError: A source is missing, or there is no file in any.
     """
     found: dict[str, VideoInfo] = {}
-    for source in sources:
-        found |= {info.path: info for info in _files_of(source, split) if info.path not in found}
+    for info in named_files(sources, split):
+        found.setdefault(info.path, info)
+    return list(found.values())
+
+
+def named_files(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
+    """As :func:`files_of`, but a file as often as it is named."""
+    found = [info for source in sources for info in _files_of(source, split)]
     if not found:
         raise UserError("no video to look at: name a file, a folder, a list or a manifest")
-    return list(found.values())
+    return found
 
 
 def _files_of(source: Path, split: str | None) -> list[VideoInfo]:

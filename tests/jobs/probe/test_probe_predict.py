@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tests.evaluation.tiny_videos import coloured_frames, write_video
-from tests.jobs.probe.tiny_probe import probe_config
+from PIL import Image
+from tests.evaluation.tiny_videos import coloured_frames, write_manifest, write_video
+from tests.jobs.probe.tiny_probe import evaluate_here, probe_config
 
 from vjepa.cli.main import main
 from vjepa.data.loader.reading import ReadingConfig
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.jobs.probe.predict import PREDICTION_FILES, load_probe
 from vjepa.jobs.probe.probe import train
@@ -115,3 +119,36 @@ def test_predictions_are_written_in_three_forms(
 def test_a_kind_of_file_that_is_not_written_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--out .*must end in"):
         check_kind("--out", tmp_path / "p.txt", *PREDICTION_FILES)
+
+
+def test_a_file_that_is_named_twice_is_answered_twice(videos: Path, folder: Path) -> None:
+    one, other = (videos.parent / f"test_00{number}.mp4" for number in (0, 1))
+    found = load_probe(folder / "probe", num_threads=1).predict([other, one, other])
+    assert [entry.path for entry in found] == [str(other), str(one), str(other)]
+    assert found[0] == found[2] != found[1]
+
+
+def test_folders_of_frames_count_as_videos(
+    videos: Path, checkpoint: Path, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever stands first, in training, in evaluation and in what an earlier version wrote."""
+    manifest, rows = Manifest.open(videos), []
+    for number, split in enumerate(manifest.table.column("split").to_pylist()):
+        info = manifest.row(number)
+        if split == "test":
+            frames = tmp_path / "frames" / Path(info.path).stem
+            frames.mkdir(parents=True)
+            for at, picture in enumerate(decode_frames(info, range(info.num_frames))):
+                Image.fromarray(picture).save(frames / f"{at:03d}.png")
+            info = inspect_file(str(frames))
+        labels = {"colour": manifest.labels("colour")[number]}
+        rows.append(ManifestRow(info=info, split=split, labels=labels))
+    mixed = write_manifest(rows, tmp_path / "mixed.parquet")
+    result = train(probe_config(mixed, checkpoint, **{"optim.epochs": 1}), tmp_path / "probe")
+    assert result.test is not None
+    described = tmp_path / "probe" / "probe.json"
+    described.write_text(described.read_text().replace('"kind": "video"', '"kind": "image_folder"'))
+    measured = evaluate_here(tmp_path / "probe", videos)
+    assert measured.metrics.count == 11
+    load_probe(tmp_path / "probe", num_threads=1).predict(videos, split="test")
+    assert "its answers there say little" not in caplog.text

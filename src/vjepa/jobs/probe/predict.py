@@ -17,11 +17,11 @@ from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
-from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, load_split
+from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, file_kind, load_split
 from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
-from vjepa.jobs.videos import files_of
+from vjepa.jobs.videos import named_files
 from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import atomic_path, check_kind
@@ -71,7 +71,7 @@ class Probe:
     ) -> list[Prediction]:
         """The most probable classes of videos, in the order of the sources; no label is needed.
 
-        One that cannot be read has `failure`.
+        One that cannot be read has `failure`; one that is named twice has its answer twice.
 
         Args:
             sources: One or several videos, images, folders, lists of files, or Parquet manifests.
@@ -85,15 +85,16 @@ class Probe:
         if top < 1:
             raise UserError(f"top: must be at least 1, got {top}")
         several = [sources] if isinstance(sources, (str, Path)) else sources
-        rows = [ManifestRow(info=info) for info in files_of(list(map(as_path, several)), split)]
+        named = named_files(list(map(as_path, several)), split)
+        rows = [ManifestRow(info=info) for info in {info.path: info for info in named}.values()]
         manifest = Manifest.from_rows(rows, "/")
         if known := sum(row.info.path in self.trained_on for row in rows):
             _LOGGER.warning(
                 "%d of these %d videos trained the probe: its answers there say little",
                 *(known, len(rows)),
             )
-        kind = self.saved.training.get("kind")
-        other = sum((row.info.kind == "image") != (kind == "image") for row in rows)
+        kind = self.saved.kind
+        other = sum(file_kind(row.info.kind) != kind for row in rows)
         if kind is not None and other:
             _LOGGER.warning(
                 "the probe was trained on %ss, and %d of these %d files are others: its answers "
@@ -120,7 +121,8 @@ class Probe:
         if all(prediction.failure for prediction in found.values()):
             first = f"{found[0].path}: {found[0].failure}"
             raise UserError(f"not one video could be read (first: {first}); name others")
-        return [found[row] for row in range(len(manifest))]
+        place = {row.info.path: number for number, row in enumerate(rows)}
+        return [found[place[info.path]] for info in named]
 
 
 def load_probe(

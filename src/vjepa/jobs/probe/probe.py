@@ -253,11 +253,10 @@ def evaluate(
         split = open_split(
             videos, "videos", saved.label, classes=saved.classes, multi_label=saved.multi_label
         )
-        kind = saved.training.get("kind", split.kind)  # of a probe of before: not known
-        if split.kind != kind:
+        if saved.kind not in (None, split.kind):
             raise UserError(
                 f"manifest {split.manifest.source}: its files are {split.kind}s, the probe was "
-                f"trained on {kind}s"
+                f"trained on {saved.kind}s"
             )
         remedy = "name the test videos (--split), or count them all (--allow-training-videos)"
         remedy = None if allow_training_videos else remedy
