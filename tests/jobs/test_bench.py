@@ -122,3 +122,20 @@ def test_an_update_of_a_recipe_is_timed_with_its_own_objective(
     assert bench_step.run(config).values["clips_per_second"] > 0
     with pytest.raises(ValueError, match="recipe: says model, image_size"):
         replace(config, model="vits16")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["encode", "--image_size", "100"], "image_size: 100 must be a multiple of patch_size 16"),
+        (
+            ["step", "--num_frames", "3", "--estimate", "true"],
+            "num_frames: 3 must be a multiple of tubelet_size 2",
+        ),
+    ],
+)
+def test_sizes_that_are_no_whole_patches_are_one_line(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *command, "--model", "vitt16"]) == 2
+    assert said in capsys.readouterr().err

@@ -167,7 +167,12 @@ def test_a_study_from_declaration_to_report(
     found["config"]["seed"] = 77
     records[0].write_text(json.dumps(found))
     assert main(["studies", "report", *words]) == 2
-    assert "was run with another config (seed: 77 -> 0)" in capsys.readouterr().err
+    said, place = capsys.readouterr().err, records[0].with_suffix("")
+    assert "was run with another config (seed: 77 -> 0)" in said
+    assert f"remove the folder {place}, and those of jobs that need it" in said
+    place.rename(aside := tmp_path / "aside")
+    assert main(["studies", "report", *words]) == 0, "it is to be run anew"
+    aside.rename(place)
     for spoilt in (records[0], tmp_path / "out/studies.json"):
         spoilt.write_text('{"seconds": 3')
         assert main(["studies", "report", *words]) == 2

@@ -54,6 +54,9 @@ class BenchModelConfig:
     num_frames: Positive = 16
     """Frames of a clip."""
 
+    def __post_init__(self) -> None:
+        _ = self.encoder  # refuses sizes that are not whole patches
+
     @property
     def encoder(self) -> EncoderConfig:
         """The encoder's sizes."""

@@ -60,6 +60,7 @@ class BenchConfig(BenchModelConfig):
     """Count operations and memory only; nothing is run."""
 
     def __post_init__(self) -> None:
+        BenchModelConfig.__post_init__(self)
         says = ("model", "image_size", "num_frames", "masking")
         if self.recipe and any(
             getattr(self, name) != getattr(BenchConfig(), name) for name in says

@@ -108,8 +108,9 @@ def done(job: Job, out: Path) -> Done | None:
     before = from_dict(config_class(job.command), found["config"], str(record))
     if changed := diff(before, job.config):
         raise UserError(
-            f"{record}: was run with another config ({'; '.join(changed[:3])}); remove the file to "
-            "run the job anew, or give another --out"
+            f"{record}: was run with another config ({'; '.join(changed[:3])}); remove the folder "
+            f"{_place(job, out)}, and those of jobs that need it, to run it anew, or give another "
+            "--out"
         )
     return Done(found["seconds"], found["cpu_seconds"])
 
