@@ -53,6 +53,10 @@ def test_the_grid_has_every_pair() -> None:
     )
     both = load_config(ProbeConfig, overrides={"optim.poolings": ["attentive", "linear"]})
     assert [setting.kind for setting in both.grid] == ["attentive", "linear"]
+    form = load_config(
+        ProbeConfig, overrides={"optim.poolings": ["linear", "attentive"], "probe.norm": False}
+    )
+    assert not form.form("linear").norm, "it is of one of the two"
     lookup = load_config(
         ProbeConfig, overrides={"probe.kind": "knn", "optim.learning_rates": [1e-3, 1e-2]}
     )
@@ -86,6 +90,14 @@ def test_the_grid_has_every_pair() -> None:
         ({"probe.kind": "knn", "features.online": True}, "features: a knn probe is not trained"),
         ({"probe.kind": "knn", "optim.poolings": ["linear"]}, r"optim\.poolings"),
         ({"probe.kind": "knn", "data.multi_label": True}, r"data\.multi_label"),
+        ({"probe.kind": "ridge", "probe.neighbours": 5}, r"probe\.neighbours: is of kind knn"),
+        (
+            {"probe.kind": "ridge", "probe.variant": "paper"},
+            r"probe\.variant: is of kind attentive",
+        ),
+        ({"probe.kind": "linear", "probe.num_heads": 2}, r"probe\.num_heads: is of kind attentive"),
+        ({"probe.norm": False}, r"probe\.norm: is of kind linear; leave it out"),
+        ({"probe.temperature": 0.1}, r"probe\.temperature: is of kind knn or nearest_mean"),
         ({"optim.poolings": []}, r"optim\.poolings"),
         ({"optim.poolings": ["linear", "linear"]}, r"optim\.poolings"),
         ({"data.num_splits": 0}, r"data\.num_splits"),

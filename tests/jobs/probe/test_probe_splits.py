@@ -84,10 +84,11 @@ def test_a_job_goes_on_under_another_spelling_of_its_folder(
 
 
 def test_without_test_videos_there_is_no_figure(
-    videos: Path, checkpoint: Path, tmp_path: Path
+    videos: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = probe_config(videos, checkpoint, **{**FEW, "data.num_splits": 2})
+    config = probe_config(videos, checkpoint, **{**FEW, "data.num_splits": 2, "floors": True})
     config = replace(config, data=replace(config.data, test=None))
     found = train_splits(config, tmp_path / "out")
     assert found.summary is None
+    assert "floors: not measured: there are no test videos (data.test)" in caplog.text
     assert "| seed 5 | 12 |\n" in found.markdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -249,6 +250,16 @@ class HeadSetting:
     kind: HeadKind = "attentive"
 
 
+_READ_BY: Mapping[str, tuple[HeadKind, ...]] = {
+    "variant": ("attentive",),
+    "num_heads": ("attentive",),
+    "norm": ("linear",),
+    "neighbours": ("knn",),
+    "temperature": ("knn", "nearest_mean"),
+}
+"""Which kinds of head read a setting."""
+
+
 @config_dataclass
 class ProbeConfig:
     """Everything that `vjepa probe train` needs to know."""
@@ -272,7 +283,7 @@ class ProbeConfig:
     floors: bool = False
     """Measure beside it what needs no trained encoder: the same probe on random weights with the
     same input, and ridge classifiers on the pixels of frames, of their differences and of the size
-    of these. About twice the time."""
+    of these. About twice the time. Nothing without test videos."""
 
     def __post_init__(self) -> None:
         if self.floors and self.data.multi_label:
@@ -281,6 +292,10 @@ class ProbeConfig:
             raise ValueError(
                 "features.passes: without data.augment.policy all passes would be the same"
             )
+        for name, readers in _READ_BY.items():
+            is_given = getattr(self.probe, name) != getattr(HeadConfig, name)
+            if is_given and all(setting.kind not in readers for setting in self.grid):
+                raise ValueError(f"probe.{name}: is of kind {' or '.join(readers)}; leave it out")
         if not self.probe.is_trained:
             named = f"a {self.probe.kind} probe is not trained"
             if self.features.online or self.features.passes > 1:

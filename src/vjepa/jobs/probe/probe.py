@@ -78,6 +78,8 @@ def train(
         times = [time.perf_counter()]
         set_num_threads(config.num_threads)
         inputs = open_inputs(config, cached_rows)
+        if config.floors and inputs.test is None:
+            _LOGGER.warning("floors: not measured: there are no test videos (data.test)")
         config, identity = inputs.config, inputs.extractor.frozen.identity
         check_room(inputs)
         begin_folder(out, JOB, config)
