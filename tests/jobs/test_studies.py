@@ -11,22 +11,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from tests.data.clip_files import write_video
 from tests.jobs.tiny_run import RECIPE
 
 from vjepa.cli.main import main
+from vjepa.config import load_config
+from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.results import over_seeds
-from vjepa.jobs import studies_run
+from vjepa.jobs import studies_report, studies_run
 from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.studies import SCALES, Grid, load_study, study_names
 from vjepa.jobs.studies_report import Comparison, _markdown
 from vjepa.jobs.studies_run import open_grid
 from vjepa.masking import MaskSampler
-from vjepa.reporting.html import Report, Section, Table
+from vjepa.reporting.html import Report, Section, Table, Text
 
 
 class _AllFiles(dict[str, str]):
@@ -429,3 +435,32 @@ def test_all_scales_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert all(name in said for name in study_names())
     assert f"[{', '.join(SCALES)}]" in said
+
+
+def test_what_a_report_cannot_draw_is_said_and_costs_no_report(tmp_path: Path) -> None:
+    numbers = {"a": 1.0, "b": 2.0}
+    sweep = SimpleNamespace(lines={f"line {n}": numbers for n in range(7)}, x="x", title="t")
+    study = SimpleNamespace(sweeps=[sweep], unit="top-1 %", pictures=["masks"])
+    gone = write_video(tmp_path / "gone.mp4")
+    rows = [ManifestRow(info=inspect_file(str(gone)))]
+    Manifest.from_rows(rows, tmp_path).write(tmp_path / "videos.parquet")
+    gone.unlink()
+    source = {"data.sources": [{"manifest": str(tmp_path / "videos.parquet")}]}
+    job = SimpleNamespace(
+        id="one", command="pretrain", config=load_config(PretrainConfig, overrides=source)
+    )
+    cell = SimpleNamespace(job="one", variant="features", seed=0)
+    grid = SimpleNamespace(
+        study=study, cells=[cell], jobs={"one": job}, plan=SimpleNamespace(seeds=[0])
+    )
+    scores = {("set", "label", "probe"): {"a": {0: 10.0}, "b": {0: 20.0}}}
+    findings: Any = SimpleNamespace(
+        grid=grid, scores=scores, done={}, out=tmp_path, folder=lambda job: tmp_path / job
+    )
+    _, said = studies_report._sweep_charts(findings)
+    assert isinstance(said, Text)
+    assert said.text.startswith("Not drawn, as there are more than 5 lines: line 5: ")
+    assert "line 6: " in said.text
+    (said,) = studies_report._pictures(findings)
+    assert isinstance(said, Text)
+    assert said.text.startswith(f"features: not drawn: {gone}: ")

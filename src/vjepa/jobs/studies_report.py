@@ -13,6 +13,7 @@ from typing import Any
 
 from vjepa.config import from_dict, to_dict
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.errors import UserError
 from vjepa.evaluation import results
 from vjepa.evaluation.results import RESULT_FILE, SPLITS_FILE, SeedSummary, load_result, over_seeds
 from vjepa.jobs.decode import decode_clip, open_decoder, sample_strips
@@ -280,12 +281,15 @@ def _sweep_charts(findings: Findings) -> Iterator[Block]:
                     for variant, x in numbers.items()
                     if variant in by_variant
                 )
-                if len(points) > 1 and len(lines) < MAX_LINES:
+                if len(points) > 1:
                     xs, ys = zip(*points, strict=True)
                     lines.append(Line(f"{name}: {_words(place)}", xs, ys, len(lines) + 1))
         if lines:
-            drawing = line_chart(lines, x_label=sweep.x, y_label=findings.grid.study.unit)
-            yield Chart(drawing, sweep.title)
+            shown, unit = lines[:MAX_LINES], findings.grid.study.unit
+            yield Chart(line_chart(shown, x_label=sweep.x, y_label=unit), sweep.title)
+        if len(lines) > MAX_LINES:
+            others = ", ".join(line.label for line in lines[MAX_LINES:])
+            yield Text(f"Not drawn, as there are more than {MAX_LINES} lines: {others}.")
 
 
 def _curves(findings: Findings) -> Iterator[Block]:
@@ -325,7 +329,10 @@ def _pictures(findings: Findings) -> Iterator[Block]:
         if len(rows):
             shown.add(cell.variant)
             video, name = Path(rows.path(0)), cell.variant
-            yield _masks(config, video, name) if is_masks else _samples(folder, video, name)
+            try:
+                yield _masks(config, video, name) if is_masks else _samples(folder, video, name)
+            except UserError as error:
+                yield Text(f"{name}: not drawn: {error}")
 
 
 def _masks(config: Any, video: Path, name: str) -> PictureBlock:
