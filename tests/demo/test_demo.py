@@ -418,6 +418,13 @@ def test_too_few_clips_for_the_probes_are_said_before_the_training(
     begin_folder(tmp_path / "out", "demo", many)
     with pytest.raises(UserError, match=r"many_labels_per_class: 100, but class .* training clips"):
         demo.run(many, tmp_path / "out")
+    choosing = tmp_path / "choosing.yaml"
+    choosing.write_text(_PROBE.replace("[1.0e-3]", "[1.0e-3, 1.0e-2]"))
+    one = replace(config, probe_recipe=str(choosing))
+    shutil.copytree(out / "data", tmp_path / "one" / "data")
+    begin_folder(tmp_path / "one", "demo", one)
+    with pytest.raises(UserError, match="few_labels_per_class: 1, but heads are chosen"):
+        demo.run(one, tmp_path / "one")
 
 
 def _rows(manifest: Path) -> list[ManifestRow]:

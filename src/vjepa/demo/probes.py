@@ -116,6 +116,13 @@ def write_probed(config: DemoConfig, out: Path, manifest: Path) -> Path:
     Raises:
         UserError: The probes could not be trained or tested on them.
     """
+    attentive = {"probe.kind": "attentive"}
+    probed_by = load_config(ProbeConfig, [config.probe_recipe], attentive, "probe")
+    if probed_by.has_choice and config.few_labels_per_class < 2:
+        raise UserError(
+            "few_labels_per_class: 1, but heads are chosen on clips that they are not trained on; "
+            "take 2 or more, or label more videos of each class"
+        )
     videos, per_class = Manifest.open(manifest).select(), config.many_labels_per_class
     splits = videos.categories("split")
     train, test = (
