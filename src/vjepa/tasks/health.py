@@ -195,3 +195,15 @@ def collapse_alarm(history: Sequence[Mapping[str, float]]) -> str | None:
             "else with a lower learning rate or a larger model.encoder.patch_init_std"
         )
     return None
+
+
+def reports_to_keep(reports: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """Those of a run's reports that an alarm can ask for: the newest, and each value's extremes.
+
+    A checkpoint holds them, and must not grow with the length of the run.
+    """
+    kept = {id(reports[-1])}
+    for name in {name for report in reports for name in report}:
+        known = [report for report in reports if name in report]
+        kept |= {id(choose(known, key=lambda report: report[name])) for choose in (min, max)}
+    return [report for report in reports if id(report) in kept]

@@ -108,8 +108,7 @@ class BadUpdateGuard:
     ) -> None:
         self._training, self._folder, self._rank = training, folder, rank
         self._batch_of = batch_of
-        self.recent: deque[int] = deque()
-        """Updates that were skipped, of the last 1000; a resumed run goes on counting."""
+        self.recent: deque[int] = deque()  # skipped of the last updates; checkpoints hold it
         self.skipped = 0
 
     def check(self, steps: Sequence[HostStep]) -> None:
@@ -157,11 +156,11 @@ class BadUpdateGuard:
                         "batch": batch_file.name,
                     }
                     file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 # The reason of the stop must not be lost with the batch.
-                message += f"; the batch could not be kept: {str(error).splitlines()[0]}"
-            else:
-                message += f"; the batch is kept beside {file}"
+                said = (str(error) or type(error).__name__).splitlines()[0]
+                raise TrainingStopped(f"{message}; the batch could not be kept: {said}") from error
+            message += f"; the batch is kept beside {file}"
         raise TrainingStopped(message)
 
 

@@ -28,6 +28,7 @@ from vjepa.runtime.distributed import ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
 from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task
+from vjepa.tasks.health import reports_to_keep
 from vjepa.training.guards import REQUEUE_SIGNALS, BadUpdateGuard, StopSignals, TrainingStopped
 from vjepa.training.parallel import DistributedConfig
 from vjepa.training.preflight import foretell, is_telling, time_a_part
@@ -125,7 +126,9 @@ class Trainer:
         self._guard = BadUpdateGuard(
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
-        self._reports: list[dict[str, float]] = []  # of the features' health, see `_telling`
+        self._reports: list[
+            dict[str, float]
+        ] = []  # of the features' health, as an alarm needs them
         self._ringing = self._has_foretold = False
         self._window = LogWindow()
         self._completed = self._saved_step = 0
@@ -227,7 +230,7 @@ class Trainer:
         """Whether nothing is left to do after resuming, which is said."""
         done, total, read = self._completed, self.optim.steps, self._checkpoint
         # By the time that is stored, which is the same in every process; no clock is.
-        is_done = done >= total or self._is_out_of_time(self._elapsed, self._cpu_seconds)
+        is_done = done >= total or self._used(self._elapsed, self._cpu_seconds) >= 1
         if self.group.is_main and is_done:
             _LOGGER.info("done already, after %d of %d updates: %s", done, total, read)
         elif self.group.is_main and read is not None:
@@ -264,7 +267,7 @@ class Trainer:
         if signals.received is not None:
             return signals.received.value
         if self.group.is_main and (
-            self._is_out_of_time(self._seconds(), self._cpu_so_far())
+            self._used(self._seconds(), self._cpu_so_far()) >= 1
             or (self.is_enough is not None and self.is_enough())
         ):
             return _OUT_OF_TIME
@@ -283,9 +286,6 @@ class Trainer:
         limits = (self.training.max_minutes, seconds), (self.training.max_cpu_minutes, cpu_seconds)
         return max((done / (60 * limit) for limit, done in limits if limit), default=0.0)
 
-    def _is_out_of_time(self, seconds: float, cpu_seconds: float) -> bool:
-        return self._used(seconds, cpu_seconds) >= 1
-
     def _expected_steps(self) -> int:
         """Where training will end, at the pace so far."""
         steps = self.optim.steps
@@ -294,22 +294,20 @@ class Trainer:
 
     def _after_update(self, batch: Any, *, is_end: bool = False) -> None:
         """Log, measure and save what is due; at an end by time, what was not due just now."""
-        training = self.training
 
         def is_due(every: int | None) -> bool:
-            if every is None:
-                return False
-            is_multiple = self._completed % every == 0
-            return not is_multiple if is_end else is_multiple or self._completed == self.optim.steps
+            return every is not None and (
+                is_end != (self._completed % every == 0) or self._completed == self.optim.steps
+            )
 
-        save = is_due(training.checkpoint_every_steps)
-        health = is_due(training.health_every_steps)
+        save = is_due(self.training.checkpoint_every_steps)
+        health = is_due(self.training.health_every_steps)
         evaluators = [
             evaluator
             for evaluator in self.evaluators
-            if is_due(evaluator.every_steps or training.evaluate_every_steps)
+            if is_due(evaluator.every_steps or self.training.evaluate_every_steps)
         ]
-        log = is_due(training.log_every_steps) or (not is_end and self._is_bad_on_cpu())
+        log = is_due(self.training.log_every_steps) or (not is_end and self._is_bad_on_cpu())
         if not (log or save or health or evaluators):
             return
         # Whatever takes time or may be resumed from ends the window too: then no line of the log
@@ -359,7 +357,7 @@ class Trainer:
         self._write("health", health)
         report = {**health, "loss": self._last_means.get("loss", math.nan)}
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
-        self._reports = _telling(self._reports)
+        self._reports = reports_to_keep(self._reports)
         warning = self.task.alarm(self._reports)
         # It is not repeated until all was well in between.
         if warning is not None and not self._ringing and self.group.is_main:
@@ -439,15 +437,3 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
-
-
-def _telling(reports: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Those of a run's reports that an alarm can ask for: the newest, and each value's extremes.
-
-    A checkpoint holds them, and must not grow with the length of the run.
-    """
-    kept = {id(reports[-1])}
-    for name in {name for report in reports for name in report}:
-        known = [report for report in reports if name in report]
-        kept |= {id(choose(known, key=lambda report: report[name])) for choose in (min, max)}
-    return [report for report in reports if id(report) in kept]

@@ -22,12 +22,11 @@ def parts_of(plans: Sequence[ClipPlan]) -> list[tuple[list[int], Part]]:
     for number, plan in enumerate(plans):
         key = (plan.frames.tobytes(), plan.box, plan.before, plan.resize_to, plan.resize)
         groups.setdefault(key, []).append(number)
-    found: list[tuple[list[int], Part]] = []
-    for members in groups.values():
-        plan = plans[members[0]]
-        frames = plan.frames[: 1 if np.ptp(plan.frames) == 0 else None]  # one of a still clip
-        found.append((members, (frames, None if plan.before else plan.box)))
-    return found
+    return [
+        # Of a still clip one frame is read.
+        (who, (x.frames[: 1 if np.ptp(x.frames) == 0 else None], None if x.before else x.box))
+        for who, x in ((members, plans[members[0]]) for members in groups.values())
+    ]
 
 
 def read_pixels(source: Source, plans: Sequence[ClipPlan]) -> int:
