@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -186,6 +187,30 @@ def test_only_what_changed_is_encoded_and_a_stopped_run_goes_on(
     said = capsys.readouterr().out
     assert "1 there already, 2 dropped" in said
     assert "(3 moments)" in said
+
+
+def test_an_update_that_was_stopped_leaves_no_database_that_looks_whole(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos, out = _copied(made, tmp_path)
+    command = ["search", "index", str(videos), *_HOW, "--out", str(out)]
+    assert main(command) == 0
+    for path in videos.iterdir():
+        os.utime(path, (1, 1))
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "_rows", stopped)
+        assert main(command) == 130
+    for asked in (["query", str(videos / "a.mp4")], ["report"]):
+        assert main(["search", *asked, "--database", str(out)]) == 2
+        assert "is empty or half-made; run the same" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "(12 moments)" in capsys.readouterr().out
+    page = str(tmp_path / "page.html")
+    assert main(["search", "report", "--database", str(out), "--out", page]) == 0
 
 
 def test_a_model_by_its_name_stays_one_where_a_folder_is_called_so(

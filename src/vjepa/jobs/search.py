@@ -159,6 +159,8 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
             if config.drop or any(Path(path).is_relative_to(one) for one in folders)
         ]
         old = [*gone, *(infos[n].path for n in todo if infos[n].path in held)]
+        if old:
+            _write_description(out, worker, None)  # half-made until all is there anew
         for first in range(0, len(old), 500):
             quoted = ("'" + path.replace("'", "''") + "'" for path in old[first : first + 500])
             table.delete(f"path IN ({', '.join(quoted)})")
