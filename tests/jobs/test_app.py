@@ -273,6 +273,25 @@ def test_work_ends_at_the_next_step_after_a_stop(tmp_path: Path, files: dict[str
     assert "deviations" in view.words
 
 
+def test_a_curve_of_surprise_is_of_the_video_that_is_chosen(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    sessions = app.Sessions(tmp_path, {name: files[name] for name in ("walk", "long")})
+    session = sessions.of("tab")
+    sessions.choose(session, "walk")
+
+    def other(done: int, total: int) -> None:
+        if session.video and session.video.path == str(files["walk"]) and done == total:
+            sessions.choose(session, "long")
+
+    with pytest.raises(UserError, match="stopped at your request"):
+        app_looks.surprises(session, session.watched(other), _BOTH)
+    with pytest.raises(UserError, match="no curve yet"):
+        app_looks.moment_of_surprise(session, 0.5)
+    app_looks.surprises(session, session.watched(), [TRAINED])
+    assert session.surprises[TRAINED][1].seconds.max() > 10, "the long video's"
+
+
 def test_the_page_names_no_other_host_and_answers_to_no_other_name(url: str) -> None:
     page = httpx.get(url, trust_env=False).text
     loaded = re.findall(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']([^\"']*)", page)

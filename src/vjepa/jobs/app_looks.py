@@ -473,42 +473,54 @@ def samples(
 def surprises(session: Session, watch: Watch, names: Sequence[str]) -> tuple[View, float]:
     """The curve of each model's surprise, words for its peaks, and the second of the highest."""
     info, lines = session.current, []
+    curves: dict[str, tuple[Opened, Surprise]] = {}
+
+    def watch_video(done: int, total: int) -> None:
+        if session.video is not info:  # another one was chosen meanwhile
+            raise UserError(STOPPED)
+        watch(done, total)
+
     session.surprises.clear()
     for name in names:
         try:
-            if len(session.surprises) == MAX_LINES:
+            if len(curves) == MAX_LINES:
                 raise UserError(f"a chart holds {MAX_LINES} curves; tick fewer models")
             opened = open_for_page(name)
-            found = surprise_of(opened.predicting, Path(info.path), opened.clip, 0, watch)
+            found = surprise_of(opened.predicting, Path(info.path), opened.clip, 0, watch_video)
         except UserError as error:
-            watch(0, 1)  # one that was stopped is no failure of the model
+            watch_video(0, 1)  # one that was stopped is no failure of the model
             lines.append(f"{name}: error: {str(error).removeprefix(f'{name}: ')}")
             continue
-        session.surprises[name] = opened, found
+        curves[name] = opened, found
         peaks = found.peaks(_PEAKS, opened.encoder.config.grid[0])
         lines += [f"{name}: {line}" for line in (*map(found.line, peaks), found.rule())]
-    if not session.surprises:
+    if not curves:
         raise UserError("\n".join(lines) or "no model is ticked: tick one or more")
-    _, first = next(iter(session.surprises.values()))
+    watch_video(1, 1)
+    session.surprises = curves
+    _, first = next(iter(curves.values()))
     moment = float(first.seconds[first.peaks(1, 1)[0]])
     return replace(moment_of_surprise(session, moment), words="\n".join(lines)), moment
 
 
 def moment_of_surprise(session: Session, moment: float) -> View:
     """The curve with a mark at a moment, and the frames around it as each model judged them."""
-    if not session.surprises:
+    info, curves = session.current, dict(session.surprises)
+    if not curves:
         raise UserError("no curve yet: press the button that draws it")
     strips, lines, told = [], [], []
-    for name, (opened, found) in session.surprises.items():
+    for name, (opened, found) in curves.items():
         curve = (found.seconds.tolist(), found.values.tolist())
         lines.append(Line(_short(opened.name), *curve, level=found.unusual))
         index = int(np.abs(found.seconds - moment).argmin())
         how = (opened.clip, opened.encoder.config, float(found.errors.max()))
-        before, wrong = peak_strips(Path(session.current.path), found, index, *how)
+        before, wrong = peak_strips(Path(info.path), found, index, *how)
         if not strips or before.label != strips[0].label:
             strips.append(_small(before))
         strips.append(replace(_small(wrong), label=f"wrong: {_short(opened.name)}"))
         told.append(f"{name}: {found.line(index)}")
+    if session.video is not info:
+        raise UserError(STOPPED)
     drawn, still = session.new_file(".png"), session.new_file(".png")
     session.edges = write_line_chart(lines, drawn, moment, x_label="seconds", y_label="surprise")
     write_png(picture_of(strips, narrow=True), still)
