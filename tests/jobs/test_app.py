@@ -179,7 +179,8 @@ def test_every_tab_shows_what_its_function_finds(call: Call, files: dict[str, Pa
 def test_an_uploaded_video_is_looked_at_and_a_bad_one_is_refused_in_a_line(
     call: Call, url: str, files: dict[str, Path]
 ) -> None:
-    assert "walk.mp4: 2.00 s, 16 frames" in _upload(call, files["walk"])
+    for _ in ("once", "again"):
+        assert "walk.mp4: 2.00 s, 16 frames" in _upload(call, files["walk"])
     assert "error" not in _words(call("features", _BOTH, 1.0, 0.6))
     assert "short.mp4: 0.38 s" in _upload(call, files["short"])
     assert "the last frame is repeated" in _words(call("features", [TRAINED], 0.0, 0.6))

@@ -55,9 +55,9 @@ class Sessions:
             self._forget_video(session)
             shutil.rmtree(session.folder, ignore_errors=True)
 
-    def _forget_video(self, session: Session) -> None:
-        """Remove its uploaded file, unless another tab has uploaded the same."""
-        upload, session.upload = session.upload, None
+    def _forget_video(self, session: Session, coming: Path | None = None) -> None:
+        """Remove its uploaded file, unless it has come again or another tab has uploaded it."""
+        upload, session.upload = session.upload, coming
         if upload and all(upload != other.upload for other in self._open.values()):
             upload.unlink(missing_ok=True)
         if upload and session.video:
@@ -79,8 +79,7 @@ class Sessions:
         Raises:
             UserError: It is too large or long, is broken, or takes too long.
         """
-        self._forget_video(session)
-        session.upload = upload
+        self._forget_video(session, upload)
         if not upload.is_file():
             raise UserError(f"{upload.name}: is gone; upload it again")
         for deep in (False, True):
