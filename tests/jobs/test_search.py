@@ -213,6 +213,41 @@ def test_an_update_that_was_stopped_leaves_no_database_that_looks_whole(
     assert main(["search", "report", "--database", str(out), "--out", page]) == 0
 
 
+def test_moments_that_are_all_the_same_are_not_compared(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "db"
+    videos.mkdir()
+    _write(videos / "one.mp4", 0, frames=8)
+    example = str(made / "videos" / "b.mp4")
+    for _ in ("one moment", "two alike"):
+        assert main(["search", "index", str(videos), *_HOW, "--out", str(out)]) == 0
+        for asked in (["query", example], ["report"]):
+            assert main(["search", *asked, "--database", str(out)]) == 2
+            said = capsys.readouterr().err
+            assert f"error: {out}: all its moments are the same" in said
+            assert "add videos to it" in said
+        shutil.copy(videos / "one.mp4", videos / "two.mp4")
+    _write(videos / "other.mp4", 1, frames=8)
+    assert main(["search", "index", str(videos), *_HOW, "--out", str(out)]) == 0
+    page = str(tmp_path / "page.html")
+    assert main(["search", "report", "--database", str(out), "--out", page]) == 0
+
+
+def test_a_report_tries_a_file_that_is_gone_once(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    videos, out = _copied(made, tmp_path)
+    assert main(["search", "index", str(videos), *_HOW, "--out", str(out)]) == 0
+    shutil.rmtree(videos)
+    page = str(tmp_path / "page.html")
+    asked = ["search", "report", "--database", str(out), "--alike", "1", "--out", page]
+    assert main(asked) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "not shown: " in line]
+    for name in ("b.mp4", "it's c.mp4"):
+        assert len([line for line in warned if f"{videos / name}: " in line]) == 1
+
+
 def test_a_model_by_its_name_stays_one_where_a_folder_is_called_so(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

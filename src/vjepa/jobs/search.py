@@ -306,7 +306,9 @@ def _finish(out: Path, table: Any, worker: FeatureWorker) -> int:
         wide = vectors.astype(np.float64)
         total += wide.sum(axis=0)
         squares += float((wide**2).sum())
-    spread = 2 * max(0.0, squares / count - float(((total / count) ** 2).sum())) if count else None
+    spread = 2 * (squares / count - float(((total / count) ** 2).sum())) if count else None
+    if spread is not None and spread < 1e-9 * squares / count:  # no more than rounding
+        spread = 0.0
     if count >= APPROXIMATE_FROM and not table.list_indices():
         _LOGGER.info("building an index of %d moments ...", count)
         build_index(table)
@@ -349,14 +351,19 @@ class Database:
     """An open database: by which `encoder`, in words; `spread` is the moments' mean distance²."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it; UserError: there is none, it is half-made, empty, or damaged."""
+        """Open it; UserError: none there, half-made, empty, damaged, or all moments the same."""
         described = _describe(folder)
         self.folder, self.encoder = folder, str(described["encoder"])
         self._settings = described["settings"]
         again = "run the same `vjepa search index` again"
         if described["spread"] is None:
             raise UserError(f"{folder}: is empty or half-made; {again}, which goes on")
-        self.spread = max(float(described["spread"]), 1e-12)
+        self.spread = float(described["spread"])
+        if self.spread < 1e-12:
+            raise UserError(
+                f"{folder}: all its moments are the same, so that none is more alike than others; "
+                "add videos to it with `vjepa search index`"
+            )
         self.table = _open_table(folder)
 
     def worker(self, encoder: Path | None = None) -> FeatureWorker:

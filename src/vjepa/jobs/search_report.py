@@ -238,7 +238,7 @@ def _cluster_section(
     shared: str,
 ) -> Section:
     """Every cluster by its most typical moments, of different files where there are several."""
-    strips, rows = [], []
+    strips, rows, gone = [], [], set[str]()
     for cluster in np.argsort(-np.bincount(chosen), kind="stable"):
         members = np.flatnonzero(chosen == cluster)
         if not len(members):
@@ -249,10 +249,13 @@ def _cluster_section(
         label += f"{len(paths):,} file{'s' * (len(paths) > 1)}"
         shown: dict[str, Strip] = {}
         for n in members:
-            if moments[n].path not in shown and len(shown) < _FRAMES:
+            path = moments[n].path
+            if path not in shown and path not in gone and len(shown) < _FRAMES:
                 strip = _strip(label, moments[n], 3)
                 if strip:
-                    shown[moments[n].path] = strip
+                    shown[path] = strip
+                else:
+                    gone.add(path)
         if shown:
             frames = [strip.frames[len(strip.frames) // 2] for strip in shown.values()]
             strips.append(Strip(label, frames, [strip.notes[0] for strip in shown.values()]))
