@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 from tests.data.video_files import barcode, numbers_of, write_image, write_image_folder
 
+from vjepa.data.video import images
 from vjepa.data.video.decode import DecodeError, decode_clip, decode_frames
 from vjepa.data.video.info import LimitsConfig, is_numbered_sequence, kind_of, natural_key
 from vjepa.data.video.inspect import inspect_file
@@ -96,13 +99,24 @@ def test_the_first_of_several_pictures_is_read_whatever_the_others_are(tmp_path,
     assert not inspect_file(str(tmp_path / "one.tif")).note
 
 
-def test_exif_orientation(tmp_path):
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("turn", [5, 6, 7, 8])
+def test_exif_orientation(tmp_path, name, turn):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    write_image(tmp_path / "a.png", 9, exif=exif)
-    info = inspect_file(str(tmp_path / "a.png"))
-    assert (info.width, info.height) == (48, 80)
-    np.testing.assert_array_equal(decode_frames(info, [0])[0], np.rot90(barcode(9), -1))
+    exif[0x0112] = turn
+    write_image(tmp_path / name, 9, exif=exif)
+    info = inspect_file(str(tmp_path / name))
+    assert (info.ok, info.width, info.height) == (True, 48, 80)
+    across = barcode(9).swapaxes(0, 1)
+    turned = {5: across, 6: across[:, ::-1], 7: across[::-1, ::-1], 8: across[::-1]}
+    np.testing.assert_array_equal(decode_frames(info, [0])[0], turned[turn])
+
+
+def test_an_image_of_another_size_once_turned_is_refused(tmp_path, monkeypatch):
+    info = inspect_file(str(write_image(tmp_path / "a.png")))
+    monkeypatch.setattr(images, "_upright_size", lambda _: (48, 80))
+    with pytest.raises(DecodeError, match="80 x 48 pixels, 48 x 80 by its header"):
+        decode_frames(replace(info, width=48, height=80), [0])
 
 
 def test_a_folder_of_images_is_a_clip_in_order_of_numbers(tmp_path):

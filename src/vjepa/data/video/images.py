@@ -42,6 +42,7 @@ _EXIF_TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_TRANSPOSED = (5, 6, 7, 8)  # those that swap width and height
+_TIFF_SIZE = (256, 257)  # tags of width and height as stored
 
 
 def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> VideoInfo:
@@ -110,13 +111,17 @@ def _read_image(path: str, size: tuple[int, int] | None = None) -> NDArray[np.ui
             pixel of it is decoded.
     """
     with _open_image(path) as image:
-        if size is not None and _upright_size(image) != size:
-            width, height = _upright_size(image)
-            raise DecodeError(path, f"is {width} x {height} pixels, unlike the rest")
+        header = _upright_size(image)
+        if size is not None and header != size:
+            sizes = "{} x {} pixels, {} x {} when indexed".format(*header, *size)
+            raise DecodeError(path, f"is {sizes}; index it again")
         # Not by Pillow's exif_transpose, which writes all EXIF anew and fails where it is nonsense.
         image.load()  # a TIFF is turned here, and then says so
         turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION))
         upright = image if turn is None else image.transpose(turn)
+        if upright.size != header:
+            sizes = "{} x {} pixels, {} x {} by its header".format(*upright.size, *header)
+            raise DecodeError(path, f"is {sizes}; save it anew")
         if upright.mode[:1] in ("I", "F"):
             grey = _eight_bits(path, np.asarray(upright), upright.mode, image.format or "")
             return np.repeat(grey[..., None], 3, axis=2)
@@ -172,6 +177,8 @@ def _image_header(path: str, limits: LimitsConfig) -> tuple[int, int, str]:
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels after turning, from the header."""
     width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow may have turned its size already
+        width, height = (image.tag_v2[tag] for tag in _TIFF_SIZE)
     if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
         return height, width
     return width, height
