@@ -7,15 +7,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from tests.data.video_files import Spec, write_video
+from tests.data.video_files import Spec, write_image_folder, write_video
 from tests.runtime.hanging_worker import hanging_order
 
 from vjepa.data.video import inspect as inspect_module
 from vjepa.data.video.info import LimitsConfig
-from vjepa.data.video.inspect import InspectOrder, inspect_files
+from vjepa.data.video.inspect import InspectOrder, inspect_file, inspect_files
 from vjepa.errors import UserError
+from vjepa.runtime import workers
 from vjepa.runtime.workers import WorkerPool
 
 
@@ -79,6 +82,17 @@ def test_leaving_ends_a_process_that_hangs(tmp_path, pools):
         list(inspect_files(orders(), 1, LimitsConfig(), 300.0))
     assert known
     assert not any(Path(f"/proc/{process}").exists() for process in known)
+
+
+@pytest.mark.parametrize(("deep", "signs"), [(False, 5), (True, 11)])
+def test_a_long_folder_of_images_goes_on_with_every_image(tmp_path, monkeypatch, deep, signs):
+    """Its headers behind the first, and with `deep` its frames, each begin the time anew."""
+    said: list[object] = []
+    pipe: Any = SimpleNamespace(send=said.append)
+    monkeypatch.setattr(workers, "_SIGNS", workers._Signs(pipe))
+    monkeypatch.setattr(workers, "_SECONDS_BETWEEN_SIGNS", -1)
+    assert inspect_file(str(write_image_folder(tmp_path / "clip", 6)), deep=deep).ok
+    assert len(said) == signs
 
 
 def test_limits(tmp_path):

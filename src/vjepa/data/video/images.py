@@ -24,6 +24,7 @@ from vjepa.data.video.info import (
     images_in,
     is_numbered_sequence,
 )
+from vjepa.runtime.workers import going_on
 
 _STILL_FPS = 1.0  # one frame that lasts one second
 
@@ -66,6 +67,7 @@ def inspect_images(info: VideoInfo, limits: LimitsConfig, folder_fps: float) -> 
             raise DecodeError(info.path, f"more than max_frames = {limits.max_frames} images")
     width, height, codec = _image_header(paths[0], limits)
     for path in paths[1:]:
+        going_on()
         wide, high, _ = _image_header(path, limits)
         if (wide, high) != (width, height):
             other = f"{Path(path).name} has {wide} x {high} pixels"

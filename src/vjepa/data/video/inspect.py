@@ -34,7 +34,7 @@ from vjepa.data.video.info import (
 )
 from vjepa.errors import UserError
 from vjepa.runtime.files import stand_in
-from vjepa.runtime.workers import INSPECT_MODULES, WorkerPool
+from vjepa.runtime.workers import INSPECT_MODULES, WorkerPool, going_on
 
 # Files handed out ahead of the one waited for, per process: keeps all busy while one is slow.
 _AHEAD = 16
@@ -84,7 +84,7 @@ def inspect_file(
             check_every_frame(info)
         elif deep:
             for _ in read_images(info, np.arange(info.num_frames)):
-                pass
+                going_on()
     except DecodeError as error:
         return replace(info, ok=False, reason=stand_in(path) or error.reason)
     except OSError as error:
