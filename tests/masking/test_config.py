@@ -37,6 +37,25 @@ def test_bad_value_is_refused_by_name(field: str, value: object) -> None:
         MaskConfig(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("multiblock", "tube_ratio", 0.5),
+        ("tube", "num_blocks", 2),
+        ("tube", "spatial_scale", (0.7, 0.7)),
+        ("tube", "temporal_scale", (0.5, 1.0)),
+        ("tube", "aspect_ratio", (1.0, 1.0)),
+    ],
+)
+def test_a_setting_of_the_other_kind_is_refused_and_its_default_is_not(
+    kind: str, field: str, value: object
+) -> None:
+    """Defaults stand in every `config.yaml`."""
+    with pytest.raises(ValueError, match=rf"^{field} is not read by kind {kind}; leave it out"):
+        MaskConfig(kind=kind, **{field: value})
+    assert MaskConfig(kind=kind, **{field: getattr(SHORT_RANGE, field)}) == MaskConfig(kind=kind)
+
+
 def test_fractions_that_overlap_and_no_masks_are_refused() -> None:
     with pytest.raises(ValueError, match=r"context_fraction 0\.6 and target_fraction 0\.5"):
         MaskConfig(context_fraction=0.6, target_fraction=0.5)

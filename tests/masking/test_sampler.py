@@ -23,16 +23,22 @@ def _range(low: float) -> st.SearchStrategy[tuple[float, float]]:
     return st.tuples(st.floats(low, 0.9), st.floats(low, 0.9)).map(lambda p: (min(p), max(p)))
 
 
-MASKS = st.builds(
+FRAMES = st.one_of(st.none(), st.integers(1, 4))
+BLOCKS = st.builds(
     MaskConfig,
-    kind=st.sampled_from(["multiblock", "multiblock", "tube"]),
     num_blocks=st.integers(1, 4),
     spatial_scale=_range(0.05),
     temporal_scale=st.one_of(st.just((1.0, 1.0)), _range(0.2)),
     aspect_ratio=_range(0.3),
-    tube_ratio=st.one_of(st.just(0.0), st.floats(0.2, 0.8)),
-    context_frames=st.one_of(st.none(), st.integers(1, 4)),
+    context_frames=FRAMES,
 )
+TUBES = st.builds(
+    MaskConfig,
+    kind=st.just("tube"),
+    tube_ratio=st.one_of(st.just(0.0), st.floats(0.2, 0.8)),
+    context_frames=FRAMES,
+)
+MASKS = st.one_of(BLOCKS, BLOCKS, TUBES)
 GRIDS = st.tuples(st.integers(2, 4), st.integers(2, 6), st.integers(2, 6))
 CASES = {
     "masks": st.lists(MASKS, min_size=1, max_size=3).map(tuple),

@@ -52,6 +52,10 @@ class MaskConfig:
                 f"context_fraction {self.context_fraction} and target_fraction "
                 f"{self.target_fraction} must not sum to more than 1"
             )
+        blocks = ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio")
+        for name in blocks if self.kind == "tube" else ("tube_ratio",):
+            if getattr(self, name) != getattr(MaskConfig, name):
+                raise ValueError(f"{name} is not read by kind {self.kind}; leave it out")
 
 
 SHORT_RANGE = MaskConfig()
