@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import vjepa
 from vjepa.data.clips import windows
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.source import VideoSource
-from vjepa.data.clips.windows import FramingConfig, WindowConfig, plan_frame
+from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig, plan_frame
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
+from vjepa.evaluation import video_features
 from vjepa.evaluation.video_features import FileEncodingConfig, encode_files, tokens_and_times
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
 from vjepa.models.encoder import FrameEncoder
@@ -166,6 +168,50 @@ def test_a_file_that_breaks_off_midway_leaves_nothing_and_the_others_whole(
     for place in (0, 2):
         alone = vjepa.extract_features(_encoder(), paths[place])
         torch.testing.assert_close(found[place][0], alone.tokens)
+
+
+@pytest.mark.parametrize("readers", [0, 1])
+def test_of_many_files_only_those_at_hand_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readers: int
+) -> None:
+    """A look holds a file's whole timeline."""
+    made: list[weakref.ref[Look]] = []
+    original = video_features.look_of
+
+    def noted(*args: Any) -> Look:
+        look = original(*args)
+        made.append(weakref.ref(look))
+        return look
+
+    monkeypatch.setattr(video_features, "look_of", noted)
+    infos = [inspect_file(str(_video(tmp_path / "a.mp4", 20)))] * 12
+    how = FileEncodingConfig(batch_size=2, readers=readers)
+    held = []
+    for _, _, parts in encode_files(_encoder(), infos, how):
+        tokens_and_times(parts)
+        held.append(sum(look() is not None for look in made))
+    assert len(held) == 12
+    assert max(held) <= 6
+
+
+def test_a_file_that_goes_away_before_its_turn_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, asked = video_features.look_of, list[str]()
+
+    def looking(info: VideoInfo, *args: Any) -> Look:
+        asked.append(info.path)
+        if asked.count(info.path) == 2 and info.path.endswith("a.mp4"):
+            raise DecodeError(info.path, "gone")
+        return original(info, *args)
+
+    monkeypatch.setattr(video_features, "look_of", looking)
+    infos = [inspect_file(str(_video(tmp_path / f"{name}.mp4", 20))) for name in "ab"]
+    looks = {
+        index: look for index, look, _ in encode_files(_encoder(), infos, FileEncodingConfig())
+    }
+    assert str(looks[0]).endswith("gone; give another file")
+    assert isinstance(looks[1], Look)
 
 
 def test_what_foreign_bytes_make_of_a_decoder_is_their_files_failure(

@@ -162,7 +162,7 @@ def encode_files(
     Yields:
         For each file its number, how it is looked at, or why that cannot be decided, and its parts,
         to be used before the next file, which raise DecodeError if it fails; those that cannot be
-        looked at come first.
+        looked at come first, those that no longer can be when their turn comes last.
     """
     config = getattr(encoder, "config", None)
     if not isinstance(config, EncoderConfig):
@@ -173,19 +173,27 @@ def encode_files(
         )
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         encoder = FrameEncoder(encoder, config)
-    looks: list[Look | DecodeError] = []
-    for info in infos:
+
+    def try_look(info: VideoInfo) -> Look | DecodeError:
         try:
-            looks.append(look_of(info, how, config, between))
+            return look_of(info, how, config, between)
         except DecodeError as error:
-            looks.append(error)
+            return error
+
+    # Every file is looked at twice, so that errors come first and no look is kept for later.
+    tried = ((index, try_look(info)) for index, info in enumerate(infos))
+    failed = {index: look for index, look in tried if isinstance(look, DecodeError)}
+    looks = ((index, try_look(info)) for index, info in enumerate(infos) if index not in failed)
     windows = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
     was_training = encoder.training
     encoder.eval()
     try:
-        encoded = _encode(encoder, looks, windows, how)
-        for index, own in itertools.groupby(encoded, key=lambda part: part[0]):
-            yield index, looks[index], (_unless_failed(found) for _, found in own)
+        encoded = itertools.chain(
+            ((index, error, error) for index, error in failed.items()),
+            _encode(encoder, windows, how),
+        )
+        for (index, look), own in itertools.groupby(encoded, key=lambda part: part[:2]):
+            yield index, look, (_unless_failed(found) for *_, found in own)
     finally:
         encoder.train(was_training)
 
@@ -217,36 +225,34 @@ def _unless_failed(found: Part | DecodeError) -> Part:
 
 def _encode(
     encoder: nn.Module,
-    looks: Sequence[Look | DecodeError],
-    windows: Iterable[tuple[int, ReadWindow | DecodeError]],
+    windows: Iterable[tuple[int, Look | DecodeError, ReadWindow | DecodeError]],
     how: FileEncodingConfig,
-) -> Iterator[tuple[int, Part | DecodeError]]:
+) -> Iterator[tuple[int, Look | DecodeError, Part | DecodeError]]:
     """Encode windows in batches of one size; the parts of a file come one after the other."""
     sizes = encoder.config
     assert isinstance(sizes, EncoderConfig)
     file: _OpenFile | None = None
     has_looked = False
 
-    def size_of(read: tuple[int, ReadWindow | DecodeError]) -> object:
-        return read[1].clip.shape if isinstance(read[1], ReadWindow) else None
+    def size_of(read: tuple[int, Look | DecodeError, ReadWindow | DecodeError]) -> object:
+        return read[2].clip.shape if isinstance(read[2], ReadWindow) else None
 
     for _, alike in itertools.groupby(windows, size_of):
         while some := list(itertools.islice(alike, how.batch_size)):
-            yield from ((n, window) for n, window in some if isinstance(window, DecodeError))
-            good = [(n, window) for n, window in some if isinstance(window, ReadWindow)]
+            yield from ((n, look, w) for n, look, w in some if isinstance(w, DecodeError))
+            good = [(n, look, w) for n, look, w in some if isinstance(w, ReadWindow)]
             if not good:
                 continue
-            clips = torch.stack([window.clip for _, window in good])
+            clips = torch.stack([window.clip for *_, window in good])
             if not has_looked and (said := far_from_input(clips, sizes.input)) is not None:
                 _LOGGER.warning("%s", said)
             has_looked = True
             tokens = check_finite(encode_clips(encoder, clips, how.precision))
-            for (index, window), found in zip(good, tokens, strict=True):
+            for (index, look, window), found in zip(good, tokens, strict=True):
                 if file is None or file.index != index:
-                    look = looks[index]
                     assert isinstance(look, Look)
                     file = _OpenFile(index, look, how.pool)
-                yield index, file.add(found, window.seconds)
+                yield index, look, file.add(found, window.seconds)
 
 
 class _OpenFile:

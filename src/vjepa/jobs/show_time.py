@@ -234,7 +234,7 @@ def surprise_of(
         waiting.clear()
 
     total = len(look.plan.starts)
-    for number, (_, found) in enumerate(read_files([look], readers=0, timeout_seconds=60)):
+    for number, (*_, found) in enumerate(read_files([(0, look)], readers=0, timeout_seconds=60)):
         if isinstance(found, DecodeError):
             raise found
         times = found.seconds.reshape(steps, size.tubelet_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -334,39 +334,44 @@ class ReadWindow:
 
 
 def read_files(
-    looks: Sequence[Look | DecodeError], *, readers: int, timeout_seconds: float
-) -> Iterator[tuple[int, ReadWindow | DecodeError]]:
+    looks: Iterable[tuple[int, Look | DecodeError]], *, readers: int, timeout_seconds: float
+) -> Iterator[tuple[int, Look | DecodeError, ReadWindow | DecodeError]]:
     """Windows of many files, read ahead by `readers` processes (0: here, without a watchdog).
 
-    A file of which one part takes longer than the timeout is given up. Yields the number of a file
-    and its next window, file after file; or why it fails, which ends it. Those that cannot be
-    looked at come first.
+    A file of which one part takes longer than the timeout is given up. `looks`, each with the
+    number of its file, are taken as their turn comes and kept no longer than needed: whole
+    timelines of many files are large. Yields the number of a file, its look and its next window,
+    file after file; or why it fails, which ends it. Those that cannot be looked at come last.
     """
-    for index, look in enumerate(looks):
-        if isinstance(look, DecodeError):
-            yield index, look
-    failed: set[int] = set()
-    parts = (
-        part
-        for index, look in enumerate(looks)
-        if isinstance(look, Look)
-        for part in _parts_of(index, look)
-        if index not in failed
-    )
+    opened: dict[int, Look] = {}  # files of which windows are still to come
+    unseen: list[tuple[int, DecodeError]] = []
+
+    def parts() -> Iterator[FramePart]:
+        for index, look in looks:
+            if isinstance(look, DecodeError):
+                unseen.append((index, look))
+                continue
+            opened[index] = look
+            for part in _parts_of(index, look):
+                if index in opened:
+                    yield part
+
     with closing(WorkerPool(read_part, readers, timeout_seconds)) as pool:
-        for part, outcome in pool.map(parts, ahead=max(1, 2 * readers)):
-            if part.index in failed:
+        for part, outcome in pool.map(parts(), ahead=max(1, 2 * readers)):
+            look = opened.get(part.index)
+            if look is None:  # it has failed
                 continue
             found = outcome.value if outcome.kind == "done" else outcome.reason
-            if isinstance(found, str):
-                failed.add(part.index)
-                yield part.index, DecodeError(part.info.path, found)
-                continue
-            look, (images, seconds) = looks[part.index], found
-            assert isinstance(look, Look)
             plan, length = look.plan, look.plan.window_tubelets * look.plan.tubelet_size
+            if isinstance(found, str) or part.windows.stop == len(plan.starts):
+                del opened[part.index]
+            if isinstance(found, str):
+                yield part.index, look, DecodeError(part.info.path, found)
+                continue
+            images, seconds = found
             for number in part.windows:
                 start = (plan.starts[number] - plan.starts[part.windows[0]]) * plan.tubelet_size
                 here = slice(start, start + length)
                 clip = torch.from_numpy(images[here]).transpose(0, 1).contiguous()
-                yield part.index, ReadWindow(clip, seconds[here])
+                yield part.index, look, ReadWindow(clip, seconds[here])
+    yield from ((index, error, error) for index, error in unseen)
