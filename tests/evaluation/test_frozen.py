@@ -185,6 +185,17 @@ def test_everything_that_matters_is_in_the_key(change: dict) -> None:
     assert replace(one, settings=joined)._key(split, rows, 0) == one._key(split, rows, 0)
 
 
+def test_two_models_of_timm_with_the_same_weights_have_keys_of_their_own() -> None:
+    """Their inputs may be normalised otherwise, which no weight shows."""
+    one, split, rows = _extractor(), _split(4), np.arange(4)
+    keys = []
+    for timm in (None, "vit_tiny_patch16_224", "deit_tiny_patch16_224"):
+        frozen_one = replace(one.frozen, identity=replace(one.frozen.identity, timm=timm))
+        keys.append(replace(one, frozen=frozen_one)._key(split, rows, 0))
+    assert len({settings_hash(key) for key in keys}) == 3
+    assert "timm" not in keys[0]["encoder"], "caches of our encoders stay valid"
+
+
 def test_an_interrupted_extraction_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _features(_extractor(tmp_path), 20, stop_at=13)

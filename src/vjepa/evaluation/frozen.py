@@ -138,7 +138,7 @@ class EncoderIdentity:
             for name, value in to_dict(self.config).items()
             if name in _FIRST_FIELDS or value != usual[name]
         }
-        named = {"model": self.model, "tokens": self.tokens}
+        named = {"model": self.model, "tokens": self.tokens, "timm": self.timm}
         return values | {name: value for name, value in named.items() if value is not None}
 
     @property
