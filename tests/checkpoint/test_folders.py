@@ -326,6 +326,18 @@ def test_files_without_an_optimiser_can_be_converted(tmp_path: Path) -> None:
     assert read_config(tmp_path / "b").step == 0
 
 
+def test_a_downloaded_model_is_converted_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vjepa_vitl16").mkdir()
+    released_file(tmp_path / "vjepa_vitl16", opt={"state": {0: {"step": 7}}})
+    monkeypatch.setenv("VJEPA_MODELS", str(tmp_path))
+    monkeypatch.setattr("vjepa.checkpoint.load.require_sizes", lambda held, name: None)
+    convert("vjepa_vitl16", tmp_path / "b", num_heads=3)
+    assert read_config(tmp_path / "b").step == 7
+    assert load_model(tmp_path / "b").config == MODEL
+
+
 def test_nothing_is_overwritten_or_left_half_done(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "b.pth.tar").write_text("precious")
     before = (folder / "model.safetensors").read_bytes()

@@ -264,6 +264,7 @@ def convert(
     """
     src, dst = as_path(src), Path(dst)
     require_absent(dst)
+    found = locate(src)
     model, report = read_model(src, num_heads, **sizes)
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
@@ -284,7 +285,7 @@ def convert(
     else:
         about = described(src)
         if about is None:
-            save_model(dst, model, step=0 if src.is_dir() else released_step(src))
+            save_model(dst, model, step=0 if found.is_dir() else released_step(found))
         else:
             save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
     written = load_model(dst.absolute(), model.config.encoder.heads).state_dict()
