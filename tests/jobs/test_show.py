@@ -112,7 +112,9 @@ def test_a_video_that_is_too_short_is_filled_up_and_said_or_refused(
     assert not caplog.text
 
 
-@pytest.mark.parametrize(("still", "film"), [("b.png", "b.webp"), ("b.webp", "b_moving.webp")])
+@pytest.mark.parametrize(
+    ("still", "film"), [("b.png", "b.webp"), ("b.tif", "b.webp"), ("b.webp", "b_moving.webp")]
+)
 def test_a_moving_picture_never_takes_the_place_of_its_still(
     tmp_path: Path, still: str, film: str
 ) -> None:
@@ -140,11 +142,13 @@ def test_another_film_is_not_replaced_and_a_form_that_is_not_written_is_told_at_
     for out, moving, said in (
         ("other.png", "mp4", r"other\.mp4: is there"),
         ("m.psd", "webp", r"m\.psd: no form of picture that is written ends in '\.psd'"),
+        ("m.bmp", "webp", r"m\.bmp: a \.bmp file cannot note .* use \.png, \.jpg, \.webp or \.tif"),
     ):
         with pytest.raises(UserError, match=said):
             show_features([tmp_path / "a.mp4"], tmp_path / "x", "target", tmp_path / out, moving)
-    with pytest.raises(UserError, match=r"m\.psd: no form of picture"):
-        show_predictions(tmp_path / "a.mp4", tmp_path / "x", tmp_path / "m.psd")
+    for out, said in (("m.psd", r"m\.psd: no form of picture"), ("m.gif", r"a \.gif file cannot")):
+        with pytest.raises(UserError, match=said):
+            show_predictions(tmp_path / "a.mp4", tmp_path / "x", tmp_path / out)
     assert (tmp_path / "other.mp4").read_bytes() == b"a holiday"
 
 

@@ -32,6 +32,7 @@ from vjepa.reporting.pictures import (
     Picture,
     Strip,
     check_picture,
+    check_still,
     film_beside,
     heat,
     hide_masked,
@@ -321,7 +322,7 @@ def show_predictions(
     number of the kind is put before the suffix of `out`. Returned is one line for each: files and
     mean relative error.
     """
-    check_picture(out)
+    check_still(out)
     loaded = load_model(model, **sizes)
     run, encoder = run_of(model), loaded.config.encoder
     masking = run.masking if run else MaskingConfig()

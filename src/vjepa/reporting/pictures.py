@@ -39,6 +39,8 @@ _DARK_GROUND = (12, 13, 16)
 _TRANSPARENT = (".png", ".webp")
 _NOTE = 0x010E
 """Exif's description of a picture."""
+_NOTING = ("AVIF", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
+"""Forms that hold it."""
 _HIDDEN_GREY = 128
 _HEAT = ((20, 150, 160), (255, 210, 40), (225, 45, 30))
 _GAP = 4
@@ -214,6 +216,19 @@ def check_picture(path: Path) -> None:
         )
 
 
+def check_still(path: Path) -> None:
+    """Refuse a name of what cannot note the moving picture that is written beside it.
+
+    Without the note the same command would refuse its own film the next time.
+    """
+    check_picture(path)
+    if Image.registered_extensions()[path.suffix.lower()] not in _NOTING:
+        raise UserError(
+            f"{path}: a {path.suffix} file cannot note which moving picture lies beside it; "
+            "use .png, .jpg, .webp or .tif"
+        )
+
+
 def write_png(picture: Picture, path: Path, film: Path | None = None) -> None:
     """Write uint8 [H, W, 3 or 4] as a picture file, which notes the `film` that it was made with.
 
@@ -236,9 +251,9 @@ def _digest(film: Path) -> str:
 def film_beside(still: Path, moving: Moving, videos: Sequence[Path]) -> Path:
     """Where the moving picture beside a still one is written; never over one of `videos`.
 
-    UserError: a file is there that was not made with this still, or `still` is no picture.
+    UserError: a file is there that was not made with this still, or as :func:`check_still`.
     """
-    check_picture(still)
+    check_still(still)
     film = still.with_suffix(f".{moving}")
     while film.resolve() in (still.resolve(), *(video.resolve() for video in videos)):
         film = film.with_stem(f"{film.stem}_moving")
