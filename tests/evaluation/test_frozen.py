@@ -14,6 +14,7 @@ from torch import nn
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows
+from vjepa.data.loader.failures import FailureKind
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.video.info import VideoInfo
@@ -27,12 +28,15 @@ from vjepa.evaluation.frozen import (
     FeatureSet,
     FrozenEncoder,
     data_hash,
+    kept_shard,
     settings_hash,
+    stored_shard,
     weights_hash,
 )
 from vjepa.evaluation.labels import Split
 from vjepa.models import Encoder, EncoderConfig, normalise_clip
 from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.files import save_tensors
 
 TINY = EncoderConfig(
     width=12, depth=1, heads=2, image_size=16, num_frames=2, patch_size=8, tubelet_size=2
@@ -214,6 +218,65 @@ def test_bad_videos_are_listed_also_from_the_cache(tmp_path: Path) -> None:
     # Where a bad video is an error, it is read again, and may be good now.
     got, read = _features(replace(listing, on_bad_video="error"), 12)
     assert (read, len(got)) == (list(range(6)), 12)
+
+
+def _one_bad(
+    folder: Path, kind: FailureKind = "decode", reason: str = "bad"
+) -> tuple[Path, Manifest, FeatureSet]:
+    """Where a shard is kept; a manifest of two files; features without the second."""
+    for name in ("a", "b"):
+        (folder / name).write_bytes(b"frames")
+    stamps = {name: (folder / name).stat() for name in ("a", "b")}
+    infos = [
+        VideoInfo(path=str(folder / name), bytes=stamp.st_size, mtime_ns=stamp.st_mtime_ns)
+        for name, stamp in stamps.items()
+    ]
+    manifest = Manifest.from_rows([ManifestRow(info=info) for info in infos], folder)
+    bad = (BadVideo(1, str(folder / "b"), reason, kind),)
+    part = FeatureSet((torch.zeros(1, 1, 4, 12),), np.arange(1), bad)
+    return folder / "shard.safetensors", manifest, part
+
+
+def test_a_video_that_was_away_is_read_once_it_is_there_again(tmp_path: Path) -> None:
+    path, manifest, part = _one_bad(tmp_path)
+    (tmp_path / "b").rename(tmp_path / "away")
+    stored_shard(path, manifest, part)
+    kept = kept_shard(path, manifest, "list")
+    assert kept is not None
+    assert kept.bad == part.bad
+    (tmp_path / "b").write_bytes(b"a copy has another time than the manifest")
+    assert kept_shard(path, manifest, "list") is None
+    stored_shard(path, manifest, part)
+    assert kept_shard(path, manifest, "list") is not None, "it was there, and is bad"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "again"),
+    [
+        ("hang", "did not end within 2 s", True),
+        ("crash", "killed", True),
+        ("decode", "out of memory while reading it", True),
+        ("decode", "truncated", False),
+    ],
+)
+def test_where_time_or_memory_did_not_suffice_the_next_process_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: FailureKind, reason: str, again: bool
+) -> None:
+    path, manifest, part = _one_bad(tmp_path, kind, reason)
+    stored_shard(path, manifest, part)
+    assert kept_shard(path, manifest, "list") is not None, "this process has tried"
+    monkeypatch.setattr(frozen, "_TRIED", set())
+    assert (kept_shard(path, manifest, "list") is None) == again
+
+
+def test_shards_of_older_caches_are_read(tmp_path: Path) -> None:
+    path, manifest, part = _one_bad(tmp_path)
+    bad = json.dumps([{"row": 1, "path": "b", "reason": "bad"}])
+    tensors = {"tokens": part.tokens, "rows": torch.from_numpy(part.rows)}
+    save_tensors(path, tensors, {"bad": bad})
+    kept = kept_shard(path, manifest, "list")
+    assert kept is not None
+    assert kept.bad == (BadVideo(1, "b", "bad"),)
 
 
 def test_nothing_readable_and_a_truncated_shard_are_refused(tmp_path: Path) -> None:

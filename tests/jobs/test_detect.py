@@ -294,7 +294,8 @@ def test_videos_that_are_gone(
 ) -> None:
     moved = tmp_path / "set"
     shutil.copytree(boxes, moved)
-    (moved / "train" / "train_000003.mp4").unlink()
+    gone = moved / "train" / "train_000003.mp4"
+    gone.rename(tmp_path / "away.mp4")
     assert _train(moved, tmp_path / "out", "--optim.epochs=1") == 2
     assert "train_000003.mp4: second" in capsys.readouterr().err
     assert _train(moved, tmp_path / "out", "--optim.epochs=1", "--data.on_bad_video=list") == 0
@@ -303,6 +304,9 @@ def test_videos_that_are_gone(
     assert "not read: " in capsys.readouterr().out
     assert _train(moved, tmp_path / "strict", *more) == 2, "what is kept lacks a video"
     assert "train_000003.mp4: second" in capsys.readouterr().err
+    (tmp_path / "away.mp4").rename(gone)
+    assert _train(moved, tmp_path / "back", *more, "--data.on_bad_video=list") == 0
+    assert "not read: " not in capsys.readouterr().out
     from vjepa.data.manifest.manifest import Manifest
 
     manifest = Manifest.open(moved / "manifest.parquet").select(split="test")

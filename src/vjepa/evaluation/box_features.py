@@ -35,9 +35,10 @@ from vjepa.data.clips.key_frames import (
 )
 from vjepa.data.clips.plan import ClipConfig, ClipPlan
 from vjepa.data.loader.evaluation import BadVideo, OnBadVideo
+from vjepa.data.loader.failures import FailedVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest
-from vjepa.data.video.info import DecodeError, VideoInfo
+from vjepa.data.video.info import VideoInfo
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import read_passes, samples_of_step
 from vjepa.evaluation.frozen import (
@@ -196,7 +197,7 @@ class BoxFeatures:
         numbers = range(math.ceil(len(keys) / size))[group.rank :: group.size]
         shards = [keys[number * size : (number + 1) * size] for number in numbers]
         paths = [folder and folder / f"shard_{number:05d}.safetensors" for number in numbers]
-        found = [kept_shard(path, self.on_bad_video) for path in paths]
+        found = [kept_shard(path, data.manifest, self.on_bad_video) for path in paths]
         missing = [own for own, kept in zip(shards, found, strict=True) if kept is None]
         wanted = np.concatenate([np.zeros(0, np.int64), *missing])
         patch = self._config.patch_size
@@ -218,24 +219,24 @@ class BoxFeatures:
                     parts.append(self._encode(data, some, boxes, draw))
                     done += len(some)
                     progress.update(done)
-                yield stored_shard(path, FeatureSet.joined(parts))
+                yield stored_shard(path, data.manifest, FeatureSet.joined(parts))
 
     @property
     def _config(self) -> EncoderConfig:
         return self.frozen.identity.config
 
     def _batches(
-        self, data: KeyFrames, keys: NDArray[np.int64], clips: Iterator[MomentClip | DecodeError]
-    ) -> Iterator[list[tuple[int, MomentClip | DecodeError]]]:
+        self, data: KeyFrames, keys: NDArray[np.int64], clips: Iterator[MomentClip | FailedVideo]
+    ) -> Iterator[list[tuple[int, MomentClip | FailedVideo]]]:
         """Key frames whose clips have one size, some at a time; one that failed by itself."""
         pairs = zip(keys.tolist(), clips, strict=True)
 
-        def size_of(pair: tuple[int, MomentClip | DecodeError]) -> object:
+        def size_of(pair: tuple[int, MomentClip | FailedVideo]) -> object:
             return pair[1].plan.size if isinstance(pair[1], MomentClip) else pair[0]
 
         for _, group in groupby(pairs, size_of):
             while some := list(islice(group, self.settings.features.batch_size)):
-                if isinstance(some[0][1], DecodeError) and self.on_bad_video == "error":
+                if isinstance(some[0][1], FailedVideo) and self.on_bad_video == "error":
                     error = some[0][1]
                     second = data.table.keys[some[0][0]][1]
                     raise UserError(
@@ -248,7 +249,7 @@ class BoxFeatures:
     def _encode(
         self,
         data: KeyFrames,
-        some: list[tuple[int, MomentClip | DecodeError]],
+        some: list[tuple[int, MomentClip | FailedVideo]],
         boxes: dict[int, NDArray[np.int64]],
         draw: Draw | None,
     ) -> FeatureSet:
@@ -259,9 +260,10 @@ class BoxFeatures:
         clips = [(key, found) for key, found in some if isinstance(found, MomentClip)]
         if not clips:
             error = some[0][1]
-            assert isinstance(error, DecodeError)
+            assert isinstance(error, FailedVideo)
             video, second = table.keys[some[0][0]]
-            bad = BadVideo(data.rows[video], error.path, f"second {second:g}: {error.reason}")
+            reason = f"second {second:g}: {error.reason}"
+            bad = BadVideo(data.rows[video], error.path, reason, error.kind)
             return FeatureSet(
                 (torch.empty(0, 1, 1, width, dtype=kept),), np.zeros(0, np.int64), (bad,)
             )
@@ -385,7 +387,7 @@ class DetectionBatches:
     def batches(self, start_step: int, stop_step: int) -> Iterator[DetectionBatch]:
         """The batches of steps `start_step` (counted from 0) to before `stop_step`."""
         steps = range(start_step, stop_step)
-        clips: Iterator[MomentClip | DecodeError] = iter(())
+        clips: Iterator[MomentClip | FailedVideo] = iter(())
         if not self.passes:
             clips = read_moments(
                 (moment for step in steps for moment in self._moments(step)),
@@ -410,8 +412,10 @@ class DetectionBatches:
                 continue
             found = list(islice(clips, len(wanted)))
             for clip in found:
-                if isinstance(clip, DecodeError):
-                    raise UserError(f"{clip}; mend it, or take it out of the table of boxes")
+                if isinstance(clip, FailedVideo):
+                    raise UserError(
+                        f"{clip.path}: {clip.reason}; mend it, or take it out of the table of boxes"
+                    )
             good = [clip for clip in found if isinstance(clip, MomentClip)]
             plans = [
                 (clip.plan, key, own, self._draw(epoch))

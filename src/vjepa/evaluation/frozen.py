@@ -30,6 +30,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import AugmentConfig, ViewConfig
 from vjepa.data.loader.evaluation import BadVideo, ClipRows, EvaluationClips, OnBadVideo
 from vjepa.data.loader.reading import ReadingConfig
+from vjepa.data.video.inspect import stamp_of
 from vjepa.errors import UserError
 from vjepa.models import EncoderConfig, authors_name, far_from_input, normalise_clip
 from vjepa.runtime.device import DeviceSetup, Precision, to_device
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _MOST_IN_MEMORY_BYTES = 1 << 30
 _FORMAT = "vjepa-features-2"
+_TRIED: set[Path] = set()
+"""Shards that this process has made: it waits only once for a video that takes too long."""
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -402,7 +405,8 @@ class FeatureExtractor:
                     stop = min(start + shard_rows, len(source))
                     name = f"shard_{start // shard_rows:05d}.safetensors"
                     path = folder and folder / name
-                    if (kept := kept_shard(path, self.on_bad_video)) is not None:
+                    kept = kept_shard(path, split.manifest, self.on_bad_video)
+                    if kept is not None:
                         done += stop - start
                         progress.update(done)
                         yield kept
@@ -417,7 +421,7 @@ class FeatureExtractor:
                         parts.append(self.encode(batch))
                         done += len(batch.rows) + len(batch.bad)
                         progress.update(done)
-                    yield stored_shard(path, FeatureSet.joined(parts))
+                    yield stored_shard(path, split.manifest, FeatureSet.joined(parts))
 
     def features(
         self, split: Split, rows: NDArray[np.int64] | None = None, pass_index: int = 0
@@ -470,33 +474,66 @@ def open_cache_folder(cache_dir: Path, key: Mapping[str, Any]) -> Path:
     return folder
 
 
-def stored_shard(path: Path | None, part: FeatureSet) -> FeatureSet:
+def stored_shard(path: Path | None, manifest: Manifest, part: FeatureSet) -> FeatureSet:
     """A part of a cache as one shard, written whole and mapped; without a path it is in memory."""
     part = part.whole()
     if path is None:
         return part
     tensors = {"tokens": part.tokens.contiguous(), "rows": torch.from_numpy(part.rows)}
-    bad = json.dumps([asdict(video) for video in part.bad])
+    about = {
+        "bad": json.dumps([asdict(video) for video in part.bad]),
+        "stamps": json.dumps(_stamps(manifest, part.bad)),
+    }
     with atomic_path(path) as aside:
-        save_tensors(aside, tensors, {"bad": bad})
-    return _read_shard(path)
+        save_tensors(aside, tensors, about)
+    _TRIED.add(path)
+    return _read_shard(path)[0]
 
 
-def kept_shard(path: Path | None, on_bad_video: OnBadVideo) -> FeatureSet | None:
-    """A shard that is there; one with bad videos, where those are an error, has to be made anew."""
-    found = None if path is None or not path.exists() else _read_shard(path)
-    return None if found is not None and found.bad and on_bad_video == "error" else found
+def kept_shard(
+    path: Path | None, manifest: Manifest, on_bad_video: OnBadVideo
+) -> FeatureSet | None:
+    """A shard that is there; None: it has to be made, perhaps anew for its bad videos.
+
+    That is where those are an error, or where one may be read now: its file was away or another
+    when it failed, or time or memory did not suffice in another process.
+    """
+    if path is None or not path.exists():
+        return None
+    found, stamps = _read_shard(path)
+    if found.bad and on_bad_video == "error":
+        return None
+    if path not in _TRIED and any(
+        video.kind != "decode" or "out of memory" in video.reason for video in found.bad
+    ):
+        return None
+    now = _stamps(manifest, found.bad)
+    pairs = zip(now, stamps, strict=False)  # older shards have none
+    return None if any(new not in (None, old) for new, old in pairs) else found
 
 
-def _read_shard(path: Path) -> FeatureSet:
-    """Map a shard; its pages are read when they are used."""
+def _stamps(manifest: Manifest, bad: Sequence[BadVideo]) -> list[list[int] | None]:
+    """Size and time of each bad video's file as it is now; None: it is not there."""
+    found: list[list[int] | None] = []
+    for info in (manifest.row(video.row) for video in bad):
+        try:
+            stamp = stamp_of(info.path, info.kind)
+            found.append([stamp.bytes, stamp.mtime_ns])
+        except OSError:
+            found.append(None)
+    return found
+
+
+def _read_shard(path: Path) -> tuple[FeatureSet, list[list[int] | None]]:
+    """Map a shard, whose pages are read when used; and :func:`_stamps` when its bad ones failed."""
     try:
         with safe_open(path, framework="pt") as file:
-            bad = json.loads((file.metadata() or {})["bad"])
-            return FeatureSet(
+            about = file.metadata() or {}
+            found = FeatureSet(
                 (file.get_tensor("tokens"),),
                 file.get_tensor("rows").numpy(),
-                tuple(BadVideo(**video) for video in bad),
+                tuple(BadVideo(**video) for video in json.loads(about["bad"])),
             )
+            return found, json.loads(about.get("stamps", "[]"))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable feature shard ({error}); delete it") from error

@@ -13,10 +13,12 @@ from tests.evaluation.tiny_videos import make_set, with_bad_video, write_manifes
 
 from vjepa.data import Manifest
 from vjepa.data.clips.dataset import ClipViews, centre_view, load_clip
+from vjepa.data.clips.key_frames import KeyFrameViewConfig, Moment, read_moments
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
+from vjepa.data.loader.failures import FailedVideo
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import ManifestRow
 from vjepa.data.video.decode import decode_frames
@@ -124,6 +126,11 @@ def test_a_file_that_hangs_costs_itself_only(tiny_set: Path, tmp_path: Path) -> 
         (batch,) = clips.batches(0, 2, 2)
     assert batch.rows.tolist() == [0]
     assert "did not end within 2 s" in batch.bad[0].reason
+    assert batch.bad[0].kind == "hang"
+    moment = Moment(hanging, 0.0, (CLIP, KeyFrameViewConfig(), 16), None)
+    (late,) = read_moments([moment], readers=1, timeout_seconds=2.0)
+    assert isinstance(late, FailedVideo)
+    assert late.kind == "hang"
 
 
 def test_videos_marked_bad_and_too_short_ones_are_failures(tiny_set: Path) -> None:

@@ -25,6 +25,7 @@ from vjepa.data.clips.cut import cut
 from vjepa.data.clips.plan import ClipConfig, ClipPlan, frames_around
 from vjepa.data.clips.source import Source, VideoSource
 from vjepa.data.clips.windows import FramingConfig, plan_frame
+from vjepa.data.loader.failures import FailedVideo
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
 from vjepa.runtime.workers import WorkerPool
@@ -156,18 +157,21 @@ def _read(moment: Moment) -> tuple[NDArray[np.uint8], ClipPlan] | str:
 
 def read_moments(
     moments: Iterable[Moment], *, readers: int, timeout_seconds: float
-) -> Iterator[MomentClip | DecodeError]:
+) -> Iterator[MomentClip | FailedVideo]:
     """The clips of moments in their order, read ahead by `readers` processes (0: in this one).
 
     A moment of which the reading takes longer than the timeout is given up.
     """
     with closing(WorkerPool(_read, readers, timeout_seconds)) as pool:
-        for moment, outcome in pool.map(moments, ahead=max(1, 4 * readers)):
-            found = outcome.value if outcome.kind == "done" else outcome.reason
-            if isinstance(found, str):
-                yield DecodeError(moment.info.path, found)
+        ended = pool.map(moments, ahead=max(1, 4 * readers))
+        for number, (moment, outcome) in enumerate(ended):
+            if outcome.kind != "done":
+                yield FailedVideo(moment.info.path, outcome.reason, number, outcome.kind)
+            elif isinstance(outcome.value, str):
+                yield FailedVideo(moment.info.path, outcome.value, number)
             else:
-                yield MomentClip(torch.from_numpy(found[0]), found[1])
+                pixels, plan = outcome.value
+                yield MomentClip(torch.from_numpy(pixels), plan)
 
 
 def checked_patches(view: KeyFrameViewConfig, clip: ClipConfig, patch: int, tubelet: int) -> None:

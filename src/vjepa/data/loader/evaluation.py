@@ -87,7 +87,7 @@ class EvaluationClips(ClipReader):
                     good = np.setdiff1d(np.arange(len(rows)), list(plan.failures))
                     each = each[torch.from_numpy(good)]
                 bad = (
-                    BadVideo(int(rows[place]), failure.path, failure.reason)
+                    BadVideo(int(rows[place]), failure.path, failure.reason, failure.kind)
                     for place, failure in sorted(plan.failures.items())
                 )
                 yield ClipRows(np.delete(rows, list(plan.failures)), each, tuple(bad))

@@ -44,6 +44,7 @@ class BadVideo:
     row: int
     path: str
     reason: str
+    kind: FailureKind = "decode"
 
 
 class BadVideoLog:
