@@ -224,6 +224,47 @@ def test_a_head_goes_on_with_the_encoder_it_began_with_and_no_other(
     assert all(re.fullmatch(r"\| [^|]+\\\|x \| \d+ \| \d+\.\d\d % \|", row) for row in rows)
 
 
+def _set_rewritten(boxes: Path, folder: Path, **changed: Any) -> tuple[str, ...]:
+    """Both tables written to the folder with something else in them, as settings."""
+    for part in ("train", "test"):
+        table = BoxTable.open(boxes / f"boxes_{part}.parquet")
+        replace(table, **changed.get(part, changed)).write(folder / f"{part}.parquet")
+    return tuple(f"--data.{part}={folder / part}.parquet" for part in ("train", "test"))
+
+
+@pytest.mark.parametrize("how", ["--seed=0", "--end_to_end.layer_decay=0.8"])
+def test_a_detector_goes_on_with_the_tables_it_began_with_and_no_others(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    """The tables at the same paths are written anew meanwhile."""
+    table, out = BoxTable.open(boxes / "boxes_train.parquet"), tmp_path / "out"
+    more = (*_set_rewritten(boxes, tmp_path), "--optim.epochs=0.5", how)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "load_detector", _stopped)
+        assert _train(boxes, out, *more) == 130
+    swapped = dict(zip(table.classes, reversed(table.classes.values()), strict=True))
+    row = int(table.rows_of("truth")[0])
+    labels = tuple(own[:1] if n == row and own else own for n, own in enumerate(table.labels))
+    for said, changed in (
+        ("classes", {"classes": swapped}),
+        ("classes", {"classes": dict(reversed(table.classes.items()))}),
+        ("boxes", {"train": {"box": table.box * 0.99}, "test": {}}),
+        ("boxes", {"train": {"labels": labels}, "test": {}}),
+    ):
+        _set_rewritten(boxes, tmp_path, **changed)
+        assert _train(boxes, out, *more) == 2
+        error = capsys.readouterr().err
+        assert f"out: was begun with other {said} than {tmp_path / 'train.parquet'}" in error
+        assert "bring that table back, or give another --out" in error
+    _set_rewritten(boxes, tmp_path)
+    assert _train(boxes, out, *more) == 0
+    with pytest.MonkeyPatch.context() as patch:  # checkpoints of before cannot tell
+        patch.setattr(train, "_learnt", lambda *_: {})
+        patch.setattr(train, "load_detector", _stopped)
+        assert _train(boxes, tmp_path / "old", *more) == 130
+    assert _train(boxes, tmp_path / "old", *more) == 0
+
+
 def _stopped(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 

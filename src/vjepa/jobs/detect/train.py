@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from contextlib import ExitStack
@@ -15,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vjepa.checkpoint.folder import WEIGHTS_FILE, read_weights
+from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
 from vjepa.config import to_dict
 from vjepa.counter_random import permute
+from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import checked_patches
 from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
@@ -38,7 +40,12 @@ from vjepa.jobs.detect.detector import (
     test_rows,
 )
 from vjepa.jobs.pretrain import LOG_FOLDER
-from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run, check_same_weights
+from vjepa.jobs.pretrain_room import (
+    MAY_CHANGE,
+    check_same_run,
+    check_same_weights,
+    newest_step,
+)
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
     open_encoder,
@@ -111,6 +118,8 @@ def _train(
     given, (config, frozen, data, test) = config, _open(config)
     rows = training_rows(config, data)
     _check_batch(config, data, rows, group)
+    learnt = _learnt(data.table, rows)
+    group.on_main(lambda: _check_goes_on(out, data.table, learnt))
     group.on_main(lambda: begin_folder(out, JOB, given))
     stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
     settings = _settings(config)
@@ -135,7 +144,7 @@ def _train(
         rank=group.rank,
         world_size=group.size,
     )
-    trainer = _trainer(config, frozen, batches, out, group)
+    trainer = _trainer(config, frozen, batches, out, group, learnt)
     result = trainer.fit()
     key_frames = len(np.unique(data.table.key_of_row[rows]))
     sentence, steps = frozen.identity.sentence, result.step
@@ -306,6 +315,25 @@ def _check_batch(
         )
 
 
+def _learnt(table: BoxTable, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What tells in a checkpoint which classes and boxes it was trained on, as plain values."""
+    labels = [(table.video[row], table.labels[row]) for row in rows.tolist()]
+    numbers = [column[rows].tolist() for column in (table.second, table.time, table.box)]
+    digest = hashlib.sha256(json.dumps([labels, *numbers]).encode()).hexdigest()
+    return {"classes": [list(one) for one in table.classes.items()], "boxes_hash": digest}
+
+
+def _check_goes_on(out: Path, table: BoxTable, learnt: dict[str, Any]) -> None:
+    """Refuse to resume with other classes or boxes; checkpoints of before cannot tell."""
+    before = read_json(newest / CONFIG_FILE) if (newest := newest_step(out)) else {}
+    if other := [name for name, value in learnt.items() if before.get(name, value) != value]:
+        raise UserError(
+            f"{out}: was begun with other {other[0].removesuffix('_hash')} than "
+            f"{table.source_file} (data.train) holds now; bring that table back, or give another "
+            "--out"
+        )
+
+
 def _new_head(config: DetectConfig, frozen: FrozenEncoder, data: KeyFrames) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         seed_torch(config.seed, "detection head")
@@ -321,12 +349,13 @@ def _trainer(
     batches: DetectionBatches,
     out: Path,
     group: ProcessGroup,
+    learnt: dict[str, Any],
 ) -> Trainer:
     optim, sizes = config.optim, frozen.identity.config
     steps = batches.steps_for(optim.epochs)
     warmup = min(batches.steps_for(optim.warmup_epochs), steps) if optim.warmup_epochs else 0
     about: dict[str, Any] = {"objective": "detection", "run": to_dict(config), "steps": steps}
-    about["weights_hash"] = frozen.identity.weights_hash
+    about |= {"weights_hash": frozen.identity.weights_hash, **learnt}
     encoder, how = None, config.end_to_end
     if how is not None:
         assert isinstance(frozen.encoder, Encoder)
