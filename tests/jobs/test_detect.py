@@ -356,6 +356,21 @@ def test_videos_that_are_gone(
     assert "of its videos are not in" in capsys.readouterr().err
 
 
+def test_a_test_whose_video_is_gone_goes_on_without_it(
+    boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the setting that the error names, and with what was trained before it."""
+    moved, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(boxes, moved)
+    (moved / "test" / "test_000001.mp4").unlink()
+    assert _train(moved, out, "--optim.epochs=1") == 2
+    assert "set data.on_bad_video: list" in capsys.readouterr().err
+    weights = (out / "detector.safetensors").read_bytes()
+    assert _train(moved, out, "--optim.epochs=1", "--data.on_bad_video=list") == 0
+    assert "not read: " in capsys.readouterr().out
+    assert (out / "detector.safetensors").read_bytes() == weights
+
+
 def test_eval_refuses_what_does_not_fit(
     boxes: Path, detector: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -104,7 +104,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
             stack.enter_context(claimed_folder(out, JOB, is_shared=True))
             if (out / RESULT_FILE).exists():
                 raise UserError(f"{out}: holds a detector already; give another --out or remove it")
-            check_same_run(config, out, MAY_CHANGE)
+            check_same_run(config, out, (*MAY_CHANGE, "data.on_bad_video"))
 
         group.on_main(claim)
         return _train(config, out, group, stack)
