@@ -279,6 +279,10 @@ def _stopped(*_: Any, **__: Any) -> None:
         (("--data.test=TRAIN",), "of its videos are trained on, too"),
         (("--data.videos=nothing.parquet",), "nothing.parquet, is not there"),
         (("--features.passes=2", "--data.view.augment=false"), "all would be the same"),
+        (
+            ("--end_to_end.drop_path=0", "--data.on_bad_video=list"),
+            "data.on_bad_video: list leaves nothing out with end_to_end",
+        ),
         (("--data.view.augment=false", "--data.view.jitter_boxes=[0.2,0.1]"), "set augment true"),
         (("--optim.accumulation_steps=9",), "4 key frames cannot be divided into 9"),
         (("--encoder.path=nowhere",), "nowhere"),

@@ -48,7 +48,7 @@ class DetectDataConfig:
     """Sizes, and what is random about training clips."""
     on_bad_video: OnBadVideo = "error"
     """A key frame that cannot be read stops the job, or is left out of the training and named;
-    in the test its people then count as not found."""
+    in the test its people then count as not found. With `end_to_end` it is always `error`."""
     reading: ReadingConfig = field(default_factory=ReadingConfig)
     """Worker processes that decode."""
 

@@ -205,6 +205,12 @@ def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames,
     """Everything opened and checked before anything is encoded; nulls of the config resolved."""
     if config.data.train is None:
         raise UserError("data.train: not set; make a table of boxes with `vjepa data ava`")
+    if config.end_to_end is not None and config.data.on_bad_video == "list":
+        raise UserError(
+            "data.on_bad_video: list leaves nothing out with end_to_end, which reads its clips "
+            "while it trains: set error and take what cannot be read out of data.train; for the "
+            "test there is `vjepa detect eval --on-bad-video list`"
+        )
     data = KeyFrames.open(config.data.train, config.data.videos)
     test = None
     if config.data.test is not None:
