@@ -24,9 +24,10 @@ from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
 from vjepa.data.clips.plan import ClipPlan
+from vjepa.data.video.inspect import inspect_file
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
 from vjepa.jobs.detect import train
-from vjepa.jobs.detect.predict import label_place
+from vjepa.jobs.detect.predict import BoxAnswer, draw, label_place
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig
 from vjepa.reporting.runs import read_run, status_of
 from vjepa.tasks import Detection
@@ -470,6 +471,26 @@ def test_a_folder_is_drawn_if_it_holds_one_video_and_not_over_it(
     shutil.copy(video, tmp_path / "b.mp4")
     assert main([*command, str(tmp_path / "drawn.mp4")]) == 2
     assert "drawn.mp4: takes one video, these are 2; name one" in capsys.readouterr().err
+
+
+def test_a_box_is_drawn_half_way_to_a_moment_without_people(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second of 8 frames, looked at every .2 s, or where a file names people."""
+    info, seen = inspect_file(str(boxes / "test" / "test_000001.mp4")), list[int]()
+    monkeypatch.setattr(
+        "vjepa.jobs.detect.predict._draw_boxes", lambda pen, shown, *_: seen.append(len(shown))
+    )
+    people = tmp_path / "people.csv"
+    seconds = (0, 0.16, 0.32, 0.8)
+    people.write_text("".join(f"test_000001,{s},0.2,0.2,0.6,0.6,,0.5\n" for s in seconds))
+    box = (0.2, 0.2, 0.6, 0.6)
+    third = float(np.arange(0.1, 1, 0.2)[2])
+    for second, how, shown in ((third, (None, 0.2), 1), (0.32, (people,), 2)):
+        answers = [BoxAnswer(info.path, second, box, 0.9, (("walk", 0.9),))]
+        draw(info, answers, tmp_path / "a.mp4", *how)
+        assert sum(seen) == shown
+        seen.clear()
 
 
 def test_no_label_covers_another() -> None:

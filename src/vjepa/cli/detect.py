@@ -169,6 +169,6 @@ def _predict(args: argparse.Namespace) -> int:
     for failed, reason in failures.items():
         print(f"cannot be read: {failed}: {reason}")
     if args.draw is not None:
-        draw(videos[0], answers, args.draw)
+        draw(videos[0], answers, args.draw, **given(args, "persons", "every"))
         print(f"drawn: {args.draw}")
     return 1 if failures else 0

@@ -185,12 +185,17 @@ def load_person_detector(path: Path, name: str) -> torch.nn.Module:
     return model.eval()
 
 
+def _moments(info: VideoInfo, every: float) -> NDArray[np.float64]:
+    """When people are looked for in a video, in seconds from its start."""
+    return np.arange(min(every, info.duration_seconds) / 2, info.duration_seconds, every)
+
+
 @torch.no_grad()
 def find_people(
     model: torch.nn.Module, info: VideoInfo, every: float, least: float, setup: DeviceSetup
 ) -> Persons:
     """The people that a detector of torchvision sees at moments of a video; DecodeError."""
-    seconds = np.arange(min(every, info.duration_seconds) / 2, info.duration_seconds, every)
+    seconds = _moments(info, every)
     shown = None if (times := VideoSource(info).times) is None else times * info.fps
     numbers = frames_at(seconds * info.fps, info.num_frames, shown)
     model, found = model.to(setup.device), Persons()
@@ -277,14 +282,26 @@ def write_predictions(
             writer.writerow([failed, *[""] * (6 + 2 * most), reason])
 
 
-def draw(info: VideoInfo, answers: Sequence[BoxAnswer], out: Path) -> None:
+def draw(
+    info: VideoInfo,
+    answers: Sequence[BoxAnswer],
+    out: Path,
+    persons: Path | None = None,
+    every: float = 1.0,
+) -> None:
     """Draw the answers of one video into a copy of it (.mp4).
 
     Each box is shown from half-way to the moment before to half-way to the one after; of its
-    classes those of a share of 0.3 or more, or the most probable one.
+    classes those of a share of 0.3 or more, or the most probable one. `persons` and `every` as for
+    :func:`predict`: they say which moments were looked at, with people or without. A
+    file names none without: no box is shown further than half of its moments' usual spacing.
     """
     own = [answer for answer in answers if answer.path == info.path]
-    moments = np.unique([answer.second for answer in own])
+    moments, reach = _moments(info, every), math.inf
+    if persons is not None:
+        rows, name = read_persons(persons), Path(info.path).stem
+        moments = np.unique([second for (video, second), *_ in rows if video == name])
+        reach = float(np.median(np.diff(moments))) / 2 if len(moments) > 1 else reach
     scale = max(1, -(-_LEAST_DRAWN // min(info.height, info.width)))
     font = ImageFont.load_default(size=max(12, min(info.height, info.width) * scale // 28))
 
@@ -294,8 +311,9 @@ def draw(info: VideoInfo, answers: Sequence[BoxAnswer], out: Path) -> None:
             picture = picture.resize((info.width * scale, info.height * scale))
             now = moments[np.abs(moments - frame.seconds).argmin()] if len(moments) else None
             pen: Any = ImageDraw.Draw(picture)
-            beside = [answer for answer in own if answer.second == now]
-            _draw_boxes(pen, beside, picture.size, font)
+            if now is not None and abs(now - frame.seconds) <= reach:
+                beside = [answer for answer in own if answer.second == now]
+                _draw_boxes(pen, beside, picture.size, font)
             yield np.asarray(picture)
 
     write_moving(frames(), out, 1 / info.fps if info.fps > 0 else 1.0)
