@@ -311,7 +311,7 @@ def test_a_training_that_its_time_ends_is_measured(
     error = capsys.readouterr().err
     assert "training.max_minutes: over before the first update; give more" in error
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_is_out_of_time", lambda self, *_: self._completed >= 2)
+        patch.setattr(Trainer, "_used", lambda self, *_: float(self._completed >= 2))
         assert _train(boxes, tmp_path, "--training.max_minutes=60") == 0
     said = capsys.readouterr().out
     assert "trained: 2 updates" in said
