@@ -14,33 +14,33 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_435
+MOST_LINES = 46_594
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3885, 99),
+    "checkpoint": (3886, 99),
     "cli": (2263, 30),
     "data": (1010, 14),
-    "data/clips": (1937, 63),
-    "data/loader": (1251, 19),
+    "data/clips": (1945, 63),
+    "data/loader": (1252, 19),
     "data/manifest": (1876, 38),
     "data/prepare": (1289, 37),
-    "data/video": (2448, 54),
+    "data/video": (2457, 54),
     "demo": (2068, 50),
-    "evaluation": (4272, 103),
-    "jobs": (8339, 183),
-    "jobs/detect": (1151, 23),
+    "evaluation": (4319, 103),
+    "jobs": (8363, 183),
+    "jobs/detect": (1204, 23),
     "jobs/finetune": (909, 17),
     "jobs/probe": (2136, 54),
-    "masking": (795, 15),
+    "masking": (797, 15),
     "models": (2657, 65),
-    "reporting": (1140, 42),
+    "reporting": (1155, 43),
     "runtime": (2480, 59),
     "tasks": (1818, 43),
     "top level": (980, 30),
-    "training": (1731, 40),
+    "training": (1730, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

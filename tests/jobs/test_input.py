@@ -166,7 +166,7 @@ def test_a_frozen_teacher_shares_its_input_and_becomes_part_of_the_run(
     pretrain.run(student(4), whole)
     first = student(4, "training.max_minutes=60")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_is_out_of_time", lambda self, *_: self._completed >= 2)
+        patch.setattr(Trainer, "_used", lambda self, *_: self._completed / 2)
         assert pretrain.run(first, taught).step == 2
     assert input_of(taught) == input_of(teacher)
     pretrain.run(replace(pixels, optim=replace(pixels.optim, steps=3)), teacher)

@@ -356,7 +356,7 @@ def test_a_run_that_ended_is_made_longer(
     out = tmp_path / "run"
     config = tiny_config(tmp_path, manifest, "optim.steps=4", "training.max_minutes=0.00001")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_is_out_of_time", lambda self, *_: self._completed >= 2)
+        patch.setattr(Trainer, "_used", lambda self, *_: self._completed / 2)
         first = pretrain.run(config, out)
     assert (first.step, first.out_of_time, first.interrupted) == (2, True, False)
     assert status_of(read_run(out)).state == "done: training.max_minutes 1e-05 are over"

@@ -48,10 +48,8 @@ class MaskConfig:
         if not 0 < low <= high:
             raise ValueError(f"aspect_ratio must be two rising numbers above 0, got {low}, {high}")
         if (self.context_fraction or 0) + (self.target_fraction or 0) > 1:
-            raise ValueError(
-                f"context_fraction {self.context_fraction} and target_fraction "
-                f"{self.target_fraction} must not sum to more than 1"
-            )
+            both = f"context_fraction {self.context_fraction} and target_fraction"
+            raise ValueError(f"{both} {self.target_fraction} must not sum to more than 1")
         blocks = ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio")
         for name in blocks if self.kind == "tube" else ("tube_ratio",):
             if getattr(self, name) != getattr(MaskConfig, name):

@@ -156,8 +156,7 @@ class BadUpdateGuard:
                         "batch": batch_file.name,
                     }
                     file.write_text(json.dumps(details, indent=2) + "\n", encoding="utf-8")
-            except Exception as error:
-                # The reason of the stop must not be lost with the batch.
+            except Exception as error:  # the reason of the stop must not be lost with the batch
                 said = (str(error) or type(error).__name__).splitlines()[0]
                 raise TrainingStopped(f"{message}; the batch could not be kept: {said}") from error
             message += f"; the batch is kept beside {file}"

@@ -45,8 +45,7 @@ def cut(source: Source, plans: Sequence[ClipPlan], out: Tensor) -> None:
     """
     groups = parts_of(plans)
     with within_memory(source.path):
-        frames = source.read([part for _, part in groups])
-        for (members, _), part in zip(groups, frames, strict=True):
+        for (members, _), part in zip(groups, source.read([p for _, p in groups]), strict=True):
             enter_stage("crop")
             cut_part(part, [plans[n] for n in members], [out[n] for n in members])
     enter_stage("rest")
