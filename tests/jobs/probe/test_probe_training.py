@@ -120,10 +120,10 @@ def test_forms_of_heads_are_a_part_of_the_grid() -> None:
 
 def test_heads_without_training() -> None:
     features, labels = _data(30)
-    for kind in ("knn", "nearest_mean"):
-        config = ProbeConfig(probe=HeadConfig(kind=kind, neighbours=5))
+    for head in (HeadConfig(kind="knn", neighbours=5), HeadConfig(kind="nearest_mean")):
+        config = ProbeConfig(probe=head)
         assert len(config.grid) == 1
-        head = fit_lookup(features.parts(features.rows), labels, VIEW, config, ENCODER)
-        shares = probabilities(head, features.tokens, VIEW, CPU, multi_label=False)
+        fitted = fit_lookup(features.parts(features.rows), labels, VIEW, config, ENCODER)
+        shares = probabilities(fitted, features.tokens, VIEW, CPU, multi_label=False)
         assert (shares.argmax(dim=1).numpy() == labels.indices).all()
         assert torch.allclose(shares.sum(dim=1), torch.ones(30, dtype=torch.float64))
