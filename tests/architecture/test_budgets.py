@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_594
+MOST_LINES = 46_592
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2480, 59),
     "tasks": (1818, 43),
     "top level": (980, 30),
-    "training": (1730, 40),
+    "training": (1728, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -126,9 +126,7 @@ class Trainer:
         self._guard = BadUpdateGuard(
             training, self.folder, group.rank, lambda update: next(self.batches(update - 1, update))
         )
-        self._reports: list[
-            dict[str, float]
-        ] = []  # of the features' health, as an alarm needs them
+        self._reports: list[dict[str, float]] = []  # of health, those that an alarm needs
         self._ringing = self._has_foretold = False
         self._window = LogWindow()
         self._completed = self._saved_step = 0
