@@ -67,6 +67,15 @@ def test_numbers_of_a_level_curve_are_written_out() -> None:
     assert not any("e" in word for word in words), "no factor and no offset above the axis"
 
 
+def test_a_curve_shows_how_sure_its_points_are() -> None:
+    bare = Line("features", [1.0, 2.0], [50.0, 51.0])
+    sure = Line("features", [1.0, 2.0], [50.0, 51.0], intervals=[(20.0, 80.0), (21.0, 81.0)])
+    drawn = [line_chart([line], x_label="x", y_label="%") for line in (bare, sure)]
+    ranges = [[float(n) for n in re.findall(r">([\d.]+)</text>", one)][-2:] for one in drawn]
+    assert max(ranges[0]) < 52
+    assert max(ranges[1]) >= 80, "the axis holds the intervals"
+
+
 def test_charts_of_shares_fit_a_phone_and_have_one_scale() -> None:
     shares = [
         Estimate("motion", "mine", 0.7, 0.6, 0.8),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -132,6 +132,14 @@ def _figure(summary: SeedSummary) -> str:
     return f"{summary.mean:.1f} ({low:.1f} to {high:.1f})"
 
 
+def _estimate(by_seed: Mapping[int, float]) -> tuple[float, float, float]:
+    """Mean over seeds in %, and the ends of its interval, which one seed does not have."""
+    found = over_seeds(list(by_seed.values()))
+    if len(by_seed) == 1:
+        return found.mean, found.mean, found.mean
+    return found.mean, max(0.0, found.interval.low), min(100.0, found.interval.high)
+
+
 def write_report(name: str, grid: Grid, out: Path) -> tuple[Path, Path]:
     """Write ``NAME-SCALE.md`` and ``.html`` into `out` from the jobs that are done; their paths."""
     findings = Findings(grid, out)
@@ -218,14 +226,11 @@ def _scores_section(findings: Findings) -> Section:
         shares = [by_place.get(place) for place in places]
         rows.append([name, *(f"{statistics.fmean(one):.1f}" if one else "-" for one in shares)])
     for place in places:
-        for number, (variant, by_seed) in enumerate(findings.scores[place].items()):
-            found = over_seeds(list(by_seed.values()))
-            interval = found.interval if len(by_seed) > 1 else None
-            low = found.mean if interval is None else max(0.0, interval.low)
-            high = found.mean if interval is None else min(100.0, interval.high)
-            values = (found.mean / 100, low / 100, high / 100)
-            colour = number % MAX_LINES + 1
-            estimates.append(Estimate(_words(place), variant, *values, colour))
+        found = findings.scores[place]
+        for number, (variant, by_seed) in enumerate(found.items(), start=1):
+            mean, low, high = (share / 100 for share in _estimate(by_seed))
+            colour = number if len(found) <= MAX_LINES else 1  # no colour for two of them
+            estimates.append(Estimate(_words(place), variant, mean, low, high, colour))
     introduction = (
         f"{unit} on test videos: the mean over seeds and its 95 % interval (Student's t, "
         "wide for few seeds). Floors need no trained encoder."
@@ -250,6 +255,8 @@ def _order_section(findings: Findings) -> Section:
         what = f"{one.better} above {one.worse}"
         rows.append([what, one.where, mean, interval, seeds, one.verdict, ", ".join(paper)])
     header = ["the paper finds", "where", "points", "95 % interval", "seeds", "here", "paper"]
+    if not any(row[-1] for row in rows):  # a figure, of which the paper gives no numbers
+        header, rows = header[:-1], [row[:-1] for row in rows]
     introduction = (
         "Differences seed by seed: both sides of a pair start from the same seed. With many "
         f"comparisons some intervals miss the truth: of these {len(rows)} about "
@@ -277,16 +284,18 @@ def _sweep_charts(findings: Findings) -> Iterator[Block]:
         for place, by_variant in findings.scores.items():
             for name, numbers in sweep.lines.items():
                 points = sorted(
-                    (x, statistics.fmean(by_variant[variant].values()))
+                    (x, *_estimate(by_variant[variant]))
                     for variant, x in numbers.items()
                     if variant in by_variant
                 )
                 if len(points) > 1:
-                    xs, ys = zip(*points, strict=True)
-                    lines.append(Line(f"{name}: {_words(place)}", xs, ys, len(lines) + 1))
+                    xs, ys, *ends = zip(*points, strict=True)
+                    intervals, label = list(zip(*ends, strict=True)), f"{name}: {_words(place)}"
+                    lines.append(Line(label, xs, ys, len(lines) + 1, intervals=intervals))
         if lines:
             shown, unit = lines[:MAX_LINES], findings.grid.study.unit
-            yield Chart(line_chart(shown, x_label=sweep.x, y_label=unit), sweep.title)
+            caption = f"{sweep.title}. Upright: the 95 % interval over seeds."
+            yield Chart(line_chart(shown, x_label=sweep.x, y_label=unit), caption)
         if len(lines) > MAX_LINES:
             others = ", ".join(line.label for line in lines[MAX_LINES:])
             yield Text(f"Not drawn, as there are more than {MAX_LINES} lines: {others}.")

@@ -117,7 +117,7 @@ def _save(figure: Figure, path: Path) -> None:
 class Line:
     """One curve: `x` and `y` of equal length; `colour` is a series number from 1 to 5.
 
-    At its `level`, if it has one, stands a dotted line.
+    At its `level`, if it has one, stands a dotted line; `intervals` are drawn as upright bars.
     """
 
     label: str
@@ -125,6 +125,7 @@ class Line:
     y: Sequence[float]
     colour: int = 1
     level: float | None = None
+    intervals: Sequence[tuple[float, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,9 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
             marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
+        if line.intervals:
+            lows, highs = zip(*line.intervals, strict=True)
+            axes.vlines(line.x, lows, highs, _SERIES[line.colour - 1], linewidth=1)
         if line.level is not None:
             axes.axhline(line.level, color=_SERIES[line.colour - 1], linewidth=1, linestyle=":")
     axes.ticklabel_format(axis="y", useOffset=False)  # no 1e-6+9.49e-1 above a level curve

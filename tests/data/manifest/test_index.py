@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,19 @@ def test_an_index_that_the_system_stops_keeps_what_it_has(tmp_path, probed, name
     assert "interrupted: stopped by the system" in done.stderr
     assert index_sources([root], out, workers=1).ok.all()
     assert sorted(Path(path).name for path in probed) == ["4.mp4", "5.mp4"]
+
+
+def test_a_killed_index_loses_little(tmp_path, probed):
+    root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
+    out = tmp_path / "m.parquet"
+    often = "import vjepa.data.manifest.index as index\nindex._SAVE_SECONDS = 0.0\n"
+    words = [sys.executable, "-c", often + _STOPPED, "SIGKILL", str(root), str(out)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert index_sources([root], out, workers=1).ok.all()
+    names = sorted(Path(path).name for path in probed)
+    assert "0.mp4" not in names
+    assert {"4.mp4", "5.mp4"} <= set(names)
 
 
 def test_a_weight_that_no_file_can_bear_costs_no_probing(tmp_path, probed):

@@ -6,7 +6,8 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
@@ -54,6 +55,9 @@ _KEY = "vjepa.probe"
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
 _BATCH = 1 << 13
+
+# How long what was found may be lost to a kill; longer where writing it takes over a twentieth.
+_SAVE_SECONDS = 60.0
 
 _LISTING = {name: COLUMNS[name] for name in ("path", "kind", "dataset", "split", "weight")}
 
@@ -131,24 +135,31 @@ def inspect_all(
     config: InspectConfig,
     workers: int,
     what: str = "index",
+    save: Callable[[], object] = lambda: None,
 ) -> None:
     """Look into files; what is found is added to `found`, also what was until a stop or a failure.
 
     `found` are tables of `INFO_COLUMNS` that count as done, of `total` files; `what` is the name of
-    the work in the progress display.
+    the work in the progress display. `save` is called from time to time.
     """
     done = sum(table.num_rows for table in found)
     num_bad = done - sum(pc.call_function("sum", [table["ok"]]).as_py() or 0 for table in found)
     fresh: list[VideoInfo] = []
+    due = time.monotonic() + _SAVE_SECONDS
     try:
         infos = inspect_files(orders, workers, config.limits, config.timeout_seconds)
         with Progress(what, total, done) as progress, closing(infos):
             progress.update(done, f"{num_bad} bad" if num_bad else None)
             for info in infos:
                 fresh.append(info)
-                if len(fresh) == _BATCH:
+                begin = time.monotonic()
+                if len(fresh) == _BATCH or begin > due:
                     found.append(infos_to_table(fresh))
                     fresh = []
+                if begin > due:
+                    save()
+                    now = time.monotonic()
+                    due = now + max(_SAVE_SECONDS, 20 * (now - begin))
                 done, num_bad = done + 1, num_bad + (not info.ok)
                 progress.update(done, f"{num_bad} bad" if num_bad else None)
     finally:
@@ -201,14 +212,20 @@ def index_sources(
         )
         for row in rows[num_known:]
     )
+
+    def put_together(is_end: bool = False) -> Manifest:
+        """After a stop, a failure or a kill what was found waits beside the target."""
+        manifest = _put_together(listing, found, rows, str(target))
+        is_all = is_end and len(manifest) == listing.num_rows and weights is None
+        if len(manifest) and not is_all:
+            manifest.write(_partial_path(target), note)
+        return manifest
+
     with _stops_at_signals():
         try:
-            inspect_all(orders, listing.num_rows, found, config, workers)
+            inspect_all(orders, listing.num_rows, found, config, workers, save=put_together)
         finally:
-            # After a stop or a failure, what was found waits beside the target for the next call.
-            manifest = _put_together(listing, found, rows, str(target))
-            if len(manifest) and (weights is not None or len(manifest) < listing.num_rows):
-                manifest.write(_partial_path(target), note)
+            manifest = put_together(is_end=True)
     if not (all_may_be_bad or manifest.ok.any()):
         first = [manifest.row(row) for row in range(min(3, len(manifest)))]
         reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
