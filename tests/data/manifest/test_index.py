@@ -218,7 +218,7 @@ sys.exit(main(["data", "index", sys.argv[2], "--out", sys.argv[3], "--workers", 
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_an_index_that_the_system_stops_keeps_what_it_has(tmp_path, probed, name):
     root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
     out = tmp_path / "m.parquet"

@@ -252,8 +252,8 @@ def _stops_at_signals() -> Generator[None]:
         raise StoppedBySystem
 
     is_ours = threading.current_thread() is threading.main_thread()
-    names = [name for name in ("SIGTERM", "SIGUSR1") if is_ours and hasattr(signal, name)]
-    numbers = [getattr(signal, name) for name in names]
+    names = ("SIGTERM", "SIGUSR1", "SIGHUP") if is_ours else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, stop)
