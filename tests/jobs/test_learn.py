@@ -111,7 +111,8 @@ def test_the_report_is_one_page_with_everything(finished: Path) -> None:
         "How to go on",
     ):
         assert title in page, title
-    assert "vjepa learn ... --minutes 60 --out" in page, "twice the 30 that it had"
+    go_on = f"vjepa learn --out {finished} --minutes 60"
+    assert go_on in page, "twice the 30 that it had"
     assert "short.mp4" in page, "files that were not used are named"
     assert "<svg" in page
     assert len(list((finished / "pictures").glob("*.png"))) >= 4
@@ -138,6 +139,18 @@ def test_files_are_used_or_named_and_the_test_part_is_kept_apart(
     assert len(list((finished / "probe").iterdir())) == 2, "trained and untrained"
 
 
+def test_the_folder_knows_the_rest_of_the_command(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[LearnConfig] = []
+    monkeypatch.setattr(learn, "run", lambda config, out: asked.append(config))
+    assert main(["learn", "--out", str(finished), "--minutes", "60"]) == 0
+    assert main(["learn", "--out", str(finished)]) == 0
+    before = load_config(LearnConfig, [finished / "config.yaml"])
+    assert asked == [replace(before, minutes=60.0), before]
+    assert before.sources
+
+
 def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
     finished: Path, folder: Path, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,8 +160,19 @@ def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
     before = (out / "report.html").stat().st_mtime_ns
     assert learn.run(_config(recipe, folder), out) is None
     assert "--minutes 60 goes on" in caplog.text
+    assert "of the sources are" not in caplog.text, "neither new nor gone"
     assert (out / "report.html").stat().st_mtime_ns == before
     done = read_run(out / "run").steps_done
+    kept = json.loads((out / "choices.json").read_text())
+    assert kept["reported_updates"] == done
+    (out / "choices.json").write_text(json.dumps(kept | {"reported_updates": done - 1}))
+    new = write_video(folder / "red" / "new.mp4", num_frames=6)
+    try:
+        learn.run(_config(recipe, folder), out)
+    finally:
+        new.unlink()
+    assert f"1 files of the sources are new, and not used (first: {new})" in caplog.text
+    assert f"shows update {done - 1}, and learning has gone on to {done}: --minutes" in caplog.text
     gone = folder / "red" / "r 1.mp4"
     gone.rename(tmp_path / "r 1.mp4")  # a file that is lost meanwhile costs no report
     try:
@@ -199,11 +223,17 @@ def test_the_report_says_how_the_trained_encoder_stands(mine: int, random: int, 
         answers = Accuracy(("a", "b"))
         shares = torch.eye(2)[(torch.arange(40) >= correct).long()]
         answers.add(np.arange(40), shares, torch.zeros(40, dtype=torch.int64))
-        results[name] = SimpleNamespace(test=SimpleNamespace(metrics=answers.metrics()))
+        test = SimpleNamespace(metrics=answers.metrics(), trained_on=0)
+        results[name] = SimpleNamespace(test=test)
     state = SimpleNamespace(steps_done=1, newest=lambda _: {})
     data = SimpleNamespace(data=SimpleNamespace(sources=(), batch_size=4))
     answer, _ = learn_report._headline(results, 0, (), state, data, None)
     assert answer.endswith(f"By the 95 % interval it is {said} the untrained one.")
+    assert f"{mine} of 40 unseen videos" in answer
+    results["target"].test.trained_on = 3
+    answer, _ = learn_report._headline(results, 0, (), state, data, None)
+    assert f"{mine} of 40 test videos" in answer
+    assert answer.endswith("3 of them are copies of training videos: the number is too good.")
 
 
 def test_reading_and_measuring_count_in_the_plan(
@@ -455,7 +485,41 @@ def test_a_video_that_two_sources_name_is_not_in_two_parts(tmp_path: Path) -> No
     config = LearnConfig(sources=(tmp_path / "videos", tmp_path / "videos" / "a"))
     made, skipped = learn._find_videos(config, 4, tmp_path)
     assert len(made) == 4
-    assert [why for _, why in skipped] == ["named more than once; it is taken once"] * 2
+    first = [tmp_path / "videos" / "a" / name for name in ("1.mp4", "2.mp4")]
+    reasons = [f"the same file as {path}, which is taken" for path in first]
+    assert [why for _, why in skipped] == reasons
+
+
+def test_what_a_link_leads_to_is_taken_once(tmp_path: Path) -> None:
+    for name in ("a/1.mp4", "a/2.mp4"):
+        write_video(tmp_path / "videos" / name, num_frames=4)
+    (tmp_path / "videos" / "linked").symlink_to(tmp_path / "videos" / "a")
+    made, skipped = learn._find_videos(LearnConfig(sources=(tmp_path / "videos",)), 4, tmp_path)
+    assert len(made) == 2
+    assert [Path(path).parent.name for path, _ in skipped] == ["linked"] * 2
+
+
+def test_a_file_with_two_labels_is_said_to_have_them(tmp_path: Path) -> None:
+    write_video(tmp_path / "1.mp4", num_frames=4)
+    (tmp_path / "list.csv").write_text("path,what\n1.mp4,walk\n1.mp4,run\n")
+    _, skipped = learn._find_videos(LearnConfig(sources=(tmp_path / "list.csv",)), 4, tmp_path)
+    assert [why for _, why in skipped] == [
+        f"the same file as {tmp_path / '1.mp4'}, which is taken with its labels {{'what': 'walk'}}"
+    ]
+
+
+def test_classes_and_parts_that_are_not_used_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"{name}{n}.mp4,{name}" for name in "ab" for n in range(4)]
+    _, said = _split(tmp_path, ["path,what", *rows, "c0.mp4,cup", "d0.mp4,door"])
+    assert said.endswith("; left out, with one video: cup, door")
+    assert not caplog.text
+    parts = [f"{row},{'test' if '3' in row else 'trian'}" for row in rows]
+    _split(tmp_path, ["path,what,split", *parts])
+    assert "split 'trian' is none of train, validation and test: its 6 videos are trained on" in (
+        caplog.text
+    )
 
 
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -275,7 +275,7 @@ def test_files_that_cannot_be_used_are_named(
         (["query", "A", "--database", "none"], "none: no database of moments; make one with"),
         (["query", "none.mp4", "--database", "DB"], "none.mp4: no such file; name a video"),
         (["query", "SHORT", "--database", "DB"], "too short: gives 2 of the 8 frames of a"),
-        (["query", "A", "--database", "DB", "--start", "9"], "has no part from 9 to 2 s: it lasts"),
+        (["query", "A", "--database", "DB", "--start", "9"], "lasts 2 s: --start 9 must"),
         (
             ["query", "A", "--database", "DB", "--start", "1", "--end", "1.1"],
             "too short: gives 2 of the 8 frames of a moment; give more",

@@ -67,7 +67,7 @@ stopped; with a larger --minutes also after its end.
 
 examples:
   vjepa learn videos/ --out runs/mine
-  vjepa learn videos/ --out runs/mine --minutes 60
+  vjepa learn --out runs/mine --minutes 60      # goes on
   vjepa learn labels.csv --label action --test-fraction 0.3 --out runs/actions
 """
 
@@ -87,7 +87,7 @@ def _learn(args: argparse.Namespace) -> int:
         clean = tuple(Path(os.path.abspath(source)) for source in named)  # noqa: PTH100
         return replace(made, sources=clean)
 
-    config = resolve_config(args, amend=with_sources)
+    config = resolve_config(args, amend=with_sources, resumes=True)
     from vjepa.jobs.learn import REPORT_FILE, run
 
     ended = run(config, args.out)

@@ -266,7 +266,8 @@ def labelled_split(
         where = f", {part.part}" if part.part else ""
         raise UserError(
             f"manifest {manifest.source}{where}: {len(images)} of its {len(rows)} files are images "
-            f"among videos (first image: {part.manifest.path(int(images[0]))}); index them apart"
+            f"among videos (first image: {part.manifest.path(int(images[0]))}); move them to a "
+            "folder of their own, or index a list of the videos"
         )
     repeated = len(part.manifest) - len(paths_and_sizes(part.manifest))
     if repeated:

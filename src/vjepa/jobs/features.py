@@ -165,7 +165,6 @@ def run(
     """
     with claimed_folder(out, "features"):
         set_num_threads(config.num_threads)
-        infos = files_of(sources, split)
         worker = FeatureWorker(config, out)
         config = worker.config
         described = out / SETTINGS_FILE
@@ -176,6 +175,7 @@ def run(
             begin_folder(out, "features", config)
             values = {"format": config.format, **worker.settings}
             atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
+        infos = files_of(sources, split)
         known = read_index(out)
         names = file_names([info.path for info in infos], config.format, known)
         # What a stopped run had not come to, and is gone since, would be waited for for ever.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, recipe_names
 from vjepa.data.frame_cache import open_frame_caches
-from vjepa.data.manifest.index import index_sources
-from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig
+from vjepa.data.manifest.index import index_sources, list_sources
+from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig, shortened
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
@@ -140,6 +141,8 @@ class Choices:
     """Files that are not used, and why."""
     reported_minutes: float = 0.0
     """The time after which the report was written; 0: not yet."""
+    reported_updates: int = 0
+    """The updates that it shows; 0: written by an older version, or not yet."""
     minutes_kept: float = 0.0
     """Of those beside pretraining, those that come after it; 0: chosen by an older version."""
 
@@ -167,6 +170,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
             except ValidationError as error:
                 raise UserError(f"{stored}: is damaged; give another --out") from error
             _LOGGER.info("going on in %s with what was chosen there:", out)
+            _say_new_files(config, choices, out)
         else:
             choices = _choose(config, out, started)
             _write_choices(choices, stored)
@@ -174,10 +178,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
         for line in lines:
             _LOGGER.info("  %s", line)
         if choices.reported_minutes >= config.minutes and (out / REPORT_FILE).is_file():
-            _LOGGER.info(
-                "the %g minutes are over, and the report is written; --minutes %g goes on",
-                *(config.minutes, 2 * config.minutes),
-            )
+            _LOGGER.info(_said_of_report(config, choices, out))
             return None
         ends = started + 60 * config.minutes - _trained_seconds(out)
         kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
@@ -211,8 +212,20 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
             _LOGGER.warning("little time is left: %s", said)
         found = (choices.skipped, results, cut, moments)
         write_learn_report(out / REPORT_FILE, config.seed, config.minutes, lines, *found)
-        _write_choices(replace(choices, reported_minutes=config.minutes), stored)
+        shown = {"reported_minutes": config.minutes, "reported_updates": ended.step}
+        _write_choices(replace(choices, **shown), stored)
         return None
+
+
+def _said_of_report(config: LearnConfig, choices: Choices, out: Path) -> str:
+    """That the time is over, and whether a stopped call has learnt more than the report shows."""
+    updates, shown = read_run(out / RUN_FOLDER).steps_done, choices.reported_updates
+    if not 0 < shown < updates:
+        said = f"the {config.minutes:g} minutes are over, and the report is written"
+        return f"{said}; --minutes {2 * config.minutes:g} goes on"
+    minutes = math.ceil(_trained_seconds(out) / 60 + choices.minutes_beside)
+    said = f"the report shows update {shown}, and learning has gone on to {updates}"
+    return f"{said}: --minutes {minutes} writes it anew"
 
 
 def _check_sources(sources: Sequence[Path], how: IndexConfig) -> None:
@@ -346,8 +359,12 @@ def _find_videos(
             reason = "a still image"
         if reason is None and row.info.num_frames < fewest_frames:
             reason = f"has {row.info.num_frames} frames, a clip takes {fewest_frames}"
-        if reason is None and rows.setdefault(row.info.path, row) is not row:
-            reason = "named more than once; it is taken once"
+        if reason is None:
+            # Links lead to what is there already, and a copy of it in the test part tells nothing.
+            first = rows.setdefault(os.path.realpath(row.info.path), row)
+            if first is not row:
+                reason = f"the same file as {first.info.path}, which is taken"
+                reason += f" with its labels {first.labels}" * (first.labels != row.labels)
         if reason is not None:
             skipped.append((row.info.path, reason))
     for path, reason in skipped[:5]:
@@ -362,6 +379,25 @@ def _find_videos(
     return Manifest.from_rows(rows.values(), out), tuple(skipped)
 
 
+def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
+    """Name files of the sources that came after they were looked at, and those that are gone."""
+    if config.sources[0].suffix == ".parquet":
+        paths = Manifest.open(config.sources[0]).paths()
+        listed = {path for part in paths for path in part}
+    else:
+        names = [str(number) for number in range(len(config.sources))]
+        table = list_sources([str(source) for source in config.sources], names, config.index)
+        listed = set(table.column("path").to_pylist())
+    used = {path for part in Manifest.open(out / VIDEOS_FILE).paths() for path in part}
+    new = sorted(listed - used - {path for path, _ in choices.skipped})
+    for paths, what in ((new, "new, and not used"), (sorted(used - listed), "gone")):
+        if paths:
+            _LOGGER.warning(
+                "%d files of the sources are %s (first: %s); to begin anew give another --out",
+                *(len(paths), what, paths[0]),
+            )
+
+
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
     """The videos with one label and the splits train, test and unlabelled; written to `path` too.
 
@@ -372,6 +408,12 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
     rows = [manifest.full_row(number) for number in range(len(manifest))]
     values, origin = _label_of_rows(config, manifest, rows)
     splits = [SPLIT_NAMES.get(str(row.split).lower()) for row in rows]
+    named = Counter(row.split for row in rows if row.split and row.split.lower() not in SPLIT_NAMES)
+    for name, count in named.items():
+        _LOGGER.warning(
+            "split %r is none of train, validation and test: its %d videos are trained on",
+            *(name, count),
+        )
     parts = [name for name in ("test", "validation") if name in splits]
     given = parts[0] if parts else None
     test = {number for number, split in enumerate(splits) if given and split == given}
@@ -379,6 +421,8 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
     values = [None if number in aside else value for number, value in enumerate(values)]
     counts = Counter(value for number, value in enumerate(values) if value and number not in test)
     classes = sorted(name for name, count in counts.items() if given or count > 1)
+    lonely = sorted(counts.keys() - set(classes))
+    alone = f"; left out, with one video: {shortened(', '.join(lonely))}" if lonely else ""
     labelled = [number for number, value in enumerate(values) if value in classes]
     origin_of_test = f"the split {given}"
     if given is None and len(classes) > 1:
@@ -403,10 +447,10 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
     made.write(path)
     if not tested:
         few = " gives fewer than two classes with videos to train and to test on"
-        return made, f"probe     none: {origin}{few if any(values) else ''} (--label)"
+        return made, f"probe     none: {origin}{few if any(values) else ''} (--label){alone}"
     return made, (
         f"probe     {len(classes)} classes, by {origin} (--label): {len(labelled) - len(tested)} "
-        f"videos to train on, {len(tested)} to test on, {origin_of_test}"
+        f"videos to train on, {len(tested)} to test on, {origin_of_test}{alone}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -162,14 +163,24 @@ def _headline(
         figures.append(Figure(f"{mine.correct} of {mine.count}", named))
         above = "above" if mine.wilson.low > random.top1 else "not told apart from"
         above = "below" if mine.wilson.high < random.top1 else above
+        copies = _known_copies(results)
         answer += (
-            f" A probe on its features names {mine.correct} of {mine.count} unseen videos rightly; "
+            f" A probe on its features names {mine.correct} of {mine.count} "
+            f"{'test' if copies else 'unseen'} videos rightly; "
             f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
-            "untrained one."
+            f"untrained one.{copies}"
         )
     if cut:
         answer += f" Time was short: {'; '.join(cut)}. More --minutes make up for it."
     return answer, figures
+
+
+def _known_copies(results: Mapping[str, ProbeResult]) -> str:
+    """What to say where test videos are copies of those that were trained on."""
+    test = results["target"].test
+    if test is None or not test.trained_on:
+        return ""
+    return f" {test.trained_on} of them are copies of training videos: the number is too good."
 
 
 def _probe_sections(results: Mapping[str, ProbeResult]) -> list[Section]:
@@ -190,8 +201,8 @@ def _probe_sections(results: Mapping[str, ProbeResult]) -> list[Section]:
             )
     introduction = (
         "The encoder is frozen; only a small probe on top is trained with labels, and tested on "
-        "videos that neither it nor the encoder has seen. Clips cut from one recording may stand "
-        "on both sides: then the number is too good."
+        "videos that were kept out of all training. Clips cut from one recording may stand "
+        f"on both sides: then the number is too good.{_known_copies(results)}"
     )
     head = ("encoder", "right %", "95 % interval", "videos")
     return [Section("What the features know of your classes", introduction, [Table(head, rows)])]
@@ -201,13 +212,13 @@ def _shots(manifest: Manifest, config: PretrainConfig, bad: set[str]) -> list[Sh
     """The middles of a few videos, of the test part if there is one."""
     rows = manifest.select(split="test") if "test" in manifest.splits else manifest
     paths = [path for path in map(rows.path, range(len(rows))) if path not in bad]
-    shots: list[Shot] = []
+    shots, names = list[Shot](), _names(paths)
     # Every so many first, then those between.
     step = max(1, len(paths) // _SHOTS)
     size = config.model.encoder.image_size
     for path in [path for start in range(step) for path in paths[start::step]]:
         try:
-            shots.append(read_shot(Path(path), config.data.clip, size, Path(path).name))
+            shots.append(read_shot(Path(path), config.data.clip, size, names[path]))
         except UserError as error:
             _LOGGER.warning("not shown: %s", error)
         if len(shots) == _SHOTS:
@@ -215,6 +226,13 @@ def _shots(manifest: Manifest, config: PretrainConfig, bad: set[str]) -> list[Sh
     if not shots:
         raise UserError("no video can be read any more; bring them back and start the same command")
     return shots
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """What videos are called in pictures: by their files, with the folder where two are alike."""
+    counts = Counter(Path(path).name for path in paths)
+    is_alone = {path: counts[Path(path).name] == 1 for path in paths}
+    return {path: "/".join(Path(path).parts[-1 if is_alone[path] else -2 :]) for path in paths}
 
 
 def moment_sections(
@@ -237,6 +255,7 @@ def moment_sections(
     if not len(rows):
         return []
     strips: list[Strip] = []
+    names = _names([manifest.path(row) for row in range(len(manifest))])
     # Moments that have little in common with each other.
     queries, nearness = [len(rows) // 2], np.full(len(rows), -1.0)
     trained = features[tuple(encoders)[-1]]
@@ -267,7 +286,7 @@ def moment_sections(
                 images = [ImageOps.fit(Image.fromarray(frame), side) for frame in clip]
                 frames.append(np.stack([np.asarray(image) for image in images]))
                 seconds = int(times[number])
-                said = f"{Path(video.path).name}, {seconds // 60}:{seconds % 60:02d}"
+                said = f"{names[video.path]}, {seconds // 60}:{seconds % 60:02d}"
                 if label is not None:
                     said = manifest.labels(label)[rows[number]] or "no label"
                 likeness = "" if number == query else f"{alike[number]:.2f} alike: "
@@ -371,8 +390,8 @@ def _read_moment(job: tuple[int, float, VideoInfo, ClipPlan]) -> NDArray[np.uint
 def _next_section(folder: Path, minutes: float) -> Section:
     out = shlex.quote(str(folder))
     text = f"""\
-# go on: the same command with more time
-vjepa learn ... --minutes {2 * minutes:g} --out {out}
+# go on, with more time
+vjepa learn --out {out} --minutes {2 * minutes:g}
 
 # all curves
 vjepa show run {out}/run
@@ -385,6 +404,6 @@ vjepa show features a.mp4 b.mp4 --model {out}/run --out features.png
 vjepa probe train --help
 
 # in Python
-python -c "import vjepa; print(vjepa.load_encoder('{folder}/run'))"\
+python -c "import vjepa, sys; print(vjepa.load_encoder(sys.argv[1]))" {out}/run\
 """
     return Section("How to go on", blocks=[Text(text, preformatted=True)])

@@ -132,7 +132,6 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
     with claimed_folder(out, JOB):
         started = time.perf_counter()
         set_num_threads(config.num_threads)
-        infos = files_of(sources)
         for name in ("path", "timm_weights"):  # queries may come from another folder
             path = getattr(config.encoder, name)
             if path is not None and path.exists() and locate(path) == path:
@@ -144,6 +143,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         else:
             begin_folder(out, JOB, config)
             _write_description(out, worker, None)
+        infos = files_of(sources)
         table = _open_table(out, worker.width)
         held: dict[str, str] = {}  # what each file's moments were made from
         for part in table.search().select(["path", "origin"]).to_batches():
@@ -270,6 +270,7 @@ def _pooled(
     plan = look.plan
     if look.info.kind != "image" and plan.num_tubelets < _FEWEST * plan.window_tubelets:
         has, of = (n * plan.tubelet_size for n in (plan.num_tubelets, plan.window_tubelets))
+        has = min(has, look.info.num_frames)
         raise DecodeError(path, f"too short: gives {has} of the {of} frames of a moment; give more")
     return look, tokens.numpy(), times
 
@@ -441,9 +442,10 @@ def encode_example(
         if info.kind == "image":
             raise UserError(f"{path}: is a still image: leave out --start and --end")
         if info.ok and not 0 <= between[0] < min(between[1], info.duration_seconds):
+            behind = "" if end is None else f"--end {end:g} and "
             raise UserError(
-                f"{path}: has no part from {between[0]:g} to {between[1]:g} s: it lasts "
-                f"{info.duration_seconds:g} s; mend --start or --end"
+                f"{path}: lasts {info.duration_seconds:g} s: --start {between[0]:g} must be from 0 "
+                f"on and before {behind}its end"
             )
     _, look, parts = next(worker.read([info], between))
     look, tokens, times = _pooled(look, parts, str(path))
