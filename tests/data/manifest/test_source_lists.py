@@ -343,6 +343,9 @@ def test_texts_and_names_that_are_not_utf8(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"\xff\xfe\x00\x80" * 20)
     with pytest.raises(UserError, match="neither a media file nor UTF-8 text"):
         read(tmp_path / "l.csv")
+    (tmp_path / "song.mp3").write_bytes(b"\xff\xfb\x90\x00" * 20)
+    with pytest.raises(UserError, match=r"song\.mp3: holds sound and no picture; name a video"):
+        read(tmp_path / "song.mp3")
     (tmp_path / "utf16.csv").write_text("path,label\na.mp4,x\n", encoding="utf-16")
     with pytest.raises(UserError, match=r"utf16\.csv: is neither .* save a list as UTF-8"):
         read(tmp_path / "utf16.csv")

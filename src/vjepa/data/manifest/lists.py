@@ -12,6 +12,7 @@ import csv
 import json
 import logging
 import math
+import mimetypes
 import os
 import re
 from collections import Counter
@@ -337,6 +338,8 @@ def _parse(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     first = next(filter(str.strip, file), "")
     if not _is_text(first):
+        if str(mimetypes.guess_type(path)[0]).startswith("audio/"):
+            raise UserError(f"{path}: holds sound and no picture; name a video")
         raise UserError(
             f"{path}: is neither a media file nor UTF-8 text; save a list as UTF-8, or unpack it"
         )
