@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_622
+MOST_LINES = 46_691
 MOST_FILES = 208
 MOST_CLASSES = 381
 LONGEST_READING_PATH = 6_000
@@ -25,12 +25,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (1010, 14),
     "data/clips": (1945, 63),
     "data/loader": (1252, 19),
-    "data/manifest": (1893, 38),
+    "data/manifest": (1896, 38),
     "data/prepare": (1289, 37),
     "data/video": (2457, 54),
     "demo": (2068, 50),
-    "evaluation": (4319, 103),
-    "jobs": (8372, 183),
+    "evaluation": (4320, 103),
+    "jobs": (8437, 183),
     "jobs/detect": (1204, 23),
     "jobs/finetune": (909, 17),
     "jobs/probe": (2136, 54),
