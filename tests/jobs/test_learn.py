@@ -395,7 +395,7 @@ def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_pa
     out = tmp_path / "my own"
     assert learn.run(_config(recipe, long, minutes=45.0), out) is None
     page = (out / "report.html").read_text()
-    assert "vjepa learn ... --minutes 90 --out" in page
+    assert f"vjepa learn --out &#39;{out}&#39; --minutes 90" in page
     assert "Which moments are alike" in page
     assert "What the features know" not in page
     assert "<b>1</b><span>video to learn from</span>" in page
