@@ -26,13 +26,14 @@ from tests.training.toy import (
     make_trainer,
     short_optim,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa.checkpoint.folder import step_folders
 from vjepa.checkpoint.state import optimizer_state
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.logging import read_metrics
+from vjepa.tasks import Output
 from vjepa.training import Trainer, TrainingConfig, TrainingStopped, preflight
 from vjepa.training.schedules import learning_rate
 from vjepa.training.step import StepValues
@@ -435,6 +436,43 @@ def test_an_alarm_is_given_once_until_all_is_well_also_over_a_resume(
     ]
     assert "step 5: fell to 0.2" in caplog.text
     assert all(report.keys() == {"std", "loss"} for report in task.seen), "not what is no number"
+
+
+class Counting(ToyTask):
+    """Counts the inputs that it saw, as a batch norm counts its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = nn.Module()
+        self.seen.register_buffer("count", torch.zeros(()))
+
+    def forward(self, inputs: Tensor, size: int | None = None) -> Output:
+        self.seen.count += len(inputs)
+        return super().forward(inputs, size)
+
+
+def test_measuring_the_pace_changes_no_buffer_also_over_a_resume(tmp_path: Path) -> None:
+    make_trainer(tmp_path, InterruptedData(4), task=Counting()).fit()
+    task = Counting()
+    make_trainer(tmp_path, task=task).fit()
+    assert task.seen.count == 12 * 8
+
+
+class WholeBatch(ToyTask):
+    """Cannot compute its loss of a part, as a batch norm of a vector a clip cannot."""
+
+    def forward(self, inputs: Tensor, size: int | None = None) -> Output:
+        if len(inputs) < 8:
+            raise ValueError("Expected more than 1 value per channel")
+        return super().forward(inputs, size)
+
+
+def test_a_loss_that_some_clips_alone_do_not_have_is_trained_where_the_task_says_so() -> None:
+    task = WholeBatch()
+    with pytest.raises(ValueError, match=r"1 of 8 clips, .* has compares_samples = True"):
+        make_trainer(None, task=task, optim=short_optim(2)).fit()
+    task.compares_samples = True
+    assert make_trainer(None, task=task, optim=short_optim(2)).fit().step == 2
 
 
 def test_the_clock_goes_on_over_a_resume(tmp_path: Path) -> None:

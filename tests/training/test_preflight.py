@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.training.toy import ToyTask
 
 from vjepa.errors import UserError
 from vjepa.runtime.distributed import ProcessGroup
@@ -126,7 +127,7 @@ def test_a_long_update_is_known_from_a_few_clips(
 def test_processes_with_uneven_parts_of_a_batch_measure_as_often() -> None:
     """Of 8 and 7 key frames: those of the second would wait for the first for ever."""
     group = SimpleNamespace(gather=lambda value: [value, 7 if value == 8 else value])
-    learner: Any = SimpleNamespace(group=group)  # nothing else of it is looked at
+    learner: Any = SimpleNamespace(group=group, task=ToyTask())  # nothing else is looked at
     assert preflight.time_a_part(learner, SimpleNamespace(), 8) is None
 
 

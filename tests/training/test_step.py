@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.training.toy import OPTIM, TRAINING, ToyData, ToyTask
+from torch import nn
 
+from vjepa.errors import UserError
 from vjepa.training import (
     EmaConfig,
     Learner,
@@ -46,6 +48,18 @@ def test_accumulated_gradient_is_that_of_the_whole_batch(parts: int) -> None:
         pairs = zip(module.parameters(), cut.modules[name].parameters(), strict=True)
         for ours, theirs in pairs:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_what_a_task_holds_itself_is_refused_and_a_table_that_is_not_saved_is_taken() -> None:
+    """It would be neither trained nor saved: no resume would be exact."""
+    parameter, buffer, table = ToyTask(), ToyTask(), ToyTask()
+    parameter.scale = nn.Parameter(torch.ones(()))
+    buffer.register_buffer("mean", torch.zeros(()))
+    table.register_buffer("table", torch.zeros(()), persistent=False)
+    for task, name in ((parameter, "scale"), (buffer, "mean")):
+        with pytest.raises(UserError, match=rf"ToyTask\.{name}: .* put it into a submodule"):
+            build_learner(task, OPTIM, EMA, TRAINING)
+    build_learner(table, OPTIM, EMA, TRAINING)
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -403,9 +403,6 @@ def run(
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
         made = task(settled)
-        # In a checkpoint; by another name than vjepa it has one encoder, no target.
-        is_frozen = config.objective.target == "frozen"
-        objective = "frozen-teacher" if is_frozen else config.objective.name
         # Before the videos of the training are decoded: a wrong label must not wait for that.
         evaluators = _evaluators(config, made, group)
         loader = build_loader(config, out / "bad_videos.jsonl", group)

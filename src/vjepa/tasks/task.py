@@ -26,9 +26,9 @@ class Output:
 class Task(nn.Module, ABC):
     """Everything that the training loop asks of what it trains.
 
-    A task has its networks as submodules and defines two methods: :meth:`inputs` and ``forward``,
-    which takes those inputs and returns an :class:`Output`. All else has a default: submodules are
-    saved under their names, and trained where a parameter takes gradients.
+    A task has all weights and buffers in submodules and defines two methods: :meth:`inputs` and
+    ``forward``, which takes those inputs and returns an :class:`Output`. All else has a default:
+    submodules are saved under their names, and trained where a parameter takes gradients.
 
     One rule: loss and terms of a micro-batch are *summands* of the batch's, that is, sums over its
     samples (or targets) divided by their number in the *whole* batch, over all micro-batches and

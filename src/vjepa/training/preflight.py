@@ -121,21 +121,35 @@ def check_disk(folder: Path, checkpoint_bytes: float) -> None:
 def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] | None:
     """Seconds of an update, by those of some of a batch's clips, and what was measured in words.
 
-    No weight changes. None: an update is short enough to be measured itself. All processes compute
-    as much, as FSDP needs it.
+    No weight or buffer changes. None: an update is short enough to be measured itself, or its loss
+    compares the clips of a batch. All processes compute as much, as FSDP needs it.
     """
+    task = learner.task
+    if task.compares_samples:
+        return None
     images = getattr(batch, "images", None)  # beside the clips: each part must have one
     most = min(learner.group.gather(clips if images is None else min(clips, len(images.clips))))
+    before = {name: buffer.detach().clone() for name, buffer in task.named_buffers()}
 
     def compute(number: int) -> None:
-        with learner.setup.autocast():
-            loss = learner.task(*learner.task.inputs(batch, 0, most // number)).loss
-        loss.backward()
+        try:
+            with learner.setup.autocast():
+                loss = task(*task.inputs(batch, 0, most // number)).loss
+            loss.backward()
+        except Exception as error:
+            error.add_note(
+                f"on {number} of {clips} clips, to measure the time of an update: a task that "
+                "needs several clips at once (a batch norm, say) has compares_samples = True"
+            )
+            raise
         if learner.setup.device.type == "cuda":
             torch.cuda.synchronize(learner.setup.device)
         learner.optimizer.zero_grad(set_to_none=True)
 
     found = seconds_of_part(compute, most, lambda seconds: max(learner.group.gather(seconds)))
+    with torch.no_grad():  # running means, say, which a resumed run would count twice
+        for name, buffer in task.named_buffers():
+            buffer.copy_(before.get(name, buffer))
     return found and (found[0], f"measured on {found[1] * clips // most} of {clips} clips")
 
 

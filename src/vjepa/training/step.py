@@ -78,6 +78,11 @@ def build_learner(
             f"optim.accumulation_steps: {optim.accumulation_steps}, but {type(task).__name__} "
             "compares the clips of a whole batch: use 1, and smaller batches or more processes"
         )
+    if loose := [name for name in task.state_dict() if "." not in name]:
+        raise UserError(
+            f"{type(task).__name__}.{loose[0]}: what a task holds itself is neither trained nor "
+            "saved; put it into a submodule"
+        )
     trained = task.trainable()
     if training.activation_checkpointing:
         checkpoint_blocks(trained.values())
