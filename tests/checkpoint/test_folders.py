@@ -96,7 +96,7 @@ def test_pixel_checkpoints_have_one_encoder(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors")
     with torch.no_grad():
         assert torch.equal(load_encoder(folder)(clips(1)), context(clips(1)))
-    with pytest.raises(UserError, match="a checkpoint of pixel has no target encoder"):
+    with pytest.raises(UserError, match="'pixel', which predicts no features"):
         load_model(folder)
 
 

@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import torch
 from tests.jobs.tiny_run import metrics, tiny_config, weights, write_set
+from torch import Tensor, nn
 
 import vjepa
+from vjepa.checkpoint import read_model
 from vjepa.errors import UserError
-from vjepa.tasks import Task
+from vjepa.jobs.decode import open_model
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.masking import MaskSampler
+from vjepa.models import VJEPA
+from vjepa.tasks import FeaturePrediction, Output, Task
 
 
 def _task_of_the_tour() -> type[Task]:
@@ -61,6 +67,37 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
     )
     with pytest.raises(UserError, match="head"):
         vjepa.pretrain(config, cut)  # as the config's own objective
+
+
+class WithHead(FeaturePrediction):
+    """Feature prediction, and something more that is learnt."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        encoder = config.model.encoder
+        sampler = MaskSampler(config.masking, encoder.grid, encoder.tubelet_size, config.seed)
+        super().__init__(VJEPA(config.model), sampler=sampler, batch_size=config.data.batch_size)
+        self.head = nn.Linear(encoder.width, 1)
+
+    def forward(self, clips: Tensor, *inputs: Any) -> Output:
+        found = super().forward(clips, *inputs)
+        return Output(found.loss + self.head(self.encoder(clips)).square().mean(), found.terms)
+
+
+def test_a_subclass_of_feature_prediction_leaves_a_whole_model(
+    manifest: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(tmp_path, manifest, "optim.steps=5")
+    run, shaped = tmp_path / "run", WithHead(config).state_dict()
+    vjepa.pretrain(config, run, WithHead)
+    model, report = read_model(run)
+    stored = weights(run, 5)
+    assert set(stored) == set(shaped)
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+    assert all(torch.equal(value, stored[name]) for name, value in model.state_dict().items())
+    assert open_model(run).config == model.config  # for pictures of what it predicts
+    vjepa.pretrain(config, tmp_path / "colour", MeanColour)
+    with pytest.raises(UserError, match="'MeanColour', which predicts no features"):
+        vjepa.load_model(tmp_path / "colour")
 
 
 def test_accumulation_changes_nothing_but_rounding(manifest: Path, tmp_path: Path) -> None:

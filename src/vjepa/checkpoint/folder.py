@@ -263,14 +263,18 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
         )
     of = "" if config.objective == "vjepa" else f" of {config.objective} prediction"
     kind = f"a vjepa checkpoint{of}, step {config.step}"
+    parts = ("encoder", "target_encoder", "predictor")
     if which is None:
-        if of:
+        if of and not {*parts} <= {name.partition(".")[0] for name in names}:
             raise UserError(
-                f"{folder}: a checkpoint of {config.objective} has no target encoder and predictor "
-                "of features; take one of feature prediction, or its encoder alone (load_encoder)"
+                f"{folder}: holds a model of {config.objective!r}, which predicts no features; "
+                "give one of feature prediction, or take its encoder alone (load_encoder)"
             )
         tensors = read_weights(weights)
-        return Held(str(folder), kind, encoder, predictor, tensors, version=config.version)
+        # A task of somebody's own, as a subclass of feature prediction, may have more.
+        more = tuple(name for name in tensors if of and name.partition(".")[0] not in parts)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in more}
+        return Held(str(folder), kind, encoder, predictor, tensors, more, version=config.version)
     key = ENCODER_KEYS[which]
     if of and not any(name.startswith(f"{key}.") for name in names):
         key = "encoder"

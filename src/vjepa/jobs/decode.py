@@ -131,12 +131,6 @@ def open_model(path: Path | None, *, drawn: bool = True, **sizes: int | None) ->
     """
     if path is None:
         raise UserError("model: not set; give a run, a checkpoint, an authors' file or `demo`")
-    about = described(path)
-    if about is not None and about.objective != "vjepa":
-        raise UserError(
-            f"{path}: holds a model of {about.objective!r}, which predicts no features; give one "
-            "that was pretrained by feature prediction"
-        )
     model = load_model(path, **sizes)
     encoder = model.config.encoder
     if encoder.is_image_model:
