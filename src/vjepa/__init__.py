@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from vjepa.version import __version__
 
 if TYPE_CHECKING:
-    from vjepa.checkpoint import load_model
     from vjepa.data.clips.dataset import load_clip
-    from vjepa.evaluation.preprocess import load_encoder
+    from vjepa.evaluation.preprocess import load_encoder, load_model
     from vjepa.evaluation.video_features import extract_features
     from vjepa.jobs.features import load_features
     from vjepa.jobs.pretrain import run as pretrain
@@ -35,7 +34,7 @@ _HOMES = {
     "load_clip": "vjepa.data.clips.dataset:load_clip",
     "load_encoder": "vjepa.evaluation.preprocess:load_encoder",
     "load_features": "vjepa.jobs.features:load_features",
-    "load_model": "vjepa.checkpoint:load_model",
+    "load_model": "vjepa.evaluation.preprocess:load_model",
     "load_probe": "vjepa.jobs.probe.predict:load_probe",
     "pretrain": "vjepa.jobs.pretrain:run",
 }

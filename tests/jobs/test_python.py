@@ -16,6 +16,7 @@ from tests.jobs.tiny_run import tiny_config, write_set
 from torch import nn
 
 import vjepa
+from vjepa.checkpoint import save_model
 from vjepa.data import Manifest
 from vjepa.errors import UserError
 from vjepa.jobs.probe.probe import train
@@ -58,6 +59,16 @@ def test_an_encoder_knows_the_clip_of_its_training(run: Path) -> None:
     preprocess = vjepa.load_encoder(run).preprocess
     assert (preprocess.clip.num_frames, preprocess.clip.stride) == (4, 1)
     assert preprocess.view.crop_size == 32
+
+
+def test_encoders_of_a_model_know_it_too_saved_again_and_made_for_another_size(
+    run: Path, tmp_path: Path
+) -> None:
+    known, model = vjepa.load_encoder(run).preprocess, vjepa.load_model(run)
+    assert model.encoder.preprocess == model.target_encoder.preprocess == known
+    assert vjepa.load_encoder(save_model(tmp_path / "saved", model)).preprocess == known
+    other = model.target_encoder.rebuilt_for(image_size=48, num_frames=6).preprocess
+    assert (other.clip.num_frames, other.clip.stride, other.view.crop_size) == (6, 1, 48)
 
 
 def test_a_checkpoint_from_before_there_was_a_record_is_read(run: Path, tmp_path: Path) -> None:

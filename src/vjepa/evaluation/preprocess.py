@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder
+from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder, read_model
 from vjepa.config import config_dataclass, from_dict
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.models import EncoderConfig, InputConfig, normalise_clip
+from vjepa.models import VJEPA, EncoderConfig, InputConfig, normalise_clip
 from vjepa.paths import as_path
 
 Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
@@ -58,6 +58,11 @@ class Preprocess:
             )
         clips = torch.stack([self.pixels(video) for video in several])
         return normalise_clip(clips, how=self.input)
+
+    def sized(self, *, image_size: int, num_frames: int) -> Preprocess:
+        """The same for an encoder of another input size."""
+        view = replace(self.view, crop_size=image_size, short_side=None)
+        return replace(self, clip=replace(self.clip, num_frames=num_frames), view=view)
 
     def pixels(self, video: Video) -> Tensor:
         """The view of one video before it is normalised: uint8 [3, T, S, S]."""
@@ -118,8 +123,21 @@ def load_encoder(
     """
     path = as_path(path)
     encoder, _ = read_encoder(path, which, num_heads, image_size=image_size, num_frames=num_frames)
-    how = preprocess_of(path, encoder.config)
-    if encoder.config.is_image_model:
-        how = replace(how, clip=replace(how.clip, num_frames=1))
-    encoder.preprocess = how
+    encoder.preprocess = _own_preprocess(path, encoder.config)
     return encoder
+
+
+def load_model(
+    path: str | os.PathLike[str], num_heads: int | None = None, **sizes: int | None
+) -> VJEPA:
+    """The model of :func:`vjepa.checkpoint.read_model`; its encoders have ``preprocess``, too."""
+    path = as_path(path)
+    model, _ = read_model(path, num_heads, **sizes)
+    how = _own_preprocess(path, model.config.encoder)
+    model.encoder.preprocess = model.target_encoder.preprocess = how
+    return model
+
+
+def _own_preprocess(path: str | os.PathLike[str], encoder: EncoderConfig) -> Preprocess:
+    how = preprocess_of(path, encoder)
+    return replace(how, clip=replace(how.clip, num_frames=1)) if encoder.is_image_model else how

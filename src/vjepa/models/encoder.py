@@ -91,6 +91,8 @@ class Encoder(nn.Module):
         other.level_norms, other.cls_token = self.level_norms, self.cls_token
         if config.is_given:
             other.pos_embed = self._code_of(config.grid)
+        if how := getattr(self, "preprocess", None):
+            other.preprocess = how.sized(image_size=image_size, num_frames=num_frames)
         other.reset_position_code()
         return other.train(self.training)
 
