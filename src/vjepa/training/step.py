@@ -79,10 +79,7 @@ def build_learner(
             "compares the clips of a whole batch: use 1, and smaller batches or more processes"
         )
     if loose := [name for name in task.state_dict() if "." not in name]:
-        raise UserError(
-            f"{type(task).__name__}.{loose[0]}: what a task holds itself is neither trained nor "
-            "saved; put it into a submodule"
-        )
+        raise UserError(f"{type(task).__name__}.{loose[0]}: is not saved; put it into a submodule")
     trained = task.trainable()
     if training.activation_checkpointing:
         checkpoint_blocks(trained.values())
