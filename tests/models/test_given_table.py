@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vjepa.models import Encoder, EncoderConfig, ModelConfig
+from vjepa.jobs.pretrain import PretrainConfig
+from vjepa.models import VJEPA, Encoder, EncoderConfig, ModelConfig
 
 _SIZES = EncoderConfig(
     width=24, depth=1, heads=2, image_size=32, num_frames=4, patch_size=8, position="given"
@@ -57,5 +58,9 @@ def test_stretched_it_leaves_time_alone() -> None:
 
 
 def test_it_is_no_start_for_a_training() -> None:
+    """Though a checkpoint of one that was trained further is described by the same sizes."""
+    model = ModelConfig(encoder=_SIZES)
     with pytest.raises(ValueError, match="comes with weights of others"):
-        ModelConfig(encoder=_SIZES)
+        VJEPA(model)
+    with pytest.raises(ValueError, match=r"model\.encoder\.position: given: comes with"):
+        PretrainConfig(model=model)

@@ -202,6 +202,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         encoder, clip = self.model.encoder, self.data.clip
+        if encoder.is_given:
+            raise ValueError("model.encoder.position: given: comes with weights of others")
         if encoder.num_frames != clip.num_frames:
             raise ValueError(
                 f"data.clip.num_frames is {clip.num_frames} but model.encoder.num_frames is "

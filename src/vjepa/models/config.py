@@ -232,8 +232,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         encoder, predictor = self.encoder, self.predictor
-        if encoder.is_given:
-            raise ValueError("encoder.position: given: comes with weights of others; take sincos")
         heads = predictor.heads or encoder.heads
         check_positions("predictor.width", predictor.width, heads, encoder)
         if predictor.levels not in (1, len(encoder.levels)):

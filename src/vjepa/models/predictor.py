@@ -192,6 +192,8 @@ class VJEPA(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if config.encoder.is_given:
+            raise ValueError("encoder.position: given: comes with weights of others; take sincos")
         self.config = config
         self.encoder = Encoder(config.encoder)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(requires_grad=False)

@@ -153,6 +153,36 @@ def test_averaged_weights_are_what_is_measured(recipe: Path, tmp_path: Path) -> 
     assert "head.norm.weight" not in model
 
 
+@pytest.mark.parametrize("name", ["videomae_tiny.pth", "mvd_tiny.pth"])
+def test_a_model_of_others_is_fine_tuned_with_its_table_of_positions(
+    name: str, recipe: Path, golden_dir: Path, videos: Path, tmp_path: Path
+) -> None:
+    """It has no predictor, and its table lies in the checkpoint, since nothing can compute it."""
+    out, file = tmp_path / "run", golden_dir / "baselines" / name
+    size = 64 if name.startswith("videomae") else None  # a file of MVD holds its table
+    given = ("--encoder.path", file, "--encoder.num_heads", 3, "--optim.steps", 2)
+    assert _finetune(recipe, out, *given, "--encoder.image_size", size or "null") == 0
+    begun, _ = read_encoder(file, num_heads=3, image_size=size)
+    stored = load_file(out / "model" / "model.safetensors")
+    assert torch.equal(stored["encoder.pos_embed"], begun.pos_embed)
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.equal(stored[f"encoder.{name}"], begun.get_parameter(name))
+    probe = load_finetuned(out, device="cpu")
+    video = torch.randn(2, 3, 16, 64, 64)
+    encoder, _ = read_encoder(out / "model")  # as `vjepa features` takes it
+    with torch.no_grad():
+        tokens = encoder(video, final_norm=False)
+        pooled = probe.extractor.frozen.encoder(video)
+        torch.testing.assert_close(tokens.mean(dim=1, keepdim=True), pooled, atol=1e-6, rtol=0)
+    (answer,) = probe.predict(next(videos.parent.glob("test_*.mp4")))
+    assert {one.name for one in answer.classes} == {"blue", "green", "red"}
+    # It goes on from its checkpoint, to the same weights.
+    shutil.rmtree(out / "checkpoints" / "step_00000002")
+    shutil.rmtree(out / "model")
+    (out / "result.json").unlink()
+    assert main(["finetune", "--out", str(out)]) == 0
+
+
 @pytest.mark.parametrize("last_blocks", [0, 1])
 def test_only_the_last_blocks_are_trained(recipe: Path, last_blocks: int, checkpoint: Path) -> None:
     config = load_config(FinetuneConfig, [recipe], [f"trained.last_blocks={last_blocks}"])

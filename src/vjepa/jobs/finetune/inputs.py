@@ -101,8 +101,9 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
     fitted = fit_to_clips(frozen, config.encoder, clip.num_frames, size)
     if not isinstance(fitted.encoder, Encoder):
         raise UserError(
-            f"encoder.path: {config.encoder.path} is an image model, which sees frames alone; "
-            "fine-tuning takes a video encoder"
+            f"encoder.path: {config.encoder.path} is an image model, which sees frames alone, or "
+            "one that another library computes (Hiera); fine-tuning takes a video encoder of ours, "
+            "also of VideoMAE, MVD or OmniMAE"
         )
     spread = "strided" if clip.stride is not None else "even"
     view = ViewConfig(

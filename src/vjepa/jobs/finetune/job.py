@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vjepa.checkpoint import read_sizes
 from vjepa.checkpoint.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -160,12 +159,11 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
 
 
 def _about(config: FinetuneConfig, inputs: FinetuneInputs, steps: int) -> dict[str, Any]:
-    source, heads = config.encoder.path, config.encoder.num_heads
-    assert source is not None
-    predictor = read_sizes(source, heads).predictor  # it is not part of the checkpoint
+    # Models of others have no predictor, and no one's is part of the checkpoint.
+    model = ModelConfig(encoder=inputs.encoder.config, predictor=NO_PREDICTOR)
     return {
         "objective": "class",
-        "model": to_dict(ModelConfig(encoder=inputs.encoder.config, predictor=predictor)),
+        "model": to_dict(model),
         "run": to_dict(config),
         "preprocess": {"clip": to_dict(inputs.test_clip), "view": to_dict(inputs.view)},
         "label": inputs.record.label,
