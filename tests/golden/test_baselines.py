@@ -163,6 +163,17 @@ def test_tables_of_positions_follow_their_formula(folder: Path, file: str, width
     torch.testing.assert_close(found.float(), wanted, **TABLE)
 
 
+@pytest.mark.parametrize("file", ["dinov2_tiny.pth", "openclip_tiny.bin"])
+@torch.no_grad()
+def test_any_block_is_asked_for_by_its_number(folder: Path, file: str) -> None:
+    encoder, images = _read(folder, file, num_heads=3), _input(folder, "images_56")
+    assert isinstance(encoder, TimmVit)
+    last, first = encoder(images, layers=(1, 0))
+    assert torch.equal(last, encoder(images))
+    encoder.model.blocks = encoder.model.blocks[:1]
+    assert torch.equal(first, encoder(images))
+
+
 @pytest.mark.parametrize(("size", "grid"), [("56", (4, 4)), ("84", (6, 6)), ("56x84", (4, 6))])
 def test_the_table_of_dinov2_is_stretched_by_its_authors_rule(
     folder: Path, size: str, grid: tuple[int, int]

@@ -556,6 +556,22 @@ def test_a_table_of_positions_that_cannot_be_stretched_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("name", "patch"), [("ijepa_tiny.pth.tar", 16), ("dinov2_tiny.pth", 14)])
+def test_blocks_of_image_models_are_read_too_frame_by_frame(
+    name: str, patch: int, boxes: Path, golden_dir: Path, tmp_path: Path
+) -> None:
+    """Both blocks of the small files, as four of the large ones (Tables 5 and 6)."""
+    crop = 4 * patch
+    sizes = (f"--data.view.{key}={crop}" for key in ("short_side", "crop_size"))
+    more = (f"--encoder.path={golden_dir / 'baselines' / name}", "--encoder.num_heads=3", *sizes)
+    more = (*more, f"--data.view.train_short_sides=[{crop},{crop}]", "--data.clip.num_frames=4")
+    out = tmp_path / "out"
+    assert _train(boxes, out, *more, "--optim.epochs=0.1") == 0
+    head = load_file(out / "detector.safetensors")["weight"]
+    assert head.shape[1] == 2 * 48
+    assert _figure(out / "result.json") >= 0
+
+
 def test_an_encoder_whose_heads_fit_no_usual_predictor_is_trained(
     boxes: Path, tmp_path: Path
 ) -> None:

@@ -262,6 +262,16 @@ def test_every_frame_is_encoded_alone_and_maps_are_joined_in_time(at_once: int) 
                 torch.testing.assert_close(tokens[clip, frame * 4 : frame * 4 + 4], alone)
 
 
+@torch.no_grad()
+def test_blocks_of_an_image_model_are_asked_for_by_number() -> None:
+    encoder = Encoder(replace(IMAGE_32, depth=3)).eval()
+    frames, video = FrameEncoder(encoder, encoder.config, 4), torch.randn(2, 3, 5, 32, 32)
+    inner, last = frames(video, layers=(0, 2))
+    assert torch.equal(last, frames(video))
+    alone = encoder(video[1:, :, 3:4], layers=(0,))[0][0]
+    torch.testing.assert_close(inner[1, 12:16], alone)
+
+
 def test_a_video_model_is_refused() -> None:
     with pytest.raises(ValueError, match="image model"):
         FrameEncoder(_image_encoder(), EncoderConfig(width=24, depth=1, heads=2))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,13 @@ class TimmVit(TimmEncoder):
             **gate,
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Tokens row by row; ValueError for a size that is not whole patches or has no table."""
+    def forward(
+        self, images: Tensor, *, layers: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Tokens row by row; ValueError for a size that is not whole patches or has no table.
+
+        With `layers`, blocks counted from 0, a list of their tokens, each as the last one's are.
+        """
         frames, height, width = token_grid(images.shape, 1, self.config.patch_size)
         if frames != 1:
             raise ValueError(
@@ -147,9 +152,14 @@ class TimmVit(TimmEncoder):
         patches = model.patch_embed(images[:, :, 0]).flatten(1, 2)
         tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), patches], dim=1)
         tokens = model.norm_pre(tokens + self.positions(height, width))
-        for block in model.blocks:
+        norm = model.norm if self._form.final_norm else nn.Identity()
+        wanted = (len(model.blocks) - 1,) if layers is None else layers
+        outputs: dict[int, Tensor] = {}
+        for index, block in enumerate(model.blocks):
             tokens = block(tokens)
-        return (model.norm(tokens) if self._form.final_norm else tokens)[:, 1:]
+            if index in wanted:
+                outputs[index] = norm(tokens)[:, 1:]
+        return outputs[wanted[0]] if layers is None else [outputs[index] for index in wanted]
 
     def positions(self, height: int, width: int) -> Tensor:
         """The table [1, 1 + h*w, D] for a grid, the class token's row first."""

@@ -48,6 +48,7 @@ from vjepa.jobs.pretrain_room import (
 )
 from vjepa.jobs.probe.encoder import (
     compile_encoder,
+    gives_layers,
     open_encoder,
     remedy_of,
     reopen_encoder,
@@ -235,12 +236,14 @@ def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames,
         layers = config.regions.layers_of(sizes)
     except ValueError as error:
         raise UserError(f"regions.{error}") from error
-    inner, source = layers != (sizes.depth - 1,), frozen.identity.source
-    if not isinstance(frozen.encoder, Encoder) and (inner or config.end_to_end is not None):
+    source = frozen.identity.source
+    if layers != (sizes.depth - 1,) and not gives_layers(frozen.encoder):
         raise UserError(
-            f"regions.layers: {source} gives only its last layer's output, frame by frame: set "
-            f"regions.layers to [{sizes.depth - 1}] and leave end_to_end out"
+            f"regions.layers: {source} gives only its last layer's output: set regions.layers to "
+            f"[{sizes.depth - 1}]"
         )
+    if config.end_to_end is not None and not isinstance(frozen.encoder, Encoder):
+        raise UserError(f"end_to_end: leave it out: {source} is no video encoder of ours to train")
     if config.end_to_end is not None and sizes.is_given:
         raise UserError(f"end_to_end: leave it out: {source}'s table of positions cannot be saved")
     if not stretches(frozen.encoder):

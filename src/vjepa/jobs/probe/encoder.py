@@ -12,7 +12,7 @@ from vjepa.checkpoint import AnyEncoder, LoadReport, described, locate, read_enc
 from vjepa.checkpoint.folder import WEIGHTS_FILE, Tokens, file_sha256
 from vjepa.checkpoint.huggingface import INDEX_FILE
 from vjepa.checkpoint.load import is_hub
-from vjepa.checkpoint.timm_models import TimmEncoder, load_timm_encoder
+from vjepa.checkpoint.timm_models import TimmEncoder, TimmVit, load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
 from vjepa.jobs.probe.config import EncoderSourceConfig
@@ -178,6 +178,13 @@ def stretches(encoder: nn.Module) -> bool:
         return encoder.stretches
     is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
     return not is_given or encoder.config.is_image_model
+
+
+def gives_layers(encoder: nn.Module) -> bool:
+    """Whether the outputs of any of its blocks can be asked for, not of the last one alone."""
+    if isinstance(encoder, FrameEncoder):
+        encoder = encoder.image_encoder
+    return isinstance(encoder, Encoder | TimmVit)
 
 
 def remedy_of(encoder: nn.Module) -> str:
