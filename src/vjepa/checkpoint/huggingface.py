@@ -8,8 +8,10 @@ whole clip, and runs the probes of g with 22 heads, for which they were not trai
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from vjepa.checkpoint.folder import (
     require_unasked,
     write_json,
 )
-from vjepa.checkpoint.inference import buildable
+from vjepa.checkpoint.inference import SECOND_FPS_NOTE, buildable
 from vjepa.errors import UserError
 from vjepa.models import VJEPA, EncoderConfig, InputConfig, PredictorConfig
 from vjepa.runtime.files import save_tensors
@@ -51,6 +53,8 @@ _PREDICTOR = {
     "num_mask_tokens": ("pred_num_mask_tokens", 10),
 }
 """Our sizes: their names in the config, and what is meant where one is missing: those of L."""
+_BILINEAR = 2
+"""Pillow's number of it, which processors write."""
 _FIXED = {"hidden_act": "gelu", "qkv_bias": True, "layer_norm_eps": 1e-6}
 _NAMES = (
     ("encoder.embeddings.patch_embeddings.proj.", "encoder.patch_embed.proj."),
@@ -128,7 +132,7 @@ def open_hub(folder: Path, asked: Asked) -> Held:
     if asked.num_heads not in (None, heads):
         raise UserError(f"{source}: has {heads} heads, not {asked.num_heads}; leave num_heads out")
     tensors = hub_tensors(folder)
-    sizes["crop_size"] = asked.image_size or sizes["crop_size"]
+    sizes["crop_size"] = asked.image_size or read_framing(folder).crop_size or sizes["crop_size"]
     sizes["frames_per_clip"] = asked.num_frames or sizes["frames_per_clip"]
     with buildable("model", source):
         encoder = EncoderConfig(
@@ -146,7 +150,7 @@ def open_hub(folder: Path, asked: Asked) -> Held:
     kind = "a Hugging Face folder of V-JEPA 2"
     probe = tuple(n for n in tensors if n.startswith(("pooler.", "linear.")))
     dropped = (f"{len(probe)} tensors of its probe (vjepa.checkpoint.read_probe)",) if probe else ()
-    notes = ("one encoder  serves as target and as context encoder",)
+    notes = ("one encoder  serves as target and as context encoder", SECOND_FPS_NOTE)
     model = {n: t for n, t in tensors.items() if n not in probe}
     encoders = {n: t for n, t in model.items() if n.startswith("encoder.")}
     if asked.which is not None:
@@ -173,12 +177,51 @@ def hub_tensors(folder: Path) -> dict[str, Tensor]:
     return _our_tensors({name.removeprefix("vjepa2."): t for name, t in tensors.items()})
 
 
+@dataclass(frozen=True)
+class Framing:
+    """What a folder's video processor shows of a frame, in pixels; None where it does not say."""
+
+    file: Path | None = None
+    crop_size: int | None = None
+    """Of the centre that is cut out, both sides."""
+    short_side: int | None = None
+    """What the frame's short side is brought to before."""
+    other: tuple[str, ...] = ()
+    """Settings that ask for another way than this one, as they stand in the file."""
+
+
+def read_framing(folder: Path) -> Framing:
+    """The framing of a folder as its file says it.
+
+    transformers itself reads 256/224 of the crop for whatever stands there as `size`, which is what
+    it writes; only a development version of it took, and wrote, others.
+    """
+    file, content = _processor(folder)
+    size, crop = content.get("size"), content.get("crop_size")
+    sides = {crop.get("height"), crop.get("width")} if isinstance(crop, dict) else {crop}
+    side = sides.pop() if len(sides) == 1 else None
+    short = size.get("shortest_edge") if isinstance(size, dict) else None
+    crop_size, short_side = (x if isinstance(x, int) and x > 0 else None for x in (side, short))
+    strange = {
+        "do_resize": content.get("do_resize") is False,
+        "do_center_crop": content.get("do_center_crop") is False,
+        "resample": content.get("resample") not in (None, _BILINEAR),
+        "crop_size": crop is not None and crop_size is None,
+        "size": size is not None and (short_side is None or short_side < (crop_size or 0)),
+    }
+    other = tuple(f"{name} {json.dumps(content[name])}" for name, is_so in strange.items() if is_so)
+    return Framing(file, crop_size, None if strange["size"] else short_side, other)
+
+
+def _processor(folder: Path) -> tuple[Path | None, dict[str, Any]]:
+    """The file of the folder's video processor and what it says, if there is one."""
+    found = next((folder / n for n in PROCESSOR_FILES if (folder / n).is_file()), None)
+    return found, {} if found is None else read_json(found)
+
+
 def _input(folder: Path) -> InputConfig:
     """How the folder's video processor normalises, if it has one."""
-    found = next((folder / n for n in PROCESSOR_FILES if (folder / n).is_file()), None)
-    if found is None:
-        return InputConfig()
-    content = read_json(found)
+    found, content = _processor(folder)
     if content.get("do_rescale") is False or content.get("do_normalize") is False:
         raise UserError(
             f"{found}: do_rescale or do_normalize is false, but pixels here are 0 to 255 and are "

@@ -217,6 +217,11 @@ LEVELS = {model.encoder.depth: model.encoder.levels for model in VJEPA2_MODELS.v
 _CODES = ("pos_embed", "predictor_pos_embed")
 _MASK_TOKENS = (8, 10)
 _FRAMES, _PIXELS, _LARGE_PIXELS = 64, 256, 384
+SECOND_FPS = 4.0
+"""Frames a second of the clips that V-JEPA 2 and 2.1 were trained on, which no file says."""
+SECOND_FPS_NOTE = (
+    f"assumed     {SECOND_FPS:g} frames a second, where no clip is asked for (data.clip)"
+)
 _PREDICTOR_HEAD = 32  # columns; 12 heads of the released width 384
 _STORED = {
     "encoder": {
@@ -283,7 +288,7 @@ def open_second(content: Mapping[str, Any], path: Path, asked: Asked, of: Genera
         if state.pop(name, None) is not None
     ]
     encoder, assumed, note = _encoder(parts[wanted[0]], path, asked, of)
-    notes.append(note)
+    notes += [note, SECOND_FPS_NOTE]
     predictor = None
     if asked.which is None:
         predictor, note = _predictor(parts["predictor"], encoder, source)

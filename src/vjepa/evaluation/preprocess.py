@@ -6,9 +6,12 @@ there, so that none of them shows an encoder something else than the others.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import field, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.checkpoint import AnyEncoder, Which, described, read_encoder, read_model
+from vjepa.checkpoint import (
+    AnyEncoder,
+    CheckpointConfig,
+    Which,
+    described,
+    locate,
+    read_encoder,
+    read_model,
+)
+from vjepa.checkpoint.huggingface import read_framing
+from vjepa.checkpoint.inference import SECOND_FPS
+from vjepa.checkpoint.load import is_hub
 from vjepa.config import config_dataclass, from_dict
+from vjepa.data.clips.crops import usual_short_side
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
+from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.models import VJEPA, EncoderConfig, InputConfig, normalise_clip
 from vjepa.paths import as_path
 
@@ -29,6 +45,7 @@ Video = str | os.PathLike[str] | NDArray[np.uint8] | Tensor
 """A video, image or folder of frames by its path, or its frames: uint8 [T, H, W, 3], RGB."""
 
 _MOST_AT_ONCE = 4096
+_LOGGER = logging.getLogger(__name__)
 
 
 @config_dataclass
@@ -73,11 +90,16 @@ class Preprocess:
 def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -> Preprocess:
     """What a checkpoint says of its encoder's input; the paper's way where it does not say.
 
-    `path` is as for :func:`load_encoder`; an authors' file does not say.
+    `path` is as for :func:`load_encoder`; an authors' file does not say. V-JEPA 2 and 2.1 were
+    trained on frames by time, 4 a second.
     """
     # An image model has no clip of its own; 16 frames are what a video model would see.
     clip = ClipConfig(num_frames=16 if encoder.is_image_model else encoder.num_frames)
+    if encoder.is_rotary:
+        clip = replace(clip, stride=None, fps=SECOND_FPS)
     view = ViewConfig(crop_size=encoder.image_size)
+    if path is not None and is_hub(as_path(path)):
+        view = _hub_view(locate(path), view)
     plain = Preprocess(clip=clip, view=view, input=encoder.input)
     config = None if path is None else described(path)
     if config is None:
@@ -88,10 +110,50 @@ def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -
             key: config.preprocess[key] for key in ("clip", "view") if key in config.preprocess
         }
         return replace(from_dict(Preprocess, stored, f"{path}: preprocess"), input=encoder.input)
-    data = config.run.get("data")  # of a checkpoint of before there was a record
-    if isinstance(data, dict) and isinstance(data.get("clip"), dict):
-        clip = from_dict(ClipConfig, data["clip"], f"{path}: data.clip")
+    trained = _trained_clip(config)
+    if trained is not None:
+        clip = from_dict(ClipConfig, trained, f"{path}: data.clip")
     return replace(plain, clip=replace(clip, clips_per_video=1))
+
+
+@cache  # which says once what is not followed
+def _hub_view(folder: Path, usual: ViewConfig) -> ViewConfig:
+    """The view that a Hugging Face folder asks for, at the size of `usual`, as far as one can."""
+    size, said = usual.crop_size, read_framing(folder)
+    short = usual_short_side(size)
+    if said.short_side is not None and said.short_side != usual_short_side(said.crop_size or size):
+        short = said.short_side * size // (said.crop_size or size)  # in proportion, at other sizes
+        usual = replace(usual, short_side=short)
+    if said.other:
+        _LOGGER.warning(
+            "%s: not done here: %s; the short side is brought to %d pixels (bilinear, with "
+            "antialias) and the centre of %d x %d cut out",
+            *(said.file, ", ".join(said.other), short, size, size),
+        )
+    return usual
+
+
+def _trained_clip(config: CheckpointConfig) -> dict[str, Any] | None:
+    """The clip of the run behind a checkpoint of before there was a record of the input."""
+    data = config.run.get("data")
+    clip = data.get("clip") if isinstance(data, dict) else None
+    return clip if isinstance(clip, dict) else None
+
+
+def with_assumed_spacing(
+    frozen: FrozenEncoder, path: str | os.PathLike[str] | None
+) -> FrozenEncoder:
+    """The encoder, its identity saying that the spacing of its clips was assumed, if it was.
+
+    For those who take :func:`preprocess_of`'s clip and were not told one.
+    """
+    identity = frozen.identity
+    config = None if path is None else described(path)
+    is_said = config is not None and (config.preprocess or _trained_clip(config))
+    if is_said or not identity.config.is_rotary:
+        return frozen
+    assumed = (*identity.assumed, f"{SECOND_FPS:g} frames a second (data.clip, window.fps)")
+    return replace(frozen, identity=replace(identity, assumed=assumed))
 
 
 def load_encoder(

@@ -33,7 +33,7 @@ from vjepa.evaluation.export import (
     write_features,
 )
 from vjepa.evaluation.frozen import settings_hash
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.evaluation.video_features import (
     FileEncodingConfig,
     FileFeatures,
@@ -231,6 +231,8 @@ class FeatureWorker:
     def __init__(self, config: FeaturesConfig, out: Path, name: str = "") -> None:
         """Load the encoder; `name` is that of this worker among several, for a table's parts."""
         frozen = open_encoder(config.encoder)
+        if not (config.window.stride or config.window.fps):
+            frozen = with_assumed_spacing(frozen, config.encoder.path)
         sizes = frozen.identity.config
         own = preprocess_of(config.encoder.path, sizes).clip
         config = replace(config, window=config.window.spaced_as(own))

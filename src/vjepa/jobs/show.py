@@ -295,8 +295,8 @@ def show_features(
     """Draw the principal directions of a model's features over videos, still and moving.
 
     Returned is a line with both files. `model` is anything that :func:`vjepa.load_encoder` reads,
-    which explains the `sizes`. Clips are taken as in its run; with the paper's stride where the
-    file does not tell.
+    which explains the `sizes`. Clips are taken as in its run; where the file does not tell,
+    as its kind of model was trained.
     """
     film = film_beside(out, moving, videos)
     encoder = load_encoder(model, which, **sizes)

@@ -30,7 +30,7 @@ from vjepa.evaluation.box_features import (
     KeyFrames,
 )
 from vjepa.evaluation.frozen import FeatureSet, FrozenEncoder
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.evaluation.results import table_lines
 from vjepa.jobs.detect.config import DetectConfig
 from vjepa.jobs.detect.detector import (
@@ -226,6 +226,8 @@ def _open(config: DetectConfig) -> tuple[DetectConfig, FrozenEncoder, KeyFrames,
             )
         test_rows(test.table, config.data.test_on)
     frozen = open_encoder(config.encoder)
+    if config.data.clip is None:
+        frozen = with_assumed_spacing(frozen, config.encoder.path)
     sizes = frozen.identity.config
     usual = preprocess_of(config.encoder.path, sizes).clip
     # Exact steps, so that the key frame stands in the middle.

@@ -22,7 +22,7 @@ from vjepa.evaluation.labels import (
     refuse_known,
     stratified_subset,
 )
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.jobs.finetune.config import FinetuneConfig, TrainedConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.inputs import open_beside, open_split, record_of
@@ -87,6 +87,8 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
     validation = opened.get("validation")
     record = record_of(data, config.seed, train, rows, rows[:0], validation)
     frozen = open_encoder(config.encoder)
+    if data.clip is None and data.sampling != "uniform":
+        frozen = with_assumed_spacing(frozen, config.encoder.path)
     sizes = frozen.identity.config
     clip = data.clip or preprocess_of(config.encoder.path, sizes).clip
     if data.sampling == "uniform":

@@ -28,7 +28,7 @@ from vjepa.evaluation.labels import (
     refuse_known,
     stratified_subset,
 )
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.jobs.probe.config import LabelledVideosConfig, ProbeConfig, VideosConfig
 from vjepa.jobs.probe.encoder import compile_encoder, fit_to_clips, open_encoder
 from vjepa.runtime.device import set_up_device
@@ -118,6 +118,8 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
             others[key] = refuse_known(others[key], known, f"in {name} too", remedy)
         earlier[other.name] = paths_and_sizes(other.manifest)
     frozen = open_encoder(config.encoder)
+    if data.clip is None:
+        frozen = with_assumed_spacing(frozen, config.encoder.path)
     encoder = frozen.identity.config
     usual = preprocess_of(config.encoder.path, encoder)
     clip, view = data.clip or usual.clip, data.view or usual.view
