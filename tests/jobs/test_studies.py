@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -18,8 +19,15 @@ import pytest
 import torch
 import yaml
 from tests.data.clip_files import write_video
-from tests.jobs.tiny_run import RECIPE
+from tests.golden.test_baselines import _NAMES as REAL_LAYOUTS
+from tests.golden.test_baselines import _on_meta as state_on_meta
+from tests.jobs.tiny_run import RECIPE, write_box_set
 
+from vjepa.checkpoint.catalogue import MODELS
+from vjepa.checkpoint.folder import Asked
+from vjepa.checkpoint.foreign import recognise
+from vjepa.checkpoint.strict import LoadReport
+from vjepa.checkpoint.timm_models import TimmEncoder
 from vjepa.cli.main import main
 from vjepa.config import load_config
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
@@ -27,11 +35,18 @@ from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.results import over_seeds
 from vjepa.jobs import studies_report, studies_run
+from vjepa.jobs.detect import train as detect_train
+from vjepa.jobs.finetune import inputs as finetune_inputs
+from vjepa.jobs.finetune import job as finetune_job
 from vjepa.jobs.pretrain import PretrainConfig, build_task
+from vjepa.jobs.probe import encoder as probe_encoder
+from vjepa.jobs.probe import inputs as probe_inputs
+from vjepa.jobs.probe.config import VideosConfig
 from vjepa.jobs.studies import SCALES, Grid, load_study, study_names
 from vjepa.jobs.studies_report import Comparison, _markdown
 from vjepa.jobs.studies_run import open_grid
 from vjepa.masking import MaskSampler
+from vjepa.models import Encoder, EncoderConfig
 from vjepa.reporting.html import Report, Section, Table, Text
 
 
@@ -70,6 +85,88 @@ def test_every_study_expands_and_its_tasks_are_built_at_every_scale(name: str) -
                 built.add(_sizes(job.config))
                 with torch.device("meta"):
                     assert build_task(job.config).encoder_for_evaluation is not None
+
+
+def _sized_encoder(sizes: EncoderConfig) -> Encoder:
+    """An encoder that says it has these sizes, without numbers, and of one block: it is quick."""
+    with torch.device("meta"):
+        encoder = Encoder(replace(sizes, depth=1, levels=()))
+    encoder.config = sizes
+    return encoder
+
+
+@functools.cache
+def _known_encoder(name: str, golden_dir: Path) -> Encoder | TimmEncoder:
+    """A published model at its real size, without numbers."""
+    known = MODELS[name]
+    if known.family not in ("hiera", "dinov2", "openclip"):
+        return _sized_encoder(known.encoder)
+    with torch.device("meta"):
+        pytest.importorskip("timm")
+        recorded = json.loads((golden_dir / "baselines" / "real_layouts.json").read_text())
+        (layout, *_) = (key for key, value in REAL_LAYOUTS.items() if value == name)
+        names, wrapping = recorded[layout]["names"], recorded[layout]["wrapping"].split()[0]
+        state = state_on_meta(names)
+        content = state if wrapping == "none" else {wrapping: state}
+        held = recognise(content, Path(layout), Asked(which="target"))
+        assert held is not None
+        assert held.build is not None
+        found = held.build(held.encoder)
+    assert isinstance(found, TimmEncoder)
+    return found
+
+
+@pytest.fixture(scope="module")
+def box_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("boxes")
+    write_box_set(folder, 2, 1)
+    return folder
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_job_of_the_paper_takes_the_encoder_that_its_variant_names(
+    name: str, videos: Path, box_tables: Path, golden_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to its first video, on the meta device: of a pretraining's sizes, or a published model."""
+    study = load_study(name)
+    if "paper" not in study.scales:
+        return
+    one_seed = replace(study.scales["paper"], seeds=study.scales["paper"].seeds[:1])
+    grid = Grid(replace(study, scales={"paper": one_seed}), "paper", _AllFiles(), ())
+
+    def encoder_at(path: Path) -> Encoder | TimmEncoder:
+        if path.name in grid.jobs:  # a run of the study
+            return _sized_encoder(grid.jobs[path.name].config.model.encoder)
+        return _known_encoder(path.stem, golden_dir)
+
+    def read(path: Path, *_: object, **__: object) -> tuple[Encoder | TimmEncoder, LoadReport]:
+        known, encoder = MODELS.get(path.stem), encoder_at(path)
+        if known is None:
+            return encoder, LoadReport(str(path), "", ())
+        encoder.config = known.encoder  # which the job before may have changed
+        title = "" if known.family == "vjepa" else known.title
+        return encoder, LoadReport(str(path), "", (), title=title)
+
+    monkeypatch.setattr(probe_encoder, "read_encoder", read)
+    monkeypatch.setattr(probe_encoder, "weights_hash", lambda _: "0" * 64)
+    few: dict[str, Any] = {"label": "colour", "label_fraction": None, "labels_per_class": 2}
+    few |= {split: VideosConfig(manifest=videos, split=split) for split in ("train", "test")}
+    for job in grid.jobs.values():
+        config = job.config
+        if job.command == "probe train":
+            features = replace(config.features, compile=False, precision="float32")
+            config = replace(config, features=features, device="cpu")
+            probe_inputs.open_inputs(replace(config, data=replace(config.data, **few)))
+        elif job.command == "finetune":
+            config = replace(config, data=replace(config.data, **few))
+            inputs = finetune_inputs.open_inputs(config)
+            assert finetune_job._about(config, inputs, 1)
+            with torch.device("meta"):
+                assert finetune_inputs.build_task(config, inputs.encoder, 3).encoder
+        elif job.command == "detect train":
+            tables = {x: box_tables / f"boxes_{x}.parquet" for x in ("train", "test")}
+            data = replace(config.data, videos=None, **tables)
+            assert detect_train._open(replace(config, data=data))
 
 
 def test_the_paper_is_covered() -> None:
