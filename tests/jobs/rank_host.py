@@ -5,6 +5,7 @@ A job is ``{"ranks": 2, "config": "x.yaml", "out": "run", "overrides": [...]}``.
 has stopped is killed when the other processes have ended. With ``"kills": n`` a job of one process
 is started again and again, and killed n times after random amounts of processor time, before it
 may end, half of the times while it writes a checkpoint; the codes then tell how each attempt ended.
+Its ``"folders"``, if any, are where its processes start, one each.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def start(job: dict[str, Any], rank: int, port: int) -> int:
     code = 1
     try:
         os.environ.update(place(rank, job["ranks"], port))
+        os.chdir(job["folders"][rank] if "folders" in job else ".")
         code = run(job)
     except BaseException:  # noqa: BLE001 (a fork must never return as if it were its parent)
         traceback.print_exc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -25,7 +26,9 @@ from tests.jobs.tiny_run import (
 
 from vjepa import load_encoder
 from vjepa.checkpoint import convert, load_model
+from vjepa.checkpoint.folder import write_manifest
 from vjepa.config import dump_yaml, load_config
+from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.jobs import pretrain, pretrain_room
 from vjepa.jobs.pretrain import PretrainConfig
@@ -460,6 +463,30 @@ def test_what_a_smaller_machine_needs_may_change_when_a_run_goes_on(finished: Pa
     other = replace(stored, training=replace(stored.training, precision="bfloat16"))
     with pytest.raises(UserError, match="holds a run with another config"):
         check_same_run(other, finished)
+
+
+def test_a_run_does_not_go_on_with_other_videos(manifest: Path, tmp_path: Path) -> None:
+    """Nor is it held up where its manifest was indexed anew, or labelled; or cannot be compared."""
+    videos, out = Manifest.open(manifest), tmp_path / "run"
+
+    def train(steps: int, given: Manifest) -> int:
+        given.write(tmp_path / "mine.parquet")
+        config = tiny_config(tmp_path, tmp_path / "mine.parquet", f"optim.steps={steps}")
+        return pretrain.run(config, out).step
+
+    assert train(1, videos) == 1
+    fewer = videos.take(np.arange(40))
+    with pytest.raises(UserError, match=r"begun with other videos.*mine\.parquet holds now"):
+        train(2, fewer)
+    labelled = videos.table.drop_columns([f"label.{name}" for name in videos.label_names])
+    assert train(2, Manifest(labelled, manifest.parent)) == 2
+    config = out / "checkpoints" / "step_00000002" / "config.json"
+    about = json.loads(config.read_text())
+    assert len(about.pop("videos_hashes")) == 1
+    config.write_text(json.dumps(about))
+    (config.parent / "manifest.json").unlink()
+    write_manifest(config.parent)  # as a version of before left it
+    assert train(3, fewer) == 3
 
 
 def test_a_folder_of_something_else_is_refused(manifest: Path, tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.jobs.tiny_run import CAUSAL, LEVJEPA, launch, metrics, weights, write_recipe, write_set
+
+from vjepa.data.manifest.manifest import Manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -218,15 +221,25 @@ def test_bad_input_is_told_by_every_process_and_claims_nothing(
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
+    own = ("data.sources=[{manifest: m.parquet}]",)
     jobs = [
         _job(tmp_path, recipe, Run("odd", "prefix", 3)),
         _job(tmp_path, recipe, Run("full", "prefix", 2)),
         _job(tmp_path, recipe, Run("shards", "prefix", 2, (_FSDP, "distributed.shard_size=3"))),
+        # Each machine has a manifest of its own under the same name.
+        _job(tmp_path, recipe, Run("unlike", "prefix", 2, own)),
     ]
+    videos = Manifest.open(recipe.parent / "set" / "manifest.parquet")
+    jobs[-1]["folders"] = [str(tmp_path / "first"), str(tmp_path / "second")]
+    for folder, count in zip(jobs[-1]["folders"], (40, 30), strict=True):
+        Path(folder).mkdir()
+        videos.take(np.arange(count)).write(Path(folder) / "m.parquet")
     codes, said = launch(tmp_path, jobs)
-    assert codes == [[2] * 3, [2] * 2, [2] * 2], said
+    assert codes == [[2] * 3, [2] * 2, [2] * 2, [2] * 2], said
+    assert said.count("m.parquet: process 1 reads other videos") == 2
     assert "data.batch_size: 8 clips cannot be divided over 3 processes" in said
     assert "use a multiple of 3, for example 9" in said
     assert "holds nothing of `vjepa pretrain`" in said
     assert "distributed.shard_size: 3 does not divide the 2 processes" in said
     assert not (tmp_path / "odd").exists()
+    assert not (tmp_path / "unlike").exists()

@@ -34,7 +34,7 @@ from vjepa.jobs.pretrain import (
     build_loader,
     run_of,
 )
-from vjepa.jobs.pretrain_room import check_same_run, check_same_weights
+from vjepa.jobs.pretrain_room import check_same_run, check_same_weights, order_hashes
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import (
     VJEPA,
@@ -232,7 +232,7 @@ def train(
         needs = partial(_memory_needed, config, made, learnt_from.masking, device.type)
         check_memory(needs, device, config.optim, config.training, config.data.batch_size)
         check_disk(out, 4.0 * 4 * size)  # weights, two moments, the average; all float32
-        loader = build_loader(learnt_from, out / "bad_videos.jsonl", ProcessGroup())
+        loader = build_loader(learnt_from, out, ProcessGroup())
         stack.callback(loader.close)
         clip = learnt_from.data.clip
         view = to_dict(preprocess_of(config.model, model.config.encoder).view)
@@ -252,6 +252,7 @@ def train(
                 "preprocess": {"clip": to_dict(replace(clip, clips_per_video=1)), "view": view},
                 "masking": to_dict(learnt_from.masking),
                 "weights_hash": frozen,
+                **order_hashes(videos=loader.manifests),
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)],
             description="decoder",

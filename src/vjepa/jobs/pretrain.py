@@ -24,10 +24,12 @@ from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
 from vjepa.jobs.pretrain_room import (
     check_room,
     check_same_run,
+    check_same_videos,
     dense_task,
     levjepa_task,
     measured,
     newest_step,
+    order_hashes,
     say_new_schedules,
     sized_as_source,
 )
@@ -291,12 +293,15 @@ def build_task(config: PretrainConfig) -> Task:
 
 def build_loader(
     config: PretrainConfig,
-    bad_videos_log: Path | None,
+    out: Path | None,
     group: ProcessGroup,
     *,
     of_images: bool = False,
 ) -> ClipLoader:
-    """The run's batches of clips, of which each process gets its part; or those of images."""
+    """The batches of the run in `out`, of which each process gets its part; or those of images.
+
+    Where the run has begun, or another process sees, other videos it is a UserError.
+    """
     data, parts = config.data, group.size * config.optim.accumulation_steps
     what, name = (data.images, "data.images") if of_images else (data, "data")
     clip = ClipConfig(num_frames=1, stride=1) if of_images else data.clip
@@ -307,8 +312,11 @@ def build_loader(
             f"processes with optim.accumulation_steps {config.optim.accumulation_steps}: use a "
             f"multiple of {parts}, for example {near}, or another number of processes"
         )
+    videos = [Manifest.open(source.manifest).select(split=source.split) for source in what.sources]
+    if out is not None:  # before anything is decoded for the frame cache
+        check_same_videos(videos, "images" if of_images else "videos", out, group)
     return ClipLoader(
-        [Manifest.open(source.manifest).select(split=source.split) for source in what.sources],
+        videos,
         [source.weight for source in what.sources],
         clip,
         data.transform,
@@ -317,7 +325,7 @@ def build_loader(
         seed=config.seed,
         rank=group.rank,
         world_size=group.size,
-        bad_videos_log=bad_videos_log,
+        bad_videos_log=None if out is None else out / "bad_videos.jsonl",
     )
 
 
@@ -407,13 +415,15 @@ def run(
         made = task(settled)
         # Before the videos of the training are decoded: a wrong label must not wait for that.
         evaluators = _evaluators(config, made, group)
-        loader = build_loader(config, out / "bad_videos.jsonl", group)
+        loader = build_loader(config, out, group)
         stack.callback(loader.close)
         batches, waiting = loader.batches, loader.queue_bytes
+        hashes = order_hashes(videos=loader.manifests)
         if config.data.images.sources:
-            stills = build_loader(config, out / "bad_videos.jsonl", group, of_images=True)
+            stills = build_loader(config, out, group, of_images=True)
             stack.callback(stills.close)
             batches, waiting = beside(loader, stills), waiting + stills.queue_bytes
+            hashes |= order_hashes(images=stills.manifests)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
         is_frozen = config.objective.target == "frozen"
@@ -435,6 +445,7 @@ def run(
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
                 "preprocess": {"clip": to_dict(clip), "view": to_dict(view)},
+                **hashes,
             },
             sinks=[MetricLog(out / "metrics.jsonl", events=True)] if group.is_main else [],
             evaluators=evaluators,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory, 
 from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 if TYPE_CHECKING:
+    from vjepa.data.manifest.manifest import Manifest
     from vjepa.jobs.pretrain import PretrainConfig
 
 _LOGGER = logging.getLogger(__name__)
@@ -222,6 +223,41 @@ def check_same_weights(out: Path, source: object, found: str) -> None:
             f"{out}: was begun with other weights than {source} holds now; bring them back, or "
             "give another --out"
         )
+
+
+def order_hashes(**manifests: Sequence[Manifest]) -> dict[str, list[str]]:
+    """What tells in a checkpoint which `videos` and `images` it was trained on."""
+    return {f"{kind}_hashes": [one.order_hash for one in of] for kind, of in manifests.items()}
+
+
+def check_same_videos(
+    manifests: Sequence[Manifest], kind: str, out: Path, group: ProcessGroup
+) -> None:
+    """Refuse other videos than another process has, or than the run in `out` was begun with.
+
+    Checkpoints of before cannot tell.
+    """
+
+    def stored() -> list[str] | None:
+        newest = newest_step(out)
+        return None if newest is None else read_json(newest / CONFIG_FILE).get(name)
+
+    ((name, own),) = order_hashes(**{kind: manifests}).items()
+    everyone, before = group.gather(own), group.on_main(stored)
+    for number, manifest in enumerate(manifests):
+        main = everyone[0][number]
+        other = [rank for rank, theirs in enumerate(everyone) if theirs[number] != main]
+        if other:
+            raise UserError(
+                f"{manifest.source}: process {other[0]} reads other videos, or other weights of "
+                "them, there than the main process; give all machines the same manifest"
+            )
+        if before is not None and before[number] != main:
+            raise UserError(
+                f"{out}: was begun with other videos, or other weights of them, than "
+                f"{manifest.source} holds now; bring that manifest back, or give another --out "
+                "(where pretraining can go on: continue_from)"
+            )
 
 
 def say_new_schedules(old: PretrainConfig, new: PretrainConfig, step: int) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import pickle
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -171,6 +172,19 @@ def test_content_hash_follows_paths_labels_and_splits_only(tmp_path):
     assert changed(labels={"motion": None, "look": "x"}) != original.content_hash
     rows = make_rows(folder)[::-1]
     assert Manifest.from_rows(rows, folder).content_hash != original.content_hash
+
+
+def test_the_order_hash_follows_paths_and_weights_only(tmp_path):
+    folder = tmp_path / "set"
+
+    def order_hash(**fields) -> str:
+        rows = make_rows(folder)
+        rows[1] = replace(rows[1], **fields)
+        return Manifest.from_rows(rows, folder).order_hash
+
+    assert order_hash(labels={"motion": "8", "look": "x"}, split="train") == order_hash()
+    assert order_hash(info=make_info(str(folder / "z.mp4"))) != order_hash()
+    assert order_hash(weight=7.0) != order_hash()
 
 
 def test_a_single_row_has_a_hash(tmp_path):

@@ -463,13 +463,28 @@ class Manifest:
             coded = self.categories(name)
             digest.update(json.dumps([name, coded.classes]).encode())
             digest.update(coded.codes.astype("<i4").tobytes())
+        for block in self._path_blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def order_hash(self) -> str:
+        """SHA-256 (hex) of what decides which video is drawn when: each row's path and weight.
+
+        Paths as in `content_hash`. Labels do not count: they may be added to what a run trains on.
+        """
+        digest = hashlib.sha256(self.weights.astype("<f8").tobytes())
+        for block in self._path_blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _path_blocks(self) -> Iterator[bytes]:
         lowest, highest = min(map(min, self.paths())), max(map(max, self.paths()))
         # All strings between two share what those two share.
         common = os.path.commonprefix([lowest, highest])  # noqa: RUF071 (cut at a slash below)
         start = common.rfind("/") + 1
         for paths in self.paths():
-            digest.update(json.dumps([path[start:] for path in paths]).encode())
-        return digest.hexdigest()
+            yield json.dumps([path[start:] for path in paths]).encode()
 
     def select(self, split: str | None = None, *, ok_only: bool = True) -> Manifest:
         """The rows of one split (None: of all), without unusable ones.
