@@ -150,6 +150,21 @@ def test_leftovers_are_no_checkpoints_and_are_removed_by_the_next_save(tmp_path:
     assert not leftover.exists()
 
 
+def test_a_newer_checkpoint_of_which_a_part_is_left_is_named_before_training(
+    tmp_path: Path,
+) -> None:
+    """Its step could not be saved; and what is lost must not be trained once more without a word."""
+    store = CheckpointStore(tmp_path)
+    first, torn = _save(store, 3), _save(store, 7)
+    for name in ("manifest.json", "model.safetensors"):
+        (torn / name).unlink()
+    with pytest.raises(UserError, match=r"step_00000007: .*remove it to go on from step_00000003"):
+        store.clean()
+    shutil.rmtree(torn)
+    (tmp_path / "step_00000002").mkdir()  # an older one is in nobody's way
+    assert store.clean() == first
+
+
 def _damage(path: Path, how: str) -> None:
     content = path.read_bytes()
     path.unlink()
@@ -279,6 +294,27 @@ def test_what_cannot_be_removed_fails_no_save(
     _save(store, 6)
     assert list(step_folders(store.folder)) == [3, 6]
     assert "step_00000003 could not be removed: [Errno 39] Directory not empty" in caplog.text
+
+
+def test_a_leftover_that_cannot_be_emptied_stops_neither_save_nor_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, stuck, rmtree = (
+        CheckpointStore(tmp_path),
+        tmp_path / "step_00000002.partial",
+        shutil.rmtree,
+    )
+    (stuck / "state").mkdir(parents=True)
+
+    def fail(path: Path, **how: bool) -> None:
+        if path == stuck:
+            raise OSError(16, "Device or resource busy")
+        rmtree(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    saved = _save(store, 4)
+    assert store.clean() == saved
+    assert caplog.text.count("step_00000002.partial could not be removed: [Errno 16]") == 2
 
 
 @pytest.mark.usefixtures("no_large_files")

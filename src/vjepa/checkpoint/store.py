@@ -92,12 +92,29 @@ class CheckpointStore:
     def clean(self) -> Path | None:
         """Remove what an interrupted save or removal has left; the newest complete checkpoint.
 
-        Only the run that writes calls this.
+        Only the run that writes calls this. UserError: a newer one was removed in part, by others,
+        and its step would be trained to before its name is found to be taken.
         """
+        self._remove_leftovers()
+        whole = step_folders(self.folder)
+        newest = max(whole, default=-1)
+        for path in self.folder.glob("step_*"):
+            number = path.name.removeprefix("step_")
+            if number.isdecimal() and int(number) > newest:
+                on = f"from {whole[newest].name}" if whole else "from the start"
+                raise UserError(
+                    f"{path}: holds neither {WEIGHTS_FILE} nor {MANIFEST_FILE}; restore it from a "
+                    f"copy, or remove it to go on {on}"
+                )
+        return whole.get(newest)
+
+    def _remove_leftovers(self) -> None:
         for leftover in self.folder.glob(f"step_*{PARTIAL_SUFFIX}"):
             _LOGGER.warning("removing the incomplete checkpoint %s", leftover)
-            shutil.rmtree(leftover)
-        return self.latest()
+            try:
+                shutil.rmtree(leftover)
+            except OSError as error:  # a file in use on a network drive: nothing depends on it
+                _LOGGER.warning("%s could not be removed: %s", leftover, error)
 
     def save(
         self,
@@ -187,7 +204,7 @@ class CheckpointStore:
                     f"{target}: exists already and is never overwritten; remove it first"
                 )
             with explained():
-                self.clean()
+                self._remove_leftovers()
                 aside = open_folder.enter_context(atomic_folder(target))
                 (aside / STATE_FOLDER).mkdir()
                 write_weights(aside, weights, step, config)
