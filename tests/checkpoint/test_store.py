@@ -153,7 +153,7 @@ def test_leftovers_are_no_checkpoints_and_are_removed_by_the_next_save(tmp_path:
 def test_a_newer_checkpoint_of_which_a_part_is_left_is_named_before_training(
     tmp_path: Path,
 ) -> None:
-    """Its step could not be saved; and what is lost must not be trained once more without a word."""
+    """Its step could not be saved, and what is lost is not trained again without a word."""
     store = CheckpointStore(tmp_path)
     first, torn = _save(store, 3), _save(store, 7)
     for name in ("manifest.json", "model.safetensors"):

@@ -282,6 +282,23 @@ def test_bad_videos_cost_a_row_each(tmp_path: Path) -> None:
     assert any("did not end within 3 s" in line for line in report.lines())
 
 
+@pytest.mark.parametrize("when", ["looked at", "encoded"])
+def test_a_disk_that_was_away_makes_no_small_set(when: str, tmp_path: Path) -> None:
+    clips = [write(tmp_path / f"{number}.mp4", scene(number, 30)) for number in range(5)]
+    videos = _manifest([_row(path, n) for n, path in enumerate(clips)], tmp_path / "m.parquet")
+    config = _CONFIG if when == "looked at" else replace(_CONFIG, deduplicate=False)
+    away = tmp_path / "away"
+    away.mkdir()
+    for clip in clips[2:]:
+        clip.rename(away / clip.name)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"3 of 5 videos could not be .* is their disk there"):
+            prepare([videos], tmp_path / "out", config, workers=1)
+    for clip in clips[2:]:
+        (away / clip.name).rename(clip)
+    assert prepare([videos], tmp_path / "out", config, workers=1).num_videos == 5
+
+
 def test_windows_become_videos(videos: Path, tmp_path: Path) -> None:
     trim = TrimConfig(window_seconds=1.0)
     report = prepare([videos], tmp_path / "out", replace(_CONFIG, trim=trim), workers=2)

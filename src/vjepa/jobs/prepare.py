@@ -134,11 +134,13 @@ def prepare(
                         REMOVED_FILE,
                     )
         _check_removed(inputs, removal, config.max_removed)
+        _check_failed(inputs, removal, config.max_removed)
         videos = encode_all(inputs, removal, config, place)
         if not videos:
             _, examples = _count_removed(removal.all)
             first = "; ".join(f"{reason}: {listed[0]}" for reason, listed in examples.items())
             raise UserError(f"nothing is left to store: {first}; change what is removed")
+        _check_failed(inputs, removal, config.max_removed)  # those not encoded, too
         return _store(inputs, out, config, videos, removal)
 
 
@@ -176,6 +178,18 @@ def _check_removed(inputs: PreparedInputs, removal: Removal, largest: float) -> 
             f"{share:.0%} of the videos would be removed, max_removed is {largest:.0%} ({words};"
             f" first: {one.path}, same as {one.same_as}): are the names running numbers"
             " (match.by_id false), or is match.hash_bits too high? If not, raise max_removed"
+        )
+
+
+def _check_failed(inputs: PreparedInputs, removal: Removal, largest: float) -> None:
+    """Stop before a set is stored, for good, that lacks what only could not be read just now."""
+    failed = [one for one in removal.all if one.reason in ("unreadable", "not encoded")]
+    count = len({one.number for one in failed})
+    if count > largest * len(inputs):
+        raise UserError(
+            f"{count} of {len(inputs)} videos could not be read or encoded, max_removed is "
+            f"{largest:.0%} (first: {_in_words(failed[0])}): is their disk there? The same command "
+            "tries them again; or raise max_removed to leave them out"
         )
 
 

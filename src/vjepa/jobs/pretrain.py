@@ -292,16 +292,9 @@ def build_task(config: PretrainConfig) -> Task:
 
 
 def build_loader(
-    config: PretrainConfig,
-    out: Path | None,
-    group: ProcessGroup,
-    *,
-    of_images: bool = False,
+    config: PretrainConfig, out: Path | None, group: ProcessGroup, *, of_images: bool = False
 ) -> ClipLoader:
-    """The batches of the run in `out`, of which each process gets its part; or those of images.
-
-    Where the run has begun, or another process sees, other videos it is a UserError.
-    """
+    """The run's batches of clips, of which each process gets its part; or those of images."""
     data, parts = config.data, group.size * config.optim.accumulation_steps
     what, name = (data.images, "data.images") if of_images else (data, "data")
     clip = ClipConfig(num_frames=1, stride=1) if of_images else data.clip
@@ -426,8 +419,9 @@ def run(
             hashes |= order_hashes(images=stills.manifests)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
-        is_frozen = config.objective.target == "frozen"
-        objective = "frozen-teacher" if is_frozen else config.objective.name
+        objective = (
+            "frozen-teacher" if config.objective.target == "frozen" else config.objective.name
+        )
         if waiting:
             _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(

@@ -151,7 +151,8 @@ class PrepareConfig:
     """Longest time for reading or encoding one video; then its process is killed."""
     max_removed: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Stop before anything is encoded if a larger share of the videos would be removed: a sign of
-    names that are running numbers, or of a threshold that is too high."""
+    names that are running numbers, or of a threshold that is too high. Or before anything is stored
+    if a larger share could not be read or encoded: a sign of a disk that was away."""
 
     def __post_init__(self) -> None:
         trim = self.trim
