@@ -125,9 +125,17 @@ def check_room(
     has_context = config.model.predictor.predicts_context and objective.name == "vjepa"
     users = {} if has_context else dict.fromkeys(_OF_CONTEXT, "model.predictor.predicts_context")
     users |= {} if objective.name == "levjepa" else {"levjepa": "objective.name levjepa"}
-    for name, user in () if step_folders(out / CHECKPOINTS_FOLDER) else users.items():
+    is_begun = newest_step(out) is not None
+    for name, user in () if is_begun else users.items():
         if getattr(objective, name) != getattr(type(objective)(), name):
             raise UserError(f"objective.{name}: has no effect without {user}; leave it out")
+    save, keep = config.training.checkpoint_every_steps, config.training.keep_every_steps
+    if keep is not None and keep % save and save % keep and not is_begun:
+        raise UserError(
+            f"training.keep_every_steps: {keep} is no multiple of checkpoint_every_steps {save}: "
+            f"none would stay before update {math.lcm(keep, save)}; give a multiple, for example "
+            f"{max(1, round(keep / save)) * save}"
+        )
     clips = config.data.batch_size // group.size
     free, words = memory_of_machine(group)  # 0: unknown
     loader, shape, reading = config.data.loader, config.model.encoder, {}
