@@ -17,7 +17,7 @@ class UserError(Exception):
 
 
 class StoppedBySystem(KeyboardInterrupt):
-    """A job was stopped by SIGTERM or SIGUSR1 and not by a person: it may be started again."""
+    """A job was stopped by a system's signal and not by a person: it may be started again."""
 
 
 class LostProcessError(UserError):

@@ -73,7 +73,8 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
     """One host for all, because starting processes is what takes the time."""
     endless = ("optim.steps=100000", "training.checkpoint_every_steps=100000")
     soon = {"after_lines": 4}
-    usr1, term, killed, hung = (tmp_path / name for name in ("usr1", "term", "killed", "hung"))
+    names = ("usr1", "term", "killed", "hung", "main_hung")
+    usr1, term, killed, hung, main_hung = (tmp_path / name for name in names)
     last = _job(recipe, usr1, *endless, signals=[[0, signal.SIGTERM]], after_lines=30)
     jobs = [
         _job(recipe, usr1, *endless, signals=[[1, signal.SIGUSR1]], **soon),
@@ -95,12 +96,22 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
             signals=[[1, signal.SIGSTOP]],
             **soon,
         ),
+        # With it stands the store that the others would ask who is missing.
+        _job(
+            recipe,
+            main_hung,
+            *endless,
+            "distributed.timeout_minutes=0.25",
+            signals=[[0, signal.SIGSTOP]],
+            **soon,
+        ),
         last,
     ]
     codes, said = launch(tmp_path, jobs)
-    assert codes == [[75, 75], [75, 75], [1, -9], [1, -9], [75, 75]], said
+    assert codes == [[75, 75], [75, 75], [1, -9], [1, -9], [-9, 1], [75, 75]], said
     assert "stopped by SIGUSR1 after step" in said
     assert said.count("process 0: process 1 of 2 ended or did not answer") == 2
+    assert "process 1: another process (nothing on the first machine answers) of 2" in said
     assert "Traceback" not in said, said
     for run in (usr1, term):
         step = _newest(run)

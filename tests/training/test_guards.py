@@ -132,7 +132,7 @@ def test_rare_skips_never_add_up() -> None:
         _guard(replace(SKIP, max_skipped=0), None).check([_step(1, False)])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None:
     previous = signal.getsignal(number)
     with StopSignals() as signals:
@@ -145,6 +145,18 @@ def test_first_signal_asks_and_the_second_aborts(number: signal.Signals) -> None
         else:
             signal.raise_signal(number)  # schedulers repeat themselves
     assert signal.getsignal(number) is previous
+
+
+def test_a_job_that_is_to_outlive_its_terminal_does() -> None:
+    """`nohup` starts it with SIGHUP ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_a_ctrl_c_that_a_launcher_passes_on_is_not_a_second_one() -> None:

@@ -268,7 +268,7 @@ def test_continued_training_starts_at_its_step(tmp_path: Path) -> None:
     assert data.served == [11]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_signal_saves_and_says_so(
     tmp_path: Path, number: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -320,6 +320,39 @@ def test_a_signal_while_data_is_waited_for_ends_at_once(
     data = ToyData()
     assert make_trainer(tmp_path, data).fit().step == 12
     assert data.served[0] == 7
+
+
+_CLOSED_TERMINAL = """
+import fcntl, os, sys, termios
+from pathlib import Path
+from tests.training.toy import ToyData, make_trainer
+
+class Closes(ToyData):
+    def batches(self, start_step, stop_step):
+        for batch in super().batches(start_step, stop_step):
+            if self.served[-1] == 7:
+                os.close(terminal)
+            yield batch
+
+if os.getsid(0) != os.getpid():
+    os.setsid()
+said = os.dup(1)
+terminal, ours = os.openpty()
+fcntl.ioctl(ours, termios.TIOCSCTTY, 0)
+for number in range(3):
+    os.dup2(ours, number)
+assert sys.stderr.isatty()
+found = make_trainer(Path(sys.argv[1]), Closes()).fit()
+os.write(said, f"{found.step} {found.interrupted} {found.requeue}".encode())
+os._exit(0)
+"""
+
+
+def test_a_terminal_that_closes_leaves_a_checkpoint(tmp_path: Path) -> None:
+    done = warm.script(_CLOSED_TERMINAL, tmp_path / "run", log=tmp_path / "log")
+    assert done.wait() == 0, done.said
+    assert "7 True True" in done.said
+    assert (tmp_path / "run" / "checkpoints" / "step_00000007").is_dir()
 
 
 _TWO_PROCESSES = """

@@ -1,10 +1,10 @@
 """The ``vjepa`` command: finds the subcommand, runs it, turns errors into one line.
 
 Exit code 0 means that the work was done; 2 that the input was bad; 130 that the user stopped it; 75
-that the system (SIGTERM, SIGUSR1) asked training, or an index, for an end and the same command,
-started again, goes on; 1 that another process of the job was lost. Other commands SIGTERM ends as
-it ends any process (143 in a shell). Any other error is a defect of ours: it keeps its traceback
-and ends with 1.
+that the system (SIGTERM, SIGHUP, SIGUSR1) asked training, or an index, for an end and the same
+command, started again, goes on; 1 that another process of the job was lost. Other commands SIGTERM
+ends as it ends any process (143 in a shell). Any other error is a defect of ours: it keeps its
+traceback and ends with 1.
 """
 
 from __future__ import annotations

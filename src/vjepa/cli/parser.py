@@ -38,7 +38,7 @@ EXIT_LOST_PROCESS = 1
 EXIT_BAD_INPUT = 2
 """The input was bad; one line on stderr says what and what to do."""
 EXIT_REQUEUE = 75
-"""The system asked for an end (SIGTERM, SIGUSR1), the state is saved: start the job again.
+"""The system asked for an end (SIGTERM, SIGHUP, SIGUSR1), the state is saved: start the job again.
 
 The number is that of EX_TEMPFAIL in sysexits.h."""
 EXIT_INTERRUPTED = 130

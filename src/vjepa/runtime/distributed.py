@@ -14,6 +14,7 @@ import platform
 import re
 import secrets
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _SECONDS_TO_ANSWER = 3.0
+_SECONDS_FOR_THE_STORE = 5.0
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_ALONE = 15.0
 _LOGGER = logging.getLogger(__name__)
@@ -245,6 +247,18 @@ class ProcessGroup(World):
         """Who does not answer any more, in words; called by those who are still there."""
         if self.store is None:
             return "another process"
+        # Asking a store whose process stands still, or whose machine is gone, has no end.
+        found: list[str] = []
+        asking = threading.Thread(target=self._ask_who_is_here, args=(found,), daemon=True)
+        asking.start()
+        asking.join(_SECONDS_TO_ANSWER + _SECONDS_FOR_THE_STORE)
+        if asking.is_alive():
+            return "another process (nothing on the first machine answers)"
+        return found[0] if found else "another process"
+
+    def _ask_who_is_here(self, found: list[str]) -> None:
+        """Sign up in the store and note who does not, in words."""
+        assert self.store is not None
         # A store that died with the main process answers with one of torch's network errors.
         with suppress(RuntimeError):
             self.store.set(f"here/{self.rank}", "yes")
@@ -256,8 +270,7 @@ class ProcessGroup(World):
                     break
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
             if silent:
-                return _named(silent)
-        return "another process"
+                found.append(_named(silent))
 
 
 @contextmanager

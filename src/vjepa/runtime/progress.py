@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Self, TextIO
 
 from vjepa.runtime.logging import shared_console
@@ -15,9 +16,10 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """How far the work is, the time left and a note, from ``with`` to its end.
 
-    `total` is the number of steps (files, clips, ...) of the whole work, unless :meth:`update`
-    brings it; those that an earlier run has `completed` do not count for the time left. Without a
-    `stream` it is shown on stderr, with a bar if that is a terminal.
+    A terminal that was closed meanwhile, or a full disk, costs what it would have shown, and not
+    the work. `total` is the number of steps (files, clips, ...) of the whole work, unless
+    :meth:`update` brings it; those that an earlier run has `completed` do not count for the time
+    left. Without a `stream` it is shown on stderr, with a bar if that is a terminal.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Write the last line, or leave the bar as it is and give the terminal back."""
         if self._bars is not None:
-            self._bars.stop()
+            with suppress(OSError):
+                self._bars.stop()
         elif self._total is not None and self._said != (self._completed, self._note):
             self._write_line(self._clock())  # without a total nothing has begun
 
@@ -95,8 +98,9 @@ class Progress:
                 parts.append(f"{format_seconds(left)} left")
         if self._note:
             parts.append(self._note)
-        self._stream.write(", ".join(parts) + "\n")
-        self._stream.flush()
+        with suppress(OSError):
+            self._stream.write(", ".join(parts) + "\n")
+            self._stream.flush()
 
 
 def format_seconds(seconds: float) -> str:

@@ -10,6 +10,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,11 +32,11 @@ _SKIP_WINDOW = 1000
 SPIKE_WINDOW = 128
 """Updates over which the running median of the loss is taken."""
 _FEWEST_LOSSES = 16
-# Windows has no SIGUSR1.
-_NAMES = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+# Windows has neither of the last two.
+_NAMES = [n for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
 _HANDLED = tuple(signal.Signals[name] for name in _NAMES)
 REQUEUE_SIGNALS = frozenset(_HANDLED) - {signal.SIGINT}
-"""Sent by systems, not by people: the job wants to be started again."""
+"""Not Ctrl-C, but sent by systems, or by a terminal that closes: start the job again."""
 
 
 class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user asked for)
@@ -186,13 +187,15 @@ class _WaitEnded(BaseException):
 
 
 class StopSignals:
-    """Turns SIGINT (Ctrl-C), SIGTERM and SIGUSR1 into a request to stop after the running step.
+    """Turns SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 into a request to stop after the step.
 
-    Schedulers announce the end of a job with SIGUSR1 or SIGTERM. A second Ctrl-C aborts at once; a
-    second signal from a scheduler or launcher, which often sends several, changes nothing. Outside
-    the main thread, where Python allows no handlers, and in a pool's worker, which its parent
-    stops, nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT, which a
-    terminal sends to them as well, so that the step can be finished; SIGTERM ends them as usual.
+    Schedulers announce the end of a job with SIGUSR1 or SIGTERM; SIGHUP comes when the terminal
+    closes, and means nothing to a job that was started with ``nohup``. A second Ctrl-C aborts at
+    once; a second signal of another kind, of which launchers often send several, changes nothing.
+    Outside the main thread, where Python allows no handlers, and in a pool's worker, which its
+    parent stops, nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT,
+    which a terminal sends to them as well, so that the step can be finished; SIGTERM ends them as
+    usual.
     """
 
     def __init__(self, *, has_launcher: bool = False) -> None:
@@ -204,7 +207,8 @@ class StopSignals:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread() and not is_worker():
             for number in _HANDLED:
-                self._previous[number] = signal.signal(number, self._handle)
+                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -235,7 +239,10 @@ class StopSignals:
         # A handler may interrupt any line, also one that holds a lock of logging or of the
         # console, so this writes to the descriptor itself.
         if not self._has_launcher:
-            os.write(2, b"\nfinishing this step and saving; Ctrl-C once more to abort at once\n")
+            with suppress(OSError):  # the terminal may be gone
+                os.write(
+                    2, b"\nfinishing this step and saving; Ctrl-C once more to abort at once\n"
+                )
 
 
 def _reset_signals() -> None:

@@ -45,7 +45,7 @@ from vjepa.training.step import build_learner, train_step
 from vjepa.training.window import LogWindow
 
 _LOGGER = logging.getLogger(__name__)
-_OUT_OF_TIME = 1  # among requests to stop; all others are numbers of signals, which are larger
+_OUT_OF_TIME = 1  # among requests to stop; all others are one more than a signal's number
 
 
 class Evaluator(Protocol):
@@ -76,7 +76,7 @@ class TrainingResult:
     out_of_time: bool = False
     """Ended by `max_minutes`, `max_cpu_minutes` or `is_enough` before the last update."""
     requeue: bool = False
-    """It was not a person who stopped it but the system (SIGTERM, SIGUSR1): start it again."""
+    """It was not a person but the system (SIGTERM, SIGHUP, SIGUSR1): start it again."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -189,10 +189,10 @@ class Trainer:
                     asked, batch, request = time.perf_counter(), None, self._request(signals)
                     if not request:
                         batch = signals.wait_for(lambda: next(batches, None))
-                        request = signals.received or 0
+                        request = _signal_request(signals)
                     waited = time.perf_counter() - asked
                     # Nobody begins an update that another process will not come to.
-                    if request := group.largest(int(request)):
+                    if request := group.largest(request):
                         break
                     if batch is None:
                         done = self._completed
@@ -261,9 +261,9 @@ class Trainer:
             group.on_main(lambda: foretell(seconds, done, elapsed, self.optim, self.training))
 
     def _request(self, signals: StopSignals) -> int:
-        """Why this process wants to stop: a signal's number, :data:`_OUT_OF_TIME`, or 0."""
-        if signals.received is not None:
-            return signals.received.value
+        """Why this process wants to stop: a signal, :data:`_OUT_OF_TIME`, or 0 if it does not."""
+        if request := _signal_request(signals):
+            return request
         if self.group.is_main and (
             self._used(self._seconds(), self._cpu_so_far()) >= 1
             or (self.is_enough is not None and self.is_enough())
@@ -416,7 +416,7 @@ class Trainer:
 
     def _result(self, request: int) -> TrainingResult:
         is_short = self._completed < self.optim.steps
-        stopped_by = signal.Signals(request) if is_short and request > _OUT_OF_TIME else None
+        stopped_by = signal.Signals(request - 1) if is_short and request > _OUT_OF_TIME else None
         if stopped_by is not None and self.group.is_main:
             saved = f"saved as {self._checkpoint}: the same command resumes"
             if self._checkpoint is None:
@@ -435,3 +435,8 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
+
+
+def _signal_request(signals: StopSignals) -> int:
+    """The request that a signal makes, larger than all others; 0 if none came."""
+    return 0 if signals.received is None else signals.received + 1
