@@ -9,6 +9,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,23 @@ def test_a_worker_that_trains_ends_without_a_word(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def _server_of(worker: int) -> int:
+    return int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_what_is_sent_to_all_processes_of_a_job_is_their_parents_to_handle(
+    new_pool, number: signal.Signals
+) -> None:
+    pool = new_pool(1)
+    pool.submit(("whoami", None))
+    worker = _finish(pool, 1)[0].value
+    for process in (worker, _server_of(worker)):
+        os.kill(process, number)
+    pool.submit(("whoami", None))
+    assert _finish(pool, 1)[1].value == worker
+
+
 def test_an_idle_worker_that_is_killed_is_replaced(pool: WorkerPool) -> None:
     pool.submit(("double", 1))
     _finish(pool, 1)
@@ -230,6 +249,62 @@ def test_cancel_forgets_jobs_and_close_leaves_no_process(pipe: str) -> None:
     pool.close()
     assert not any(_is_running(process) for process in known)
     assert pool.worker_ids == []
+
+
+def test_a_worker_that_is_killed_while_it_starts_is_replaced(
+    monkeypatch, tmp_path: Path, caplog
+) -> None:
+    monkeypatch.setattr(workers, "_serve", _die_at_the_first_start)
+    with closing(WorkerPool(partial(_die_once, str(tmp_path / "flag")), 1, 60.0)) as pool:
+        pool.submit(21)
+        assert _finish(pool, 1)[0].value == 42
+    assert "killed by SIGKILL (out of memory?) while it started; it is replaced" in caplog.text
+
+
+def test_workers_that_are_always_killed_while_they_start_are_a_clear_error(
+    pool: WorkerPool, monkeypatch
+) -> None:
+    monkeypatch.setattr(workers, "_serve", _die_at_once)
+    pool.submit(("double", 1))
+    with pytest.raises(UserError, match=r"cannot start \(.*SIGKILL.*6 in a row\).*num_workers 0"):
+        _finish(pool, 1)
+
+
+def test_the_death_of_the_server_costs_no_job(new_pool, pipe: str) -> None:
+    """Nobody can tell any more how its workers end: they must not write beside their successors."""
+    pool = new_pool(1)
+    stuck = pool.submit(("block", pipe))
+    _wait_until_busy(pool)
+    for _ in range(2):  # a worker that died of it would be blamed for the second time
+        (worker,) = pool.worker_ids
+        os.kill(_server_of(worker), signal.SIGKILL)
+        while pool.worker_ids == [worker]:
+            assert not pool.wait(0.05)
+        assert not _is_running(worker)
+        _wait_until_busy(pool)
+    Path(pipe).write_bytes(b"at last")
+    assert _finish(pool, 1)[stuck].kind == "done"
+
+
+def _wait_until_busy(pool: WorkerPool) -> None:
+    while not (pool._workers and pool._workers[0].jobs):
+        assert not pool.wait(0.05)
+
+
+def _die_once(flag: str, value: int) -> int:
+    return 2 * value
+
+
+def _die_at_the_first_start(pipe: Any, task: Any, memory_gigabytes: float) -> None:
+    flag = Path(task.args[0])
+    if not flag.exists():
+        flag.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    workers._serve(pipe, task, memory_gigabytes)
+
+
+def _die_at_once(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_workers_that_cannot_start_are_a_clear_error(pool: WorkerPool, monkeypatch) -> None:

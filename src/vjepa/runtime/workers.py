@@ -3,7 +3,8 @@
 Each worker has a pipe of its own (a killed process cannot leave a shared lock behind), is started
 from a clean server process ('forkserver': safe with CUDA and threads), uses one thread and ends
 with its parent, however that ends. The parent sees a job that takes too long, kills that worker and
-starts another; a job whose worker died is given to another worker once.
+starts another; a job whose worker died is given to another worker once. Workers that are killed
+while they start are replaced, a few times, and so are all workers when the server was killed.
 """
 
 from __future__ import annotations
@@ -52,7 +53,15 @@ _JOBS_PER_WORKER = 2
 _WITHOUT_MAIN = "vjepa-worker"
 _READY, _FAILED, _GOING_ON, _NO_MEMORY = -1, -2, -3, -4  # in place of a ticket
 
+# Ctrl-C, a terminal that closes, and a scheduler's warning to all processes of a job.
+_PARENTS_SIGNALS = {
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+}
+
 _SECONDS_BETWEEN_SIGNS = 1.0
+_MOST_STARTS = 3  # of each worker in a row that are killed before one is ready
+_SECONDS_BETWEEN_STARTS = 1.0
+_SERVER_LOST = 255  # what multiprocessing takes for the exit code where the server cannot tell it
 _LONGEST_JOB = 200  # characters of a job in a message
 
 
@@ -92,10 +101,8 @@ class _Worker:
 
 def _serve(pipe: Connection, task: Callable[[Any], Any], memory_gigabytes: float) -> None:
     """A worker's life: read a job, run the task, answer; end with the pipe or the parent."""
-    # Ctrl-C, and a scheduler's warning to all processes of a job, are the parent's to handle.
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # counts where torch is not loaded yet
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
@@ -158,7 +165,7 @@ def start_server(preload: Sequence[str]) -> None:
 
     It imports the modules, which cannot be changed later, while this process goes on: a command
     that is going to need workers calls this first, and so waits for one of the two only. It shares
-    the terminal: a Ctrl-C while it imports would end it with a traceback.
+    the terminal, and is a process of the job: a signal that only its parent handles would end it.
 
     Raises:
         OSError: It cannot be started.
@@ -169,7 +176,7 @@ def start_server(preload: Sequence[str]) -> None:
     resource_tracker.ensure_running()  # lets the signal through again
     if not hasattr(signal, "pthread_sigmask"):
         return
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -255,7 +262,7 @@ class WorkerPool:
         self._context = multiprocessing.get_context("forkserver")
         self._workers: list[_Worker] = []
         self._backlog: deque[_Job] = deque()
-        self._tickets = 0
+        self._tickets = self._killed_starts = 0
         self._is_closed = self._is_starting = False
         self._wake_receiver, self._wake_sender = self._context.Pipe(duplex=False)
 
@@ -401,10 +408,16 @@ class WorkerPool:
                 start_server(self._preload)
                 _leave_out_main()
                 process.start()
-            except (OSError, EOFError) as error:
+            except (ConnectionError, EOFError) as error:
+                self._on_killed_start("the server of the worker processes ended")
+                time.sleep(_SECONDS_BETWEEN_STARTS)  # the system may call it alive for a moment
+                if self._is_closed:
+                    raise UserError("the pool was closed while a worker started") from error
+                continue
+            except OSError as error:
                 raise UserError(
-                    f"worker processes cannot start ({str(error) or type(error).__name__}): mend "
-                    "that, or let this process read itself with num_workers 0"
+                    f"worker processes cannot start ({error}): mend that, or let this process "
+                    "read itself with num_workers 0"
                 ) from error
             self._is_starting = False
             theirs.close()
@@ -441,7 +454,7 @@ class WorkerPool:
                     job = worker.jobs[0]
                     raise RuntimeError(f"a worker process failed at {job}:\n{value}")
                 if ticket == _READY:
-                    worker.is_ready = True
+                    worker.is_ready, self._killed_starts = True, 0
                 if ticket in (_READY, _GOING_ON):
                     continue
                 job = worker.jobs.popleft()
@@ -457,14 +470,23 @@ class WorkerPool:
     def _on_death(self, worker: _Worker, outcomes: list[Outcome]) -> None:
         """A worker died by itself: judge the job that it was at, pass the others on."""
         code = worker.process.exitcode
-        if not worker.is_ready:
+        if code is not None and 0 <= code != _SERVER_LOST:
+            if worker.is_ready:
+                raise RuntimeError(f"a worker process left with exit code {code}")
             raise UserError(
                 f"a worker process could not start (exit code {code}, its message stands above): "
                 "with num_workers 0 this process reads itself"
             )
-        if code is not None and code >= 0:
-            raise RuntimeError(f"a worker process left with exit code {code}")
         reason = f"the worker process {worker.process.pid} was killed by {_signal_name(code)}"
+        if not worker.is_ready:
+            self._stop(worker)
+            self._on_killed_start(reason)
+            return
+        if code == _SERVER_LOST and not _has_ended(worker):
+            # Only the server went; nobody can tell any more how this one ends, so another goes on.
+            _LOGGER.warning("the server of the worker processes ended; both are replaced")
+            self._stop(worker)
+            return
         job = worker.jobs.popleft() if worker.jobs else None
         _LOGGER.warning(
             "%s while at job %s; it is replaced", reason, "none" if job is None else job
@@ -476,6 +498,16 @@ class WorkerPool:
         elif job is not None:
             job.deaths += 1
             self._backlog.appendleft(job)
+
+    def _on_killed_start(self, reason: str) -> None:
+        """Let another one be started, unless too many were killed with none ready in between."""
+        self._killed_starts += 1
+        if self._killed_starts >= _MOST_STARTS * self._num_workers:
+            raise UserError(
+                f"worker processes cannot start ({reason}, {self._killed_starts} in a row): mend "
+                "that, or let this process read itself with num_workers 0"
+            )
+        _LOGGER.warning("%s while it started; it is replaced", reason)
 
     def _on_timeout(self, worker: _Worker, outcomes: list[Outcome]) -> None:
         """A worker does not come back: kill it, and blame the job that it is at."""
@@ -496,13 +528,33 @@ class WorkerPool:
         self._workers.remove(worker)
         worker.process.kill()
         worker.process.join(timeout=5)  # not for ever: a process waiting for a dead disk cannot die
+        if worker.process.exitcode == _SERVER_LOST:
+            _end_without_server(worker)
         worker.pipe.close()
         self._backlog.extendleft(reversed(worker.jobs))
         worker.jobs.clear()
 
 
+def _has_ended(worker: _Worker, seconds: float = 0.0) -> bool:
+    """Whether a worker's process is gone, by its end of the pipe; what it has sent is dropped."""
+    try:
+        while worker.pipe.poll(seconds):
+            worker.pipe.recv_bytes()
+    except (EOFError, OSError):
+        return True
+    return False
+
+
+def _end_without_server(worker: _Worker) -> None:
+    """Kill a worker that multiprocessing takes for dead, and wait until it writes no more."""
+    if worker.process.pid is not None and not _has_ended(worker):
+        with suppress(ProcessLookupError):
+            os.kill(worker.process.pid, signal.SIGKILL)
+        _has_ended(worker, seconds=5.0)
+
+
 def _signal_name(code: int | None) -> str:
-    if code is None:
+    if code is None or code >= 0:
         return "an unknown signal"
     try:
         name = signal.Signals(-code).name
