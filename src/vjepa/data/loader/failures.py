@@ -28,7 +28,8 @@ WINDOW = 1000  # videos over which the share of bad ones is taken
 class FailedVideo:
     """A video that could not be read; also a line of ``bad_videos.jsonl``.
 
-    `kind`: the decoder refused it, it did not end in time, or it took the worker with it, twice.
+    `kind`: the decoder refused it, it did not end in time, or it took the worker with it; the last
+    two twice.
     """
 
     path: str

@@ -51,7 +51,7 @@ class ReadingConfig:
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode; 0 decodes in this process, without a watchdog for files that hang."""
     sample_timeout_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """A video that takes longer is given up and its worker process killed."""
+    """A video that takes longer twice is given up; its worker process is killed each time."""
     frame_cache_gigabytes: Annotated[float, Field(ge=0)] = 0.0
     """Decode every video once for all runs and keep its frames on disk, if they take no more than
     this, in GB, else decode from the files as with 0. Pays for small videos that are read many
@@ -192,7 +192,8 @@ class _Prefetcher:
         self._starts = range(0, ring.shape[0] - most_clips + 1, most_clips)
         self._free = deque(self._starts)
         self._building: deque[_Building] = deque()
-        self._waiting: dict[int, tuple[_Building, VideoJob]] = {}
+        # Jobs under way, and whether it is the second time, after one that took too long.
+        self._waiting: dict[int, tuple[_Building, VideoJob, bool]] = {}
         self._ready: deque[tuple[BatchPlan, Tensor]] = deque()
         self._changed = threading.Condition()
         self._asked: float | None = None  # since when the consumer waits
@@ -267,15 +268,20 @@ class _Prefetcher:
             for job in plan.jobs:
                 self._submit(building, job)
 
-    def _submit(self, building: _Building, job: VideoJob) -> None:
+    def _submit(self, building: _Building, job: VideoJob, *, again: bool = False) -> None:
         start, stop = building.first + job.clips.start, building.first + job.clips.stop
-        # A replacement holds up a batch whose other clips are done: it goes first.
+        # A later attempt holds up a batch whose other clips are done: it goes first.
         placed = replace(job, clips=slice(start, stop))
-        self._waiting[self._pool.submit(placed, first=job.attempt > 0)] = building, job
+        ticket = self._pool.submit(placed, first=again or job.attempt > 0)
+        self._waiting[ticket] = building, job, again
 
     def _settle(self, outcome: Outcome) -> None:
-        building, job = self._waiting.pop(outcome.ticket)
+        building, job, again = self._waiting.pop(outcome.ticket)
         following = None
+        if outcome.kind == "hang" and not again:
+            # Perhaps the disk stood still: a video is not banned for what was over a moment later.
+            self._submit(building, job, again=True)
+            return
         if outcome.kind != "done":
             following = self._reader.replace(building.plan, job, outcome.reason, outcome.kind)
         elif outcome.value is not None:
