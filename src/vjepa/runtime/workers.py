@@ -409,8 +409,9 @@ class WorkerPool:
                 _leave_out_main()
                 process.start()
             except (ConnectionError, EOFError) as error:
-                self._on_killed_start("the server of the worker processes ended")
-                time.sleep(_SECONDS_BETWEEN_STARTS)  # the system may call it alive for a moment
+                if not self._is_closed:  # which ends the server, too
+                    self._on_killed_start("the server of the worker processes ended")
+                    time.sleep(_SECONDS_BETWEEN_STARTS)  # the system may call it alive for a moment
                 if self._is_closed:
                     raise UserError("the pool was closed while a worker started") from error
                 continue
