@@ -7,7 +7,7 @@ import torch
 from tests.models.tiny import ENCODER, IMAGE_ENCODER, clips, shaken
 from torch.testing import assert_close
 
-from vjepa.models import Encoder, EncoderConfig, PredictorConfig
+from vjepa.models import Encoder, EncoderConfig, InputConfig, PredictorConfig
 from vjepa.models.config import Position
 from vjepa.models.encoder import FrameEncoder
 from vjepa.models.predictor import Predictor
@@ -199,9 +199,32 @@ def test_values_that_are_not_normalised_are_told(encoder: Encoder) -> None:
         encoder(255 * pixels)
     with pytest.warns(UserWarning, match="between 0 and 1"):
         encoder(pixels)
+    with pytest.warns(UserWarning, match="between 0 and 1"):
+        encoder(0.1 + pixels / 3)  # neither black nor white
+    measured = InputConfig(mean=(0.1, 0.2, 0.3), deviation=(0.1, 0.1, 0.2))
+    own = Encoder(replace(ENCODER, input=measured)).eval()
+    with pytest.warns(UserWarning, match="between 0 and 1"):
+        own(pixels)
+    dark = 40 * pixels
+    for model in (encoder, own):
+        with pytest.raises(ValueError, match="up to 40, not normalised"):
+            model(dark)
     for wrong in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="not finite"):
             encoder(torch.where(pixels > 0.9, wrong, clips(1)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_normalised_is_taken_without_a_word(encoder: Encoder) -> None:
+    encoder.eval()
+    dark = replace(ENCODER, input=InputConfig(mean=(0.1,) * 3, deviation=(0.05,) * 3))
+    for model in (encoder, Encoder(dark).eval(), Encoder(replace(ENCODER, channels=1)).eval()):
+        pixels = torch.randint(0, 256, (1, 3, 4, 16, 16), dtype=torch.uint8)
+        model(model.normalise(pixels)[:, : model.config.channels])
+        model(torch.zeros(1, model.config.channels, 4, 16, 16))
+    Encoder(replace(ENCODER, channels=1)).eval()(40 * torch.rand(1, 1, 4, 16, 16) - 1)  # a sensor's
+    video = encoder.normalise(pixels.float().requires_grad_()).requires_grad_()
+    encoder(video).sum().backward()  # a map of what matters to the features
 
 
 def test_compiles_without_graph_breaks(encoder: Encoder) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vjepa.models.config import EncoderConfig, InputConfig
 
 _IMAGENET = InputConfig()
-_NO_MORE_NORMALISED = 50.0  # deviations from the mean; pixels go up to 255
 _LOOKED_AT = 8
 _FAR_MEAN, _FAR_DEVIATION = 1.0, 2.5
 
@@ -40,7 +39,7 @@ def normalise_clip(
         got = tuple(clips.shape) if isinstance(clips, Tensor) else type(clips).__name__
         raise ValueError(f"clips must be a tensor [..., 3, T, H, W] in RGB, got {got}")
     if clips.dtype != torch.uint8 and clips.numel() and may_look(clips):
-        _require_pixels(*map(float, clips.float().aminmax()))
+        _require_pixels(*map(float, clips.detach().float().aminmax()))
     means, deviations = how.mean_and_deviation
     shift = [-m / d for m, d in zip(means, deviations, strict=True)]
     scale = [1.0 / (255.0 * d) for d in deviations]
@@ -87,12 +86,17 @@ def check_video(video: Tensor, config: EncoderConfig, *, is_training: bool) -> N
             f"{remedy if swapped else ''}"
         )
     if not is_training and video.numel() and may_look(video):
-        low, high = (float(end) for end in video.aminmax())
+        low, high = (float(end) for end in video.detach().aminmax())
         if not math.isfinite(high - low):
             raise ValueError("video holds numbers that are not finite")
-        if high > _NO_MORE_NORMALISED:
+        white = max((1 - m) / d for m, d in zip(*config.input.mean_and_deviation, strict=True))
+        # Twice of white, since filters overshoot and noise may be added; of channels that no input
+        # is described for, such as a sensor's, little is known.
+        most = 2 * white + 1 if config.channels == config.input.channels else 50.0
+        if high > most:
             raise ValueError(f"video holds values up to {high:.0f}, not normalised: {makes}")
-        if 0 <= low < 0.02 and 0.5 < high <= 1 and config.input == InputConfig():
+        # What is normalised has values below the mean, unless it is all of one brightness.
+        if 0 <= low < high <= 1:
             warnings.warn(f"video lies between 0 and 1, not normalised? {makes}", stacklevel=6)
 
 
