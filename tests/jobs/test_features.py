@@ -110,7 +110,7 @@ def _config(model: Path, **changes) -> FeaturesConfig:
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_one_file_for_each_source_and_the_bad_one_named(
-    model: Path, videos: Path, tmp_path: Path, kind: str
+    model: Path, videos: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     report = run(_config(model, format=kind), [videos], out)
@@ -130,6 +130,14 @@ def test_one_file_for_each_source_and_the_bad_one_named(
     assert np.array_equal(found["times"], wanted.times)
     loaded = vjepa.load_features(out)
     assert loaded.paths == tuple(str(videos / name) for name in ("a.mp4", "still.png", "sub/a.mp4"))
+    monkeypatch.chdir(videos)
+    for path in (str(videos / "a.mp4"), videos / "a.mp4", "a.mp4", Path("sub") / ".." / "a.mp4"):
+        assert path in loaded
+        assert torch.equal(loaded[path].tokens, loaded[0].tokens)
+    assert "broken.mp4" not in loaded
+    assert 0 not in loaded, "it holds files, not numbers"
+    with pytest.raises(UserError, match=r"no features of .*broken\.mp4 \(.*\.paths names"):
+        loaded["broken.mp4"]
     assert [file.path for file in loaded] == list(loaded.paths)
     assert list(loaded.failures) == [str(videos / "broken.mp4")]
     same = loaded[str(videos / "a.mp4")]

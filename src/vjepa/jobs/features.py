@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, to_dict
 from vjepa.data.clips.windows import Look
-from vjepa.data.manifest.storage import is_address, member_at
+from vjepa.data.manifest.storage import absolute, is_address, member_at
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
@@ -449,7 +449,8 @@ def _write_index(out: Path, records: Mapping[str, FileRecord]) -> None:
 class SavedFeatures(Sequence[FileFeatures]):
     """What `vjepa features` wrote: a sequence of each file's tokens, times and path.
 
-    Nothing but the list of files is read until a file is asked for, by number or by path.
+    Nothing but the list of files is read until a file is asked for, by number or by path, which may
+    be relative; ``path in saved`` says whether it has features.
 
     Attributes:
         paths: Of the files that have features, in order.
@@ -476,17 +477,26 @@ class SavedFeatures(Sequence[FileFeatures]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, (str, os.PathLike)) and self._named(path) in self._records
+
+    def _named(self, path: str | os.PathLike[str]) -> str:
+        return str(path) if str(path) in self._records else absolute(path)
+
     @overload
-    def __getitem__(self, index: int | str) -> FileFeatures: ...
+    def __getitem__(self, index: int | str | os.PathLike[str]) -> FileFeatures: ...
 
     @overload
     def __getitem__(self, index: slice) -> list[FileFeatures]: ...
 
-    def __getitem__(self, index: int | str | slice) -> FileFeatures | list[FileFeatures]:
+    def __getitem__(
+        self, index: int | str | os.PathLike[str] | slice
+    ) -> FileFeatures | list[FileFeatures]:
         """Read one file's features; UserError if they are missing or not whole."""
         if isinstance(index, slice):
             return [self[path] for path in self.paths[index]]
-        path = index if isinstance(index, str) else self.paths[operator.index(index)]
+        is_path = isinstance(index, (str, os.PathLike))
+        path = self._named(index) if is_path else self.paths[operator.index(index)]
         record = self._records.get(path)
         if record is None:
             raise UserError(

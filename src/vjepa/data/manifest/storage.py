@@ -53,7 +53,7 @@ def is_address(path: str) -> bool:
     return _ADDRESS.match(path) is not None
 
 
-def absolute(path: str, folder: str = "") -> str:
+def absolute(path: str | os.PathLike[str], folder: str = "") -> str:
     """The absolute path, cleaned of ``..``, from `folder` on; an address is left as it is."""
     path = local_path(path)
     if is_address(path):
