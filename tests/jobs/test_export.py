@@ -231,3 +231,8 @@ def test_without_the_extra_that_is_said(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match=r"needs onnxruntime: pip install 'open-vjepa\[export\]'"):
         export(model, tmp_path / "e.onnx")
+
+
+def test_an_unknown_kind_is_not_taken_for_another(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kind: 'ONNX' must be one of torch-export, onnx"):
+        export(model, tmp_path / "e.onnx", "ONNX")  # type: ignore[arg-type]

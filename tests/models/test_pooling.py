@@ -75,6 +75,11 @@ def test_impossible_poolers_are_refused(arguments: tuple[int, ...]) -> None:
         AttentivePooler(*arguments)
 
 
+def test_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match="variant: 'Paper' must be one of paper, released"):
+        AttentiveClassifier(24, 3, 7, variant="Paper")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("norm", [False, True])
 def test_average_pool_probe(norm: bool) -> None:
     probe = LinearClassifier(24, 5, norm=norm)

@@ -40,6 +40,9 @@ def test_auto_takes_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert set_up_device("auto").device.type == "cuda"
     assert set_up_device("cpu").device.type == "cpu"
+    for name in ("gpu", "cuda:1"):
+        with pytest.raises(UserError, match=f"device: '{name}' must be one of auto, cpu, cuda"):
+            set_up_device(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -131,6 +131,8 @@ def export(
         UserError: It cannot be opened or exported, `out` exists, an extra is missing, or what was
             exported computes something else.
     """
+    if kind not in (known := get_args(Format)):
+        raise UserError(f"kind: {kind!r} must be one of {', '.join(known)}")
     if kind == "onnx":
         with needs_extra("--format onnx", "export", ", or use --format torch-export"):
             import onnx  # noqa: F401

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,8 @@ class AttentivePooler(nn.Module):
                 f"heads: width {width}, heads {heads}, depth {depth}, queries {num_queries} must "
                 "be above 0 and the width a multiple of the heads"
             )
+        if variant not in (known := get_args(PoolerVariant)):
+            raise ValueError(f"variant: {variant!r} must be one of {', '.join(known)}")
         self.width, self.heads, self.depth, self.variant = width, heads, depth, variant
         hidden = 4 * width
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, width))

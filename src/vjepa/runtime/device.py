@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from os import environ
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -56,6 +56,8 @@ def set_up_device(name: DeviceName = "auto", precision: PrecisionName = "float32
         UserError: A GPU is asked for and there is none (for this process), or it cannot compute in
             bfloat16.
     """
+    if name not in (known := get_args(DeviceName)):
+        raise UserError(f"device: {name!r} must be one of {', '.join(known)}")
     has_gpu = torch.cuda.is_available()
     if name == "cuda" and not has_gpu:
         raise UserError(
