@@ -67,9 +67,11 @@ def test_intermediate_layers(encoder: Encoder) -> None:
     encoder.blocks[1].register_forward_hook(lambda *_: pytest.fail("block 1 was run"))
     (only,) = encoder(clips(1), layers=[0])
     assert only.shape == (1, 32, 24)
-    for wrong in ([], [2], [-1]):
-        with pytest.raises(ValueError, match="layers"):
+    for wrong in ([], [2], [-1], 1):
+        with pytest.raises(ValueError, match=r"layers: .* must be among 0 \.\. 1, in a list"):
             encoder(video, layers=wrong)
+    encoder.blocks[1]._forward_hooks.clear()
+    assert torch.equal(encoder(video, layers=(n for n in (0, 1)))[1], last)
 
 
 def test_other_sizes_resample_and_rebuilt_recomputes(encoder: Encoder) -> None:
@@ -117,7 +119,13 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
         encoder(video[:, :1])
     with pytest.raises(ValueError, match=r"encoder\.preprocess"):
         encoder(video.to(torch.uint8))
-    for indices, offsets in ((torch.arange(4), None), (torch.zeros(2, 4).long(), PAIRS)):
+    deep = torch.zeros(2, 2, 5).long()
+    for indices, offsets in (
+        (torch.arange(4), None),
+        (torch.zeros(2, 4).long(), PAIRS),
+        (deep, None),
+        (deep, PAIRS),
+    ):
         with pytest.raises(ValueError, match="token_indices"):
             encoder(video, indices, offsets=offsets)
     with pytest.raises(ValueError, match="offsets"):
@@ -125,6 +133,9 @@ def test_misuse_is_refused(encoder: Encoder) -> None:
     for wrong in (torch.full((2, 1), 32), torch.full((2, 1), -1)):
         with pytest.raises(ValueError, match="numbered 0 to 31"):
             encoder(video, wrong)
+    for no_tensor in ([0, 2, 5], None):
+        with pytest.raises(ValueError, match=r"offsets must be .* got list|must be \[B, K\]"):
+            encoder(video, torch.arange(5), offsets=no_tensor)
     for mask in (torch.ones(2, 32).bool(), torch.ones(2, 32).byte(), torch.zeros(2, 4)):
         with pytest.raises(ValueError, match=r"token_indices is torch\..*int64"):
             encoder(video, mask)

@@ -140,6 +140,20 @@ def test_misuse_is_refused(predictor: Predictor) -> None:
         predictor(torch.randn(1, 3, 25), context, target)
     with pytest.raises(ValueError, match=r"grid: \(0, 4, 4\) has no token"):
         predictor(tokens, context, target, grid=(0, 4, 4))
+    for other in (target.expand(2, -1), target[0], target[None]):
+        with pytest.raises(ValueError, match=r"context_indices \[1, 3\] and target_indices .*same"):
+            predictor(tokens, context, other)
+    with pytest.raises(ValueError, match="together with offsets"):
+        predictor(tokens[0], context[0], target[0])
+
+
+def test_tokens_of_any_float_type_are_computed_in_the_type_of_the_weights(
+    predictor: Predictor,
+) -> None:
+    tokens, context, target = torch.randn(1, 3, 24), torch.arange(3)[None], torch.arange(2)[None]
+    for dtype in (torch.bfloat16, torch.float64):
+        found = predictor(tokens.to(dtype), context, target)
+        assert torch.equal(found, predictor(tokens.to(dtype).float(), context, target))
 
 
 def test_a_width_without_a_code_or_heads_is_refused() -> None:

@@ -157,10 +157,10 @@ class Encoder(nn.Module):
         elif branch_scale is not None and packing is not None:
             scales = branch_scale[:, :, packing.clip_index, None].unbind()
         last = len(self.blocks) - 1
-        wanted = (last,) if layers is None else layers
+        wanted = (last,) if layers is None else () if isinstance(layers, int) else tuple(layers)
         if not wanted or not set(wanted) <= set(self.config.levels or range(last + 1)):
             named = ", ".join(map(str, self.config.levels)) or f"0 .. {last}"
-            raise ValueError(f"layers: {list(wanted)} must be among {named}")
+            raise ValueError(f"layers: {list(wanted) or layers} must be among {named}, in a list")
         outputs: dict[int, Tensor] = {}
         for index, block, scale in zip(range(max(wanted) + 1), self.blocks, scales, strict=False):
             tokens = block(tokens, packing, rotated, scale, steps)
@@ -186,7 +186,7 @@ class Encoder(nn.Module):
             tokens, rotated = self.patch_embed(video), rotation(config, grid, None, like)
             return tokens if rotated else tokens + self._code_of(grid), None, rotated
         check_indices("token_indices", token_indices, math.prod(grid))
-        if (token_indices.ndim == 1) != (offsets is not None):
+        if token_indices.ndim != (2 if offsets is None else 1):
             raise ValueError("token_indices must be [B, K], or [S] together with offsets")
         packing = None
         if offsets is None:
@@ -195,9 +195,9 @@ class Encoder(nn.Module):
                 raise ValueError(f"token_indices: {rows}; expand(B, -1) gives all the same")
             clip_index = torch.arange(video.shape[0], device=token_indices.device)[:, None]
         else:
+            packing = Packing.of(offsets, token_indices.numel(), math.prod(grid))
             if len(offsets) != video.shape[0] + 1:
                 raise ValueError(f"offsets: {len(offsets) - 1} lists for {video.shape[0]} clips")
-            packing = Packing.of(offsets, token_indices.numel(), math.prod(grid))
             clip_index = packing.clip_index
         tokens = self.patch_embed(video, clip_index, token_indices)
         rotated = rotation(config, grid, token_indices, like)

@@ -30,8 +30,10 @@ class Packing:
 
         ValueError: the offsets are no whole numbers; or, on the CPU, do not rise from 0 to S.
         """
-        if offsets.ndim != 1 or offsets.is_floating_point() or offsets.dtype == torch.bool:
-            raise ValueError(f"offsets must be int64 [B+1], got {offsets.dtype} {[*offsets.shape]}")
+        kind = offsets.dtype if isinstance(offsets, Tensor) else type(offsets).__name__
+        if kind not in (torch.int64, torch.int32) or offsets.ndim != 1 or not len(offsets):
+            shape = [*offsets.shape] if isinstance(offsets, Tensor) else ""
+            raise ValueError(f"offsets must be a tensor int64 [B+1], got {kind} {shape}")
         if may_look(offsets) and not (
             offsets[0] == 0 and offsets[-1] == num_tokens and bool((offsets.diff() >= 0).all())
         ):
@@ -100,6 +102,12 @@ class Joined:
         target_offsets: Tensor | None,
         longest: int,
     ) -> None:
+        num_dims = 2 if context_offsets is None else 1
+        if context.shape[:-1] != target.shape[:-1] or context.ndim != num_dims:
+            raise ValueError(
+                f"context_indices {[*context.shape]} and target_indices {[*target.shape]} must be "
+                "of the same clips: [B, K] and [B, M], or [S] and [U] together with offsets"
+            )
         self.packing: Packing | None = None
         self._num_context = context.shape[-1]
         if context_offsets is None or target_offsets is None:

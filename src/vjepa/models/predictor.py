@@ -144,7 +144,7 @@ class Predictor(nn.Module):
             raise ValueError("context_offsets and target_offsets must be given together")
         if with_context and self.predictor_proj_context is None:
             raise ValueError("with_context: this predictor has no projection for context tokens")
-        context = self.predictor_embed(context_tokens)
+        context = self.predictor_embed(context_tokens.to(self.predictor_norm.weight.dtype))
         count = len(self.mask_tokens)
         if count > 1 and not 0 <= mask_index < count:
             raise ValueError(f"mask_index: {mask_index} must be among 0 .. {count - 1}")
