@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vjepa.config import config_dataclass
 from vjepa.models.config import EncoderConfig
+from vjepa.models.preprocess import may_look
 
 
 @config_dataclass
@@ -60,6 +61,15 @@ def region_features(
     """
     from torchvision.ops import roi_align  # not needed where no box is
 
+    if boxes.ndim != 2 or boxes.shape[1] != 5:
+        raise ValueError(f"boxes must be [M, 5]: clip, x1, y1, x2, y2, got {[*boxes.shape]}")
+    if may_look(boxes):  # below, a clip that is not there is read from foreign memory
+        numbers = boxes[:, 0]
+        if not bool(boxes.isfinite().all() and torch.isin(numbers, torch.arange(len(video))).all()):
+            raise ValueError(
+                f"boxes: numbers must be finite, and clips among 0 .. {len(video) - 1}, got clips "
+                f"{numbers.unique().tolist()[:8]}"
+            )
     config = encoder.config
     assert isinstance(config, EncoderConfig)
     layers, patch = how.layers_of(config), config.patch_size
