@@ -63,8 +63,8 @@ _TYPES: dict[object, str] = {
 def config_dataclass(cls: type[Config]) -> type[Config]:
     """Make a frozen, keyword-only dataclass that refuses what its fields do not allow.
 
-    A value of a wrong type or out of its range raises a ``ValueError`` of one line that begins
-    with the field's name, as those of ``__post_init__`` do.
+    Lists become tuples. A value of a wrong type or out of its range raises a ``ValueError`` of one
+    line that begins with the field's name, as those of ``__post_init__`` do.
     """
     from pydantic import ValidationError
     from pydantic.dataclasses import dataclass
@@ -74,6 +74,7 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 
     @functools.wraps(check)
     def init(self: Any, **values: Any) -> None:
+        values = {name: _without_lists(value) for name, value in values.items()}
         try:
             check(self, **values)
         except ValidationError as error:
@@ -83,6 +84,10 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 
     made.__init__ = init
     return made
+
+
+def _without_lists(value: Any) -> Any:
+    return tuple(map(_without_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _refusal(cls: type, values: Mapping[str, Any], error: ValidationError) -> Exception:
@@ -115,6 +120,10 @@ def _refusal(cls: type, values: Mapping[str, Any], error: ValidationError) -> Ex
     if typing.get_origin(hint) is typing.Literal:
         near = nearest(str(value), map(str, typing.get_args(hint)))
         expected += f"; did you mean {near}?" if near else ""
+    elif hint is Path and isinstance(value, str) and value:
+        expected += ", pathlib.Path(...)"
+    elif (group := group_of(hint)) and isinstance(value, Mapping):
+        expected += f", {group.__name__}(...); vjepa.config.from_dict takes plain values"
     return ValueError(f"{path}: {_show(value)} is not valid here: expected {expected}")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
-from tests.config.sample import Root
+from tests.config.sample import Mask, Masking, Root
 
 from vjepa.config import REQUIRED, config_dataclass, from_dict, nearest, settings
 from vjepa.errors import UserError
@@ -83,6 +83,30 @@ def test_it_behaves_like_a_frozen_dataclass() -> None:
     assert [field.name for field in dataclasses.fields(Ranges)][:2] == ["count", "index"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.count = 5  # type: ignore[misc]
+
+
+def test_lists_are_taken_as_tuples() -> None:
+    config = Ranges(rates=[1, 2.5], pair=[0.0, 0.5])
+    assert config == Ranges(rates=(1.0, 2.5), pair=(0.0, 0.5))
+    assert hash(config) == hash(dataclasses.replace(config, rates=[1.0, 2.5]))
+    assert Masking(masks=[Mask(num_blocks=3)]).masks == (Mask(num_blocks=3),)
+    with pytest.raises(ValueError, match=r"^rates\.1 must be above 0, got 0\.0$"):
+        Ranges(rates=[1.0, 0.0])
+    with pytest.raises(
+        ValueError, match=r"^pair: \[1\.0\] is not valid here: expected a list of 2"
+    ):
+        Ranges(pair=[1.0])
+
+
+def test_plain_values_are_refused_by_naming_what_is_taken() -> None:
+    with pytest.raises(
+        ValueError, match=r"^folder: 'a' .* expected a path, pathlib\.Path\(\.\.\.\)$"
+    ):
+        Ranges(folder="a")  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"^masks\.0: \{\} .* a group of settings, Mask\(\.\.\.\); .*dict"
+    ):
+        Masking(masks=[{}])  # type: ignore[list-item]
 
 
 def test_settings_in_words() -> None:
