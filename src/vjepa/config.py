@@ -3,16 +3,14 @@
 It knows no other room: a config dataclass stands beside the class that it builds, and the jobs
 compose them. :func:`config_dataclass` makes one, of fields of type int, float, bool, str, Path,
 Literal, ``X | None``, tuple, another config dataclass or a tuple of them. A range is part of the
-type, ``Annotated[int, Field(ge=1)]`` with pydantic's ``Field``; a docstring under each field says
-what it means; ``__post_init__`` refuses bad combinations with a ``ValueError`` whose message begins
-with the field's name. ``TEXT_MEANS = "path"`` lets a text stand for the whole group:
-it is that field.
+type, ``Annotated[int, Field(ge=1)]`` with pydantic's ``Field``; a docstring under each field tells
+its meaning; ``__post_init__`` refuses bad combinations with a ``ValueError`` whose message begins
+with the field's name. With ``TEXT_MEANS = "path"`` a text for the whole group is that field.
 
 Pydantic checks types and ranges. What users trip over is a wrong setting that is silently ignored,
 so the messages decide, and those are made here: one line with the file that holds the mistake, the
 dotted field, the value and the nearest valid name; the same for a file and for the command line.
-Pydantic is imported where a config class is made, PyYAML where text is read or written, so that
-``vjepa --help`` does not wait for either.
+Pydantic is imported where a config class is made, PyYAML where text is: no help waits for either.
 """
 
 from __future__ import annotations
@@ -336,11 +334,13 @@ def recipe_path(recipes: str, name: str) -> Path:
     )
 
 
-def from_dict(cls: type[Config], mapping: Mapping[str, object], source: str = "config") -> Config:
+def from_dict(
+    cls: type[Config], mapping: Mapping[str, object] | Config, source: str = "config"
+) -> Config:
     """Build a config from plain values; what `mapping` leaves out keeps its default.
 
-    Tuples, paths and config objects are taken, too. UserError, which begins with `source`, usually
-    a file: an unknown field, a wrong type, a bad choice or a refused value.
+    Tuples, paths and config objects are taken, too; a whole config stays as it is. UserError, which
+    begins with `source`, usually a file: unknown field, wrong type, bad choice or refused value.
     """
     layers = _Layers(cls, source)
     layers.add(mapping, source)
@@ -387,8 +387,7 @@ def load_config(
         dotted, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"{_COMMAND_LINE}: {dotted}: expected NAME=VALUE")
-        # Which type it should have is known only once its field is: 2024 is a number for one and a
-        # name for another. So both readings are kept until then.
+        # 2024 is a number for one field and a name for another: both readings are kept until then.
         layers.set(dotted, _Given(parse_value(text), _COMMAND_LINE, text))
     return layers.build(cls, layers.data, "", None)
 
@@ -425,11 +424,10 @@ class _Layers:
     """
 
     def __init__(self, root: type, source: str) -> None:
-        self._root = root
-        self._source = source
+        self._root, self._source = root, source
         self.data: dict[str, Any] = {}
 
-    def add(self, mapping: Mapping[str, object], source: str) -> None:
+    def add(self, mapping: object, source: str) -> None:
         """Lay the settings of one source over those before."""
         self.data = _laid_over(self.data, _Given(mapping, source))
 
@@ -502,6 +500,8 @@ class _Layers:
         known = ", ".join(field_types(cls))
         if not isinstance(given, Mapping):
             expected = f"expected a group of settings ({known})"
+            if not path and isinstance(given, (str, Path)):
+                expected = f"vjepa.config.load_config({cls.__name__}, ...) reads files and recipes"
             raise UserError(f"{self._place(path)}: {_show(node)} is not valid here: {expected}")
         for name in given:
             if name not in field_types(cls):
@@ -556,8 +556,7 @@ class _Layers:
 
     def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:
         """The nearest valid dotted name: a sibling first, then the same leaf anywhere."""
-        sibling = nearest(name, field_types(cls))
-        if sibling is not None:
+        if (sibling := nearest(name, field_types(cls))) is not None:
             return _join(path, sibling)
         everywhere = [setting for setting, _, _ in _walk(self._root, None, "")]
         leaves = {dotted.rpartition(".")[2]: dotted for dotted in reversed(everywhere)}

@@ -17,9 +17,29 @@ from torch import nn
 
 import vjepa
 from vjepa.checkpoint import save_model
+from vjepa.config import from_dict, to_dict
 from vjepa.data import Manifest
+from vjepa.demo import demo
 from vjepa.errors import UserError
-from vjepa.jobs.probe.probe import train
+from vjepa.jobs import decode, features, learn
+from vjepa.jobs.decode import open_decoder
+from vjepa.jobs.detect import train as detect
+from vjepa.jobs.detect.detector import load_detector
+from vjepa.jobs.export import export
+from vjepa.jobs.features import FeaturesConfig
+from vjepa.jobs.probe.probe import train, train_splits
+from vjepa.jobs.search import Database
+from vjepa.jobs.show import show_run
+
+JOBS = {
+    vjepa.pretrain: "PretrainConfig",
+    train: "ProbeConfig",
+    train_splits: "ProbeConfig",
+    detect.train: "DetectConfig",
+    decode.train: "DecodeConfig",
+    learn.run: "LearnConfig",
+    demo.run: "DemoConfig",
+}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +146,32 @@ def test_what_is_no_path_and_no_encoder_is_refused_with_the_remedy(run: Path, vi
         encoder.normalise(list(frames))
 
 
+def test_a_config_may_be_plain_values_and_is_no_name(
+    run: Path, manifest: Path, tmp_path: Path
+) -> None:
+    config = tiny_config(run.parent, manifest, "optim.steps=2", "optim.warmup_steps=1")
+    assert vjepa.pretrain(to_dict(config), str(run)).step == 2  # type: ignore[arg-type]
+    for job, cls in JOBS.items():
+        with pytest.raises(
+            UserError, match=rf"'small' .*vjepa\.config\.load_config\({cls}, \.\.\.\)"
+        ):
+            job("small", tmp_path / "out")
+    with pytest.raises(UserError, match=r"optm.* did you mean optim\?"):
+        vjepa.pretrain({"optm": {}}, tmp_path / "out")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_jobs_take_folders_as_text(run: Path, video: str, tmp_path: Path) -> None:
+    config, out = from_dict(FeaturesConfig, {"encoder": {"path": run}}), str(tmp_path / "out")
+    assert features.run(config, [video], out).written == 1
+    assert video in vjepa.load_features(out)
+    assert show_run(str(run))
+    assert Path(export(str(run), str(tmp_path / "e.pt2"), "torch-export").file).is_file()
+    for call in (open_decoder, load_detector, Database):
+        with pytest.raises(UserError, match="nothing"):
+            call(str(tmp_path / "nothing"))
+
+
 @pytest.mark.parametrize(
     ("wrong", "remedy"),
     [
@@ -148,7 +194,7 @@ def test_the_readme(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its Python runs as it stands there."""
-    train(probe_config(videos, checkpoint), tmp_path / "runs" / "probe")
+    train(probe_config(videos, checkpoint), str(tmp_path / "runs" / "probe"))
     shutil.copytree(run, tmp_path / "runs" / "first")
     for row, name in enumerate(("a.mp4", "b.mp4")):
         shutil.copy(Manifest.open(videos).path(row), tmp_path / name)

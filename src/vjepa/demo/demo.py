@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa.config import RESOLVED_CONFIG_FILE, load_config
+from vjepa.config import RESOLVED_CONFIG_FILE, from_dict, load_config
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
@@ -32,6 +32,7 @@ from vjepa.jobs import decode
 from vjepa.jobs.decode import DecodeConfig
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.pretrain_room import same_config
+from vjepa.paths import as_path
 from vjepa.runtime.files import begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
 
@@ -50,7 +51,7 @@ def _stage(name: str, seconds: dict[str, float]) -> Generator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-def run(config: DemoConfig, out: Path) -> Path:
+def run(config: DemoConfig, out: str | Path) -> Path:
     """Make the data, pretrain, probe, and write the report, whose path is returned.
 
     Called again, it goes on.
@@ -58,6 +59,7 @@ def run(config: DemoConfig, out: Path) -> Path:
     Raises:
         UserError: `out` holds a demo of other settings or something else; a run failed.
     """
+    config, out = from_dict(DemoConfig, config), as_path(out)
     with claimed_folder(out, "demo") as has_begun:
         if has_begun:
             same_config(config, out)

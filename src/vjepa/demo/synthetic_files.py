@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa.config import from_dict
 from vjepa.data.ava import AvaConfig, build_table
 from vjepa.data.manifest.index import index_sources
 from vjepa.demo.synthetic import SPLITS, SyntheticConfig, clip_labels, render_clip
@@ -17,6 +18,7 @@ from vjepa.demo.synthetic_boxes import BOX_CLASSES, boxes_of, key_seconds, rende
 from vjepa.errors import UserError
 from vjepa.jobs.pretrain_room import same_config
 from vjepa.jobs.videos import checked_workers, describe
+from vjepa.paths import as_path
 from vjepa.reporting.pictures import write_moving, write_mp4
 from vjepa.runtime.files import atomic_path, atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.progress import Progress
@@ -140,7 +142,9 @@ def example_videos(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -> tuple[Path, str]:
+def synthesise(
+    config: SyntheticConfig, out: str | Path, workers: int | None = None
+) -> tuple[Path, str]:
     """Write a synthetic labelled set and its manifest: its path, and a summary for the user.
 
     A set that was cut short is continued. One with boxes also gets a table of them for each split,
@@ -149,6 +153,7 @@ def synthesise(config: SyntheticConfig, out: Path, workers: int | None = None) -
     Raises:
         UserError: `out` holds something else, or cannot be written.
     """
+    config, out = from_dict(SyntheticConfig, config), as_path(out)
     manifest = out / "manifest.parquet"
     workers = checked_workers(workers)
     labels = write_synthetic_set(config, out, workers)

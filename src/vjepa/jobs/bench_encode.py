@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from vjepa.config import config_dataclass
+from vjepa.config import config_dataclass, from_dict
 from vjepa.models import PRESETS, Encoder, EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, update_operations
 from vjepa.runtime.device import (
@@ -90,6 +90,7 @@ def run(config: BenchConfig) -> BenchReport:
     Raises:
         UserError: The device or the compiler is not there.
     """
+    config = from_dict(BenchConfig, config)
     threads = set_num_threads(config.num_threads)
     setup = set_up_device(config.device, config.precision)
     sizes = config.encoder

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
-from vjepa.config import config_dataclass
+from vjepa.config import config_dataclass, from_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig
@@ -76,6 +76,7 @@ def run(config: BenchConfig) -> BenchReport:
     Raises:
         UserError: The manifest cannot be used.
     """
+    config = from_dict(BenchConfig, config)
     set_num_threads(1)
     manifest = Manifest.open(config.manifest).select(config.split)
     clock = MeasuringClock()

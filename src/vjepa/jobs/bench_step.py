@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa.config import config_dataclass, load_config, to_dict
+from vjepa.config import config_dataclass, from_dict, load_config, to_dict
 from vjepa.jobs.bench_encode import (
     BenchModelConfig,
     BenchReport,
@@ -126,6 +126,7 @@ def run(config: BenchConfig) -> BenchReport:
     Raises:
         UserError: No such device, or masks that do not fit the grid.
     """
+    config = from_dict(BenchConfig, config)
     if config.estimate:
         return _estimate(config)
     learner = build(config)

@@ -48,6 +48,7 @@ from vjepa.models import (
 )
 from vjepa.models.decoder import CHANNELS
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
+from vjepa.paths import as_path
 from vjepa.reporting.pictures import (
     SECONDS_EACH,
     Moving,
@@ -123,12 +124,13 @@ class DecodeConfig:
     """Device, precision, intervals."""
 
 
-def open_model(path: Path | None, *, drawn: bool = True, **sizes: int | None) -> VJEPA:
+def open_model(path: str | Path | None, *, drawn: bool = True, **sizes: int | None) -> VJEPA:
     """A model whose predictions can be looked at, or `drawn` as pixels; `sizes` its file may lack.
 
     Raises:
         UserError: None is named; it has no predictor of features; or it is not shown pixels.
     """
+    path = None if path is None else as_path(path)
     if path is None:
         raise UserError("model: not set; give a run, a checkpoint, an authors' file or `demo`")
     model = load_model(path, **sizes)
@@ -192,7 +194,7 @@ def build_task(config: DecodeConfig, model: VJEPA, learnt_from: PretrainConfig) 
 
 def train(
     config: DecodeConfig,
-    out: Path,
+    out: str | Path,
     task: Callable[[DecodeConfig, VJEPA, PretrainConfig], Decoding] = build_task,
 ) -> TrainingResult:
     """Train a decoder, or resume the training in `out`, to the config's last step.
@@ -203,6 +205,7 @@ def train(
         UserError: Bad input of any kind, before work starts where it can be known.
         TrainingStopped: The loss or a gradient became non-finite.
     """
+    config, out = from_dict(DecodeConfig, config), as_path(out)
     device = config.training.set_up_device().device
     model = open_model(config.model, num_heads=config.num_heads)
     sizes = config.decoder.sizes_for(model.config.encoder)
@@ -334,7 +337,7 @@ class OpenDecoder:
         return sampler.one(number)
 
 
-def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
+def open_decoder(path: str | Path, model: str | Path | None = None) -> OpenDecoder:
     """Open what `decode train` has written, with the moving average of its weights.
 
     `path` is its run folder or a checkpoint; `model` says where its model lies now, if elsewhere.
@@ -342,6 +345,8 @@ def open_decoder(path: Path, model: Path | None = None) -> OpenDecoder:
     Raises:
         UserError: It is no decoder, or the model is not the one that it was trained on.
     """
+    path = as_path(path)
+    model = None if model is None else as_path(model)
     if not path.exists():
         raise UserError(f"{path}: no such folder; give the --out of `vjepa decode train`")
     folder = find_checkpoint(path.absolute())
@@ -411,9 +416,9 @@ def decode_clip(
 
 
 def show_samples(
-    video: Path,
-    decoder: Path,
-    out: Path,
+    video: str | Path,
+    decoder: str | Path,
+    out: str | Path,
     *,
     samples: int = 4,
     seed: int = 0,
@@ -422,7 +427,7 @@ def show_samples(
     steps: int = 20,
     guidance: float = 1.0,
     moving: Moving = "webp",
-    model: Path | None = None,
+    model: str | Path | None = None,
 ) -> list[str]:
     """Fill the hidden part of a video's middle several times, and draw it (Figure 6 of the paper).
 
@@ -432,6 +437,8 @@ def show_samples(
     where they are, and how far the samples are from what was hidden. A video
     with too few frames is a UserError.
     """
+    video, decoder, out = as_path(video), as_path(decoder), as_path(out)
+    model = None if model is None else as_path(model)
     numbers = {"samples": samples, "steps": steps, "mask": mask, "kind": kind}
     for name, value in numbers.items():
         if value < (least := int(name in ("samples", "steps"))):

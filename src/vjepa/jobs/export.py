@@ -30,6 +30,7 @@ from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.predict import load_probe
 from vjepa.models import normalise_clip
 from vjepa.models.encoder import FrameEncoder
+from vjepa.paths import as_path
 from vjepa.runtime.files import check_writable, sync, written
 
 _LOGGER = logging.getLogger(__name__)
@@ -108,12 +109,12 @@ class ExportReport:
 
 
 def export(
-    path: Path,
-    out: Path,
+    path: str | Path,
+    out: str | Path,
     kind: Format = "onnx",
     *,
     batch: int | None = None,
-    encoder: Path | None = None,
+    encoder: str | Path | None = None,
     source: EncoderSourceConfig | None = None,
 ) -> ExportReport:
     """Write an encoder, or a probe with its encoder, as one file; compared before it has its name.
@@ -131,6 +132,8 @@ def export(
         UserError: It cannot be opened or exported, `out` exists, an extra is missing, or what was
             exported computes something else.
     """
+    path, out = as_path(path), as_path(out)
+    encoder = None if encoder is None else as_path(encoder)
     if kind not in (known := get_args(Format)):
         raise UserError(f"kind: {kind!r} must be one of {', '.join(known)}")
     if kind == "onnx":

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, overload
 
 from pydantic import Field, TypeAdapter
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, to_dict
+from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, from_dict, load_config, to_dict
 from vjepa.data.clips.windows import Look
 from vjepa.data.manifest.storage import absolute, is_address, member_at
 from vjepa.data.video.info import DecodeError, VideoInfo
@@ -156,13 +156,14 @@ _Done = tuple["FileRecord", int]
 
 
 def run(
-    config: FeaturesConfig, sources: Sequence[Path], out: Path, split: str | None = None
+    config: FeaturesConfig, sources: Sequence[str | Path], out: str | Path, split: str | None = None
 ) -> FeaturesReport:
     """Write the features of every file of the sources; what is there already is kept.
 
     Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split`
     takes only that split.
     """
+    config, out = from_dict(FeaturesConfig, config), as_path(out)
     with claimed_folder(out, "features"):
         set_num_threads(config.num_threads)
         worker = FeatureWorker(config, out)

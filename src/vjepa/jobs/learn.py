@@ -23,7 +23,13 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, load_config, recipe_names
+from vjepa.config import (
+    RESOLVED_CONFIG_FILE,
+    config_dataclass,
+    from_dict,
+    load_config,
+    recipe_names,
+)
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.index import index_sources, list_sources
 from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig, shortened
@@ -36,6 +42,7 @@ from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
 from vjepa.jobs.learn_report import MOMENTS, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task, settle_input
 from vjepa.jobs.pretrain_room import same_config
+from vjepa.paths import as_path
 from vjepa.reporting.runs import read_run
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
@@ -147,7 +154,7 @@ class Choices:
     """Of those beside pretraining, those that come after it; 0: chosen by an older version."""
 
 
-def run(config: LearnConfig, out: Path) -> TrainingResult | None:
+def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
     """Learn from videos and write a report; called again, go on.
 
     Returned is how pretraining ended, if that was before its time; None: the report is written.
@@ -155,6 +162,7 @@ def run(config: LearnConfig, out: Path) -> TrainingResult | None:
     Raises:
         UserError: Bad input of any kind; `out` holds something else.
     """
+    config, out = from_dict(LearnConfig, config), as_path(out)
     started = time.monotonic()
     with claimed_folder(out, JOB):
         _check_sources(config.sources, config.index)

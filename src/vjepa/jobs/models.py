@@ -14,6 +14,7 @@ from vjepa.checkpoint.folder import file_sha256
 from vjepa.checkpoint.load import read_encoder
 from vjepa.config import nearest
 from vjepa.errors import UserError
+from vjepa.paths import as_path
 from vjepa.runtime.download import download, token_of
 from vjepa.runtime.files import atomic_write, written
 
@@ -76,7 +77,9 @@ def addresses(model: KnownModel) -> list[tuple[str, str]]:
     return [(file, f"{hub}/{model.hub}/resolve/main/{file}") for file in model.files]
 
 
-def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256: str = "") -> Path:
+def get(
+    name: str, folder: str | Path | None = None, *, offline: bool = False, sha256: str = ""
+) -> Path:
     """Fetch a model into the user's cache, or `folder`; its path, which `encoder.path` takes.
 
     What is there already stays. `offline` fetches nothing. `sha256` is the checksum that its
@@ -88,6 +91,7 @@ def get(name: str, folder: Path | None = None, *, offline: bool = False, sha256:
     Raises:
         UserError: Unknown, not to be fetched by a program, or as :func:`download`.
     """
+    folder = None if folder is None else as_path(folder)
     model = known(name)
     through_hub = bool(model.files) and folder is None and find_spec("huggingface_hub") is not None
     place = models_folder() / name if folder is None else folder
@@ -179,12 +183,13 @@ def _through_hub(model: KnownModel, url: str, file: Path, wanted: str, *, offlin
     return found
 
 
-def check(path: Path, **how: Any) -> str:
+def check(path: str | Path, **how: Any) -> str:
     """What a file, folder or name holds, whether it fits, and what was assumed: the load report.
 
     It is loaded as everywhere else; the arguments are those of
     :func:`vjepa.checkpoint.read_encoder`. UserError: it cannot be opened, or does not fit.
     """
+    path = as_path(path)
     encoder, report = read_encoder(path, **how)
     sizes = encoder.config
     count = sum(value.numel() for value in encoder.parameters())

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from vjepa.config import from_dict
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.prepare.config import ExcludeConfig, PrepareConfig, PreparedInputs
 from vjepa.data.prepare.matching import OTHER_LABEL, Removal, Removed, read_exclusion
@@ -19,6 +20,7 @@ from vjepa.data.prepare.stages import Workplace, encode_all, look_at_all
 from vjepa.data.prepare.storing import PLAN, PreparedVideo, Store
 from vjepa.errors import UserError
 from vjepa.jobs.videos import checked_workers
+from vjepa.paths import as_path
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json, written
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.ray_engine import EngineName, ray_cluster
@@ -94,7 +96,7 @@ def _in_words(one: Removed, how: str = "is") -> str:
 
 def prepare(
     manifests: Sequence[Path],
-    out: Path,
+    out: str | Path,
     config: PrepareConfig,
     *,
     engine: EngineName = "local",
@@ -108,6 +110,7 @@ def prepare(
     `engine`: processes of this machine, or a Ray cluster that sees the same files; `workers` None
     takes one process for each core. More videos removed than `max_removed` are a UserError.
     """
+    config, out = from_dict(PrepareConfig, config), as_path(out)
     inputs = PreparedInputs([Manifest.open(path) for path in manifests], config.trim)
     with written(out), claimed_folder(out, "data prepare"), ExitStack() as stack:
         if not _begin(out, inputs, config):

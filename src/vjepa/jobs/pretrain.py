@@ -387,7 +387,7 @@ def run(
         LostProcessError: Another process of the job ended or hung.
     """
     out = Path(out)
-    config = sized_as_source(config, out)
+    config = sized_as_source(from_dict(PretrainConfig, config), out)
     start = config.continue_from
     device = config.training.set_up_device().device
     with ExitStack() as stack:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vjepa.checkpoint import locate
-from vjepa.config import config_dataclass, field_types
+from vjepa.config import config_dataclass, field_types, from_dict
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
 from vjepa.data.manifest.storage import absolute
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
@@ -33,6 +33,7 @@ from vjepa.evaluation.video_features import Part, tokens_and_times
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, stored_config
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.videos import files_of
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, Precision
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json
 from vjepa.runtime.process import set_num_threads
@@ -117,7 +118,7 @@ class Moment:
     origin: str = ""  # in a database: hash of what it was made from
 
 
-def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexReport:
+def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) -> IndexReport:
     """Bring a database up to date with videos: only new and changed files are encoded.
 
     Files that lay below one of the folders and do no more are dropped, with `config.drop` all
@@ -128,6 +129,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         UserError: Bad input, another encoder or other settings than the database's, another job's
             folder.
     """
+    config, out = from_dict(SearchConfig, config), as_path(out)
     _lancedb()
     with claimed_folder(out, JOB):
         started = time.perf_counter()
@@ -151,7 +153,7 @@ def index(config: SearchConfig, sources: Sequence[Path], out: Path) -> IndexRepo
         origins = [origin_hash(worker, info) for info in infos]
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
         present = {info.path for info in infos}
-        folders = [absolute(str(source)) for source in sources if source.is_dir()]
+        folders = [absolute(str(source)) for source in sources if as_path(source).is_dir()]
         unnamed = [path for path in held if path not in present]
         gone = [
             path
@@ -351,9 +353,9 @@ def nearest_rows(
 class Database:
     """An open database: by which `encoder`, in words; `spread` is the moments' mean distance²."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Open it; UserError: none there, half-made, empty, damaged, or all moments the same."""
-        described = _describe(folder)
+        described = _describe(folder := as_path(folder))
         self.folder, self.encoder = folder, str(described["encoder"])
         self._settings = described["settings"]
         again = "run the same `vjepa search index` again"

@@ -15,6 +15,7 @@ from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
 from vjepa.jobs.search import Database, Moment, encode_example, origin_hash, warn_of_changed
+from vjepa.paths import as_path
 from vjepa.reporting.html import Block, Figure, PictureBlock, Report, Section, Table, write_report
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
@@ -162,8 +163,11 @@ def clusters(
     return chosen, np.maximum(distances.min(axis=1), 0.0)
 
 
-def report(folder: Path, out: Path, *, least: float = 0.95, count: int = 8) -> list[str]:
+def report(
+    folder: str | Path, out: str | Path, *, least: float = 0.95, count: int = 8
+) -> list[str]:
     """Write near-duplicates and clusters of a database as one page; says what it found in lines."""
+    folder, out = as_path(folder), as_path(out)
     database = Database(folder)
     total = database.table.count_rows()
     vectors, moments = database.moments(MOST_MOMENTS)

@@ -25,6 +25,7 @@ from vjepa.jobs.pretrain import PretrainConfig, run_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, EncoderConfig, normalise_clip
 from vjepa.models.encoder import FrameEncoder
+from vjepa.paths import as_path
 from vjepa.reporting.html import Figure, PictureBlock, Report, Section, Text, write_report
 from vjepa.reporting.pictures import (
     SHOWN_SIDE,
@@ -274,8 +275,11 @@ def read_shot(
     return Shot(*both, name)
 
 
-def show_masks(config: PretrainConfig, video: Path, out: Path, sample: int = 0) -> list[str]:
+def show_masks(
+    config: PretrainConfig, video: str | Path, out: str | Path, sample: int = 0
+) -> list[str]:
     """Draw what each mask kind leaves visible of a video or image, for one sample's masks."""
+    video, out = as_path(video), as_path(out)
     check_picture(out)
     encoder = config.model.encoder
     shot = read_shot(video, config.data.clip, encoder.image_size)
@@ -285,10 +289,10 @@ def show_masks(config: PretrainConfig, video: Path, out: Path, sample: int = 0) 
 
 
 def show_features(
-    videos: Sequence[Path],
-    model: Path,
+    videos: Sequence[str | Path],
+    model: str | Path,
     which: Which,
-    out: Path,
+    out: str | Path,
     moving: Moving = "webp",
     **sizes: int | None,
 ) -> list[str]:
@@ -298,20 +302,22 @@ def show_features(
     which explains the `sizes`. Clips are taken as in its run; where the file does not tell,
     as its kind of model was trained.
     """
-    film = film_beside(out, moving, videos)
+    model, out = as_path(model), as_path(out)
+    files = [as_path(video) for video in videos]
+    film = film_beside(out, moving, files)
     encoder = load_encoder(model, which, **sizes)
     config = encoder.config
     clip = preprocess_of(model, config).clip
-    shots = [read_shot(video, clip, config.image_size, video.name) for video in videos]
+    shots = [read_shot(video, clip, config.image_size, video.name) for video in files]
     rows = feature_rows(shots, {"features": encoder})
     caption = _features_caption("the clips", config)
     return [write_rows(rows, out, film, caption, in_a_line=2)]
 
 
 def show_predictions(
-    video: Path,
-    model: Path,
-    out: Path,
+    video: str | Path,
+    model: str | Path,
+    out: str | Path,
     sample: int = 0,
     moving: Moving = "webp",
     **sizes: int | None,
@@ -322,6 +328,7 @@ def show_predictions(
     number of the kind is put before the suffix of `out`. Returned is one line for each: files and
     mean relative error.
     """
+    video, model, out = as_path(video), as_path(model), as_path(out)
     check_still(out)
     loaded = load_model(model, **sizes)
     run, encoder = run_of(model), loaded.config.encoder
@@ -340,12 +347,14 @@ def show_predictions(
     return lines
 
 
-def show_run(folder: Path, out: Path | None = None) -> list[str]:
+def show_run(folder: str | Path, out: str | Path | None = None) -> list[str]:
     """Write the HTML report of a running or dead run and return its state in plain lines.
 
     Raises:
         UserError: No run folder, or damaged.
     """
+    folder = as_path(folder)
+    out = None if out is None else as_path(out)
     state, out = read_run(folder), out or folder / "report.html"
     status = status_of(state)
     lines = state_lines(state, status)

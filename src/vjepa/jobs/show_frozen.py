@@ -22,6 +22,7 @@ from vjepa.jobs.search import Moment, warn_of_changed
 from vjepa.jobs.search_report import write_sheet
 from vjepa.jobs.show import one_token, read_shot
 from vjepa.models import AttentiveClassifier
+from vjepa.paths import as_path
 from vjepa.reporting.pictures import Moving, check_picture, film_beside, heat, write_rows
 
 _ALL_FRAMES, _ANSWERS = 16, 3
@@ -29,7 +30,11 @@ _ALL_FRAMES, _ANSWERS = 16, 3
 
 @torch.no_grad()
 def show_attention(
-    video: Path, probe: Path, out: Path, encoder: Path | None = None, moving: Moving = "webp"
+    video: str | Path,
+    probe: str | Path,
+    out: str | Path,
+    encoder: str | Path | None = None,
+    moving: Moving = "webp",
 ) -> list[str]:
     """Draw where the query of an attentive probe looks, over all frames of one clip.
 
@@ -41,6 +46,8 @@ def show_attention(
     Raises:
         UserError: The probe has no query, its encoder is another, or a file cannot be used.
     """
+    video, probe, out = as_path(video), as_path(probe), as_path(out)
+    encoder = None if encoder is None else as_path(encoder)
     film = film_beside(out, moving, [video])
     saved = load_saved_probe(probe)
     head = saved.head
@@ -150,8 +157,8 @@ def nearest_moments(
 
 def show_neighbours(
     video: Path,
-    features: Path,
-    out: Path,
+    features: str | Path,
+    out: str | Path,
     at: float | None = None,
     most: int = 6,
     model: Path | None = None,
@@ -165,6 +172,7 @@ def show_neighbours(
     Raises:
         UserError: The features are of another encoder than the one found; bad files.
     """
+    features, out = as_path(features), as_path(out)
     if most < 1:
         raise UserError(f"--most: {most}, use 1 or more")
     check_picture(out)

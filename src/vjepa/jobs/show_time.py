@@ -23,6 +23,7 @@ from vjepa.jobs.decode import open_model
 from vjepa.jobs.show import Rows, Shot, feature_grid, one_token, read_shot
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA, EncoderConfig
+from vjepa.paths import as_path
 from vjepa.reporting.charts import Line, line_chart
 from vjepa.reporting.html import Chart, Figure, PictureBlock, Report, Section, write_report
 from vjepa.reporting.pictures import (
@@ -59,9 +60,9 @@ def similarity(features: NDArray[np.float32], token: tuple[int, int, int]) -> ND
 
 
 def show_similarity(
-    video: Path,
-    model: Path,
-    out: Path,
+    video: str | Path,
+    model: str | Path,
+    out: str | Path,
     at: tuple[float, float] = (0.5, 0.5),
     frame: int = 0,
     which: Which = "target",
@@ -76,6 +77,7 @@ def show_similarity(
     Raises:
         UserError: A place outside of the picture or of the clip; bad files.
     """
+    video, model, out = as_path(video), as_path(model), as_path(out)
     check_picture(out)
     encoder = load_encoder(model, which, **sizes)
     size = encoder.config
@@ -249,7 +251,7 @@ def surprise_of(
 
 
 def show_surprise(
-    video: Path, model: Path, out: Path, peaks: int = _PEAKS, **sizes: int | None
+    video: str | Path, model: str | Path, out: str | Path, peaks: int = _PEAKS, **sizes: int | None
 ) -> list[str]:
     """Write the curve of :func:`surprise_of` over a video, with its peaks as frames, as one page.
 
@@ -258,6 +260,7 @@ def show_surprise(
     Raises:
         UserError: The video or the model cannot be used.
     """
+    video, model, out = as_path(video), as_path(model), as_path(out)
     opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip
     with Progress("surprise", None) as display:

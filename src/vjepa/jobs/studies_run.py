@@ -19,6 +19,7 @@ from typing import Any
 from vjepa.config import diff, from_dict, nearest, to_dict
 from vjepa.errors import UserError
 from vjepa.jobs.studies import Grid, Job, ScaleName, config_class, load_study, with_folder
+from vjepa.paths import as_path
 from vjepa.runtime.files import atomic_write, claimed_folder, read_json
 from vjepa.runtime.process import start_command
 from vjepa.runtime.progress import Progress, format_seconds
@@ -59,7 +60,7 @@ class Outcome:
 def open_grid(
     name: str,
     scale: ScaleName,
-    out: Path,
+    out: str | Path,
     files: Mapping[str, Path | None] | None = None,
     changes: Sequence[str] = (),
 ) -> Grid:
@@ -71,6 +72,7 @@ def open_grid(
     Raises:
         UserError: No such study or scale, or a file that is not there.
     """
+    out = as_path(out)
     study = load_study(name)
     if scale not in study.scales:
         known = ", ".join(study.scales)
@@ -256,13 +258,14 @@ class _Runner:
         return f"{len(outcome.done)} of {total} jobs done{failed}; now {now or 'nothing'}"
 
 
-def run(grid: Grid, out: Path, slots: Sequence[Mapping[str, str]]) -> Outcome:
+def run(grid: Grid, out: str | Path, slots: Sequence[Mapping[str, str]]) -> Outcome:
     """Run what is not done yet, as many jobs at once as there are `slots`.
 
     A slot is what the environment of its process holds besides this one's: a number of threads, a
     GPU. A job that fails takes those with it that need it; the others go on. At SIGINT or SIGTERM
     all processes are asked to save their state, and at a second one they are killed.
     """
+    out = as_path(out)
     runner = _Runner(grid, out, slots)
     received: list[signal.Signals] = []
     total = max(1, round(sum(runner.expected.values())))

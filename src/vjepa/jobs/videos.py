@@ -15,6 +15,7 @@ from vjepa.data.manifest.manifest import Manifest
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
+from vjepa.paths import as_path
 from vjepa.runtime.process import usable_cpus
 
 __all__ = [
@@ -89,7 +90,7 @@ def checked_workers(workers: int | None) -> int:
     return workers or usable_cpus()
 
 
-def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
+def files_of(sources: Sequence[str | Path], split: str | None = None) -> list[VideoInfo]:
     """Every file of the sources, each once, in their order, also those that cannot be read.
 
     Sources are videos, images, folders, lists of files, or Parquet manifests; of all but single
@@ -104,9 +105,9 @@ def files_of(sources: Sequence[Path], split: str | None = None) -> list[VideoInf
     return list(found.values())
 
 
-def named_files(sources: Sequence[Path], split: str | None = None) -> list[VideoInfo]:
+def named_files(sources: Sequence[str | Path], split: str | None = None) -> list[VideoInfo]:
     """As :func:`files_of`, but a file as often as it is named."""
-    found = [info for source in sources for info in _files_of(source, split)]
+    found = [info for source in sources for info in _files_of(as_path(source), split)]
     if not found:
         raise UserError("no video to look at: name a file, a folder, a list or a manifest")
     return found

@@ -33,6 +33,7 @@ from vjepa.evaluation.frozen import EncoderIdentity
 from vjepa.evaluation.saved_probe import check_encoder, read_description, write_head
 from vjepa.jobs.detect.config import TestOn
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_path
@@ -196,9 +197,9 @@ def test_rows(table: BoxTable, test_on: TestOn) -> tuple[str, NDArray[np.int64]]
 
 
 def load_detector(
-    folder: Path,
+    folder: str | Path,
     *,
-    encoder: Path | None = None,
+    encoder: str | Path | None = None,
     device: DeviceName = "auto",
     num_threads: int | None = None,
     reading: ReadingConfig | None = None,
@@ -209,6 +210,8 @@ def load_detector(
 
     UserError: the detector or its encoder is missing, or the encoder is another.
     """
+    folder = as_path(folder)
+    encoder = None if encoder is None else as_path(encoder)
     set_num_threads(num_threads)
     saved = load_saved_detector(folder)
     frozen = reopen_encoder(saved.encoder, encoder)
@@ -224,14 +227,14 @@ def load_detector(
 
 
 def evaluate(
-    source: Path,
-    table: Path,
+    source: str | Path,
+    table: str | Path,
     *,
     videos: Path | None = None,
     test_on: TestOn = "auto",
     rules: str | None = None,
     scores: ScoreKind | None = None,
-    answers: Path | None = None,
+    answers: str | Path | None = None,
     **how: Any,
 ) -> DetectionResult:
     """Measure a detector on a table of boxes, or a csv file of detections that anybody made.
@@ -240,6 +243,8 @@ def evaluate(
     does the csv file `answers`, to which the detections are written. The other named arguments are
     those of :func:`load_detector`.
     """
+    source, table = as_path(source), as_path(table)
+    answers = None if answers is None else as_path(answers)
     if source.suffix == ".csv":
         of_detectors: dict[str, object] = {
             "videos": videos,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
-from vjepa.config import to_dict
+from vjepa.config import from_dict, to_dict
 from vjepa.counter_random import permute
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import checked_patches
@@ -57,6 +57,7 @@ from vjepa.jobs.probe.encoder import (
 )
 from vjepa.jobs.probe.probe import versions
 from vjepa.models import Encoder, ModelConfig, PredictorConfig
+from vjepa.paths import as_path
 from vjepa.runtime.device import seed_torch, set_up_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
@@ -86,7 +87,7 @@ class TrainedDetector:
     """How training ended, where it was stopped: nothing was measured then."""
 
 
-def train(config: DetectConfig, out: Path) -> TrainedDetector:
+def train(config: DetectConfig, out: str | Path) -> TrainedDetector:
     """Train a detector and measure it once on the test table.
 
     Into `out`, a new folder, or one in which the same job was interrupted: ``detector.json``,
@@ -96,6 +97,7 @@ def train(config: DetectConfig, out: Path) -> TrainedDetector:
     Under torchrun, or another launcher that sets the same variables, all processes call this: they
     share the key frames to be encoded, and each batch.
     """
+    config, out = from_dict(DetectConfig, config), as_path(out)
     device = set_up_device(config.training.device, config.features.precision).device
     with ExitStack() as stack:
         minutes = config.distributed.timeout_minutes

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import NORMAL_975, ConfidenceInterval
+from vjepa.paths import as_path
 
 ANSWERS_FILE = "answers.csv"
 
@@ -62,12 +63,13 @@ class PairedDifference:
         )
 
 
-def compare_answers(first: Path, second: Path) -> PairedDifference:
+def compare_answers(first: str | Path, second: str | Path) -> PairedDifference:
     """Compare two files of answers, or folders of probes that were tested.
 
     Raises:
         UserError: A file is missing or no such file; nothing in common; or another label.
     """
+    first, second = as_path(first), as_path(second)
     ours, theirs = _read(first), _read(second)
     shared = ours.keys() & theirs.keys()
     if not shared:

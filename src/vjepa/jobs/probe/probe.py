@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vjepa.config import to_dict
+from vjepa.config import from_dict, to_dict
 from vjepa.data.loader.evaluation import OnBadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import evaluate as evaluate_head
@@ -46,6 +46,7 @@ from vjepa.jobs.probe.inputs import ProbeInputs, open_inputs, open_split, rows_o
 from vjepa.jobs.probe.predict import Probe, load_probe
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released
 from vjepa.jobs.probe.train import fit_probe
+from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import open_process_group
 from vjepa.runtime.files import begin_folder, claimed_folder
@@ -64,7 +65,7 @@ TEAM_MINUTES = 60.0  # one process may have much longer videos than another
 
 
 def train(
-    config: ProbeConfig, out: Path, *, cached_rows: NDArray[np.int64] | None = None
+    config: ProbeConfig, out: str | Path, *, cached_rows: NDArray[np.int64] | None = None
 ) -> ProbeResult:
     """Train probe heads on frozen features, choose one, measure it once on the test videos.
 
@@ -73,6 +74,7 @@ def train(
     ``answers.csv``, ``confusion.png`` and ``calibration.png``. `cached_rows` (int64, ascending) are
     the training rows that a feature cache holds; None: all.
     """
+    config, out = from_dict(ProbeConfig, config), as_path(out)
     with claimed_folder(out, JOB):
         _refuse_finished(out, RESULT_FILE, SPLITS_FILE)
         times = [time.perf_counter()]
@@ -223,7 +225,7 @@ def check_room(inputs: ProbeInputs) -> None:
 
 
 def evaluate(
-    probe_folder: Path,
+    probe_folder: str | Path,
     videos: VideosConfig,
     *,
     device: DeviceName = "auto",
@@ -241,6 +243,7 @@ def evaluate(
     The processes that a launcher such as torchrun has started share the videos, and all get the
     whole figures. `load` opens what is measured, and the other named arguments are its own.
     """
+    probe_folder = as_path(probe_folder)
     is_theirs = load is load_probe and is_released(probe_folder)
     if is_theirs and (released is None or released.label is None):
         raise UserError(
@@ -298,7 +301,7 @@ def versions() -> dict[str, str]:
 _TEMPORARY_CACHE = "temporary_features"
 
 
-def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
+def train_splits(config: ProbeConfig, out: str | Path) -> SplitsResult:
     """Train and test one probe on each draw of the labels; seeds ``seed``, ``seed + 1``, ...
 
     Every video is encoded once for all draws: in the job's own cache folder, or in a temporary one
@@ -306,6 +309,7 @@ def train_splits(config: ProbeConfig, out: Path) -> SplitsResult:
     it stopped when it is started again with the same config. Each draw has a folder
     ``split_<seed>`` in `out`, as `train` makes it.
     """
+    config, out = from_dict(ProbeConfig, config), as_path(out)
     single = replace(config, data=replace(config.data, num_splits=1))
     seeds = range(config.seed, config.seed + config.data.num_splits)
     with claimed_folder(out, JOB):
