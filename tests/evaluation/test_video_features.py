@@ -256,5 +256,37 @@ def test_an_encoder_of_another_type_gives_float32(
 
 
 def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:
+    path = _video(tmp_path / "a.mp4", 9)
     with pytest.raises(UserError, match="config"):
-        vjepa.extract_features(nn.Linear(2, 2), _video(tmp_path / "a.mp4", 9))
+        vjepa.extract_features(nn.Linear(2, 2), path)
+    with pytest.raises(UserError, match=r"VJEPA has no `config` .*; give its \.target_encoder"):
+        vjepa.extract_features(vjepa.load_model("demo"), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"window": WindowConfig(num_frames=7)}, "window.num_frames: 7 .* tubelets of 2; take 6"),
+        ({"window": WindowConfig(still_frames=3)}, "window.still_frames: 3 .* take 2"),
+        ({"framing": FramingConfig(size=30)}, "framing.size: 30 .* patches of 16; take 16"),
+    ],
+)
+def test_a_setting_that_fits_no_file_is_not_the_files_fault(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    path = _video(tmp_path / "a.mp4", 9)
+    with pytest.raises(UserError, match=said) as raised:
+        vjepa.extract_features(_encoder(), path, **changes)
+    assert str(path) not in str(raised.value)
+
+
+@pytest.mark.parametrize("config", [VIDEO, IMAGE])
+def test_every_part_keeps_its_own_mode(tmp_path: Path, config: EncoderConfig) -> None:
+    path, encoder = _video(tmp_path / "a.mp4", 9), _encoder(config)
+    vjepa.extract_features(encoder, path)
+    assert not any(part.training for part in encoder.modules())
+    encoder.train()
+    encoder.blocks[0].eval()
+    before = [part.training for part in encoder.modules()]
+    vjepa.extract_features(encoder, path)
+    assert [part.training for part in encoder.modules()] == before

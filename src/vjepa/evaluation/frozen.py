@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -284,6 +285,18 @@ class FeatureSet:
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             yield FeatureSet((self.gather(part),), part)
+
+
+@contextmanager
+def in_evaluation(encoder: nn.Module) -> Generator[None]:
+    """Evaluation mode inside; then each part's own: some may be held in evaluation for good."""
+    in_training = [part for part in encoder.modules() if part.training]
+    encoder.eval()
+    try:
+        yield
+    finally:
+        for part in in_training:
+            part.training = True
 
 
 @torch.no_grad()

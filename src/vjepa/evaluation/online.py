@@ -28,7 +28,7 @@ from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import check_finite, encode_clips
+from vjepa.evaluation.frozen import check_finite, encode_clips, in_evaluation
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
 from vjepa.evaluation.labels import (
     Labels,
@@ -173,13 +173,9 @@ class OnlineProbe:
             token; ``online_probe/steps_top1`` of the means of all time steps, and
             ``online_probe/tokens_top1`` of all tokens, where they are not too many.
         """
-        was_training = self._encoder.training
-        self._encoder.eval()
-        try:
+        with in_evaluation(self._encoder):
             fit, fit_truth = self._pooled(self._fit)
             validation, truth = self._pooled(self._validation)
-        finally:
-            self._encoder.train(was_training)
         values = {}
         for name in self._groups:
             classifier = fit_ridge(fit[name], fit_truth, len(self.classes))

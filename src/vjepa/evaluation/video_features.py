@@ -35,7 +35,7 @@ from vjepa.data.clips.windows import (
 )
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.errors import UserError
-from vjepa.evaluation.frozen import check_finite, encode_clips
+from vjepa.evaluation.frozen import check_finite, encode_clips, in_evaluation
 from vjepa.evaluation.preprocess import Preprocess
 from vjepa.models import EncoderConfig, far_from_input
 from vjepa.models.encoder import FrameEncoder
@@ -167,10 +167,13 @@ def encode_files(
     config = getattr(encoder, "config", None)
     if not isinstance(config, EncoderConfig):
         inside = "; give the model inside, encoder.module" if hasattr(encoder, "module") else ""
+        if hasattr(encoder, "target_encoder"):
+            inside = "; give its .target_encoder"
         raise UserError(
             f"{type(encoder).__name__} has no `config` with the sizes of an encoder "
             f"(vjepa.models.EncoderConfig){inside}"
         )
+    check_sizes(how, config)
     if config.is_image_model and not isinstance(encoder, FrameEncoder):
         encoder = FrameEncoder(encoder, config)
 
@@ -185,17 +188,26 @@ def encode_files(
     failed = {index: look for index, look in tried if isinstance(look, DecodeError)}
     looks = ((index, try_look(info)) for index, info in enumerate(infos) if index not in failed)
     windows = read_files(looks, readers=how.readers, timeout_seconds=how.timeout_seconds)
-    was_training = encoder.training
-    encoder.eval()
-    try:
+    with in_evaluation(encoder):
         encoded = itertools.chain(
             ((index, error, error) for index, error in failed.items()),
             _encode(encoder, windows, how),
         )
         for (index, look), own in itertools.groupby(encoded, key=lambda part: part[:2]):
             yield index, look, (_unless_failed(found) for *_, found in own)
-    finally:
-        encoder.train(was_training)
+
+
+def check_sizes(how: FileEncodingConfig, encoder: EncoderConfig) -> None:
+    """Refuse settings that fit no file: of none it is the fault, so that none is called bad."""
+    window, patch, tubelet = how.window, encoder.patch_size, encoder.tubelet_size
+    for name, value, unit, what in (
+        ("framing.size", how.framing.size, patch, "pixels are not whole patches"),
+        ("window.num_frames", window.num_frames, tubelet, "frames are not whole tubelets"),
+        ("window.still_frames", window.still_frames, tubelet, "frames are not whole tubelets"),
+    ):
+        if value is not None and value % unit:
+            fits = max(value // unit, 1) * unit
+            raise UserError(f"{name}: {value} {what} of {unit}; take {fits}")
 
 
 def look_of(

@@ -38,6 +38,7 @@ from vjepa.evaluation.video_features import (
     FileEncodingConfig,
     FileFeatures,
     Part,
+    check_sizes,
     encode_files,
     look_of,
     tokens_and_times,
@@ -241,13 +242,7 @@ class FeatureWorker:
         num_frames = config.window.num_frames or sizes.num_frames
         self.window_steps = num_frames // sizes.tubelet_size
         image_size = config.framing.size or sizes.image_size
-        for name, value, unit, what in (
-            ("framing.size", image_size, sizes.patch_size, "pixels are not whole patches"),
-            ("window.num_frames", num_frames, sizes.tubelet_size, "frames are not whole tubelets"),
-        ):
-            if value % unit:
-                fits = max(value // unit, 1) * unit
-                raise UserError(f"{name}: {value} {what} of {unit}; take {fits}")
+        check_sizes(config, sizes)
         self._frozen = fit_to_clips(frozen, config.encoder, num_frames, image_size)
         if not stretches(frozen.encoder):
             if config.framing.kind == "whole":

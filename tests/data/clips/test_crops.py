@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,3 +226,17 @@ def test_a_frame_that_is_shown_several_times_takes_memory_once() -> None:
     TrainingClips(clip, transform, 0, once, augment).cut(video, np.arange(2), out)
     with pytest.raises(DecodeError, match="its frames of 50x40 take"):
         TrainingClips(clip, transform, 0, once / 2, augment).cut(video, np.arange(2), out)
+
+
+def test_a_source_has_what_the_tour_names_and_needs_no_more() -> None:
+    tour = (Path(__file__).parents[3] / "docs" / "tour.md").read_text()
+    named = tour.partition("Frames that are not files at all")[2].partition("plans and cuts")[0]
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 48, 3), np.uint8)
+    whole = FrameSource(frames, fps=10.0, path="computed")
+    parts = [name for name in re.findall(r"`(\w+)`", named) if hasattr(whole, name)]
+    source: Any = SimpleNamespace(**{name: getattr(whole, name) for name in parts})
+    found, wanted = (torch.empty(2, 3, 4, 16, 16, dtype=torch.uint8) for _ in range(2))
+    for one, out in ((source, found), (whole, wanted)):
+        clip, transform = ClipConfig(num_frames=4, stride=1), TransformConfig(crop_size=16)
+        cut(one, plan_training(clip, transform, one, 0, np.arange(2)), out)
+    assert torch.equal(found, wanted)

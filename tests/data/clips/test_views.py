@@ -200,7 +200,9 @@ def test_frames_by_time_take_the_place_of_the_stride(video: Path) -> None:
 
 def test_bad_input_is_one_clear_line(video: Path, tmp_path: Path) -> None:
     for start in (4.0, -0.1, math.inf, math.nan):
-        with pytest.raises(UserError, match=r"start_seconds .* runs from 0 to 4 s"):
+        with pytest.raises(
+            UserError, match=r"start_seconds .* runs from 0 to 4 s; give one of these"
+        ):
             load_clip(video, start_seconds=start)
     for stride in (2, 4):
         with pytest.raises(UserError, match="load_clip: fps: exactly one of stride, fps and"):

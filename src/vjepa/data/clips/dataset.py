@@ -206,7 +206,7 @@ def load_clip(
         else:
             raise UserError(
                 f"start_seconds {start_seconds:g}: {info.path} runs from 0 to "
-                f"{info.duration_seconds:.3g} s; give an earlier one"
+                f"{info.duration_seconds:.3g} s; give one of these"
             )
     except ValueError as error:  # too short, or of an unknown rate
         raise DecodeError(info.path, str(error)) from error
