@@ -14,33 +14,33 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 46_691
+MOST_LINES = 47_175
 MOST_FILES = 208
-MOST_CLASSES = 381
+MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3886, 99),
+    "checkpoint": (3968, 101),
     "cli": (2263, 30),
     "data": (1010, 14),
     "data/clips": (1945, 63),
-    "data/loader": (1252, 19),
-    "data/manifest": (1896, 38),
-    "data/prepare": (1289, 37),
+    "data/loader": (1258, 19),
+    "data/manifest": (1911, 38),
+    "data/prepare": (1290, 37),
     "data/video": (2457, 54),
-    "demo": (2068, 50),
-    "evaluation": (4320, 103),
-    "jobs": (8437, 183),
-    "jobs/detect": (1204, 23),
-    "jobs/finetune": (909, 17),
-    "jobs/probe": (2136, 54),
+    "demo": (2075, 50),
+    "evaluation": (4421, 107),
+    "jobs": (8553, 185),
+    "jobs/detect": (1216, 23),
+    "jobs/finetune": (910, 17),
+    "jobs/probe": (2151, 55),
     "masking": (797, 15),
-    "models": (2657, 65),
+    "models": (2693, 65),
     "reporting": (1159, 43),
-    "runtime": (2480, 59),
+    "runtime": (2552, 59),
     "tasks": (1818, 43),
-    "top level": (980, 30),
-    "training": (1728, 40),
+    "top level": (987, 30),
+    "training": (1741, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,13 +24,8 @@ import numpy as np
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from vjepa.config import (
-    RESOLVED_CONFIG_FILE,
-    config_dataclass,
-    from_dict,
-    load_config,
-    recipe_names,
-)
+from vjepa.config import RESOLVED_CONFIG_FILE as CONFIG_FILE
+from vjepa.config import config_dataclass, from_dict, load_config, recipe_names
 from vjepa.data.frame_cache import open_frame_caches
 from vjepa.data.manifest.index import index_sources, list_sources
 from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig, shortened
@@ -389,21 +385,17 @@ def _find_videos(
 
 def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
     """Name files of the sources that came after they were looked at, and those that are gone."""
+    sources = [str(source) for source in config.sources]
     if config.sources[0].suffix == ".parquet":
-        paths = Manifest.open(config.sources[0]).paths()
-        listed = {path for part in paths for path in part}
+        listed = set(chain.from_iterable(Manifest.open(sources[0]).paths()))
     else:
-        names = [str(number) for number in range(len(config.sources))]
-        table = list_sources([str(source) for source in config.sources], names, config.index)
-        listed = set(table.column("path").to_pylist())
-    used = {path for part in Manifest.open(out / VIDEOS_FILE).paths() for path in part}
+        listed = set(list_sources(sources, sources, config.index).column("path").to_pylist())
+    used = set(chain.from_iterable(Manifest.open(out / VIDEOS_FILE).paths()))
     new = sorted(listed - used - {path for path, _ in choices.skipped})
     for paths, what in ((new, "new, and not used"), (sorted(used - listed), "gone")):
         if paths:
-            _LOGGER.warning(
-                "%d files of the sources are %s (first: %s); to begin anew give another --out",
-                *(len(paths), what, paths[0]),
-            )
+            said = "%d files of the sources are %s (first: %s); to begin anew give another --out"
+            _LOGGER.warning(said, len(paths), what, paths[0])
 
 
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
@@ -569,7 +561,7 @@ def _pretraining(config: LearnConfig, choices: Choices, out: Path) -> PretrainCo
     # The settings that the user gave go before all of these.
     chosen = [*choices.settings, f"training.device={config.device}"]
     chosen += [] if config.workers is None else [f"data.loader.num_workers={config.workers}"]
-    begun = out / RUN_FOLDER / RESOLVED_CONFIG_FILE
+    begun = out / RUN_FOLDER / CONFIG_FILE
     is_kept = begun.is_file() and config.recipe in recipe_names("pretrain")
     # A run goes on as it was, also where a newer version's recipe is another.
     made = _load(config, chosen, begun if is_kept else None)
@@ -581,7 +573,7 @@ def _pretraining(config: LearnConfig, choices: Choices, out: Path) -> PretrainCo
 
 def _trained_seconds(out: Path) -> float:
     run = out / RUN_FOLDER
-    if not (run / RESOLVED_CONFIG_FILE).is_file():
+    if not (run / CONFIG_FILE).is_file():
         return 0.0
     return float(read_run(run).newest("train").get("elapsed_seconds", 0.0))
 

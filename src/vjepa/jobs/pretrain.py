@@ -233,7 +233,6 @@ _LOGGER = logging.getLogger(__name__)
 
 JOB = "pretrain"
 _MEASURED_CLIPS = 128
-_STILL = 0.1  # share of variance over time: films of still cameras .03 to .08, others .15 to .7
 LOG_FOLDER = "logs"
 
 
@@ -346,18 +345,6 @@ def settle_input(
         with closing(build_loader(some, None, group)) as loader:  # the folder is not claimed yet
             (batch,) = loader.batches(0, 1)
         how = measured(encoder.input, batch.clips, group)
-        numbers = (" ".join(f"{x:.4f}" for x in part) for part in how.mean_and_deviation)
-        said = "input: mean %s, deviation %s (per channel, of 1; measured on %d clips)"
-        _LOGGER.info(said, *numbers, clips)
-        moves = float(sum(clip.float().var(1, correction=0).mean() for clip in batch.clips))
-        differs = float(sum(clip.float().flatten(1).var(1).mean() for clip in batch.clips))
-        if how.content == "rgb" and 0 < moves < _STILL * differs:
-            _LOGGER.info(
-                "little moves: %.1f %% of what differs in a clip is change over time, as before a "
-                "still camera; the rest is what is learnt first. If motion is what matters, give "
-                "model.encoder.input.content=change (docs/learn.md)",
-                100 * moves / differs,
-            )
     model = replace(config.model, encoder=replace(encoder, input=how))
     return replace(config, model=model)
 
@@ -388,12 +375,10 @@ def run(
     """
     out = Path(out)
     config = sized_as_source(from_dict(PretrainConfig, config), out)
-    start = config.continue_from
     device = config.training.set_up_device().device
     with ExitStack() as stack:
-        group = stack.enter_context(
-            open_process_group(device.type, config.distributed.timeout_minutes)
-        )
+        patience = config.distributed.timeout_minutes
+        group = stack.enter_context(open_process_group(device.type, patience))
         group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True)))
         before = group.on_main(lambda: check_same_run(config, out))
         if not config.data.sources:
@@ -419,9 +404,8 @@ def run(
             hashes |= order_hashes(images=stills.manifests)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
-        objective = (
-            "frozen-teacher" if config.objective.target == "frozen" else config.objective.name
-        )
+        is_frozen = config.objective.target == "frozen"
+        objective = "frozen-teacher" if is_frozen else config.objective.name
         if waiting:
             _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(
@@ -450,7 +434,7 @@ def run(
         )
         assert trainer.store is not None
         newest = group.on_main(trainer.store.latest)
-        if newest is None and start is not None:
+        if newest is None and (start := config.continue_from) is not None:
             trainer.start_from(continue_from(start, trainer))
         if newest is not None and before.optim.steps != config.optim.steps:
             done = int(newest.name.rpartition("_")[2])
@@ -466,9 +450,7 @@ def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list
     if probe is None:
         return []
     if encoder is None:
-        raise UserError(
-            f"online_probe: {type(task).__name__} has no encoder to probe; leave it out"
-        )
+        raise UserError(f"online_probe: {type(task).__name__} has no encoder; leave it out")
     clip, transform, seed = config.data.clip, config.data.transform, config.seed
     view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
     precision = config.training.set_up_device().precision

@@ -174,7 +174,7 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     """An input with the mean and deviation of its content over the clips of all processes.
 
     `clips` are this process's, uint8 [B, 3, T, H, W]. To four places, which do not depend on how
-    the clips are shared out.
+    the clips are shared out. The log says them, and whether little moves.
     """
     sums = torch.zeros(3, how.channels, dtype=torch.float64)
     for clip in clips:
@@ -184,7 +184,23 @@ def measured(how: InputConfig, clips: Tensor, group: ProcessGroup) -> InputConfi
     mean, square = sums[1] / sums[0], sums[2] / sums[0]
     deviation = (square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
     mean, deviation = (tuple(round(x, 4) for x in part.tolist()) for part in (mean, deviation))
+    numbers = (" ".join(f"{x:.4f}" for x in part) for part in (mean, deviation))
+    said = "input: mean %s, deviation %s (per channel, of 1; measured on %d clips)"
+    _LOGGER.info(said, *numbers, group.size * len(clips))
+    moves = float(sum(clip.float().var(1, correction=0).mean() for clip in clips))
+    differs = float(sum(clip.float().flatten(1).var(1).mean() for clip in clips))
+    if how.content == "rgb" and 0 < moves < _STILL * differs:
+        _LOGGER.info(
+            "little moves: %.1f %% of what differs in a clip is change over time, as before a "
+            "still camera; the rest is what is learnt first. If motion is what matters, give "
+            "model.encoder.input.content=change (docs/learn.md)",
+            100 * moves / differs,
+        )
     return replace(how, mean=mean, deviation=deviation)
+
+
+_STILL = 0.1
+"""Share of variance over time: films of still cameras have .03 to .08, others .15 to .7."""
 
 
 def newest_step(run: Path) -> Path | None:

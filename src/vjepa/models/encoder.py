@@ -220,8 +220,8 @@ class FrameEncoder(nn.Module):
     """An image model as a video encoder: every frame alone, token maps joined in time (section 4).
 
     No time code is added. One frame is one tubelet. `image_encoder`, whose sizes are `config`, maps
-    float [B, C, 1, H, W] to tokens [B, h*w, D], and with `layers` to a list of such; one call takes
-    at most `frames_at_once` frames.
+    float [B, C, 1, H, W] to tokens [B, h*w, D], and with `layers` (blocks, from 0), if it knows the
+    word, to a list of such; one call takes at most `frames_at_once` frames.
     """
 
     def __init__(
@@ -237,17 +237,15 @@ class FrameEncoder(nn.Module):
     def forward(
         self, video: Tensor, *, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
-        """Encode normalised clips float [B, C, T, H, W] to [B, T*h*w, D], frame 0 first.
-
-        With `layers`, blocks counted from 0, a list of such: for image encoders that know them.
-        """
+        """Encode normalised clips float [B, C, T, H, W] to [B, T*h*w, D], frame 0 first."""
         batch, channels, frames, height, width = video.shape
-        images = video.transpose(1, 2).reshape(batch * frames, channels, 1, height, width)
+        images = video.transpose(1, 2).reshape(-1, channels, 1, height, width)
         parts = images.split(self.frames_at_once)
+
+        def joined(found: Sequence[Tensor]) -> Tensor:
+            return torch.cat(list(found)).unflatten(0, (batch, frames)).flatten(1, 2)
+
         if layers is None:
-            found = [[self.image_encoder(some)] for some in parts]
-        else:  # asked of those alone that know the word
-            found = [self.image_encoder(some, layers=layers) for some in parts]
-        joined = [torch.cat(same) for same in zip(*found, strict=True)]
-        tokens = [one.reshape(batch, frames * one.shape[1], one.shape[2]) for one in joined]
-        return tokens[0] if layers is None else tokens
+            return joined([self.image_encoder(some) for some in parts])
+        found = [self.image_encoder(some, layers=layers) for some in parts]
+        return [joined(same) for same in zip(*found, strict=True)]

@@ -33,8 +33,8 @@ SPIKE_WINDOW = 128
 """Updates over which the running median of the loss is taken."""
 _FEWEST_LOSSES = 16
 # Windows has neither of the last two.
-_NAMES = [n for n in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, n)]
-_HANDLED = tuple(signal.Signals[name] for name in _NAMES)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+_HANDLED = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 REQUEUE_SIGNALS = frozenset(_HANDLED) - {signal.SIGINT}
 """Not Ctrl-C, but sent by systems, or by a terminal that closes: start the job again."""
 
@@ -129,10 +129,8 @@ class BadUpdateGuard:
             while self.recent[0] <= step.update - _SKIP_WINDOW:
                 self.recent.popleft()
             if self._rank == 0:
-                shown = _describe(step.values)
-                _LOGGER.warning(
-                    "step %d: %s (%s); this update was skipped", step.update, reason, shown
-                )
+                said = "step %d: %s (%s); this update was skipped"
+                _LOGGER.warning(said, step.update, reason, _describe(step.values))
             if (count := len(self.recent)) > self._training.max_skipped:
                 self._stop(step, kind, f"{count} of the last {_SKIP_WINDOW} updates were skipped")
 
@@ -190,12 +188,10 @@ class StopSignals:
     """Turns SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGUSR1 into a request to stop after the step.
 
     Schedulers announce the end of a job with SIGUSR1 or SIGTERM; SIGHUP comes when the terminal
-    closes, and means nothing to a job that was started with ``nohup``. A second Ctrl-C aborts at
-    once; a second signal of another kind, of which launchers often send several, changes nothing.
-    Outside the main thread, where Python allows no handlers, and in a pool's worker, which its
-    parent stops, nothing is changed. Processes forked meanwhile (loader workers) ignore SIGINT,
-    which a terminal sends to them as well, so that the step can be finished; SIGTERM ends them as
-    usual.
+    closes, and means nothing to a job of ``nohup``. A second Ctrl-C aborts at once; a second signal
+    of another kind, of which launchers often send several, changes nothing. Outside the main
+    thread, where Python allows no handlers, and in a pool's worker nothing is changed. Processes
+    forked meanwhile (loader workers) ignore SIGINT, which a terminal sends to them as well.
     """
 
     def __init__(self, *, has_launcher: bool = False) -> None:
@@ -240,9 +236,7 @@ class StopSignals:
         # console, so this writes to the descriptor itself.
         if not self._has_launcher:
             with suppress(OSError):  # the terminal may be gone
-                os.write(
-                    2, b"\nfinishing this step and saving; Ctrl-C once more to abort at once\n"
-                )
+                os.write(2, b"\nfinishing this step and saving; Ctrl-C once more aborts at once\n")
 
 
 def _reset_signals() -> None:

@@ -178,8 +178,7 @@ class Trainer:
             progress = None
             if group.is_main:
                 shown = None if training.max_minutes or training.max_cpu_minutes else total
-                bar = Progress(self.description, shown, self._completed)
-                progress = stack.enter_context(bar)
+                progress = stack.enter_context(Progress(self.description, shown, self._completed))
             batches = self.batches(self._completed, total)
             first, last = self._completed, None
             self._set_training_mode()
@@ -189,14 +188,13 @@ class Trainer:
                     asked, batch, request = time.perf_counter(), None, self._request(signals)
                     if not request:
                         batch = signals.wait_for(lambda: next(batches, None))
-                        request = _signal_request(signals)
+                        request = (signals.received or -1) + 1
                     waited = time.perf_counter() - asked
                     # Nobody begins an update that another process will not come to.
                     if request := group.largest(request):
                         break
                     if batch is None:
-                        done = self._completed
-                        raise RuntimeError(f"the data ended after step {done} of {total}")
+                        raise RuntimeError(f"the data ended after {self._completed} of {total}")
 
                     update = self._completed + 1
                     if self._completed == first:
@@ -262,14 +260,12 @@ class Trainer:
 
     def _request(self, signals: StopSignals) -> int:
         """Why this process wants to stop: a signal, :data:`_OUT_OF_TIME`, or 0 if it does not."""
-        if request := _signal_request(signals):
+        request = (signals.received or -1) + 1
+        if request or not self.group.is_main:
             return request
-        if self.group.is_main and (
-            self._used(self._seconds(), self._cpu_so_far()) >= 1
-            or (self.is_enough is not None and self.is_enough())
-        ):
-            return _OUT_OF_TIME
-        return 0
+        used = self._used(self._seconds(), self._cpu_so_far())
+        is_over = used >= 1 or (self.is_enough is not None and self.is_enough())
+        return _OUT_OF_TIME if is_over else 0
 
     def _seconds(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -435,8 +431,3 @@ class Trainer:
             skipped_steps=self._guard.skipped,
             metrics={k: float(v) for k, v in self._last_means.items()},
         )
-
-
-def _signal_request(signals: StopSignals) -> int:
-    """The request that a signal makes, larger than all others; 0 if none came."""
-    return 0 if signals.received is None else signals.received + 1

@@ -278,8 +278,7 @@ class _Prefetcher:
     def _settle(self, outcome: Outcome) -> None:
         building, job, again = self._waiting.pop(outcome.ticket)
         following = None
-        if outcome.kind == "hang" and not again:
-            # Perhaps the disk stood still: a video is not banned for what was over a moment later.
+        if outcome.kind == "hang" and not again:  # perhaps the disk stood still for a moment
             self._submit(building, job, again=True)
             return
         if outcome.kind != "done":
