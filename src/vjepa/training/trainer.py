@@ -194,7 +194,7 @@ class Trainer:
                     if request := group.largest(request):
                         break
                     if batch is None:
-                        raise RuntimeError(f"the data ended after {self._completed} of {total}")
+                        raise RuntimeError(f"data ended after step {self._completed} of {total}")
 
                     update = self._completed + 1
                     if self._completed == first:
