@@ -411,3 +411,9 @@ def test_the_folder_says_what_was_trained_and_how() -> None:
         assert part in card
     # The package must stay small.
     assert sum(file.stat().st_size for file in folder.iterdir()) < 8 << 20
+
+
+def test_a_layout_that_is_unknown_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="layout: 'hf' is none of ours, authors, huggingface"):
+        convert("demo", tmp_path / "out", layout="hf")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.checkpoint import load_model, read_config, shipped_weights
+from vjepa.checkpoint import read_config, shipped_weights
 from vjepa.checkpoint.folder import SHIPPED, shipped_names
 from vjepa.demo.synthetic import MOTION_CLASSES, SyntheticConfig, render_clip
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import fit_ridge, pool_tokens
-from vjepa.evaluation.preprocess import load_encoder
+from vjepa.evaluation.preprocess import load_encoder, load_model
 
 
 def test_the_shipped_model_gives_the_number_of_its_card() -> None:

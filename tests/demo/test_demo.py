@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tests import warm
 from tests.jobs.tiny_run import RECIPE
 
-from vjepa.checkpoint import load_model
 from vjepa.config import dump_yaml, load_config
 from vjepa.data import Manifest
 from vjepa.data.clips.plan import ClipConfig
@@ -43,6 +42,7 @@ from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import StoppedBySystem, UserError
 from vjepa.evaluation.metrics import ConfidenceInterval
+from vjepa.evaluation.preprocess import load_model
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.decode import open_decoder, predicting_hash
 from vjepa.models import EncoderConfig

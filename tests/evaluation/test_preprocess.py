@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa.checkpoint import convert, described, load_model, read_encoder, save_model
+from vjepa.checkpoint import convert, described, read_encoder, save_model
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
-from vjepa.evaluation.preprocess import load_encoder, preprocess_of, with_assumed_spacing
+from vjepa.evaluation.preprocess import (
+    load_encoder,
+    load_model,
+    preprocess_of,
+    with_assumed_spacing,
+)
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import open_encoder
 

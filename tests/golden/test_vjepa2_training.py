@@ -14,13 +14,14 @@ from tests.golden.vjepa2_files import TWO_ONE, encoder_of_two_one, predictor_of_
 from torch import Tensor
 from torch.testing import assert_close
 
-from vjepa.checkpoint import load_model, start_training
+from vjepa.checkpoint import start_training
 from vjepa.cli.main import main
 from vjepa.config import load_config, to_dict
 from vjepa.data.loader.loader import ClipBatch, beside
 from vjepa.demo.synthetic import SyntheticConfig
 from vjepa.demo.synthetic_files import synthesise
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_model
 from vjepa.jobs.pretrain import PretrainConfig, build_loader, build_task
 from vjepa.masking import TokenMasks
 from vjepa.models import VJEPA

@@ -21,13 +21,13 @@ from PIL import Image
 from tests.jobs.probe.tiny_probe import TINY
 from tests.jobs.test_show_frozen import save_probe
 
-from vjepa.checkpoint import load_model, save_model
+from vjepa.checkpoint import save_model
 from vjepa.checkpoint.folder import write_manifest, write_weights
 from vjepa.cli.main import main
 from vjepa.config import to_dict
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import UserError
-from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.evaluation.preprocess import load_model, preprocess_of
 from vjepa.jobs import app, app_looks
 from vjepa.jobs.app_looks import TRAINED, UNTRAINED, Session
 from vjepa.jobs.decode import DecodeConfig, new_decoder, open_model, predicting_hash

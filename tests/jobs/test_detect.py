@@ -19,13 +19,14 @@ from tests.jobs.tiny_run import write_box_set
 from torch import Tensor
 from torchvision.models import get_model
 
-from vjepa.checkpoint import load_model, save_model
+from vjepa.checkpoint import save_model
 from vjepa.cli.main import main
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.key_frames import KeyFrameViewConfig
 from vjepa.data.clips.plan import ClipPlan
 from vjepa.data.video.inspect import inspect_file
 from vjepa.evaluation.box_features import KeyFrames, boxes_of_clips
+from vjepa.evaluation.preprocess import load_model
 from vjepa.jobs.detect import train
 from vjepa.jobs.detect.predict import BoxAnswer, draw, label_place
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, PredictorConfig

@@ -25,11 +25,12 @@ from tests.jobs.tiny_run import (
 )
 
 from vjepa import load_encoder
-from vjepa.checkpoint import convert, load_model
+from vjepa.checkpoint import convert
 from vjepa.checkpoint.folder import write_manifest
 from vjepa.config import dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_model
 from vjepa.jobs import pretrain, pretrain_room
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.pretrain_room import (

@@ -27,6 +27,7 @@ from vjepa.jobs.detect import train as detect
 from vjepa.jobs.detect.detector import load_detector
 from vjepa.jobs.export import export
 from vjepa.jobs.features import FeaturesConfig
+from vjepa.jobs.finetune import job as finetune
 from vjepa.jobs.probe.probe import train, train_splits
 from vjepa.jobs.search import Database
 from vjepa.jobs.show import show_run
@@ -39,6 +40,7 @@ JOBS = {
     decode.train: "DecodeConfig",
     learn.run: "LearnConfig",
     demo.run: "DemoConfig",
+    finetune.run: "FinetuneConfig",
 }
 
 

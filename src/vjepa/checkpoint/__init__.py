@@ -16,7 +16,6 @@ from vjepa.checkpoint.folder import (
 from vjepa.checkpoint.load import (
     AnyEncoder,
     convert,
-    load_model,
     read_encoder,
     read_model,
     read_sizes,

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -122,11 +122,6 @@ def read_encoder(
     if isinstance(encoder, Encoder):
         encoder.reset_position_code()
     return encoder.eval(), report
-
-
-def load_model(path: str | Path, num_heads: int | None = None, **sizes: int | None) -> VJEPA:
-    """The model of :func:`read_model`."""
-    return read_model(path, num_heads, **sizes)[0]
 
 
 def _sized(asked: Asked, sizes: Mapping[str, int | None]) -> Asked:
@@ -268,6 +263,8 @@ def convert(
     model, report = read_model(src, num_heads, **sizes)
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
+    if layout not in get_args(Layout):
+        raise UserError(f"layout: {layout!r} is none of {', '.join(get_args(Layout))}")
     if which != "target" and layout != "huggingface":
         raise UserError(
             f"which: {which!r} is for the layout huggingface, which has one encoder; {dst} gets "
@@ -288,7 +285,7 @@ def convert(
             save_model(dst, model, step=0 if found.is_dir() else released_step(found))
         else:
             save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
-    written = load_model(dst.absolute(), model.config.encoder.heads).state_dict()
+    written = read_model(dst.absolute(), model.config.encoder.heads)[0].state_dict()
     for name, tensor in written.items():
         part, _, inner = name.partition(".")
         if layout == "huggingface" and part != "predictor":

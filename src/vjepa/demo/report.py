@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vjepa.checkpoint import AnyEncoder, load_model
+from vjepa.checkpoint import AnyEncoder
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.demo.config import DemoConfig
@@ -25,7 +25,7 @@ from vjepa.demo.films import (
 )
 from vjepa.demo.probes import Cell, ProbeTask, evaluation_view, summarise
 from vjepa.demo.training import DECODER_FOLDER, OBJECTIVES, run_folder
-from vjepa.evaluation.preprocess import load_encoder
+from vjepa.evaluation.preprocess import load_encoder, load_model
 from vjepa.evaluation.results import ProbeResult, SeedSummary, over_seeds
 from vjepa.jobs.learn_report import moment_sections
 from vjepa.jobs.pretrain import PretrainConfig

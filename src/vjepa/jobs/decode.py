@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from vjepa.checkpoint import described, find_checkpoint, load_model, locate
+from vjepa.checkpoint import described, find_checkpoint, locate
 from vjepa.checkpoint.folder import CONFIG_FILE, WEIGHTS_FILE, read_json, read_weights
 from vjepa.checkpoint.strict import load_strictly
 from vjepa.config import config_dataclass, from_dict, to_dict
@@ -25,7 +25,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.loader.loader import LoaderConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import settings_hash, weights_hash
-from vjepa.evaluation.preprocess import Preprocess, preprocess_of
+from vjepa.evaluation.preprocess import Preprocess, load_model, preprocess_of
 from vjepa.jobs.pretrain import (
     LOG_FOLDER,
     DataConfig,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch.nn import functional
 
-from vjepa.checkpoint import AnyEncoder, load_model
+from vjepa.checkpoint import AnyEncoder
 from vjepa.config import RESOLVED_CONFIG_FILE, dump_yaml, load_config
 from vjepa.data.clips.cut import cut
 from vjepa.data.clips.plan import ClipPlan
@@ -30,7 +30,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.frozen import encode_clips
 from vjepa.evaluation.heads import to_compare
 from vjepa.evaluation.metrics import ClassificationMetrics
-from vjepa.evaluation.preprocess import load_encoder
+from vjepa.evaluation.preprocess import load_encoder, load_model
 from vjepa.evaluation.results import ProbeResult
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.jobs.probe.encoder import untrained_encoder

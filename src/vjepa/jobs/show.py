@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vjepa.checkpoint import AnyEncoder, Which, load_model
+from vjepa.checkpoint import AnyEncoder, Which
 from vjepa.config import RESOLVED_CONFIG_FILE
 from vjepa.data.clips.dataset import centre_view
 from vjepa.data.clips.plan import ClipConfig, checked_spacing
@@ -20,7 +20,7 @@ from vjepa.data.clips.views import ViewConfig
 from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
-from vjepa.evaluation.preprocess import load_encoder, preprocess_of
+from vjepa.evaluation.preprocess import load_encoder, load_model, preprocess_of
 from vjepa.jobs.pretrain import PretrainConfig, run_of
 from vjepa.masking import MaskingConfig, MaskSampler, TokenMasks
 from vjepa.models import VJEPA, EncoderConfig, normalise_clip

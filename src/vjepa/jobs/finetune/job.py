@@ -24,7 +24,7 @@ from vjepa.checkpoint.folder import (
     read_weights,
     write_weights,
 )
-from vjepa.config import to_dict
+from vjepa.config import from_dict, to_dict
 from vjepa.data.clips.crops import TransformConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.evaluation import EvaluationClips
@@ -37,10 +37,11 @@ from vjepa.jobs.finetune.config import FinetuneConfig, check_batch
 from vjepa.jobs.finetune.inputs import FinetuneInputs, build_task, merged, open_inputs
 from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
 from vjepa.jobs.pretrain import LOG_FOLDER
-from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run, newest_step
+from vjepa.jobs.pretrain_room import MAY_CHANGE, check_same_run, check_same_videos, newest_step
 from vjepa.jobs.probe.probe import ANSWERS_FILE, result_of, save_result
 from vjepa.models import EncoderConfig, ModelConfig
 from vjepa.models.operations import NO_PREDICTOR, MaskTokens, update_memory
+from vjepa.paths import as_path
 from vjepa.runtime.device import seed_torch, to_device
 from vjepa.runtime.distributed import ProcessGroup, open_process_group
 from vjepa.runtime.files import atomic_folder, begin_folder, claimed_folder
@@ -81,7 +82,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         TrainingStopped: The loss or a gradient became non-finite.
         LostProcessError: Another process of the job ended or hung.
     """
-    out = Path(out)
+    config, out = from_dict(FinetuneConfig, config), as_path(out)
     training = config.training
     device = training.set_up_device().device
     with ExitStack() as stack:
@@ -99,6 +100,7 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
         optim = config.optim.schedules(len(inputs.videos), data.batch_size)
         about = _about(config, inputs, optim.steps)
         newest = group.on_main(lambda: newest_step(out))
+        check_same_videos([inputs.videos], "videos", out, group)
         if newest is None and config.mix.is_on and config.mix.group == 1:
             raise UserError("mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0")
         if newest is not None:
