@@ -347,7 +347,7 @@ def test_devices_are_counted_among_those_that_are_shown(
     assert "--devices cuda:2: CUDA_VISIBLE_DEVICES has 2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_study_stops_its_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
 ) -> None:

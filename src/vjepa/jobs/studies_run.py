@@ -262,8 +262,8 @@ def run(grid: Grid, out: str | Path, slots: Sequence[Mapping[str, str]]) -> Outc
     """Run what is not done yet, as many jobs at once as there are `slots`.
 
     A slot is what the environment of its process holds besides this one's: a number of threads, a
-    GPU. A job that fails takes those with it that need it; the others go on. At SIGINT or SIGTERM
-    all processes are asked to save their state, and at a second one they are killed.
+    GPU. A job that fails takes those with it that need it; the others go on. At SIGINT, SIGTERM
+    or SIGHUP all processes are asked to save their state, and at a second one they are killed.
     """
     out = as_path(out)
     runner = _Runner(grid, out, slots)
@@ -295,10 +295,12 @@ def run(grid: Grid, out: str | Path, slots: Sequence[Mapping[str, str]]) -> Outc
 @contextmanager
 def _signals(received: list[signal.Signals]) -> Generator[None]:
     """Collect the signals that ask for an end, instead of ending at once."""
-    which = (signal.SIGINT, signal.SIGTERM)
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names]
     before = {
         number: signal.signal(number, lambda got, _: received.append(signal.Signals(got)))
-        for number in which
+        for number in numbers
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN  # of nohup
     }
     try:
         yield
