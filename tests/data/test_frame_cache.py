@@ -6,12 +6,14 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tests.data.clip_files import damaged, hanging, make_manifest, with_rows, write_video
 
 from vjepa.data import frame_cache
@@ -21,7 +23,9 @@ from vjepa.data.frame_cache import FrameCache, open_frame_caches
 from vjepa.data.loader.loader import ClipBatch, ClipLoader, LoaderConfig
 from vjepa.data.loader.reading import ReadingConfig
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
+from vjepa.data.video import decode
 from vjepa.data.video.decode import decode_frames
+from vjepa.data.video.info import VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 
@@ -199,20 +203,40 @@ def test_a_set_that_would_be_too_large_is_decoded_from_its_files(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_build_that_breaks_off_leaves_no_cache(
+def test_a_build_that_breaks_off_goes_on_where_it_was(
     manifest: Manifest, tmp_path: Path, monkeypatch
 ) -> None:
-    def broken(*_: object) -> None:
-        raise KeyboardInterrupt
+    read = decode.read_frames
+    decoded: list[str] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(frame_cache.FrameCache, "__init__", None)  # no cache may be opened either
-        patch.setattr("vjepa.data.video.decode.read_frames", broken)
-        with pytest.raises(KeyboardInterrupt):
+    def counted(video: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[decode.Frame]:
+        decoded.append(video.path)
+        if len(decoded) == 4:
+            raise KeyboardInterrupt
+        return read(video, numbers)
+
+    monkeypatch.setattr(frame_cache, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(decode, "read_frames", counted)
+    with pytest.raises(KeyboardInterrupt):
+        _caches([manifest], tmp_path, num_workers=0)
+    kept = set(decoded[:1])
+    (half,) = tmp_path.glob("*/")
+    assert not FrameCache(half, manifest).is_whole
+    with monkeypatch.context() as patch:  # where it cannot be completed it is not used either
+        patch.setattr(frame_cache, "_only_one_builds", _refused)
+        with pytest.raises(UserError, match="cannot be written"):
             _caches([manifest], tmp_path, num_workers=0)
-    assert not list(tmp_path.glob("*/"))
-    (cache,) = _caches([manifest], tmp_path)
-    assert frames_of(cache, 0).any()
+    decoded[:] = [""] * 4
+    (cache,) = _caches([manifest], tmp_path, num_workers=0)
+    assert kept.isdisjoint(decoded)
+    assert cache.is_whole
+    for row in range(len(manifest)):
+        whole = np.stack([one.image for one in read(manifest.row(row), np.arange(2))])
+        np.testing.assert_array_equal(frames_of(cache, row)[:2], whole)
+
+
+def _refused(*_: object) -> None:
+    raise OSError(30, "Read-only file system")
 
 
 def test_what_a_killed_build_left_is_removed(manifest: Manifest, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from vjepa.data.clips.source import FrameSource
 from vjepa.data.manifest.index import unchanged_files
 from vjepa.data.video.info import DecodeError, VideoInfo, within_memory
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_folder, atomic_path
+from vjepa.runtime.files import atomic_folder, atomic_path, sync
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
@@ -43,6 +44,9 @@ _FORMAT = "vjepa frame cache 4"
 _FRAMES, _INDEX = "frames.npy", "index.npz"
 _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
+_NOT_YET = "not decoded yet"
+_SAVE_SECONDS = 60.0
+"""How much may be lost to a kill; more where writing it takes over a twentieth of the time."""
 _TRIED: set[tuple[Path, float]] = set()
 """Caches whose videos this process has tried all, and in how many seconds each."""
 
@@ -57,6 +61,7 @@ class FrameCache:
         with np.load(folder / _INDEX) as index:
             self._shapes, self._offsets = index["shapes"], index["offsets"]
             self._reasons, self._kinds = index["reasons"], index["kinds"]
+            self.is_whole = _NOT_YET not in self._reasons  # no build stopped on its way
             self.absent = index["absent"]  # rows whose files were not there, or were others
             # Also rows for which time or memory did not suffice: it may the next time.
             self.unsettled = np.union1d(self.absent, np.flatnonzero(self._kinds))
@@ -121,7 +126,7 @@ def open_frame_caches(
                         cache = _mend(cache, manifest, rows, layout, reading)
                     _TRIED.add((target, seconds))
         except OSError as error:
-            if cache is not None:
+            if cache is not None and cache.is_whole:
                 _LOGGER.warning(
                     "frame cache %s: cannot be written (%s), %d videos that failed are not tried "
                     "again: choose another frame_cache_folder for that",
@@ -225,10 +230,14 @@ def _decode(file: Path, order: _CacheOrder) -> NDArray[np.float64] | str | None:
 
 
 def _build(manifest: Manifest, layout: _Layout, target: Path, reading: ReadingConfig) -> FrameCache:
-    """Decode everything into a folder aside, then rename it."""
-    for old in target.parent.glob(f"{target.name}*/"):  # or left by a kill
+    """Make a cache that says that nothing is decoded yet, and decode into it.
+
+    So a build that is stopped or killed goes on where it was the next time.
+    """
+    for old in target.parent.glob(f"{target.name}*/"):  # left by a kill
         shutil.rmtree(old, ignore_errors=True)
-    reasons = ["" if ok else "marked as unusable in the manifest" for ok in manifest.ok.tolist()]
+    is_ok = manifest.ok.tolist()
+    reasons = [_NOT_YET if ok else "marked as unusable in the manifest" for ok in is_ok]
     kinds = np.zeros(len(manifest), dtype=np.int8)
     with atomic_folder(target) as aside:
         file = aside / _FRAMES
@@ -236,9 +245,9 @@ def _build(manifest: Manifest, layout: _Layout, target: Path, reading: ReadingCo
         with file.open("r+b") as frames:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a SIGBUS later
                 os.posix_fallocate(frames.fileno(), 0, os.fstat(frames.fileno()).st_size)
-        rows = np.flatnonzero(manifest.ok)
-        _decode_all(aside, manifest, rows, layout, reading, reasons, kinds, {})
-    return FrameCache(target, manifest)
+        _write_index(aside, manifest, layout, reasons, kinds, {})
+    rows = np.flatnonzero(manifest.ok)
+    return _mend(FrameCache(target, manifest), manifest, rows, layout, reading)
 
 
 def _mend(
@@ -267,8 +276,12 @@ def _decode_all(
     kinds: NDArray[np.int8],
     times: dict[int, NDArray[np.float64]],
 ) -> None:
-    """Decode some rows into a cache and write its index; the last three say how all rows went."""
+    """Decode some rows into a cache and write its index; the last three say how all rows went.
+
+    The index is written from time to time, too, so that a kill costs little.
+    """
     file, (shapes, offsets) = folder / _FRAMES, layout
+    due = time.monotonic() + _SAVE_SECONDS
     orders = (
         _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
         for row in rows.tolist()
@@ -291,15 +304,34 @@ def _decode_all(
             elif outcome.value is not None:
                 times[order.row] = outcome.value
             progress.update(done)
-    failed = np.flatnonzero(manifest.ok & (np.array(reasons) != ""))
+            if (begin := time.monotonic()) > due:
+                _write_index(folder, manifest, layout, reasons, kinds, times)
+                now = time.monotonic()
+                due = now + max(_SAVE_SECONDS, 20 * (now - begin))
+    _write_index(folder, manifest, layout, reasons, kinds, times)
+
+
+def _write_index(
+    folder: Path,
+    manifest: Manifest,
+    layout: _Layout,
+    reasons: list[str],
+    kinds: NDArray[np.int8],
+    times: dict[int, NDArray[np.float64]],
+) -> None:
+    """Say of all rows how they went, once their frames are on the disk."""
+    sync(folder / _FRAMES)
+    known = np.array(reasons, dtype=np.str_)
+    waiting = np.flatnonzero(known == _NOT_YET)
+    failed = np.flatnonzero(manifest.ok & (known != "") & (known != _NOT_YET))
     with atomic_path(folder / _INDEX) as aside, aside.open("wb") as index:
         np.savez(
             index,
-            shapes=shapes,
-            offsets=offsets,
-            reasons=np.array(reasons, dtype=np.str_),
+            shapes=layout[0],
+            offsets=layout[1],
+            reasons=known,
             kinds=kinds,
-            absent=failed[~unchanged_files(manifest, failed)],
+            absent=np.union1d(waiting, failed[~unchanged_files(manifest, failed)]),
             times=np.concatenate([np.zeros(0), *times.values()]),
             timed_rows=np.array(list(times), dtype=np.int64),
         )
