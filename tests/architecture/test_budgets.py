@@ -14,15 +14,15 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_175
+MOST_LINES = 47_207
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3968, 101),
+    "checkpoint": (3964, 100),
     "cli": (2263, 30),
-    "data": (1010, 14),
+    "data": (1042, 14),
     "data/clips": (1945, 63),
     "data/loader": (1258, 19),
     "data/manifest": (1911, 38),
@@ -30,9 +30,9 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4421, 107),
-    "jobs": (8553, 185),
+    "jobs": (8555, 185),
     "jobs/detect": (1216, 23),
-    "jobs/finetune": (910, 17),
+    "jobs/finetune": (912, 17),
     "jobs/probe": (2151, 55),
     "masking": (797, 15),
     "models": (2693, 65),
