@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_207
+MOST_LINES = 47_206
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "evaluation": (4421, 107),
     "jobs": (8555, 185),
     "jobs/detect": (1216, 23),
-    "jobs/finetune": (912, 17),
+    "jobs/finetune": (911, 17),
     "jobs/probe": (2151, 55),
     "masking": (797, 15),
     "models": (2693, 65),

@@ -86,9 +86,8 @@ def run(config: FinetuneConfig, out: str | Path) -> FinetuneResult:
     training = config.training
     device = training.set_up_device().device
     with ExitStack() as stack:
-        group = stack.enter_context(
-            open_process_group(device.type, config.distributed.timeout_minutes)
-        )
+        patience = config.distributed.timeout_minutes
+        group = stack.enter_context(open_process_group(device.type, patience))
         if group.on_main(lambda: stack.enter_context(claimed_folder(out, JOB, is_shared=True))):
             group.on_main(lambda: check_same_run(config, out, _MAY_CHANGE))
         try:
