@@ -16,6 +16,9 @@ _SKIPPED: list[str] = []
 # A shell starts background jobs with Ctrl-C ignored, and all that tests start would inherit it.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# And nohup, with which a long run of the tests may be started, with SIGHUP ignored.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -332,7 +332,6 @@ Change = Callable[[Path], tuple[str, ...]]
             "objective.sigreg_coefficient: 0.1 is for name vjepa; pixel does not use it",
         ),
         ((*LEVJEPA, "objective.levjepa.local_size=12"), "local_size: 12 must be a multiple of"),
-        (("training.keep_every_steps=12",), "keep_every_steps: 12 .*update 60; .*for example 10"),
         (("objective.levjepa.dropped=0.5",), "levjepa: has no effect without objective.name levj"),
         (("objective.context_weight=1",), "context_weight: has no effect without model.predictor."),
         (

@@ -151,6 +151,7 @@ def test_a_full_disk_ends_all_processes_and_keeps_the_last_checkpoint(
     assert codes == [[2, 2], [2, 2]], said
     assert said.count("step_00000004: the checkpoint could not be written: the disk is full") >= 4
     assert "Traceback" not in said, said
+    assert "keep_every_steps: 5 is no multiple of checkpoint_every_steps 2: only those" in said
     for disk in small_disks:
         checkpoints = disk / "run" / "checkpoints"
         assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]

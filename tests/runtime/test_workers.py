@@ -280,7 +280,8 @@ def test_the_death_of_the_server_costs_no_job(new_pool, pipe: str) -> None:
         os.kill(_server_of(worker), signal.SIGKILL)
         while pool.worker_ids == [worker]:
             assert not pool.wait(0.05)
-        assert not _is_running(worker)
+        while _is_running(worker):  # its files are closed, and its end is not told yet
+            time.sleep(0.01)
         _wait_until_busy(pool)
     Path(pipe).write_bytes(b"at last")
     assert _finish(pool, 1)[stuck].kind == "done"

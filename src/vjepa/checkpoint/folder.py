@@ -57,6 +57,8 @@ _MAX_RATIO = 1000
 
 Which = Literal["target", "context"]
 """The two encoders of a model: the moving average, which is evaluated, and the trained one."""
+_WITHOUT_FEATURES = ("pixel", "levjepa", "frozen-teacher")
+"""Objectives of ours whose checkpoints hold no model that predicts its own features."""
 ENCODER_KEYS: dict[Which, str] = {"target": "target_encoder", "context": "encoder"}
 
 
@@ -265,7 +267,8 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
     kind = f"a vjepa checkpoint{of}, step {config.step}"
     parts = ("encoder", "target_encoder", "predictor")
     if which is None:
-        if of and not {*parts} <= {name.partition(".")[0] for name in names}:
+        has_all = {*parts} <= {name.partition(".")[0] for name in names}
+        if of and (config.objective in _WITHOUT_FEATURES or not has_all):
             raise UserError(
                 f"{folder}: holds a model of {config.objective!r}, which predicts no features; "
                 "give one of feature prediction, or take its encoder alone (load_encoder)"

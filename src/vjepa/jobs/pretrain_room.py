@@ -130,11 +130,11 @@ def check_room(
         if getattr(objective, name) != getattr(type(objective)(), name):
             raise UserError(f"objective.{name}: has no effect without {user}; leave it out")
     save, keep = config.training.checkpoint_every_steps, config.training.keep_every_steps
-    if keep is not None and keep % save and save % keep and not is_begun:
-        raise UserError(
-            f"training.keep_every_steps: {keep} is no multiple of checkpoint_every_steps {save}: "
-            f"none would stay before update {math.lcm(keep, save)}; give a multiple, for example "
-            f"{max(1, round(keep / save)) * save}"
+    if keep is not None and keep % save and save % keep and not is_begun and group.is_main:
+        _LOGGER.warning(
+            "training.keep_every_steps: %d is no multiple of checkpoint_every_steps %d: only those "
+            "at multiples of %d stay",
+            *(keep, save, math.lcm(keep, save)),
         )
     clips = config.data.batch_size // group.size
     free, words = memory_of_machine(group)  # 0: unknown
