@@ -21,7 +21,6 @@ from vjepa import load_encoder
 from vjepa.checkpoint import (
     convert,
     find_checkpoint,
-    load_model,
     read_config,
     read_encoder,
     read_model,
@@ -32,6 +31,7 @@ from vjepa.checkpoint import folder as folders
 from vjepa.checkpoint.load import Layout
 from vjepa.config import from_dict
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_model
 from vjepa.jobs.pretrain import ContinueConfig
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.models import InputConfig

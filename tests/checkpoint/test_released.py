@@ -17,7 +17,6 @@ from tests.models.tiny import IMAGE_ENCODER, MODEL, clips, shaken
 
 from vjepa import load_encoder
 from vjepa.checkpoint import (
-    load_model,
     read_encoder,
     read_model,
     read_probe,
@@ -25,6 +24,7 @@ from vjepa.checkpoint import (
     released_training_state,
 )
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import load_model
 from vjepa.models import VJEPA, AttentiveClassifier, ModelConfig, PredictorConfig
 
 Edit = Callable[[dict], dict]

@@ -21,7 +21,6 @@ from torch.testing import assert_close
 from vjepa import load_encoder
 from vjepa.checkpoint import (
     convert,
-    load_model,
     read_config,
     read_model,
     read_probe,
@@ -29,6 +28,7 @@ from vjepa.checkpoint import (
     released_training_state,
 )
 from vjepa.checkpoint.state import load_optimizer_state
+from vjepa.evaluation.preprocess import load_model
 
 NAME = "pretrain_tiny.pth.tar"
 
