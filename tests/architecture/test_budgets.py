@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_206
+MOST_LINES = 47_209
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3964, 100),
+    "checkpoint": (3967, 100),
     "cli": (2263, 30),
     "data": (1042, 14),
     "data/clips": (1945, 63),
