@@ -340,7 +340,7 @@ def save_model(
     """Write a model as a checkpoint folder, in its dtype; whoever sees the folder sees all of it.
 
     `model` is a :class:`vjepa.models.VJEPA`; it, or parts of it, may be compiled or wrapped by
-    ``DistributedDataParallel``. `preprocess` None: that of its target encoder, if it has one.
+    ``DistributedDataParallel``. `preprocess` None: as `run` says, or as its target encoder has it.
 
     Raises:
         UserError: The folder exists, or cannot be written (full disk, no permission); or the model
@@ -361,7 +361,7 @@ def save_model(
         "nothing was written: merge or remove adapters and other changes first"
     )
     config = {"objective": "vjepa", "model": to_dict(inner.config), "run": dict(run or {})}
-    if preprocess is None:  # of a model that was loaded
+    if preprocess is None and not run:  # of a model that was loaded
         how = getattr(inner.target_encoder, "preprocess", None)
         preprocess = {} if how is None else {"clip": to_dict(how.clip), "view": to_dict(how.view)}
     if preprocess:
