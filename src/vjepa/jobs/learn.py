@@ -391,7 +391,8 @@ def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
     else:
         listed = set(list_sources(sources, sources, config.index).column("path").to_pylist())
     used = set(chain.from_iterable(Manifest.open(out / VIDEOS_FILE).paths()))
-    new = sorted(listed - used - {path for path, _ in choices.skipped})
+    known = {os.path.realpath(path) for path in (*used, *(path for path, _ in choices.skipped))}
+    new = sorted(path for path in listed if os.path.realpath(path) not in known)
     for paths, what in ((new, "new, and not used"), (sorted(used - listed), "gone")):
         if paths:
             said = "%d files of the sources are %s (first: %s); to begin anew give another --out"
