@@ -527,8 +527,9 @@ def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
     )
-    chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in (90, 900, 5000)}
-    assert chosen == {90: "tiny", 900: "small", 5000: "medium"}
+    lefts = (90, 900, 2500, 12_000)
+    chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in lefts}
+    assert chosen == {90: "tiny", 900: "tiny", 2500: "small", 12_000: "medium"}
     assert learn._choose_size(LearnConfig(size="medium"), [], 1.0)[:2] == ("medium", 2.0)
     _, _, settings = learn._choose_size(LearnConfig(), ["optim.peak_lr=1e-3"], 90)
     assert settings[-1] == "optim.peak_lr=1e-3", "what is asked for goes before the size's own"

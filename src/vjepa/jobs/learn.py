@@ -70,8 +70,8 @@ _SIZES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """What each size changes in the recipe `small`."""
-_ENOUGH_UPDATES = 2000
-"""The largest size that gets so many in the time is chosen: in fewer little is learnt."""
+_ENOUGH_UPDATES = 5000
+"""The largest size that gets so many in the time is chosen: in fewer the smallest learns more."""
 _LARGER_COSTS = 3.0
 """A larger size is tried only where the one before would get so many times enough."""
 _FEWEST_MINUTES = 0.05
@@ -101,7 +101,7 @@ class LearnConfig:
     finished run goes on."""
     size: Literal["tiny", "small", "medium"] | None = None
     """Of model and frames: `tiny` (32 pixels), `small` (56), `medium` (64, for a GPU); null: the
-    largest that gets 2000 updates in the time."""
+    largest that gets 5000 updates in the time."""
     batch_size: Annotated[int, Field(ge=2)] | None = None
     """Clips per update; null: 32 on a CPU, 64 on a GPU."""
     workers: Annotated[int, Field(ge=0)] | None = None
