@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_210
+MOST_LINES = 47_222
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -22,10 +22,10 @@ LONGEST_READING_PATH = 6_000
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3967, 100),
     "cli": (2263, 30),
-    "data": (1042, 14),
+    "data": (1037, 14),
     "data/clips": (1945, 63),
     "data/loader": (1258, 19),
-    "data/manifest": (1911, 38),
+    "data/manifest": (1907, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
@@ -37,7 +37,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (797, 15),
     "models": (2693, 65),
     "reporting": (1159, 43),
-    "runtime": (2552, 59),
+    "runtime": (2573, 60),
     "tasks": (1818, 43),
     "top level": (987, 30),
     "training": (1741, 40),

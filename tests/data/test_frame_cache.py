@@ -215,7 +215,7 @@ def test_a_build_that_breaks_off_goes_on_where_it_was(
             raise KeyboardInterrupt
         return read(video, numbers)
 
-    monkeypatch.setattr(frame_cache, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("vjepa.runtime.files.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(decode, "read_frames", counted)
     with pytest.raises(KeyboardInterrupt):
         _caches([manifest], tmp_path, num_workers=0)

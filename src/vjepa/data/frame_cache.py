@@ -12,7 +12,6 @@ import hashlib
 import logging
 import os
 import shutil
-import time
 from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from vjepa.data.clips.source import FrameSource
 from vjepa.data.manifest.index import unchanged_files
 from vjepa.data.video.info import DecodeError, VideoInfo, within_memory
 from vjepa.errors import UserError
-from vjepa.runtime.files import atomic_folder, atomic_path, sync
+from vjepa.runtime.files import atomic_folder, atomic_path, now_and_then, sync
 from vjepa.runtime.progress import Progress
 from vjepa.runtime.workers import WORKER_GIGABYTES, WorkerPool
 
@@ -45,8 +44,6 @@ _FRAMES, _INDEX = "frames.npy", "index.npz"
 _Kind = Literal["decode", "hang", "crash"]
 _KINDS: tuple[_Kind, ...] = ("decode", "hang", "crash")
 _NOT_YET = "not decoded yet"
-_SAVE_SECONDS = 60.0
-"""How much may be lost to a kill; more where writing it takes over a twentieth of the time."""
 _TRIED: set[tuple[Path, float]] = set()
 """Caches whose videos this process has tried all, and in how many seconds each."""
 
@@ -281,7 +278,8 @@ def _decode_all(
     The index is written from time to time, too, so that a kill costs little.
     """
     file, (shapes, offsets) = folder / _FRAMES, layout
-    due = time.monotonic() + _SAVE_SECONDS
+    save = partial(_write_index, folder, manifest, layout, reasons, kinds, times)
+    save_if_due = now_and_then(save)
     orders = (
         _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
         for row in rows.tolist()
@@ -304,11 +302,8 @@ def _decode_all(
             elif outcome.value is not None:
                 times[order.row] = outcome.value
             progress.update(done)
-            if (begin := time.monotonic()) > due:
-                _write_index(folder, manifest, layout, reasons, kinds, times)
-                now = time.monotonic()
-                due = now + max(_SAVE_SECONDS, 20 * (now - begin))
-    _write_index(folder, manifest, layout, reasons, kinds, times)
+            save_if_due()
+    save()
 
 
 def _write_index(

@@ -233,7 +233,7 @@ def test_an_index_that_the_system_stops_keeps_what_it_has(tmp_path, probed, name
 def test_a_killed_index_loses_little(tmp_path, probed):
     root = make_videos(tmp_path / "set", *(f"{number}.mp4" for number in range(6)))
     out = tmp_path / "m.parquet"
-    often = "import vjepa.data.manifest.index as index\nindex._SAVE_SECONDS = 0.0\n"
+    often = "import vjepa.runtime.files as files\nfiles.SAVE_SECONDS = 0.0\n"
     words = [sys.executable, "-c", often + _STOPPED, "SIGKILL", str(root), str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL

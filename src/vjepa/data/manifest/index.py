@@ -6,7 +6,6 @@ import json
 import logging
 import signal
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from vjepa.data.video.info import IMAGE_FOLDER_FPS, MediaKind, VideoInfo
 from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import StoppedBySystem, UserError
 from vjepa.paths import local_path
-from vjepa.runtime.files import check_writable, written
+from vjepa.runtime.files import check_writable, now_and_then, written
 from vjepa.runtime.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,9 +54,6 @@ _KEY = "vjepa.probe"
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
 _BATCH = 1 << 13
-
-# How long what was found may be lost to a kill; longer where writing it takes over a twentieth.
-_SAVE_SECONDS = 60.0
 
 _LISTING = {name: COLUMNS[name] for name in ("path", "kind", "dataset", "split", "weight")}
 
@@ -145,25 +141,25 @@ def inspect_all(
     done = sum(table.num_rows for table in found)
     num_bad = done - sum(pc.call_function("sum", [table["ok"]]).as_py() or 0 for table in found)
     fresh: list[VideoInfo] = []
-    due = time.monotonic() + _SAVE_SECONDS
+
+    def flush() -> None:
+        found.append(infos_to_table(fresh))
+        fresh.clear()
+
+    save_if_due = now_and_then(lambda: (flush(), save()))
     try:
         infos = inspect_files(orders, workers, config.limits, config.timeout_seconds)
         with Progress(what, total, done) as progress, closing(infos):
             progress.update(done, f"{num_bad} bad" if num_bad else None)
             for info in infos:
                 fresh.append(info)
-                begin = time.monotonic()
-                if len(fresh) == _BATCH or begin > due:
-                    found.append(infos_to_table(fresh))
-                    fresh = []
-                if begin > due:
-                    save()
-                    now = time.monotonic()
-                    due = now + max(_SAVE_SECONDS, 20 * (now - begin))
+                if len(fresh) == _BATCH:
+                    flush()
+                save_if_due()
                 done, num_bad = done + 1, num_bad + (not info.ok)
                 progress.update(done, f"{num_bad} bad" if num_bad else None)
     finally:
-        found.append(infos_to_table(fresh))
+        flush()
 
 
 def index_sources(
