@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_222
+MOST_LINES = 47_221
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4421, 107),
-    "jobs": (8556, 185),
+    "jobs": (8555, 185),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2151, 55),

@@ -168,7 +168,7 @@ def run(
     with claimed_folder(out, "features"):
         set_num_threads(config.num_threads)
         worker = FeatureWorker(config, out)
-        config = worker.config
+        config, infos = worker.config, files_of(sources, split)
         described = out / SETTINGS_FILE
         if described.exists():
             old = read_json(described, "give another --out")
@@ -177,7 +177,6 @@ def run(
             begin_folder(out, "features", config)
             values = {"format": config.format, **worker.settings}
             atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
-        infos = files_of(sources, split)
         known = read_index(out)
         names = file_names([info.path for info in infos], config.format, known)
         # What a stopped run had not come to, and is gone since, would be waited for for ever.

@@ -140,12 +140,12 @@ def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) 
                 moved = replace(config.encoder, **{name: path.absolute()})
                 config = replace(config, encoder=moved)
         worker = FeatureWorker(config.for_features(), out)
+        infos = files_of(sources)
         if (out / DESCRIPTION_FILE).is_file():
             worker.require_same(out, _describe(out)["settings"], "moments")
         else:
             begin_folder(out, JOB, config)
             _write_description(out, worker, None)
-        infos = files_of(sources)
         table = _open_table(out, worker.width)
         held: dict[str, str] = {}  # what each file's moments were made from
         for part in table.search().select(["path", "origin"]).to_batches():
