@@ -453,7 +453,7 @@ def test_bad_values_may_be_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [None, 1, 2, 4])
-def test_an_alarm_is_given_once_until_all_is_well_also_over_a_resume(
+def test_an_alarm_is_given_once_and_its_end_too_also_over_a_resume(
     tmp_path: Path, stop_after: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"training": replace(TRAINING, health_every_steps=1), "optim": short_optim(5)}
@@ -462,11 +462,13 @@ def test_an_alarm_is_given_once_until_all_is_well_also_over_a_resume(
         make_trainer(tmp_path, data, task=WatchedTask(), **settings).fit()
     task = WatchedTask()
     make_trainer(tmp_path, task=task, **settings).fit()
-    warnings = [line for line in _lines(tmp_path) if line["kind"] == "warning"]
-    assert warnings == [
-        {"kind": "warning", "step": step, "message": f"fell to {spread}"}
-        for step, spread in ((2, 0.4), (5, 0.2))
+    alarms = [line for line in _lines(tmp_path) if line["kind"] in {"warning", "all_clear"}]
+    assert [(line["step"], line["kind"]) for line in alarms] == [
+        (2, "warning"),
+        (4, "all_clear"),
+        (5, "warning"),
     ]
+    assert [alarms[i]["message"] for i in (0, 2)] == ["fell to 0.4", "fell to 0.2"]
     assert "step 5: fell to 0.2" in caplog.text
     assert all(report.keys() == {"std", "loss"} for report in task.seen), "not what is no number"
 

@@ -304,8 +304,9 @@ def state_lines(run: RunState, status: RunStatus) -> list[str]:
                 if isinstance(value, int | float)
             )
             lines.append(f"{kind:<12} step {record.step}: {values}")
-    for record in run.of_kind("warning"):
-        lines.append(f"warning      step {record.step}: {record.values.get('message', '')}")
+    for record in run.records:
+        if record.kind in {"warning", "all_clear"}:
+            lines.append(f"{record.kind:<12} step {record.step}: {record.values.get('message', '')}")
     return lines
 
 

@@ -131,7 +131,7 @@ _LOGGER = logging.getLogger(__name__)
 class MetricRecord:
     """Values that belong to one step."""
 
-    kind: str  # ``train`` (means over an interval), ``health``, ``evaluation`` or ``warning``
+    kind: str  # ``train`` (means over an interval), ``health``, ``evaluation``, ``warning`` ...
     step: int  # the update that the values belong to; for an interval its last one
     values: Mapping[str, Any] = field(default_factory=dict)
     """Numbers by name; a warning holds its text as ``message``."""

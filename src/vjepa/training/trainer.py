@@ -353,10 +353,12 @@ class Trainer:
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
         self._reports = reports_to_keep(self._reports)
         warning = self.task.alarm(self._reports)
-        # It is not repeated until all was well in between.
-        if warning is not None and not self._ringing and self.group.is_main:
-            _LOGGER.warning("step %d: %s", self._completed, warning)
-            self._write("warning", {"message": warning})
+        # It is not repeated until all was well in between, which is said as well: small models
+        # often come near a collapse in the first minutes and get away from it.
+        if (warning is not None) != self._ringing and self.group.is_main:
+            message = warning or "the features look well again: nothing is left of the warning"
+            _LOGGER.warning("step %d: %s", self._completed, message)
+            self._write("warning" if warning else "all_clear", {"message": message})
         self._ringing = warning is not None
 
     def _save(self) -> None:
