@@ -147,15 +147,13 @@ def _headline(
     health = state.newest("health")
     explained = health.get("explained_vs_position_mean")
     if isinstance(explained, float):
-        percent = f"{100 * explained:.0f} %"
-        figures.append(Figure(percent, "of what differs between clips is predicted"))
-        verdict = (
-            "better than guessing what is usual at each place"
-            if explained > 0
-            else "no better than guessing what is usual at each place: it needs more time or videos"
-        )
-        share = f" ({percent} of the difference explained)" if explained > 0 else ""
-        answer += f" Its predictions are {verdict}{share}."
+        than = "than guessing what is usual at each place"
+        if explained > 0:
+            percent = f"{100 * explained:.0f} %"
+            figures.append(Figure(percent, "of what differs between clips is predicted"))
+            answer += f" Its predictions are better {than} ({percent} of the difference explained)."
+        else:
+            answer += f" Its predictions are no better {than}: it needs more time or videos."
     tested = {name: result.test.metrics for name, result in results.items() if result.test}
     mine, random = tested.get("target"), tested.get("random")
     if isinstance(mine, ClassificationMetrics) and isinstance(random, ClassificationMetrics):

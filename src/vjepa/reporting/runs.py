@@ -306,7 +306,8 @@ def state_lines(run: RunState, status: RunStatus) -> list[str]:
             lines.append(f"{kind:<12} step {record.step}: {values}")
     for record in run.records:
         if record.kind in {"warning", "all_clear"}:
-            lines.append(f"{record.kind:<12} step {record.step}: {record.values.get('message', '')}")
+            message = record.values.get("message", "")
+            lines.append(f"{record.kind:<12} step {record.step}: {message}")
     return lines
 
 
