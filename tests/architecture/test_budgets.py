@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_221
+MOST_LINES = 47_223
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,17 +30,17 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4421, 107),
-    "jobs": (8555, 185),
+    "jobs": (8553, 185),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2151, 55),
     "masking": (797, 15),
     "models": (2693, 65),
-    "reporting": (1159, 43),
+    "reporting": (1161, 43),
     "runtime": (2573, 60),
     "tasks": (1818, 43),
     "top level": (987, 30),
-    "training": (1741, 40),
+    "training": (1743, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

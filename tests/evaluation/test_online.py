@@ -83,9 +83,9 @@ def test_bad_videos_are_left_out_with_a_warning(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"label": "shape"}, "no label 'shape'"),
-        ({"validation_split": "val"}, "no row of split 'val'"),
-        ({"train_split": "training"}, "no row of split 'training'"),
+        ({"label": "shape"}, r"^online_probe\.manifest: .*no label 'shape'.*--online_probe null"),
+        ({"validation_split": "val"}, r"^online_probe\.manifest: .*no row of split 'val'"),
+        ({"train_split": "training"}, r"^online_probe\.manifest: .*no row of split 'training'"),
         (
             {"manifest": Path("no.parquet")},
             r"^online_probe\.manifest: manifest no\.parquet: .*--online_probe null",

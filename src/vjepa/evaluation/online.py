@@ -128,18 +128,18 @@ class OnlineProbe:
             )
         try:
             manifest = Manifest.open(config.manifest)
+            part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
+            train = part(config.train_split, f"split {config.train_split}")
+            assert train.labels is not None
+            check_every_class_has_a_sample(train.labels, f"manifest {manifest.source}")
+            self.classes, name = train.labels.classes, config.validation_split
+            held = part(name, f"split {name}", classes=self.classes)
+            known, what = paths_and_sizes(train.manifest), f"in split {config.train_split} too"
+            held = refuse_known(held, known, what, "give every video one split")
         except UserError as error:
             raise UserError(
                 f"online_probe.manifest: {error}; or leave the probe out (--online_probe null)"
             ) from error
-        part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
-        train = part(config.train_split, f"online_probe: split {config.train_split}")
-        assert train.labels is not None
-        check_every_class_has_a_sample(train.labels, f"manifest {manifest.source}")
-        self.classes, name = train.labels.classes, config.validation_split
-        held = part(name, f"online_probe: split {name}", classes=self.classes)
-        known, what = paths_and_sizes(train.manifest), f"in split {config.train_split} too"
-        held = refuse_known(held, known, what, "give every video one split")
         self._fit, self._validation = self._read(train), self._read(held)
 
     def _read(self, split: Split) -> _Clips:

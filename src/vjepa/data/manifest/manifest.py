@@ -496,7 +496,7 @@ class Manifest:
         if split is not None:
             splits = self.categories("split")
             if split not in splits.classes:
-                found = ", ".join(splits.classes) or "none"
+                found = ", ".join(splits.classes) or "none; leave the split out to take all rows"
                 raise UserError(
                     f"manifest {self._source}: no row of split {split!r} (splits: {found})"
                 )
