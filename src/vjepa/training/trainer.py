@@ -296,11 +296,8 @@ class Trainer:
 
         save = is_due(self.training.checkpoint_every_steps)
         health = is_due(self.training.health_every_steps)
-        evaluators = [
-            evaluator
-            for evaluator in self.evaluators
-            if is_due(evaluator.every_steps or self.training.evaluate_every_steps)
-        ]
+        usual = self.training.evaluate_every_steps
+        evaluators = [e for e in self.evaluators if is_due(e.every_steps or usual)]
         log = is_due(self.training.log_every_steps) or (not is_end and self._is_bad_on_cpu())
         if not (log or save or health or evaluators):
             return
@@ -353,8 +350,7 @@ class Trainer:
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
         self._reports = reports_to_keep(self._reports)
         warning = self.task.alarm(self._reports)
-        # It is not repeated until all was well in between, which is said as well: small models
-        # often come near a collapse in the first minutes and get away from it.
+        # Said once, and its end too: small models often come near a collapse and get away from it.
         if (warning is not None) != self._ringing and self.group.is_main:
             message = warning or "the features look well again: nothing is left of the warning"
             _LOGGER.warning("step %d: %s", self._completed, message)
