@@ -153,10 +153,13 @@ def test_a_video_that_took_too_long_is_tried_again_with_more_time(
     before = cache(2.0)
     frames, decoded = frames_of(before, 0).copy(), []
     stat = (before.folder / "frames.npy").stat()
-    decode_all = frame_cache._decode_all
-    monkeypatch.setattr(
-        frame_cache, "_decode_all", lambda *a: (decoded.append(a[2].tolist()), decode_all(*a))
-    )
+    mend = frame_cache._mend
+
+    def noted(cache: FrameCache, manifest: Manifest, rows: np.ndarray, *how: object) -> FrameCache:
+        decoded.append(rows.tolist())
+        return mend(cache, manifest, rows, *how)
+
+    monkeypatch.setattr(frame_cache, "_mend", noted)
     assert cache(2.0).failure(6)[1] == "hang"
     assert not decoded  # this process has tried
     assert "within 3 s" in cache(3.0).failure(6)[0]

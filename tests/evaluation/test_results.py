@@ -92,7 +92,7 @@ def test_calibration_is_shown_from_a_hundred_answers_on() -> None:
         sums.add(np.arange(count), shares, torch.arange(count) % 2)
         metrics = sums.metrics()
         assert ("ECE" in metrics.cells()) == (count == 100)
-        assert [row[0] for row in metrics.class_rows()] == ["a", "b"]  # no row of dashes
+        assert [entry.figure for entry in metrics.per_class] == ["100.0", "0.0", None]
     shown = Evaluation(manifest="m", manifest_hash="", split=None, metrics=metrics, trained_on=3)
     assert shown.lines()[0] == "No video of class: never"
     assert shown.lines()[1].startswith("3 of these videos")

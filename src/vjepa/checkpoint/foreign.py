@@ -97,11 +97,8 @@ def recognise(
     content: Mapping[str, Any], path: Path, asked: Asked, described: Mapping[str, Any] | None = None
 ) -> Held | None:
     """As :func:`open_foreign` of a file's content; `described` is the ``config.json`` beside it."""
-    inner: Mapping[str, Any] = content
-    for key in _WRAPPINGS:
-        if isinstance(content.get(key), dict):
-            inner = content[key]
-            break
+    wrapped = (content[key] for key in _WRAPPINGS if isinstance(content.get(key), dict))
+    inner: Mapping[str, Any] = next(wrapped, content)
     family: Family | None = "ijepa" if _is_ijepa(content) else None
     if family is not None:
         key = ENCODER_KEYS[asked.which or "target"]

@@ -273,10 +273,8 @@ def _load_strictly(model: Any, path: Path) -> None:
         state = read_weights(path)
     else:
         state = read_torch_file(path)
-        for key in ("state_dict", "model"):
-            if isinstance(state.get(key), dict):
-                state = state[key]
-                break
+        inner = (state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict))
+        state = next(inner, state)
     state = {plain: state[name] for plain, name in plain_names(state, str(path)).items()}
     classifier = model.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -215,8 +215,8 @@ def print_metrics(measured: Evaluation | None) -> None:
         return
     metrics = measured.metrics
     unit = " %" if metrics.class_figure.endswith("%") else ""
-    for name, count, figure in metrics.class_rows():
-        print(f"{name:<28} {figure:>5}{unit}  of {count}")
+    for entry in (entry for entry in metrics.per_class if entry.figure):
+        print(f"{entry.name:<28} {entry.figure:>5}{unit}  of {entry.count}")
     sentence = metrics.sentence(f"videos of split {measured.split or 'all'}")
     print(*measured.lines(), sentence, sep="\n")
 

@@ -254,31 +254,16 @@ def _mend(
     layout: _Layout,
     reading: ReadingConfig,
 ) -> FrameCache:
-    """Decode some rows once more, to their places, which nobody reads until the index says so."""
-    (cache.folder / _FRAMES).open("r+b").close()  # an OSError here, and not in a worker
-    failures = [cache.failure(row) or ("", "decode") for row in range(len(manifest))]
-    reasons = [reason for reason, _ in failures]
-    kinds = np.array([_KINDS.index(kind) for _, kind in failures], dtype=np.int8)
-    _decode_all(cache.folder, manifest, rows, layout, reading, reasons, kinds, cache.times)
-    return FrameCache(cache.folder, manifest)
-
-
-def _decode_all(
-    folder: Path,
-    manifest: Manifest,
-    rows: NDArray[np.int64],
-    layout: _Layout,
-    reading: ReadingConfig,
-    reasons: list[str],
-    kinds: NDArray[np.int8],
-    times: dict[int, NDArray[np.float64]],
-) -> None:
-    """Decode some rows into a cache and write its index; the last three say how all rows went.
+    """Decode some rows once more, to their places, which nobody reads until the index says so.
 
     The index is written from time to time, too, so that a kill costs little.
     """
-    file, (shapes, offsets) = folder / _FRAMES, layout
-    save = partial(_write_index, folder, manifest, layout, reasons, kinds, times)
+    folder, file, (shapes, offsets) = cache.folder, cache.folder / _FRAMES, layout
+    file.open("r+b").close()  # an OSError here, and not in a worker
+    failures = [cache.failure(row) or ("", "decode") for row in range(len(manifest))]
+    reasons = [reason for reason, _ in failures]
+    kinds = np.array([_KINDS.index(kind) for _, kind in failures], dtype=np.int8)
+    save = partial(_write_index, folder, manifest, layout, reasons, kinds, cache.times)
     save_if_due = now_and_then(save)
     orders = (
         _CacheOrder(row, int(offsets[row]), tuple(shapes[row].tolist()), manifest.row(row))
@@ -300,10 +285,11 @@ def _decode_all(
             elif isinstance(outcome.value, str):
                 reasons[order.row] = outcome.value
             elif outcome.value is not None:
-                times[order.row] = outcome.value
+                cache.times[order.row] = outcome.value
             progress.update(done)
             save_if_due()
     save()
+    return FrameCache(folder, manifest)
 
 
 def _write_index(

@@ -96,6 +96,13 @@ class ClassMetrics:
         """Share of right answers in [0, 1]; None for a class without a video."""
         return self.correct / self.count if self.count and self.correct is not None else None
 
+    @property
+    def figure(self) -> str | None:
+        """The accuracy in percent or the average precision, as text; None without a video."""
+        if self.average_precision is not None:
+            return f"{self.average_precision:.3f}"
+        return None if self.accuracy is None else f"{100 * self.accuracy:.1f}"
+
 
 @dataclass(frozen=True)
 class CalibrationBin:
@@ -156,14 +163,6 @@ class ClassificationMetrics:
 
     class_figure = "accuracy %"
 
-    def class_rows(self) -> list[tuple[str, str, str]]:
-        """Name, number of videos and figure, as text, of each class that has a video."""
-        return [
-            (entry.name, str(entry.count), f"{100 * entry.accuracy:.1f}")
-            for entry in self.per_class
-            if entry.accuracy is not None
-        ]
-
     def sentence(self, where: str) -> str:
         """The result in one line; `where` says of which videos."""
         low, high = 100 * self.wilson.low, 100 * self.wilson.high
@@ -206,14 +205,6 @@ class MultiLabelMetrics:
         }
 
     class_figure = "average precision"
-
-    def class_rows(self) -> list[tuple[str, str, str]]:
-        """Name, number of videos and figure, as text, of each class that has a video."""
-        return [
-            (entry.name, str(entry.count), f"{entry.average_precision:.3f}")
-            for entry in self.per_class
-            if entry.average_precision is not None
-        ]
 
     def sentence(self, where: str) -> str:
         """The result in one line; `where` says of which videos."""

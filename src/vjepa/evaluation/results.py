@@ -179,7 +179,11 @@ class ProbeResult:
             ]
             lines += [*table_lines(headings, rows), ""]
         if self.test is not None:
-            rows = self.test.metrics.class_rows()
+            rows = [
+                (entry.name, str(entry.count), entry.figure)
+                for entry in self.test.metrics.per_class
+                if entry.figure
+            ]
             lines += [*table_lines(("class", "videos", self.test.metrics.class_figure), rows), ""]
             lines += self.test.lines()
         return "\n".join(lines)
