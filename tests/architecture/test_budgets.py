@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_189
+MOST_LINES = 47_303
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -24,23 +24,23 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2263, 30),
     "data": (1023, 14),
     "data/clips": (1945, 63),
-    "data/loader": (1258, 19),
+    "data/loader": (1260, 19),
     "data/manifest": (1907, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4416, 107),
-    "jobs": (8553, 185),
+    "evaluation": (4433, 107),
+    "jobs": (8590, 188),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2151, 55),
     "masking": (797, 15),
-    "models": (2693, 65),
+    "models": (2696, 65),
     "reporting": (1161, 43),
     "runtime": (2573, 60),
-    "tasks": (1818, 43),
+    "tasks": (1838, 44),
     "top level": (987, 30),
-    "training": (1739, 40),
+    "training": (1749, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

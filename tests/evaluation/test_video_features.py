@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,24 @@ def test_an_encoder_without_sizes_is_refused(tmp_path: Path) -> None:
         vjepa.extract_features(nn.Linear(2, 2), path)
     with pytest.raises(UserError, match=r"VJEPA has no `config` .*; give its \.target_encoder"):
         vjepa.extract_features(vjepa.load_model("demo"), path)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda x: torch.cat([x[:, :4], x], dim=1), "20, 24"),  # as many more as fill the grid
+        (lambda x: x.mean(dim=1), "24"),
+        (lambda x: x[..., :12], "16, 12"),
+        (lambda x: [x], "list"),
+    ],
+)
+def test_an_encoder_that_gives_other_than_its_tokens_is_refused(
+    tmp_path: Path, made: Callable[[torch.Tensor], Any], said: str
+) -> None:
+    path, encoder = _video(tmp_path / "a.mp4", 9), _encoder()
+    encoder.register_forward_hook(lambda _module, _inputs, tokens: made(tokens))
+    with pytest.raises(UserError, match=rf"Encoder: gives .*{said}.*\[1, 16, 24\]"):
+        vjepa.extract_features(encoder, path, framing=FramingConfig(kind="centre"))
 
 
 @pytest.mark.parametrize(

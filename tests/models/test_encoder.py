@@ -318,6 +318,9 @@ def test_dropped_branches_are_those_of_whole_clips_packed_too(encoder: Encoder) 
     scale[:, :, 1] = 0  # nothing is added to the second clip
     scale[1, 1, 2] = 2
     dropped = encoder(video, branch_scale=scale)
+    for wrong in (scale[:1], torch.cat([scale, scale]), scale[..., :1]):
+        with pytest.raises(ValueError, match=r"branch_scale: must be \[depth, 2, B\] = "):
+            encoder(video, branch_scale=wrong)
     assert torch.equal(dropped[0], everything[0])
     embedded = encoder.patch_embed(video) + encoder.pos_embed
     assert_close(dropped[1], encoder.norm(embedded[1]), atol=1e-6, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from torch.testing import assert_close
 
 from vjepa.data import ClipConfig, TransformConfig
 from vjepa.data.loader.loader import ClipBatch
-from vjepa.jobs.pretrain import DataConfig, PretrainConfig, build_task
+from vjepa.jobs.pretrain import DataConfig, ObjectiveConfig, PretrainConfig, build_task
 from vjepa.masking import LONG_RANGE, SHORT_RANGE, MaskingConfig, MaskSampler
 from vjepa.models import VJEPA, EncoderConfig, ModelConfig, normalise_clip
-from vjepa.tasks import BatchSize, FeaturePrediction, PixelPrediction
+from vjepa.tasks import BatchSize, FeaturePrediction, LeVJEPAConfig, PixelPrediction
 
 ENCODER = EncoderConfig(width=24, depth=1, heads=2, image_size=64, num_frames=4)
 
@@ -54,6 +55,30 @@ def test_a_part_holds_its_clips_and_their_masks(count: str, processes: int) -> N
         theirs = all_masks.slice(2, 4)
         assert torch.equal(mine.context, theirs.context)
         assert torch.equal(mine.target, theirs.target)
+
+
+def test_own_data_may_number_samples_as_they_like_where_masks_are_fixed() -> None:
+    """Only the ordinals decide; the other counts need the whole batch's, and say so."""
+    own = replace(_batch(0), ordinals=np.array([70, 3, 9, 20]))
+    for count, wrong in (("packed", own), ("prefix", replace(_batch(2), step=1))):
+        with pytest.raises(ValueError, match=r"ordinals: .* batch_size 4; number them so, or use"):
+            build_task(_config(count)).inputs(wrong, 0, 1)
+    task = build_task(_config("fixed"))
+    first, second = task.inputs(_batch(0), 0, 1)[1], task.inputs(own, 0, 1)[1]
+    assert not torch.equal(first[0].target, second[0].target)
+    assert torch.equal(task.inputs(_batch(0), 0, 1)[1][0].target, first[0].target)
+
+
+@pytest.mark.parametrize("name", ["vjepa", "pixel", "levjepa"])
+def test_clips_of_another_size_than_the_models_masks_are_refused(name: Any) -> None:
+    objective = ObjectiveConfig(name=name, levjepa=LeVJEPAConfig(local_size=32))
+    model, batch = ModelConfig(encoder=replace(ENCODER, cls=name == "levjepa")), _batch(0)
+    task = build_task(replace(_config("fixed"), objective=objective, model=model))
+    for clips in (batch.clips[:, :, :2], batch.clips.repeat(1, 1, 1, 2, 2)):
+        with pytest.raises(ValueError, match=r"batch.clips: .* tokens .* model's are \(2, 4, 4\)"):
+            task.inputs(replace(batch, clips=clips), 0, 1)
+    with pytest.raises(ValueError, match=r"optim.accumulation_steps: 5 parts of 4 samples; use"):
+        task.inputs(batch, 0, 5)
 
 
 @pytest.mark.gpu

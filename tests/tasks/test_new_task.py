@@ -65,8 +65,19 @@ def test_it_trains_resumes_and_is_evaluated_like_the_others(manifest: Path, tmp_
     assert all(
         torch.equal(value, weights(run, 20)[name]) for name, value in weights(cut, 20).items()
     )
-    with pytest.raises(UserError, match="head"):
-        vjepa.pretrain(config, cut)  # as the config's own objective
+    longer, other = (
+        replace(config, optim=replace(config.optim, steps=25)),
+        type("Other", (MeanColour,), {}),
+    )
+    for task, name in (((), "vjepa"), ((other,), "Other")):
+        with pytest.raises(
+            UserError, match=f"was trained by MeanColour, not by {name}; go on with"
+        ):
+            vjepa.pretrain(longer, cut, *task)
+    for wrong, kind in ((MeanColour(config), "MeanColour"), (lambda _: nn.Linear(1, 1), "Linear")):
+        with pytest.raises(UserError, match=f"task: must be a subclass .* object of {kind} is"):
+            vjepa.pretrain(longer, cut, wrong)
+    assert vjepa.pretrain(longer, cut, MeanColour).step == 25
 
 
 class WithHead(FeaturePrediction):

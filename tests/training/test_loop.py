@@ -510,6 +510,40 @@ def test_a_loss_that_some_clips_alone_do_not_have_is_trained_where_the_task_says
     assert make_trainer(None, task=task, optim=short_optim(2)).fit().step == 2
 
 
+def test_what_fails_on_a_whole_batch_as_well_gets_no_such_advice() -> None:
+    with pytest.raises(ValueError, match="must fit") as raised:
+        make_trainer(None, task=Named("must fit")).fit()
+    assert not hasattr(raised.value, "__notes__")
+    with pytest.raises(ValueError, match="pass find") as raised:  # as torch's DDP says
+        make_trainer(None, task=Named("pass find_unused_parameters=True")).fit()
+    assert raised.value.__notes__ == ["Named must say so: has_unused = True"]
+
+
+class Named(ToyTask):
+    """Fails, or has a term of this name in every third update."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.calls = name, 0
+
+    def forward(self, inputs: Tensor, size: int | None = None) -> Output:
+        if " " in self.name:
+            raise ValueError(self.name)
+        found, self.calls = super().forward(inputs, size), self.calls + 1
+        seldom = {self.name: torch.tensor(float(self.calls))} if self.calls % 3 == 0 else {}
+        return Output(found.loss, found.terms | seldom)
+
+
+def test_a_term_of_some_updates_is_averaged_over_those(tmp_path: Path) -> None:
+    task, training = Named("rare"), replace(TRAINING, checkpoint_every_steps=12)
+    task.compares_samples = True  # so that no part of the first batch is tried
+    make_trainer(tmp_path, task=task, training=training).fit()
+    lines = [r.values for r in read_metrics(tmp_path / "metrics.jsonl") if r.kind == "train"]
+    assert [line.get("rare") for line in lines] == [3, 6, None, None, 10.5]
+    with pytest.raises(ValueError, match="loss is the loss itself; give the term another name"):
+        make_trainer(None, task=Named("loss")).fit()
+
+
 def test_the_clock_goes_on_over_a_resume(tmp_path: Path) -> None:
     make_trainer(tmp_path, InterruptedData(6)).fit()
     make_trainer(tmp_path).fit()

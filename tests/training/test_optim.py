@@ -149,6 +149,13 @@ def test_nothing_to_train_is_refused() -> None:
         build_optimizer({"head": nn.Linear(2, 2).requires_grad_(False)}, CONFIG)
 
 
+def test_weights_that_two_modules_share_are_named() -> None:
+    modules = {"head": nn.Linear(2, 2), "other": nn.Linear(2, 2)}
+    modules["other"].weight = modules["head"].weight
+    with pytest.raises(UserError, match=r"other\.weight: is head\.weight too; let one submodule"):
+        build_optimizer(modules, CONFIG)
+
+
 def test_each_module_is_clipped_on_its_own() -> None:
     modules = _modules()
     _fill_gradients({"encoder": modules["encoder"]}, scale=100.0)

@@ -107,7 +107,7 @@ def make_trainer(folder: Path | None, data: ToyData | None = None, **changes: An
         "training": TRAINING,
         "seed": 1,
         "ema": EmaConfig(start_momentum=0.9),
-        "folder": folder,
+        "folder": str(folder) if folder else None,  # a path or text
         "about": {"objective": "toy", "model": {}, "run": {"seed": 1}},
         "sinks": [MetricLog(folder / "metrics.jsonl")] if folder else [],
         "evaluators": [ToyEvaluator()],

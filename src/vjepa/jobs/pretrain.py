@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vjepa.checkpoint import described, read_encoder, read_sizes, start_training
+from vjepa.checkpoint import described, read_encoder, read_sizes
 from vjepa.checkpoint.folder import read_config
 from vjepa.config import config_dataclass, from_dict, to_dict
 from vjepa.data.clips.crops import TransformConfig
@@ -20,16 +20,20 @@ from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.loader import ClipLoader, LoaderConfig, beside
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
-from vjepa.evaluation.online import OnlineProbe, OnlineProbeConfig
+from vjepa.evaluation.online import OnlineProbeConfig
 from vjepa.jobs.pretrain_room import (
     check_room,
     check_same_run,
     check_same_videos,
+    continue_from,
     dense_task,
     levjepa_task,
+    made_by,
     measured,
     newest_step,
+    online_probes,
     order_hashes,
+    same_objective,
     say_new_schedules,
     sized_as_source,
 )
@@ -390,9 +394,11 @@ def run(
             check_room(config, out, device, group)
         settled = settle_input(config, out, group)
         seed_torch(config.seed, "weights")
-        made = task(settled)
+        made = made_by(task, settled)
+        own = None if task is build_task else type(made).__name__
+        objective = group.on_main(lambda: same_objective(config, own, out))
         # Before the videos of the training are decoded: a wrong label must not wait for that.
-        evaluators = _evaluators(config, made, group)
+        evaluators = online_probes(config, made, group)
         loader = build_loader(config, out, group)
         stack.callback(loader.close)
         batches, waiting = loader.batches, loader.queue_bytes
@@ -404,8 +410,6 @@ def run(
             hashes |= order_hashes(images=stills.manifests)
         clip = replace(config.data.clip, clips_per_video=1)
         view = ViewConfig(crop_size=config.model.encoder.image_size)
-        is_frozen = config.objective.target == "frozen"
-        objective = "frozen-teacher" if is_frozen else config.objective.name
         if waiting:
             _LOGGER.info("batches waiting in memory: at most %.1f MB", waiting / 1e6)
         trainer = Trainer(
@@ -417,8 +421,7 @@ def run(
             ema=config.ema,
             folder=out,
             about={
-                # By another name than vjepa a checkpoint has one encoder, no target.
-                "objective": objective if task is build_task else type(made).__name__,
+                "objective": objective,
                 "model": to_dict(settled.model),
                 "run": to_dict(config),
                 # How the trained encoder's input is made of a video afterwards.
@@ -443,36 +446,3 @@ def run(
         group.on_main(lambda: begin_folder(out, JOB, config))
         stack.enter_context(log_file(out / LOG_FOLDER / f"rank_{group.rank:03d}.log"))
         return trainer.fit()
-
-
-def _evaluators(config: PretrainConfig, task: Task, group: ProcessGroup) -> list[OnlineProbe]:
-    probe, encoder = config.online_probe, task.encoder_for_evaluation
-    if probe is None:
-        return []
-    if encoder is None:
-        raise UserError(f"online_probe: {type(task).__name__} has no encoder; leave it out")
-    clip, transform, seed = config.data.clip, config.data.transform, config.seed
-    view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
-    precision = config.training.set_up_device().precision
-    return [OnlineProbe(encoder, probe, clip, view, precision, seed, group=group)]
-
-
-def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
-    """Load another checkpoint's weights and, if wanted, its moments; the step to go on from."""
-    modules, optimizer = trainer.task.saved_modules(), trainer.learner.optimizer
-    keep = config.keep_optimizer
-    step, read = start_training(config.path, modules, optimizer, keep, trainer.group)
-    if step is None:
-        if config.step:
-            raise UserError(f"continue_from.step: {read} is weights alone, which start at update 0")
-        _LOGGER.info("starting at update 1 with the weights of %s", read)
-        return 0
-    step = step if config.step is None else config.step
-    if step >= trainer.optim.steps:
-        raise UserError(
-            f"continue_from.path: {config.path} stands after {step} updates, and optim.steps is "
-            f"{trainer.optim.steps}: raise that, or start a new schedule from its weights with "
-            "--continue_from.keep_optimizer false"
-        )
-    _LOGGER.info("going on after update %d of %s", step, read)
-    return step

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vjepa.checkpoint import read_sizes
+from vjepa.checkpoint import read_sizes, start_training
 from vjepa.checkpoint.folder import CHECKPOINTS_FOLDER, CONFIG_FILE, read_json, step_folders
 from vjepa.config import RESOLVED_CONFIG_FILE, Config, diff, load_config
+from vjepa.data.clips.views import ViewConfig
 from vjepa.data.loader.reading import READY_BATCHES
 from vjepa.errors import UserError
+from vjepa.evaluation.online import OnlineProbe
 from vjepa.masking import MaskSampler, TokenMasks
 from vjepa.models import VJEPA, Encoder, InputConfig, ModelConfig, input_content
 from vjepa.models.operations import MaskTokens, UpdateMemory, count_parameters, update_memory
 from vjepa.runtime.distributed import ProcessGroup
-from vjepa.tasks import DensePrediction, LeVJEPA
+from vjepa.tasks import DensePrediction, LeVJEPA, Task
 from vjepa.tasks.masked_prediction import BatchMasks
 from vjepa.training.parallel import num_shards
 from vjepa.training.preflight import LIBRARIES_BYTES, check_disk, check_memory, memory_of_machine
@@ -30,7 +32,8 @@ from vjepa.training.schedules import ema_momentum, learning_rate, weight_decay
 
 if TYPE_CHECKING:
     from vjepa.data.manifest.manifest import Manifest
-    from vjepa.jobs.pretrain import PretrainConfig
+    from vjepa.jobs.pretrain import ContinueConfig, PretrainConfig
+    from vjepa.training import Trainer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -239,6 +242,36 @@ def same_config(config: Config, out: Path, allowed: tuple[str, ...] = ()) -> Con
     return stored
 
 
+def made_by(task: Callable[[PretrainConfig], Task], config: PretrainConfig) -> Task:
+    """What is trained; UserError: `task` makes no task."""
+    made = task if isinstance(task, nn.Module) else task(config)
+    if made is task or not isinstance(made, Task):
+        raise UserError(
+            "task: must be a subclass of vjepa.tasks.Task, or a function that makes such a task of "
+            f"the config; an object of {type(made).__name__} is neither"
+        )
+    return made
+
+
+def same_objective(config: PretrainConfig, own: str | None, out: Path) -> str:
+    """What checkpoints call the objective: a task of one's `own` goes by the name of its class.
+
+    UserError: the run in `out` was trained by another.
+    """
+    # By another name than vjepa a checkpoint has one encoder, no target.
+    is_frozen = config.objective.target == "frozen"
+    name = own or ("frozen-teacher" if is_frozen else config.objective.name)
+    newest = newest_step(out)
+    before = name if newest is None else read_json(newest / CONFIG_FILE).get("objective", name)
+    if before != name:
+        raise UserError(
+            f"{out}: was trained by {before}, not by {name}; go on with that (a task of your own "
+            "is given to vjepa.pretrain: commands have the objectives of configs only), or give "
+            "another --out"
+        )
+    return name
+
+
 def check_same_weights(out: Path, source: object, found: str) -> None:
     """Make sure that a run that was begun on a frozen model goes on with one of the same hash."""
     newest = next(reversed(step_folders(out / CHECKPOINTS_FOLDER).values()), None)
@@ -347,6 +380,40 @@ def sized_as_source(config: PretrainConfig, out: str | Path) -> PretrainConfig:
     if changed:
         _LOGGER.info("sizes from %s: %s", start.path, "; ".join(changed))
     return made
+
+
+def online_probes(config: PretrainConfig, task: Task, group: ProcessGroup) -> list[OnlineProbe]:
+    """The probe that is fitted while training, if the config has one."""
+    probe, encoder = config.online_probe, task.encoder_for_evaluation
+    if probe is None:
+        return []
+    if encoder is None:
+        raise UserError(f"online_probe: {type(task).__name__} has no encoder; leave it out")
+    clip, transform, seed = config.data.clip, config.data.transform, config.seed
+    view = ViewConfig(crop_size=transform.crop_size, resize=transform.resize)
+    precision = config.training.set_up_device().precision
+    return [OnlineProbe(encoder, probe, clip, view, precision, seed, group=group)]
+
+
+def continue_from(config: ContinueConfig, trainer: Trainer) -> int:
+    """Load another checkpoint's weights and, if wanted, its moments; the step to go on from."""
+    modules, optimizer = trainer.task.saved_modules(), trainer.learner.optimizer
+    keep = config.keep_optimizer
+    step, read = start_training(config.path, modules, optimizer, keep, trainer.group)
+    if step is None:
+        if config.step:
+            raise UserError(f"continue_from.step: {read} is weights alone, which start at update 0")
+        _LOGGER.info("starting at update 1 with the weights of %s", read)
+        return 0
+    step = step if config.step is None else config.step
+    if step >= trainer.optim.steps:
+        raise UserError(
+            f"continue_from.path: {config.path} stands after {step} updates, and optim.steps is "
+            f"{trainer.optim.steps}: raise that, or start a new schedule from its weights with "
+            "--continue_from.keep_optimizer false"
+        )
+    _LOGGER.info("going on after update %d of %s", step, read)
+    return step
 
 
 def levjepa_task(config: PretrainConfig) -> LeVJEPA:

@@ -152,6 +152,9 @@ class Encoder(nn.Module):
             given = tokens, packing, rotated, steps
             join, tokens, packing, rotated, steps = with_first(self.cls_token, *given, grid[0])
         scales: Sequence[Tensor | None] = [None] * len(self.blocks)
+        drop = None if branch_scale is None else tuple(branch_scale.shape)
+        if drop not in (None, fitting := (len(scales), 2, len(video))):
+            raise ValueError(f"branch_scale: must be [depth, 2, B] = {fitting}, got {drop}")
         if branch_scale is not None and packing is None:
             scales = branch_scale[..., None, None].unbind()
         elif branch_scale is not None and packing is not None:

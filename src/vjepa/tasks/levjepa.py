@@ -28,7 +28,7 @@ from vjepa.tasks.health import (
     representation_health,
     spread,
 )
-from vjepa.tasks.masked_prediction import normalise_features
+from vjepa.tasks.masked_prediction import check_grid, normalise_features
 from vjepa.tasks.sigreg import NUM_DIRECTIONS, draw_directions, sigreg
 from vjepa.tasks.task import Output, Task, slice_of_part
 
@@ -140,6 +140,7 @@ class LeVJEPA(Task):
 
     def inputs(self, batch: Any, part: int, parts: int) -> tuple[tuple[View, View], Tensor]:
         """The views of the whole clips and of their parts, and SIGReg's directions."""
+        check_grid(batch.clips, self.encoder)
         here = slice_of_part(len(batch.ordinals), part, parts)
         ordinals, sizes, config = batch.ordinals[here], self.encoder.config, self._config
         clips = self.encoder.normalise(to_device(batch.clips[here], self.device))

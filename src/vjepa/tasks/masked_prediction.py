@@ -55,7 +55,7 @@ class BatchMasks:
 
     def __init__(self, sampler: MaskSampler, batch_size: int) -> None:
         self.sampler, self.batch_size = sampler, batch_size
-        self._step, self._masks = -1, tuple[TokenMasks, ...]()
+        self._drawn_for, self._masks = (-1, b""), tuple[TokenMasks, ...]()
 
     def part(
         self, batch: Any, part: int, parts: int, device: torch.device
@@ -72,14 +72,29 @@ class BatchMasks:
         ordinals = batch.step * self.batch_size + np.arange(self.batch_size)
         if self.sampler.counts is not None:  # fixed: they depend on nothing else in the batch
             ordinals = batch.ordinals
-        if batch.step != self._step:
-            self._step, self._masks = batch.step, self.sampler.sample(ordinals, batch.step)
-        return self._masks, int(batch.ordinals[0] - ordinals[0])
+        first = int(batch.ordinals[0] - ordinals[0])
+        own = ordinals[max(0, first) : first + len(batch.ordinals)]
+        if not np.array_equal(own, batch.ordinals):
+            raise ValueError(
+                f"batch.ordinals: {batch.ordinals} are not in order among {ordinals[0]} .. "
+                f"{ordinals[-1]}, the samples of step {batch.step} of the task's batch_size "
+                f"{self.batch_size}; number them so, or use count: fixed"
+            )
+        if (which := (batch.step, ordinals.tobytes())) != self._drawn_for:
+            self._drawn_for, self._masks = which, self.sampler.sample(ordinals, batch.step)
+        return self._masks, first
 
 
 def on_device(masks: Sequence[TokenMasks], device: torch.device) -> tuple[TokenMasks, ...]:
     """Masks with their indices on a device."""
     return tuple(kind.map(lambda indices: to_device(indices, device)) for kind in masks)
+
+
+def check_grid(clips: Tensor, encoder: Encoder) -> None:
+    """ValueError: clips [B, C, T, H, W] have other tokens than the model's, which masks number."""
+    if (grid := encoder.patch_embed.grid(clips.shape)) != encoder.config.grid:
+        of = f"{grid} tokens (t, h, w), but the model's are {encoder.config.grid}"
+        raise ValueError(f"batch.clips: {tuple(clips.shape)} have {of}; cut them to its size")
 
 
 class MaskedPrediction(Task):
@@ -142,6 +157,7 @@ class MaskedPrediction(Task):
 
         A batch has ``clips`` (uint8 [B, C, T, H, W]), ``ordinals`` and ``step``.
         """
+        check_grid(batch.clips, self.encoder)
         clips, masks, size = self._own_masks.part(batch, part, parts, self.device)
         return self.encoder.normalise(clips), masks, size
 

@@ -20,7 +20,8 @@ class Output:
     loss: Tensor
     """float32 scalar, differentiable."""
     terms: dict[str, Tensor]
-    """Detached float32 scalars for the log, on the loss's device; reading one waits for it."""
+    """Detached float32 scalars for the log, on the loss's device; reading one waits for it. All
+    processes give the same names in an update."""
 
 
 class Task(nn.Module, ABC):
@@ -90,4 +91,6 @@ class Task(nn.Module, ABC):
 
 def slice_of_part(size: int, part: int, parts: int) -> slice:
     """The samples of micro-batch `part` of `parts`, of `size` that a process holds."""
+    if size < parts:
+        raise ValueError(f"optim.accumulation_steps: {parts} parts of {size} samples; use fewer")
     return slice(part * size // parts, (part + 1) * size // parts)

@@ -44,12 +44,14 @@ def build_optimizer(
     `lr_scale` gives the factor of a parameter's rate by its full name (layer-wise rates).
     """
     by_muon = linear_weights(modules) if config.optimizer == "muon" else set()
-    groups = []
+    groups, first = [], dict[nn.Parameter, str]()
     for g in parameter_groups(modules):
         kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
         if not g.parameters:
             kinds[1.0, False] = []
         for name, parameter in g.parameters.items():
+            if (other := first.setdefault(parameter, name)) != name:
+                raise UserError(f"{name}: is {other} too; let one submodule hold all that share it")
             kinds.setdefault((lr_scale(name), parameter in by_muon), []).append(parameter)
         groups += [
             {"decayed": g.decayed, "module": g.module, "lr_scale": scale, "muon": muon, "params": p}

@@ -11,6 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,10 +138,15 @@ def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] |
                 loss = task(*task.inputs(batch, 0, most // number)).loss
             loss.backward()
         except Exception as error:
-            error.add_note(
-                f"on {number} of {clips} clips, to measure the time of an update: a task that "
-                "needs several clips at once (a batch norm, say) has compares_samples = True"
-            )
+            with (
+                suppress(Exception),
+                learner.setup.autocast(),
+            ):  # does a whole part of it do better?
+                task(*task.inputs(batch, 0, learner.optim.accumulation_steps)).loss.backward()
+                error.add_note(
+                    f"on {number} of {clips} clips, to measure the time of an update: a task that "
+                    "needs several clips at once (a batch norm, say) has compares_samples = True"
+                )
             raise
         if learner.setup.device.type == "cuda":
             torch.cuda.synchronize(learner.setup.device)

@@ -133,6 +133,8 @@ def train_step(
                 output = (ddp or learner.task)(*inputs)
             # DDP and FSDP take the mean of the processes' gradients, and the batch's is their sum.
             (output.loss * group.size).backward()
+        if "loss" in output.terms:
+            raise ValueError("Output.terms: loss is the loss itself; give the term another name")
         for name, value in {"loss": output.loss, **output.terms}.items():
             summand = value.detach().float()
             values[name] = values[name] + summand if name in values else summand

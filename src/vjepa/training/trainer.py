@@ -119,6 +119,7 @@ class Trainer:
                 "a launcher such as torchrun"
             )
         training, group = self.training, self.group
+        self.folder = None if self.folder is None else Path(self.folder)  # text will do
         self.learner = build_learner(
             self.task, self.optim, self.ema, training, group=group, distributed=self.distributed
         )
@@ -215,6 +216,8 @@ class Trainer:
                 if self._completed != self._saved_step:
                     self._save()
             except BaseException as error:
+                if "find_unused_parameters" in str(error):  # a constructor's, which nobody can call
+                    error.add_note(f"{type(task).__name__} must say so: has_unused = True")
                 # What is being written is written to its end; a second Ctrl-C waits for nothing.
                 if not isinstance(error, KeyboardInterrupt):
                     self._finish_saving(together=isinstance(error, TrainingStopped))

@@ -54,19 +54,16 @@ class LogWindow:
     ) -> tuple[list[HostStep], dict[str, Any], dict[str, list[float]]]:
         """Bring the values to the host in one transfer, the only synchronisation.
 
-        Given back are each update; for the log the means over those that were applied (NaN when
-        none was) and what a clock measured; numbers of each process, empty for one process.
+        Given back are each update; for the log the means over those that were applied and have the
+        value (NaN when none was) and what a clock measured; numbers of each process, empty for one.
         """
-        names = list(self._steps[0][0].values)
-        rows = [
-            torch.stack([*(s.values[name] for name in names), s.finite.float(), s.spike.float()])
-            for s, _ in self._steps
-        ]
-        table = torch.stack(rows).double().cpu().tolist()
+        told = [x.float() for s, _ in self._steps for x in (s.finite, s.spike, *s.values.values())]
+        numbers = iter(torch.stack(told).double().cpu().tolist())
         steps = []
-        for (step, ordinals), (*numbers, finite, spike) in zip(self._steps, table, strict=True):
-            told = dict(zip(names, numbers, strict=True))
-            steps.append(HostStep(step.update, ordinals, told, finite == 1.0, spike == 1.0))
+        for step, ordinals in self._steps:
+            finite, spike = next(numbers) == 1.0, next(numbers) == 1.0
+            values = dict(zip(step.values, numbers, strict=False))  # the rest are later updates'
+            steps.append(HostStep(step.update, ordinals, values, finite, spike))
         good = [step.values for step in steps if step.applied]
         seconds, cpu_seconds = max(self._clock() - self._started, 1e-9), self.cpu_seconds
         own = {
@@ -82,11 +79,11 @@ class LogWindow:
             torch.cuda.reset_peak_memory_stats()
         everywhere = group.gather(own)
         ranks = {name: [there[name] for there in everywhere] for name in own}
-        values: dict[str, Any] = {"first_step": steps[0].update}
-        for name in names:
-            total = math.fsum(step[name] for step in good)
-            values[name] = total / len(good) if good else math.nan
-        values |= {
+        means: dict[str, Any] = {"first_step": steps[0].update}
+        for name in dict.fromkeys(name for step in steps for name in step.values):
+            having = [step[name] for step in good if name in step]
+            means[name] = math.fsum(having) / len(having) if having else math.nan
+        means |= {
             "clips_per_second": sum(ranks["clips_per_second"]),
             "data_wait_share": sum(ranks["data_wait_share"]) / group.size,
             # Of the process that holds most.
@@ -96,4 +93,4 @@ class LogWindow:
             "bad_videos": round(sum(ranks["bad_videos"])),
             "skipped": sum(not step.applied for step in steps),
         }
-        return steps, values, ranks if group.size > 1 else {}
+        return steps, means, ranks if group.size > 1 else {}

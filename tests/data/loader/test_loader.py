@@ -452,6 +452,8 @@ def test_one_step_takes_the_memory_of_one(manifest: Manifest) -> None:
 def test_bad_arguments_are_refused(manifest: Manifest, other: Manifest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch_size 6 does not divide .* 4 processes"):
         _loader([manifest], world_size=4)
+    with pytest.raises(UserError, match=r"rank 5: of 2 processes it is 0 .. 1"):
+        _loader([manifest], rank=5, world_size=2)
     with pytest.raises(UserError, match="no label 'colour'"):
         _loader([manifest], label="colour")
     partly = make_manifest(tmp_path, 3, labels=["a", None, "b"])

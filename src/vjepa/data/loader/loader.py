@@ -112,6 +112,8 @@ class ClipLoader(ClipReader):
                 f"batch_size {batch_size} does not divide equally; give a multiple "
                 f"of the {world_size} processes"
             )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank}: of {world_size} processes it is 0 .. {world_size - 1}")
         super().__init__(
             manifests,
             TrainingClips(clip, transform, seed, loader.max_clip_gigabytes, augment),
