@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_303
+MOST_LINES = 47_237
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,18 +29,18 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4433, 107),
-    "jobs": (8590, 188),
+    "evaluation": (4421, 107),
+    "jobs": (8553, 185),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
-    "jobs/probe": (2151, 55),
+    "jobs/probe": (2165, 55),
     "masking": (797, 15),
-    "models": (2696, 65),
+    "models": (2693, 65),
     "reporting": (1161, 43),
     "runtime": (2573, 60),
     "tasks": (1838, 44),
     "top level": (987, 30),
-    "training": (1749, 40),
+    "training": (1743, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -473,7 +473,8 @@ def test_an_encoder_that_has_moved_is_asked_for(
 
 def test_floors_stand_beside_the_number(videos: Path, checkpoint: Path, tmp_path: Path) -> None:
     """Random weights with the same input and probe, and ridge on pixels of the same clips."""
-    config = probe_config(videos, checkpoint, floors=True, **{"optim.epochs": 2})
+    manifest = relabelled(videos, tmp_path / "m.parquet", lambda c, *_: {"colour": c})
+    config = probe_config(manifest, checkpoint, floors=True, **{"optim.epochs": 2})
     result = train(config, tmp_path / "probe")
     assert [floor.name for floor in result.floors] == [
         "random weights, same input and probe",
@@ -490,9 +491,12 @@ def test_floors_stand_beside_the_number(videos: Path, checkpoint: Path, tmp_path
     assert random.test.metrics.correct == result.floors[0].correct
     assert load_result(tmp_path / "probe") == result
     assert "| ridge on size of differences |" in (tmp_path / "probe" / "result.md").read_text()
-    alone = probe_config(videos, checkpoint, **{"optim.epochs": 2, "encoder.random": True})
+    alone = probe_config(manifest, checkpoint, **{"optim.epochs": 2, "encoder.random": True})
     assert train(alone, tmp_path / "alone").test == random.test
-    for seed, is_same in ((0, True), (1, False)):  # after a call that was stopped at its end
+    # After a call that was stopped at its end.
+    for seed, colours, is_same in ((0, "red green", True), (0, "green red", False), (1, "", False)):
+        new = dict(zip(("red", "green"), colours.split(), strict=False))
+        relabelled(videos, manifest, lambda c, *_, new=new: {"colour": new.get(c, c)})
         (tmp_path / "probe" / "result.json").unlink()
         train(replace(config, seed=seed), tmp_path / "probe")
         again = load_result(tmp_path / "probe" / "random_weights")

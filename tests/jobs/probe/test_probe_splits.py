@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.jobs.probe.tiny_probe import probe_config
+from safetensors.torch import load_file, save_file
+from tests.jobs.probe.tiny_probe import probe_config, relabelled
 
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
@@ -72,6 +74,29 @@ def test_a_finished_draw_is_kept_and_a_foreign_one_refused(
     with pytest.raises(UserError, match="another config"):
         train_splits(other, tmp_path / "out")
     assert (tmp_path / "out/config.yaml").read_bytes() == before
+
+
+def test_a_draw_of_other_labels_or_weights_is_not_taken_for_finished(
+    videos: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    manifest = relabelled(videos, tmp_path / "m.parquet", lambda c, *_: {"colour": c})
+    config = probe_config(manifest, model, **{**FEW, "probe.kind": "nearest_mean"})
+    first = train_splits(config, tmp_path / "out")
+    kept = manifest.read_bytes()
+    for changed in ("train", "test"):
+        new = {(changed, "red"): "green", (changed, "green"): "red"}
+        relabelled(videos, manifest, lambda c, part, _, new=new: {"colour": new.get((part, c), c)})
+        with pytest.raises(UserError, match="split_5: holds a finished draw, but its videos or"):
+            train_splits(config, tmp_path / "out")
+    manifest.write_bytes(kept)
+    weights = load_file(model / "model.safetensors")
+    weights = {name: tensor + 1 for name, tensor in weights.items()}
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(UserError, match="split_5: holds a finished draw, but the weights of its"):
+        train_splits(config, tmp_path / "out")
+    shutil.copytree(checkpoint, model, dirs_exist_ok=True)
+    assert train_splits(config, tmp_path / "out").results == first.results
 
 
 def test_a_job_goes_on_under_another_spelling_of_its_folder(

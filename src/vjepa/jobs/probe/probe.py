@@ -123,7 +123,7 @@ def train(
             times.append(time.perf_counter())
         floors: tuple[Floor, ...] = ()
         if config.floors and test is not None:
-            floors = _random_floor(config, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
+            floors = _random_floor(inputs, out / RANDOM_FOLDER, cached_rows) + pixel_floors(inputs)
             times.append(time.perf_counter())
         stages = ("set-up", "features", "training", "test", "floors")
         result = result_of(
@@ -170,17 +170,17 @@ def save_result(result: ProbeResult, out: Path) -> None:
 
 
 def _random_floor(
-    config: ProbeConfig, out: Path, cached_rows: NDArray[np.int64] | None
+    inputs: ProbeInputs, out: Path, cached_rows: NDArray[np.int64] | None
 ) -> tuple[Floor, ...]:
     """The same probe on random weights with the same input; nothing for a probe on such weights."""
-    encoder = config.encoder
+    config, encoder = inputs.config, inputs.config.encoder
     if encoder.is_random:
         return ()
     # An image model of timm takes a file of weights or random ones.
     encoder = replace(encoder, random=True, timm_weights=None)
     again = replace(config, encoder=encoder, floors=False)
     found = load_result(out) if (out / RESULT_FILE).exists() else None  # of a call stopped since
-    if found is None or found.config != to_dict(again):
+    if found is None or found.config != to_dict(again) or not _same_videos(found, inputs):
         (out / RESULT_FILE).unlink(missing_ok=True)
         found = train(again, out, cached_rows=cached_rows)
     test = found.test
@@ -188,6 +188,13 @@ def _random_floor(
     assert isinstance(test.metrics, ClassificationMetrics)
     name = "random weights, same input and probe"
     return (Floor(name=name, count=test.metrics.count, correct=test.metrics.correct),)
+
+
+def _same_videos(found: ProbeResult, inputs: ProbeInputs) -> bool:
+    """Whether a finished probe was trained and tested on these rows and labels."""
+    tested = found.test and found.test.manifest_hash
+    test = inputs.test and inputs.test.manifest.content_hash
+    return (inputs.train.manifest.content_hash, test) == (found.train_manifest_hash, tested)
 
 
 def check_room(inputs: ProbeInputs) -> None:
@@ -306,8 +313,8 @@ def train_splits(config: ProbeConfig, out: str | Path) -> SplitsResult:
 
     Every video is encoded once for all draws: in the job's own cache folder, or in a temporary one
     below `out`, which then holds only the rows that a draw uses. An interrupted job goes on where
-    it stopped when it is started again with the same config. Each draw has a folder
-    ``split_<seed>`` in `out`, as `train` makes it.
+    it stopped when it is started again with the same config, encoder and videos. Each draw has a
+    folder ``split_<seed>`` in `out`, as `train` makes it.
     """
     config, out = from_dict(ProbeConfig, config), as_path(out)
     single = replace(config, data=replace(config.data, num_splits=1))
@@ -343,4 +350,11 @@ def _finished(folder: Path, config: ProbeConfig) -> ProbeResult | None:
             wanted["data"][name] = result.config["data"].get(name)
     if result.config != wanted:
         raise UserError(f"{folder}: holds a probe of another config; give another --out")
-    return result
+    inputs = open_inputs(config)
+    if not _same_videos(result, inputs):
+        changed = "its videos or their labels have changed; restore the manifest"
+    elif inputs.extractor.frozen.identity.weights_hash != result.weights_hash:
+        changed = f"the weights of its encoder ({result.encoder}) have changed; restore them"
+    else:
+        return result
+    raise UserError(f"{folder}: holds a finished draw, but {changed}, or give another --out")
