@@ -14,22 +14,22 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_237
+MOST_LINES = 47_259
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3956, 100),
-    "cli": (2263, 30),
-    "data": (1023, 14),
+    "checkpoint": (3967, 100),
+    "cli": (2265, 30),
+    "data": (1037, 14),
     "data/clips": (1945, 63),
     "data/loader": (1260, 19),
     "data/manifest": (1907, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4421, 107),
+    "evaluation": (4441, 107),
     "jobs": (8553, 185),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),

@@ -71,6 +71,7 @@ def test_markdown_has_number_interval_heads_and_bad_videos() -> None:
     assert "| attentive | 300 | 0.001 | 0.01 | 75.0 % (3/4) | 0.500 | yes |" in text
     assert "| right | 2 | 50.0 |" in text
     assert "Not evaluated: v3.mp4: truncated" in text
+    assert "1 of the training videos (first: v1.mp4: zero bytes)\n\n" in text
     odd = replace(_result(), label="run|jump\nhigh").markdown()
     assert r"| target | run\|jump high | 20 | 66.7 |" in odd, "a row has as many cells as its head"
 

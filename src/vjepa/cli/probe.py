@@ -143,6 +143,8 @@ def _train(args: argparse.Namespace) -> int:
     print(f"encoder: {result.encoder}")
     if result.steps:
         print(f"head: {result.steps} updates on {result.num_train} labelled videos")
+    if result.left_out:
+        print(result.left_out)
     for head in result.selection:
         mark = "  <- chosen" if head.chosen else ""
         print(

@@ -141,6 +141,13 @@ class ProbeResult:
     floors: tuple[Floor, ...] = ()
     """Empty where they were not measured."""
 
+    @property
+    def left_out(self) -> str:
+        """How many training videos could not be read, in words; empty where all could."""
+        bad = self.train_bad_videos
+        how_many = f"Not trained on, as they cannot be read: {len(bad)} of the training videos"
+        return f"{how_many} (first: {bad[0].path}: {bad[0].reason})" if bad else ""
+
     def save(self, folder: Path) -> None:
         """Write ``result.json`` and a Markdown table beside it."""
         text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
@@ -154,6 +161,7 @@ class ProbeResult:
         lines = [f"# {title} of `{self.label}`", "", f"Encoder: {self.encoder}", ""]
         if self.steps:
             lines += [f"{what}: {self.steps} updates on {self.num_train} labelled videos", ""]
+        lines += [self.left_out, ""] if self.left_out else []
         lines += [compare({self.which: self}), ""]
         if self.floors:
             rows = [(floor.name, *floor.cells) for floor in self.floors]
@@ -301,6 +309,15 @@ class SplitsResult:
     figure: str
     summary: SeedSummary | None
 
+    @property
+    def floors(self) -> dict[str, SeedSummary]:
+        """The share of right answers of what needs no trained encoder, by its name."""
+        draws = zip(*(result.floors for result in self.results), strict=True)
+        return {
+            same[0].name: over_seeds([floor.correct / floor.count for floor in same])
+            for same in draws
+        }
+
     def save(self, folder: Path) -> None:
         """Write ``splits.json`` and a Markdown table beside it."""
         plain = {
@@ -310,12 +327,13 @@ class SplitsResult:
             "folders": [result.folder for result in self.results],
             "num_train": [result.num_train for result in self.results],
             "summary": None if self.summary is None else asdict(self.summary),
+            "floors": {name: asdict(found) for name, found in self.floors.items()},
         }
         atomic_write(folder / SPLITS_TABLE_FILE, self.markdown())
         atomic_write(folder / SPLITS_FILE, json.dumps(plain, indent=1) + "\n")
 
     def markdown(self) -> str:
-        """A Markdown table with one row a draw, and the mean."""
+        """A Markdown table with one row a draw, the mean, and that of what stands beside it."""
         rows = [
             (f"seed {seed}", str(found.num_train))
             for seed, found in zip(self.seeds, self.results, strict=True)
@@ -325,8 +343,10 @@ class SplitsResult:
         name = "top-1 %" if self.figure == "top1" else "mAP %"
         values = zip(rows, self.summary.values, strict=True)
         shown = [(*row, f"{100 * value:.1f}") for row, value in values]
-        mean, deviation = 100 * self.summary.mean, 100 * self.summary.deviation
-        shown.append(("mean", "", f"{mean:.1f} +- {deviation:.1f}"))
+        means = {"mean": self.summary}
+        means |= {f"beside it: {name}": found for name, found in self.floors.items()}
+        for title, found in means.items():
+            shown.append((title, "", f"{100 * found.mean:.1f} +- {100 * found.deviation:.1f}"))
         table = table_lines(("draw", "labels used", name), shown)
         return "\n".join([f"Encoder: {self.results[0].encoder}", "", *table, ""])
 

@@ -21,7 +21,8 @@ FEW = {"data.labels_per_class": 4, "data.num_splits": 3, "optim.epochs": 6, "see
 def test_several_draws_give_mean_and_deviation(
     videos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    found = train_splits(probe_config(videos, checkpoint, **FEW), tmp_path / "out")
+    config = probe_config(videos, checkpoint, **FEW, floors=True)
+    found = train_splits(config, tmp_path / "out")
     assert found.seeds == (5, 6, 7)
     assert found.summary is not None
     values = [load_result(tmp_path / f"out/split_{seed}").test.metrics.top1 for seed in (5, 6, 7)]
@@ -33,7 +34,11 @@ def test_several_draws_give_mean_and_deviation(
     assert all(len(split.fit) + len(split.choose) == 12 for split in splits)
     saved = json.loads((tmp_path / "out/splits.json").read_text())
     assert saved["summary"]["values"] == values
+    beside = saved["floors"]["ridge on middle frame"]["values"]
+    assert beside == [draw.floors[1].correct / 11 for draw in found.results]
     table = (tmp_path / "out/splits.md").read_text()
+    mean = f"{100 * statistics.fmean(beside):.1f} +- {100 * statistics.stdev(beside):.1f}"
+    assert f"| beside it: ridge on middle frame |  | {mean} |\n" in table
     assert table.rpartition("+-")[2].endswith(" |\n"), "what is printed next has its own line"
     assert not list((tmp_path / "out").glob("*features"))
     before = (tmp_path / "out/config.yaml").read_bytes()
