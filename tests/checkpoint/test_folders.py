@@ -146,6 +146,7 @@ def test_weights_of_another_shape_are_refused(folder: Path) -> None:
         ("[]", "not written by vjepa"),
         ('{"model_type": "videomae"}', r"not written by vjepa \(model_type videomae\)"),
         ('{"format": "vjepa", "objective": "vjepa"}', "no group 'model'"),
+        ('{"format": "vjepa", "objective": "detection"}', r"a detector, .*\(encoder\.path in"),
         ('{"format": "vjepa", "objective": "vjepa", "model": {"encoder": {"widht": 3}}}', "width"),
         ('{"format": "vjepa", "objective": 3, "model": {}}', "objective 3"),
         ('{"format": "vjepa", "objective": "pixel", "step": "1", "model": {}}', "step '1'"),

@@ -99,7 +99,11 @@ def test_a_program_of_torch_with_a_fixed_batch(model: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("kind", "join", "form"),
-    [("attentive", "tokens", "onnx"), ("linear", "average", "torch-export")],
+    [
+        ("attentive", "tokens", "onnx"),
+        ("linear", "average", "torch-export"),
+        ("knn", "average", "torch-export"),
+    ],
 )
 def test_a_probe_gives_the_shares_of_its_classes(
     model: Path, tmp_path: Path, kind: str, join: str, form: export_module.Format
@@ -108,7 +112,9 @@ def test_a_probe_gives_the_shares_of_its_classes(
     frozen = open_encoder(EncoderSourceConfig(path=model))
     view = ViewConfig(crop_size=32, num_segments=2, num_views=3)
     torch.manual_seed(3)
-    head = build_head(HeadConfig(kind=kind), 24, 2, 3).eval()
+    head = build_head(HeadConfig(kind=kind), 24, 2, 3, 12).eval()
+    if kind == "knn":
+        head.fit(torch.randn(12, 24), torch.arange(12) % 3)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     clip, view = ClipConfig(num_frames=4), replace(view, join=join)

@@ -172,6 +172,11 @@ def read_config(folder: Path) -> CheckpointConfig:
             f"{path}: not written by vjepa{said}; give a checkpoint or run folder of ours"
         )
     if not isinstance(content.get("model"), dict):
+        if content.get("objective") == "detection":
+            raise UserError(
+                f"{path}: of a detector, whose encoder is not in it; give that (encoder.path in "
+                "the detector's config.yaml)"
+            )
         raise UserError(f"{path}: has no group 'model' with its sizes; copy it again")
     version = str(content.get("version", ""))
     with explained_version(str(path), version):

@@ -166,7 +166,8 @@ class NearestNeighbours(nn.Module):
         similar = F.normalize(tokens.float().mean(dim=1), dim=1) @ self.bank.T
         best = similar.topk(min(self.neighbours, len(self.bank)), dim=1)
         weights = (best.values / self.temperature).softmax(dim=1)
-        votes = weights.new_zeros(len(tokens), self.num_classes)
+        # `len` would fix the number of videos where a probe is exported.
+        votes = weights.new_zeros(tokens.shape[0], self.num_classes)
         votes.scatter_add_(1, self.bank_labels[best.indices], weights)
         return votes.clamp_min(torch.finfo(votes.dtype).tiny).log()
 

@@ -130,8 +130,17 @@ def read_description(path: Path, what: str, form: str, job: str) -> Generator[di
             ) from error
 
 
+def refuse_draws(folder: Path) -> None:
+    """Refuse a folder that holds a probe for each draw of the labels, where one is wanted."""
+    draws = sorted(folder.glob(f"split_*/{CONFIG_FILE}"))
+    if draws:
+        several = f"{len(draws)} probes, each on its own draw of the labels"
+        raise UserError(f"{folder}: holds {several}; give one, such as {draws[0].parent}")
+
+
 def load_saved_probe(folder: Path) -> SavedProbe:
     """Read a probe; everything must fit. Its head is in evaluation mode on the CPU."""
+    refuse_draws(folder)
     path = folder / CONFIG_FILE
     source = str(path)
     with read_description(path, "probe", _FORMAT, "probe train") as described:

@@ -23,7 +23,7 @@ from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.evaluate import join_clips
 from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.evaluation.preprocess import Preprocess, preprocess_of
-from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe
+from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, refuse_draws
 from vjepa.jobs.bench_encode import time_calls
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
@@ -183,6 +183,7 @@ def _open(
     path: Path, encoder: Path | None, source: EncoderSourceConfig
 ) -> tuple[FrozenEncoder, Preprocess, SavedProbe | None]:
     """The encoder, how its input is made, and the probe on it, if it is one."""
+    refuse_draws(path)
     if (path / CONFIG_FILE).is_file():
         if source != EncoderSourceConfig():
             raise UserError(

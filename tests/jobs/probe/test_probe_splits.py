@@ -13,6 +13,9 @@ from tests.jobs.probe.tiny_probe import probe_config, relabelled
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import load_split
 from vjepa.evaluation.results import load_result
+from vjepa.jobs.export import export
+from vjepa.jobs.probe.compare import compare_answers
+from vjepa.jobs.probe.predict import load_probe
 from vjepa.jobs.probe.probe import train, train_splits
 
 FEW = {"data.labels_per_class": 4, "data.num_splits": 3, "optim.epochs": 6, "seed": 5}
@@ -41,6 +44,13 @@ def test_several_draws_give_mean_and_deviation(
     assert f"| beside it: ridge on middle frame |  | {mean} |\n" in table
     assert table.rpartition("+-")[2].endswith(" |\n"), "what is printed next has its own line"
     assert not list((tmp_path / "out").glob("*features"))
+    for one_is_wanted in (
+        lambda: load_probe(tmp_path / "out", device="cpu"),
+        lambda: compare_answers(tmp_path / "out", tmp_path / "out/split_6"),
+        lambda: export(tmp_path / "out", tmp_path / "x.onnx"),
+    ):
+        with pytest.raises(UserError, match=r"holds 3 probes, .*; give one, such as .*/split_5"):
+            one_is_wanted()
     before = (tmp_path / "out/config.yaml").read_bytes()
     with pytest.raises(UserError, match="holds a probe already"):
         train(probe_config(videos, checkpoint), tmp_path / "out")

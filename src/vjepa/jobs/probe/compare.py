@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import NORMAL_975, ConfidenceInterval
+from vjepa.evaluation.saved_probe import refuse_draws
 from vjepa.paths import as_path
 
 ANSWERS_FILE = "answers.csv"
@@ -96,12 +97,18 @@ def _read(path: Path) -> dict[tuple[str, int], tuple[str, str]]:
                 answers[row["path"], seen[row["path"]]] = (row["class"], row["answer"])
                 seen[row["path"]] += 1
     except FileNotFoundError:
+        refuse_draws(path)
         raise UserError(
             f"{file}: no such file; `vjepa probe train` with test videos writes it, or "
             "`vjepa probe eval --answers FILE`"
         ) from None
-    except (OSError, UnicodeError, KeyError, csv.Error) as error:
+    except KeyError as error:
         raise UserError(
-            f"{file}: not a file of answers with one class a video ({error!r}); give another"
+            f"{file}: not a file of answers with one class a video (no column {error}); those with "
+            "several classes a video cannot be compared so"
+        ) from error
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise UserError(
+            f"{file}: not a file of answers with one class a video ({error}); give another"
         ) from error
     return answers
