@@ -178,9 +178,7 @@ def field_types(cls: type) -> dict[str, object]:
 def _defaults(cls: type) -> dict[str, object]:
     """The default of every field of a config dataclass: a value or :data:`REQUIRED`."""
     found: dict[str, object] = {}
-    for field in dataclasses.fields(typing.cast("Any", cls)):
-        if not field.init:
-            continue
+    for field in (each for each in dataclasses.fields(typing.cast("Any", cls)) if each.init):
         found[field.name] = REQUIRED if field.default is dataclasses.MISSING else field.default
         if field.default_factory is not dataclasses.MISSING:
             found[field.name] = field.default_factory()
@@ -505,7 +503,7 @@ class _Layers:
             raise UserError(f"{self._place(path)}: {_show(node)} is not valid here: {expected}")
         for name in given:
             if name not in field_types(cls):
-                near = self._nearest_setting(cls, path, str(name))
+                near = self._nearest_setting(cls, path, str(name), given[name])
                 remedy = f"did you mean {near}?" if near else f"known here: {known}"
                 where = f"{self._place(_join(path, name))}: unknown setting"
                 raise UserError(f"{where} (value {_show(given[name])}); {remedy}")
@@ -554,21 +552,22 @@ class _Layers:
                 raise UserError(f"{self._place(path)}: {error}") from error
         return value
 
-    def _nearest_setting(self, cls: type, path: str, name: str) -> str | None:
-        """The nearest valid dotted name: a sibling first, then the same leaf anywhere."""
-        if (sibling := nearest(name, field_types(cls))) is not None:
-            return _join(path, sibling)
+    def _nearest_setting(self, cls: type, path: str, name: str, value: object) -> str | None:
+        """The nearest valid dotted name: by what a group holds, a sibling, or a leaf anywhere."""
         everywhere = [setting for setting, _, _ in _walk(self._root, None, "")]
         leaves = {dotted.rpartition(".")[2]: dotted for dotted in reversed(everywhere)}
+        held = value if isinstance(value, Mapping) else ()
+        if same := [dotted for dotted in everywhere if dotted.rpartition(".")[2] in held]:
+            near = difflib.get_close_matches(_join(path, name), same, n=1, cutoff=0)[0]
+            return near.rpartition(".")[0] or near
+        if (sibling := nearest(name, field_types(cls))) is not None:
+            return _join(path, sibling)
         return leaves.get(nearest(name, leaves) or "")
 
     def _refused(
         self, path: str, given: Mapping[str, Any], values: Mapping[str, Any], message: str
     ) -> UserError:
-        """The error of a config class, whose message begins with the name of a field.
-
-        The name may be dotted where a config refuses a combination of what it is made of.
-        """
+        """The error of a config class, whose message begins with a field's name, dotted or not."""
         name, _, rest = " ".join(message.split()).partition(" ")
         first, *inner = re.sub(r"\[(\d+)\]", r".\1", name.rstrip(":")).split(".")
         if first not in values:

@@ -501,7 +501,7 @@ def test_floors_stand_beside_the_number(videos: Path, checkpoint: Path, tmp_path
         train(replace(config, seed=seed), tmp_path / "probe")
         again = load_result(tmp_path / "probe" / "random_weights")
         assert (again.config["seed"], again == random) == (seed, is_same)
-    with pytest.raises(UserError, match="floors: are for one class a video"):
+    with pytest.raises(UserError, match="linear, and without floors"):
         probe_config(videos, checkpoint, floors=True, **{"data.multi_label": True})
 
 

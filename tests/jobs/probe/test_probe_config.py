@@ -89,7 +89,13 @@ def test_the_grid_has_every_pair() -> None:
         ({"probe.kind": "knn", "probe.depth": 2}, r"probe\.depth"),
         ({"probe.kind": "knn", "features.online": True}, "features: a knn probe is not trained"),
         ({"probe.kind": "knn", "optim.poolings": ["linear"]}, r"optim\.poolings"),
-        ({"probe.kind": "knn", "data.multi_label": True}, r"data\.multi_label"),
+        (
+            {"probe.kind": "knn", "data.multi_label": True},
+            "multi_label: .*attentive or linear",
+        ),
+        ({"optim.steps": 6}, "steps: give exactly one of epochs and steps; the other is null"),
+        ({"training.device": "cpu"}, r"training: unknown .* did you mean device\?"),
+        ({"data.loader.num_workers": 0}, r"data\.loader: unknown .* did you mean data\.reading\?"),
         ({"probe.kind": "ridge", "probe.neighbours": 5}, r"probe\.neighbours: is of kind knn"),
         (
             {"probe.kind": "ridge", "probe.variant": "paper"},

@@ -137,7 +137,7 @@ class FinetuneOptimConfig(LabelledOptimConfig):
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("steps: exactly one of epochs and steps must be given")
+            raise ValueError("steps: give exactly one of epochs and steps; the other is null")
 
     def schedules(self, videos: int, batch_size: int) -> OptimConfig:
         """As the training loop takes it, for so many training videos."""

@@ -190,8 +190,8 @@ def _check_goes_on(inputs: FinetuneInputs, out: Path, newest: Path) -> None:
         shown = f", for example {new[0]}" if len(new) else ""
         raise UserError(
             f"{out}: this run began with {len(record.fit)} labelled videos, now there are "
-            f"{len(inputs.record.fit)}, others or in another order{shown}; restore the manifest, "
-            "or give another --out"
+            f"{len(inputs.record.fit)}, others, in another order or with other labels{shown}; "
+            "restore the manifest, or give another --out"
         )
 
 

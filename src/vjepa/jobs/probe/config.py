@@ -233,7 +233,7 @@ class ProbeOptimConfig:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("steps: exactly one of epochs and steps must be given")
+            raise ValueError("steps: give exactly one of epochs and steps; the other is null")
         if not self.learning_rates or not self.weight_decays:
             name = "weight_decays" if self.learning_rates else "learning_rates"
             raise ValueError(f"{name}: at least one is needed")
@@ -286,8 +286,11 @@ class ProbeConfig:
     of these. About twice the time. Nothing without test videos."""
 
     def __post_init__(self) -> None:
-        if self.floors and self.data.multi_label:
-            raise ValueError("floors: are for one class a video; leave them out")
+        if self.data.multi_label and (self.floors or not self.probe.is_trained):
+            raise ValueError(
+                "data.multi_label: several classes a video go with probe.kind attentive or linear, "
+                "and without floors"
+            )
         if self.data.augment.policy == "none" and self.features.passes > 1:
             raise ValueError(
                 "features.passes: without data.augment.policy all passes would be the same"
@@ -302,8 +305,6 @@ class ProbeConfig:
                 raise ValueError(f"features: {named}: leave online and passes out")
             if self.optim.poolings is not None:
                 raise ValueError(f"optim.poolings: {named}: leave them out")
-            if self.data.multi_label:
-                raise ValueError(f"data.multi_label: {named} for several classes a video")
 
     @property
     def grid(self) -> tuple[HeadSetting, ...]:
