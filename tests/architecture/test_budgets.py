@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_282
+MOST_LINES = 47_279
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3972, 100),
-    "cli": (2265, 30),
+    "checkpoint": (3967, 100),
+    "cli": (2266, 30),
     "data": (1037, 14),
     "data/clips": (1945, 63),
     "data/loader": (1260, 19),
@@ -29,8 +29,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4451, 108),
-    "jobs": (8554, 185),
+    "evaluation": (4438, 107),
+    "jobs": (8593, 187),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),

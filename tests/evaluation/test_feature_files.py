@@ -185,3 +185,6 @@ def test_rows_of_a_source_are_those_written_last_by_any_of_several_writers(tmp_p
         assert torch.equal(read_rows(part, "a.mp4", (8, 1, 1), "space").tokens, tokens)
         held = FeatureTable(tmp_path, "float32")
         assert [held.holds(one) for one in origins] == [one == origins[-1] for one in origins]
+    FeatureTable(tmp_path, "float32").drop(set())
+    rows = pq.read_table(tmp_path).column("features").to_pylist()
+    np.testing.assert_array_equal(rows, before.numpy())

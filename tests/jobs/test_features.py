@@ -213,6 +213,17 @@ def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
     assert (report.written, report.kept) == (1, 2)
     assert target.read_bytes() != whole
     assert read_index(out)[str(videos / "a.mp4")].grid == (3, 2, 2)
+    (videos / "a.mp4").write_bytes(b"nothing")
+    (videos / "still.png").unlink()
+    report = run(config, [videos], out)
+    assert (len(report.failed), report.kept, report.dropped, report.others) == (1, 1, 1, 0)
+    assert [path.parent.name for path in out.rglob("*.safetensors")] == ["sub"]
+    moved = videos.rename(tmp_path / "moved")
+    report = run(config, [moved / "sub"], out)
+    assert (report.written, report.dropped, report.others) == (1, 0, 2)
+    assert run(replace(config, drop=True), [moved / "sub"], out).dropped == 2
+    assert vjepa.load_features(out).paths == (str(moved / "sub" / "a.mp4"),)
+    assert len([*out.rglob("*.safetensors")]) == 1
 
 
 def test_a_half_written_folder_is_refused_until_it_is_whole(
@@ -372,7 +383,7 @@ def test_the_folder_of_another_job_or_process_is_left_alone(
 
 @pytest.mark.parametrize(("pool", "rows"), [("video", 1), ("space", 3)])
 def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int) -> None:
-    out, config = tmp_path / "out", _config(model, format="parquet", pool=pool)
+    out, config = tmp_path / "seed=1", _config(model, format="parquet", pool=pool)
     report = run(config, [videos], out)
     assert (report.written, len(report.failed)) == (3, 1)
     table = pq.read_table(out / "table")
@@ -389,7 +400,9 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     assert (len(first.times), first.grid) == (rows, wanted.grid)
     shutil.copy2(videos / "a.mp4", tmp_path / "a.mp4")
     write_video(videos / "a.mp4", coloured_frames("blue", 9))
-    run(config, [videos], out)  # the table keeps the old rows, which are not taken for these
+    run(config, [videos], out)
+    paths = pq.read_table(out / "table").column("path").to_pylist()
+    assert paths.count(str(videos / "a.mp4")) == rows, "no reader takes the old rows for these"
     again = vjepa.load_features(out)[str(videos / "a.mp4")]
     assert len(again.times) == rows
     assert not torch.allclose(again.tokens, first.tokens, atol=1e-3)
@@ -400,6 +413,12 @@ def test_a_table(model: Path, videos: Path, tmp_path: Path, pool: str, rows: int
     torch.testing.assert_close(again[str(videos / "a.mp4")].tokens, first.tokens)
     number = np.int64(again.paths.index(str(videos / "a.mp4")))
     torch.testing.assert_close(again[number].tokens, first.tokens)
+    (videos / "a.mp4").write_bytes(b"nothing")
+    (videos / "still.png").unlink()
+    assert run(config, [videos], out).dropped == 1
+    left = pq.read_table(out / "table")
+    assert left.schema == table.schema
+    assert {*left.column("path").to_pylist()} == {str(videos / "sub" / "a.mp4")}
 
 
 def test_a_file_with_the_longest_name_has_features_too(model: Path, tmp_path: Path) -> None:
@@ -476,7 +495,10 @@ def test_the_command(
     assert "windows/s" in said
     (videos / "broken.mp4").unlink()
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert "0 files encoded, 3 there already" in capsys.readouterr().out
+    assert "0 files encoded, 3 there already, 1 dropped\n" in capsys.readouterr().out
+    command[1] = str(videos / "a.mp4")
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "1 there already, 2 of other sources stay (--drop true" in capsys.readouterr().out
     assert main([*command, "--print-config"]) == 0
     assert "overlap: 0.5" in capsys.readouterr().out
     assert main(command) == 2

@@ -165,7 +165,8 @@ write frozen features of videos and images, with times
 
 SRC is a video, an image, a folder, a list of files, or a manifest. Long videos are cut into
 overlapping windows whose tokens are averaged where they meet; memory does not grow with length.
-Files whose features are in DIR already are kept. Exit code 1 if some files cannot be read.
+Files whose features are in DIR already are kept; those of files that are gone from a folder are
+dropped. Exit code 1 if some files cannot be read.
 
 examples:
   vjepa features a.mp4 --encoder.path runs/first --out features
@@ -192,7 +193,9 @@ def _features(args: argparse.Namespace) -> int:
     for record in report.failed:
         print(f"no features: {record.path}: {record.failure}")
     parts = [f"{report.written} file{'s' * (report.written != 1)} encoded"]
-    parts += [f"{report.kept} there already"] if report.kept else []
+    others = "of other sources stay (--drop true takes them out)"
+    counts = (report.kept, "there already"), (report.dropped, "dropped"), (report.others, others)
+    parts += [f"{count} {what}" for count, what in counts if count]
     parts += [f"{len(report.failed)} cannot be read"] if report.failed else []
     line = ", ".join(parts)
     if report.windows:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -63,17 +63,34 @@ class FeatureTable:
         self._stored = stored
         self._columns: dict[str, list[object]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self._newest: dict[str, str] = {}  # origin of each path: older rows are never read
-        parts = _parts_of_table(folder)
-        for part in parts:
+        self._newest: dict[str, tuple[str, Path]] = {}  # origin of each path, and its last part
+        self._parts: dict[Path, list[str]] = {}  # which paths each holds
+        for part in _parts_of_table(folder):
             column = pq.read_table(part, columns=["origin"]).column("origin")
-            self._newest |= {json.loads(one)["path"]: one for one in column.unique().to_pylist()}
+            origins = {json.loads(one)["path"]: one for one in column.unique().to_pylist()}
+            self._parts[part] = [*origins]
+            self._newest |= {path: (origin, part) for path, origin in origins.items()}
         self._prefix = f"part-{writer}"
-        self._next_part = len(parts)
+        self._next_part = len(self._parts)
 
     def holds(self, origin: Origin) -> bool:
         """Whether the rows of its path that are on the disk, the newest, are of this origin."""
-        return self._newest.get(str(origin["path"])) == json.dumps(origin)
+        return self._newest.get(str(origin["path"]), ("",))[0] == json.dumps(origin)
+
+    def drop(self, paths: Set[str]) -> None:
+        """Take out the rows of these paths that are on the disk, and those that a later part has.
+
+        A part is whole or as it was, whenever this is stopped.
+        """
+        for part, held in self._parts.items():
+            kept = [p for p in held if p not in paths and self._newest[p][1] == part]
+            if not kept:
+                part.unlink()
+            elif len(kept) < len(held):
+                rows = self._pq.read_table(part, filters=[("path", "in", kept)])
+                with atomic_path(part) as aside:
+                    self._pq.write_table(rows, aside)
+        self._newest = {p: newest for p, newest in self._newest.items() if p not in paths}
 
     def add(self, look: Look, origin: Origin, parts: Iterable[Part]) -> None:
         """Add rows of a file: one for each tubelet, or for the whole; for one that fails none."""

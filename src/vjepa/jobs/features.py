@@ -8,7 +8,7 @@ import json
 import operator
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, overload
@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from vjepa.config import RESOLVED_CONFIG_FILE, config_dataclass, from_dict, load_config, to_dict
 from vjepa.data.clips.windows import Look
-from vjepa.data.manifest.storage import absolute, is_address, member_at
+from vjepa.data.manifest.storage import absolute
 from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
@@ -52,7 +52,7 @@ from vjepa.jobs.probe.encoder import (
     require_fitting,
     stretches,
 )
-from vjepa.jobs.videos import files_of
+from vjepa.jobs.videos import files_of, gone_from, is_gone
 from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.files import (
@@ -91,6 +91,9 @@ class FeaturesConfig(FileEncodingConfig):
     (needs the extra `ray`)."""
     ray_workers: Annotated[int, Field(ge=1)] = 2
     """Processes of `engine: ray`, each with its own encoder; on GPUs each takes one."""
+    drop: bool = False
+    """Take out the features of files that none of the sources names; else only of those that are
+    gone from a folder that is named."""
 
     def __post_init__(self) -> None:
         if self.engine == "local" and self.ray_workers != FeaturesConfig.ray_workers:
@@ -137,12 +140,15 @@ class FileRecord:
 class FeaturesReport:
     """What a run has done: files encoded, found there already, without features; windows; seconds.
 
+    `dropped` are those taken out, `others` those that stay and that no source named.
     `encoder` says which it was: file, weights and hash, or untrained.
     `source_seconds` is the length of the encoded sources, `wall_seconds` includes loading.
     """
 
     written: int
     kept: int
+    dropped: int
+    others: int
     failed: tuple[FileRecord, ...]
     windows: int
     source_seconds: float
@@ -161,6 +167,8 @@ def run(
 ) -> FeaturesReport:
     """Write the features of every file of the sources; what is there already is kept.
 
+    Files that lay below one of the folders and are gone are dropped, with `config.drop` all that
+    no source names.
     Sources are videos, images, folders, lists of files, or Parquet manifests, of which `split`
     takes only that split.
     """
@@ -178,11 +186,14 @@ def run(
             values = {"format": config.format, **worker.settings}
             atomic_write(described, json.dumps(values, indent=1, sort_keys=True) + "\n")
         known = read_index(out)
-        names = file_names([info.path for info in infos], config.format, known)
+        unnamed = known.keys() - {info.path for info in infos}
         # What a stopped run had not come to, and is gone since, would be waited for for ever.
-        for path in [p for p, r in known.items() if r.failure == NOT_YET and not is_address(p)]:
-            if not Path(getattr(member_at(path), "shard", path)).exists():
-                del known[path]
+        waiting = {path for path in unnamed if known[path].failure == NOT_YET and is_gone(path)}
+        gone = unnamed if config.drop else waiting | gone_from(sources, unnamed)
+        for path in gone:
+            if file := known.pop(path).file:
+                (out / file).unlink(missing_ok=True)
+        names = file_names([info.path for info in infos], config.format, known)
         started = time.perf_counter()
         files = list(zip(infos, names, strict=True))
         todo: list[_File] = []
@@ -194,6 +205,7 @@ def run(
             elif before is None or before.failure is not None:  # a killed run had come to it
                 grid = worker.grid_of(info)
                 known[info.path] = FileRecord(info.path, name, grid, _seconds(info), None)
+        worker.forget_rows(gone | {info.path for info, _ in todo})
         _write_index(out, known)
         kept, windows = len(files) - len(todo), 0
         encoded: list[FileRecord] = []
@@ -213,6 +225,8 @@ def run(
         return FeaturesReport(
             written=len(good),
             kept=kept,
+            dropped=len(gone),
+            others=len(unnamed) - len(gone),
             failed=tuple(record for record in encoded if record.failure is not None),
             windows=windows,
             source_seconds=sum(record.seconds for record in good),
@@ -325,6 +339,8 @@ class FeatureWorker:
                 else:
                     write(self._out / name, look, origin, parts)
             except DecodeError as error:
+                if name is not None:  # of what the file held before
+                    (self._out / name).unlink(missing_ok=True)
                 yield FileRecord(info.path, None, None, _seconds(info), error.reason), 0
             else:
                 record = FileRecord(info.path, name, look.grid, _seconds(info), None)
@@ -339,6 +355,11 @@ class FeatureWorker:
             seen = (progress.update(n) or part for n, part in enumerate(parts, start=1))
             tokens, times = tokens_and_times(seen)
         return FileFeatures(tokens, times, look.plan.frame_numbers, look.grid, look.box, path)
+
+    def forget_rows(self, paths: Set[str]) -> None:
+        """Take what a table holds of these files out of it."""
+        if self.config.format == "parquet":
+            self._table.drop(paths)
 
     def flush(self) -> None:
         """Write table rows that wait."""

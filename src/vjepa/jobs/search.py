@@ -25,14 +25,13 @@ from pydantic import Field
 from vjepa.checkpoint import locate
 from vjepa.config import config_dataclass, field_types, from_dict
 from vjepa.data.clips.windows import FramingConfig, Look, WindowConfig
-from vjepa.data.manifest.storage import absolute
 from vjepa.data.video.info import DecodeError, VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.video_features import Part, tokens_and_times
 from vjepa.jobs.features import FeaturesConfig, FeatureWorker, stored_config
 from vjepa.jobs.probe.config import EncoderSourceConfig
-from vjepa.jobs.videos import files_of
+from vjepa.jobs.videos import files_of, gone_from, is_gone
 from vjepa.paths import as_path
 from vjepa.runtime.device import DeviceName, Precision
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder, read_json
@@ -152,14 +151,8 @@ def index(config: SearchConfig, sources: Sequence[str | Path], out: str | Path) 
             held |= zip(part["path"].to_pylist(), part["origin"].to_pylist(), strict=True)
         origins = [origin_hash(worker, info) for info in infos]
         todo = [n for n, info in enumerate(infos) if held.get(info.path) != origins[n]]
-        present = {info.path for info in infos}
-        folders = [absolute(str(source)) for source in sources if as_path(source).is_dir()]
-        unnamed = [path for path in held if path not in present]
-        gone = [
-            path
-            for path in unnamed
-            if config.drop or any(Path(path).is_relative_to(one) for one in folders)
-        ]
+        unnamed = held.keys() - {info.path for info in infos}
+        gone = unnamed if config.drop else gone_from(sources, unnamed)
         old = [*gone, *(infos[n].path for n in todo if infos[n].path in held)]
         if old:
             _write_description(out, worker, None)  # half-made until all is there anew
@@ -414,8 +407,11 @@ class Database:
 
 
 def warn_of_changed(paths: Iterable[str]) -> None:
-    """Name files that are not as they were when they were looked at."""
-    for path in sorted(set(paths)):
+    """Name files that are not as they were when they were looked at, but for those that are gone.
+
+    Of these it is said that they are not shown.
+    """
+    for path in sorted(path for path in set(paths) if not is_gone(path)):
         _LOGGER.warning("%s: has changed since it was looked at; give that command again", path)
 
 

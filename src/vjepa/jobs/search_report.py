@@ -15,6 +15,7 @@ from vjepa.data.video.decode import decode_frames
 from vjepa.data.video.info import DecodeError
 from vjepa.data.video.inspect import inspect_file
 from vjepa.jobs.search import Database, Moment, encode_example, origin_hash, warn_of_changed
+from vjepa.jobs.videos import is_gone
 from vjepa.paths import as_path
 from vjepa.reporting.html import Block, Figure, PictureBlock, Report, Section, Table, write_report
 from vjepa.reporting.pictures import (
@@ -75,23 +76,28 @@ def write_sheet(
     asked: Moment, found: Sequence[Moment], out: Path, caption: str, *, narrow: bool = False
 ) -> None:
     """Write a picture of a moment and of those that are like it, some frames of each."""
-    frames = _NARROW_FRAMES if narrow else _FRAMES
-    strips = [_strip("asked for", asked, frames)]
-    strips += [_strip(f"{moment.alike:.3f} alike", moment, frames) for moment in found]
+    frames, failed = _NARROW_FRAMES if narrow else _FRAMES, set[str]()
+    strips = [_strip("asked for", asked, frames, failed)]
+    strips += [_strip(f"{moment.alike:.3f} alike", moment, frames, failed) for moment in found]
     shown = [strip for strip in strips if strip]
     write_png(picture_of(shown, caption=caption, narrow=narrow), out)
 
 
-def _strip(label: str, moment: Moment, frames: int) -> Strip | None:
-    """Frames of a moment, with file and times; None, with a warning, if it is gone."""
+def _strip(label: str, moment: Moment, frames: int, failed: set[str]) -> Strip | None:
+    """Frames of a moment, with file and times; None if they cannot be read.
+
+    The first time that is said, and the file is one of the `failed`.
+    """
     numbers = np.linspace(moment.first_frame, moment.last_frame, frames).round().astype(np.int64)
     try:
         pictures = decode_frames(inspect_file(moment.path), np.unique(numbers))
     except DecodeError as error:
-        _LOGGER.warning(
-            "not shown: %s: %s; the command that looked at these videos brings it up to date",
-            *(moment.path, error.reason),
-        )
+        if moment.path not in failed:
+            failed.add(moment.path)
+            _LOGGER.warning(
+                "not shown: %s: %s; the command that looked at these videos brings it up to date",
+                *(moment.path, "is gone" if is_gone(moment.path) else error.reason),
+            )
         return None
     name = Path(moment.path).name
     if len(name) > _LONGEST_NAME:
@@ -179,9 +185,10 @@ def report(
         looked = f"{len(moments):,} of {total:,} moments, evenly spread"
     # Any beginning will do: it is cut at a slash, and a path may be an address.
     shared = os.path.commonprefix([moment.path for moment in moments]).rpartition("/")[0]  # noqa: RUF071
+    failed = set[str]()
     sections = [
-        _pair_section(pairs, least, shared),
-        _cluster_section(moments, chosen, distances, shared),
+        _pair_section(pairs, least, shared, failed),
+        _cluster_section(moments, chosen, distances, shared, failed),
     ]
     several = int(chosen.max()) + 1
     answer = (
@@ -211,13 +218,15 @@ def _named(moment: Moment, shared: str) -> str:
     return f"{moment.path.removeprefix(f'{shared}/')}, {clock(moment.start)}"
 
 
-def _pair_section(pairs: Sequence[tuple[Moment, Moment]], least: float, shared: str) -> Section:
+def _pair_section(
+    pairs: Sequence[tuple[Moment, Moment]], least: float, shared: str, failed: set[str]
+) -> Section:
     title = "Near-duplicates"
     if not pairs:
         return Section(title, f"No two files have moments at least {least:g} alike.")
     strips = []
     for pair in pairs[:_SHOWN_PAIRS]:
-        one, other = (_strip(f"{half.alike:.3f} alike", half, 2) for half in pair)
+        one, other = (_strip(f"{half.alike:.3f} alike", half, 2, failed) for half in pair)
         if one and other:
             frames, notes = [*one.frames, *other.frames], [*one.notes, *other.notes]
             strips.append(Strip(one.label, frames, notes))
@@ -240,9 +249,10 @@ def _cluster_section(
     chosen: NDArray[np.int64],
     distances: NDArray[np.float32],
     shared: str,
+    failed: set[str],
 ) -> Section:
     """Every cluster by its most typical moments, of different files where there are several."""
-    strips, rows, gone = [], [], set[str]()
+    strips, rows = [], []
     for cluster in np.argsort(-np.bincount(chosen), kind="stable"):
         members = np.flatnonzero(chosen == cluster)
         if not len(members):
@@ -254,12 +264,10 @@ def _cluster_section(
         shown: dict[str, Strip] = {}
         for n in members:
             path = moments[n].path
-            if path not in shown and path not in gone and len(shown) < _FRAMES:
-                strip = _strip(label, moments[n], 3)
+            if path not in shown and path not in failed and len(shown) < _FRAMES:
+                strip = _strip(label, moments[n], 3, failed)
                 if strip:
                     shown[path] = strip
-                else:
-                    gone.add(path)
         if shown:
             frames = [strip.frames[len(strip.frames) // 2] for strip in shown.values()]
             strips.append(Strip(label, frames, [strip.notes[0] for strip in shown.values()]))

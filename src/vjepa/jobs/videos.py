@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from vjepa.data.ava import build_table
 from vjepa.data.manifest.index import check_manifest, index_sources
 from vjepa.data.manifest.manifest import Manifest
+from vjepa.data.manifest.storage import absolute, is_address, member_at
 from vjepa.data.video.info import VideoInfo, is_media
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
@@ -26,7 +27,9 @@ __all__ = [
     "counted",
     "describe",
     "files_of",
+    "gone_from",
     "index_sources",
+    "is_gone",
     "named_files",
 ]
 
@@ -103,6 +106,18 @@ def files_of(sources: Sequence[str | Path], split: str | None = None) -> list[Vi
     for info in named_files(sources, split):
         found.setdefault(info.path, info)
     return list(found.values())
+
+
+def is_gone(path: str) -> bool:
+    """Whether a file of this disk, or the shard that it lies in, is there no more."""
+    return not is_address(path) and not Path(getattr(member_at(path), "shard", path)).exists()
+
+
+def gone_from(sources: Sequence[str | Path], paths: Set[str]) -> set[str]:
+    """Of some paths those that lay below one of the sources and are gone."""
+    folders = [absolute(str(source)) for source in sources if as_path(source).is_dir()]
+    below = (path for path in paths if any(Path(path).is_relative_to(one) for one in folders))
+    return {path for path in below if is_gone(path)}
 
 
 def named_files(sources: Sequence[str | Path], split: str | None = None) -> list[VideoInfo]:
