@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_279
+MOST_LINES = 47_282
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4438, 107),
-    "jobs": (8593, 187),
+    "jobs": (8596, 187),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import signal
@@ -175,10 +176,16 @@ def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
     assert f"shows update {done - 1}, and learning has gone on to {done}: --minutes" in caplog.text
     gone = folder / "red" / "r 1.mp4"
     gone.rename(tmp_path / "r 1.mp4")  # a file that is lost meanwhile costs no report
+    other = folder / "red" / "r 2.mp4"
+    times = other.stat().st_atime_ns, other.stat().st_mtime_ns
+    other.touch()
     try:
         learn.run(_config(recipe, folder, minutes=60.0), out)
     finally:
         (tmp_path / "r 1.mp4").rename(gone)
+        os.utime(other, ns=times)
+    assert f"1 files of the sources are gone (first: {gone})" in caplog.text
+    assert f"1 files of the sources are no longer as they were (first: {other})" in caplog.text
     assert (out / "report.html").stat().st_mtime_ns > before
     assert read_run(out / "run").steps_done >= done
     assert read_run(out / "run").config["training"]["max_minutes"] > 30
@@ -378,7 +385,8 @@ def test_a_killed_call_goes_on_where_it_was(folder: Path, recipe: Path, tmp_path
 
 def test_a_folder_that_was_moved_says_so(finished: Path, folder: Path, recipe: Path) -> None:
     moved = shutil.copytree(finished, finished.with_name("moved"))
-    before = (moved / "run" / "config.yaml").read_bytes()
+    configs = moved / "config.yaml", moved / "run" / "config.yaml"
+    before = [config.read_bytes() for config in configs]
     choices = (moved / "choices.json").read_text()
     (moved / "choices.json").write_text(choices.replace(str(finished), "/elsewhere"))
     assert learn.run(_config(recipe, folder), moved) is None, "nothing is to be done"
@@ -386,7 +394,7 @@ def test_a_folder_that_was_moved_says_so(finished: Path, folder: Path, recipe: P
         UserError, match=r"/elsewhere/videos\.parquet: is gone; was its folder moved"
     ):
         learn.run(_config(recipe, folder, minutes=60.0), moved)
-    assert (moved / "run" / "config.yaml").read_bytes() == before
+    assert [config.read_bytes() for config in configs] == before, "a refused call is forgotten"
 
 
 def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:

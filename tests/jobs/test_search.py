@@ -268,6 +268,15 @@ def test_files_that_cannot_be_used_are_named(
     assert "0 files encoded, 4 there already, 2 cannot be used" in said
 
 
+def test_a_moment_of_a_slow_video_lasts_until_its_frame_ends(tmp_path: Path) -> None:
+    video, out = tmp_path / "a.mp4", str(tmp_path / "db")
+    write_moving(list(render_clip(_LONG, "train", 1).frames[:3]), video, 1.0)
+    assert main(["search", "index", str(video), *_HOW, "--window.fps", "8", "--out", out]) == 0
+    _, moments = search.Database(out).moments(100)
+    ends = sorted((one.start, one.end) for one in moments)
+    assert ends == [(0, 1), (0, 2), (1, 2), (1, 3), (2, 3)]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -27,7 +27,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from vjepa.config import RESOLVED_CONFIG_FILE as CONFIG_FILE
 from vjepa.config import config_dataclass, from_dict, load_config, recipe_names
 from vjepa.data.frame_cache import open_frame_caches
-from vjepa.data.manifest.index import index_sources, list_sources
+from vjepa.data.manifest.index import index_sources, list_sources, unchanged_files
 from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig, shortened
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.manifest.storage import absolute
@@ -162,13 +162,9 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
     started = time.monotonic()
     with claimed_folder(out, JOB):
         _check_sources(config.sources, config.index)
-        config = _agreed(config)
-        stored = out / _CHOICES_FILE
+        config, stored = _agreed(config), out / _CHOICES_FILE
         if stored.is_file():
             same_config(config, out, _MAY_CHANGE)
-        # Before the first look at the files: a call that is killed there is made again.
-        begin_folder(out, JOB, config)
-        if stored.is_file():
             try:
                 choices = TypeAdapter(Choices).validate_json(stored.read_bytes())
             except ValidationError as error:
@@ -176,6 +172,8 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
             _LOGGER.info("going on in %s with what was chosen there:", out)
             _say_new_files(config, choices, out)
         else:
+            # Before the first look at the files: a call that is killed there is made again.
+            begin_folder(out, JOB, config)
             choices = _choose(config, out, started)
             _write_choices(choices, stored)
         lines = [*choices.lines, _time_line(config, choices)]
@@ -187,7 +185,9 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
         ends = started + 60 * config.minutes - _trained_seconds(out)
         kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
         enough = stop_in_time(ends, kept, most)
-        ended = pretrain.run(_pretraining(config, choices, out), out / RUN_FOLDER, is_enough=enough)
+        made = _pretraining(config, choices, out)
+        begin_folder(out, JOB, config)  # a call that is refused is not remembered
+        ended = pretrain.run(made, out / RUN_FOLDER, is_enough=enough)
         if ended.interrupted:
             return ended
         planned, took = _training_minutes(config, choices), _trained_seconds(out) / 60
@@ -239,9 +239,9 @@ def _check_sources(sources: Sequence[Path], how: IndexConfig) -> None:
         raise UserError("a manifest comes alone: index all sources together, or name it only")
     if sources[0].suffix == ".parquet" and how != IndexConfig():
         raise UserError("index: is for sources that are no manifest yet; leave its settings out")
-    missing = [source for source in sources if not source.exists()]
-    if missing:
-        raise UserError(f"{missing[0]}: no such file or folder; name a folder with videos")
+    if missing := [source for source in sources if not source.exists()]:
+        remedy = "name a folder with videos; to go on, bring back what was moved (a link will do)"
+        raise UserError(f"{missing[0]}: no such file or folder; {remedy}")
 
 
 def _agreed(config: LearnConfig) -> LearnConfig:
@@ -274,9 +274,8 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     path = json.dumps(str((out / VIDEOS_FILE).resolve()))
     parts = [name for name in ("train", "unlabelled") if name in manifest.splits]
     sources = ", ".join(f"{{manifest: {path}, split: {name}}}" for name in parts)
-    workers = config.workers
-    if workers is None:
-        workers = max(1, min(12, cpus - 2 if is_gpu else cpus // 2))
+    usual = max(1, min(12, cpus - 2 if is_gpu else cpus // 2))
+    workers = usual if config.workers is None else config.workers
     settings = [
         f"seed={config.seed}",
         f"data.sources=[{sources}]",
@@ -287,10 +286,8 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"training.device={config.device}",
         "training.precision=auto",
     ]
-    sizes = [
-        manifest.numeric(name).astype(np.float64) for name in ("num_frames", "height", "width")
-    ]
-    decoding = float(np.prod(sizes, axis=0).sum()) / _DECODED_PIXELS_PER_SECOND / cpus
+    sizes = [manifest.numeric(name) for name in ("num_frames", "height", "width")]
+    decoding = float(np.prod(sizes, axis=0, dtype=float).sum()) / _DECODED_PIXELS_PER_SECOND / cpus
     if decoding > _DECODING_SHARE * 60 * config.minutes:
         settings.append("data.loader.frame_cache_gigabytes=0")
     beside = max(_REPORT_SECONDS, _REPORT_SHARE * 60 * config.minutes) * (2 if has_probe else 1)
@@ -384,19 +381,23 @@ def _find_videos(
 
 
 def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
-    """Name files of the sources that came after they were looked at, and those that are gone."""
+    """Name files of the sources that are new, other or gone since they were looked at."""
     sources = [str(source) for source in config.sources]
     if config.sources[0].suffix == ".parquet":
         listed = set(chain.from_iterable(Manifest.open(sources[0]).paths()))
     else:
         listed = set(list_sources(sources, sources, config.index).column("path").to_pylist())
-    used = set(chain.from_iterable(Manifest.open(out / VIDEOS_FILE).paths()))
+    manifest = Manifest.open(out / VIDEOS_FILE)
+    used = set(chain.from_iterable(manifest.paths()))
+    other_rows = np.flatnonzero(~unchanged_files(manifest, np.arange(len(manifest))))
+    other = listed.intersection(chain.from_iterable(manifest.paths(other_rows)))
     known = {os.path.realpath(path) for path in (*used, *(path for path, _ in choices.skipped))}
-    new = sorted(path for path in listed if os.path.realpath(path) not in known)
-    for paths, what in ((new, "new, and not used"), (sorted(used - listed), "gone")):
+    new = {path for path in listed if os.path.realpath(path) not in known}
+    said = "%d files of the sources are %s (first: %s); to begin anew give another --out"
+    found = {"new, and not used": new, "gone": used - listed, "no longer as they were": other}
+    for what, paths in found.items():
         if paths:
-            said = "%d files of the sources are %s (first: %s); to begin anew give another --out"
-            _LOGGER.warning(said, len(paths), what, paths[0])
+            _LOGGER.warning(said, len(paths), what, min(paths))
 
 
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:

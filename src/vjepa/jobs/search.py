@@ -277,7 +277,9 @@ def _span(
     size, numbers = look.plan.tubelet_size, look.plan.frame_numbers
     frame = float(times[1] - times[0]) / size if len(times) > 1 else 0.0
     begin = max(0.0, float(times[first]) - frame * (size - 1) / 2)
-    until = float(times[end - 1]) + frame * (size + 1) / 2
+    # A slow source shows one frame for several of a clip.
+    shown = 0.0 if look.info.kind == "image" else max(frame, 1 / look.info.fps)
+    until = float(times[end - 1]) + frame * (size - 1) / 2 + shown
     return begin, until, int(numbers[first, 0]), int(numbers[end - 1, -1])
 
 
