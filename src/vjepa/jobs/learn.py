@@ -286,8 +286,8 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"training.device={config.device}",
         "training.precision=auto",
     ]
-    sizes = [manifest.numeric(name) for name in ("num_frames", "height", "width")]
-    decoding = float(np.prod(sizes, axis=0, dtype=float).sum()) / _DECODED_PIXELS_PER_SECOND / cpus
+    sizes = [manifest.numeric(n).astype(float) for n in ("num_frames", "height", "width")]
+    decoding = float(np.prod(sizes, axis=0).sum()) / _DECODED_PIXELS_PER_SECOND / cpus
     if decoding > _DECODING_SHARE * 60 * config.minutes:
         settings.append("data.loader.frame_cache_gigabytes=0")
     beside = max(_REPORT_SECONDS, _REPORT_SHARE * 60 * config.minutes) * (2 if has_probe else 1)
