@@ -394,7 +394,7 @@ def test_files_that_are_no_probe_are_refused(tmp_path: Path, content: dict, says
 
 def test_an_export_has_no_steps(tmp_path: Path) -> None:
     state = released_training_state(released_file(tmp_path))
-    assert (state.step, state.moments) == (0, {})
+    assert (state.step, state.epoch, state.moments) == (0, 0, {})
 
 
 def _entry(**changes: torch.Tensor) -> Edit:

@@ -111,6 +111,8 @@ class ReleasedTrainingState:
     step: int
     """Updates that the optimiser made. With a loss scaler, updates that it skipped are not counted
     here, though the authors' schedules went on."""
+    epoch: int
+    """Finished epochs of the authors' loop (300 updates each in the paper's recipe)."""
 
 
 def released_training_state(path: str | Path) -> ReleasedTrainingState:
@@ -152,8 +154,12 @@ def released_training_state(path: str | Path) -> ReleasedTrainingState:
                 source = f"{path}: {part}.{name}"
                 own = f"{part}.{our_name(name, part, levels)}"
                 moments[own] = _moments(states[index], stored[part][name], source)
-    step = max((int(entry["step"]) for entry in moments.values()), default=0)
-    return ReleasedTrainingState(moments, step)
+    epoch = content.get("epoch")
+    return ReleasedTrainingState(
+        moments,
+        step=max((int(entry["step"]) for entry in moments.values()), default=0),
+        epoch=epoch if isinstance(epoch, int) else 0,
+    )
 
 
 def _moments(entry: Mapping[str, Any], parameter: Tensor, source: str) -> dict[str, Tensor]:
