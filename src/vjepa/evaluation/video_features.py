@@ -260,6 +260,15 @@ def _encode(
                 _LOGGER.warning("%s", said)
             has_looked = True
             tokens = check_finite(encode_clips(encoder, clips, how.precision))
+            first = good[0][1]
+            assert isinstance(first, Look)
+            wanted = (len(clips), math.prod(first.window_grid), sizes.width)
+            if tokens.shape != wanted:  # they could not be told apart by time and place
+                given = f"{type(encoder).__name__}: gives {tuple(tokens.shape)}"
+                raise UserError(
+                    f"{given}, but its config says [clips, tokens, width] = {wanted}: leave out "
+                    "other tokens (such as [cls]), pool nothing"
+                )
             for (index, look, window), found in zip(good, tokens, strict=True):
                 if file is None or file.index != index:
                     assert isinstance(look, Look)

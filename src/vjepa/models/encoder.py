@@ -152,13 +152,12 @@ class Encoder(nn.Module):
             given = tokens, packing, rotated, steps
             join, tokens, packing, rotated, steps = with_first(self.cls_token, *given, grid[0])
         scales: Sequence[Tensor | None] = [None] * len(self.blocks)
-        drop = None if branch_scale is None else tuple(branch_scale.shape)
-        if drop not in (None, fitting := (len(scales), 2, len(video))):
-            raise ValueError(f"branch_scale: must be [depth, 2, B] = {fitting}, got {drop}")
-        if branch_scale is not None and packing is None:
-            scales = branch_scale[..., None, None].unbind()
-        elif branch_scale is not None and packing is not None:
-            scales = branch_scale[:, :, packing.clip_index, None].unbind()
+        if branch_scale is not None:
+            given, fitting = tuple(branch_scale.shape), (len(scales), 2, video.shape[0])
+            if given != fitting:
+                raise ValueError(f"branch_scale: must be [depth, 2, B] = {fitting}, got {given}")
+            wide = branch_scale if packing is None else branch_scale[:, :, packing.clip_index]
+            scales = (wide[..., None, None] if packing is None else wide[..., None]).unbind()
         last = len(self.blocks) - 1
         wanted = (last,) if layers is None else () if isinstance(layers, int) else tuple(layers)
         if not wanted or not set(wanted) <= set(self.config.levels or range(last + 1)):
