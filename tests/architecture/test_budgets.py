@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_395
+MOST_LINES = 47_412
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3961, 100),
+    "checkpoint": (3967, 100),
     "cli": (2268, 30),
     "data": (1023, 14),
     "data/clips": (1945, 63),
@@ -29,18 +29,18 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4475, 108),
+    "evaluation": (4476, 108),
     "jobs": (8634, 190),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
     "masking": (797, 15),
-    "models": (2696, 65),
+    "models": (2695, 65),
     "reporting": (1161, 43),
     "runtime": (2573, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
-    "training": (1749, 40),
+    "training": (1760, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

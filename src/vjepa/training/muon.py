@@ -69,15 +69,26 @@ def move_matrices(
 def orthogonal(matrices: Tensor) -> Tensor:
     """U V^T of each matrix U S V^T of [n, a, b], nearly: singular values of about 0.7 to 1.2.
 
-    By a Newton-Schulz iteration, in matrix products alone, with Muon's published coefficients.
+    By a Newton-Schulz iteration, in matrix products alone, with Muon's published coefficients. Each
+    round multiplies from the left by a polynomial of X X^T; all rounds are multiplied first, of the
+    short side alone. That is a third fewer operations for a block of a ViT, and exact enough in
+    float32 only: what rounding makes of eigenvalues near 0 grows by 11.9 a round.
     """
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    first, third, fifth = _POLYNOMIAL
-    for _ in range(_ROUNDS):
-        square = x @ x.mT
-        x = torch.baddbmm(
-            x, torch.baddbmm(square, square, square, beta=third, alpha=fifth), x, beta=first
-        )
+    square = x @ x.mT
+    together = step = _polynomial(square)
+    for _ in range(_ROUNDS - 1):
+        square = step @ (step @ square)
+        step = _polynomial(square)
+        together = step @ together
+    x = together @ x
     return x.mT if is_tall else x
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    first, third, fifth = _POLYNOMIAL
+    found = torch.baddbmm(square, square, square, beta=third, alpha=fifth)
+    found.diagonal(dim1=-2, dim2=-1).add_(first)
+    return found
