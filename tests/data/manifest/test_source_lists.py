@@ -272,6 +272,13 @@ def test_path_label_lines(name, tmp_path):
     assert [row.labels["label"] for row in rows] == ["3", "12", "0", "7"]
 
 
+def test_a_column_without_values_is_named(tmp_path, caplog):
+    source = write(tmp_path / "l.csv", "path,split,weight,colour\na.mp4,,,\nb.mp4,,,\n")
+    assert [row.labels for row in read(source)] == [{}, {}]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"{source}: colour: without values, so no label"]
+
+
 def test_path_lines_without_labels(tmp_path):
     write_image_folder(tmp_path / "frames of clip 1", 2)
     text = "a.mp4\nmy video 2.mp4\nframes of clip 1\n"

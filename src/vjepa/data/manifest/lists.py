@@ -43,6 +43,7 @@ from vjepa.errors import UserError
 
 _LOGGER = logging.getLogger(__name__)
 
+_NO_LABELS = ("path", "split", "weight")
 FOLDER_LABEL = LIST_LABEL = "label"
 """Name of the label column of folder trees and of `path label` lists."""
 
@@ -503,7 +504,7 @@ def shortened(text: str) -> str:
 
 def _list_rows(path: Path) -> Iterator[SourceRow]:
     """Rows of a list; relative paths start at the list's own folder."""
-    folder = str(path.parent)
+    folder, is_first = str(path.parent), True
     for place, values in list_entries(path):
         try:
             given = values.get("path")
@@ -513,7 +514,7 @@ def _list_rows(path: Path) -> Iterator[SourceRow]:
             labels = {
                 column: text
                 for column, value in values.items()
-                if column not in ("path", "split", "weight") and (text := _text_of(column, value))
+                if column not in _NO_LABELS and (text := _text_of(column, value))
             }
             full = absolute(name, folder)
             row = SourceRow(
@@ -526,6 +527,10 @@ def _list_rows(path: Path) -> Iterator[SourceRow]:
             )
         except ValueError as error:
             raise UserError(f"{path}, {place}: {error}") from error
+        empty = [name for name in values if name and name not in (*_NO_LABELS, *labels)]
+        if is_first and empty:  # where a later row has a value, that is an error
+            _LOGGER.warning("%s: %s: without values, so no label", path, ", ".join(empty))
+        is_first = False
         yield row
 
 
