@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -51,10 +52,14 @@ def test_what_is_given_in_place_of_a_manifest_is_what_to_make_one_of(
     synthetic: Path, tmp_path: Path, vjepa: Callable
 ) -> None:
     video = synthetic.parent / "train" / "000000.mp4"
-    for given, what in ((video.parent, "a folder"), (video, "no Parquet file")):
-        said = (
-            f"manifest {given}: cannot be read (is {what}); make one with `vjepa data index {given}"
-        )
+    (spaced := tmp_path / "my clips").mkdir()
+    for given, what in (
+        (video.parent, "a folder"),
+        (video, "no Parquet file"),
+        (spaced, "a folder"),
+    ):
+        remedy = f"make one with `vjepa data index {shlex.quote(str(given))} --out"
+        said = f"manifest {given}: cannot be read (is {what}); {remedy}"
         assert said in vjepa("data", "check", given).error
     moved = tmp_path / "moved.parquet"
     shutil.copy(synthetic, moved)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -213,7 +214,8 @@ def _describe(out: Path) -> dict[str, Any]:
     described = out / DESCRIPTION_FILE
     if not described.is_file():
         raise UserError(
-            f"{out}: no database of moments; make one with `vjepa search index VIDEOS --out {out}`"
+            f"{out}: no database of moments; make one with `vjepa search index VIDEOS --out "
+            f"{shlex.quote(str(out))}`"
         )
     again = "make the database anew elsewhere"
     values = read_json(described, again)

@@ -180,7 +180,7 @@ class VideoSources:
             if usable.size == 0:
                 raise UserError(
                     f"manifest {manifest.source}: none of its {len(manifest)} videos can be used; "
-                    f"see `vjepa data check {manifest.source}`"
+                    "see `vjepa data check`"
                 )
             row_weights = manifest.weights[usable]
             total = float(row_weights.sum())

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -295,7 +296,7 @@ class Manifest:
         file = Path(path)
         # Videos, or a list of them, in place of a manifest are what one is made of.
         is_source = file.is_dir() or (file.is_file() and not _is_parquet(file))
-        source = file if is_source else "SRC"
+        source = shlex.quote(str(file)) if is_source else "SRC"
         remedy = f"make one with `vjepa data index {source} --out manifest.parquet`"
         if is_source:
             what = "a folder" if file.is_dir() else "no Parquet file"
@@ -507,7 +508,7 @@ class Manifest:
             reasons = "; ".join(f"{info.path}: {info.reason}" for info in first)
             raise UserError(
                 f"manifest {self._source}: none of its {int(mask.sum())} videos can be used"
-                f" ({reasons or 'no row is left'}); see `vjepa data check {self._source}`"
+                f" ({reasons or 'no row is left'}); see `vjepa data check`"
             )
         # Nothing is copied where nothing is left out; otherwise one column after the other.
         if usable.all():
