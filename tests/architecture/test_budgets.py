@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_417
+MOST_LINES = 47_420
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -25,12 +25,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (1023, 14),
     "data/clips": (1945, 63),
     "data/loader": (1260, 19),
-    "data/manifest": (1912, 38),
+    "data/manifest": (1913, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4476, 108),
-    "jobs": (8634, 190),
+    "jobs": (8636, 190),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
