@@ -120,6 +120,8 @@ def test_numbers_of_frames_are_not_turned_into_times_by_a_mean_rate(folder: Path
     ("row", "said"),
     [
         ("film_c,0902,0.1,0.2,0.5,0.9,1", "no such video: 'film_c'"),
+        ("film_a.mp4,0902,0.1,0.2,0.5,0.9,1", "a file of that name, whose ending is left out"),
+        ("film_a;0902;0.1;0.2;0.5;0.9;1", "set apart by commas, not by semicolons"),
         ("film_a,0920,0.1,0.2,0.5,0.9,1", "20 s into 'film_a', which lasts 10 s"),
         ("film_a,0902,0.5,0.2,0.1,0.9,1", "inverted or empty box: 0.5 0.2 0.1 0.9"),
         ("film_a,0902,0.1,0.2,0.1,0.9,1", "inverted or empty box"),
@@ -141,7 +143,7 @@ def test_a_bad_row_is_named(
     assert "row 6" in error
     assert error.count("\n") == 1
     assert not (folder / "boxes.parquet").exists()
-    if "columns" not in said and "not a" not in said:
+    if "commas" not in said and "columns" not in said and "not a" not in said:
         assert _run(folder, "--on_bad_row", "drop") == 0
         assert "1 rows left out" in capsys.readouterr().out
 
@@ -186,6 +188,14 @@ def test_people_without_scores_are_refused(
         (folder / "persons.csv").write_text(row + "\n")
         assert _run(folder, persons) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_header_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "truth.csv").write_text("video,second,x1,y1,x2,y2,class,person\n" + _TRUTH)
+    assert _run(folder) == 2
+    assert "truth.csv, row 1: is a header ('second'), AVA's files have none" in (
+        capsys.readouterr().err
+    )
 
 
 def test_files_that_excel_has_saved_lose_no_row(folder: Path) -> None:

@@ -386,6 +386,8 @@ def test_eval_refuses_what_does_not_fit(
         "nan.csv": ("test_000000,0.5,0.1,0.1,0.5,0.5,1,nan", "score (column 8) is 'nan'"),
         "short.csv": ("test_000000,0.5,0.1,0.1,0.5,0.5,1", "7 columns, wanted 2 or 8"),
         "other.csv": ("film,0.5,0.1,0.1,0.5,0.5,1,0.5", "not one of its 1 videos is in"),
+        "pixels.csv": ("test_000000,0.5,3,3,16,16,1,0.5", "row 1: a box far outside of the frame"),
+        "excel.csv": ("test_000000;0.5;0.1;0.1;0.5;0.5;1;0.5", "not by semicolons"),
     }
     for name, (row, said) in rows.items():
         (tmp_path / name).write_text(row + "\n")
@@ -395,6 +397,14 @@ def test_eval_refuses_what_does_not_fit(
     (tmp_path / "part.csv").write_text(row + "film,0.5,0.1,0.1,0.5,0.5,1,0.5\n")
     assert main(["detect", "eval", str(tmp_path / "part.csv"), table]) == 0
     assert "1 videos of the file are not in the table (first: film)" in capsys.readouterr().out
+    turned, other = "test_000001,0.5,0.5,0.1,0.1,0.5,1,0.5\n", "film,0.5,0.1,0.1,0.5,0.5,99,0.5\n"
+    (tmp_path / "some.csv").write_text(row.replace(",0.5,0.1", ",900,0.1") + turned + other)
+    assert main(["detect", "eval", str(tmp_path / "some.csv"), table]) == 0
+    said = capsys.readouterr().out
+    assert " moments of the file are not in the table (first: test_000000 at 900); 1 of" in said
+    assert (
+        "1 of 2 classes of the file are not in the table (first: 99); 1 boxes of the file" in said
+    )
     of_detectors = ("--detections=a.csv", "--encoder=demo", "--cache-dir=c", "--boxes=truth")
     for option in (*of_detectors, "--device=cuda", "--on-bad-video=list"):
         assert main(["detect", "eval", str(tmp_path / "part.csv"), table, option]) == 2
@@ -442,12 +452,19 @@ def test_people_of_a_file_are_given_classes(
     assert (abs(middle - np.kron(plain[2], np.ones((12, 12, 1)))).max(axis=2) > 60).any()
     assert main([*again, *given, "--out", str(tmp_path / "a.csv")]) == 0
     assert len((tmp_path / "a.csv").read_text().splitlines()) == len(rows) + 1
+    each = [row.replace(",,", f",{number},") for row in rows for number in (1, 2)]
+    (tmp_path / "each.csv").write_text("\n".join(each))  # a row for each class of a box
+    (tmp_path / "pixels.csv").write_text("test_000001,0.5,3,3,16,16,,0.9")
+    (tmp_path / "truth.csv").write_text("test_000001,0.5,0.1,0.1,0.5,0.5,1,12")
     capsys.readouterr()
-    assert main([*again, *given]) == 0
-    assert capsys.readouterr().out.count(" s  [") == len(rows)
+    for file in (people, tmp_path / "each.csv"):
+        assert main([*again, "--persons", str(file), "--min-person-score", "0.5"]) == 0
+        assert capsys.readouterr().out.count(" s  [") == len(rows)
     for more, said in (
         ([], "give a csv file (--persons) or the weights"),
         (["--persons", str(boxes / "train_persons.csv")], "names none of the videos"),
+        (["--persons", str(tmp_path / "pixels.csv")], "a box far outside of the frame"),
+        (["--persons", str(tmp_path / "truth.csv")], "row 1: the score 12 is not in 0 .. 1"),
         ([*given, "--out", "a.txt"], "must end in .csv or .jsonl"),
         ([*given, "--draw", "a.gif"], "must end in .mp4"),
         ([*given, "--min-person-score", "1"], "no person with a score of 1"),

@@ -87,7 +87,10 @@ def read_detections(path: Path, *, is_truth: bool = False) -> LabelledBoxes:
             also.append(key)
             continue
         score = 1.0 if is_truth else _number(where, "score (column 8)", cells[7])
-        rows.append((key, _box(where, cells), _class(where, cells[6]), score))
+        box = _box(where, cells)
+        if not is_truth and (problem := _outside(box)) is not None:
+            raise UserError(f"{where}: {problem}; mend it")
+        rows.append((key, box, _class(where, cells[6]), score))
     return labelled_boxes(rows, also)
 
 
@@ -97,16 +100,18 @@ def read_keys(path: Path) -> list[ImageKey]:
 
 
 def read_persons(path: Path) -> list[tuple[ImageKey, tuple[float, ...], int | None, float]]:
-    """Boxes of people: key frame, box, class if the file has one, score."""
-    return [
-        (
-            _key(where, cells),
-            _box(where, cells),
-            _class(where, cells[6]) if cells[6].strip() else None,
-            _number(where, "score (column 8)", cells[7]),
-        )
-        for where, cells in _read_rows(path, (8,))
-    ]
+    """Boxes of people: key frame, box, class if the file has one, score in 0 .. 1.
+
+    A box with several classes has a row for each.
+    """
+    rows = []
+    for where, cells in _read_rows(path, (8,)):
+        score = _number(where, "score (column 8)", cells[7])
+        if not 0 <= score <= 1:  # the number of a person, in a truth
+            raise UserError(f"{where}: the score {score:g} is not in 0 .. 1; mend it")
+        label = _class(where, cells[6]) if cells[6].strip() else None
+        rows.append((_key(where, cells), _box(where, cells), label, score))
+    return rows
 
 
 def read_label_map(path: Path) -> dict[int, str]:
@@ -269,8 +274,6 @@ def _add_persons(
     has_classes = any(label is not None for _, _, label, _ in rows)
     grouped: dict[tuple[ImageKey, tuple[float, ...]], tuple[float, dict[int, None]]] = {}
     for number, (key, box, label, score) in enumerate(rows, start=1):
-        if not math.isfinite(score) or not 0 <= score <= 1:
-            raise UserError(f"{path}, person {number}: the score {score:g} is not in 0 .. 1")
         if score < config.min_person_score:
             continue
         problem = _problem(key, box, label, clocks, classes)
@@ -313,7 +316,8 @@ def _problem(
     """Why a row cannot be used, in words; the part before the colon is its kind."""
     clock = clocks.get(key[0])
     if clock is None:
-        return f"no such video: {key[0]!r} is not in the manifest (a file of that name)"
+        ending = ", whose ending is left out" if Path(key[0]).stem in clocks else ""
+        return f"no such video: {key[0]!r} is not in the manifest (a file of that name{ending})"
     if clock.reason is not None:
         return f"a video that cannot be used: {clock.reason}"
     time = clock.time(key[1])
@@ -322,13 +326,26 @@ def _problem(
             f"outside of its video: {key[1]:g} is {time:g} s into {key[0]!r}, which lasts "
             f"{clock.seconds:g} s (see starts_at and unit)"
         )
-    if box is not None and (min(box) < -_OUTSIDE or max(box) > 1 + _OUTSIDE):
-        return f"a box far outside of the frame: {_shown(box)}; sides are shares of the frame, 0..1"
-    if box is not None and not (box[0] < box[2] and box[1] < box[3]):
-        return f"an inverted or empty box: {_shown(box)}; it must be x1 < x2 and y1 < y2"
+    if box is not None and (problem := box_problem(box)) is not None:
+        return problem
     if label is not None and classes is not None and label not in classes:
         return f"an unknown class: {label} is not in label_map"
     return None
+
+
+def box_problem(box: tuple[float, ...]) -> str | None:
+    """Why no box is there, in words: it is in pixels, inverted, or empty."""
+    if (problem := _outside(box)) is not None:
+        return problem
+    if not (box[0] < box[2] and box[1] < box[3]):
+        return f"an inverted or empty box: {_shown(box)}; it must be x1 < x2 and y1 < y2"
+    return None
+
+
+def _outside(box: tuple[float, ...]) -> str | None:
+    if min(box) >= -_OUTSIDE and max(box) <= 1 + _OUTSIDE:
+        return None
+    return f"a box far outside of the frame: {_shown(box)}; sides are shares of the frame, 0..1"
 
 
 def _refuse(found: _Found, where: str, problem: str, config: AvaConfig) -> None:
@@ -393,7 +410,13 @@ def _read_rows(path: Path, widths: tuple[int, ...]) -> Iterator[tuple[str, list[
             hint = ""
             if len(cells) == 2:
                 hint = ": a row of two columns says that nobody acts, which only a truth can say"
+            elif any(";" in cell for cell in cells):  # as some Excels save them
+                hint = ": they are set apart by commas, not by semicolons; numbers have a point"
             raise UserError(f"{where}: {len(cells)} columns, wanted {wanted}{hint}")
+        if number == 1 and not any(sign.isdigit() for sign in cells[1]):
+            raise UserError(
+                f"{where}: is a header ({cells[1]!r}), AVA's files have none; take it out"
+            )
         yield where, cells
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,8 @@ class DetectionResult:
     bad_videos: tuple[BadVideo, ...] = ()
     unknown_videos: tuple[str, ...] = ()
     """Of a file of detections: those that the table does not have."""
+    strangers: str = ""
+    """Of a file of detections: what else of its rows can meet nothing, in words."""
 
     @property
     def boxes_sentence(self) -> str:
@@ -126,6 +128,8 @@ class DetectionResult:
                 f"{len(self.unknown_videos)} videos of the file are not in the table (first: "
                 f"{self.unknown_videos[0]}): the rules say what becomes of their detections"
             )
+        if self.strangers:
+            rows.append(self.strangers)
         return [*rows, f"boxes: {self.boxes_sentence}", self.metrics.sentence]
 
 
@@ -278,12 +282,36 @@ def evaluate(
             num_boxes=len(found.label),
             encoder=str(source),
             unknown_videos=tuple(sorted(unknown)),
+            strangers=_strangers(found, boxes, unknown | gone),
         )
     detector = load_detector(source, **how)
     result, found = detector.evaluate(KeyFrames.open(table, videos), test_on, rules, scores)
     if answers is not None:
         write_detections(answers, found)
     return result
+
+
+def _strangers(found: LabelledBoxes, boxes: BoxTable, elsewhere: Collection[str]) -> str:
+    """How many moments and classes of a file its table has not, in words; boxes without an area.
+
+    Those of the videos `elsewhere` are told as videos.
+    """
+    keys = {*boxes.keys, *boxes.excluded}
+    images = [image for image in found.images if image[0] not in elsewhere]
+    moments = [f"{video} at {second:g}" for video, second in images if (video, second) not in keys]
+    labels = sorted({*found.label.tolist()})
+    classes = [str(label) for label in labels if label not in boxes.classes]
+    said = [
+        f"{len(some)} of {count} {what} of the file are not in the table (first: {some[0]})"
+        for what, some, count in (
+            ("moments", moments, len(images)),
+            ("classes", classes, len(labels)),
+        )
+        if some
+    ]
+    if flat := int((found.box[:, 2:] <= found.box[:, :2]).any(axis=1).sum()):
+        said.append(f"{flat} boxes of the file are inverted or empty: they overlap nothing")
+    return "; ".join(said)
 
 
 def write_detections(path: Path, found: LabelledBoxes) -> None:

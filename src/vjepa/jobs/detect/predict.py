@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vjepa.checkpoint.torch_files import read_torch_file
-from vjepa.data.ava import read_persons
+from vjepa.data.ava import box_problem, read_persons
 from vjepa.data.boxes import BoxTable
 from vjepa.data.clips.plan import frames_at
 from vjepa.data.clips.source import VideoSource
@@ -132,7 +132,9 @@ def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, 
     paths = {Path(info.path).stem: info for info in infos}
     found: dict[str, Persons] = {info.path: [] for info in infos}
     rows = read_persons(path)
-    for (video, second), box, _, score in rows:
+    for (video, second), box, score in dict.fromkeys(
+        (key, box, score) for key, box, _, score in rows
+    ):
         if video not in paths or score < least:
             continue
         info = paths[video]
@@ -141,10 +143,8 @@ def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, 
                 f"{path}: second {second:g} of {video!r} is outside of the video, which lasts "
                 f"{info.duration_seconds:g} s; seconds count from the file's start"
             )
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise UserError(
-                f"{path}: an inverted or empty box of {video!r} at {second:g} s; mend it"
-            )
+        if (problem := box_problem(box)) is not None:
+            raise UserError(f"{path}: of {video!r} at {second:g} s {problem}; mend it")
         found[info.path].append((second, box, score))
     if rows and not any(video in paths for (video, _), *_ in rows):
         raise UserError(
