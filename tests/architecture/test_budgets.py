@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_420
+MOST_LINES = 47_454
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -22,7 +22,7 @@ LONGEST_READING_PATH = 6_000
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3967, 100),
     "cli": (2268, 30),
-    "data": (1023, 14),
+    "data": (1046, 15),
     "data/clips": (1945, 63),
     "data/loader": (1260, 19),
     "data/manifest": (1913, 38),
@@ -30,12 +30,12 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2075, 50),
     "evaluation": (4476, 108),
-    "jobs": (8636, 190),
-    "jobs/detect": (1216, 23),
+    "jobs": (8640, 190),
+    "jobs/detect": (1244, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
     "masking": (797, 15),
-    "models": (2695, 65),
+    "models": (2697, 65),
     "reporting": (1161, 43),
     "runtime": (2573, 60),
     "tasks": (1838, 44),

@@ -184,6 +184,8 @@ def test_show_run(folder: Path, tmp_path: Path, vjepa: Callable) -> None:
     assert outcome.code == 0, outcome.err
     assert "4 of 4" in outcome.out
     assert "<svg" in out.read_text()
+    outcome = vjepa("show", "run", folder / "run", "--out", tmp_path / "report.png")
+    assert (outcome.code, "must end in .html" in outcome.err) == (2, True)
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(folder: Path, tmp_path: Path) -> None:

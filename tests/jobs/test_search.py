@@ -129,6 +129,8 @@ def test_the_report_names_the_copy(
     assert "data:image/png" in page.read_text()
     assert ">a.mp4, 0:0" in page.read_text(), "the folder of all is named once"
     assert page.read_text().count(str(made / "videos")) == 1
+    assert main([*asked, "--out", str(tmp_path / "page.png")]) == 2
+    assert "page.png: must end in .html" in capsys.readouterr().err
     for given, said in (
         ("nan", "invalid number value: 'nan'"),
         ("1.5", "use 1 (the same) or less"),

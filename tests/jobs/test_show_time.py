@@ -94,6 +94,9 @@ def test_the_commands_write_a_picture_and_a_page(
 ) -> None:
     out = tmp_path / "surprise.html"
     video = str(videos["turns"])
+    picture = str(tmp_path / "surprise.png")
+    assert main(["show", "surprise", video, "--model", "demo", "--out", picture]) == 2
+    assert "surprise.png: must end in .html" in capsys.readouterr().err
     assert main(["show", "surprise", video, "--model", "demo", "--out", str(out)]) == 0
     assert "1.31 s: surprise" in capsys.readouterr().out
     page = out.read_text()

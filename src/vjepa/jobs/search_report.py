@@ -26,6 +26,7 @@ from vjepa.reporting.pictures import (
     resized,
     write_png,
 )
+from vjepa.runtime.files import check_kind
 
 _LOGGER = logging.getLogger(__name__)
 MOST_MOMENTS = 20_000
@@ -174,6 +175,7 @@ def report(
 ) -> list[str]:
     """Write near-duplicates and clusters of a database as one page; says what it found in lines."""
     folder, out = as_path(folder), as_path(out)
+    check_kind("--out", out, ".html")
     database = Database(folder)
     total = database.table.count_rows()
     vectors, moments = database.moments(MOST_MOMENTS)

@@ -52,6 +52,7 @@ from vjepa.reporting.runs import (
     state_lines,
     status_of,
 )
+from vjepa.runtime.files import check_kind
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
 
@@ -355,6 +356,7 @@ def show_run(folder: str | Path, out: str | Path | None = None) -> list[str]:
     """
     folder = as_path(folder)
     out = None if out is None else as_path(out)
+    check_kind("--out", out, ".html")
     state, out = read_run(folder), out or folder / "report.html"
     status = status_of(state)
     lines = state_lines(state, status)

@@ -37,6 +37,7 @@ from vjepa.reporting.pictures import (
     strip_of,
     write_png,
 )
+from vjepa.runtime.files import check_kind
 from vjepa.runtime.progress import Progress
 from vjepa.tasks.decoding import predicted_features, require_own_targets
 from vjepa.tasks.masked_prediction import normalise_features
@@ -261,6 +262,7 @@ def show_surprise(
         UserError: The video or the model cannot be used.
     """
     video, model, out = as_path(video), as_path(model), as_path(out)
+    check_kind("--out", out, ".html")
     opened = open_model(model, drawn=False, **sizes)
     clip = preprocess_of(model, opened.config.encoder).clip
     with Progress("surprise", None) as display:
