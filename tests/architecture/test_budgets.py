@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_454
+MOST_LINES = 47_474
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,7 +29,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2075, 50),
-    "evaluation": (4476, 108),
+    "evaluation": (4496, 108),
     "jobs": (8640, 190),
     "jobs/detect": (1244, 23),
     "jobs/finetune": (911, 17),

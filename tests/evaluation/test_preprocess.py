@@ -17,6 +17,7 @@ from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import (
+    Preprocess,
     load_encoder,
     load_model,
     preprocess_of,
@@ -149,3 +150,18 @@ def test_what_of_it_cannot_be_done_is_said_once(
     (warning,) = (record.getMessage() for record in caplog.records)
     assert f"video_preprocessor_config.json: not done here: {said}; the short side is" in warning
     assert "brought to 73 pixels" in warning
+
+
+def test_what_a_given_group_leaves_at_its_defaults_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clip, view = ClipConfig(num_frames=8, stride=2), ViewConfig(crop_size=32, short_side=40)
+    own = Preprocess(clip=clip, view=view)
+    assert own.unless_given(None, own.view) == (own.clip, own.view)
+    assert not caplog.records
+    given = ViewConfig(num_segments=2, crop_size=16)
+    assert own.unless_given(None, given, "data.") == (own.clip, given)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("data.view: is given, and leaves at defaults what the encoder has")
+    assert "short_side None (the encoder's: 40); give" in said
+    assert "crop_size" not in said

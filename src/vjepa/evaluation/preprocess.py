@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import field, replace
+from dataclasses import field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,26 @@ class Preprocess:
         """The same for an encoder of another input size."""
         view = replace(self.view, crop_size=image_size, short_side=None)
         return replace(self, clip=replace(self.clip, num_frames=num_frames), view=view)
+
+    def unless_given(
+        self, clip: ClipConfig | None, view: ViewConfig | None, group: str = ""
+    ) -> tuple[ClipConfig, ViewConfig]:
+        """What a job was given, or else this encoder's own.
+
+        A group that is given at all is the job's as a whole: fields of it that were left at their
+        defaults, where the encoder has others, are named in a warning.
+        """
+        for name, given, own in (("clip", clip, self.clip), ("view", view, self.view)):
+            other = [
+                f"{each.name} {getattr(given, each.name)} (the encoder's: {value})"
+                for each in fields(own)
+                if given
+                and getattr(given, each.name) == each.default != (value := getattr(own, each.name))
+            ]
+            if other:
+                said = "is given, and leaves at defaults what the encoder has otherwise"
+                _LOGGER.warning("%s%s %s: %s; give these, too", group, name, said, ", ".join(other))
+        return clip or self.clip, view or self.view
 
     def pixels(self, video: Video) -> Tensor:
         """The view of one video before it is normalised: uint8 [3, T, S, S]."""

@@ -122,7 +122,7 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
         frozen = with_assumed_spacing(frozen, config.encoder.path)
     encoder = frozen.identity.config
     usual = preprocess_of(config.encoder.path, encoder)
-    clip, view = data.clip or usual.clip, data.view or usual.view
+    clip, view = usual.unless_given(data.clip, data.view, "data.")
     if clip.num_frames % encoder.tubelet_size or view.crop_size % encoder.patch_size:
         raise UserError(
             f"data.clip.num_frames {clip.num_frames} and data.view.crop_size {view.crop_size} must "

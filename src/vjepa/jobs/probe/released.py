@@ -109,7 +109,7 @@ def open_released(
             f"{sizes.width}; give the encoder that it was trained on"
         )
     usual, assumed = preprocess_of(where, sizes), list(frozen.identity.assumed)
-    clip, view = config.clip or usual.clip, config.view or usual.view
+    clip, view = usual.unless_given(config.clip, config.view)
     assumed += [
         f"the encoder's usual {name} (--{name}, or a recipe)"
         for name in ("clip", "view")
