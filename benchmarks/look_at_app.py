@@ -179,7 +179,7 @@ class Page:
     def upload(self, file: Path) -> None:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         found = self.call("DOM.querySelector", nodeId=root, selector="input[type=file]")
-        self.call("DOM.setFileInputFiles", files=[str(file)], nodeId=found["nodeId"])
+        self.call("DOM.setFileInputFiles", files=[str(file.resolve())], nodeId=found["nodeId"])
 
     def picture(self, path: Path) -> None:
         """The whole page, as a PNG."""

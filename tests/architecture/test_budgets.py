@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_474
+MOST_LINES = 47_472
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -28,15 +28,15 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/manifest": (1913, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
-    "demo": (2075, 50),
-    "evaluation": (4496, 108),
-    "jobs": (8640, 190),
-    "jobs/detect": (1244, 23),
+    "demo": (2076, 50),
+    "evaluation": (4475, 108),
+    "jobs": (8662, 190),
+    "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
     "masking": (797, 15),
-    "models": (2697, 65),
-    "reporting": (1161, 43),
+    "models": (2696, 65),
+    "reporting": (1209, 45),
     "runtime": (2573, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import time
@@ -114,6 +116,11 @@ def test_the_report_is_one_page_with_everything(finished: Path) -> None:
         assert title in page, title
     go_on = f"vjepa learn --out {finished} --minutes 60"
     assert go_on in page, "twice the 30 that it had"
+    commands = html.unescape(page.split("How to go on")[1].split("</pre>")[0])
+    given = next(line for line in commands.splitlines() if line.startswith("vjepa show features"))
+    videos = shlex.split(given)[3:5]
+    assert all(Path(video).is_file() for video in videos), "it can be pasted"
+    assert f"vjepa features {finished}/videos.parquet --encoder.path" in commands
     assert "short.mp4" in page, "files that were not used are named"
     assert "<svg" in page
     assert len(list((finished / "pictures").glob("*.png"))) >= 4

@@ -265,6 +265,14 @@ def test_a_study_from_declaration_to_report(
     widths = [int(part.partition("px")[0]) for part in page.split('style="--width: ')[1:]]
     assert widths
     assert max(widths) <= 330, "no chart is wider than a phone"
+    # Of seeds that are planned, those that were begun are counted.
+    study = yaml.safe_load(Path(words[0]).read_text())
+    study["scales"]["cpu"]["seeds"] = [0, 1]
+    Path(words[0]).write_text(
+        yaml.safe_dump(study | {"order": [["one", "other"]]}, sort_keys=False)
+    )
+    assert main(["studies", "report", *words]) == 0
+    assert "3 of 8 jobs done, 1 of 2 seeds begun" in (tmp_path / "out/tiny-cpu.md").read_text()
     # A job that was run with another config is not counted as this one's.
     found = json.loads(records[0].read_text())
     found["config"]["seed"] = 77

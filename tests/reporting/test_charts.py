@@ -91,6 +91,22 @@ def test_charts_of_shares_fit_a_phone_and_have_one_scale() -> None:
         assert ">80<" in chart, "bars of two charts can be compared"
 
 
+def test_names_of_lines_stand_above_the_curves_and_all_of_it_has_a_name() -> None:
+    lines = [
+        Line("a_name_of_a_run_" * 6, [0.0, 1.0], [1.0, 2.0]),
+        Line("b", [0.0, 1.0], [2.0, 1.0]),
+    ]
+    one, two = (line_chart(some, x_label="update", y_label="loss") for some in (lines[1:], lines))
+    heights = [
+        float(drawn.split('viewBox="0 0 ')[1].split('"')[0].split()[1]) for drawn in (one, two)
+    ]
+    assert heights[1] > heights[0] + 40, "no curve gives up its place"
+    assert "a_name_of_a_run_" * 3 not in re.sub("aria-label=.*", "", two), "it fits the width"
+    assert 'aria-label="loss by update: b"' in one
+    (drawn,) = estimate_charts([Estimate("a <b>", "mine", 0.7, 0.6, 0.8)], x_label="right (%)")
+    assert 'aria-label="a &lt;b&gt;, right (%): mine 70.0"' in drawn
+
+
 def test_a_class_with_dollars_in_its_name_is_no_formula(tmp_path: Path) -> None:
     names = ["$100 to $200", "a $x_$ b"]
     draw_confusion([[3, 1], [0, 2]], names, tmp_path / "c.svg")

@@ -114,6 +114,30 @@ def test_notes_wider_than_their_frames_do_not_run_into_each_other() -> None:
     np.testing.assert_array_equal(twice[:, -once.shape[1] :], once)
 
 
+def test_a_long_name_makes_no_picture_wider_and_no_frame_leaves_its_column() -> None:
+    frames, name = [np.full((192, 192, 3), 99, np.uint8)] * 4, "a_very_long_name_" * 14 + ".mp4"
+    short = pictures.picture_of([Strip("one", frames, ["a"] * 4)])
+    long = pictures.picture_of([Strip(name, frames, [name, *"bcd"]), Strip("b", frames)])
+    assert long.shape[1] < 1.2 * short.shape[1]
+    seen = (long[:, :, :3] == 99).all(-1) & (long[:, :, 3] == 255)
+    columns = seen[:192].all(axis=0)
+    assert columns.sum() == 4 * 192
+    np.testing.assert_array_equal(seen[-192:].all(axis=0), columns)
+    labels = (long[:, : -4 * 196, 3] > 0).any(axis=0)
+    assert not labels[[0, -1]].any(), "nothing is cut off"
+    font = pictures.words_font(14)
+    lines = pictures.wrapped(
+        "runs/of_the_first/day and\nmore", font, font.getlength("runs/of_the_f")
+    )
+    assert lines == ["runs/of_the_", "first/day and", "more"]
+
+
+def test_letters_beyond_ascii_are_drawn_and_not_as_boxes() -> None:
+    frame = [np.zeros((40, 200, 3), np.uint8)]
+    drawn = [pictures.picture_of([Strip("", frame, (letter,))]) for letter in "ÜßéДλ"]
+    assert len({picture.tobytes() for picture in drawn}) == 5
+
+
 def _brightness(colour: tuple[int, ...]) -> float:
     """Of a colour, as contrast is reckoned from it (WCAG)."""
     shares = np.array(colour[:3]) / 255

@@ -232,7 +232,7 @@ def headline(config: DemoConfig, cells: Sequence[Cell]) -> tuple[str, str, list[
 def _gap(one: Cell, other: Cell, name: str) -> Figure:
     """How far a row is above or below another, and whether that is more than chance."""
     gap, told = 100 * (one.top1 - other.top1), _compared(one, other)
-    side = "above" if gap >= 0 else "below"
+    side = "above" if gap > 0 else "below" if gap < 0 else "beside"
     doubt = "" if told == side else ", not told apart"
     return Figure(f"{abs(gap):.1f} points", f"{side} {name}{doubt}")
 
@@ -282,7 +282,8 @@ def _probe_section(findings: DemoFindings, cells: Sequence[Cell]) -> Section:
     )
     caption = (
         f"Dots: top-1 on {count} test clips. Bars: 95 % interval {basis}. Dotted: chance. "
-        f"Few-label rows: ridge is the mean over {config.label_draws} draws of the labelled clips."
+        f"Few-label rows: ridge is the mean over {config.label_draws} "
+        f"draw{'s' * (config.label_draws != 1)} of the labelled clips."
     )
     head = ("labels", "probe", "encoder", "top-1 %", "95 % interval")
     dots = estimate_charts(estimates, x_label=_RIGHT, chance=chance)

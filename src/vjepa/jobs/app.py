@@ -162,6 +162,12 @@ def open_server(
         page = build_page(sessions, [TRAINED, UNTRAINED, *models], places)
         page.queue(default_concurrency_limit=4, max_size=32)
         font = ["system-ui", "sans-serif"]
+        theme = gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"])
+        theme.set(  # its greys of hints have a contrast of 2 to white, and 3 to the dark page
+            body_text_color_subdued="*neutral_500",
+            input_placeholder_color="*neutral_500",
+            input_placeholder_color_dark="*neutral_400",
+        )
         app = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
             page,
@@ -174,7 +180,7 @@ def open_server(
             pwa=False,
             mcp_server=False,
             max_file_size=_LIMITS.max_bytes,
-            theme=gr.themes.Default(font=font, font_mono=["ui-monospace", "monospace"]),
+            theme=theme,
             css=CSS,
         )
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])

@@ -106,7 +106,7 @@ def write_learn_report(
         prediction_section(load_model(run).eval(), config, shots[:2]),
         *moment_sections(manifest, config, encoders, bad, most=moments),
         Section("How training went", blocks=run_charts({"run": state})),
-        _next_section(path.parent, minutes),
+        _next_section(path.parent, minutes, manifest, bad),
         Section("What was chosen, and what was left out", blocks=records, folded=True),
     ]
     for section in sections:
@@ -151,7 +151,10 @@ def _headline(
         if explained > 0:
             percent = f"{100 * explained:.0f} %"
             figures.append(Figure(percent, "of what differs between clips is predicted"))
-            answer += f" Its predictions are better {than} ({percent} of the difference explained)."
+            answer += (
+                f" Of clips that it learns from, its predictions are better {than} ({percent} of "
+                "the difference explained)."
+            )
         else:
             answer += f" Its predictions are no better {than}: it needs more time or videos."
     tested = {name: result.test.metrics for name, result in results.items() if result.test}
@@ -163,7 +166,7 @@ def _headline(
         above = "below" if mine.wilson.high < random.top1 else above
         copies = _known_copies(results)
         answer += (
-            f" A probe on its features names {mine.correct} of {mine.count} "
+            f" A probe, a small classifier on its features, names {mine.correct} of {mine.count} "
             f"{'test' if copies else 'unseen'} videos rightly; "
             f"on an untrained encoder {random.correct}. By the 95 % interval it is {above} the "
             f"untrained one.{copies}"
@@ -385,8 +388,10 @@ def _read_moment(job: tuple[int, float, VideoInfo, ClipPlan]) -> NDArray[np.uint
     return clip[0].numpy()
 
 
-def _next_section(folder: Path, minutes: float) -> Section:
+def _next_section(folder: Path, minutes: float, manifest: Manifest, bad: set[str]) -> Section:
     out = shlex.quote(str(folder))
+    paths = [path for path in map(manifest.path, range(len(manifest))) if path not in bad]
+    videos = shlex.join(paths[:2])
     text = f"""\
 # go on, with more time
 vjepa learn --out {out} --minutes {2 * minutes:g}
@@ -395,8 +400,8 @@ vjepa learn --out {out} --minutes {2 * minutes:g}
 vjepa show run {out}/run
 
 # features: as files, and as colours over videos
-vjepa features VIDEOS --encoder.path {out}/run --out features
-vjepa show features a.mp4 b.mp4 --model {out}/run --out features.png
+vjepa features {out}/videos.parquet --encoder.path {out}/run --out features
+vjepa show features {videos} --model {out}/run --out features.png
 
 # name classes with the frozen encoder
 vjepa probe train --help

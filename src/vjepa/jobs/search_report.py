@@ -68,7 +68,10 @@ def search(
     warn_of_changed(
         one.path for one in found if one.origin != origin_hash(worker, inspect_file(one.path))
     )
-    caption = f"1: the same; 0: as unlike as two moments of the database {folder} are on average."
+    caption = (
+        "First row: what was asked for. Below: the moments most alike, a row each. 1: the same; "
+        f"0: as unlike as two moments of the database {folder} are on average."
+    )
     write_sheet(place, found, out, caption, narrow=narrow)
     return found
 
@@ -182,7 +185,7 @@ def report(
     pairs = near_duplicates(database, vectors, moments, least)
     chosen, distances = clusters(vectors, count)
     files = len({moment.path for moment in moments})
-    looked = f"all {total:,} moments"
+    looked = f"all {total:,} moment{'s' * (total != 1)}"
     if len(moments) < total:
         looked = f"{len(moments):,} of {total:,} moments, evenly spread"
     # Any beginning will do: it is cut at a slash, and a path may be an address.
@@ -195,17 +198,18 @@ def report(
     several = int(chosen.max()) + 1
     answer = (
         f"Pairs of files with moments that are nearly the same (at least {least:g} alike): "
-        f"{len(pairs)}. Clusters of moments: {several}. Looked at: {looked} of {files} files."
+        f"{len(pairs)}. Clusters of moments: {several}. Looked at: {looked} of {files} "
+        f"file{'s' * (files != 1)}."
     )
     figures = [
-        Figure(f"{files:,}", "files"),
-        Figure(f"{total:,}", "moments"),
-        Figure(f"{len(pairs):,}", "pairs of files with moments nearly the same"),
+        Figure(f"{files:,}", f"file{'s' * (files != 1)}"),
+        Figure(f"{total:,}", f"moment{'s' * (total != 1)}"),
+        Figure(
+            f"{len(pairs):,}",
+            f"pair{'s' * (len(pairs) != 1)} of files with moments nearly the same",
+        ),
     ]
-    footer = (
-        f"database {folder}; encoder: {database.encoder}. Files lie below {shared or '/'}. "
-        "Alike: 1 is the same, 0 is as unlike as two moments of this database are on average."
-    )
+    footer = f"database {folder}; encoder: {database.encoder}. Files lie below {shared or '/'}."
     write_report(Report("What lies in these videos", answer, figures, sections, footer), out)
     named = [
         f"{one.alike:.3f} alike: {one.path} {clock(one.start)} and "
@@ -230,17 +234,17 @@ def _pair_section(
     for pair in pairs[:_SHOWN_PAIRS]:
         one, other = (_strip(f"{half.alike:.3f} alike", half, 2, failed) for half in pair)
         if one and other:
-            frames, notes = [*one.frames, *other.frames], [*one.notes, *other.notes]
-            strips.append(Strip(one.label, frames, notes))
+            strips += [one, replace(other, label="and")]
     rows = [
         (f"{one.alike:.3f}", _named(one, shared), _named(other, shared))
         for one, other in pairs[:_LISTED_PAIRS]
     ]
-    caption = "Two frames of a moment of one file, then two of the moment of another."
+    caption = "Two frames of a moment of one file, and below them two of another's."
     blocks: list[Block] = [PictureBlock(strips, caption)] if strips else []
     blocks.append(Table(("alike", "file", "and"), rows))
     introduction = (
-        "Of each pair of files the two moments that are most alike. Listed: "
+        "Of each pair of files the two moments that are most alike: 1 is the same, 0 as unlike as "
+        "two moments of this database are on average. Listed: "
         f"{len(rows)} of {len(pairs)}. What the encoder cannot tell apart counts as the same: look."
     )
     return Section(title, introduction, blocks)

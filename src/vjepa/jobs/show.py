@@ -263,7 +263,8 @@ def read_shot(
     if isinstance(source, VideoInfo) and source.ok and source.kind != "image":
         spacing, _ = checked_spacing(clip, source.num_frames, source.fps or 1.0, None)
         if source.num_frames < spacing.window:
-            words = f"{video}: has {source.num_frames} frames, and a clip takes {spacing.window:g}"
+            frames = f"frame{'s' * (source.num_frames != 1)}"
+            words = f"{video}: has {source.num_frames} {frames}, a clip takes {spacing.window:g}"
             if whole:
                 raise UserError(f"{words}: too short to predict anything; give a longer video")
             _LOGGER.warning("%s: filled up (short_video: %s)", words, clip.short_video)

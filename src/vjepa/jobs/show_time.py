@@ -217,7 +217,7 @@ def surprise_of(
     if look.plan.num_tubelets < steps:
         raise DecodeError(
             str(video),
-            f"{info.num_frames} frames are too few: a window of this model covers "
+            f"too few frames ({info.num_frames}): a window of this model covers "
             f"{size.num_frames} frames, spaced as it was trained",
         )
     seconds, starts, errors = [], [], []

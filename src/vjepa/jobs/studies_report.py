@@ -149,9 +149,14 @@ def write_report(name: str, grid: Grid, out: Path) -> tuple[Path, Path]:
     if grid.changes:
         answer += f" Changed from that: {', '.join(grid.changes)}."
     seconds = sum(one.cpu_seconds for one in findings.done.values())
+    begun = len({cell.seed for cell in grid.cells if cell.job in findings.done})
+    planned = len(grid.plan.seeds)
+    seeds = f"seed{'s' * (planned > 1)}"
     figures = [
         html.Figure(f"{len(findings.done)} of {len(grid.jobs)}", "jobs done"),
-        html.Figure(str(len(grid.plan.seeds)), "seeds" if len(grid.plan.seeds) > 1 else "seed"),
+        html.Figure(f"{begun} of {planned}", f"{seeds} begun")
+        if begun < planned
+        else html.Figure(str(planned), seeds),
         html.Figure(f"{seconds / 3600:.2f} h", "of CPU time"),
     ]
     shows = ", ".join(grid.study.shows) or "not in the paper"
@@ -178,7 +183,12 @@ def _answer(findings: Findings) -> str:
         for word in (_REPRODUCED, _NOT, _OPEN)
     }
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
-    chains = "; ".join(" above ".join(chain) for chain in study.order)
+    # Those of other scales are not compared here.
+    chains = "; ".join(
+        " above ".join(chain)
+        for chain in study.order
+        if len(findings.grid.variants.keys() & set(chain)) > 1
+    )
     return (
         f"{study.question} The paper finds {chains}. Comparisons of that kind here, at scale "
         f"{findings.grid.scale}: {said}."
@@ -231,8 +241,9 @@ def _scores_section(findings: Findings) -> Section:
             mean, low, high = (share / 100 for share in _estimate(by_seed))
             colour = number if len(found) <= MAX_LINES else 1  # no colour for two of them
             estimates.append(Estimate(_words(place), variant, mean, low, high, colour))
+    right = " (the most probable class is the right one)" if unit.startswith("top-1") else ""
     introduction = (
-        f"{unit} on test videos: the mean over seeds and its 95 % interval (Student's t, "
+        f"{unit} on test videos{right}: the mean over seeds and its 95 % interval (Student's t, "
         "wide for few seeds). Floors need no trained encoder."
     )
     caption = "Dots: mean over seeds. Bars: its interval, of several seeds."
@@ -380,7 +391,7 @@ def _cost_section(findings: Findings) -> Section:
         sizes = {job.id: job.config.data.batch_size for job in runs if job.command == "pretrain"}
         updates = {job: read_run(findings.folder(job)).steps_done for job in sizes}
         for known in (updates.values(), [n * sizes[job] for job, n in updates.items()]):
-            cells.append(f"{statistics.fmean(known):.0f}" if known else "")
+            cells.append(f"{statistics.fmean(known):,.0f}" if known else "")
         rows.append(cells)
     header = ["variant", "step", "jobs", "minutes", "CPU minutes", "updates", "clips seen"]
     text = (

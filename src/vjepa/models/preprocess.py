@@ -121,7 +121,7 @@ def far_from_input(clips: Tensor, how: InputConfig) -> str | None:
         for pair in (found, (mean, deviation))
     )
     return (
-        f"the first {len(clips)} clips have mean {ours[0]} and deviation {ours[1]} (0 to 1), the "
+        f"the first clips ({len(clips)}) have mean {ours[0]} and deviation {ours[1]} (0 to 1), the "
         f"encoder's input is made for {theirs[0]} and {theirs[1]}: on videos so unlike those that "
         "it was trained on its features may say little"
     )

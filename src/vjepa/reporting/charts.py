@@ -7,8 +7,10 @@ CSS variables, so one drawing serves both themes and no script is needed.
 
 from __future__ import annotations
 
+import html
 import io
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _MOST_NAMED = 40  # beyond that names and numbers would not be readable
 _MOST_COUNTED = 20
+_LONGEST_LINE = 42  # letters that the width of a chart holds beside a mark
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05")
 _CSS = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
@@ -141,17 +144,20 @@ class Estimate:
 
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
-    """One or more curves over a common axis as an SVG string; several get a legend."""
-    figure = _figure(4.4, 2.7, layout="constrained")  # as wide as a phone: words as they are
+    """One or more curves over a common axis as an SVG string; several get a legend above them."""
+    names = ["\n".join(textwrap.wrap(line.label, _LONGEST_LINE)) for line in lines]
+    named = "\n".join(names).count("\n") + 1 if len(lines) > 1 else 0
+    # As wide as a phone: words as they are.
+    figure = _figure(4.4, 2.7 + 0.2 * named, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "y")
-    for line in lines:
+    for line, name in zip(lines, names, strict=True):
         axes.plot(
             line.x,
             line.y,
             color=_SERIES[line.colour - 1],
             linewidth=1.6,
-            label=_words(line.label),
+            label=_words(name),
             marker="o" if len(line.x) <= 24 else None,
             markersize=3,
         )
@@ -165,9 +171,9 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str) -> str:
         axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=9.5)
     axes.set_ylabel(_words(y_label), color=_MUTED, fontsize=9.5)
-    if len(lines) > 1:
-        axes.legend(frameon=False, fontsize=9.5, labelcolor=_INK)
-    return _svg(figure)
+    if named:  # not within the axes, where curves would cross its words
+        figure.legend(loc="outside upper left", frameon=False, fontsize=9.5, labelcolor=_INK)
+    return _svg(figure, f"{y_label} by {x_label}: {'; '.join(line.label for line in lines)}")
 
 
 def write_line_chart(
@@ -230,7 +236,8 @@ def estimate_charts(
         axes.set_ylim(len(rows) - 0.5, -0.7)  # the first row on top
         axes.set_title(_words(group), loc="left", fontsize=9.5, fontweight="bold", color=_INK)
         axes.set_xlabel(_words(x_label), color=_MUTED, fontsize=8.5)
-        charts.append(_svg(figure))
+        told = "; ".join(f"{row.label} {100 * row.value:.1f}" for row in rows)
+        charts.append(_svg(figure, f"{group}, {x_label}: {told}"))
     return charts
 
 
@@ -248,8 +255,11 @@ def _style(axes: Axes, grid: Any, muted: str = _MUTED, grey: str = _GRID) -> Non
     axes.set_axisbelow(True)
 
 
-def _svg(figure: Figure) -> str:
-    """The figure as an SVG element with CSS colours and no XML prologue."""
+def _svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element with CSS colours and no XML prologue.
+
+    `name` says what is drawn to those who do not see it.
+    """
     import matplotlib as mpl
 
     buffer = io.StringIO()
@@ -264,6 +274,7 @@ def _svg(figure: Figure) -> str:
         text,
         count=1,
     )
+    text = text.replace(' role="img"', f' role="img" aria-label="{html.escape(name)}"', 1)
     for colour, variable in _CSS.items():
         text = text.replace(colour, variable)
     return re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit", text)

@@ -11,12 +11,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +44,8 @@ _HIDDEN_GREY = 128
 _HEAT = ((20, 150, 160), (255, 210, 40), (225, 45, 30))
 _GAP = 4
 _MARGIN = 110
+_LABEL_WIDTH, _NOTE_WIDTH = 12, 6
+"""In heights of letters: the most of a label on the left, and the least of a note."""
 _FONT_PIXELS, _LARGE_FONT_PIXELS = 14, 20
 
 
@@ -97,6 +98,29 @@ def strip_of(label: str, frames: Picture, most: int = 4) -> Strip:
     return Strip(label, list(resized(frames[chosen], max(SHOWN_SIDE, frames.shape[1]))))
 
 
+def words_font(pixels: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters of charts, so that names in most alphabets are read; Pillow's own know ASCII."""
+    import matplotlib as mpl  # not for every picture
+
+    return ImageFont.truetype(f"{mpl.get_data_path()}/fonts/ttf/DejaVuSans.ttf", pixels)
+
+
+def wrapped(text: str, font: Any, width: float) -> list[str]:
+    """Lines of at most a width in pixels, broken where a word of a name ends, or else anywhere."""
+    lines = []
+    for part in text.splitlines():
+        while part:
+            end = len(part)
+            while end > 1 and font.getlength(part[:end]) > width:
+                end = max(1, min(end - 1, int(1.1 * end * width / font.getlength(part[:end]))))
+            if end < len(part):
+                ends = max(part.rfind(mark, 0, end) for mark in " /_-") + 1
+                end = ends if 2 * ends > end and part[end] != " " else end
+            lines.append(part[:end].rstrip())
+            part = part[end:].lstrip()
+    return lines
+
+
 def picture_of(
     strips: Sequence[Strip], gap: int = _GAP, caption: str = "", *, narrow: bool = False
 ) -> Picture:
@@ -110,16 +134,11 @@ def picture_of(
     # What is wide is seen smaller, so its words grow with it.
     frames_width = max(sum(frame.shape[1] for frame in strip.frames) for strip in strips)
     pixels = _LARGE_FONT_PIXELS if narrow else max(_FONT_PIXELS, frames_width // 90)
-    font, line = ImageFont.load_default(pixels), round(1.4 * pixels)
-    above = [line + 2 * gap if narrow and strip.label else 0 for strip in strips]
-    heights = [
-        over + strip.frames[0].shape[0] + (line if strip.notes else 0)
-        for over, strip in zip(above, strips, strict=True)
-    ]
-    # A note that is wider than its frame gets the place, so that neighbours' notes stay apart.
+    font, line = words_font(pixels), round(1.4 * pixels)
+    # No name makes a picture wider than its frames do: words go on in the next line.
     cells = [
         [
-            max(frame.shape[1], round(font.getlength(note)) + 2 * gap if note else 0)
+            max(frame.shape[1], _NOTE_WIDTH * pixels if note else 0)
             for frame, note in zip(
                 strip.frames, strip.notes or [""] * len(strip.frames), strict=True
             )
@@ -127,25 +146,43 @@ def picture_of(
         for strip in strips
     ]
     widths = [sum(cell) + gap * (len(cell) - 1) for cell in cells]
-    widest = max(font.getlength(strip.label) for strip in strips)
+    labels = [
+        wrapped(strip.label, font, max(widths) if narrow else _LABEL_WIDTH * pixels)
+        for strip in strips
+    ]
+    notes = [
+        [wrapped(note, font, to - 2 * gap) for note, to in zip(strip.notes, cell, strict=False)]
+        for strip, cell in zip(strips, cells, strict=True)
+    ]
+    above = [line * len(label) + 2 * gap if narrow and label else 0 for label in labels]
+    heights = [
+        over
+        + max(strip.frames[0].shape[0], 0 if narrow else line * len(label))
+        + line * max(map(len, below), default=0)
+        for strip, label, over, below in zip(strips, labels, above, notes, strict=True)
+    ]
+    widest = max(font.getlength(part) for label in labels for part in label or [""])
     margin = max(_MARGIN, round(widest) + 16) if widest and not narrow else 0
     width = margin + max(widths)
-    words = textwrap.wrap(caption, max(20, round(width / (0.5 * pixels))))
+    words = wrapped(caption, font, width - 4)
     below = line * len(words) + (2 * gap if words else 0)
     size = (width, sum(heights) + gap * (len(strips) - 1) + below)
     page = Image.new("RGBA", size, (255, 255, 255, 0))  # white to a reader that knows no alpha
     draw, top = ImageDraw.Draw(page), 0
-    for strip, over, height, across in zip(strips, above, heights, cells, strict=True):
-        left = margin
-        for number, (frame, cell) in enumerate(zip(strip.frames, across, strict=True)):
+    for number, (strip, over, across) in enumerate(zip(strips, above, cells, strict=True)):
+        left, foot = margin, top + over + strip.frames[0].shape[0]
+        for place, (frame, cell) in enumerate(zip(strip.frames, across, strict=True)):
             page.paste(Image.fromarray(frame), (left + (cell - frame.shape[1]) // 2, top + over))
-            if strip.notes:
-                place = (left + cell // 2, top + over + frame.shape[0] + 2)
-                draw.text(place, strip.notes[number], MIDDLE_GREY, font, anchor="ma")
+            for row, part in enumerate(notes[number][place] if strip.notes else ()):
+                at = (left + cell // 2, foot + 2 + row * line)
+                draw.text(at, part, MIDDLE_GREY, font, anchor="ma")
             left += cell + gap
-        place = (2, top + 2 * gap) if narrow else (margin - 8, top + strip.frames[0].shape[0] // 2)
-        draw.text(place, strip.label, MIDDLE_GREY, font, anchor="la" if narrow else "rm")
-        top += height + gap
+        label, high = labels[number], line * len(labels[number])
+        first = top + 2 * gap if narrow else top + max(0, (strip.frames[0].shape[0] - high) // 2)
+        for row, part in enumerate(label):
+            at = (2 if narrow else margin - 8, first + row * line)
+            draw.text(at, part, MIDDLE_GREY, font, anchor="la" if narrow else "ra")
+        top += heights[number] + gap
     if words:
         draw.text((2, top + gap), "\n".join(words), MIDDLE_GREY, font)
     return np.array(page)

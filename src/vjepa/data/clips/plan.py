@@ -84,7 +84,7 @@ class ClipConfig:
         """ValueError: a video has fewer frames than a clip takes, which is to be an error."""
         if self.short_video == "error" and length < window:
             takes = f"a clip takes {window:g} (short_video: error)"
-            raise ValueError(f"the video has {length} frames, {takes}")
+            raise ValueError(f"the video has {length} frame{'s' * (length != 1)}, {takes}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -88,7 +88,7 @@ def read_frames(info: VideoInfo, numbers: NDArray[np.int64]) -> Iterator[Frame]:
     if info.kind == "image":
         numbers = np.zeros_like(numbers)
     if numbers[-1] >= info.num_frames:
-        asked = f"frame {numbers[-1]} asked for, but it has {info.num_frames} frames"
+        asked = f"frame {numbers[-1]} asked for, but it has {info.num_frames}"
         raise DecodeError(info.path, asked)
     unique, counts = np.unique(numbers, return_counts=True)
     if info.kind == "video":

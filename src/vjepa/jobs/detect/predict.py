@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.data.ava import box_problem, read_persons
@@ -28,7 +28,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.box_features import KeyFrames, class_shares
 from vjepa.jobs.detect.detector import Detector
 from vjepa.jobs.videos import files_of
-from vjepa.reporting.pictures import write_moving
+from vjepa.reporting.pictures import words_font, write_moving
 from vjepa.runtime.device import DeviceSetup
 from vjepa.runtime.files import atomic_path, check_kind
 from vjepa.runtime.progress import Progress
@@ -303,7 +303,7 @@ def draw(
         moments = np.unique([second for (video, second), *_ in rows if video == name])
         reach = float(np.median(np.diff(moments))) / 2 if len(moments) > 1 else reach
     scale = max(1, -(-_LEAST_DRAWN // min(info.height, info.width)))
-    font = ImageFont.load_default(size=max(12, min(info.height, info.width) * scale // 28))
+    font = words_font(max(12, min(info.height, info.width) * scale // 28))
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for frame in read_frames(info, np.arange(info.num_frames)):
