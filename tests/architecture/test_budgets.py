@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_472
+MOST_LINES = 47_474
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,13 +30,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4475, 108),
-    "jobs": (8662, 190),
+    "jobs": (8663, 190),
     "jobs/detect": (1216, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
     "masking": (797, 15),
     "models": (2696, 65),
-    "reporting": (1209, 45),
+    "reporting": (1210, 45),
     "runtime": (2573, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),

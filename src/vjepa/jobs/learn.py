@@ -358,9 +358,8 @@ def _find_videos(
         reason = row.info.reason if not row.info.ok else None
         if reason is None and row.info.kind == "image":
             reason = "a still image"
-        if reason is None and row.info.num_frames < fewest_frames:
-            frames = f"frame{'s' * (row.info.num_frames != 1)}"
-            reason = f"has {row.info.num_frames} {frames}, a clip takes {fewest_frames}"
+        if reason is None and (frames := row.info.num_frames) < fewest_frames:
+            reason = f"has {frames} frame{'s' * (frames != 1)}, a clip takes {fewest_frames}"
         if reason is None:
             # Links lead to what is there already, and a copy of it in the test part tells nothing.
             first = rows.setdefault(os.path.realpath(row.info.path), row)

@@ -150,7 +150,9 @@ def _headline(
         than = "than guessing what is usual at each place"
         if explained > 0:
             percent = f"{100 * explained:.0f} %"
-            figures.append(Figure(percent, "of what differs between clips is predicted"))
+            figures.append(
+                Figure(percent, "of what differs between clips learnt from is predicted")
+            )
             answer += (
                 f" Of clips that it learns from, its predictions are better {than} ({percent} of "
                 "the difference explained)."

@@ -114,8 +114,9 @@ def wrapped(text: str, font: Any, width: float) -> list[str]:
             while end > 1 and font.getlength(part[:end]) > width:
                 end = max(1, min(end - 1, int(1.1 * end * width / font.getlength(part[:end]))))
             if end < len(part):
-                ends = max(part.rfind(mark, 0, end) for mark in " /_-") + 1
-                end = ends if 2 * ends > end and part[end] != " " else end
+                for marks in ("/_-", " ") if part[end] != " " else ():  # at spaces before others
+                    ends = max(part.rfind(mark, 0, end) for mark in marks) + 1
+                    end = ends if 2 * ends > end else end
             lines.append(part[:end].rstrip())
             part = part[end:].lstrip()
     return lines
