@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_474
+MOST_LINES = 47_573
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,13 +29,13 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
-    "evaluation": (4475, 108),
-    "jobs": (8663, 190),
-    "jobs/detect": (1216, 23),
+    "evaluation": (4496, 108),
+    "jobs": (8669, 190),
+    "jobs/detect": (1244, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
     "masking": (797, 15),
-    "models": (2696, 65),
+    "models": (2695, 65),
     "reporting": (1210, 45),
     "runtime": (2573, 60),
     "tasks": (1838, 44),

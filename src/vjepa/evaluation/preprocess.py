@@ -97,8 +97,10 @@ class Preprocess:
                 and getattr(given, each.name) == each.default != (value := getattr(own, each.name))
             ]
             if other:
-                said = "is given, and leaves at defaults what the encoder has otherwise"
-                _LOGGER.warning("%s%s %s: %s; give these, too", group, name, said, ", ".join(other))
+                said = "leaves at defaults what the encoder has otherwise"
+                _LOGGER.warning(
+                    "%s%s: %s: %s; give these, too", group, name, said, ", ".join(other)
+                )
         return clip or self.clip, view or self.view
 
     def pixels(self, video: Video) -> Tensor:
