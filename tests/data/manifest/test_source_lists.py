@@ -279,13 +279,14 @@ def test_a_column_without_values_is_named(tmp_path, caplog):
     assert said == [f"{source}: colour: without values, so no label"]
 
 
-def test_path_lines_without_labels(tmp_path):
+def test_path_lines_without_labels(tmp_path, caplog):
     write_image_folder(tmp_path / "frames of clip 1", 2)
     text = "a.mp4\nmy video 2.mp4\nframes of clip 1\n"
     rows = read(write(tmp_path / "list.txt", text))
     assert names(rows, tmp_path) == ["a.mp4", "my video 2.mp4", "frames of clip 1"]
     assert [row.labels for row in rows] == [{}, {}, {}]
     assert rows[2].kind == "image_folder"
+    assert not caplog.records, "nobody named a label"
 
 
 @pytest.mark.parametrize(

@@ -447,7 +447,7 @@ def _parse_lines(
                 " video has several classes, the label is written 3|7)"
             )
         name, label = found
-        yield f"row {number}", {column: name, LIST_LABEL: label}
+        yield f"row {number}", {column: name} | ({LIST_LABEL: label} if label else {})
 
 
 def _split_line(line: str, folder: Path) -> tuple[str, str] | None:
