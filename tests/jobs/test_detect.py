@@ -453,6 +453,7 @@ def test_people_of_a_file_are_given_classes(
     assert main([*again, *given, "--out", str(tmp_path / "a.csv")]) == 0
     assert len((tmp_path / "a.csv").read_text().splitlines()) == len(rows) + 1
     each = [row.replace(",,", f",{number},") for row in rows for number in (1, 2)]
+    each += [row.rpartition(",")[0].replace(",,", ",3,") + ",0.6" for row in rows]
     (tmp_path / "each.csv").write_text("\n".join(each))  # a row for each class of a box
     (tmp_path / "pixels.csv").write_text("test_000001,0.5,3,3,16,16,,0.9")
     (tmp_path / "truth.csv").write_text("test_000001,0.5,0.1,0.1,0.5,0.5,1,12")

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from vjepa.checkpoint.torch_files import read_torch_file
 from vjepa.data.ava import box_problem, read_persons
-from vjepa.data.boxes import BoxTable
+from vjepa.data.boxes import BoxTable, ImageKey
 from vjepa.data.clips.plan import frames_at
 from vjepa.data.clips.source import VideoSource
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
@@ -132,9 +132,10 @@ def _of_file(path: Path, infos: Sequence[VideoInfo], least: float) -> dict[str, 
     paths = {Path(info.path).stem: info for info in infos}
     found: dict[str, Persons] = {info.path: [] for info in infos}
     rows = read_persons(path)
-    for (video, second), box, score in dict.fromkeys(
-        (key, box, score) for key, box, _, score in rows
-    ):
+    persons = dict[tuple[ImageKey, tuple[float, ...]], float]()  # a row for each class is one
+    for key, box, _, score in rows:
+        persons[key, box] = max(score, persons.get((key, box), 0.0))
+    for ((video, second), box), score in persons.items():
         if video not in paths or score < least:
             continue
         info = paths[video]
