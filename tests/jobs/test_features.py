@@ -226,6 +226,22 @@ def test_a_second_run_encodes_only_what_is_missing_damaged_or_changed(
     assert len([*out.rglob("*.safetensors")]) == 1
 
 
+def test_what_lies_behind_a_link_to_a_disk_that_is_away_stays(
+    model: Path, videos: Path, tmp_path: Path
+) -> None:
+    disk = (videos / "sub").rename(tmp_path / "disk")
+    (videos / "sub").symlink_to(disk)
+    out, config = tmp_path / "out", _config(model)
+    assert run(config, [videos], out).written == 3
+    away = disk.rename(tmp_path / "away")
+    report = run(config, [videos], out)
+    assert (report.kept, report.dropped, report.others) == (2, 0, 1)
+    away.rename(disk)
+    assert run(config, [videos], out).kept == 3
+    (disk / "a.mp4").unlink()
+    assert run(config, [videos], out).dropped == 1
+
+
 def test_a_half_written_folder_is_refused_until_it_is_whole(
     model: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

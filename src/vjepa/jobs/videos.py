@@ -109,15 +109,24 @@ def files_of(sources: Sequence[str | Path], split: str | None = None) -> list[Vi
 
 
 def is_gone(path: str) -> bool:
-    """Whether a file of this disk, or the shard that it lies in, is there no more."""
-    return not is_address(path) and not Path(getattr(member_at(path), "shard", path)).exists()
+    """Whether a file of this disk, or the shard that it lies in, is surely there no more."""
+    try:
+        return not is_address(path) and not Path(getattr(member_at(path), "shard", path)).exists()
+    except OSError:  # a folder that may not be read, say
+        return False
 
 
 def gone_from(sources: Sequence[str | Path], paths: Set[str]) -> set[str]:
-    """Of some paths those that lay below one of the sources and are gone."""
+    """Of some paths those that lay below one of the sources and are gone.
+
+    Not those below a link that leads nowhere, as to a disk that is not there today.
+    """
     folders = [absolute(str(source)) for source in sources if as_path(source).is_dir()]
     below = (path for path in paths if any(Path(path).is_relative_to(one) for one in folders))
-    return {path for path in below if is_gone(path)}
+    gone = {path for path in below if is_gone(path)}
+    parents = {parent for path in gone for parent in Path(path).parents}
+    away = {parent for parent in parents if parent.is_symlink() and not parent.exists()}
+    return {path for path in gone if away.isdisjoint(Path(path).parents)}
 
 
 def named_files(sources: Sequence[str | Path], split: str | None = None) -> list[VideoInfo]:
