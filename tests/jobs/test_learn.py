@@ -404,6 +404,19 @@ def test_a_folder_that_was_moved_says_so(finished: Path, folder: Path, recipe: P
     assert [config.read_bytes() for config in configs] == before, "a refused call is forgotten"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_not_remembered(
+    finished: Path, folder: Path, recipe: Path, tmp_path: Path
+) -> None:
+    again = shutil.copytree(finished, tmp_path / "again")
+    before = (again / "config.yaml").read_bytes()
+    for out in (again, tmp_path / "new"):
+        with pytest.raises(UserError, match="device: cuda was asked for"):
+            learn.run(_config(recipe, folder, minutes=60.0, device="cuda"), out)
+    assert (again / "config.yaml").read_bytes() == before
+    assert not (tmp_path / "new" / "config.yaml").exists()
+
+
 def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:
     """Also: no label; the moments that are alike are of other times; a space in a path."""
     long = write_video(tmp_path / "long.mp4", num_frames=240)

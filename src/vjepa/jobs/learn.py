@@ -172,6 +172,7 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
             _LOGGER.info("going on in %s with what was chosen there:", out)
             _say_new_files(config, choices, out)
         else:
+            set_up_device(config.device)
             # Before the first look at the files: a call that is killed there is made again.
             begin_folder(out, JOB, config)
             choices = _choose(config, out, started)
@@ -185,7 +186,7 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
         ends = started + 60 * config.minutes - _trained_seconds(out)
         kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
         enough = stop_in_time(ends, kept, most)
-        made = _pretraining(config, choices, out)
+        made, device = _pretraining(config, choices, out), set_up_device(config.device).device
         begin_folder(out, JOB, config)  # a call that is refused is not remembered
         ended = pretrain.run(made, out / RUN_FOLDER, is_enough=enough)
         if ended.interrupted:
@@ -195,7 +196,6 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
         if ended.out_of_time and took < 0.9 * planned:
             cut.append(f"learning took {60 * took:.0f} of {60 * planned:.0f} s")
         run_folder, videos_file = out / RUN_FOLDER, out / VIDEOS_FILE
-        device = set_up_device(config.device).device
         a_clip, results = seconds_a_clip(run_folder, videos_file, device), {}
         if choices.has_probe:
             try:
