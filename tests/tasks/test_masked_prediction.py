@@ -67,6 +67,8 @@ def test_own_data_may_number_samples_as_they_like_where_masks_are_fixed() -> Non
     first, second = task.inputs(_batch(0), 0, 1)[1], task.inputs(own, 0, 1)[1]
     assert not torch.equal(first[0].target, second[0].target)
     assert torch.equal(task.inputs(_batch(0), 0, 1)[1][0].target, first[0].target)
+    tensor: Any = replace(_batch(0), ordinals=torch.arange(4))
+    assert torch.equal(task.inputs(tensor, 0, 1)[1][0].target, first[0].target)
 
 
 @pytest.mark.parametrize("name", ["vjepa", "pixel", "levjepa"])

@@ -71,7 +71,7 @@ class BatchMasks:
         """Masks of a batch, and the index among them of this process's first clip."""
         ordinals = batch.step * self.batch_size + np.arange(self.batch_size)
         if self.sampler.counts is not None:  # fixed: they depend on nothing else in the batch
-            ordinals = batch.ordinals
+            ordinals = np.asarray(batch.ordinals)  # a tensor will do
         first = int(batch.ordinals[0] - ordinals[0])
         own = ordinals[max(0, first) : first + len(batch.ordinals)]
         if not np.array_equal(own, batch.ordinals):
