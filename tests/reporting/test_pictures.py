@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,9 @@ def test_a_long_name_makes_no_picture_wider_and_no_frame_leaves_its_column() -> 
         "runs/of_the_first/day and\nmore", font, font.getlength("runs/of_the_f")
     )
     assert lines == ["runs/of_the_", "first/day and", "more"]
+    long, started = "one of many words " * 3000, time.process_time()
+    assert " ".join(pictures.wrapped(long, font, 200)) == long.strip()
+    assert time.process_time() - started < 10, "not as the square of the length: minutes"
 
 
 def test_letters_beyond_ascii_are_drawn_and_not_as_boxes() -> None:

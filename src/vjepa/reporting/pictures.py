@@ -110,7 +110,7 @@ def wrapped(text: str, font: Any, width: float) -> list[str]:
     lines = []
     for part in text.splitlines():
         while part:
-            end = len(part)
+            end = min(len(part), max(1, int(width)))  # measured whole, a long text takes for ever
             while end > 1 and font.getlength(part[:end]) > width:
                 end = max(1, min(end - 1, int(1.1 * end * width / font.getlength(part[:end]))))
             if end < len(part):
