@@ -162,6 +162,6 @@ def test_what_a_given_group_leaves_at_its_defaults_is_named(
     given = ViewConfig(num_segments=2, crop_size=16)
     assert own.unless_given(None, given, "data.") == (own.clip, given)
     (said,) = (record.getMessage() for record in caplog.records)
-    assert said.startswith("data.view: leaves at defaults what the encoder has otherwise")
+    assert said.startswith("data.view: has defaults where the encoder has something else")
     assert "short_side None (the encoder's: 40); give" in said
     assert "crop_size" not in said

@@ -97,9 +97,10 @@ class Preprocess:
                 and getattr(given, each.name) == each.default != (value := getattr(own, each.name))
             ]
             if other:
-                said = "leaves at defaults what the encoder has otherwise"
+                said = "has defaults where the encoder has something else"
                 _LOGGER.warning(
-                    "%s%s: %s: %s; give these, too", group, name, said, ", ".join(other)
+                    "%s%s: %s: %s; give the encoder's, unless these are meant",
+                    *(group, name, said, ", ".join(other)),
                 )
         return clip or self.clip, view or self.view
 
