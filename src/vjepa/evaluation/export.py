@@ -90,6 +90,8 @@ class FeatureTable:
                 rows = self._pq.read_table(part, filters=[("path", "in", kept)])
                 with atomic_path(part) as aside:
                     self._pq.write_table(rows, aside)
+            held[:] = kept
+        self._parts = {part: held for part, held in self._parts.items() if held}
         self._newest = {p: newest for p, newest in self._newest.items() if p not in paths}
 
     def add(self, look: Look, origin: Origin, parts: Iterable[Part]) -> None:
