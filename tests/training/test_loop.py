@@ -473,6 +473,22 @@ def test_an_alarm_is_given_once_and_its_end_too_also_over_a_resume(
     assert all(report.keys() == {"std", "loss"} for report in task.seen), "not what is no number"
 
 
+def test_values_that_are_no_numbers_are_not_the_end_of_a_warning(tmp_path: Path) -> None:
+    class Lost(WatchedTask):
+        def health(self, batch: ToyBatch, count: int, group: ProcessGroup) -> dict[str, Tensor]:
+            found = super().health(batch, count, group)
+            return {n: value.where(value != 0.9, math.nan) for n, value in found.items()}
+
+        def alarm(self, history: Sequence[Mapping[str, float]]) -> str | None:
+            known = [report for report in history if "std" in report]
+            return super().alarm(known) if "std" in history[-1] else None
+
+    training = replace(TRAINING, health_every_steps=1)
+    make_trainer(tmp_path, task=Lost(), training=training, optim=short_optim(5)).fit()
+    kinds = [(line["step"], line["kind"]) for line in _lines(tmp_path)]
+    assert [kind for kind in kinds if kind[1] in {"warning", "all_clear"}] == [(2, "warning")]
+
+
 class Counting(ToyTask):
     """Counts the inputs that it saw, as a batch norm counts its batches."""
 

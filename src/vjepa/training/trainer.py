@@ -353,9 +353,11 @@ class Trainer:
         self._reports.append({name: v for name, v in report.items() if math.isfinite(v)})
         self._reports = reports_to_keep(self._reports)
         warning = self.task.alarm(self._reports)
+        if warning is None and self._reports[-1].keys() < {n for one in self._reports for n in one}:
+            return  # values that are no numbers now tell of no end
         # Said once, and its end too: small models often come near a collapse and get away from it.
         if (warning is not None) != self._ringing and self.group.is_main:
-            message = warning or "the features look well again: nothing is left of the warning"
+            message = warning or "all looks well again: nothing is left of the warning"
             _LOGGER.warning("step %d: %s", self._completed, message)
             self._write("warning" if warning else "all_clear", {"message": message})
         self._ringing = warning is not None
