@@ -187,7 +187,7 @@ def test_an_uploaded_video_is_looked_at_and_a_bad_one_is_refused_in_a_line(
     words = _words(call("hide", [TRAINED], 0.0, *_BOX))
     assert "demo: error: too short for this model: 3 frames" in words
     words = _words(call("surprise", [TRAINED]))
-    assert "3 frames are too few" in words
+    assert "too few frames (3)" in words
     assert words.count("error: ") == 1
     words = _upload(call, files["broken"])
     assert "error: broken.mp4: " in words

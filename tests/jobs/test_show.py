@@ -104,7 +104,7 @@ def test_a_video_that_is_too_short_is_filled_up_and_said_or_refused(
     write_moving(list(np.full((5, 32, 32, 3), 90, np.uint8)), path, 0.1)
     clip = ClipConfig(num_frames=4, stride=2, sampling="exact")
     assert len(read_shot(path, clip, 32).frames) == 4
-    assert "5 frames, and a clip takes 7" in caplog.text
+    assert "has 5 frames, a clip takes 7" in caplog.text
     with pytest.raises(UserError, match=r"short\.mp4: has 5 frames, .* takes 7: too short"):
         read_shot(path, clip, 32, whole=True)
     caplog.clear()

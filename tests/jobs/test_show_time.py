@@ -110,7 +110,7 @@ def test_the_commands_write_a_picture_and_a_page(
 
 def test_bad_input_is_one_line(videos: dict[str, Path], tmp_path: Path) -> None:
     model, clip = vjepa.load_model("demo"), ClipConfig(num_frames=8, stride=1)
-    with pytest.raises(UserError, match=r"short\.mp4: 6 frames are too few"):
+    with pytest.raises(UserError, match=r"short\.mp4: too few frames \(6\)"):
         surprise_of(model, videos["short"], clip)
     Image.new("RGB", (40, 40)).save(tmp_path / "still.png")
     with pytest.raises(UserError, match=r"still\.png: a picture"):
