@@ -374,7 +374,8 @@ def test_a_name_goes_before_a_file_and_unknown_names_are_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name, what in (("vitl16", "names a recipe"), ("demos", "no such file or folder")):
-        with pytest.raises(UserError, match=rf"{name}: {what}.*\(demo, garments, vizdoom\)"):
+        names = r"\(demo, garments, vizdoom, vizdoom_hour\)"
+        with pytest.raises(UserError, match=f"{name}: {what}.*{names}"):
             load_model(name)
     assert load_encoder("demo").preprocess == load_encoder(shipped_weights()).preprocess
     Path("config.yaml").write_text("seed: 0")

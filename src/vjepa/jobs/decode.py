@@ -103,7 +103,7 @@ class DecodeConfig:
     """Of weights, sample order, crops, masks, noise and times."""
     model: Path | None = None
     """Whose predictions are decoded: run, checkpoint, authors' file, or the name of weights that
-    come with vjepa (`demo`, `vizdoom`, `garments`). It is frozen."""
+    come with vjepa (`demo`, `vizdoom`, `vizdoom_hour`, `garments`). It is frozen."""
     num_heads: Count | None = None
     """Attention heads, for an authors' file of a size that is no preset."""
     masking: MaskingConfig | None = None

@@ -161,7 +161,7 @@ class ContinueConfig:
 
     path: Path
     """Run, checkpoint or converted folder, `.pth.tar` file, or the name of weights that come with
-    vjepa (`demo`, `vizdoom`, `garments`). `continue_from: PATH` is short for this."""
+    vjepa (`demo`, `vizdoom`, `vizdoom_hour`, `garments`). `continue_from: PATH` is short for it."""
     keep_optimizer: bool | None = None
     """Take over optimiser state and step, as if training had never stopped; false: weights only,
     from update 0; null: the state where there is one."""

@@ -29,7 +29,7 @@ class EncoderSourceConfig:
     path: Path | None = None
     """Run folder, checkpoint folder, a released file of V-JEPA or of the models that the paper
     compares with, or the name of one that was downloaded (`vjepa models list`) or comes with
-    vjepa (`demo`, `vizdoom`, `garments`); must be given, or `timm`."""
+    vjepa (`demo`, `vizdoom`, `vizdoom_hour`, `garments`); must be given, or `timm`."""
     which: Literal["target", "context", "random"] = "target"
     """`target`: the moving average, which the paper evaluates; `context`: the trained one;
     `random`: as `random: true`."""
