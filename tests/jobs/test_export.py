@@ -73,6 +73,8 @@ def test_any_number_of_clips_gives_the_originals_tokens(model: Path, onnx_file: 
 
     encoder = vjepa.load_encoder(model)
     session = onnxruntime.InferenceSession(str(onnx_file))
+    sides = [side.shape[0] for side in (*session.get_inputs(), *session.get_outputs())]
+    assert sides == ["batch", "batch"]
     for count in (1, 5):
         pixels = torch.randint(0, 256, (count, 3, 4, 32, 32), dtype=torch.uint8)
         (found,) = session.run(None, {"pixels": pixels.numpy()})

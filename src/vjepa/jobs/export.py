@@ -254,10 +254,11 @@ def _write_torch(program: torch.export.ExportedProgram, file: Path, about: str) 
 def _write_onnx(program: torch.export.ExportedProgram, file: Path, about: str) -> Compute:
     import onnxruntime
 
+    names: Any = {"input_names": ["pixels"], "output_names": ["output"]}
+    if program.range_constraints:  # any number of clips
+        names["dynamic_shapes"] = {"pixels": {0: "batch"}}
     try:
-        made: Any = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["pixels"], output_names=["output"]
-        )
+        made: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     except torch.onnx.errors.OnnxExporterError as error:
         causes: list[BaseException] = [error]
         while causes[-1].__cause__ is not None:
