@@ -62,7 +62,7 @@ def set_up_device(name: DeviceName = "auto", precision: PrecisionName = "float32
     if name == "cuda" and not has_gpu:
         raise UserError(
             "device: cuda was asked for, but torch finds no usable GPU; "
-            "use --training.device cpu or auto, or see `vjepa doctor`"
+            "ask for cpu or auto, or see `vjepa doctor`"
         )
     device = torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
     place = world()
@@ -121,7 +121,7 @@ def compile_blocks(modules: Sequence[nn.Module]) -> int:
     if on_cpu and not any(map(shutil.which, (environ.get("CXX", "g++"), "clang++"))):
         raise UserError(
             "compile: no C++ compiler (g++ or clang++) found, which torch.compile needs on a CPU; "
-            "install one, or use --training.compile false"
+            "install one, or leave it out"
         )
     blocks = _blocks(modules)
     for block in blocks:
