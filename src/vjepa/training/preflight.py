@@ -138,10 +138,8 @@ def time_a_part(learner: Learner, batch: Any, clips: int) -> tuple[float, str] |
                 loss = task(*task.inputs(batch, 0, most // number)).loss
             loss.backward()
         except Exception as error:
-            with (
-                suppress(Exception),
-                learner.setup.autocast(),
-            ):  # does a whole part of it do better?
+            # Does a whole part of it do better?
+            with suppress(Exception), learner.setup.autocast():
                 task(*task.inputs(batch, 0, learner.optim.accumulation_steps)).loss.backward()
                 error.add_note(
                     f"on {number} of {clips} clips, to measure the time of an update: a task that "
