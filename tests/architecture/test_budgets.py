@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_594
+MOST_LINES = 47_610
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3967, 100),
-    "cli": (2268, 30),
+    "cli": (2269, 30),
     "data": (1046, 15),
     "data/clips": (1945, 63),
     "data/loader": (1260, 19),
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8681, 190),
+    "jobs": (8698, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (911, 17),
     "jobs/probe": (2173, 55),
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2573, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
-    "training": (1762, 40),
+    "training": (1760, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

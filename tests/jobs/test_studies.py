@@ -395,6 +395,29 @@ def test_another_setting_is_another_job(tmp_path: Path) -> None:
     assert changed.jobs[changed.cells[0].job].config.optim.steps == 4
 
 
+def test_a_part_of_a_grid_is_run_with_seeds_of_the_user(tmp_path: Path) -> None:
+    """Jobs that are left are those of the whole grid; a variant may need one that is not shown."""
+    (manifest := tmp_path / "videos.parquet").touch()
+    sets, files = "sets={vizdoom: [map], fashion: [garment]}", {"vizdoom": manifest}
+    changes = (sets, "seeds=[0, 7]", "variants=[multi-block, future only]")
+    part = open_grid("masks", "cpu", tmp_path / "out", files, changes)
+    whole = open_grid("masks", "cpu", tmp_path / "out", files)
+    assert {(cell.variant, cell.videos, cell.label, cell.seed) for cell in part.cells} == {
+        (variant, "vizdoom", label, seed)
+        for variant in ("multi-block", "future only")
+        for label in ("", "map")
+        for seed in (0, 7)
+    }
+    assert "give --files fashion=MANIFEST" in part.missing.values()
+    assert len(part.jobs) == 8
+    assert len(part.jobs.keys() & whole.jobs.keys()) == 4
+    alone = _grid(tmp_path, "variants=other")
+    assert [alone.jobs[cell.job].what for cell in alone.cells] == [
+        "other, probe, videos colour, seed 0"
+    ]
+    assert [job.command for job in alone.jobs.values()] == ["pretrain", "probe train"]
+
+
 def test_a_name_with_a_stroke_breaks_no_table() -> None:
     table = Table(["a|b", "c"], [["one | other", "1"]])
     report = Report("title", "answer", [], [Section("section", blocks=[table])])
@@ -465,7 +488,13 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
         ),
         (
             ["masks", "--set", "prtrain.seed=1"],
-            "give STEP.SETTING=VALUE; steps are pretrain, ridge",
+            "give STEP.SETTING=VALUE; steps are pretrain, ridge; or seeds, sets or variants",
+        ),
+        (["masks", "--set", "seeds=[one]"], "--set seeds=[one]: input should be a valid integer"),
+        (["masks", "--set", "sets={films: [action]}"], "films: no such set in common.yaml"),
+        (
+            ["masks", "--set", "variants=[tubes]"],
+            "--set variants: tubes: they are random-tube[0.9]",
         ),
         (["masks", "--scale", "paper"], "--scale paper: needs --devices, or --dry-run"),
         (["masks", "--devices", "cuda:0,cuda:0"], "none twice"),

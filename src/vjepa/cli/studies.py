@@ -38,6 +38,7 @@ examples:
   vjepa studies run targets --scale cpu --out studies --files vizdoom=vizdoom/manifest.parquet
   vjepa studies run masks --scale gpu --out studies --files videos=labelled.parquet --devices cuda:0
   vjepa studies run targets --scale cpu --out small --set pretrain.training.max_cpu_minutes=1
+  vjepa studies run masks --out small --set 'sets={synthetic: [motion]}' --set 'seeds=[0]'
   vjepa studies run recipes --scale paper --out paper --files videomix2m=mix.parquet --dry-run
 """
 
@@ -66,7 +67,7 @@ def add_arguments(parser: Parser) -> None:
         command.add_argument("--files", action="append", default=[], metavar="NAME=PATH", help=text)
     run.add_number("--workers", int, "N", "jobs at once; default: one a core, or one on a GPU")
     run.add_argument("--devices", metavar="D,D", help="GPUs, one job on each, as cuda:0,cuda:1")
-    text = "another setting for every job of a step; remembered in DIR"
+    text = "another setting for every job of a step, or other seeds, sets or variants; remembered"
     run.add_argument("--set", action="append", default=[], metavar="STEP.SETTING=VALUE", help=text)
     run.add_flag("--dry-run", "say the cost and print the commands, run nothing")
 

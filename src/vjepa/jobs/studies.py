@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import product
 from pathlib import Path
 from pkgutil import resolve_name
@@ -215,9 +215,9 @@ class Grid:
     ) -> None:
         self.study, self.plan, self.scale = study, study.scales[scale], scale
         self.common: Common = _read(recipe_path(RECIPES, COMMON), Common)
-        self.variants = study.variants if self.plan.variants is None else self.plan.variants
+        self._all = study.variants if self.plan.variants is None else self.plan.variants
         self.files, self.changes = files, changes
-        self._by_step = _by_step(changes, self.plan)
+        self.plan, self.variants, self._by_step = _changed(self.plan, self._all, changes)
         self.jobs: dict[str, Job] = {}
         """By id, each after those that it needs."""
         self.cells: list[Cell] = []
@@ -227,7 +227,7 @@ class Grid:
         """Names of the files that this study asks for, or the sets and steps that all share."""
         self.known_files |= set(re.findall(r"{files\.(.+?)}", f"{study} {self.common}"))
         known = {step for plan in study.scales.values() for step in plan.steps}
-        for variant, changed in self.variants.items():
+        for variant, changed in self._all.items():
             if unknown := [step for step in changed if step not in known]:
                 raise UserError(f"{study.title}: {variant}/{unknown[0]}: no such variant or step")
         for seed, videos, variant in product(self.plan.seeds, self.plan.sets, self.variants):
@@ -273,7 +273,7 @@ class Grid:
         step, own = self._step(name), self.plan.steps[name].settings
         assert step.job is not None
         of_set = self.common.sets[videos].settings.get(step.job, {})
-        changed = self.variants[variant].get(name) or {}
+        changed = self._all[variant].get(name) or {}
         of_user = self._by_step.get(name, {})
         made = {"recipes": step.recipes} | step.settings | of_set | own | changed | of_user
         names = [made["recipes"]] if isinstance(made["recipes"], str) else made["recipes"] or []
@@ -285,7 +285,7 @@ class Grid:
         self, videos: str, variant: str, name: str, label: str, seed: int, above: tuple = ()
     ) -> str:
         """The id of a step's job; it and those before it are added; `above` need it."""
-        if variant not in self.variants or name not in self.plan.steps:
+        if variant not in self._all or name not in self.plan.steps:
             raise UserError(f"{self.study.title}: {variant}/{name}: no such variant or step")
         if (here := (variant, name)) in above:
             raise UserError(f"{self.study.title}: {variant}/{name}: needs itself")
@@ -360,16 +360,33 @@ def config_class(command: str) -> Any:
     return resolve_name(COMMANDS[command][0])
 
 
-def _by_step(changes: tuple[str, ...], plan: Scale) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _changed(
+    plan: Scale, variants: dict[str, dict], changes: tuple[str, ...]
+) -> tuple[Scale, dict[str, dict], dict[str, dict[str, Any]]]:
+    """The user's changes: the grid with its seeds, sets and variants, and settings by step."""
+    kept, by_step = list(variants), {}
     for change in changes:
-        name, equals, value = change.partition("=")
+        name, equals, text = change.partition("=")
         step, _, setting = name.partition(".")
-        if not equals or not setting or step not in plan.steps:
-            steps = ", ".join(plan.steps)
-            raise UserError(f"--set {change}: give STEP.SETTING=VALUE; steps are {steps}")
-        found.setdefault(step, {})[setting] = parse_value(value)
-    return found
+        value = parse_value(text)
+        if equals and name in ("seeds", "sets"):
+            try:
+                plan = replace(plan, **{name: value})
+            except ValidationError as error:
+                message = error.errors(include_url=False)[0]["msg"].lower()
+                raise UserError(f"--set {change}: {message}; see docs/studies.md") from error
+        elif equals and name == "variants":
+            kept = value if isinstance(value, list) else [value]
+        elif equals and setting and step in plan.steps:
+            by_step.setdefault(step, {})[setting] = value
+        else:
+            raise UserError(
+                f"--set {change}: give STEP.SETTING=VALUE; steps are {', '.join(plan.steps)}; or "
+                "seeds, sets or variants of the grid, as seeds=[0, 1]"
+            )
+    if unknown := [name for name in kept if name not in variants]:
+        raise UserError(f"--set variants: {unknown[0]}: they are {', '.join(variants)}")
+    return plan, {name: variants[name] for name in kept}, by_step
 
 
 def _filled(value: Any, fill: Callable[[str], Any]) -> Any:
