@@ -43,6 +43,16 @@ def test_the_last_line_has_no_time_left(total: int | None, done: list[int], show
     assert stream.getvalue() == shown
 
 
+def test_the_start_of_processes_is_not_the_pace() -> None:
+    """After a first file with 45 s of starting, 36 others were to take 27 minutes."""
+    stream, ticks = io.StringIO(), iter([0.0, 0.0, 45.0, 76.0, 107.0, 107.0])
+    with Progress("index", 37, stream=stream, clock=lambda: next(ticks)) as progress:
+        for done in (1, 32, 37):
+            progress.update(done)
+    lines = stream.getvalue().splitlines()
+    assert lines[:2] == ["index: 1/37 (3 %)", "index: 32/37 (86 %), 5 s left"]
+
+
 def test_total_may_be_known_later() -> None:
     stream, ticks = io.StringIO(), itertools.count(step=40.0)
     with Progress("index", None, stream=stream, clock=lambda: next(ticks)) as progress:
@@ -51,7 +61,7 @@ def test_total_may_be_known_later() -> None:
         progress.update(8)
     assert stream.getvalue().splitlines() == [
         "index: 3",
-        "index: 4/8 (50 %), 80 s left",
+        "index: 4/8 (50 %), 3 min left",
         "index: 8/8 (100 %)",
     ]
 

@@ -34,7 +34,8 @@ class Progress:
         self._stream, self._clock = stream or sys.stderr, clock
         self._first, self._note = completed, ""
         self._said: tuple[int, str] | None = None  # in the newest line
-        self._started = self._last_line = clock()
+        self._began: tuple[float, int] | None = None  # when the first steps were done, and how many
+        self._last_line = clock()
         self._bars = None
         if self._stream is sys.stderr and self._stream.isatty():
             from rich import progress as rich
@@ -55,7 +56,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Start the clock and show the bar."""
-        self._started = self._last_line = self._clock()
+        self._last_line = self._clock()
         if self._bars is not None:
             self._bars.start()
         return self
@@ -82,6 +83,8 @@ class Progress:
             self._bars.update(bar, completed=completed, total=self._total, note=self._note)
             return
         now = self._clock()
+        if self._began is None and completed > self._first:
+            self._began = now, completed
         if now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._write_line(now)
 
@@ -92,9 +95,10 @@ class Progress:
         else:
             percent = 100 * self._completed / max(1, self._total)
             parts = [f"{self._description}: {self._completed}/{self._total} ({percent:.0f} %)"]
-            done, elapsed = self._completed - self._first, now - self._started
-            if done > 0 and self._completed < self._total:
-                left = elapsed / done * (self._total - self._completed)
+            # The first steps bring the start of processes, which the others do not.
+            began, first = self._began or (now, self._completed)
+            if first < self._completed < self._total:
+                left = (now - began) / (self._completed - first) * (self._total - self._completed)
                 parts.append(f"{format_seconds(left)} left")
         if self._note:
             parts.append(self._note)
