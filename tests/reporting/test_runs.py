@@ -132,6 +132,18 @@ def test_a_run_whose_time_went_out_in_its_last_report_is_done(tmp_path: Path) ->
     assert "ends with OSError" in status_of(read_run(tmp_path)).state
 
 
+def test_a_run_that_ends_by_time_counts_minutes(tmp_path: Path) -> None:
+    counted = {10**6: "steps        41, 15.0 of 30 minutes", 50: "steps        41 of 50 (82 %)"}
+    for total, said in counted.items():
+        _write_run(tmp_path, total=total)
+        with (tmp_path / "config.yaml").open("a") as config:
+            config.write("training: {max_minutes: 30}\n")
+        with (tmp_path / "metrics.jsonl").open("a") as metrics:
+            metrics.write('{"kind": "train", "step": 41, "elapsed_seconds": 900.0}\n')
+        run = read_run(tmp_path)
+        assert said in state_lines(run, status_of(run))
+
+
 def test_why_a_run_ended_is_told_by_the_log_of_its_last_start(tmp_path: Path) -> None:
     _write_run(tmp_path)
     assert "nothing tells why" in status_of(read_run(tmp_path)).state

@@ -361,7 +361,7 @@ def show_run(folder: str | Path, out: str | Path | None = None) -> list[str]:
     state, out = read_run(folder), out or folder / "report.html"
     status = status_of(state)
     lines = state_lines(state, status)
-    total = state.steps_total
+    total = None if state.minutes_total else state.steps_total
     figures = [
         Figure(f"{state.steps_done:,}", f"steps done of {total:,}" if total else "steps done"),
         Figure(str(len(state.checkpoints)), "checkpoints kept"),

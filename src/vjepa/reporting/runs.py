@@ -110,6 +110,23 @@ class RunState:
         steps = self.config.get("optim", {}).get("steps")
         return int(steps) if steps is not None else self.planned
 
+    @property
+    def minutes_done(self) -> float:
+        """Minutes of training so far, those before a resume included."""
+        return (_number(self.newest("train").get("elapsed_seconds")) or 0.0) / 60
+
+    @property
+    def minutes_total(self) -> float | None:
+        """Where the time will be over before the steps are done: minutes in all."""
+        minutes, total = (
+            _number(self.config.get("training", {}).get("max_minutes")),
+            self.steps_total,
+        )
+        by_time = minutes and (
+            total is None or self.minutes_done / minutes > self.steps_done / total
+        )
+        return minutes if by_time else None
+
     def of_kind(self, kind: str) -> list[MetricRecord]:
         """The records of one kind, in order."""
         return [record for record in self.records if record.kind == kind]
@@ -227,7 +244,7 @@ def status_of(run: RunState) -> RunStatus:
     has_all = run.steps_total is not None and run.steps_done >= run.steps_total
     training, newest = run.config.get("training", {}), run.newest("train")
     minutes = _number(training.get("max_minutes"))
-    elapsed = _number(newest.get("elapsed_seconds")) or 0.0
+    elapsed = 60 * run.minutes_done
     limit = _number(training.get("max_cpu_minutes"))
     cpu_elapsed = _number(newest.get("elapsed_cpu_seconds")) or 0.0
     spent = ("max_minutes", minutes, elapsed), ("max_cpu_minutes", limit, cpu_elapsed)
@@ -292,8 +309,10 @@ def state_lines(run: RunState, status: RunStatus) -> list[str]:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines += ["  ".join(map(str.rjust, row, widths)) for row in rows]
     lines += [f"slow         {text}" for text in status.stragglers]
-    total = run.steps_total
+    total, minutes = run.steps_total, run.minutes_total
     share = f" of {total} ({100 * run.steps_done / total:.0f} %)" if total else ""
+    if minutes:  # the number of steps is no more than a bound
+        share = f", {run.minutes_done:.1f} of {minutes:.3g} minutes"
     lines.append(f"steps        {run.steps_done}{share}")
     lines.append(f"checkpoints  {', '.join(map(str, run.checkpoints)) or 'none'}")
     for kind in ("train", "health", "evaluation"):
