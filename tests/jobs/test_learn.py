@@ -23,6 +23,8 @@ import torch
 from pydantic import TypeAdapter
 from tests import warm
 from tests.data.clip_files import write_video
+from tests.data.video_files import Spec, damage
+from tests.data.video_files import write_video as write_whole
 from tests.evaluation.tiny_videos import coloured_frames
 from tests.evaluation.tiny_videos import write_video as write_frames
 
@@ -57,6 +59,9 @@ data:
 optim: {steps: 30, warmup_steps: 2}
 training: {max_minutes: 1, num_threads: 1}
 """
+
+
+_LEARNT_FROM = re.compile(r"<b>(\d+)</b><span>videos to learn from, files skipped: (\d+)")
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +184,7 @@ def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
         learn.run(_config(recipe, folder), out)
     finally:
         new.unlink()
-    assert f"1 files of the sources are new, and not used (first: {new})" in caplog.text
+    assert f"files of the sources that are new, and not used: 1 (first: {new})" in caplog.text
     assert f"shows update {done - 1}, and learning has gone on to {done}: --minutes" in caplog.text
     gone = folder / "red" / "r 1.mp4"
     gone.rename(tmp_path / "r 1.mp4")  # a file that is lost meanwhile costs no report
@@ -191,8 +196,8 @@ def test_the_same_command_has_nothing_to_do_and_more_minutes_go_on(
     finally:
         (tmp_path / "r 1.mp4").rename(gone)
         os.utime(other, ns=times)
-    assert f"1 files of the sources are gone (first: {gone})" in caplog.text
-    assert f"1 files of the sources are no longer as they were (first: {other})" in caplog.text
+    assert f"that are gone: 1 (first: {gone})" in caplog.text
+    assert f"that are no longer as they were: 1 (first: {other})" in caplog.text
     assert (out / "report.html").stat().st_mtime_ns > before
     assert read_run(out / "run").steps_done >= done
     assert read_run(out / "run").config["training"]["max_minutes"] > 30
@@ -209,6 +214,10 @@ def test_what_is_left_of_the_time_steers_probes_and_pictures(
     shutil.copytree(finished, out)
     page = (out / "report.html").read_text()
     assert "Time was short" not in page
+    count, skipped = map(int, _LEARNT_FROM.search(page).groups())
+    damaged = Manifest.open(out / "videos.parquet").select(split="train").path(0)
+    bad = {"path": damaged, "reason": "frame 3 cannot be decoded", "step": 0, "kind": "decode"}
+    (out / "run" / "bad_videos.jsonl").write_text(json.dumps(bad) + "\n")
     # Of the hour a probe gets a quarter: not for 11 videos, and enough for some of each class.
     monkeypatch.setattr(learn, "seconds_a_clip", lambda *_: 120.0)
     learn.run(_config(recipe, folder, minutes=60.0), out)
@@ -220,6 +229,8 @@ def test_what_is_left_of_the_time_steers_probes_and_pictures(
     page = (out / "report.html").read_text()
     assert "each probe was trained with 50 of 300 updates on" in page
     assert "are sought among 12 instead of 96" in page
+    assert _LEARNT_FROM.search(page).groups() == (f"{count - 1}", f"{skipped + 1}")
+    assert "while learning: frame 3 cannot be decoded" in page, "as any file that was not used"
     monkeypatch.setattr(learn, "seconds_a_clip", lambda *_: 1e6)
     learn.run(_config(recipe, folder, minutes=90.0), out)
     page = (out / "report.html").read_text()
@@ -239,7 +250,7 @@ def test_the_report_says_how_the_trained_encoder_stands(mine: int, random: int, 
         answers.add(np.arange(40), shares, torch.zeros(40, dtype=torch.int64))
         test = SimpleNamespace(metrics=answers.metrics(), trained_on=0)
         results[name] = SimpleNamespace(test=test)
-    state = SimpleNamespace(steps_done=1, newest=lambda _: {})
+    state = SimpleNamespace(steps_done=1, newest=lambda _: {}, bad_videos=())
     data = SimpleNamespace(data=SimpleNamespace(sources=(), batch_size=4))
     answer, _ = learn_report._headline(results, 0, (), state, data, None)
     assert answer.endswith(f"By the 95 % interval it is {said} the untrained one.")
@@ -248,6 +259,9 @@ def test_the_report_says_how_the_trained_encoder_stands(mine: int, random: int, 
     answer, _ = learn_report._headline(results, 0, (), state, data, None)
     assert f"{mine} of 40 test videos" in answer
     assert answer.endswith("3 of them are copies of training videos: the number is too good.")
+    results["target"].test.trained_on = 1
+    answer, _ = learn_report._headline(results, 0, (), state, data, None)
+    assert answer.endswith("1 of them is a copy of a training video: the number is too good.")
 
 
 def test_reading_and_measuring_count_in_the_plan(
@@ -415,6 +429,25 @@ def test_a_device_that_is_not_there_is_not_remembered(
             learn.run(_config(recipe, folder, minutes=60.0, device="cuda"), out)
     assert (again / "config.yaml").read_bytes() == before
     assert not (tmp_path / "new" / "config.yaml").exists()
+
+
+def test_a_video_that_turns_out_to_be_damaged_is_skipped(recipe: Path, tmp_path: Path) -> None:
+    """One of three: replacing it at each draw would have ended training at the 10th."""
+    videos = tmp_path / "videos"
+    for name in ("a.mp4", "b.mp4"):
+        write_video(_made(videos / name), num_frames=60)
+    damaged, out = write_whole(videos / "c.mp4", Spec(num_frames=60, b_frames=0)), tmp_path / "out"
+    damage(damaged, 2, 3)
+    assert learn.run(_config(recipe, videos), out) is None
+    page = html.unescape((out / "report.html").read_text())
+    assert _LEARNT_FROM.search(page).groups() == ("2", "1")
+    assert f"{damaged}</td>" in page, "and why"
+    assert "videos    2, " in page
+    assert read_run(out / "run").steps_done == 30
+    assert not read_run(out / "run").bad_videos
+    damage(write_whole(tmp_path / "d.mp4", Spec(num_frames=60, b_frames=0)), 2, 3)
+    with pytest.raises(UserError, match=r"no video to learn from can be decoded: .*d\.mp4: frame"):
+        learn.run(_config(recipe, tmp_path / "d.mp4"), tmp_path / "nothing")
 
 
 def test_one_long_video_and_a_manifest_in_place_of_a_folder(recipe: Path, tmp_path: Path) -> None:

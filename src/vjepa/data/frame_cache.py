@@ -72,6 +72,11 @@ class FrameCache:
         reason = str(self._reasons[row])
         return (reason, _KINDS[self._kinds[row]]) if reason else None
 
+    def failures(self) -> list[tuple[str, str]]:
+        """Paths of videos without frames, and why."""
+        rows = np.flatnonzero(self._reasons != "").tolist()
+        return [(self._manifest.path(row), str(self._reasons[row])) for row in rows]
+
     def source(self, row: int) -> FrameSource:
         """A row's frames, mapped from the file and not copied."""
         frames = self._frames[self._offsets[row] : self._offsets[row + 1]]

@@ -113,7 +113,7 @@ def run(config: BenchConfig) -> BenchReport:
         num_bad += pooled["bad_videos"]
     lines.append(f"queue: {pixels / 1e6:.2f} MB of pixels a clip")
     if num_bad:
-        lines.append(f"{num_bad} videos could not be read; see `vjepa data check`")
+        lines.append(f"{num_bad} videos could not be read; see `vjepa data check --deep`")
     return BenchReport(lines=tuple(lines), values=values)
 
 

@@ -11,8 +11,8 @@ import logging
 import math
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from operator import attrgetter
@@ -34,7 +34,7 @@ from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
 from vjepa.evaluation.labels import Labels, hold_out
 from vjepa.jobs import pretrain
-from vjepa.jobs.learn_probes import seconds_a_clip, timed_update, train_probes
+from vjepa.jobs.learn_probes import seconds_a_clip, stop_in_time, timed_update, train_probes
 from vjepa.jobs.learn_report import MOMENTS, write_learn_report
 from vjepa.jobs.pretrain import PretrainConfig, build_task, settle_input
 from vjepa.jobs.pretrain_room import same_config
@@ -282,6 +282,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         f"data.batch_size={config.batch_size or (64 if is_gpu else 32)}",
         f"data.loader.num_workers={workers}",
         f"data.loader.frame_cache_folder={json.dumps(str((out / 'frames').resolve()))}",
+        "data.loader.max_bad_fraction=0.5",  # one damaged file of a few is no reason to stop
         "online_probe=null",  # there is a probe at the end
         f"training.device={config.device}",
         "training.precision=auto",
@@ -308,7 +309,8 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
         for name, every in intervals.items()
     ]
     made = _load(config, settings)
-    is_cached, kept = _decode_once(made), beside
+    (is_cached, lost), kept = _decode_once(made, manifest, out / VIDEOS_FILE), beside
+    skipped = (*skipped, *lost)
     settings, a_clip = _measure_input(made, settings, len(manifest), out / RUN_FOLDER)
     reading = "decoded once, and kept small"
     if not is_cached:
@@ -324,7 +326,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     beside += time.monotonic() - started
     encoder, clip = made.model.encoder, made.data.clip
     lines = (
-        f"videos    {len(manifest)}, {hours:.2f} hours; {len(skipped)} files skipped",
+        f"videos    {len(manifest) - len(lost)}, {hours:.2f} hours; {len(skipped)} files skipped",
         probe_line,
         f"size      {size}: {clip.num_frames} frames of {encoder.image_size} pixels, encoder of "
         f"{encoder.depth} blocks, {encoder.width} wide (--size)",
@@ -368,16 +370,20 @@ def _find_videos(
                 reason += f" with its labels {first.labels}" * (first.labels != row.labels)
         if reason is not None:
             skipped.append((row.info.path, reason))
-    for path, reason in skipped[:5]:
-        _LOGGER.warning("skipped: %s: %s", path, reason)
-    if len(skipped) > 5:
-        _LOGGER.warning("skipped: %d more; the report names all", len(skipped) - 5)
+    _say_skipped(skipped)
     if not rows:
         raise UserError(
             f"none of the {len(skipped)} files can be used: {skipped[0][0]}: {skipped[0][1]}; "
             "name a folder with videos"
         )
     return Manifest.from_rows(rows.values(), out), tuple(skipped)
+
+
+def _say_skipped(files: Sequence[tuple[str, str]]) -> None:
+    for path, reason in files[:5]:
+        _LOGGER.warning("skipped: %s: %s", path, reason)
+    if more := len(files[5:]):
+        _LOGGER.warning("skipped: %d more; the report names all", more)
 
 
 def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
@@ -393,11 +399,11 @@ def _say_new_files(config: LearnConfig, choices: Choices, out: Path) -> None:
     other = listed.intersection(chain.from_iterable(manifest.paths(other_rows)))
     known = {os.path.realpath(path) for path in (*used, *(path for path, _ in choices.skipped))}
     new = {path for path in listed if os.path.realpath(path) not in known}
-    said = "%d files of the sources are %s (first: %s); to begin anew give another --out"
+    said = "files of the sources that are %s: %d (first: %s); to begin anew give another --out"
     found = {"new, and not used": new, "gone": used - listed, "no longer as they were": other}
     for what, paths in found.items():
         if paths:
-            _LOGGER.warning(said, len(paths), what, min(paths))
+            _LOGGER.warning(said, what, len(paths), min(paths))
 
 
 def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[Manifest, str]:
@@ -504,20 +510,34 @@ def _choose_size(
 def _seconds_an_update(config: PretrainConfig) -> float:
     """Measured, without reading videos."""
     encoder, size = config.model.encoder, config.data.batch_size
-    shape = (3, encoder.num_frames, encoder.image_size, encoder.image_size)
-    clips = torch.randint(0, 256, (size, *shape), dtype=torch.uint8)
+    shape = (size, 3, encoder.num_frames, encoder.image_size, encoder.image_size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8)
     learner = build_learner(build_task(config), config.optim, config.ema, config.training)
     return timed_update(learner, size, clips=clips)
 
 
-def _decode_once(config: PretrainConfig) -> bool:
-    """Fill the frame cache that pretraining will use; whether it uses one."""
+def _decode_once(
+    config: PretrainConfig, manifest: Manifest, path: Path
+) -> tuple[bool, tuple[tuple[str, str], ...]]:
+    """Fill the frame cache that pretraining will use; whether it uses one, and which videos failed.
+
+    In the manifest at `path` these get weight 0: each draw would have to be replaced, and too many
+    of that end training. Their rows stay, as the cache is found by them.
+    """
     loader = config.data.loader
     if loader.frame_cache_gigabytes == 0:
-        return False
+        return False, ()
     sources = [Manifest.open(s.manifest).select(split=s.split) for s in config.data.sources]
-    reading = replace(loader, num_workers=usable_cpus())
-    return bool(open_frame_caches(sources, reading, loader.frame_cache_short_side))
+    how = replace(loader, num_workers=usable_cpus())
+    caches = open_frame_caches(sources, how, loader.frame_cache_short_side)
+    if lost := dict(failure for cache in caches for failure in cache.failures()):
+        _say_skipped(found := list(lost.items()))
+        if len(found) == sum(map(len, sources)):
+            raise UserError(f"no video to learn from can be decoded: {': '.join(found[0])}")
+        rows = [manifest.full_row(number) for number in range(len(manifest))]
+        rows = [replace(row, weight=0.0) if row.info.path in lost else row for row in rows]
+        Manifest.from_rows(rows, path.parent).write(path)
+    return bool(caches), tuple(lost.items())
 
 
 def _measure_input(
@@ -578,23 +598,3 @@ def _trained_seconds(out: Path) -> float:
     if not (run / CONFIG_FILE).is_file():
         return 0.0
     return float(read_run(run).newest("train").get("elapsed_seconds", 0.0))
-
-
-def stop_in_time(ends: float, kept: float, most: float) -> Callable[[], bool]:
-    """Makes what is asked before each update: must learning end, so that all is ready at `ends`?
-
-    What follows took `kept` seconds when the machine was at its fastest. It takes as many times
-    longer as updates do by now, but gets no more than `most`.
-    """
-    asked, fastest = deque[float](maxlen=6), math.inf
-
-    def is_time() -> bool:
-        nonlocal fastest
-        asked.append(time.monotonic())
-        if len(asked) < 2:  # one update at least
-            return False
-        pace = float(np.median(np.diff(asked)))
-        fastest = min(fastest, pace)
-        return asked[-1] + min(kept * pace / max(fastest, 1e-9), most) >= ends
-
-    return is_time

@@ -1,4 +1,4 @@
-"""The probes of ``vjepa learn``, as large as the time that is left allows."""
+"""The time of ``vjepa learn``, and its probes, as large as what is left of it allows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,6 +62,26 @@ def seconds_a_clip(run: Path, videos: Path, device: torch.device) -> float:
             continue
         times.append(time.monotonic() - begun)
     return float(np.median(times)) if times else 0.0
+
+
+def stop_in_time(ends: float, kept: float, most: float) -> Callable[[], bool]:
+    """Makes what is asked before each update: must learning end, so that all is ready at `ends`?
+
+    What follows took `kept` seconds when the machine was at its fastest. It takes as many times
+    longer as updates do by now, but gets no more than `most`.
+    """
+    asked, fastest = deque[float](maxlen=6), math.inf
+
+    def is_time() -> bool:
+        nonlocal fastest
+        asked.append(time.monotonic())
+        if len(asked) < 2:  # one update at least
+            return False
+        pace = float(np.median(np.diff(asked)))
+        fastest = min(fastest, pace)
+        return asked[-1] + min(kept * pace / max(fastest, 1e-9), most) >= ends
+
+    return is_time
 
 
 def plan_probe(

@@ -85,6 +85,7 @@ def write_learn_report(
     probes on the `target` encoder and on `random` weights, none without classes; `moments` is how
     many are looked at for likeness.
     """
+    _LOGGER.info("writing the report")
     run = path.parent / "run"
     config = load_config(PretrainConfig, [run / RESOLVED_CONFIG_FILE])
     state, manifest = read_run(run), Manifest.open(path.parent / "videos.parquet")
@@ -93,7 +94,13 @@ def write_learn_report(
         "untrained": untrained_encoder(trained.config, seed).eval(),
         "trained": trained,
     }
-    bad = {str(video["path"]) for video in state.bad_videos}
+    # Files that were looked into may still turn out to be damaged.
+    unread = {str(v["path"]): f"while learning: {v['reason']}" for v in state.bad_videos}
+    if "target" in results and (test := results["target"].test) is not None:
+        failed = (*results["target"].train_bad_videos, *test.bad_videos)
+        unread = {video.path: f"by the probe: {video.reason}" for video in failed} | unread
+    unread |= dict(skipped)
+    skipped, bad = list(unread.items()), set(unread)
     shots = _shots(manifest, config, bad)
     records: list[Block] = [Text("\n".join(lines), preformatted=True)]
     if skipped:
@@ -128,7 +135,8 @@ def _headline(
     manifest: Manifest,
 ) -> tuple[str, list[Figure]]:
     """The answer in plain words and in figures, whatever it is."""
-    count = sum(len(manifest.select(split=source.split)) for source in config.data.sources)
+    weights = [manifest.select(split=source.split).weights for source in config.data.sources]
+    count = sum(int((each > 0).sum()) for each in weights) - len(state.bad_videos)
     clips = state.steps_done * config.data.batch_size
     seconds = float(state.newest("train").get("elapsed_seconds", 0.0))
     skipped = f", files skipped: {num_skipped}" if num_skipped else ""
@@ -183,7 +191,9 @@ def _known_copies(results: Mapping[str, ProbeResult]) -> str:
     test = results["target"].test
     if test is None or not test.trained_on:
         return ""
-    return f" {test.trained_on} of them are copies of training videos: the number is too good."
+    one = test.trained_on == 1
+    copies = "is a copy of a training video" if one else "are copies of training videos"
+    return f" {test.trained_on} of them {copies}: the number is too good."
 
 
 def _probe_sections(results: Mapping[str, ProbeResult]) -> list[Section]:

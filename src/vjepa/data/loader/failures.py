@@ -143,5 +143,5 @@ class BadVideoLimit:
         raise UserError(
             f"loader.max_bad_fraction {self._max_fraction:g} passed: {len(reasons)} of the last "
             f"{len(self._recent)} videos could not be read, {times} of them because: {worst}; see "
-            "bad_videos.jsonl, mend the data (`vjepa data check`) or raise the limit"
+            "bad_videos.jsonl, mend the data (`vjepa data check --deep`) or raise the limit"
         )

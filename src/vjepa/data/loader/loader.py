@@ -214,7 +214,7 @@ class ClipLoader(ClipReader):
             if attempt > self._max_retries:
                 raise UserError(
                     f"{attempt} videos in a row could not be read for sample {job.numbers[0]}, the "
-                    f"last: {failure.path}: {reason}; check the disk and run `vjepa data check`"
+                    f"last: {failure.path}: {reason}; see `vjepa data check --deep`"
                 )
             member = self._order.replacement(job.slot, job.group, attempt)
             row = self._sources.row_of(job.group, member)
