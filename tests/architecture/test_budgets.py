@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_651
+MOST_LINES = 47_689
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -24,20 +24,20 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2268, 30),
     "data": (1051, 15),
     "data/clips": (1945, 63),
-    "data/loader": (1260, 19),
+    "data/loader": (1280, 20),
     "data/manifest": (1913, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8712, 190),
+    "jobs": (8718, 190),
     "jobs/detect": (1245, 23),
-    "jobs/finetune": (911, 17),
-    "jobs/probe": (2173, 55),
+    "jobs/finetune": (914, 17),
+    "jobs/probe": (2177, 55),
     "masking": (797, 15),
     "models": (2695, 65),
     "reporting": (1229, 45),
-    "runtime": (2577, 60),
+    "runtime": (2582, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
     "training": (1760, 40),

@@ -61,8 +61,11 @@ def write_manifest(rows: list[ManifestRow], path: Path) -> Path:
     return path
 
 
-def with_bad_video(manifest: Path, split: str, target: Path) -> str:
-    """A copy of a manifest whose first row of a split points to a truncated file; its path."""
+def with_bad_video(manifest: Path, split: str, target: Path, *, is_known: bool = False) -> str:
+    """A copy of a manifest whose first row of a split points to a truncated file; its path.
+
+    Where it `is_known` the row says so.
+    """
     opened = Manifest.open(manifest)
     rows: list[ManifestRow] = []
     broken = ""
@@ -74,6 +77,7 @@ def with_bad_video(manifest: Path, split: str, target: Path) -> str:
             broken = str(target.parent / "broken.mp4")
             Path(broken).write_bytes(Path(info.path).read_bytes()[:300])
             info = replace(info, path=broken)
+            info = replace(info, ok=False, reason="truncated") if is_known else info
         named = {name: values[row] for name, values in labels.items()}
         rows.append(ManifestRow(info=info, split=splits[row], labels=named))
     write_manifest(rows, target)

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from vjepa.runtime import environment
+from vjepa.runtime.device import set_up_device
 from vjepa.runtime.environment import inspect_environment
 from vjepa.version import __version__
 
@@ -22,6 +23,10 @@ def test_report_of_this_machine() -> None:
     assert found["torch"] == metadata.version("torch")
     assert report.devices[0].startswith("cpu: ")
     assert "torch uses" in report.devices[0]
+    usual = set_up_device("cpu", "auto").precision
+    assert report.devices[0].endswith(
+        {"bfloat16": " with", "float32": " without"}[usual] + " bfloat16"
+    )
     assert len(report.devices) >= 2
 
 

@@ -26,6 +26,7 @@ from vjepa.runtime.device import (
     to_device,
 )
 from vjepa.runtime.process import set_num_threads
+from vjepa.runtime.progress import Progress
 
 Positive = Annotated[int, Field(ge=1)]
 ModelName = Literal["vitt16", "vits16", "vitb16", "vitl16", "vith16", "vitg16"]
@@ -101,11 +102,13 @@ def run(config: BenchConfig) -> BenchReport:
         compile_blocks([encoder])
     clips = random_clips(config.batch_size, sizes)
 
-    def encode(_: int) -> None:
+    def encode(number: int) -> None:
         with torch.no_grad(), setup.autocast():
             encoder(encoder.normalise(to_device(clips, setup.device)))
+        progress.update(number)
 
-    walls, cpus = time_calls(encode, setup.device, config.calls, config.warmup_calls)
+    with Progress("calls", config.warmup_calls + config.calls) as progress:
+        walls, cpus = time_calls(encode, setup.device, config.calls, config.warmup_calls)
     wall, cpu = statistics.median(walls), statistics.median(cpus)
     work = encoder_flops(sizes)
     values = {

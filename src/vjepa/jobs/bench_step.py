@@ -35,6 +35,7 @@ from vjepa.models.operations import (
     update_operations,
 )
 from vjepa.runtime.device import DeviceSetup
+from vjepa.runtime.progress import Progress
 from vjepa.training import Learner, TrainingConfig, build_learner, train_step
 
 
@@ -141,8 +142,10 @@ def run(config: BenchConfig) -> BenchReport:
         else:
             inputs = (normalise_clip(clips, how=how), token_masks)
         train_step(learner, [inputs], number)
+        progress.update(number)
 
-    wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
+    with Progress("updates", config.warmup_steps + config.steps) as progress:
+        wall, _ = time_calls(update, setup.device, config.steps, config.warmup_steps)
     seconds = statistics.median(wall)
     is_gpu = setup.device.type == "cuda"
     masks = tokens_seen(config.pretraining, config.batch_size)

@@ -323,6 +323,10 @@ def test_a_bad_training_video_is_replaced_and_a_bad_test_video_named(
     broken = with_bad_video(videos, "test", test)
     out, steps = tmp_path / "run", ("--optim.steps", 6)
     options = ("--data.train.manifest", train, "--data.test.manifest", test, *steps)
+    with_bad_video(videos, "test", known := test.parent / "known.parquet", is_known=True)
+    assert _finetune(recipe, out, *options[:3], known, *steps) == 2
+    assert "broken.mp4: cannot be evaluated (truncated)" in capsys.readouterr().err
+    assert not (out / "config.yaml").exists(), "before the training"
     assert _finetune(recipe, out, *options) == 2
     assert "broken.mp4: cannot be evaluated" in capsys.readouterr().err
     # Training is done and kept; only the measurement is made again.

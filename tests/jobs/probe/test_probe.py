@@ -262,6 +262,17 @@ def test_features_come_from_the_cache(videos: Path, checkpoint: Path, tmp_path: 
         train(replace(config, encoder=replace(config.encoder, which="random")), tmp_path / "4")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_video_that_the_manifest_knows_to_be_bad_is_refused_before_features(
+    videos: Path, checkpoint: Path, tmp_path: Path, split: str
+) -> None:
+    manifest = tmp_path / "m.parquet"
+    with_bad_video(videos, split, manifest, is_known=True)
+    with pytest.raises(UserError, match=r"broken\.mp4: cannot be evaluated \(truncated\)"):
+        open_inputs(probe_config(manifest, checkpoint))
+    open_inputs(probe_config(manifest, checkpoint, **{"data.on_bad_video": "list"}))
+
+
 @pytest.mark.parametrize("online", [False, True])
 def test_bad_videos_stop_the_job_or_are_named(
     videos: Path, checkpoint: Path, tmp_path: Path, online: bool

@@ -34,6 +34,28 @@ class ClipRows:
     bad: tuple[BadVideo, ...] = ()
 
 
+def refuse_bad(
+    manifest: Manifest, rows: NDArray[np.int64] | None, on_bad_video: OnBadVideo
+) -> None:
+    """UserError: the manifest knows that one of these rows (None: of all) cannot be read.
+
+    Not where such are to be listed. It need not wait until the videos before it are read.
+    """
+    bad = np.flatnonzero(~manifest.ok)
+    bad = bad if rows is None else np.intersect1d(bad, rows)
+    if on_bad_video == "error" and bad.size:
+        first = manifest.row(int(bad[0]))
+        others = f"; so is it with {bad.size - 1} more" if bad.size > 1 else ""
+        raise _refusal(first.path, f"{first.reason}{others}")
+
+
+def _refusal(path: str, reason: str) -> UserError:
+    return UserError(
+        f"{path}: cannot be evaluated ({reason}); mend it, take it out of the manifest, or set "
+        "on_bad_video: list"
+    )
+
+
 class EvaluationClips(ClipReader):
     """The clips of manifest rows, int64 [n] `rows`, in order; R of each video."""
 
@@ -51,10 +73,12 @@ class EvaluationClips(ClipReader):
     ) -> None:
         """Read nothing yet; `rows` None means all, also those that are known to be bad.
 
-        `on_bad_video`: ``error`` stops at the first video that cannot be read, ``list`` leaves it
-        out and reports it. `pass_index` is the pass over the data that :meth:`batches` gives.
+        `on_bad_video`: ``error`` stops at the first video that cannot be read, here at one that the
+        manifest knows; ``list`` leaves it out and reports it. `pass_index` is the pass over the
+        data that :meth:`batches` gives.
         """
         views = ClipViews(clip, view, augment)
+        refuse_bad(manifest, rows, on_bad_video)
         self.rows = np.arange(len(manifest), dtype=np.int64) if rows is None else rows
         self.clips_per_video = views.clips_per_video
         self._pass_index, self._is_strict = pass_index, on_bad_video == "error"
@@ -119,7 +143,4 @@ class EvaluationClips(ClipReader):
         """UserError: a video is bad, and such are not to be listed."""
         if plan.failures and self._is_strict:
             first = plan.failures[min(plan.failures)]
-            raise UserError(
-                f"{first.path}: cannot be evaluated ({first.reason}); mend it, take it out of "
-                "the manifest, or set on_bad_video: list"
-            )
+            raise _refusal(first.path, first.reason)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vjepa.data.clips.plan import ClipConfig
 from vjepa.data.clips.views import ViewConfig
+from vjepa.data.loader.evaluation import refuse_bad
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.frozen import EncoderIdentity
@@ -79,6 +80,8 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
         split = open_beside(wanted, f"data.{name}", train, data.train.manifest)
         remedy = f"set the splits (data.train.split, data.{name}.split)"
         split = refuse_known(split, known, "in data.train too", remedy)
+        if name == "test":  # which is read after the training alone
+            refuse_bad(split.manifest, None, data.on_bad_video)
         if name == "validation" and "test" in opened:
             tested = paths_and_sizes(opened["test"].manifest)
             remedy = "who looks at the reported videos while training chooses by them: name others"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vjepa.data.loader.evaluation import refuse_bad
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import ClipSettings, FeatureExtractor
@@ -111,6 +112,9 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
         for name, wanted in (("validation", validation), ("test", data.test))
         if wanted is not None
     }
+    refuse_bad(train.manifest, np.concatenate([fit, choose]), data.on_bad_video)
+    for other in others.values():
+        refuse_bad(other.manifest, None, data.on_bad_video)
     earlier = {train.name: paths_and_sizes(train.manifest, np.concatenate([fit, choose]))}
     for key, other in others.items():
         for name, known in earlier.items():
