@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_689
+MOST_LINES = 47_690
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -24,7 +24,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2268, 30),
     "data": (1051, 15),
     "data/clips": (1945, 63),
-    "data/loader": (1280, 20),
+    "data/loader": (1281, 20),
     "data/manifest": (1913, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),

@@ -553,7 +553,7 @@ def moments(
     if not found:
         raise UserError(f"{database}: holds no other moment than this video; add videos to it")
     lines = [
-        f"{one.alike:.2f} alike: {Path(one.path).name}, {clock(one.start)} to {clock(one.end)}"
+        f"{one.alike:.3f} alike: {Path(one.path).name}, {clock(one.start)} to {clock(one.end)}"
         for one in found
     ]
     return View(still=sheet, words="\n".join(lines))
