@@ -44,6 +44,7 @@ from vjepa.runtime.device import DeviceName, set_up_device
 from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
+from vjepa.runtime.progress import format_seconds
 from vjepa.training import TrainingResult, build_learner
 
 _LOGGER = logging.getLogger(__name__)
@@ -185,10 +186,9 @@ def run(config: LearnConfig, out: str | Path) -> TrainingResult | None:
             return None
         ends = started + 60 * config.minutes - _trained_seconds(out)
         kept, most = 60 * choices.minutes_kept, 60 * max(choices.minutes_kept, config.minutes / 2)
-        enough = stop_in_time(ends, kept, most)
         made, device = _pretraining(config, choices, out), set_up_device(config.device).device
         begin_folder(out, JOB, config)  # a call that is refused is not remembered
-        ended = pretrain.run(made, out / RUN_FOLDER, is_enough=enough)
+        ended = pretrain.run(made, out / RUN_FOLDER, is_enough=stop_in_time(ends, kept, most))
         if ended.interrupted:
             return ended
         planned, took = _training_minutes(config, choices), _trained_seconds(out) / 60
@@ -268,7 +268,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     manifest, skipped = _find_videos(config, recipe.data.clip.num_frames, out)
     manifest, probe_line = _split_videos(config, manifest, out / VIDEOS_FILE)
     has_probe = "test" in manifest.splits
-    hours = float(manifest.numeric("duration_seconds").sum()) / 3600
+    length = format_seconds(float(manifest.numeric("duration_seconds").sum()))
     device, cpus = set_up_device(config.device).device, usable_cpus()
     is_gpu = device.type == "cuda"
     path = json.dumps(str((out / VIDEOS_FILE).resolve()))
@@ -326,7 +326,7 @@ def _choose(config: LearnConfig, out: Path, started: float) -> Choices:
     beside += time.monotonic() - started
     encoder, clip = made.model.encoder, made.data.clip
     lines = (
-        f"videos    {len(manifest) - len(lost)}, {hours:.2f} hours; {len(skipped)} files skipped",
+        f"videos    {len(manifest) - len(lost)}, {length} in all; files skipped: {len(skipped)}",
         probe_line,
         f"size      {size}: {clip.num_frames} frames of {encoder.image_size} pixels, encoder of "
         f"{encoder.depth} blocks, {encoder.width} wide (--size)",
