@@ -14,14 +14,14 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_690
+MOST_LINES = 47_708
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3967, 100),
-    "cli": (2268, 30),
+    "cli": (2269, 30),
     "data": (1051, 15),
     "data/clips": (1945, 63),
     "data/loader": (1281, 20),
@@ -30,7 +30,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8718, 190),
+    "jobs": (8735, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (914, 17),
     "jobs/probe": (2177, 55),
