@@ -14,15 +14,15 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_708
+MOST_LINES = 47_608
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3967, 100),
-    "cli": (2269, 30),
-    "data": (1051, 15),
+    "checkpoint": (3983, 100),
+    "cli": (2268, 30),
+    "data": (1046, 15),
     "data/clips": (1945, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1913, 38),

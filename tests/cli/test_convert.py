@@ -27,6 +27,16 @@ def test_there_and_back(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> No
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
+def test_the_spacing_of_frames_that_a_layout_does_not_hold_is_named(
+    tmp_path: Path, vjepa: Callable
+) -> None:
+    """Read back, the model would take every fourth frame where it was trained on every one."""
+    assert package.load_encoder("demo").preprocess.clip.stride == 1
+    done = vjepa("convert", "demo", tmp_path / "demo.pth.tar")
+    assert "left out    how its frames are spaced (stride 1)" in done.out
+    assert "left out" not in vjepa("convert", "demo", tmp_path / "ours").out
+
+
 def test_nothing_is_overwritten(golden_dir: Path, tmp_path: Path, vjepa: Callable) -> None:
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "precious").write_text("x")

@@ -119,5 +119,7 @@ def test_over_seeds() -> None:
     assert summary.deviation == pytest.approx(0.1)
     assert summary.interval.low == pytest.approx(0.5 - 4.303 * 0.1 / math.sqrt(3))
     assert over_seeds([0.4]).interval.high == math.inf
+    many = over_seeds([0.0, 1.0] * 6)  # t of 11 degrees of freedom is 2.201, not the normal's 1.96
+    assert many.interval.high == pytest.approx(0.5 + 2.201 * many.deviation / 12**0.5, rel=2e-3)
     with pytest.raises(ValueError, match="values"):
         over_seeds([])

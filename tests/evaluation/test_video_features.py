@@ -25,6 +25,7 @@ from vjepa.data.video.info import DecodeError, VideoInfo
 from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation import video_features
+from vjepa.evaluation.preprocess import Preprocess
 from vjepa.evaluation.video_features import FileEncodingConfig, encode_files, tokens_and_times
 from vjepa.models import Encoder, EncoderConfig, normalise_clip, still_clip
 from vjepa.models.encoder import FrameEncoder
@@ -71,6 +72,10 @@ def test_windows_are_the_encoders_own_tokens_and_overlaps_are_averaged(tmp_path:
     assert found.frame_numbers.tolist() == [[n, n + 2] for n in range(0, 24, 4)]
     np.testing.assert_allclose(found.times, [0.1, 0.5, 0.9, 1.3, 1.7, 2.1])
     assert found.box == (0, 0, 36, 64)
+    encoder.preprocess = Preprocess()
+    plain: Any = {"stride": 2}
+    with pytest.raises(ValueError, match=r"window: .* expected a group of settings, WindowConfig"):
+        vjepa.extract_features(encoder, path, window=plain)
 
 
 @pytest.mark.parametrize("pool", ["space", "video"])

@@ -127,6 +127,13 @@ class CheckpointConfig:
     """How the encoder's input is made of a video; empty where that was not recorded."""
     version: str  # of vjepa, that wrote it
 
+    @property
+    def clip(self) -> dict[str, Any] | None:
+        """Which frames its clips take, in plain values; of before there was a record, the run's."""
+        data = self.run.get("data")
+        clip = self.preprocess.get("clip") or (data.get("clip") if isinstance(data, dict) else None)
+        return clip if isinstance(clip, dict) else None
+
 
 def step_folders(checkpoints: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by step, ascending; loading checks that they are intact."""
@@ -263,6 +270,11 @@ def open_folder(folder: Path, which: Which | None, num_heads: int | None) -> Hel
             raise UserError(f"{folder / CONFIG_FILE}: {name} {value} cannot be")
     with opened_weights(weights) as file:
         names = plain_names(file.keys(), str(weights))
+    if any(".lora_" in name for name in names):
+        raise UserError(
+            f"{folder}: holds layers and LoRA's small matrices apart, for a fine-tuning that goes "
+            "on; give the plain model that it writes at its end (the folder model of its run)"
+        )
     depth = max(encoder.depth, predictor.depth)
     if depth > len(names):
         raise UserError(

@@ -259,7 +259,7 @@ def convert(
     """
     src, dst = as_path(src), Path(dst)
     require_absent(dst)
-    found = locate(src)
+    found, about = locate(src), described(src)
     model, report = read_model(src, num_heads, **sizes)
     if layout is None:
         layout = "authors" if dst.suffix in (".tar", ".pth", ".pt") else "ours"
@@ -279,12 +279,16 @@ def convert(
         with explained_writing(dst, also=RuntimeError), atomic_folder(dst) as aside:
             write_hub(aside, model, ENCODER_KEYS[which])
             _require_place(aside, src, layout, model.config)
+    elif about is None:
+        save_model(dst, model, step=0 if found.is_dir() else released_step(found))
     else:
-        about = described(src)
-        if about is None:
-            save_model(dst, model, step=0 if found.is_dir() else released_step(found))
-        else:
-            save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
+        save_model(dst, model, step=about.step, run=about.run, preprocess=about.preprocess)
+    if layout != "ours" and about is not None and (clip := about.clip):
+        names = ("stride", "fps", "clip_seconds")
+        spacing = ", ".join(f"{name} {clip[name]:g}" for name in names if clip.get(name))
+        lost = f"left out    how its frames are spaced ({spacing}): this layout does not hold it"
+        where = "say it wherever the result is read (data.clip, window)"
+        report = replace(report, notes=(*report.notes, f"{lost}; {where}"))
     written = read_model(dst.absolute(), model.config.encoder.heads)[0].state_dict()
     for name, tensor in written.items():
         part, _, inner = name.partition(".")

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from vjepa.checkpoint import (
     AnyEncoder,
-    CheckpointConfig,
     Which,
     described,
     locate,
@@ -132,10 +131,12 @@ def preprocess_of(path: str | os.PathLike[str] | None, encoder: EncoderConfig) -
         stored = {
             key: config.preprocess[key] for key in ("clip", "view") if key in config.preprocess
         }
-        return replace(from_dict(Preprocess, stored, f"{path}: preprocess"), input=encoder.input)
-    trained = _trained_clip(config)
-    if trained is not None:
-        clip = from_dict(ClipConfig, trained, f"{path}: data.clip")
+        own = from_dict(Preprocess, stored, f"{path}: preprocess")
+        # Of a fine-tuned model they are the views that its classes were measured with.
+        one = replace(own.view, num_segments=1, num_views=1, join="tokens", placement="centre")
+        return replace(own, view=one, input=encoder.input)
+    if config.clip is not None:
+        clip = from_dict(ClipConfig, config.clip, f"{path}: data.clip")
     return replace(plain, clip=replace(clip, clips_per_video=1))
 
 
@@ -156,13 +157,6 @@ def _hub_view(folder: Path, usual: ViewConfig) -> ViewConfig:
     return usual
 
 
-def _trained_clip(config: CheckpointConfig) -> dict[str, Any] | None:
-    """The clip of the run behind a checkpoint of before there was a record of the input."""
-    data = config.run.get("data")
-    clip = data.get("clip") if isinstance(data, dict) else None
-    return clip if isinstance(clip, dict) else None
-
-
 def with_assumed_spacing(
     frozen: FrozenEncoder, path: str | os.PathLike[str] | None
 ) -> FrozenEncoder:
@@ -172,7 +166,7 @@ def with_assumed_spacing(
     """
     identity = frozen.identity
     config = None if path is None else described(path)
-    is_said = config is not None and (config.preprocess or _trained_clip(config))
+    is_said = config is not None and (config.preprocess or config.clip)
     if is_said or not identity.config.is_rotary:
         return frozen
     assumed = (*identity.assumed, f"{SECOND_FPS:g} frames a second (data.clip, window.fps)")

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import numpy as np
@@ -123,13 +123,14 @@ def extract_features(
 
     several = isinstance(paths, Iterable) and not isinstance(paths, str)
     every = [video_path(path) for path in (paths if several else [paths])]
-    window, own = window or WindowConfig(), getattr(encoder, "preprocess", None)
     how = FileEncodingConfig(
-        window=window.spaced_as(own.clip) if isinstance(own, Preprocess) else window,
+        window=window or WindowConfig(),
         framing=framing or FramingConfig(),
         pool=pool,
         batch_size=batch_size,
     )
+    if isinstance(own := getattr(encoder, "preprocess", None), Preprocess):
+        how = replace(how, window=how.window.spaced_as(own.clip))
     found: dict[int, FileFeatures] = {}
     for index, look, parts in encode_files(encoder, [inspect_file(path) for path in every], how):
         tokens, times = tokens_and_times(parts)

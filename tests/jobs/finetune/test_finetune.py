@@ -19,7 +19,9 @@ from tests.jobs.tiny_run import metrics, weights
 from vjepa.checkpoint import read_encoder
 from vjepa.cli.main import main
 from vjepa.config import load_config
+from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
+from vjepa.evaluation.preprocess import preprocess_of
 from vjepa.jobs.finetune import job
 from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.finetune.inputs import build_task, merged, open_inputs
@@ -67,8 +69,10 @@ def test_a_run_is_trained_measured_and_used(
     assert main([*asked, "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     assert all(colour in said for colour in ("red", "green", "blue"))
-    # The encoder is there for features, too.
+    # The encoder is there for features, too; a probe on it sees one clip, not the test's views.
     encoder, _ = read_encoder(run / "model")
+    assert load_finetuned(run).saved.settings.view.join == "average"
+    assert preprocess_of(run / "model", encoder.config).view == ViewConfig(crop_size=32)
     saved = load_file(run / "model" / "model.safetensors")
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, saved["encoder.blocks.0.mlp.fc1.weight"])
     # Videos that it was trained on are refused.
@@ -201,6 +205,8 @@ def test_lora_trains_small_matrices_and_ends_as_a_plain_model(recipe: Path, tmp_
     assert _finetune(recipe, out, *options) == 0
     stored, model = weights(out, 3), load_file(out / "model" / "model.safetensors")
     assert any(".lora_A." in name for name in stored)
+    with pytest.raises(UserError, match=r"give the plain model that it writes at its end"):
+        read_encoder(out)
     assert not any("lora" in name or "base_layer" in name for name in model)
     layer = "encoder.blocks.0.attn.qkv"
     moved = model[f"{layer}.weight"] - stored[f"{layer}.base_layer.weight"]
