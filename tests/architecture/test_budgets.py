@@ -14,13 +14,13 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_608
+MOST_LINES = 47_619
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3983, 100),
+    "checkpoint": (3995, 100),
     "cli": (2268, 30),
     "data": (1046, 15),
     "data/clips": (1945, 63),
@@ -32,8 +32,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "evaluation": (4501, 108),
     "jobs": (8735, 190),
     "jobs/detect": (1245, 23),
-    "jobs/finetune": (914, 17),
-    "jobs/probe": (2177, 55),
+    "jobs/finetune": (911, 17),
+    "jobs/probe": (2172, 55),
     "masking": (797, 15),
     "models": (2695, 65),
     "reporting": (1229, 45),

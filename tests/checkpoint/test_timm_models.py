@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from vjepa.checkpoint.timm_models import load_timm_encoder
 from vjepa.errors import UserError
+from vjepa.jobs.probe.encoder import stretches
 from vjepa.models import PIXEL_MEAN, PIXEL_STD
 
 
@@ -38,6 +39,7 @@ class TestWithTimm:
         config = encoder.config
         assert (config.width, config.image_size // config.patch_size) == (width, grid)
         assert config.is_image_model
+        assert stretches(encoder) == (name == "resnet18")
         pixels = torch.rand(1, 3, 2, 224, 224)
         ours = (pixels - _column(PIXEL_MEAN)) / _column(PIXEL_STD)
         with torch.no_grad():

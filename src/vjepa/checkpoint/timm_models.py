@@ -230,6 +230,18 @@ class _TimmImages(nn.Module):
         self.register_buffer("shift", shift, persistent=False)
         self.config = _sizes(self, defaults["input_size"][-1], name)
 
+    @functools.cached_property
+    def stretches(self) -> bool:
+        """Whether it takes frames of any size, found by one that is a patch wider than its own."""
+        side = self.config.image_size
+        wider = torch.zeros(1, 3, 1, side, side + self.config.patch_size, device=self.scale.device)
+        try:
+            with torch.no_grad():
+                self(wider)
+        except (AssertionError, RuntimeError, ValueError):
+            return False
+        return True
+
     def forward(self, images: Tensor) -> Tensor:
         """Tokens of the last feature map, row by row."""
         features = self.model.forward_features(images[:, :, 0] * self.scale + self.shift)

@@ -12,7 +12,7 @@ from vjepa.checkpoint import AnyEncoder, LoadReport, described, locate, read_enc
 from vjepa.checkpoint.folder import WEIGHTS_FILE, Tokens, file_sha256
 from vjepa.checkpoint.huggingface import INDEX_FILE
 from vjepa.checkpoint.load import is_hub
-from vjepa.checkpoint.timm_models import TimmEncoder, TimmVit, load_timm_encoder
+from vjepa.checkpoint.timm_models import TimmVit, load_timm_encoder
 from vjepa.errors import UserError
 from vjepa.evaluation.frozen import EncoderIdentity, FrozenEncoder, weights_hash
 from vjepa.jobs.probe.config import EncoderSourceConfig
@@ -159,8 +159,7 @@ def require_fitting(frozen: FrozenEncoder, num_frames: int, image_size: int) -> 
     if isinstance(encoder, Encoder):
         # The rows of a table are time-major: the first ones are those of a shorter clip.
         frames_fit = not sizes.is_given or num_frames <= sizes.num_frames
-    stretched = stretches(encoder)
-    if not frames_fit or (image_size != sizes.image_size and not stretched):
+    if not frames_fit or (image_size != sizes.image_size and not stretches(encoder)):
         frames = "" if sizes.is_image_model else f"{sizes.num_frames} frames of "
         raise UserError(
             f"{frozen.identity.source}: clips of {num_frames} frames, {image_size} pixels: its "
@@ -174,8 +173,8 @@ def stretches(encoder: nn.Module) -> bool:
     """Whether an encoder has positions for frames of any size."""
     if isinstance(encoder, FrameEncoder):
         encoder = encoder.image_encoder
-    if isinstance(encoder, TimmEncoder):
-        return encoder.stretches
+    if not isinstance(encoder, Encoder) and hasattr(encoder, "stretches"):
+        return bool(encoder.stretches)
     is_given = isinstance(encoder, Encoder) and encoder.config.position == "given"
     return not is_given or encoder.config.is_image_model
 
