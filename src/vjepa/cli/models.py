@@ -90,7 +90,7 @@ examples:
 
 def add_export(parser: Parser) -> None:
     """Options of `vjepa export`."""
-    parser.add_path("path", "PATH", "what holds an encoder, or the folder of a probe")
+    parser.add_path("path", "PATH", "what holds an encoder; a probe's or a fine-tuning's --out")
     text = "onnx needs the extra `export`"
     parser.add_choice("--format", ("onnx", "torch-export"), text, default="onnx")
     parser.add_path("--out", "FILE", "what to write; must not exist", required=True)

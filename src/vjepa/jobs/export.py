@@ -9,6 +9,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vjepa.checkpoint import described
 from vjepa.config import to_dict
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError, needs_extra
@@ -25,6 +27,7 @@ from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.evaluation.preprocess import Preprocess, preprocess_of
 from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, refuse_draws
 from vjepa.jobs.bench_encode import time_calls
+from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.predict import load_probe
@@ -120,7 +123,7 @@ def export(
     """Write an encoder, or a probe with its encoder, as one file; compared before it has its name.
 
     Args:
-        path: Anything that holds an encoder, or the folder of a probe.
+        path: Anything that holds an encoder, or the folder of a probe or of a fine-tuning's run.
         out: The file; must not exist. With ``onnx``, weights above 2 GB lie in ``<out>.data``,
             which must not exist either.
         kind: ``onnx``, or ``torch-export`` (:func:`torch.export.load`).
@@ -184,20 +187,24 @@ def _open(
 ) -> tuple[FrozenEncoder, Preprocess, SavedProbe | None]:
     """The encoder, how its input is made, and the probe on it, if it is one."""
     refuse_draws(path)
-    if (path / CONFIG_FILE).is_file():
+    is_probe = (path / CONFIG_FILE).is_file()
+    # Of a fine-tuned model's run; its folder `model` stands for the encoder alone.
+    told = described(path) if (path / MODEL_FOLDER).is_dir() and not is_probe else None
+    if encoder is not None and not is_probe:
+        raise UserError(f"--encoder: {path} is no probe; leave it out")
+    if is_probe or (told is not None and told.objective == "class"):
         if source != EncoderSourceConfig():
             raise UserError(
                 f"{path}: a probe says itself how its encoder is opened; leave --which, "
                 "--num-heads, --image-size, --num-frames and --tokens out"
             )
-        loaded = load_probe(path, encoder=encoder, device="cpu")
+        load = partial(load_probe, encoder=encoder) if is_probe else load_finetuned
+        loaded = load(path, device="cpu")
         saved, frozen = loaded.saved, loaded.extractor.frozen
         how = Preprocess(
             clip=saved.settings.clip, view=saved.settings.view, input=frozen.identity.config.input
         )
         return frozen, how, saved
-    if encoder is not None:
-        raise UserError(f"--encoder: {path} is no probe; leave it out")
     frozen = open_encoder(replace(source, path=path))
     sizes = frozen.identity.config
     how = preprocess_of(path, sizes)

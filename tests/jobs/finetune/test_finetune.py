@@ -22,6 +22,7 @@ from vjepa.config import load_config
 from vjepa.data.clips.views import ViewConfig
 from vjepa.errors import UserError
 from vjepa.evaluation.preprocess import preprocess_of
+from vjepa.jobs.export import export
 from vjepa.jobs.finetune import job
 from vjepa.jobs.finetune.config import FinetuneConfig
 from vjepa.jobs.finetune.inputs import build_task, merged, open_inputs
@@ -75,6 +76,13 @@ def test_a_run_is_trained_measured_and_used(
     assert preprocess_of(run / "model", encoder.config).view == ViewConfig(crop_size=32)
     saved = load_file(run / "model" / "model.safetensors")
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, saved["encoder.blocks.0.mlp.fc1.weight"])
+    # Exported, the run has its classes.
+    report = export(run, tmp_path / "tuned.pt2", "torch-export", batch=2)
+    assert report.result == "shares of 3 classes, float32 [batch, 3]"
+    program, probe = torch.export.load(tmp_path / "tuned.pt2").module(), load_finetuned(run)
+    pixels = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
+    pooled = probe.extractor.frozen.encoder(encoder.normalise(pixels))
+    torch.testing.assert_close(program(pixels), probe.saved.head(pooled).softmax(dim=-1))
     # Videos that it was trained on are refused.
     assert main(["finetune", "eval", str(run), str(videos), "--device", "cpu"]) == 2
     assert "trained or chosen on" in capsys.readouterr().err
