@@ -14,15 +14,15 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_626
+MOST_LINES = 47_742
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
     "checkpoint": (3995, 100),
-    "cli": (2268, 30),
-    "data": (1046, 15),
+    "cli": (2269, 30),
+    "data": (1051, 15),
     "data/clips": (1945, 63),
     "data/loader": (1281, 20),
     "data/manifest": (1913, 38),
@@ -30,10 +30,10 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8688, 190),
+    "jobs": (8742, 190),
     "jobs/detect": (1245, 23),
-    "jobs/finetune": (911, 17),
-    "jobs/probe": (2172, 55),
+    "jobs/finetune": (914, 17),
+    "jobs/probe": (2176, 55),
     "masking": (797, 15),
     "models": (2695, 65),
     "reporting": (1229, 45),
