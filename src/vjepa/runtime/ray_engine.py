@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Literal, TypeVar
 
 from vjepa.errors import UserError, needs_extra
@@ -16,6 +17,9 @@ EngineName = Literal["local", "ray"]
 
 _Payload = TypeVar("_Payload")
 _START_SECONDS = 300
+_WAIT_SECONDS = 60.0  # for a first worker, before that is said
+
+_LOGGER = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -54,6 +58,9 @@ class _Actor:
         self._number = number
         self._task: Callable[[Any], Any] | None = None
 
+    def is_there(self) -> None:
+        """Answers when the cluster has found a place for this worker."""
+
     def run(self, payload: Any) -> Any:
         if self._task is None:
             self._task = self._make_task(self._number)
@@ -73,8 +80,8 @@ def ray_map(
 
     Args:
         make_task: Picklable; makes the task in a worker, given a number that no other worker has.
-        payloads: Read lazily, one for each idle worker.
-        num_workers: Most Ray workers, each of one core.
+        payloads: Read lazily, at most one ahead for each worker.
+        num_workers: Most Ray workers, each of one core; fewer do where the cluster has no room.
         use_gpus: Give each a GPU if the cluster has any.
 
     Raises:
@@ -84,35 +91,46 @@ def ray_map(
         num_gpus = int(use_gpus and ray.cluster_resources().get("GPU", 0) > 0)
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
         source = ((payload, 0) for payload in payloads)
-        again: list[tuple[_Payload, int]] = []
+        waiting: list[tuple[_Payload, int]] = []  # jobs, and how many workers died of each
         idle: list[Any] = []
-        running: dict[Any, tuple[Any, _Payload, int]] = {}
+        running: dict[Any, tuple[Any, tuple[_Payload, int] | None]] = {}  # no job: not there yet
         num_started = 0
         try:
             while True:
-                while idle or len(running) < num_workers:
-                    following = again.pop() if again else next(source, None)
-                    if following is None:
-                        break
-                    if not idle:
-                        idle.append(remote.remote(make_task, num_started))
-                        num_started += 1
-                    actor = idle.pop()
-                    running[actor.run.remote(following[0])] = (actor, *following)
-                if not running:
+                waiting += islice(source, max(0, num_workers - len(waiting)))
+                while idle and waiting:
+                    actor, job = idle.pop(), waiting.pop(0)
+                    running[actor.run.remote(job[0])] = (actor, job)
+                # Only a worker that is there gets a job: a cluster may have room for fewer.
+                num_coming = sum(job is None for _, job in running.values())
+                while num_coming < len(waiting) and len(running) < num_workers:
+                    actor = remote.remote(make_task, num_started)
+                    running[actor.is_there.remote()] = (actor, None)
+                    num_started, num_coming = num_started + 1, num_coming + 1
+                if len(running) == num_coming and not waiting:
                     return
-                (reference,), _ = ray.wait(list(running), num_returns=1)
-                actor, payload, num_losses = running.pop(reference)
-                try:
-                    value = ray.get(reference)
-                except ray.exceptions.RayActorError:
-                    if num_losses:
-                        yield payload, Outcome(0, "crash", reason="two Ray workers died of it")
+                ended, _ = ray.wait(list(running), timeout=_WAIT_SECONDS)
+                if not ended and len(running) == num_coming:
+                    _LOGGER.warning(
+                        "waiting for Ray: it has no room for a worker of 1 core%s yet",
+                        " and 1 GPU" if num_gpus else "",
+                    )
+                for reference in ended:
+                    actor, job = running.pop(reference)
+                    try:
+                        value = ray.get(reference)
+                    except ray.exceptions.RayActorError:
+                        if job is None and not waiting:
+                            continue
+                        payload, num_losses = job or waiting.pop(0)
+                        if num_losses:
+                            yield payload, Outcome(0, "crash", reason="two Ray workers died of it")
+                        else:
+                            waiting.append((payload, 1))
                     else:
-                        again.append((payload, 1))
-                else:
-                    idle.append(actor)
-                    yield payload, Outcome(0, "done", value)
+                        idle.append(actor)
+                        if job is not None:
+                            yield job[0], Outcome(0, "done", value)
         finally:
             for actor in [*idle, *(entry[0] for entry in running.values())]:
                 ray.kill(actor)

@@ -12,6 +12,7 @@ from fsspec.spec import AbstractFileSystem
 
 from vjepa.data.manifest.lists import IndexConfig, LeftOut, read_source
 from vjepa.data.manifest.storage import absolute, files_beneath, is_address, open_range, status_of
+from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 
 _DATA = bytes(range(256)) * 40
@@ -143,3 +144,35 @@ def test_a_stored_folder_that_cannot_be_listed_is_left_out_and_counted(
     assert f"{root}/closed: left out" in caplog.text
     with pytest.raises(UserError, match="cannot be listed"):
         list(read_source(f"{root}/closed", IndexConfig()))
+
+
+class _NoKeyError(Exception):
+    """As boto's errors: no OSError, and more than a line."""
+
+
+def test_errors_of_a_storage_package_cost_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key, no connection: a reason like any other, and not the end of the run."""
+    address = f"memory://{tmp_path.name}_key/a.mp4"
+    with fsspec.open(address, "wb") as file:
+        file.write(_DATA)
+    monkeypatch.setattr("vjepa.data.manifest.storage._ONE_REQUEST", 100)
+    late = open_range(address)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise _NoKeyError("no key,\n  no bytes")
+
+    storage = type(fsspec.filesystem("memory"))
+    said = r"cannot be read \(_NoKeyError: no key, no bytes\)"
+    for name in ("cat_file", "open", "info", "ls", "find"):
+        monkeypatch.setattr(storage, name, refuse)
+        monkeypatch.setattr("vjepa.data.manifest.storage._ONE_REQUEST", 64 << 20)
+        with pytest.raises(OSError, match=said):
+            open_range(address)
+    monkeypatch.setattr(type(late._file), "read", refuse)  # ty: ignore[unresolved-attribute]
+    with pytest.raises(OSError, match=said):
+        late.read(10)
+    assert inspect_file(address).reason == "cannot be read (_NoKeyError: no key, no bytes)"
+    with pytest.raises(UserError, match=f"{tmp_path.name}_key: cannot be listed .{said}"):
+        list(read_source(address.removesuffix("/a.mp4"), IndexConfig()))

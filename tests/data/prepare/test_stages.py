@@ -130,6 +130,18 @@ def test_a_lost_ray_worker_costs_nothing_the_first_time(cluster: None, tmp_path:
     assert [found[name].value for name in ("x", "y")] == [{"did": "x"}, {"did": "y"}]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cluster_with_room_for_fewer_workers_does_all(cluster: None) -> None:
+    """Workers that never come hold no order back."""
+    place = Workplace(Path("nowhere"), "ray", 4, 60.0)
+    names = [f"{n}" for n in range(8)]
+    found = {order.info.path: outcome for order, outcome in place.run(Work(), _orders(*names))}
+    assert {name: outcome.value for name, outcome in found.items()} == {
+        name: {"did": name} for name in names
+    }
+
+
 def _make_mistaken(number: int):
     def mistaken(payload: str) -> str:
         raise KeyError(f"a mistake at {payload}")

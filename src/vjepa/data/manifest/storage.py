@@ -71,7 +71,8 @@ def status_of(path: str) -> FileStatus:
     if not is_address(path):
         status = os.stat(path)  # noqa: PTH116 (called for every row of a large index)
         return FileStatus(status.st_size, status.st_mtime_ns)
-    info = _storage_of(path).info(path)
+    with _as_os_error():
+        info = _storage_of(path).info(path)
     if info.get("type") == "directory":
         raise IsADirectoryError(f"{path} is a folder, not a file")
     # The time of the last change as the storage's listing gives it, under any of its names.
@@ -106,13 +107,14 @@ def files_beneath(
     from fsspec.spec import AbstractFileSystem
 
     if type(storage).find is not AbstractFileSystem.find:  # one request for many folders
-        with suppress(PermissionError):
+        with suppress(PermissionError), _as_os_error():
             return [named(path) for path in sorted(storage.find(root))]
     found, folders, seen = [], [root], {root}
     while folders:
         folder = folders.pop()
         try:
-            entries = storage.ls(folder, detail=True)
+            with _as_os_error():
+                entries = storage.ls(folder, detail=True)
         except OSError as error:
             if folder == root:
                 raise
@@ -139,11 +141,12 @@ def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[byte
     file: IO[bytes]
     if is_address(path):
         storage = _storage_of(path)
-        size = int(storage.info(path)["size"])
-        end = size if length is None else min(size, offset + length)
-        if end - offset <= _ONE_REQUEST:
-            return io.BytesIO(storage.cat_file(path, start=offset, end=end))
-        file = storage.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
+        with _as_os_error():
+            size = int(storage.info(path)["size"])
+            end = size if length is None else min(size, offset + length)
+            if end - offset <= _ONE_REQUEST:
+                return io.BytesIO(storage.cat_file(path, start=offset, end=end))
+            file = storage.open(path, "rb", block_size=_BLOCK, cache_type="readahead")
     else:
         file = cast("IO[bytes]", open(path, "rb", buffering=0))  # noqa: PTH123, SIM115
         size = os.fstat(file.fileno()).st_size
@@ -181,8 +184,9 @@ class ByteRange(io.RawIOBase):
         """At most `size` bytes (all that are left, if negative), none beyond the part's end."""
         left = max(0, self._length - self._at)
         wanted = left if size is None or size < 0 else min(size, left)
-        self._file.seek(self._offset + self._at)
-        found = self._file.read(wanted) if wanted else b""
+        with _as_os_error():
+            self._file.seek(self._offset + self._at)
+            found = self._file.read(wanted) if wanted else b""
         self._at += len(found)
         return found
 
@@ -191,6 +195,18 @@ class ByteRange(io.RawIOBase):
         if not self.closed:
             self._file.close()
         super().close()
+
+
+@contextmanager
+def _as_os_error() -> Generator[None]:
+    """Make OSErrors of the storage packages' own errors: no key, no connection, no such region."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UnreadableAddressError(f"cannot be read ({said})") from error
 
 
 def _storage_of(path: str) -> AbstractFileSystem:
