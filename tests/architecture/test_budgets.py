@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_742
+MOST_LINES = 47_625
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -24,8 +24,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2269, 30),
     "data": (1051, 15),
     "data/clips": (1945, 63),
-    "data/loader": (1281, 20),
-    "data/manifest": (1913, 38),
+    "data/loader": (1260, 19),
+    "data/manifest": (1929, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
@@ -36,11 +36,11 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "jobs/probe": (2176, 55),
     "masking": (797, 15),
     "models": (2695, 65),
-    "reporting": (1229, 45),
-    "runtime": (2582, 60),
+    "reporting": (1210, 45),
+    "runtime": (2591, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
-    "training": (1760, 40),
+    "training": (1759, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,27 @@ def test_a_loader_worker_that_hangs_holds_up_no_process(recipe: Path, tmp_path: 
     assert _newest(run=out) == 4
     counted = [line["bad_videos"] for line in metrics(out) if line["kind"] == "train"]
     assert sum(counted) > 0
+
+
+def test_all_save_where_one_process_has_no_videos_any_more(recipe: Path, tmp_path: Path) -> None:
+    """Of one source, whose disk is away: the other process has nothing to complain of."""
+    config = load_config(PretrainConfig, [recipe])
+    manifest = Manifest.open(config.data.sources[0].manifest).select(split="train")
+    gone = replace(manifest.row(0), path=str(tmp_path / "gone.mp4"))
+    with_rows(manifest, [gone], tmp_path).write(tmp_path / "mixed.parquet")
+    out = tmp_path / "run"
+    overrides = [
+        *("data.loader.max_bad_fraction=0.0", "data.loader.min_bad_videos=0"),
+        f"data.sources=[{{manifest: {tmp_path / 'mixed.parquet'}}}]",
+        *("optim.steps=100", "training.checkpoint_every_steps=100"),
+    ]
+    codes, said = launch(tmp_path, [_job(recipe, out, *overrides)])
+    assert codes == [[2, 2]], said
+    assert "Traceback" not in said, said
+    (bad,) = (out / "bad_videos.jsonl").read_text().splitlines()
+    step = json.loads(bad)["step"]
+    assert said.count(f"step_{step:08d}: the same command resumes") == 2
+    assert _newest(out) == step
 
 
 def test_torchrun_on_two_machines_restarts_what_died_and_saves_what_is_stopped(

@@ -839,6 +839,9 @@ def test_an_error_waits_for_the_checkpoint_that_is_being_written(
     rename = Path.rename
     monkeypatch.setattr(Path, "rename", lambda *args: time.sleep(0.3) or rename(*args))
     training = replace(TRAINING, async_checkpoint=True)
-    with pytest.raises(type(error), match=str(error)):
+    with pytest.raises(type(error), match=str(error)) as raised:
         make_trainer(tmp_path, data=Broken(), training=training).fit()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000005"]
+    # What stops at its videos has lost no update; a defect may have spoilt what would be saved.
+    newest = 6 if isinstance(error, UserError) else 5
+    assert sorted(step_folders(tmp_path / "checkpoints"))[-1] == newest
+    assert ("step_00000006: the same command resumes" in str(raised.value)) == (newest == 6)

@@ -45,7 +45,7 @@ from vjepa.training.step import build_learner, train_step
 from vjepa.training.window import LogWindow
 
 _LOGGER = logging.getLogger(__name__)
-_OUT_OF_TIME = 1  # among requests to stop; all others are one more than a signal's number
+_OUT_OF_TIME, _NO_DATA = 1, 1000  # requests to stop; others are one more than a signal's number
 
 
 class Evaluator(Protocol):
@@ -137,14 +137,9 @@ class Trainer:
         self._last_means: dict[str, Any] = {}
 
     def _open_store(self, folder: Path) -> CheckpointStore:
-        training = self.training
-        return CheckpointStore(
-            folder / CHECKPOINTS_FOLDER,
-            training.keep_last,
-            training.keep_every_steps,
-            group=self.group,
-            background=training.async_checkpoint,
-        )
+        place, training = folder / CHECKPOINTS_FOLDER, self.training
+        keep, group = (training.keep_last, training.keep_every_steps), self.group
+        return CheckpointStore(place, *keep, group=group, background=training.async_checkpoint)
 
     def start_from(self, completed_steps: int) -> None:
         """Continue training that was begun elsewhere, whose weights and moments the caller loaded.
@@ -158,7 +153,7 @@ class Trainer:
 
         Raises:
             TrainingStopped: The loss or a gradient is not finite, or the loss is a spike.
-            UserError: The newest checkpoint is damaged or does not fit; the disk is full.
+            UserError: The newest checkpoint is damaged or unfit; the disk is full; videos are bad.
         """
         task, group, training = self.task, self.group, self.training
         total, parts, request = self.optim.steps, self.optim.accumulation_steps, 0
@@ -181,15 +176,18 @@ class Trainer:
                 shown = None if training.max_minutes or training.max_cpu_minutes else total
                 progress = stack.enter_context(Progress(self.description, shown, self._completed))
             batches = self.batches(self._completed, total)
-            first, last = self._completed, None
+            first, last, failure = self._completed, None, None
             self._set_training_mode()
             self._window.restart()
             try:
                 while self._completed < total:
                     asked, batch, request = time.perf_counter(), None, self._request(signals)
                     if not request:
-                        batch = signals.wait_for(lambda: next(batches, None))
-                        request = (signals.received or -1) + 1
+                        try:
+                            batch = signals.wait_for(lambda: next(batches, None))
+                            request = (signals.received or -1) + 1
+                        except UserError as error:  # no videos any more: all save, then it is said
+                            failure, request = error, _NO_DATA
                     waited = time.perf_counter() - asked
                     # Nobody begins an update that another process will not come to.
                     if request := group.largest(request):
@@ -223,6 +221,8 @@ class Trainer:
                     self._finish_saving(together=isinstance(error, TrainingStopped))
                 raise
             self._finish_saving()
+            if request == _NO_DATA:
+                group.agree([] if failure is None else [f"{failure}; {self._kept()}"])
         return self._result(request)
 
     def _is_done(self) -> bool:
@@ -413,18 +413,17 @@ class Trainer:
             f"data wait {means['data_wait_share']:.0%}"
         )
 
+    def _kept(self) -> str:
+        if self._checkpoint is not None:
+            return f"saved as {self._checkpoint}: the same command resumes"
+        return "the same command starts it again" if self.folder else "nothing was saved"
+
     def _result(self, request: int) -> TrainingResult:
         is_short = self._completed < self.optim.steps
         stopped_by = signal.Signals(request - 1) if is_short and request > _OUT_OF_TIME else None
         if stopped_by is not None and self.group.is_main:
-            saved = f"saved as {self._checkpoint}: the same command resumes"
-            if self._checkpoint is None:
-                saved = "the same command starts it again"
-            _LOGGER.warning(
-                "stopped by %s after step %d of %d; %s",
-                *(stopped_by.name, self._completed, self.optim.steps),
-                saved if self.folder else "nothing was saved, because this job has no run folder",
-            )
+            said = stopped_by.name, self._completed, self.optim.steps, self._kept()
+            _LOGGER.warning("stopped by %s after step %d of %d; %s", *said)
         return TrainingResult(
             step=self._completed,
             interrupted=stopped_by is not None,
