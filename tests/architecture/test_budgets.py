@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_625
+MOST_LINES = 47_638
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -30,14 +30,14 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8742, 190),
+    "jobs": (8684, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (914, 17),
     "jobs/probe": (2176, 55),
     "masking": (797, 15),
     "models": (2695, 65),
-    "reporting": (1210, 45),
-    "runtime": (2591, 60),
+    "reporting": (1213, 45),
+    "runtime": (2598, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
     "training": (1759, 40),

@@ -456,10 +456,14 @@ def test_what_the_loader_takes_is_counted_where_it_works(
 
 
 def test_what_a_smaller_machine_needs_may_change_when_a_run_goes_on(finished: Path) -> None:
-    """The remedies that are named where memory or hours do not suffice, in a run that has begun."""
+    """The remedies for too little memory, too few hours or bad videos, in a run that has begun."""
     stored = load_config(PretrainConfig, [finished / "config.yaml"])
     less = {"activation_checkpointing": True, "max_gigabytes": 3.0, "longest_hours": 2.0}
     asked = replace(stored, training=replace(stored.training, **less))
+    assert check_same_run(asked, finished) == stored
+    patient = {"max_bad_fraction": 0.5, "max_retries": 20, "sample_timeout_seconds": 600.0}
+    loader = replace(stored.data.loader, **patient, min_bad_videos=40, max_worker_gigabytes=9.0)
+    asked = replace(stored, data=replace(stored.data, loader=loader))
     assert check_same_run(asked, finished) == stored
     other = replace(stored, training=replace(stored.training, precision="bfloat16"))
     with pytest.raises(UserError, match="holds a run with another config"):

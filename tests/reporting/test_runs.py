@@ -102,6 +102,9 @@ def test_a_live_run_is_known_by_its_lock_and_a_silent_one_is_named(tmp_path: Pat
         old = time.time() - 3600
         os.utime(tmp_path / "metrics.jsonl", (old, old))
         assert "silent for 60 min: frozen" in status_of(read_run(tmp_path)).state
+        ahead = time.time() + 3600  # by the clock of a server of files
+        os.utime(tmp_path / "metrics.jsonl", (ahead, ahead))
+        assert "last step logged 0 s ago" in status_of(read_run(tmp_path)).state
         process.communicate("")
     assert holder_of(tmp_path) is None
     with claimed_folder(tmp_path, "pretrain"):

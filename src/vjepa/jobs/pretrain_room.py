@@ -48,7 +48,9 @@ MAY_CHANGE = (
     "data.normalisation",  # the checkpoint has the numbers
     "data.loader.num_workers",
     "data.loader.prefetch_batches",
-    "data.loader.max_queue_gigabytes",
+    "data.loader.max_",
+    "data.loader.min_bad_videos",
+    "data.loader.sample_timeout_seconds",
     "data.loader.frame_cache_gigabytes",
     "data.loader.frame_cache_folder",
     "training.device",
@@ -61,7 +63,8 @@ MAY_CHANGE = (
     "training.async_checkpoint",
     "training.keep_",
 )
-"""Fields that change nothing of what is learnt but rounding, so a resumed run may have others."""
+"""Fields that change nothing of what is learnt but rounding, and by which videos that cannot be
+read are given up or end a run: a resumed one may have others."""
 
 
 def mask_tokens(masks: Iterable[TokenMasks]) -> list[MaskTokens]:

@@ -165,7 +165,10 @@ def read_run(folder: Path) -> RunState:
         records=read_metrics(metrics) if metrics.is_file() else [],
         checkpoints=list(checkpoints),
         bad_videos=[entry for entry in entries if entry and isinstance(entry.get("path"), str)],
-        seconds_since_write=time.time() - metrics.stat().st_mtime if metrics.is_file() else None,
+        # The clock of a server of files may be ahead of ours.
+        seconds_since_write=max(0.0, time.time() - metrics.stat().st_mtime)
+        if metrics.is_file()
+        else None,
         planned=newest.get("steps"),
         result=result.read_text(encoding="utf-8") if result.is_file() else None,
     )

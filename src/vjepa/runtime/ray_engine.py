@@ -90,6 +90,11 @@ def ray_map(
     with ray_cluster() as ray:
         num_gpus = int(use_gpus and ray.cluster_resources().get("GPU", 0) > 0)
         remote = ray.remote(num_cpus=1, num_gpus=num_gpus, max_restarts=0)(_Actor)
+        errors = ray.exceptions
+        lost = (
+            *(errors.RayActorError, errors.WorkerCrashedError, errors.NodeDiedError),
+            *(errors.OutOfMemoryError, errors.ObjectLostError),
+        )
         source = ((payload, 0) for payload in payloads)
         waiting: list[tuple[_Payload, int]] = []  # jobs, and how many workers died of each
         idle: list[Any] = []
@@ -119,7 +124,9 @@ def ray_map(
                     actor, job = running.pop(reference)
                     try:
                         value = ray.get(reference)
-                    except ray.exceptions.RayActorError:
+                    except lost as error:
+                        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                        _LOGGER.warning("a Ray worker was lost: %s", said)
                         if job is None and not waiting:
                             continue
                         payload, num_losses = job or waiting.pop(0)

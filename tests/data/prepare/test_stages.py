@@ -142,6 +142,28 @@ def test_a_cluster_with_room_for_fewer_workers_does_all(cluster: None) -> None:
     }
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_worker_that_ray_kills_for_its_memory_is_a_lost_one(
+    cluster: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray = pytest.importorskip("ray")
+    get, answers = ray.get, []
+
+    def first_is_killed(reference: object) -> object:
+        answers.append(value := get(reference))
+        if len([one for one in answers if one is not None]) == 1 and value is not None:
+            raise ray.exceptions.OutOfMemoryError("2 workers were killed\nMemory on the node was")
+        return value
+
+    monkeypatch.setattr(ray, "get", first_is_killed)
+    found = _run("ray", 60.0, "x", "y")
+    assert {name: outcome.value for name, outcome in found.items()} == {
+        name: {"did": name} for name in ("x", "y")
+    }
+    assert "a Ray worker was lost: 2 workers were killed" in caplog.text
+
+
 def _make_mistaken(number: int):
     def mistaken(payload: str) -> str:
         raise KeyError(f"a mistake at {payload}")
