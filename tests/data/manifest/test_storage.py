@@ -71,6 +71,18 @@ def test_long_objects_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.Mon
         assert part.read(9) == _DATA[107:116]
 
 
+def test_a_part_of_a_stored_object_takes_one_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"memory://{tmp_path.name}_part/a.tar"
+    with fsspec.open(address, "wb") as file:
+        file.write(_DATA)
+    storage = type(fsspec.filesystem("memory"))
+    monkeypatch.setattr(storage, "info", lambda *_, **__: pytest.fail("asked for its size"))
+    with open_range(address, 100, 5000) as part:
+        assert part.read() == _DATA[100:5100]
+
+
 def test_status(stored: str, tmp_path: Path) -> None:
     assert status_of(stored).bytes == len(_DATA)
     assert status_of(stored).mtime_ns > 0

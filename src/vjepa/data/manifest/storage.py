@@ -142,7 +142,9 @@ def open_range(path: str, offset: int = 0, length: int | None = None) -> IO[byte
     if is_address(path):
         storage = _storage_of(path)
         with _as_os_error():
-            size = int(storage.info(path)["size"])
+            # What is asked for by its length needs no look at the object, which is a request.
+            known = length is not None and length <= _ONE_REQUEST
+            size = offset + (length or 0) if known else int(storage.info(path)["size"])
             end = size if length is None else min(size, offset + length)
             if end - offset <= _ONE_REQUEST:
                 return io.BytesIO(storage.cat_file(path, start=offset, end=end))
