@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_640
+MOST_LINES = 47_642
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -37,7 +37,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "masking": (797, 15),
     "models": (2695, 65),
     "reporting": (1213, 45),
-    "runtime": (2598, 60),
+    "runtime": (2600, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
     "training": (1759, 40),

@@ -245,6 +245,26 @@ def test_teams_meet_whatever_earlier_ones_have_left_in_the_store() -> None:
     assert len(names | _meet_all(store, 3, slow=2) | _meet_all(store, 2)) == 5
 
 
+def test_of_a_broken_connection_gloo_is_quoted_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError(
+            "[/x/gloo/transport/pair.cc:5] Read error [1.2.3.4]:5: Reset. Good luck!"
+        )
+
+    monkeypatch.setattr("vjepa.runtime.distributed._join", broken)
+    said = r"the same command resumes \(Read error \[1.2.3.4\]:5: Reset\)$"
+    with pytest.raises(LostProcessError, match=said), open_process_group("cpu", 1.0):
+        pass
+
+
 def test_who_did_not_come_is_named() -> None:
     store = torch.distributed.HashStore()
     store.set("vjepa/word/1", "left by a process that is gone")

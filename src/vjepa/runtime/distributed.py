@@ -306,10 +306,12 @@ def open_process_group(device_type: str, timeout_minutes: float) -> Generator[Pr
         if not is_connection_loss(error):
             raise
         lost = "another process" if group is None else group.name_silent()
+        # Without gloo's own source file in front, and its advice behind.
+        said = re.sub(r"^\[\S*\] ", "", _first_line(error)).partition(". ")[0]
         raise LostProcessError(
             f"process {place.rank}: {lost} of {place.size} ended or did not answer for "
             f"{timeout_minutes:g} minutes; its own message says why; the same command resumes "
-            f"({_first_line(error)})"
+            f"({said})"
         ) from error
     except Exception as error:
         _record(error)
