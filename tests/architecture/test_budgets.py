@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_642
+MOST_LINES = 47_792
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -24,20 +24,20 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "cli": (2269, 30),
     "data": (1051, 15),
     "data/clips": (1945, 63),
-    "data/loader": (1260, 19),
+    "data/loader": (1281, 20),
     "data/manifest": (1931, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4501, 108),
-    "jobs": (8684, 190),
+    "jobs": (8745, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (914, 17),
     "jobs/probe": (2176, 55),
     "masking": (797, 15),
     "models": (2695, 65),
-    "reporting": (1213, 45),
-    "runtime": (2600, 60),
+    "reporting": (1232, 45),
+    "runtime": (2609, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
     "training": (1759, 40),
