@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_792
+MOST_LINES = 47_793
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -40,7 +40,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "runtime": (2609, 60),
     "tasks": (1838, 44),
     "top level": (986, 30),
-    "training": (1759, 40),
+    "training": (1760, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 

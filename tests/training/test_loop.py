@@ -281,6 +281,15 @@ def test_signal_saves_and_says_so(
     assert "the same command resumes" in caplog.text
 
 
+def test_the_bound_of_a_run_that_ends_by_time_is_not_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Recipes of so many minutes have a million steps, which nobody is meant to see."""
+    by_time = replace(TRAINING, max_minutes=60.0)
+    make_trainer(tmp_path, InterruptedData(7, signal.SIGINT), training=by_time).fit()
+    assert "stopped by SIGINT after step 8; saved as" in caplog.text
+
+
 def test_signal_in_an_evaluation_is_not_lost(tmp_path: Path) -> None:
     class SignallingEvaluator(ToyEvaluator):
         def run(self, step: int) -> dict[str, float]:

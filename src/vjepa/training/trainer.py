@@ -422,8 +422,9 @@ class Trainer:
         is_short = self._completed < self.optim.steps
         stopped_by = signal.Signals(request - 1) if is_short and request > _OUT_OF_TIME else None
         if stopped_by is not None and self.group.is_main:
-            said = stopped_by.name, self._completed, self.optim.steps, self._kept()
-            _LOGGER.warning("stopped by %s after step %d of %d; %s", *said)
+            by_time = self.training.max_minutes or self.training.max_cpu_minutes
+            step = f"{self._completed}{'' if by_time else f' of {self.optim.steps}'}"
+            _LOGGER.warning("stopped by %s after step %s; %s", stopped_by.name, step, self._kept())
         return TrainingResult(
             step=self._completed,
             interrupted=stopped_by is not None,
