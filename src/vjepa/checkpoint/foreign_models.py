@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vjepa.checkpoint.catalogue import CLIP_INPUT, HIERA_INPUT, MODELS, Family, KnownModel
 from vjepa.checkpoint.folder import Asked, Held, Tokens
-from vjepa.checkpoint.inference import buildable, count_blocks
+from vjepa.checkpoint.inference import buildable, count_blocks, shape_of
 from vjepa.checkpoint.timm_models import TimmHiera, TimmVit, VitForm
 from vjepa.errors import UserError
 from vjepa.models import PRESETS, EncoderConfig
@@ -48,18 +48,7 @@ class ForeignFile:
 
     def shape(self, name: str, axes: int) -> tuple[int, ...]:
         """The shape of a tensor that must be there with so many axes."""
-        tensor = self.state.get(name)
-        if tensor is None:
-            raise UserError(
-                f"{self.source}: {TITLES[self.family]} without {name}: half a file, or another "
-                "model with similar names; download it again"
-            )
-        if tensor.ndim != axes or not tensor.numel():
-            raise UserError(
-                f"{self.source}: {name} has shape {list(tensor.shape)}, wanted {axes} axes: not "
-                f"the {TITLES[self.family]} that can be read"
-            )
-        return tuple(tensor.shape)
+        return shape_of(self.state, name, (axes,), self.source, TITLES[self.family])
 
 
 TITLES: dict[Family, str] = {

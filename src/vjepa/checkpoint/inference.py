@@ -71,27 +71,19 @@ def infer_encoder(
     state: Mapping[str, Tensor], num_heads: int | None, source: str
 ) -> tuple[EncoderConfig, str]:
     """Configuration of an encoder from its tensors, and a line that says what was inferred."""
-    kernel = shape_of(state, "patch_embed.proj.weight", (4, 5), source)
-    width, channels, patch = kernel[0], kernel[1], kernel[-1]
-    tubelet = kernel[2] if len(kernel) == 5 else 1
-    if kernel[-2] != patch:
-        raise UserError(f"{source}: patches of {kernel[-2]} x {patch} pixels are not square")
-    depth = count_blocks(state, "blocks")
-    hidden = shape_of(state, "blocks.0.mlp.fc1.weight", (2,), source)[0]
-    is_image = len(kernel) == 4
+    told = _told_sizes(state, (4, 5), source)
+    width, depth, patch, tubelet = (
+        told[name] for name in ("width", "depth", "patch_size", "tubelet_size")
+    )
+    is_image = state["patch_embed.proj.weight"].ndim == 4
     grid, split, deviation = _match_grid(state.get("pos_embed"), width, is_image, source)
     with buildable("model", source):
         config = EncoderConfig(
-            width=width,
-            depth=depth,
+            **told,
             heads=heads_of("an encoder", width, depth, num_heads, source),
-            mlp_ratio=hidden / width,
             image_size=grid[1] * patch,
             num_frames=grid[0] * tubelet,
-            patch_size=patch,
-            tubelet_size=tubelet,
             position_split=split,
-            channels=channels,
         )
     note = (
         f"inferred    width {width}, depth {depth}, heads {config.heads}, {config.num_frames} "
@@ -101,17 +93,19 @@ def infer_encoder(
     return config, note
 
 
-def infer_predictor(state: Mapping[str, Tensor], source: str) -> PredictorConfig:
-    """Configuration of a predictor from its tensors; the authors give it the encoder's heads."""
-    width = shape_of(state, "predictor_embed.weight", (2,), source)[0]
-    hidden = shape_of(state, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
-    with buildable("model", source):
-        return PredictorConfig(
-            width=width,
-            depth=count_blocks(state, "predictor_blocks"),
-            mlp_ratio=hidden / width,
-            num_mask_tokens=sum(name.startswith("mask_tokens.") for name in state),
-        )
+def _told_sizes(state: Mapping[str, Tensor], axes: tuple[int, ...], source: str) -> dict[str, Any]:
+    """Those sizes of an encoder that the shapes of its tensors tell, whichever V-JEPA it is of."""
+    kernel = shape_of(state, "patch_embed.proj.weight", axes, source)
+    if kernel[-2] != kernel[-1]:
+        raise UserError(f"{source}: patches of {kernel[-2]} x {kernel[-1]} pixels are not square")
+    return {
+        "width": kernel[0],
+        "depth": count_blocks(state, "blocks"),
+        "mlp_ratio": shape_of(state, "blocks.0.mlp.fc1.weight", (2,), source)[0] / kernel[0],
+        "patch_size": kernel[-1],
+        "tubelet_size": kernel[2] if len(kernel) == 5 else 1,
+        "channels": kernel[1],
+    }
 
 
 def check_position_code(
@@ -193,14 +187,24 @@ def _grid_text(grid: tuple[int, int, int]) -> str:
 
 
 def shape_of(
-    state: Mapping[str, Tensor], name: str, axes: tuple[int, ...], source: str
+    state: Mapping[str, Tensor],
+    name: str,
+    axes: tuple[int, ...],
+    source: str,
+    title: str = "V-JEPA",
 ) -> tuple[int, ...]:
-    """The shape of a tensor that must be there with so many axes."""
+    """The shape of a tensor that must be there with so many axes in a file of the `title`."""
     tensor = state.get(name)
     if tensor is None:
-        raise UserError(f"{source}: the tensor {name} is missing; this is not a V-JEPA model")
+        raise UserError(
+            f"{source}: no {title}, as {name} is missing: half a file, or another model with "
+            "similar names; download it again"
+        )
     if tensor.ndim not in axes or tensor.numel() == 0:
-        raise UserError(f"{source}: {name} has the impossible shape {list(tensor.shape)}")
+        raise UserError(
+            f"{source}: {name} has shape {list(tensor.shape)}, wanted "
+            f"{' or '.join(map(str, axes))} axes: not the {title} that can be read"
+        )
     return tuple(tensor.shape)
 
 
@@ -291,7 +295,7 @@ def open_second(content: Mapping[str, Any], path: Path, asked: Asked, of: Genera
     notes += [note, SECOND_FPS_NOTE]
     predictor = None
     if asked.which is None:
-        predictor, note = _predictor(parts["predictor"], encoder, source)
+        predictor, note = infer_predictor(parts["predictor"], encoder, source)
         notes.append(note)
     tensors = {
         (own if asked.which else f"{key}.{own}"): tensor
@@ -310,14 +314,8 @@ def _encoder(
 ) -> tuple[EncoderConfig, list[str], str]:
     """The sizes of an encoder, what of them is assumed, and a line that says what was inferred."""
     source = str(path)
-    width, channels, tubelet, height, patch = shape_of(
-        state, "patch_embed.proj.weight", (5,), source
-    )
-    depth = count_blocks(state, "blocks")
-    hidden = shape_of(state, "blocks.0.mlp.fc1.weight", (2,), source)[0]
-    if height != patch:
-        raise UserError(f"{source}: patches of {height} x {patch} pixels are not square")
-    levels: tuple[int, ...] = ()
+    told = _told_sizes(state, (5,), source)
+    width, depth, levels = told["width"], told["depth"], ()
     if of == "2.1":
         levels = LEVELS.get(depth, ())
         if not levels:
@@ -337,23 +335,17 @@ def _encoder(
     ]
     with buildable("model", source):
         config = EncoderConfig(
-            width=width,
-            depth=depth,
+            **told,
+            **sizes,
             heads=heads_of("an encoder", width, None, asked.num_heads, source, _ENCODERS),
-            mlp_ratio=hidden / width,
-            patch_size=patch,
-            tubelet_size=tubelet,
-            channels=channels,
             position="rotary" if of == "2" else "rotary_pairs",
             position_reference=None if of == "2" else 16,
             levels=levels,
             modalities=of == "2.1",
-            image_size=sizes["image_size"],
-            num_frames=sizes["num_frames"],
         )
     note = (
-        f"inferred    width {width}, depth {depth}, heads {config.heads}, patch {patch}, tubelet "
-        f"{tubelet}, positions {config.position}"
+        f"inferred    width {width}, depth {depth}, heads {config.heads}, patch "
+        f"{config.patch_size}, tubelet {config.tubelet_size}, positions {config.position}"
     )
     return config, assumed, note
 
@@ -361,35 +353,44 @@ def _encoder(
 _ENCODERS = [model.encoder for model in VJEPA2_MODELS.values()]
 
 
-def _predictor(
+def infer_predictor(
     state: Mapping[str, Tensor], encoder: EncoderConfig, source: str
 ) -> tuple[PredictorConfig, str]:
-    """The sizes of a predictor, and a line that says what was inferred."""
+    """The sizes of a predictor, and a line that says what was inferred.
+
+    In V-JEPA 1 it has the encoder's heads.
+    """
     several = "predictor_embed.0.weight" in state
     name = "predictor_embed.2.weight" if several else "predictor_embed.weight"
     width = shape_of(state, name, (2,), source)[0]
     hidden = shape_of(state, "predictor_blocks.0.mlp.fc1.weight", (2,), source)[0]
-    out = shape_of(state, "predictor_proj.weight", (2,), source)[0]
     tokens = sum(name.startswith("mask_tokens.") for name in state)
-    levels = len(encoder.levels) if several else 1
-    heads = width // _PREDICTOR_HEAD if width % _PREDICTOR_HEAD == 0 else 1
+    second: dict[str, Any] = {}
+    heads, shared = f"{encoder.heads} (the encoder's)", ""
+    if encoder.is_rotary:
+        out = shape_of(state, "predictor_proj.weight", (2,), source)[0]
+        levels = len(encoder.levels) if several else 1
+        heads = width // _PREDICTOR_HEAD if width % _PREDICTOR_HEAD == 0 else 1
+        shared = ", of which all masks share the first"
+        second = {
+            "heads": heads,
+            "shared_mask_token": 0,
+            "levels": levels,
+            "out_width": None if out == levels * encoder.width else out,
+            "predicts_context": "predictor_proj_context.weight" in state,
+        }
     with buildable("model", source):
         config = PredictorConfig(
             width=width,
             depth=count_blocks(state, "predictor_blocks"),
-            heads=heads,
             mlp_ratio=hidden / width,
             num_mask_tokens=tokens,
-            shared_mask_token=0,
-            levels=levels,
-            out_width=None if out == levels * encoder.width else out,
-            predicts_context="predictor_proj_context.weight" in state,
+            **second,
         )
     note = (
-        f"inferred    predictor width {width}, depth {config.depth}, heads {heads}, {tokens} mask "
-        "tokens, of which all masks share the first"
+        f"inferred    predictor width {width}, depth {config.depth}, heads {heads}, {tokens} mask"
     )
-    return config, note
+    return config, f"{note} tokens{shared}"
 
 
 def our_name(name: str, part: str, levels: tuple[int, ...]) -> str:

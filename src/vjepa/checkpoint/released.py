@@ -89,14 +89,10 @@ def open_released(path: Path, asked: Asked) -> Held:
         return Held(source, kind, encoder, None, state, ("pos_embed",), (note,))
     parts = {part: tensors_of(content, part, path) for part in POSITION_NAMES}
     encoder, note = infer_encoder(parts["encoder"], num_heads, source)
-    predictor = infer_predictor(parts["predictor"], source)
+    predictor, more = infer_predictor(parts["predictor"], encoder, source)
     for part, name in POSITION_NAMES.items():
         width = predictor.width if part == "predictor" else encoder.width
         check_position_code(parts[part].pop(name, None), name, encoder, width, f"{path} ({part})")
-    more = (
-        f"inferred    predictor width {predictor.width}, depth {predictor.depth}, heads "
-        f"{encoder.heads} (the encoder's), {predictor.num_mask_tokens} mask tokens"
-    )
     tensors = {f"{part}.{name}": t for part, state in parts.items() for name, t in state.items()}
     dropped = tuple(f"{part}.{name}" for part, name in POSITION_NAMES.items())
     return Held(source, KIND, encoder, predictor, tensors, dropped, (note, more))
