@@ -25,11 +25,11 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vjepa.errors import UserError
+from vjepa.errors import UserError, nearest, suggested
 from vjepa.paths import as_path
 
 if typing.TYPE_CHECKING:
@@ -116,8 +116,7 @@ def _refusal(cls: type, values: Mapping[str, Any], error: ValidationError) -> Ex
     hint = next((arm for arm in _arms(hint) if _arms(hint) == (arm, types.NoneType)), hint)
     expected = "a finite number" if kind == "finite_number" else describe_type(hint)
     if typing.get_origin(hint) is typing.Literal:
-        near = nearest(str(value), map(str, typing.get_args(hint)))
-        expected += f"; did you mean {near}?" if near else ""
+        expected += suggested(str(value), map(str, typing.get_args(hint)))
     elif hint is Path and isinstance(value, str) and value:
         expected += ", pathlib.Path(...)"
     elif (group := group_of(hint)) and isinstance(value, Mapping):
@@ -243,19 +242,6 @@ def meanings(cls: type) -> dict[str, str]:
     return found
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` most probably meant, or None.
-
-    A slip of the fingers counts first, then a name that lacks a word: ``lr`` for ``peak_lr``.
-    """
-    lowered = {candidate.lower(): candidate for candidate in candidates}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    if not close:
-        words = set(name.lower().split("_"))
-        close = sorted((text for text in lowered if words <= set(text.split("_"))), key=len)
-    return lowered[close[0]] if close else None
-
-
 # A config as plain values.
 
 
@@ -325,10 +311,9 @@ def recipe_path(recipes: str, name: str) -> Path:
     names = recipe_names(recipes)
     if name in names:
         return _RECIPES / recipes / f"{name}.yaml"
-    near = nearest(name.removesuffix(".yaml"), names)
     raise UserError(
-        f"{name}: no such config file or recipe; {f'did you mean {near}? ' if near else ''}"
-        f"recipes of {recipes}: {', '.join(names) or 'none'}"
+        f"{name}: no such config file or recipe (recipes of {recipes}: "
+        f"{', '.join(names) or 'none'}){suggested(name.removesuffix('.yaml'), names)}"
     )
 
 

@@ -8,7 +8,8 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import difflib
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 
 
@@ -32,3 +33,22 @@ def needs_extra(what: str, extra: str, otherwise: str = "") -> Generator[None]:
     except ImportError as error:
         install = f"pip install 'open-vjepa[{extra}]'"
         raise UserError(f"{what} needs {error.name}: {install}{otherwise}") from error
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most probably meant, or None.
+
+    A slip of the fingers counts first, then a name that lacks a word: ``lr`` for ``peak_lr``.
+    """
+    lowered = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    if not close:
+        words = set(name.lower().split("_"))
+        close = sorted((text for text in lowered if words <= set(text.split("_"))), key=len)
+    return lowered[close[0]] if close else None
+
+
+def suggested(name: str, candidates: Iterable[str]) -> str:
+    """The end of an error's line that asks whether the nearest candidate was meant, if any is."""
+    near = nearest(name, candidates)
+    return f"; did you mean {near}?" if near else ""

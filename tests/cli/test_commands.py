@@ -89,7 +89,7 @@ def test_print_config_loads_back(training_job: list, vjepa: Callable, tmp_path: 
     ("argv", "message"),
     [
         ([], "pretrain needs --out DIR"),
-        (["--config", "vitl16_242"], "did you mean vitl16_224? recipes of pretrain: "),
+        (["--config", "vitl16_242"], "); did you mean vitl16_224?"),
         (["--config", "none.yaml"], "none.yaml: no such config file"),
         (["--optim.lr", "1e-3"], "command line: optim.lr: unknown setting (value 1e-3); did you"),
         (["--optim.steps", "many"], "command line: optim.steps: many is not valid here: expected"),

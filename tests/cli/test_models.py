@@ -150,9 +150,9 @@ def test_a_folder_of_hugging_face_through_its_library(
     [
         (
             ["get", "dinov2_vitg41"],
-            "no such model; did you mean dinov2_vitg14? `vjepa models list`",
+            "no such model (`vjepa models list` names all); did you mean dinov2_vitg14?",
         ),
-        (["list", "nothing_like_it"], "no such model; `vjepa models list` names all"),
+        (["list", "nothing_like_it"], "no such model (`vjepa models list` names all)"),
         (["get", "mvd_vitl16"], "cannot be fetched by a program: Google Drive"),
         (["get", "hiera_l", "--offline"], "--offline fetches nothing; fetch it where there is"),
         (["get", "hiera_l", "--sha256", "0"], "another checksum than it should"),

@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 from tests.config.sample import Mask, Masking, Root
 
-from vjepa.config import REQUIRED, config_dataclass, from_dict, nearest, settings
-from vjepa.errors import UserError
+from vjepa.config import REQUIRED, config_dataclass, from_dict, settings
+from vjepa.errors import UserError, nearest
 
 
 @config_dataclass

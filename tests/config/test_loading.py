@@ -165,6 +165,6 @@ def test_recipes_by_name() -> None:
     assert recipe_path("pretrain", "vitl16_224").is_file()
     for wrong in ("vitl16_2224", "vitl16-224", "vitl16_22.yaml"):
         with pytest.raises(
-            UserError, match=r"did you mean vitl16_224\? recipes of pretrain: .*h16"
+            UserError, match=r"recipes of pretrain: .*h16.*; did you mean vitl16_224\?"
         ):
             load_config(Root, [wrong], recipes="pretrain")

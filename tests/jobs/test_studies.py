@@ -478,13 +478,13 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["maks"], "maks: no such study; did you mean masks?"),
+        (["maks"], "maks: no such study (`vjepa studies list` names all); did you mean masks?"),
         (["demo", "--scale", "gpu"], "--scale gpu: demo is declared for cpu only"),
         (["masks", "--files", "vizdoom"], "--files vizdoom: give NAME=PATH"),
         (["masks", "--files", "vizdoom=/nowhere"], "no such file"),
         (
             ["masks", "--files", "vizdom=/"],
-            "--files vizdom: no study asks for it; did you mean viz",
+            "--files vizdom: no study asks for it, only for vizdoom; did you mean vizdoom?",
         ),
         (
             ["masks", "--set", "prtrain.seed=1"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +47,7 @@ from vjepa.checkpoint.store import has_state, load_checkpoint
 from vjepa.checkpoint.strict import LoadReport, load_strictly
 from vjepa.checkpoint.timm_models import TimmEncoder
 from vjepa.config import recipe_names, to_dict
-from vjepa.errors import UserError
+from vjepa.errors import UserError, suggested
 from vjepa.models import PRESETS, VJEPA, Encoder, ModelConfig
 from vjepa.paths import as_path
 from vjepa.runtime.distributed import ProcessGroup
@@ -176,11 +175,10 @@ def _is_ours(path: str | Path) -> bool:
     if not path.exists():
         known = str(path) in (*PRESETS, *recipe_names("pretrain"))
         what = "names a recipe or size, not weights" if known else "no such file or folder"
-        near = difflib.get_close_matches(str(path), MODELS, n=1)
         raise UserError(
             f"{path}: {what}; give a run, a checkpoint folder, an authors' file, or the name of "
             f"weights that come with vjepa ({', '.join(shipped_names())}) or were downloaded"
-            f"{f'; did you mean {near[0]}?' if near else ''}"
+            f"{suggested(str(path), MODELS)}"
         )
     if path.suffix == ".safetensors":
         raise UserError(

@@ -6,7 +6,6 @@ fill. Nothing is downloaded: weights come from a local file, or are drawn at ran
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from vjepa.checkpoint.folder import read_weights
 from vjepa.checkpoint.strict import load_strictly, plain_names
 from vjepa.checkpoint.torch_files import read_torch_file
-from vjepa.errors import UserError, needs_extra
+from vjepa.errors import UserError, needs_extra, suggested
 from vjepa.models import PIXEL_MEAN, PIXEL_STD, EncoderConfig, normalise_clip
 from vjepa.models.embedding import token_grid
 from vjepa.models.encoder import FrameEncoder
@@ -47,9 +46,8 @@ def load_timm_encoder(name: str, weights: Path | None = None, seed: int = 0) -> 
     """
     timm = _timm("encoder.timm")
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1)
-        suggestion = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"encoder.timm: timm {timm.__version__} has no model {name!r}{suggestion}")
+        near = suggested(name, timm.list_models())
+        raise UserError(f"encoder.timm: timm {timm.__version__} has no model {name!r}{near}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = timm.create_model(name, pretrained=False, num_classes=0)

@@ -23,12 +23,11 @@ from vjepa.config import (
     dump_yaml,
     field_types,
     load_config,
-    nearest,
     plain,
     recipe_names,
     settings,
 )
-from vjepa.errors import UserError
+from vjepa.errors import UserError, nearest, suggested
 from vjepa.paths import as_path
 from vjepa.runtime.distributed import world
 from vjepa.runtime.files import check_writable, job_of
@@ -264,9 +263,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse the command line with one line instead of the whole usage."""
         choice = re.search(r"invalid choice: '([^']*)'", message)
         if choice and self._commands:
-            near = nearest(choice[1], self._commands)
-            suggestion = f"; did you mean {near}?" if near else ""
-            message = f"unknown command {choice[1]}{suggestion}"
+            message = f"unknown command {choice[1]}{suggested(choice[1], self._commands)}"
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:

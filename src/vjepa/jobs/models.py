@@ -12,8 +12,7 @@ from typing import Any
 from vjepa.checkpoint.catalogue import MODELS, KnownModel, downloaded, models_folder
 from vjepa.checkpoint.folder import file_sha256
 from vjepa.checkpoint.load import read_encoder
-from vjepa.config import nearest
-from vjepa.errors import UserError
+from vjepa.errors import UserError, suggested
 from vjepa.paths import as_path
 from vjepa.runtime.download import download, token_of
 from vjepa.runtime.files import atomic_write, written
@@ -25,9 +24,8 @@ _HUB = "https://huggingface.co"
 def known(name: str) -> KnownModel:
     """A model of the table by its name; UserError with the nearest one."""
     if name not in MODELS:
-        near = nearest(name, MODELS)
-        meant = f"did you mean {near}? " if near else ""
-        raise UserError(f"{name}: no such model; {meant}`vjepa models list` names all")
+        near = suggested(name, MODELS)
+        raise UserError(f"{name}: no such model (`vjepa models list` names all){near}")
     return MODELS[name]
 
 

@@ -27,8 +27,8 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from vjepa.config import load_config, nearest, recipe_names, recipe_path
-from vjepa.errors import UserError
+from vjepa.config import load_config, recipe_names, recipe_path
+from vjepa.errors import UserError, suggested
 from vjepa.strict_yaml import parse_value, parse_yaml
 
 ScaleName = Literal["cpu", "gpu", "paper"]
@@ -184,9 +184,8 @@ def load_study(name: str) -> Study:
     if name.endswith((".yaml", ".yml")):
         return _read(Path(name), Study)
     if name not in study_names():
-        near = nearest(name, study_names())
-        hint = f"did you mean {near}? " if near else ""
-        raise UserError(f"{name}: no such study; {hint}`vjepa studies list` names them all")
+        near = suggested(name, study_names())
+        raise UserError(f"{name}: no such study (`vjepa studies list` names all){near}")
     return _read(recipe_path(RECIPES, name), Study)
 
 

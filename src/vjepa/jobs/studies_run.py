@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vjepa.config import diff, from_dict, nearest, to_dict
-from vjepa.errors import UserError
+from vjepa.config import diff, from_dict, to_dict
+from vjepa.errors import UserError, suggested
 from vjepa.jobs.studies import Grid, Job, ScaleName, config_class, load_study, with_folder
 from vjepa.paths import as_path
 from vjepa.runtime.files import atomic_write, claimed_folder, read_json
@@ -85,10 +85,9 @@ def open_grid(
     named = {key: path for key, path in (stored.get("files", {}) | given).items() if path}
     made = Grid(study, scale, named, tuple(filter(None, changes or stored.get("changes", ()))))
     if unknown := sorted(given.keys() - made.known_files):
-        near = nearest(unknown[0], made.known_files)
-        hint = f"did you mean {near}? " if near else ""
         known = ", ".join(sorted(made.known_files))
-        raise UserError(f"--files {unknown[0]}: no study asks for it; {hint}they ask for {known}")
+        near = suggested(unknown[0], made.known_files)
+        raise UserError(f"--files {unknown[0]}: no study asks for it, only for {known}{near}")
     return made
 
 
