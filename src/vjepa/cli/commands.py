@@ -21,6 +21,7 @@ from vjepa.cli.parser import (
 )
 from vjepa.runtime.distributed import world
 from vjepa.runtime.environment import inspect_environment
+from vjepa.runtime.process import handled
 
 DEMO_HELP = """\
 pretrain, probe and explain a small model on embedded data, on a CPU
@@ -280,15 +281,13 @@ def _app(args: argparse.Namespace) -> int:
 
     places = {name: getattr(args, name) for name in ("decoder", "probe", "database")}
     # So that files are removed when the system asks for an end, too.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ended = handled([signal.SIGTERM], signal.default_int_handler)
     try:
-        with open_server(args.port, example_videos, args.model, **places) as (url, serve, _):
+        with ended, open_server(args.port, example_videos, args.model, **places) as (url, serve, _):
             print(f"open {url} in a browser on this machine; Ctrl-C ends it", flush=True)
             serve()
     except KeyboardInterrupt:
         print("\nended; uploaded videos and pictures were removed")
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 

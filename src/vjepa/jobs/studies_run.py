@@ -21,7 +21,7 @@ from vjepa.errors import UserError, suggested
 from vjepa.jobs.studies import Grid, Job, ScaleName, config_class, load_study, with_folder
 from vjepa.paths import as_path
 from vjepa.runtime.files import atomic_write, claimed_folder, read_json
-from vjepa.runtime.process import start_command
+from vjepa.runtime.process import handled, start_command
 from vjepa.runtime.progress import Progress, format_seconds
 from vjepa.strict_yaml import write_yaml
 from vjepa.version import __version__
@@ -268,7 +268,11 @@ def run(grid: Grid, out: str | Path, slots: Sequence[Mapping[str, str]]) -> Outc
     runner = _Runner(grid, out, slots)
     received: list[signal.Signals] = []
     total = max(1, round(sum(runner.expected.values())))
-    with _signals(received), Progress("study", total, round(runner.seconds_done())) as progress:
+    asked = handled(
+        (signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        lambda number, _: received.append(signal.Signals(number)),
+    )
+    with asked, Progress("study", total, round(runner.seconds_done())) as progress:
         try:
             while runner.running or (runner.waiting and not received):
                 if received and runner.outcome.stopped is None:
@@ -289,20 +293,3 @@ def run(grid: Grid, out: str | Path, slots: Sequence[Mapping[str, str]]) -> Outc
     if received:
         runner.outcome.stopped = received[0]
     return runner.outcome
-
-
-@contextmanager
-def _signals(received: list[signal.Signals]) -> Generator[None]:
-    """Collect the signals that ask for an end, instead of ending at once."""
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [signal.Signals[name] for name in names]
-    before = {
-        number: signal.signal(number, lambda got, _: received.append(signal.Signals(got)))
-        for number in numbers
-        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN  # of nohup
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ a file under its final name. What was being written stands in ``NAME.PID.partial
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -330,7 +331,7 @@ def claimed_folder(folder: Path, job: str, *, is_shared: bool = False) -> Genera
     calls this; any other job runs in one process.
 
     The lock is the file `.lock` in the folder. It belongs to the process: the system gives it back
-    however the process ends, and worker processes do not inherit it. Nothing is locked on Windows.
+    however the process ends, and worker processes do not inherit it.
 
     Raises:
         UserError: It is another's, another process holds it, it cannot be written, or a launcher
@@ -391,10 +392,6 @@ def hold(folder: Path) -> Generator[None]:
 
 
 def _lock(file: IO[str], folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    import fcntl
-
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -433,8 +430,6 @@ def holder_of(folder: Path) -> int | None:
     file = folder / ".lock"
     if sys.platform != "linux" or not file.is_file():
         return None
-    import fcntl
-
     asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, 0, 0, 0)
     with file.open("rb") as handle:
         answer = struct.unpack(_FLOCK, fcntl.fcntl(handle, fcntl.F_GETLK, asked))

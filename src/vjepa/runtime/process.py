@@ -11,8 +11,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -80,6 +83,31 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     # Both are tried, whatever the first one answers; 1 is success.
     pairs = ((_M_TRIM_THRESHOLD, _NEVER), (_M_MMAP_THRESHOLD, _LARGEST_BLOCK))
     return [mallopt(*map(ctypes.c_int, pair)) for pair in pairs] == [1, 1]
+
+
+REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Not Ctrl-C, but sent by systems, or by a terminal that closes: start the job again."""
+
+
+@contextmanager
+def handled(
+    numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> Generator[None]:
+    """Let a handler take signals meanwhile.
+
+    Not SIGHUP in a job of ``nohup``, to which it means nothing, and none outside the main thread,
+    where Python allows no handlers.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def stop_with_parent() -> None:

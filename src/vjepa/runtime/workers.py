@@ -54,9 +54,7 @@ _WITHOUT_MAIN = "vjepa-worker"
 _READY, _FAILED, _GOING_ON, _NO_MEMORY = -1, -2, -3, -4  # in place of a ticket
 
 # Ctrl-C, a terminal that closes, and a scheduler's warning to all processes of a job.
-_PARENTS_SIGNALS = {
-    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-}
+_PARENTS_SIGNALS = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 
 _SECONDS_BETWEEN_SIGNS = 1.0
 _MOST_STARTS = 3  # of each worker in a row that are killed before one is ready
@@ -174,8 +172,6 @@ def start_server(preload: Sequence[str]) -> None:
     modules = LOADER_MODULES if "torch" in sys.modules else preload
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # lets the signal through again
-    if not hasattr(signal, "pthread_sigmask"):
-        return
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PARENTS_SIGNALS)
     try:
         forkserver.ensure_running()

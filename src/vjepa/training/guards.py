@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from vjepa.errors import UserError
 from vjepa.runtime.files import save_tensors
+from vjepa.runtime.process import REQUEUE_SIGNALS, handled
 from vjepa.runtime.workers import is_worker
 from vjepa.training.schedules import TrainingConfig
 
@@ -32,11 +32,6 @@ _SKIP_WINDOW = 1000
 SPIKE_WINDOW = 128
 """Updates over which the running median of the loss is taken."""
 _FEWEST_LOSSES = 16
-# Windows has neither of the last two.
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-_HANDLED = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
-REQUEUE_SIGNALS = frozenset(_HANDLED) - {signal.SIGINT}
-"""Not Ctrl-C, but sent by systems, or by a terminal that closes: start the job again."""
 
 
 class TrainingStopped(UserError):  # noqa: N818 (it is an outcome that the user asked for)
@@ -198,19 +193,15 @@ class StopSignals:
         self.received: signal.Signals | None = None
         self._is_waiting = False
         self._has_launcher = has_launcher
-        self._previous: dict[signal.Signals, Any] = {}
+        numbers = () if is_worker() else (signal.SIGINT, *REQUEUE_SIGNALS)
+        self._handled = handled(numbers, self._handle)
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread() and not is_worker():
-            for number in _HANDLED:
-                if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
-                    self._previous[number] = signal.signal(number, self._handle)
+        self._handled.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
+        self._handled.__exit__(None, None, None)
 
     def wait_for(self, call: Callable[[], _T]) -> _T | None:
         """What a call gives that mostly waits; None as soon as a stop is asked for."""
@@ -245,9 +236,8 @@ def _reset_signals() -> None:
     if isinstance(getattr(handler, "__self__", None), StopSignals):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for number in REQUEUE_SIGNALS - {signal.SIGTERM}:
+        for number in set(REQUEUE_SIGNALS) - {signal.SIGTERM}:
             signal.signal(number, signal.SIG_IGN)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_signals)
+os.register_at_fork(after_in_child=_reset_signals)

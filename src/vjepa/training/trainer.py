@@ -26,10 +26,11 @@ from vjepa.errors import UserError
 from vjepa.runtime.device import seed_torch
 from vjepa.runtime.distributed import ProcessGroup, world
 from vjepa.runtime.logging import MetricLog, MetricRecord
+from vjepa.runtime.process import REQUEUE_SIGNALS
 from vjepa.runtime.progress import Progress
 from vjepa.tasks import Task
 from vjepa.tasks.health import reports_to_keep
-from vjepa.training.guards import REQUEUE_SIGNALS, BadUpdateGuard, StopSignals, TrainingStopped
+from vjepa.training.guards import BadUpdateGuard, StopSignals, TrainingStopped
 from vjepa.training.parallel import DistributedConfig
 from vjepa.training.preflight import foretell, is_telling, time_a_part
 from vjepa.training.schedules import (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -44,6 +43,7 @@ from vjepa.data.video.inspect import InspectOrder, inspect_files, stamp_of
 from vjepa.errors import StoppedBySystem, UserError
 from vjepa.paths import local_path
 from vjepa.runtime.files import check_writable, now_and_then, written
+from vjepa.runtime.process import REQUEUE_SIGNALS, handled
 from vjepa.runtime.progress import Progress
 
 _LOGGER = logging.getLogger(__name__)
@@ -247,17 +247,9 @@ def _stops_at_signals() -> Generator[None]:
             signal.signal(number, signal.SIG_IGN)  # launchers send several
         raise StoppedBySystem
 
-    is_ours = threading.current_thread() is threading.main_thread()
-    names = ("SIGTERM", "SIGUSR1", "SIGHUP") if is_ours else ()
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    taken = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, stop)
-    try:
+    taken = [one for one in REQUEUE_SIGNALS if signal.getsignal(one) == signal.SIG_DFL]
+    with handled(taken, stop):
         yield
-    finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _checked_names(
