@@ -172,7 +172,6 @@ def evaluate(
     The processes of a group share the videos, and all get the whole figures; one of them writes
     every video's own answer to the CSV file `answers`, for tests on pairs of probes.
     """
-    assert split.labels is not None
     group, device = group or ProcessGroup(), extractor.setup.device
     shards = extractor.shards(split, share=(group.rank, group.size))
     view = extractor.settings.view

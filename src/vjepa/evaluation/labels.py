@@ -81,7 +81,7 @@ class Split:
         manifest: The rows.
         name: What to call them in messages, for example ``data.test``.
         split: Name of the split in the manifest, or None for all rows.
-        labels: Of each row, numbered by the training classes; None where none are needed.
+        labels: Of each row, numbered by the training classes; of no row where none are needed.
         cached_rows: int64, ascending: the rows that a feature cache holds; None: all.
         trained_on: How many of its videos the probe was trained or chosen on.
     """
@@ -89,7 +89,7 @@ class Split:
     manifest: Manifest
     name: str
     split: str | None = None
-    labels: Labels | None = None
+    labels: Labels = Labels("", (), np.empty(0, np.int64))
     cached_rows: NDArray[np.int64] | None = None
     trained_on: int = 0
 

@@ -130,7 +130,6 @@ class OnlineProbe:
             manifest = Manifest.open(config.manifest)
             part = functools.partial(labelled_split, manifest, label=config.label, ok_only=True)
             train = part(config.train_split, f"split {config.train_split}")
-            assert train.labels is not None
             check_every_class_has_a_sample(train.labels, f"manifest {manifest.source}")
             self.classes, name = train.labels.classes, config.validation_split
             held = part(name, f"split {name}", classes=self.classes)
@@ -145,7 +144,6 @@ class OnlineProbe:
     def _read(self, split: Split) -> _Clips:
         """Decode this process's part of the chosen videos of one split."""
         size, manifest, labels = self._config.batch_size, split.manifest, split.labels
-        assert labels is not None
         rows = choose_rows(labels, self._config.max_clips, self._seed)
         mine = rows[self._group.rank :: self._group.size]
         with EvaluationClips(manifest, *self._reading, rows=mine, on_bad_video="list") as source:

@@ -241,7 +241,7 @@ def test_lora_trains_small_matrices_and_ends_as_a_plain_model(recipe: Path, tmp_
         (("--mix.group", 1), "mix.group: 1 mixes nothing; give 2 or more, or mix.probability 0"),
         (("--optim.accumulation_steps", 3), "data.batch_size: 4 videos cannot be divided into 3"),
         (("--data.label", "taste"), "no label 'taste' (labels: colour, parity)"),
-        (("--data.validation.split", "test"), "who looks at the reported videos while training"),
+        (("--data.validation.split", "test"), "in data.test too"),
         (("--data.test.split", "train"), "in data.train too"),
         (("--data.labels_per_class", 9), "fewer than the 9 asked for"),
         (("--trained.last_blocks", 2), "trained.last_blocks: 2, use at most the encoder's 1"),

@@ -15,18 +15,11 @@ from vjepa.data.loader.evaluation import refuse_bad
 from vjepa.data.manifest.manifest import Manifest
 from vjepa.errors import UserError, needs_extra
 from vjepa.evaluation.frozen import EncoderIdentity
-from vjepa.evaluation.labels import (
-    Split,
-    SplitRecord,
-    check_every_class_has_a_sample,
-    paths_and_sizes,
-    refuse_known,
-    stratified_subset,
-)
+from vjepa.evaluation.labels import Split, SplitRecord, check_every_class_has_a_sample
 from vjepa.evaluation.preprocess import preprocess_of, with_assumed_spacing
 from vjepa.jobs.finetune.config import FinetuneConfig, TrainedConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
-from vjepa.jobs.probe.inputs import open_beside, open_split, record_of
+from vjepa.jobs.probe.inputs import draw_labelled, open_others, open_training, record_of
 from vjepa.models import Encoder, LinearClassifier
 from vjepa.models.encoder import NORM_EPS
 from vjepa.runtime.device import seed_torch
@@ -59,35 +52,15 @@ class FinetuneInputs:
 def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
     """Open and check everything; UserError for bad input of any kind."""
     data = config.data
-    if data.label is None:
-        raise UserError("data.label: not set; name a label of the manifest")
-    train = open_split(data.train, "data.train", data.label)
-    assert train.labels is not None
-    source = f"manifest {train.manifest.source}"
-    check_every_class_has_a_sample(train.labels, source)
-    rows = stratified_subset(
-        train.labels,
-        per_class=data.labels_per_class,
-        fraction=data.label_fraction,
-        seed=config.seed,
-    )
+    train = open_training(data)
+    rows = draw_labelled(data, train.labels, config.seed)
     usable = rows[train.manifest.ok[rows]]
-    check_every_class_has_a_sample(train.labels.take(usable), f"{source}, videos that can be used")
-    known, opened = paths_and_sizes(train.manifest, rows), {}
-    for name, wanted in (("test", data.test), ("validation", data.validation)):
-        if wanted is None:
-            continue
-        split = open_beside(wanted, f"data.{name}", train, data.train.manifest)
-        remedy = f"set the splits (data.train.split, data.{name}.split)"
-        split = refuse_known(split, known, "in data.train too", remedy)
-        if name == "test":  # which is read after the training alone
-            refuse_bad(split.manifest, None, data.on_bad_video)
-        if name == "validation" and "test" in opened:
-            tested = paths_and_sizes(opened["test"].manifest)
-            remedy = "who looks at the reported videos while training chooses by them: name others"
-            split = refuse_known(split, tested, "in data.test too", remedy)
-        opened[name] = split
-    validation = opened.get("validation")
+    source = f"manifest {train.manifest.source}, videos that can be used"
+    check_every_class_has_a_sample(train.labels.take(usable), source)
+    others = open_others(data, train, rows, test=data.test, validation=data.validation)
+    validation = others.get("validation")
+    if "test" in others:  # which is read after the training alone
+        refuse_bad(others["test"].manifest, None, data.on_bad_video)
     record = record_of(data, config.seed, train, rows, rows[:0], validation)
     frozen = open_encoder(config.encoder)
     if data.clip is None and data.sampling != "uniform":
@@ -127,7 +100,7 @@ def open_inputs(config: FinetuneConfig) -> FinetuneInputs:
         kind=train.kind,
         record=record,
         validation=validation,
-        test=opened.get("test"),
+        test=others.get("test"),
         clip=replace(clip, clips_per_video=data.repeats),
         test_clip=replace(clip, clips_per_video=1),
         view=view,

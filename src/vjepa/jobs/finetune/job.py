@@ -279,7 +279,6 @@ class Validation:
         split, clip, size = inputs.validation, inputs.test_clip, inputs.view.crop_size
         assert split is not None
         labels, setup = split.labels, config.training.set_up_device()
-        assert labels is not None
         filler = torch.zeros((1, 3, clip.num_frames, size, size), dtype=torch.uint8)
         view, modules = ViewConfig(crop_size=size, resize=config.data.resize), task.saved_modules()
         prefix = "target_" if "target_encoder" in modules else ""

@@ -54,7 +54,6 @@ def pixel_floors(inputs: ProbeInputs) -> tuple[Floor, ...]:
     videos; of all segments, first crop.
     """
     assert inputs.test is not None
-    assert inputs.test.labels is not None
     used, seed = inputs.used, inputs.config.seed
     fitted_on = used[choose_rows(inputs.labels.take(used), _MOST_LABELS, seed)]
     rows, train = _frames(inputs, inputs.train, fitted_on)

@@ -51,11 +51,15 @@ class ProbeInputs:
     extractor: FeatureExtractor
     training_extractor: FeatureExtractor
     train: Split
-    labels: Labels
     fit: NDArray[np.int64]
     choose: NDArray[np.int64]
     validation: Split | None
     test: Split | None
+
+    @property
+    def labels(self) -> Labels:
+        """Of all rows of `train`."""
+        return self.train.labels
 
     @property
     def used(self) -> NDArray[np.int64]:
@@ -77,7 +81,6 @@ def record_of(
     validation: Split | None,
 ) -> SplitRecord:
     """What a training starts from: rows of `train` to fit on and to choose on, and other videos."""
-    assert train.labels is not None
     manifest, rows = train.manifest, np.concatenate([fit, choose])
     paths = tuple(itertools.chain.from_iterable(manifest.paths(rows)))
     seen = {} if validation is None else paths_and_sizes(validation.manifest)
@@ -105,22 +108,13 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
     validation = data.validation if config.has_choice else None
     if validation != data.validation:
         _LOGGER.info("data.validation: not used: with one head there is nothing to choose")
-    train, labels = _open_training(config, cached_rows)
-    fit, choose = _choose_rows(config, labels)
-    others = {
-        name: open_beside(wanted, f"data.{name}", train, data.train.manifest)
-        for name, wanted in (("validation", validation), ("test", data.test))
-        if wanted is not None
-    }
-    refuse_bad(train.manifest, np.concatenate([fit, choose]), data.on_bad_video)
+    train = replace(open_training(data, data.multi_label), cached_rows=cached_rows)
+    fit, choose = _choose_rows(config, train.labels)
+    used = np.concatenate([fit, choose])
+    others = open_others(data, train, used, validation=validation, test=data.test)
+    refuse_bad(train.manifest, used, data.on_bad_video)
     for other in others.values():
         refuse_bad(other.manifest, None, data.on_bad_video)
-    earlier = {train.name: paths_and_sizes(train.manifest, np.concatenate([fit, choose]))}
-    for key, other in others.items():
-        for name, known in earlier.items():
-            remedy = f"set the splits ({name}.split, {other.name}.split)"
-            others[key] = refuse_known(others[key], known, f"in {name} too", remedy)
-        earlier[other.name] = paths_and_sizes(other.manifest)
     frozen = open_encoder(config.encoder)
     if data.clip is None:
         frozen = with_assumed_spacing(frozen, config.encoder.path)
@@ -150,7 +144,6 @@ def open_inputs(config: ProbeConfig, cached_rows: NDArray[np.int64] | None = Non
         extractor=extractor,
         training_extractor=replace(extractor, settings=one_view, augment=data.augment),
         train=train,
-        labels=labels,
         fit=fit,
         choose=choose,
         validation=others.get("validation"),
@@ -180,52 +173,71 @@ def open_split(
     )
 
 
-def open_beside(config: VideosConfig, name: str, train: Split, fallback: Path | None) -> Split:
-    """Open another part of the data: of the label, the classes and the kind of files of `train`."""
-    labels = train.labels
-    assert labels is not None
-    split = open_split(
-        config,
-        name,
-        labels.name,
-        classes=labels.classes,
-        multi_label=labels.multi_label,
-        fallback=fallback,
-    )
-    if split.kind != train.kind:
-        raise UserError(
-            f"{name}: its files are {split.kind}s, those of data.train are {train.kind}s"
+def open_training(data: LabelledVideosConfig, multi_label: bool = False) -> Split:
+    """Open the videos to train on; each class of the label has some."""
+    if data.label is None:
+        raise UserError("data.label: not set; name a label of the manifest")
+    train = open_split(data.train, "data.train", data.label, multi_label=multi_label)
+    check_every_class_has_a_sample(train.labels, f"manifest {train.manifest.source}")
+    return train
+
+
+def open_others(
+    data: LabelledVideosConfig,
+    train: Split,
+    used: NDArray[np.int64],
+    **wanted: VideosConfig | None,
+) -> dict[str, Split]:
+    """Open the parts that are wanted beside `train`: of its label, classes and kind of files.
+
+    No file may be in two of them, nor be one of the rows of `train` that are used.
+    """
+    opened: dict[str, Split] = {}
+    labels, known = train.labels, {train.name: paths_and_sizes(train.manifest, used)}
+    for key, videos in wanted.items():
+        if videos is None:
+            continue
+        name = f"data.{key}"
+        split = open_split(
+            videos,
+            name,
+            labels.name,
+            classes=labels.classes,
+            multi_label=labels.multi_label,
+            fallback=data.train.manifest,
         )
-    return split
+        if split.kind != train.kind:
+            raise UserError(
+                f"{name}: its files are {split.kind}s, those of data.train are {train.kind}s"
+            )
+        for other, files in known.items():
+            remedy = f"set the splits ({other}.split, {name}.split)"
+            split = refuse_known(split, files, f"in {other} too", remedy)
+        known[name] = paths_and_sizes(split.manifest)
+        opened[key] = split
+    return opened
+
+
+def draw_labelled(data: LabelledVideosConfig, labels: Labels, seed: int) -> NDArray[np.int64]:
+    """The training rows whose labels are used: all, or the few that the config asks for."""
+    return stratified_subset(
+        labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=seed
+    )
 
 
 def rows_of_all_splits(config: ProbeConfig) -> NDArray[np.int64]:
     """The training rows that any of the low-shot splits of a config uses: int64, ascending."""
     seeds = range(config.seed, config.seed + config.data.num_splits)
-    _, labels = _open_training(config)
+    labels = open_training(config.data, config.data.multi_label).labels
     drawn = [part for seed in seeds for part in _choose_rows(replace(config, seed=seed), labels)]
     return np.unique(np.concatenate(drawn))
-
-
-def _open_training(
-    config: ProbeConfig, cached_rows: NDArray[np.int64] | None = None
-) -> tuple[Split, Labels]:
-    data = config.data
-    if data.label is None:
-        raise UserError("data.label: not set; name a label of the manifest")
-    train = open_split(data.train, "data.train", data.label, multi_label=data.multi_label)
-    assert train.labels is not None
-    check_every_class_has_a_sample(train.labels, f"manifest {train.manifest.source}")
-    return replace(train, cached_rows=cached_rows), train.labels
 
 
 def _choose_rows(
     config: ProbeConfig, labels: Labels
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     data = config.data
-    used = stratified_subset(
-        labels, per_class=data.labels_per_class, fraction=data.label_fraction, seed=config.seed
-    )
+    used = draw_labelled(data, labels, config.seed)
     if not config.has_choice or data.validation is not None:
         return used, np.empty(0, dtype=np.int64)
     return hold_out(labels, used, data.held_out_fraction, config.seed)
