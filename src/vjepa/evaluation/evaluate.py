@@ -163,11 +163,10 @@ def evaluate(
     split: Split,
     head: nn.Module,
     *,
-    seed: int = 0,
     group: ProcessGroup | None = None,
     answers: Path | None = None,
 ) -> Evaluation:
-    """Metrics of one head on labelled videos; `seed` is that of the bootstrap interval.
+    """Metrics of one head on labelled videos.
 
     The processes of a group share the videos, and all get the whole figures; one of them writes
     every video's own answer to the CSV file `answers`, for tests on pairs of probes.
@@ -195,7 +194,7 @@ def evaluate(
         manifest=split.manifest.source,
         manifest_hash=split.manifest.content_hash,
         split=split.split,
-        metrics=total.metrics(seed),
+        metrics=total.metrics(),
         bad_videos=tuple(bad),
         encoder=extractor.frozen.identity.sentence,
         trained_on=split.trained_on,

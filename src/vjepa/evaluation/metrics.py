@@ -20,7 +20,6 @@ from vjepa.counter_random import derive_seed
 from vjepa.errors import UserError
 
 NORMAL_975 = 1.959963984540054  # 97.5 % point of the standard normal distribution
-_BOOTSTRAP_RESAMPLES = 10_000
 _PRECISION_RESAMPLES = 200
 
 
@@ -38,7 +37,8 @@ class ConfidenceInterval:
 
 def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
     """Wilson's 95 % interval (E. B. Wilson 1927) of `correct` / `count`; (0, 1) of nothing."""
-    _check_counts(correct, count)
+    if not 0 <= correct <= count:
+        raise ValueError(f"correct = {correct} is not in 0..{count}")
     if count == 0:
         return ConfidenceInterval(0.0, 1.0)
     share = correct / count
@@ -50,25 +50,6 @@ def wilson_interval(correct: int, count: int) -> ConfidenceInterval:
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == count else min(1.0, centre + half)
     return ConfidenceInterval(low, high)
-
-
-def bootstrap_interval(correct: int, count: int, seed: int = 0) -> ConfidenceInterval:
-    """Percentile bootstrap 95 % interval of a share, resampling videos; (0, 1) of nothing.
-
-    A pure function of (correct, count, seed).
-    """
-    _check_counts(correct, count)
-    if count == 0:
-        return ConfidenceInterval(0.0, 1.0)
-    generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
-    shares = generator.binomial(count, correct / count, size=_BOOTSTRAP_RESAMPLES) / count
-    low, high = np.quantile(shares, [0.025, 0.975])
-    return ConfidenceInterval(float(low), float(high))
-
-
-def _check_counts(correct: int, count: int) -> None:
-    if not 0 <= correct <= count:
-        raise ValueError(f"correct = {correct} is not in 0..{count}")
 
 
 CALIBRATION_ANSWERS = 100
@@ -126,7 +107,7 @@ class ClassificationMetrics:
         mean_class_accuracy: Mean over the classes that occur of their own accuracy.
         loss: Mean cross-entropy in nats.
         calibration_error: Expected calibration error, 15 bins (Guo et al. 2017).
-        wilson, bootstrap: 95 % intervals of `top1`.
+        wilson: 95 % interval of `top1`.
         confusion: ``confusion[i][j]`` = videos of class i that were taken for class j.
         calibration: Bins that hold any answer; empty in results of versions that did not keep them.
     """
@@ -139,7 +120,6 @@ class ClassificationMetrics:
     loss: float
     calibration_error: float
     wilson: ConfidenceInterval
-    bootstrap: ConfidenceInterval
     per_class: tuple[ClassMetrics, ...]
     confusion: tuple[tuple[int, ...], ...]
     calibration: tuple[CalibrationBin, ...] = ()
@@ -309,8 +289,8 @@ class Accuracy(_Answers):
         loss = math.fsum(losses) / count
         return {"count": count, "correct": correct, "top1": correct / count, "loss": loss}
 
-    def metrics(self, seed: int = 0) -> ClassificationMetrics:
-        """All figures; `seed` is that of the bootstrap interval."""
+    def metrics(self) -> ClassificationMetrics:
+        """All figures."""
         truth, answers, rank, confidence, _ = self._columns()
         found = self.summary()
         confusion = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
@@ -339,7 +319,6 @@ class Accuracy(_Answers):
             mean_class_accuracy=float(np.mean(present)),
             calibration_error=gap / len(rank),
             wilson=wilson_interval(found["correct"], len(rank)),
-            bootstrap=bootstrap_interval(found["correct"], len(rank), seed),
             per_class=per_class,
             confusion=tuple(tuple(row) for row in confusion.tolist()),
             calibration=bins,
@@ -397,14 +376,14 @@ class AveragePrecision(_Answers):
         precision = _mean_precision(scores, truth)
         return {"count": len(scores), "mean_average_precision": precision, "loss": loss}
 
-    def metrics(self, seed: int = 0) -> MultiLabelMetrics:
-        """All figures; `seed` is that of the bootstrap interval."""
+    def metrics(self) -> MultiLabelMetrics:
+        """All figures."""
         scores, truth = self._columns()
         found, per_class = self.summary(), []
         for name, own, right in zip(self.classes, scores.T, truth.T, strict=True):
             precision = average_precision(own, right) if right.any() else None
             per_class.append(ClassMetrics(name, int(right.sum()), average_precision=precision))
-        generator = np.random.Generator(np.random.PCG64(derive_seed(seed, "bootstrap")))
+        generator = np.random.Generator(np.random.PCG64(derive_seed(0, "bootstrap")))
         resampled = []
         for _ in range(_PRECISION_RESAMPLES):
             drawn = generator.integers(0, len(scores), len(scores))

@@ -355,9 +355,7 @@ def _measure(
         extractor = replace(probe.extractor, on_bad_video=config.data.on_bad_video)
         split = refuse_known(inputs.test, probe.trained_on, "in data.train too", None)
         answers = out / ANSWERS_FILE
-        test = evaluate_head(
-            extractor, split, probe.saved.head, seed=config.seed, group=group, answers=answers
-        )
+        test = evaluate_head(extractor, split, probe.saved.head, group=group, answers=answers)
         seconds["test"] = round(time.perf_counter() - began, 3)
     result = result_of(
         *(out, config, probe.saved.encoder),

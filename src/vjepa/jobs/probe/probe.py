@@ -119,7 +119,7 @@ def train(
         if inputs.test is not None:
             # The probe as it lies on the disk, as `evaluate` does it.
             measured = inputs.extractor, inputs.test, load_saved_probe(out).head
-            test = evaluate_head(*measured, seed=config.seed, answers=out / ANSWERS_FILE)
+            test = evaluate_head(*measured, answers=out / ANSWERS_FILE)
             times.append(time.perf_counter())
         floors: tuple[Floor, ...] = ()
         if config.floors and test is not None:
@@ -274,8 +274,7 @@ def evaluate(
         remedy = None if allow_training_videos else remedy
         what = "ones that this probe was trained or chosen on"
         split = refuse_known(split, probe.trained_on, what, remedy)
-        seed, head = int(saved.training["seed"]), saved.head
-        return evaluate_head(probe.extractor, split, head, seed=seed, group=group, answers=answers)
+        return evaluate_head(probe.extractor, split, saved.head, group=group, answers=answers)
 
 
 def draw(measured: Evaluation, confusion: Path | None, calibration: Path | None) -> None:
