@@ -484,8 +484,9 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
         (["masks", "--files", "vizdoom=/nowhere"], "no such file"),
         (
             ["masks", "--files", "vizdom=/"],
-            "--files vizdom: no study asks for it, only for vizdoom; did you mean vizdoom?",
+            "--files vizdom: no study asks for it, only for fashion",
         ),
+        (["masks", "--files", "vizdom=/"], "vizdoom; did you mean vizdoom?"),
         (
             ["masks", "--set", "prtrain.seed=1"],
             "give STEP.SETTING=VALUE; steps are pretrain, ridge; or seeds, sets or variants",
