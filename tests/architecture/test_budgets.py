@@ -14,30 +14,30 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_471
+MOST_LINES = 47_716
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
 
 BUDGETS: dict[str, tuple[int, int]] = {
-    "checkpoint": (3949, 100),
-    "cli": (2259, 30),
-    "data": (1046, 15),
+    "checkpoint": (3977, 100),
+    "cli": (2265, 30),
+    "data": (1051, 15),
     "data/clips": (1945, 63),
-    "data/loader": (1260, 19),
-    "data/manifest": (1888, 38),
+    "data/loader": (1281, 20),
+    "data/manifest": (1923, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
     "evaluation": (4476, 107),
-    "jobs": (8660, 190),
+    "jobs": (8728, 190),
     "jobs/detect": (1245, 23),
-    "jobs/finetune": (881, 17),
-    "jobs/probe": (2183, 57),
+    "jobs/finetune": (884, 17),
+    "jobs/probe": (2186, 57),
     "masking": (797, 15),
     "models": (2695, 65),
-    "reporting": (1210, 45),
-    "runtime": (2574, 61),
+    "reporting": (1232, 45),
+    "runtime": (2628, 61),
     "tasks": (1838, 44),
     "top level": (991, 31),
     "training": (1751, 40),
