@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vjepa.jobs import bench_step
 from vjepa.jobs.bench_encode import BenchConfig, encoder_flops
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import Encoder, EncoderConfig
+from vjepa.runtime.device import DeviceSetup
 from vjepa.tasks import FeaturePrediction, LeVJEPA, PixelPrediction, Task
 from vjepa.training import TrainingConfig
 
@@ -70,6 +72,30 @@ def test_warm_up_is_not_timed() -> None:
     wall, cpu = bench_step.time_calls(numbers.append, torch.device("cpu"), calls=3, warmup=2)
     assert numbers == [1, 2, 3, 4, 5]
     assert len(wall) == len(cpu) == 3
+
+
+@pytest.mark.parametrize(("rate", "side"), [(1e12, 1024), (1e10, 512), (1e9, 256)])
+def test_a_slow_device_multiplies_smaller_matrices(
+    rate: float, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In emulated bfloat16 twelve products of 1024 rows took 36 seconds."""
+    sides: list[int] = []
+    product = torch.Tensor.__matmul__
+
+    def noted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        sides.append(len(a))
+        return product(a, b)
+
+    def timed(call: Callable[[int], object], *_: object, **__: object) -> tuple[list[float], None]:
+        call(1)
+        return [2 * sides[-1] ** 3 / rate], None
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
+    monkeypatch.setattr(bench_step, "time_calls", timed)
+    setup = DeviceSetup(torch.device("cpu"), "float32")
+    assert bench_step.matmul_rate(setup) == pytest.approx(rate)
+    assert sides[0] == 256
+    assert sides[-1] == side
 
 
 def test_compiling_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
