@@ -39,8 +39,9 @@ install: $(INSTALLED_DEV)  ## Set up .venv with the package (editable) and the t
 demo: $(INSTALLED)  ## Pretrain, probe and report on embedded data, on a CPU (ARGS="--out DIR")
 	@$(BIN)/vjepa demo --out runs/demo $(ARGS)
 
+# Tests start many processes: none of them compiles what another has, whatever the shell says.
 test: $(INSTALLED_DEV)  ## Run the test suite (ARGS="tests/config -k name")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -ra $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -ra $(ARGS)
 
 lint: $(INSTALLED_DEV)  ## Check style and formatting
 	@$(BIN)/ruff check --quiet $(CHECKED)

@@ -21,6 +21,11 @@ if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_I
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: of two workers none is left alone with them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note what is skipped, and why."""
     if report.skipped and not hasattr(report, "wasxfail"):
@@ -45,6 +50,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     """One torch thread: decoding beside a spinning thread pool is several times slower."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again(_one_thread: None) -> None:
+    """Whatever the tests before have set: threads of two workers would wait for each other."""
     torch.set_num_threads(1)
 
 

@@ -31,9 +31,14 @@ _MODULES = (
     "torch.distributed.fsdp",
     "torch.nn.parallel",
     "torch.utils._sympy.functions",
+    "torch.utils._sympy.reference",
     "torch.utils.serialization",
     "torch.utils.tensorboard",
+    "torchvision.ops",
+    "torchvision.transforms.v2",
     "numpy.ma",
+    "pyarrow.dataset",
+    "safetensors.torch",
     "vjepa.data.video.decode",
     "vjepa.jobs.detect.train",
     "vjepa.jobs.finetune.job",
@@ -171,9 +176,12 @@ def _serve() -> None:
 
     for name in _MODULES:
         importlib.import_module(name)
+    import pyarrow
+
     from vjepa.cli.main import build_parser
 
     build_parser()
+    pyarrow.array([0])  # looks for pandas, which takes half a second where it is installed
     torch.set_num_threads(1)
     for line in sys.stdin:
         ask = json.loads(line)

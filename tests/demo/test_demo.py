@@ -107,6 +107,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         patch.setattr(demo_training, "_TRIAL_STEPS", 40)
         patch.setattr(demo_training, "start_command", started)
         patch.setattr(films, "_EVENT_CLIPS", 1)
+        patch.setattr(demo, "usable_cpus", lambda: 1)  # of which torch would keep all
         report = demo.run(config, folder / "out")
     assert report == folder / "out" / "report.html"
     return config, folder / "out"
@@ -310,6 +311,7 @@ def test_a_second_call_makes_what_is_missing_and_nothing_twice(
     found = load_result(stopped.parent).test
     stopped.unlink()  # as if stopped while its probe, which is saved, was tested
     monkeypatch.setattr(demo, "train_side_by_side", lambda *_: None)
+    monkeypatch.setattr(demo, "usable_cpus", lambda: 1)
     monkeypatch.setattr(demo, "write_demo_report", lambda *_: None)
     demo.run(config, out)
     after = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}

@@ -5,17 +5,20 @@ A job is ``{"ranks": 2, "config": "x.yaml", "out": "run", "overrides": [...]}``.
 has stopped is killed when the other processes have ended. With ``"kills": n`` a job of one process
 is started again and again, and killed n times after random amounts of processor time, before it
 may end, half of the times while it writes a checkpoint; the codes then tell how each attempt ended.
-Its ``"folders"``, if any, are where its processes start, one each.
+Its ``"folders"``, if any, are where its processes start, one each. A job that ``"waits"``, for a
+process that does not answer, is left to it while the next ones run.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +67,26 @@ def run(job: dict[str, Any]) -> int:
     return main([*command, "--config", job["config"], "--out", job["out"], *arguments])
 
 
-def launch(job: dict[str, Any]) -> list[int]:
-    """All processes of a job, to their end; exit codes, negative for signals."""
+def launch(job: dict[str, Any]) -> Callable[[], list[int]]:
+    """All processes of a job; what gives their exit codes, negative for signals, at their end."""
     if "kills" in job:
-        return launch_and_kill(job)
+        codes = launch_and_kill(job)
+        return lambda: codes
     port = free_port()
     children = [start(job, rank, port) for rank in range(job["ranks"])]
     stopped = send_signals(job, children)
-    codes = {child: wait(child) for child in children if child not in stopped}
-    for child in stopped:
-        os.kill(child, signal.SIGKILL)
-        codes[child] = wait(child)
-    return [codes[child] for child in children]
+
+    @functools.cache
+    def end() -> list[int]:
+        codes = {child: wait(child) for child in children if child not in stopped}
+        for child in stopped:
+            os.kill(child, signal.SIGKILL)
+            codes[child] = wait(child)
+        return [codes[child] for child in children]
+
+    if not job.get("waits"):
+        end()
+    return end
 
 
 def wait(child: int) -> int:
@@ -142,5 +153,5 @@ def cpu_seconds(pid: int) -> float:
 
 def launch_all(jobs: list[dict[str, Any]]) -> None:
     """Run jobs one after the other; prints the exit codes of each one's processes as JSON."""
-    codes = [launch(job) for job in jobs]
-    print("\n" + json.dumps(codes))
+    ends = [launch(job) for job in jobs]
+    print("\n" + json.dumps([end() for end in ends]))

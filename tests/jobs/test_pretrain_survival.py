@@ -59,7 +59,7 @@ def test_twenty_kills_at_random_moments_change_nothing(recipe: Path, tmp_path: P
         tmp_path,
         [
             _job(recipe, whole, *config, ranks=1),
-            _job(recipe, cut, *config, ranks=1, kills=20, cpu_seconds=0.5),
+            _job(recipe, cut, *config, ranks=1, kills=20, cpu_seconds=0.35),
         ],
     )
     assert codes == [[0], [-signal.SIGKILL] * 20 + [0]], said
@@ -95,6 +95,7 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
             *endless,
             "distributed.timeout_minutes=0.25",
             signals=[[1, signal.SIGSTOP]],
+            waits=True,
             **soon,
         ),
         # With it stands the store that the others would ask who is missing.
@@ -104,6 +105,7 @@ def test_signals_and_losses_among_several_processes(recipe: Path, tmp_path: Path
             *endless,
             "distributed.timeout_minutes=0.25",
             signals=[[0, signal.SIGSTOP]],
+            waits=True,
             **soon,
         ),
         last,
