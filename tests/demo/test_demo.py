@@ -191,7 +191,8 @@ def test_every_probe_is_in_the_table(finished: Finished) -> None:
     ]
     assert len(draws) == 2
     assert cell.top1 == pytest.approx(sum(draws) / 2)
-    assert cell.interval.low < cell.top1 < cell.interval.high
+    assert cell.interval.low < cell.top1 or cell.interval.low == cell.top1 == 0, "none is right"
+    assert cell.top1 < cell.interval.high
     assert len({result.weights_hash for result in results.values()}) == 3, "three encoders"
     _, answer, figures = headline(config, cells)
     top1 = f"{100 * few['vjepa'].top1:.1f} %"
