@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_600
+MOST_LINES = 47_724
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -29,8 +29,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),
-    "evaluation": (4501, 108),
-    "jobs": (8689, 190),
+    "evaluation": (4476, 107),
+    "jobs": (8736, 190),
     "jobs/detect": (1245, 23),
     "jobs/finetune": (884, 17),
     "jobs/probe": (2186, 57),
@@ -39,8 +39,8 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "reporting": (1232, 45),
     "runtime": (2628, 61),
     "tasks": (1838, 44),
-    "top level": (986, 30),
-    "training": (1760, 40),
+    "top level": (991, 31),
+    "training": (1751, 40),
 }
 """Lines and public names (functions and classes of modules) of each room."""
 
