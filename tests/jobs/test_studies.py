@@ -265,6 +265,13 @@ def test_a_study_from_declaration_to_report(
     widths = [int(part.partition("px")[0]) for part in page.split('style="--width: ')[1:]]
     assert widths
     assert max(widths) <= 330, "no chart is wider than a phone"
+    # Where one side is not run there is nothing to compare, and no empty table of it.
+    grid = open_grid(words[0], "cpu", tmp_path / "out", changes=["variants=[one, lost]"])
+    studies_report.write_report(words[0], grid, tmp_path / "out")
+    alone = (tmp_path / "out/tiny-cpu.md").read_text()
+    assert "Nothing that the paper compares is run here; the figures are below." in alone
+    assert "The paper's order" in text
+    assert "The paper's order" not in alone
     # Of seeds that are planned, those that were begun are counted.
     study = yaml.safe_load(Path(words[0]).read_text())
     study["scales"]["cpu"]["seeds"] = [0, 1]

@@ -96,10 +96,16 @@ class Findings:
         return found
 
     @property
+    def chains(self) -> list[tuple[str, ...]]:
+        """What the paper finds of more than one of these variants; others are of other scales."""
+        here = self.grid.variants.keys()
+        return [chain for chain in self.grid.study.order if len(here & set(chain)) > 1]
+
+    @property
     def comparisons(self) -> Iterator[Comparison]:
         """Neighbours in what the paper finds, wherever both were measured with the same seeds."""
         for place, by_variant in self.scores.items():
-            for chain in self.grid.study.order:
+            for chain in self.chains:
                 for better, worse in pairwise(chain):
                     one, other = by_variant.get(better, {}), by_variant.get(worse, {})
                     shared = sorted(one.keys() & other.keys())
@@ -176,6 +182,10 @@ def _answer(findings: Findings) -> str:
         return f"{study.question} Nothing is measured yet."
     if not study.order:
         return f"{study.question} The paper has no order to compare with; the figures are below."
+    if not findings.chains:
+        return (
+            f"{study.question} Nothing that the paper compares is run here; the figures are below."
+        )
     if not found:
         return f"{study.question} Of what the paper compares nothing is measured yet."
     counts = {
@@ -183,12 +193,7 @@ def _answer(findings: Findings) -> str:
         for word in (_REPRODUCED, _NOT, _OPEN)
     }
     said = ", ".join(f"{count} {word}" for word, count in counts.items())
-    # Those of other scales are not compared here.
-    chains = "; ".join(
-        " above ".join(chain)
-        for chain in study.order
-        if len(findings.grid.variants.keys() & set(chain)) > 1
-    )
+    chains = "; ".join(map(" above ".join, findings.chains))
     return (
         f"{study.question} The paper finds {chains}. Comparisons of that kind here, at scale "
         f"{findings.grid.scale}: {said}."
@@ -199,7 +204,7 @@ def _sections(findings: Findings) -> Iterator[Section]:
     grid = findings.grid
     if findings.scores:
         yield _scores_section(findings)
-    if grid.study.order:
+    if findings.chains:
         yield _order_section(findings)
     if grid.study.rows:
         yield _paper_section(findings)
@@ -268,11 +273,12 @@ def _order_section(findings: Findings) -> Section:
     header = ["the paper finds", "where", "points", "95 % interval", "seeds", "here", "paper"]
     if not any(row[-1] for row in rows):  # a figure, of which the paper gives no numbers
         header, rows = header[:-1], [row[:-1] for row in rows]
-    introduction = (
-        "Differences seed by seed: both sides of a pair start from the same seed. With many "
-        f"comparisons some intervals miss the truth: of these {len(rows)} about "
-        f"{0.05 * len(rows):.1f}."
-    )
+    introduction = "Differences seed by seed: both sides of a pair start from the same seed."
+    if len(rows) > 1:
+        introduction += (
+            f" With many comparisons some intervals miss the truth: of these {len(rows)} about "
+            f"{0.05 * len(rows):.1f}."
+        )
     table = Table(header, rows) if rows else Text("Nothing to compare is measured yet.")
     return Section("The paper's order", introduction, [table])
 
