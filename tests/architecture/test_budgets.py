@@ -14,7 +14,7 @@ from tests.architecture.source_tree import ROOT, Module, functions, modules, pla
 
 LONGEST_FILE = 600
 LONGEST_FUNCTION = 90
-MOST_LINES = 47_730
+MOST_LINES = 47_736
 MOST_FILES = 208
 MOST_CLASSES = 382
 LONGEST_READING_PATH = 6_000
@@ -25,7 +25,7 @@ BUDGETS: dict[str, tuple[int, int]] = {
     "data": (1051, 15),
     "data/clips": (1945, 63),
     "data/loader": (1281, 20),
-    "data/manifest": (1923, 38),
+    "data/manifest": (1929, 38),
     "data/prepare": (1290, 37),
     "data/video": (2457, 54),
     "demo": (2076, 50),

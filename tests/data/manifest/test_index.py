@@ -162,6 +162,18 @@ def test_unchanged_files_are_not_probed_again(tmp_path, probed):
     np.testing.assert_array_equal(kept.keyframe_pts, first.row(0).keyframe_pts)
 
 
+def test_a_long_comparison_with_the_index_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    """A server takes milliseconds for each file: an hour without a word for a million of them."""
+    root, out = make_videos(tmp_path / "set", "a.mp4", "b.mp4"), tmp_path / "m.parquet"
+    index_sources([root], out)
+    capsys.readouterr()
+    index_sources([root], out)
+    assert capsys.readouterr().err == "index: 2/2 (100 %)\n"
+    monkeypatch.setattr(index_module, "_MANY", 2)
+    index_sources([root], out)
+    assert capsys.readouterr().err == "comparing files: 2/2 (100 %)\nindex: 2/2 (100 %)\n"
+
+
 def test_other_limits_probe_everything_again(tmp_path, probed):
     root = make_videos(tmp_path / "set", "a.mp4")
     (root / "b.mp4").write_bytes(write_video(tmp_path / "b.mp4", Spec(num_frames=3)).read_bytes())

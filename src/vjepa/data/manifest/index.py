@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain, count, islice
 from os.path import isfile
@@ -54,6 +54,7 @@ _KEY = "vjepa.probe"
 
 # Rows turned into Arrow columns at a time, so that no index lives in Python lists.
 _BATCH = 1 << 13
+_MANY = 1000  # files of which it is said how far their comparison is
 
 _LISTING = {name: COLUMNS[name] for name in ("path", "kind", "dataset", "split", "weight")}
 
@@ -114,13 +115,18 @@ def unchanged_files(manifest: Manifest, rows: NDArray[np.int64]) -> NDArray[np.b
     kinds = manifest.categories("kind")
     sizes, times = manifest.numeric("bytes"), manifest.numeric("mtime_ns")
     is_same = np.zeros(len(rows), dtype=bool)
-    for place, path in enumerate(chain.from_iterable(manifest.paths(rows))):
-        row = rows[place]
-        try:
-            stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
-        except OSError:
-            continue  # it is gone: looking into it says so
-        is_same[place] = (stamp.bytes, stamp.mtime_ns) == (sizes[row], times[row])
+    # A slow drive or server needs milliseconds for each: hours, of which nobody would hear.
+    shown = Progress("comparing files", len(rows)) if len(rows) >= _MANY else nullcontext()
+    with shown as progress:
+        for place, path in enumerate(chain.from_iterable(manifest.paths(rows))):
+            if progress is not None:
+                progress.update(place + 1)
+            row = rows[place]
+            try:
+                stamp = stamp_of(path, cast("MediaKind", kinds.classes[kinds.codes[row]]))
+            except OSError:
+                continue  # it is gone: looking into it says so
+            is_same[place] = (stamp.bytes, stamp.mtime_ns) == (sizes[row], times[row])
     return is_same
 
 
