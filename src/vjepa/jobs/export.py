@@ -9,7 +9,6 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,7 +26,7 @@ from vjepa.evaluation.frozen import FrozenEncoder
 from vjepa.evaluation.preprocess import Preprocess, preprocess_of
 from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, refuse_draws
 from vjepa.jobs.bench_encode import time_calls
-from vjepa.jobs.finetune.saved import MODEL_FOLDER, load_finetuned
+from vjepa.jobs.finetune.saved import MODEL_FOLDER
 from vjepa.jobs.probe.config import EncoderSourceConfig
 from vjepa.jobs.probe.encoder import fit_to_clips, open_encoder
 from vjepa.jobs.probe.predict import load_probe
@@ -198,8 +197,7 @@ def _open(
                 f"{path}: a probe says itself how its encoder is opened; leave --which, "
                 "--num-heads, --image-size, --num-frames and --tokens out"
             )
-        load = partial(load_probe, encoder=encoder) if is_probe else load_finetuned
-        loaded = load(path, device="cpu")
+        loaded = load_probe(path, encoder=encoder, device="cpu")
         saved, frozen = loaded.saved, loaded.extractor.frozen
         how = Preprocess(
             clip=saved.settings.clip, view=saved.settings.view, input=frozen.identity.config.input

@@ -16,6 +16,7 @@ from tests.jobs.finetune.tiny_finetune import write_recipe
 from tests.jobs.probe.tiny_probe import relabelled
 from tests.jobs.tiny_run import metrics, weights
 
+import vjepa
 from vjepa.checkpoint import read_encoder
 from vjepa.cli.main import main
 from vjepa.config import load_config
@@ -73,6 +74,12 @@ def test_a_run_is_trained_measured_and_used(
     # The encoder is there for features, too; a probe on it sees one clip, not the test's views.
     encoder, _ = read_encoder(run / "model")
     assert load_finetuned(run).saved.settings.view.join == "average"
+    # One door for what names classes.
+    opened = vjepa.load_probe(run, device="cpu")
+    assert opened.saved.encoder == load_finetuned(run, device="cpu").saved.encoder
+    assert opened.trained_on
+    with pytest.raises(UserError, match="a fine-tuned model holds its encoder"):
+        vjepa.load_probe(run, encoder=run / "model")
     assert preprocess_of(run / "model", encoder.config).view == ViewConfig(crop_size=32)
     saved = load_file(run / "model" / "model.safetensors")
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, saved["encoder.blocks.0.mlp.fc1.weight"])

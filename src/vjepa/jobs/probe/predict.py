@@ -18,7 +18,7 @@ from vjepa.errors import UserError
 from vjepa.evaluation.evaluate import probabilities
 from vjepa.evaluation.frozen import FeatureExtractor
 from vjepa.evaluation.labels import SPLIT_FILE, Files, Split, file_kind, load_split
-from vjepa.evaluation.saved_probe import SavedProbe, check_encoder, load_saved_probe
+from vjepa.evaluation.saved_probe import CONFIG_FILE, SavedProbe, check_encoder, load_saved_probe
 from vjepa.jobs.probe.encoder import compile_encoder, reopen_encoder
 from vjepa.jobs.probe.released import ReleasedProbeConfig, is_released, open_released
 from vjepa.jobs.videos import named_files
@@ -139,8 +139,8 @@ def load_probe(
     """Load what training a probe wrote, or a released probe, with the encoder that it reads.
 
     Args:
-        folder: Of the probe; or a file of V-JEPA's or V-JEPA 2's authors, or a Hugging Face folder
-            with a classifier.
+        folder: Of the probe, or of a fine-tuning's run; or a file of V-JEPA's or V-JEPA 2's
+            authors, or a Hugging Face folder with a classifier.
         encoder: Where the probe's encoder lies now, if not where it lay then. A released file never
             holds it.
         device: Where to compute.
@@ -156,6 +156,16 @@ def load_probe(
     set_num_threads(num_threads)
     folder = as_path(folder)
     theirs = is_released(folder)
+    if not theirs and (folder / "model").is_dir() and not (folder / CONFIG_FILE).is_file():
+        from vjepa.jobs.finetune.saved import load_finetuned  # which is made of what is here
+
+        if encoder is not None or released is not None:
+            raise UserError(
+                f"{folder}: a fine-tuned model holds its encoder and says its settings itself; "
+                "leave --encoder, --config and settings out"
+            )
+        how = {"device": device, "num_threads": num_threads, "on_bad_video": on_bad_video}
+        return load_finetuned(folder, reading=reading, **how)
     if theirs:
         saved, frozen = open_released(folder, encoder, released or ReleasedProbeConfig())
     elif released is not None:
