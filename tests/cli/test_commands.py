@@ -144,7 +144,7 @@ SMALL = ("--model", "vitt16", "--image_size", "32", "--num_frames", "4", "--batc
 
 def test_it_measures_and_prints_json_last(vjepa: Callable) -> None:
     outcome = vjepa(
-        *("bench", "step", *SMALL, "--steps", "1", "--warmup_steps", "0"),
+        *("bench", "step", *SMALL, "--steps", "1", "--warmup_steps", "1"),
         *("--training.device", "cpu", "--training.num_threads", "1"),
     )
     assert outcome.code == 0, outcome.err

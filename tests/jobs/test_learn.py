@@ -36,9 +36,9 @@ from vjepa.data.video.inspect import inspect_file
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import Accuracy
 from vjepa.evaluation.results import load_result
-from vjepa.jobs import learn, learn_report
-from vjepa.jobs.learn import LearnConfig, stop_in_time
-from vjepa.jobs.learn_probes import plan_probe
+from vjepa.jobs import learn, learn_probes, learn_report
+from vjepa.jobs.learn import LearnConfig
+from vjepa.jobs.learn_probes import plan_probe, stop_in_time
 from vjepa.jobs.pretrain import PretrainConfig
 from vjepa.models import Encoder
 from vjepa.reporting.runs import read_run
@@ -365,7 +365,7 @@ def test_learning_ends_earlier_where_the_machine_has_become_slower(
 ) -> None:
     """Of 600 s 120 are kept; after 200 s an update takes so many times longer."""
     now = 0.0
-    monkeypatch.setattr(learn, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(learn_probes, "time", SimpleNamespace(monotonic=lambda: now))
     is_time = stop_in_time(600.0, 120.0, 300.0)
     while not is_time():
         now += 1.0 if now < 200 else slower
