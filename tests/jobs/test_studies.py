@@ -572,6 +572,15 @@ def test_a_declaration_whose_names_lead_nowhere_is_refused(
             Grid(study, "cpu", {"vizdoom": "/films.parquet"}, ())
 
 
+def test_a_study_of_pictures_has_no_figure_to_wait_for(tmp_path: Path) -> None:
+    grid = open_grid("decoder", "cpu", tmp_path / "out")
+    text, _ = studies_report.write_report("decoder", grid, tmp_path / "out")
+    assert "There is no figure to measure: see the pictures below." in text.read_text()
+    grid = open_grid("recipes", "cpu", tmp_path / "out")
+    text, _ = studies_report.write_report("recipes", grid, tmp_path / "out")
+    assert "Nothing is measured yet." in text.read_text()
+
+
 def test_all_scales_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["studies", "list"]) == 0
     said = capsys.readouterr().out

@@ -178,6 +178,8 @@ def write_report(name: str, grid: Grid, out: Path) -> tuple[Path, Path]:
 def _answer(findings: Findings) -> str:
     study = findings.grid.study
     found = list(findings.comparisons)
+    if not any(job.command in _SCORED for job in findings.grid.jobs.values()):
+        return f"{study.question} There is no figure to measure: see the pictures below."
     if not findings.scores:
         return f"{study.question} Nothing is measured yet."
     if not study.order:
