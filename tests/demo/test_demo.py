@@ -41,7 +41,7 @@ from vjepa.demo.probes import (
 from vjepa.demo.report import DemoFindings, difference, headline
 from vjepa.demo.synthetic import SyntheticConfig, render_clip
 from vjepa.errors import StoppedBySystem, UserError
-from vjepa.evaluation.metrics import ConfidenceInterval
+from vjepa.evaluation.metrics import ConfidenceInterval, wilson_interval
 from vjepa.evaluation.preprocess import load_model
 from vjepa.evaluation.results import load_result
 from vjepa.jobs.decode import open_decoder, predicting_hash
@@ -183,16 +183,17 @@ def test_every_probe_is_in_the_table(finished: Finished) -> None:
     assert pools == {"mean": "ridge mean", "steps": "ridge steps", "all": "ridge all"}
     cell = few["pixel"]
     draws = [
-        result.test.metrics.top1
+        result.test.metrics
         for task, result in results.items()
         if (task.label, task.kind, task.labels_per_class) == kinds
         and task.encoder == "pixel"
         and result.test is not None
     ]
     assert len(draws) == 2
-    assert cell.top1 == pytest.approx(sum(draws) / 2)
-    assert cell.interval.low < cell.top1 or cell.interval.low == cell.top1 == 0, "none is right"
-    assert cell.top1 < cell.interval.high
+    assert cell.top1 == pytest.approx(sum(draw.top1 for draw in draws) / 2)
+    # Around the figure, unless none is right: how many updates there are depends on the machine.
+    count = draws[0].count
+    assert cell.interval == wilson_interval(round(count * cell.top1), count)
     assert len({result.weights_hash for result in results.values()}) == 3, "three encoders"
     _, answer, figures = headline(config, cells)
     top1 = f"{100 * few['vjepa'].top1:.1f} %"

@@ -78,8 +78,9 @@ def test_a_run_is_trained_measured_and_used(
     opened = vjepa.load_probe(run, device="cpu")
     assert opened.saved.encoder == load_finetuned(run, device="cpu").saved.encoder
     assert opened.trained_on
-    with pytest.raises(UserError, match="a fine-tuned model holds its encoder"):
-        vjepa.load_probe(run, encoder=run / "model")
+    for unread in ("encoder", "cache_dir"):
+        with pytest.raises(UserError, match="a fine-tuned model holds its encoder"):
+            vjepa.load_probe(run, **{unread: run / "model"})
     assert preprocess_of(run / "model", encoder.config).view == ViewConfig(crop_size=32)
     saved = load_file(run / "model" / "model.safetensors")
     assert torch.equal(encoder.blocks[0].mlp.fc1.weight, saved["encoder.blocks.0.mlp.fc1.weight"])

@@ -159,10 +159,10 @@ def load_probe(
     if not theirs and (folder / "model").is_dir() and not (folder / CONFIG_FILE).is_file():
         from vjepa.jobs.finetune.saved import load_finetuned  # which is made of what is here
 
-        if encoder is not None or released is not None:
+        if not (encoder is released is cache_dir is None):
             raise UserError(
-                f"{folder}: a fine-tuned model holds its encoder and says its settings itself; "
-                "leave --encoder, --config and settings out"
+                f"{folder}: a fine-tuned model holds its encoder, says its settings itself and "
+                "caches nothing; leave --encoder, --cache-dir, --config and settings out"
             )
         how = {"device": device, "num_threads": num_threads, "on_bad_video": on_bad_video}
         return load_finetuned(folder, reading=reading, **how)
