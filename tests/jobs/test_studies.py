@@ -499,6 +499,7 @@ def test_verdicts(differences: list[float], verdict: str) -> None:
             "give STEP.SETTING=VALUE; steps are pretrain, ridge; or seeds, sets or variants",
         ),
         (["masks", "--set", "seeds=[one]"], "--set seeds=[one]: input should be a valid integer"),
+        (["masks", "--set", "seeds=[]"], "--set: nothing is left to run; give a seed"),
         (["masks", "--set", "sets={films: [action]}"], "films: no such set in common.yaml"),
         (
             ["masks", "--set", "variants=[tubes]"],

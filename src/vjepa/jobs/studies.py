@@ -385,6 +385,8 @@ def _changed(
             )
     if unknown := [name for name in kept if name not in variants]:
         raise UserError(f"--set variants: {unknown[0]}: they are {', '.join(variants)}")
+    if not (kept and plan.seeds and plan.sets):
+        raise UserError("--set: nothing is left to run; give a seed, a set and a variant at least")
     return plan, {name: variants[name] for name in kept}, by_step
 
 
