@@ -345,7 +345,7 @@ def test_a_size_is_of_the_recipe_small_alone(recipe: Path) -> None:
 def test_an_update_of_any_recipe_is_timed(recipe: str) -> None:
     """Masks that are cut to the shortest of a batch are drawn for the whole batch."""
     config = load_config(PretrainConfig, [recipe], ["data.batch_size=4"], "pretrain")
-    assert learn._seconds_an_update(config) > 0
+    assert learn.seconds_an_update(config) > 0
 
 
 def test_a_probe_as_large_as_there_is_time_for() -> None:
@@ -489,10 +489,10 @@ def test_a_manifest_with_labels_as_a_whole_run(folder: Path, recipe: Path, tmp_p
 
 def _split(tmp_path: Path, lines: list[str], **fields: object) -> tuple[dict[str, str], str]:
     """The split of each video of a list, and what is said."""
-    for line in lines[1:]:
+    for seed, line in enumerate(lines[1:]):
         path = tmp_path / line.split(",")[0]
         if not path.exists():
-            write_video(path, num_frames=6)
+            write_video(path, num_frames=6, seed=seed)
     source = tmp_path / "list.csv"
     source.write_text("\n".join(lines) + "\n")
     config = replace(LearnConfig(sources=(source,)), **fields)
@@ -538,6 +538,22 @@ def test_labels_of_lists_and_their_own_test_parts(tmp_path: Path) -> None:
     assert set(none.values()) == {"unlabelled"}
     with pytest.raises(UserError, match="no label 'nosuch'"):
         _split(tmp_path, several, label="nosuch")
+
+
+def test_a_copy_of_what_is_trained_on_is_not_tested_on(tmp_path: Path) -> None:
+    rows = [f"{name}{n}.mp4,{name}" for name in "ab" for n in range(6)]
+    drawn, _ = _split(tmp_path, ["path,what", *rows], test_fraction=0.34)
+    of_class = [[name for name, part in drawn.items() if name[0] == one] for one in "ab"]
+    tested = [name for name in of_class[0] if drawn[name] == "test"]
+    learnt = next(name for name in of_class[1] if drawn[name] == "train")
+    shutil.copy(tmp_path / f"{learnt}.mp4", tmp_path / f"{tested[0]}.mp4")
+    again, said = _split(tmp_path, ["path,what", *rows], test_fraction=0.34)
+    assert again == drawn | {tested[0]: "train"}
+    assert "3 to test on" in said
+    assert "34% of each class's files (--test_fraction) but 1, copies of others" in said
+    given = [f"{row},{'test' if row[:2] in tested else 'train'}" for row in rows]
+    parts, _ = _split(tmp_path, ["path,what,split", *given])
+    assert parts[tested[0]] == "test", "a part that was given is taken; the report names the copies"
 
 
 def test_a_video_that_two_sources_name_is_not_in_two_parts(tmp_path: Path) -> None:
@@ -586,7 +602,7 @@ def test_classes_and_parts_that_are_not_used_are_named(
 def test_the_largest_size_that_gets_enough_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {32: 0.1, 56: 0.4, 64: 2.0}
     monkeypatch.setattr(
-        learn, "_seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
+        learn, "seconds_an_update", lambda config: seconds[config.model.encoder.image_size]
     )
     lefts = (90, 900, 2500, 12_000)
     chosen = {left: learn._choose_size(LearnConfig(), [], left)[0] for left in lefts}

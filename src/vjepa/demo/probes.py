@@ -45,6 +45,8 @@ ProbeKind = Literal["attentive", "ridge mean", "ridge steps", "ridge all"]
 ENCODERS: tuple[EncoderName, ...] = ("vjepa", "pixel", "random")
 """Those that every pretraining seed has one of."""
 _PROBE_SECONDS = 86400.0
+_EFFORT = {"attentive": 40, "ridge all": 5, "ridge steps": 1, "ridge mean": 1}
+"""Roughly how long each kind takes beside the others: the time left is foretold by it."""
 _NO_LIMIT = 1e6  # gigabytes: our own work, no stranger's file
 _PROBED_FILE = "probed.parquet"
 
@@ -157,7 +159,8 @@ def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask,
     rest = [task for task in tasks if task not in first]
     workers = usable_cpus()
     pool = WorkerPool(_train_probe, workers, _PROBE_SECONDS, memory_gigabytes=_NO_LIMIT)
-    with Progress("probes", len(tasks)) as progress, closing(pool):
+    total = sum(_EFFORT[task.kind] for task in tasks)
+    with Progress("probes", total) as progress, closing(pool):
         for stage in (first, rest):
             todo = [task for task in stage if not (task.folder(out) / RESULT_FILE).is_file()]
             jobs = (
@@ -167,7 +170,9 @@ def run_probes(config: DemoConfig, out: Path, manifest: Path) -> dict[ProbeTask,
             for (_, folder, _), outcome in pool.map(jobs, ahead=workers, in_order=False):
                 if problem := outcome.value or outcome.reason:
                     raise UserError(f"{folder}: the probe cannot be trained: {problem}")
-                progress.update(sum((task.folder(out) / RESULT_FILE).is_file() for task in tasks))
+                done = [task for task in tasks if (task.folder(out) / RESULT_FILE).is_file()]
+                note = f"{len(done)} of {len(tasks)} probes done"
+                progress.update(sum(_EFFORT[task.kind] for task in done), note)
     return {task: load_result(task.folder(out)) for task in tasks}
 
 

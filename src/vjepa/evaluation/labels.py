@@ -137,7 +137,7 @@ def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> S
     if same and remedy is not None:
         shown = f"{len(same)} of its {count} videos are {what} (first: {same[0]})"
         raise UserError(f"{split.name}: {shown}; {remedy}")
-    copies = _copies({path: size for path, size in found.items() if path not in known}, known)
+    copies = copies_of({path: size for path, size in found.items() if path not in known}, known)
     if copies:
         path, other = next(iter(copies.items()))
         _LOGGER.warning(
@@ -148,8 +148,8 @@ def refuse_known(split: Split, known: Files, what: str, remedy: str | None) -> S
     return replace(split, trained_on=split.trained_on + len(same) + len(copies))
 
 
-def _copies(found: Files, known: Files) -> dict[str, str]:
-    """Which files have the content of a known one, and of which."""
+def copies_of(found: Files, known: Files) -> dict[str, str]:
+    """Which files have the size and the content (both ends of it) of a known one, and of which."""
     sizes = (set(found.values()) & set(known.values())) - {0}
     alike, others = (
         [(path, size) for path, size in files.items() if size in sizes] for files in (found, known)

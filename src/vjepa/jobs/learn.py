@@ -32,11 +32,16 @@ from vjepa.data.manifest.lists import SPLIT_NAMES, IndexConfig, shortened
 from vjepa.data.manifest.manifest import Manifest, ManifestRow
 from vjepa.data.manifest.storage import absolute
 from vjepa.errors import UserError
-from vjepa.evaluation.labels import Labels, hold_out
+from vjepa.evaluation.labels import Labels, copies_of, hold_out, paths_and_sizes
 from vjepa.jobs import pretrain
-from vjepa.jobs.learn_probes import seconds_a_clip, stop_in_time, timed_update, train_probes
+from vjepa.jobs.learn_probes import (
+    seconds_a_clip,
+    seconds_an_update,
+    stop_in_time,
+    train_probes,
+)
 from vjepa.jobs.learn_report import MOMENTS, write_learn_report
-from vjepa.jobs.pretrain import PretrainConfig, build_task, settle_input
+from vjepa.jobs.pretrain import PretrainConfig, settle_input
 from vjepa.jobs.pretrain_room import same_config
 from vjepa.paths import as_path
 from vjepa.reporting.runs import read_run
@@ -45,7 +50,7 @@ from vjepa.runtime.distributed import ProcessGroup
 from vjepa.runtime.files import atomic_write, begin_folder, claimed_folder
 from vjepa.runtime.process import usable_cpus
 from vjepa.runtime.progress import format_seconds
-from vjepa.training import TrainingResult, build_learner
+from vjepa.training import TrainingResult
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -439,6 +444,10 @@ def _split_videos(config: LearnConfig, manifest: Manifest, path: Path) -> tuple[
         _, held = hold_out(labels, np.arange(len(labelled)), config.test_fraction, config.seed)
         test = {labelled[number] for number in held.tolist()}
         origin_of_test = f"{config.test_fraction:.0%} of each class's files (--test_fraction)"
+        both = sorted(test), sorted(set(range(len(rows))) - test)
+        known = copies_of(*(paths_and_sizes(manifest, np.array(part, int)) for part in both))
+        test = {number for number in test if rows[number].info.path not in known}
+        origin_of_test += f" but {len(known)}, copies of others to train on" if known else ""
     tested = test.intersection(labelled) if len(classes) > 1 else set()
     if len(test | aside) == len(rows):
         raise UserError(
@@ -496,7 +505,7 @@ def _choose_size(
     chosen: tuple[str, float, list[str]] | None = None
     for name in [config.size] if config.size else sizes:
         own = [*sizes[name], *settings]
-        seconds = _seconds_an_update(_load(config, own))
+        seconds = seconds_an_update(_load(config, own))
         updates = left / seconds
         if chosen is not None and updates < _ENOUGH_UPDATES:
             break
@@ -505,15 +514,6 @@ def _choose_size(
             break
     assert chosen is not None
     return chosen
-
-
-def _seconds_an_update(config: PretrainConfig) -> float:
-    """Measured, without reading videos."""
-    encoder, size = config.model.encoder, config.data.batch_size
-    shape = (size, 3, encoder.num_frames, encoder.image_size, encoder.image_size)
-    clips = torch.randint(0, 256, shape, dtype=torch.uint8)
-    learner = build_learner(build_task(config), config.optim, config.ema, config.training)
-    return timed_update(learner, size, clips=clips)
 
 
 def _decode_once(

@@ -22,6 +22,7 @@ from vjepa.evaluation.heads import build_head
 from vjepa.evaluation.labels import labels_of, stratified_subset
 from vjepa.evaluation.preprocess import load_encoder
 from vjepa.evaluation.results import RESULT_FILE, ProbeResult, load_result
+from vjepa.jobs.pretrain import PretrainConfig, build_task
 from vjepa.jobs.probe import probe
 from vjepa.jobs.probe.config import ProbeConfig
 from vjepa.jobs.probe.train import schedules
@@ -36,7 +37,7 @@ _FEWEST_UPDATES, _FEWEST_OF_CLASS = 50, 3
 """A probe of fewer updates, or fewer videos of a class, is not worth its time."""
 
 
-def timed_update(learner: Learner, size: int, **batch: object) -> float:
+def _timed_update(learner: Learner, size: int, **batch: object) -> float:
     """Seconds of an update on a batch of `size` clips with these fields, the fastest of some."""
     task, times, parts = learner.task, [], learner.optim.accumulation_steps
     for update in range(1, 2 + _TIMED_UPDATES):
@@ -47,6 +48,15 @@ def timed_update(learner: Learner, size: int, **batch: object) -> float:
         float(values.finite)  # wait for the device
         times.append(time.monotonic() - begun)
     return min(times[1:])
+
+
+def seconds_an_update(config: PretrainConfig) -> float:
+    """Measured: an update of a pretraining, without reading videos."""
+    encoder, size = config.model.encoder, config.data.batch_size
+    shape = (size, 3, encoder.num_frames, encoder.image_size, encoder.image_size)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8)
+    learner = build_learner(build_task(config), config.optim, config.ema, config.training)
+    return _timed_update(learner, size, clips=clips)
 
 
 @torch.no_grad()
@@ -127,7 +137,7 @@ def train_probes(
         None,
         TrainingConfig(device=made.device),
     )
-    an_update = timed_update(
+    an_update = _timed_update(
         learner,
         size,
         tokens=torch.randn(size, sizes.num_tokens, sizes.width),
