@@ -1,11 +1,10 @@
-"""The interval of the mean average precision, against videos that are really drawn and measured."""
+"""The interval of the mean average precision, against videos that are really left out."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from vjepa.counter_random import derive_seed
 from vjepa.data.boxes import LabelledBoxes
 from vjepa.evaluation import detection_metric
 from vjepa.evaluation.detection_metric import RULES, detection_metrics
@@ -34,27 +33,26 @@ def _boxes(names: list[str], numbers: list[int], *, is_truth: bool) -> LabelledB
 
 
 @pytest.mark.parametrize("rules", ["alphaction", "activitynet", "slowfast"])
-def test_it_is_that_of_videos_drawn_with_replacement(
-    rules: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_that_of_each_video_left_out(rules: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(names: list[str], numbers: list[int]) -> float | None:
         pair = (_boxes(names, numbers, is_truth=truth) for truth in (True, False))
         return detection_metrics(*pair, _CLASSES, RULES[rules]).mean_average_precision
 
     names = [f"{number:02d}" for number in range(_VIDEOS)]
-    whole = [_boxes(names, list(range(_VIDEOS)), is_truth=truth) for truth in (True, False)]
+    numbers = list(range(_VIDEOS))
+    whole = [_boxes(names, numbers, is_truth=truth) for truth in (True, False)]
     found = detection_metrics(*whole, _CLASSES, RULES[rules])
-    monkeypatch.setattr(detection_metric, "_bootstrap", lambda *_: None)  # of those drawn
-    generator = np.random.Generator(np.random.PCG64(derive_seed(0, "bootstrap")))
-    means = []
-    for _ in range(200):
-        drawn = generator.integers(0, _VIDEOS, _VIDEOS).tolist()
-        means.append(measured([f"{place}" for place in range(_VIDEOS)], drawn))
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert found.bootstrap is not None
-    assert found.bootstrap.low == pytest.approx(low, abs=1e-12)
-    assert found.bootstrap.high == pytest.approx(high, abs=1e-12)
-    assert found.bootstrap.low < found.mean_average_precision < found.bootstrap.high
+    monkeypatch.setattr(detection_metric, "_interval", lambda *_: None)  # of those left
+    left = [
+        measured(names[:n] + names[n + 1 :], numbers[:n] + numbers[n + 1 :]) for n in range(_VIDEOS)
+    ]
+    # The jackknife's standard error, and the 97.5 % point of Student's t for 11 degrees of freedom.
+    half = 2.201 * np.sqrt((_VIDEOS - 1) / _VIDEOS * np.sum((left - np.mean(left)) ** 2))
+    figure = found.mean_average_precision
+    assert found.interval is not None
+    assert found.interval.low == pytest.approx(max(0.0, figure - half), abs=1e-4)
+    assert found.interval.high == pytest.approx(figure + half, abs=1e-4)
+    assert 0 <= found.interval.low < figure < found.interval.high < 1
     assert (found.videos, found.rare) == (_VIDEOS, 1)  # the class that one video has
     assert "over 12 videos, rough: 1 classes have boxes in fewer than 10" in found.sentence
 
@@ -62,5 +60,5 @@ def test_it_is_that_of_videos_drawn_with_replacement(
 def test_one_video_has_none() -> None:
     pair = (_boxes(["a"], [0], is_truth=truth) for truth in (True, False))
     found = detection_metrics(*pair, _CLASSES)
-    assert found.bootstrap is None
+    assert found.interval is None
     assert "interval" not in found.sentence

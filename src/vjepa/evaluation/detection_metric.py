@@ -15,13 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vjepa.counter_random import derive_seed
 from vjepa.data.boxes import ImageKey, LabelledBoxes, overlaps
 from vjepa.errors import UserError
-from vjepa.evaluation.metrics import ConfidenceInterval
+from vjepa.evaluation.metrics import ConfidenceInterval, jackknife_interval
 
 LEAST_OVERLAP = 0.5
-_RESAMPLES = 200
 _FEW_VIDEOS = 10
 
 RulesName = Literal["alphaction", "activitynet", "slowfast", "mmaction"]
@@ -104,9 +102,9 @@ class DetectionMetrics:
     """Images of the truth that are counted."""
     videos: int
     """Videos that they and the detections are of."""
-    bootstrap: ConfidenceInterval | None
-    """95 % interval of the mean: all of it computed anew of videos drawn with replacement, 200
-    times; a class without a box among those drawn is then left out. None: of a single video."""
+    interval: ConfidenceInterval | None
+    """95 % interval of the mean over videos (:func:`jackknife_interval`); a class whose boxes are
+    all in videos that are left out is then left out, too. None: of a single video."""
     rare: int
     """Classes with true boxes in fewer than 10 videos, on which the interval leans."""
     rules: str
@@ -118,8 +116,8 @@ class DetectionMetrics:
         figure = self.mean_average_precision
         shown = "none (no true box)" if figure is None else f"{100 * figure:.2f} %"
         boxes = sum(entry.truth for entry in self.per_class)
-        if self.bootstrap is not None:
-            low, high = 100 * self.bootstrap.low, 100 * self.bootstrap.high
+        if self.interval is not None:
+            low, high = 100 * self.interval.low, 100 * self.interval.high
             rough = f", rough: {self.rare} classes have boxes in fewer than {_FEW_VIDEOS}"
             shown += f" (95 % interval {low:.1f} to {high:.1f}, over {self.videos} videos"
             shown += f"{rough if self.rare else ''})"
@@ -191,13 +189,13 @@ def detection_metrics(
             )
         )
     values = [e.average_precision for e in entries if e.average_precision is not None]
-    videos = np.unique(video[~is_excluded])
+    videos, mean = np.unique(video[~is_excluded]), float(np.mean(values)) if values else None
     return DetectionMetrics(
-        mean_average_precision=float(np.mean(values)) if values else None,
+        mean_average_precision=mean,
         per_class=tuple(entries),
         images=known - int(is_excluded[:known].sum()),
         videos=len(videos),
-        bootstrap=_bootstrap(ranked, totals, videos, len(names)),
+        interval=_interval(mean, ranked, totals, videos, len(names)),
         rare=sum(int(np.count_nonzero(own)) < _FEW_VIDEOS for own in totals),
         rules=rules.sentence,
     )
@@ -219,40 +217,38 @@ class _Ranked:
         last = np.append(np.diff(score[order]) != 0, True)[: len(order)]
         return cls(right[order], video[order], last)
 
-    def precision(self, total: int, times: NDArray[np.int64] | None = None) -> float:
+    def precision(self, total: int, kept: NDArray[np.bool_] | None = None) -> float:
         """Area under precision over recall, all points, precision made to fall; 0 of no detection.
 
         Tied detections enter together, as one step of the curve: an order among them, which the
-        reference leaves to the processor's sorting, never pays. `times`: how often each video
-        counts.
+        reference leaves to the processor's sorting, never pays. `kept`: which videos count.
         """
-        weight = np.ones(len(self.right), np.int64) if times is None else times[self.video]
+        weight = np.ones(len(self.right), bool) if kept is None else kept[self.video]
         hits = np.cumsum(self.right * weight)[self.last]
         precision = hits / np.maximum(np.cumsum(weight)[self.last], 1)
         falling = np.maximum.accumulate(precision[::-1])[::-1]
         return float(np.sum(np.diff(hits / total, prepend=0.0) * falling))
 
 
-def _bootstrap(
+def _interval(
+    mean: float | None,
     ranked: Sequence[_Ranked],
     totals: Sequence[NDArray[np.int64]],
     videos: NDArray[np.int64],
     count: int,
 ) -> ConfidenceInterval | None:
     """The interval of the mean over classes; `totals` are their true boxes in each video."""
-    if len(videos) < 2 or not ranked:
+    if len(videos) < 2 or mean is None:
         return None
-    generator = np.random.Generator(np.random.PCG64(derive_seed(0, "bootstrap")))
-    means = []
-    for _ in range(_RESAMPLES):
-        drawn = videos[generator.integers(0, len(videos), len(videos))]
-        times = np.bincount(drawn, minlength=count)
-        pairs = [(curve, int(own @ times)) for curve, own in zip(ranked, totals, strict=True)]
-        values = [curve.precision(total, times) for curve, total in pairs if total]
-        if values:
-            means.append(np.mean(values))
-    low, high = np.quantile(means, [0.025, 0.975]).tolist()
-    return ConfidenceInterval(low, high)
+
+    def measured_on(chosen: NDArray[np.bool_]) -> float | None:
+        kept = np.zeros(count, dtype=bool)
+        kept[videos[chosen]] = True
+        pairs = [(curve, int(own @ kept)) for curve, own in zip(ranked, totals, strict=True)]
+        values = [curve.precision(total, kept) for curve, total in pairs if total]
+        return float(np.mean(values)) if values else None
+
+    return jackknife_interval(mean, len(videos), measured_on)
 
 
 def _most_certain(

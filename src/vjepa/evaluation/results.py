@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from vjepa.data.loader.evaluation import BadVideo
 from vjepa.errors import UserError
 from vjepa.evaluation.metrics import (
-    NORMAL_975,
     ClassificationMetrics,
     ConfidenceInterval,
     Metrics,
+    student_975,
     wilson_interval,
 )
 from vjepa.runtime.files import atomic_write, read_json
@@ -224,7 +224,7 @@ def compare(results: Mapping[str, ProbeResult]) -> str:
     """A Markdown table of probes with their 95 % intervals, one row a result, by name.
 
     All with one class a video (top-1 in percent with Wilson's interval) or all with several (mean
-    average precision with its bootstrap interval).
+    average precision with the jackknife's).
     """
     cells = {
         name: result.test.metrics.cells()
@@ -257,10 +257,6 @@ def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     return [head, "|---" * len(headings) + "|", *lines]
 
 
-# 97.5 % points of Student's t for 1 to 10 degrees of freedom.
-_STUDENT_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 @dataclass(frozen=True)
 class SeedSummary:
     """The mean of a figure over seeds.
@@ -287,13 +283,7 @@ def over_seeds(values: Sequence[float]) -> SeedSummary:
     if len(values) == 1:
         return SeedSummary(tuple(values), mean, 0.0, ConfidenceInterval(-math.inf, math.inf))
     deviation = statistics.stdev(values)
-    freedom = len(values) - 1
-    if freedom <= len(_STUDENT_975):
-        factor = _STUDENT_975[freedom - 1]
-    else:  # the normal's, corrected by Fisher's series, right to 0.003 here
-        z, n = NORMAL_975, 4 * freedom
-        factor = z + (z**3 + z) / n + (5 * z**5 + 16 * z**3 + 3 * z) / (6 * n**2)
-    half = factor * deviation / math.sqrt(len(values))
+    half = student_975(len(values) - 1) * deviation / math.sqrt(len(values))
     return SeedSummary(tuple(values), mean, deviation, ConfidenceInterval(mean - half, mean + half))
 
 
